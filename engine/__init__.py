@@ -1,0 +1,29 @@
+"""Conifer's engine: weights in, tokens out. It knows no terminal, no network and no catalog.
+
+    model = engine.load("model.gguf")
+    cache = model.new_cache(context=4096)
+    stream = model.generate(tokens, engine.Settings(temperature=0), cache)
+    for token in stream: ...
+
+Names are imported when first used, so that `import engine` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+_HOME = {
+    "Cache": "engine.cache",
+    "Model": "engine.model",
+    "Settings": "engine.sampling",
+    "TokenStream": "engine.generate",
+    "load": "engine.model",
+}
+
+__all__ = ["Cache", "Model", "Settings", "TokenStream", "load"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'engine' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
