@@ -1,0 +1,98 @@
+"""How a weight multiplies: the seam between the graph of a model and the machine under it.
+
+A weight is a `QTensor`. It answers three questions, and a model asks no others:
+
+    matmul(x)              (T, in) -> (T, out)
+    gather_matmul(x, ids)  (T, 1 or k, in), ids (T, k) -> (T, k, out)    for a stack of E experts
+    rows(ids)              (T,) -> (T, in)                               for embeddings
+
+`Kernels` makes QTensors out of GGUF blocks. One implementation is here: `stock`, plain MLX
+operations on any MLX device. Which backend runs, and in which precision, is decided here and in
+`engine.machine`, and nowhere else.
+
+Axes: T tokens, E experts, k chosen experts.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Protocol
+
+from engine.errors import BackendError
+from engine.machine import backend
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+    import numpy as np
+
+    from engine.gguf import TensorInfo
+
+NAMES = ("auto", "native", "stock")
+GROUP = 32  # weights that share a scale in MLX's quantised matrices
+# Bits in which the stock kernels hold a weight of each block type, without its share of a scale.
+RESIDENT_BITS = {
+    "Q4_0": 4,
+    "Q4_1": 4,
+    "Q4_K": 4,
+    "Q5_0": 5,
+    "Q5_1": 5,
+    "Q5_K": 5,
+    "Q8_0": 8,
+    "Q2_K": 8,
+    "Q3_K": 8,
+    "Q6_K": 8,
+    "IQ4_NL": 8,
+    "IQ4_XS": 8,
+}
+
+
+class QTensor(Protocol):
+    """A weight matrix (out, in), or a stack of them (E, out, in), in whatever form it is held."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def matmul(self, x: mx.array) -> mx.array:
+        """Multiply: x (T, in) -> (T, out)."""
+
+    def gather_matmul(self, x: mx.array, ids: mx.array) -> mx.array:
+        """Multiply by chosen experts: x (T, 1 or k, in), ids (T, k) -> (T, k, out)."""
+
+    def rows(self, ids: mx.array) -> mx.array:
+        """Look up rows: ids (T,) -> (T, in)."""
+
+
+class Kernels(Protocol):
+    """One way to hold and multiply weights on one device."""
+
+    name: str
+    dtype: mx.Dtype  # of activations
+
+    def load(self, blocks: np.ndarray, info: TensorInfo) -> QTensor:
+        """Make a weight of its GGUF blocks. blocks: (size_bytes,) uint8."""
+
+
+def select(name: str = "auto", threads: int | None = None) -> Kernels:
+    """Choose the kernels for this machine. Raises BackendError where they are not there.
+
+    threads: how many share the work on a CPU; None is one for each core this process may use.
+    """
+    if name not in NAMES:
+        raise BackendError(f"no kernels are called {name!r}; there are {', '.join(NAMES)}")
+    if threads is not None and threads < 1:
+        raise BackendError(f"threads is {threads}, and must be at least 1")
+    device = backend()
+    if name == "native":
+        raise BackendError("the native CPU kernels are not part of this build")
+    from engine.kernels.stock import StockKernels
+
+    return StockKernels(device, threads)
+
+
+def resident_bytes(info: TensorInfo, device: str) -> int:
+    """Say how many bytes a tensor takes once loaded on cpu, metal or cuda, by its header."""
+    if info.type.name not in RESIDENT_BITS:  # floats and MXFP4 keep their size
+        return info.size_bytes
+    weights = math.prod(info.shape)
+    scale_and_bias = 2 * (4 if device == "cpu" else 2)
+    return weights * RESIDENT_BITS[info.type.name] // 8 + weights // GROUP * scale_and_bias

@@ -1,0 +1,168 @@
+"""Stock kernels: GGUF blocks as MLX's own quantised matrices, multiplied by MLX's own operations.
+
+Blocks of 32 map onto MLX's affine quantisation with groups of 32 exactly (w = scale * q + bias),
+and MXFP4 onto its `mxfp4` mode; `engine.kernels.repack` does the mapping. On a CPU activations,
+scales and biases are float32; on Metal and CUDA they are bfloat16.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from engine.gguf import TensorInfo
+from engine.kernels import GROUP, QTensor
+from engine.kernels.repack import Affine, repack, repack_mxfp4
+from engine.machine import cores
+from engine.quants import BlockType
+
+Blocks = npt.NDArray[np.uint8]
+
+FLOATS = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
+CHUNK_WEIGHTS = 1 << 23  # weights repacked at a time: bounds what loading needs on top
+SPLIT_WORK = 1 << 23  # multiply-adds from which a second CPU stream pays for its hand-over
+
+
+@dataclass(frozen=True, slots=True)
+class FloatTensor:
+    """A matrix or stack in floating point, multiplied in the activations' or its own precision."""
+
+    w: mx.array  # (out, in) or (E, out, in)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.w.shape)
+
+    def matmul(self, x: mx.array) -> mx.array:
+        if self.w.dtype == x.dtype:
+            return x @ self.w.T
+        return (x.astype(mx.float32) @ self.w.astype(mx.float32).T).astype(x.dtype)
+
+    def gather_matmul(self, x: mx.array, ids: mx.array) -> mx.array:
+        w = self.w
+        if ids.size < w.shape[0]:  # fewer rows than experts: widen only what is used
+            w, ids = w[ids.reshape(-1)], mx.arange(ids.size).reshape(ids.shape)
+        w = w.astype(mx.float32).swapaxes(-1, -2)
+        y = mx.gather_mm(x[..., None, :].astype(mx.float32), w, rhs_indices=ids)
+        return y.squeeze(-2).astype(x.dtype)
+
+    def rows(self, ids: mx.array) -> mx.array:
+        return self.w[ids]
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedTensor:
+    """A matrix or stack in one of MLX's quantised forms, in groups of 32."""
+
+    packed: Affine
+    shape: tuple[int, ...]
+    mode: str  # affine | mxfp4
+    dtype: mx.Dtype  # of activations
+    streams: tuple[mx.Stream, ...]  # CPU streams, a thread each; empty for the default one
+
+    def matmul(self, x: mx.array) -> mx.array:
+        rows = self.shape[0]
+        if len(self.streams) < 2 or x.size * rows < SPLIT_WORK:
+            return self._matmul(x, self.packed, None)
+        cuts = [rows * i // len(self.streams) for i in range(len(self.streams) + 1)]
+        runs = [self.packed.at(slice(start, end)) for start, end in itertools.pairwise(cuts)]
+        parts = [self._matmul(x, *job) for job in zip(runs, self.streams, strict=True)]
+        return mx.concatenate(parts, axis=-1)
+
+    def _matmul(self, x: mx.array, packed: Affine, stream: mx.Stream | None) -> mx.array:
+        return mx.quantized_matmul(
+            x,
+            packed.q,
+            packed.scales,
+            packed.biases,
+            transpose=True,
+            group_size=GROUP,
+            bits=self.packed.bits,
+            mode=self.mode,
+            stream=stream,
+        )
+
+    def gather_matmul(self, x: mx.array, ids: mx.array) -> mx.array:
+        y = mx.gather_qmm(
+            x[..., None, :],
+            self.packed.q,
+            self.packed.scales,
+            self.packed.biases,
+            rhs_indices=ids,
+            transpose=True,
+            group_size=GROUP,
+            bits=self.packed.bits,
+            mode=self.mode,
+        )
+        return y.squeeze(-2)
+
+    def rows(self, ids: mx.array) -> mx.array:
+        chosen = self.packed.at(ids)
+        rows = mx.dequantize(
+            chosen.q,
+            chosen.scales,
+            chosen.biases,
+            group_size=GROUP,
+            bits=chosen.bits,
+            mode=self.mode,
+        )
+        return rows.astype(self.dtype)
+
+
+class StockKernels:
+    """Plain MLX operations on the device that `backend` names: cpu, metal or cuda.
+
+    threads: CPU streams that share a large product; None is one for each core this process may use.
+    """
+
+    name = "stock"
+
+    def __init__(self, backend: str, threads: int | None) -> None:
+        on_cpu = backend == "cpu"
+        self.streams = cpu_streams(threads or cores()) if on_cpu else ()
+        mx.set_default_device(mx.cpu if on_cpu else mx.gpu)
+        self.dtype = mx.float32 if on_cpu else mx.bfloat16
+
+    def load(self, blocks: Blocks, info: TensorInfo) -> QTensor:
+        if info.type.name in FLOATS:
+            return FloatTensor(self._load_float(blocks, info))
+        mode = "mxfp4" if info.type.name == "MXFP4" else "affine"
+        packed = self._load_blocks(blocks, info)
+        return QuantizedTensor(packed, info.shape, mode, self.dtype, self.streams)
+
+    def _load_float(self, blocks: Blocks, info: TensorInfo) -> mx.array:
+        w = mx.array(blocks).view(FLOATS[info.type.name]).reshape(info.shape)
+        # A router or a norm stays float32; half precision follows the activations on a GPU.
+        wide = self.dtype == mx.float32 or info.type.name == "F32"
+        w = w if wide else w.astype(self.dtype)
+        mx.eval(w)
+        return w
+
+    def _load_blocks(self, blocks: Blocks, info: TensorInfo) -> Affine:
+        """Repack some rows at a time, and join them."""
+        width = info.shape[-1]
+        raw = blocks.reshape(-1, width // info.type.weights, info.type.size_bytes)
+        chunk = max(1, CHUNK_WEIGHTS // width)
+        parts = [
+            self._repack(mx.array(raw[start : start + chunk]), info.type)
+            for start in range(0, len(raw), chunk)
+        ]
+        joined = Affine.join(parts, info.shape[:-1])
+        mx.eval(joined.q, joined.scales, *([] if joined.biases is None else [joined.biases]))
+        return joined
+
+    def _repack(self, raw: mx.array, type: BlockType) -> Affine:
+        part = repack_mxfp4(raw) if type.name == "MXFP4" else repack(raw, type.name, self.dtype)
+        mx.eval(part.q, part.scales)
+        return part
+
+
+@functools.cache
+def cpu_streams(count: int) -> tuple[mx.Stream, ...]:
+    """Make CPU streams, each with a thread of its own, that all models of this process share."""
+    return (mx.default_stream(mx.cpu), *(mx.new_stream(mx.cpu) for _ in range(count - 1)))

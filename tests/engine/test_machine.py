@@ -1,0 +1,126 @@
+"""What a machine says of itself, read from made-up /proc and cgroup files."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+
+import pytest
+
+from engine import machine
+from engine.errors import BackendError
+
+GIB = 1 << 30
+
+
+def linux(root: Path, files: dict[str, str]) -> Path:
+    memory = "MemTotal: 25165824 kB\nMemFree: 1048576 kB\nMemAvailable: 20971520 kB\n"
+    files = {"proc/meminfo": memory, "proc/cpuinfo": "model name\t: Slow CPU\n"} | files
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def test_available_memory_is_the_budget(tmp_path: Path):
+    found = machine.linux_cpu(linux(tmp_path, {}))
+    assert (found.name, found.backend) == ("Slow CPU", "cpu")
+    assert (found.memory_bytes, found.budget_bytes) == (24 * GIB, 20 * GIB)
+    assert found.limited_by == "available memory"
+
+
+def test_a_cgroup_v2_limit_is_the_budget_less_what_is_used(tmp_path: Path):
+    files = {
+        "proc/self/cgroup": "0::/user/job\n",
+        "sys/fs/cgroup/user/job/memory.max": f"{8 * GIB}\n",
+        "sys/fs/cgroup/user/job/memory.current": f"{3 * GIB}\n",
+        "sys/fs/cgroup/user/job/memory.stat": f"anon 5\ninactive_file {GIB}\n",
+    }
+    found = machine.linux_cpu(linux(tmp_path, files))
+    assert (found.budget_bytes, found.limited_by) == (6 * GIB, "cgroup limit")
+
+
+def test_the_tightest_of_nested_cgroups_counts(tmp_path: Path):
+    files = {
+        "proc/self/cgroup": "0::/user/job\n",
+        "sys/fs/cgroup/user/job/memory.max": "max\n",
+        "sys/fs/cgroup/user/job/memory.current": f"{GIB}\n",
+        "sys/fs/cgroup/user/memory.max": f"{4 * GIB}\n",
+        "sys/fs/cgroup/user/memory.current": f"{GIB}\n",
+    }
+    assert machine.linux_cpu(linux(tmp_path, files)).budget_bytes == 3 * GIB
+
+
+def test_a_container_sees_its_limit_at_the_mount(tmp_path: Path):
+    files = {
+        "proc/self/cgroup": "0::/../../docker/abc\n",
+        "sys/fs/cgroup/memory.max": f"{2 * GIB}\n",
+        "sys/fs/cgroup/memory.current": f"{GIB // 2}\n",
+    }
+    assert machine.linux_cpu(linux(tmp_path, files)).budget_bytes == 3 * GIB // 2
+
+
+def test_a_cgroup_v1_limit_counts_and_no_limit_does_not(tmp_path: Path):
+    folder = "sys/fs/cgroup/memory/job/"
+    files = {
+        "proc/self/cgroup": "9:cpu:/job\n4:memory:/job\n",
+        folder + "memory.limit_in_bytes": f"{5 * GIB}\n",
+        folder + "memory.usage_in_bytes": f"{2 * GIB}\n",
+        folder + "memory.stat": f"cache 9\ntotal_inactive_file {GIB}\n",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+        "sys/fs/cgroup/memory/memory.usage_in_bytes": "1\n",
+    }
+    found = machine.linux_cpu(linux(tmp_path, files))
+    assert (found.budget_bytes, found.limited_by) == (4 * GIB, "cgroup limit")
+
+
+def test_a_cgroup_looser_than_the_machine_does_not_limit(tmp_path: Path):
+    files = {
+        "proc/self/cgroup": "0::/\n",
+        "sys/fs/cgroup/memory.max": f"{100 * GIB}\n",
+        "sys/fs/cgroup/memory.current": "0\n",
+    }
+    assert machine.linux_cpu(linux(tmp_path, files)).limited_by == "available memory"
+
+
+def test_a_machine_that_hides_its_memory_is_an_error(tmp_path: Path):
+    with pytest.raises(BackendError, match="does not say how much memory"):
+        machine.linux_cpu(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("installed", "message"),
+    [
+        ([], r"no backend here: install conifer-cli\[cpu\]"),
+        (["mlx-cpu", "mlx-cuda-13"], "two backends here, mlx-cpu and mlx-cuda-13"),
+    ],
+)
+def test_no_backend_or_two_name_the_extras(installed: list[str], message: str, monkeypatch):
+    def version(name: str) -> str:
+        if name not in installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "0"
+
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    with pytest.raises(BackendError, match=message):
+        machine.backend()
+
+
+@pytest.mark.parametrize(("name", "kind"), [("mlx-cpu", "cpu"), ("mlx-cuda-12", "cuda")])
+def test_one_backend_is_used(name: str, kind: str, monkeypatch):
+    def version(asked: str) -> str:
+        if asked != name:
+            raise importlib.metadata.PackageNotFoundError(asked)
+        return "0"
+
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert machine.backend() == kind
+
+
+def test_this_machine_has_memory_and_cores():
+    found = machine.this_machine()
+    assert 0 < found.budget_bytes <= found.memory_bytes
+    assert machine.cores() >= 1
