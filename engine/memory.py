@@ -1,0 +1,165 @@
+"""Whether a model fits this machine, with how much context: the one verdict.
+
+`fit` prints it, `pull` and `run` enforce it. It is arithmetic on the header and the machine; no
+weight is read. All sizes are bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from engine.cache import STEP, bytes_per_value, kv_bytes
+from engine.config import ModelConfig
+from engine.gguf import TensorInfo
+from engine.kernels import resident_bytes
+from engine.machine import Machine
+
+MARGIN = 1.02  # the need is known to about 2 %
+RESERVE_SHARE = 0.04  # of the machine's memory, for everything else that runs
+MIN_RESERVE = 512 << 20
+PROGRAM = 320 << 20  # Python, MLX, the tokenizer of a large vocabulary
+DEFAULT_CONTEXT = 32_768
+SCORE_BYTES = 128 << 20  # attention scores of one prefill chunk
+MAX_CHUNK, MIN_CHUNK = 512, 16
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What running the model takes."""
+
+    weights_bytes: int
+    kv_bytes: int
+    buffers_bytes: int
+    program_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it together."""
+        return self.weights_bytes + self.kv_bytes + self.buffers_bytes + self.program_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Fits, tight or too large; for how much context, and of which budget.
+
+    context: tokens it was judged for. largest_context: the most that is not too large, 0 for none.
+    file_bytes: the block bytes in the file, which repacked weights may exceed.
+    estimated: judged by the catalog's size alone, without KV cache and buffers.
+    """
+
+    kind: str  # fits | tight | too_large
+    need: Need
+    machine: Machine
+    reserve_bytes: int
+    context: int
+    largest_context: int
+    file_bytes: int
+    estimated: bool = False
+
+    @property
+    def budget_bytes(self) -> int:
+        """What the machine can give."""
+        return self.machine.budget_bytes
+
+
+def judge(
+    config: ModelConfig,
+    tensors: Mapping[str, TensorInfo],
+    machine: Machine,
+    context: int | None = None,
+    kv_type: str = "f16",
+    default_context: int | None = None,
+) -> Verdict:
+    """Judge a model by its header.
+
+    context: tokens asked for; None is the smallest of the model's own, `default_context`, 32,768
+    and the largest that fits.
+    """
+    weights_bytes = sum(resident_bytes(info, machine.backend) for info in tensors.values())
+
+    def need(tokens: int) -> Need:
+        buffers = buffer_bytes(config, tensors, machine.backend, tokens, kv_type)
+        return Need(weights_bytes, kv_bytes(config, tokens, kv_type), buffers, PROGRAM)
+
+    most = min(config.context, default_context or config.context)
+    largest = _largest(lambda tokens: _kind(need(tokens), machine) != "too_large", most)
+    if context is None:
+        roomy = _largest(lambda tokens: _kind(need(tokens), machine) == "fits", most)
+        context = min(most, DEFAULT_CONTEXT, roomy or largest or most)
+    chosen = need(context)
+    return Verdict(
+        kind=_kind(chosen, machine),
+        need=chosen,
+        machine=machine,
+        reserve_bytes=reserve_bytes(machine),
+        context=context,
+        largest_context=largest,
+        file_bytes=sum(info.size_bytes for info in tensors.values()),
+    )
+
+
+def judge_size(size_bytes: int, machine: Machine) -> Verdict:
+    """Judge a file by its size alone: a lower bound on the need, so only "too_large" is certain."""
+    need = Need(size_bytes, 0, 0, PROGRAM)
+    kind = _kind(need, machine)
+    return Verdict(kind, need, machine, reserve_bytes(machine), 0, 0, size_bytes, estimated=True)
+
+
+def reserve_bytes(machine: Machine) -> int:
+    """Say what must be left over for "fits"."""
+    return max(MIN_RESERVE, int(machine.memory_bytes * RESERVE_SHARE))
+
+
+def prefill_chunk(config: ModelConfig, context: int) -> int:
+    """Say how many tokens prefill runs at a time, so that the scores of one chunk stay bounded."""
+    chunk = MAX_CHUNK
+    while chunk > MIN_CHUNK and 4 * config.heads * chunk * context > SCORE_BYTES:
+        chunk //= 2
+    return chunk
+
+
+def buffer_bytes(
+    config: ModelConfig,
+    tensors: Mapping[str, TensorInfo],
+    backend: str,
+    context: int,
+    kv_type: str,
+) -> int:
+    """Estimate the scratch memory at its highest, while the last chunk of a full context runs.
+
+    It never falls as the context grows: where `prefill_chunk` halves a chunk, the bound stays.
+    """
+    chunk = min(MAX_CHUNK, context)
+    kv_heads = max(config.kv_heads)
+    one_row = 4 * config.heads * context
+    scores = 2 * max(min(one_row * chunk, SCORE_BYTES), one_row * min(MIN_CHUNK, chunk))
+    widened = 4 * kv_heads * context * (config.key_dim + config.value_dim)
+    if kv_type != "f32":  # one layer's keys and values, as the attention wants them
+        widened += int(context * kv_heads * 2 * bytes_per_value(config, kv_type))
+    heads = config.heads * (config.key_dim + config.value_dim) * 2
+    hidden = 3 * config.feed_forward
+    if config.experts:
+        hidden = max(hidden, config.experts.used * (3 * config.experts.width + 2 * config.width))
+    rows = 4 * chunk * (4 * config.width + heads + hidden)
+    logits = 6 * 4 * config.vocab
+    floats = [t.size_bytes for t in tensors.values() if t.type.name in ("F16", "BF16")]
+    wide = 2 * max(floats, default=0) if backend == "cpu" else 0  # multiplied in float32
+    return scores + widened + rows + logits + wide
+
+
+def _kind(need: Need, machine: Machine) -> str:
+    if MARGIN * need.total_bytes + reserve_bytes(machine) <= machine.budget_bytes:
+        return "fits"
+    return "tight" if need.total_bytes <= machine.budget_bytes else "too_large"
+
+
+def _largest(holds: Callable[[int], bool], most: int) -> int:
+    """Find the most tokens, in steps of the cache, for which `holds`; 0 for none."""
+    if holds(most):
+        return most
+    low, high = 0, most // STEP
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if holds(middle * STEP) else (low, middle - 1)
+    return low * STEP

@@ -1,0 +1,31 @@
+"""The architectures: one page per family, named by its GGUF architecture string."""
+
+from __future__ import annotations
+
+import importlib
+
+from engine.config import ModelConfig
+from engine.decoder import Decoder
+from engine.errors import UnsupportedError
+from engine.weights import Weights
+
+# The architecture string of a file -> the page that builds it.
+PAGES = {
+    "llama": "llama",
+    "qwen3": "qwen3",
+    "qwen3moe": "qwen3moe",
+}
+
+
+def require_architecture(architecture: str) -> None:
+    """Raise UnsupportedError unless there is a page for this architecture."""
+    if architecture not in PAGES:
+        raise UnsupportedError(f"architecture {architecture!r} (there are: {', '.join(PAGES)})")
+
+
+def build(config: ModelConfig, weights: Weights) -> Decoder:
+    """Build the graph. Raises UnsupportedError for an architecture without a page."""
+    require_architecture(config.architecture)
+    page = importlib.import_module(f"engine.models.{PAGES[config.architecture]}")
+    decoder: Decoder = page.build(config, weights)
+    return decoder

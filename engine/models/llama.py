@@ -1,0 +1,34 @@
+"""llama: Llama 2 and 3, SmolLM2 and Mistral; with experts, Mixtral.
+
+Interleaved rotary embedding over the whole head (the converter permutes q and k for it), its
+frequencies divided by `rope_freqs.weight` in Llama 3. Mixtral: softmax over all experts, the chosen
+weights renormalised, every layer routed, experts as wide as `feed_forward_length`.
+"""
+
+from __future__ import annotations
+
+from engine.config import ModelConfig
+from engine.decoder import Decoder, pre_norm_block
+from engine.layers import Attention, FeedForward, Rope
+from engine.moe import Experts
+from engine.weights import Weights
+
+
+def build(config: ModelConfig, weights: Weights) -> Decoder:
+    """Build the graph from the weights of a `llama` file."""
+    divisors = weights.optional_vector("rope_freqs.weight", config.rope.dims // 2)
+    rope = Rope(config.rope, interleaved=True, divisors=divisors)
+
+    blocks = [
+        pre_norm_block(
+            config,
+            weights,
+            layer,
+            Attention(config, weights, layer, rope),
+            Experts(config, weights, layer, renormalize=True)
+            if config.experts
+            else FeedForward(config, weights, layer),
+        )
+        for layer in range(config.layers)
+    ]
+    return Decoder(config, weights, blocks)

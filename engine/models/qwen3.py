@@ -1,0 +1,28 @@
+"""qwen3: Qwen3 dense, 0.6B to 32B.
+
+Each head of q and k is normalised before the rotary embedding, which pairs the halves of a head;
+the head width comes from the file and is not width / heads.
+"""
+
+from __future__ import annotations
+
+from engine.config import ModelConfig
+from engine.decoder import Decoder, pre_norm_block
+from engine.layers import Attention, FeedForward, Rope
+from engine.weights import Weights
+
+
+def build(config: ModelConfig, weights: Weights) -> Decoder:
+    """Build the graph from the weights of a `qwen3` file."""
+    rope = Rope(config.rope, interleaved=False)
+    blocks = [
+        pre_norm_block(
+            config,
+            weights,
+            layer,
+            Attention(config, weights, layer, rope),
+            FeedForward(config, weights, layer),
+        )
+        for layer in range(config.layers)
+    ]
+    return Decoder(config, weights, blocks)

@@ -1,0 +1,29 @@
+"""qwen3moe: Qwen3-30B-A3B, 235B-A22B and Qwen3-Coder.
+
+Attention as in `qwen3`; every layer is routed: softmax over all experts, the chosen weights
+renormalised, no shared expert.
+"""
+
+from __future__ import annotations
+
+from engine.config import ModelConfig
+from engine.decoder import Decoder, pre_norm_block
+from engine.layers import Attention, Rope
+from engine.moe import Experts
+from engine.weights import Weights
+
+
+def build(config: ModelConfig, weights: Weights) -> Decoder:
+    """Build the graph from the weights of a `qwen3moe` file."""
+    rope = Rope(config.rope, interleaved=False)
+    blocks = [
+        pre_norm_block(
+            config,
+            weights,
+            layer,
+            Attention(config, weights, layer, rope),
+            Experts(config, weights, layer, renormalize=True),
+        )
+        for layer in range(config.layers)
+    ]
+    return Decoder(config, weights, blocks)

@@ -1,0 +1,157 @@
+"""The verdict: arithmetic a reader can redo, on machines that are made up."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+from support.models import HERE
+
+from engine.cache import kv_bytes
+from engine.config import read_config
+from engine.gguf import TensorInfo, open_model
+from engine.machine import Machine
+from engine.memory import (
+    PROGRAM,
+    SCORE_BYTES,
+    judge,
+    judge_size,
+    prefill_chunk,
+    reserve_bytes,
+)
+from engine.quants import TYPE_BY_NAME
+
+GB = 10**9
+TINY = open_model(HERE / "qwen3moe" / "model.gguf")
+CONFIG = read_config(TINY.metadata)
+# Qwen3-30B-A3B: 48 layers, 4 kv heads of 128, 32 query heads, 128 experts of 768.
+QWEN3_30B = {
+    "general.architecture": "qwen3moe",
+    "tokenizer.ggml.tokens": [""] * 151_936,
+    "qwen3moe.block_count": 48,
+    "qwen3moe.context_length": 40_960,
+    "qwen3moe.embedding_length": 2048,
+    "qwen3moe.feed_forward_length": 6144,
+    "qwen3moe.attention.head_count": 32,
+    "qwen3moe.attention.head_count_kv": 4,
+    "qwen3moe.attention.key_length": 128,
+    "qwen3moe.attention.value_length": 128,
+    "qwen3moe.attention.layer_norm_rms_epsilon": 1e-6,
+    "qwen3moe.expert_count": 128,
+    "qwen3moe.expert_used_count": 8,
+    "qwen3moe.expert_feed_forward_length": 768,
+}
+
+
+def machine(budget: float, memory: float = 64 * GB, backend: str = "cpu") -> Machine:
+    return Machine("made up", backend, int(memory), int(budget), "available memory")
+
+
+def q4_tensor(gigabytes: float) -> dict[str, TensorInfo]:
+    kind = TYPE_BY_NAME["Q4_K"]
+    blocks = int(gigabytes * GB) // kind.size_bytes
+    return {"w": TensorInfo("w", (blocks, 256), kind, 0, blocks * kind.size_bytes)}
+
+
+def test_kv_of_qwen3_30b_at_32k_is_three_gib():
+    # 2 (k and v) * 48 layers * 4 heads * 128 values * 2 bytes * 32768 tokens
+    config = read_config(QWEN3_30B)
+    assert kv_bytes(config, 32_768, "f16") == 2 * 48 * 4 * 128 * 2 * 32_768 == 3 << 30
+
+
+def test_kv_in_eight_bits_carries_its_scales():
+    config = read_config(QWEN3_30B)
+    assert kv_bytes(config, 32_768, "q8") == (3 << 30) // 2 * 34 // 32
+    assert kv_bytes(config, 32_768, "f32") == 6 << 30
+
+
+def test_weights_count_what_the_stock_kernels_really_hold():
+    # Q4_K is 4.5 bits in the file and 4 + 64/32 = 6 bits repacked with float32 scales.
+    on_cpu = judge(read_config(QWEN3_30B), q4_tensor(9), machine(60 * GB))
+    on_gpu = judge(read_config(QWEN3_30B), q4_tensor(9), machine(60 * GB, backend="metal"))
+    assert on_cpu.need.weights_bytes == pytest.approx(12 * GB, rel=1e-6)
+    assert on_gpu.need.weights_bytes == pytest.approx(10 * GB, rel=1e-6)
+    assert on_cpu.file_bytes == pytest.approx(9 * GB, rel=1e-6)
+
+
+def test_need_is_the_sum_of_its_parts():
+    need = judge(CONFIG, TINY.tensors, machine(8 * GB)).need
+    parts = need.weights_bytes + need.kv_bytes + need.buffers_bytes + need.program_bytes
+    assert need.total_bytes == parts
+    assert min(need.weights_bytes, need.kv_bytes, need.buffers_bytes) > 0
+    assert need.program_bytes == PROGRAM
+
+
+def test_verdict_words_follow_the_rule():
+    config, tensors = read_config(QWEN3_30B), q4_tensor(18)
+    need = judge(config, tensors, machine(60 * GB), context=4096).need.total_bytes
+    reserve = reserve_bytes(machine(0))
+
+    def kind(budget: float) -> str:
+        return judge(config, tensors, machine(budget), context=4096).kind
+
+    assert kind(1.02 * need + reserve + 1) == "fits"
+    assert kind(1.02 * need + reserve - 2) == "tight"
+    assert kind(need) == "tight"
+    assert kind(need - 1) == "too_large"
+
+
+def test_default_context_is_the_smallest_of_four_limits():
+    config, tensors = read_config(QWEN3_30B), q4_tensor(9)
+    assert judge(config, tensors, machine(60 * GB)).context == 32_768
+    assert judge(config, tensors, machine(60 * GB), default_context=8192).context == 8192
+    assert judge(CONFIG, TINY.tensors, machine(60 * GB)).context == CONFIG.context == 2048
+    small = judge(config, tensors, machine(16 * GB))
+    assert small.kind == "fits"
+    assert 256 <= small.context < 32_768
+    assert judge(config, tensors, machine(16 * GB), context=small.context + 512).kind != "fits"
+
+
+def test_largest_context_is_the_last_that_is_not_too_large():
+    config, tensors = read_config(QWEN3_30B), q4_tensor(9)
+    largest = judge(config, tensors, machine(15 * GB)).largest_context
+    assert 0 < largest < config.context
+    assert judge(config, tensors, machine(15 * GB), context=largest).kind == "tight"
+    assert judge(config, tensors, machine(15 * GB), context=largest + 256).kind == "too_large"
+    assert judge(config, tensors, machine(5 * GB)).largest_context == 0
+
+
+def test_verdicts_are_monotone_in_memory_and_context():
+    config, tensors = read_config(QWEN3_30B), q4_tensor(18)
+    order = ["too_large", "tight", "fits"]
+    by_memory = [
+        order.index(judge(config, tensors, machine(b * GB), context=16_384).kind)
+        for b in range(4, 64, 2)
+    ]
+    assert by_memory == sorted(by_memory)
+    assert by_memory[0] == 0 and by_memory[-1] == 2
+    needs = [
+        judge(config, tensors, machine(30 * GB), context=c).need.total_bytes
+        for c in range(256, 40_960, 1024)
+    ]
+    assert all(a < b for a, b in itertools.pairwise(needs))
+
+
+def test_size_alone_refuses_only_what_cannot_fit():
+    assert judge_size(18_556_685_824, machine(16 * GB)).kind == "too_large"
+    verdict = judge_size(18_556_685_824, machine(64 * GB))
+    assert (verdict.kind, verdict.estimated) == ("fits", True)
+    assert verdict.need.total_bytes == 18_556_685_824 + PROGRAM
+
+
+@pytest.mark.parametrize("context", [256, 4096, 32_768, 1 << 20])
+def test_prefill_chunks_bound_the_scores(context: int):
+    config = read_config(QWEN3_30B)
+    chunk = prefill_chunk(config, context)
+    assert 16 <= chunk <= 512
+    assert chunk == 16 or 4 * config.heads * chunk * context <= SCORE_BYTES
+    assert prefill_chunk(config, 256) == 512
+
+
+def test_tensors_in_half_precision_are_widened_on_a_cpu_only(tmp_path: Path):
+    kind = TYPE_BY_NAME["F16"]
+    tensors = {"w": TensorInfo("w", (1 << 20, 64), kind, 0, 128 << 20)}
+    on_cpu = judge(CONFIG, tensors, machine(9 * GB), context=256).need.buffers_bytes
+    on_gpu = judge(CONFIG, tensors, machine(9 * GB, backend="cuda"), context=256).need.buffers_bytes
+    assert on_cpu - on_gpu == 256 << 20
