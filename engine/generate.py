@@ -1,0 +1,186 @@
+"""Prefill and decode as one stream of tokens.
+
+The next step is launched before the current token is read, so the device never waits for Python.
+What that step has stored past the end of an answer is not counted in the cache and is written over.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+from engine.cache import Cache
+from engine.errors import NumericError
+from engine.sampling import NOT_FINITE, Sampler, Settings
+
+if TYPE_CHECKING:
+    from engine.model import Model
+
+OnPrefill = Callable[[int, int], None]  # (tokens done, tokens to do)
+
+
+@dataclass(slots=True)
+class Stats:
+    """What an answer took. Seconds are wall time; the first token counts as prefill."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt, found in the cache
+    prefill_s: float = 0.0
+    decoded_tokens: int = 0
+    decode_s: float = 0.0
+
+    @property
+    def prompt_per_s(self) -> float:
+        """Prompt tokens computed per second."""
+        computed = self.prompt_tokens - self.cached_tokens
+        return computed / self.prefill_s if self.prefill_s else 0.0
+
+    @property
+    def decode_per_s(self) -> float:
+        """Tokens per second after the first."""
+        return (self.decoded_tokens - 1) / self.decode_s if self.decode_s else 0.0
+
+
+class TokenStream:
+    """The answer to a sequence of tokens. Iterate over it for ids, or over `text()` for text; once.
+
+    finish: "stop" (an end-of-generation token or a stop string) or "length"; None until the end.
+    cut_by: where finish is "length", "max_tokens" or "context".
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokens: list[int],
+        settings: Settings,
+        cache: Cache,
+        on_prefill: OnPrefill | None,
+    ) -> None:
+        self.model, self.tokens, self.settings, self.cache = model, tokens, settings, cache
+        self.on_prefill = on_prefill
+        self.finish: str | None = None
+        self.cut_by: str | None = None
+        self.stats = Stats(prompt_tokens=len(tokens))
+        self._steps = self._run()
+
+    def __iter__(self) -> Iterator[int]:
+        for token, _ in self._steps:
+            if token is not None:
+                yield token
+
+    def text(self) -> Iterator[str]:
+        """Yield the answer in pieces that split no character, without the stop string."""
+        for _, piece in self._steps:
+            if piece:
+                yield piece
+
+    def _run(self) -> Iterator[tuple[int | None, str]]:
+        """Yield (id, text that is certain by now), and at the end (None, what was held back)."""
+        decoder = self.model.tokenizer.stream()
+        stops = StopFilter(self.settings.stop)
+        for token in self._decode():
+            piece = stops.push(decoder.push(token))
+            if stops.found:
+                self.finish, self.cut_by = "stop", None
+            yield token, piece
+            if stops.found:
+                return
+        yield None, stops.push(decoder.finish()) + stops.finish()
+
+    def _decode(self) -> Iterator[int]:
+        limit = self._limit()
+        if limit == 0:
+            self.finish = "length"
+            return
+        started = time.perf_counter()
+        sampler = Sampler(self.settings, self.tokens)
+        pending = sampler.choose(self._prefill())
+        mx.async_eval(pending)
+        for count in range(1, limit + 1):
+            token, ahead = pending, count < limit
+            if ahead:
+                pending = sampler.choose(self.model.forward(token[None], self.cache))
+                mx.async_eval(pending)
+            value = read(token)
+            started = self._clock(count, started)
+            if value == NOT_FINITE:
+                raise NumericError(f"the logits after token {self.cache.length:,} are not finite")
+            if value in self.model.tokenizer.eog_ids:
+                self.stats.decoded_tokens -= 1
+                self.finish, self.cut_by = "stop", None
+                return
+            if ahead:
+                self.cache.tokens.append(value)
+            else:
+                self.finish = "length"
+            yield value
+
+    def _limit(self) -> int:
+        """Say how many tokens may follow the prompt, and by what that is limited."""
+        room = self.cache.context - len(self.tokens)
+        if self.settings.max_tokens is not None and self.settings.max_tokens <= room:
+            self.cut_by = "max_tokens"
+            return self.settings.max_tokens
+        self.cut_by = "context"
+        if room < 0:
+            self.cache.trim(0)
+            self.cache.require(len(self.tokens))
+        return room
+
+    def _prefill(self) -> mx.array:
+        """Bring the cache to the end of the prompt: logits (V,) for what comes next."""
+        cached = min(self.cache.shared_prefix(self.tokens), len(self.tokens) - 1)
+        self.cache.trim(cached)
+        self.stats.cached_tokens = cached
+        return self.model.prefill(self.tokens[cached:], self.cache, self.on_prefill)
+
+    def _clock(self, count: int, started: float) -> float:
+        now = time.perf_counter()
+        self.stats.decoded_tokens = count
+        if count == 1:
+            self.stats.prefill_s = now - started
+        else:
+            self.stats.decode_s += now - started
+        return now
+
+
+def read(token: mx.array) -> int:
+    """Wait for a token and read it."""
+    value = token.item()
+    assert isinstance(value, int)
+    return value
+
+
+class StopFilter:
+    """Passes text on until a stop string, holding back what might be the start of one."""
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self.stops = stops
+        self.held = ""
+        self.found = False
+
+    def push(self, piece: str) -> str:
+        """Take the next text; give back what can no longer belong to a stop string."""
+        text = self.held + piece
+        cuts = [at for stop in self.stops if (at := text.find(stop)) >= 0]
+        if cuts:
+            self.found, self.held = True, ""
+            return text[: min(cuts)]
+        kept = max((_overlap(text, stop) for stop in self.stops), default=0)
+        self.held = text[len(text) - kept :]
+        return text[: len(text) - kept]
+
+    def finish(self) -> str:
+        """Give back what is held: the text ended without a stop string."""
+        held, self.held = self.held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Measure the longest end of `text` that begins `stop`."""
+    sizes = range(min(len(text), len(stop) - 1), 0, -1)
+    return next((size for size in sizes if text.endswith(stop[:size])), 0)

