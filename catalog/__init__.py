@@ -1,0 +1,40 @@
+"""Conifer's catalog: which models exist, and where their weights are.
+
+It knows names, facts, the hub and the disk. It knows no terminal, no tensors and no environment
+variable of Conifer's. Importing it costs no network library: `catalog.hub`, `catalog.download`,
+`catalog.starter` and `catalog.store` are imported by those who need them.
+"""
+
+from __future__ import annotations
+
+from catalog.entry import Entry, FileFacts, PackageSource, Sampling, status
+from catalog.errors import (
+    AccessDenied,
+    CatalogError,
+    HubUnreachable,
+    ModelNotFound,
+    StoreError,
+    UnknownModel,
+    VerificationError,
+)
+from catalog.facts import entries, starter_entry
+from catalog.resolve import Reference, resolve
+
+__all__ = [
+    "AccessDenied",
+    "CatalogError",
+    "Entry",
+    "FileFacts",
+    "HubUnreachable",
+    "ModelNotFound",
+    "PackageSource",
+    "Reference",
+    "Sampling",
+    "StoreError",
+    "UnknownModel",
+    "VerificationError",
+    "entries",
+    "resolve",
+    "starter_entry",
+    "status",
+]

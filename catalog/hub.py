@@ -1,0 +1,299 @@
+"""The Hugging Face Hub: listings, header bytes, and byte ranges of a file.
+
+The only importer of huggingface_hub, and only inside functions: its client brings proxies and
+certificates, its settings the endpoint, the token, offline mode and the cache's place. Headers are
+our own, so that nothing but the request itself is sent. A token goes to the endpoint and to no
+other host, and no redirect leads from https to http. Nothing here writes to the disk.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urljoin, urlsplit
+
+from catalog.errors import AccessDenied, CatalogError, HubUnreachable, ModelNotFound
+from catalog.names import is_repository, is_safe, select
+from catalog.resolve import Reference
+
+if TYPE_CHECKING:
+    import httpx2
+
+CONNECT_TIMEOUT_S = 10.0
+STALL_TIMEOUT_S = 30.0  # silence for so long ends a transfer
+MAX_REDIRECTS = 5
+MAX_LISTING_BYTES = 64 * 2**20
+
+_COMMIT = re.compile(r"[0-9a-f]{7,64}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_WORTH_RETRYING = frozenset({408, 429, 500, 502, 503, 504})
+
+
+class Interrupted(HubUnreachable):
+    """A failure that may pass. `retry_after_s` is what the server asked for, or None."""
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file of a repository at one commit. `revision` is the branch or tag that was asked for."""
+
+    repository: str
+    name: str
+    size_bytes: int
+    sha256: str | None
+    etag: str
+    commit: str
+    revision: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An opened range [start, end) of a file, and its bytes as they come."""
+
+    start: int
+    end: int
+    etag: str | None
+    chunks: Iterator[bytes]
+
+
+def cache_folder() -> Path:
+    """Return the folder that huggingface_hub caches repositories in."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+class Hub:
+    """One hub; by default the one, and with the token, that huggingface_hub is set up for."""
+
+    def __init__(
+        self, endpoint: str | None = None, token: str | None = None, offline: bool = False
+    ) -> None:
+        from huggingface_hub import constants, get_token
+
+        self.endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
+        self.offline = offline or constants.is_offline_mode()
+        implicit = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token
+        self._token = token or (implicit() if implicit and not self.offline else None)
+        self._heads: dict[tuple[str, str], bytes] = {}
+
+    def files(self, repository: str, revision: str | None = None) -> tuple[RemoteFile, ...]:
+        """List a repository's files with their sizes and LFS hashes.
+
+        Raises ModelNotFound, AccessDenied or HubUnreachable.
+        """
+        if not is_repository(repository):
+            raise ModelNotFound(f"{repository!r} is not the name of a repository")
+        url = f"{self.endpoint}/api/models/{repository}"
+        if revision is not None:
+            url += f"/revision/{quote(revision, safe='')}"
+        listing = self._json(f"{url}?blobs=true", repository)
+        commit = listing.get("sha")
+        siblings = listing.get("siblings")
+        if not (isinstance(commit, str) and _COMMIT.fullmatch(commit)) or not siblings:
+            raise ModelNotFound(f"{repository} has no files")
+        found = (_remote_file(s, repository, commit, revision or "main") for s in siblings)
+        return tuple(file for file in found if file is not None)
+
+    def choose(self, files: tuple[RemoteFile, ...], quant: str | None) -> tuple[RemoteFile, ...]:
+        """Return all parts of the model of that quantisation (None: the preferred one)."""
+        return self._pick(files, quant=quant)
+
+    def find(self, reference: Reference) -> tuple[RemoteFile, ...]:
+        """List the repository of a reference and return the parts of the model that it means."""
+        if reference.repository is None:
+            raise ModelNotFound("this model does not come from the hub")
+        files = self.files(reference.repository, reference.revision)
+        facts = reference.facts
+        return self._pick(
+            files,
+            quant=reference.wanted_quant,
+            file=reference.file,
+            known=facts.names if facts else (),
+        )
+
+    def header(self, file: RemoteFile, size_bytes: int) -> bytes:
+        """Return the first `size_bytes` of a file (fewer if it ends) by HTTP Range.
+
+        What an earlier call fetched is not fetched again.
+        """
+        key = (file.repository, file.etag)
+        have = self._heads.get(key, b"")
+        size_bytes = min(size_bytes, file.size_bytes)
+        if len(have) < size_bytes:
+            with self.open(file, len(have), size_bytes) as answer:
+                skip = len(have) - answer.start  # a server without ranges starts at 0
+                got = bytearray()
+                for chunk in answer.chunks:
+                    got += chunk
+                    if len(got) - skip >= size_bytes - len(have):
+                        break
+            have = self._heads[key] = have + bytes(got[skip : skip + size_bytes - len(have)])
+        if len(have) < size_bytes:
+            raise Interrupted(f"{file.name}: the answer ended after {len(have):,} bytes")
+        return have[:size_bytes]
+
+    @contextmanager
+    def open(
+        self, file: RemoteFile, start: int, end: int, if_range: str | None = None
+    ) -> Iterator[Answer]:
+        """Open bytes [start, end) of a file; the answer may start at 0 if ranges aren't honoured.
+
+        if_range: the ETag that an earlier answer carried; another one makes the answer start at 0.
+        """
+        path = f"{quote(file.repository)}/resolve/{file.commit}/{quote(file.name)}"
+        headers = {"Range": f"bytes={start}-{end - 1}"}
+        if if_range and not if_range.startswith("W/"):
+            headers["If-Range"] = if_range
+        with self._get(f"{self.endpoint}/{path}", file.name, headers) as response:
+            yield _answer(response, file, start)
+
+    def _pick(self, files: tuple[RemoteFile, ...], **wanted: Any) -> tuple[RemoteFile, ...]:
+        by_name = {file.name: file for file in files}
+        where = files[0].repository if files else "the repository"
+        return tuple(by_name[name] for name in select(by_name, where, **wanted).names)
+
+    def _json(self, url: str, what: str) -> dict[str, Any]:
+        import json
+
+        with self._get(url, what, {}) as response:
+            body = bytearray()
+            for chunk in _translated(response.iter_bytes(), what):
+                body += chunk
+                if len(body) > MAX_LISTING_BYTES:
+                    raise HubUnreachable(f"{what}: the listing is larger than any real one")
+        try:
+            listing = json.loads(body)
+        except ValueError as error:
+            raise HubUnreachable(f"{what}: the answer is not the hub's: {error}") from error
+        if not isinstance(listing, dict):
+            raise HubUnreachable(f"{what}: the answer is not a listing")
+        return listing
+
+    @contextmanager
+    def _get(self, url: str, what: str, headers: dict[str, str]) -> Iterator[httpx2.Response]:
+        """GET, following redirects by hand. Yields a successful response, its body unread."""
+        import httpx2
+        from huggingface_hub import get_session
+
+        if self.offline:
+            raise HubUnreachable(f"{what}: offline mode is on")
+        timeout = httpx2.Timeout(STALL_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+        for _ in range(MAX_REDIRECTS + 1):
+            sent = {"User-Agent": "conifer", "Accept-Encoding": "identity", **headers}
+            if self._token and _origin(url) == _origin(self.endpoint):
+                sent["Authorization"] = f"Bearer {self._token}"
+            with (
+                _failures(what),
+                get_session().stream(
+                    "GET", url, headers=sent, timeout=timeout, follow_redirects=False
+                ) as response,
+            ):
+                if not response.has_redirect_location:
+                    _check_status(response, what)
+                    yield response
+                    return
+                url = _next_url(url, response.headers["Location"], what)
+        raise HubUnreachable(f"{what}: more than {MAX_REDIRECTS} redirects")
+
+
+def _remote_file(sibling: Any, repository: str, commit: str, revision: str) -> RemoteFile | None:
+    """Read one file of a listing; None if its name may not become a path or it has no size."""
+    if not isinstance(sibling, dict):
+        return None
+    name, lfs = sibling.get("rfilename"), sibling.get("lfs") or {}
+    size = lfs.get("size", sibling.get("size"))
+    if not (isinstance(name, str) and is_safe(name) and type(size) is int and size >= 0):
+        return None
+    sha256 = lfs.get("sha256")
+    if not (isinstance(sha256, str) and _SHA256.fullmatch(sha256)):
+        sha256 = None
+    etag = sha256 or str(sibling.get("blobId"))
+    return RemoteFile(repository, name, size, sha256, etag, commit, revision)
+
+
+def _answer(response: httpx2.Response, file: RemoteFile, start: int) -> Answer:
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        raise HubUnreachable(f"{file.name}: the server compresses what must come as it is")
+    first, end, total = 0, file.size_bytes, file.size_bytes
+    if response.status_code == 206:
+        found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        if not found or int(found[1]) != start:
+            raise Interrupted(f"{file.name}: the server answered with another range")
+        first, end, total = start, int(found[2]) + 1, int(found[3])
+    if total != file.size_bytes:
+        raise HubUnreachable(
+            f"{file.name}: the server has {total:,} bytes, the listing says {file.size_bytes:,}"
+        )
+    chunks = _translated(response.iter_raw(), file.name)  # as they come: a cut loses none
+    return Answer(first, end, response.headers.get("ETag"), chunks)
+
+
+@contextmanager
+def _failures(what: str) -> Iterator[None]:
+    """Turn the HTTP client's failures into ours."""
+    import httpx2
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    try:
+        yield
+    except OfflineModeIsEnabled as error:
+        raise HubUnreachable(f"{what}: offline mode is on") from error
+    except httpx2.TimeoutException as error:
+        raise Interrupted(f"{what}: no answer in time") from error
+    except httpx2.TransportError as error:
+        raise Interrupted(f"{what}: {error or type(error).__name__}") from error
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        raise HubUnreachable(f"{what}: {error}") from error
+
+
+def _translated(chunks: Iterator[bytes], what: str) -> Iterator[bytes]:
+    with _failures(what):
+        yield from chunks
+
+
+def _check_status(response: httpx2.Response, what: str) -> None:
+    """Raise what a status other than success means."""
+    status = response.status_code
+    if status in (200, 206):
+        return
+    code = response.headers.get("X-Error-Code", "")
+    failures: dict[int, CatalogError] = {
+        401: AccessDenied(f"{what}: the hub has no such repository, or wants a token for it"),
+        403: AccessDenied(f"{what}: the hub refuses it to this token"),
+        404: ModelNotFound(f"{what}: the hub has no such repository, revision or file"),
+        416: Interrupted(f"{what}: the server has not the range that was asked for"),
+    }
+    if code == "GatedRepo":
+        raise AccessDenied(f"{what}: its licence must be accepted on the hub, with a token")
+    if code in ("RepoNotFound", "RevisionNotFound", "EntryNotFound"):
+        raise failures[404]
+    if status in _WORTH_RETRYING:
+        raise Interrupted(f"{what}: the hub answered {status}", _retry_after(response))
+    raise failures.get(status, HubUnreachable(f"{what}: the hub answered {status}"))
+
+
+def _retry_after(response: httpx2.Response) -> float | None:
+    text = response.headers.get("Retry-After", "")
+    return float(text) if re.fullmatch(r"\d{1,6}", text) else None
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+
+
+def _next_url(url: str, location: str, what: str) -> str:
+    target = urljoin(url, location)
+    if urlsplit(target).scheme not in ("https", urlsplit(url).scheme):
+        raise HubUnreachable(f"{what}: refused a redirect from https to {target.split(':')[0]}")
+    return target

@@ -1,0 +1,142 @@
+"""What file names say: quantisation, part numbers, and whether a name may become a path.
+
+Works on text alone. It knows neither the hub nor the disk, so that a hub's listing and a folder
+of the cache are searched by the very same rules.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from catalog.errors import ModelNotFound
+
+DEFAULT_QUANT = "Q4_K_M"
+
+_QUANT = (
+    r"(?:UD-)?(?:I?Q[1-8](?:_[01])?(?:_K)?(?:_(?:XXS|XS|S|M|L|XL|NL))?(?:_[48]_[48])?"
+    r"|TQ[12]_0|BF16|FP?16|FP?32|MXFP4(?:_MOE)?)"
+)
+_LABEL = re.compile(rf"(?:^|[-._])({_QUANT})$", re.IGNORECASE)
+_FOLDER = re.compile(_QUANT, re.IGNORECASE)
+_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
+_NAMESPACE = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
+_REPOSITORY = re.compile(rf"{_NAMESPACE}/{_NAMESPACE}")
+_ASKED = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
+_NOT_A_MODEL = re.compile(r"(?:^|[-._])(?:mmproj|imatrix)(?:[-._]|$)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class FileSet:
+    """One model as one or more GGUF files. `names` are in the order of their parts."""
+
+    label: str | None
+    names: tuple[str, ...]
+    missing: tuple[int, ...] = ()
+
+
+def is_repository(text: str) -> bool:
+    """Say whether `text` is a well-formed `organisation/repository`."""
+    return bool(_REPOSITORY.fullmatch(text)) and not {"--", ".."} & {
+        text[i : i + 2] for i in range(len(text))
+    }
+
+
+def is_safe(name: str) -> bool:
+    """Say whether a name from outside stays inside the folder it is joined to."""
+    try:
+        segments = name.encode().split(b"/")
+    except UnicodeEncodeError:
+        return False
+    return len(name) <= 1024 and all(
+        0 < len(segment) <= 200
+        and segment not in (b".", b"..")
+        and not any(byte < 32 or byte in b"\\:\x7f" for byte in segment)
+        for segment in segments
+    )
+
+
+def normal_quant(text: str) -> str | None:
+    """Return a quantisation as we write it ("q4_k_m" -> "Q4_K_M"), or None if it can't be one."""
+    return text.upper() if _ASKED.fullmatch(text) else None
+
+
+def label(name: str) -> str | None:
+    """Return the quantisation that a file's name, or else its folder, ends in."""
+    *folders, last = _PART.sub(".gguf", name).split("/")
+    found = _LABEL.search(last.removesuffix(".gguf").removesuffix(".GGUF"))
+    if found:
+        return found[1].upper()
+    if folders and _FOLDER.fullmatch(folders[-1]):
+        return folders[-1].upper()
+    return None
+
+
+def parts(first: str) -> tuple[str, ...]:
+    """Return the names of all parts of the set that `first` opens; itself if it is not split."""
+    found = _PART.search(first)
+    if not found:
+        return (first,)
+    stem, count = first[: found.start()], int(found[2])
+    return tuple(f"{stem}-{i:05d}-of-{count:05d}.gguf" for i in range(1, count + 1))
+
+
+def file_sets(names: Iterable[str]) -> tuple[FileSet, ...]:
+    """Group GGUF names into models, parts together; projectors and importance matrices left out."""
+    groups: dict[tuple[str, int], dict[int, str]] = {}
+    for name in sorted(names):
+        if not name.lower().endswith(".gguf") or _NOT_A_MODEL.search(name.rsplit("/", 1)[-1][:-5]):
+            continue
+        found = _PART.search(name)
+        number, count = (int(found[1]), int(found[2])) if found else (1, 1)
+        stem = name[: found.start()] if found else name
+        groups.setdefault((stem, count), {})[number] = name
+    return tuple(
+        FileSet(
+            label=label(next(iter(members.values()))),
+            names=tuple(members[i] for i in sorted(members)),
+            # Capped: a name may claim 99,999 parts.
+            missing=tuple(i for i in range(1, min(count, 1000) + 1) if i not in members),
+        )
+        for (_, count), members in groups.items()
+    )
+
+
+def select(
+    names: Iterable[str],
+    where: str,
+    *,
+    quant: str | None = None,
+    file: str | None = None,
+    known: tuple[str, ...] = (),
+) -> FileSet:
+    """Choose one model among the files of a repository.
+
+    A file named outright wins, then the spellings the catalog knows, then the quantisation. Without
+    any: Q4_K_M, else the only model there. Raises ModelNotFound naming what there is instead.
+    """
+    sets = file_sets(names)
+    if file is not None:
+        found = [s for s in sets if file in s.names]
+    else:
+        found = [s for s in sets if set(known) & set(s.names)] or _labelled(sets, quant)
+    if not found:
+        wanted = file or (f"a {quant} file" if quant else "one GGUF model to prefer")
+        there = ", ".join(sorted({s.label or s.names[0] for s in sets})) or "no GGUF file"
+        raise ModelNotFound(f"{where} has not {wanted}; it has: {there}")
+    if len(found) > 1 and not set(known) & set(found[0].names):
+        listed = ", ".join(s.names[0] for s in found)
+        raise ModelNotFound(f"{where} has several {found[0].label} models, name one: {listed}")
+    if found[0].missing:
+        absent = ", ".join(str(i) for i in found[0].missing[:5])
+        raise ModelNotFound(f"{where}: {found[0].names[0]}: part {absent} is missing")
+    return found[0]
+
+
+def _labelled(sets: tuple[FileSet, ...], quant: str | None) -> list[FileSet]:
+    for wanted in (quant or DEFAULT_QUANT, f"UD-{quant or DEFAULT_QUANT}"):
+        found = [s for s in sets if s.label == wanted]
+        if found:
+            return found
+    return list(sets) if quant is None and len(sets) == 1 else []

@@ -1,0 +1,392 @@
+"""Transfers that are cut, damaged, raced and refused, against a loopback hub."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import random
+import threading
+from pathlib import Path
+
+import pytest
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from support.hub_server import COMMIT, Fault, HubServer, sha256
+
+import catalog
+import catalog.download as download
+import catalog.hub
+from catalog.download import Patience, missing_space, pull
+from catalog.hub import Hub, RemoteFile
+from catalog.partial import Partial, claim
+from catalog.store import Store
+
+MIB = 2**20
+DATA = b"GGUF" + random.Random(1).randbytes(4 * MIB)
+QUICK = Patience(retries=5, wait_s=0.001)
+
+
+def nothing(done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+def remote(server: HubServer, data: bytes = DATA) -> tuple[Hub, tuple[RemoteFile, ...]]:
+    server.files = {"org/repo/m-Q8_0.gguf": data}
+    hub = Hub()
+    return hub, hub.choose(hub.files("org/repo"), "Q8_0")
+
+
+def leftovers(store: Store) -> list[str]:
+    """What lies in the cache beside blobs, snapshots and refs."""
+    known = ("blobs", "snapshots", "refs", ".locks")
+    files = [p for p in store.hub_cache.rglob("*") if not p.is_dir()]
+    odd = [p for p in files if ".part" in p.name or ".etag" in p.name or ".tmp" in p.name]
+    return [str(p) for p in files if p in odd or not set(known) & set(p.parts)]
+
+
+def test_pull_publishes_into_the_hubs_cache_layout(hub_server: HubServer, store: Store) -> None:
+    hub, files = remote(hub_server)
+    told: list[tuple[int, int]] = []
+    (path,) = pull(hub, files, store, lambda done, total: told.append((done, total)))
+    folder = store.hub_cache / "models--org--repo"
+    assert path == folder / "snapshots" / COMMIT / "m-Q8_0.gguf"
+    assert path.read_bytes() == DATA
+    assert path.resolve() == (folder / "blobs" / sha256(DATA)).resolve()
+    assert path.stat().st_mode & 0o777 == 0o444
+    assert (folder / "refs" / "main").read_text() == COMMIT
+    assert told[0] == (0, len(DATA))
+    assert told[-1] == (len(DATA), len(DATA))
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert leftovers(store) == []
+    cached = try_to_load_from_cache("org/repo", "m-Q8_0.gguf", cache_dir=store.hub_cache)
+    assert cached == str(path)
+
+
+def test_pull_takes_every_part_into_its_folder(hub_server: HubServer, store: Store) -> None:
+    names = [f"Q8_0/m-Q8_0-0000{i}-of-00002.gguf" for i in (1, 2)]
+    hub_server.files = {f"org/repo/{n}": DATA[: i * MIB] for i, n in enumerate(names, 1)}
+    hub = Hub()
+    paths = pull(hub, hub.choose(hub.files("org/repo"), "Q8_0"), store, nothing)
+    assert [path.stat().st_size for path in paths] == [MIB, 2 * MIB]
+    assert store.find(catalog.resolve("hf:org/repo:Q8_0")) == paths
+
+
+def test_second_pull_fetches_nothing(hub_server: HubServer, store: Store) -> None:
+    hub, files = remote(hub_server)
+    pull(hub, files, store, nothing)
+    served = hub_server.bytes_served
+    pull(hub, files, store, nothing)
+    assert hub_server.bytes_served == served == len(DATA)
+
+
+def test_file_of_another_tool_is_used(hub_server: HubServer, store: Store) -> None:
+    hub, files = remote(hub_server)
+    theirs = hf_hub_download("org/repo", "m-Q8_0.gguf", cache_dir=store.hub_cache)
+    served = hub_server.bytes_served
+    assert [str(path) for path in pull(hub, files, store, nothing)] == [theirs]
+    assert hub_server.bytes_served == served
+
+
+def test_cut_connections_are_resumed_by_range(hub_server: HubServer, store: Store) -> None:
+    hub, files = remote(hub_server)
+    hub_server.faults = [Fault("cut", at=MIB + 7), Fault("cut", at=MIB), Fault("cut", at=0)]
+    (path,) = pull(hub, files, store, nothing, QUICK)
+    assert path.read_bytes() == DATA
+    requests = hub_server.sent_to("storage")
+    assert len(requests) == 4
+    assert requests[1].headers["range"].startswith("bytes=1048583-")
+    assert all("if-range" in request.headers for request in requests[1:])
+    assert hub_server.bytes_served == len(DATA)
+
+
+def test_interrupted_pull_is_resumed_by_the_next(hub_server: HubServer, store: Store) -> None:
+    hub, files = remote(hub_server)
+
+    def stop(done: int, total: int) -> None:
+        if done > 2 * MIB:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pull(hub, files, store, stop)
+    hub_server.bytes_served = 0
+    (path,) = pull(hub, files, store, nothing)
+    assert path.read_bytes() == DATA
+    assert hub_server.bytes_served <= len(DATA) - 2 * MIB
+    assert leftovers(store) == []
+
+
+def _pull_slowly(url: str, store: Store) -> None:
+    hub = Hub(endpoint=url)
+    pull(hub, hub.choose(hub.files("org/repo"), "Q8_0"), store, nothing)
+
+
+def test_killed_pull_is_resumed_by_another_process(hub_server: HubServer, store: Store) -> None:
+    hub, files = remote(hub_server)
+    hub_server.throttle_bytes_per_s = 8 * MIB
+    process = multiprocessing.get_context("spawn").Process(
+        target=_pull_slowly, args=(hub_server.url, store)
+    )
+    process.start()
+    while hub_server.bytes_served < 2.5 * MIB:
+        process.join(0.005)
+    process.kill()
+    process.join()
+    hub_server.throttle_bytes_per_s = 0
+    (path,) = pull(hub, files, store, nothing)
+    assert path.read_bytes() == DATA
+    start = int(hub_server.sent_to("storage")[-1].headers["range"][6:].partition("-")[0])
+    assert start in (MIB, 2 * MIB)  # what was on disk, down to a whole MiB
+    assert leftovers(store) == []
+
+
+@pytest.mark.parametrize("at", [0, 5, MIB, len(DATA) - 1])
+def test_flipped_bit_is_never_published(hub_server: HubServer, store: Store, at: int) -> None:
+    hub, files = remote(hub_server)
+    hub_server.faults = [Fault("flip", at=at)]
+    with pytest.raises(catalog.CatalogError) as caught:
+        pull(hub, files, store, nothing, QUICK)
+    assert not list(store.hub_cache.rglob("*.gguf"))
+    assert leftovers(store) == []
+    if at >= 4:  # else it is not even GGUF
+        assert isinstance(caught.value, catalog.VerificationError)
+        assert caught.value.want == sha256(DATA)
+        assert sha256(DATA) in str(caught.value)
+        assert caught.value.got in str(caught.value)
+    assert pull(hub, files, store, nothing)[0].read_bytes() == DATA
+
+
+def test_damaged_partial_file_is_not_trusted(hub_server: HubServer, store: Store) -> None:
+    hub, files = remote(hub_server)
+    blob = store.blob_path(files[0])
+    blob.parent.mkdir(parents=True)
+    with claim(blob, len(DATA)) as partial:
+        partial.write(b"GGUF" + bytes(2 * MIB))
+    with pytest.raises(catalog.VerificationError):
+        pull(hub, files, store, nothing)
+    assert pull(hub, files, store, nothing)[0].read_bytes() == DATA
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("no-range"),
+        Fault("wrong-range"),
+        Fault("status", 416),
+        Fault("status", 429, {"Retry_After": "0"}),
+        Fault("status", 503),
+        Fault("short"),
+        Fault("new-etag"),
+    ],
+    ids=lambda f: f"{f.kind}-{f.at}",
+)
+def test_misbehaving_server_is_survived(hub_server: HubServer, store: Store, fault: Fault) -> None:
+    hub, files = remote(hub_server)
+    hub_server.faults = [Fault("cut", at=MIB), fault]
+    (path,) = pull(hub, files, store, nothing, QUICK)
+    assert path.read_bytes() == DATA
+    assert leftovers(store) == []
+
+
+def test_silent_server_is_given_up_and_asked_again(
+    hub_server: HubServer, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog.hub, "STALL_TIMEOUT_S", 0.2)
+    hub, files = remote(hub_server)
+    hub_server.faults = [Fault("stall", at=MIB, headers={"seconds": "0.6"})]
+    assert pull(hub, files, store, nothing, QUICK)[0].read_bytes() == DATA
+
+
+def test_compressed_answer_is_refused(hub_server: HubServer, store: Store) -> None:
+    hub, files = remote(hub_server)
+    hub_server.faults = [Fault("gzip")]
+    with pytest.raises(catalog.HubUnreachable, match="compresses"):
+        pull(hub, files, store, nothing, QUICK)
+
+
+def test_patience_ends_after_five_retries(hub_server: HubServer, store: Store) -> None:
+    hub, files = remote(hub_server)
+    hub_server.faults = [Fault("status", 500) for _ in range(9)]
+    with pytest.raises(catalog.HubUnreachable, match="answered 500"):
+        pull(hub, files, store, nothing, QUICK)
+    assert len(hub_server.sent_to("storage")) == 6
+
+
+def test_headway_renews_patience(hub_server: HubServer, store: Store) -> None:
+    hub, files = remote(hub_server)
+    hub_server.faults = [Fault("cut", at=MIB + 1) for _ in range(3)]
+    assert pull(hub, files, store, nothing, Patience(1, 0.001))[0].read_bytes() == DATA
+
+
+def test_retry_after_is_waited_for(hub_server: HubServer, store: Store, monkeypatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(download.time, "sleep", waits.append)
+    hub, files = remote(hub_server)
+    hub_server.faults = [Fault("status", 429, {"Retry_After": "11"}), Fault("status", 503)]
+    pull(hub, files, store, nothing)
+    assert waits[0] == 11
+    assert 2 <= waits[1] <= 2.5
+
+
+def test_other_than_gguf_is_refused_at_its_first_bytes(hub_server: HubServer, store: Store) -> None:
+    hub, files = remote(hub_server, b"PK\3\4" + DATA)
+    with pytest.raises(catalog.CatalogError, match="not a GGUF file"):
+        pull(hub, files, store, nothing)
+    assert not [p for p in store.hub_cache.rglob("*") if p.is_file() and p.suffix != ".lock"]
+
+
+def test_file_without_a_hash_is_refused(hub_server: HubServer, store: Store) -> None:
+    hub, files = remote(hub_server)
+    bare = RemoteFile("org/repo", "m-Q8_0.gguf", len(DATA), None, "x", COMMIT, "main")
+    with pytest.raises(catalog.StoreError, match="no SHA-256"):
+        pull(hub, [bare], store, nothing)
+    assert hub_server.sent_to("storage") == []
+    assert files
+
+
+def test_full_disk_is_refused_before_the_first_byte(
+    hub_server: HubServer, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub, files = remote(hub_server)
+    usage = download.shutil.disk_usage(store.home.parent)._replace(free=2**30 + 100)
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage)
+    assert missing_space(files, store) == len(DATA) - 100
+    with pytest.raises(catalog.StoreError, match="too few"):
+        pull(hub, files, store, nothing)
+    assert not store.hub_cache.exists()
+
+
+def test_disk_that_fills_up_keeps_what_came(
+    hub_server: HubServer, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub, files = remote(hub_server)
+    write = Partial.write
+
+    def fill(partial: Partial, chunk: bytes) -> None:
+        if partial.size_bytes >= 2 * MIB:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(partial, chunk)
+
+    monkeypatch.setattr(Partial, "write", fill)
+    with pytest.raises(catalog.StoreError, match="the disk is full"):
+        pull(hub, files, store, nothing)
+    monkeypatch.setattr(Partial, "write", write)
+    hub_server.bytes_served = 0
+    assert pull(hub, files, store, nothing)[0].read_bytes() == DATA
+    assert hub_server.bytes_served == len(DATA) - 2 * MIB
+
+
+def test_file_where_the_cache_should_be_is_a_store_error(
+    hub_server: HubServer, store: Store
+) -> None:
+    hub, files = remote(hub_server)
+    store.hub_cache.write_bytes(b"")
+    with pytest.raises(catalog.StoreError, match=str(store.hub_cache)):
+        pull(hub, files, store, nothing)
+
+
+@pytest.mark.parametrize("lock_works", [True, False])
+def test_concurrent_pulls_end_with_one_sound_blob(
+    hub_server: HubServer, store: Store, monkeypatch: pytest.MonkeyPatch, lock_works: bool
+) -> None:
+    if not lock_works:
+        import fcntl
+
+        monkeypatch.setattr(fcntl, "flock", lambda handle, how: None)
+    hub, files = remote(hub_server)
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            pull(hub, files, store, nothing)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert store.pointer_path(files[0]).read_bytes() == DATA
+    assert leftovers(store) == []
+    if lock_works:
+        assert hub_server.bytes_served == len(DATA)
+
+
+def test_partial_file_of_a_living_process_is_left_alone(store: Store) -> None:
+    blob = store.hub_cache / "models--org--repo" / "blobs" / sha256(DATA)
+    blob.parent.mkdir(parents=True)
+    with claim(blob, len(DATA)) as first:
+        first.write(DATA[: 2 * MIB])
+        with claim(blob, len(DATA)) as second:
+            assert second.size_bytes == 0
+    with claim(blob, len(DATA)) as third:
+        assert third.size_bytes == 2 * MIB
+
+
+def test_resumed_hash_is_that_of_the_whole(store: Store) -> None:
+    store.hub_cache.mkdir()
+    blob = store.hub_cache / "b"
+    with claim(blob, len(DATA)) as partial:
+        partial.write(DATA[: 2 * MIB + 5])
+    with claim(blob, len(DATA)) as partial:
+        assert partial.size_bytes == 2 * MIB  # back to the last whole MiB
+        partial.write(DATA[2 * MIB :])
+        assert partial.digest() == sha256(DATA)
+
+
+HOSTILE = ["../evil.gguf", "/etc/evil.gguf", "a/../../evil.gguf", "..\\evil.gguf", "a\0.gguf", ""]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_name_never_becomes_a_path(hub_server: HubServer, store: Store, name: str) -> None:
+    evil = RemoteFile("org/repo", name, len(DATA), sha256(DATA), "x", COMMIT, "main")
+    with pytest.raises(catalog.StoreError, match="may not become a path"):
+        pull(Hub(), [evil], store, nothing)
+    assert hub_server.requests == []
+    assert not store.hub_cache.exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"repository": "../.."},
+        {"repository": "org/.."},
+        {"commit": "../../x"},
+        {"sha256": "../" * 20 + "abcd"},
+        {"sha256": "A" * 64},
+        {"revision": "../../x"},
+    ],
+    ids=str,
+)
+def test_hostile_listing_never_becomes_a_path(store: Store, change: dict[str, str]) -> None:
+    facts = {"repository": "org/repo", "name": "m.gguf", "size_bytes": 9, "sha256": sha256(DATA)}
+    facts |= {"etag": "x", "commit": COMMIT, "revision": "main"}
+    file = RemoteFile(**{**facts, **change})  # type: ignore[arg-type]
+    with pytest.raises(catalog.StoreError):
+        for path in (store.blob_path(file), store.pointer_path(file), store.ref_path(file)):
+            assert path
+    assert not store.hub_cache.exists()
+
+
+def test_link_inside_the_store_leads_nowhere(
+    hub_server: HubServer, store: Store, tmp_path: Path
+) -> None:
+    hub, files = remote(hub_server)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    store.hub_cache.mkdir()
+    (store.hub_cache / "models--org--repo").symlink_to(outside)
+    with pytest.raises(catalog.StoreError, match="leads out of"):
+        pull(hub, files, store, nothing)
+    assert list(outside.iterdir()) == []
+
+
+def test_gone_watcher_is_not_taken_for_the_disk(hub_server: HubServer, store: Store) -> None:
+    hub, files = remote(hub_server)
+
+    def gone(done: int, total: int) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    with pytest.raises(BrokenPipeError):
+        pull(hub, files, store, gone)

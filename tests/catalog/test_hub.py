@@ -1,0 +1,164 @@
+"""Listings, choices, header bytes and refusals, against a loopback hub."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+from huggingface_hub import constants
+from support.hub_server import COMMIT, Fault, HubServer, sha256
+
+import catalog
+from catalog.hub import Hub, Interrupted, _next_url
+
+BIG = b"GGUF" + bytes(range(256)) * 40_000  # 10,240,004 bytes
+
+
+def test_listing_has_sizes_hashes_and_commit(hub_server: HubServer) -> None:
+    hub_server.files = {"org/repo/m-Q8_0.gguf": BIG, "org/repo/README.md": b"hello"}
+    found = {file.name: file for file in Hub().files("org/repo")}
+    model = found["m-Q8_0.gguf"]
+    assert (model.size_bytes, model.sha256) == (10_240_004, sha256(BIG))
+    assert (model.etag, model.commit, model.revision) == (sha256(BIG), COMMIT, "main")
+    assert found["README.md"].sha256 is None
+
+
+def test_listing_drops_names_that_lead_out(hub_server: HubServer) -> None:
+    hub_server.files = {"org/repo/../../evil.gguf": BIG, "org/repo/a.gguf": BIG}
+    assert [file.name for file in Hub().files("org/repo")] == ["a.gguf"]
+
+
+def test_choose_returns_all_parts_in_order(hub_server: HubServer) -> None:
+    names = [f"Q4_K_M/m-Q4_K_M-0000{i}-of-00003.gguf" for i in (3, 1, 2)]
+    hub_server.files = {f"org/repo/{name}": BIG for name in (*names, "m-Q8_0.gguf")}
+    hub = Hub()
+    files = hub.files("org/repo")
+    assert [f.name for f in hub.choose(files, "Q4_K_M")] == sorted(names)
+    assert [f.name for f in hub.choose(files, "Q8_0")] == ["m-Q8_0.gguf"]
+
+
+def test_find_accepts_an_older_spelling(hub_server: HubServer) -> None:
+    hub_server.files = {"ggml-org/gpt-oss-20b-GGUF/gpt-oss-20b-mxfp4.gguf": BIG}
+    found = Hub().find(catalog.resolve("gpt-oss-20b"))
+    assert [file.name for file in found] == ["gpt-oss-20b-mxfp4.gguf"]
+
+
+def test_header_is_read_by_range_and_grows_without_repeating(hub_server: HubServer) -> None:
+    hub_server.files = {"org/repo/m.gguf": BIG}
+    hub = Hub()
+    (file,) = hub.choose(hub.files("org/repo"), None)
+    assert hub.header(file, 100_000) == BIG[:100_000]
+    assert hub.header(file, 150_000) == BIG[:150_000]
+    assert hub.header(file, 50) == BIG[:50]
+    ranges = [request.headers["range"] for request in hub_server.sent_to("storage")]
+    assert ranges == ["bytes=0-99999", "bytes=100000-149999"]
+    assert hub_server.bytes_served == 150_000
+
+
+def test_header_longer_than_the_file_is_the_file(hub_server: HubServer) -> None:
+    hub_server.files = {"org/repo/m.gguf": b"GGUF1234"}
+    hub = Hub()
+    (file,) = hub.choose(hub.files("org/repo"), None)
+    assert hub.header(file, 10**9) == b"GGUF1234"
+
+
+def test_header_stops_early_where_ranges_are_not_honoured(hub_server: HubServer) -> None:
+    hub_server.files = {"org/repo/m.gguf": BIG}
+    hub_server.faults = [Fault("no-range"), Fault("no-range")]
+    hub = Hub()
+    (file,) = hub.choose(hub.files("org/repo"), None)
+    assert hub.header(file, 1000) == BIG[:1000]
+    assert hub.header(file, 2000) == BIG[:2000]
+
+
+def test_missing_repository_and_revision_are_not_found(hub_server: HubServer) -> None:
+    hub_server.files = {"org/repo/m.gguf": BIG}
+    with pytest.raises(catalog.ModelNotFound, match="org/none"):
+        Hub().files("org/none")
+    with pytest.raises(catalog.ModelNotFound):
+        Hub().files("org/repo", "v9")
+    with pytest.raises(catalog.ModelNotFound):
+        Hub().files("../etc")
+
+
+def test_gated_repository_is_denied_without_the_token(hub_server: HubServer) -> None:
+    hub_server.files = {"org/gated/m.gguf": BIG}
+    hub_server.gated = {"org/gated"}
+    with pytest.raises(catalog.AccessDenied, match="licence must be accepted"):
+        Hub().files("org/gated")
+    assert Hub(token="hf_secret").files("org/gated")
+
+
+def test_token_of_the_environment_is_sent(hub_server: HubServer, monkeypatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub_server.files = {"org/gated/m.gguf": BIG}
+    hub_server.gated = {"org/gated"}
+    assert Hub().files("org/gated")
+
+
+def test_second_host_never_sees_the_token(hub_server: HubServer) -> None:
+    hub_server.files = {"org/repo/m.gguf": BIG}
+    hub = Hub(token="hf_secret")
+    (file,) = hub.choose(hub.files("org/repo"), None)
+    hub.header(file, 10)
+    assert all(r.headers["authorization"] == "Bearer hf_secret" for r in hub_server.sent_to("hub"))
+    (request,) = hub_server.sent_to("storage")
+    assert "authorization" not in request.headers
+    assert "hf_secret" not in str(request)
+
+
+def test_nothing_but_the_file_is_asked_of_the_hub(hub_server: HubServer) -> None:
+    hub_server.files = {"org/repo/m.gguf": BIG}
+    hub = Hub()
+    (file,) = hub.choose(hub.files("org/repo"), None)
+    hub.header(file, 10)
+    assert [r.path for r in hub_server.sent_to("hub")] == [
+        "/api/models/org/repo?blobs=true",
+        f"/org/repo/resolve/{COMMIT}/m.gguf",
+    ]
+
+
+def test_redirect_loop_and_downgrade_are_refused(hub_server: HubServer) -> None:
+    hub_server.files = {"org/repo/m.gguf": BIG}
+    hub_server.redirect = "loop"
+    hub = Hub()
+    (file,) = hub.choose(hub.files("org/repo"), None)
+    with pytest.raises(catalog.HubUnreachable, match="more than 5 redirects"):
+        hub.header(file, 10)
+    assert _next_url("https://a/x", "/y", "m") == "https://a/y"
+    with pytest.raises(catalog.HubUnreachable, match="refused a redirect from https to http"):
+        _next_url("https://a/x", "http://a/x", "m")
+
+
+def test_no_server_is_unreachable() -> None:
+    with socket.socket() as unused:  # bound but not listening: connections are refused
+        unused.bind(("127.0.0.1", 0))
+        hub = Hub(endpoint=f"http://127.0.0.1:{unused.getsockname()[1]}")
+        with pytest.raises(catalog.HubUnreachable):
+            hub.files("org/repo")
+
+
+def test_offline_mode_opens_no_socket(hub_server: HubServer, monkeypatch) -> None:
+    with pytest.raises(catalog.HubUnreachable, match="offline"):
+        Hub(offline=True).files("org/repo")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(catalog.HubUnreachable, match="offline"):
+        Hub().files("org/repo")
+    assert hub_server.requests == []
+
+
+def test_busy_server_says_when_to_come_back(hub_server: HubServer) -> None:
+    hub_server.files = {"org/repo/m.gguf": BIG}
+    hub_server.faults = [Fault("status", 503, {"Retry_After": "7"})]
+    hub = Hub()
+    (file,) = hub.choose(hub.files("org/repo"), None)
+    with pytest.raises(Interrupted, match="answered 503") as caught:
+        hub.header(file, 10)
+    assert caught.value.retry_after_s == 7
+
+
+def test_answer_that_is_no_listing_is_unreachable(hub_server: HubServer, monkeypatch) -> None:
+    hub_server.files = {"org/repo/m.gguf": BIG}
+    monkeypatch.setattr(hub_server, "listing", lambda repository: ["captive portal"])
+    with pytest.raises(catalog.HubUnreachable, match="not a listing"):
+        Hub().files("org/repo")

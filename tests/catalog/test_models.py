@@ -1,0 +1,146 @@
+"""Every entry of models.toml, and how a wrong one is refused."""
+
+from __future__ import annotations
+
+import copy
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import catalog
+from catalog.entry import ANSWER_VERIFIED, ARCHITECTURE_IMPLEMENTED, NOT_YET
+from catalog.facts import KINDS, LICENCES, load
+from catalog.names import label
+
+TABLES = tomllib.loads(Path(catalog.__file__).with_name("models.toml").read_text("utf-8"))
+ENTRIES = catalog.entries()
+
+
+@pytest.mark.parametrize("entry", ENTRIES.values(), ids=lambda e: e.id)
+def test_entry_has_what_every_entry_must_have(entry: catalog.Entry) -> None:
+    assert entry.sources
+    assert all(source.partition(": ")[2] for source in entry.sources)
+    assert entry.licence in LICENCES
+    assert entry.kind in KINDS
+    assert entry.architecture
+    assert entry.repository
+    assert entry.facts() is not None
+    for facts in entry.files:
+        assert all(label(name) == facts.quant for name in facts.names)
+
+
+def test_catalog_holds_all_models_of_the_plan() -> None:
+    moe = [entry for entry in ENTRIES.values() if entry.moe]
+    assert len(moe) == 38
+    assert len(ENTRIES) - len(moe) == 19
+
+
+@pytest.mark.parametrize(
+    ("id", "quant", "size_bytes", "approximate"),
+    [
+        ("qwen3-30b-a3b", "Q4_K_M", 18_556_685_824, False),
+        ("qwen3-coder-30b-a3b", "Q4_K_M", 18_556_689_568, False),
+        ("gpt-oss-20b", "MXFP4", 12_109_566_624, False),
+        ("gpt-oss-20b", "Q4_K_M", 11_624_759_488, False),
+        ("llama-4-scout", "Q4_K_M", 49_848_379_744 + 15_511_520_608, False),
+        ("olmoe-1b-7b-instruct", "Q4_K_M", 4_213_512_672, False),
+        ("smollm2-135m", "Q4_1", 98_362_432, False),
+        ("deepseek-r1-0528", "Q4_K_M", 404_900_000_000, True),
+        ("qwen3-0.6b", "Q4_K_M", 396_676_301, True),  # 378.3 MiB
+    ],
+)
+def test_size_is_the_recorded_one(id: str, quant: str, size_bytes: int, approximate: bool) -> None:
+    facts = ENTRIES[id].facts(quant)
+    assert facts is not None
+    assert (facts.size_bytes, facts.approximate) == (size_bytes, approximate)
+
+
+def test_experts_of_qwen3_30b_are_128_of_which_8_run() -> None:
+    entry = ENTRIES["qwen3-30b-a3b"]
+    assert (entry.experts, entry.experts_used, entry.experts_shared) == (128, 8, 0)
+    assert (entry.total_parameters, entry.active_parameters) == (30_532_122_624, 3_300_000_000)
+
+
+def test_unverified_facts_are_absent() -> None:
+    assert ENTRIES["smollm2-135m"].sampling == catalog.Sampling()
+    assert ENTRIES["phi-3.5-moe-instruct"].total_parameters is None
+    assert ENTRIES["mistral-large-3"].layers is None
+    facts = ENTRIES["gemma-3-27b"].facts()
+    assert facts is not None
+    assert facts.size_bytes is None
+
+
+def test_dense_model_uses_all_its_parameters() -> None:
+    entry = ENTRIES["llama-3.1-8b"]
+    assert not entry.moe
+    assert entry.active_parameters == entry.total_parameters == 8_000_000_000
+
+
+def test_split_file_lists_all_its_parts() -> None:
+    facts = ENTRIES["llama-4-scout"].facts()
+    assert facts is not None
+    stem = "Q4_K_M/Llama-4-Scout-17B-16E-Instruct-Q4_K_M"
+    assert facts.parts == (f"{stem}-00001-of-00002.gguf", f"{stem}-00002-of-00002.gguf")
+
+
+def test_hybrid_model_has_sampling_for_both_ways() -> None:
+    entry = ENTRIES["qwen3-8b"]
+    assert entry.sampling_no_think is not None
+    assert (entry.sampling.temperature, entry.sampling_no_think.temperature) == (0.6, 0.7)
+
+
+def test_status_says_no_more_than_was_proved() -> None:
+    implemented = {"llama", "qwen3"}
+    assert catalog.status(catalog.starter_entry(), implemented) == ANSWER_VERIFIED
+    assert catalog.status(catalog.starter_entry(), set()) == NOT_YET
+    assert catalog.status(ENTRIES["qwen3-8b"], implemented) == ARCHITECTURE_IMPLEMENTED
+    assert catalog.status(ENTRIES["gpt-oss-20b"], implemented) == NOT_YET
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("layers", "48", "qwen3-30b-a3b: layers: '48' is not valid"),
+        ("layers", True, "layers"),
+        ("layers", 0, "layers"),
+        ("experts_used", 129, "experts_used: contradicts"),
+        ("active_parameters", 31_000_000_000, "active_parameters: contradicts"),
+        ("kind", "chat", "kind"),
+        ("licence", "apache-2.0", "licence"),
+        ("repository", "../../etc", "repository"),
+        ("default_quant", "Q8_0", "default_quant: contradicts"),
+        ("hybrid", "yes", "hybrid"),
+        ("sources", [], "sources"),
+        ("sources", ["HEARSAY"], "'HEARSAY' is not explained"),
+        ("status", "verified", "status: no such key"),
+        ("sampling", {"temperature": 3}, r"sampling\.temperature"),
+        ("sampling", {"heat": 1}, r"sampling\.heat: no such key"),
+        ("files", [{"quant": "q4_k_m"}], r"files\[0\]\.quant"),
+        ("files", [{"quant": "Q8_0", "names": ["a-Q4_0.gguf"]}], "is not called Q8_0"),
+        ("files", [{"quant": "Q4_K_M", "names": ["../a-Q4_K_M.gguf"]}], "names"),
+        ("files", [{"quant": "Q4_K_M", "size_gb": 1, "size_gib": 1}], "given beside"),
+        ("files", [{"quant": "Q4_K_M"}, {"quant": "Q4_K_M"}], "files: contradicts"),
+        ("package", {"wheel": "x==1"}, r"package\.member: missing"),
+    ],
+)
+def test_wrong_fact_is_refused_by_name(key: str, value: Any, message: str) -> None:
+    tables = copy.deepcopy(TABLES)
+    tables["model"][0][key] = value
+    with pytest.raises(catalog.CatalogError, match=message):
+        load(tables)
+
+
+def test_missing_fact_is_refused_by_name() -> None:
+    tables = copy.deepcopy(TABLES)
+    del tables["model"][3]["licence"]
+    with pytest.raises(catalog.CatalogError, match="qwen3-coder-30b-a3b: licence: missing"):
+        load(tables)
+
+
+def test_repeated_id_is_refused() -> None:
+    tables = copy.deepcopy(TABLES)
+    tables["model"].append(tables["model"][0])
+    with pytest.raises(catalog.CatalogError, match="id appears twice"):
+        load(tables)

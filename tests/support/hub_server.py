@@ -1,0 +1,228 @@
+"""A loopback Hub: the protocol of the real one, spoken to the real client, with scripted faults.
+
+Two servers on two ports: the hub answers listings and redirects every `resolve` to the second, as
+the real hub does to its storage. Requests are recorded; bytes of files are counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "c0ffee" + "0" * 34
+
+
+@dataclass
+class Request:
+    """What a client sent. `host` is "hub" or "storage"."""
+
+    host: str
+    path: str
+    headers: dict[str, str]
+
+
+@dataclass
+class Fault:
+    """What storage does to one request instead of answering it properly; each is used once.
+
+    kind: "cut" (close after `at` bytes), "flip" (damage byte `at`), "status" (answer `at`),
+    "no-range" (200 from the start), "wrong-range", "stall" (silence after `at` bytes), "gzip",
+    "short" (a whole answer that lacks bytes), "new-etag".
+    """
+
+    kind: str
+    at: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class HubServer:
+    """A running hub. `files`: repository/name -> bytes; `gated` repositories want `token`."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    gated: set[str] = field(default_factory=set)
+    token: str = "hf_secret"
+    faults: list[Fault] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    bytes_served: int = 0
+    throttle_bytes_per_s: float = 0
+    redirect: str = "storage"  # or "loop", or an address to redirect to
+    url: str = ""
+    storage_url: str = ""
+
+    def sent_to(self, host: str) -> list[Request]:
+        """The requests that one of the two hosts received."""
+        return [r for r in self.requests if r.host == host]
+
+    def listing(self, repository: str) -> dict[str, Any] | None:
+        """What `api/models/<repository>?blobs=true` answers."""
+        names = [k.removeprefix(f"{repository}/") for k in self.files if k.startswith(repository)]
+        if not names:
+            return None
+        return {
+            "id": repository,
+            "modelId": repository,
+            "sha": COMMIT,
+            "siblings": [self._sibling(repository, name) for name in names],
+        }
+
+    def _sibling(self, repository: str, name: str) -> dict[str, Any]:
+        data = self.files[f"{repository}/{name}"]
+        lfs = {"sha256": sha256(data), "size": len(data), "pointerSize": 134}
+        small = not name.endswith(".gguf")
+        return {
+            "rfilename": name,
+            "size": len(data),
+            "blobId": hashlib.sha1(data).hexdigest(),
+            **({} if small else {"lfs": lfs}),
+        }
+
+
+def sha256(data: bytes) -> str:
+    """The hex digest of some bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+@contextmanager
+def running_hub() -> Iterator[HubServer]:
+    """Run a hub on two ports of the loopback interface."""
+    hub = HubServer()
+    servers = [ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub, n)) for n in ("hub", "storage")]
+    hub.url, hub.storage_url = (f"http://127.0.0.1:{s.server_address[1]}" for s in servers)
+    threads = [threading.Thread(target=s.serve_forever, args=(0.02,)) for s in servers]
+    for thread in threads:
+        thread.start()
+    try:
+        yield hub
+    finally:
+        for server, thread in zip(servers, threads, strict=True):
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+
+def _handler(hub: HubServer, host: str) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            hub.requests.append(Request(host, self.path, headers))
+            path = unquote(urlsplit(self.path).path).lstrip("/")
+            answer = _api if path.startswith("api/") else _resolve
+            (_storage if host == "storage" else answer)(self, hub, path)
+
+        def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+    return Handler
+
+
+def _denied(handler: Any, hub: HubServer, repository: str) -> bool:
+    authorized = handler.headers.get("Authorization") == f"Bearer {hub.token}"
+    if repository in hub.gated and not authorized:
+        handler.answer(403, b"{}", X_Error_Code="GatedRepo")
+        return True
+    return False
+
+
+def _api(handler: Any, hub: HubServer, path: str) -> None:
+    repository, _, revision = path.removeprefix("api/models/").partition("/revision/")
+    listing = hub.listing(repository)
+    if listing is None:
+        handler.answer(404, b"{}", X_Error_Code="RepoNotFound")
+    elif revision not in ("", "main", COMMIT):
+        handler.answer(404, b"{}", X_Error_Code="RevisionNotFound")
+    elif not _denied(handler, hub, repository):
+        handler.answer(200, json.dumps(listing).encode(), Content_Type="application/json")
+
+
+def _resolve(handler: Any, hub: HubServer, path: str) -> None:
+    repository, _, rest = path.partition("/resolve/")
+    name = rest.partition("/")[2]
+    data = hub.files.get(f"{repository}/{name}")
+    if data is None:
+        handler.answer(404, X_Error_Code="EntryNotFound")
+    elif not _denied(handler, hub, repository):
+        targets = {"storage": f"{hub.storage_url}/{repository}/{name}", "loop": handler.path}
+        handler.answer(
+            302,
+            Location=targets.get(hub.redirect, hub.redirect),
+            X_Repo_Commit=COMMIT,
+            X_Linked_Size=str(len(data)),
+            X_Linked_ETag=f'"{sha256(data)}"',
+            ETag=f'"{sha256(data)}"',
+        )
+
+
+def _storage(handler: Any, hub: HubServer, path: str) -> None:
+    data = hub.files[path]
+    fault = hub.faults.pop(0) if hub.faults else Fault("none")
+    if fault.kind == "status":
+        handler.answer(fault.at, **fault.headers)
+        return
+    etag = '"other"' if fault.kind == "new-etag" else f'"storage-{sha256(data)[:16]}"'
+    found = re.fullmatch(r"bytes=(\d+)-(\d*)", handler.headers.get("Range", ""))
+    fresh = handler.headers.get("If-Range", etag) == etag
+    start, end = 0, len(data)
+    if found and fresh and fault.kind != "no-range":
+        start, end = int(found[1]), min(int(found[2] or len(data)) + 1, len(data))
+        shown = start + 1 if fault.kind == "wrong-range" else start
+        handler.send_response(206)
+        handler.send_header("Content-Range", f"bytes {shown}-{end - 1}/{len(data)}")
+    else:
+        handler.send_response(200)
+    if fault.kind == "flip":
+        data = data[: fault.at] + bytes([data[fault.at] ^ 1]) + data[fault.at + 1 :]
+    if fault.kind == "short":
+        end -= 1
+    if fault.kind == "gzip":
+        handler.send_header("Content-Encoding", "gzip")
+    handler.send_header("ETag", etag)
+    handler.send_header("Content-Length", str(end - start))
+    handler.end_headers()
+    if handler.command != "HEAD":
+        _send(handler, hub, data[start:end], fault)
+
+
+def _send(handler: Any, hub: HubServer, body: bytes, fault: Fault) -> None:
+    """Send a body, at the throttled rate, up to where the fault says."""
+    broken = fault.kind in ("cut", "stall")
+    body = body[: fault.at] if broken else body
+    step = 65536
+    for i in range(0, len(body), step):
+        piece = body[i : i + step]
+        hub.bytes_served += len(piece)
+        try:
+            handler.wfile.write(piece)
+        except OSError:  # the client has seen enough
+            handler.close_connection = True
+            return
+        if hub.throttle_bytes_per_s:
+            time.sleep(len(piece) / hub.throttle_bytes_per_s)
+    if fault.kind == "stall":
+        handler.wfile.flush()
+        time.sleep(float(fault.headers["seconds"]))
+    if broken:
+        handler.close_connection = True
