@@ -1,7 +1,7 @@
 """Fixtures that every wing's tests share.
 
-CONIFER_FIXTURES names a folder with more model fixtures of the same form as tests/fixtures; where it
-is set, the parity tests run over those too. CONIFER_KERNELS chooses the kernels under test.
+CONIFER_FIXTURES names a folder with more model fixtures of the same form as tests/fixtures; where
+it is set, the parity tests run over those too. CONIFER_KERNELS chooses the kernels under test.
 """
 
 from __future__ import annotations

@@ -7,11 +7,11 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from support.models import HERE
 
 import engine
 from engine.errors import ContextOverflow, NumericError
 from engine.generate import StopFilter
+from support.models import HERE
 
 PROMPT = list(range(3, 23))
 

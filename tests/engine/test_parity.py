@@ -1,4 +1,4 @@
-"""Every stored model gives the logits that transformers gives: prompt, decoding, chunks, no cache."""
+"""Every stored model gives the logits that transformers gives: prompt, decoding, in chunks."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
-from support.models import Stored, row_rms, stored_models
 
 import engine
 from engine.models import PAGES
+from support.models import Stored, row_rms, stored_models
 
 MODELS = stored_models(set(PAGES))
 FLOAT = [m for m in MODELS if not m.quantized]

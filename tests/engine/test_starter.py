@@ -9,13 +9,13 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from support.gguf_writer import Tensor
-from support.models import HERE
-from support.rewrite import all_tensors, rewrite
 
 import engine
 from engine.gguf import open_model
 from engine.kernels import RESIDENT_BITS, resident_bytes
+from support.gguf_writer import Tensor
+from support.models import HERE
+from support.rewrite import all_tensors, rewrite
 
 EXPECTED = json.loads((HERE / "starter" / "expected.json").read_text())
 CASES = EXPECTED["cases"]
@@ -85,7 +85,7 @@ def test_loading_keeps_at_most_what_was_promised(starter_path: Path):
 def test_the_starter_as_a_mixtral_of_clones_gives_the_same_logits(
     model: engine.Model, starter_path: Path, kernels: str, tmp_path: Path
 ):
-    """All experts equal: whatever the router chooses, weights that sum to 1 give the dense layer."""
+    """All experts equal: whichever the router chooses, weights of sum 1 give the dense layer."""
     tensors = [copy for tensor in all_tensors(starter_path) for copy in cloned(tensor)]
     rng = np.random.default_rng(0)
     width, layers = model.config.width, model.config.layers

@@ -1,4 +1,4 @@
-"""The stored models of tests/fixtures (and of CONIFER_FIXTURES): a tiny file and its true logits."""
+"""The stored models of tests/fixtures and CONIFER_FIXTURES: a tiny file and its true logits."""
 
 from __future__ import annotations
 

@@ -1,0 +1,107 @@
+"""How a byte-level BPE vocabulary wants its text cut before merging, by `tokenizer.ggml.pre`.
+
+One row per name: the patterns, and two habits that go with the name. Patterns are applied in
+sequence, each to the pieces the one before it left; what lies between two matches is a piece too.
+They are in the dialect of the `tokenizers` library's regular expressions. This module knows no
+vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.errors import UnsupportedError
+
+CONTRACTIONS = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
+WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+DIGITS = r"\p{N}{1,3}"
+PUNCTUATION = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
+SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+UPPER, LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
+
+GPT2 = (r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",)
+STARCODER = (r"\p{N}", *GPT2)
+DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", *GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")
+LLAMA3 = (f"{CONTRACTIONS}|{WORDS}|{DIGITS}|{PUNCTUATION}|{SPACES}",)
+QWEN2 = (rf"{CONTRACTIONS}|{WORDS}|\p{{N}}|{PUNCTUATION}|{SPACES}",)
+QWEN35 = (
+    rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
+    rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{SPACES}",
+)
+BAILING = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*"
+    r"|\s*[\r\n]|\s+(?!\S)|\s+",
+)
+
+
+def _cased(contractions: str, exclude: str = "") -> str:
+    """Words that end where lower case turns to upper case."""
+    upper, lower = f"[{UPPER}{exclude}]", f"[{LOWER}{exclude}]"
+    lead = r"[^\r\n\p{L}\p{N}]?"
+    return f"{lead}{upper}*{lower}+{contractions}|{lead}{upper}+{lower}*{contractions}"
+
+
+ANY_CASE = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+PATHS = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
+GPT4O = (f"{_cased(ANY_CASE)}|{DIGITS}|{PATHS}|{SPACES}",)
+TEKKEN = (rf"{_cased('')}|\p{{N}}|{PATHS}|{SPACES}",)
+NOT_HAN = r"&&[^\p{Han}]"
+KIMI = (rf"[\p{{Han}}]+|{_cased(ANY_CASE, NOT_HAN)}|{DIGITS}|{PUNCTUATION}|{SPACES}",)
+
+# The letters DeepSeek's first tokenizer calls letters: cased alphabets as Unicode 6 had them.
+DEEPSEEK_LETTERS = (
+    "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷ"
+    "ᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-\u1f7dᾀ-ᾴᾶ-ᾼ\u1fbeῂ-ῄῆ-ῌῐ-\u1fd3ῖ-\u1fdbῠ-Ῥῲ-ῴῶ-ῼℂ"
+    "ℇℊ-ℓℕℙ-ℝℤ\u2126ℨ\u212a-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚ"
+    "ａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
+)
+# The ranges for ideographs and symbols span wide spaces too, which llama.cpp takes for spaces.
+DEEPSEEK_LLM = (
+    r"[\r\n]",
+    rf"\s?[{DEEPSEEK_LETTERS}]+",
+    r"\s?(?:(?!\s)[!-/:-~！-／：-～‘-‟　-。])+",
+    r"\s+$",
+    r"(?:(?!\s)[一-龥ࠀ-一가-\x{D7FF}])+",
+    r"\p{N}+",
+)
+DEEPSEEK_V3 = (
+    r"\p{N}{1,3}",
+    "[一-龥぀-ゟ゠-ヿ]+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{SPACES}",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PreTokenizer:
+    """`whole_words`: a piece that is a token is not merged. `add_bos`: unless the file says no."""
+
+    patterns: tuple[str, ...]
+    whole_words: bool = False
+    add_bos: bool = False
+
+
+_ROWS: dict[str, PreTokenizer] = {
+    "default": PreTokenizer(DEFAULT),
+    "gpt-2 olmo mpt phi-2": PreTokenizer(GPT2),
+    "smollm starcoder refact command-r": PreTokenizer(STARCODER),
+    "qwen2 stablelm2 deepseek-r1-qwen hunyuan megrez": PreTokenizer(QWEN2),
+    "qwen35": PreTokenizer(QWEN35),
+    "llama-bpe llama3 llama-v3 lfm2 falcon3 pixtral": PreTokenizer(LLAMA3, True, True),
+    "glm4 glm5": PreTokenizer(LLAMA3, True),
+    "dbrx smaug-bpe chatglm-bpe": PreTokenizer(LLAMA3),
+    "deepseek-llm": PreTokenizer(DEEPSEEK_LLM),
+    "deepseek-v3 hunyuan-dense": PreTokenizer(DEEPSEEK_V3),
+    "tekken": PreTokenizer(TEKKEN, True, True),
+    "gpt-4o llama4 minimax-m2": PreTokenizer(GPT4O),
+    "bailingmoe bailingmoe2": PreTokenizer(BAILING),
+    "kimi-k2": PreTokenizer(KIMI),
+}
+PRE_TOKENIZERS = {name: row for names, row in _ROWS.items() for name in names.split()}
+
+
+def pre_tokenizer(name: str) -> PreTokenizer:
+    """Look a pre-tokenizer up; raise UnsupportedError for a name that is not in the table."""
+    if name not in PRE_TOKENIZERS:
+        raise UnsupportedError(f"the engine does not have the pre-tokenizer {name!r}")
+    return PRE_TOKENIZERS[name]
