@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from engine.cache import STEP, bytes_per_value, kv_bytes
 from engine.config import ModelConfig
 from engine.gguf import TensorInfo
-from engine.kernels import resident_bytes
+from engine.kernels import growth, resident_bytes
 from engine.machine import Machine
 
 MARGIN = 1.02  # the need is known to about 2 %
@@ -22,6 +22,7 @@ PROGRAM = 320 << 20  # Python, MLX, the tokenizer of a large vocabulary
 DEFAULT_CONTEXT = 32_768
 SCORE_BYTES = 128 << 20  # attention scores of one prefill chunk
 MAX_CHUNK, MIN_CHUNK = 512, 16
+GUESSED_KV, GUESSED_BUFFERS = 768 << 20, 512 << 20  # where there is no header: some 8,000 tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +102,16 @@ def judge(
 
 def judge_size(size_bytes: int, machine: Machine) -> Verdict:
     """Judge a file by its size alone: a lower bound on the need, so only "too_large" is certain."""
-    need = Need(size_bytes, 0, 0, PROGRAM)
-    kind = _kind(need, machine)
-    return Verdict(kind, need, machine, reserve_bytes(machine), 0, 0, size_bytes, estimated=True)
+    return _judge_need(Need(size_bytes, 0, 0, PROGRAM), size_bytes, machine)
+
+
+def estimate_size(size_bytes: int, quant: str, machine: Machine) -> Verdict:
+    """Judge a file by its size and quantisation, with what it grows by and room for some context.
+
+    This is the best guess before a header is read, where `judge_size` is what is certain.
+    """
+    weights = int(size_bytes * growth(quant, machine.backend))
+    return _judge_need(Need(weights, GUESSED_KV, GUESSED_BUFFERS, PROGRAM), size_bytes, machine)
 
 
 def reserve_bytes(machine: Machine) -> int:
@@ -146,6 +154,11 @@ def buffer_bytes(
     floats = [t.size_bytes for t in tensors.values() if t.type.name in ("F16", "BF16")]
     wide = 2 * max(floats, default=0) if backend == "cpu" else 0  # multiplied in float32
     return scores + widened + rows + logits + wide
+
+
+def _judge_need(need: Need, file_bytes: int, machine: Machine) -> Verdict:
+    kind, reserve = _kind(need, machine), reserve_bytes(machine)
+    return Verdict(kind, need, machine, reserve, 0, 0, file_bytes, estimated=True)
 
 
 def _kind(need: Need, machine: Machine) -> str:

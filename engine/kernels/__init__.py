@@ -19,13 +19,13 @@ import math
 from typing import TYPE_CHECKING, Protocol
 
 from engine.errors import BackendError
+from engine.gguf import TensorInfo
 from engine.machine import backend
+from engine.quants import TYPE_BY_NAME
 
 if TYPE_CHECKING:
     import mlx.core as mx
     import numpy as np
-
-    from engine.gguf import TensorInfo
 
 NAMES = ("auto", "native", "stock")
 GROUP = 32  # weights that share a scale in MLX's quantised matrices
@@ -96,3 +96,23 @@ def resident_bytes(info: TensorInfo, device: str) -> int:
     weights = math.prod(info.shape)
     scale_and_bias = 2 * (4 if device == "cpu" else 2)
     return weights * RESIDENT_BITS[info.type.name] // 8 + weights // GROUP * scale_and_bias
+
+
+def growth(quant: str, device: str) -> float:
+    """Estimate by which factor a file of a named quantisation grows once loaded.
+
+    A mix such as Q4_K_M is taken as three parts of Q4_K and one of Q6_K. 1 where there is no type.
+    """
+    name = quant.upper().removeprefix("UD-")
+    base = next((kind for kind in RESIDENT_BITS if name.startswith(kind)), None)
+    if base is None:
+        return 1.0
+    mixed = name != base
+    return 0.75 * _growth(base, device) + 0.25 * _growth("Q6_K" if mixed else base, device)
+
+
+def _growth(type_name: str, device: str) -> float:
+    kind = TYPE_BY_NAME[type_name]
+    block = TensorInfo("", (1, math.lcm(kind.weights, GROUP)), kind, 0, 0)
+    in_file = math.prod(block.shape) // kind.weights * kind.size_bytes
+    return resident_bytes(block, device) / in_file

@@ -6,21 +6,23 @@ import itertools
 from pathlib import Path
 
 import pytest
-from support.models import HERE
 
 from engine.cache import kv_bytes
 from engine.config import read_config
 from engine.gguf import TensorInfo, open_model
+from engine.kernels import growth
 from engine.machine import Machine
 from engine.memory import (
     PROGRAM,
     SCORE_BYTES,
+    estimate_size,
     judge,
     judge_size,
     prefill_chunk,
     reserve_bytes,
 )
 from engine.quants import TYPE_BY_NAME
+from support.models import HERE
 
 GB = 10**9
 TINY = open_model(HERE / "qwen3moe" / "model.gguf")
@@ -138,6 +140,19 @@ def test_size_alone_refuses_only_what_cannot_fit():
     verdict = judge_size(18_556_685_824, machine(64 * GB))
     assert (verdict.kind, verdict.estimated) == ("fits", True)
     assert verdict.need.total_bytes == 18_556_685_824 + PROGRAM
+
+
+def test_an_estimate_counts_what_repacking_adds():
+    # Q4_K 6 / 4.5, Q6_K 10 / 6.5625 bits on a CPU: three parts of one and one of the other.
+    assert growth("Q4_K_M", "cpu") == pytest.approx(0.75 * 6 / 4.5 + 0.25 * 10 / 6.5625)
+    assert growth("Q4_0", "cpu") == pytest.approx(6 / 4.5)
+    assert growth("Q8_0", "metal") == pytest.approx(9 / 8.5)
+    assert growth("MXFP4", "cpu") == growth("IQ1_S", "cpu") == 1
+    # Of Qwen3-30B-A3B with 16-bit scales, tensor by tensor: 18.56 GB become 21.8.
+    assert growth("Q4_K_M", "metal") == pytest.approx(21.8 / 18.56, rel=0.01)
+    assert estimate_size(18_556_685_824, "Q4_K_M", machine(24 * GB)).kind == "too_large"
+    assert judge_size(18_556_685_824, machine(24 * GB)).kind == "fits"
+    assert estimate_size(18_556_685_824, "Q4_K_M", machine(32 * GB)).kind == "fits"
 
 
 @pytest.mark.parametrize("context", [256, 4096, 32_768, 1 << 20])
