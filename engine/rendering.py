@@ -7,7 +7,8 @@ says it is ready, and then one line to each line it reads; each line is a JSON o
 
 A template can loop for ever, nest a list until its text fills the memory, or find a hole in the
 sandbox. Here it costs at most CPU_S seconds and MEMORY_BYTES, finds no environment variables, as
-the parent hands none on, and cannot write to a file. The text is what transformers' `apply_chat_template` would give.
+the parent hands none on, and cannot write to a file. The text is what transformers'
+`apply_chat_template` would give.
 """
 
 from __future__ import annotations

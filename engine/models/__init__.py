@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
 
 from engine.config import ModelConfig
-from engine.decoder import Decoder
 from engine.errors import UnsupportedError
-from engine.weights import Weights
+
+if TYPE_CHECKING:  # what needs MLX is imported with the page: the table is there without it
+    from engine.decoder import Decoder
+    from engine.weights import Weights
 
 # The architecture string of a file -> the page that builds it.
 PAGES = {
