@@ -46,7 +46,7 @@ def fit_all(as_json: bool) -> int:
 
 
 _CAVEAT = (
-    "Estimated from file sizes alone, without KV cache and buffers; "
+    "Estimated from file sizes, what loading adds to them, and some 8,000 tokens of context; "
     "`conifer fit MODEL` reads the file's header."
 )
 

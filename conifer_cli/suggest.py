@@ -15,10 +15,7 @@ if TYPE_CHECKING:
 
 
 def supported() -> frozenset[str]:
-    """Return the architectures that the engine implements. Raises BackendError without MLX."""
-    from engine.machine import backend
-
-    backend()  # before the import that fails without one
+    """Return the architectures that the engine implements."""
     from engine.models import PAGES
 
     return frozenset(PAGES)
@@ -40,13 +37,13 @@ def best_moe(machine: Machine) -> Entry | None:
 
 
 def size_kind(entry: Entry, quant: str | None, machine: Machine) -> str | None:
-    """Judge one quantisation by the catalog's size: fits, tight, too_large; None if not known."""
-    from engine.memory import judge_size
+    """Estimate by the catalog's size: fits, tight or too_large; None if that is not known."""
+    from engine.memory import estimate_size
 
     facts = entry.facts(quant)
     if facts is None or facts.size_bytes is None:
         return None
-    return judge_size(facts.size_bytes, machine).kind
+    return estimate_size(facts.size_bytes, facts.quant, machine).kind
 
 
 def ways_out(name: str, entry: Entry | None, verdict: Verdict, q8_fits: bool) -> Iterator[str]:

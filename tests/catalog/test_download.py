@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from support.hub_server import COMMIT, Fault, HubServer, sha256
 
 import catalog
 import catalog.download as download
@@ -20,6 +19,7 @@ from catalog.download import Patience, missing_space, pull
 from catalog.hub import Hub, RemoteFile
 from catalog.partial import Partial, claim
 from catalog.store import Store
+from support.hub_server import COMMIT, Fault, HubServer, sha256
 
 MIB = 2**20
 DATA = b"GGUF" + random.Random(1).randbytes(4 * MIB)
