@@ -17,6 +17,7 @@ from engine.errors import BackendError
 
 # Linux backends are separate distributions that bring the same library; only one may be installed.
 LINUX_BACKENDS = {"mlx-cpu": "cpu", "mlx-cuda-12": "cuda", "mlx-cuda-13": "cuda"}
+WIRED_RESERVE = 1 << 30
 METAL_SHARE = 0.95  # of the working set: wiring all of it has stopped whole machines
 
 
@@ -59,6 +60,19 @@ def this_machine() -> Machine:
     if kind == "cpu":
         return linux_cpu(Path("/"))
     return _metal() if kind == "metal" else _cuda()
+
+
+def wire(weights_bytes: int) -> None:
+    """Keep weights from being paged out on Metal, never more than the budget leaves room for.
+
+    MLX's own limit is not used: wiring the whole working set has stopped machines.
+    """
+    if backend() != "metal":
+        return
+    import mlx.core as mx
+
+    room = _metal().budget_bytes - WIRED_RESERVE
+    mx.set_wired_limit(max(0, min(weights_bytes, room)))
 
 
 def linux_cpu(root: Path) -> Machine:

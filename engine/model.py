@@ -15,6 +15,7 @@ from engine.decoder import Decoder
 from engine.errors import NumericError
 from engine.generate import OnPrefill, TokenStream
 from engine.gguf import open_model
+from engine.machine import wire
 from engine.memory import prefill_chunk
 from engine.sampling import Settings
 from engine.weights import Weights
@@ -111,10 +112,8 @@ def load(path: str | Path, kernels: str = "auto", threads: int | None = None) ->
     config = read_config(file.metadata)
     models.require_architecture(config.architecture)
     words = tokenizer.from_metadata(file.metadata)
-    weights = Weights(file, seam.select(kernels, threads))
-    return Model(
-        config,
-        words,
-        template.from_metadata(file.metadata, words),
-        models.build(config, weights),
-    )
+    chat = template.from_metadata(file.metadata, words)
+    decoder = models.build(config, Weights(file, seam.select(kernels, threads)))
+    mx.clear_cache()  # what repacking left over
+    wire(mx.get_active_memory())
+    return Model(config, words, chat, decoder)

@@ -128,7 +128,7 @@ def test_an_unforeseen_exception_stays_a_traceback(monkeypatch):
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="there MLX always has Metal")
 @pytest.mark.parametrize("found", [(), ("mlx-cpu", "mlx-cuda-12")])
-@pytest.mark.parametrize("arguments", [("fit",), ("list", "--catalog"), ("run", "-p", "hi")])
+@pytest.mark.parametrize("arguments", [("fit",), ("run", "-p", "hi")])
 def test_without_one_mlx_backend_the_extras_are_named(
     tmp_path, monkeypatch, capsys, arguments, found
 ):
