@@ -211,6 +211,49 @@ def fit(
 
 
 @app.command(
+    short_help="Measure how fast a model runs.",
+    epilog=_examples(
+        "conifer bench",
+        "conifer bench qwen3-30b-a3b --prompt 512 --depth 0,4k,16k",
+        "conifer bench ./model.gguf --json > result.json",
+    ),
+)
+def bench(
+    model: MaybeModel = None,
+    prompt: options.BenchPrompt = None,
+    depth: options.BenchDepth = None,
+    tokens: options.BenchTokens = 64,
+    repeat: options.BenchRepeat = 5,
+    kv_type: options.KV = options.KVType.F16,
+    kernels: options.KernelChoice = options.Kernels.AUTO,
+    force: options.Force = False,
+    yes: options.Yes = False,
+    as_json: options.Json = False,
+) -> int:
+    """Measure how fast a model reads prompts and answers here; without MODEL, the starter.
+
+    Medians, with the lowest and highest run; for answers also the share of the rate at which this
+    machine reads memory. The last line on standard output is the whole as one line of JSON.
+    """
+    from conifer_cli.bench import BenchOptions, bench_model
+
+    return bench_model(
+        model,
+        BenchOptions(
+            prompts=prompt.tokens if prompt else None,
+            depths=depth.tokens if depth else None,
+            tokens=tokens,
+            repeat=repeat,
+            kv_type=kv_type.value,
+            kernels=kernels.value,
+            force=force,
+            yes=yes,
+            as_json=as_json,
+        ),
+    )
+
+
+@app.command(
     "list",
     short_help="List the models on this machine.",
     epilog=_examples("conifer list", "conifer list --catalog"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -47,6 +48,24 @@ def parse_context(text: str) -> int:
             f"{text!r} is not a number of tokens from 1 to {MAX_CONTEXT:,}, such as 8192 or 64k"
         )
     return tokens
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Several numbers of tokens, in rising order, each once."""
+
+    tokens: tuple[int, ...]
+
+
+def parse_prompts(text: str) -> Lengths:
+    """Read numbers of tokens: 128,512 or 1k."""
+    return Lengths(tuple(sorted({parse_context(word) for word in text.split(",")})))
+
+
+def parse_depths(text: str) -> Lengths:
+    """Read numbers of tokens, of which one may be 0: 0,4096 or 0,4k."""
+    words = [word.strip() for word in text.split(",")]
+    return Lengths(tuple(sorted({0 if word == "0" else parse_context(word) for word in words})))
 
 
 def home() -> Path:
@@ -167,5 +186,47 @@ Think = Annotated[
         "--think/--no-think",
         envvar="CONIFER_THINK",
         help="Ask the chat template for reasoning, or for none.",
+    ),
+]
+BenchPrompt = Annotated[
+    Lengths | None,
+    typer.Option(
+        "--prompt",
+        metavar="TOKENS,...",
+        parser=parse_prompts,
+        envvar="CONIFER_BENCH_PROMPT",
+        help="Lengths of the prompts to read. Default: 128,512.",
+    ),
+]
+BenchDepth = Annotated[
+    Lengths | None,
+    typer.Option(
+        "--depth",
+        metavar="TOKENS,...",
+        parser=parse_depths,
+        envvar="CONIFER_BENCH_DEPTH",
+        help="How many tokens come before the answer. Default: 0,4096 where the context allows it.",
+    ),
+]
+BenchTokens = Annotated[
+    int,
+    typer.Option(
+        "--tokens",
+        metavar="COUNT",
+        min=1,
+        max=MAX_TOKENS,
+        envvar="CONIFER_BENCH_TOKENS",
+        help="Length of each answer.",
+    ),
+]
+BenchRepeat = Annotated[
+    int,
+    typer.Option(
+        "--repeat",
+        metavar="COUNT",
+        min=5,
+        max=1000,
+        envvar="CONIFER_BENCH_REPEAT",
+        help="Runs of each measurement.",
     ),
 ]

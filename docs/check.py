@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("", "run", "pull", "fit", "list", "show", "rm")
+COMMANDS = ("", "run", "pull", "fit", "bench", "list", "show", "rm")
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
 

@@ -57,11 +57,11 @@ class Decoder:
         self.norm = Norm(weights.vector("output_norm.weight", config.width), config.norm_eps)
         tied = "output.weight" not in weights
         self.head = self.embedding if tied else weights.matrix("output.weight", *shape)
-        self.dtype = weights.kernels.dtype
+        self.kernels = weights.kernels
 
     def hidden(self, tokens: mx.array, cache: Cache | None, offset: int) -> mx.array:
         """Run the blocks over tokens (T,), the first at position `offset`: (T, D), normalised."""
-        x = self.embedding.rows(tokens).astype(self.dtype)
+        x = self.embedding.rows(tokens).astype(self.kernels.dtype)
         for i, block in enumerate(self.blocks):
             x = block(x, cache.layers[i] if cache else None, offset)
         return self.norm(x)

@@ -98,6 +98,7 @@ class TokenStream:
             return
         started = time.perf_counter()
         sampler = Sampler(self.settings, self.tokens)
+        endings = frozenset() if self.settings.ignore_end else self.model.tokenizer.eog_ids
         pending = sampler.choose(self._prefill())
         mx.async_eval(pending)
         for count in range(1, limit + 1):
@@ -109,7 +110,7 @@ class TokenStream:
             started = self._clock(count, started)
             if value == NOT_FINITE:
                 raise NumericError(f"the logits after token {self.cache.length:,} are not finite")
-            if value in self.model.tokenizer.eog_ids:
+            if value in endings:
                 self.stats.decoded_tokens -= 1
                 self.finish, self.cut_by = "stop", None
                 return

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Model:
     """A loaded model. One sequence at a time; not for use from several threads at once.
 
-    template is None where the file has no chat template.
+    template is None where the file has no chat template. kernels: those that run it.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class Model:
         decoder: Decoder,
     ) -> None:
         self.config, self.tokenizer, self.template = config, tokenizer, template
+        self.kernels = decoder.kernels
         self._decoder = decoder
 
     def new_cache(self, context: int = 4096, kv_type: str = "f16") -> Cache:

@@ -26,8 +26,9 @@ class Settings:
 
     max_tokens None is as many as the context holds. temperature 0 is greedy. top_k 0, top_p 1,
     min_p 0 and repetition_penalty 1 are off. stop: strings that end the answer. processors:
-    functions of (recent tokens (n,), logits (V,)) that give new logits. Raises ValueError naming
-    what is out of range.
+    functions of (recent tokens (n,), logits (V,)) that give new logits. ignore_end: go on past
+    end-of-generation tokens, so that every answer is max_tokens long. Raises ValueError naming what
+    is out of range.
     """
 
     max_tokens: int | None = None
@@ -39,6 +40,7 @@ class Settings:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     processors: tuple[Processor, ...] = ()
+    ignore_end: bool = False
 
     def __post_init__(self) -> None:
         ranges = (

@@ -1,0 +1,51 @@
+"""One turn of Conifer, through the engine's `generate`. See turns.py."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import statistics
+from pathlib import Path
+
+import turns
+
+import engine
+from engine.gguf import open_model
+from engine.machine import backend
+from engine.measure import moved_bytes, read_method, read_rates
+
+READS = 5
+
+
+def main() -> None:
+    """Run the turn. The plain reads come last: their buffer is not part of the peak memory."""
+    job = turns.read_job()
+    model = engine.load(job.model, kernels=job.settings["kernels"], threads=job.threads)
+
+    def answer(tokens: list[int], count: int) -> tuple[float, float, int]:
+        settings = engine.Settings(temperature=0, max_tokens=count + 1, ignore_end=True)
+        stream = model.generate(tokens, settings, model.new_cache(job.context))
+        first, *_ = stream
+        return stream.stats.prefill_s, stream.stats.decode_s, first
+
+    figures, said = turns.measure(job, model.config.vocab, answer)
+    about = {
+        "kernels": model.kernels.name,
+        "engine": str(Path(engine.__file__).parent),
+        "mlx": importlib.metadata.version("mlx"),
+        "python": platform.python_version(),
+    }
+    device, tensors = backend(), open_model(Path(job.model)).tensors
+    moved = moved_bytes(model.config, tensors, device, 0, "f16")
+    peak = turns.peak_memory_bytes()
+    read = statistics.median(read_rates(moved, READS, device))
+    turns.finish(
+        {**figures, "read_bytes_per_s": read},
+        said,
+        {**about, "moved_bytes": moved, "read_method": read_method(device)},
+        peak,
+    )
+
+
+if __name__ == "__main__":
+    main()

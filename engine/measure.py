@@ -1,0 +1,147 @@
+"""Measure a loaded model: how fast it reads a prompt, how fast it decodes at a depth, and how fast
+this machine reads memory, which no decoding on it can beat.
+
+Everything runs through `generate`, as an answer does. Every function that yields rates yields one
+for each run, after a run that is not counted: it touches the weights for the first time.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+import numpy as np
+
+from engine.cache import bytes_per_value
+from engine.config import ModelConfig
+from engine.gguf import TensorInfo
+from engine.kernels import resident_bytes
+from engine.machine import cores
+from engine.sampling import Settings
+
+if TYPE_CHECKING:
+    from engine.model import Model
+
+SEED = 0
+WORD = np.dtype(np.uint64)
+
+
+def prefill_rates(model: Model, length: int, repeat: int, kv_type: str) -> Iterator[float]:
+    """Yield the tokens per second at which a prompt of `length` tokens is read, its first answer
+    token included."""
+    tokens = prompt(model.config.vocab, length)
+    settings = Settings(max_tokens=1, temperature=0, ignore_end=True)
+    for run in range(repeat + 1):
+        stream = model.generate(tokens, settings, model.new_cache(length + 1, kv_type))
+        for _ in stream:
+            pass
+        if run > 0:
+            yield stream.stats.prompt_per_s
+
+
+def decode_rates(
+    model: Model, depth: int, count: int, repeat: int, kv_type: str
+) -> Iterator[float]:
+    """Yield the tokens per second at which `count` tokens follow the first one at `depth`.
+
+    The `depth` tokens are read once; the cache holds them for the later runs.
+    """
+    tokens = prompt(model.config.vocab, depth + 1)
+    settings = Settings(max_tokens=count + 1, temperature=0, ignore_end=True)
+    cache = model.new_cache(decode_context(depth, count), kv_type)
+    for run in range(repeat + 1):
+        stream = model.generate(tokens, settings, cache)
+        for _ in stream:
+            pass
+        if run > 0:
+            yield stream.stats.decode_per_s
+
+
+def decode_context(depth: int, count: int) -> int:
+    """Say how much context `decode_rates` takes."""
+    return depth + 1 + count + 1
+
+
+def prompt(vocab: int, length: int) -> list[int]:
+    """Draw tokens at random, always the same: with experts, they should not all want the same."""
+    draw = random.Random(SEED)
+    return [draw.randrange(vocab) for _ in range(length)]
+
+
+def moved_bytes(
+    config: ModelConfig, tensors: Mapping[str, TensorInfo], device: str, depth: int, kv_type: str
+) -> int:
+    """Say how many bytes one token moves at `depth`: the weights it uses, and the KV cache.
+
+    Of a stack of experts those that are chosen count; of an embedding, if it is not the head too,
+    one row.
+    """
+    kv_bytes = depth * config.kv_values() * bytes_per_value(config, kv_type)
+    weights = sum(
+        resident_bytes(info, device) * _share(info, config, tensors) for info in tensors.values()
+    )
+    return int(weights + kv_bytes)
+
+
+def _share(info: TensorInfo, config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> float:
+    """Say which part of a tensor one token uses."""
+    if info.name == "token_embd.weight" and "output.weight" in tensors:
+        return 1 / config.vocab
+    # `blk.0.ffn_up_exps.weight`, or in old files `blk.0.ffn_up.7.weight`
+    place = info.name.split(".")
+    expert = info.name.endswith("_exps.weight") or (len(place) == 5 and place[3].isdigit())
+    if expert and config.experts:
+        return config.experts.used / config.experts.count
+    return 1.0
+
+
+def read_rates(size_bytes: int, repeat: int, device: str) -> Iterator[float]:
+    """Yield the bytes per second at which a buffer is read, in the way that `read_method` says."""
+    count = max(1, size_bytes // WORD.itemsize)
+    runs = _read_cpu(count) if device == "cpu" else _read_gpu(count)
+    for run, read in zip(range(repeat + 1), runs, strict=False):
+        started = time.perf_counter()
+        read()
+        if run > 0:
+            yield count * WORD.itemsize / (time.perf_counter() - started)
+
+
+def read_method(device: str) -> str:
+    """Say how `read_rates` reads."""
+    if device == "cpu":
+        return f"NumPy's maximum over 64-bit words, {cores()} threads"
+    return "MLX's maximum over 64-bit words, on the GPU"
+
+
+def _read_cpu(count: int) -> Iterator[Callable[[], object]]:
+    """Yield one and the same read, shared among threads; the maximum keeps up with plain C."""
+    buffer = np.ones(count, WORD)
+    parts = np.array_split(buffer, min(cores(), count))
+    with ThreadPoolExecutor(len(parts)) as pool:
+        while True:
+            yield lambda: list(pool.map(np.maximum.reduce, parts))
+
+
+def _read_gpu(count: int) -> Iterator[Callable[[], object]]:
+    buffer = mx.ones(count, dtype=mx.uint64)
+    mx.eval(buffer)
+    while True:
+        yield lambda: mx.eval(buffer.max())
+
+
+def peak_memory_bytes() -> int:
+    """Say the most memory that this process has held at a time, mapped files included."""
+    if sys.platform == "linux":
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
