@@ -148,7 +148,7 @@ def test_logits_that_are_not_finite_stop_with_an_error(
 
 
 def test_prefill_reports_its_progress_in_chunks(model: engine.Model, monkeypatch):
-    monkeypatch.setattr("engine.model.prefill_chunk", lambda config, context: 8)
+    monkeypatch.setattr("engine.model.prefill_chunk", lambda *_: 8)
     seen: list[tuple[int, int]] = []
     list(
         model.generate(

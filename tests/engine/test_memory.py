@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from pathlib import Path
 
 import pytest
 from support.models import HERE
 
+from engine import memory
 from engine.cache import kv_bytes
 from engine.config import read_config
 from engine.gguf import TensorInfo, open_model
@@ -15,7 +17,6 @@ from engine.machine import Machine
 from engine.memory import (
     PROGRAM,
     SCORE_BYTES,
-    judge,
     judge_size,
     prefill_chunk,
     reserve_bytes,
@@ -23,6 +24,7 @@ from engine.memory import (
 from engine.quants import TYPE_BY_NAME
 
 GB = 10**9
+judge = functools.partial(memory.judge, kernels="stock")  # whichever this build would choose
 TINY = open_model(HERE / "qwen3moe" / "model.gguf")
 CONFIG = read_config(TINY.metadata)
 # Qwen3-30B-A3B: 48 layers, 4 kv heads of 128, 32 query heads, 128 experts of 768.
@@ -73,6 +75,31 @@ def test_weights_count_what_the_stock_kernels_really_hold():
     assert on_cpu.need.weights_bytes == pytest.approx(12 * GB, rel=1e-6)
     assert on_gpu.need.weights_bytes == pytest.approx(10 * GB, rel=1e-6)
     assert on_cpu.file_bytes == pytest.approx(9 * GB, rel=1e-6)
+
+
+def test_the_native_kernels_hold_the_blocks_of_the_file():
+    verdict = judge(read_config(QWEN3_30B), q4_tensor(9), machine(60 * GB), kernels="native")
+    assert verdict.need.weights_bytes == verdict.file_bytes == pytest.approx(9 * GB, rel=1e-6)
+    on_gpu = machine(60 * GB, backend="cuda")  # where they are not what runs
+    assert judge(
+        read_config(QWEN3_30B), q4_tensor(9), on_gpu, kernels="auto"
+    ).need.weights_bytes > (9 * GB)
+
+
+def test_the_native_kernels_buffers_do_not_grow_with_the_context():
+    config = read_config(QWEN3_30B)
+    tensors = q4_tensor(9)
+
+    def buffers(context: int) -> int:
+        verdict = judge(config, tensors, machine(60 * GB), context=context, kernels="native")
+        return verdict.need.buffers_bytes
+
+    assert (
+        buffers(512)
+        == buffers(40_960)
+        < judge(config, tensors, machine(60 * GB), context=40_960).need.buffers_bytes
+    )
+    assert prefill_chunk(config, 40_960, "native") == 512
 
 
 def test_need_is_the_sum_of_its_parts():
@@ -143,10 +170,10 @@ def test_size_alone_refuses_only_what_cannot_fit():
 @pytest.mark.parametrize("context", [256, 4096, 32_768, 1 << 20])
 def test_prefill_chunks_bound_the_scores(context: int):
     config = read_config(QWEN3_30B)
-    chunk = prefill_chunk(config, context)
+    chunk = prefill_chunk(config, context, "stock")
     assert 16 <= chunk <= 512
     assert chunk == 16 or 4 * config.heads * chunk * context <= SCORE_BYTES
-    assert prefill_chunk(config, 256) == 512
+    assert prefill_chunk(config, 256, "stock") == 512
 
 
 def test_tensors_in_half_precision_are_widened_on_a_cpu_only(tmp_path: Path):

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 import engine
+from engine.kernels import selected
+from engine.machine import backend
 from engine.models import PAGES
 from support.models import Stored, row_rms, stored_models
 
@@ -15,6 +17,11 @@ MODELS = stored_models(set(PAGES))
 FLOAT = [m for m in MODELS if not m.quantized]
 QUANTIZED = [m for m in MODELS if m.quantized]
 CHUNKS = (1, 7, 64)
+
+
+# At token 39 of this one two experts' scores lie 0.0005 apart, and rounding moves them by 0.007: which
+# runs is a toss of a coin, and every later token sees it. It counts among its family only.
+COIN_TOSSES = {"native": {"mixtral-Q5_1"}, "stock": set()}
 
 
 def by_name(models: list[Stored]):
@@ -69,6 +76,8 @@ def test_prefill_in_chunks_equals_the_reference(stored: Stored, kernels: str):
 
 @by_name([m for m in QUANTIZED if m.exact])
 def test_exactly_mapped_types_lose_nothing(stored: Stored, kernels: str):
+    if selected(kernels, backend()) == "native":
+        pytest.skip("the native kernels round activations to 8 bits")
     expected = stored.expected()
     deviation = expected["hf_logits"].std()
     prompt, decoded = all_logits(stored, kernels)
@@ -76,10 +85,14 @@ def test_exactly_mapped_types_lose_nothing(stored: Stored, kernels: str):
     assert np.abs(decoded - expected["decode_hf"]).max() < 1e-2 * deviation
 
 
-def test_reencoded_types_are_truer_than_llama_cpp(kernels: str):
-    """Median over positions of the row's rms difference, on each fixture and pooled by family."""
+def test_rounded_types_are_as_true_as_llama_cpp(kernels: str):
+    """Median over positions of the row's rms difference, on each fixture and pooled by family.
+
+    The stock kernels round the weights of some types, the native ones the activations of all.
+    """
+    chosen = selected(kernels, backend())
     ours, theirs = defaultdict(list), defaultdict(list)
-    for stored in (m for m in QUANTIZED if not m.exact):
+    for stored in (m for m in QUANTIZED if chosen == "native" or not m.exact):
         expected = stored.expected()
         prompt, decoded = all_logits(stored, kernels)
         our_rms = [row_rms(prompt, expected["hf_logits"]), row_rms(decoded, expected["decode_hf"])]
@@ -88,11 +101,12 @@ def test_reencoded_types_are_truer_than_llama_cpp(kernels: str):
             row_rms(expected["decode_llamacpp"], expected["decode_hf"]),
         ]
         our_row, their_row = np.concatenate(our_rms), np.concatenate(their_rms)
-        assert np.median(our_row) <= 1.1 * np.median(their_row), stored.name
+        if stored.name not in COIN_TOSSES[chosen]:
+            assert np.median(our_row) <= 1.1 * np.median(their_row), stored.name
         family = stored.name.rpartition("-")[0]
         ours[family].append(our_row)
         theirs[family].append(their_row)
-    assert ours, "there is no re-encoded fixture to judge by"
+    assert ours, "there is no fixture to judge by"
     for family in ours:
         ratio = np.median(np.concatenate(ours[family])) / np.median(np.concatenate(theirs[family]))
         assert ratio <= 1.1, family
