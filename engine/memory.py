@@ -6,11 +6,13 @@ weight is read. All sizes are bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from engine.cache import STEP, bytes_per_value, kv_bytes
 from engine.config import ModelConfig
+from engine.errors import DoesNotFit
 from engine.gguf import TensorInfo
 from engine.kernels import growth, resident_bytes
 from engine.machine import Machine
@@ -112,6 +114,19 @@ def estimate_size(size_bytes: int, quant: str, machine: Machine) -> Verdict:
     """
     weights = int(size_bytes * growth(quant, machine.backend))
     return _judge_need(Need(weights, GUESSED_KV, GUESSED_BUFFERS, PROGRAM), size_bytes, machine)
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Turn an allocation that MLX is refused into DoesNotFit."""
+    try:
+        yield
+    except MemoryError as error:
+        raise DoesNotFit("the memory is used up") from error
+    except RuntimeError as error:  # MLX has no class of its own for it
+        if "alloc" not in str(error).lower():
+            raise
+        raise DoesNotFit(f"the memory is used up: {error}") from error
 
 
 def reserve_bytes(machine: Machine) -> int:

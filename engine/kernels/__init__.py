@@ -66,7 +66,10 @@ class Kernels(Protocol):
     """One way to hold and multiply weights on one device."""
 
     name: str
-    dtype: mx.Dtype  # of activations
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The type of activations."""
 
     def load(self, blocks: np.ndarray, info: TensorInfo) -> QTensor:
         """Make a weight of its GGUF blocks. blocks: (size_bytes,) uint8."""

@@ -47,8 +47,9 @@ class FloatTensor:
         w = self.w
         if ids.size < w.shape[0]:  # fewer rows than experts: widen only what is used
             w, ids = w[ids.reshape(-1)], mx.arange(ids.size).reshape(ids.shape)
-        w = w.astype(mx.float32).swapaxes(-1, -2)
-        y = mx.gather_mm(x[..., None, :].astype(mx.float32), w, rhs_indices=ids)
+        common = x.dtype if w.dtype == x.dtype else mx.float32
+        w = w.astype(common).swapaxes(-1, -2)
+        y = mx.gather_mm(x[..., None, :].astype(common), w, rhs_indices=ids)
         return y.squeeze(-2).astype(x.dtype)
 
     def rows(self, ids: mx.array) -> mx.array:
@@ -126,7 +127,12 @@ class StockKernels:
         on_cpu = backend == "cpu"
         self.streams = cpu_streams(threads or cores()) if on_cpu else ()
         mx.set_default_device(mx.cpu if on_cpu else mx.gpu)
-        self.dtype = mx.float32 if on_cpu else mx.bfloat16
+        self.on_cpu = on_cpu
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The type of activations, scales and biases."""
+        return mx.float32 if self.on_cpu else mx.bfloat16
 
     def load(self, blocks: Blocks, info: TensorInfo) -> QTensor:
         if info.type.name in FLOATS:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
 import engine
+from engine.kernels.stock import StockKernels
 from engine.models import PAGES
 from support.models import Stored, row_rms, stored_models
 
@@ -46,6 +48,7 @@ def test_every_architecture_has_a_stored_float_model():
     assert {m.meta["gguf_architecture"] for m in FLOAT} == set(PAGES)
 
 
+@pytest.mark.float32
 @by_name(FLOAT)
 def test_float_logits_equal_the_reference(stored: Stored, kernels: str):
     expected = stored.expected()
@@ -55,6 +58,7 @@ def test_float_logits_equal_the_reference(stored: Stored, kernels: str):
     assert np.abs(decoded - expected["decode_hf"]).max() < 1e-3 * deviation
 
 
+@pytest.mark.float32
 @by_name(FLOAT)
 def test_prefill_in_chunks_equals_the_reference(stored: Stored, kernels: str):
     expected = stored.expected()
@@ -67,6 +71,7 @@ def test_prefill_in_chunks_equals_the_reference(stored: Stored, kernels: str):
         assert np.abs(logits - reference[last]).max() < 1e-3 * deviation, f"chunks of {chunk}"
 
 
+@pytest.mark.float32
 @by_name([m for m in QUANTIZED if m.exact])
 def test_exactly_mapped_types_lose_nothing(stored: Stored, kernels: str):
     expected = stored.expected()
@@ -76,6 +81,7 @@ def test_exactly_mapped_types_lose_nothing(stored: Stored, kernels: str):
     assert np.abs(decoded - expected["decode_hf"]).max() < 1e-2 * deviation
 
 
+@pytest.mark.float32
 def test_reencoded_types_are_truer_than_llama_cpp(kernels: str):
     """Median over positions of the row's rms difference, on each fixture and pooled by family."""
     ours, theirs = defaultdict(list), defaultdict(list)
@@ -98,6 +104,19 @@ def test_reencoded_types_are_truer_than_llama_cpp(kernels: str):
         assert ratio <= 1.1, family
 
 
+@by_name(MODELS)
+def test_sixteen_bit_arithmetic_stays_close(stored: Stored, monkeypatch):
+    """What a GPU computes, here or on one: median over positions, in standard deviations."""
+    monkeypatch.setattr(StockKernels, "dtype", mx.bfloat16)
+    expected = stored.expected()
+    logits = np.array(
+        engine.load(stored.model, kernels="stock").logits(expected["tokens"].tolist())
+    )
+    rms = np.median(row_rms(logits, expected["hf_logits"])) / expected["hf_logits"].std()
+    assert 0 < rms < 0.15
+
+
+@pytest.mark.float32
 @pytest.mark.parametrize("kv_type", ["f16", "q8"])
 def test_smaller_kv_types_stay_close(kv_type: str, kernels: str):
     stored = next(m for m in FLOAT if m.name == "qwen3moe")

@@ -23,6 +23,7 @@ HALVES = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2)} | {
     "Q6_K": (208,),
 }
 NAMES = list(TYPE_BY_NAME)
+pytestmark = pytest.mark.float32
 
 
 def random_tensor(name: str, shape: tuple[int, ...], seed: int = 0):
