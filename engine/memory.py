@@ -166,8 +166,11 @@ def buffer_bytes(
         hidden = max(hidden, config.experts.used * (3 * config.experts.width + 2 * config.width))
     rows = 4 * chunk * (4 * config.width + heads + hidden)
     logits = 6 * 4 * config.vocab
-    floats = [t.size_bytes for t in tensors.values() if t.type.name in ("F16", "BF16")]
-    wide = 2 * max(floats, default=0) if backend == "cpu" else 0  # multiplied in float32
+    # Multiplied in float32: every half-precision matrix on a CPU, a stack of experts anywhere.
+    halves = [t for t in tensors.values() if t.type.name in ("F16", "BF16")]
+    wide = 2 * max(
+        (t.size_bytes for t in halves if backend == "cpu" or len(t.shape) == 3), default=0
+    )
     return scores + widened + rows + logits + wide
 
 

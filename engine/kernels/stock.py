@@ -47,9 +47,8 @@ class FloatTensor:
         w = self.w
         if ids.size < w.shape[0]:  # fewer rows than experts: widen only what is used
             w, ids = w[ids.reshape(-1)], mx.arange(ids.size).reshape(ids.shape)
-        common = x.dtype if w.dtype == x.dtype else mx.float32
-        w = w.astype(common).swapaxes(-1, -2)
-        y = mx.gather_mm(x[..., None, :].astype(common), w, rhs_indices=ids)
+        w = w.astype(mx.float32).swapaxes(-1, -2)  # MLX's gather_mm on a CPU takes nothing else
+        y = mx.gather_mm(x[..., None, :].astype(mx.float32), w, rhs_indices=ids)
         return y.squeeze(-2).astype(x.dtype)
 
     def rows(self, ids: mx.array) -> mx.array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import pytest
 
@@ -164,9 +163,18 @@ def test_prefill_chunks_bound_the_scores(context: int):
     assert prefill_chunk(config, 256) == 512
 
 
-def test_tensors_in_half_precision_are_widened_on_a_cpu_only(tmp_path: Path):
+def test_matrices_in_half_precision_are_widened_on_a_cpu_only():
     kind = TYPE_BY_NAME["F16"]
     tensors = {"w": TensorInfo("w", (1 << 20, 64), kind, 0, 128 << 20)}
     on_cpu = judge(CONFIG, tensors, machine(9 * GB), context=256).need.buffers_bytes
     on_gpu = judge(CONFIG, tensors, machine(9 * GB, backend="cuda"), context=256).need.buffers_bytes
     assert on_cpu - on_gpu == 256 << 20
+
+
+def test_a_stack_of_experts_in_half_precision_is_widened_anywhere():
+    kind = TYPE_BY_NAME["F16"]
+    one = {"w": TensorInfo("w", (1 << 20, 64), kind, 0, 128 << 20)}
+    stack = {"w": TensorInfo("w", (4, 1 << 18, 64), kind, 0, 128 << 20)}
+    cuda = machine(9 * GB, backend="cuda")
+    matrix, experts = (judge(CONFIG, t, cuda, context=256).need.buffers_bytes for t in (one, stack))
+    assert experts - matrix == 256 << 20
