@@ -168,10 +168,8 @@ def buffer_bytes(
     logits = 6 * 4 * config.vocab
     # Multiplied in float32: every half-precision matrix on a CPU, a stack of experts anywhere.
     halves = [t for t in tensors.values() if t.type.name in ("F16", "BF16")]
-    wide = 2 * max(
-        (t.size_bytes for t in halves if backend == "cpu" or len(t.shape) == 3), default=0
-    )
-    return scores + widened + rows + logits + wide
+    widest = max((t.size_bytes for t in halves if backend == "cpu" or len(t.shape) == 3), default=0)
+    return scores + widened + rows + logits + 2 * widest
 
 
 def _judge_need(need: Need, file_bytes: int, machine: Machine) -> Verdict:
