@@ -11,6 +11,13 @@ Names are imported when first used, so that `import engine` costs nothing.
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.cache import Cache
+    from engine.generate import TokenStream
+    from engine.model import Model, load
+    from engine.sampling import Settings
 
 _HOME = {
     "Cache": "engine.cache",

@@ -22,6 +22,7 @@ MEMORY_FILES = {
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     2: ("memory.max", "memory.current", "inactive_file"),
 }
+WIRED_RESERVE = 1 << 30
 METAL_SHARE = 0.95  # of the working set: wiring all of it has stopped whole machines
 
 
@@ -67,6 +68,19 @@ def this_machine() -> Machine:
     if kind == "cpu":
         return linux_cpu(Path("/"))
     return _metal() if kind == "metal" else _cuda()
+
+
+def wire(weights_bytes: int) -> None:
+    """Keep weights from being paged out on Metal, never more than the budget leaves room for.
+
+    MLX's own limit is not used: wiring the whole working set has stopped machines.
+    """
+    if backend() != "metal":
+        return
+    import mlx.core as mx
+
+    room = _metal().budget_bytes - WIRED_RESERVE
+    mx.set_wired_limit(max(0, min(weights_bytes, room)))
 
 
 def linux_cpu(root: Path) -> Machine:

@@ -6,13 +6,15 @@ weight is read. All sizes are bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from engine.cache import STEP, bytes_per_value, kv_bytes
 from engine.config import ModelConfig
+from engine.errors import DoesNotFit
 from engine.gguf import TensorInfo
-from engine.kernels import resident_bytes, selected
+from engine.kernels import growth, resident_bytes, selected
 from engine.machine import Machine
 
 MARGIN = 1.02  # the need is known to about 2 %
@@ -22,6 +24,7 @@ PROGRAM = 320 << 20  # Python, MLX, the tokenizer of a large vocabulary
 DEFAULT_CONTEXT = 32_768
 SCORE_BYTES = 128 << 20  # attention scores of one prefill chunk
 MAX_CHUNK, MIN_CHUNK = 512, 16
+GUESSED_KV, GUESSED_BUFFERS = 768 << 20, 512 << 20  # where there is no header: some 8,000 tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +107,30 @@ def judge(
 
 def judge_size(size_bytes: int, machine: Machine) -> Verdict:
     """Judge a file by its size alone: a lower bound on the need, so only "too_large" is certain."""
-    need = Need(size_bytes, 0, 0, PROGRAM)
-    kind = _kind(need, machine)
-    return Verdict(kind, need, machine, reserve_bytes(machine), 0, 0, size_bytes, estimated=True)
+    return _judge_need(Need(size_bytes, 0, 0, PROGRAM), size_bytes, machine)
+
+
+def estimate_size(size_bytes: int, quant: str, machine: Machine, kernels: str = "auto") -> Verdict:
+    """Judge a file by its size and quantisation, with what it grows by and room for some context.
+
+    This is the best guess before a header is read, where `judge_size` is what is certain.
+    """
+    kernels = selected(kernels, machine.backend)
+    weights = int(size_bytes * growth(quant, machine.backend, kernels))
+    return _judge_need(Need(weights, GUESSED_KV, GUESSED_BUFFERS, PROGRAM), size_bytes, machine)
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Turn an allocation that MLX is refused into DoesNotFit."""
+    try:
+        yield
+    except MemoryError as error:
+        raise DoesNotFit("the memory is used up") from error
+    except RuntimeError as error:  # MLX has no class of its own for it
+        if "alloc" not in str(error).lower():
+            raise
+        raise DoesNotFit(f"the memory is used up: {error}") from error
 
 
 def reserve_bytes(machine: Machine) -> int:
@@ -155,9 +179,15 @@ def buffer_bytes(
     widened = 4 * kv_heads * context * (config.key_dim + config.value_dim)
     if kv_type != "f32":  # one layer's keys and values, as the attention wants them
         widened += int(context * kv_heads * 2 * bytes_per_value(config, kv_type))
-    floats = [t.size_bytes for t in tensors.values() if t.type.name in ("F16", "BF16")]
-    wide = 2 * max(floats, default=0) if backend == "cpu" else 0  # multiplied in float32
-    return scores + widened + rows + logits + wide
+    # Multiplied in float32: every half-precision matrix on a CPU, a stack of experts anywhere.
+    halves = [t for t in tensors.values() if t.type.name in ("F16", "BF16")]
+    widest = max((t.size_bytes for t in halves if backend == "cpu" or len(t.shape) == 3), default=0)
+    return scores + widened + rows + logits + 2 * widest
+
+
+def _judge_need(need: Need, file_bytes: int, machine: Machine) -> Verdict:
+    kind, reserve = _kind(need, machine), reserve_bytes(machine)
+    return Verdict(kind, need, machine, reserve, 0, 0, file_bytes, estimated=True)
 
 
 def _kind(need: Need, machine: Machine) -> str:

@@ -15,7 +15,8 @@ from engine.decoder import Decoder
 from engine.errors import NumericError
 from engine.generate import OnPrefill, TokenStream
 from engine.gguf import open_model
-from engine.memory import prefill_chunk
+from engine.machine import wire
+from engine.memory import enough_memory, prefill_chunk
 from engine.sampling import Settings
 from engine.weights import Weights
 
@@ -88,8 +89,9 @@ class Model:
         chunk = prefill_chunk(self.config, cache.context, self.kernels.name)
         for start in range(0, len(tokens), chunk):
             part = tokens[start : start + chunk]
-            logits = self.forward(mx.array(part), cache)
-            mx.eval(logits)
+            with enough_memory():
+                logits = self.forward(mx.array(part), cache)
+                mx.eval(logits)
             cache.tokens.extend(part)
             if on_prefill is not None:
                 on_prefill(start + len(part), len(tokens))
@@ -115,12 +117,10 @@ def load(path: str | Path, kernels: str = "auto", threads: int | None = None) ->
     """
     file = open_model(Path(path))
     config = read_config(file.metadata)
-    models.require_architecture(config.architecture)
     words = tokenizer.from_metadata(file.metadata)
-    weights = Weights(file, seam.select(kernels, threads))
-    return Model(
-        config,
-        words,
-        template.from_metadata(file.metadata, words),
-        models.build(config, weights),
-    )
+    chat = template.from_metadata(file.metadata, words)
+    with enough_memory():
+        decoder = models.build(config, Weights(file, seam.select(kernels, threads)))
+    mx.clear_cache()  # what repacking left over
+    wire(mx.get_active_memory())
+    return Model(config, words, chat, decoder)

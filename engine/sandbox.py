@@ -26,6 +26,8 @@ import psutil
 
 from engine.errors import TemplateError
 
+# All of the environment that the child gets: where its Python may have to look for libraries.
+KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 PROGRAM = Path(__file__).with_name("rendering.py")
 START_S = 30.0
 ANSWER_S = 10.0  # by the clock; CPU time is limited by the child itself, and much lower
@@ -65,6 +67,7 @@ class Sandbox:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             bufsize=0,
+            env={name: value for name, value in os.environ.items() if name in KEPT_VARIABLES},
         )
         self._stop = weakref.finalize(self, _end, self._child)
         self._ready = False

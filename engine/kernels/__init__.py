@@ -19,14 +19,15 @@ import math
 from typing import TYPE_CHECKING, Protocol
 
 from engine.errors import BackendError
+from engine.gguf import TensorInfo
 from engine.machine import backend
+from engine.quants import TYPE_BY_NAME
 
 if TYPE_CHECKING:
     import mlx.core as mx
     import numpy as np
 
     from engine.decoder import Blocks, Head, Layers, Scorer
-    from engine.gguf import TensorInfo
 
 NAMES = ("auto", "native", "stock")
 GROUP = 32  # weights that share a scale in MLX's quantised matrices
@@ -67,8 +68,11 @@ class Kernels(Protocol):
     """One way to hold and multiply weights on one device."""
 
     name: str
-    dtype: mx.Dtype  # of activations
     fallback_reason: str | None  # why these slower kernels were chosen, if they were
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The type of activations."""
 
     def load(self, blocks: np.ndarray, info: TensorInfo) -> QTensor:
         """Make a weight of its GGUF blocks. blocks: (size_bytes,) uint8, which must not change."""
@@ -124,3 +128,25 @@ def resident_bytes(info: TensorInfo, device: str, kernels: str) -> int:
     weights = math.prod(info.shape)
     scale_and_bias = 2 * (4 if device == "cpu" else 2)
     return weights * RESIDENT_BITS[info.type.name] // 8 + weights // GROUP * scale_and_bias
+
+
+def growth(quant: str, device: str, kernels: str) -> float:
+    """Estimate by which factor a file of a named quantisation grows once loaded.
+
+    A mix such as Q4_K_M is taken as three parts of Q4_K and one of Q6_K. 1 where there is no type.
+    """
+    if kernels == "native":
+        return 1.0
+    name = quant.upper().removeprefix("UD-")
+    base = next((kind for kind in RESIDENT_BITS if name.startswith(kind)), None)
+    if base is None:
+        return 1.0
+    mixed = name != base
+    return 0.75 * _growth(base, device) + 0.25 * _growth("Q6_K" if mixed else base, device)
+
+
+def _growth(type_name: str, device: str) -> float:
+    kind = TYPE_BY_NAME[type_name]
+    block = TensorInfo("", (1, math.lcm(kind.weights, GROUP)), kind, 0, 0)
+    in_file = math.prod(block.shape) // kind.weights * kind.size_bytes
+    return resident_bytes(block, device, "stock") / in_file

@@ -51,7 +51,7 @@ class FloatTensor:
         w = self.w
         if ids.size < w.shape[0]:  # fewer rows than experts: widen only what is used
             w, ids = w[ids.reshape(-1)], mx.arange(ids.size).reshape(ids.shape)
-        w = w.astype(mx.float32).swapaxes(-1, -2)
+        w = w.astype(mx.float32).swapaxes(-1, -2)  # MLX's gather_mm on a CPU takes nothing else
         y = mx.gather_mm(x[..., None, :].astype(mx.float32), w, rhs_indices=ids)
         return y.squeeze(-2).astype(x.dtype)
 
@@ -133,7 +133,12 @@ class StockKernels:
         on_cpu = backend == "cpu"
         self.streams = cpu_streams(threads or cores()) if on_cpu else ()
         mx.set_default_device(mx.cpu if on_cpu else mx.gpu)
-        self.dtype = mx.float32 if on_cpu else mx.bfloat16
+        self.on_cpu = on_cpu
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The type of activations, scales and biases."""
+        return mx.float32 if self.on_cpu else mx.bfloat16
 
     def load(self, blocks: Bytes, info: TensorInfo) -> QTensor:
         if info.type.name in FLOATS:

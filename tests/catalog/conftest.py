@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
-from support.hub_server import HubServer, running_hub
 
 from catalog.store import Store
+from support.hub_server import HubServer, running_hub
 
 
 @pytest.fixture

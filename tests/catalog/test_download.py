@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
 import random
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from support.hub_server import COMMIT, Fault, HubServer, sha256
 
 import catalog
 import catalog.download as download
@@ -20,6 +21,7 @@ from catalog.download import Patience, missing_space, pull
 from catalog.hub import Hub, RemoteFile
 from catalog.partial import Partial, claim
 from catalog.store import Store
+from support.hub_server import COMMIT, Fault, HubServer, sha256
 
 MIB = 2**20
 DATA = b"GGUF" + random.Random(1).randbytes(4 * MIB)
@@ -115,22 +117,30 @@ def test_interrupted_pull_is_resumed_by_the_next(hub_server: HubServer, store: S
     assert leftovers(store) == []
 
 
-def _pull_slowly(url: str, store: Store) -> None:
-    hub = Hub(endpoint=url)
-    pull(hub, hub.choose(hub.files("org/repo"), "Q8_0"), store, nothing)
+PULL_IN_A_PROCESS = """
+import sys
+from pathlib import Path
+from catalog.download import pull
+from catalog.hub import Hub
+from catalog.store import Store
+
+url, home, hub_cache = sys.argv[1:]
+hub = Hub(endpoint=url)
+files = hub.choose(hub.files("org/repo"), "Q8_0")
+pull(hub, files, Store(Path(home), Path(hub_cache)), lambda done, total: None)
+"""
 
 
 def test_killed_pull_is_resumed_by_another_process(hub_server: HubServer, store: Store) -> None:
     hub, files = remote(hub_server)
     hub_server.throttle_bytes_per_s = 8 * MIB
-    process = multiprocessing.get_context("spawn").Process(
-        target=_pull_slowly, args=(hub_server.url, store)
-    )
-    process.start()
+    arguments = (hub_server.url, store.home, store.hub_cache)
+    process = subprocess.Popen([sys.executable, "-P", "-c", PULL_IN_A_PROCESS, *arguments])
     while hub_server.bytes_served < 2.5 * MIB:
-        process.join(0.005)
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.005)
     process.kill()
-    process.join()
+    process.wait()
     hub_server.throttle_bytes_per_s = 0
     (path,) = pull(hub, files, store, nothing)
     assert path.read_bytes() == DATA

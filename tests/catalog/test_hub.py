@@ -6,10 +6,10 @@ import socket
 
 import pytest
 from huggingface_hub import constants
-from support.hub_server import COMMIT, Fault, HubServer, sha256
 
 import catalog
 from catalog.hub import Hub, Interrupted, _next_url
+from support.hub_server import COMMIT, Fault, HubServer, sha256
 
 BIG = b"GGUF" + bytes(range(256)) * 40_000  # 10,240,004 bytes
 

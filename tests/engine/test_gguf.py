@@ -11,12 +11,12 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from support.gguf_writer import NUMBER_IDS, Tensor, gguf_bytes, split_bytes, write_parts
 
 import engine
 from engine.errors import GGUFError, MoreNeeded
 from engine.gguf import merge_parts, open_model, read_header
 from engine.quants import TYPE_BY_NAME
+from support.gguf_writer import NUMBER_IDS, Tensor, gguf_bytes, split_bytes, write_parts
 
 FIXTURES = sorted(Path(__file__).parents[1].glob("fixtures/*/model.gguf"))
 

@@ -14,6 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from engine import gguf
+from engine.errors import GGUFError, MoreNeeded, UnsupportedError
+from engine.gguf import merge_parts, open_model, read_header
 from support.gguf_writer import (
     ARRAY,
     STRING,
@@ -27,10 +31,6 @@ from support.gguf_writer import (
     u64,
     write_parts,
 )
-
-from engine import gguf
-from engine.errors import GGUFError, MoreNeeded, UnsupportedError
-from engine.gguf import merge_parts, open_model, read_header
 
 REJECTIONS = (GGUFError, UnsupportedError)
 LIMIT_S = 0.050

@@ -12,10 +12,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from support.gguf_writer import Tensor, gguf_bytes, split_bytes
 
 from engine.errors import GGUFError, UnsupportedError
 from engine.gguf import read_header
+from support.gguf_writer import Tensor, gguf_bytes, split_bytes
 
 LIMIT_S = 0.250
 LIMIT_BYTES = 1 << 20

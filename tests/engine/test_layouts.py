@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.gguf_writer import Tensor, split_bytes, write_parts
-from support.models import HERE
-from support.rewrite import all_tensors, rewrite
 
 import engine
 from engine.errors import GGUFError
 from engine.gguf import open_model
+from support.gguf_writer import Tensor, split_bytes, write_parts
+from support.models import HERE
+from support.rewrite import all_tensors, rewrite
 
 PROMPT = list(range(3, 23))
 

@@ -164,3 +164,14 @@ def test_this_machine_has_memory_and_cores():
     found = machine.this_machine()
     assert 0 < found.budget_bytes <= found.memory_bytes
     assert machine.cores() >= 1
+
+
+@pytest.mark.parametrize(("weights", "wired"), [(2 * GIB, 2 * GIB), (40 * GIB, 9 * GIB)])
+def test_no_more_is_wired_on_metal_than_the_budget_leaves(monkeypatch, weights: int, wired: int):
+    asked = []
+    metal = machine.Machine("M", "metal", 16 * GIB, 10 * GIB, "Metal working set")
+    monkeypatch.setattr(machine, "backend", lambda: "metal")
+    monkeypatch.setattr(machine, "_metal", lambda: metal)
+    monkeypatch.setattr("mlx.core.set_wired_limit", asked.append)
+    machine.wire(weights)
+    assert asked == [wired]

@@ -15,8 +15,6 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from support.models import HERE
-from support.tensors import random_tensor
 
 import engine
 from engine.errors import BackendError
@@ -24,6 +22,8 @@ from engine.gguf import TensorInfo
 from engine.kernels import native, resident_bytes, select, selected
 from engine.machine import backend
 from engine.quants import TYPE_BY_NAME
+from support.models import HERE
+from support.tensors import random_tensor
 
 NAMES = list(TYPE_BY_NAME)
 FLOATS = ("F32", "F16", "BF16")

@@ -21,7 +21,7 @@ EXPECTED = json.loads((HERE / "starter" / "expected.json").read_text())
 CASES = EXPECTED["cases"]
 CLOSE = 0.1  # a step whose two best logits are nearer than this may go either way
 EXPERTS = 3
-pytestmark = [pytest.mark.network, pytest.mark.slow]
+pytestmark = [pytest.mark.network, pytest.mark.slow, pytest.mark.float32]
 
 
 @pytest.fixture(scope="module")

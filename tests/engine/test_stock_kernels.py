@@ -5,17 +5,18 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 import pytest
-from support.tensors import loss, random_tensor
 
 from engine.errors import BackendError
 from engine.gguf import TensorInfo
 from engine.kernels import resident_bytes, select
 from engine.kernels.stock import StockKernels
 from engine.quants import TYPE_BY_NAME
+from support.tensors import loss, random_tensor
 
 # Relative root mean square loss of holding a type at 8 bits; none for the others.
 LOSS = {"Q2_K": 3e-3, "Q6_K": 6e-3}
 NAMES = list(TYPE_BY_NAME)
+pytestmark = pytest.mark.float32
 
 
 @pytest.mark.parametrize("name", NAMES)

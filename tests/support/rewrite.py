@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from support.gguf_writer import Tensor, gguf_bytes
-
 from engine.gguf import TensorInfo, open_model
+from support.gguf_writer import Tensor, gguf_bytes
 
 
 def read_blocks(path: Path, info: TensorInfo) -> bytes:

@@ -1,5 +1,7 @@
 // AVX-512 (F, BW, DQ, VL, VNNI): few tokens at a time, and the quantisation of activations.
 #if defined(__x86_64__)
+#include "avx512.h"  // first: it silences warnings about the intrinsics it includes
+
 #include <cstdlib>
 
 #include "gemm_avx512.h"

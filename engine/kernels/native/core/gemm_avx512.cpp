@@ -4,6 +4,8 @@
 // panel stays in the first-level cache; sums over columns gather in a buffer of 32 floats for each
 // token, and reach y once.
 #if defined(__x86_64__)
+#include "avx512.h"  // first: it silences warnings about the intrinsics it includes
+
 #include "gemm_avx512.h"
 
 #include <algorithm>

@@ -45,14 +45,14 @@ inline Bytes fill(uint8_t byte) { return Bytes{} + byte; }
 
 // `bits` (1, 2 or 4) of each byte, from bit `shift` on.
 inline Bytes field(Bytes v, int shift, int bits) {
-  return (v >> static_cast<uint8_t>(shift)) & static_cast<uint8_t>((1 << bits) - 1);
+  return (v >> fill(static_cast<uint8_t>(shift))) & fill(static_cast<uint8_t>((1 << bits) - 1));
 }
 
 inline void put_nibbles(int8_t* q, const uint8_t* packed, int n, int offset) {
   for (int i = 0; i < n; i += 16) {
     const Bytes v = load(packed + i);
-    store(q + i, field(v, 0, 4) - static_cast<uint8_t>(offset));
-    store(q + n + i, field(v, 4, 4) - static_cast<uint8_t>(offset));
+    store(q + i, field(v, 0, 4) - fill(static_cast<uint8_t>(offset)));
+    store(q + n + i, field(v, 4, 4) - fill(static_cast<uint8_t>(offset)));
   }
 }
 
@@ -81,13 +81,13 @@ inline Bytes fifth_bits(const uint8_t* two) {
   typedef uint64_t Words __attribute__((vector_size(16)));
   const Bytes spread = (Bytes)Words{two[0] * EACH, two[1] * EACH};
   const Bytes bit = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
-  return (Bytes)((spread & bit) != 0) & 16;
+  return (Bytes)((spread & bit) != 0) & fill(16);
 }
 
 inline void put_fives(int8_t* q, const uint8_t* packed, const uint8_t* high, int offset) {
   const Bytes v = load(packed);
-  store(q, (field(v, 0, 4) | fifth_bits(high)) - static_cast<uint8_t>(offset));
-  store(q + 16, (field(v, 4, 4) | fifth_bits(high + 2)) - static_cast<uint8_t>(offset));
+  store(q, (field(v, 0, 4) | fifth_bits(high)) - fill(static_cast<uint8_t>(offset)));
+  store(q + 16, (field(v, 4, 4) | fifth_bits(high + 2)) - fill(static_cast<uint8_t>(offset)));
 }
 
 template <class Block, int WEIGHTS_, int GROUP_, bool MINS_>
@@ -204,7 +204,7 @@ struct Format<Type::Q3_K> : FormatOf<BlockQ3_K, 256, 16, false> {
     for (int i = 0; i < 8; ++i)
       for (int j = 0; j < 32; j += 16) {
         const Bytes low = field(load(b.q + 32 * (i / 4) + j), 2 * (i % 4), 2);
-        store(out.q + 32 * i + j, (low | field(load(b.high + j), i, 1) << 2) - 4);
+        store(out.q + 32 * i + j, (low | field(load(b.high + j), i, 1) << fill(2)) - fill(4));
       }
   }
 };
@@ -246,7 +246,7 @@ struct Format<Type::Q5_K> : FormatOf<BlockQ5_K, 256, 32, true> {
     for (int i = 0; i < 8; ++i)
       for (int j = 0; j < 32; j += 16) {
         const Bytes low = field(load(b.q + 32 * (i / 2) + j), 4 * (i % 2), 4);
-        store(out.q + 32 * i + j, low | field(load(b.high + j), i, 1) << 4);
+        store(out.q + 32 * i + j, low | field(load(b.high + j), i, 1) << fill(4));
       }
   }
 };
@@ -264,7 +264,7 @@ struct Format<Type::Q6_K> : FormatOf<BlockQ6_K, 256, 16, false> {
       for (int j = 0; j < 32; j += 16) {
         const Bytes low = field(load(b.q + 64 * (i / 4) + 32 * (i % 2) + j), 4 * (i / 2 % 2), 4);
         const Bytes high = field(load(b.high + 32 * (i / 4) + j), 2 * (i % 4), 2);
-        store(out.q + 32 * i + j, (low | high << 4) - 32);
+        store(out.q + 32 * i + j, (low | high << fill(4)) - fill(32));
       }
   }
 };

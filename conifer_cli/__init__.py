@@ -1,0 +1,1 @@
+"""Conifer's program: what a person types and sees."""

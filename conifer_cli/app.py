@@ -1,0 +1,254 @@
+"""The `conifer` command: which subcommands there are, and what becomes of what they raise.
+
+Errors become exit codes (`errors`), Ctrl-C becomes 130, a reader that left becomes a silent 141.
+Commands import what they need when they run: `--help` loads neither wing.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from conifer_cli import errors, options, terminal
+
+WINDOWS = "conifer: Windows is not supported; inside WSL2 (Ubuntu, x86-64) Conifer runs as on Linux"
+
+
+def _examples(*lines: str) -> str:
+    """Lay out a command's examples so that help prints them as they are."""
+    return "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))
+
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=_examples(
+        "conifer run                                   a first answer, from a 98 MB model",
+        'conifer run qwen3-30b-a3b "Why is the sky blue?"',
+        "conifer fit                                   which models fit this machine",
+    ),
+)
+
+Models = Annotated[
+    list[str], typer.Argument(metavar="MODEL", help="Names as `conifer list` shows them.")
+]
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="A catalog id, hf:org/repo[/file][:QUANT], or a path."),
+]
+MaybeModel = Annotated[
+    str | None,
+    typer.Argument(metavar="MODEL", help="A catalog id, hf:org/repo[/file][:QUANT], or a path."),
+]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="PROMPT", help="The prompt; its words are joined by a space."),
+]
+
+
+def main() -> NoReturn:
+    """Run the program and leave with its exit code."""
+    if sys.platform == "win32":
+        sys.stderr.write(WINDOWS + "\n")
+        sys.exit(errors.FAILURE)
+    terminal.prepare()
+    terminal.finish(_outcome(sys.argv[1:]))
+
+
+def _outcome(arguments: list[str]) -> int:
+    """Run one command line; print what went wrong, if we foresaw it."""
+    try:
+        code = app(arguments, prog_name="conifer", standalone_mode=False)
+        terminal.write("")
+    except KeyboardInterrupt:
+        return errors.INTERRUPTED
+    except terminal.ReaderGone:
+        return errors.READER_GONE
+    except errors.foreseen() as error:
+        code, message, hints = errors.explain(error)
+        terminal.say(f"conifer: {message}")
+        for hint in hints.splitlines():
+            terminal.say(hint)
+    return int(code or errors.OK)
+
+
+@app.callback(invoke_without_command=True)
+def conifer(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> int:
+    """Run Mixture-of-Experts language models on this machine, and say beforehand what fits it."""
+    if version:
+        terminal.out([f"conifer {_version()}"])
+    elif context.invoked_subcommand is None:
+        terminal.out([context.get_help()])
+    return errors.OK
+
+
+def _version() -> str:
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version("conifer-cli")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed: running from its source)"
+
+
+@app.command(
+    short_help="Answer a prompt, or talk.",
+    epilog=_examples(
+        "conifer run",
+        'conifer run qwen3-30b-a3b "Why is the sky blue?"',
+        'git diff | conifer run qwen3-coder-30b-a3b "Write a commit message for this."',
+        'conifer run ./model.gguf -c 16k --temperature 0 -p "Once upon a time"',
+    ),
+)
+def run(
+    command_line: typer.Context,
+    model: MaybeModel = None,
+    words: Words = None,
+    prompt: options.Prompt = None,
+    system: options.System = None,
+    context: options.Context = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    seed: options.Seed = None,
+    max_tokens: options.MaxTokens = None,
+    think: options.Think = None,
+    stats: options.Stats = False,
+    kv_type: options.KV = options.KVType.F16,
+    kernels: options.KernelChoice = options.Kernels.AUTO,
+    force: options.Force = False,
+    yes: options.Yes = False,
+) -> int:
+    """Answer a prompt, or talk: with no prompt, in a terminal, a conversation begins.
+
+    Standard input, when it is not a terminal, is read first and comes before the prompt. Without
+    MODEL the starter answers, a 135M demonstration. Standard output is the answer and nothing else.
+    """
+    from conifer_cli.run import run_model
+    from conifer_cli.session import RunOptions
+
+    source = command_line.get_parameter_source("prompt")
+    if words and source is not None and source.name == "ENVIRONMENT":
+        prompt = None  # what is typed wins
+    sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
+    return run_model(
+        model,
+        " ".join(words) if words else None,
+        RunOptions(
+            prompt=prompt,
+            system=system,
+            context=context,
+            sampling={name: value for name, value in sampling.items() if value is not None},
+            seed=seed,
+            max_tokens=max_tokens,
+            think=think,
+            stats=stats,
+            kv_type=kv_type.value,
+            kernels=kernels.value,
+            force=force,
+            yes=yes,
+        ),
+    )
+
+
+@app.command(
+    short_help="Fetch a model's weights.",
+    epilog=_examples(
+        "conifer pull qwen3-30b-a3b",
+        "conifer pull qwen3-30b-a3b:Q8_0 --yes",
+        "conifer pull hf:bartowski/SmolLM2-135M-Instruct-GGUF:Q8_0",
+    ),
+)
+def pull(
+    model: Model,
+    context: options.Context = None,
+    kv_type: options.KV = options.KVType.F16,
+    force: options.Force = False,
+    yes: options.Yes = False,
+) -> int:
+    """Fetch a model's weights, after saying whether they fit this machine."""
+    from conifer_cli.pull import pull_model
+    from conifer_cli.verdict import Wishes
+
+    return pull_model(model, Wishes(context, kv_type.value, force, yes))
+
+
+@app.command(
+    short_help="Say which models fit this machine.",
+    epilog=_examples(
+        "conifer fit",
+        "conifer fit qwen3-30b-a3b",
+        "conifer fit qwen3-30b-a3b:Q8_0 -c 64k",
+        "conifer fit ./model.gguf --json",
+    ),
+)
+def fit(
+    model: MaybeModel = None,
+    context: options.Context = None,
+    kv_type: options.KV = options.KVType.F16,
+    as_json: options.Json = False,
+) -> int:
+    """Say whether a model fits this machine, and with how much context; without MODEL, all of them.
+
+    The exit code is 0 for one that fits, 4 for one that does not, 5 where it cannot be told.
+    """
+    from conifer_cli.fit import fit_all, fit_model
+    from conifer_cli.verdict import Wishes
+
+    if model is None:
+        return fit_all(as_json)
+    return fit_model(model, Wishes(context, kv_type.value), as_json)
+
+
+@app.command(
+    "list",
+    short_help="List the models on this machine.",
+    epilog=_examples("conifer list", "conifer list --catalog"),
+)
+def list_(
+    catalog: Annotated[
+        bool,
+        typer.Option(
+            "--catalog",
+            envvar="CONIFER_CATALOG",
+            help="List every model that Conifer knows instead.",
+        ),
+    ] = False,
+    as_json: options.Json = False,
+) -> int:
+    """List the models on this machine, or with --catalog those that could be."""
+    from conifer_cli.models import list_catalog, list_installed
+
+    return list_catalog(as_json) if catalog else list_installed(as_json)
+
+
+@app.command(
+    short_help="Show the facts of a model.",
+    epilog=_examples("conifer show qwen3-30b-a3b", "conifer show ./model.gguf --json"),
+)
+def show(model: Model, as_json: options.Json = False) -> int:
+    """Show the facts of a model, and of its file where that is on this machine."""
+    from conifer_cli.models import show_model
+
+    return show_model(model, as_json)
+
+
+@app.command(
+    short_help="Remove models from this machine.",
+    epilog=_examples("conifer rm qwen3-30b-a3b", "conifer rm smollm2-135m --yes"),
+)
+def rm(models: Models, yes: options.Yes = False) -> int:
+    """Remove models from this machine, after showing what goes."""
+    from conifer_cli.models import remove_models
+
+    return remove_models(models, yes)

@@ -1,0 +1,171 @@
+"""The options that commands share: their names, ranges, help and environment variables.
+
+Every option is also read from CONIFER_<NAME>; what is typed wins. Checks live here, so that a value
+out of range ends before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+MAX_CONTEXT = 1 << 24
+MAX_TOKENS = 1 << 24
+MAX_SEED = (1 << 64) - 1
+
+_CONTEXT = re.compile(r"(\d{1,9})([kK]?)")
+
+
+class Kernels(StrEnum):
+    """Which implementation multiplies."""
+
+    AUTO = "auto"
+    NATIVE = "native"
+    STOCK = "stock"
+
+
+class KVType(StrEnum):
+    """How the cache stores keys and values."""
+
+    F16 = "f16"
+    Q8 = "q8"
+    F32 = "f32"
+
+
+def parse_context(text: str) -> int:
+    """Read a number of tokens: 4096, 64k (k is 1,024)."""
+    match = _CONTEXT.fullmatch(text.strip())
+    tokens = int(match[1]) * (1024 if match[2] else 1) if match else 0
+    if not 1 <= tokens <= MAX_CONTEXT:
+        raise typer.BadParameter(
+            f"{text!r} is not a number of tokens from 1 to {MAX_CONTEXT:,}, such as 8192 or 64k"
+        )
+    return tokens
+
+
+def home() -> Path:
+    """Say where Conifer keeps its own files: CONIFER_HOME, or the platform's place for data."""
+    from catalog.store import default_home
+
+    chosen, data = os.environ.get("CONIFER_HOME"), os.environ.get("XDG_DATA_HOME")
+    if chosen:
+        return Path(chosen).expanduser()
+    return default_home(sys.platform, Path.home(), Path(data) if data else None)
+
+
+Context = Annotated[
+    int | None,
+    typer.Option(
+        "-c",
+        "--context",
+        metavar="TOKENS",
+        parser=parse_context,
+        envvar="CONIFER_CONTEXT",
+        help="Context to reserve, such as 8192 or 64k. Default: what fits, 32k at most.",
+    ),
+]
+KV = Annotated[
+    KVType,
+    typer.Option("--kv-type", envvar="CONIFER_KV_TYPE", help="Precision of the KV cache."),
+]
+KernelChoice = Annotated[
+    Kernels,
+    typer.Option(
+        "--kernels",
+        envvar="CONIFER_KERNELS",
+        help="native: our C++ (CPU); stock: plain MLX; auto: native where there is one.",
+    ),
+]
+Force = Annotated[
+    bool,
+    typer.Option("--force", envvar="CONIFER_FORCE", help="Go on although it does not fit."),
+]
+Yes = Annotated[
+    bool, typer.Option("--yes", "-y", envvar="CONIFER_YES", help="Answer questions with yes.")
+]
+Json = Annotated[
+    bool, typer.Option("--json", envvar="CONIFER_JSON", help="Print one JSON document.")
+]
+Prompt = Annotated[
+    str | None,
+    typer.Option("-p", "--prompt", metavar="TEXT", envvar="CONIFER_PROMPT", help="The prompt."),
+]
+System = Annotated[
+    str | None,
+    typer.Option(
+        "-s", "--system", metavar="TEXT", envvar="CONIFER_SYSTEM", help="The system message."
+    ),
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        metavar="NUMBER",
+        min=0,
+        max=10,
+        envvar="CONIFER_TEMPERATURE",
+        help="0 always takes the likeliest token.",
+    ),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE",
+        min=0.01,
+        max=1,
+        envvar="CONIFER_TOP_P",
+        help="Keep the likeliest tokens up to this share.",
+    ),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(
+        metavar="COUNT",
+        min=1,
+        max=MAX_TOKENS,
+        envvar="CONIFER_TOP_K",
+        help="Keep this many of the likeliest.",
+    ),
+]
+MinP = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE",
+        min=0,
+        max=0.99,
+        envvar="CONIFER_MIN_P",
+        help="Keep tokens at least this likely, relative to the likeliest.",
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        metavar="NUMBER", min=0, max=MAX_SEED, envvar="CONIFER_SEED", help="Same seed, same answer."
+    ),
+]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        metavar="COUNT",
+        min=1,
+        max=MAX_TOKENS,
+        envvar="CONIFER_MAX_TOKENS",
+        help="Stop the answer after so many.",
+    ),
+]
+Stats = Annotated[
+    bool, typer.Option("--stats", envvar="CONIFER_STATS", help="Print counts and rates to stderr.")
+]
+Think = Annotated[
+    bool | None,
+    typer.Option(
+        "--think/--no-think",
+        envvar="CONIFER_THINK",
+        help="Ask the chat template for reasoning, or for none.",
+    ),
+]

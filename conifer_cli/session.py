@@ -1,0 +1,137 @@
+"""A loaded model and one conversation with it: messages in, a stream of text out.
+
+`run` asks it once, `chat` again and again; what both share is here. It prints only the progress of
+reading the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from conifer_cli import terminal
+from conifer_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from catalog import Entry
+    from conifer_cli.verdict import Judged
+    from engine.cache import Cache
+    from engine.generate import TokenStream
+    from engine.model import Model
+    from engine.sampling import Settings
+
+ANSWER_ROOM = 2048  # tokens kept free for an answer when a long prompt makes the context grow
+
+Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What was asked of `run`; None is left to the model."""
+
+    prompt: str | None = None
+    system: str | None = None
+    context: int | None = None
+    sampling: dict[str, float] = field(default_factory=dict)
+    seed: int | None = None
+    max_tokens: int | None = None
+    think: bool | None = None
+    stats: bool = False
+    kv_type: str = "f16"
+    kernels: str = "auto"
+    force: bool = False
+    yes: bool = False
+
+
+class Session:
+    """A model, its settings and its cache. `raw`: it completes text and knows no roles."""
+
+    def __init__(self, judged: Judged, options: RunOptions) -> None:
+        from engine.model import load
+
+        entry = judged.entry
+        self.judged = judged
+        self.options = options
+        self.model: Model = load(judged.paths[0], kernels=options.kernels)
+        self.settings = settings_for(entry, options)
+        self.raw = self.model.template is None or (entry is not None and entry.kind == "base")
+        self.cache: Cache | None = None
+        if self.raw and options.system:
+            raise UsageError("-s/--system needs a model with a chat template; this one has none")
+
+    def opening(self) -> Messages:
+        """Begin a conversation."""
+        system = self.options.system
+        return [{"role": "system", "content": system}] if system else []
+
+    def encode(self, messages: Messages) -> list[int]:
+        """Turn a conversation into tokens; for a raw model its last message is all there is."""
+        template, tokenizer = self.model.template, self.model.tokenizer
+        if self.raw or template is None:
+            start = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
+            return start + tokenizer.encode(messages[-1]["content"])
+        variables: dict[str, Any] = {}
+        if self.options.think is not None:
+            variables["enable_thinking"] = self.options.think
+        return template.encode(messages, **variables)
+
+    def answer(self, tokens: list[int]) -> Answering:
+        """Begin to answer; the cache is made on first use, and grows for a prompt that needs it."""
+        context = self._context(len(tokens))
+        if self.cache is None or self.cache.context < context:
+            self.cache = self.model.new_cache(context, self.options.kv_type)
+        return Answering(self.model, tokens, self.settings, self.cache)
+
+    def _context(self, prompt_tokens: int) -> int:
+        """Choose a context: what was asked for, else the verdict's, doubled while there is need."""
+        context = self.cache.context if self.cache else self.judged.verdict.context
+        wanted = prompt_tokens + min(self.options.max_tokens or ANSWER_ROOM, ANSWER_ROOM)
+        if self.options.context is not None or wanted <= context:
+            return context
+        return max(context, min(max(wanted, 2 * context), self.judged.verdict.largest_context))
+
+
+class Answering:
+    """One answer on its way. Iterate for its text; `stream` then has finish and stats."""
+
+    def __init__(self, model: Model, tokens: list[int], settings: Settings, cache: Cache) -> None:
+        self._progress = terminal.Progress("reading the prompt", "tokens")
+        self.stream: TokenStream = model.generate(
+            tokens, settings, cache, on_prefill=self._progress.update
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        with self._progress:
+            for piece in self.stream.text():
+                self._progress.clear()
+                yield piece
+
+    @property
+    def cut_by_context(self) -> bool:
+        """Whether the answer ended because the context was full."""
+        return self.stream.finish == "length" and self.stream.cut_by == "context"
+
+    def stats(self) -> str:
+        """Say what the answer took, in one line."""
+        stats = self.stream.stats
+        cached = f" ({stats.cached_tokens:,} from the cache)" if stats.cached_tokens else ""
+        return (
+            f"prompt: {stats.prompt_tokens:,} tokens{cached}, {stats.prompt_per_s:.1f} tokens/s; "
+            f"answer: {stats.decoded_tokens:,} tokens, {stats.decode_per_s:.1f} tokens/s"
+        )
+
+
+def settings_for(entry: Entry | None, options: RunOptions) -> Settings:
+    """Choose how to sample: what was typed, else what the catalog recommends, else the defaults."""
+    from engine.sampling import Settings
+
+    chosen: dict[str, Any] = {}
+    if entry is not None:
+        advice = entry.sampling
+        if options.think is False and entry.sampling_no_think is not None:
+            advice = entry.sampling_no_think
+        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        chosen = {name: getattr(advice, name) for name in names}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    return Settings(max_tokens=options.max_tokens, seed=options.seed, **(chosen | options.sampling))

@@ -1,0 +1,76 @@
+"""What to run instead: the best model of the catalog for this machine, and ways to make one fit.
+
+Sizes are the catalog's; nothing here opens a file or a socket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from catalog import Entry
+    from engine.machine import Machine
+    from engine.memory import Verdict
+
+
+def supported() -> frozenset[str]:
+    """Return the architectures that the engine implements."""
+    from engine.models import PAGES
+
+    return frozenset(PAGES)
+
+
+def best_moe(machine: Machine) -> Entry | None:
+    """Choose the largest Mixture-of-Experts model that answers and whose default file fits."""
+    from catalog import entries
+
+    fitting = [
+        entry
+        for entry in entries().values()
+        if entry.moe
+        and entry.kind != "base"
+        and entry.architecture in supported()
+        and size_kind(entry, None, machine) == "fits"
+    ]
+    return max(fitting, key=lambda entry: entry.total_parameters or 0, default=None)
+
+
+def size_kind(entry: Entry, quant: str | None, machine: Machine) -> str | None:
+    """Estimate by the catalog's size: fits, tight or too_large; None if that is not known."""
+    from engine.memory import estimate_size
+
+    facts = entry.facts(quant)
+    if facts is None or facts.size_bytes is None:
+        return None
+    return estimate_size(facts.size_bytes, facts.quant, machine).kind
+
+
+def ways_out(name: str, entry: Entry | None, verdict: Verdict, q8_fits: bool) -> Iterator[str]:
+    """Yield what would fit instead, each with the command that does it."""
+    if verdict.largest_context:
+        context = verdict.largest_context
+        yield f"A context of {context:,} fits: `conifer run {name} -c {context}`"
+    if q8_fits:
+        yield f"An 8-bit KV cache fits: `conifer run {name} --kv-type q8`"
+    smaller = _smaller_quant(entry, verdict) if entry else None
+    if entry and smaller:
+        yield f"A smaller quantisation fits: `conifer run {entry.id}:{smaller}`"
+    best = best_moe(verdict.machine)
+    if best and best != entry:
+        yield f"The largest Mixture-of-Experts model that fits here: `conifer run {best.id}`"
+    yield "`conifer fit` lists every model; --force goes on regardless."
+
+
+def _smaller_quant(entry: Entry, verdict: Verdict) -> str | None:
+    """Choose the largest known quantisation that fits and is smaller than the one judged."""
+    if entry.architecture not in supported():
+        return None
+    smaller = {
+        facts.size_bytes: facts.quant
+        for facts in entry.files
+        if facts.size_bytes is not None
+        and facts.size_bytes < verdict.file_bytes
+        and size_kind(entry, facts.quant, verdict.machine) == "fits"
+    }
+    return smaller[max(smaller)] if smaller else None

@@ -1,0 +1,257 @@
+"""The only writer to stdout and stderr, and the only reader of stdin.
+
+stdout carries the answer or the data; everything else is stderr. Text goes out as UTF-8 whatever
+the locale, cleaned (`escapes`), and without a single escape sequence of our own: a progress line is
+redrawn with a carriage return, and only on a terminal. It knows no models.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import NoReturn, TextIO
+
+from conifer_cli.escapes import Filter, clean, clean_line
+from conifer_cli.layout import duration, size
+
+PROGRESS_EVERY_S = 10.0  # without a terminal
+REDRAW_EVERY_S = 0.1  # on one
+SILENT_START_S = 1.0  # what is done sooner needs no progress
+STDIN_PATIENCE_S = 2.0
+
+
+class ReaderGone(Exception):
+    """Whoever read our stdout has closed it."""
+
+
+class OutputError(Exception):
+    """Standard output cannot be written, for another reason than a reader that left."""
+
+
+def prepare() -> None:
+    """Make the standard streams speak UTF-8 and never fail on a character."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+
+
+def finish(code: int) -> NoReturn:
+    """Leave with `code`; at once and in silence where the work was broken off.
+
+    Queued computations, and output that nobody reads, must not hold the process back.
+    """
+    if code == 130 and is_terminal(sys.stderr):
+        say()
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os._exit(code)  # what could not be written would fail once more on the usual way out
+    if code in (130, 141):
+        os._exit(code)
+    sys.exit(code)
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Tell whether `stream` is open and a terminal."""
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+def conversing() -> bool:
+    """Tell whether both ends of a conversation are a terminal."""
+    return is_terminal(sys.stdin) and is_terminal(sys.stdout)
+
+
+def can_ask() -> bool:
+    """Tell whether there is a person to ask and a place to ask at."""
+    return is_terminal(sys.stdin) and is_terminal(sys.stderr)
+
+
+# Writing
+
+
+def write(text: str) -> None:
+    """Write text that is already clean to stdout, at once."""
+    if sys.stdout is None:
+        if text:
+            raise OutputError("standard output is closed")
+        return
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        raise ReaderGone from error
+    except OSError as error:
+        raise OutputError(f"cannot write to standard output: {error.strerror}") from error
+
+
+def out(lines: Iterable[str]) -> None:
+    """Print lines of data to stdout."""
+    write("".join(clean(line) + "\n" for line in lines))
+
+
+def out_json(value: object) -> None:
+    """Print one JSON document to stdout, in ASCII."""
+    write(json.dumps(value, indent=2) + "\n")
+
+
+def say(text: str = "") -> None:
+    """Print one line to stderr. Nobody listening there is no reason to stop."""
+    _to_stderr(clean_line(text) + "\n")
+
+
+def _to_stderr(text: str) -> None:
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+
+class Answer:
+    """Stream a model's answer to stdout: cleaned, and ended by exactly one newline."""
+
+    def __init__(self) -> None:
+        self._filter = Filter()
+        self._newlines = ""  # held back: they may be the last thing
+        self._started = False
+
+    def __enter__(self) -> Answer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the line, but print nothing at all where nothing was answered because of an error."""
+        if error is None or (self._started and not isinstance(error, ReaderGone | OutputError)):
+            write("\n")
+
+    def push(self, piece: str) -> None:
+        """Print what of `piece` is safe to print now."""
+        text = self._newlines + self._filter.push(piece)
+        body = text.rstrip("\n")
+        self._newlines = text[len(body) :]
+        if body:
+            self._started = True
+            write(body)
+
+
+class Progress:
+    """One live line on a terminal, else at most a line every ten seconds; always on stderr."""
+
+    def __init__(self, label: str, unit: str = "bytes") -> None:
+        self._label = clean_line(label)
+        self._unit = unit
+        self._start = self._last = time.monotonic()
+        self._first: int | None = None
+        self._drawn = 0  # width of the line that is on the screen
+        self._live = is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.clear()
+
+    def update(self, done: int, total: int | None) -> None:
+        """Say how far it is, unless that was said a moment ago."""
+        now = time.monotonic()
+        self._first = done if self._first is None else self._first
+        pause_s = REDRAW_EVERY_S if self._live else PROGRESS_EVERY_S
+        if now - self._start < SILENT_START_S or now - self._last < pause_s:
+            return
+        self._last = now
+        line = self._line(done, total, (done - self._first) / (now - self._start))
+        if self._live:
+            self._draw(line)
+        else:
+            say(line)
+
+    def clear(self) -> None:
+        """Take the live line off the screen."""
+        if self._drawn:
+            self._draw("")
+            _to_stderr("\r")
+
+    def _line(self, done: int, total: int | None, per_s: float) -> str:
+        text, whole, rate = (
+            f"{done:,}",
+            f"{total or 0:,} {self._unit}",
+            f"{per_s:,.0f} {self._unit}/s",
+        )
+        if self._unit == "bytes":
+            text, whole, rate = size(done), size(total or 0), f"{size(int(per_s))}/s"
+        if total:
+            text += f" of {whole}"
+            rate += f", {duration((total - done) / per_s)} left" if per_s > 0 else ""
+        return f"{self._label}: {text}, {rate}"
+
+    def _draw(self, line: str) -> None:
+        line = line[: max(shutil.get_terminal_size().columns - 1, 0)]
+        _to_stderr("\r" + line.ljust(self._drawn))
+        self._drawn = len(line)
+
+
+# Reading
+
+
+def piped() -> str:
+    """Read stdin to its end. Bytes that are not UTF-8 are replaced, which is said once."""
+    data = b"".join(_chunks())
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        say("conifer: standard input is not all UTF-8; the other bytes were replaced by '\ufffd'")
+        text = data.decode("utf-8", errors="replace")
+    return text.removeprefix("\ufeff")
+
+
+def _chunks() -> Iterator[bytes]:
+    """Yield what arrives on stdin, and say once that we are waiting for it."""
+    import select
+
+    if sys.stdin is None or sys.stdin.closed:
+        return
+    fd, told = sys.stdin.fileno(), False
+    while True:
+        if not told and not select.select([fd], [], [], STDIN_PATIENCE_S)[0]:
+            say("conifer: waiting for the end of standard input (Ctrl-D ends it)")
+            told = True
+        data = os.read(fd, 1 << 16)
+        if not data:
+            return
+        yield data
+
+
+def ask(prompt: str) -> str | None:
+    """Ask a person for a line, with editing keys where there is readline; None at its end."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401
+    try:
+        return input(prompt)
+    except EOFError:
+        write("\n")
+        return None
+
+
+def confirm(question: str) -> bool:
+    """Ask a person yes or no, through stderr; Enter means yes, the end of input no."""
+    _to_stderr(clean_line(question) + " [Y/n] ")
+    reply = sys.stdin.readline()
+    if not reply:
+        say()
+    return reply.strip().lower() in ("y", "yes") or reply == "\n"

@@ -1,0 +1,191 @@
+"""Whether a model fits this machine: the one judgement that `run`, `pull` and `fit` share.
+
+What is on disk is judged by its header. What is not is first judged by the catalog's size, which
+may end it without a socket, and then by its header, read from the hub by range. Nothing here
+transfers weights or prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conifer_cli.errors import NoRoom, UsageError
+from conifer_cli.layout import memory
+from conifer_cli.suggest import ways_out
+
+if TYPE_CHECKING:
+    from catalog import Entry, PackageSource, Reference
+    from catalog.hub import Hub, RemoteFile
+    from catalog.store import Store
+    from engine.config import ModelConfig
+    from engine.gguf import Header, TensorInfo
+    from engine.machine import Machine
+    from engine.memory import Verdict
+
+FIRST_READ = 4 << 20  # enough for the header of a small vocabulary; more is asked for as needed
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What was asked of the machine, and how firmly."""
+
+    context: int | None = None
+    kv_type: str = "f16"
+    force: bool = False
+    yes: bool = False
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A model, where it is (on disk, in a package, or on the hub), and its verdict.
+
+    q8_fits: an 8-bit cache would make the difference. metadata: empty where only a size was judged.
+    """
+
+    name: str
+    entry: Entry | None
+    verdict: Verdict
+    size_bytes: int  # of the file, all parts
+    paths: tuple[Path, ...] = ()
+    package: PackageSource | None = None
+    remote: tuple[RemoteFile, ...] = ()
+    metadata: Mapping[str, Any] | None = None
+    config: ModelConfig | None = None
+    q8_fits: bool = False
+
+
+def judge_model(
+    name: str, reference: Reference, wishes: Wishes, store: Store, connect: Callable[[], Hub]
+) -> Judged:
+    """Judge a model, from the disk if it is there; `connect` is called only for the hub."""
+    from engine.machine import this_machine
+
+    machine = this_machine()
+    entry = reference.entry
+    paths = [reference.path] if reference.path else store.find(reference)
+    if paths:
+        return _judge_disk(name, entry, paths[0], wishes, machine)
+    sized = _judge_catalog(name, reference, machine)
+    if sized is not None and (sized.package or _hopeless(sized, wishes)):
+        return sized
+    if entry is not None:
+        from engine.models import require_architecture
+
+        require_architecture(entry.architecture)
+    return _judge_hub(name, reference, wishes, machine, connect())
+
+
+def enforce(judged: Judged, wishes: Wishes) -> None:
+    """Raise NoRoom unless the model fits, or --force was given."""
+    if _hopeless(judged, wishes):
+        hints = ways_out(judged.name, judged.entry, judged.verdict, judged.q8_fits)
+        raise NoRoom(f"{judged.name} does not fit this machine: {shortage(judged)}", tuple(hints))
+
+
+def shortage(judged: Judged) -> str:
+    """Say what it needs and what there is."""
+    verdict = judged.verdict
+    need = memory(verdict.need.total_bytes)
+    at = "at least " if verdict.estimated else f"with a context of {verdict.context:,} "
+    budget, limit = memory(verdict.budget_bytes), verdict.machine.limited_by
+    return f"{at}it needs {need}, and there are {budget} of {limit}"
+
+
+def _hopeless(judged: Judged, wishes: Wishes) -> bool:
+    """Tell whether asking the hub could not change the verdict, and nobody insists."""
+    return judged.verdict.kind == "too_large" and not wishes.force
+
+
+def _judge_disk(
+    name: str, entry: Entry | None, path: Path, wishes: Wishes, machine: Machine
+) -> Judged:
+    from engine.gguf import open_model
+
+    file = open_model(path)
+    judged = _judge_header(name, entry, file.metadata, file.tensors, wishes, machine)
+    return replace(judged, size_bytes=file.size_bytes, paths=file.parts)
+
+
+def _judge_catalog(name: str, reference: Reference, machine: Machine) -> Judged | None:
+    """Judge by the size that the catalog knows, if it knows one."""
+    from engine.memory import judge_size
+
+    facts = reference.facts
+    if facts is None or facts.size_bytes is None:
+        return None
+    return Judged(
+        name,
+        reference.entry,
+        verdict=judge_size(facts.size_bytes, machine),
+        size_bytes=facts.size_bytes,
+        package=reference.package,
+    )
+
+
+def _judge_hub(
+    name: str, reference: Reference, wishes: Wishes, machine: Machine, hub: Hub
+) -> Judged:
+    """Judge by the headers of all parts, read from the hub."""
+    from engine.gguf import merge_parts
+
+    remote = tuple(hub.find(reference))
+    metadata, tensors = merge_parts(
+        [_read_header(hub, file, part) for part, file in enumerate(remote)]
+    )
+    judged = _judge_header(name, reference.entry, metadata, tensors, wishes, machine)
+    return replace(judged, size_bytes=sum(file.size_bytes for file in remote), remote=remote)
+
+
+def _read_header(hub: Hub, file: RemoteFile, part: int) -> Header:
+    """Read as much of a remote file as its header takes."""
+    from engine.errors import MoreNeeded
+    from engine.gguf import read_header
+
+    size_bytes = FIRST_READ
+    while True:
+        data = hub.header(file, min(size_bytes, file.size_bytes))
+        try:
+            return read_header(data, file.size_bytes, part)
+        except MoreNeeded as more:
+            size_bytes = max(2 * size_bytes, more.size_bytes)
+
+
+def _judge_header(
+    name: str,
+    entry: Entry | None,
+    metadata: Mapping[str, Any],
+    tensors: Mapping[str, TensorInfo],
+    wishes: Wishes,
+    machine: Machine,
+) -> Judged:
+    """Judge what a header says, and whether an 8-bit cache would change it."""
+    from engine.config import read_config
+    from engine.memory import judge
+    from engine.models import require_architecture
+
+    config = read_config(metadata)
+    require_architecture(config.architecture)
+    known = entry.context if entry else None
+    most = min(config.context, known or config.context)
+    if wishes.context is not None and wishes.context > most and not wishes.force:
+        raise UsageError(
+            f"a context of {wishes.context:,} is more than the {most:,} tokens of {name}"
+        )
+    verdict = judge(config, tensors, machine, wishes.context, wishes.kv_type, known)
+    q8_fits = (
+        verdict.kind == "too_large"
+        and wishes.kv_type != "q8"
+        and judge(config, tensors, machine, wishes.context, "q8", known).kind != "too_large"
+    )
+    return Judged(
+        name,
+        entry,
+        verdict,
+        size_bytes=verdict.file_bytes,
+        metadata=metadata,
+        config=config,
+        q8_fits=q8_fits,
+    )

@@ -1,0 +1,111 @@
+"""The conversation, at a real pseudo-terminal."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from conifer_cli.chat import COMMANDS
+from support.program import MODELS, command, environment, templated
+from support.terminal_session import TerminalSession
+
+QWEN = str(MODELS / "qwen3moe" / "model.gguf")
+
+
+@pytest.fixture
+def chat(tmp_path):
+    arguments = [*command(), "run", QWEN, "--temperature", "0", "--max-tokens", "4", "--stats"]
+    with TerminalSession(arguments, environment(tmp_path, TERM="dumb")) as session:
+        session.expect(">>> ")
+        yield session
+
+
+@pytest.mark.parametrize("goodbye", ["/bye\n", "/exit\n", "/quit\n", "\x04"])
+def test_a_person_can_leave(chat, goodbye):
+    chat.type(goodbye)
+    assert chat.wait() == 0
+
+
+def test_a_message_is_answered_and_the_next_one_too(chat):
+    for _ in range(2):
+        chat.type("hello\n")
+        chat.expect("answer: 4 tokens")
+        chat.expect(">>> ")
+
+
+def test_ctrl_c_at_the_prompt_explains_how_to_leave(chat):
+    time.sleep(0.5)  # the prompt is printed a moment before readline listens
+    chat.type("\x03")
+    chat.expect("Use Ctrl-D or /bye to leave.")
+    chat.expect(">>> ")
+
+
+def test_an_unknown_command_is_not_sent_to_the_model(chat):
+    chat.type("/cls now\n")
+    chat.expect("Unknown command '/cls'. Type /? for help.")
+    assert "answer:" not in chat.expect(">>> ")
+
+
+def test_a_path_is_a_message(chat):
+    chat.type("/etc/hosts is what?\n")
+    chat.expect("answer: 4 tokens")
+
+
+def test_help_names_every_command(chat):
+    chat.type("/?\n")
+    said = chat.expect(">>> ")
+    assert all(word in said for word in ("/?", "/clear", "/bye", "Ctrl-C"))
+
+
+def test_clear_forgets_the_conversation(chat):
+    chat.type("/clear\n")
+    chat.expect("forgotten")
+
+
+def test_an_empty_line_asks_again(chat):
+    chat.type("\n")
+    assert chat.expect(">>> ").strip() == ""
+
+
+def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(tmp_path):
+    arguments = [*command(), "run", QWEN, "--temperature", "2", "--seed", "1"]
+    with TerminalSession(arguments, environment(tmp_path, TERM="dumb")) as session:
+        session.expect(">>> ")
+        session.type("go\n")
+        session.expect("\n")
+        session.type("\x03")
+        session.expect(">>> ")
+        session.type("/bye\n")
+        assert session.wait() == 0
+        assert "Traceback" not in session.screen
+
+
+def test_a_message_over_the_context_is_an_error_with_both_counts(tmp_path):
+    arguments = [*command(), "run", QWEN, "-c", "16"]
+    with TerminalSession(arguments, environment(tmp_path, TERM="dumb")) as session:
+        session.expect(">>> ")
+        session.type("word " * 40 + "\n")
+        session.expect("tokens do not fit a context of 16")
+        session.expect(">>> ")
+
+
+def test_the_second_turn_holds_the_first_and_takes_it_from_the_cache(tmp_path):
+    path = templated(tmp_path, "{% for m in messages %}<|bos|>{{ m.content }}{% endfor %}<|eos|>")
+    arguments = [*command(), "run", path, "--temperature", "0", "--max-tokens", "4", "--stats"]
+    with TerminalSession(arguments, environment(tmp_path, TERM="dumb")) as session:
+        session.expect(">>> ")
+        session.type("hello\n")
+        session.expect("prompt: ")
+        first = int(session.expect(" tokens, "))
+        session.expect(">>> ")
+        session.type("hello\n")
+        session.expect("prompt: ")
+        second = int(session.expect(" tokens ("))
+        cached = int(session.expect(" from the cache"))
+    assert second >= 2 * first - 1
+    assert first - 1 <= cached < second
+
+
+def test_every_command_begins_with_a_slash():
+    assert all(word.startswith("/") for word in COMMANDS)

@@ -1,0 +1,61 @@
+"""The table of errors: every class is real, and every message says what to do."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+from catalog import errors as catalog_errors
+from conifer_cli import errors
+from conifer_cli.errors import TABLE, explain
+from engine import errors as engine_errors
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_every_name_in_the_table_is_a_class(name):
+    module, _, attribute = name.rpartition(".")
+    found = getattr(importlib.import_module(module), attribute)
+    assert issubclass(found, BaseException)
+
+
+@pytest.mark.parametrize("tree", [catalog_errors, engine_errors])
+def test_every_error_of_the_wings_is_in_the_table(tree):
+    for item in vars(tree).values():
+        if isinstance(item, type) and issubclass(item, Exception):
+            assert any(f"{kind.__module__}.{kind.__qualname__}" in TABLE for kind in item.__mro__)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message", "hint"),
+    [
+        (catalog_errors.UnknownModel("qwn", "qwen3-8b"), 2, "'qwn'", "Did you mean qwen3-8b?"),
+        (catalog_errors.UnknownModel("a b"), 2, "'a b'", '`conifer run -p "a b"`'),
+        (catalog_errors.ModelNotFound("no such repository"), 5, "no such", "list --catalog"),
+        (catalog_errors.AccessDenied("gated"), 5, "gated", "HF_TOKEN"),
+        (catalog_errors.HubUnreachable("timed out"), 5, "timed out", "HTTPS_PROXY"),
+        (catalog_errors.VerificationError("f", "aa", "bb"), 5, "expected aa", "not kept"),
+        (catalog_errors.StoreError("disk full"), 5, "disk full", "CONIFER_HOME"),
+        (engine_errors.GGUFError("bad magic"), 3, "bad magic", "fetch it again"),
+        (engine_errors.MoreNeeded(100), 3, "100", "cut short"),
+        (engine_errors.UnsupportedError("IQ2_XXS"), 3, "IQ2_XXS", "quantisation"),
+        (engine_errors.DoesNotFit("too large"), 4, "too large", "--force"),
+        (engine_errors.ContextOverflow(5000, 4096), 4, "5,000 tokens do not fit", "-c"),
+        (engine_errors.NumericError("NaN"), 1, "NaN", "stock"),
+        (engine_errors.BackendError("install [cpu]"), 1, "install [cpu]", ""),
+        (errors.UsageError("twice", "once"), 2, "twice", "once"),
+        (errors.NoRoom("large", ("try a", "try b")), 4, "large", "try a\ntry b"),
+        (FileNotFoundError(2, "No such file", "x.gguf"), 2, "x.gguf: No such file", ""),
+        (PermissionError(13, "Permission denied", "/y"), 1, "/y: Permission denied", "Check"),
+        (MemoryError(), 4, "out of memory", "smaller context"),
+    ],
+)
+def test_an_error_is_explained(error, code, message, hint):
+    got = explain(error)
+    assert got[0] == code
+    assert message in got[1] and hint in got[2]
+
+
+def test_only_loaded_classes_are_foreseen():
+    assert engine_errors.GGUFError in errors.foreseen()
+    assert ZeroDivisionError not in errors.foreseen()

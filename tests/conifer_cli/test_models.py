@@ -1,0 +1,87 @@
+"""`conifer list`, `show` and `rm` on a small hub cache made by hand."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from support.program import MODELS, run_conifer
+
+COMMIT = "0" * 40
+
+
+@pytest.fixture
+def cached(tmp_path):
+    """A home in which the hub cache holds org/tiny at one commit; the path of its blob."""
+    folder = tmp_path / "hf" / "hub" / "models--org--tiny"
+    for name in ("blobs", "refs", f"snapshots/{COMMIT}"):
+        (folder / name).mkdir(parents=True)
+    (folder / "refs" / "main").write_text(COMMIT)
+    blob = folder / "blobs" / ("a" * 64)
+    shutil.copy(MODELS / "qwen3moe" / "model.gguf", blob)
+    (folder / "snapshots" / COMMIT / "tiny-F32.gguf").symlink_to(f"../../blobs/{blob.name}")
+    return blob
+
+
+def test_an_empty_home_lists_nothing(tmp_path):
+    done = run_conifer("list", home=tmp_path)
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert run_conifer("list", "--json", home=tmp_path).stdout == b"[]\n"
+
+
+def test_a_cached_model_is_listed_with_its_size_and_place(tmp_path, cached):
+    done = run_conifer("list", home=tmp_path)
+    heading, row = done.stdout.decode().splitlines()
+    assert heading.split() == ["NAME", "SIZE", "MODIFIED", "WHERE"]
+    assert row.startswith("hf:org/tiny/tiny-F32.gguf  866.1 kB  ")
+    [model] = json.loads(run_conifer("list", "--json", home=tmp_path).stdout)
+    assert model["size_bytes"] == cached.stat().st_size
+
+
+def test_a_listed_name_runs_from_the_cache(tmp_path, cached):
+    for name in ("hf:org/tiny/tiny-F32.gguf", "hf:org/tiny"):
+        done = run_conifer("run", name, "hi", "--max-tokens", "2", home=tmp_path)
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_show_tells_what_the_header_says(tmp_path, cached):
+    done = run_conifer("show", "hf:org/tiny", home=tmp_path)
+    assert done.returncode == 0
+    assert "qwen3moe" in done.stdout.decode() and "2 of 8" in done.stdout.decode()
+    shown = json.loads(run_conifer("show", "hf:org/tiny", "--json", home=tmp_path).stdout)
+    assert shown["catalog"] is None and shown["file"]["config"]["experts"]["count"] == 8
+
+
+def test_show_of_a_catalog_model_needs_no_file(tmp_path):
+    done = run_conifer("show", "qwen3-30b-a3b", home=tmp_path)
+    text = done.stdout.decode()
+    assert done.returncode == 0
+    assert "30.5B, 3.3B active" in text and "8 of 128" in text and "Apache-2.0" in text
+    shown = json.loads(run_conifer("show", "qwen3-30b-a3b", "--json", home=tmp_path).stdout)
+    assert shown["catalog"]["experts"] == 128 and shown["file"] is None
+
+
+def test_rm_needs_yes_where_nobody_can_be_asked(tmp_path, cached):
+    done = run_conifer("rm", "hf:org/tiny", home=tmp_path)
+    assert done.returncode == 2
+    assert b"--yes" in done.stderr and cached.exists()
+
+
+def test_rm_shows_what_goes_and_frees_it(tmp_path, cached):
+    done = run_conifer("rm", "hf:org/tiny", "--yes", home=tmp_path)
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert b"866.1 kB freed" in done.stderr and not cached.exists()
+    assert run_conifer("rm", "hf:org/tiny", "--yes", home=tmp_path).returncode == 2
+
+
+def test_metadata_cannot_drive_the_terminal(tmp_path):
+    data = (MODELS / "qwen3moe" / "model.gguf").read_bytes()
+    name = b"general.name\x08\x00\x00\x00\x08\x00\x00\x00\x00\x00\x00\x00qwen3moe"
+    assert name in data
+    path = tmp_path / "evil.gguf"
+    path.write_bytes(data.replace(name, name[:-8] + b"a\x1b[2J\rb\x07"))
+    done = run_conifer("show", str(path), home=tmp_path)
+    assert done.returncode == 0
+    assert not set(done.stdout) & {0x1B, 0x07, 0x0D}

@@ -1,0 +1,102 @@
+"""What is typed wrong ends with exit code 2 and says what would be right."""
+
+from __future__ import annotations
+
+import pytest
+
+from conifer_cli import app, errors
+from support.program import MODELS, run_conifer
+
+NUMBERS = {
+    "--temperature": (["-1", "-0.001", "10.5", "1e9", "nan", "inf", "-inf", "warm", ""], "0 to 10"),
+    "--top-p": (["-0.5", "0", "0.001", "1.01", "2", "nan", "half"], "0.01 to 1"),
+    "--top-k": (["0", "-1", "16777217", "1.5", "many"], "1 to 16,777,216"),
+    "--min-p": (["-0.1", "1", "2", "nan", "some"], "0 to 0.99"),
+    "--seed": (["-1", "1180591620717411303424", "0.5", "x"], "0 to 18,446,744,073,709,551,615"),
+    "--max-tokens": (["0", "-5", "16777217", "1e3", "all"], "1 to 16,777,216"),
+    "--context": (["0", "-1", "64m", "1.5k", "99999999999", "k", ""], "1 to 16,777,216"),
+    "--kv-type": (["f64", "F16", ""], "'f16', 'q8', 'f32'"),
+    "--kernels": (["cuda", "none"], "'auto', 'native', 'stock'"),
+}
+PAIRS = [(flag, value, said) for flag, (values, said) in NUMBERS.items() for value in values]
+
+
+def outcome(capsys, *arguments):
+    code = app._outcome(list(arguments))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_there_are_forty_invalid_pairs():
+    assert len(PAIRS) >= 40
+
+
+@pytest.mark.parametrize(("flag", "value", "said"), PAIRS)
+def test_an_invalid_value_exits_2_and_names_flag_and_range(capsys, flag, value, said):
+    code, out, err = outcome(capsys, "run", "smollm2-135m", f"{flag}={value}", "hi")
+    assert (code, out) == (errors.USAGE, "")
+    assert flag in err and said in err
+    assert err.startswith("conifer: ") and err.count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("nonsense",),
+        ("run", "--bogus"),
+        ("run", "--temperature"),
+        ("fit", "a", "b"),
+        ("pull",),
+        ("rm",),
+        ("show",),
+        ("list", "extra"),
+        ("run", "smollm2-135m", "hi", "-p", "ho"),
+        ("rm", "smollm2-135m"),
+        ("rm", str(MODELS / "llama" / "model.gguf")),
+    ],
+)
+def test_a_command_line_without_sense_exits_2(capsys, arguments, tmp_path, monkeypatch):
+    monkeypatch.setenv("CONIFER_HOME", str(tmp_path))
+    code, out, err = outcome(capsys, *arguments)
+    assert (code, out) == (errors.USAGE, "")
+    assert err.startswith("conifer: ")
+
+
+def test_an_environment_variable_is_checked_like_its_option(capsys, monkeypatch):
+    monkeypatch.setenv("CONIFER_TOP_P", "2")
+    code, _, err = outcome(capsys, "run", "smollm2-135m", "hi")
+    assert code == errors.USAGE
+    assert "CONIFER_TOP_P" in err and "0.01 to 1" in err
+
+
+def test_an_unknown_model_exits_2_with_the_closest_name(tmp_path):
+    done = run_conifer("run", "qwen3-30b-a3", home=tmp_path)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"'qwen3-30b-a3'" in done.stderr and b"Did you mean qwen3-30b-a3b?" in done.stderr
+
+
+def test_an_unknown_model_that_is_a_sentence_is_taken_for_a_prompt(tmp_path):
+    done = run_conifer("run", "why is the sky blue", home=tmp_path)
+    assert done.returncode == 2
+    assert b'Did you mean `conifer run -p "why is the sky blue"`?' in done.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "fit", "pull", "show"])
+def test_a_missing_path_exits_2(tmp_path, command):
+    done = run_conifer(command, "./missing.gguf", home=tmp_path)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"no file at './missing.gguf'" in done.stderr
+
+
+def test_empty_stdin_and_no_prompt_exits_2(tmp_path):
+    for stdin in (b"", b"\n \n"):
+        done = run_conifer("run", str(MODELS / "llama" / "model.gguf"), home=tmp_path, stdin=stdin)
+        assert (done.returncode, done.stdout) == (2, b"")
+        assert b"nothing to answer" in done.stderr
+
+
+def test_a_hostile_name_does_not_reach_the_terminal(tmp_path):
+    done = run_conifer("run", "\x1b]0;owned\x07no\x1b[2Jpe[bold]", home=tmp_path)
+    assert done.returncode == 2
+    assert b"\x1b" not in done.stderr and b"\x07" not in done.stderr
+    assert b"[bold]" in done.stderr

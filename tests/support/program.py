@@ -1,0 +1,106 @@
+"""Run the real `conifer` as a child process, with a home of its own and no network to speak of."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = ROOT / "tests" / "fixtures"
+
+# Any use of a socket ends this program at once, and the machine has the memory it is told to have.
+UNPLUGGED = """
+import os, sys
+def hook(event, _):
+    if event.startswith("socket."):
+        os.write(2, f"OPENED A SOCKET: {event}".encode())
+        os._exit(99)
+sys.addaudithook(hook)
+import engine.machine
+memory = int(sys.argv.pop(1))
+engine.machine.this_machine = lambda: engine.machine.Machine(
+    "test machine", "cpu", memory, memory, "available memory"
+)
+from conifer_cli.app import main
+main()
+"""
+
+
+def command() -> list[str]:
+    """Say how to start the program: the installed script, else the package in this tree."""
+    script = Path(sys.executable).with_name("conifer")
+    return [str(script)] if script.exists() else [sys.executable, "-P", "-m", "conifer_cli"]
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """Make an environment in which nothing of the user's is seen and the hub cannot be reached."""
+    kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
+    return {
+        **kept,
+        "HOME": str(home),
+        "CONIFER_HOME": str(home / "conifer"),
+        "HF_HOME": str(home / "hf"),
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        **more,
+    }
+
+
+def run_conifer(
+    *arguments: str,
+    home: Path,
+    stdin: bytes = b"",
+    cwd: Path | None = None,
+    timeout_s: float = 60,
+    **more: str,
+) -> subprocess.CompletedProcess[bytes]:
+    """Run `conifer` with these arguments; `more` is added to its environment."""
+    return subprocess.run(
+        [*command(), *arguments],
+        input=stdin,
+        env=environment(home, **more),
+        cwd=cwd or home,
+        capture_output=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def run_unplugged(
+    *arguments: str,
+    home: Path,
+    memory_bytes: int = 16 << 30,
+    stdin: bytes = b"",
+    timeout_s: float = 60,
+    **more: str,
+) -> subprocess.CompletedProcess[bytes]:
+    """Run `conifer` on a machine of `memory_bytes`; opening a socket ends it with exit code 99."""
+    return subprocess.run(
+        [sys.executable, "-P", "-c", UNPLUGGED, str(memory_bytes), *arguments],
+        input=stdin,
+        env=environment(home, **more),
+        cwd=home,
+        capture_output=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def templated(folder: Path, template: str) -> str:
+    """Write the tiny qwen3moe model with a chat template added; return its path.
+
+    What is added is a multiple of the alignment long, so that all else keeps its padding.
+    """
+    data = (MODELS / "qwen3moe" / "model.gguf").read_bytes()
+    key = b"tokenizer.chat_template"
+    text = template.encode() + b"{#"
+    text += b" " * (-(8 + len(key) + 4 + 8 + len(text) + 2) % 32) + b"#}"
+    added = struct.pack("<Q", len(key)) + key + struct.pack("<IQ", 8, len(text)) + text
+    (keys,) = struct.unpack_from("<Q", data, 16)
+    path = folder / "templated.gguf"
+    path.write_bytes(data[:16] + struct.pack("<Q", keys + 1) + added + data[24:])
+    return str(path)
