@@ -1,8 +1,8 @@
 """Fixtures that every wing's tests share.
 
 CONIFER_FIXTURES names a folder with more model fixtures of the same form as tests/fixtures; where
-it is set, the parity tests run over those too. CONIFER_KERNELS chooses the kernels under test; where
-it is not set, all kernels that this build has are tested.
+it is set, the parity tests run over those too. CONIFER_KERNELS chooses the kernels under test;
+where it is not set, all kernels that this build has are tested.
 """
 
 from __future__ import annotations

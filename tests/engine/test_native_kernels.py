@@ -328,7 +328,7 @@ def test_layers_refuse_what_does_not_fit_them():
         (mx.zeros((1, width)), 8),
         (mx.zeros((1, width)), -1),
     ]:
-        with pytest.raises(ValueError, match="layers of width|outside the cache"):
+        with pytest.raises(ValueError, match=r"layers of width|outside the cache"):
             layers(x, caches, offset)
     with pytest.raises(ValueError, match="head of width"):
         head(mx.zeros((1, width - 1)))

@@ -19,8 +19,8 @@ QUANTIZED = [m for m in MODELS if m.quantized]
 CHUNKS = (1, 7, 64)
 
 
-# At token 39 of this one two experts' scores lie 0.0005 apart, and rounding moves them by 0.007: which
-# runs is a toss of a coin, and every later token sees it. It counts among its family only.
+# At token 39 of this one two experts' scores lie 0.0005 apart, and rounding moves them by 0.007:
+# which runs is a toss of a coin, and every later token sees it. It counts in its family only.
 COIN_TOSSES = {"native": {"mixtral-Q5_1"}, "stock": set()}
 
 
