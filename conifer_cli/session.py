@@ -7,7 +7,7 @@ reading the prompt.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from conifer_cli import terminal
@@ -55,10 +55,8 @@ class Session:
         self.options = options
         self.model: Model = load(judged.paths[0], kernels=options.kernels)
         self.settings = settings_for(entry, options)
-        self.raw = self.model.template is None or (entry is not None and entry.kind == "base")
+        self.raw = is_raw(judged)
         self.cache: Cache | None = None
-        if self.raw and options.system:
-            raise UsageError("-s/--system needs a model with a chat template; this one has none")
 
     def opening(self) -> Messages:
         """Begin a conversation."""
@@ -122,6 +120,21 @@ class Answering:
         )
 
 
+def is_raw(judged: Judged) -> bool:
+    """Tell whether a model completes text and knows no roles, as far as its header was read."""
+    if judged.entry is not None and judged.entry.kind == "base":
+        return True
+    return judged.metadata is not None and "tokenizer.chat_template" not in judged.metadata
+
+
+def require_template(judged: Judged, options: RunOptions) -> None:
+    """Raise UsageError for what only a chat template could honour."""
+    if is_raw(judged):
+        for name, given in (("-s/--system", options.system), ("--think", options.think)):
+            if given is not None:
+                raise UsageError(f"{name} needs a model with a chat template; this one has none")
+
+
 def settings_for(entry: Entry | None, options: RunOptions) -> Settings:
     """Choose how to sample: what was typed, else what the catalog recommends, else the defaults."""
     from engine.sampling import Settings
@@ -131,7 +144,6 @@ def settings_for(entry: Entry | None, options: RunOptions) -> Settings:
         advice = entry.sampling
         if options.think is False and entry.sampling_no_think is not None:
             advice = entry.sampling_no_think
-        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-        chosen = {name: getattr(advice, name) for name in names}
+        chosen = asdict(advice)
     chosen = {name: value for name, value in chosen.items() if value is not None}
     return Settings(max_tokens=options.max_tokens, seed=options.seed, **(chosen | options.sampling))
