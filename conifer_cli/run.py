@@ -19,7 +19,7 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
     typed = words if words is not None else options.prompt
     chatting = typed is None and terminal.conversing()
     prompt = "" if chatting else whole_prompt(typed)
-    wishes = Wishes(options.context, options.kv_type, options.force, options.yes)
+    wishes = Wishes(options.context, options.kv_type, options.force, options.yes, options.kernels)
     judged = judge(target, wishes)
     require_template(judged, options)
     judged = ready(target, judged, wishes)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from engine.model import Model
     from engine.sampling import Settings
 
+SLOW = "these are the slow kernels: {}. Install a C++ compiler, then Conifer anew."
 ANSWER_ROOM = 2048  # tokens kept free for an answer when a long prompt makes the context grow
 
 Messages = list[dict[str, str]]
@@ -54,6 +55,8 @@ class Session:
         self.judged = judged
         self.options = options
         self.model: Model = load(judged.paths[0], kernels=options.kernels)
+        if self.model.kernels.fallback_reason is not None:
+            terminal.say(f"conifer: {SLOW.format(self.model.kernels.fallback_reason)}")
         self.settings = settings_for(entry, options)
         self.raw = is_raw(judged)
         self.cache: Cache | None = None

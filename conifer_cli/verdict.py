@@ -7,6 +7,7 @@ transfers weights or prints.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -37,6 +38,7 @@ class Wishes:
     kv_type: str = "f16"
     force: bool = False
     yes: bool = False
+    kernels: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -190,11 +192,20 @@ def _judge_header(
     known = entry.context if entry else None
     most = min(config.context, known or config.context)
     _require_context(name, most, wishes)
-    verdict = judge(config, tensors, machine, wishes.context, wishes.kv_type, known)
+    asked = functools.partial(
+        judge,
+        config,
+        tensors,
+        machine,
+        wishes.context,
+        default_context=known,
+        kernels=wishes.kernels,
+    )
+    verdict = asked(kv_type=wishes.kv_type)
     q8_fits = (
         verdict.kind == "too_large"
         and wishes.kv_type != "q8"
-        and judge(config, tensors, machine, wishes.context, "q8", known).kind != "too_large"
+        and asked(kv_type="q8").kind != "too_large"
     )
     return Judged(
         name,
