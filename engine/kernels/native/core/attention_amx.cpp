@@ -176,7 +176,7 @@ void load_weights(const Room& room, int64_t c) {
 }
 
 // A group of 32 dims of 64 tokens as two tiles of quads: byte i of a column is token 4 quad + i.
-// Column 8 h + k of tile j is dim 16 h' ... in the order that `dim_of` gives.
+// The columns are in the order that interleaving gives, which `dim_of` knows.
 void load_quads(const int8_t* values, int64_t dims, int8_t* quads) {
   for (int64_t t = 0; t < BLOCK; t += 8) {
     __m512i rows[4];

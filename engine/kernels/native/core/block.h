@@ -34,7 +34,7 @@ struct AttentionLayer {
   const float* output_bias;
   Norm q_norm, k_norm;          // over each head; weight null: none
   Rope rope;
-  int64_t heads, kv_heads, key_dim, value_dim;
+  int64_t heads, kv_heads, key_dim, value_dim;  // heads / kv_heads: whole, at most MAX_ROWS
   float scale;                  // of the scores
 };
 
