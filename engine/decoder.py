@@ -47,22 +47,6 @@ class Block:
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
-def pre_norm_block(
-    config: ModelConfig,
-    weights: Weights,
-    layer: int,
-    attention: Attention,
-    feed_forward: Callable[[mx.array], mx.array],
-) -> Block:
-    """Put a block together with the norms `attn_norm` and `ffn_norm` of its layer."""
-
-    def norm(name: str) -> Norm:
-        weight = weights.vector(f"blk.{layer}.{name}.weight", config.width)
-        return Norm(weight, config.norm_eps)
-
-    return Block(norm("attn_norm"), attention, norm("ffn_norm"), feed_forward)
-
-
 @dataclass(frozen=True, slots=True)
 class Blocks:
     """Blocks run one after the other."""
@@ -115,3 +99,27 @@ class Decoder:
     def logits(self, hidden: mx.array) -> mx.array:
         """Score the vocabulary: (T, D) -> (T, V) float32."""
         return self.head(hidden)
+
+
+def pre_norm_decoder(
+    config: ModelConfig,
+    weights: Weights,
+    attention: Callable[[int], Attention],
+    feed_forward: Callable[[int], Callable[[mx.array], mx.array]],
+) -> Decoder:
+    """Put a decoder together whose blocks have the norms `attn_norm` and `ffn_norm`.
+
+    attention, feed_forward: make those of a layer, given its number.
+    """
+
+    def norm(layer: int, name: str) -> Norm:
+        weight = weights.vector(f"blk.{layer}.{name}.weight", config.width)
+        return Norm(weight, config.norm_eps)
+
+    blocks = [
+        Block(
+            norm(layer, "attn_norm"), attention(layer), norm(layer, "ffn_norm"), feed_forward(layer)
+        )
+        for layer in range(config.layers)
+    ]
+    return Decoder(config, weights, blocks)
