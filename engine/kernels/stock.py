@@ -29,7 +29,7 @@ Bytes = npt.NDArray[np.uint8]
 
 FLOATS = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
 CHUNK_WEIGHTS = 1 << 23  # weights repacked at a time: bounds what loading needs on top
-SPLIT_WORK = 1 << 23  # multiply-adds from which a second CPU stream pays for its hand-over
+SPLIT_WORK = 1 << 18  # multiply-adds from which a second CPU stream pays for its hand-over
 
 
 @dataclass(frozen=True, slots=True)
