@@ -36,7 +36,7 @@ def main() -> None:
         "python": platform.python_version(),
     }
     device, tensors = backend(), open_model(Path(job.model)).tensors
-    moved = moved_bytes(model.config, tensors, device, 0, "f16")
+    moved = moved_bytes(model.config, tensors, device, model.kernels.name, 0, "f16")
     peak = turns.peak_memory_bytes()
     read = statistics.median(read_rates(moved, READS, device))
     turns.finish(

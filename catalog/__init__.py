@@ -10,9 +10,12 @@ from __future__ import annotations
 from catalog.entry import Entry, FileFacts, PackageSource, Sampling, status
 from catalog.errors import (
     AccessDenied,
+    BadSetting,
     CatalogError,
     HubUnreachable,
+    IndexUnreachable,
     ModelNotFound,
+    NoSpace,
     StoreError,
     UnknownModel,
     VerificationError,
@@ -22,11 +25,14 @@ from catalog.resolve import Reference, resolve
 
 __all__ = [
     "AccessDenied",
+    "BadSetting",
     "CatalogError",
     "Entry",
     "FileFacts",
     "HubUnreachable",
+    "IndexUnreachable",
     "ModelNotFound",
+    "NoSpace",
     "PackageSource",
     "Reference",
     "Sampling",

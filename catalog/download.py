@@ -9,17 +9,16 @@ nothing else depends on it. It knows no terminal: progress is told to the caller
 
 from __future__ import annotations
 
-import errno
 import os
 import random
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from catalog.errors import CatalogError, StoreError, VerificationError
+from catalog.disk import disk_failures, require_space
+from catalog.errors import CatalogError, VerificationError
 from catalog.hub import Answer, Hub, Interrupted, RemoteFile
 from catalog.partial import Partial, claim
 from catalog.store import Store
@@ -28,7 +27,6 @@ from catalog.store import Store
 Progress = Callable[[int, int], None]
 
 MAGIC = b"GGUF"
-SPARE_BYTES = 2**30  # left free on the disk
 SEGMENT_BYTES = 8 * 2**30  # one request's worth: some hosts refuse to send 50 GB at once
 MADE_HEADWAY_BYTES = 2**20  # so much new forgives the failures before it
 MAX_WAIT_S = 300.0
@@ -48,18 +46,19 @@ def pull(
     store: Store,
     on_progress: Progress,
     patience: Patience = Patience(),
+    on_wait: Callable[[], None] = lambda: None,
 ) -> list[Path]:
     """Fetch files that are not here yet, one after the other, and return their paths in order.
 
-    Raises StoreError before the first byte if the disk has not the space, HubUnreachable once
+    on_wait: told that another process is fetching a file, before it is waited for.
+    Raises NoSpace before the first byte if the disk has not the space, HubUnreachable once
     patience is at its end, VerificationError (and publishes nothing) for other bytes than promised.
     What was fetched of an unfinished file is kept, and the next pull goes on from there.
     """
-    missing = missing_space(files, store)
-    if missing:
-        raise StoreError(
-            f"{store.hub_cache} has {missing:,} bytes too few for this and the 1 GiB left free"
-        )
+    with disk_failures(store.hub_cache):
+        missing_bytes = _missing_bytes(files, store)
+        if missing_bytes:
+            require_space(store.hub_cache, missing_bytes)
     total = sum(file.size_bytes for file in files)
     done = 0
     for file in files:
@@ -68,9 +67,9 @@ def pull(
         def tell(of_file: int, before: int = before) -> None:
             on_progress(before + of_file, total)
 
-        with _disk_failures(store.hub_cache):
+        with disk_failures(store.hub_cache):
             if not _is_here(file, store):
-                _fetch(hub, file, store, tell, patience)
+                _fetch(hub, file, store, tell, patience, on_wait)
             _point(file, store)
         done += file.size_bytes
         on_progress(done, total)
@@ -80,8 +79,8 @@ def pull(
     return [store.pointer_path(file) for file in files]
 
 
-def missing_space(files: Sequence[RemoteFile], store: Store) -> int:
-    """Return how many bytes the disk lacks for what is still to fetch plus 1 GiB; 0 if none."""
+def _missing_bytes(files: Sequence[RemoteFile], store: Store) -> int:
+    """Return how many bytes are still to fetch, less what lies in partial files."""
     need = 0
     for file in files:
         if not _is_here(file, store):
@@ -90,9 +89,7 @@ def missing_space(files: Sequence[RemoteFile], store: Store) -> int:
                 (p.stat().st_size for p in blob.parent.glob(f"{blob.name}.*.part")), default=0
             )
             need += max(file.size_bytes - kept, 0)
-    existing = next(p for p in (store.hub_cache, *store.hub_cache.parents) if p.exists())
-    free = shutil.disk_usage(existing).free
-    return max(need + SPARE_BYTES - free, 0) if need else 0
+    return need
 
 
 def _is_here(file: RemoteFile, store: Store) -> bool:
@@ -105,12 +102,17 @@ def _is_here(file: RemoteFile, store: Store) -> bool:
 
 
 def _fetch(
-    hub: Hub, file: RemoteFile, store: Store, tell: Callable[[int], None], patience: Patience
+    hub: Hub,
+    file: RemoteFile,
+    store: Store,
+    tell: Callable[[int], None],
+    patience: Patience,
+    on_wait: Callable[[], None],
 ) -> None:
     """Fetch, verify and publish one blob."""
     blob = store.blob_path(file)
     blob.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(store, file):
+    with _lock(store, file, on_wait):
         if _is_here(file, store):  # another process was quicker
             return
         with claim(blob, file.size_bytes) as partial:
@@ -201,7 +203,7 @@ def _write_ref(file: RemoteFile, store: Store) -> None:
 
 
 @contextmanager
-def _lock(store: Store, file: RemoteFile) -> Iterator[None]:
+def _lock(store: Store, file: RemoteFile, on_wait: Callable[[], None]) -> Iterator[None]:
     """Hold the lock that huggingface_hub takes for this blob; go on without it if there is none."""
     import fcntl
 
@@ -211,21 +213,12 @@ def _lock(store: Store, file: RemoteFile) -> Iterator[None]:
         with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             handle = os.open(folder / f"{file.sha256}.lock", os.O_RDWR | os.O_CREAT, 0o644)
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_wait()
+                fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         if handle >= 0:
             os.close(handle)
-
-
-@contextmanager
-def _disk_failures(folder: Path) -> Iterator[None]:
-    """Turn what the disk refuses into StoreError."""
-    try:
-        yield
-    except BrokenPipeError:  # whoever is told of the progress has gone; no disk says this
-        raise
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        what = "the disk is full" if full else (error.strerror or str(error))
-        raise StoreError(f"{error.filename or folder}: {what}") from error

@@ -4,9 +4,12 @@ CatalogError
 ├── UnknownModel       no entry of that name; carries the closest one
 ├── ModelNotFound      a path, repository or file that does not exist
 ├── AccessDenied       the hub wants a token, or the licence accepted
-├── HubUnreachable     no answer from the hub or the package index, or we are offline
+├── HubUnreachable     no answer from the hub, or we are offline
+│   ├── BadSetting     a variable that the hub's client reads has a value it cannot use
+│   └── IndexUnreachable  no answer from the Python package index, or nothing to ask it with
 ├── VerificationError  the bytes that came are not the bytes that were promised
-└── StoreError         the disk: full, read-only, not ours to write
+└── StoreError         the disk: read-only, not ours to write
+    └── NoSpace        it is full, or would be
 """
 
 from __future__ import annotations
@@ -34,7 +37,15 @@ class AccessDenied(CatalogError):
 
 
 class HubUnreachable(CatalogError):
-    """The hub or the package index did not answer, or this process is offline."""
+    """The hub did not answer, or this process is offline."""
+
+
+class BadSetting(HubUnreachable):
+    """A variable that sets up the hub's client makes no sense; the message names it."""
+
+
+class IndexUnreachable(HubUnreachable):
+    """The Python package index did not answer, or there is neither pip nor uv to ask it."""
 
 
 class VerificationError(CatalogError):
@@ -47,4 +58,8 @@ class VerificationError(CatalogError):
 
 
 class StoreError(CatalogError):
-    """The disk is full, read-only, or not ours to write to."""
+    """The disk is read-only, or not ours to write to."""
+
+
+class NoSpace(StoreError):
+    """The disk is full, or a transfer would leave less than 1 GiB free."""

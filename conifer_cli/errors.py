@@ -34,6 +34,10 @@ class NoRoom(Exception):
         self.hints = hints
 
 
+class Unreadable(Exception):
+    """The disk refuses a model's file."""
+
+
 class Declined(Exception):
     """A person was asked and said no."""
 
@@ -43,6 +47,7 @@ Hint = str | Callable[[Any], str]
 TABLE: dict[str, tuple[int, Hint]] = {
     "conifer_cli.errors.UsageError": (USAGE, lambda error: error.hint),
     "conifer_cli.errors.NoRoom": (NO_ROOM, lambda error: "\n".join(error.hints)),
+    "conifer_cli.errors.Unreadable": (FAILURE, "Check who may read it."),
     "conifer_cli.errors.Declined": (FAILURE, ""),
     "conifer_cli.terminal.OutputError": (FAILURE, ""),
     "typer.exceptions.TyperException": (USAGE, lambda error: _usage_hint(error)),
@@ -55,6 +60,12 @@ TABLE: dict[str, tuple[int, Hint]] = {
         UNREACHABLE,
         "Accept the licence on the model's page and set HF_TOKEN to a token that may read it.",
     ),
+    "catalog.errors.BadSetting": (UNREACHABLE, "Correct that variable, or unset it."),
+    "catalog.errors.IndexUnreachable": (
+        UNREACHABLE,
+        "Check the network, HTTPS_PROXY, PIP_INDEX_URL (for uv: UV_DEFAULT_INDEX), and that pip or "
+        "uv is there. Models that `conifer list` shows run without a network.",
+    ),
     "catalog.errors.HubUnreachable": (
         UNREACHABLE,
         "Check the network, HTTPS_PROXY, HF_ENDPOINT and HF_HUB_OFFLINE. Models that "
@@ -64,19 +75,21 @@ TABLE: dict[str, tuple[int, Hint]] = {
         UNREACHABLE,
         "The damaged bytes were not kept. Try again; if it comes back, the source has changed.",
     ),
+    "catalog.errors.NoSpace": (
+        NO_ROOM,
+        "Remove models with `conifer rm`, or set HF_HOME or CONIFER_HOME to another disk.",
+    ),
     "catalog.errors.StoreError": (
         UNREACHABLE,
         "Weights go to HF_HOME (or HF_HUB_CACHE), everything else to CONIFER_HOME: "
-        "either can be set to a folder with room.",
+        "either can be set to another folder.",
     ),
     "catalog.errors.CatalogError": (UNREACHABLE, ""),
-    "engine.errors.GGUFError": (
-        BAD_MODEL,
-        "The model file is damaged, cut short or not GGUF: remove it and fetch it again.",
-    ),
+    # whoever knows that a file was fetched adds how to fetch it again
+    "engine.errors.GGUFError": (BAD_MODEL, lambda error: "\n".join(_notes(error))),
     "engine.errors.UnsupportedError": (
         BAD_MODEL,
-        "Another quantisation or another model may do: `conifer fit` lists them.",
+        "`conifer fit` lists the models, and of each the quantisation, that run here.",
     ),
     "engine.errors.TemplateError": (BAD_MODEL, ""),
     "engine.errors.ModelFileError": (BAD_MODEL, ""),
@@ -96,10 +109,6 @@ TABLE: dict[str, tuple[int, Hint]] = {
         "tells whether it is ours.",
     ),
     "engine.errors.EngineError": (FAILURE, ""),
-    "builtins.FileNotFoundError": (USAGE, ""),
-    "builtins.IsADirectoryError": (USAGE, ""),
-    "builtins.PermissionError": (FAILURE, "Check who may read and write there."),
-    "builtins.OSError": (FAILURE, ""),
     "builtins.MemoryError": (NO_ROOM, "Close other programs, or try a smaller context with -c."),
 }
 
@@ -126,9 +135,6 @@ def explain(error: BaseException) -> tuple[int, str, str]:
 
 def _message(error: BaseException) -> str:
     """Say what went wrong in one sentence without a full stop."""
-    if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}"
     if isinstance(error, MemoryError):
         return "out of memory"
     if hasattr(error, "format_message"):
@@ -152,8 +158,18 @@ def _usage_hint(error: Any) -> str:
     return f"`{command} --help` explains it."
 
 
+def prompt_hint(name: str) -> str:
+    """Say how to ask what was typed where a model's name belongs; empty if it is no sentence."""
+    sentence = any(character.isspace() for character in name.strip())
+    return f'Did you mean `conifer run -p "{name}"`?' if sentence else ""
+
+
+def _notes(error: Any) -> list[str]:
+    return getattr(error, "__notes__", [])
+
+
 def _closest(error: Any) -> str:
-    if " " in error.name.strip():
-        return f'Did you mean `conifer run -p "{error.name}"`?'
+    if hint := prompt_hint(error.name):
+        return hint
     known = "`conifer list --catalog` shows every model."
     return f"Did you mean {error.closest}? {known}" if error.closest else known

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from conifer_cli import errors, terminal
 from conifer_cli.layout import count, memory, size, table
-from conifer_cli.prepare import Judged, Wishes, judge, locate
+from conifer_cli.prepare import judge, locate
 from conifer_cli.suggest import size_kind, supported, ways_out
+from conifer_cli.verdict import Judged, Wishes
 
 if TYPE_CHECKING:
     from catalog import Entry

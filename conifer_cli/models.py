@@ -10,6 +10,7 @@ from conifer_cli.errors import Declined, UsageError
 from conifer_cli.layout import count, facts, size, table
 from conifer_cli.prepare import Target, locate, open_store
 from conifer_cli.suggest import supported
+from conifer_cli.verdict import reading
 
 if TYPE_CHECKING:
     from catalog import Entry
@@ -71,7 +72,8 @@ def show_model(name: str, as_json: bool) -> int:
         from engine.config import read_config
         from engine.gguf import open_model
 
-        file = open_model(paths[0])
+        with reading(name, target.reference):
+            file = open_model(paths[0])
         config = read_config(file.metadata)
     if as_json:
         terminal.out_json(
@@ -88,7 +90,8 @@ def show_model(name: str, as_json: bool) -> int:
 def remove_models(names: list[str], yes: bool) -> int:
     """Show what goes, ask, and remove it."""
     store = open_store()
-    going = [_to_remove(locate(name)) for name in dict.fromkeys(names)]
+    named = [_to_remove(locate(name)) for name in names]
+    going = {model.paths: model for model in named}.values()  # one may have two names
     for model in going:
         terminal.say(f"{_name(model)}, {size(model.size_bytes)}, {model.paths[0]}")
     if not yes:

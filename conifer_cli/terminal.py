@@ -12,12 +12,14 @@ import io
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import NoReturn, TextIO
 
+from conifer_cli.errors import UsageError
 from conifer_cli.escapes import Filter, clean, clean_line
 from conifer_cli.layout import duration, size
 
@@ -25,6 +27,7 @@ PROGRESS_EVERY_S = 10.0  # without a terminal
 REDRAW_EVERY_S = 0.1  # on one
 SILENT_START_S = 1.0  # what is done sooner needs no progress
 STDIN_PATIENCE_S = 2.0
+MAX_STDIN_BYTES = 64 * 10**6
 
 
 class ReaderGone(Exception):
@@ -35,8 +38,43 @@ class OutputError(Exception):
     """Standard output cannot be written, for another reason than a reader that left."""
 
 
+class Ended(BaseException):
+    """A signal asked this process to end. Like KeyboardInterrupt, it is no Exception."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def catch_signals() -> None:
+    """Have Ctrl-C, SIGTERM and SIGHUP raise, so that what was begun is cleared away."""
+    raising = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _end, signal.SIGHUP: _end}
+    for number, handler in raising.items():
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has SIGHUP
+            signal.signal(number, handler)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    for again in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(again, signal.SIG_IGN)  # once is enough, and clearing away takes a moment
+    raise Ended(number)
+
+
 def prepare() -> None:
-    """Make the standard streams speak UTF-8 and never fail on a character."""
+    """Make the standard streams speak UTF-8, never fail on a character, and keep their numbers.
+
+    A file that is opened later must not become stream 0, 1 or 2.
+    """
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(nothing, number)
+    if nothing > 2:
+        os.close(nothing)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - input() insists on one
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")
@@ -54,7 +92,7 @@ def finish(code: int) -> NoReturn:
             sys.stdout.flush()
     except OSError:
         os._exit(code)  # what could not be written would fail once more on the usual way out
-    if code in (130, 141):
+    if code >= 128:
         os._exit(code)
     sys.exit(code)
 
@@ -152,7 +190,7 @@ class Progress:
         self._label = clean_line(label)
         self._unit = unit
         self._start = self._last = time.monotonic()
-        self._first: int | None = None
+        self._first = None if unit == "bytes" else 0  # a transfer may be taken up in its middle
         self._drawn = 0  # width of the line that is on the screen
         self._live = is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
 
@@ -211,7 +249,13 @@ class Progress:
 
 def piped() -> str:
     """Read stdin to its end. Bytes that are not UTF-8 are replaced, which is said once."""
-    data = b"".join(_chunks())
+    data = bytearray()
+    for chunk in _chunks():
+        data += chunk
+        if len(data) > MAX_STDIN_BYTES:
+            raise UsageError(
+                f"standard input is longer than the {size(MAX_STDIN_BYTES)} that are read"
+            )
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
@@ -226,12 +270,20 @@ def _chunks() -> Iterator[bytes]:
 
     if sys.stdin is None or sys.stdin.closed:
         return
-    fd, told = sys.stdin.fileno(), False
+    fd = sys.stdin.fileno()
+    patience_s: float | None = STDIN_PATIENCE_S
+    how = " (Ctrl-D ends it)" if is_terminal(sys.stdin) else ""
     while True:
-        if not told and not select.select([fd], [], [], STDIN_PATIENCE_S)[0]:
-            say("conifer: waiting for the end of standard input (Ctrl-D ends it)")
-            told = True
-        data = os.read(fd, 1 << 16)
+        if not select.select([fd], [], [], patience_s)[0]:
+            say(f"conifer: waiting for the end of standard input{how}")
+            patience_s = None
+            continue
+        try:
+            data = os.read(fd, 1 << 16)
+        except BlockingIOError:  # another reader of a pipe that does not block was quicker
+            continue
+        except OSError as error:
+            raise UsageError(f"cannot read standard input: {error.strerror}") from error
         if not data:
             return
         yield data

@@ -7,12 +7,14 @@ transfers weights or prints.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conifer_cli.errors import NoRoom, UsageError
+from conifer_cli.errors import NoRoom, Unreadable, UsageError
 from conifer_cli.layout import memory
 from conifer_cli.suggest import ways_out
 
@@ -36,13 +38,14 @@ class Wishes:
     kv_type: str = "f16"
     force: bool = False
     yes: bool = False
+    kernels: str = "auto"
 
 
 @dataclass(frozen=True)
 class Judged:
     """A model, where it is (on disk, in a package, or on the hub), and its verdict.
 
-    q8_fits: an 8-bit cache would make the difference. metadata: empty where only a size was judged.
+    q8_fits: an 8-bit cache would make the difference. metadata: None where only a size was judged.
     """
 
     name: str
@@ -65,9 +68,11 @@ def judge_model(
 
     machine = this_machine()
     entry = reference.entry
-    paths = [reference.path] if reference.path else store.find(reference)
+    paths = store.find(reference)
     if paths:
-        return _judge_disk(name, entry, paths[0], wishes, machine)
+        return _judge_disk(name, reference, paths[0], wishes, machine)
+    if entry is not None and entry.context is not None:
+        _require_context(name, entry.context, wishes)
     sized = _judge_catalog(name, reference, machine)
     if sized is not None and (sized.package or _hopeless(sized, wishes)):
         return sized
@@ -95,17 +100,33 @@ def shortage(judged: Judged) -> str:
 
 
 def _hopeless(judged: Judged, wishes: Wishes) -> bool:
-    """Tell whether asking the hub could not change the verdict, and nobody insists."""
+    """Tell whether a model is too large, and nobody insists."""
     return judged.verdict.kind == "too_large" and not wishes.force
 
 
+@contextmanager
+def reading(name: str, reference: Reference) -> Iterator[None]:
+    """Turn what the disk refuses into Unreadable; to a damaged file add how to fetch it again."""
+    from engine.errors import GGUFError
+
+    try:
+        yield
+    except OSError as error:
+        raise Unreadable(f"{error.filename or name}: {error.strerror or error}") from error
+    except GGUFError as error:
+        if reference.path is None:  # the user's own files are theirs to judge
+            error.add_note(f"`conifer rm {name}` and `conifer pull {name}` fetch it again.")
+        raise
+
+
 def _judge_disk(
-    name: str, entry: Entry | None, path: Path, wishes: Wishes, machine: Machine
+    name: str, reference: Reference, path: Path, wishes: Wishes, machine: Machine
 ) -> Judged:
     from engine.gguf import open_model
 
-    file = open_model(path)
-    judged = _judge_header(name, entry, file.metadata, file.tensors, wishes, machine)
+    with reading(name, reference):
+        file = open_model(path)
+    judged = _judge_header(name, reference.entry, file.metadata, file.tensors, wishes, machine)
     return replace(judged, size_bytes=file.size_bytes, paths=file.parts)
 
 
@@ -170,15 +191,21 @@ def _judge_header(
     require_architecture(config.architecture)
     known = entry.context if entry else None
     most = min(config.context, known or config.context)
-    if wishes.context is not None and wishes.context > most and not wishes.force:
-        raise UsageError(
-            f"a context of {wishes.context:,} is more than the {most:,} tokens of {name}"
-        )
-    verdict = judge(config, tensors, machine, wishes.context, wishes.kv_type, known)
+    _require_context(name, most, wishes)
+    asked = functools.partial(
+        judge,
+        config,
+        tensors,
+        machine,
+        wishes.context,
+        default_context=known,
+        kernels=wishes.kernels,
+    )
+    verdict = asked(kv_type=wishes.kv_type)
     q8_fits = (
         verdict.kind == "too_large"
         and wishes.kv_type != "q8"
-        and judge(config, tensors, machine, wishes.context, "q8", known).kind != "too_large"
+        and asked(kv_type="q8").kind != "too_large"
     )
     return Judged(
         name,
@@ -189,3 +216,10 @@ def _judge_header(
         config=config,
         q8_fits=q8_fits,
     )
+
+
+def _require_context(name: str, most: int, wishes: Wishes) -> None:
+    if wishes.context is not None and wishes.context > most and not wishes.force:
+        raise UsageError(
+            f"a context of {wishes.context:,} is more than the {most:,} tokens of {name}"
+        )

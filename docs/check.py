@@ -22,7 +22,7 @@ def main() -> int:
     text = commands_page()
     if "--write" in sys.argv[1:]:
         help_page.write_text(text)
-    faults = [*broken_links(pages), *missing_from_tree()]
+    faults = [*broken_links(pages), *missing_from_tree(), *unfinished(pages)]
     if not help_page.exists() or help_page.read_text() != text:
         faults.append("docs/commands.md is not what --help prints: run docs/check.py --write")
     print("\n".join(faults) or f"docs: {len(pages)} pages checked")
@@ -38,6 +38,11 @@ def broken_links(pages: list[Path]) -> list[str]:
         if "://" not in target and not target.startswith("mailto:")
         if not (page.parent / target).exists()
     ]
+
+
+def unfinished(pages: list[Path]) -> list[str]:
+    """List places left to be filled in."""
+    return [f"{page.relative_to(ROOT)}: has an @@" for page in pages if "@@" in page.read_text()]
 
 
 def missing_from_tree() -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import mlx.core as mx
 
@@ -89,22 +89,13 @@ class LayerCache:
 class Cache:
     """The memory of one sequence of at most `context` tokens.
 
-    tokens: the ids whose keys and values are held, in order.
+    tokens: the ids whose keys and values are held, in order. layers: what the model's layers made
+    to hold them.
     """
 
-    def __init__(self, config: ModelConfig, context: int, kv_type: str) -> None:
-        if kv_type not in KV_TYPES:
-            raise ValueError(f"kv_type is {kv_type!r}; there are {', '.join(KV_TYPES)}")
-        if context < 1:
-            raise ValueError(f"context is {context}, and must be at least 1")
-        self.context = context
+    def __init__(self, layers: Any, context: int) -> None:
+        self.layers, self.context = layers, context
         self.tokens: list[int] = []
-        self.layers = [
-            LayerCache(
-                _buffer(heads, config.key_dim, kv_type), _buffer(heads, config.value_dim, kv_type)
-            )
-            for heads in config.kv_heads
-        ]
 
     @property
     def length(self) -> int:
@@ -124,6 +115,11 @@ class Cache:
         """Count the leading tokens that this sequence has in common with `tokens`."""
         pairs = zip(self.tokens, tokens, strict=False)
         return next((i for i, (a, b) in enumerate(pairs) if a != b), min(self.length, len(tokens)))
+
+
+def new_layer_cache(heads: int, key_dim: int, value_dim: int, kv_type: str) -> LayerCache:
+    """Make the empty cache of one layer."""
+    return LayerCache(_buffer(heads, key_dim, kv_type), _buffer(heads, value_dim, kv_type))
 
 
 def kv_bytes(config: ModelConfig, context: int, kv_type: str) -> int:

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from engine.errors import GGUFError, UnsupportedError
+from engine.models import require_architecture
 
-GATING = {1: "softmax", 2: "sigmoid"}
+SOFTMAX = 1  # of the gating functions, the one that the pages so far need
 SCALINGS = ("none", "linear", "yarn")
 
 
@@ -41,10 +42,7 @@ class ExpertConfig:
     count: int
     used: int
     width: int
-    gating: str | None = (
-        None  # softmax | sigmoid; None where the file leaves it to the architecture
-    )
-    renormalize: bool | None = None  # likewise
+    renormalize: bool | None = None  # the chosen weights; None where the file leaves it open
     scale: float = 1.0
 
 
@@ -143,8 +141,13 @@ def architecture_of(metadata: Mapping[str, Any]) -> str:
 
 
 def read_config(metadata: Mapping[str, Any]) -> ModelConfig:
-    """Read and check the hyper-parameters. Raises GGUFError naming the key at fault."""
+    """Read and check the hyper-parameters.
+
+    Raises UnsupportedError for an architecture without a page, before its keys are judged by what
+    other architectures need; GGUFError naming the key at fault.
+    """
     architecture = architecture_of(metadata)
+    require_architecture(architecture)
     keys = Keys(metadata, architecture)
     layers = keys.integer("block_count", 1, 512)
     width = keys.integer("embedding_length", 1, 1 << 20)
@@ -196,7 +199,7 @@ def _read_rope(keys: Keys, key_dim: int) -> RopeConfig:
         raise GGUFError(f"{keys.prefix}rope.dimension_count is {dims}, an odd number")
     scaling = keys.word("rope.scaling.type", "none")
     if scaling not in SCALINGS:
-        raise UnsupportedError(f"rope scaling {scaling!r} of {keys.prefix}rope.scaling.type")
+        raise UnsupportedError(f"{keys.prefix}rope.scaling.type {scaling!r} is not supported")
     legacy = keys.number("rope.scale_linear", 0.0, 1e6, 1.0)
     factor = keys.number("rope.scaling.factor", 0.0, 1e6, legacy) or 1.0
     if scaling == "none" and "rope.scaling.type" not in keys and factor != 1.0:
@@ -206,7 +209,7 @@ def _read_rope(keys: Keys, key_dim: int) -> RopeConfig:
         original = keys.integer("context_length", 1, 1 << 31)
     return RopeConfig(
         dims=dims,
-        base=keys.number("rope.freq_base", 1.0, 1e12, 10_000.0),
+        base=keys.number("rope.freq_base", 2.0, 1e12, 10_000.0),
         scaling=scaling,
         factor=factor,
         original_context=original,
@@ -221,13 +224,12 @@ def _read_experts(keys: Keys, feed_forward: int) -> ExpertConfig | None:
     if count == 0:
         return None
     gating = keys.integer("expert_gating_func", 0, 255, 0)
-    if gating and gating not in GATING:
-        raise UnsupportedError(f"{keys.prefix}expert_gating_func {gating}")
+    if gating not in (0, SOFTMAX):
+        raise UnsupportedError(f"{keys.prefix}expert_gating_func {gating} is not supported")
     return ExpertConfig(
         count=count,
         used=keys.integer("expert_used_count", 1, count),
         width=keys.integer("expert_feed_forward_length", 1, 1 << 24, feed_forward),
-        gating=GATING.get(gating),
         renormalize=(
             keys.flag("expert_weights_norm", False) if "expert_weights_norm" in keys else None
         ),

@@ -7,7 +7,7 @@ EngineError
 │   ├── UnsupportedError   an architecture, tensor type or tokenizer that the engine does not have
 │   └── TemplateError      its chat template is missing, hostile or refuses the conversation
 ├── BackendError           MLX has no backend here, or two, or not the kernels asked for
-├── DoesNotFit             the machine has not the memory; carries the verdict
+├── DoesNotFit             the machine refused memory that was asked for
 ├── ContextOverflow        more tokens than the context holds; carries both counts
 └── NumericError           the logits hold NaN or infinity
 
@@ -15,11 +15,6 @@ The engine says what and where; what to do about it is for the program that call
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from engine.memory import Verdict
 
 
 class EngineError(Exception):
@@ -55,11 +50,7 @@ class BackendError(EngineError):
 
 
 class DoesNotFit(EngineError):
-    """The model needs more memory than the machine can give."""
-
-    def __init__(self, message: str, verdict: Verdict | None = None) -> None:
-        super().__init__(message)
-        self.verdict = verdict
+    """The machine refused memory that was asked for."""
 
 
 class ContextOverflow(EngineError):

@@ -15,6 +15,7 @@ import mlx.core as mx
 
 from engine.cache import Cache
 from engine.errors import NumericError
+from engine.memory import enough_memory
 from engine.sampling import NOT_FINITE, Sampler, Settings
 
 if TYPE_CHECKING:
@@ -106,7 +107,8 @@ class TokenStream:
             if ahead:
                 pending = sampler.choose(self.model.forward(token[None], self.cache))
                 mx.async_eval(pending)
-            value = read(token)
+            with enough_memory():
+                value = read(token)
             started = self._clock(count, started)
             if value == NOT_FINITE:
                 raise NumericError(f"the logits after token {self.cache.length:,} are not finite")

@@ -17,6 +17,11 @@ from engine.errors import BackendError
 
 # Linux backends are separate distributions that bring the same library; only one may be installed.
 LINUX_BACKENDS = {"mlx-cpu": "cpu", "mlx-cuda-12": "cuda", "mlx-cuda-13": "cuda"}
+# By version of cgroups: the limit, the usage, and the line of memory.stat that counts file cache.
+MEMORY_FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
 WIRED_RESERVE = 1 << 30
 METAL_SHARE = 0.95  # of the working set: wiring all of it has stopped whole machines
 
@@ -47,11 +52,14 @@ def backend() -> str:
     return LINUX_BACKENDS[found[0]]
 
 
-def cores() -> int:
-    """Count the cores this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def cores(root: Path = Path("/")) -> int:
+    """Count the cores this process may use: its affinity, and its cgroups' share of CPU time."""
+    if sys.platform != "linux":
+        return os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0))
+    quota = cgroup_cores(root)
+    # Of a share of 2.5 cores a third thread would wait half of its time, and two others for it.
+    return allowed if quota is None else max(1, min(allowed, int(quota)))
 
 
 def this_machine() -> Machine:
@@ -92,7 +100,8 @@ def cgroup_available(root: Path) -> int | None:
     File cache counts as usage in a cgroup but is given back under pressure, so it is added again.
     """
     rooms = []
-    for folder, limit_file, usage_file, cache_key in _cgroups(root):
+    for folder, version in _cgroups(root, "memory"):
+        limit_file, usage_file, cache_key = MEMORY_FILES[version]
         limit, usage = _number(folder / limit_file), _number(folder / usage_file)
         if limit is None or usage is None or limit >= 1 << 60:
             continue
@@ -101,23 +110,37 @@ def cgroup_available(root: Path) -> int | None:
     return min(rooms, default=None)
 
 
-def _cgroups(root: Path) -> list[tuple[Path, str, str, str]]:
-    """List this process's memory cgroups, v2 and v1, from its own up to the root."""
+def cgroup_cores(root: Path) -> float | None:
+    """Say how many cores' time the tightest cgroup above this process allows; None for any."""
+    shares = []
+    for folder, version in _cgroups(root, "cpu"):
+        if version == 2:
+            words = _text(folder / "cpu.max").split()
+        else:
+            words = [
+                _text(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")
+            ]  # a quota of -1 is none
+        if len(words) == 2 and all(word.isdigit() and int(word) for word in words):
+            shares.append(int(words[0]) / int(words[1]))
+    return min(shares, default=None)
+
+
+def _cgroups(root: Path, controller: str) -> list[tuple[Path, int]]:
+    """List this process's cgroups of a controller with their version, from its own to the root."""
     found = []
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers == "":
-            base, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            base = root / "sys/fs/cgroup/memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            base, version = root / "sys/fs/cgroup", 2
+        elif controller in controllers.split(","):
+            base, version = root / "sys/fs/cgroup" / controller, 1
         else:
             continue
         folder = base / path.lstrip("/")
         # Inside a container the path may be the host's; the files are then at the mount itself.
         for place in {folder, *folder.parents, base}:
             if place == base or base in place.parents:
-                found.append((place, *names))
+                found.append((place, version))
     return found
 
 

@@ -75,16 +75,23 @@ def prompt(vocab: int, length: int) -> list[int]:
 
 
 def moved_bytes(
-    config: ModelConfig, tensors: Mapping[str, TensorInfo], device: str, depth: int, kv_type: str
+    config: ModelConfig,
+    tensors: Mapping[str, TensorInfo],
+    device: str,
+    kernels: str,
+    depth: int,
+    kv_type: str,
 ) -> int:
     """Say how many bytes one token moves at `depth`: the weights it uses, and the KV cache.
 
+    kernels: native or stock, which hold weights in other sizes.
     Of a stack of experts those that are chosen count; of an embedding, if it is not the head too,
     one row.
     """
     kv_bytes = depth * config.kv_values() * bytes_per_value(config, kv_type)
     weights = sum(
-        resident_bytes(info, device) * _share(info, config, tensors) for info in tensors.values()
+        resident_bytes(info, device, kernels) * _share(info, config, tensors)
+        for info in tensors.values()
     )
     return int(weights + kv_bytes)
 

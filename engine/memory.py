@@ -6,13 +6,15 @@ weight is read. All sizes are bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from engine.cache import STEP, bytes_per_value, kv_bytes
 from engine.config import ModelConfig
+from engine.errors import DoesNotFit
 from engine.gguf import TensorInfo
-from engine.kernels import growth, resident_bytes
+from engine.kernels import growth, resident_bytes, selected
 from engine.machine import Machine
 
 MARGIN = 1.02  # the need is known to about 2 %
@@ -71,16 +73,19 @@ def judge(
     context: int | None = None,
     kv_type: str = "f16",
     default_context: int | None = None,
+    kernels: str = "auto",
 ) -> Verdict:
     """Judge a model by its header.
 
     context: tokens asked for; None is the smallest of the model's own, `default_context`, 32,768
-    and the largest that fits.
+    and the largest that fits. kernels: what it will be loaded with, auto, native or stock.
     """
-    weights_bytes = sum(resident_bytes(info, machine.backend) for info in tensors.values())
+    kernels = selected(kernels, machine.backend)
+    held = (resident_bytes(info, machine.backend, kernels) for info in tensors.values())
+    weights_bytes = sum(held)
 
     def need(tokens: int) -> Need:
-        buffers = buffer_bytes(config, tensors, machine.backend, tokens, kv_type)
+        buffers = buffer_bytes(config, tensors, machine.backend, tokens, kv_type, kernels)
         return Need(weights_bytes, kv_bytes(config, tokens, kv_type), buffers, PROGRAM)
 
     most = min(config.context, default_context or config.context)
@@ -105,13 +110,27 @@ def judge_size(size_bytes: int, machine: Machine) -> Verdict:
     return _judge_need(Need(size_bytes, 0, 0, PROGRAM), size_bytes, machine)
 
 
-def estimate_size(size_bytes: int, quant: str, machine: Machine) -> Verdict:
+def estimate_size(size_bytes: int, quant: str, machine: Machine, kernels: str = "auto") -> Verdict:
     """Judge a file by its size and quantisation, with what it grows by and room for some context.
 
     This is the best guess before a header is read, where `judge_size` is what is certain.
     """
-    weights = int(size_bytes * growth(quant, machine.backend))
+    kernels = selected(kernels, machine.backend)
+    weights = int(size_bytes * growth(quant, machine.backend, kernels))
     return _judge_need(Need(weights, GUESSED_KV, GUESSED_BUFFERS, PROGRAM), size_bytes, machine)
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Turn an allocation that MLX is refused into DoesNotFit."""
+    try:
+        yield
+    except MemoryError as error:
+        raise DoesNotFit("the memory is used up") from error
+    except RuntimeError as error:  # MLX has no class of its own for it
+        if "alloc" not in str(error).lower():
+            raise
+        raise DoesNotFit(f"the memory is used up: {error}") from error
 
 
 def reserve_bytes(machine: Machine) -> int:
@@ -119,9 +138,14 @@ def reserve_bytes(machine: Machine) -> int:
     return max(MIN_RESERVE, int(machine.memory_bytes * RESERVE_SHARE))
 
 
-def prefill_chunk(config: ModelConfig, context: int) -> int:
-    """Say how many tokens prefill runs at a time, so that the scores of one chunk stay bounded."""
+def prefill_chunk(config: ModelConfig, context: int, kernels: str) -> int:
+    """Say how many tokens prefill runs at a time, so that the scores of one chunk stay bounded.
+
+    The native kernels hold the scores of a few tokens only, whatever the chunk.
+    """
     chunk = MAX_CHUNK
+    if kernels == "native":
+        return chunk
     while chunk > MIN_CHUNK and 4 * config.heads * chunk * context > SCORE_BYTES:
         chunk //= 2
     return chunk
@@ -133,27 +157,32 @@ def buffer_bytes(
     backend: str,
     context: int,
     kv_type: str,
+    kernels: str,
 ) -> int:
     """Estimate the scratch memory at its highest, while the last chunk of a full context runs.
 
     It never falls as the context grows: where `prefill_chunk` halves a chunk, the bound stays.
+    The native kernels widen nothing and keep no scores.
     """
     chunk = min(MAX_CHUNK, context)
-    kv_heads = max(config.kv_heads)
-    one_row = 4 * config.heads * context
-    scores = 2 * max(min(one_row * chunk, SCORE_BYTES), one_row * min(MIN_CHUNK, chunk))
-    widened = 4 * kv_heads * context * (config.key_dim + config.value_dim)
-    if kv_type != "f32":  # one layer's keys and values, as the attention wants them
-        widened += int(context * kv_heads * 2 * bytes_per_value(config, kv_type))
     heads = config.heads * (config.key_dim + config.value_dim) * 2
     hidden = 3 * config.feed_forward
     if config.experts:
         hidden = max(hidden, config.experts.used * (3 * config.experts.width + 2 * config.width))
     rows = 4 * chunk * (4 * config.width + heads + hidden)
     logits = 6 * 4 * config.vocab
-    floats = [t.size_bytes for t in tensors.values() if t.type.name in ("F16", "BF16")]
-    wide = 2 * max(floats, default=0) if backend == "cpu" else 0  # multiplied in float32
-    return scores + widened + rows + logits + wide
+    if kernels == "native":
+        return rows + logits
+    kv_heads = max(config.kv_heads)
+    one_row = 4 * config.heads * context
+    scores = 2 * max(min(one_row * chunk, SCORE_BYTES), one_row * min(MIN_CHUNK, chunk))
+    widened = 4 * kv_heads * context * (config.key_dim + config.value_dim)
+    if kv_type != "f32":  # one layer's keys and values, as the attention wants them
+        widened += int(context * kv_heads * 2 * bytes_per_value(config, kv_type))
+    # Multiplied in float32: every half-precision matrix on a CPU, a stack of experts anywhere.
+    halves = [t for t in tensors.values() if t.type.name in ("F16", "BF16")]
+    widest = max((t.size_bytes for t in halves if backend == "cpu" or len(t.shape) == 3), default=0)
+    return scores + widened + rows + logits + 2 * widest
 
 
 def _judge_need(need: Need, file_bytes: int, machine: Machine) -> Verdict:

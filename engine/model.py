@@ -9,14 +9,14 @@ import mlx.core as mx
 
 from engine import kernels as seam
 from engine import models, template, tokenizer
-from engine.cache import Cache
+from engine.cache import KV_TYPES, Cache
 from engine.config import ModelConfig, read_config
 from engine.decoder import Decoder
 from engine.errors import NumericError
 from engine.generate import OnPrefill, TokenStream
 from engine.gguf import open_model
 from engine.machine import wire
-from engine.memory import prefill_chunk
+from engine.memory import enough_memory, prefill_chunk
 from engine.sampling import Settings
 from engine.weights import Weights
 
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 class Model:
     """A loaded model. One sequence at a time; not for use from several threads at once.
 
-    template is None where the file has no chat template. kernels: those that run it.
+    template is None where the file has no chat template. kernels: those that run it; their
+    `fallback_reason` says why they are the slow ones, if they are.
     """
 
     def __init__(
@@ -44,7 +45,11 @@ class Model:
 
     def new_cache(self, context: int = 4096, kv_type: str = "f16") -> Cache:
         """Make the memory of one sequence. context: tokens; kv_type: f16, q8 or f32."""
-        return Cache(self.config, context, kv_type)
+        if kv_type not in KV_TYPES:
+            raise ValueError(f"kv_type is {kv_type!r}; there are {', '.join(KV_TYPES)}")
+        if context < 1:
+            raise ValueError(f"context is {context}, and must be at least 1")
+        return Cache(self._decoder.layers.new_caches(context, kv_type), context)
 
     def logits(self, tokens: list[int]) -> mx.array:
         """Score every position without a cache: (T, V) float32."""
@@ -81,11 +86,12 @@ class Model:
 
     def prefill(self, tokens: list[int], cache: Cache, on_prefill: OnPrefill | None) -> mx.array:
         """Feed tokens in chunks that bound the scratch memory: (V,) for what comes next."""
-        chunk = prefill_chunk(self.config, cache.context)
+        chunk = prefill_chunk(self.config, cache.context, self.kernels.name)
         for start in range(0, len(tokens), chunk):
             part = tokens[start : start + chunk]
-            logits = self.forward(mx.array(part), cache)
-            mx.eval(logits)
+            with enough_memory():
+                logits = self.forward(mx.array(part), cache)
+                mx.eval(logits)
             cache.tokens.extend(part)
             if on_prefill is not None:
                 on_prefill(start + len(part), len(tokens))
@@ -111,10 +117,10 @@ def load(path: str | Path, kernels: str = "auto", threads: int | None = None) ->
     """
     file = open_model(Path(path))
     config = read_config(file.metadata)
-    models.require_architecture(config.architecture)
     words = tokenizer.from_metadata(file.metadata)
     chat = template.from_metadata(file.metadata, words)
-    decoder = models.build(config, Weights(file, seam.select(kernels, threads)))
+    with enough_memory():
+        decoder = models.build(config, Weights(file, seam.select(kernels, threads)))
     mx.clear_cache()  # what repacking left over
     wire(mx.get_active_memory())
     return Model(config, words, chat, decoder)

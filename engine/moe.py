@@ -48,13 +48,18 @@ def run_experts(x: mx.array, ids: mx.array, gate: QTensor, up: QTensor, down: QT
 
 
 class Experts:
-    """The routed feed-forward layer of one block."""
+    """The routed feed-forward layer of one block.
+
+    renormalize: what the architecture does with the chosen weights, unless the file says otherwise.
+    """
 
     def __init__(
         self, config: ModelConfig, weights: Weights, layer: int, renormalize: bool
     ) -> None:
         assert config.experts is not None
-        self.config, self.renormalize = config.experts, renormalize
+        self.config = config.experts
+        said = config.experts.renormalize
+        self.renormalize = renormalize if said is None else said
         count, hidden, width = self.config.count, self.config.width, config.width
         prefix = f"blk.{layer}"
         self.router = weights.matrix(f"{prefix}.ffn_gate_inp.weight", count, width)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 PENALTY_WINDOW = 64  # tokens back that the repetition penalty looks
+MIN_TEMPERATURE = 1e-6
 NOT_FINITE = -1  # what `choose` gives instead of a token where a logit is NaN or infinite
 
 Processor = Callable[[mx.array, mx.array], mx.array]  # (recent tokens, logits (V,)) -> logits (V,)
@@ -25,10 +26,10 @@ class Settings:
     """How to draw tokens, and when to stop. The defaults draw, they are not greedy.
 
     max_tokens None is as many as the context holds. temperature 0 is greedy. top_k 0, top_p 1,
-    min_p 0 and repetition_penalty 1 are off. stop: strings that end the answer. processors:
-    functions of (recent tokens (n,), logits (V,)) that give new logits. ignore_end: go on past
-    end-of-generation tokens, so that every answer is max_tokens long. Raises ValueError naming what
-    is out of range.
+    min_p 0, repetition_penalty 1 and presence_penalty 0 are off. stop: strings that end the answer.
+    processors: functions of (recent tokens (n,), logits (V,)) that give new logits. ignore_end: go
+    on past end-of-generation tokens, so that every answer is max_tokens long. Raises ValueError
+    naming what is out of range.
     """
 
     max_tokens: int | None = None
@@ -37,6 +38,7 @@ class Settings:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
     processors: tuple[Processor, ...] = ()
@@ -50,6 +52,7 @@ class Settings:
             ("top_p", 0 < self.top_p <= 1, "above 0, at most 1"),
             ("min_p", 0 <= self.min_p < 1, "at least 0, below 1"),
             ("repetition_penalty", 0 < self.repetition_penalty <= 100, "above 0, at most 100"),
+            ("presence_penalty", -2 <= self.presence_penalty <= 2, "-2 to 2"),
             ("seed", self.seed is None or 0 <= self.seed < 1 << 64, "0 to 2^64 - 1"),
             ("stop", all(self.stop), "strings that are not empty"),
         )
@@ -72,6 +75,8 @@ class Sampler:
         finite = mx.isfinite(logits.sum())
         if self.settings.repetition_penalty != 1.0:
             logits = penalize(logits, self.recent, self.settings.repetition_penalty)
+        if self.settings.presence_penalty != 0.0:
+            logits = discourage(logits, self.recent, self.settings.presence_penalty)
         for process in self.settings.processors:
             logits = process(self.recent, logits)
         if self.settings.temperature == 0:
@@ -92,9 +97,18 @@ def penalize(logits: mx.array, recent: mx.array, penalty: float) -> mx.array:
     return logits
 
 
+def discourage(logits: mx.array, recent: mx.array, penalty: float) -> mx.array:
+    """Lower the logit of each recent token by `penalty`, once however often it came."""
+    lowered = logits[recent] - penalty
+    logits = mx.array(logits)
+    logits[recent] = lowered
+    return logits
+
+
 def draw(logits: mx.array, settings: Settings, key: mx.array) -> mx.array:
     """Draw a token from logits (V,) at a temperature above 0, among the candidates left."""
-    logits = logits / settings.temperature
+    # Against their maximum, so that a tiny temperature makes the rest -inf and nothing NaN.
+    logits = (logits - logits.max()) / max(settings.temperature, MIN_TEMPERATURE)
     if settings.top_k == 0 and settings.top_p == 1.0 and settings.min_p == 0.0:
         return mx.random.categorical(logits, key=key)
     ids = mx.arange(logits.size)

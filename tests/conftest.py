@@ -1,7 +1,8 @@
 """Fixtures that every wing's tests share.
 
 CONIFER_FIXTURES names a folder with more model fixtures of the same form as tests/fixtures; where
-it is set, the parity tests run over those too. CONIFER_KERNELS chooses the kernels under test.
+it is set, the parity tests run over those too. CONIFER_KERNELS chooses the kernels under test;
+where it is not set, all kernels that this build has are tested.
 """
 
 from __future__ import annotations
@@ -14,13 +15,21 @@ import pytest
 import catalog
 from catalog.starter import fetch
 from catalog.store import Store
+from engine.kernels import selected
+from engine.machine import backend
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
-@pytest.fixture(scope="session")
-def kernels() -> str:
-    return os.environ.get("CONIFER_KERNELS", "auto")
+def kernels_here() -> list[str]:
+    if chosen := os.environ.get("CONIFER_KERNELS"):
+        return [chosen]
+    return list(dict.fromkeys((selected("auto", backend()), "stock")))
+
+
+@pytest.fixture(scope="session", params=kernels_here())
+def kernels(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,9 @@ A weight is a `QTensor`. It answers three questions, and a model asks no others:
     gather_matmul(x, ids)  (T, 1 or k, in), ids (T, k) -> (T, k, out)    for a stack of E experts
     rows(ids)              (T,) -> (T, in)                               for embeddings
 
-`Kernels` makes QTensors out of GGUF blocks. One implementation is here: `stock`, plain MLX
-operations on any MLX device. Which backend runs, and in which precision, is decided here and in
-`engine.machine`, and nowhere else.
+`Kernels` makes QTensors out of GGUF blocks. Two implementations are here: `stock`, plain MLX
+operations on any MLX device, and `native`, C++ on the CPU. Which one and which backend runs, and
+in which precision, is decided here and in `engine.machine`, and nowhere else.
 
 Axes: T tokens, E experts, k chosen experts.
 """
@@ -26,6 +26,8 @@ from engine.quants import TYPE_BY_NAME
 if TYPE_CHECKING:
     import mlx.core as mx
     import numpy as np
+
+    from engine.decoder import Blocks, Head, Layers, Scorer
 
 NAMES = ("auto", "native", "stock")
 GROUP = 32  # weights that share a scale in MLX's quantised matrices
@@ -66,31 +68,61 @@ class Kernels(Protocol):
     """One way to hold and multiply weights on one device."""
 
     name: str
-    dtype: mx.Dtype  # of activations
+    fallback_reason: str | None  # why these slower kernels were chosen, if they were
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The type of activations."""
 
     def load(self, blocks: np.ndarray, info: TensorInfo) -> QTensor:
-        """Make a weight of its GGUF blocks. blocks: (size_bytes,) uint8."""
+        """Make a weight of its GGUF blocks. blocks: (size_bytes,) uint8, which must not change."""
+
+    def fuse(self, layers: Blocks, head: Head) -> tuple[Layers, Scorer]:
+        """Give back what computes the same, faster where these kernels can."""
 
 
 def select(name: str = "auto", threads: int | None = None) -> Kernels:
     """Choose the kernels for this machine. Raises BackendError where they are not there.
 
-    threads: how many share the work on a CPU; None is one for each core this process may use.
+    name: auto is native on a CPU, and stock where those do not load (`fallback_reason` says why)
+    or on a GPU. threads: how many share the work on a CPU; None is one for each core this process
+    may use.
     """
     if name not in NAMES:
         raise BackendError(f"no kernels are called {name!r}; there are {', '.join(NAMES)}")
     if threads is not None and threads < 1:
         raise BackendError(f"threads is {threads}, and must be at least 1")
     device = backend()
+    reason = None
+    if name != "stock" and device == "cpu":
+        from engine.kernels.native import NativeKernels, why_not
+
+        reason = why_not()
+        if reason is None:
+            return NativeKernels(threads)
     if name == "native":
-        raise BackendError("the native CPU kernels are not part of this build")
+        raise BackendError(reason or f"the native kernels are for CPUs; MLX is here for {device}")
     from engine.kernels.stock import StockKernels
 
-    return StockKernels(device, threads)
+    return StockKernels(device, threads, reason)
 
 
-def resident_bytes(info: TensorInfo, device: str) -> int:
-    """Say how many bytes a tensor takes once loaded on cpu, metal or cuda, by its header."""
+def selected(name: str, device: str) -> str:
+    """Say which kernels `select` would choose on cpu, metal or cuda: native or stock."""
+    if name == "stock" or device != "cpu":
+        return "stock"
+    from engine.kernels.native import why_not
+
+    return "native" if name == "native" or why_not() is None else "stock"
+
+
+def resident_bytes(info: TensorInfo, device: str, kernels: str) -> int:
+    """Say how many bytes a tensor takes once loaded on cpu, metal or cuda, by its header.
+
+    kernels: native, which read the file where it is mapped, or stock.
+    """
+    if kernels == "native":
+        return info.size_bytes
     if info.type.name not in RESIDENT_BITS:  # floats and MXFP4 keep their size
         return info.size_bytes
     weights = math.prod(info.shape)
@@ -98,11 +130,13 @@ def resident_bytes(info: TensorInfo, device: str) -> int:
     return weights * RESIDENT_BITS[info.type.name] // 8 + weights // GROUP * scale_and_bias
 
 
-def growth(quant: str, device: str) -> float:
+def growth(quant: str, device: str, kernels: str) -> float:
     """Estimate by which factor a file of a named quantisation grows once loaded.
 
     A mix such as Q4_K_M is taken as three parts of Q4_K and one of Q6_K. 1 where there is no type.
     """
+    if kernels == "native":
+        return 1.0
     name = quant.upper().removeprefix("UD-")
     base = next((kind for kind in RESIDENT_BITS if name.startswith(kind)), None)
     if base is None:
@@ -115,4 +149,4 @@ def _growth(type_name: str, device: str) -> float:
     kind = TYPE_BY_NAME[type_name]
     block = TensorInfo("", (1, math.lcm(kind.weights, GROUP)), kind, 0, 0)
     in_file = math.prod(block.shape) // kind.weights * kind.size_bytes
-    return resident_bytes(block, device) / in_file
+    return resident_bytes(block, device, "stock") / in_file

@@ -19,8 +19,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from engine.kernels import GROUP, RESIDENT_BITS
-
-CODEBOOK = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]
+from engine.quants import IQ4_VALUES
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +208,8 @@ def _reencode(w: mx.array) -> Unpacked:
 
 def _codebook(nibbles: mx.array) -> mx.array:
     """Values of the IQ4 codebook, raised by 128 to 1..241."""
-    return mx.array([value + 128 for value in CODEBOOK], dtype=mx.uint8)[nibbles]
+    raised = [int(value) + 128 for value in IQ4_VALUES]
+    return mx.array(raised, dtype=mx.uint8)[nibbles]
 
 
 def _iq4_nl(raw: mx.array) -> Unpacked:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
@@ -21,11 +22,14 @@ from engine.kernels.repack import Affine, repack, repack_mxfp4
 from engine.machine import cores
 from engine.quants import BlockType
 
-Blocks = npt.NDArray[np.uint8]
+if TYPE_CHECKING:
+    from engine.decoder import Blocks, Head, Layers, Scorer
+
+Bytes = npt.NDArray[np.uint8]
 
 FLOATS = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
 CHUNK_WEIGHTS = 1 << 23  # weights repacked at a time: bounds what loading needs on top
-SPLIT_WORK = 1 << 23  # multiply-adds from which a second CPU stream pays for its hand-over
+SPLIT_WORK = 1 << 18  # multiply-adds from which a second CPU stream pays for its hand-over
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ class FloatTensor:
         w = self.w
         if ids.size < w.shape[0]:  # fewer rows than experts: widen only what is used
             w, ids = w[ids.reshape(-1)], mx.arange(ids.size).reshape(ids.shape)
-        w = w.astype(mx.float32).swapaxes(-1, -2)
+        w = w.astype(mx.float32).swapaxes(-1, -2)  # MLX's gather_mm on a CPU takes nothing else
         y = mx.gather_mm(x[..., None, :].astype(mx.float32), w, rhs_indices=ids)
         return y.squeeze(-2).astype(x.dtype)
 
@@ -122,20 +126,31 @@ class StockKernels:
 
     name = "stock"
 
-    def __init__(self, backend: str, threads: int | None) -> None:
+    def __init__(
+        self, backend: str, threads: int | None, fallback_reason: str | None = None
+    ) -> None:
+        self.fallback_reason = fallback_reason
         on_cpu = backend == "cpu"
         self.streams = cpu_streams(threads or cores()) if on_cpu else ()
         mx.set_default_device(mx.cpu if on_cpu else mx.gpu)
-        self.dtype = mx.float32 if on_cpu else mx.bfloat16
+        self.on_cpu = on_cpu
 
-    def load(self, blocks: Blocks, info: TensorInfo) -> QTensor:
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The type of activations, scales and biases."""
+        return mx.float32 if self.on_cpu else mx.bfloat16
+
+    def load(self, blocks: Bytes, info: TensorInfo) -> QTensor:
         if info.type.name in FLOATS:
             return FloatTensor(self._load_float(blocks, info))
         mode = "mxfp4" if info.type.name == "MXFP4" else "affine"
         packed = self._load_blocks(blocks, info)
         return QuantizedTensor(packed, info.shape, mode, self.dtype, self.streams)
 
-    def _load_float(self, blocks: Blocks, info: TensorInfo) -> mx.array:
+    def fuse(self, layers: Blocks, head: Head) -> tuple[Layers, Scorer]:
+        return layers, head
+
+    def _load_float(self, blocks: Bytes, info: TensorInfo) -> mx.array:
         w = mx.array(blocks).view(FLOATS[info.type.name]).reshape(info.shape)
         # A router or a norm stays float32; half precision follows the activations on a GPU.
         wide = self.dtype == mx.float32 or info.type.name == "F32"
@@ -143,7 +158,7 @@ class StockKernels:
         mx.eval(w)
         return w
 
-    def _load_blocks(self, blocks: Blocks, info: TensorInfo) -> Affine:
+    def _load_blocks(self, blocks: Bytes, info: TensorInfo) -> Affine:
         """Repack some rows at a time, and join them."""
         width = info.shape[-1]
         raw = blocks.reshape(-1, width // info.type.weights, info.type.size_bytes)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from engine.config import ModelConfig
 from engine.errors import UnsupportedError
 
 if TYPE_CHECKING:  # what needs MLX is imported with the page: the table is there without it
+    from engine.config import ModelConfig
     from engine.decoder import Decoder
     from engine.weights import Weights
 
@@ -23,12 +23,14 @@ PAGES = {
 def require_architecture(architecture: str) -> None:
     """Raise UnsupportedError unless there is a page for this architecture."""
     if architecture not in PAGES:
-        raise UnsupportedError(f"architecture {architecture!r} (there are: {', '.join(PAGES)})")
+        supported = ", ".join(PAGES)
+        raise UnsupportedError(
+            f"architecture {architecture!r} is not supported (supported: {supported})"
+        )
 
 
 def build(config: ModelConfig, weights: Weights) -> Decoder:
-    """Build the graph. Raises UnsupportedError for an architecture without a page."""
-    require_architecture(config.architecture)
+    """Build the graph of a file whose architecture `read_config` let pass."""
     page = importlib.import_module(f"engine.models.{PAGES[config.architecture]}")
     decoder: Decoder = page.build(config, weights)
     return decoder

@@ -8,7 +8,7 @@ weights renormalised, every layer routed, experts as wide as `feed_forward_lengt
 from __future__ import annotations
 
 from engine.config import ModelConfig
-from engine.decoder import Decoder, pre_norm_block
+from engine.decoder import Decoder, pre_norm_decoder
 from engine.layers import Attention, FeedForward, Rope
 from engine.moe import Experts
 from engine.weights import Weights
@@ -18,17 +18,13 @@ def build(config: ModelConfig, weights: Weights) -> Decoder:
     """Build the graph from the weights of a `llama` file."""
     divisors = weights.optional_vector("rope_freqs.weight", config.rope.dims // 2)
     rope = Rope(config.rope, interleaved=True, divisors=divisors)
-
-    blocks = [
-        pre_norm_block(
-            config,
-            weights,
-            layer,
-            Attention(config, weights, layer, rope),
+    return pre_norm_decoder(
+        config,
+        weights,
+        attention=lambda layer: Attention(config, weights, layer, rope),
+        feed_forward=lambda layer: (
             Experts(config, weights, layer, renormalize=True)
             if config.experts
-            else FeedForward(config, weights, layer),
-        )
-        for layer in range(config.layers)
-    ]
-    return Decoder(config, weights, blocks)
+            else FeedForward(config, weights, layer)
+        ),
+    )

@@ -7,7 +7,7 @@ the head width comes from the file and is not width / heads.
 from __future__ import annotations
 
 from engine.config import ModelConfig
-from engine.decoder import Decoder, pre_norm_block
+from engine.decoder import Decoder, pre_norm_decoder
 from engine.layers import Attention, FeedForward, Rope
 from engine.weights import Weights
 
@@ -15,14 +15,9 @@ from engine.weights import Weights
 def build(config: ModelConfig, weights: Weights) -> Decoder:
     """Build the graph from the weights of a `qwen3` file."""
     rope = Rope(config.rope, interleaved=False)
-    blocks = [
-        pre_norm_block(
-            config,
-            weights,
-            layer,
-            Attention(config, weights, layer, rope),
-            FeedForward(config, weights, layer),
-        )
-        for layer in range(config.layers)
-    ]
-    return Decoder(config, weights, blocks)
+    return pre_norm_decoder(
+        config,
+        weights,
+        attention=lambda layer: Attention(config, weights, layer, rope),
+        feed_forward=lambda layer: FeedForward(config, weights, layer),
+    )

@@ -7,7 +7,7 @@ renormalised, no shared expert.
 from __future__ import annotations
 
 from engine.config import ModelConfig
-from engine.decoder import Decoder, pre_norm_block
+from engine.decoder import Decoder, pre_norm_decoder
 from engine.layers import Attention, Rope
 from engine.moe import Experts
 from engine.weights import Weights
@@ -16,14 +16,9 @@ from engine.weights import Weights
 def build(config: ModelConfig, weights: Weights) -> Decoder:
     """Build the graph from the weights of a `qwen3moe` file."""
     rope = Rope(config.rope, interleaved=False)
-    blocks = [
-        pre_norm_block(
-            config,
-            weights,
-            layer,
-            Attention(config, weights, layer, rope),
-            Experts(config, weights, layer, renormalize=True),
-        )
-        for layer in range(config.layers)
-    ]
-    return Decoder(config, weights, blocks)
+    return pre_norm_decoder(
+        config,
+        weights,
+        attention=lambda layer: Attention(config, weights, layer, rope),
+        feed_forward=lambda layer: Experts(config, weights, layer, renormalize=True),
+    )

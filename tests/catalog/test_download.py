@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,7 +19,7 @@ from huggingface_hub import hf_hub_download, try_to_load_from_cache
 import catalog
 import catalog.download as download
 import catalog.hub
-from catalog.download import Patience, missing_space, pull
+from catalog.download import Patience, pull
 from catalog.hub import Hub, RemoteFile
 from catalog.partial import Partial, claim
 from catalog.store import Store
@@ -35,7 +37,7 @@ def nothing(done: int, total: int) -> None:
 def remote(server: HubServer, data: bytes = DATA) -> tuple[Hub, tuple[RemoteFile, ...]]:
     server.files = {"org/repo/m-Q8_0.gguf": data}
     hub = Hub()
-    return hub, hub.choose(hub.files("org/repo"), "Q8_0")
+    return hub, hub.find(catalog.resolve("hf:org/repo:Q8_0"))
 
 
 def leftovers(store: Store) -> list[str]:
@@ -68,7 +70,7 @@ def test_pull_takes_every_part_into_its_folder(hub_server: HubServer, store: Sto
     names = [f"Q8_0/m-Q8_0-0000{i}-of-00002.gguf" for i in (1, 2)]
     hub_server.files = {f"org/repo/{n}": DATA[: i * MIB] for i, n in enumerate(names, 1)}
     hub = Hub()
-    paths = pull(hub, hub.choose(hub.files("org/repo"), "Q8_0"), store, nothing)
+    paths = pull(hub, hub.find(catalog.resolve("hf:org/repo:Q8_0")), store, nothing)
     assert [path.stat().st_size for path in paths] == [MIB, 2 * MIB]
     assert store.find(catalog.resolve("hf:org/repo:Q8_0")) == paths
 
@@ -120,13 +122,14 @@ def test_interrupted_pull_is_resumed_by_the_next(hub_server: HubServer, store: S
 PULL_IN_A_PROCESS = """
 import sys
 from pathlib import Path
+from catalog import resolve
 from catalog.download import pull
 from catalog.hub import Hub
 from catalog.store import Store
 
 url, home, hub_cache = sys.argv[1:]
 hub = Hub(endpoint=url)
-files = hub.choose(hub.files("org/repo"), "Q8_0")
+files = hub.find(resolve("hf:org/repo:Q8_0"))
 pull(hub, files, Store(Path(home), Path(hub_cache)), lambda done, total: None)
 """
 
@@ -257,10 +260,9 @@ def test_full_disk_is_refused_before_the_first_byte(
     hub_server: HubServer, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub, files = remote(hub_server)
-    usage = download.shutil.disk_usage(store.home.parent)._replace(free=2**30 + 100)
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage)
-    assert missing_space(files, store) == len(DATA) - 100
-    with pytest.raises(catalog.StoreError, match="too few"):
+    usage = shutil.disk_usage(store.home.parent)._replace(free=2**30 + 100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(catalog.NoSpace, match=f"has {len(DATA) - 100:,} bytes too few"):
         pull(hub, files, store, nothing)
     assert not store.hub_cache.exists()
 
@@ -277,7 +279,7 @@ def test_disk_that_fills_up_keeps_what_came(
         write(partial, chunk)
 
     monkeypatch.setattr(Partial, "write", fill)
-    with pytest.raises(catalog.StoreError, match="the disk is full"):
+    with pytest.raises(catalog.NoSpace, match="the disk is full"):
         pull(hub, files, store, nothing)
     monkeypatch.setattr(Partial, "write", write)
     hub_server.bytes_served = 0
@@ -299,8 +301,6 @@ def test_concurrent_pulls_end_with_one_sound_blob(
     hub_server: HubServer, store: Store, monkeypatch: pytest.MonkeyPatch, lock_works: bool
 ) -> None:
     if not lock_works:
-        import fcntl
-
         monkeypatch.setattr(fcntl, "flock", lambda handle, how: None)
     hub, files = remote(hub_server)
     failures: list[BaseException] = []
@@ -400,3 +400,22 @@ def test_gone_watcher_is_not_taken_for_the_disk(hub_server: HubServer, store: St
 
     with pytest.raises(BrokenPipeError):
         pull(hub, files, store, gone)
+
+
+def test_another_process_that_fetches_is_waited_for_and_that_is_told(
+    hub_server: HubServer, store: Store
+) -> None:
+    hub, files = remote(hub_server)
+    folder = store.hub_cache / ".locks" / "models--org--repo"
+    folder.mkdir(parents=True)
+    told: list[str] = []
+    with (folder / f"{sha256(DATA)}.lock").open("w") as theirs:
+        fcntl.flock(theirs, fcntl.LOCK_EX)
+
+        def finished() -> None:
+            told.append("waiting")
+            fcntl.flock(theirs, fcntl.LOCK_UN)
+
+        pull(hub, files, store, nothing, on_wait=finished)
+    pull(hub, files, store, nothing, on_wait=finished)
+    assert told == ["waiting"]

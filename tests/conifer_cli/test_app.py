@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from conifer_cli import app, errors, terminal
-from support.program import ROOT, command, environment, run_conifer, run_unplugged
+from support.program import INTERRUPTED, ROOT, command, environment, run_conifer, run_unplugged
 
 COMMANDS = ("run", "pull", "fit", "list", "show", "rm")
 
@@ -106,7 +106,11 @@ def test_closed_standard_streams_end_cleanly(tmp_path, closed):
 
 @pytest.mark.parametrize(
     ("raised", "code"),
-    [(KeyboardInterrupt(), errors.INTERRUPTED), (terminal.ReaderGone(), errors.READER_GONE)],
+    [
+        (KeyboardInterrupt(), errors.INTERRUPTED),
+        (terminal.ReaderGone(), errors.READER_GONE),
+        (terminal.Ended(15), 143),
+    ],
 )
 def test_an_interruption_has_its_exit_code(monkeypatch, capsys, raised, code):
     def broken_off(as_json):
@@ -117,13 +121,28 @@ def test_an_interruption_has_its_exit_code(monkeypatch, capsys, raised, code):
     assert capsys.readouterr() == ("", "")
 
 
-def test_an_unforeseen_exception_stays_a_traceback(monkeypatch):
+@pytest.mark.parametrize("kind", [ZeroDivisionError, FileNotFoundError, PermissionError])
+def test_an_unforeseen_exception_stays_a_traceback(monkeypatch, kind):
     def bug(as_json):
-        raise ZeroDivisionError("ours")
+        raise kind("ours")
 
     monkeypatch.setattr("conifer_cli.models.list_installed", bug)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(kind):
         app._outcome(["list"])
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [("typer", "list"), ("huggingface_hub", "list"), ("numpy", "fit"), ("mlx.core", "fit")],
+)
+def test_ctrl_c_while_loading_exits_130_without_a_word(tmp_path, module, arguments):
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", INTERRUPTED, module, arguments],
+        env=environment(tmp_path),
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="there MLX always has Metal")

@@ -107,14 +107,14 @@ def test_a_token_moves_what_it_uses_and_the_cache():
     share = config.experts.used / config.experts.count
     expected = 0.0
     for name, info in tensors.items():
-        size_bytes = resident_bytes(info, "cpu")
+        size_bytes = resident_bytes(info, "cpu", "stock")
         if name == "token_embd.weight" and "output.weight" in tensors:
             size_bytes /= config.vocab
         expected += size_bytes * share if "_exps" in name else size_bytes
-    at_0 = measure.moved_bytes(config, tensors, "cpu", 0, "f16")
+    at_0 = measure.moved_bytes(config, tensors, "cpu", "stock", 0, "f16")
     assert at_0 == pytest.approx(expected, abs=1)
     per_token = 2 * 2 * config.layers * config.kv_heads[0] * config.key_dim
-    assert measure.moved_bytes(config, tensors, "cpu", 10, "f16") == at_0 + 10 * per_token
+    assert measure.moved_bytes(config, tensors, "cpu", "stock", 10, "f16") == at_0 + 10 * per_token
 
 
 def test_a_measured_answer_goes_on_past_its_end():

@@ -81,6 +81,16 @@ def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(tmp_path):
         assert "Traceback" not in session.screen
 
 
+def test_a_conversation_needs_no_stderr(tmp_path):
+    script = f"{' '.join(command())} run {QWEN} --max-tokens 4 2>&-"
+    with TerminalSession(["/bin/sh", "-c", script], environment(tmp_path, TERM="dumb")) as session:
+        session.expect(">>> ")
+        session.type("hello\n")
+        session.expect(">>> ")
+        session.type("/bye\n")
+        assert session.wait() == 0
+
+
 def test_a_message_over_the_context_is_an_error_with_both_counts(tmp_path):
     arguments = [*command(), "run", QWEN, "-c", "16"]
     with TerminalSession(arguments, environment(tmp_path, TERM="dumb")) as session:

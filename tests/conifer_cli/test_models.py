@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from support.program import MODELS, run_conifer
+from support.program import MODELS, run_conifer, run_unplugged
 
 COMMIT = "0" * 40
 
@@ -74,6 +74,26 @@ def test_rm_shows_what_goes_and_frees_it(tmp_path, cached):
     assert (done.returncode, done.stdout) == (0, b"")
     assert b"866.1 kB freed" in done.stderr and not cached.exists()
     assert run_conifer("rm", "hf:org/tiny", "--yes", home=tmp_path).returncode == 2
+
+
+def test_rm_of_one_model_under_two_names_removes_it_once(tmp_path, cached):
+    names = ("hf:org/tiny", "hf:org/tiny/tiny-F32.gguf")
+    done = run_conifer("rm", *names, "--yes", home=tmp_path)
+    assert (done.returncode, done.stderr.count(b"tiny-F32.gguf, 866.1 kB")) == (0, 1)
+    assert b"866.1 kB freed" in done.stderr
+
+
+def test_a_damaged_file_that_was_fetched_is_fetched_again(tmp_path, cached):
+    cached.write_bytes(cached.read_bytes()[:5000])
+    for command in ("show", "fit"):
+        done = run_conifer(command, "hf:org/tiny", home=tmp_path)
+        assert done.returncode == 3
+        assert b"`conifer rm hf:org/tiny` and `conifer pull hf:org/tiny`" in done.stderr
+
+
+def test_a_model_of_the_cache_runs_without_a_socket(tmp_path, cached):
+    done = run_unplugged("run", "hf:org/tiny", "hi", "--max-tokens", "2", home=tmp_path)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_metadata_cannot_drive_the_terminal(tmp_path):

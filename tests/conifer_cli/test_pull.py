@@ -10,7 +10,7 @@ import pytest
 
 from catalog import resolve
 from conifer_cli import prepare, terminal
-from conifer_cli.errors import Declined, NoRoom, UsageError
+from conifer_cli.errors import Declined, UsageError
 from conifer_cli.verdict import Judged, Wishes
 from support.hub_server import Fault, running_hub
 from support.program import MODELS, run_conifer
@@ -129,11 +129,3 @@ def test_the_starter_needs_no_consent(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     _, judged = large(10**9)
     prepare._require_consent(prepare.locate(None), judged, Wishes())
-
-
-def test_a_full_disk_is_seen_before_the_transfer(tmp_path, monkeypatch):
-    package = resolve("smollm2-135m").package
-    judged = Judged("smollm2-135m", None, None, 10**8, package=package)  # type: ignore[arg-type]
-    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Disk", (), {"free": 10**9}))
-    with pytest.raises(NoRoom, match="too few"):
-        prepare._require_disk(judged, tmp_path / "deep" / "down", None)  # type: ignore[arg-type]

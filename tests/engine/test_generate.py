@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import engine
-from engine.errors import ContextOverflow, NumericError
+from engine.errors import ContextOverflow, DoesNotFit, NumericError
 from engine.generate import StopFilter
 from support.models import HERE
 
@@ -147,8 +147,17 @@ def test_logits_that_are_not_finite_stop_with_an_error(
     assert len(given) == fails_at
 
 
+def test_memory_that_is_refused_is_an_error_of_ours(model: engine.Model, monkeypatch):
+    def refused(self: engine.Model, tokens: mx.array, cache: engine.Cache) -> mx.array:
+        raise RuntimeError("[metal::malloc] Unable to allocate 9 bytes.")  # MLX's own words
+
+    monkeypatch.setattr(engine.Model, "forward", refused)
+    with pytest.raises(DoesNotFit, match="the memory is used up"):
+        list(model.generate(PROMPT, greedy()))
+
+
 def test_prefill_reports_its_progress_in_chunks(model: engine.Model, monkeypatch):
-    monkeypatch.setattr("engine.model.prefill_chunk", lambda config, context: 8)
+    monkeypatch.setattr("engine.model.prefill_chunk", lambda *_: 8)
     seen: list[tuple[int, int]] = []
     list(
         model.generate(

@@ -41,6 +41,46 @@ def test_a_cgroup_v2_limit_is_the_budget_less_what_is_used(tmp_path: Path):
     assert (found.budget_bytes, found.limited_by) == (6 * GIB, "cgroup limit")
 
 
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"proc/self/cgroup": "0::/job\n", "sys/fs/cgroup/job/cpu.max": "150000 100000\n"}, 1.5),
+        ({"proc/self/cgroup": "0::/job\n", "sys/fs/cgroup/job/cpu.max": "max 100000\n"}, None),
+        (
+            {
+                "proc/self/cgroup": "0::/user/job\n",
+                "sys/fs/cgroup/user/job/cpu.max": "400000 100000\n",
+                "sys/fs/cgroup/user/cpu.max": "200000 100000\n",
+            },
+            2.0,
+        ),
+        (
+            {
+                "proc/self/cgroup": "3:cpu,cpuacct:/job\n",
+                "sys/fs/cgroup/cpu/job/cpu.cfs_quota_us": "50000\n",
+                "sys/fs/cgroup/cpu/job/cpu.cfs_period_us": "100000\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            0.5,
+        ),
+        ({}, None),
+    ],
+)
+def test_a_cgroups_share_of_cpu_time_counts_as_cores(
+    tmp_path: Path, files: dict[str, str], expected: float | None
+):
+    assert machine.cgroup_cores(linux(tmp_path, files)) == expected
+
+
+def test_a_share_of_less_than_one_core_is_still_a_thread(tmp_path: Path, monkeypatch):
+    files = {"proc/self/cgroup": "0::/job\n", "sys/fs/cgroup/job/cpu.max": "20000 100000\n"}
+    monkeypatch.setattr(machine.sys, "platform", "linux")
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    assert machine.cores(linux(tmp_path, files)) == 1
+    assert machine.cores(tmp_path / "nowhere") == 4
+
+
 def test_the_tightest_of_nested_cgroups_counts(tmp_path: Path):
     files = {
         "proc/self/cgroup": "0::/user/job\n",

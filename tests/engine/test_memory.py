@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from pathlib import Path
 
 import pytest
 
+from engine import memory
 from engine.cache import kv_bytes
 from engine.config import read_config
 from engine.gguf import TensorInfo, open_model
@@ -15,8 +16,6 @@ from engine.machine import Machine
 from engine.memory import (
     PROGRAM,
     SCORE_BYTES,
-    estimate_size,
-    judge,
     judge_size,
     prefill_chunk,
     reserve_bytes,
@@ -25,6 +24,8 @@ from engine.quants import TYPE_BY_NAME
 from support.models import HERE
 
 GB = 10**9
+judge = functools.partial(memory.judge, kernels="stock")  # whichever this build would choose
+estimate_size = functools.partial(memory.estimate_size, kernels="stock")
 TINY = open_model(HERE / "qwen3moe" / "model.gguf")
 CONFIG = read_config(TINY.metadata)
 # Qwen3-30B-A3B: 48 layers, 4 kv heads of 128, 32 query heads, 128 experts of 768.
@@ -75,6 +76,31 @@ def test_weights_count_what_the_stock_kernels_really_hold():
     assert on_cpu.need.weights_bytes == pytest.approx(12 * GB, rel=1e-6)
     assert on_gpu.need.weights_bytes == pytest.approx(10 * GB, rel=1e-6)
     assert on_cpu.file_bytes == pytest.approx(9 * GB, rel=1e-6)
+
+
+def test_the_native_kernels_hold_the_blocks_of_the_file():
+    verdict = judge(read_config(QWEN3_30B), q4_tensor(9), machine(60 * GB), kernels="native")
+    assert verdict.need.weights_bytes == verdict.file_bytes == pytest.approx(9 * GB, rel=1e-6)
+    on_gpu = machine(60 * GB, backend="cuda")  # where they are not what runs
+    assert judge(
+        read_config(QWEN3_30B), q4_tensor(9), on_gpu, kernels="auto"
+    ).need.weights_bytes > (9 * GB)
+
+
+def test_the_native_kernels_buffers_do_not_grow_with_the_context():
+    config = read_config(QWEN3_30B)
+    tensors = q4_tensor(9)
+
+    def buffers(context: int) -> int:
+        verdict = judge(config, tensors, machine(60 * GB), context=context, kernels="native")
+        return verdict.need.buffers_bytes
+
+    assert (
+        buffers(512)
+        == buffers(40_960)
+        < judge(config, tensors, machine(60 * GB), context=40_960).need.buffers_bytes
+    )
+    assert prefill_chunk(config, 40_960, "native") == 512
 
 
 def test_need_is_the_sum_of_its_parts():
@@ -144,29 +170,39 @@ def test_size_alone_refuses_only_what_cannot_fit():
 
 def test_an_estimate_counts_what_repacking_adds():
     # Q4_K 6 / 4.5, Q6_K 10 / 6.5625 bits on a CPU: three parts of one and one of the other.
-    assert growth("Q4_K_M", "cpu") == pytest.approx(0.75 * 6 / 4.5 + 0.25 * 10 / 6.5625)
-    assert growth("Q4_0", "cpu") == pytest.approx(6 / 4.5)
-    assert growth("Q8_0", "metal") == pytest.approx(9 / 8.5)
-    assert growth("MXFP4", "cpu") == growth("IQ1_S", "cpu") == 1
+    assert growth("Q4_K_M", "cpu", "stock") == pytest.approx(0.75 * 6 / 4.5 + 0.25 * 10 / 6.5625)
+    assert growth("Q4_0", "cpu", "stock") == pytest.approx(6 / 4.5)
+    assert growth("Q8_0", "metal", "stock") == pytest.approx(9 / 8.5)
+    assert growth("MXFP4", "cpu", "stock") == growth("IQ1_S", "cpu", "stock") == 1
     # Of Qwen3-30B-A3B with 16-bit scales, tensor by tensor: 18.56 GB become 21.8.
-    assert growth("Q4_K_M", "metal") == pytest.approx(21.8 / 18.56, rel=0.01)
+    assert growth("Q4_K_M", "metal", "stock") == pytest.approx(21.8 / 18.56, rel=0.01)
     assert estimate_size(18_556_685_824, "Q4_K_M", machine(24 * GB)).kind == "too_large"
     assert judge_size(18_556_685_824, machine(24 * GB)).kind == "fits"
+    assert growth("Q4_K_M", "cpu", "native") == 1
     assert estimate_size(18_556_685_824, "Q4_K_M", machine(32 * GB)).kind == "fits"
 
 
 @pytest.mark.parametrize("context", [256, 4096, 32_768, 1 << 20])
 def test_prefill_chunks_bound_the_scores(context: int):
     config = read_config(QWEN3_30B)
-    chunk = prefill_chunk(config, context)
+    chunk = prefill_chunk(config, context, "stock")
     assert 16 <= chunk <= 512
     assert chunk == 16 or 4 * config.heads * chunk * context <= SCORE_BYTES
-    assert prefill_chunk(config, 256) == 512
+    assert prefill_chunk(config, 256, "stock") == 512
 
 
-def test_tensors_in_half_precision_are_widened_on_a_cpu_only(tmp_path: Path):
+def test_matrices_in_half_precision_are_widened_on_a_cpu_only():
     kind = TYPE_BY_NAME["F16"]
     tensors = {"w": TensorInfo("w", (1 << 20, 64), kind, 0, 128 << 20)}
     on_cpu = judge(CONFIG, tensors, machine(9 * GB), context=256).need.buffers_bytes
     on_gpu = judge(CONFIG, tensors, machine(9 * GB, backend="cuda"), context=256).need.buffers_bytes
     assert on_cpu - on_gpu == 256 << 20
+
+
+def test_a_stack_of_experts_in_half_precision_is_widened_anywhere():
+    kind = TYPE_BY_NAME["F16"]
+    one = {"w": TensorInfo("w", (1 << 20, 64), kind, 0, 128 << 20)}
+    stack = {"w": TensorInfo("w", (4, 1 << 18, 64), kind, 0, 128 << 20)}
+    cuda = machine(9 * GB, backend="cuda")
+    matrix, experts = (judge(CONFIG, t, cuda, context=256).need.buffers_bytes for t in (one, stack))
+    assert experts - matrix == 256 << 20

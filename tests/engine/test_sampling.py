@@ -7,7 +7,7 @@ import math
 import mlx.core as mx
 import pytest
 
-from engine.sampling import NOT_FINITE, Sampler, Settings, penalize
+from engine.sampling import NOT_FINITE, Sampler, Settings, discourage, penalize
 
 # Probabilities 0.5, 0.25, 0.125, 0.0625, 0.0625 at temperature 1.
 PROBS = [0.5, 0.25, 0.125, 0.0625, 0.0625]
@@ -21,6 +21,17 @@ def drawn(count: int = 400, **settings: object) -> list[int]:
 
 def test_greedy_takes_the_likeliest():
     assert set(drawn(5, temperature=0)) == {0}
+
+
+def test_a_tiny_temperature_takes_the_likeliest():
+    likeliest = mx.array([1.0, 30.0, -5.0])
+    for settings in (Settings(temperature=1e-40), Settings(temperature=1e-40, top_p=0.9)):
+        assert int(Sampler(settings, [0]).choose(likeliest).item()) == 1
+
+
+def test_presence_penalty_lowers_what_was_seen_once():
+    lowered = discourage(mx.array([2.0, -2.0, 1.0]), mx.array([0, 1, 0]), 1.5)
+    assert lowered.tolist() == [0.5, -3.5, 1.0]
 
 
 def test_draws_follow_the_probabilities():
@@ -114,6 +125,7 @@ def test_logits_that_are_not_finite_give_no_token(settings: dict, bad: list[floa
         ("min_p", 1),
         ("min_p", -0.1),
         ("repetition_penalty", 0),
+        ("presence_penalty", 3),
         ("seed", -1),
         ("seed", 1 << 70),
         ("stop", ("",)),

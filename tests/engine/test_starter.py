@@ -14,14 +14,18 @@ import engine
 from engine.gguf import open_model
 from engine.kernels import RESIDENT_BITS, resident_bytes
 from support.gguf_writer import Tensor
-from support.models import HERE
+from support.models import HERE, row_rms
 from support.rewrite import all_tensors, rewrite
 
 EXPECTED = json.loads((HERE / "starter" / "expected.json").read_text())
 CASES = EXPECTED["cases"]
-CLOSE = 0.1  # a step whose two best logits are nearer than this may go either way
+# A step whose two best logits are nearer than this may go either way: the native kernels round
+# activations to 8 bits, the stock kernels not at all.
+CLOSE = {"stock": 0.1, "native": 0.25}
+LOGIT_ERROR = {"stock": 0.01, "native": 0.75}
+CLONE_ERROR = {"stock": 1e-3, "native": 3e-2}  # median over positions, in standard deviations
 EXPERTS = 3
-pytestmark = [pytest.mark.network, pytest.mark.slow]
+pytestmark = [pytest.mark.network, pytest.mark.slow, pytest.mark.float32]
 
 
 @pytest.fixture(scope="module")
@@ -41,20 +45,22 @@ def test_the_chat_becomes_the_right_ids(case: dict, model: engine.Model):
 
 
 @by_question(CASES)
-def test_every_greedy_step_that_is_not_close_is_right(case: dict, model: engine.Model):
+def test_every_greedy_step_that_is_not_close_is_right(
+    case: dict, model: engine.Model, kernels: str
+):
     prompt, greedy = case["prompt_ids"], case["greedy_ids"]
     logits = np.array(model.logits(prompt + greedy[:-1])[len(prompt) - 1 :])
-    clear = [i for i, margin in enumerate(case["top1_minus_top2"]) if margin > CLOSE]
+    clear = [i for i, margin in enumerate(case["top1_minus_top2"]) if margin > CLOSE[kernels]]
     assert len(clear) > len(greedy) / 2
     assert logits.argmax(axis=-1)[clear].tolist() == [greedy[i] for i in clear]
     best = case["first_step_top5"]
-    assert np.abs(logits[0][best["ids"]] - best["logits"]).max() < 0.01
+    assert np.abs(logits[0][best["ids"]] - best["logits"]).max() < LOGIT_ERROR[kernels]
 
 
-def test_the_answer_is_right_up_to_the_first_close_step(model: engine.Model):
+def test_the_answer_is_right_up_to_the_first_close_step(model: engine.Model, kernels: str):
     # The chat whose first close step comes last has the most to say.
     def certain(case: dict) -> int:
-        return next((i for i, m in enumerate(case["top1_minus_top2"]) if m <= CLOSE), 64)
+        return next((i for i, m in enumerate(case["top1_minus_top2"]) if m <= CLOSE[kernels]), 64)
 
     case = max(CASES, key=certain)
     settings = engine.Settings(temperature=0, max_tokens=certain(case))
@@ -78,7 +84,7 @@ def test_loading_keeps_at_most_what_was_promised(starter_path: Path):
     exact = [t for t in tensors if RESIDENT_BITS.get(t.type.name) != 8 or t.type.name == "Q8_0"]
     assert len(exact) == len(tensors) == 272
     assert kept <= 1.40 * sum(t.size_bytes for t in exact)
-    assert kept == pytest.approx(sum(resident_bytes(t, "cpu") for t in tensors), rel=0.01)
+    assert kept == pytest.approx(sum(resident_bytes(t, "cpu", "stock") for t in tensors), rel=0.01)
     assert loaded.config.layers == 30
 
 
@@ -98,7 +104,9 @@ def test_the_starter_as_a_mixtral_of_clones_gives_the_same_logits(
     tokens = CASES[0]["prompt_ids"][:12]
     dense = np.array(model.logits(tokens))
     assert mixtral.config.experts is not None
-    assert np.abs(np.array(mixtral.logits(tokens)) - dense).max() < 1e-3 * dense.std()
+    rms = row_rms(np.array(mixtral.logits(tokens)), dense)
+    assert np.median(rms) < CLONE_ERROR[kernels] * dense.std()
+    assert rms[0] < 1e-5 * dense.std()  # where nothing lies on the edge of a rounding
 
 
 def cloned(tensor: Tensor) -> list[Tensor]:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import conifer_cli
+
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "tests" / "fixtures"
 
@@ -24,7 +26,28 @@ memory = int(sys.argv.pop(1))
 engine.machine.this_machine = lambda: engine.machine.Machine(
     "test machine", "cpu", memory, memory, "available memory"
 )
-from conifer_cli.app import main
+from conifer_cli.__main__ import main
+main()
+"""
+
+# The installer of wheels is another program than this interpreter's pip.
+OTHER_PIP = """
+import sys
+sys.executable = sys.argv.pop(1)
+from conifer_cli.__main__ import main
+main()
+"""
+
+# Ctrl-C is pressed at the moment at which a module begins to be imported.
+INTERRUPTED = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == module:
+            os.kill(os.getpid(), signal.SIGINT)
+module = sys.argv.pop(1)
+sys.meta_path.insert(0, Finder())
+from conifer_cli.__main__ import main
 main()
 """
 
@@ -44,7 +67,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
         "CONIFER_HOME": str(home / "conifer"),
         "HF_HOME": str(home / "hf"),
         "HF_ENDPOINT": "http://127.0.0.1:9",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": str(Path(conifer_cli.__file__).parents[1]),  # the code that the tests import
         "PYTHONDONTWRITEBYTECODE": "1",
         **more,
     }
@@ -88,6 +111,22 @@ def run_unplugged(
         timeout=timeout_s,
         check=False,
     )
+
+
+def padded(path: Path, size_bytes: int) -> None:
+    """Write the tiny qwen3moe model, made as large as that by four arrays of zeros in its metadata.
+
+    The zeros are holes in the file. What is added is a multiple of the alignment long.
+    """
+    data = (MODELS / "qwen3moe" / "model.gguf").read_bytes()
+    (keys,) = struct.unpack_from("<Q", data, 16)
+    each = (size_bytes - len(data)) // 4 - 32  # a key's name, types and count take 32 bytes
+    with path.open("wb") as file:
+        file.write(data[:16] + struct.pack("<Q", keys + 4))
+        for name in (b"padding0", b"padding1", b"padding2", b"padding3"):
+            file.write(struct.pack("<Q8sIIQ", 8, name, 9, 10, each // 8))  # an array of u64
+            file.seek(each, os.SEEK_CUR)
+        file.write(data[24:])
 
 
 def templated(folder: Path, template: str) -> str:

@@ -1,0 +1,124 @@
+"""Native kernels: C++ on the CPU, over GGUF blocks read where they lie in the mapped file.
+
+Shapes and types are checked here, so that C++ is entered only with what it can take. Activations
+are float32; within a product with quantised weights they are rounded to 8 bits, in groups of 32.
+The extension is there where pip found a C++ compiler; `why_not` says why it is not.
+
+Axes: T tokens, E experts, k chosen experts.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from engine.errors import BackendError
+from engine.gguf import TensorInfo
+from engine.machine import cores
+
+if TYPE_CHECKING:
+    from engine.decoder import Blocks, Head, Layers, Scorer
+    from engine.kernels.native import _native
+
+BUILT_FOR = Path(__file__).with_name("mlx-version")
+
+
+def why_not() -> str | None:
+    """Say why the extension does not load here; None where it does."""
+    try:
+        _extension()
+    except BackendError as error:
+        return str(error)
+    return None
+
+
+def _extension() -> ModuleType:
+    """Import the extension. Raises BackendError where it is not there, or not for this MLX."""
+    if not BUILT_FOR.exists():
+        raise BackendError("the native CPU kernels are not part of this build")
+    built, installed = BUILT_FOR.read_text().strip(), importlib.metadata.version("mlx")
+    if built != installed:  # its layout of an array may differ: never opened
+        raise BackendError(f"the native CPU kernels were built for MLX {built}, not {installed}")
+    try:
+        return importlib.import_module("engine.kernels.native._native")
+    except ImportError as error:
+        raise BackendError(f"the native CPU kernels do not load: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class NativeTensor:
+    """A matrix or stack in the blocks of its file."""
+
+    weight: _native.Weight
+    shape: tuple[int, ...]
+    native: ModuleType
+
+    def matmul(self, x: mx.array) -> mx.array:
+        rank, columns = len(self.shape), self.shape[-1]
+        if rank != 2 or x.ndim != 2 or x.shape[1] != columns:
+            raise ValueError(f"matmul: {x.shape} with a weight of {self.shape}")
+        product: mx.array = self.native.matmul(_floats(x), self.weight)
+        return product
+
+    def gather_matmul(self, x: mx.array, ids: mx.array) -> mx.array:
+        fits = len(self.shape) == x.ndim == 3 and ids.ndim == 2
+        fits = fits and x.shape[2] == self.shape[2] and x.shape[0] == ids.shape[0]
+        if not fits or x.shape[1] not in (1, ids.shape[1]):
+            raise ValueError(f"gather_matmul: {x.shape} by {ids.shape} of a stack of {self.shape}")
+        product: mx.array = self.native.gather_matmul(_floats(x), _ids(ids), self.weight)
+        return product
+
+    def rows(self, ids: mx.array) -> mx.array:
+        if len(self.shape) != 2 or ids.ndim != 1:
+            raise ValueError(f"rows: {ids.shape} of a weight of {self.shape}")
+        found: mx.array = self.native.rows(_ids(ids), self.weight)
+        return found
+
+
+class NativeKernels:
+    """C++ on the CPU. Raises BackendError where the extension does not load.
+
+    threads: of the pool that this process has for all its models; None is one for each core.
+    """
+
+    name = "native"
+    dtype = mx.float32
+    fallback_reason: str | None = None
+
+    def __init__(self, threads: int | None) -> None:
+        self.native = _extension()
+        self.native.set_threads(threads or cores())
+        mx.set_default_device(mx.cpu)
+
+    def load(self, blocks: npt.NDArray[np.uint8], info: TensorInfo) -> NativeTensor:
+        *stack, rows, columns = info.shape
+        if len(stack) > 1 or columns % info.type.weights or blocks.size != info.size_bytes:
+            raise ValueError(f"tensor {info.name!r}: {blocks.size:,} bytes for {info.shape}")
+        experts = stack[0] if stack else 1
+        weight = self.native.Weight(blocks, info.type.id, experts, rows, columns)
+        return NativeTensor(weight, info.shape, self.native)
+
+    def fuse(self, layers: Blocks, head: Head) -> tuple[Layers, Scorer]:
+        from engine.kernels.native.fused import fuse
+
+        return fuse(layers, head, self.native)
+
+
+def _floats(x: mx.array) -> mx.array:
+    if not mx.issubdtype(x.dtype, mx.floating):
+        raise ValueError(f"activations are {x.dtype}")
+    return x.astype(mx.float32)
+
+
+def _ids(ids: mx.array) -> mx.array:
+    if not mx.issubdtype(ids.dtype, mx.integer):
+        raise ValueError(f"ids are {ids.dtype}")
+    return ids.astype(mx.int32)

@@ -1,0 +1,69 @@
+// Attention of new tokens over a KV cache. Knows no weights and no threads: the callers share out
+// the work.
+//
+// Axes: T new tokens, K kv heads, G query heads for each kv head, d head width.
+#pragma once
+
+#include <cstdint>
+
+namespace conifer {
+
+enum class CacheType : int32_t { F16 = 0, F32 = 1, Q8 = 2 };
+
+// Keys or values of one layer: (K, capacity, d), in F16, F32, or int8 with float16 `scales`
+// (K, capacity, d / group), group = gcd(d, 32).
+struct CacheBuffer {
+  void* values;
+  uint16_t* scales;  // null unless Q8
+};
+
+struct KVCache {
+  CacheType type;
+  int64_t capacity;  // tokens
+  CacheBuffer keys, values;
+};
+
+// One kv head of a cache: token after token without a gap.
+struct HeadView {
+  CacheType type;
+  int64_t key_dim, value_dim;
+  const void* keys;
+  const void* values;
+  const uint16_t* key_scales;
+  const uint16_t* value_scales;
+};
+
+// What a range of tokens adds to the attention of G query heads; ranges merge.
+struct Partial {
+  float* top;    // (G,) largest score
+  float* total;  // (G,) sum of e^(score - top)
+  float* mixed;  // (G, padded(dv)) sum of e^(score - top) * value
+};
+
+int64_t q8_group(int64_t dims);
+int64_t padded(int64_t dims);  // rows of queries and results are this long: whole vectors
+
+HeadView head_view(const KVCache& cache, int64_t head, int64_t key_dim, int64_t value_dim);
+
+// Append one token's keys or values (d,) of one head.
+void append(const KVCache& cache, const CacheBuffer& buffer, int64_t head, int64_t token,
+            const float* x, int64_t dims);
+
+// Floats of scratch memory that the two functions below need.
+int64_t attention_scratch(int64_t key_dim, int64_t value_dim);
+
+// One token: G queries, (G, padded(d)), already scaled, zero beyond d, over tokens begin..end.
+void attend_one(const HeadView& head, const float* queries, int64_t group, int64_t begin,
+                int64_t end, Partial partial, float* scratch);
+
+// Merge n partials of G heads. The result,
+// (G, dv) packed, is the attention.
+void merge(const Partial* partials, int64_t n, int64_t group, int64_t value_dim, float* out);
+
+// Many tokens: row r, (rows, padded(d)), already scaled, sees the tokens before limits[r], which
+// do not decrease. At most MAX_ROWS rows; out is (rows, padded(dv)).
+constexpr int64_t MAX_ROWS = 128;
+void attend_many(const HeadView& head, const float* queries, int64_t rows, const int64_t* limits,
+                 float* out, float* scratch);
+
+}  // namespace conifer

@@ -1,0 +1,351 @@
+// The attention, dense and head blocks. See block.h.
+//
+// One token is the hot path: every thread norms and quantises the whole input for itself, so that
+// the only barriers are those where one thread needs what another multiplied.
+#include "block.h"
+
+#include <algorithm>
+#include <atomic>
+
+#include "float_kernels.h"
+#include "workspace.h"
+
+namespace conifer {
+
+Workspace::Workspace() : parts(std::make_unique<Parts>()) {}
+Workspace::~Workspace() = default;
+void Workspace::release() { parts = std::make_unique<Parts>(); }
+
+namespace {
+
+using Thread = Workspace::Parts::Thread;
+
+// Rows of several matrices side by side in y, so that one split serves them all.
+struct Projection {
+  const Matrix* matrix;
+  const float* bias;  // may be null
+};
+
+void multiply_range(const Projection* projections, int64_t count, const Activations& x,
+                    int64_t tokens, float* y, int64_t stride, Range range) {
+  int64_t column = 0;
+  for (int64_t i = 0; i < count; column += projections[i++].matrix->rows) {
+    const Matrix& matrix = *projections[i].matrix;
+    const int64_t begin = std::max<int64_t>(range.begin - column, 0);
+    const int64_t end = std::min(range.end - column, matrix.rows);
+    if (begin >= end) continue;
+    matmul_rows(matrix, x, int64_t{0}, tokens, y + column, stride, begin, end);
+    if (const float* bias = projections[i].bias)
+      for (int64_t t = 0; t < tokens; ++t) {
+        float* row = y + t * stride + column;
+        for (int64_t r = begin; r < end; ++r) row[r] += bias[r];
+      }
+  }
+}
+
+// What the threads of one attention_block share.
+struct AttentionCall {
+  const AttentionLayer& layer;
+  KVCache cache;
+  int64_t past;  // tokens in the cache before these
+  const float* x;
+  int64_t tokens;
+  float* y;
+  Workspace::Parts& parts;
+  Pool& pool;
+  float* projected;  // (T, width): queries, keys, values
+  int64_t width, group, key_start, value_start;
+  std::atomic<int64_t>* next;
+
+  int64_t length() const { return past + tokens; }
+};
+
+void rotate_head(const AttentionCall& call, const Norm& norm, int64_t token, float* x) {
+  const Rope& rope = call.layer.rope;
+  if (norm.weight) rms_norm(x, norm, call.layer.key_dim, x);
+  rotate(x, call.parts.rotations.cosines(token), call.parts.rotations.sines(token), rope.dims,
+         rope.interleaved);
+}
+
+void append_token(const AttentionCall& call, int64_t head, int64_t token) {
+  const AttentionLayer& layer = call.layer;
+  float* row = call.projected + token * call.width;
+  float* key = row + call.key_start + head * layer.key_dim;
+  rotate_head(call, layer.k_norm, token, key);
+  append(call.cache, call.cache.keys, head, call.past + token, key, layer.key_dim);
+  append(call.cache, call.cache.values, head, call.past + token,
+         row + call.value_start + head * layer.value_dim, layer.value_dim);
+}
+
+// Put the queries of one token and kv head, normed, turned and scaled, into padded rows.
+void copy_queries(const AttentionCall& call, int64_t head, int64_t token, bool turned,
+                  float* out) {
+  const AttentionLayer& layer = call.layer;
+  const int64_t dims = layer.key_dim, stride = padded(dims);
+  const float* row = call.projected + token * call.width + head * call.group * dims;
+  for (int64_t g = 0; g < call.group; ++g, row += dims, out += stride) {
+    std::copy(row, row + dims, out);
+    std::fill(out + dims, out + stride, 0.0f);
+    if (!turned) rotate_head(call, layer.q_norm, token, out);
+    float_kernels().scale(out, layer.scale, dims, out);
+  }
+}
+
+void attend_range(const AttentionCall& call, int thread, int threads, Thread& own);
+void merge_ranges(const AttentionCall& call, int threads, Thread& own, float* out);
+
+// The output projection of this thread's rows, and the residual.
+void finish(const AttentionCall& call, const Activations& mixed, int thread, int threads) {
+  const AttentionLayer& layer = call.layer;
+  const int64_t width = layer.output.rows;
+  const Range rows = share(width, thread, threads);
+  const Projection output{&layer.output, layer.output_bias};
+  float* sums = call.parts.normed.need(0);
+  multiply_range(&output, 1, mixed, call.tokens, sums, width, rows);
+  for (int64_t t = 0; t < call.tokens; ++t) {
+    const int64_t at = t * width + rows.begin;
+    float_kernels().add(call.x + at, sums + at, rows.end - rows.begin, call.y + at);
+  }
+}
+
+void project(const AttentionCall& call, const Activations& input, int thread, int threads) {
+  const AttentionLayer& layer = call.layer;
+  const Projection projections[] = {
+      {&layer.q, layer.q_bias}, {&layer.k, layer.k_bias}, {&layer.v, layer.v_bias}};
+  multiply_range(projections, 3, input, call.tokens, call.projected, call.width,
+                 share(call.width, thread, threads));
+}
+
+void one_token(const AttentionCall& call, int thread, int threads) {
+  const AttentionLayer& layer = call.layer;
+  Thread& own = *call.parts.threads[size_t(thread)];
+  float* normed = own.normed.need(layer.q.cols);
+  rms_norm(call.x, layer.norm, layer.q.cols, normed);
+  own.input.load(normed, 1, layer.q.cols, layer.q.cols);
+  project(call, own.input, thread, threads);
+  call.pool.barrier();
+  attend_range(call, thread, threads, own);
+  call.pool.barrier();
+  const int64_t mixed_width = layer.output.cols;
+  float* mixed = own.mixed.need(mixed_width);
+  merge_ranges(call, threads, own, mixed);
+  own.hidden.load(mixed, 1, mixed_width, mixed_width);
+  finish(call, own.hidden, thread, threads);
+}
+
+// The (kv head, position) pairs in one line, cut evenly: each thread gets the same number of
+// tokens whatever the number of heads.
+Range head_range(const AttentionCall& call, int64_t head, int thread, int threads) {
+  const int64_t length = call.length(), start = head * length;
+  const Range all = share(call.layer.kv_heads * length, thread, threads, 16);
+  return {std::clamp<int64_t>(all.begin - start, 0, length),
+          std::clamp<int64_t>(all.end - start, 0, length)};
+}
+
+Partial partial_slot(const AttentionCall& call, int64_t head, int thread) {
+  const int64_t group = call.group, size = group * (padded(call.layer.value_dim) + 16);
+  float* slot = call.parts.partials.need(0) + (thread * call.layer.kv_heads + head) * size;
+  return {slot, slot + group, slot + 16 * group};
+}
+
+void attend_range(const AttentionCall& call, int thread, int threads, Thread& own) {
+  const AttentionLayer& layer = call.layer;
+  float* queries = own.queries.need(call.group * padded(layer.key_dim));
+  float* scratch = own.scratch.need(attention_scratch(layer.key_dim, layer.value_dim));
+  for (int64_t head = 0; head < layer.kv_heads; ++head) {
+    const Range range = head_range(call, head, thread, threads);
+    if (range.begin >= range.end) continue;
+    if (range.end == call.length()) append_token(call, head, 0);
+    copy_queries(call, head, 0, false, queries);
+    attend_one(head_view(call.cache, head, layer.key_dim, layer.value_dim), queries, call.group,
+               range.begin, range.end, partial_slot(call, head, thread), scratch);
+  }
+}
+
+void merge_ranges(const AttentionCall& call, int threads, Thread& own, float* out) {
+  const AttentionLayer& layer = call.layer;
+  for (int64_t head = 0; head < layer.kv_heads; ++head) {
+    own.partials.clear();
+    for (int thread = 0; thread < threads; ++thread) {
+      const Range range = head_range(call, head, thread, threads);
+      if (range.begin < range.end) own.partials.push_back(partial_slot(call, head, thread));
+    }
+    merge(own.partials.data(), int64_t(own.partials.size()), call.group, layer.value_dim,
+          out + head * call.group * layer.value_dim);
+  }
+}
+
+// The queries of consecutive tokens and one kv head, over everything they see.
+void attend_tokens(const AttentionCall& call, int64_t head, Range tokens, Thread& own) {
+  const AttentionLayer& layer = call.layer;
+  const int64_t key_width = padded(layer.key_dim), value_width = padded(layer.value_dim);
+  float* queries = own.queries.need(MAX_ROWS * key_width);
+  float* out = own.out.need(MAX_ROWS * value_width);
+  float* scratch = own.scratch.need(attention_scratch(layer.key_dim, layer.value_dim));
+  own.limits.resize(MAX_ROWS);
+  const int64_t heads_at_once = std::min(call.group, MAX_ROWS);
+  int64_t rows = 0;
+  for (int64_t t = tokens.begin; t < tokens.end; ++t, rows += heads_at_once) {
+    copy_queries(call, head, t, true, queries + rows * key_width);
+    std::fill_n(own.limits.begin() + rows, heads_at_once, call.past + t + 1);
+  }
+  std::fill(queries + rows * key_width, queries + (rows + 3) / 4 * 4 * key_width, 0.0f);
+  attend_many(head_view(call.cache, head, layer.key_dim, layer.value_dim), queries, rows,
+              own.limits.data(), out, scratch);
+  float* mixed = call.parts.mixed.need(0);
+  for (int64_t t = tokens.begin; t < tokens.end; ++t)
+    for (int64_t g = 0; g < call.group; ++g, out += value_width)
+      std::copy(out, out + layer.value_dim,
+                mixed + t * layer.output.cols + (head * call.group + g) * layer.value_dim);
+}
+
+void many_tokens(const AttentionCall& call, int thread, int threads) {
+  const AttentionLayer& layer = call.layer;
+  Workspace::Parts& parts = call.parts;
+  Thread& own = *parts.threads[size_t(thread)];
+  const int64_t width = layer.q.cols;
+  const Range tokens = share(call.tokens, thread, threads, 1);
+  for (int64_t t = tokens.begin; t < tokens.end; ++t)
+    rms_norm(call.x + t * width, layer.norm, width, parts.normed.need(0) + t * width);
+  call.pool.barrier();
+  parts.input.quantize(thread, threads);
+  call.pool.barrier();
+  project(call, parts.input, thread, threads);
+  call.pool.barrier();
+  for (int64_t t = tokens.begin; t < tokens.end; ++t) {
+    float* row = call.projected + t * call.width;
+    for (int64_t h = 0; h < layer.heads; ++h)
+      rotate_head(call, layer.q_norm, t, row + h * layer.key_dim);
+    for (int64_t h = 0; h < layer.kv_heads; ++h) append_token(call, h, t);
+  }
+  call.pool.barrier();
+  // The last tokens see the most: taking them first leaves small pieces for the end.
+  const int64_t at_once = std::max<int64_t>(MAX_ROWS / call.group, 1);
+  const int64_t pieces = (call.tokens + at_once - 1) / at_once;
+  for (;;) {
+    const int64_t item = call.next->fetch_add(1, std::memory_order_relaxed);
+    if (item >= pieces * layer.kv_heads) break;
+    const int64_t piece = pieces - 1 - item / layer.kv_heads;
+    const Range piece_tokens{piece * at_once, std::min((piece + 1) * at_once, call.tokens)};
+    attend_tokens(call, item % layer.kv_heads, piece_tokens, own);
+  }
+  call.pool.barrier();
+  parts.hidden.quantize(thread, threads);
+  call.pool.barrier();
+  finish(call, parts.hidden, thread, threads);
+}
+
+}  // namespace
+
+void attention_block(const AttentionLayer& layer, const KVCache* cache, int64_t offset,
+                     const float* x, int64_t tokens, float* y, Workspace& work, Pool& pool) {
+  Workspace::Parts& parts = *work.parts;
+  const int64_t width = layer.q.rows + layer.k.rows + layer.v.rows;
+  const int threads = pool.threads();
+  parts.need_threads(threads);
+  parts.rotations.prepare(layer.rope, offset, tokens);
+  float* normed = parts.normed.need(tokens * layer.q.cols);
+  if (tokens == 1) {
+    parts.partials.need(threads * layer.heads * (padded(layer.value_dim) + 16));
+  } else {
+    float* mixed = parts.mixed.need(tokens * layer.output.cols);
+    parts.input.prepare(normed, tokens, layer.q.cols, layer.q.cols);
+    parts.hidden.prepare(mixed, tokens, layer.output.cols, layer.output.cols);
+  }
+  KVCache own{CacheType::F32, tokens, {}, {}};
+  if (!cache) {
+    own.keys.values = parts.keys.need(tokens * layer.k.rows);
+    own.values.values = parts.values.need(tokens * layer.v.rows);
+  }
+  std::atomic<int64_t> next{0};
+  const AttentionCall call{.layer = layer,
+                           .cache = cache ? *cache : own,
+                           .past = cache ? offset : 0,
+                           .x = x,
+                           .tokens = tokens,
+                           .y = y,
+                           .parts = parts,
+                           .pool = pool,
+                           .projected = parts.projected.need(tokens * width),
+                           .width = width,
+                           .group = layer.heads / layer.kv_heads,
+                           .key_start = layer.q.rows,
+                           .value_start = layer.q.rows + layer.k.rows,
+                           .next = &next};
+  pool.run([&](int thread, int count) {
+    if (tokens == 1) one_token(call, thread, count);
+    else many_tokens(call, thread, count);
+  });
+}
+
+void dense_block(const DenseLayer& layer, const float* x, int64_t tokens, float* y,
+                 Workspace& work, Pool& pool) {
+  Workspace::Parts& parts = *work.parts;
+  const int64_t width = layer.gate.cols, hidden = layer.gate.rows;
+  parts.need_threads(pool.threads());
+  float* normed = parts.normed.need(tokens * width);
+  float* gate = parts.gate.need(tokens * hidden);
+  float* up = parts.up.need(tokens * hidden);
+  if (tokens > 1) {
+    parts.input.prepare(normed, tokens, width, width);
+    parts.hidden.prepare(gate, tokens, hidden, hidden);
+  }
+  const FloatKernels& kernels = float_kernels();
+  pool.run([&](int thread, int threads) {
+    Thread& own = *parts.threads[size_t(thread)];
+    const bool one = tokens == 1;
+    Activations& input = one ? own.input : parts.input;
+    Activations& middle = one ? own.hidden : parts.hidden;
+    if (one) {
+      float* own_normed = own.normed.need(width);
+      rms_norm(x, layer.norm, width, own_normed);
+      input.load(own_normed, 1, width, width);
+    } else {
+      const Range mine = share(tokens, thread, threads, 1);
+      for (int64_t t = mine.begin; t < mine.end; ++t)
+        rms_norm(x + t * width, layer.norm, width, normed + t * width);
+      pool.barrier();
+      input.quantize(thread, threads);
+      pool.barrier();
+    }
+    const Range mine = share(hidden, thread, threads);
+    multiply_rows(layer.gate, input, gate, mine);
+    multiply_rows(layer.up, input, up, mine);
+    for (int64_t t = 0; t < tokens; ++t) {
+      const int64_t at = t * hidden + mine.begin;
+      kernels.silu_multiply(gate + at, up + at, mine.end - mine.begin, gate + at);
+    }
+    pool.barrier();
+    if (one) {
+      middle.load(gate, 1, hidden, hidden);
+    } else {
+      middle.quantize(thread, threads);
+      pool.barrier();
+    }
+    const Range rows = share(width, thread, threads);
+    multiply_rows(layer.down, middle, normed, rows);
+    for (int64_t t = 0; t < tokens; ++t) {
+      const int64_t at = t * width + rows.begin;
+      kernels.add(x + at, normed + at, rows.end - rows.begin, y + at);
+    }
+  });
+}
+
+void head_block(const Head& head, const float* x, int64_t tokens, float* logits, Workspace& work,
+                Pool& pool) {
+  Workspace::Parts& parts = *work.parts;
+  const int64_t width = head.output.cols;
+  float* normed = parts.normed.need(tokens * width);
+  parts.input.prepare(normed, tokens, width, width);
+  pool.run([&](int thread, int threads) {
+    const Range tokens_here = share(tokens, thread, threads, 1);
+    for (int64_t t = tokens_here.begin; t < tokens_here.end; ++t)
+      rms_norm(x + t * width, head.norm, width, normed + t * width);
+    pool.barrier();
+    parts.input.quantize(thread, threads);
+    pool.barrier();
+    multiply_rows(head.output, parts.input, logits, share(head.output.rows, thread, threads));
+  });
+}
+
+}  // namespace conifer

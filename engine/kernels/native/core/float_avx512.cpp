@@ -1,0 +1,11 @@
+// The float32 kernels for AVX-512 (F, BW, DQ, VL): the build gives this file the flags.
+#if defined(__x86_64__)
+#include "float_impl.h"
+
+namespace conifer {
+
+// Constant-initialised: no code of this file may run before the processor was asked.
+constinit const FloatKernels FLOAT_AVX512 = float_table("avx512");
+
+}  // namespace conifer
+#endif

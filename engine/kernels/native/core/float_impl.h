@@ -1,0 +1,28 @@
+// Puts the table of float32 kernels together from this translation unit's own functions.
+#pragma once
+
+#include "attention_impl.h"
+#include "float_kernels.h"
+#include "rows_impl.h"
+
+namespace conifer {
+namespace {
+
+constexpr FloatKernels float_table(const char* name) {
+  return {
+      .name = name,
+      .rms_norm = rms_norm_row,
+      .rotate = rotate_row,
+      .silu_multiply = silu_multiply_row,
+      .add = add_row,
+      .add_scaled = add_scaled_row,
+      .scale = scale_row,
+      .softmax = softmax_row,
+      .store_head = store_head_row,
+      .attend_one = attend_one_isa,
+      .attend_many = attend_many_isa,
+  };
+}
+
+}  // namespace
+}  // namespace conifer

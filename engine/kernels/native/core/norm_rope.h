@@ -1,0 +1,44 @@
+// Root-mean-square norm and rotary embedding, in float32, of one row at a time.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace conifer {
+
+struct Norm {
+  const float* weight;  // (n,); null where there is no norm
+  float eps;
+};
+
+// Pairs are (2i, 2i+1) if interleaved, else (i, i + dims/2); values past `dims` stay as they are.
+struct Rope {
+  const float* periods;  // (dims/2,) period / 2 pi of each pair
+  int64_t dims;
+  bool interleaved;
+  float magnitude;  // factor on cos and sin
+};
+
+// y = x / sqrt(mean(x^2) + eps) * weight; y may be x.
+void rms_norm(const float* x, const Norm& norm, int64_t n, float* y);
+
+// Turn one head's values in place by the cos and sin of its position, (dims/2,) each.
+void rotate(float* x, const float* cosines, const float* sines, int64_t dims, bool interleaved);
+
+// Cosines and sines of consecutive positions. All layers of a step ask for the same ones, so the
+// last answer is kept.
+class Rotations {
+ public:
+  void prepare(const Rope& rope, int64_t offset, int64_t tokens);
+  const float* cosines(int64_t token) const { return table_.data() + 2 * token * pairs_; }
+  const float* sines(int64_t token) const { return cosines(token) + pairs_; }
+
+ private:
+  bool holds(const Rope& rope, int64_t offset, int64_t tokens) const;
+
+  std::vector<float> periods_, table_;  // table: cosines then sines, token by token
+  int64_t pairs_ = 0, offset_ = 0, tokens_ = 0;
+  float magnitude_ = 1.0f;
+};
+
+}  // namespace conifer

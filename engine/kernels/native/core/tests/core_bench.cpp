@@ -1,0 +1,120 @@
+// How fast the products are: core_bench [type ...], with --threads N, --tokens N, --cols N.
+//
+// Decode is measured as bytes of weights per second, against a plain read of the same bytes by the
+// same threads; prefill as multiply-adds per second. Both are the best of several turns, taken by
+// turns with the read, because machines are shared.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "../matmul.h"
+
+using namespace conifer;
+
+namespace {
+
+struct Named {
+  const char* name;
+  Type type;
+};
+constexpr Named NAMES[] = {
+    {"F32", Type::F32},   {"F16", Type::F16},   {"BF16", Type::BF16},     {"Q4_0", Type::Q4_0},
+    {"Q4_1", Type::Q4_1}, {"Q5_0", Type::Q5_0}, {"Q5_1", Type::Q5_1},     {"Q8_0", Type::Q8_0},
+    {"Q2_K", Type::Q2_K}, {"Q3_K", Type::Q3_K}, {"Q4_K", Type::Q4_K},     {"Q5_K", Type::Q5_K},
+    {"Q6_K", Type::Q6_K}, {"IQ4_NL", Type::IQ4_NL}, {"IQ4_XS", Type::IQ4_XS},
+    {"MXFP4", Type::MXFP4},
+};
+
+double seconds() {
+  using Clock = std::chrono::steady_clock;
+  return std::chrono::duration<double>(Clock::now().time_since_epoch()).count();
+}
+
+template <class F>
+double timed(F&& f) {
+  const double start = seconds();
+  f();
+  return seconds() - start;
+}
+
+uint64_t read_all(const std::vector<uint8_t>& bytes, Pool& pool) {
+  std::atomic<uint64_t> total{0};
+  pool.run([&](int thread, int threads) {
+    typedef uint64_t Eight __attribute__((vector_size(64), aligned(1), may_alias));
+    const Range part = share(static_cast<int64_t>(bytes.size()), thread, threads, 256);
+    Eight a{}, b{}, c{}, d{};
+    const uint8_t* p = bytes.data();
+    for (int64_t i = part.begin; i + 256 <= part.end; i += 256) {
+      a ^= *reinterpret_cast<const Eight*>(p + i);
+      b ^= *reinterpret_cast<const Eight*>(p + i + 64);
+      c ^= *reinterpret_cast<const Eight*>(p + i + 128);
+      d ^= *reinterpret_cast<const Eight*>(p + i + 192);
+    }
+    a ^= b ^ c ^ d;
+    total += a[0] ^ a[1] ^ a[2] ^ a[3] ^ a[4] ^ a[5] ^ a[6] ^ a[7];
+  });
+  return total;
+}
+
+void bench(const Named& named, int64_t cols, int64_t tokens, Pool& pool) {
+  const int64_t bytes_wanted = 256 << 20;
+  const int64_t rows = bytes_wanted / row_bytes(named.type, cols) / 64 * 64;
+  std::vector<uint8_t> bytes(static_cast<size_t>(rows * row_bytes(named.type, cols)));
+  std::mt19937_64 generator(1);
+  for (size_t i = 0; i + 8 <= bytes.size(); i += 8) {
+    const uint64_t bits = generator() & 0x3bff3bff3bff3bff;  // no infinities among the halves
+    std::memcpy(bytes.data() + i, &bits, 8);
+  }
+  std::vector<float> x(static_cast<size_t>(tokens * cols)), y(static_cast<size_t>(tokens * rows));
+  for (float& value : x) value = std::normal_distribution<float>()(generator);
+  const Matrix w = {bytes.data(), named.type, rows, cols};
+  Activations scratch;
+
+  volatile uint64_t kept = 0;
+  double read = 1e9, one = 1e9;
+  for (int turn = 0; turn < 7; ++turn) {
+    read = std::min(read, timed([&] { kept = kept + read_all(bytes, pool); }));
+    one = std::min(one, timed([&] { matmul(w, x.data(), 1, y.data(), pool, scratch); }));
+  }
+  const double size = static_cast<double>(bytes.size()) / 1e9;
+  std::printf("%-7s decode %6.2f GB/s of %6.2f (%3.0f %%)", named.name, size / one, size / read,
+              100 * read / one);
+
+  const int64_t some_rows = std::min<int64_t>(rows, 2048);
+  const Matrix part = {bytes.data(), named.type, some_rows, cols};
+  for (int64_t n : {tokens, std::min<int64_t>(tokens, 32), std::min<int64_t>(tokens, 4)}) {
+    double many = 1e9;
+    for (int turn = 0; turn < 5; ++turn)
+      many = std::min(many, timed([&] { matmul(part, x.data(), n, y.data(), pool, scratch); }));
+    std::printf("  %4ld: %6.1f GMAC/s", n,
+                static_cast<double>(some_rows * cols * n) / many / 1e9);
+  }
+  std::printf("\n");
+  std::fflush(stdout);
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  int threads = 2;
+  int64_t tokens = 512, cols = 2048;
+  std::vector<std::string> wanted;
+  for (int i = 1; i < count; ++i) {
+    const std::string argument = arguments[i];
+    if (argument == "--threads" && i + 1 < count) threads = std::atoi(arguments[++i]);
+    else if (argument == "--tokens" && i + 1 < count) tokens = std::atol(arguments[++i]);
+    else if (argument == "--cols" && i + 1 < count) cols = std::atol(arguments[++i]);
+    else if (argument == "--isa" && i + 1 < count) force_isa(Isa(std::atoi(arguments[++i])));
+    else wanted.push_back(argument);
+  }
+  Pool pool(threads);
+  std::printf("%s, %d threads, %ld columns\n", isa_name(isa()), threads, cols);
+  for (const Named& named : NAMES)
+    if (wanted.empty() || std::find(wanted.begin(), wanted.end(), named.name) != wanted.end())
+      bench(named, cols, tokens, pool);
+}

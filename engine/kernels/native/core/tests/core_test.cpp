@@ -1,0 +1,239 @@
+// Every block type on every instruction set that this CPU has, against arithmetic in double.
+//
+// core_test [cases per type and instruction set] [seed]. Each case is a random shape, multiplied
+// whole, by a range of rows and tokens, and by a gathered list. Two references: from the
+// activations as they were quantised (tight: only the order of additions differs), and from the
+// floats given.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "../matmul.h"
+
+using namespace conifer;
+
+namespace {
+
+std::mt19937_64 generator;
+
+int64_t pick(int64_t low, int64_t high) {
+  return std::uniform_int_distribution<int64_t>(low, high)(generator);
+}
+
+float normal() { return std::normal_distribution<float>()(generator); }
+
+const char* name(Type type) {
+  switch (type) {
+    case Type::F32: return "F32";
+    case Type::F16: return "F16";
+    case Type::BF16: return "BF16";
+    case Type::Q4_0: return "Q4_0";
+    case Type::Q4_1: return "Q4_1";
+    case Type::Q5_0: return "Q5_0";
+    case Type::Q5_1: return "Q5_1";
+    case Type::Q8_0: return "Q8_0";
+    case Type::Q2_K: return "Q2_K";
+    case Type::Q3_K: return "Q3_K";
+    case Type::Q4_K: return "Q4_K";
+    case Type::Q5_K: return "Q5_K";
+    case Type::Q6_K: return "Q6_K";
+    case Type::IQ4_NL: return "IQ4_NL";
+    case Type::IQ4_XS: return "IQ4_XS";
+    case Type::MXFP4: return "MXFP4";
+  }
+  return "?";
+}
+
+// Where the halves that are scales lie in a block.
+std::vector<int64_t> halves(Type type) {
+  switch (type) {
+    case Type::Q4_1:
+    case Type::Q5_1:
+    case Type::Q4_K:
+    case Type::Q5_K: return {0, 2};
+    case Type::Q2_K: return {80, 82};
+    case Type::Q3_K: return {108};
+    case Type::Q6_K: return {208};
+    case Type::MXFP4: return {};
+    default: return {0};
+  }
+}
+
+// Random bits are weights of every pattern, but scales must be numbers of a common size. `bytes`
+// is exactly as long as the tensor, so that a sanitizer sees any read past its end.
+std::vector<uint8_t> random_weights(Type type, int64_t rows, int64_t cols) {
+  std::vector<uint8_t> bytes(static_cast<size_t>(rows * row_bytes(type, cols)));
+  for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(generator());
+  for (size_t at = 0; at < bytes.size(); at += static_cast<size_t>(block_bytes(type))) {
+    uint8_t* block = bytes.data() + at;
+    const float value = normal();
+    const uint16_t half = float_to_f16(value);
+    const uint16_t brain = static_cast<uint16_t>(float_bits(value) >> 16);
+    if (type == Type::F32) std::memcpy(block, &value, 4);
+    if (type == Type::F16) std::memcpy(block, &half, 2);
+    if (type == Type::BF16) std::memcpy(block, &brain, 2);
+    if (type == Type::MXFP4) block[0] = static_cast<uint8_t>(pick(122, 132));
+    if (is_float(type)) continue;
+    for (int64_t offset : halves(type)) {
+      const uint16_t scale = float_to_f16(0.1f * normal());
+      std::memcpy(block + offset, &scale, 2);
+    }
+  }
+  return bytes;
+}
+
+struct Case {
+  Type type;
+  int64_t rows, cols, tokens;
+  std::vector<uint8_t> bytes;
+  std::vector<float> weights, x;
+  Activations activations;
+
+  Matrix matrix() const { return {bytes.data(), type, rows, cols}; }
+  float weight(int64_t r, int64_t c) const { return weights[static_cast<size_t>(r * cols + c)]; }
+};
+
+Case random_case(Type type) {
+  Case c;
+  c.type = type;
+  c.rows = pick(1, 70);
+  const int64_t block = block_weights(type);
+  c.cols = block == 1 ? pick(1, 600) : block * pick(1, block == 32 ? 40 : 6);
+  c.tokens = pick(0, 3) ? pick(1, 40) : pick(1, 4);
+  c.bytes = random_weights(type, c.rows, c.cols);
+  c.weights.resize(static_cast<size_t>(c.rows * c.cols));
+  std::vector<int32_t> ids(static_cast<size_t>(c.rows));
+  for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i);
+  dequantize_rows(c.matrix(), ids.data(), c.rows, c.weights.data());
+  c.x.resize(static_cast<size_t>(c.tokens * c.cols));
+  const float shift = pick(0, 3) ? 0.0f : 3.0f;  // a mean far from zero tries the sums
+  for (float& value : c.x) value = normal() + shift;
+  if (pick(0, 7) == 0) std::fill(c.x.begin(), c.x.begin() + std::min<int64_t>(c.cols, 64), 0.0f);
+  return c;
+}
+
+struct Worst {
+  double tight = 0, loose = 0;
+};
+
+// Of one output, as shares of the root of the sum of squared terms.
+void compare(const Case& c, int64_t token, int64_t row, float y, Worst& worst) {
+  const TokenView view = c.activations.token(token);
+  double exact = 0, quantized = 0, size = 0;
+  for (int64_t i = 0; i < c.cols; ++i) {
+    const double w = c.weight(row, i), x = view.x[i];
+    const double q = is_float(c.type) ? x : double(view.scale[i / 32]) * view.q[i];
+    exact += w * x;
+    quantized += w * q;
+    size += w * x * w * x;
+  }
+  size = std::sqrt(size) + 1e-9;
+  const double tight = std::fabs(y - quantized) / size, loose = std::fabs(y - exact) / size;
+  worst.tight = tight > worst.tight || std::isnan(tight) ? tight : worst.tight;
+  worst.loose = loose > worst.loose || std::isnan(loose) ? loose : worst.loose;
+}
+
+bool sums_hold(const Case& c) {
+  for (int64_t t = 0; t < c.tokens; ++t) {
+    const TokenView view = c.activations.token(t);
+    for (int64_t b = 0; b < (c.cols + 255) / 256 * 16; ++b) {
+      int32_t sum = 0;
+      for (int64_t i = 0; i < 16; ++i) sum += view.q[16 * b + i];
+      if (view.isum16[b] != sum || view.sum16[b] != view.scale[b / 2] * float(sum)) return false;
+      if (b % 2 && view.isum[b / 2] != sum + view.isum16[b - 1]) return false;
+      if (b % 2 && view.sum[b / 2] != view.scale[b / 2] * float(view.isum[b / 2])) return false;
+    }
+  }
+  return true;
+}
+
+constexpr float UNTOUCHED = 12345.0f;
+
+bool run(Case& c, Worst& worst) {
+  c.activations.prepare(c.x.data(), c.tokens, c.cols, c.cols);
+  const int threads = static_cast<int>(pick(1, 3));
+  for (int thread = 0; thread < threads; ++thread) c.activations.quantize(thread, threads);
+  if (!sums_hold(c)) return false;
+
+  const int64_t stride = c.rows + pick(0, 3);
+  const int64_t row0 = pick(0, c.rows), row1 = pick(row0, c.rows);
+  const int64_t token0 = pick(0, c.tokens), token1 = pick(token0, c.tokens);
+  std::vector<float> y(static_cast<size_t>(c.tokens * stride), UNTOUCHED);
+  matmul_rows(c.matrix(), c.activations, token0, token1, y.data(), stride, row0, row1);
+  for (int64_t t = 0; t < c.tokens; ++t)
+    for (int64_t r = 0; r < stride; ++r) {
+      const float value = y[static_cast<size_t>(t * stride + r)];
+      if (t < token1 - token0 && r >= row0 && r < row1)
+        compare(c, token0 + t, r, value, worst);
+      else if (value != UNTOUCHED)
+        return false;
+    }
+
+  std::vector<int32_t> ids(static_cast<size_t>(pick(1, 40)));
+  for (int32_t& id : ids) id = static_cast<int32_t>(pick(0, c.tokens - 1));
+  std::vector<float> gathered(ids.size() * static_cast<size_t>(c.rows));
+  matmul_rows(c.matrix(), c.activations, ids.data(), static_cast<int64_t>(ids.size()),
+              gathered.data(), c.rows, int64_t{0}, c.rows);
+  for (size_t i = 0; i < gathered.size(); ++i)
+    compare(c, ids[i / static_cast<size_t>(c.rows)], static_cast<int64_t>(i) % c.rows, gathered[i],
+            worst);
+
+  Pool pool(2);
+  std::vector<float> pooled(static_cast<size_t>(c.tokens * c.rows));
+  matmul(c.matrix(), c.x.data(), c.tokens, pooled.data(), pool, c.activations);
+  for (size_t i = 0; i < pooled.size(); ++i)
+    compare(c, static_cast<int64_t>(i) / c.rows, static_cast<int64_t>(i) % c.rows, pooled[i],
+            worst);
+  return true;
+}
+
+// A half has 65536 values: all of them there and back.
+bool halves_hold() {
+  for (uint32_t half = 0; half < 0x10000; ++half) {
+    const float x = f16_to_float(static_cast<uint16_t>(half));
+    const double mantissa = half & 0x3ff;
+    const int exponent = half >> 10 & 31;
+    double expected =
+        exponent ? std::ldexp(1024 + mantissa, exponent - 25) : std::ldexp(mantissa, -24);
+    if (exponent == 31) expected = mantissa != 0 ? NAN : INFINITY;
+    if (half & 0x8000) expected = -expected;
+    if (std::isnan(expected) ? !std::isnan(x) : x != expected) return false;
+    if (!std::isnan(x) && float_to_f16(x) != half) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const int cases = count > 1 ? std::atoi(arguments[1]) : 30;
+  const uint64_t seed = count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 1;
+  bool failed = !halves_hold();
+  if (failed) std::printf("half-precision conversions are wrong\n");
+  for (Isa isa : {Isa::Portable, Isa::Avx2, Isa::Neon, Isa::Avx512}) {
+    if (!isa_supported(isa)) continue;
+    force_isa(isa);
+    for (Type type : TYPES) {
+      generator.seed(seed);
+      Worst worst;
+      bool good = true;
+      for (int i = 0; i < cases && good; ++i) {
+        Case c = random_case(type);
+        good = run(c, worst);
+        if (!good) std::printf("rows %ld cols %ld tokens %ld\n", c.rows, c.cols, c.tokens);
+      }
+      // Additions in another order, of terms that may be 40 times their sum when x has a mean,
+      // agree to some 1e-5. Rounding to 127 steps is within 1/254 of a block's largest value,
+      // a few times its root mean square; the tails of many outputs reach a third of 0.08.
+      const bool bad = !good || !(worst.tight < 3e-5) || !(worst.loose < 0.08);
+      failed |= bad;
+      std::printf("%-13s %-7s %.1e %.1e%s\n", isa_name(isa), name(type), worst.tight, worst.loose,
+                  bad ? "  FAILED" : "");
+    }
+  }
+  return failed;
+}

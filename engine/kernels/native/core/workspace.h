@@ -1,0 +1,62 @@
+// The scratch memory behind Workspace: grow-only buffers, some shared, some of one thread.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "block.h"
+
+namespace conifer {
+
+// Floats on cache lines of their own, not initialised; their contents are lost when they grow.
+class Floats {
+ public:
+  float* need(int64_t count) {
+    if (count > capacity_) {
+      memory_.reset();
+      memory_.reset(static_cast<float*>(operator new(size_t(count) * 4, LINE)));
+      capacity_ = count;
+    }
+    return memory_.get();
+  }
+
+ private:
+  static constexpr std::align_val_t LINE{64};
+  struct Free {
+    void operator()(float* p) const { operator delete(p, LINE); }
+  };
+  std::unique_ptr<float, Free> memory_;
+  int64_t capacity_ = 0;
+};
+
+// Rows of w for every token of x: y[t * w.rows + r].
+inline void multiply_rows(const Matrix& w, const Activations& x, float* y, Range rows) {
+  matmul_rows(w, x, int64_t{0}, x.tokens(), y, w.rows, rows.begin, rows.end);
+}
+
+struct Workspace::Parts {
+  // Of one thread. One token's activations are small: each thread makes its own copy of them,
+  // which costs less than a barrier.
+  struct Thread {
+    Activations input, hidden;
+    Floats normed, mixed, queries, scratch, out, weights;
+    std::vector<int64_t> limits;
+    std::vector<int32_t> ids;
+    std::vector<Partial> partials;
+  };
+
+  std::vector<std::unique_ptr<Thread>> threads;
+  Activations input, hidden;
+  Floats normed, projected, mixed, partials, gate, up, logits, weights, keys, values;
+  std::vector<int32_t> chosen;             // (T, k) expert ids
+  std::vector<int32_t> ids, slots, first;  // tokens and choices, grouped by expert
+  Rotations rotations;
+
+  void need_threads(int count) {
+    while (int(threads.size()) < count) threads.push_back(std::make_unique<Thread>());
+  }
+};
+
+}  // namespace conifer

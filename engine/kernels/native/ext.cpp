@@ -1,0 +1,172 @@
+// The Python module `_native`. It checks nothing that engine/kernels/native has checked already.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <mutex>
+#include <tuple>
+#include <vector>
+
+#include "layers.h"
+#include "mlx/version.h"
+#include "weight.h"
+
+namespace nb = nanobind;
+namespace mx = mlx::core;
+
+namespace {
+
+using namespace conifer;
+using Blocks = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+// A stream's thread may be the last to drop a weight, without the interpreter's lock and unable to
+// wait for it: whoever holds the lock may be waiting for that thread. So what it drops is left to
+// the main thread.
+class Dropped {
+ public:
+  void add(PyObject* object) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    objects_.push_back(object);
+    if (!asked_) asked_ = Py_AddPendingCall(&Dropped::clear, this) == 0;
+  }
+
+ private:
+  static int clear(void* self) {
+    auto* dropped = static_cast<Dropped*>(self);
+    std::vector<PyObject*> objects;
+    {
+      const std::lock_guard<std::mutex> lock(dropped->mutex_);
+      objects.swap(dropped->objects_);
+      dropped->asked_ = false;
+    }
+    for (PyObject* object : objects) Py_DECREF(object);
+    return 0;
+  }
+
+  std::mutex mutex_;
+  std::vector<PyObject*> objects_;
+  bool asked_ = false;
+};
+
+std::shared_ptr<const void> keep(nb::handle object) {
+  static auto* dropped = new Dropped;
+  return {object.inc_ref().ptr(),
+          [](const void* p) { dropped->add(static_cast<PyObject*>(const_cast<void*>(p))); }};
+}
+
+Weight make_weight(nb::object buffer, int type, int64_t experts, int64_t rows, int64_t cols) {
+  const auto blocks = nb::cast<Blocks>(buffer);
+  const Weight weight{keep(buffer), blocks.data(), static_cast<Type>(type), experts, rows, cols};
+  if (static_cast<int64_t>(blocks.size()) < experts * rows * row_bytes(weight.type, cols))
+    throw nb::value_error("the blocks end before the weight does");
+  return weight;
+}
+
+using MaybeArray = std::optional<mx::array>;
+
+struct PyRope {
+  Vector periods;
+  Rope rope;
+};
+
+void bind_layers(nb::module_& m) {
+  nb::class_<Caches>(m, "Caches")
+      .def("__init__",
+           [](Caches* self, const std::vector<std::tuple<int64_t, int64_t, int64_t>>& layers,
+              int64_t capacity, int type) {
+             std::vector<CacheShape> shapes;
+             for (const auto& [heads, key_dim, value_dim] : layers)
+               shapes.push_back({heads, key_dim, value_dim});
+             new (self) Caches(shapes, capacity, static_cast<CacheType>(type));
+           })
+      .def_prop_ro("capacity", &Caches::capacity);
+
+  nb::class_<PyRope>(m, "Rope")
+      .def("__init__", [](PyRope* self, const mx::array& periods, bool interleaved,
+                          float magnitude) {
+        const Vector kept{periods};
+        const int64_t dims = 2 * static_cast<int64_t>(periods.size());
+        new (self) PyRope{kept, {kept.data(), dims, interleaved, magnitude}};
+      });
+
+  nb::class_<Stack>(m, "Stack")
+      .def(nb::init<>())
+      .def(
+          "add_attention",
+          [](Stack& self, const mx::array& norm, float eps, const Weight& q, const Weight& k,
+             const Weight& v, const Weight& output, const MaybeArray& q_bias,
+             const MaybeArray& k_bias, const MaybeArray& v_bias, const MaybeArray& output_bias,
+             const MaybeArray& q_norm, const MaybeArray& k_norm, const PyRope& rope,
+             int64_t heads, int64_t kv_heads, int64_t key_dim, int64_t value_dim, float scale) {
+            const std::vector<Vector> vectors{
+                Vector(norm),   Vector(q_bias), Vector(k_bias), Vector(v_bias), Vector(output_bias),
+                Vector(q_norm), Vector(k_norm), rope.periods};
+            auto at = [&vectors](int i) { return vectors[i].data(); };
+            const AttentionLayer layer{
+                {at(0), eps}, q.matrix(),   k.matrix(),   v.matrix(), output.matrix(),
+                at(1),        at(2),        at(3),        at(4),      {at(5), eps},
+                {at(6), eps}, rope.rope,    heads,        kv_heads,   key_dim,
+                value_dim,    scale};
+            self.add(layer, {q, k, v, output}, vectors);
+          },
+          nb::kw_only(), nb::arg("norm"), nb::arg("eps"), nb::arg("q"), nb::arg("k"), nb::arg("v"),
+          nb::arg("output"), nb::arg("q_bias").none(), nb::arg("k_bias").none(),
+          nb::arg("v_bias").none(), nb::arg("output_bias").none(), nb::arg("q_norm").none(),
+          nb::arg("k_norm").none(), nb::arg("rope"), nb::arg("heads"), nb::arg("kv_heads"),
+          nb::arg("key_dim"), nb::arg("value_dim"), nb::arg("scale"))
+      .def(
+          "add_dense",
+          [](Stack& self, const mx::array& norm, float eps, const Weight& gate, const Weight& up,
+             const Weight& down) {
+            const Vector gain{norm};
+            self.add(DenseLayer{{gain.data(), eps}, gate.matrix(), up.matrix(), down.matrix()},
+                     {gate, up, down}, {gain});
+          },
+          nb::kw_only(), nb::arg("norm"), nb::arg("eps"), nb::arg("gate"), nb::arg("up"),
+          nb::arg("down"))
+      .def(
+          "add_experts",
+          [](Stack& self, const mx::array& norm, float eps, const Weight& router,
+             const Weight& gate, const Weight& up, const Weight& down, int64_t used,
+             bool renormalize, float scale) {
+            const Vector gain{norm};
+            const Routing routing{gate.experts, used, renormalize, scale};
+            self.add(ExpertLayer{{gain.data(), eps}, router.matrix(), gate.matrix(), up.matrix(),
+                                 down.matrix(), routing},
+                     {router, gate, up, down}, {gain});
+          },
+          nb::kw_only(), nb::arg("norm"), nb::arg("eps"), nb::arg("router"), nb::arg("gate"),
+          nb::arg("up"), nb::arg("down"), nb::arg("used"), nb::arg("renormalize"),
+          nb::arg("scale"))
+      .def("run", &Stack::run, nb::arg("x"), nb::arg("caches").none(), nb::arg("offset"));
+
+  nb::class_<HeadLayer>(m, "Head")
+      .def("__init__",
+           [](HeadLayer* self, const mx::array& norm, float eps, const Weight& output) {
+             new (self) HeadLayer(Vector(norm), eps, output);
+           })
+      .def("run", &HeadLayer::run);
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  // A model that lives until the end of the program is no leak worth a word on stderr.
+  nb::set_leak_warnings(false);
+  m.def("mlx_version", [] { return std::string(mx::version()); });
+  m.def("isa", [] { return std::string(isa_name(isa())); });
+  m.def("set_threads", [](int threads) { Pool::shared().set_threads(threads); },
+        nb::call_guard<nb::gil_scoped_release>());
+
+  nb::class_<Weight>(m, "Weight").def("__init__", [](Weight* self, nb::object buffer, int type,
+                                                     int64_t experts, int64_t rows, int64_t cols) {
+    new (self) Weight(make_weight(std::move(buffer), type, experts, rows, cols));
+  });
+  m.def("matmul", [](const mx::array& x, const Weight& w) { return matmul(x, w); });
+  m.def("gather_matmul", &gather_matmul);
+  m.def("rows", &rows);
+  bind_layers(m);
+}

@@ -1,0 +1,138 @@
+// Stacks of layers and their caches, as tasks.
+#include "layers.h"
+
+#include <sys/mman.h>
+
+#include <cstring>
+#include <numeric>
+#include <stdexcept>
+#include <utility>
+
+namespace conifer {
+
+namespace {
+
+int64_t whole_lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// Anonymous memory; pages come as they are written to.
+struct Mapping {
+  void* start;
+  size_t bytes;
+  std::vector<KVCache> layers;  // lie in it
+
+  explicit Mapping(size_t bytes) : bytes(bytes) {
+    start = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (start == MAP_FAILED) throw std::bad_alloc();
+    // Huge pages would take memory for thousands of tokens per head with the first one.
+    madvise(start, bytes, MADV_NOHUGEPAGE);
+  }
+  ~Mapping() { munmap(start, bytes); }
+  Mapping(const Mapping&) = delete;
+  Mapping& operator=(const Mapping&) = delete;
+};
+
+struct Parts {
+  int64_t values, scales;  // bytes
+};
+
+Parts parts(int64_t heads, int64_t dims, int64_t capacity, CacheType type) {
+  const int64_t count = heads * capacity * dims;
+  switch (type) {
+    case CacheType::F16: return {whole_lines(2 * count), 0};
+    case CacheType::F32: return {whole_lines(4 * count), 0};
+    case CacheType::Q8: return {whole_lines(count), whole_lines(2 * count / q8_group(dims))};
+  }
+  throw std::invalid_argument("an unknown type of cache");
+}
+
+}  // namespace
+
+Caches::Caches(const std::vector<CacheShape>& layers, int64_t capacity, CacheType type)
+    : capacity_(capacity) {
+  int64_t bytes = 0;
+  auto count = [&](int64_t heads, int64_t dims) {
+    const Parts size = parts(heads, dims, capacity, type);
+    bytes += size.values + size.scales;
+  };
+  for (const CacheShape& layer : layers) {
+    count(layer.kv_heads, layer.key_dim);
+    count(layer.kv_heads, layer.value_dim);
+  }
+  auto memory = std::make_shared<Mapping>(bytes);
+  auto* at = static_cast<uint8_t*>(memory->start);
+  auto take = [&](int64_t heads, int64_t dims) {
+    const Parts size = parts(heads, dims, capacity, type);
+    CacheBuffer made{at, size.scales ? reinterpret_cast<uint16_t*>(at + size.values) : nullptr};
+    at += size.values + size.scales;
+    return made;
+  };
+  for (const CacheShape& layer : layers) {
+    const CacheBuffer keys = take(layer.kv_heads, layer.key_dim);
+    const CacheBuffer values = take(layer.kv_heads, layer.value_dim);
+    memory->layers.push_back({type, capacity, keys, values});
+  }
+  layers_ = std::shared_ptr<const std::vector<KVCache>>(memory, &memory->layers);
+}
+
+Vector::Vector(const std::optional<mx::array>& values) : values_(values) {
+  if (!values_) return;
+  values_->eval();
+  if (values_->dtype() != mx::float32 || !values_->flags().row_contiguous)
+    throw std::invalid_argument("a layer's vector is not packed float32");
+}
+
+void Stack::add(const Layer& layer, const std::vector<Weight>& weights,
+                const std::vector<Vector>& vectors) {
+  all_->layers.push_back(layer);
+  all_->weights.insert(all_->weights.end(), weights.begin(), weights.end());
+  all_->vectors.insert(all_->vectors.end(), vectors.begin(), vectors.end());
+}
+
+mx::array Stack::run(const mx::array& x, Caches* caches, int64_t offset) const {
+  const int64_t tokens = x.shape(0);
+  std::vector<mx::array> inputs{x};
+  if (caches && caches->ticket) inputs.push_back(*caches->ticket);
+  auto held = caches ? caches->share() : nullptr;
+  auto body = [all = all_, held, tokens, offset](const Sources& in, const Targets& out) {
+    Shared& tools = shared();
+    const std::lock_guard<std::mutex> lock(tools.mutex);
+    const auto* from = static_cast<const float*>(in[0]);
+    auto* y = static_cast<float*>(out[0]);
+    *static_cast<uint8_t*>(out[1]) = 0;
+    const KVCache* cache = held ? held->data() : nullptr;
+    for (const Layer& layer : all->layers) {
+      if (const auto* attention = std::get_if<AttentionLayer>(&layer)) {
+        attention_block(*attention, cache, offset, from, tokens, y, tools.work, Pool::shared());
+        if (cache) ++cache;
+      } else if (const auto* dense = std::get_if<DenseLayer>(&layer)) {
+        dense_block(*dense, from, tokens, y, tools.work, Pool::shared());
+      } else {
+        moe_block(std::get<ExpertLayer>(layer), from, tokens, y, tools.work, Pool::shared());
+      }
+      from = y;  // every layer but the first works in place
+    }
+  };
+  const auto made = launch("Layers", std::move(inputs),
+                           {{x.shape(), mx::float32}, {{1}, mx::uint8}}, std::move(body));
+  if (caches) caches->ticket = made[1];
+  return made[0];
+}
+
+HeadLayer::HeadLayer(Vector norm, float eps, Weight output)
+    : norm_(std::move(norm)),
+      output_(std::move(output)),
+      head_{{norm_.data(), eps}, output_.matrix()} {}
+
+mx::array HeadLayer::run(const mx::array& x) const {
+  const int64_t tokens = x.shape(0);
+  return launch("Head", {x}, {x.shape(0), static_cast<int>(output_.rows)},
+                [kept = *this, tokens](const Sources& in, const Targets& out) {
+                  Shared& tools = shared();
+                  const std::lock_guard<std::mutex> lock(tools.mutex);
+                  head_block(kept.head_, static_cast<const float*>(in[0]), tokens,
+                             static_cast<float*>(out[0]), tools.work, Pool::shared());
+                });
+}
+
+}  // namespace conifer

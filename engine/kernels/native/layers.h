@@ -1,0 +1,86 @@
+// Layers run one behind the other as a single task, over a KV cache that is appended to in place.
+//
+// Axes: T tokens, D width, K kv heads, d head width, V vocabulary.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <variant>
+#include <vector>
+
+#include "weight.h"
+
+namespace conifer {
+
+struct CacheShape {
+  int64_t kv_heads, key_dim, value_dim;
+};
+
+// The keys and values of a stack's attention layers, for `capacity` tokens. The address space is
+// taken at once and the memory as tokens fill it, so nothing moves while a task reads it.
+class Caches {
+ public:
+  Caches(const std::vector<CacheShape>& layers, int64_t capacity, CacheType type);
+
+  int64_t capacity() const { return capacity_; }
+  std::shared_ptr<const std::vector<KVCache>> share() const { return layers_; }
+
+  // An output of the last task that wrote here, and an input of the next: MLX's graph knows of no
+  // memory but its arrays, and would otherwise be free to reorder or skip them.
+  std::optional<mx::array> ticket;
+
+ private:
+  int64_t capacity_;
+  std::shared_ptr<const std::vector<KVCache>> layers_;  // owns the memory
+};
+
+// A vector of float32 that stays where it is.
+class Vector {
+ public:
+  Vector() = default;
+  explicit Vector(const std::optional<mx::array>& values);
+  const float* data() const { return values_ ? values_->data<float>() : nullptr; }
+
+ private:
+  std::optional<mx::array> values_;
+};
+
+// Layers in the order they were added. Once it has run it must not grow.
+class Stack {
+ public:
+  using Layer = std::variant<AttentionLayer, DenseLayer, ExpertLayer>;
+
+  Stack() : all_(std::make_shared<All>()) {}
+
+  // With what the layer points into.
+  void add(const Layer& layer, const std::vector<Weight>& weights,
+           const std::vector<Vector>& vectors);
+
+  // x (T, D), the first token at position `offset` -> (T, D). Without caches the tokens see only
+  // each other.
+  mx::array run(const mx::array& x, Caches* caches, int64_t offset) const;
+
+ private:
+  struct All {
+    std::vector<Layer> layers;
+    std::vector<Weight> weights;
+    std::vector<Vector> vectors;
+  };
+
+  std::shared_ptr<All> all_;
+};
+
+// The last norm and the projection to the vocabulary: (T, D) -> (T, V).
+class HeadLayer {
+ public:
+  HeadLayer(Vector norm, float eps, Weight output);
+  mx::array run(const mx::array& x) const;
+
+ private:
+  Vector norm_;
+  Weight output_;
+  Head head_;
+};
+
+}  // namespace conifer

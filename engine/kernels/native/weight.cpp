@@ -1,0 +1,101 @@
+// The three questions a weight answers, as tasks.
+#include "weight.h"
+
+#include <cstring>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+
+namespace conifer {
+
+namespace {
+
+// Rows grouped by the expert they chose: rows order[starts[e]] .. order[starts[e + 1] - 1] are e's.
+struct Groups {
+  std::vector<int32_t> order;
+  std::vector<int64_t> starts;
+};
+
+int32_t checked(int32_t id, int64_t count) {
+  const int64_t index = id < 0 ? id + count : id;
+  if (index < 0 || index >= count)
+    throw std::out_of_range("index " + std::to_string(id) + " is outside a weight of " +
+                            std::to_string(count));
+  return static_cast<int32_t>(index);
+}
+
+Groups group(const int32_t* ids, int64_t n, int64_t experts) {
+  Groups groups{std::vector<int32_t>(n), std::vector<int64_t>(experts + 1, 0)};
+  for (int64_t i = 0; i < n; ++i) ++groups.starts[checked(ids[i], experts) + 1];
+  std::partial_sum(groups.starts.begin(), groups.starts.end(), groups.starts.begin());
+  std::vector<int64_t> next(groups.starts.begin(), groups.starts.end() - 1);
+  for (int64_t i = 0; i < n; ++i)
+    groups.order[next[checked(ids[i], experts)]++] = static_cast<int32_t>(i);
+  return groups;
+}
+
+// x (pairs / per_row, cols) or (pairs, cols), ids (pairs,) -> y (pairs, rows).
+void gather(const Weight& w, const float* x, const int32_t* ids, int64_t pairs, int64_t per_row,
+            float* y) {
+  const Groups groups = group(ids, pairs, w.experts);
+  std::vector<int32_t> tokens(pairs);
+  for (int64_t i = 0; i < pairs; ++i)
+    tokens[i] = static_cast<int32_t>(groups.order[i] / per_row);
+  std::vector<float> sorted(pairs * w.rows);
+  Shared& all = shared();
+  const std::lock_guard<std::mutex> lock(all.mutex);
+  Pool& pool = Pool::shared();
+  all.activations.prepare(x, pairs / per_row, w.cols, w.cols);
+  pool.run([&](int thread, int threads) {
+    if (!is_float(w.type)) all.activations.quantize(thread, threads);
+    pool.barrier();
+    const Range part = share(w.rows, thread, threads);
+    for (int64_t e = 0; e < w.experts; ++e) {
+      const int64_t start = groups.starts[e], n = groups.starts[e + 1] - start;
+      if (n > 0 && part.end > part.begin)
+        matmul_rows(w.matrix(e), all.activations, tokens.data() + start, n,
+                    sorted.data() + start * w.rows, w.rows, part.begin, part.end);
+    }
+    pool.barrier();
+    const Range mine = share(pairs, thread, threads, 1);
+    for (int64_t i = mine.begin; i < mine.end; ++i)
+      std::memcpy(y + groups.order[i] * w.rows, sorted.data() + i * w.rows, 4 * w.rows);
+  });
+}
+
+}  // namespace
+
+mx::array matmul(const mx::array& x, const Weight& w) {
+  const int64_t tokens = x.shape(0);
+  return launch("Matmul", {x}, {x.shape(0), static_cast<int>(w.rows)},
+                [w, tokens](const Sources& in, const Targets& out) {
+                  if (tokens == 0) return;
+                  Shared& all = shared();
+                  const std::lock_guard<std::mutex> lock(all.mutex);
+                  matmul(w.matrix(), static_cast<const float*>(in[0]), tokens,
+                         static_cast<float*>(out[0]), Pool::shared(), all.activations);
+                });
+}
+
+mx::array gather_matmul(const mx::array& x, const mx::array& ids, const Weight& w) {
+  const int64_t pairs = ids.size(), per_row = x.shape(1) == 1 ? ids.shape(1) : 1;
+  return launch("GatherMatmul", {x, ids}, {ids.shape(0), ids.shape(1), static_cast<int>(w.rows)},
+                [w, pairs, per_row](const Sources& in, const Targets& out) {
+                  if (pairs == 0) return;
+                  gather(w, static_cast<const float*>(in[0]), static_cast<const int32_t*>(in[1]),
+                         pairs, per_row, static_cast<float*>(out[0]));
+                });
+}
+
+mx::array rows(const mx::array& ids, const Weight& w) {
+  const int64_t n = ids.size();
+  return launch("Rows", {ids}, {ids.shape(0), static_cast<int>(w.cols)},
+                [w, n](const Sources& in, const Targets& out) {
+                  auto* given = static_cast<const int32_t*>(in[0]);
+                  std::vector<int32_t> ids(given, given + n);
+                  for (int32_t& id : ids) id = checked(id, w.rows);
+                  dequantize_rows(w.matrix(), ids.data(), n, static_cast<float*>(out[0]));
+                });
+}
+
+}  // namespace conifer
