@@ -94,9 +94,13 @@ def shortage(judged: Judged) -> str:
     """Say what it needs and what there is."""
     verdict = judged.verdict
     need = memory(verdict.need.total_bytes)
-    at = "at least " if verdict.estimated else f"with a context of {verdict.context:,} "
+    at = (
+        "it needs at least"
+        if verdict.estimated
+        else f"with a context of {verdict.context:,} it needs"
+    )
     budget, limit = memory(verdict.budget_bytes), verdict.machine.limited_by
-    return f"{at}it needs {need}, and there are {budget} of {limit}"
+    return f"{at} {need}, and there are {budget} of {limit}"
 
 
 def _hopeless(judged: Judged, wishes: Wishes) -> bool:
