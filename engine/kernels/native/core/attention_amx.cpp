@@ -5,6 +5,8 @@
 // of them, so that the only rounding that counts is the cache's own.
 #include "attention_amx.h"
 
+#include "amx.h"
+
 #if defined(__x86_64__) && defined(__linux__) && defined(__AMX_INT8__)
 
 #include <sys/syscall.h>
@@ -22,21 +24,12 @@ constexpr int HEADS = 8;
 constexpr float LOW_STEPS = 254.0f;  // low bytes are this many to one step of the high one
 constexpr float LOWEST = -3.0e38f;
 
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t columns[16] = {};  // in bytes
-  uint8_t rows[16] = {};
-};
-
 // Tiles: 0, 1 sums; 2 keys (16 tokens, 32 bytes); 3 queries (8 quads of dims, 16 columns);
 // 4 weights (16 rows, 64 tokens); 5 values (16 quads of tokens, 16 dims).
 TileConfig tile_config() {
   TileConfig config;
   const int columns[] = {64, 64, 32, 64, 64, 64}, rows[] = {16, 16, 16, 8, 16, 16};
-  for (int i = 0; i < 6; ++i) {
-    config.columns[i] = uint16_t(columns[i]);
-    config.rows[i] = uint8_t(rows[i]);
-  }
+  for (int i = 0; i < 6; ++i) config.shape(i, rows[i], columns[i]);
   return config;
 }
 
@@ -319,8 +312,7 @@ int64_t amx_scratch(int64_t key_dim, int64_t value_dim) {
 void attend_one_amx(const HeadView& head, const float* queries, int64_t group, int64_t begin,
                     int64_t end, Partial partial, float* scratch) {
   const Room room(scratch, head.key_dim, head.value_dim);
-  const TileConfig config = tile_config();
-  _tile_loadconfig(&config);
+  configure(tile_config());
   const int64_t query_stride = (head.key_dim + 15) / 16 * 16;
   const int64_t mixed_stride = (head.value_dim + 15) / 16 * 16;
   for (int64_t g = 0; g < group; g += HEADS)

@@ -5,9 +5,6 @@
 
 namespace conifer {
 
-// Whether the processor and the kernel grant tiles; asks once.
-bool amx_granted();
-
 // Whether attend_one_amx can serve this head: Q8, whole scale groups of 32.
 bool amx_serves(const HeadView& head);
 

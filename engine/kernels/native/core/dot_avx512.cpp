@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 
+#include "gemm_amx.h"
 #include "gemm_avx512.h"
 #include "gemv_avx512.h"
 #include "rowwise.h"
@@ -99,19 +100,22 @@ void multiply_group(const uint8_t* data, int64_t stride, int64_t cols, const typ
     next += ROWS * G::BYTES;
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; ++r) {
-      const typename G::W w = G::unpack(data + r * stride + g * G::BYTES);
+      const typename G::W w = G::unpack(typename G::Whole{data + r * stride + g * G::BYTES});
 #pragma GCC unroll 4
       for (int t = 0; t < TOKENS; ++t) acc[t][r] = G::dot(w, x[t * x_stride + g], acc[t][r]);
     }
   }
-  if (const int64_t rest = cols % G::WEIGHTS) {  // blocks that do not fill a group
-    alignas(64) uint8_t padded[G::BYTES] = {};
-    for (int r = 0; r < ROWS; ++r) {
-      std::memcpy(padded, data + r * stride + groups * G::BYTES,
-                  static_cast<size_t>(rest * G::BYTES / G::WEIGHTS));
-      const typename G::W w = G::unpack(padded);
-      for (int t = 0; t < TOKENS; ++t)
-        acc[t][r] = G::dot(w, x[t * x_stride + groups], acc[t][r]);
+  if constexpr (G::WEIGHTS == 128) {
+    if (const int64_t rest = cols % G::WEIGHTS) {  // blocks that do not fill a group
+      const int last = static_cast<int>(rest / 32) - 1;
+#pragma GCC unroll 4
+      for (int r = 0; r < ROWS; ++r) {
+        const typename G::Part part = {data + r * stride + groups * G::BYTES, last};
+        const typename G::W w = G::unpack(part);
+#pragma GCC unroll 4
+        for (int t = 0; t < TOKENS; ++t)
+          acc[t][r] = G::dot(w, x[t * x_stride + groups], acc[t][r]);
+      }
     }
   }
   for (int t = 0; t < TOKENS; ++t) {
@@ -168,6 +172,8 @@ void multiply_avx512(const Matrix& w, const TokenView* x, int64_t tokens, float*
 #undef CONIFER_FLOAT
     default: break;
   }
+  if (tokens >= AMX_TOKENS && amx_multiplies())
+    return multiply_many_amx(w, x, tokens, y, y_stride, row0, row1);
   if (tokens >= GEMM_TOKENS) return multiply_many_avx512(w, x, tokens, y, y_stride, row0, row1);
   with_type(w.type, [&](auto type) {
     multiply_quantized_few<Gemv<decltype(type)::value>>(w, x, tokens, y, y_stride, row0, row1);

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "amx.h"
 #include "attention_amx.h"
 #include "matmul.h"
 #include "norm_rope.h"

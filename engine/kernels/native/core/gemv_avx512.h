@@ -4,7 +4,8 @@
 // Each Format has
 //   WEIGHTS, BYTES     of a group: as many blocks as make full vectors
 //   struct X           the activations of a group, prepared once per call
-//   struct W, unpack   the weights of a group, unpacked once for all tokens
+//   struct W, unpack   the weights of a group, unpacked once for all tokens; formats with several
+//                      blocks in a group also unpack a Part of one, the end of a row
 //   dot(W, X, acc)     adds the group's products, spread over the lanes of acc
 //
 // vpdpbusd multiplies unsigned by signed bytes. Weights are taken as unsigned: the zero point and
@@ -36,18 +37,64 @@ struct FourBlocksX {
   }
 };
 
-template <int STRIDE>
-CONIFER_INLINE __m512i four_lanes(const uint8_t* q) {
-  __m512i v = _mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(q)));
-  v = _mm512_inserti32x4(v, _mm_loadu_si128(reinterpret_cast<const __m128i*>(q + STRIDE)), 1);
-  v = _mm512_inserti32x4(v, _mm_loadu_si128(reinterpret_cast<const __m128i*>(q + 2 * STRIDE)), 2);
-  return _mm512_inserti32x4(v, _mm_loadu_si128(reinterpret_cast<const __m128i*>(q + 3 * STRIDE)),
-                            3);
+// Where the four blocks of a group are.
+template <int BYTES>
+struct Whole {
+  const uint8_t* data;
+
+  CONIFER_INLINE const uint8_t* block(int i) const { return data + i * BYTES; }
+
+  // The halves at byte 2 W of each block, each in four lanes.
+  template <int W>
+  CONIFER_INLINE __m512 halves() const {
+    return spread_words<W, W + BYTES / 2, W + BYTES, W + BYTES * 3 / 2>(load512(data));
+  }
+};
+
+// The same of a group that ends with block `last`, which stands in for the others: what meets them
+// is zero. Nothing beyond it is read.
+template <int BYTES>
+struct Part {
+  const uint8_t* data;
+  int last;
+
+  CONIFER_INLINE const uint8_t* block(int i) const {
+    return data + (i < last ? i : last) * BYTES;
+  }
+
+  template <int W>
+  CONIFER_INLINE __m512 halves() const {
+    return spread_halves(four_words(*this, 2 * W));
+  }
+};
+
+// The words at byte `at` of four blocks.
+template <class Blocks>
+CONIFER_INLINE uint64_t four_words(const Blocks& blocks, int at) {
+  const uint64_t a = read<uint16_t>(blocks.block(0) + at);
+  const uint64_t b = read<uint16_t>(blocks.block(1) + at);
+  const uint64_t c = read<uint16_t>(blocks.block(2) + at);
+  const uint64_t d = read<uint16_t>(blocks.block(3) + at);
+  return a | b << 16 | c << 32 | d << 48;
+}
+
+// The 16 bytes at byte `at` of four blocks.
+template <class Blocks>
+CONIFER_INLINE __m512i four_lanes(const Blocks& blocks, int at) {
+  const auto lane = [&](int i) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(blocks.block(i) + at));
+  };
+  __m512i v = _mm512_castsi128_si512(lane(0));
+  v = _mm512_inserti32x4(v, lane(1), 1);
+  v = _mm512_inserti32x4(v, lane(2), 2);
+  return _mm512_inserti32x4(v, lane(3), 3);
 }
 
 template <int BLOCK_BYTES>
 struct FourBlocks {
   static constexpr int WEIGHTS = 128, BYTES = 4 * BLOCK_BYTES;
+  using Whole = conifer::Whole<BLOCK_BYTES>;
+  using Part = conifer::Part<BLOCK_BYTES>;
   using X = FourBlocksX;
   struct W {
     __m512i low, high;
@@ -67,35 +114,23 @@ struct Gemv;
 
 template <>
 struct Gemv<Type::Q4_0> : FourBlocks<18> {
-  static CONIFER_INLINE W unpack(const uint8_t* data) {
-    const __m512i q = four_lanes<18>(data + 2);
-    const __m512 scale = spread_words<0, 9, 18, 27>(load512(data));
+  template <class Blocks>
+  static CONIFER_INLINE W unpack(const Blocks& blocks) {
+    const __m512i q = four_lanes(blocks, 2);
+    const __m512 scale = blocks.template halves<0>();
     return {low_nibbles(q), high_nibbles(q), scale, times(scale, -8)};
   }
 };
 
 template <>
 struct Gemv<Type::Q4_1> : FourBlocks<20> {
-  static CONIFER_INLINE W unpack(const uint8_t* data) {
-    const __m512i q = four_lanes<20>(data + 4), words = load512(data);
-    return {low_nibbles(q), high_nibbles(q), spread_words<0, 10, 20, 30>(words),
-            spread_words<1, 11, 21, 31>(words)};
+  template <class Blocks>
+  static CONIFER_INLINE W unpack(const Blocks& blocks) {
+    const __m512i q = four_lanes(blocks, 4);
+    return {low_nibbles(q), high_nibbles(q), blocks.template halves<0>(),
+            blocks.template halves<1>()};
   }
 };
-
-// The fifth bits of four blocks: of the first 16 weights of each, or (part 1) of the others.
-template <int STRIDE>
-CONIFER_INLINE __mmask64 fifth_bits(const uint8_t* high, int part) {
-  high += 2 * part;
-  const uint64_t a = read<uint16_t>(high), b = read<uint16_t>(high + STRIDE);
-  const uint64_t c = read<uint16_t>(high + 2 * STRIDE), d = read<uint16_t>(high + 3 * STRIDE);
-  return a | b << 16 | c << 32 | d << 48;
-}
-
-template <int STRIDE>
-CONIFER_INLINE uint64_t four_halves(const uint8_t* p) {
-  return fifth_bits<STRIDE>(p, 0);
-}
 
 CONIFER_INLINE __m512i add_fifth(__m512i q, __mmask64 bits) {
   return _mm512_mask_add_epi8(q, bits, q, bytes(16));
@@ -103,21 +138,23 @@ CONIFER_INLINE __m512i add_fifth(__m512i q, __mmask64 bits) {
 
 template <>
 struct Gemv<Type::Q5_0> : FourBlocks<22> {
-  static CONIFER_INLINE W unpack(const uint8_t* data) {
-    const __m512i q = four_lanes<22>(data + 6);
-    const __m512 scale = spread_halves(four_halves<22>(data));
-    return {add_fifth(low_nibbles(q), fifth_bits<22>(data + 2, 0)),
-            add_fifth(high_nibbles(q), fifth_bits<22>(data + 2, 1)), scale, times(scale, -16)};
+  template <class Blocks>
+  static CONIFER_INLINE W unpack(const Blocks& blocks) {
+    const __m512i q = four_lanes(blocks, 6);
+    const __m512 scale = spread_halves(four_words(blocks, 0));
+    return {add_fifth(low_nibbles(q), four_words(blocks, 2)),
+            add_fifth(high_nibbles(q), four_words(blocks, 4)), scale, times(scale, -16)};
   }
 };
 
 template <>
 struct Gemv<Type::Q5_1> : FourBlocks<24> {
-  static CONIFER_INLINE W unpack(const uint8_t* data) {
-    const __m512i q = four_lanes<24>(data + 8);
-    return {add_fifth(low_nibbles(q), fifth_bits<24>(data + 4, 0)),
-            add_fifth(high_nibbles(q), fifth_bits<24>(data + 4, 1)),
-            spread_halves(four_halves<24>(data)), spread_halves(four_halves<24>(data + 2))};
+  template <class Blocks>
+  static CONIFER_INLINE W unpack(const Blocks& blocks) {
+    const __m512i q = four_lanes(blocks, 8);
+    return {add_fifth(low_nibbles(q), four_words(blocks, 4)),
+            add_fifth(high_nibbles(q), four_words(blocks, 6)),
+            spread_halves(four_words(blocks, 0)), spread_halves(four_words(blocks, 2))};
   }
 };
 
@@ -129,9 +166,10 @@ CONIFER_INLINE __m512i codebook(const int8_t* values, int offset) {
 
 template <>
 struct Gemv<Type::IQ4_NL> : FourBlocks<18> {
-  static CONIFER_INLINE W unpack(const uint8_t* data) {
-    const __m512i q = four_lanes<18>(data + 2), codes = codebook(IQ4_VALUES, 128);
-    const __m512 scale = spread_words<0, 9, 18, 27>(load512(data));
+  template <class Blocks>
+  static CONIFER_INLINE W unpack(const Blocks& blocks) {
+    const __m512i q = four_lanes(blocks, 2), codes = codebook(IQ4_VALUES, 128);
+    const __m512 scale = blocks.template halves<0>();
     return {_mm512_shuffle_epi8(codes, low_nibbles(q)), _mm512_shuffle_epi8(codes, high_nibbles(q)),
             scale, times(scale, -128)};
   }
@@ -139,10 +177,11 @@ struct Gemv<Type::IQ4_NL> : FourBlocks<18> {
 
 template <>
 struct Gemv<Type::MXFP4> : FourBlocks<17> {
-  static CONIFER_INLINE W unpack(const uint8_t* data) {
-    const __m512i q = four_lanes<17>(data + 1), codes = codebook(MXFP4_VALUES, 12);
-    const uint32_t e = data[0] | uint32_t{data[17]} << 8 | uint32_t{data[34]} << 16 |
-                       uint32_t{data[51]} << 24;
+  template <class Blocks>
+  static CONIFER_INLINE W unpack(const Blocks& blocks) {
+    const __m512i q = four_lanes(blocks, 1), codes = codebook(MXFP4_VALUES, 12);
+    const uint32_t e = blocks.block(0)[0] | uint32_t{blocks.block(1)[0]} << 8 |
+                       uint32_t{blocks.block(2)[0]} << 16 | uint32_t{blocks.block(3)[0]} << 24;
     // The exponent field of 2^(e - 128) is e - 1. What is less than a normal float counts as zero.
     __m128i exponents = _mm_subs_epu8(_mm_cvtsi32_si128(static_cast<int>(e)), _mm_set1_epi8(1));
     exponents = _mm_slli_epi32(_mm_cvtepu8_epi32(exponents), 23);
@@ -155,6 +194,8 @@ struct Gemv<Type::MXFP4> : FourBlocks<17> {
 template <>
 struct Gemv<Type::Q8_0> {
   static constexpr int WEIGHTS = 128, BYTES = 4 * 34;
+  using Whole = conifer::Whole<34>;
+  using Part = conifer::Part<34>;
   struct X {
     __m512i q[2];
     __m512 scale[2];  // of each block, in eight lanes
@@ -176,16 +217,21 @@ struct Gemv<Type::Q8_0> {
     __m512 scale[2];
   };
 
-  static CONIFER_INLINE W unpack(const uint8_t* data) {
+  template <class Blocks>
+  static CONIFER_INLINE W unpack(const Blocks& blocks) {
+    const auto values = [&](int i) {
+      return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(blocks.block(i) + 2));
+    };
     W w;
     for (int i = 0; i < 2; ++i) {
-      const uint8_t* p = data + 68 * i;
-      const __m512i q = _mm512_inserti64x4(
-          _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 2))),
-          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 36)), 1);
+      const __m512i q = _mm512_inserti64x4(_mm512_castsi256_si512(values(2 * i)),
+                                           values(2 * i + 1), 1);
       w.q[i] = _mm512_xor_si512(q, bytes(128));
-      w.scale[i] = spread_words<0, 0, 17, 17>(load512(p));
     }
+    const __m512 scales = _mm512_castps128_ps512(
+        _mm_cvtph_ps(_mm_cvtsi64_si128(static_cast<int64_t>(four_words(blocks, 0)))));
+    w.scale[0] = spread(scales, 0, 0, 1, 1);
+    w.scale[1] = spread(scales, 2, 2, 3, 3);
     return w;
   }
 
@@ -232,6 +278,7 @@ struct SuperX {
 template <bool FIVE>
 struct SuperNibbles {
   static constexpr int WEIGHTS = 256, BYTES = FIVE ? 176 : 144;
+  using Whole = const uint8_t*;
   struct X : SuperX {
     // Q4_K's high nibbles stay where they are, 16 times too large.
     void prepare(const TokenView& x, int64_t n) { SuperX::prepare(x, n, FIVE ? 1.0f : 0x1p-4f); }
@@ -299,6 +346,7 @@ struct Gemv<Type::Q5_K> : SuperNibbles<true> {};
 template <>
 struct Gemv<Type::IQ4_XS> {
   static constexpr int WEIGHTS = 256, BYTES = 136;
+  using Whole = const uint8_t*;
   struct X {
     FourBlocksX half[2];
     __m512 scale;  // 8 of them, then zeros
@@ -368,6 +416,7 @@ struct SixteensX {
 template <int BYTES_>
 struct Sixteens {
   static constexpr int WEIGHTS = 256, BYTES = BYTES_;
+  using Whole = const uint8_t*;
   using X = SixteensX;
   struct W {
     __m512i q[4];

@@ -46,7 +46,8 @@ struct FourBlocksLayout {
   static constexpr int min_lane(int g) { return 8 + g; }
 
   static CONIFER_INLINE void unpack(const uint8_t* data, RowVectors& out) {
-    const typename G::W a = G::unpack(data), b = G::unpack(data + G::BYTES);
+    const typename G::W a = G::unpack(typename G::Whole{data}),
+                        b = G::unpack(typename G::Whole{data + G::BYTES});
     out.q[0] = a.low;
     out.q[1] = a.high;
     out.q[2] = b.low;
@@ -69,7 +70,8 @@ struct Q8Layout {
   static constexpr int min_lane(int g) { return g; }
 
   static CONIFER_INLINE void unpack(const uint8_t* data, RowVectors& out) {
-    const G::W a = G::unpack(data), b = G::unpack(data + G::BYTES);
+    const G::W a = G::unpack(typename G::Whole{data}),
+                        b = G::unpack(typename G::Whole{data + G::BYTES});
     out.q[0] = a.q[0];
     out.q[1] = a.q[1];
     out.q[2] = b.q[0];

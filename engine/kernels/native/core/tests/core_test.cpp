@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "../gemm_amx.h"
 #include "../matmul.h"
 
 using namespace conifer;
@@ -118,10 +119,15 @@ Case random_case(Type type) {
 
 struct Worst {
   double tight = 0, loose = 0;
+  double tiles = 0;  // of products that round weights and activations to bfloat16
 };
 
-// Of one output, as shares of the root of the sum of squared terms.
-void compare(const Case& c, int64_t token, int64_t row, float y, Worst& worst) {
+bool in_tiles(const Case& c, int64_t tokens) {
+  return !is_float(c.type) && isa() == Isa::Avx512 && tokens >= AMX_TOKENS && amx_multiplies();
+}
+
+// Of one output of a product with `tokens`, as shares of the root of the sum of squared terms.
+void compare(const Case& c, int64_t tokens, int64_t token, int64_t row, float y, Worst& worst) {
   const TokenView view = c.activations.token(token);
   double exact = 0, quantized = 0, size = 0;
   for (int64_t i = 0; i < c.cols; ++i) {
@@ -133,6 +139,10 @@ void compare(const Case& c, int64_t token, int64_t row, float y, Worst& worst) {
   }
   size = std::sqrt(size) + 1e-9;
   const double tight = std::fabs(y - quantized) / size, loose = std::fabs(y - exact) / size;
+  if (in_tiles(c, tokens)) {
+    worst.tiles = loose > worst.tiles || std::isnan(loose) ? loose : worst.tiles;
+    return;
+  }
   worst.tight = tight > worst.tight || std::isnan(tight) ? tight : worst.tight;
   worst.loose = loose > worst.loose || std::isnan(loose) ? loose : worst.loose;
 }
@@ -168,7 +178,7 @@ bool run(Case& c, Worst& worst) {
     for (int64_t r = 0; r < stride; ++r) {
       const float value = y[static_cast<size_t>(t * stride + r)];
       if (t < token1 - token0 && r >= row0 && r < row1)
-        compare(c, token0 + t, r, value, worst);
+        compare(c, token1 - token0, token0 + t, r, value, worst);
       else if (value != UNTOUCHED)
         return false;
     }
@@ -179,15 +189,15 @@ bool run(Case& c, Worst& worst) {
   matmul_rows(c.matrix(), c.activations, ids.data(), static_cast<int64_t>(ids.size()),
               gathered.data(), c.rows, int64_t{0}, c.rows);
   for (size_t i = 0; i < gathered.size(); ++i)
-    compare(c, ids[i / static_cast<size_t>(c.rows)], static_cast<int64_t>(i) % c.rows, gathered[i],
-            worst);
+    compare(c, static_cast<int64_t>(ids.size()), ids[i / static_cast<size_t>(c.rows)],
+            static_cast<int64_t>(i) % c.rows, gathered[i], worst);
 
   Pool pool(2);
   std::vector<float> pooled(static_cast<size_t>(c.tokens * c.rows));
   matmul(c.matrix(), c.x.data(), c.tokens, pooled.data(), pool, c.activations);
   for (size_t i = 0; i < pooled.size(); ++i)
-    compare(c, static_cast<int64_t>(i) / c.rows, static_cast<int64_t>(i) % c.rows, pooled[i],
-            worst);
+    compare(c, c.tokens, static_cast<int64_t>(i) / c.rows, static_cast<int64_t>(i) % c.rows,
+            pooled[i], worst);
   return true;
 }
 
@@ -229,10 +239,13 @@ int main(int count, char** arguments) {
       // Additions in another order, of terms that may be 40 times their sum when x has a mean,
       // agree to some 1e-5. Rounding to 127 steps is within 1/254 of a block's largest value,
       // a few times its root mean square; the tails of many outputs reach a third of 0.08.
-      const bool bad = !good || !(worst.tight < 3e-5) || !(worst.loose < 0.08);
+      // Bfloat16 rounds weights and activations to within 1/512 of their own size; where there are
+      // few different weights, as in Q2_K, their errors add up when x has a mean.
+      const bool bad = !good || !(worst.tight < 3e-5) || !(worst.loose < 0.08) ||
+                       !(worst.tiles < 0.03);
       failed |= bad;
-      std::printf("%-13s %-7s %.1e %.1e%s\n", isa_name(isa), name(type), worst.tight, worst.loose,
-                  bad ? "  FAILED" : "");
+      std::printf("%-13s %-7s %.1e %.1e %.1e%s\n", isa_name(isa), name(type), worst.tight,
+                  worst.loose, worst.tiles, bad ? "  FAILED" : "");
     }
   }
   return failed;

@@ -1,0 +1,35 @@
+// Tiles: eight two-dimensional registers of at most 16 rows of 64 bytes.
+#pragma once
+
+#include <cstdint>
+
+namespace conifer {
+
+// Whether the processor and the kernel grant tiles; asks once.
+bool amx_granted();
+
+#if defined(__AMX_INT8__)
+
+namespace {
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t columns[16] = {};  // in bytes
+  uint8_t rows[16] = {};
+
+  void shape(int tile, int tile_rows, int tile_columns) {
+    rows[tile] = static_cast<uint8_t>(tile_rows);
+    columns[tile] = static_cast<uint16_t>(tile_columns);
+  }
+};
+
+// Of GCC's intrinsic the compiler believes, in 12.2, that it reads 8 of these 64 bytes.
+inline __attribute__((always_inline)) void configure(const TileConfig& config) {
+  asm volatile("ldtilecfg\t%0" : : "m"(config));
+}
+
+}  // namespace
+
+#endif
+
+}  // namespace conifer
