@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
-from engine.cache import bytes_per_value
-from engine.config import ModelConfig
+from engine.cache import moved_kv_bytes
+from engine.config import ModelConfig, used_tensors
 from engine.gguf import TensorInfo
 from engine.kernels import resident_bytes
 from engine.machine import cores
@@ -88,12 +88,11 @@ def moved_bytes(
     Of a stack of experts those that are chosen count; of an embedding, if it is not the head too,
     one row.
     """
-    kv_bytes = depth * config.kv_values() * bytes_per_value(config, kv_type)
     weights = sum(
         resident_bytes(info, device, kernels) * _share(info, config, tensors)
-        for info in tensors.values()
+        for info in used_tensors(config, tensors)
     )
-    return int(weights + kv_bytes)
+    return int(weights) + moved_kv_bytes(config, depth, kv_type)
 
 
 def _share(info: TensorInfo, config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> float:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from engine.cache import STEP, bytes_per_value, kv_bytes
-from engine.config import ModelConfig
+from engine.cache import STEP, kv_bytes, token_bytes
+from engine.config import ModelConfig, used_tensors
 from engine.errors import DoesNotFit
 from engine.gguf import TensorInfo
 from engine.kernels import growth, resident_bytes, selected
@@ -81,7 +81,8 @@ def judge(
     and the largest that fits. kernels: what it will be loaded with, auto, native or stock.
     """
     kernels = selected(kernels, machine.backend)
-    held = (resident_bytes(info, machine.backend, kernels) for info in tensors.values())
+    used = used_tensors(config, tensors)
+    held = (resident_bytes(info, machine.backend, kernels) for info in used)
     weights_bytes = sum(held)
 
     def need(tokens: int) -> Need:
@@ -166,23 +167,24 @@ def buffer_bytes(
     """
     chunk = min(MAX_CHUNK, context)
     heads = config.heads * (config.key_dim + config.value_dim) * 2
-    hidden = 3 * config.feed_forward
+    hidden = 3 * max(config.feed_forward)
     if config.experts:
-        hidden = max(hidden, config.experts.used * (3 * config.experts.width + 2 * config.width))
+        routed = config.experts.used * (3 * config.experts.width + 2 * config.width)
+        hidden = max(hidden, routed + 3 * config.experts.shared_width)
     rows = 4 * chunk * (4 * config.width + heads + hidden)
     logits = 6 * 4 * config.vocab
     if kernels == "native":
         return rows + logits
-    kv_heads = max(config.kv_heads)
     one_row = 4 * config.heads * context
     scores = 2 * max(min(one_row * chunk, SCORE_BYTES), one_row * min(MIN_CHUNK, chunk))
-    widened = 4 * kv_heads * context * (config.key_dim + config.value_dim)
+    layers = [config.memory(layer) for layer in range(config.layers)]
+    widened = context * max(token_bytes(layer, "f32") for layer in layers)
     if kv_type != "f32":  # one layer's keys and values, as the attention wants them
-        widened += int(context * kv_heads * 2 * bytes_per_value(config, kv_type))
+        widened += context * max(token_bytes(layer, kv_type) for layer in layers)
     # Multiplied in float32: every half-precision matrix on a CPU, a stack of experts anywhere.
     halves = [t for t in tensors.values() if t.type.name in ("F16", "BF16")]
     widest = max((t.size_bytes for t in halves if backend == "cpu" or len(t.shape) == 3), default=0)
-    return scores + widened + rows + logits + 2 * widest
+    return scores + int(widened) + rows + logits + 2 * widest
 
 
 def _judge_need(need: Need, file_bytes: int, machine: Machine) -> Verdict:

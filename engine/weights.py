@@ -34,12 +34,34 @@ class Weights:
         info = self._info(name, shape)
         return self.kernels.load(self._blocks(info), info)
 
-    def vector(self, name: str, size: int) -> mx.array:
-        """Load a float32 vector, which must have this size."""
-        info = self._info(name, (size,))
+    def rows_of(self, name: str, rows: int, start: int, end: int, columns: int) -> QTensor:
+        """Load rows start..end of the matrix `name` (rows, columns) as a matrix."""
+        info = self._info(name, (rows, columns))
+        row_bytes = info.size_bytes // rows
+        part = dataclasses.replace(
+            info,
+            shape=(end - start, columns),
+            offset=info.offset + start * row_bytes,
+            size_bytes=(end - start) * row_bytes,
+        )
+        return self.kernels.load(self._blocks(part), part)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Say what shape a tensor has, () where the file has none of that name."""
+        info = self.tensors.get(name)
+        return info.shape if info else ()
+
+    def array(self, name: str, *shape: int) -> mx.array:
+        """Load a float32 tensor, which must have this shape."""
+        info = self._info(name, shape)
         if info.type.name != "F32":
             raise GGUFError(f"tensor {name!r} is {info.type.name}, expected F32")
-        return mx.array(self._blocks(info).view(np.float32))
+        return mx.array(self._blocks(info).view(np.float32)).reshape(shape)
+
+    def vector(self, name: str, size: int) -> mx.array:
+        """Load a float32 vector, which must have this size; the file may hold it as one row."""
+        shape = (1, size) if self.shape(name) == (1, size) else (size,)
+        return self.array(name, *shape).reshape(size)
 
     def optional_vector(self, name: str, size: int) -> mx.array | None:
         """Load a float32 vector, or None where the file has none."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from engine.config import ModelConfig
 from engine.decoder import Decoder, pre_norm_decoder
-from engine.layers import Attention, FeedForward, Rope
+from engine.layers import Attention, Rope
+from engine.moe import feed_forward
 from engine.weights import Weights
 
 
@@ -18,6 +19,6 @@ def build(config: ModelConfig, weights: Weights) -> Decoder:
     return pre_norm_decoder(
         config,
         weights,
-        attention=lambda layer: Attention(config, weights, layer, rope),
-        feed_forward=lambda layer: FeedForward(config, weights, layer),
+        lambda layer: Attention(config, weights, layer, rope),
+        lambda layer: feed_forward(config, weights, layer),
     )
