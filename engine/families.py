@@ -52,6 +52,7 @@ FAMILIES = {
     "granitehybrid": Family(recurrent="mamba2", rope_optional=True),
     "granite": Family(rope_optional=True),
     "granitemoe": Family(rope_optional=True),
+    "hunyuan-moe": Family(shared_width_is_one=True),
     "lfm2": Family(recurrent="conv"),
     "lfm2moe": Family(gating=SIGMOID, recurrent="conv"),
     "llama4": Family(

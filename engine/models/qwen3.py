@@ -1,7 +1,8 @@
 """qwen3: Qwen3 dense, 0.6B to 32B.
 
 Each head of q and k is normalised before the rotary embedding, which pairs the halves of a head;
-the head width comes from the file and is not width / heads.
+the head width comes from the file and is not width / heads. The pages of many families are this
+one: what their layers differ by, their tensors and keys say.
 """
 
 from __future__ import annotations
