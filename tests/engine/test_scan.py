@@ -1,0 +1,117 @@
+"""The chunked recurrences equal the ones that go token by token, written here in NumPy."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from engine.scan import CHUNK, convolve, scan, segment_sums, unit_lower_inverse
+
+# (A, B) heads with keys of (A, 1), (1, B) or (A, B); N key width, P value width.
+HEADS = [
+    ((1, 3), (1, 1)),
+    ((2, 2), (2, 1)),
+    ((3, 2), (1, 2)),
+    ((2, 3), (2, 3)),
+]
+LENGTHS = (1, 2, 7, CHUNK, CHUNK + 1, 3 * CHUNK - 5)
+
+
+def sequential(q, k, v, log_decay, state, beta=None):
+    """S = decay S + k u^T, y = S^T q, one token after the other in float64."""
+    q, k, v, log_decay, state = (np.asarray(x, np.float64) for x in (q, k, v, log_decay, state))
+    heads = v.shape[1:3]
+    q, k = (np.broadcast_to(x, (len(x), *heads, x.shape[-1])) for x in (q, k))
+    ys = []
+    for t in range(len(v)):
+        state = state * np.exp(log_decay[t])[..., None, None]
+        u = v[t]
+        if beta is not None:
+            u = beta[t][..., None] * (v[t] - np.einsum("abnp,abn->abp", state, k[t]))
+        state = state + k[t][..., None] * u[..., None, :]
+        ys.append(np.einsum("abnp,abn->abp", state, q[t]))
+    return np.stack(ys), state
+
+
+def inputs(length: int, heads, shared, n: int = 6, p: int = 5, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    q, k = (rng.standard_normal((length, *shared, n)) for _ in range(2))
+    k /= np.linalg.norm(k, axis=-1, keepdims=True)
+    v = rng.standard_normal((length, *heads, p))
+    log_decay = -np.exp(rng.standard_normal((length, *heads)))
+    beta = rng.uniform(0, 1, (length, *heads))
+    state = rng.standard_normal((*heads, n, p))
+    return [x.astype(np.float32) for x in (q, k, v, log_decay, state, beta)]
+
+
+def run(arrays):
+    y, state = scan(*map(mx.array, arrays))
+    return np.array(y), np.array(state)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("delta", [False, True])
+@pytest.mark.parametrize(("heads", "shared"), HEADS)
+def test_chunks_equal_one_token_after_the_other(heads, shared, delta: bool, length: int):
+    arrays = inputs(length, heads, shared)[: 6 if delta else 5]
+    y, state = run(arrays)
+    expected_y, expected_state = sequential(*arrays)
+    np.testing.assert_allclose(y, expected_y, atol=2e-5)
+    np.testing.assert_allclose(state, expected_state, atol=2e-5)
+
+
+@pytest.mark.parametrize("cut", [1, 7, CHUNK, CHUNK + 3])
+@pytest.mark.parametrize("delta", [False, True])
+def test_two_runs_equal_one(delta: bool, cut: int):
+    q, k, v, log_decay, state, beta = inputs(2 * CHUNK + 9, (2, 3), (2, 1))
+    betas = [beta] if delta else []
+    y, end = run([q, k, v, log_decay, state, *betas])
+    first, middle = run([x[:cut] for x in (q, k, v, log_decay)] + [state] + [b[:cut] for b in betas])
+    rest, last = run([x[cut:] for x in (q, k, v, log_decay)] + [middle] + [b[cut:] for b in betas])
+    np.testing.assert_allclose(np.concatenate([first, rest]), y, atol=2e-5)
+    np.testing.assert_allclose(last, end, atol=2e-5)
+
+
+def test_the_same_key_over_and_over_stays_exact():
+    """The inverse's powers would reach 1e17 here; a prompt of one repeated token does this."""
+    q, k, v, log_decay, state, beta = inputs(2 * CHUNK, (1, 2), (1, 1))
+    k[:] = k[:1]
+    log_decay[:], beta[:] = -1e-4, 0.999
+    y, end = run([q, k, v, log_decay, state, beta])
+    expected_y, expected_end = sequential(q, k, v, log_decay, state, beta)
+    np.testing.assert_allclose(y, expected_y, atol=5e-5)
+    np.testing.assert_allclose(end, expected_end, atol=5e-5)
+
+
+def test_a_strong_decay_does_not_blur_what_follows_it():
+    q, k, v, log_decay, state, beta = inputs(CHUNK, (1, 2), (1, 1))
+    log_decay[:] = -1e-3
+    log_decay[3:20] = -3e4
+    y, _ = run([q, k, v, log_decay, state, beta])
+    np.testing.assert_allclose(y, sequential(q, k, v, log_decay, state, beta)[0], atol=2e-5)
+
+
+def test_segment_sums_add_the_tokens_after_the_first_up_to_the_last():
+    sums = np.array(segment_sums(mx.array([1.0, 2.0, 4.0])))
+    assert sums.tolist() == [[0, -np.inf, -np.inf], [2, 0, -np.inf], [6, 4, 0]]
+
+
+@pytest.mark.parametrize("size", [1, 2, 8, 64])
+def test_the_inverse_of_a_unit_lower_matrix(size: int):
+    lower = np.tril(np.random.default_rng(1).uniform(-1, 1, (2, 3, size, size)), -1)
+    inverse = np.array(unit_lower_inverse(mx.array(lower.astype(np.float32))))
+    expected = np.linalg.inv(np.eye(size) + lower)
+    np.testing.assert_allclose(inverse, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 70])
+@pytest.mark.parametrize("taps", [2, 3, 4])
+def test_a_convolution_sees_the_tokens_before(length: int, taps: int):
+    rng = np.random.default_rng(2)
+    x, tail, w = (rng.standard_normal((n, 5)).astype(np.float32) for n in (length, taps - 1, taps))
+    y, new_tail = convolve(mx.array(x), mx.array(tail), mx.array(w))
+    joined = np.concatenate([tail, x])
+    expected = [(joined[t : t + taps] * w).sum(axis=0) for t in range(length)]
+    np.testing.assert_allclose(np.array(y), expected, atol=1e-5)
+    np.testing.assert_array_equal(np.array(new_tail), joined[-(taps - 1) :])
