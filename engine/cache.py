@@ -24,6 +24,7 @@ KV_TYPES = ("f16", "q8", "f32")
 Q8_GROUP = 32
 WINDOW_SLACK = 512  # tokens that a window keeps beyond itself: how far back it can go
 SNAPSHOTS = 3  # states that a recurrent layer keeps
+REWIND = 16  # tokens before a prompt's end: more than a template puts before an answer
 
 
 class Buffer(Protocol):
@@ -133,24 +134,31 @@ class TokenCache:
 class StateCache:
     """The state of a recurrent layer, which cannot go back but to where it was kept.
 
-    Kept are the newest state, the one before it (generation runs one token ahead) and the one at
-    the end of the last prompt (where an answer's thinking is dropped from a conversation).
+    Kept are the newest state, the one before it (generation runs one token ahead), and the one a
+    little before the end of the last prompt: there a conversation goes on whose answer was dropped,
+    or was stored without its thinking, and so its opening.
     """
 
     def __init__(self, context: int) -> None:
         self.context = context
         self._states: dict[int, tuple[mx.array, ...]] = {}  # by the tokens that they have seen
-        self._prompt = 0
+        self._mark = 0
 
     def state(self, start: int) -> tuple[mx.array, ...] | None:
         """Give back the arrays as they were after `start` tokens; None stands for nothing seen."""
         return self._states[start] if start else None
 
-    def keep(self, start: int, end: int, *state: mx.array) -> None:
-        """Store the arrays as they are after tokens start..end."""
-        if end - start > 1:
-            self._prompt = end
-        kept = {start, self._prompt} if self._prompt <= end else {start}
+    def stops(self, start: int, count: int) -> list[int]:
+        """Say after which tokens, of `count` that follow `start`, the state is to be kept."""
+        end = start + count
+        if count < REWIND:
+            return [end]
+        self._mark = end - REWIND
+        return [end] if self._mark == start else [self._mark, end]
+
+    def keep(self, end: int, state: tuple[mx.array, ...]) -> None:
+        """Store the arrays as they are after `end` tokens."""
+        kept = (self._mark, end - 1)
         self._states = {at: old for at, old in self._states.items() if at in kept and at < end}
         self._states[end] = state
 

@@ -206,8 +206,11 @@ def read_config(metadata: Mapping[str, Any]) -> ModelConfig:
     recurrent = _RECURRENT[family.recurrent](keys, width) if family.recurrent else None
     key_dim = keys.integer("attention.key_length", 1, 65_536, width // heads)
     value_dim = keys.integer("attention.value_length", 1, 65_536, width // heads)
-    least = 0 if "expert_feed_forward_length" in keys else 1  # 0: every layer is routed
-    feed_forward = keys.integers("feed_forward_length", layers, least, 1 << 24)
+    if "feed_forward_length" in keys or "expert_feed_forward_length" not in keys:
+        least = 0 if "expert_feed_forward_length" in keys else 1  # 0: every layer is routed
+        feed_forward = keys.integers("feed_forward_length", layers, least, 1 << 24)
+    else:
+        feed_forward = (0,) * layers
     latent = _read_latent(keys, key_dim, value_dim)
     rope = _read_rope(keys, family, key_dim)
     if latent and rope.dims >= latent.key_dim:

@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from engine.cache import LayerCache, StateCache
 from engine.config import ModelConfig, RecurrentConfig
-from engine.layers import Norm, linear, silu
+from engine.layers import linear
 from engine.weights import Weights
 
 State = tuple[mx.array, ...]
@@ -43,19 +43,20 @@ class Mamba2:
     def __call__(self, x: mx.array, cache: LayerCache | None, offset: int) -> mx.array:
         """x (T, D) -> (T, D)."""
         shape = self.config
-        z, xbc, dt = _split(self.input(x), shape.inner, self.channels, shape.heads)
-        dt = mx.logaddexp(dt.astype(mx.float32) + self.dt_bias, 0)  # softplus
+        projected = self.input(x).astype(mx.float32)
+        z, xbc, dt = _split(projected, shape.inner, self.channels, shape.heads)
+        dt = mx.logaddexp(dt + self.dt_bias, 0)  # softplus
         y = remember(cache, offset, [xbc, dt], self._empty(), self._advance)
-        y = silu(z.astype(mx.float32)) * y.reshape(len(x), -1)
-        y = mx.fast.rms_norm(y.reshape(len(x), *self.norm.shape), None, self.eps) * self.norm
+        y, z = (rows.reshape(len(x), *self.norm.shape) for rows in (y, z))
+        y = self.kernels.gated_norm(y, z, self.norm, self.eps, gate_first=True)
         return self.output(y.reshape(len(x), -1).astype(x.dtype))
 
     def _advance(self, parts: Sequence[mx.array], state: State) -> tuple[mx.array, State]:
         """Go through xbc (T, C) and dt (T, H): (T, G, R, P), and the state behind them."""
         shape, (xbc, dt), (tail, memory) = self.config, parts, state
-        xbc, tail = self.kernels.convolve(xbc, tail, self.taps, self.bias)
+        xbc, tail = self.kernels.convolve(xbc, tail, self.taps, self.bias, activate=True)
         keys = shape.groups * shape.state
-        v, b, c = _split(silu(xbc), shape.inner, keys, keys)
+        v, b, c = _split(xbc, shape.inner, keys, keys)
         grouped = (len(dt), shape.groups, -1)
         v = v.reshape(*grouped, shape.inner // shape.heads)
         b, c = (keys.reshape(len(dt), shape.groups, 1, shape.state) for keys in (b, c))
@@ -87,38 +88,33 @@ class GatedDeltaNet:
         self.dt_bias = weights.vector(name + "ssm_dt.bias", shape.heads)
         self.rate = weights.vector(name + "ssm_a", shape.heads)  # negative
         self.value_dim = shape.inner // shape.heads
-        self.norm = Norm(weights.vector(name + "ssm_norm.weight", self.value_dim), config.norm_eps)
+        self.norm = weights.vector(name + "ssm_norm.weight", self.value_dim)[None]
+        self.eps = config.norm_eps
         self.output = linear(weights, name + "ssm_out", config.width, shape.inner)
         shared = shape.heads // shape.groups
         self.heads = (shared, shape.groups) if tiled else (shape.groups, shared)
         self.key_heads = (1, shape.groups) if tiled else (shape.groups, 1)
-        # Norms to length 1, and for q the scale of 1 / sqrt(N) with it.
-        self.k_scale = mx.full((shape.state,), shape.state**-0.5)
-        self.q_scale = mx.full((shape.state,), 1 / shape.state)
-        self.unit_eps = config.norm_eps / shape.state
 
     def __call__(self, x: mx.array, cache: LayerCache | None, offset: int) -> mx.array:
         """x (T, D) -> (T, D)."""
-        qkv, z, beta, alpha = self.project(x)
-        beta = mx.sigmoid(beta.astype(mx.float32))
-        decay = self.rate * mx.logaddexp(alpha.astype(mx.float32) + self.dt_bias, 0)  # softplus
+        qkv, z, beta, alpha = (part.astype(mx.float32) for part in self.project(x))
+        beta = mx.sigmoid(beta)
+        decay = self.rate * mx.logaddexp(alpha + self.dt_bias, 0)  # softplus
         y = remember(cache, offset, [qkv, beta, decay], self._empty(), self._advance)
-        gate = silu(z.astype(mx.float32)).reshape(len(x), -1, self.value_dim)
-        y = self.norm(y.reshape(gate.shape)) * gate
+        y, z = (rows.reshape(len(x), -1, self.value_dim) for rows in (y, z))
+        y = self.kernels.gated_norm(y, z, self.norm, self.eps, gate_first=False)
         return self.output(y.reshape(len(x), -1).astype(x.dtype))
 
     def _advance(self, parts: Sequence[mx.array], state: State) -> tuple[mx.array, State]:
         """Go through qkv (T, C), beta and decay (T, H): (T, heads, P), and the state behind."""
         (qkv, beta, decay), (tail, memory) = parts, state
         count, width = len(qkv), self.config.state
-        qkv, tail = self.kernels.convolve(qkv, tail, self.taps, None)
-        q, k, v = _split(silu(qkv), self.keys, self.keys, self.config.inner)
+        qkv, tail = self.kernels.convolve(qkv, tail, self.taps, None, activate=True)
+        q, k, v = _split(qkv, self.keys, self.keys, self.config.inner)
         q, k = (part.reshape(count, *self.key_heads, width) for part in (q, k))
-        q = mx.fast.rms_norm(q, self.q_scale, self.unit_eps)
-        k = mx.fast.rms_norm(k, self.k_scale, self.unit_eps)
         v = v.reshape(count, *self.heads, self.value_dim)
         beta, decay = (part.reshape(count, *self.heads) for part in (beta, decay))
-        y, memory = self.kernels.scan(q, k, v, decay, memory, beta)
+        y, memory = self.kernels.scan(q, k, v, decay, memory, beta, self.eps)
         return y, (tail, memory)
 
     def _empty(self) -> State:
@@ -140,13 +136,14 @@ class ShortConvolution:
 
     def __call__(self, x: mx.array, cache: LayerCache | None, offset: int) -> mx.array:
         """x (T, D) -> (T, D)."""
-        before, behind, values = _split(self.input(x), self.width, self.width, self.width)
+        projected = self.input(x).astype(mx.float32)
+        before, behind, values = _split(projected, self.width, self.width, self.width)
         empty = (mx.zeros((self.config.kernel - 1, self.width)),)
         y = remember(cache, offset, [before * values], empty, self._advance)
-        return self.output(behind * y.astype(x.dtype))
+        return self.output((behind * y).astype(x.dtype))
 
     def _advance(self, parts: Sequence[mx.array], state: State) -> tuple[mx.array, State]:
-        y, tail = self.kernels.convolve(parts[0], state[0], self.taps, None)
+        y, tail = self.kernels.convolve(parts[0], state[0], self.taps, None, activate=False)
         return y, (tail,)
 
 
@@ -165,7 +162,7 @@ def remember(
     if cache is None:
         return advance(parts, empty)[0]
     assert isinstance(cache, StateCache)
-    state = cache.state(offset) if offset else empty
+    state = cache.state(offset) or empty
     outputs, start = [], 0
     for end in cache.stops(offset, len(parts[0])):
         y, state = advance([part[start : end - offset] for part in parts], state)
@@ -174,8 +171,8 @@ def remember(
         start = end - offset
     y = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs)
     # The state is worked out with the output: until then it would hold on to all it is made of.
-    (y,) = mx.depends([y], list(state))
-    return y
+    held: list[mx.array] = mx.depends([y], list(state))
+    return held[0]
 
 
 def _delta_projections(
@@ -234,4 +231,4 @@ def _taps(weights: Weights, name: str, channels: int, kernel: int) -> mx.array:
 def _split(x: mx.array, *sizes: int) -> list[mx.array]:
     """Cut the last axis into parts of these sizes."""
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
-    return mx.split(x, ends, axis=-1)
+    return list(mx.split(x, ends, axis=-1))

@@ -28,13 +28,19 @@ def scan(
     log_decay: mx.array,
     state: mx.array,
     beta: mx.array | None = None,
+    eps: float = 0.0,
 ) -> tuple[mx.array, mx.array]:
     """Run the recurrence over tokens. With `beta` it is the gated delta rule.
 
+    That brings q and k to length 1, `eps` added to its square, and divides q by sqrt(N).
     q, k: (T, A or 1, B or 1, N). v: (T, A, B, P). log_decay: (T, A, B), at most 0. beta:
     (T, A, B). state: (A, B, N, P), before the first token.
     Returns y (T, A, B, P) and the state after the last token.
     """
+    if beta is not None:
+        width = q.shape[-1]
+        q = mx.fast.rms_norm(q, None, eps / width) / width
+        k = mx.fast.rms_norm(k, None, eps / width) * width**-0.5
     if v.shape[0] == 1:
         one = None if beta is None else beta[0]
         y, state = _step(q[0], k[0], v[0], log_decay[0], state, one)
@@ -42,19 +48,40 @@ def scan(
     return _scan_chunks(q, k, v, log_decay, state, beta)
 
 
-def convolve(x: mx.array, tail: mx.array, taps: mx.array) -> tuple[mx.array, mx.array]:
+def convolve(
+    x: mx.array, tail: mx.array, taps: mx.array, bias: mx.array | None, activate: bool
+) -> tuple[mx.array, mx.array]:
     """Mix each channel over the last K tokens, the newest last.
 
-    x: (T, C). tail: (K-1, C), the tokens before. taps: (K, C). Returns (T, C) and the new tail.
+    x: (T, C). tail: (K-1, C), the tokens before. taps: (K, C). bias: (C,). activate: with silu.
+    Returns (T, C) and the new tail.
     """
     count, width = x.shape[0], taps.shape[0]
     x = mx.concatenate([tail, x])
     if count == 1:
-        return (x * taps).sum(axis=0, keepdims=True), x[1:]
-    y = x[:count] * taps[0]
-    for i in range(1, width):
-        y = y + x[i : i + count] * taps[i]
+        y = (x * taps).sum(axis=0, keepdims=True)
+    else:
+        y = x[:count] * taps[0]
+        for i in range(1, width):
+            y = y + x[i : i + count] * taps[i]
+    if bias is not None:
+        y = y + bias
+    if activate:
+        y = y * mx.sigmoid(y)
     return y, mx.contiguous(x[count:])  # a copy: a view would hold all of x
+
+
+def gated_norm(
+    y: mx.array, gate: mx.array, weight: mx.array, eps: float, gate_first: bool
+) -> mx.array:
+    """Normalise rows of y, and multiply them by silu(gate), before that or after.
+
+    y, gate: (T, M, n). weight: (M or 1, n). Returns (T, M, n).
+    """
+    gate = gate * mx.sigmoid(gate)
+    if gate_first:
+        return mx.fast.rms_norm(y * gate, None, eps) * weight
+    return mx.fast.rms_norm(y, None, eps) * weight * gate
 
 
 def _step(

@@ -52,16 +52,17 @@ class Weights:
         return info.shape if info else ()
 
     def array(self, name: str, *shape: int) -> mx.array:
-        """Load a float32 tensor, which must have this shape."""
-        info = self._info(name, shape)
+        """Load a float32 tensor, which must have this shape, but for axes of size 1."""
+        held = self.shape(name)
+        same = [size for size in held if size > 1] == [size for size in shape if size > 1]
+        info = self._info(name, held if held and same else shape)
         if info.type.name != "F32":
             raise GGUFError(f"tensor {name!r} is {info.type.name}, expected F32")
         return mx.array(self._blocks(info).view(np.float32)).reshape(shape)
 
     def vector(self, name: str, size: int) -> mx.array:
         """Load a float32 vector, which must have this size; the file may hold it as one row."""
-        shape = (1, size) if self.shape(name) == (1, size) else (size,)
-        return self.array(name, *shape).reshape(size)
+        return self.array(name, size)
 
     def optional_vector(self, name: str, size: int) -> mx.array | None:
         """Load a float32 vector, or None where the file has none."""

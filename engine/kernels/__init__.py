@@ -77,6 +77,28 @@ class Kernels(Protocol):
     def load(self, blocks: np.ndarray, info: TensorInfo) -> QTensor:
         """Make a weight of its GGUF blocks. blocks: (size_bytes,) uint8, which must not change."""
 
+    def convolve(
+        self, x: mx.array, tail: mx.array, taps: mx.array, bias: mx.array | None, activate: bool
+    ) -> tuple[mx.array, mx.array]:
+        """Do what `engine.scan.convolve` does."""
+
+    def scan(
+        self,
+        q: mx.array,
+        k: mx.array,
+        v: mx.array,
+        log_decay: mx.array,
+        state: mx.array,
+        beta: mx.array | None = None,
+        eps: float = 0.0,
+    ) -> tuple[mx.array, mx.array]:
+        """Do what `engine.scan.scan` does."""
+
+    def gated_norm(
+        self, y: mx.array, gate: mx.array, weight: mx.array, eps: float, gate_first: bool
+    ) -> mx.array:
+        """Do what `engine.scan.gated_norm` does."""
+
     def fuse(self, layers: Blocks, head: Head) -> tuple[Layers, Scorer]:
         """Give back what computes the same, faster where these kernels can."""
 

@@ -16,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from engine import scan as recurrence
 from engine.gguf import TensorInfo
 from engine.kernels import GROUP, QTensor
 from engine.kernels.repack import Affine, repack, repack_mxfp4
@@ -125,6 +126,9 @@ class StockKernels:
     """
 
     name = "stock"
+    convolve = staticmethod(recurrence.convolve)
+    scan = staticmethod(recurrence.scan)
+    gated_norm = staticmethod(recurrence.gated_norm)
 
     def __init__(
         self, backend: str, threads: int | None, fallback_reason: str | None = None

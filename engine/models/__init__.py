@@ -23,8 +23,11 @@ PAGES = {
     "glm4moe": "glm4moe",
     "gpt-oss": "gpt_oss",
     "granite": "granite",
+    "granitehybrid": "granitehybrid",
     "granitemoe": "granitemoe",
     "hunyuan-moe": "hunyuan_moe",
+    "lfm2": "lfm2",
+    "lfm2moe": "lfm2",
     "llama": "llama",
     "llama4": "llama4",
     "minimax-m2": "minimax_m2",
@@ -34,7 +37,10 @@ PAGES = {
     "qwen2": "qwen2",
     "qwen2moe": "qwen2moe",
     "qwen3": "qwen3",
+    "qwen35": "qwen35",
+    "qwen35moe": "qwen35",
     "qwen3moe": "qwen3moe",
+    "qwen3next": "qwen3next",
 }
 
 

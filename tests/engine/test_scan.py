@@ -67,7 +67,9 @@ def test_two_runs_equal_one(delta: bool, cut: int):
     q, k, v, log_decay, state, beta = inputs(2 * CHUNK + 9, (2, 3), (2, 1))
     betas = [beta] if delta else []
     y, end = run([q, k, v, log_decay, state, *betas])
-    first, middle = run([x[:cut] for x in (q, k, v, log_decay)] + [state] + [b[:cut] for b in betas])
+    first, middle = run(
+        [x[:cut] for x in (q, k, v, log_decay)] + [state] + [b[:cut] for b in betas]
+    )
     rest, last = run([x[cut:] for x in (q, k, v, log_decay)] + [middle] + [b[cut:] for b in betas])
     np.testing.assert_allclose(np.concatenate([first, rest]), y, atol=2e-5)
     np.testing.assert_allclose(last, end, atol=2e-5)
@@ -110,7 +112,7 @@ def test_the_inverse_of_a_unit_lower_matrix(size: int):
 def test_a_convolution_sees_the_tokens_before(length: int, taps: int):
     rng = np.random.default_rng(2)
     x, tail, w = (rng.standard_normal((n, 5)).astype(np.float32) for n in (length, taps - 1, taps))
-    y, new_tail = convolve(mx.array(x), mx.array(tail), mx.array(w))
+    y, new_tail = convolve(mx.array(x), mx.array(tail), mx.array(w), None, False)
     joined = np.concatenate([tail, x])
     expected = [(joined[t : t + taps] * w).sum(axis=0) for t in range(length)]
     np.testing.assert_allclose(np.array(y), expected, atol=1e-5)

@@ -20,6 +20,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from engine import scan as recurrence
 from engine.errors import BackendError
 from engine.gguf import TensorInfo
 from engine.machine import cores
@@ -91,6 +92,9 @@ class NativeKernels:
 
     name = "native"
     dtype = mx.float32
+    convolve = staticmethod(recurrence.convolve)
+    scan = staticmethod(recurrence.scan)
+    gated_norm = staticmethod(recurrence.gated_norm)
     fallback_reason: str | None = None
 
     def __init__(self, threads: int | None) -> None:
