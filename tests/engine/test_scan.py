@@ -15,6 +15,7 @@ HEADS = [
     ((3, 2), (1, 2)),
     ((2, 3), (2, 3)),
 ]
+EPS = 1e-6
 LENGTHS = (1, 2, 7, CHUNK, CHUNK + 1, 3 * CHUNK - 5)
 
 
@@ -22,6 +23,9 @@ def sequential(q, k, v, log_decay, state, beta=None):
     """S = decay S + k u^T, y = S^T q, one token after the other in float64."""
     q, k, v, log_decay, state = (np.asarray(x, np.float64) for x in (q, k, v, log_decay, state))
     heads = v.shape[1:3]
+    if beta is not None:
+        q, k = (x / np.sqrt((x * x).sum(axis=-1, keepdims=True) + EPS) for x in (q, k))
+        q = q / np.sqrt(q.shape[-1])
     q, k = (np.broadcast_to(x, (len(x), *heads, x.shape[-1])) for x in (q, k))
     ys = []
     for t in range(len(v)):
@@ -37,7 +41,7 @@ def sequential(q, k, v, log_decay, state, beta=None):
 def inputs(length: int, heads, shared, n: int = 6, p: int = 5, seed: int = 0):
     rng = np.random.default_rng(seed)
     q, k = (rng.standard_normal((length, *shared, n)) for _ in range(2))
-    k /= np.linalg.norm(k, axis=-1, keepdims=True)
+    k *= n**-0.5
     v = rng.standard_normal((length, *heads, p))
     log_decay = -np.exp(rng.standard_normal((length, *heads)))
     beta = rng.uniform(0, 1, (length, *heads))
@@ -46,7 +50,7 @@ def inputs(length: int, heads, shared, n: int = 6, p: int = 5, seed: int = 0):
 
 
 def run(arrays):
-    y, state = scan(*map(mx.array, arrays))
+    y, state = scan(*map(mx.array, arrays), *([EPS] if len(arrays) == 6 else []))
     return np.array(y), np.array(state)
 
 
