@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -27,6 +28,22 @@ SNAPSHOTS = 3  # states that a recurrent layer keeps
 REWIND = 16  # tokens before a prompt's end: more than a template puts before an answer
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What a buffer holds for tokens of its only head, in the form in which it is stored."""
+
+    values: mx.array  # (L, d) float16, float32 or int8
+    scales: mx.array | None = None  # (L, d / group) float16, of int8 values
+
+    def take(self, ids: mx.array | slice) -> Rows:
+        """Pick tokens: ids (n,), or a range."""
+        return Rows(self.values[ids], None if self.scales is None else self.scales[ids])
+
+    def floats(self) -> mx.array:
+        """Give back the values: (L, d) float32."""
+        return _widen(self.values, self.scales)
+
+
 class Buffer(Protocol):
     """One growing tensor (1, K, T, d) in some storage type."""
 
@@ -35,6 +52,9 @@ class Buffer(Protocol):
 
     def read(self, length: int) -> mx.array:
         """Give back the first `length` tokens: (1, K, length, d)."""
+
+    def rows(self, length: int) -> Rows:
+        """Give back the first `length` tokens of the only head as they are stored."""
 
     def drop(self, count: int) -> None:
         """Forget the first `count` tokens; those behind them move up."""
@@ -52,6 +72,9 @@ class FloatBuffer:
 
     def read(self, length: int) -> mx.array:
         return self.array[:, :, :length]
+
+    def rows(self, length: int) -> Rows:
+        return Rows(self.array[0, 0, :length])
 
     def drop(self, count: int) -> None:
         self.array = self.array[:, :, count:]
@@ -77,9 +100,10 @@ class Q8Buffer:
         self.scales[:, :, start:end] = scales.astype(mx.float16)
 
     def read(self, length: int) -> mx.array:
-        numbers = self.numbers[:, :, :length].astype(mx.float32)
-        grouped = numbers.reshape(*numbers.shape[:3], -1, self.group)
-        return (grouped * self.scales[:, :, :length, :, None]).reshape(numbers.shape)
+        return _widen(self.numbers[:, :, :length], self.scales[:, :, :length])
+
+    def rows(self, length: int) -> Rows:
+        return Rows(self.numbers[0, 0, :length], self.scales[0, 0, :length])
 
     def drop(self, count: int) -> None:
         self.numbers, self.scales = self.numbers[:, :, count:], self.scales[:, :, count:]
@@ -226,6 +250,9 @@ def moved_kv_bytes(config: ModelConfig, depth: int, kv_type: str) -> int:
     for memory in map(config.memory, range(config.layers)):
         tokens = min(depth, memory.window or depth)
         total += tokens * token_bytes(memory, kv_type) + 2 * 4 * memory.state_values
+        if memory.chosen < depth and memory.chosen:
+            first = LayerMemory(memory.buffers[:1])
+            total -= (depth - memory.chosen) * token_bytes(first, kv_type)
     return int(total)
 
 
@@ -261,3 +288,12 @@ def _with_room(array: mx.array, tokens: int) -> mx.array:
     steps = math.ceil(missing / STEP)
     room = mx.zeros((*array.shape[:2], steps * STEP, array.shape[3]), dtype=array.dtype)
     return mx.concatenate([array, room], axis=2)
+
+
+def _widen(values: mx.array, scales: mx.array | None) -> mx.array:
+    """Make float32 of stored values (..., d), int8 ones with scales (..., d / group)."""
+    values = values.astype(mx.float32)
+    if scales is None:
+        return values
+    grouped = values.reshape(*scales.shape, -1)
+    return (grouped * scales[..., None]).reshape(values.shape)

@@ -1,4 +1,4 @@
-"""The native kernels against NumPy: every block type, three operations, and whole layers.
+"""The native kernels against NumPy: every block type, four operations, and whole layers.
 
 Where this build has none, because there was no compiler, only the refusal is tested.
 """
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import engine
+from engine.cache import Rows
 from engine.errors import BackendError
 from engine.gguf import TensorInfo
 from engine.kernels import native, resident_bytes, select, selected
@@ -105,6 +106,43 @@ def test_gather_matmul_runs_the_chosen_experts(name: str, tokens: int):
         assert error(y, gathered(x, ids, reference), x, reference) <= tolerance(name)
 
 
+@needs_native
+@pytest.mark.parametrize("tokens", [1, 3, 40])
+@pytest.mark.parametrize("name", NAMES)
+def test_stack_matmul_gives_every_matrix_its_own_rows(name: str, tokens: int):
+    weight, reference = load(name, (5, 24, 256))
+    x = np.random.default_rng(2).normal(size=(tokens, 5, 256)).astype(np.float32)
+    y = weight.stack_matmul(mx.array(x))
+    assert y.shape == (tokens, 5, 24)
+    expected = np.einsum("tei,eoi->teo", x, reference)
+    assert error(y, expected, x, reference) <= tolerance(name)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("q", "rows", "value_dim"),
+    [
+        ((1, 4, 80), (9, 64), 64),
+        ((4, 80), (9, 80), 64),
+        ((1, 4, 80), (9, 80), 81),
+        ((1, 4, 80), (9, 80), 0),
+        ((10, 4, 80), (9, 80), 64),
+    ],
+    ids=str,
+)
+def test_latent_attention_refuses_shapes_that_do_not_fit(q, rows, value_dim):
+    with pytest.raises(ValueError, match="latent_attention"):
+        select("native").latent_attention(mx.zeros(q), Rows(mx.zeros(rows)), value_dim)
+
+
+@needs_native
+@pytest.mark.parametrize("scales", [mx.zeros((9, 4), mx.float16), mx.zeros((9, 5))])
+def test_latent_attention_refuses_scales_that_do_not_fit(scales: mx.array):
+    rows = Rows(mx.zeros((9, 80), mx.int8), scales)
+    with pytest.raises(ValueError, match="latent_attention"):
+        select("native").latent_attention(mx.zeros((1, 4, 80)), rows, 64)
+
+
 def random_case(seed: int) -> None:
     """One product of random type, shape, number of tokens and of chosen experts."""
     rng = np.random.default_rng(seed)
@@ -179,6 +217,11 @@ WRONG = [
     *[((24, 512), "matmul", (shape,)) for shape in [(512,), (2, 511), (2, 513), (1, 2, 512), ()]],
     *[((24, 512), "matmul", (shape,)) for shape in [(512, 2), (2, 1), (2, 0), (0, 0), (512, 24)]],
     *[((5, 24, 512), "matmul", (shape,)) for shape in [(2, 512), (5, 512), (5, 24, 512)]],
+    *[
+        ((5, 24, 512), "stack_matmul", (s,))
+        for s in [(2, 4, 512), (2, 5, 511), (5, 512), (5, 1, 1)]
+    ],
+    *[((24, 512), "stack_matmul", (shape,)) for shape in [(2, 24, 512), (2, 512)]],
     *[((24, 512), "gather_matmul", (shape, (2, 2))) for shape in [(2, 1, 512), (2, 512), (512,)]],
     *[
         ((5, 24, 512), "gather_matmul", shapes)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +27,7 @@ from engine.gguf import TensorInfo
 from engine.machine import cores
 
 if TYPE_CHECKING:
+    from engine.cache import Rows
     from engine.decoder import Blocks, Head, Layers, Scorer
     from engine.kernels.native import _native
 
@@ -77,6 +79,12 @@ class NativeTensor:
         product: mx.array = self.native.gather_matmul(_floats(x), _ids(ids), self.weight)
         return product
 
+    def stack_matmul(self, x: mx.array) -> mx.array:
+        if len(self.shape) != 3 or x.ndim != 3 or x.shape[1] != self.shape[0]:
+            raise ValueError(f"stack_matmul: {x.shape} by a stack of {self.shape}")
+        ids = mx.broadcast_to(mx.arange(x.shape[1]), x.shape[:2])
+        return self.gather_matmul(x, ids)
+
     def rows(self, ids: mx.array) -> mx.array:
         if len(self.shape) != 2 or ids.ndim != 1:
             raise ValueError(f"rows: {ids.shape} of a weight of {self.shape}")
@@ -109,6 +117,25 @@ class NativeKernels:
         experts = stack[0] if stack else 1
         weight = self.native.Weight(blocks, info.type.id, experts, rows, columns)
         return NativeTensor(weight, info.shape, self.native)
+
+    def latent_attention(self, q: mx.array, rows: Rows, value_dim: int) -> mx.array:
+        values, scales = rows.values, rows.scales
+        fits = q.ndim == 3 and values.ndim == 2 and q.shape[2] == values.shape[1] >= value_dim > 0
+        if not fits or not q.shape[0] <= values.shape[0]:
+            raise ValueError(
+                f"latent_attention: {q.shape} over {values.shape}, of them {value_dim}"
+            )
+        if scales is None and values.dtype != mx.float16:
+            values = _floats(values)
+        groups = values.shape[1] // math.gcd(values.shape[1], 32)
+        if scales is not None and (
+            values.dtype != mx.int8
+            or scales.dtype != mx.float16
+            or scales.shape != (values.shape[0], groups)
+        ):
+            raise ValueError(f"latent_attention: {values.dtype} with scales {scales.shape}")
+        mixed: mx.array = self.native.latent_attention(_floats(q), values, scales, value_dim)
+        return mixed
 
     def fuse(self, layers: Blocks, head: Head) -> tuple[Layers, Scorer]:
         from engine.kernels.native.fused import fuse

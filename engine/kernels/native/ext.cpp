@@ -168,5 +168,11 @@ NB_MODULE(_native, m) {
   m.def("matmul", [](const mx::array& x, const Weight& w) { return matmul(x, w); });
   m.def("gather_matmul", &gather_matmul);
   m.def("rows", &rows);
+  m.def(
+      "latent_attention",
+      [](const mx::array& q, const mx::array& rows, const MaybeArray& scales, int64_t value_dim) {
+        return latent_attention(q, rows, scales, value_dim);
+      },
+      nb::arg("q"), nb::arg("rows"), nb::arg("scales").none(), nb::arg("value_dim"));
   bind_layers(m);
 }
