@@ -67,11 +67,15 @@ class ExpertConfig:
 
 @dataclass(frozen=True, slots=True)
 class IndexerConfig:
-    """The lightning indexer: which `top` of the tokens so far a token attends to."""
+    """The lightning indexer: which `top` of the tokens so far a token attends to.
+
+    own: for each layer, whether it has an indexer or follows the choice of the one before.
+    """
 
     heads: int
     dims: int
     top: int
+    own: tuple[bool, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +115,12 @@ class LayerMemory:
     """What one layer remembers of a sequence.
 
     buffers: (heads, values of a head) of each thing kept for each token. window: the last tokens
-    for which they are kept, 0 for all. state_values: float32 values kept whatever the length.
+    for which they are kept, 0 for all. chosen: of how many tokens one reads the first thing at
+    most, 0 for all. state_values: float32 values kept whatever the length.
     """
 
     buffers: tuple[tuple[int, int], ...] = ()
+    chosen: int = 0
     window: int = 0
     state_values: int = 0
 
@@ -163,7 +169,10 @@ class ModelConfig:
         if self.latent:
             indexer = self.latent.indexer
             kept = (1, self.latent.rank + self.rope.dims)
-            return LayerMemory((kept, (1, indexer.dims)) if indexer else (kept,))
+            if indexer is None:
+                return LayerMemory((kept,))
+            keys = ((1, indexer.dims),) if indexer.own[layer] else ()
+            return LayerMemory((kept, *keys), chosen=indexer.top)
         heads = self.kv_heads[layer]
         window = self.windows[layer] if self.windows else 0
         return LayerMemory(((heads, self.key_dim), (heads, self.value_dim)), window)
@@ -211,18 +220,21 @@ def read_config(metadata: Mapping[str, Any]) -> ModelConfig:
         feed_forward = keys.integers("feed_forward_length", layers, least, 1 << 24)
     else:
         feed_forward = (0,) * layers
-    latent = _read_latent(keys, key_dim, value_dim)
+    latent = _read_latent(keys, family, layers, key_dim, value_dim)
     rope = _read_rope(keys, family, key_dim)
     if latent and rope.dims >= latent.key_dim:
         raise GGUFError(f"{keys.prefix}rope.dimension_count leaves nothing of a key that stays")
+    if latent and latent.indexer and rope.dims > latent.indexer.dims:
+        raise GGUFError(f"{keys.prefix}attention.indexer.key_length is less than what turns of it")
     scored = latent.key_dim if latent else key_dim
+    vocab = _vocabulary_size(metadata, keys)
     name = metadata.get("general.name")
     return ModelConfig(
         architecture=architecture,
         name=name if isinstance(name, str) else architecture,
         layers=layers,
         width=width,
-        vocab=_vocabulary_size(metadata, keys),
+        vocab=vocab,
         context=keys.integer("context_length", 1, 1 << 31),
         heads=heads,
         kv_heads=_read_kv_heads(keys, layers, heads, recurrent),
@@ -232,7 +244,7 @@ def read_config(metadata: Mapping[str, Any]) -> ModelConfig:
         norm_eps=keys.number("attention.layer_norm_rms_epsilon", 0.0, 1.0),
         attention_scale=keys.number("attention.scale", 0.0, 1e6, 0.0) or scored**-0.5,
         rope=rope,
-        experts=_read_experts(keys, family, layers, max(feed_forward)),
+        experts=_read_experts(keys, family, layers, max(feed_forward), vocab),
         windows=_read_windows(keys, family, layers),
         chunked=family.chunked,
         window_base=keys.number("rope.freq_base_swa", 2.0, 1e12, family.window_base or rope.base),
@@ -319,7 +331,9 @@ def _read_rope(keys: Keys, family: Family, key_dim: int) -> RopeConfig:
     )
 
 
-def _read_experts(keys: Keys, family: Family, layers: int, dense: int) -> ExpertConfig | None:
+def _read_experts(
+    keys: Keys, family: Family, layers: int, dense: int, vocab: int
+) -> ExpertConfig | None:
     """Read what routes and its experts. dense: the width of a feed-forward layer without any."""
     count = keys.integer("expert_count", 0, 1024, 0)
     if count == 0:
@@ -342,7 +356,7 @@ def _read_experts(keys: Keys, family: Family, layers: int, dense: int) -> Expert
         count=count,
         used=used,
         width=width,
-        gating=gating or family.gating,
+        gating=gating or (SIGMOID if vocab == family.sigmoid_vocabulary else family.gating),
         renormalize=keys.flag("expert_weights_norm", family.renormalize),
         scale=keys.number("expert_weights_scale", 0.0, 1e6, 0.0) or 1.0,
         groups=groups,
@@ -363,7 +377,9 @@ def _shared_width(keys: Keys, family: Family, width: int) -> int:
     return together * max(count, 1) if family.shared_width_is_one else together
 
 
-def _read_latent(keys: Keys, key_dim: int, value_dim: int) -> LatentConfig | None:
+def _read_latent(
+    keys: Keys, family: Family, layers: int, key_dim: int, value_dim: int
+) -> LatentConfig | None:
     """Read latent attention; files from before April 2025 have no `_mla` keys."""
     if "attention.kv_lora_rank" not in keys:
         return None
@@ -372,17 +388,26 @@ def _read_latent(keys: Keys, key_dim: int, value_dim: int) -> LatentConfig | Non
         query_rank=keys.integer("attention.q_lora_rank", 0, 65_536, 0),
         key_dim=keys.integer("attention.key_length_mla", 1, 65_536, key_dim),
         value_dim=keys.integer("attention.value_length_mla", 1, 65_536, value_dim),
-        indexer=_read_indexer(keys),
+        indexer=_read_indexer(keys, family, layers),
     )
 
 
-def _read_indexer(keys: Keys) -> IndexerConfig | None:
+def _read_indexer(keys: Keys, family: Family, layers: int) -> IndexerConfig | None:
+    """Read the indexer; without a key, context and family say which layers have one (GLM-5.2)."""
     if "attention.indexer.top_k" not in keys:
         return None
+    if "attention.indexer.types" in keys:
+        own = keys.flags("attention.indexer.types", layers)
+    else:
+        long = 0 < family.indexers_shared_from <= keys.integer("context_length", 1, 1 << 31)
+        own = tuple(not long or layer < 2 or layer % 4 == 2 for layer in range(layers))
+    if not own[0]:
+        raise GGUFError(f"{keys.prefix}attention.indexer.types leaves the first layer without one")
     return IndexerConfig(
         heads=keys.integer("attention.indexer.head_count", 1, 65_536),
         dims=keys.integer("attention.indexer.key_length", 2, 65_536),
         top=keys.integer("attention.indexer.top_k", 1, 1 << 31),
+        own=own,
     )
 
 

@@ -18,6 +18,7 @@ class Family:
 
     window, period: of every `period` layers all but the last see `window` tokens only, as
     `chunked` says the last ones or those of the same chunk; period 0 is no such layer.
+    indexers_shared_from: the context from which on only some layers have an indexer of their own.
     recurrent: what takes the place of attention in some layers: delta, mamba2 or conv.
     """
 
@@ -36,17 +37,23 @@ class Family:
     yarn_rounded: bool = True  # the ends of YaRN's ramp are rounded outwards to whole pairs
     log_multiplier_unit: float = 1.0  # `yarn_log_multiplier` is stored times this
     rope_optional: bool = False  # `rope.scaling.finetuned` false turns rotary embedding off
+    indexers_shared_from: int = 0  # 0: every layer has one
+    sigmoid_vocabulary: int = 0  # of the one model whose files leave sigmoid gating unsaid
     routed_as_dense: bool = False  # experts as wide as `feed_forward_length` over those used
 
 
 FAMILIES = {
     "bailingmoe2": Family(gating=SIGMOID, shared_width_is_one=True),
-    "deepseek2": Family(renormalize=False, log_multiplier_unit=0.1),
+    "deepseek2": Family(
+        renormalize=False,
+        log_multiplier_unit=0.1,
+        sigmoid_vocabulary=154_880,  # GLM-4.7-Flash
+    ),
     "deepseek32": Family(gating=SIGMOID, log_multiplier_unit=0.1),
     "dots1": Family(gating=SIGMOID),
     "gemma2": Family(window=4096, period=2, score_cap=50.0, logit_cap=30.0),
     "gemma3": Family(period=6, window_base=10_000.0),
-    "glm-dsa": Family(gating=SIGMOID, log_multiplier_unit=0.1),
+    "glm-dsa": Family(gating=SIGMOID, log_multiplier_unit=0.1, indexers_shared_from=1 << 20),
     "glm4moe": Family(gating=SIGMOID),
     "gpt-oss": Family(gating=SOFTMAX_OF_CHOSEN, period=2, yarn_rounded=False),
     "granitehybrid": Family(recurrent="mamba2", rope_optional=True),

@@ -23,6 +23,7 @@ MIN_RESERVE = 512 << 20
 PROGRAM = 320 << 20  # Python, MLX, the tokenizer of a large vocabulary
 DEFAULT_CONTEXT = 32_768
 SCORE_BYTES = 128 << 20  # attention scores of one prefill chunk
+INDEXER_BYTES = 64 << 20  # scores that the heads of an indexer give at a time
 MAX_CHUNK, MIN_CHUNK = 512, 16
 GUESSED_KV, GUESSED_BUFFERS = 768 << 20, 512 << 20  # where there is no header: some 8,000 tokens
 
@@ -142,10 +143,11 @@ def reserve_bytes(machine: Machine) -> int:
 def prefill_chunk(config: ModelConfig, context: int, kernels: str) -> int:
     """Say how many tokens prefill runs at a time, so that the scores of one chunk stay bounded.
 
-    The native kernels hold the scores of a few tokens only, whatever the chunk.
+    The native kernels hold the scores of a few tokens only, whatever the chunk, and latent
+    attention bounds them by itself.
     """
     chunk = MAX_CHUNK
-    if kernels == "native":
+    if kernels == "native" or config.latent:
         return chunk
     while chunk > MIN_CHUNK and 4 * config.heads * chunk * context > SCORE_BYTES:
         chunk //= 2
@@ -166,15 +168,18 @@ def buffer_bytes(
     The native kernels widen nothing and keep no scores.
     """
     chunk = min(MAX_CHUNK, context)
-    heads = config.heads * (config.key_dim + config.value_dim) * 2
+    heads = config.heads * _head_values(config)
     hidden = 3 * max(config.feed_forward)
     if config.experts:
         routed = config.experts.used * (3 * config.experts.width + 2 * config.width)
         hidden = max(hidden, routed + 3 * config.experts.shared_width)
     rows = 4 * chunk * (4 * config.width + heads + hidden)
     logits = 6 * 4 * config.vocab
+    indexing = 0
+    if config.latent and config.latent.indexer:  # scores of its heads, and its keys in float32
+        indexing = 3 * INDEXER_BYTES + 4 * context * config.latent.indexer.dims
     if kernels == "native":
-        return rows + logits
+        return rows + logits + indexing
     one_row = 4 * config.heads * context
     scores = 2 * max(min(one_row * chunk, SCORE_BYTES), one_row * min(MIN_CHUNK, chunk))
     layers = [config.memory(layer) for layer in range(config.layers)]
@@ -184,7 +189,15 @@ def buffer_bytes(
     # Multiplied in float32: every half-precision matrix on a CPU, a stack of experts anywhere.
     halves = [t for t in tensors.values() if t.type.name in ("F16", "BF16")]
     widest = max((t.size_bytes for t in halves if backend == "cpu" or len(t.shape) == 3), default=0)
-    return scores + int(widened) + rows + logits + 2 * widest
+    return scores + int(widened) + rows + logits + indexing + 2 * widest
+
+
+def _head_values(config: ModelConfig) -> int:
+    """Count the values of one head, for one token, that attention holds at a time."""
+    if config.latent is None:
+        return 2 * (config.key_dim + config.value_dim)
+    rank, turned = config.latent.rank, config.rope.dims
+    return 2 * (2 * rank + turned) + config.latent.key_dim + config.latent.value_dim
 
 
 def _judge_need(need: Need, file_bytes: int, machine: Machine) -> Verdict:

@@ -57,7 +57,8 @@ def _by_score(
     wanted = logits if bias is None and experts.groups == 1 else scores
     wanted = wanted if bias is None else wanted + bias
     if experts.groups > 1:
-        wanted = _best_groups(wanted, experts.groups, experts.groups_used)
+        counted = 1 if experts.gating == SOFTMAX else 2
+        wanted = _best_groups(wanted, experts.groups, experts.groups_used, counted)
     ids = _largest(wanted, experts.used)
     weights = mx.take_along_axis(scores, ids, axis=-1)  # (T, k)
     if experts.renormalize:
@@ -93,10 +94,14 @@ def _by_sparse_mixer(
     return mx.concatenate(weights, axis=-1) * experts.scale, mx.concatenate(ids, axis=-1)
 
 
-def _best_groups(scores: mx.array, groups: int, used: int) -> mx.array:
-    """Leave out all but the groups whose two best scores add up to most: (T, E) -> (T, E)."""
+def _best_groups(scores: mx.array, groups: int, used: int, counted: int) -> mx.array:
+    """Leave out all but the best groups: (T, E) -> (T, E).
+
+    counted: of how many experts the best scores are what a group scores: two, or one in DeepSeek-V2
+    (`group_limited_greedy`), which routes by softmax.
+    """
     grouped = scores.reshape(scores.shape[0], groups, -1)  # (T, G, E / G)
-    best = mx.topk(grouped, min(2, grouped.shape[-1]), axis=-1).sum(axis=-1)  # (T, G)
+    best = mx.topk(grouped, min(counted, grouped.shape[-1]), axis=-1).sum(axis=-1)  # (T, G)
     kept = mx.zeros(best.shape, dtype=mx.bool_)
     kept = mx.put_along_axis(kept, _largest(best, used), mx.array(True), axis=-1)
     return mx.where(kept[..., None], grouped, -math.inf).reshape(scores.shape)

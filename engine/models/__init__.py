@@ -15,11 +15,14 @@ if TYPE_CHECKING:  # what needs MLX is imported with the page: the table is ther
 # The architecture string of a file -> the page that builds it.
 PAGES = {
     "bailingmoe2": "bailingmoe2",
+    "deepseek2": "deepseek2",
+    "deepseek32": "deepseek32",
     "dots1": "dots1",
     "ernie4_5": "ernie4_5",
     "ernie4_5-moe": "ernie4_5_moe",
     "gemma2": "gemma2",
     "gemma3": "gemma3",
+    "glm-dsa": "glm_dsa",
     "glm4moe": "glm4moe",
     "gpt-oss": "gpt_oss",
     "granite": "granite",

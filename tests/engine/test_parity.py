@@ -134,8 +134,8 @@ def test_sixteen_bit_arithmetic_stays_close(stored: Stored, monkeypatch):
 
 @pytest.mark.float32
 @pytest.mark.parametrize("kv_type", ["f16", "q8"])
-def test_smaller_kv_types_stay_close(kv_type: str, kernels: str):
-    stored = next(m for m in FLOAT if m.name == "qwen3moe")
+@by_name([m for m in FLOAT if m.name in ("qwen3moe", "deepseek2-v3", "glm-dsa")])
+def test_smaller_kv_types_stay_close(stored: Stored, kv_type: str, kernels: str):
     expected = stored.expected()
     tokens = expected["tokens"].tolist()
     model = engine.load(stored.model, kernels=kernels)
