@@ -80,7 +80,7 @@ class NativeTensor:
         return product
 
     def stack_matmul(self, x: mx.array) -> mx.array:
-        if len(self.shape) != 3 or x.ndim != 3 or x.shape[1] != self.shape[0]:
+        if len(self.shape) != 3 or x.ndim != 3 or x.shape[1:] != (self.shape[0], self.shape[2]):
             raise ValueError(f"stack_matmul: {x.shape} by a stack of {self.shape}")
         ids = mx.broadcast_to(mx.arange(x.shape[1]), x.shape[:2])
         return self.gather_matmul(x, ids)
