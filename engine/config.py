@@ -175,7 +175,7 @@ class ModelConfig:
             return LayerMemory((kept, *keys), chosen=indexer.top)
         heads = self.kv_heads[layer]
         window = self.windows[layer] if self.windows else 0
-        return LayerMemory(((heads, self.key_dim), (heads, self.value_dim)), window)
+        return LayerMemory(((heads, self.key_dim), (heads, self.value_dim)), window=window)
 
     def routed(self, layer: int) -> bool:
         """Say whether a layer's feed-forward is a mixture of experts."""

@@ -85,7 +85,7 @@ def test_a_cache_that_went_back_gives_the_same_again(
         model.step([token], cache)
     cache.trim(length)
     assert cache.length <= length
-    assert cache.length >= (30 if length >= 30 else 0)  # at the least, the end of the prompt
+    assert cache.length == length or length < 39  # one token back is always possible
     logits = model.step(tokens[cache.length :], cache)
     assert close(np.array(logits), fed(model, tokens, 48))
 
