@@ -7,8 +7,11 @@ number that it has not checked. It knows no tensors: shapes are held against the
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,8 @@ from engine.keys import Keys
 from engine.models import require_architecture
 
 GATINGS = (SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN)  # those that a file may ask for
+# `blk.0.ffn_up_exps.weight`, or in files from before April 2024 `blk.0.ffn_up.7.weight`.
+OF_EXPERTS = re.compile(r"blk\.\d+\.\w+(_exps|\.\d+)\.\w+")
 SCALINGS = ("none", "linear", "yarn", "longrope")
 
 
@@ -186,9 +191,32 @@ class ModelConfig:
 def used_tensors(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> Iterator[TensorInfo]:
     """List the tensors that the graph reads: not those of blocks that only draft."""
     for name, info in tensors.items():
-        place = name.split(".")
-        if not (place[0] == "blk" and place[1].isdigit() and int(place[1]) >= config.layers):
+        first, _, rest = name.partition(".")
+        layer = rest.partition(".")[0]
+        if not (first == "blk" and layer.isdecimal() and int(layer) >= config.layers):
             yield info
+
+
+def token_share(
+    info: TensorInfo, config: ModelConfig, tensors: Mapping[str, TensorInfo]
+) -> Fraction:
+    """Say which part of a tensor one token uses.
+
+    Of a stack of experts those that are chosen; of an embedding, if it is not the head too, a row.
+    """
+    if info.name == "token_embd.weight" and "output.weight" in tensors:
+        return Fraction(1, config.vocab)
+    if config.experts and OF_EXPERTS.fullmatch(info.name):
+        return Fraction(config.experts.used, config.experts.count)
+    return Fraction(1)
+
+
+def count_parameters(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> tuple[int, int]:
+    """Count the weights that the graph holds, and those of them that one token uses."""
+    used = list(used_tensors(config, tensors))
+    total = sum(math.prod(info.shape) for info in used)
+    active = sum(math.prod(info.shape) * token_share(info, config, tensors) for info in used)
+    return total, int(active)
 
 
 def architecture_of(metadata: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -52,11 +53,15 @@ def test_a_missing_expert_is_named(tmp_path: Path):
         engine.load(rewrite(source, tmp_path / "cut.gguf", kept))
 
 
-def test_a_split_file_is_the_whole_model(tmp_path: Path, kernels: str):
-    source = HERE / "qwen3moe" / "model.gguf"
+@pytest.mark.parametrize(("name", "parts"), [("qwen3moe", 3), ("deepseek2-v3", 13)])
+def test_a_split_file_is_the_whole_model(name: str, parts: int, tmp_path: Path, kernels: str):
+    source = HERE / name / "model.gguf"
     tensors = all_tensors(source)
     # As some real sets: the first part holds metadata and no tensor.
-    blobs = split_bytes(open_model(source).metadata, [[], tensors[:9], tensors[9:]])
+    ends = [round(len(tensors) * i / (parts - 1)) for i in range(parts)]
+    groups = [tensors[start:end] for start, end in itertools.pairwise(ends)]
+    blobs = split_bytes(open_model(source).metadata, [[], *groups])
+    assert len(blobs) == parts
     first = write_parts(tmp_path, "tiny", blobs)[0]
     assert np.array_equal(logits(first, kernels), logits(source, kernels))
 
