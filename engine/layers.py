@@ -16,6 +16,7 @@ import numpy as np
 from engine.cache import TokenCache
 from engine.config import ModelConfig, RopeConfig
 from engine.kernels import QTensor
+from engine.memory import MIN_CHUNK, SCORE_BYTES
 from engine.weights import Weights
 
 Activation = Callable[[mx.array, mx.array], mx.array]  # gate (..., F), up (..., F) -> (..., F)
@@ -253,10 +254,25 @@ class Attention:
         return max(0, position - self.window + 1)
 
     def _mix(self, q: mx.array, k: mx.array, v: mx.array, offset: int, base: int) -> mx.array:
-        """Attend: q (1, H, T, d), its first token at `offset`; k, v (1, K, S, d), theirs at `base`.
+        """Attend, some queries at a time so that their scores stay bounded.
 
-        Returns (1, H, T, d).
+        q (1, H, T, d), its first token at `offset`; k, v (1, K, S, d), theirs at `base`. Returns
+        (1, H, T, d).
         """
+        tokens = q.shape[2]
+        rows = max(MIN_CHUNK, SCORE_BYTES // (4 * self.heads * k.shape[2]))
+        if tokens <= rows:
+            return self._attend(q, k, v, offset, base)
+        parts = []
+        for start in range(0, tokens, rows):
+            end = min(start + rows, tokens)
+            first = max(self._first_seen(offset + start) - base, 0)
+            seen = slice(first, offset + end - base)
+            queries, keys, values = q[:, :, start:end], k[:, :, seen], v[:, :, seen]
+            parts.append(self._attend(queries, keys, values, offset + start, base + first))
+        return mx.concatenate(parts, axis=2)
+
+    def _attend(self, q: mx.array, k: mx.array, v: mx.array, offset: int, base: int) -> mx.array:
         mask = self._mask(q.shape[2], k.shape[2], offset, base)
         if self.score_cap:
             return capped_attention(q, k, v, self.scale, self.score_cap, mask)

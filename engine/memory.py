@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from engine.cache import STEP, kv_bytes, token_bytes
 from engine.config import ModelConfig, used_tensors
 from engine.errors import DoesNotFit
+from engine.families import SOFTMAX
 from engine.gguf import TensorInfo
 from engine.kernels import growth, resident_bytes, selected
 from engine.machine import Machine
@@ -25,6 +26,11 @@ DEFAULT_CONTEXT = 32_768
 SCORE_BYTES = 128 << 20  # attention scores of one prefill chunk
 INDEXER_BYTES = 64 << 20  # scores that the heads of an indexer give at a time
 MAX_CHUNK, MIN_CHUNK = 512, 16
+# Parts of tensors' names that say of a layer that the native kernels have no task for it.
+UNFUSED = (
+    "_exps.bias _shexp. _sinks attn_norm.bias exp_probs_b gate_inp.bias gate_up_exps post_ffw_norm "
+    "rope_factors_long"
+).split()
 GUESSED_KV, GUESSED_BUFFERS = 768 << 20, 512 << 20  # where there is no header: some 8,000 tokens
 
 
@@ -143,8 +149,8 @@ def reserve_bytes(machine: Machine) -> int:
 def prefill_chunk(config: ModelConfig, context: int, kernels: str) -> int:
     """Say how many tokens prefill runs at a time, so that the scores of one chunk stay bounded.
 
-    The native kernels hold the scores of a few tokens only, whatever the chunk, and latent
-    attention bounds them by itself.
+    The native kernels hold the scores of a few tokens only, whatever the chunk; attention on top of
+    them bounds its own.
     """
     chunk = MAX_CHUNK
     if kernels == "native" or config.latent:
@@ -152,6 +158,26 @@ def prefill_chunk(config: ModelConfig, context: int, kernels: str) -> int:
     while chunk > MIN_CHUNK and 4 * config.heads * chunk * context > SCORE_BYTES:
         chunk //= 2
     return chunk
+
+
+def fuses(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> bool:
+    """Say whether the native kernels run all layers as one task, or only multiply for them.
+
+    By config and names what `engine.kernels.native.fused` says by the layers; a test compares them.
+    """
+    experts = config.experts
+    plain = not (config.latent or config.recurrent or config.score_cap or any(config.windows))
+    routed = experts is None or (experts.gating == SOFTMAX and experts.groups == 1)
+    norm = tensors.get("blk.0.attn_q_norm.weight")
+    return (
+        plain
+        and routed
+        and (norm is None or norm.shape == (config.key_dim,))
+        and config.rope_enabled
+        and config.residual_scale == 1
+        and not config.temperature_scale
+        and not any(part in name for name in tensors for part in UNFUSED)
+    )
 
 
 def buffer_bytes(
@@ -165,7 +191,7 @@ def buffer_bytes(
     """Estimate the scratch memory at its highest, while the last chunk of a full context runs.
 
     It never falls as the context grows: where `prefill_chunk` halves a chunk, the bound stays.
-    The native kernels widen nothing and keep no scores.
+    The native kernels widen nothing and keep no scores where they run layers of their own.
     """
     chunk = min(MAX_CHUNK, context)
     heads = config.heads * _head_values(config)
@@ -178,7 +204,7 @@ def buffer_bytes(
     indexing = 0
     if config.latent and config.latent.indexer:  # scores of its heads, and its keys in float32
         indexing = 3 * INDEXER_BYTES + 4 * context * config.latent.indexer.dims
-    if kernels == "native":
+    if kernels == "native" and (config.latent or fuses(config, tensors)):
         return rows + logits + indexing
     one_row = 4 * config.heads * context
     scores = 2 * max(min(one_row * chunk, SCORE_BYTES), one_row * min(MIN_CHUNK, chunk))

@@ -19,11 +19,13 @@ import pytest
 import engine
 from engine.cache import Rows
 from engine.errors import BackendError
-from engine.gguf import TensorInfo
+from engine.gguf import TensorInfo, open_model
 from engine.kernels import native, resident_bytes, select, selected
 from engine.machine import backend
+from engine.memory import fuses
+from engine.models import PAGES
 from engine.quants import TYPE_BY_NAME
-from support.models import HERE
+from support.models import HERE, stored_models
 from support.tensors import random_tensor
 
 NAMES = list(TYPE_BY_NAME)
@@ -286,6 +288,15 @@ def test_blocks_that_are_not_the_weight_are_refused(shape: tuple[int, ...], lost
 
 def test_fifty_wrong_calls_are_listed():
     assert len(WRONG) + len(DTYPES) + 4 >= 50
+
+
+@needs_native
+@pytest.mark.parametrize("name", [s.name for s in stored_models(set(PAGES)) if not s.quantized])
+def test_the_verdict_knows_which_layers_they_run(name: str):
+    stored = next(s for s in stored_models(set(PAGES)) if s.name == name)
+    model = engine.load(stored.model, kernels="native")
+    fused = type(model._decoder.layers).__name__ == "FusedLayers"
+    assert fuses(model.config, open_model(stored.model).tensors) == fused
 
 
 @needs_native

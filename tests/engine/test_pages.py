@@ -63,6 +63,20 @@ def test_a_cache_and_its_chunks_change_nothing(model: engine.Model, stored: Stor
 
 
 @pytest.mark.float32
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "gpt-oss", "llama4", "qwen2moe"])
+def test_attention_over_some_queries_at_a_time_changes_nothing(
+    name: str, kernels: str, monkeypatch: pytest.MonkeyPatch
+):
+    tokens = prompt(STORED[name])
+    model = engine.load(STORED[name].model, kernels=kernels)
+    whole = np.array(model.logits(tokens))
+    monkeypatch.setattr("engine.layers.SCORE_BYTES", 0)  # so 16 at a time
+    assert close(np.array(model.logits(tokens)), whole)
+    assert close(fed(model, tokens, 48), whole[-1])
+    assert close(fed(model, tokens, 20), whole[-1])
+
+
+@pytest.mark.float32
 def test_two_sequences_in_turn_do_not_meet(model: engine.Model, stored: Stored):
     tokens = prompt(stored)
     one, other = tokens[:24], tokens[:23:-1]
