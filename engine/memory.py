@@ -27,10 +27,17 @@ SCORE_BYTES = 128 << 20  # attention scores of one prefill chunk
 INDEXER_BYTES = 64 << 20  # scores that the heads of an indexer give at a time
 MAX_CHUNK, MIN_CHUNK = 512, 16
 # Parts of tensors' names that say of a layer that the native kernels have no task for it.
-UNFUSED = (
-    "_exps.bias _shexp. _sinks attn_norm.bias exp_probs_b gate_inp.bias gate_up_exps post_ffw_norm "
-    "rope_factors_long"
-).split()
+UNFUSED = [
+    "_exps.bias",
+    "_shexp.",
+    "_sinks",
+    "attn_norm.bias",
+    "exp_probs_b",
+    "gate_inp.bias",
+    "gate_up_exps",
+    "post_ffw_norm",
+    "rope_factors_long",
+]
 GUESSED_KV, GUESSED_BUFFERS = 768 << 20, 512 << 20  # where there is no header: some 8,000 tokens
 
 
