@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from engine.config import ModelConfig
+from engine.config import ModelConfig, RopeConfig
 from engine.decoder import Decoder, pre_norm_decoder
 from engine.layers import Attention, Rope, geglu
 from engine.moe import feed_forward
@@ -21,25 +21,25 @@ WIDTH_SCALED_LAYERS = 46  # of the 27B, whose attention scale is that of width /
 
 def build(config: ModelConfig, weights: Weights) -> Decoder:
     """Build the graph from the weights of a `gemma2` file."""
-    return gemma(config, weights, WIDTH_SCALED_LAYERS)
+    windowed = dataclasses.replace(config.rope, base=config.window_base)
+    return gemma(config, weights, windowed, WIDTH_SCALED_LAYERS)
 
 
-def gemma(config: ModelConfig, weights: Weights, width_scaled_layers: int) -> Decoder:
+def gemma(
+    config: ModelConfig, weights: Weights, windowed: RopeConfig, width_scaled_layers: int
+) -> Decoder:
     """Build a Gemma.
 
-    width_scaled_layers: the depth of the model that scales attention by width / heads.
+    windowed: the rotary embedding of layers that see a window. width_scaled_layers: the depth of
+    the model that scales attention by width / heads.
     """
     if config.layers == width_scaled_layers:
         scale = (config.width // config.heads) ** -0.5
         config = dataclasses.replace(config, attention_scale=scale)
-    rope = Rope(config.rope, interleaved=False)
-    windowed = rope
-    if config.window_base != config.rope.base:
-        unscaled = dataclasses.replace(config.rope, base=config.window_base, scaling="none")
-        windowed = Rope(unscaled, interleaved=False)
+    everywhere, near = (Rope(rope, interleaved=False) for rope in (config.rope, windowed))
 
     def attention(layer: int) -> Attention:
-        return Attention(config, weights, layer, windowed if config.windows[layer] else rope)
+        return Attention(config, weights, layer, near if config.windows[layer] else everywhere)
 
     return pre_norm_decoder(
         config,

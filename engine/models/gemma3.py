@@ -6,6 +6,8 @@ base of their own, without the scaling of the others; each head of q and k is no
 
 from __future__ import annotations
 
+import dataclasses
+
 from engine.config import ModelConfig
 from engine.decoder import Decoder
 from engine.models.gemma2 import gemma
@@ -16,4 +18,5 @@ WIDTH_SCALED_LAYERS = 62  # the 27B
 
 def build(config: ModelConfig, weights: Weights) -> Decoder:
     """Build the graph from the weights of a `gemma3` file."""
-    return gemma(config, weights, WIDTH_SCALED_LAYERS)
+    windowed = dataclasses.replace(config.rope, base=config.window_base, scaling="none")
+    return gemma(config, weights, windowed, WIDTH_SCALED_LAYERS)
