@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-CHUNK = 64  # tokens, a power of two; balances work within chunks and between them
+# Tokens, a power of two. Long chunks are few steps, which a GPU wants; short ones are less work.
+CHUNK = 64
+CPU_CHUNK = 16
 
 
 def scan(
@@ -29,6 +31,7 @@ def scan(
     state: mx.array,
     beta: mx.array | None = None,
     eps: float = 0.0,
+    chunk: int = CHUNK,
 ) -> tuple[mx.array, mx.array]:
     """Run the recurrence over tokens. With `beta` it is the gated delta rule.
 
@@ -45,7 +48,7 @@ def scan(
         one = None if beta is None else beta[0]
         y, state = _step(q[0], k[0], v[0], log_decay[0], state, one)
         return y[None], state
-    return _scan_chunks(q, k, v, log_decay, state, beta)
+    return _scan_chunks(q, k, v, log_decay, state, beta, chunk)
 
 
 def convolve(
@@ -111,9 +114,10 @@ def _scan_chunks(
     log_decay: mx.array,
     state: mx.array,
     beta: mx.array | None,
+    chunk: int,
 ) -> tuple[mx.array, mx.array]:
     count = v.shape[0]
-    size = min(CHUNK, 1 << (count - 1).bit_length())
+    size = min(chunk, 1 << (count - 1).bit_length())
     q, k, v, log_decay = (_chunks(x, size) for x in (q, k, v, log_decay))
     k_turned = k.swapaxes(-1, -2)
     decay = mx.exp(segment_sums(log_decay))  # (c, A, B, Q, Q): from one token to a later one

@@ -142,7 +142,6 @@ class StockKernels:
 
     name = "stock"
     convolve = staticmethod(recurrence.convolve)
-    scan = staticmethod(recurrence.scan)
     gated_norm = staticmethod(recurrence.gated_norm)
 
     def __init__(
@@ -153,6 +152,8 @@ class StockKernels:
         self.streams = cpu_streams(threads or cores()) if on_cpu else ()
         mx.set_default_device(mx.cpu if on_cpu else mx.gpu)
         self.on_cpu = on_cpu
+        chunk = recurrence.CPU_CHUNK if on_cpu else recurrence.CHUNK
+        self.scan = functools.partial(recurrence.scan, chunk=chunk)
 
     @property
     def dtype(self) -> mx.Dtype:

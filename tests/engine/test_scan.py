@@ -1,4 +1,4 @@
-"""The chunked recurrences equal the ones that go token by token, written here in NumPy."""
+"""What every kind of kernels has for recurrent layers equals NumPy, token by token."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from engine.scan import CHUNK, convolve, scan, segment_sums, unit_lower_inverse
+from engine.kernels import select
+from engine.scan import CHUNK, scan, segment_sums, unit_lower_inverse
 
 # (A, B) heads with keys of (A, 1), (1, B) or (A, B); N key width, P value width.
 HEADS = [
@@ -49,52 +50,67 @@ def inputs(length: int, heads, shared, n: int = 6, p: int = 5, seed: int = 0):
     return [x.astype(np.float32) for x in (q, k, v, log_decay, state, beta)]
 
 
-def run(arrays):
-    y, state = scan(*map(mx.array, arrays), *([EPS] if len(arrays) == 6 else []))
+def run(kernels: str, arrays):
+    y, state = select(kernels).scan(*map(mx.array, arrays), *([EPS] if len(arrays) == 6 else []))
     return np.array(y), np.array(state)
 
 
+@pytest.mark.parametrize(("n", "p"), [(6, 5), (33, 70)])
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("delta", [False, True])
 @pytest.mark.parametrize(("heads", "shared"), HEADS)
-def test_chunks_equal_one_token_after_the_other(heads, shared, delta: bool, length: int):
-    arrays = inputs(length, heads, shared)[: 6 if delta else 5]
-    y, state = run(arrays)
+def test_a_prompt_equals_one_token_after_the_other(
+    heads, shared, delta: bool, length: int, n: int, p: int, kernels: str
+):
+    arrays = inputs(length, heads, shared, n, p)[: 6 if delta else 5]
+    y, state = run(kernels, arrays)
     expected_y, expected_state = sequential(*arrays)
     np.testing.assert_allclose(y, expected_y, atol=2e-5)
     np.testing.assert_allclose(state, expected_state, atol=2e-5)
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 16, CHUNK])
+@pytest.mark.parametrize("delta", [False, True])
+def test_chunks_of_any_size_give_the_same(delta: bool, chunk: int):
+    arrays = inputs(3 * CHUNK - 5, (2, 2), (2, 1))[: 6 if delta else 5]
+    y, state = scan(*map(mx.array, arrays), *([EPS] if delta else []), chunk=chunk)
+    expected_y, expected_state = sequential(*arrays)
+    np.testing.assert_allclose(np.array(y), expected_y, atol=2e-5)
+    np.testing.assert_allclose(np.array(state), expected_state, atol=2e-5)
+
+
 @pytest.mark.parametrize("cut", [1, 7, CHUNK, CHUNK + 3])
 @pytest.mark.parametrize("delta", [False, True])
-def test_two_runs_equal_one(delta: bool, cut: int):
+def test_two_runs_equal_one(delta: bool, cut: int, kernels: str):
     q, k, v, log_decay, state, beta = inputs(2 * CHUNK + 9, (2, 3), (2, 1))
     betas = [beta] if delta else []
-    y, end = run([q, k, v, log_decay, state, *betas])
+    y, end = run(kernels, [q, k, v, log_decay, state, *betas])
     first, middle = run(
-        [x[:cut] for x in (q, k, v, log_decay)] + [state] + [b[:cut] for b in betas]
+        kernels, [x[:cut] for x in (q, k, v, log_decay)] + [state] + [b[:cut] for b in betas]
     )
-    rest, last = run([x[cut:] for x in (q, k, v, log_decay)] + [middle] + [b[cut:] for b in betas])
+    rest, last = run(
+        kernels, [x[cut:] for x in (q, k, v, log_decay)] + [middle] + [b[cut:] for b in betas]
+    )
     np.testing.assert_allclose(np.concatenate([first, rest]), y, atol=2e-5)
     np.testing.assert_allclose(last, end, atol=2e-5)
 
 
-def test_the_same_key_over_and_over_stays_exact():
+def test_the_same_key_over_and_over_stays_exact(kernels: str):
     """The inverse's powers would reach 1e17 here; a prompt of one repeated token does this."""
     q, k, v, log_decay, state, beta = inputs(2 * CHUNK, (1, 2), (1, 1))
     k[:] = k[:1]
     log_decay[:], beta[:] = -1e-4, 0.999
-    y, end = run([q, k, v, log_decay, state, beta])
+    y, end = run(kernels, [q, k, v, log_decay, state, beta])
     expected_y, expected_end = sequential(q, k, v, log_decay, state, beta)
     np.testing.assert_allclose(y, expected_y, atol=5e-5)
     np.testing.assert_allclose(end, expected_end, atol=5e-5)
 
 
-def test_a_strong_decay_does_not_blur_what_follows_it():
+def test_a_strong_decay_does_not_blur_what_follows_it(kernels: str):
     q, k, v, log_decay, state, beta = inputs(CHUNK, (1, 2), (1, 1))
     log_decay[:] = -1e-3
     log_decay[3:20] = -3e4
-    y, _ = run([q, k, v, log_decay, state, beta])
+    y, _ = run(kernels, [q, k, v, log_decay, state, beta])
     np.testing.assert_allclose(y, sequential(q, k, v, log_decay, state, beta)[0], atol=2e-5)
 
 
@@ -111,13 +127,37 @@ def test_the_inverse_of_a_unit_lower_matrix(size: int):
     np.testing.assert_allclose(inverse, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
 
 
+def silu(x: np.ndarray) -> np.ndarray:
+    return x / (1 + np.exp(-x))
+
+
 @pytest.mark.parametrize("length", [1, 2, 5, 70])
 @pytest.mark.parametrize("taps", [2, 3, 4])
-def test_a_convolution_sees_the_tokens_before(length: int, taps: int):
+@pytest.mark.parametrize("full", [False, True])
+def test_a_convolution_sees_the_tokens_before(full: bool, taps: int, length: int, kernels: str):
     rng = np.random.default_rng(2)
-    x, tail, w = (rng.standard_normal((n, 5)).astype(np.float32) for n in (length, taps - 1, taps))
-    y, new_tail = convolve(mx.array(x), mx.array(tail), mx.array(w), None, False)
+    channels = 150
+    shapes = ((length, channels), (taps - 1, channels), (taps, channels), (channels,))
+    x, tail, w, bias = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+    given = mx.array(bias) if full else None
+    wide = mx.array(np.concatenate([x, x], axis=1))  # x as a view with gaps between its rows
+    y, new_tail = select(kernels).convolve(
+        wide[:, channels:], mx.array(tail), mx.array(w), given, full
+    )
     joined = np.concatenate([tail, x])
-    expected = [(joined[t : t + taps] * w).sum(axis=0) for t in range(length)]
+    expected = np.stack([(joined[t : t + taps] * w).sum(axis=0) for t in range(length)])
+    expected = silu(expected + bias) if full else expected
     np.testing.assert_allclose(np.array(y), expected, atol=1e-5)
     np.testing.assert_array_equal(np.array(new_tail), joined[-(taps - 1) :])
+
+
+@pytest.mark.parametrize("gate_first", [False, True])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_gated_norm(groups: int, gate_first: bool, kernels: str):
+    rng = np.random.default_rng(4)
+    y, gate = (rng.standard_normal((5, 3, 70)).astype(np.float32) for _ in range(2))
+    weight = rng.standard_normal((groups, 70)).astype(np.float32)
+    found = select(kernels).gated_norm(*map(mx.array, (y, gate, weight)), 1e-3, gate_first)
+    z = y * silu(gate) if gate_first else y
+    z = z / np.sqrt((z * z).mean(axis=-1, keepdims=True) + 1e-3) * weight
+    np.testing.assert_allclose(np.array(found), z if gate_first else z * silu(gate), atol=1e-5)

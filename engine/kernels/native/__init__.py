@@ -21,7 +21,6 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from engine import scan as recurrence
 from engine.errors import BackendError
 from engine.gguf import TensorInfo
 from engine.machine import cores
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from engine.decoder import Blocks, Head, Layers, Scorer
     from engine.kernels.native import _native
 
+MAX_TAPS = 64  # of a convolution, as in core/recurrence.h
 BUILT_FOR = Path(__file__).with_name("mlx-version")
 
 
@@ -100,9 +100,6 @@ class NativeKernels:
 
     name = "native"
     dtype = mx.float32
-    convolve = staticmethod(recurrence.convolve)
-    scan = staticmethod(recurrence.scan)
-    gated_norm = staticmethod(recurrence.gated_norm)
     fallback_reason: str | None = None
 
     def __init__(self, threads: int | None) -> None:
@@ -137,10 +134,62 @@ class NativeKernels:
         mixed: mx.array = self.native.latent_attention(_floats(q), values, scales, value_dim)
         return mixed
 
+    def convolve(
+        self, x: mx.array, tail: mx.array, taps: mx.array, bias: mx.array | None, activate: bool
+    ) -> tuple[mx.array, mx.array]:
+        _require_shape("taps", taps, (min(taps.shape[0], MAX_TAPS), x.shape[1]))
+        _require_shape("tail", tail, (taps.shape[0] - 1, x.shape[1]))
+        if bias is not None:
+            _require_shape("bias", bias, x.shape[1:])
+            bias = _floats(bias)
+        made: tuple[mx.array, mx.array] = self.native.convolve(
+            _floats(x), _floats(tail), _floats(taps), bias, activate
+        )
+        return made
+
+    def scan(
+        self,
+        q: mx.array,
+        k: mx.array,
+        v: mx.array,
+        log_decay: mx.array,
+        state: mx.array,
+        beta: mx.array | None = None,
+        eps: float = 0.0,
+    ) -> tuple[mx.array, mx.array]:
+        count, a, b, values = v.shape
+        shared = (count, min(q.shape[1], a), min(q.shape[2], b), q.shape[3])
+        if any(size not in (1, heads) for size, heads in ((shared[1], a), (shared[2], b))):
+            raise ValueError(f"scan: keys of {q.shape} for values of {v.shape}")
+        for name, array in (("q", q), ("k", k)):
+            _require_shape(name, array, shared)
+        _require_shape("log_decay", log_decay, v.shape[:3])
+        _require_shape("state", state, (a, b, q.shape[3], values))
+        if beta is not None:
+            _require_shape("beta", beta, v.shape[:3])
+            beta = _floats(beta)
+        parts = (_floats(part) for part in (q, k, v, log_decay, state))
+        made: tuple[mx.array, mx.array] = self.native.scan(*parts, beta, eps)
+        return made
+
+    def gated_norm(
+        self, y: mx.array, gate: mx.array, weight: mx.array, eps: float, gate_first: bool
+    ) -> mx.array:
+        _require_shape("gate", gate, y.shape)
+        _require_shape("weight", weight, (1 if weight.shape[0] == 1 else y.shape[1], y.shape[2]))
+        parts = (_floats(part) for part in (y, gate, weight))
+        made: mx.array = self.native.gated_norm(*parts, eps, gate_first)
+        return made
+
     def fuse(self, layers: Blocks, head: Head) -> tuple[Layers, Scorer]:
         from engine.kernels.native.fused import fuse
 
         return fuse(layers, head, self.native)
+
+
+def _require_shape(name: str, x: mx.array, shape: tuple[int, ...]) -> None:
+    if x.shape != shape:
+        raise ValueError(f"{name} has shape {x.shape}, expected {shape}")
 
 
 def _floats(x: mx.array) -> mx.array:
