@@ -17,7 +17,6 @@ MODELS = stored_models(set(PAGES))
 FLOAT = [m for m in MODELS if not m.quantized]
 QUANTIZED = [m for m in MODELS if m.quantized]
 CHUNKS = (1, 7, 64)
-LONG = 512  # tokens of a prompt from which feeding them one by one takes too long
 
 
 # At token 39 of this one two experts' scores lie 0.0005 apart, and rounding moves them by 0.007:
@@ -47,7 +46,7 @@ def all_logits(stored: Stored, kernels: str) -> tuple[np.ndarray, np.ndarray]:
     model = engine.load(stored.model, kernels=kernels)
     expected = stored.expected()
     prompt, tokens = expected["tokens"].tolist(), expected["decode_tokens"].tolist()
-    if len(prompt) < LONG:
+    if not stored.long:
         return np.array(model.logits(prompt)), decoded_logits(model, prompt, tokens)
     read = len(prompt) - len(expected["hf_logits"])  # what is stored is of the last tokens
     logits = decoded_logits(model, prompt[:read], prompt[read:] + tokens)
@@ -69,18 +68,16 @@ def test_float_logits_equal_the_reference(stored: Stored, kernels: str):
 
 
 @pytest.mark.float32
-@by_name(FLOAT)
+@by_name([m for m in FLOAT if not m.long])
 def test_prefill_in_chunks_equals_the_reference(stored: Stored, kernels: str):
     expected = stored.expected()
     reference, deviation = expected["hf_logits"], expected["hf_logits"].std()
     model = engine.load(stored.model, kernels=kernels)
     tokens = expected["tokens"].tolist()
-    for chunk in CHUNKS if len(tokens) < LONG else (LONG,):
+    for chunk in CHUNKS:
         logits = prompt_logits(model, tokens, chunk)
-        ends = [min(s + chunk, len(tokens)) - len(tokens) for s in range(0, len(tokens), chunk)]
-        kept = [i for i, end in enumerate(ends) if len(reference) + end > 0]
-        rows = reference[[len(reference) + ends[i] - 1 for i in kept]]
-        assert np.abs(logits[kept] - rows).max() < 1e-3 * deviation, f"chunks of {chunk}"
+        last = [min(s + chunk, len(tokens)) - 1 for s in range(0, len(tokens), chunk)]
+        assert np.abs(logits - reference[last]).max() < 1e-3 * deviation, f"chunks of {chunk}"
 
 
 @pytest.mark.float32
@@ -120,7 +117,7 @@ def test_rounded_types_are_as_true_as_llama_cpp(kernels: str):
         assert ratio <= 1.1, family
 
 
-@by_name([m for m in MODELS if len(m.expected()["tokens"]) < LONG])
+@by_name([m for m in MODELS if not m.long])
 def test_sixteen_bit_arithmetic_stays_close(stored: Stored, monkeypatch):
     """What a GPU computes, here or on one: median over positions, in standard deviations."""
     monkeypatch.setattr(StockKernels, "dtype", mx.bfloat16)
