@@ -87,11 +87,18 @@ _REPACKED = (
 def _title(judged: Judged) -> str:
     entry, config = judged.entry, judged.config
     if entry is not None:
-        parameters = f"{count(entry.total_parameters)} parameters"
-        if entry.moe:
-            parameters += f", {count(entry.active_parameters)} active for each token"
-        return f"{judged.name}: {entry.name}, {parameters}"
-    return f"{judged.name}: {config.name}, {config.architecture}" if config else judged.name
+        sizes = _sizes(entry.total_parameters, entry.active_parameters, entry.moe)
+        return f"{judged.name}: {entry.name}, {sizes}"
+    if config is None or judged.parameters is None:
+        return judged.name
+    sizes = _sizes(*judged.parameters, config.experts is not None)
+    return f"{judged.name}: {config.name}, {config.architecture}, {sizes}"
+
+
+def _sizes(total: int | None, active: int | None, moe: bool) -> str:
+    """Say how many parameters there are, and how many work for one token."""
+    text = f"{count(total)} parameters"
+    return f"{text}, {count(active)} active for each token" if moe else text
 
 
 def _largest(judged: Judged) -> str:

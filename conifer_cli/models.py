@@ -166,14 +166,19 @@ def _entry_facts(entry: Entry) -> list[tuple[str, str]]:
 
 
 def _file_facts(file: ModelFile, config: ModelConfig) -> list[tuple[str, str]]:
+    from engine.config import count_parameters
+
     types = sorted({tensor.type.name for tensor in file.tensors.values()})
     experts = f"{config.experts.used} of {config.experts.count}" if config.experts else "none"
+    total, active = count_parameters(config, file.tensors)
+    counts = f"{total:,}, {active:,} active for each token"
     return [
         ("file", str(file.parts[0])),
         ("file size", f"{size(file.size_bytes)} in {len(file.parts)} part(s)"),
         ("file name", config.name),
         ("file architecture", config.architecture),
         ("file layers", f"{config.layers}, {config.width} wide"),
+        ("file parameters", counts),
         ("file experts", experts),
         ("file context", f"{config.context:,}"),
         ("vocabulary", f"{config.vocab:,}"),
@@ -191,9 +196,14 @@ def _entry_document(entry: Entry) -> dict[str, Any]:
 def _file_document(file: ModelFile, config: ModelConfig) -> dict[str, Any]:
     import dataclasses
 
+    from engine.config import count_parameters
+
+    total, active = count_parameters(config, file.tensors)
     return {
         "paths": [str(path) for path in file.parts],
         "size_bytes": file.size_bytes,
+        "total_parameters": total,
+        "active_parameters": active,
         "config": dataclasses.asdict(config),
         "tensors": len(file.tensors),
         "types": sorted({tensor.type.name for tensor in file.tensors.values()}),

@@ -58,6 +58,7 @@ class Judged:
     metadata: Mapping[str, Any] | None = None
     config: ModelConfig | None = None
     q8_fits: bool = False
+    parameters: tuple[int, int] | None = None  # in all, and for one token; by the header
 
 
 def judge_model(
@@ -187,7 +188,7 @@ def _judge_header(
     machine: Machine,
 ) -> Judged:
     """Judge what a header says, and whether an 8-bit cache would change it."""
-    from engine.config import read_config
+    from engine.config import count_parameters, read_config
     from engine.memory import judge
     from engine.models import require_architecture
 
@@ -219,6 +220,7 @@ def _judge_header(
         metadata=metadata,
         config=config,
         q8_fits=q8_fits,
+        parameters=count_parameters(config, tensors),
     )
 
 

@@ -46,7 +46,7 @@ def unfinished(pages: list[Path]) -> list[str]:
 
 
 def missing_from_tree() -> list[str]:
-    """List source files that the README's tree does not name."""
+    """List source files that the README's tree does not name, but for the architectures' pages."""
     readme = (ROOT / "README.md").read_text()
     files = [
         path for wing in ("conifer_cli", "engine", "catalog") for path in (ROOT / wing).rglob("*")
@@ -55,6 +55,7 @@ def missing_from_tree() -> list[str]:
         f"README.md: its tree does not name {path.relative_to(ROOT)}"
         for path in files
         if path.suffix in (".py", ".toml") and path.name not in ("__init__.py", "__main__.py")
+        if path.parent != ROOT / "engine" / "models"
         if not re.search(rf"\b{re.escape(path.name)}", readme)
     ]
 

@@ -13,20 +13,28 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
-from engine.cache import Cache, LayerCache, new_layer_cache
-from engine.config import ModelConfig
+from engine.cache import Cache, LayerCache, common_reach, new_layer_cache
+from engine.config import LayerMemory, ModelConfig
 from engine.kernels import QTensor
-from engine.layers import Attention, Norm
+from engine.layers import AnyNorm, required_norm
 from engine.weights import Weights
 
 Scorer = Callable[[mx.array], mx.array]  # (T, D) -> (T, V) float32
+# What mixes tokens: attention or a recurrent layer. (T, D), its cache, the position of the first
+# token -> (T, D). The cache is what `ModelConfig.memory` says of the layer; without one the tokens
+# see only each other.
+Mixer = Callable[[mx.array, Any, int], mx.array]
+FeedForwardLayer = Callable[[mx.array], mx.array]  # (T, D) -> (T, D)
 
 
 class Layers(Protocol):
     """All layers between embedding and head."""
 
     def new_caches(self, context: int, kv_type: str) -> Any:
-        """Make what remembers keys and values for all layers, in the form that these want."""
+        """Make what remembers a sequence for all layers, in the form that these want."""
+
+    def reach(self, caches: Any, length: int) -> int:
+        """Say how many tokens, `length` at most, these caches can go back to."""
 
     def __call__(self, x: mx.array, caches: Any, offset: int) -> mx.array:
         """x (T, D), its first token at position `offset` -> (T, D)."""
@@ -34,31 +42,46 @@ class Layers(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Attention, then feed-forward, each on normalised input and added to the stream."""
+    """A mixer, then feed-forward, each on normalised input and added to the stream.
 
-    attention_norm: Norm
-    attention: Attention
-    feed_forward_norm: Norm
-    feed_forward: Callable[[mx.array], mx.array]
+    post_mixer_norm, post_feed_forward_norm: normalise what is added, before it is.
+    residual_scale: what is added is multiplied by it.
+    """
+
+    mixer_norm: AnyNorm
+    mixer: Mixer
+    feed_forward_norm: AnyNorm
+    feed_forward: FeedForwardLayer
+    post_mixer_norm: AnyNorm | None = None
+    post_feed_forward_norm: AnyNorm | None = None
+    residual_scale: float = 1.0
 
     def __call__(self, x: mx.array, cache: LayerCache | None, offset: int) -> mx.array:
         """x (T, D) -> (T, D)."""
-        x = x + self.attention(self.attention_norm(x), cache, offset)
-        return x + self.feed_forward(self.feed_forward_norm(x))
+        x = self._add(x, self.mixer(self.mixer_norm(x), cache, offset), self.post_mixer_norm)
+        y = self.feed_forward(self.feed_forward_norm(x))
+        return self._add(x, y, self.post_feed_forward_norm)
+
+    def _add(self, x: mx.array, y: mx.array, norm: AnyNorm | None) -> mx.array:
+        if norm is not None:
+            y = norm(y)
+        return x + (y if self.residual_scale == 1.0 else y * self.residual_scale)
 
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """Blocks run one after the other."""
+    """Blocks run one after the other. memory: what each remembers."""
 
     blocks: Sequence[Block]
+    memory: Sequence[LayerMemory]
 
     def new_caches(self, context: int, kv_type: str) -> list[LayerCache]:
         """Make the cache of every block. They grow as tokens come, up to any context."""
-        shapes = (
-            (b.attention.kv_heads, b.attention.key_dim, b.attention.value_dim) for b in self.blocks
-        )
-        return [new_layer_cache(*shape, kv_type) for shape in shapes]
+        return [new_layer_cache(memory, context, kv_type) for memory in self.memory]
+
+    def reach(self, caches: Sequence[LayerCache], length: int) -> int:
+        """Say how many tokens, `length` at most, these caches can go back to."""
+        return common_reach(caches, length)
 
     def __call__(self, x: mx.array, caches: Sequence[LayerCache] | None, offset: int) -> mx.array:
         """x (T, D), its first token at position `offset` -> (T, D)."""
@@ -69,31 +92,64 @@ class Blocks:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The last norm and the projection to the vocabulary."""
+    """The last norm and the projection to the vocabulary.
 
-    norm: Norm
+    The logits are multiplied by `scale`; `cap`, if any, bounds them: cap * tanh(logits / cap).
+    """
+
+    norm: AnyNorm
     output: QTensor
+    bias: mx.array | None = None  # (V,)
+    scale: float = 1.0
+    cap: float = 0.0
 
     def __call__(self, x: mx.array) -> mx.array:
         """x (T, D) -> (T, V) float32."""
-        return self.output.matmul(self.norm(x)).astype(mx.float32)
+        return self.finish(self.output.matmul(self.norm(x)).astype(mx.float32))
+
+    def finish(self, logits: mx.array) -> mx.array:
+        """Make logits of what the projection gives: (T, V) -> (T, V)."""
+        if self.bias is not None:
+            logits = logits + self.bias
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return self.cap * mx.tanh(logits / self.cap) if self.cap else logits
 
 
 class Decoder:
-    """The graph of a model. The head is the embedding where the file has none of its own."""
+    """The graph of a model. The head is the embedding where the file has none of its own.
 
-    def __init__(self, config: ModelConfig, weights: Weights, blocks: Sequence[Block]) -> None:
+    output_norm: the tensor of the last norm. embedding_scale: on what is looked up; None is what
+    the file says.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        blocks: Sequence[Block],
+        output_norm: str = "output_norm",
+        embedding_scale: float | None = None,
+    ) -> None:
         shape = (config.vocab, config.width)
         self.embedding = weights.matrix("token_embd.weight", *shape)
-        norm = Norm(weights.vector("output_norm.weight", config.width), config.norm_eps)
+        self.embedding_scale = (
+            config.embedding_scale if embedding_scale is None else embedding_scale
+        )
+        norm = required_norm(weights, output_norm, config.width, config.norm_eps)
         tied = "output.weight" not in weights
         output = self.embedding if tied else weights.matrix("output.weight", *shape)
-        self.layers, self.head = weights.kernels.fuse(Blocks(blocks), Head(norm, output))
+        bias = weights.optional_vector("output.bias", config.vocab)
+        head = Head(norm, output, bias, config.logit_scale, config.logit_cap)
+        memory = [config.memory(layer) for layer in range(config.layers)]
+        self.layers, self.head = weights.kernels.fuse(Blocks(blocks, memory), head)
         self.kernels = weights.kernels
 
     def hidden(self, tokens: mx.array, cache: Cache | None, offset: int) -> mx.array:
         """Run the blocks over tokens (T,), the first at position `offset`: (T, D)."""
         x = self.embedding.rows(tokens).astype(self.kernels.dtype)
+        if self.embedding_scale != 1.0:
+            x = x * self.embedding_scale
         return self.layers(x, cache.layers if cache else None, offset)
 
     def logits(self, hidden: mx.array) -> mx.array:
@@ -104,22 +160,34 @@ class Decoder:
 def pre_norm_decoder(
     config: ModelConfig,
     weights: Weights,
-    attention: Callable[[int], Attention],
-    feed_forward: Callable[[int], Callable[[mx.array], mx.array]],
+    mixer: Callable[[int], Mixer],
+    feed_forward: Callable[[int], FeedForwardLayer],
+    *,
+    feed_forward_norm: str = "ffn_norm",
+    sandwich: bool = False,
+    output_norm: str = "output_norm",
+    embedding_scale: float | None = None,
 ) -> Decoder:
-    """Put a decoder together whose blocks have the norms `attn_norm` and `ffn_norm`.
+    """Put a decoder together whose blocks normalise what their two parts read.
 
-    attention, feed_forward: make those of a layer, given its number.
+    mixer, feed_forward: make those of a layer, given its number. feed_forward_norm: what the file
+    calls the norm before the feed-forward layer. sandwich: norms after both parts, too.
+    A norm with a bias in the file is a layer norm. The rest as in `Decoder`.
     """
 
-    def norm(layer: int, name: str) -> Norm:
-        weight = weights.vector(f"blk.{layer}.{name}.weight", config.width)
-        return Norm(weight, config.norm_eps)
+    def norm(layer: int, name: str) -> AnyNorm:
+        return required_norm(weights, f"blk.{layer}.{name}", config.width, config.norm_eps)
 
     blocks = [
         Block(
-            norm(layer, "attn_norm"), attention(layer), norm(layer, "ffn_norm"), feed_forward(layer)
+            norm(layer, "attn_norm"),
+            mixer(layer),
+            norm(layer, feed_forward_norm),
+            feed_forward(layer),
+            norm(layer, "post_attention_norm") if sandwich else None,
+            norm(layer, "post_ffw_norm") if sandwich else None,
+            config.residual_scale,
         )
         for layer in range(config.layers)
     ]
-    return Decoder(config, weights, blocks)
+    return Decoder(config, weights, blocks, output_norm, embedding_scale)

@@ -136,8 +136,8 @@ class TokenStream:
 
     def _prefill(self) -> mx.array:
         """Bring the cache to the end of the prompt: logits (V,) for what comes next."""
-        cached = min(self.cache.shared_prefix(self.tokens), len(self.tokens) - 1)
-        self.cache.trim(cached)
+        self.cache.trim(min(self.cache.shared_prefix(self.tokens), len(self.tokens) - 1))
+        cached = self.cache.length
         self.stats.cached_tokens = cached
         return self.model.prefill(self.tokens[cached:], self.cache, self.on_prefill)
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
-from engine.cache import bytes_per_value
-from engine.config import ModelConfig
+from engine.cache import moved_kv_bytes
+from engine.config import ModelConfig, token_share, used_tensors
 from engine.gguf import TensorInfo
 from engine.kernels import resident_bytes
 from engine.machine import cores
@@ -85,27 +85,12 @@ def moved_bytes(
     """Say how many bytes one token moves at `depth`: the weights it uses, and the KV cache.
 
     kernels: native or stock, which hold weights in other sizes.
-    Of a stack of experts those that are chosen count; of an embedding, if it is not the head too,
-    one row.
     """
-    kv_bytes = depth * config.kv_values() * bytes_per_value(config, kv_type)
     weights = sum(
-        resident_bytes(info, device, kernels) * _share(info, config, tensors)
-        for info in tensors.values()
+        resident_bytes(info, device, kernels) * token_share(info, config, tensors)
+        for info in used_tensors(config, tensors)
     )
-    return int(weights + kv_bytes)
-
-
-def _share(info: TensorInfo, config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> float:
-    """Say which part of a tensor one token uses."""
-    if info.name == "token_embd.weight" and "output.weight" in tensors:
-        return 1 / config.vocab
-    # `blk.0.ffn_up_exps.weight`, or in old files `blk.0.ffn_up.7.weight`
-    place = info.name.split(".")
-    expert = info.name.endswith("_exps.weight") or (len(place) == 5 and place[3].isdigit())
-    if expert and config.experts:
-        return config.experts.used / config.experts.count
-    return 1.0
+    return int(weights) + moved_kv_bytes(config, depth, kv_type)
 
 
 def read_rates(size_bytes: int, repeat: int, device: str) -> Iterator[float]:

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from engine.cache import STEP, bytes_per_value, kv_bytes
-from engine.config import ModelConfig
+from engine.cache import STEP, kv_bytes, token_bytes
+from engine.config import ModelConfig, used_tensors
 from engine.errors import DoesNotFit
+from engine.families import SOFTMAX
 from engine.gguf import TensorInfo
 from engine.kernels import growth, resident_bytes, selected
 from engine.machine import Machine
@@ -23,7 +24,20 @@ MIN_RESERVE = 512 << 20
 PROGRAM = 320 << 20  # Python, MLX, the tokenizer of a large vocabulary
 DEFAULT_CONTEXT = 32_768
 SCORE_BYTES = 128 << 20  # attention scores of one prefill chunk
+INDEXER_BYTES = 64 << 20  # scores that the heads of an indexer give at a time
 MAX_CHUNK, MIN_CHUNK = 512, 16
+# Parts of tensors' names that say of a layer that the native kernels have no task for it.
+UNFUSED = [
+    "_exps.bias",
+    "_shexp.",
+    "_sinks",
+    "attn_norm.bias",
+    "exp_probs_b",
+    "gate_inp.bias",
+    "gate_up_exps",
+    "post_ffw_norm",
+    "rope_factors_long",
+]
 GUESSED_KV, GUESSED_BUFFERS = 768 << 20, 512 << 20  # where there is no header: some 8,000 tokens
 
 
@@ -81,7 +95,8 @@ def judge(
     and the largest that fits. kernels: what it will be loaded with, auto, native or stock.
     """
     kernels = selected(kernels, machine.backend)
-    held = (resident_bytes(info, machine.backend, kernels) for info in tensors.values())
+    used = used_tensors(config, tensors)
+    held = (resident_bytes(info, machine.backend, kernels) for info in used)
     weights_bytes = sum(held)
 
     def need(tokens: int) -> Need:
@@ -141,14 +156,35 @@ def reserve_bytes(machine: Machine) -> int:
 def prefill_chunk(config: ModelConfig, context: int, kernels: str) -> int:
     """Say how many tokens prefill runs at a time, so that the scores of one chunk stay bounded.
 
-    The native kernels hold the scores of a few tokens only, whatever the chunk.
+    The native kernels hold the scores of a few tokens only, whatever the chunk; attention on top of
+    them bounds its own.
     """
     chunk = MAX_CHUNK
-    if kernels == "native":
+    if kernels == "native" or config.latent:
         return chunk
     while chunk > MIN_CHUNK and 4 * config.heads * chunk * context > SCORE_BYTES:
         chunk //= 2
     return chunk
+
+
+def fuses(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> bool:
+    """Say whether the native kernels run all layers as one task, or only multiply for them.
+
+    By config and names what `engine.kernels.native.fused` says by the layers; a test compares them.
+    """
+    experts = config.experts
+    plain = not (config.latent or config.recurrent or config.score_cap or any(config.windows))
+    routed = experts is None or (experts.gating == SOFTMAX and experts.groups == 1)
+    norm = tensors.get("blk.0.attn_q_norm.weight")
+    return (
+        plain
+        and routed
+        and (norm is None or norm.shape == (config.key_dim,))
+        and config.rope_enabled
+        and config.residual_scale == 1
+        and not config.temperature_scale
+        and not any(part in name for name in tensors for part in UNFUSED)
+    )
 
 
 def buffer_bytes(
@@ -162,27 +198,39 @@ def buffer_bytes(
     """Estimate the scratch memory at its highest, while the last chunk of a full context runs.
 
     It never falls as the context grows: where `prefill_chunk` halves a chunk, the bound stays.
-    The native kernels widen nothing and keep no scores.
+    The native kernels widen nothing and keep no scores where they run layers of their own.
     """
     chunk = min(MAX_CHUNK, context)
-    heads = config.heads * (config.key_dim + config.value_dim) * 2
-    hidden = 3 * config.feed_forward
+    heads = config.heads * _head_values(config)
+    hidden = 3 * max(config.feed_forward)
     if config.experts:
-        hidden = max(hidden, config.experts.used * (3 * config.experts.width + 2 * config.width))
+        routed = config.experts.used * (3 * config.experts.width + 2 * config.width)
+        hidden = max(hidden, routed + 3 * config.experts.shared_width)
     rows = 4 * chunk * (4 * config.width + heads + hidden)
     logits = 6 * 4 * config.vocab
-    if kernels == "native":
-        return rows + logits
-    kv_heads = max(config.kv_heads)
+    indexing = 0
+    if config.latent and config.latent.indexer:  # scores of its heads, and its keys in float32
+        indexing = 3 * INDEXER_BYTES + 4 * context * config.latent.indexer.dims
+    if kernels == "native" and (config.latent or fuses(config, tensors)):
+        return rows + logits + indexing
     one_row = 4 * config.heads * context
     scores = 2 * max(min(one_row * chunk, SCORE_BYTES), one_row * min(MIN_CHUNK, chunk))
-    widened = 4 * kv_heads * context * (config.key_dim + config.value_dim)
+    layers = [config.memory(layer) for layer in range(config.layers)]
+    widened = context * max(token_bytes(layer, "f32") for layer in layers)
     if kv_type != "f32":  # one layer's keys and values, as the attention wants them
-        widened += int(context * kv_heads * 2 * bytes_per_value(config, kv_type))
+        widened += context * max(token_bytes(layer, kv_type) for layer in layers)
     # Multiplied in float32: every half-precision matrix on a CPU, a stack of experts anywhere.
     halves = [t for t in tensors.values() if t.type.name in ("F16", "BF16")]
     widest = max((t.size_bytes for t in halves if backend == "cpu" or len(t.shape) == 3), default=0)
-    return scores + widened + rows + logits + 2 * widest
+    return scores + int(widened) + rows + logits + indexing + 2 * widest
+
+
+def _head_values(config: ModelConfig) -> int:
+    """Count the values of one head, for one token, that attention holds at a time."""
+    if config.latent is None:
+        return 2 * (config.key_dim + config.value_dim)
+    rank, turned = config.latent.rank, config.rope.dims
+    return 2 * (2 * rank + turned) + config.latent.key_dim + config.latent.value_dim
 
 
 def _judge_need(need: Need, file_bytes: int, machine: Machine) -> Verdict:

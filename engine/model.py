@@ -49,7 +49,9 @@ class Model:
             raise ValueError(f"kv_type is {kv_type!r}; there are {', '.join(KV_TYPES)}")
         if context < 1:
             raise ValueError(f"context is {context}, and must be at least 1")
-        return Cache(self._decoder.layers.new_caches(context, kv_type), context)
+        layers = self._decoder.layers
+        caches = layers.new_caches(context, kv_type)
+        return Cache(caches, context, lambda length: layers.reach(caches, length))
 
     def logits(self, tokens: list[int]) -> mx.array:
         """Score every position without a cache: (T, V) float32."""

@@ -16,6 +16,7 @@ import numpy as np
 from engine.errors import GGUFError
 from engine.gguf import ModelFile, TensorInfo
 from engine.kernels import Kernels, QTensor
+from engine.quants import TYPE_BY_NAME, dequantize
 
 
 class Weights:
@@ -34,12 +35,70 @@ class Weights:
         info = self._info(name, shape)
         return self.kernels.load(self._blocks(info), info)
 
-    def vector(self, name: str, size: int) -> mx.array:
-        """Load a float32 vector, which must have this size."""
-        info = self._info(name, (size,))
+    def rows_of(self, name: str, rows: int, start: int, end: int, columns: int) -> QTensor:
+        """Load rows start..end of the matrix `name` (rows, columns) as a matrix."""
+        info = self._info(name, (rows, columns))
+        row_bytes = info.size_bytes // rows
+        part = dataclasses.replace(
+            info,
+            shape=(end - start, columns),
+            offset=info.offset + start * row_bytes,
+            size_bytes=(end - start) * row_bytes,
+        )
+        return self.kernels.load(self._blocks(part), part)
+
+    def stack_of(self, name: str, shape: tuple[int, int, int], start: int, end: int) -> QTensor:
+        """Load rows start..end of each of E equal parts of a matrix as a stack.
+
+        shape: (E, rows of a part, columns).
+        """
+        parts, info = self._parts_of(name, shape)
+        return self._load_copy(parts[:, start:end], info)
+
+    def turned_stack_of(
+        self, name: str, shape: tuple[int, int, int], start: int, end: int
+    ) -> QTensor:
+        """As `stack_of`, each matrix transposed; blocks of several weights become float16."""
+        parts, info = self._parts_of(name, shape)
+        rows, kind = np.ascontiguousarray(parts[:, start:end]), info.type
+        if kind.weights == 1:
+            rows = rows.reshape(shape[0], end - start, shape[2], kind.size_bytes)
+            return self._load_copy(rows.swapaxes(1, 2), info)
+        floats = dequantize(rows.reshape(-1, kind.size_bytes), kind).astype(np.float16)
+        turned = np.ascontiguousarray(floats.reshape(shape[0], -1, shape[2]).swapaxes(1, 2))
+        info = dataclasses.replace(info, type=TYPE_BY_NAME["F16"])
+        return self._load_copy(turned.view(np.uint8), info)
+
+    def _parts_of(self, name: str, shape: tuple[int, int, int]) -> tuple[np.ndarray, TensorInfo]:
+        """Give back the blocks of a matrix as (E, rows of a part, bytes of a row)."""
+        info = self._info(name, (shape[0] * shape[1], shape[2]))
+        return self._blocks(info).reshape(*shape[:2], -1), info
+
+    def _load_copy(self, blocks: np.ndarray, info: TensorInfo) -> QTensor:
+        """Load a stack from blocks (E, rows, ...) of bytes."""
+        flat = np.ascontiguousarray(blocks)
+        columns = flat.size // (flat.shape[0] * flat.shape[1]) // info.type.size_bytes
+        shape = (*flat.shape[:2], columns * info.type.weights)
+        stack = dataclasses.replace(info, shape=shape, size_bytes=flat.nbytes)
+        return self.kernels.load(flat.reshape(-1), stack)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Say what shape a tensor has, () where the file has none of that name."""
+        info = self.tensors.get(name)
+        return info.shape if info else ()
+
+    def array(self, name: str, *shape: int) -> mx.array:
+        """Load a float32 tensor, which must have this shape, but for axes of size 1."""
+        held = self.shape(name)
+        same = [size for size in held if size > 1] == [size for size in shape if size > 1]
+        info = self._info(name, held if held and same else shape)
         if info.type.name != "F32":
             raise GGUFError(f"tensor {name!r} is {info.type.name}, expected F32")
-        return mx.array(self._blocks(info).view(np.float32))
+        return mx.array(self._blocks(info).view(np.float32)).reshape(shape)
+
+    def vector(self, name: str, size: int) -> mx.array:
+        """Load a float32 vector, which must have this size; the file may hold it as one row."""
+        return self.array(name, size)
 
     def optional_vector(self, name: str, size: int) -> mx.array | None:
         """Load a float32 vector, or None where the file has none."""

@@ -1,9 +1,10 @@
 """How a weight multiplies: the seam between the graph of a model and the machine under it.
 
-A weight is a `QTensor`. It answers three questions, and a model asks no others:
+A weight is a `QTensor`. It answers four questions, and a model asks no others:
 
     matmul(x)              (T, in) -> (T, out)
     gather_matmul(x, ids)  (T, 1 or k, in), ids (T, k) -> (T, k, out)    for a stack of E experts
+    stack_matmul(x)        (T, E, in) -> (T, E, out)                     for a stack of E heads
     rows(ids)              (T,) -> (T, in)                               for embeddings
 
 `Kernels` makes QTensors out of GGUF blocks. Two implementations are here: `stock`, plain MLX
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
     import numpy as np
 
+    from engine.cache import Rows
     from engine.decoder import Blocks, Head, Layers, Scorer
 
 NAMES = ("auto", "native", "stock")
@@ -60,6 +62,9 @@ class QTensor(Protocol):
     def gather_matmul(self, x: mx.array, ids: mx.array) -> mx.array:
         """Multiply by chosen experts: x (T, 1 or k, in), ids (T, k) -> (T, k, out)."""
 
+    def stack_matmul(self, x: mx.array) -> mx.array:
+        """Multiply by every matrix of a stack: x (T, E, in) -> (T, E, out)."""
+
     def rows(self, ids: mx.array) -> mx.array:
         """Look up rows: ids (T,) -> (T, in)."""
 
@@ -76,6 +81,35 @@ class Kernels(Protocol):
 
     def load(self, blocks: np.ndarray, info: TensorInfo) -> QTensor:
         """Make a weight of its GGUF blocks. blocks: (size_bytes,) uint8, which must not change."""
+
+    def convolve(
+        self, x: mx.array, tail: mx.array, taps: mx.array, bias: mx.array | None, activate: bool
+    ) -> tuple[mx.array, mx.array]:
+        """Do what `engine.scan.convolve` does."""
+
+    def scan(
+        self,
+        q: mx.array,
+        k: mx.array,
+        v: mx.array,
+        log_decay: mx.array,
+        state: mx.array,
+        beta: mx.array | None = None,
+        eps: float = 0.0,
+    ) -> tuple[mx.array, mx.array]:
+        """Do what `engine.scan.scan` does."""
+
+    def gated_norm(
+        self, y: mx.array, gate: mx.array, weight: mx.array, eps: float, gate_first: bool
+    ) -> mx.array:
+        """Do what `engine.scan.gated_norm` does."""
+
+    def latent_attention(self, q: mx.array, rows: Rows, value_dim: int) -> mx.array:
+        """Attend with all heads to one row of each token, which begins with its value.
+
+        q: (T, H, d), scaled; rows: (L, d), the last T those of the new tokens, of which each sees
+        those before it and itself. Returns (T, H, value_dim).
+        """
 
     def fuse(self, layers: Blocks, head: Head) -> tuple[Layers, Scorer]:
         """Give back what computes the same, faster where these kernels can."""
@@ -119,8 +153,11 @@ def selected(name: str, device: str) -> str:
 def resident_bytes(info: TensorInfo, device: str, kernels: str) -> int:
     """Say how many bytes a tensor takes once loaded on cpu, metal or cuda, by its header.
 
-    kernels: native, which read the file where it is mapped, or stock.
+    kernels: native, which read the file where it is mapped, or stock. Of `attn_kv_b`, which is
+    split at load, this is the most that it can take.
     """
+    if info.name.endswith(".attn_kv_b.weight"):
+        return max(info.size_bytes, 2 * math.prod(info.shape))
     if kernels == "native":
         return info.size_bytes
     if info.type.name not in RESIDENT_BITS:  # floats and MXFP4 keep their size

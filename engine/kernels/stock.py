@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from engine import scan as recurrence
 from engine.gguf import TensorInfo
 from engine.kernels import GROUP, QTensor
 from engine.kernels.repack import Affine, repack, repack_mxfp4
@@ -23,12 +25,14 @@ from engine.machine import cores
 from engine.quants import BlockType
 
 if TYPE_CHECKING:
+    from engine.cache import Rows
     from engine.decoder import Blocks, Head, Layers, Scorer
 
 Bytes = npt.NDArray[np.uint8]
 
 FLOATS = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
 CHUNK_WEIGHTS = 1 << 23  # weights repacked at a time: bounds what loading needs on top
+LATENT_BYTES = 32 << 20  # scores of latent attention at a time
 SPLIT_WORK = 1 << 18  # multiply-adds from which a second CPU stream pays for its hand-over
 
 
@@ -54,6 +58,12 @@ class FloatTensor:
         w = w.astype(mx.float32).swapaxes(-1, -2)  # MLX's gather_mm on a CPU takes nothing else
         y = mx.gather_mm(x[..., None, :].astype(mx.float32), w, rhs_indices=ids)
         return y.squeeze(-2).astype(x.dtype)
+
+    def stack_matmul(self, x: mx.array) -> mx.array:
+        w, rows = self.w.swapaxes(-1, -2), x.swapaxes(0, 1)
+        if w.dtype != x.dtype:
+            w, rows = w.astype(mx.float32), rows.astype(mx.float32)
+        return (rows @ w).swapaxes(0, 1).astype(x.dtype)
 
     def rows(self, ids: mx.array) -> mx.array:
         return self.w[ids]
@@ -92,8 +102,15 @@ class QuantizedTensor:
         )
 
     def gather_matmul(self, x: mx.array, ids: mx.array) -> mx.array:
-        y = mx.gather_qmm(
-            x[..., None, :],
+        return self._gather(x[..., None, :], ids).squeeze(-2)
+
+    def stack_matmul(self, x: mx.array) -> mx.array:
+        return self._gather(x.swapaxes(0, 1), mx.arange(self.shape[0])).swapaxes(0, 1)
+
+    def _gather(self, x: mx.array, ids: mx.array) -> mx.array:
+        """Multiply rows x (*ids.shape, T, in) by one matrix of the stack each: (*, T, out)."""
+        return mx.gather_qmm(
+            x,
             self.packed.q,
             self.packed.scales,
             self.packed.biases,
@@ -103,7 +120,6 @@ class QuantizedTensor:
             bits=self.packed.bits,
             mode=self.mode,
         )
-        return y.squeeze(-2)
 
     def rows(self, ids: mx.array) -> mx.array:
         chosen = self.packed.at(ids)
@@ -125,6 +141,8 @@ class StockKernels:
     """
 
     name = "stock"
+    convolve = staticmethod(recurrence.convolve)
+    gated_norm = staticmethod(recurrence.gated_norm)
 
     def __init__(
         self, backend: str, threads: int | None, fallback_reason: str | None = None
@@ -134,6 +152,8 @@ class StockKernels:
         self.streams = cpu_streams(threads or cores()) if on_cpu else ()
         mx.set_default_device(mx.cpu if on_cpu else mx.gpu)
         self.on_cpu = on_cpu
+        chunk = recurrence.CPU_CHUNK if on_cpu else recurrence.CHUNK
+        self.scan = functools.partial(recurrence.scan, chunk=chunk)
 
     @property
     def dtype(self) -> mx.Dtype:
@@ -146,6 +166,21 @@ class StockKernels:
         mode = "mxfp4" if info.type.name == "MXFP4" else "affine"
         packed = self._load_blocks(blocks, info)
         return QuantizedTensor(packed, info.shape, mode, self.dtype, self.streams)
+
+    def latent_attention(self, q: mx.array, rows: Rows, value_dim: int) -> mx.array:
+        keys = rows.floats().astype(q.dtype)
+        tokens, heads, dims = q.shape
+        past = keys.shape[0] - tokens
+        step = max(1, LATENT_BYTES // (4 * heads * keys.shape[0]))
+        mixed = []
+        for start in range(0, tokens, step):
+            part, visible = q[start : start + step], min(past + start + step, keys.shape[0])
+            seen, last = keys[:visible], mx.arange(past + start, visible)[:, None, None]
+            scores = (part.reshape(-1, dims) @ seen.T).reshape(-1, heads, visible)
+            scores = mx.where(mx.arange(visible) <= last, scores, -math.inf)
+            weights = mx.softmax(scores, axis=-1, precise=True).reshape(-1, visible)
+            mixed.append((weights @ seen[:, :value_dim]).reshape(-1, heads, value_dim))
+        return mx.concatenate(mixed, axis=0)
 
     def fuse(self, layers: Blocks, head: Head) -> tuple[Layers, Scorer]:
         return layers, head

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from engine.config import ModelConfig
 from engine.decoder import Decoder, pre_norm_decoder
-from engine.layers import Attention, FeedForward, Rope
-from engine.moe import Experts
+from engine.layers import Attention, Rope
+from engine.moe import feed_forward
 from engine.weights import Weights
 
 
@@ -21,10 +21,6 @@ def build(config: ModelConfig, weights: Weights) -> Decoder:
     return pre_norm_decoder(
         config,
         weights,
-        attention=lambda layer: Attention(config, weights, layer, rope),
-        feed_forward=lambda layer: (
-            Experts(config, weights, layer, renormalize=True)
-            if config.experts
-            else FeedForward(config, weights, layer)
-        ),
+        lambda layer: Attention(config, weights, layer, rope),
+        lambda layer: feed_forward(config, weights, layer),
     )

@@ -1,14 +1,16 @@
 """qwen3: Qwen3 dense, 0.6B to 32B.
 
 Each head of q and k is normalised before the rotary embedding, which pairs the halves of a head;
-the head width comes from the file and is not width / heads.
+the head width comes from the file and is not width / heads. The pages of many families are this
+one: what their layers differ by, their tensors and keys say.
 """
 
 from __future__ import annotations
 
 from engine.config import ModelConfig
 from engine.decoder import Decoder, pre_norm_decoder
-from engine.layers import Attention, FeedForward, Rope
+from engine.layers import Attention, Rope
+from engine.moe import feed_forward
 from engine.weights import Weights
 
 
@@ -18,6 +20,6 @@ def build(config: ModelConfig, weights: Weights) -> Decoder:
     return pre_norm_decoder(
         config,
         weights,
-        attention=lambda layer: Attention(config, weights, layer, rope),
-        feed_forward=lambda layer: FeedForward(config, weights, layer),
+        lambda layer: Attention(config, weights, layer, rope),
+        lambda layer: feed_forward(config, weights, layer),
     )

@@ -4,21 +4,6 @@ Attention as in `qwen3`; every layer is routed: softmax over all experts, the ch
 renormalised, no shared expert.
 """
 
-from __future__ import annotations
+from engine.models.qwen3 import build
 
-from engine.config import ModelConfig
-from engine.decoder import Decoder, pre_norm_decoder
-from engine.layers import Attention, Rope
-from engine.moe import Experts
-from engine.weights import Weights
-
-
-def build(config: ModelConfig, weights: Weights) -> Decoder:
-    """Build the graph from the weights of a `qwen3moe` file."""
-    rope = Rope(config.rope, interleaved=False)
-    return pre_norm_decoder(
-        config,
-        weights,
-        attention=lambda layer: Attention(config, weights, layer, rope),
-        feed_forward=lambda layer: Experts(config, weights, layer, renormalize=True),
-    )
+__all__ = ["build"]

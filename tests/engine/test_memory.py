@@ -206,3 +206,15 @@ def test_a_stack_of_experts_in_half_precision_is_widened_anywhere():
     cuda = machine(9 * GB, backend="cuda")
     matrix, experts = (judge(CONFIG, t, cuda, context=256).need.buffers_bytes for t in (one, stack))
     assert experts - matrix == 256 << 20
+
+
+def test_attention_on_top_of_native_kernels_keeps_scores():
+    tensors = q4_tensor(9)
+    plain = judge(read_config(QWEN3_30B), tensors, machine(60 * GB), context=40_960)
+    native = functools.partial(judge, tensors=tensors, machine=machine(60 * GB), kernels="native")
+    shared = tensors | {"blk.0.ffn_up_shexp.weight": tensors["w"]}
+    fused = native(read_config(QWEN3_30B), context=40_960).need.buffers_bytes
+    apart = memory.judge(
+        read_config(QWEN3_30B), shared, machine(60 * GB), context=40_960, kernels="native"
+    )
+    assert fused < apart.need.buffers_bytes == plain.need.buffers_bytes

@@ -1,4 +1,4 @@
-"""The native kernels against NumPy: every block type, three operations, and whole layers.
+"""The native kernels against NumPy: every block type, four operations, and whole layers.
 
 Where this build has none, because there was no compiler, only the refusal is tested.
 """
@@ -17,12 +17,15 @@ import numpy as np
 import pytest
 
 import engine
+from engine.cache import Rows
 from engine.errors import BackendError
-from engine.gguf import TensorInfo
+from engine.gguf import TensorInfo, open_model
 from engine.kernels import native, resident_bytes, select, selected
 from engine.machine import backend
+from engine.memory import fuses
+from engine.models import PAGES
 from engine.quants import TYPE_BY_NAME
-from support.models import HERE
+from support.models import HERE, stored_models
 from support.tensors import random_tensor
 
 NAMES = list(TYPE_BY_NAME)
@@ -105,6 +108,43 @@ def test_gather_matmul_runs_the_chosen_experts(name: str, tokens: int):
         assert error(y, gathered(x, ids, reference), x, reference) <= tolerance(name)
 
 
+@needs_native
+@pytest.mark.parametrize("tokens", [1, 3, 40])
+@pytest.mark.parametrize("name", NAMES)
+def test_stack_matmul_gives_every_matrix_its_own_rows(name: str, tokens: int):
+    weight, reference = load(name, (5, 24, 256))
+    x = np.random.default_rng(2).normal(size=(tokens, 5, 256)).astype(np.float32)
+    y = weight.stack_matmul(mx.array(x))
+    assert y.shape == (tokens, 5, 24)
+    expected = np.einsum("tei,eoi->teo", x, reference)
+    assert error(y, expected, x, reference) <= tolerance(name)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("q", "rows", "value_dim"),
+    [
+        ((1, 4, 80), (9, 64), 64),
+        ((4, 80), (9, 80), 64),
+        ((1, 4, 80), (9, 80), 81),
+        ((1, 4, 80), (9, 80), 0),
+        ((10, 4, 80), (9, 80), 64),
+    ],
+    ids=str,
+)
+def test_latent_attention_refuses_shapes_that_do_not_fit(q, rows, value_dim):
+    with pytest.raises(ValueError, match="latent_attention"):
+        select("native").latent_attention(mx.zeros(q), Rows(mx.zeros(rows)), value_dim)
+
+
+@needs_native
+@pytest.mark.parametrize("scales", [mx.zeros((9, 4), mx.float16), mx.zeros((9, 5))])
+def test_latent_attention_refuses_scales_that_do_not_fit(scales: mx.array):
+    rows = Rows(mx.zeros((9, 80), mx.int8), scales)
+    with pytest.raises(ValueError, match="latent_attention"):
+        select("native").latent_attention(mx.zeros((1, 4, 80)), rows, 64)
+
+
 def random_case(seed: int) -> None:
     """One product of random type, shape, number of tokens and of chosen experts."""
     rng = np.random.default_rng(seed)
@@ -179,6 +219,11 @@ WRONG = [
     *[((24, 512), "matmul", (shape,)) for shape in [(512,), (2, 511), (2, 513), (1, 2, 512), ()]],
     *[((24, 512), "matmul", (shape,)) for shape in [(512, 2), (2, 1), (2, 0), (0, 0), (512, 24)]],
     *[((5, 24, 512), "matmul", (shape,)) for shape in [(2, 512), (5, 512), (5, 24, 512)]],
+    *[
+        ((5, 24, 512), "stack_matmul", (s,))
+        for s in [(2, 4, 512), (2, 5, 511), (5, 512), (5, 1, 1)]
+    ],
+    *[((24, 512), "stack_matmul", (shape,)) for shape in [(2, 24, 512), (2, 512)]],
     *[((24, 512), "gather_matmul", (shape, (2, 2))) for shape in [(2, 1, 512), (2, 512), (512,)]],
     *[
         ((5, 24, 512), "gather_matmul", shapes)
@@ -243,6 +288,15 @@ def test_blocks_that_are_not_the_weight_are_refused(shape: tuple[int, ...], lost
 
 def test_fifty_wrong_calls_are_listed():
     assert len(WRONG) + len(DTYPES) + 4 >= 50
+
+
+@needs_native
+@pytest.mark.parametrize("name", [s.name for s in stored_models(set(PAGES)) if not s.quantized])
+def test_the_verdict_knows_which_layers_they_run(name: str):
+    stored = next(s for s in stored_models(set(PAGES)) if s.name == name)
+    model = engine.load(stored.model, kernels="native")
+    fused = type(model._decoder.layers).__name__ == "FusedLayers"
+    assert fuses(model.config, open_model(stored.model).tensors) == fused
 
 
 @needs_native

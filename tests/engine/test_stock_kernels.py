@@ -1,4 +1,4 @@
-"""The stock kernels against NumPy: every block type, three operations, random bytes."""
+"""The stock kernels against NumPy: every block type, four operations, random bytes."""
 
 from __future__ import annotations
 
@@ -48,6 +48,17 @@ def test_gather_matmul_runs_the_chosen_experts(name: str):
         y = weight.gather_matmul(mx.array(x), mx.array(ids))
         assert y.shape == (3, 2, 24)
         assert loss(y, expected) <= LOSS.get(name, 0) + 2e-6
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_stack_matmul_gives_every_matrix_its_own_rows(name: str, tokens: int):
+    blocks, info, reference = random_tensor(name, (5, 24, 256))
+    x = np.random.default_rng(2).normal(size=(tokens, 5, 256)).astype(np.float32)
+    y = select("stock").load(blocks, info).stack_matmul(mx.array(x))
+    assert y.shape == (tokens, 5, 24)
+    expected = np.einsum("tei,eoi->teo", x, reference)
+    assert loss(y, expected) <= LOSS.get(name, 0) + 2e-6
 
 
 @pytest.mark.parametrize("name", NAMES)

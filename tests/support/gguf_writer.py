@@ -9,9 +9,10 @@ to lie about (counts, lengths, ids, offsets) can be set by hand; what is not set
 from __future__ import annotations
 
 import math
+import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,32 @@ def write_parts(folder: Path, stem: str, blobs: Sequence[bytes]) -> list[Path]:
     ]
     for path, blob in zip(paths, blobs, strict=True):
         path.write_bytes(blob)
+    return paths
+
+
+def write_sparse_parts(
+    folder: Path, stem: str, metadata: Mapping[str, Any], parts: Sequence[Sequence[Tensor]]
+) -> list[Path]:
+    """Write a model as several files, or one, whose tensors are holes that take no room."""
+    total = sum(len(part) for part in parts)
+    paths = []
+    for number, tensors in enumerate(parts):
+        keys = dict(metadata) if number == 0 else {}
+        path = folder / f"{stem}.gguf"
+        if len(parts) > 1:
+            path = folder / f"{stem}-{number + 1:05}-of-{len(parts):05}.gguf"
+            keys |= {"split.no": np.uint16(number), "split.count": np.uint16(len(parts))}
+            keys["split.tensors.count"] = np.int32(total)
+        offset, empty = 0, []
+        for tensor in tensors:
+            block = TYPE_BY_NAME[str(tensor.type)]
+            empty.append(replace(tensor, data=b"", offset=offset))
+            size_bytes = math.prod(tensor.shape) // block.weights * block.size_bytes
+            offset += size_bytes + -size_bytes % 32
+        head = gguf_bytes(keys, empty)
+        path.write_bytes(head)
+        os.truncate(path, len(head) + offset)
+        paths.append(path)
     return paths
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -25,9 +26,11 @@ from engine.gguf import TensorInfo
 from engine.machine import cores
 
 if TYPE_CHECKING:
+    from engine.cache import Rows
     from engine.decoder import Blocks, Head, Layers, Scorer
     from engine.kernels.native import _native
 
+MAX_TAPS = 64  # of a convolution, as in core/recurrence.h
 BUILT_FOR = Path(__file__).with_name("mlx-version")
 
 
@@ -76,6 +79,12 @@ class NativeTensor:
         product: mx.array = self.native.gather_matmul(_floats(x), _ids(ids), self.weight)
         return product
 
+    def stack_matmul(self, x: mx.array) -> mx.array:
+        if len(self.shape) != 3 or x.ndim != 3 or x.shape[1:] != (self.shape[0], self.shape[2]):
+            raise ValueError(f"stack_matmul: {x.shape} by a stack of {self.shape}")
+        ids = mx.broadcast_to(mx.arange(x.shape[1]), x.shape[:2])
+        return self.gather_matmul(x, ids)
+
     def rows(self, ids: mx.array) -> mx.array:
         if len(self.shape) != 2 or ids.ndim != 1:
             raise ValueError(f"rows: {ids.shape} of a weight of {self.shape}")
@@ -106,10 +115,81 @@ class NativeKernels:
         weight = self.native.Weight(blocks, info.type.id, experts, rows, columns)
         return NativeTensor(weight, info.shape, self.native)
 
+    def latent_attention(self, q: mx.array, rows: Rows, value_dim: int) -> mx.array:
+        values, scales = rows.values, rows.scales
+        fits = q.ndim == 3 and values.ndim == 2 and q.shape[2] == values.shape[1] >= value_dim > 0
+        if not fits or not q.shape[0] <= values.shape[0]:
+            raise ValueError(
+                f"latent_attention: {q.shape} over {values.shape}, of them {value_dim}"
+            )
+        if scales is None and values.dtype != mx.float16:
+            values = _floats(values)
+        groups = values.shape[1] // math.gcd(values.shape[1], 32)
+        if scales is not None and (
+            values.dtype != mx.int8
+            or scales.dtype != mx.float16
+            or scales.shape != (values.shape[0], groups)
+        ):
+            raise ValueError(f"latent_attention: {values.dtype} with scales {scales.shape}")
+        mixed: mx.array = self.native.latent_attention(_floats(q), values, scales, value_dim)
+        return mixed
+
+    def convolve(
+        self, x: mx.array, tail: mx.array, taps: mx.array, bias: mx.array | None, activate: bool
+    ) -> tuple[mx.array, mx.array]:
+        _require_shape("taps", taps, (min(taps.shape[0], MAX_TAPS), x.shape[1]))
+        _require_shape("tail", tail, (taps.shape[0] - 1, x.shape[1]))
+        if bias is not None:
+            _require_shape("bias", bias, x.shape[1:])
+            bias = _floats(bias)
+        made: tuple[mx.array, mx.array] = self.native.convolve(
+            _floats(x), _floats(tail), _floats(taps), bias, activate
+        )
+        return made
+
+    def scan(
+        self,
+        q: mx.array,
+        k: mx.array,
+        v: mx.array,
+        log_decay: mx.array,
+        state: mx.array,
+        beta: mx.array | None = None,
+        eps: float = 0.0,
+    ) -> tuple[mx.array, mx.array]:
+        count, a, b, values = v.shape
+        shared = (count, min(q.shape[1], a), min(q.shape[2], b), q.shape[3])
+        if any(size not in (1, heads) for size, heads in ((shared[1], a), (shared[2], b))):
+            raise ValueError(f"scan: keys of {q.shape} for values of {v.shape}")
+        for name, array in (("q", q), ("k", k)):
+            _require_shape(name, array, shared)
+        _require_shape("log_decay", log_decay, v.shape[:3])
+        _require_shape("state", state, (a, b, q.shape[3], values))
+        if beta is not None:
+            _require_shape("beta", beta, v.shape[:3])
+            beta = _floats(beta)
+        parts = (_floats(part) for part in (q, k, v, log_decay, state))
+        made: tuple[mx.array, mx.array] = self.native.scan(*parts, beta, eps)
+        return made
+
+    def gated_norm(
+        self, y: mx.array, gate: mx.array, weight: mx.array, eps: float, gate_first: bool
+    ) -> mx.array:
+        _require_shape("gate", gate, y.shape)
+        _require_shape("weight", weight, (1 if weight.shape[0] == 1 else y.shape[1], y.shape[2]))
+        parts = (_floats(part) for part in (y, gate, weight))
+        made: mx.array = self.native.gated_norm(*parts, eps, gate_first)
+        return made
+
     def fuse(self, layers: Blocks, head: Head) -> tuple[Layers, Scorer]:
         from engine.kernels.native.fused import fuse
 
         return fuse(layers, head, self.native)
+
+
+def _require_shape(name: str, x: mx.array, shape: tuple[int, ...]) -> None:
+    if x.shape != shape:
+        raise ValueError(f"{name} has shape {x.shape}, expected {shape}")
 
 
 def _floats(x: mx.array) -> mx.array:

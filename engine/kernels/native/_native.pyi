@@ -16,6 +16,24 @@ class Weight:
 def matmul(x: mx.array, w: Weight) -> mx.array: ...
 def gather_matmul(x: mx.array, ids: mx.array, w: Weight) -> mx.array: ...
 def rows(ids: mx.array, w: Weight) -> mx.array: ...
+def convolve(
+    x: mx.array, tail: mx.array, taps: mx.array, bias: mx.array | None, activate: bool
+) -> tuple[mx.array, mx.array]: ...
+def scan(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    log_decay: mx.array,
+    state: mx.array,
+    beta: mx.array | None,
+    eps: float,
+) -> tuple[mx.array, mx.array]: ...
+def gated_norm(
+    y: mx.array, gate: mx.array, weight: mx.array, eps: float, gate_first: bool
+) -> mx.array: ...
+def latent_attention(
+    q: mx.array, rows: mx.array, scales: mx.array | None, value_dim: int
+) -> mx.array: ...
 
 class Caches:
     def __init__(

@@ -12,6 +12,7 @@
 
 #include "layers.h"
 #include "mlx/version.h"
+#include "recurrent.h"
 #include "weight.h"
 
 namespace nb = nanobind;
@@ -168,5 +169,27 @@ NB_MODULE(_native, m) {
   m.def("matmul", [](const mx::array& x, const Weight& w) { return matmul(x, w); });
   m.def("gather_matmul", &gather_matmul);
   m.def("rows", &rows);
+  m.def("convolve", [](const mx::array& x, const mx::array& tail, const mx::array& taps,
+                       const MaybeArray& bias, bool activate) {
+    const auto made = convolve(x, tail, taps, bias, activate);
+    return std::make_tuple(made[0], made[1]);
+  }, nb::arg("x"), nb::arg("tail"), nb::arg("taps"), nb::arg("bias").none(), nb::arg("activate"));
+  m.def("scan", [](const mx::array& q, const mx::array& k, const mx::array& v,
+                   const mx::array& log_decay, const mx::array& state, const MaybeArray& beta,
+                   float eps) {
+    const auto made = scan(q, k, v, log_decay, state, beta, eps);
+    return std::make_tuple(made[0], made[1]);
+  }, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("log_decay"), nb::arg("state"),
+     nb::arg("beta").none(), nb::arg("eps"));
+  m.def("gated_norm", [](const mx::array& y, const mx::array& gate, const mx::array& weight,
+                         float eps, bool gate_first) {
+    return gated_norm(y, gate, weight, eps, gate_first);
+  }, nb::arg("y"), nb::arg("gate"), nb::arg("weight"), nb::arg("eps"), nb::arg("gate_first"));
+  m.def(
+      "latent_attention",
+      [](const mx::array& q, const mx::array& rows, const MaybeArray& scales, int64_t value_dim) {
+        return latent_attention(q, rows, scales, value_dim);
+      },
+      nb::arg("q"), nb::arg("rows"), nb::arg("scales").none(), nb::arg("value_dim"));
   bind_layers(m);
 }

@@ -17,7 +17,7 @@ import mlx.core as mx
 from engine.decoder import Block, Blocks, Head, Layers, Scorer
 from engine.kernels import QTensor
 from engine.kernels.native import NativeTensor
-from engine.layers import Attention, FeedForward, Norm, Rope
+from engine.layers import AnyNorm, Attention, FeedForward, Norm, Rope, swiglu
 from engine.moe import Experts
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def fuse(layers: Blocks, head: Head, native: ModuleType) -> tuple[Layers, Scorer
     fused: Layers = layers
     if all(_has_form(block) for block in layers.blocks):
         fused = FusedLayers(layers.blocks, native)
-    if isinstance(head.output, NativeTensor):
+    if isinstance(head.output, NativeTensor) and type(head.norm) is Norm:
         return fused, FusedHead(head, native)
     return fused, head
 
@@ -41,24 +41,29 @@ class FusedLayers:
 
     def __init__(self, blocks: Sequence[Block], native: ModuleType) -> None:
         self.native = native
-        self.width = blocks[0].attention_norm.weight.size
+        self.width = blocks[0].mixer_norm.weight.size
         self.shapes = [
-            (block.attention.kv_heads, block.attention.key_dim, block.attention.value_dim)
-            for block in blocks
+            (mixer.kv_heads, mixer.key_dim, mixer.value_dim) for mixer in map(_attention, blocks)
         ]
         self.stack: _native.Stack = native.Stack()
         ropes: dict[Rope, _native.Rope] = {}  # layers share them, and what they work out
         for block in blocks:
-            rope = block.attention.rope
+            attention = _attention(block)
+            rope = attention.rope
+            assert isinstance(rope, Rope)
             if rope not in ropes:
                 ropes[rope] = native.Rope(rope.periods, rope.interleaved, rope.magnitude)
-            self._add_attention(block.attention_norm, block.attention, ropes[rope])
+            self._add_attention(block.mixer_norm, attention, ropes[rope])
             self._add_feed_forward(block.feed_forward_norm, block.feed_forward)
 
     def new_caches(self, context: int, kv_type: str) -> _native.Caches:
         """Make the caches of all layers, for `context` tokens."""
         caches: _native.Caches = self.native.Caches(self.shapes, context, CACHE_TYPES[kv_type])
         return caches
+
+    def reach(self, caches: _native.Caches, length: int) -> int:
+        """Say how many tokens, `length` at most, these caches can go back to: any number."""
+        return length
 
     def __call__(self, x: mx.array, caches: _native.Caches | None, offset: int) -> mx.array:
         """x (T, D) float32 -> (T, D)."""
@@ -69,7 +74,7 @@ class FusedLayers:
             raise ValueError(f"tokens {offset:,} to {end:,} are outside the cache")
         return self.stack.run(x, caches, offset)
 
-    def _add_attention(self, norm: Norm, attention: Attention, rope: _native.Rope) -> None:
+    def _add_attention(self, norm: AnyNorm, attention: Attention, rope: _native.Rope) -> None:
         q, k, v, output = attention.q, attention.k, attention.v, attention.output
         self.stack.add_attention(
             norm=norm.weight,
@@ -92,7 +97,7 @@ class FusedLayers:
             scale=attention.scale,
         )
 
-    def _add_feed_forward(self, norm: Norm, layer: object) -> None:
+    def _add_feed_forward(self, norm: AnyNorm, layer: object) -> None:
         if isinstance(layer, FeedForward):
             self.stack.add_dense(
                 norm=norm.weight,
@@ -107,11 +112,11 @@ class FusedLayers:
             norm=norm.weight,
             eps=norm.eps,
             router=_held(layer.router),
-            gate=_held(layer.gate),
-            up=_held(layer.up),
-            down=_held(layer.down),
+            gate=_held(layer.gate.weight),
+            up=_held(layer.up.weight),
+            down=_held(layer.down.weight),
             used=layer.config.used,
-            renormalize=layer.renormalize,
+            renormalize=layer.config.renormalize,
             scale=layer.config.scale,
         )
 
@@ -122,32 +127,45 @@ class FusedHead:
     def __init__(self, head: Head, native: ModuleType) -> None:
         assert isinstance(head.output, NativeTensor)
         self.width = head.norm.weight.size
+        self.finish = head.finish
         self.head: _native.Head = native.Head(head.norm.weight, head.norm.eps, head.output.weight)
 
     def __call__(self, x: mx.array) -> mx.array:
         """x (T, D) float32 -> (T, V) float32."""
         if x.ndim != 2 or x.shape[1] != self.width or x.dtype != mx.float32:
             raise ValueError(f"a head of width {self.width} is given {x.dtype} {x.shape}")
-        return self.head.run(x)
+        return self.finish(self.head.run(x))
 
 
 def _has_form(block: Block) -> bool:
     """Say whether the core computes just what this block does; a subclass may do more."""
-    if type(block) is not Block or type(block.attention) is not Attention:
+    attention, layer = block.mixer, block.feed_forward
+    if type(block) is not Block or not isinstance(attention, Attention):
         return False
-    attention, layer = block.attention, block.feed_forward
+    if type(attention) is not Attention or not attention.plain or type(attention.rope) is not Rope:
+        return False
+    norms = (block.mixer_norm, block.feed_forward_norm)
+    if block.post_mixer_norm or block.post_feed_forward_norm or block.residual_scale != 1.0:
+        return False
     linears = [attention.q, attention.k, attention.v, attention.output]
     weights = []
     if type(layer) is FeedForward:
+        if layer.activation is not swiglu:
+            return False
         if any(part.bias is not None for part in (layer.gate, layer.up, layer.down)):
             return False
         linears += [layer.gate, layer.up, layer.down]
-    elif type(layer) is Experts:
-        weights = [layer.router, layer.gate, layer.up, layer.down]
+    elif type(layer) is Experts and layer.plain:
+        weights = [layer.router, layer.gate.weight, layer.up.weight, layer.down.weight]
     else:
         return False
     weights += [linear.weight for linear in linears]
-    return type(attention.rope) is Rope and all(isinstance(w, NativeTensor) for w in weights)
+    return all(type(n) is Norm for n in norms) and all(isinstance(w, NativeTensor) for w in weights)
+
+
+def _attention(block: Block) -> Attention:
+    assert isinstance(block.mixer, Attention)
+    return block.mixer
 
 
 def _held(weight: QTensor) -> _native.Weight:

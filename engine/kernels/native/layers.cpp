@@ -8,6 +8,8 @@
 #include <stdexcept>
 #include <utility>
 
+#include "latent.h"
+
 namespace conifer {
 
 namespace {
@@ -117,6 +119,29 @@ mx::array Stack::run(const mx::array& x, Caches* caches, int64_t offset) const {
                            {{x.shape(), mx::float32}, {{1}, mx::uint8}}, std::move(body));
   if (caches) caches->ticket = made[1];
   return made[0];
+}
+
+mx::array latent_attention(const mx::array& q, const mx::array& rows,
+                           const std::optional<mx::array>& scales, int64_t value_dim) {
+  LatentCall call{};
+  call.type = scales                        ? CacheType::Q8
+              : rows.dtype() == mx::float16 ? CacheType::F16
+                                            : CacheType::F32;
+  call.tokens = q.shape(0), call.heads = q.shape(1), call.key_dim = q.shape(2);
+  call.length = rows.shape(0), call.value_dim = value_dim;
+  std::vector<mx::array> inputs{q, rows};
+  if (scales) inputs.push_back(*scales);
+  return launch("LatentAttention", std::move(inputs),
+                {q.shape(0), q.shape(1), static_cast<int>(value_dim)},
+                [call](const Sources& in, const Targets& out) mutable {
+                  Shared& tools = shared();
+                  const std::lock_guard<std::mutex> lock(tools.mutex);
+                  call.queries = static_cast<const float*>(in[0]);
+                  call.rows = in[1];
+                  call.scales = in.size() > 2 ? static_cast<const uint16_t*>(in[2]) : nullptr;
+                  call.out = static_cast<float*>(out[0]);
+                  latent_attention(call, tools.work, Pool::shared());
+                });
 }
 
 HeadLayer::HeadLayer(Vector norm, float eps, Weight output)

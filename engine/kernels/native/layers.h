@@ -71,6 +71,11 @@ class Stack {
   std::shared_ptr<All> all_;
 };
 
+// Attention of q (T, H, d), already scaled, over rows (L, d) whose first `value_dim` values are the
+// values and whose last T are the new tokens' own: (T, H, value_dim). scales: of rows of int8.
+mx::array latent_attention(const mx::array& q, const mx::array& rows,
+                           const std::optional<mx::array>& scales, int64_t value_dim);
+
 // The last norm and the projection to the vocabulary: (T, D) -> (T, V).
 class HeadLayer {
  public:

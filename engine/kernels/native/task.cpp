@@ -32,12 +32,16 @@ class Source {
     if (shape_.empty()) return data_;
     packed_.resize(items_);
     auto* from = static_cast<const uint32_t*>(data_);
+    const int64_t run = strides_.back() == 1 ? shape_.back() : 1;  // items without a gap
     std::vector<int64_t> at(shape_.size(), 0);
-    for (uint32_t& item : packed_) {
-      item = from[std::inner_product(at.begin(), at.end(), strides_.begin(), int64_t{0})];
-      for (size_t axis = at.size(); axis-- > 0;) {
-        if (++at[axis] < shape_[axis]) break;
+    for (size_t i = 0; i < items_; i += run) {
+      const int64_t start =
+          std::inner_product(at.begin(), at.end(), strides_.begin(), int64_t{0});
+      std::memcpy(packed_.data() + i, from + start, 4 * run);
+      at.back() += run;
+      for (size_t axis = at.size(); axis-- > 0 && at[axis] == shape_[axis];) {
         at[axis] = 0;
+        if (axis > 0) ++at[axis - 1];
       }
     }
     return packed_.data();

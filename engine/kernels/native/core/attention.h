@@ -23,10 +23,11 @@ struct KVCache {
   CacheBuffer keys, values;
 };
 
-// One kv head of a cache: token after token without a gap.
+// One kv head of a cache. Keys lie token after token without a gap; values are `value_stride`
+// apart, which is `value_dim` unless they are the beginnings of longer rows.
 struct HeadView {
   CacheType type;
-  int64_t key_dim, value_dim;
+  int64_t key_dim, value_dim, value_stride;
   const void* keys;
   const void* values;
   const uint16_t* key_scales;

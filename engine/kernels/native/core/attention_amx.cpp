@@ -299,7 +299,7 @@ bool amx_granted() {
 
 bool amx_serves(const HeadView& head) {
   return head.type == CacheType::Q8 && head.key_dim % GROUP == 0 && head.value_dim % GROUP == 0 &&
-         head.value_dim <= 64 * GROUP;
+         head.value_stride == head.value_dim && head.value_dim <= 64 * GROUP;
 }
 
 int64_t amx_scratch(int64_t key_dim, int64_t value_dim) {

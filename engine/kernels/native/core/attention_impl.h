@@ -17,22 +17,22 @@ constexpr float LOWEST = -3.0e38f;  // below every score, and a difference of tw
 
 CONIFER_INLINE int64_t pad(int64_t dims) { return (dims + LONGEST - 1) / LONGEST * LONGEST; }
 
-// Rows of a cache as vectors of floats. `dims` is the distance between rows.
+// Rows of a cache, `stride` apart, as vectors of floats.
 template <CacheType C>
 struct Rows {
   const void* data;
   const uint16_t* scales;
-  int64_t dims, group;
+  int64_t dims, stride, group;
 
   CONIFER_INLINE VF at(int64_t token, int64_t i) const {
-    const int64_t n = token * dims + i;
+    const int64_t n = token * stride + i;
     if constexpr (C == CacheType::F32) return load(static_cast<const float*>(data) + n);
     if constexpr (C == CacheType::F16) return load_half(static_cast<const uint16_t*>(data) + n);
     return load_int8(static_cast<const int8_t*>(data) + n) * half_to_float(scales[n / group]);
   }
   CONIFER_INLINE const char* address(int64_t token) const {
     constexpr int64_t SIZE = C == CacheType::F32 ? 4 : C == CacheType::F16 ? 2 : 1;
-    return static_cast<const char*>(data) + token * dims * SIZE;
+    return static_cast<const char*>(data) + token * stride * SIZE;
   }
 };
 
@@ -44,32 +44,33 @@ CONIFER_INLINE int64_t q8_group_of(int64_t dims) {
 
 // Convert n tokens to floats, rows padded with zeros.
 template <CacheType C>
-void unpack(const void* data, const uint16_t* scales, int64_t dims, int64_t begin, int64_t n,
-            float* out) {
-  const int64_t group = q8_group_of(dims), stride = pad(dims);
-  const Rows<C> rows{data, scales, dims, group};
+void unpack(const void* data, const uint16_t* scales, int64_t dims, int64_t stride, int64_t begin,
+            int64_t n, float* out) {
+  const int64_t group = q8_group_of(stride), width = pad(dims);
+  const Rows<C> rows{data, scales, dims, stride, group};
   const bool whole = C != CacheType::Q8 || group % W == 0;
-  for (int64_t t = 0; t < n; ++t, out += stride) {
+  for (int64_t t = 0; t < n; ++t, out += width) {
     int64_t i = 0;
     if (whole)
       for (; i + W <= dims; i += W) store(out + i, rows.at(begin + t, i));
     for (; i < dims; ++i) {
-      const int64_t k = (begin + t) * dims + i;
+      const int64_t k = (begin + t) * stride + i;
       if constexpr (C == CacheType::F32) out[i] = static_cast<const float*>(data)[k];
       if constexpr (C == CacheType::F16)
         out[i] = half_to_float(static_cast<const uint16_t*>(data)[k]);
       if constexpr (C == CacheType::Q8)
         out[i] = static_cast<const int8_t*>(data)[k] * half_to_float(scales[k / group]);
     }
-    for (; i < stride; ++i) out[i] = 0.0f;
+    for (; i < width; ++i) out[i] = 0.0f;
   }
 }
 
-void unpack(CacheType type, const void* data, const uint16_t* scales, int64_t dims, int64_t begin,
-            int64_t n, float* out) {
-  if (type == CacheType::F32) return unpack<CacheType::F32>(data, scales, dims, begin, n, out);
-  if (type == CacheType::F16) return unpack<CacheType::F16>(data, scales, dims, begin, n, out);
-  unpack<CacheType::Q8>(data, scales, dims, begin, n, out);
+void unpack(CacheType type, const void* data, const uint16_t* scales, int64_t dims, int64_t stride,
+            int64_t begin, int64_t n, float* out) {
+  const auto typed = type == CacheType::F32   ? unpack<CacheType::F32>
+                     : type == CacheType::F16 ? unpack<CacheType::F16>
+                                              : unpack<CacheType::Q8>;
+  typed(data, scales, dims, stride, begin, n, out);
 }
 
 // --- one token ------------------------------------------------------------------------------
@@ -205,9 +206,10 @@ void one_group(const HeadView& head, const float* queries, int64_t heads, int64_
     own_queries[i] = i < heads * query_stride ? queries[i] : 0.0f;
   for (int64_t i = 0; i < G * mixed_stride; ++i) mixed[i] = 0.0f;
 
-  const Rows<C> keys{head.keys, head.key_scales, head.key_dim, q8_group_of(head.key_dim)};
-  const Rows<C> values{head.values, head.value_scales, head.value_dim,
-                       q8_group_of(head.value_dim)};
+  const Rows<C> keys{head.keys, head.key_scales, head.key_dim, head.key_dim,
+                     q8_group_of(head.key_dim)};
+  const Rows<C> values{head.values, head.value_scales, head.value_dim, head.value_stride,
+                       q8_group_of(head.value_stride)};
   const bool direct = head.key_dim % W == 0 && head.value_dim % W == 0 &&
                       (C != CacheType::Q8 || (keys.group % W == 0 && values.group % W == 0));
   Running<G> state{fill(LOWEST), fill(0.0f)};
@@ -218,11 +220,13 @@ void one_group(const HeadView& head, const float* queries, int64_t heads, int64_
                       weights);
       continue;
     }
-    unpack<C>(head.keys, head.key_scales, head.key_dim, t, n, key_block);
-    unpack<C>(head.values, head.value_scales, head.value_dim, t, n, value_block);
-    one_block<G, CacheType::F32>({key_block, nullptr, query_stride, 1},
-                                 {value_block, nullptr, mixed_stride, 1}, own_queries,
-                                 query_stride, 0, n, state, mixed, mixed_stride, weights);
+    unpack<C>(head.keys, head.key_scales, head.key_dim, head.key_dim, t, n, key_block);
+    unpack<C>(head.values, head.value_scales, head.value_dim, head.value_stride, t, n,
+              value_block);
+    one_block<G, CacheType::F32>({key_block, nullptr, query_stride, query_stride, 1},
+                                 {value_block, nullptr, mixed_stride, mixed_stride, 1},
+                                 own_queries, query_stride, 0, n, state, mixed, mixed_stride,
+                                 weights);
   }
   float tops[W], totals[W];
   store(tops, state.top);
@@ -358,7 +362,7 @@ void attend_many_isa(const HeadView& head, const float* queries, int64_t rows,
     int64_t first = 0;  // rows before this see nothing of the block
     while (limits[first] <= begin) ++first;
     first = first / 4 * 4;
-    unpack(head.type, head.keys, head.key_scales, head.key_dim, begin, n, keys);
+    unpack(head.type, head.keys, head.key_scales, head.key_dim, head.key_dim, begin, n, keys);
     for (int64_t i = n * key_width; i < BLOCK * key_width; ++i) keys[i] = 0.0f;
     turn(keys, key_width, columns);
     multiply(queries + first * key_width, key_width, columns, BLOCK, padded_rows - first,
@@ -375,7 +379,8 @@ void attend_many_isa(const HeadView& head, const float* queries, int64_t rows,
         for (int64_t i = 0; i < value_width; i += W)
           store(out + r * value_width + i, load(out + r * value_width + i) * factor);
     }
-    unpack(head.type, head.values, head.value_scales, head.value_dim, begin, n, keys);
+    unpack(head.type, head.values, head.value_scales, head.value_dim, head.value_stride, begin, n,
+           keys);
     multiply(scores + first * BLOCK, BLOCK, keys, value_width, padded_rows - first, n,
              value_width, true, out + first * value_width, value_width);
   }

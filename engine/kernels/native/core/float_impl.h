@@ -3,6 +3,7 @@
 
 #include "attention_impl.h"
 #include "float_kernels.h"
+#include "recurrence_impl.h"
 #include "rows_impl.h"
 
 namespace conifer {
@@ -21,6 +22,8 @@ constexpr FloatKernels float_table(const char* name) {
       .store_head = store_head_row,
       .attend_one = attend_one_isa,
       .attend_many = attend_many_isa,
+      .convolve = convolve_columns,
+      .scan = scan_columns,
   };
 }
 

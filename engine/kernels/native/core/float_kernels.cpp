@@ -77,6 +77,7 @@ HeadView head_view(const KVCache& cache, int64_t head, int64_t key_dim, int64_t 
   return {cache.type,
           key_dim,
           value_dim,
+          value_dim,
           head_values(cache, cache.keys, row, key_dim),
           head_values(cache, cache.values, row, value_dim),
           head_scales(cache.keys, row, key_dim),

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "attention.h"
+#include "recurrence.h"
 
 namespace conifer {
 
@@ -27,6 +28,11 @@ struct FloatKernels {
                      int64_t end, Partial partial, float* scratch);
   void (*attend_many)(const HeadView& head, const float* queries, int64_t rows,
                       const int64_t* limits, float* out, float* scratch);
+
+  // The channels begin..end of a convolution, and the columns begin..end of a head's state;
+  // scratch: (N, end - begin).
+  void (*convolve)(const Convolution& call, int64_t begin, int64_t end, float* y);
+  void (*scan)(const HeadScan& head, int64_t begin, int64_t end, float* scratch);
 };
 
 // The best table for this processor.

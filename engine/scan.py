@@ -1,0 +1,177 @@
+"""Recurrences over tokens: what a state-space layer or a delta rule does instead of attention.
+
+Both keep one matrix S per head and go from token to token by
+
+    S = exp(log_decay) S + k u^T,    y = S^T q
+
+where u is v itself (Mamba-2, arXiv 2405.21060), or what the state, asked for k, does not know yet
+(gated delta rule, arXiv 2412.06464): u = beta (v - exp(log_decay) S^T k).
+
+A prompt runs in chunks: within one every token sees the others through products of matrices, and
+only the states between chunks follow one another. Everything is float32.
+
+Axes: T tokens, A and B heads (two axes, so that keys shared among heads have size 1 in one of
+them), N key width, P value width, c chunks, Q tokens of a chunk, C channels, K taps.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+# Tokens, a power of two. Long chunks are few steps, which a GPU wants; short ones are less work.
+CHUNK = 64
+CPU_CHUNK = 16
+
+
+def scan(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    log_decay: mx.array,
+    state: mx.array,
+    beta: mx.array | None = None,
+    eps: float = 0.0,
+    chunk: int = CHUNK,
+) -> tuple[mx.array, mx.array]:
+    """Run the recurrence over tokens. With `beta` it is the gated delta rule.
+
+    That brings q and k to length 1, `eps` added to its square, and divides q by sqrt(N).
+    q, k: (T, A or 1, B or 1, N). v: (T, A, B, P). log_decay: (T, A, B), at most 0. beta:
+    (T, A, B). state: (A, B, N, P), before the first token.
+    Returns y (T, A, B, P) and the state after the last token.
+    """
+    if beta is not None:
+        width = q.shape[-1]
+        q = mx.fast.rms_norm(q, None, eps / width) / width
+        k = mx.fast.rms_norm(k, None, eps / width) * width**-0.5
+    if v.shape[0] == 1:
+        one = None if beta is None else beta[0]
+        y, state = _step(q[0], k[0], v[0], log_decay[0], state, one)
+        return y[None], state
+    return _scan_chunks(q, k, v, log_decay, state, beta, chunk)
+
+
+def convolve(
+    x: mx.array, tail: mx.array, taps: mx.array, bias: mx.array | None, activate: bool
+) -> tuple[mx.array, mx.array]:
+    """Mix each channel over the last K tokens, the newest last.
+
+    x: (T, C). tail: (K-1, C), the tokens before. taps: (K, C). bias: (C,). activate: with silu.
+    Returns (T, C) and the new tail.
+    """
+    count, width = x.shape[0], taps.shape[0]
+    x = mx.concatenate([tail, x])
+    if count == 1:
+        y = (x * taps).sum(axis=0, keepdims=True)
+    else:
+        y = x[:count] * taps[0]
+        for i in range(1, width):
+            y = y + x[i : i + count] * taps[i]
+    if bias is not None:
+        y = y + bias
+    if activate:
+        y = y * mx.sigmoid(y)
+    return y, mx.contiguous(x[count:])  # a copy: a view would hold all of x
+
+
+def gated_norm(
+    y: mx.array, gate: mx.array, weight: mx.array, eps: float, gate_first: bool
+) -> mx.array:
+    """Normalise rows of y, and multiply them by silu(gate), before that or after.
+
+    y, gate: (T, M, n). weight: (M or 1, n). Returns (T, M, n).
+    """
+    gate = gate * mx.sigmoid(gate)
+    if gate_first:
+        return mx.fast.rms_norm(y * gate, None, eps) * weight
+    return mx.fast.rms_norm(y, None, eps) * weight * gate
+
+
+def _step(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    log_decay: mx.array,
+    state: mx.array,
+    beta: mx.array | None,
+) -> tuple[mx.array, mx.array]:
+    """Run one token; all as in `scan` without T."""
+    decay = mx.exp(log_decay)[..., None]  # (A, B, 1)
+    if beta is None:
+        read, u = (q[..., None, :] @ state).squeeze(-2) * decay, v
+    else:
+        both = mx.stack([q, k], axis=-2) @ state  # (A, B, 2, P): the state is read once
+        read, known = both[..., 0, :] * decay, both[..., 1, :] * decay
+        u = beta[..., None] * (v - known)
+    y = read + (q * k).sum(axis=-1, keepdims=True) * u
+    return y, state * decay[..., None] + k[..., None] * u[..., None, :]
+
+
+def _scan_chunks(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    log_decay: mx.array,
+    state: mx.array,
+    beta: mx.array | None,
+    chunk: int,
+) -> tuple[mx.array, mx.array]:
+    count = v.shape[0]
+    size = min(chunk, 1 << (count - 1).bit_length())
+    q, k, v, log_decay = (_chunks(x, size) for x in (q, k, v, log_decay))
+    k_turned = k.swapaxes(-1, -2)
+    decay = mx.exp(segment_sums(log_decay))  # (c, A, B, Q, Q): from one token to a later one
+    from_start = mx.exp(mx.cumsum(log_decay, axis=-1))[..., None]  # (c, A, B, Q, 1)
+    to_end = decay[..., -1, :, None]
+    scores = (q @ k_turned) * decay
+    if beta is not None:  # u of all tokens at once, but for what the state before them knows
+        beta = _chunks(beta, size)[..., None]
+        known = mx.tril((k @ k_turned) * decay * beta, -1)
+        inverse = unit_lower_inverse(known)
+        v, w = inverse @ (v * beta), inverse @ (k * (beta * from_start))
+    chunks = []
+    for i in range(v.shape[0]):
+        u = v[i] if beta is None else v[i] - w[i] @ state
+        chunks.append(scores[i] @ u + (q[i] @ state) * from_start[i])
+        state = state * from_start[i, ..., -1:, :] + k_turned[i] @ (u * to_end[i])
+    y = mx.moveaxis(mx.stack(chunks), 3, 1)  # (c, Q, A, B, P)
+    return y.reshape(-1, *y.shape[2:])[:count], state
+
+
+def _chunks(x: mx.array, size: int) -> mx.array:
+    """Cut (T, A, B, ...) into chunks (c, A, B, Q, ...); zeros fill the last and change nothing."""
+    missing = -x.shape[0] % size
+    if missing:
+        x = mx.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
+    return mx.moveaxis(x.reshape(-1, size, *x.shape[1:]), 1, 3)
+
+
+def segment_sums(x: mx.array) -> mx.array:
+    """Sum x over tokens i+1..t for every pair t >= i, and -inf else: (..., Q) -> (..., Q, Q).
+
+    Summed pair by pair: differences of running sums lose what is small behind what is large.
+    """
+    size = x.shape[-1]
+    sums = mx.cumsum(mx.tril(mx.broadcast_to(x[..., None], (*x.shape, size)), -1), axis=-2)
+    return mx.where(mx.tri(size, dtype=mx.bool_), sums, -mx.inf)
+
+
+def unit_lower_inverse(lower: mx.array) -> mx.array:
+    """Invert 1 + lower, where lower (..., Q, Q) is zero on and above the diagonal.
+
+    Block by block of doubling size; unlike a series of powers, it grows no large terms.
+    """
+    *lead, size, _ = lower.shape
+    inverse = mx.ones((*lead, size, 1, 1), dtype=lower.dtype)  # of the blocks on the diagonal
+    width = 1
+    while width < size:
+        pairs = size // (2 * width)
+        blocks = lower.reshape(*lead, pairs, 2, width, pairs, 2, width)
+        below = mx.diagonal(blocks[..., 1, :, :, 0, :], axis1=-4, axis2=-2)
+        below = mx.moveaxis(below, -1, -3)  # (..., pairs, width, width)
+        first, second = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
+        below = -(second @ (below @ first))
+        top = mx.concatenate([first, mx.zeros_like(first)], axis=-1)
+        inverse = mx.concatenate([top, mx.concatenate([below, second], axis=-1)], axis=-2)
+        width *= 2
+    return inverse.squeeze(-3)
