@@ -8,6 +8,7 @@
 #include <atomic>
 
 #include "float_kernels.h"
+#include "gemm_amx.h"
 #include "workspace.h"
 
 namespace conifer {
@@ -249,8 +250,10 @@ void attention_block(const AttentionLayer& layer, const KVCache* cache, int64_t 
     parts.partials.need(threads * layer.heads * (padded(layer.value_dim) + 16));
   } else {
     float* mixed = parts.mixed.need(tokens * layer.output.cols);
-    parts.input.prepare(normed, tokens, layer.q.cols, layer.q.cols);
-    parts.hidden.prepare(mixed, tokens, layer.output.cols, layer.output.cols);
+    parts.input.prepare(normed, tokens, layer.q.cols, layer.q.cols,
+                        tiles_serve(tokens, {&layer.q, &layer.k, &layer.v}));
+    parts.hidden.prepare(mixed, tokens, layer.output.cols, layer.output.cols,
+                         tiles_serve(tokens, {&layer.output}));
   }
   KVCache own{CacheType::F32, tokens, {}, {}};
   if (!cache) {
@@ -284,11 +287,13 @@ void dense_block(const DenseLayer& layer, const float* x, int64_t tokens, float*
   const int64_t width = layer.gate.cols, hidden = layer.gate.rows;
   parts.need_threads(pool.threads());
   float* normed = parts.normed.need(tokens * width);
-  float* gate = parts.gate.need(tokens * hidden);
-  float* up = parts.up.need(tokens * hidden);
+  const bool tiled =
+      hidden % ROW_GRAIN == 0 && tiles_serve(tokens, {&layer.gate, &layer.up, &layer.down});
+  float* gate = tiled ? nullptr : parts.gate.need(tokens * hidden);
+  float* up = tiled ? nullptr : parts.up.need(tokens * hidden);
   if (tokens > 1) {
-    parts.input.prepare(normed, tokens, width, width);
-    parts.hidden.prepare(gate, tokens, hidden, hidden);
+    parts.input.prepare(normed, tokens, width, width, tiled);
+    parts.hidden.prepare(gate, tokens, hidden, hidden, tiled);
   }
   const FloatKernels& kernels = float_kernels();
   pool.run([&](int thread, int threads) {
@@ -309,18 +314,23 @@ void dense_block(const DenseLayer& layer, const float* x, int64_t tokens, float*
       pool.barrier();
     }
     const Range mine = share(hidden, thread, threads);
-    multiply_rows(layer.gate, input, gate, mine);
-    multiply_rows(layer.up, input, up, mine);
-    for (int64_t t = 0; t < tokens; ++t) {
-      const int64_t at = t * hidden + mine.begin;
-      kernels.silu_multiply(gate + at, up + at, mine.end - mine.begin, gate + at);
-    }
-    pool.barrier();
-    if (one) {
-      middle.load(gate, 1, hidden, hidden);
-    } else {
-      middle.quantize(thread, threads);
+    if (tiled) {
+      gate_tiles(layer.gate, layer.up, input, middle, mine.begin, mine.end);
       pool.barrier();
+    } else {
+      multiply_rows(layer.gate, input, gate, mine);
+      multiply_rows(layer.up, input, up, mine);
+      for (int64_t t = 0; t < tokens; ++t) {
+        const int64_t at = t * hidden + mine.begin;
+        kernels.silu_multiply(gate + at, up + at, mine.end - mine.begin, gate + at);
+      }
+      pool.barrier();
+      if (one) {
+        middle.load(gate, 1, hidden, hidden);
+      } else {
+        middle.quantize(thread, threads);
+        pool.barrier();
+      }
     }
     const Range rows = share(width, thread, threads);
     multiply_rows(layer.down, middle, normed, rows);

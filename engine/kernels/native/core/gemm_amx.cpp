@@ -8,6 +8,7 @@
 #include "gemm_amx.h"
 
 #include "amx.h"
+#include "float_kernels.h"
 
 #if defined(__x86_64__) && defined(__AMX_BF16__) && defined(__AVX512BF16__)
 
@@ -42,36 +43,90 @@ CONIFER_INLINE __m512i to_bf16(__m512 first, __m512 second) {
 template <class L>
 constexpr bool HALVED = L::column(1, 0) == 16;
 
-// A chunk of a row: 256 weights, or fewer blocks that end it.
-template <class L>
-CONIFER_INLINE void unpack_row(const uint8_t* row, int cols, Halves* out) {
-  RowVectors v;
-  if (cols == COLS) {
-    L::unpack(row, v);
-    for (int i = 0; i < L::CHUNK_BYTES; i += 64)
-      _mm_prefetch(row + L::CHUNK_BYTES + i, _MM_HINT_T0);
-  } else {
-    alignas(64) uint8_t padded[L::CHUNK_BYTES] = {};
-    std::memcpy(padded, row, static_cast<size_t>(cols * L::CHUNK_BYTES / COLS));
-    L::unpack(padded, v);
+// Types of 16 different weights under a scale: what they are in its steps, and where a row's chunk
+// has the bytes of a group, low nibbles before high ones, or of two groups.
+struct Nibbles {
+  const int8_t* values;  // null: another kind of type
+  int first, step;       // bytes
+  bool pairs;
+};
+
+constexpr int8_t WHOLE[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+constexpr int8_t CENTRED[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+
+constexpr Nibbles nibbles_of(Type type) {
+  switch (type) {
+    case Type::Q4_0: return {CENTRED, 2, 18, false};
+    case Type::Q4_1: return {WHOLE, 4, 20, false};
+    case Type::Q4_K: return {WHOLE, 16, 32, true};
+    case Type::IQ4_NL: return {IQ4_VALUES, 2, 18, false};
+    case Type::IQ4_XS: return {IQ4_VALUES, 8, 16, false};
+    case Type::MXFP4: return {MXFP4_VALUES, 1, 17, false};
+    default: return {nullptr, 0, 0, false};
   }
-  alignas(64) float scale[16], min[16];
-  _mm512_store_ps(scale, v.scale);
-  if constexpr (L::SPLIT_MINS) _mm512_store_ps(min, v.min);
+}
+
+// The 16 weights that a group can hold, by their nibble.
+template <class L>
+CONIFER_INLINE __m512i choices(__m512 values, const float* scales, int group) {
+  const __m512 scale = _mm512_set1_ps(scales[L::scale_lane(group)]);
+  __m512 w;
+  if constexpr (L::MINS)
+    w = _mm512_fmadd_ps(values, scale, _mm512_set1_ps(scales[L::min_lane(group)]));
+  else
+    w = _mm512_mul_ps(values, scale);
+  return _mm512_castsi256_si512((__m256i)_mm512_cvtneps_pbh(w));
+}
+
+template <Type type>
+CONIFER_INLINE void look_up(const uint8_t* row, int groups, const float* scales, Halves* out) {
+  using L = Layout<type>;
+  constexpr Nibbles N = nibbles_of(type);
+  const __m512 values = _mm512_cvtepi32_ps(
+      _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(N.values))));
+  const __m512i mask = _mm512_set1_epi16(15);
+  if constexpr (N.pairs) {
+    const __m512 shifted = times(values, 16);  // the layout takes the second of a pair so
+#pragma GCC unroll 4
+    for (int g = 0; g < groups; g += 2) {
+      const uint8_t* data = row + N.first + g / 2 * N.step;
+      const __m512i words = _mm512_cvtepu8_epi16(
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(data)));
+      _mm512_storeu_si512(out + 32 * g, _mm512_permutexvar_epi16(_mm512_and_si512(words, mask),
+                                                                 choices<L>(values, scales, g)));
+      _mm512_storeu_si512(out + 32 * g + 32,
+                          _mm512_permutexvar_epi16(_mm512_srli_epi16(words, 4),
+                                                   choices<L>(shifted, scales, g + 1)));
+    }
+  } else {
+    const __m512i shifts = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(4), 1);
+#pragma GCC unroll 4
+    for (int g = 0; g < groups; ++g) {
+      const uint8_t* data = row + N.first + g * N.step;
+      const __m512i words = _mm512_cvtepu8_epi16(_mm256_broadcastsi128_si256(
+          _mm_loadu_si128(reinterpret_cast<const __m128i*>(data))));
+      const __m512i index = _mm512_and_si512(_mm512_srlv_epi16(words, shifts), mask);
+      _mm512_storeu_si512(out + 32 * g,
+                          _mm512_permutexvar_epi16(index, choices<L>(values, scales, g)));
+    }
+  }
+}
+
+template <Type type>
+CONIFER_INLINE void convert(const RowVectors& v, const float* scale, Halves* out) {
+  using L = Layout<type>;
+  alignas(64) float min[16];
+  alignas(64) uint8_t q[4][64];
   if constexpr (!L::MINS) _mm512_store_ps(min, times(v.scale, -L::OFFSET));
-  // Lane `lane` of vector `i`: 16 weights.
+  else _mm512_store_ps(min, L::SPLIT_MINS ? v.min : v.scale);
+  for (int i = 0; i < 4; ++i) _mm512_store_si512(q[i], v.q[i]);
+  // Lane `lane` of vector `i`: 16 weights under one scale.
   const auto floats = [&](int i, int lane) {
-    const int group = L::column(i, 4 * lane) / L::GROUP;
-    const __m128i q = _mm512_extracti32x4_epi32(v.q[i], 0);
-    (void)q;
-    __m128i lanes[4] = {_mm512_castsi512_si128(v.q[i]), _mm512_extracti32x4_epi32(v.q[i], 1),
-                        _mm512_extracti32x4_epi32(v.q[i], 2),
-                        _mm512_extracti32x4_epi32(v.q[i], 3)};
-    const __m512 w = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(lanes[lane]));
-    const float bias = L::MINS && !L::SPLIT_MINS ? scale[L::min_lane(group)]
-                                                 : min[L::SPLIT_MINS ? L::min_lane(group)
-                                                                     : L::scale_lane(group)];
-    return _mm512_fmadd_ps(w, _mm512_set1_ps(scale[L::scale_lane(group)]), _mm512_set1_ps(bias));
+    const int group = L::column(i, 4 * lane) / L::GROUP, at = L::scale_lane(group);
+    const __m128i part = _mm_load_si128(reinterpret_cast<const __m128i*>(q[i] + 16 * lane));
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(part)),
+                           _mm512_set1_ps(scale[at]),
+                           _mm512_set1_ps(min[L::MINS ? L::min_lane(group) : at]));
   };
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i)
@@ -88,12 +143,35 @@ CONIFER_INLINE void unpack_row(const uint8_t* row, int cols, Halves* out) {
     }
 }
 
-// 32 columns of 16 tokens (fewer: the others are zero): (16 pairs of columns, 16 tokens, 2).
-void load_tokens(const TokenView* x, int tokens, int64_t n, Halves* out) {
+// A chunk of a row: 256 weights, or fewer blocks that end it.
+template <Type type>
+CONIFER_INLINE void unpack_row(const uint8_t* row, int cols, Halves* out) {
+  using L = Layout<type>;
+  alignas(64) uint8_t padded[L::CHUNK_BYTES];
+  if (cols == COLS) {
+    for (int i = 0; i < L::CHUNK_BYTES; i += 64)
+      _mm_prefetch(row + L::CHUNK_BYTES + i, _MM_HINT_T0);
+  } else {
+    std::memset(padded, 0, L::CHUNK_BYTES);
+    std::memcpy(padded, row, static_cast<size_t>(cols * L::CHUNK_BYTES / COLS));
+    row = padded;
+  }
+  RowVectors v;
+  L::unpack(row, v);
+  alignas(64) float scale[16];
+  _mm512_store_ps(scale, v.scale);
+  if constexpr (nibbles_of(type).values) look_up<type>(row, cols / 32, scale, out);
+  else convert<type>(v, scale, out);
+}
+
+// 32 columns of 16 tokens, of which `tokens` are given: (16 pairs of columns, 16 tokens, 2).
+// row(t) is where token t begins.
+template <class Row>
+CONIFER_INLINE void load_tokens(Row row, int64_t tokens, int64_t n, Halves* out) {
   __m512i v[SIDE];
 #pragma GCC unroll 16
   for (int t = 0; t < SIDE; ++t)
-    v[t] = t < tokens ? to_bf16(_mm512_loadu_ps(x[t].x + n), _mm512_loadu_ps(x[t].x + n + 16))
+    v[t] = t < tokens ? to_bf16(_mm512_loadu_ps(row(t) + n), _mm512_loadu_ps(row(t) + n + 16))
                       : _mm512_setzero_si512();
   transpose(v);
 #pragma GCC unroll 16
@@ -102,8 +180,8 @@ void load_tokens(const TokenView* x, int tokens, int64_t n, Halves* out) {
 
 // Sums of 32 rows by 32 tokens, (token tile, row tile, 16, 16), += a chunk: rows `row_stride`
 // apart, and tokens, whose two tiles are `token_stride` apart. `fresh`: the sums begin at zero.
-void multiply_chunk(const Halves* rows, int64_t row_stride, const Halves* tokens,
-                    int64_t token_stride, int64_t cols, bool fresh, float* sums) {
+void multiply_pair(const Halves* rows, int64_t row_stride, const Halves* tokens,
+                   int64_t token_stride, int64_t cols, bool fresh, float* sums) {
   if (fresh) {
     _tile_zero(0);
     _tile_zero(1);
@@ -130,6 +208,42 @@ void multiply_chunk(const Halves* rows, int64_t row_stride, const Halves* tokens
   _tile_stored(1, sums + 256, 64);
   _tile_stored(2, sums + 512, 64);
   _tile_stored(3, sums + 768, 64);
+}
+
+// The same for the first of the two tiles of tokens alone; steps of columns alternate between
+// tiles.
+void multiply_single(const Halves* rows, int64_t row_stride, const Halves* tokens, int64_t cols,
+                     bool fresh, float* sums) {
+  if (fresh) {
+    _tile_zero(0);
+    _tile_zero(1);
+  } else {
+    _tile_loadd(0, sums, 64);
+    _tile_loadd(1, sums + 256, 64);
+  }
+  const int64_t bytes = 2 * row_stride;
+  int64_t n = 0;
+  for (; n + DEPTH < cols; n += 2 * DEPTH) {
+    _tile_loadd(2, rows + n, bytes);
+    _tile_loadd(3, rows + SIDE * row_stride + n, bytes);
+    _tile_loadd(4, tokens + n * SIDE, 64);
+    _tile_dpbf16ps(0, 2, 4);
+    _tile_dpbf16ps(1, 3, 4);
+    _tile_loadd(5, rows + n + DEPTH, bytes);
+    _tile_loadd(6, rows + SIDE * row_stride + n + DEPTH, bytes);
+    _tile_loadd(7, tokens + (n + DEPTH) * SIDE, 64);
+    _tile_dpbf16ps(0, 5, 7);
+    _tile_dpbf16ps(1, 6, 7);
+  }
+  if (n < cols) {
+    _tile_loadd(2, rows + n, bytes);
+    _tile_loadd(3, rows + SIDE * row_stride + n, bytes);
+    _tile_loadd(4, tokens + n * SIDE, 64);
+    _tile_dpbf16ps(0, 2, 4);
+    _tile_dpbf16ps(1, 3, 4);
+  }
+  _tile_stored(0, sums, 64);
+  _tile_stored(1, sums + 256, 64);
 }
 
 // Sums (16 rows, 16 tokens) to y (tokens, rows).
@@ -168,50 +282,62 @@ class Kept {
 };
 
 // Rows row .. row + 32 of the chunk from column n on.
-template <class L>
+template <Type type>
 void unpack_rows(const Matrix& w, int64_t row, int rows, int64_t n, int64_t cols, Halves* out,
                  int64_t stride) {
-  const uint8_t* data = w.data + row * w.stride() + n / COLS * L::CHUNK_BYTES;
+  constexpr int64_t BYTES = Layout<type>::CHUNK_BYTES;
+  const uint8_t* data = w.data + row * w.stride() + n / COLS * BYTES;
   for (int64_t c = 0; c < cols; c += COLS)
     for (int r = 0; r < rows; ++r)
-      unpack_row<L>(data + r * w.stride() + c / COLS * L::CHUNK_BYTES,
-                    static_cast<int>(std::min<int64_t>(COLS, cols - c)), out + r * stride + c);
+      unpack_row<type>(data + r * w.stride() + c / COLS * BYTES,
+                       static_cast<int>(std::min<int64_t>(COLS, cols - c)), out + r * stride + c);
 }
 
-template <class L>
-void multiply_tiles(const Matrix& w, const TokenView* x, int64_t tokens, float* y,
-                    int64_t y_stride, int64_t row0, int64_t row1) {
-  static thread_local Kept<Halves> kept_tokens, kept_rows;
-  static thread_local Kept<float> kept_sums;
-  const int64_t pairs = (tokens + ROWS - 1) / ROWS;  // of token tiles
-  const int64_t token_stride = w.cols * SIDE;
-  Halves* given = kept_tokens.need(2 * pairs * token_stride);
-  for (int64_t t = 0; t < pairs * ROWS; t += SIDE)
-    for (int64_t n = 0; n < w.cols; n += DEPTH)
-      load_tokens(x + t, static_cast<int>(std::clamp<int64_t>(tokens - t, 0, SIDE)), n,
-                  given + t * w.cols + n * SIDE);
+struct Room {
+  Kept<Halves> tokens, rows;
+  Kept<float> sums, more_sums;
+};
+
+Room& room() {
+  static thread_local Room kept;
+  return kept;
+}
+
+// Sums of up to 32 rows from `row` on, by all tokens: (pairs of token tiles, 4 tiles, 16, 16).
+void sum_rows(const Matrix& w, int64_t row, int rows, const Halves* x, int64_t tokens,
+              float* sums) {
   const int64_t stride = MOST_COLS + DEPTH;  // off a power of two
-  Halves* rows = kept_rows.need(ROWS * (stride + COLS));
-  float* sums = kept_sums.need(pairs * 1024);
+  const int64_t token_stride = w.cols * SIDE;
+  Halves* unpacked = room().rows.need(ROWS * (stride + COLS));
+  for (int64_t n = 0; n < w.cols; n += MOST_COLS) {
+    const int64_t cols = std::min<int64_t>(MOST_COLS, w.cols - n);
+    with_type(w.type, [&](auto type) {
+      unpack_rows<decltype(type)::value>(w, row, rows, n, cols, unpacked, stride);
+    });
+    asm volatile("" : : : "memory");  // tiles are loaded behind the compiler's back
+    const Halves* given = x + n * SIDE;
+    for (int64_t t = 0; t < tokens; t += ROWS, sums += 1024, given += 2 * token_stride) {
+      if (tokens - t > SIDE)
+        multiply_pair(unpacked, stride, given, token_stride, cols, n == 0, sums);
+      else
+        multiply_single(unpacked, stride, given, cols, n == 0, sums);
+    }
+    sums -= whole_tiles(tokens) / ROWS * 1024;
+  }
+}
+
+void multiply_given(const Matrix& w, const Halves* x, int64_t tokens, float* y, int64_t y_stride,
+                    int64_t row0, int64_t row1) {
+  float* sums = room().sums.need(whole_tiles(tokens) * ROWS);
   configure(tile_config());
   for (int64_t row = row0; row < row1; row += ROWS) {
-    const int count = static_cast<int>(std::min<int64_t>(ROWS, row1 - row));
-    for (int64_t n = 0; n < w.cols; n += MOST_COLS) {
-      const int64_t cols = std::min<int64_t>(MOST_COLS, w.cols - n);
-      unpack_rows<L>(w, row, count, n, cols, rows, stride);
-      asm volatile("" : : : "memory");  // tiles are loaded behind the compiler's back
-      for (int64_t p = 0; p < pairs; ++p)
-        multiply_chunk(rows, stride, given + 2 * p * token_stride + n * SIDE, token_stride, cols,
-                       n == 0, sums + p * 1024);
-    }
-    for (int64_t p = 0; p < pairs; ++p)
-      for (int i = 0; i < 4; ++i) {
-        const int first_row = i % 2 * SIDE;
-        const int64_t token = p * ROWS + i / 2 * SIDE;
-        store_turned(sums + p * 1024 + i * 256, count - first_row,
-                     static_cast<int>(std::min<int64_t>(SIDE, tokens - token)),
-                     y + token * y_stride + row + first_row, y_stride);
-      }
+    const int rows = static_cast<int>(std::min<int64_t>(ROWS, row1 - row));
+    sum_rows(w, row, rows, x, tokens, sums);
+    for (int64_t t = 0; t < tokens; t += SIDE)
+      for (int i = 0; i < 2; ++i)
+        store_turned(sums + t * ROWS + i * 256, rows - i * SIDE,
+                     static_cast<int>(std::min<int64_t>(SIDE, tokens - t)),
+                     y + t * y_stride + row + i * SIDE, y_stride);
   }
   _tile_release();
 }
@@ -224,11 +350,51 @@ bool amx_multiplies() {
   return has;
 }
 
+void fill_tile(const float* x, int64_t stride, int64_t tokens, int64_t cols, uint16_t* tile) {
+  for (int64_t n = 0; n < cols; n += DEPTH)
+    load_tokens([&](int t) { return x + t * stride; }, tokens, n, tile + n * SIDE);
+}
+
 void multiply_many_amx(const Matrix& w, const TokenView* x, int64_t tokens, float* y,
                        int64_t y_stride, int64_t row0, int64_t row1) {
-  with_type(w.type, [&](auto type) {
-    multiply_tiles<Layout<decltype(type)::value>>(w, x, tokens, y, y_stride, row0, row1);
-  });
+  Halves* given = room().tokens.need(whole_tiles(tokens) * w.cols);
+  for (int64_t t = 0; t < tokens; t += SIDE)
+    for (int64_t n = 0; n < w.cols; n += DEPTH)
+      load_tokens([&](int i) { return x[t + i].x; }, tokens - t, n,
+                  given + t * w.cols + n * SIDE);
+  multiply_given(w, given, tokens, y, y_stride, row0, row1);
+}
+
+void multiply_tiles(const Matrix& w, const Activations& x, float* y, int64_t y_stride,
+                    int64_t row0, int64_t row1) {
+  multiply_given(w, x.tile(0), x.tokens(), y, y_stride, row0, row1);
+}
+
+void gate_tiles(const Matrix& gate, const Matrix& up, const Activations& x, Activations& y,
+                int64_t row0, int64_t row1) {
+  const int64_t tokens = x.tokens();
+  float* gates = room().sums.need(whole_tiles(tokens) * ROWS);
+  float* ups = room().more_sums.need(whole_tiles(tokens) * ROWS);
+  // Two rows of 16 tokens, one after the other, to pairs.
+  alignas(64) uint16_t order[DEPTH];
+  for (int i = 0; i < DEPTH; ++i) order[i] = static_cast<uint16_t>(i / 2 + i % 2 * SIDE);
+  const __m512i pairs = _mm512_load_si512(order);
+  configure(tile_config());
+  for (int64_t row = row0; row < row1; row += ROWS) {
+    sum_rows(gate, row, ROWS, x.tile(0), tokens, gates);
+    sum_rows(up, row, ROWS, x.tile(0), tokens, ups);
+    for (int64_t t = 0; t < tokens; t += SIDE) {
+      float_kernels().silu_multiply(gates + t * ROWS, ups + t * ROWS, SIDE * ROWS,
+                                    gates + t * ROWS);
+      Halves* out = y.tile(t) + row * SIDE;
+      for (int r = 0; r < ROWS; r += 2) {
+        const float* first = gates + t * ROWS + r * SIDE;
+        const __m512i both = to_bf16(_mm512_load_ps(first), _mm512_load_ps(first + SIDE));
+        _mm512_storeu_si512(out + r * SIDE, _mm512_permutexvar_epi16(pairs, both));
+      }
+    }
+  }
+  _tile_release();
 }
 
 }  // namespace conifer
@@ -238,8 +404,12 @@ void multiply_many_amx(const Matrix& w, const TokenView* x, int64_t tokens, floa
 namespace conifer {
 
 bool amx_multiplies() { return false; }
+void fill_tile(const float*, int64_t, int64_t, int64_t, uint16_t*) {}
 void multiply_many_amx(const Matrix&, const TokenView*, int64_t, float*, int64_t, int64_t,
                        int64_t) {}
+void multiply_tiles(const Matrix&, const Activations&, float*, int64_t, int64_t, int64_t) {}
+void gate_tiles(const Matrix&, const Matrix&, const Activations&, Activations&, int64_t,
+                int64_t) {}
 
 }  // namespace conifer
 

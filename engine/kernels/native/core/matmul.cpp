@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "dot.h"
+#include "gemm_amx.h"
 #include "unpack.h"
 
 #if defined(__linux__) && defined(__aarch64__)
@@ -96,6 +97,12 @@ const Kernels& kernels() { return *choice().kernels; }
 
 Isa isa() { return choice().isa; }
 
+bool tiles_serve(int64_t tokens, std::initializer_list<const Matrix*> matrices) {
+  const auto blocks = [](const Matrix* w) { return !is_float(w->type); };
+  return tokens >= AMX_TOKENS && isa() == Isa::Avx512 && amx_multiplies() &&
+         std::all_of(matrices.begin(), matrices.end(), blocks);
+}
+
 bool isa_supported(Isa isa) { return kernels_of(isa) != nullptr; }
 
 void force_isa(Isa isa) {
@@ -114,6 +121,7 @@ const char* isa_name(Isa isa) {
 
 void matmul_rows(const Matrix& w, const Activations& x, int64_t token0, int64_t token1, float* y,
                  int64_t y_stride, int64_t row0, int64_t row1) {
+  if (x.tile(0)) return multiply_tiles(w, x, y, y_stride, row0, row1);
   multiply(w, x, token1 - token0, [token0](int64_t i) { return token0 + i; }, y, y_stride, row0,
            row1);
 }

@@ -6,6 +6,7 @@
 #include <new>
 
 #include "dot.h"
+#include "gemm_amx.h"
 
 namespace conifer {
 
@@ -18,7 +19,8 @@ constexpr int64_t CHUNK = 256;
 
 void Activations::Free::operator()(uint8_t* p) const { ::operator delete[](p, ALIGNMENT); }
 
-void Activations::prepare(const float* x, int64_t tokens, int64_t cols, int64_t stride) {
+void Activations::prepare(const float* x, int64_t tokens, int64_t cols, int64_t stride,
+                          bool tiled) {
   x_ = x;
   tokens_ = tokens;
   cols_ = cols;
@@ -26,7 +28,8 @@ void Activations::prepare(const float* x, int64_t tokens, int64_t cols, int64_t 
   padded_ = (cols + CHUNK - 1) / CHUNK * CHUNK;
   // int8 values, then 4 bytes for each of 7 per 32. The last 64 keep tokens off a power of two.
   token_bytes_ = padded_ + padded_ / 32 * 7 * 4 + 64;
-  const int64_t needed = tokens * token_bytes_;
+  tiled_ = tiled;
+  const int64_t needed = tiled ? whole_tiles(tokens) * cols * 2 : tokens * token_bytes_;
   if (needed <= capacity_) return;
   buffer_.reset(static_cast<uint8_t*>(::operator new[](static_cast<size_t>(needed), ALIGNMENT)));
   capacity_ = needed;
@@ -42,6 +45,14 @@ TokenView Activations::token(int64_t index) const {
 }
 
 void Activations::quantize(int thread, int threads) {
+  if (tiled_) {
+    const Range mine = share(whole_tiles(tokens_), thread, threads);
+    for (int64_t t = mine.begin; t < mine.end; t += 16) {
+      const int64_t left = tokens_ - t;
+      fill_tile(x_ + t * stride_, stride_, left < 0 ? 0 : left, cols_, tile(t));
+    }
+    return;
+  }
   const int64_t chunks = padded_ / CHUNK;  // by chunks, so that one token has work for all threads
   const int64_t end = tokens_ * chunks * (thread + 1) / threads;
   for (int64_t i = tokens_ * chunks * thread / threads; i < end; ++i) {

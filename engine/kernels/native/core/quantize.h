@@ -3,6 +3,8 @@
 // Also kept are the sums of the int8 values, so that a minimum or a zero point costs one
 // multiply-add per block instead of one per weight. Columns are padded with zeros to a multiple
 // of 256; kernels may read (not use) up to there.
+//
+// Or, for many tokens where the processor has tiles, bfloat16 as these want it (gemm_amx.h).
 #pragma once
 
 #include <cstdint>
@@ -26,7 +28,9 @@ struct TokenView {
 class Activations {
  public:
   // Remember `tokens` rows of `cols` floats, `stride` floats apart; x must outlive the use.
-  void prepare(const float* x, int64_t tokens, int64_t cols, int64_t stride);
+  // tiled: for products with all of the tokens, if `tiles_serve`; x may be null where something
+  // else fills the tiles.
+  void prepare(const float* x, int64_t tokens, int64_t cols, int64_t stride, bool tiled = false);
   // Quantise this thread's share. Not needed if only F32, F16 and BF16 weights will be used.
   void quantize(int thread, int threads);
   void load(const float* x, int64_t tokens, int64_t cols, int64_t stride) {
@@ -38,6 +42,12 @@ class Activations {
   int64_t cols() const { return cols_; }
   TokenView token(int64_t index) const;
 
+  // The tile of 16 tokens from `token` on, (cols / 32, 16 pairs of columns, 16 tokens, 2); null
+  // unless tiled.
+  uint16_t* tile(int64_t token) const {
+    return tiled_ ? reinterpret_cast<uint16_t*>(buffer_.get()) + token * cols_ : nullptr;
+  }
+
  private:
   struct Free {
     void operator()(uint8_t* p) const;
@@ -45,6 +55,7 @@ class Activations {
   const float* x_ = nullptr;
   int64_t tokens_ = 0, cols_ = 0, stride_ = 0, padded_ = 0, token_bytes_ = 0;
   int64_t capacity_ = 0;
+  bool tiled_ = false;
   std::unique_ptr<uint8_t[], Free> buffer_;
 };
 

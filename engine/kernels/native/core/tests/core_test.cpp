@@ -104,7 +104,7 @@ Case random_case(Type type) {
   c.rows = pick(1, 70);
   const int64_t block = block_weights(type);
   c.cols = block == 1 ? pick(1, 600) : block * pick(1, block == 32 ? 40 : 6);
-  c.tokens = pick(0, 3) ? pick(1, 40) : pick(1, 4);
+  c.tokens = pick(0, 3) ? pick(1, 80) : pick(1, 4);
   c.bytes = random_weights(type, c.rows, c.cols);
   c.weights.resize(static_cast<size_t>(c.rows * c.cols));
   std::vector<int32_t> ids(static_cast<size_t>(c.rows));
@@ -183,7 +183,7 @@ bool run(Case& c, Worst& worst) {
         return false;
     }
 
-  std::vector<int32_t> ids(static_cast<size_t>(pick(1, 40)));
+  std::vector<int32_t> ids(static_cast<size_t>(pick(1, 80)));
   for (int32_t& id : ids) id = static_cast<int32_t>(pick(0, c.tokens - 1));
   std::vector<float> gathered(ids.size() * static_cast<size_t>(c.rows));
   matmul_rows(c.matrix(), c.activations, ids.data(), static_cast<int64_t>(ids.size()),
