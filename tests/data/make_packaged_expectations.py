@@ -21,9 +21,8 @@ from typing import Any
 
 import numpy as np
 
-DATA = Path(__file__).parent
-sys.path.insert(0, str(DATA.parents[1]))
-sys.path.insert(0, str(DATA.parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from engine.tokenizer import BYTE_OF
 from engine.vocabulary import Kind
 from support.gguf_writer import gguf_bytes
@@ -31,6 +30,7 @@ from support.packaged import PACKAGED, Packaged, fetch, metadata_of, part_of
 from support.strings import mixed_strings
 from support.vocab import borrowed, checksums
 
+DATA = Path(__file__).parent
 STRINGS = mixed_strings(2000)
 Ids = list[list[int]]
 
