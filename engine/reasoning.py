@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from engine.template import ChatTemplate
@@ -50,7 +50,7 @@ class Dialect:
 
 HARMONY_MARKERS = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>")
 # Messages with a header each: <|channel|>analysis<|message|>...<|end|><|start|>assistant<|channel|>
-HARMONY = Dialect("<|channel|>", "<|message|>")
+HARMONY = Dialect("<|channel|>", "<|channel|>")
 # The first that fits is a model's: those with more to recognise go before plain <think>.
 DIALECTS = (
     HARMONY,  # gpt-oss
@@ -72,9 +72,9 @@ CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 CHANNELS = {"analysis": Kind.THINKING, "commentary": Kind.COMMENTARY}
 
 
-def switches(think: bool) -> dict[str, bool | str]:
+def switches(think: bool) -> dict[str, Any]:
     """Ask for thinking or for none, by every name that templates know the wish by."""
-    wish: dict[str, bool | str] = {"enable_thinking": think, "thinking": think}
+    wish: dict[str, Any] = {"enable_thinking": think, "thinking": think}
     return wish if think else {**wish, "reasoning_effort": "low"}
 
 
@@ -88,10 +88,12 @@ def choose(template: ChatTemplate | None, tokenizer: Tokenizer) -> Dialect | Non
             text in template.source or text in tokenizer.control or text in tokenizer.user_defined
         )
 
-    return next(
-        (row for row in DIALECTS if known(row.closes) and known(row.answer_opens)),
-        None,
+    fitting = (
+        row
+        for row in DIALECTS
+        if (known(row.opens) or known(row.closes)) and known(row.answer_opens)
     )
+    return next(fitting, None)
 
 
 def hidden_markers(dialect: Dialect | None, tokenizer: Tokenizer) -> frozenset[int]:
