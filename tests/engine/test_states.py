@@ -13,6 +13,7 @@ import engine
 from engine.cache import REWIND, SNAPSHOTS, StateCache, kv_bytes
 from engine.config import read_config
 from engine.gguf import open_model
+from engine.memory import buffer_bytes
 from support.gguf_writer import Tensor
 from support.models import HERE
 from support.rewrite import all_tensors, rewrite
@@ -117,6 +118,23 @@ def test_states_count_in_the_need_whatever_the_context(name: str, kernels: str):
     attention = dataclasses.replace(config, recurrent=None)
     states = kv_bytes(config, 256, "f16") - kv_bytes(attention, 256, "f16")
     assert states == SNAPSHOTS * sum(held.values())
+
+
+@pytest.mark.parametrize("chosen", ["native", "stock"])
+def test_what_a_recurrent_layer_holds_of_a_prompt_counts_as_buffers(chosen: str):
+    file = open_model(HERE / "granitehybrid" / "model.gguf")
+    config = read_config(file.metadata)
+    recurrent = config.recurrent
+    assert recurrent is not None
+
+    def need(tokens: int, inner: int) -> int:
+        wider = dataclasses.replace(config, recurrent=dataclasses.replace(recurrent, inner=inner))
+        return buffer_bytes(wider, file.tensors, "cpu", tokens, "f16", chosen)
+
+    # Of each more value the projection, its two forms, and five more; all of 512 tokens at most.
+    assert need(512, 50_001) - need(512, 50_000) == 8 * 4 * 512
+    assert need(4096, 50_001) - need(4096, 50_000) == 8 * 4 * 512
+    assert need(10, 50_001) - need(10, 50_000) == 8 * 4 * 10
 
 
 def test_a_file_of_one_projection_for_the_delta_net_is_read(tmp_path: Path, kernels: str):
