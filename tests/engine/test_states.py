@@ -98,6 +98,17 @@ def test_a_state_cache_that_went_back_forgets_what_came_later():
     assert [cache.reach(at) for at in (84, 94, 101)] == [84, 94, 94]
 
 
+def test_a_state_of_other_tokens_is_not_taken_for_one_of_these():
+    cache = StateCache(context=1000)
+    for start, count in ((0, 94), (78, 5), (83, 1)):
+        for end in cache.stops(start, count):
+            cache.keep(end, (mx.array(end),))
+    assert [cache.reach(at) for at in (82, 83, 84)] == [78, 83, 84]
+    assert cache.stops(78, 6) == [84]  # six others: nothing is known of 83 of them
+    cache.keep(84, (mx.array(-84),))
+    assert [cache.reach(at) for at in (83, 84)] == [78, 84]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_states_count_in_the_need_whatever_the_context(name: str, kernels: str):
     config = read_config(open_model(HERE / name / "model.gguf").metadata)
