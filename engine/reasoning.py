@@ -91,7 +91,7 @@ def choose(template: ChatTemplate | None, tokenizer: Tokenizer) -> Dialect | Non
     fitting = (
         row
         for row in DIALECTS
-        if (known(row.opens) or known(row.closes)) and known(row.answer_opens)
+        if (known(row.opens) or known(row.closes)) and known(row.answer_opens + row.answer_closes)
     )
     return next(fitting, None)
 
