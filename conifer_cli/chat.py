@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 
 from conifer_cli import errors, terminal
-from conifer_cli.session import Messages, Session
+from conifer_cli.session import Messages, Reply, Session
 
 PROMPT = ">>> "
 LEAVING = "Use Ctrl-D or /bye to leave."
@@ -70,15 +70,12 @@ def command(word: str, session: Session, messages: Messages) -> None:
 def say_and_answer(session: Session, messages: Messages, text: str) -> None:
     """Add what was typed to the conversation, and the answer to that, complete or stopped."""
     messages.append({"role": "user", "content": text})
-    said: list[str] = []
+    reply = Reply(session.options)
     try:
         answering = session.answer(session.encode(messages))
-        with terminal.Answer() as answer:
-            for piece in answering:
-                said.append(piece)
-                answer.push(piece)
+        reply.print(answering)
     except KeyboardInterrupt:
-        if not said:
+        if not reply.text:
             terminal.write("\n")
             messages.pop()
             return
@@ -95,7 +92,7 @@ def say_and_answer(session: Session, messages: Messages, text: str) -> None:
             terminal.say(answering.stats())
         if answering.cut_by_context:
             terminal.say("The context is full and the answer was cut. /clear begins anew.")
-    messages.append({"role": "assistant", "content": "".join(said)})
+    messages.append(reply.message())
 
 
 def _help(session: Session, messages: Messages) -> None:

@@ -194,6 +194,14 @@ Think = Annotated[
         help="Ask the chat template for reasoning, or for none.",
     ),
 ]
+ShowThinking = Annotated[
+    bool | None,
+    typer.Option(
+        "--show-thinking/--hide-thinking",
+        envvar="CONIFER_SHOW_THINKING",
+        help="Print the reasoning to stderr. Default: where that is a terminal.",
+    ),
+]
 BenchPrompt = Annotated[
     Lengths | None,
     typer.Option(

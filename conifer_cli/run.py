@@ -7,7 +7,7 @@ import sys
 from conifer_cli import errors, terminal
 from conifer_cli.errors import UsageError
 from conifer_cli.prepare import judge, locate, ready
-from conifer_cli.session import RunOptions, Session, require_template
+from conifer_cli.session import Reply, RunOptions, Session, require_template
 from conifer_cli.verdict import Wishes, reading
 
 
@@ -49,9 +49,7 @@ def whole_prompt(typed: str | None) -> str:
 def answer_once(session: Session, prompt: str) -> int:
     """Print the answer to one prompt, and nothing else, to stdout."""
     answering = session.answer(session.encode([*session.opening(), _user(prompt)]))
-    with terminal.Answer() as answer:
-        for piece in answering:
-            answer.push(piece)
+    Reply(session.options).print(answering)
     if session.options.stats:
         terminal.say(answering.stats())
     if not answering.cut_by_context:

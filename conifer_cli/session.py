@@ -6,7 +6,7 @@ reading the prompt.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from engine.cache import Cache
     from engine.generate import TokenStream
     from engine.model import Model
+    from engine.reasoning import Part
     from engine.sampling import Settings
 
 SLOW = "these are the slow kernels: {}. Install a C++ compiler, then Conifer anew."
@@ -38,11 +39,38 @@ class RunOptions:
     seed: int | None = None
     max_tokens: int | None = None
     think: bool | None = None
+    show_thinking: bool | None = None
     stats: bool = False
     kv_type: str = "f16"
     kernels: str = "auto"
     force: bool = False
     yes: bool = False
+
+
+class Reply:
+    """An answer as it is printed, and what was said so far: `text`, and `thinking` before it."""
+
+    def __init__(self, options: RunOptions) -> None:
+        self.text, self.thinking = "", ""
+        self._answer = terminal.Answer(terminal.shows_thinking(options.show_thinking))
+
+    def print(self, answering: Iterable[Part]) -> None:
+        """Print the parts as they arrive. Only the answer goes to stdout."""
+        from engine.reasoning import Kind
+
+        with self._answer as answer:
+            for kind, piece in answering:
+                if kind is Kind.ANSWER:
+                    self.text += piece
+                    answer.push(piece)
+                else:
+                    self.thinking += piece if kind is Kind.THINKING else ""
+                    answer.think(piece)
+
+    def message(self) -> dict[str, str]:
+        """The message for the conversation: its template chooses what is kept of the thinking."""
+        said = {"role": "assistant", "content": self.text}
+        return {**said, "reasoning_content": self.thinking} if self.thinking else said
 
 
 class Session:
@@ -68,14 +96,14 @@ class Session:
 
     def encode(self, messages: Messages) -> list[int]:
         """Turn a conversation into tokens; for a raw model its last message is all there is."""
+        from engine import reasoning
+
         template, tokenizer = self.model.template, self.model.tokenizer
         if self.raw or template is None:
             start = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
             return start + tokenizer.encode(messages[-1]["content"])
-        variables: dict[str, Any] = {}
-        if self.options.think is not None:
-            variables["enable_thinking"] = self.options.think
-        return template.encode(messages, **variables)
+        think = self.options.think
+        return template.encode(messages, **({} if think is None else reasoning.switches(think)))
 
     def answer(self, tokens: list[int]) -> Answering:
         """Begin to answer; the cache is made on first use, and grows for a prompt that needs it."""
@@ -94,7 +122,9 @@ class Session:
 
 
 class Answering:
-    """One answer on its way. Iterate for its text; `stream` then has finish and stats."""
+    """One answer on its way. Iterate for its parts, thinking and answer; `stream` then has finish
+    and stats.
+    """
 
     def __init__(self, model: Model, tokens: list[int], settings: Settings, cache: Cache) -> None:
         self._progress = terminal.Progress("reading the prompt", "tokens")
@@ -102,11 +132,11 @@ class Answering:
             tokens, settings, cache, on_prefill=self._progress.update
         )
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[Part]:
         with self._progress:
-            for piece in self.stream.text():
+            for part in self.stream.parts():
                 self._progress.clear()
-                yield piece
+                yield part
 
     @property
     def cut_by_context(self) -> bool:

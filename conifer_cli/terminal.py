@@ -1,8 +1,8 @@
 """The only writer to stdout and stderr, and the only reader of stdin.
 
 stdout carries the answer or the data; everything else is stderr. Text goes out as UTF-8 whatever
-the locale, cleaned (`escapes`), and without a single escape sequence of our own: a progress line is
-redrawn with a carriage return, and only on a terminal. It knows no models.
+the locale, cleaned (`escapes`), and with no escape sequence of our own but those that dim thinking
+on a terminal: a progress line is redrawn with a carriage return. It knows no models.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ REDRAW_EVERY_S = 0.1  # on one
 SILENT_START_S = 1.0  # what is done sooner needs no progress
 STDIN_PATIENCE_S = 2.0
 MAX_STDIN_BYTES = 64 * 10**6
+DIM, UNDIM = "\x1b[2m", "\x1b[22m"
 
 
 class ReaderGone(Exception):
@@ -102,6 +103,11 @@ def is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and not stream.closed and stream.isatty()
 
 
+def shows_thinking(wish: bool | None) -> bool:
+    """Tell whether thinking is shown: as asked, else where a person reads stderr."""
+    return is_terminal(sys.stderr) if wish is None else wish
+
+
 def conversing() -> bool:
     """Tell whether both ends of a conversation are a terminal."""
     return is_terminal(sys.stdin) and is_terminal(sys.stdout)
@@ -153,12 +159,16 @@ def _to_stderr(text: str) -> None:
 
 
 class Answer:
-    """Stream a model's answer to stdout: cleaned, and ended by exactly one newline."""
+    """Stream a model's answer to stdout: cleaned, and ended by exactly one newline.
 
-    def __init__(self) -> None:
+    thinking: whether what the model thinks is shown, on stderr.
+    """
+
+    def __init__(self, thinking: bool = False) -> None:
         self._filter = Filter()
         self._newlines = ""  # held back: they may be the last thing
         self._started = False
+        self._thoughts = Thoughts() if thinking else None
 
     def __enter__(self) -> Answer:
         return self
@@ -170,17 +180,50 @@ class Answer:
         trace: TracebackType | None,
     ) -> None:
         """End the line, but print nothing at all where nothing was answered because of an error."""
+        if self._thoughts is not None:
+            self._thoughts.end()
         if error is None or (self._started and not isinstance(error, ReaderGone | OutputError)):
             write("\n")
 
+    def think(self, piece: str) -> None:
+        """Print a piece of thinking, if it is shown."""
+        if self._thoughts is not None:
+            self._thoughts.push(piece)
+
     def push(self, piece: str) -> None:
         """Print what of `piece` is safe to print now."""
+        if self._thoughts is not None:
+            self._thoughts.end()
         text = self._newlines + self._filter.push(piece)
         body = text.rstrip("\n")
         self._newlines = text[len(body) :]
         if body:
             self._started = True
             write(body)
+
+
+class Thoughts:
+    """Stream a model's thinking to stderr: cleaned, dimmed on a terminal, a blank line after it."""
+
+    def __init__(self) -> None:
+        self._filter = Filter()
+        self._begun = False
+        plain = "NO_COLOR" in os.environ or os.environ.get("TERM") in (None, "dumb")
+        self._dims = is_terminal(sys.stderr) and not plain
+
+    def push(self, piece: str) -> None:
+        """Print what of `piece` is safe to print now."""
+        text = self._filter.push(piece)
+        if text and not self._begun:
+            self._begun = True
+            text = (DIM if self._dims else "") + text
+        _to_stderr(text)
+
+    def end(self) -> None:
+        """Say that no thinking follows, at least for now."""
+        if self._begun:
+            self._begun = False
+            _to_stderr((UNDIM if self._dims else "") + "\n\n")
 
 
 class Progress:

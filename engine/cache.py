@@ -173,7 +173,11 @@ class StateCache:
         return self._states[start] if start else None
 
     def stops(self, start: int, count: int) -> list[int]:
-        """Say after which tokens, of `count` that follow `start`, the state is to be kept."""
+        """Say after which tokens, of `count` that follow `start`, the state is to be kept.
+
+        What was kept of other tokens behind `start` is forgotten.
+        """
+        self._states = {at: old for at, old in self._states.items() if at <= start}
         end = start + count
         if count < REWIND:
             return [end]
@@ -183,7 +187,7 @@ class StateCache:
     def keep(self, end: int, state: tuple[mx.array, ...]) -> None:
         """Store the arrays as they are after `end` tokens."""
         kept = (self._mark, end - 1)
-        self._states = {at: old for at, old in self._states.items() if at in kept and at < end}
+        self._states = {at: old for at, old in self._states.items() if at in kept}
         self._states[end] = state
 
     def reach(self, length: int) -> int:

@@ -16,6 +16,7 @@ import mlx.core as mx
 from engine.cache import Cache
 from engine.errors import NumericError
 from engine.memory import enough_memory
+from engine.reasoning import Part, choose, hidden_markers, overlap, reader
 from engine.sampling import NOT_FINITE, Sampler, Settings
 
 if TYPE_CHECKING:
@@ -47,7 +48,9 @@ class Stats:
 
 
 class TokenStream:
-    """The answer to a sequence of tokens. Iterate over it for ids, or over `text()` for text; once.
+    """The answer to a sequence of tokens. Iterate over it for ids, `text()` for text, or `parts()`.
+
+    Once: what has been read is gone.
 
     finish: "stop" (an end-of-generation token or a stop string) or "length"; None until the end.
     cut_by: where finish is "length", "max_tokens" or "context".
@@ -66,6 +69,7 @@ class TokenStream:
         self.finish: str | None = None
         self.cut_by: str | None = None
         self.stats = Stats(prompt_tokens=len(tokens))
+        self._shown: frozenset[int] = frozenset()
         self._steps = self._run()
 
     def __iter__(self) -> Iterator[int]:
@@ -79,9 +83,19 @@ class TokenStream:
             if piece:
                 yield piece
 
+    def parts(self) -> Iterator[Part]:
+        """Yield the answer as `text()` does, each piece with its kind: thinking or answer."""
+        tokenizer = self.model.tokenizer
+        dialect = choose(self.model.template, tokenizer)
+        self._shown = hidden_markers(dialect, tokenizer)
+        parting = reader(dialect, tokenizer, self.tokens)
+        for piece in self.text():
+            yield from parting.push(piece)
+        yield from parting.finish()
+
     def _run(self) -> Iterator[tuple[int | None, str]]:
         """Yield (id, text that is certain by now), and at the end (None, what was held back)."""
-        decoder = self.model.tokenizer.stream()
+        decoder = self.model.tokenizer.stream(self._shown)
         stops = StopFilter(self.settings.stop)
         for token in self._decode():
             piece = stops.push(decoder.push(token))
@@ -173,7 +187,7 @@ class StopFilter:
         if cuts:
             self.found, self.held = True, ""
             return text[: min(cuts)]
-        kept = max((_overlap(text, stop) for stop in self.stops), default=0)
+        kept = max((overlap(text, stop) for stop in self.stops), default=0)
         self.held = text[len(text) - kept :]
         return text[: len(text) - kept]
 
@@ -181,9 +195,3 @@ class StopFilter:
         """Give back what is held: the text ended without a stop string."""
         held, self.held = self.held, ""
         return held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Measure the longest end of `text` that begins `stop`."""
-    sizes = range(min(len(text), len(stop) - 1), 0, -1)
-    return next((size for size in sizes if text.endswith(stop[:size])), 0)

@@ -3,9 +3,8 @@ and the output, and the indexer that makes it sparse.
 
 A token keeps one vector, its latent and a rotary part that all heads share, and no keys or values:
 head h scores it by (k_b[h] q_nope | q_pe) . (latent | pe), and its output is v_b[h] times the mix
-of latents (DeepSeek-V2, arXiv 2405.04434, section 2.1.2). Prefill is absorbed as well: expanding
-keys and values takes less arithmetic from some 170 new tokens on, but room for them all, heads
-times (key + value) numbers a token, and a product with k_b turned, which no quantised form has.
+of latents (DeepSeek-V2, arXiv 2405.04434, section 2.1.2). Prefill is absorbed as well; decision 3
+has the measurements.
 
 Axes: T tokens, D width, H heads, I heads of the indexer, d width of what is attended to, L tokens
 so far with the new ones, R rank of the latent.

@@ -17,6 +17,7 @@ from engine.families import SOFTMAX
 from engine.gguf import TensorInfo
 from engine.kernels import growth, resident_bytes, selected
 from engine.machine import Machine
+from engine.scan import CHUNK
 
 MARGIN = 1.02  # the need is known to about 2 %
 RESERVE_SHARE = 0.04  # of the machine's memory, for everything else that runs
@@ -206,7 +207,8 @@ def buffer_bytes(
     if config.experts:
         routed = config.experts.used * (3 * config.experts.width + 2 * config.width)
         hidden = max(hidden, routed + 3 * config.experts.shared_width)
-    rows = 4 * chunk * (4 * config.width + heads + hidden)
+    mixed = max(heads, _recurrent_values(config, kernels))
+    rows = 4 * chunk * (4 * config.width + mixed + hidden)
     logits = 6 * 4 * config.vocab
     indexing = 0
     if config.latent and config.latent.indexer:  # scores of its heads, and its keys in float32
@@ -231,6 +233,21 @@ def _head_values(config: ModelConfig) -> int:
         return 2 * (config.key_dim + config.value_dim)
     rank, turned = config.latent.rank, config.rope.dims
     return 2 * (2 * rank + turned) + config.latent.key_dim + config.latent.value_dim
+
+
+def _recurrent_values(config: ModelConfig, kernels: str) -> int:
+    """Count the values that a recurrent layer holds for one token of a prompt at a time."""
+    recurrent = config.recurrent
+    if recurrent is None:
+        return 0
+    if recurrent.kind == "conv":
+        return 8 * config.width
+    channels = recurrent.inner + 2 * recurrent.groups * recurrent.state
+    values = 3 * channels + 5 * recurrent.inner  # projected, in both forms, and mixed
+    if kernels == "native":
+        return values
+    # In chunks: what each token of one has to do with every other, and the delta rule's keys.
+    return values + recurrent.heads * (6 * CHUNK + 2 * recurrent.state)
 
 
 def _judge_need(need: Need, file_bytes: int, machine: Machine) -> Verdict:

@@ -2,8 +2,8 @@
 
 One row per name: the patterns, and two habits that go with the name. Patterns are applied in
 sequence, each to the pieces the one before it left; what lies between two matches is a piece too.
-They are in the dialect of the `tokenizers` library's regular expressions. This module knows no
-vocabulary.
+They are in the dialect of the `tokenizers` library's regular expressions, and the publishers' own:
+llama.cpp approximates those of gpt-4o, tekken and kimi-k2. This module knows no vocabulary.
 """
 
 from __future__ import annotations
@@ -96,8 +96,37 @@ _ROWS: dict[str, PreTokenizer] = {
     "gpt-4o llama4 minimax-m2": PreTokenizer(GPT4O),
     "bailingmoe bailingmoe2": PreTokenizer(BAILING),
     "kimi-k2": PreTokenizer(KIMI),
+    "gemma4": PreTokenizer((r"[^\n]+|\n+",), add_bos=True),
 }
 PRE_TOKENIZERS = {name: row for names, row in _ROWS.items() for name in names.split()}
+
+# Names whose ids are compared with the publisher's own library, or llama.cpp, on a vocabulary that
+# files of this name have. The others are compared on borrowed words: only the cutting is known.
+EXACT = {
+    "gpt-2": "GPT-2",
+    "olmo": "OLMo",
+    "mpt": "MPT",
+    "smollm": "SmolLM2",
+    "starcoder": "StarCoder",
+    "refact": "Refact",
+    "command-r": "Command R",
+    "qwen2": "Qwen2, Qwen3",
+    "llama-bpe": "Llama 3, Llama 3.1",
+    "llama3": "Llama 3",
+    "llama-v3": "Llama 3",
+    "dbrx": "cl100k",
+    "deepseek-llm": "DeepSeek LLM",
+    "deepseek-v3": "DeepSeek-V3",
+    "tekken": "Tekken",
+    "gpt-4o": "gpt-oss",
+    "llama4": "Llama 4",
+    "gemma4": "Gemma 4",
+}
+
+
+def verified(name: str) -> str:
+    """Say how a pre-tokenizer is verified: "exact" or "regex only"."""
+    return "exact" if name in EXACT else "regex only"
 
 
 def pre_tokenizer(name: str) -> PreTokenizer:

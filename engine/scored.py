@@ -11,9 +11,8 @@ import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 
-from engine.vocabulary import BYTE_TOKEN, UNTYPEABLE, Kind, Vocabulary
+from engine.vocabulary import BYTE_TOKEN, SPACE, UNTYPEABLE, Kind, Vocabulary
 
-SPACE = "▁"  # how these vocabularies write a space
 CACHED_WORDS = 1 << 16
 
 

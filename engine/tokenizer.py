@@ -1,21 +1,32 @@
 """Text to token ids and back, with the vocabulary in the model file.
 
-Two families: byte-level BPE, merged by the `tokenizers` library, and SentencePiece-style
-vocabularies, whose merges are ranked by score and done here. Either gives the ids that llama.cpp
-gives, but for one promise of its own: without `markup=True` no text, whatever it spells, becomes a
-control token. This module knows no chat template and adds no token that was not asked for.
+Two families: BPE over bytes (Gemma 4: over lines), merged by the `tokenizers` library, and
+SentencePiece-style vocabularies, whose merges are ranked by score and done here. Either gives the
+ids of the model's own tokenizer, but for one promise: without `markup=True` no text, whatever it
+spells, becomes a control token. Nor is Unicode normalised first, which a model file cannot ask for.
+This module knows no chat template and adds no token that was not asked for.
 """
 
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from engine.errors import GGUFError
 from engine.pretokenizers import PreTokenizer, pre_tokenizer
-from engine.scored import SPACE, scored_encoder
-from engine.vocabulary import BYTE_TOKEN, PREFIX, UNTYPEABLE, Kind, Vocabulary, read_vocabulary
+from engine.scored import scored_encoder
+from engine.vocabulary import (
+    BYTE_TOKEN,
+    PREFIX,
+    SPACE,
+    SPACED,
+    UNTYPEABLE,
+    Kind,
+    Vocabulary,
+    read_vocabulary,
+)
 
 WHITE_SPACE = " \t\n\v\f\r"
 
@@ -43,7 +54,7 @@ class Tokenizer:
         self._vocabulary = vocabulary
         scored = vocabulary.model == "llama"
         pre = PreTokenizer((), add_bos=True) if scored else pre_tokenizer(vocabulary.pre)
-        self._words = scored_encoder(vocabulary) if scored else _byte_encoder(vocabulary, pre)
+        self._words = ENCODERS[vocabulary.model](vocabulary, pre)
         self._pieces: dict[int, bytes] = {}
         self.vocab_size = len(vocabulary.tokens)
         self.control = vocabulary.of_kind(Kind.CONTROL)
@@ -84,9 +95,9 @@ class Tokenizer:
         text = b"".join(self._piece(id, markup) for id in ids)
         return self._without_prefix(text).decode("utf-8", "replace")
 
-    def stream(self) -> StreamDecoder:
-        """Start to decode ids that arrive one at a time."""
-        return StreamDecoder(self._piece, self._without_prefix)
+    def stream(self, shown: frozenset[int] = frozenset()) -> StreamDecoder:
+        """Start to decode ids that arrive one at a time; `shown` control tokens are not dropped."""
+        return StreamDecoder(lambda id: self._piece(id, id in shown), self._without_prefix)
 
     def _encode(self, text: str, marks: Sequence[Mark], quoted: Mapping[str, str]) -> list[int]:
         vocabulary = self._vocabulary
@@ -201,27 +212,62 @@ def _token_bytes(vocabulary: Vocabulary, id: int) -> bytes:
         return text.encode()
     if kind != Kind.NORMAL:
         return b""
-    if vocabulary.model == "llama":
+    if vocabulary.model in SPACED:
         return text.replace(SPACE, " ").encode()
     return b"".join(BYTE_OF.get(character) or character.encode() for character in text)
 
 
 def _byte_encoder(vocabulary: Vocabulary, pre: PreTokenizer) -> Encoder:
+    from tokenizers import pre_tokenizers
+
+    bytes_as_text = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return _merging_encoder(vocabulary, pre, UNTYPEABLE, bytes_as_text)
+
+
+def _line_encoder(vocabulary: Vocabulary, pre: PreTokenizer) -> Encoder:
+    """Merge whole lines of Unicode; line ends together are one token where there is one."""
+    merged = _merging_encoder(vocabulary, pre, (Kind.UNKNOWN, Kind.CONTROL))
+    ends = {
+        text: id for text, id in vocabulary.of_kind(Kind.NORMAL).items() if not text.strip("\n")
+    }
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = []
+        for words in re.split("(\n+)", text.replace(" ", SPACE)):
+            ids += [ends[words]] if words in ends else merged(words)
+        return ids
+
+    return encode
+
+
+def _merging_encoder(
+    vocabulary: Vocabulary, pre: PreTokenizer, unused: Sequence[Kind], *last: Any
+) -> Encoder:
+    """Cut text, by the patterns and then by `last`, and merge with the `tokenizers` library."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
     texts = {
-        text: id
-        for id, text in enumerate(vocabulary.tokens)
-        if vocabulary.kinds[id] not in UNTYPEABLE
+        text: id for id, text in enumerate(vocabulary.tokens) if vocabulary.kinds[id] not in unused
     }
-    model = models.BPE(vocab=texts, merges=vocabulary.merges, ignore_merges=pre.whole_words)
+    model = models.BPE(
+        vocab=texts,
+        merges=vocabulary.merges,
+        ignore_merges=pre.whole_words,
+        byte_fallback=vocabulary.model in SPACED,
+    )
     tokenizer = Tokenizer(model)
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns]
-    bytes_as_text = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, bytes_as_text])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, *last])
 
     def encode(text: str) -> list[int]:
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     return encode
+
+
+ENCODERS: dict[str, Callable[[Vocabulary, PreTokenizer], Encoder]] = {
+    "gpt2": _byte_encoder,
+    "gemma4": _line_encoder,
+    "llama": lambda vocabulary, _: scored_encoder(vocabulary),
+}

@@ -18,7 +18,9 @@ import numpy as np
 from engine.errors import GGUFError, UnsupportedError
 
 PREFIX = "tokenizer.ggml."
-MODELS = ("gpt2", "llama")
+MODELS = ("gpt2", "llama", "gemma4")
+SPACED = ("llama", "gemma4")  # whose words are Unicode, with SPACE for a space, not bytes
+SPACE = "▁"
 
 
 class Kind(IntEnum):
@@ -36,7 +38,7 @@ class Kind(IntEnum):
 ENDINGS = """
 <|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|>
 </s> <|eom_id|> <EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> [e~[
-<｜end▁of▁sentence｜>
+<｜end▁of▁sentence｜> <turn|> <|tool_response> <|eot|> <|eom|> <|role_end|>
 """
 # What a code model writes between files or as filler ends an answer too.
 FILLERS = """
@@ -102,7 +104,7 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     ids = _ids(metadata, len(tokens), defaults)
     return Vocabulary(
         model=model,
-        pre=_value(metadata, "pre", str, "default") or "default",
+        pre=model if model == "gemma4" else _value(metadata, "pre", str, "default") or "default",
         tokens=tokens,
         kinds=kinds,
         scores=_numbers(metadata, "scores", len(tokens)).tolist() if scored else [],
@@ -198,9 +200,10 @@ def _typed(
     """Make control what only looks like control, and drop the merges that write a control token.
 
     A token that merges build is ordinary text, whatever it looks like: some vocabularies have
-    "</s>" from HTML.
+    "</s>" from HTML. So has Gemma's, whose texts end with <eos>.
     """
-    made_control = LOOKS_LIKE_CONTROL.difference(wholes)
+    html = ["</s>"] if "<eos>" in tokens else []
+    made_control = LOOKS_LIKE_CONTROL.difference(wholes, html)
     kinds = [
         Kind.CONTROL if text in made_control else kind
         for text, kind in zip(tokens, kinds, strict=True)

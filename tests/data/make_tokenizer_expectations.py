@@ -18,6 +18,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.strings import mixed_strings
 
 
+def load(vocabulary: str) -> llama_cpp.llama_vocab_p:
+    """Read the vocabulary of a file, and nothing else."""
+    llama_cpp.llama_backend_init()
+    parameters = llama_cpp.llama_model_default_params()
+    parameters.vocab_only = True
+    model = llama_cpp.llama_model_load_from_file(vocabulary.encode(), parameters)
+    return llama_cpp.llama_model_get_vocab(model)
+
+
 def tokenize(vocab: llama_cpp.llama_vocab_p, text: str) -> list[int]:
     """Ask llama.cpp for the ids of one text."""
     data = text.encode()
@@ -30,18 +39,13 @@ def tokenize(vocab: llama_cpp.llama_vocab_p, text: str) -> list[int]:
 
 def main(vocabulary: str, output: str, count: str = "2000") -> None:
     """Tokenise the strings and store the ids."""
-    llama_cpp.llama_backend_init()
-    parameters = llama_cpp.llama_model_default_params()
-    parameters.vocab_only = True
-    model = llama_cpp.llama_model_load_from_file(vocabulary.encode(), parameters)
-    vocab = llama_cpp.llama_model_get_vocab(model)
+    vocab = load(vocabulary)
     rows = [tokenize(vocab, text) for text in mixed_strings(int(count))]
     np.savez_compressed(
         output,
         ids=np.array([id for row in rows for id in row], dtype=np.int32),
         lengths=np.array([len(row) for row in rows], dtype=np.int32),
     )
-    llama_cpp.llama_model_free(model)
 
 
 if __name__ == "__main__":

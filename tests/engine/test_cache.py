@@ -17,26 +17,7 @@ from engine.cache import (
     new_layer_cache,
 )
 from engine.config import LayerMemory, read_config
-from engine.errors import GGUFError
-
-TOKENS = {"tokenizer.ggml.tokens": ["a", "b", "c"]}
-
-
-def metadata(architecture: str, **changes: object) -> dict[str, object]:
-    """A sound header of two layers; in `changes` two underscores stand for a dot."""
-    keys = {
-        "block_count": 2,
-        "context_length": 131_072,
-        "embedding_length": 64,
-        "feed_forward_length": 128,
-        "attention.head_count": 8,
-        "attention.head_count_kv": 2,
-        "attention.key_length": 64,
-        "attention.value_length": 64,
-        "attention.layer_norm_rms_epsilon": 1e-6,
-    } | {key.replace("__", "."): value for key, value in changes.items()}
-    prefixed = {f"{architecture}.{key}": value for key, value in keys.items()}
-    return {"general.architecture": architecture} | TOKENS | prefixed
+from support.headers import metadata
 
 
 def marks(start: int, count: int) -> mx.array:
@@ -123,52 +104,3 @@ def test_latent_attention_keeps_576_values_a_token_and_layer():
     config = read_config(header)
     assert config.kv_values() == 2 * 576
     assert kv_bytes(config, 256, "f16") == 256 * 2 * 576 * 2
-
-
-@pytest.mark.parametrize(
-    ("architecture", "key", "value"),
-    [
-        ("gpt-oss", "attention.sliding_window", -1),
-        ("gpt-oss", "attention.sliding_window", "wide"),
-        ("gemma3", "attention.sliding_window_pattern", 0),
-        ("gemma3", "attention.sliding_window_pattern", np.array([1, 0], np.int32)),
-        ("gemma3", "rope.freq_base_swa", 0.0),
-        ("gemma2", "attn_logit_softcapping", float("nan")),
-        ("gemma2", "final_logit_softcapping", -1.0),
-        ("granite", "embedding_scale", float("inf")),
-        ("granite", "residual_scale", "big"),
-        ("granite", "logit_scale", -0.5),
-        ("granite", "rope.scaling.finetuned", 1),
-        ("mistral3", "attention.temperature_scale", -1.0),
-        ("glm4moe", "nextn_predict_layers", 2),
-        ("glm4moe", "nextn_predict_layers", -1),
-        ("llama", "feed_forward_length", np.array([128], np.int32)),
-        ("llama", "attention.head_count", np.array([8.0, 8.0], np.float32)),
-    ],
-)
-def test_nonsense_of_a_family_names_its_key(architecture: str, key: str, value: object):
-    with pytest.raises(GGUFError, match=key.replace(".", r"\.")):
-        read_config(metadata(architecture) | {f"{architecture}.{key}": value})
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("expert_group_count", 3),
-        ("expert_group_count", 9),
-        ("expert_group_used_count", 5),
-        ("expert_used_count", 5),  # of the 2 groups of 2 that are used
-        ("expert_shared_count", -1),
-        ("expert_shared_feed_forward_length", 1.5),
-        ("leading_dense_block_count", -1),
-        ("interleave_moe_layer_step", 0),
-        ("expert_weights_scale", float("nan")),
-    ],
-)
-def test_nonsense_of_experts_names_its_key(key: str, value: object):
-    routed = {"expert_count": 8, "expert_used_count": 2, "expert_feed_forward_length": 32}
-    routed |= {"expert_group_count": 4, "expert_group_used_count": 2}
-    header = metadata("bailingmoe2", **routed)
-    read_config(header)
-    with pytest.raises(GGUFError, match=key):
-        read_config(header | {f"bailingmoe2.{key}": value})

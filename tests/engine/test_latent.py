@@ -13,7 +13,7 @@ import pytest
 import engine
 from engine import kernels as seam
 from engine.cache import Rows, kv_bytes, moved_kv_bytes, new_layer_cache
-from engine.config import read_config
+from engine.config import read_config, used_tensors
 from engine.errors import GGUFError
 from engine.gguf import open_model
 from engine.latent import Indexer, LatentAttention, latent_rope, latent_scale
@@ -106,6 +106,14 @@ def test_old_weights_are_judged_by_what_splitting_them_keeps(tmp_path: Path):
     weights = HEADS * (STAYS + VALUES) * RANK
     assert info.size_bytes == weights * 34 // 32
     assert seam.resident_bytes(info, "cpu", "native") == 2 * weights
+
+
+def test_a_tensor_called_like_no_block_is_no_block():
+    config = read_config(DEEPSEEK_V3)
+    info = open_model(HERE / "deepseek2-v3" / "model.gguf").tensors["output_norm.weight"]
+    names = ["blk", "blk.", "blk.x.a", "blk.60.a", "blk.61.a"]
+    kept = used_tensors(config, {name: replace(info, name=name) for name in names})
+    assert [one.name for one in kept] == names[:-1]
 
 
 DEEPSEEK_V3 = giants.DEEPSEEK_V3 | {"tokenizer.ggml.tokens": ["a", "b"]}

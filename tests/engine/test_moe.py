@@ -54,6 +54,13 @@ def test_groups_are_chosen_by_their_two_best():
     assert {4, 5} < set(chosen(logits, config)) <= {2, 3, 4, 5}
 
 
+def test_groups_chosen_by_softmax_count_their_best_alone():
+    # DeepSeek-V2: the group of expert 0 is the best one now, though its second is the worst.
+    logits = [3.0, -9.0, 1.0, 1.0, 1.5, 1.5, -9.0, -9.0]
+    config = ExpertConfig(8, 3, 8, SOFTMAX, groups=4, groups_used=2)
+    assert set(chosen(logits, config)) == {0, 4, 5}
+
+
 def test_a_group_left_out_loses_even_to_negative_scores():
     config = ExpertConfig(4, 2, 8, SIGMOID, groups=2, groups_used=1)
     bias = [-5.0, -5.0, -9.0, -9.0]

@@ -77,6 +77,24 @@ def test_attention_over_some_queries_at_a_time_changes_nothing(
 
 
 @pytest.mark.float32
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "gpt-oss"])
+def test_a_window_that_has_forgotten_what_it_cannot_see_changes_nothing(
+    name: str, kernels: str, monkeypatch: pytest.MonkeyPatch
+):
+    tokens = prompt(STORED[name])
+    model = engine.load(STORED[name].model, kernels=kernels)
+    whole = fed(model, tokens, 48)
+    monkeypatch.setattr("engine.cache.WINDOW_SLACK", 3)  # the windows are of 16 tokens
+    for chunk in (1, 7):
+        assert close(fed(model, tokens, chunk), whole), f"chunks of {chunk}"
+    cache = model.new_cache(context=48, kv_type="f32")
+    model.step(tokens, cache)
+    cache.trim(47)
+    assert cache.length in (0, 47)
+    assert close(np.array(model.step(tokens[cache.length :], cache)), whole)
+
+
+@pytest.mark.float32
 def test_two_sequences_in_turn_do_not_meet(model: engine.Model, stored: Stored):
     tokens = prompt(stored)
     one, other = tokens[:24], tokens[:23:-1]

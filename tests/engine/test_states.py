@@ -13,6 +13,7 @@ import engine
 from engine.cache import REWIND, SNAPSHOTS, StateCache, kv_bytes
 from engine.config import read_config
 from engine.gguf import open_model
+from engine.memory import buffer_bytes
 from support.gguf_writer import Tensor
 from support.models import HERE
 from support.rewrite import all_tensors, rewrite
@@ -97,6 +98,17 @@ def test_a_state_cache_that_went_back_forgets_what_came_later():
     assert [cache.reach(at) for at in (84, 94, 101)] == [84, 94, 94]
 
 
+def test_a_state_of_other_tokens_is_not_taken_for_one_of_these():
+    cache = StateCache(context=1000)
+    for start, count in ((0, 94), (78, 5), (83, 1)):
+        for end in cache.stops(start, count):
+            cache.keep(end, (mx.array(end),))
+    assert [cache.reach(at) for at in (82, 83, 84)] == [78, 83, 84]
+    assert cache.stops(78, 6) == [84]  # six others: nothing is known of 83 of them
+    cache.keep(84, (mx.array(-84),))
+    assert [cache.reach(at) for at in (83, 84)] == [78, 84]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_states_count_in_the_need_whatever_the_context(name: str, kernels: str):
     config = read_config(open_model(HERE / name / "model.gguf").metadata)
@@ -117,6 +129,23 @@ def test_states_count_in_the_need_whatever_the_context(name: str, kernels: str):
     attention = dataclasses.replace(config, recurrent=None)
     states = kv_bytes(config, 256, "f16") - kv_bytes(attention, 256, "f16")
     assert states == SNAPSHOTS * sum(held.values())
+
+
+@pytest.mark.parametrize("chosen", ["native", "stock"])
+def test_what_a_recurrent_layer_holds_of_a_prompt_counts_as_buffers(chosen: str):
+    file = open_model(HERE / "granitehybrid" / "model.gguf")
+    config = read_config(file.metadata)
+    recurrent = config.recurrent
+    assert recurrent is not None
+
+    def need(tokens: int, inner: int) -> int:
+        wider = dataclasses.replace(config, recurrent=dataclasses.replace(recurrent, inner=inner))
+        return buffer_bytes(wider, file.tensors, "cpu", tokens, "f16", chosen)
+
+    # Of each more value the projection, its two forms, and five more; all of 512 tokens at most.
+    assert need(512, 50_001) - need(512, 50_000) == 8 * 4 * 512
+    assert need(4096, 50_001) - need(4096, 50_000) == 8 * 4 * 512
+    assert need(10, 50_001) - need(10, 50_000) == 8 * 4 * 10
 
 
 def test_a_file_of_one_projection_for_the_delta_net_is_read(tmp_path: Path, kernels: str):

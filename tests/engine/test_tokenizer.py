@@ -157,7 +157,7 @@ def test_every_pre_tokenizer_keeps_every_byte(pre: str) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value", "named"),
-    [("model", "t5", "t5"), ("model", "gemma4", "gemma4"), ("pre", "poro-chat", "poro-chat")],
+    [("model", "t5", "t5"), ("model", "rwkv", "rwkv"), ("pre", "poro-chat", "poro-chat")],
 )
 def test_unknown_kinds_are_named(key: str, value: str, named: str) -> None:
     with pytest.raises(UnsupportedError, match=named):

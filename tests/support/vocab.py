@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import zlib
 from collections.abc import Iterable
 from functools import cache, lru_cache
 from pathlib import Path
@@ -13,9 +14,17 @@ import numpy as np
 
 from engine import gguf
 from engine.tokenizer import BYTE_OF, Tokenizer, from_metadata
+from engine.vocabulary import Kind
 
 DATA = Path(__file__).parents[1] / "data"
 REAL = ("deepseek-llm", "gpt-2", "llama-bpe", "llama-spm", "qwen2", "qwen35", "smollm")
+# Stored are those of their tokens that the mixed strings need: see packaged.py.
+PARTS = (
+    *("cl100k", "command-r", "deepseek-v3", "gemma-3", "gemma-4", "gpt-oss", "llama-4"),
+    *("mpt", "olmo", "phi-3", "refact", "starcoder", "tekken"),
+)
+# The words of Qwen2, cut as for vocabularies that no package ships.
+BORROWING = ("bailingmoe2", "glm4", "kimi-k2")
 # The vocabulary of gpt-2, cut as files are that name no pre-tokenizer.
 ALL = (*REAL, "default")
 
@@ -35,11 +44,31 @@ def tokenizer(name: str) -> Tokenizer:
     return from_metadata(metadata(name))
 
 
+def borrowed(pre: str) -> dict[str, Any]:
+    """Qwen2's vocabulary without user-defined tokens, and with another pre-tokenizer."""
+    found = metadata("qwen2")
+    kinds = found["tokenizer.ggml.token_type"].copy()
+    kinds[kinds == Kind.USER_DEFINED] = Kind.UNUSED
+    return {**found, "tokenizer.ggml.pre": pre, "tokenizer.ggml.token_type": kinds}
+
+
+def stored_checksums(name: str) -> np.ndarray[Any, Any]:
+    """The checksums of the ids that the reference gives the mixed strings."""
+    found: np.ndarray[Any, Any] = np.load(DATA / "tokens" / f"{name}.npz")["checksums"]
+    return found
+
+
 def llama_cpp_ids(name: str) -> list[list[int]]:
     """What llama.cpp makes of the mixed strings, one list for each."""
     stored = np.load(DATA / "tokens" / f"{name}.npz")
     rows = np.split(stored["ids"], np.cumsum(stored["lengths"])[:-1])
     return [row.tolist() for row in rows]
+
+
+def checksums(rows: Iterable[list[int]]) -> np.ndarray[Any, Any]:
+    """A CRC-32 of each list of ids."""
+    packed = (np.array(ids, dtype="<i4").tobytes() for ids in rows)
+    return np.array([zlib.crc32(row) for row in packed], dtype=np.uint32)
 
 
 def template_source(name: str) -> str:
