@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from engine.errors import GGUFError, UnsupportedError
+from engine.gguf import WHOLE, numbers
 from engine.models import require_architecture
 
 SOFTMAX = 1  # of the gating functions, the one that the pages so far need
@@ -93,11 +92,12 @@ class Keys:
     def integers(self, key: str, count: int, low: int, high: int) -> tuple[int, ...]:
         """Read a whole number per layer: one for all of them, or an array of `count`."""
         value = self._value(key, None)
-        if not isinstance(value, np.ndarray):
+        array = numbers(value)
+        if array is None:
             return (self.integer(key, low, high),) * count
-        if value.dtype.kind not in "iu" or len(value) < count:
+        if array.format not in WHOLE or len(array) < count:
             raise GGUFError(f"{self.prefix + key} is not an array of {count} whole numbers")
-        values = tuple(int(v) for v in value[:count])
+        values = tuple(array[:count].tolist())
         if not all(low <= v <= high for v in values):
             raise GGUFError(f"{self.prefix + key} has a value outside {low:,}..{high:,}")
         return values

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import mlx.core as mx
-import numpy as np
 
 from engine.cache import LayerCache
 from engine.config import ModelConfig, RopeConfig
@@ -53,10 +53,11 @@ class Rope:
     ) -> None:
         periods, self.magnitude = rope_periods(config)
         if divisors is not None:
-            periods = periods * np.array(divisors, dtype=np.float64)
+            scales = cast("list[float]", divisors.tolist())
+            periods = [period * scale for period, scale in zip(periods, scales, strict=True)]
         self.dims = config.dims
         self.interleaved = interleaved
-        self.periods = mx.array(periods.astype(np.float32))
+        self.periods = mx.array(periods, mx.float32)
 
     def __call__(self, x: mx.array, offset: int) -> mx.array:
         """Turn x (1, heads, T, d), whose first token is at position `offset`."""
@@ -74,16 +75,15 @@ class Rope:
         )
 
 
-def rope_periods(config: RopeConfig) -> tuple[np.ndarray, float]:
-    """Work out the period / 2 pi of every pair, (dims/2,) float64, and the factor on cos and sin.
+def rope_periods(config: RopeConfig) -> tuple[list[float], float]:
+    """Work out the period / 2 pi of every pair, (dims/2,), and the factor on cos and sin.
 
     YaRN (arXiv 2309.00071): fast pairs keep their period, slow ones are stretched by `factor`, and
     a linear ramp lies between; its ends are rounded outwards to whole pairs.
     """
-    pairs = np.arange(0, config.dims, 2, dtype=np.float64)
-    periods = config.base ** (pairs / config.dims)
+    periods = [config.base ** (pair / config.dims) for pair in range(0, config.dims, 2)]
     if config.scaling == "linear":
-        return periods * config.factor, 1.0
+        return [period * config.factor for period in periods], 1.0
     if config.scaling != "yarn":
         return periods, 1.0
 
@@ -93,9 +93,10 @@ def rope_periods(config: RopeConfig) -> tuple[np.ndarray, float]:
 
     low = max(math.floor(turning_pair(config.beta_fast)), 0)
     high = min(math.ceil(turning_pair(config.beta_slow)), config.dims - 1)
-    ramp = np.clip((np.arange(config.dims // 2) - low) / max(high - low, 0.001), 0, 1)
-    frequencies = (1 - ramp) / periods + ramp / (periods * config.factor)
-    return 1 / frequencies, config.attention_factor * (0.1 * math.log(config.factor) + 1)
+    for pair, period in enumerate(periods):
+        ramp = min(max((pair - low) / max(high - low, 0.001), 0.0), 1.0)
+        periods[pair] = 1 / ((1 - ramp) / period + ramp / (period * config.factor))
+    return periods, config.attention_factor * (0.1 * math.log(config.factor) + 1)
 
 
 class Attention:

@@ -6,6 +6,7 @@ metadata key in the message. This module does not cut text or merge anything.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,9 +14,8 @@ from enum import IntEnum
 from itertools import chain
 from typing import Any
 
-import numpy as np
-
 from engine.errors import GGUFError, UnsupportedError
+from engine.gguf import REAL, WHOLE, numbers
 
 PREFIX = "tokenizer.ggml."
 MODELS = ("gpt2", "llama")
@@ -105,7 +105,7 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
         pre=_value(metadata, "pre", str, "default") or "default",
         tokens=tokens,
         kinds=kinds,
-        scores=_numbers(metadata, "scores", len(tokens)).tolist() if scored else [],
+        scores=_numbers(metadata, "scores", len(tokens)) if scored else [],
         merges=merges,
         specials={
             name: ids[key]
@@ -156,13 +156,14 @@ def _tokens(metadata: Mapping[str, Any]) -> list[str]:
     return tokens
 
 
-def _numbers(metadata: Mapping[str, Any], key: str, count: int) -> np.ndarray[Any, Any]:
-    value = metadata.get(PREFIX + key)
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf" or len(value) != count:
+def _numbers(metadata: Mapping[str, Any], key: str, count: int) -> list[Any]:
+    array = numbers(metadata.get(PREFIX + key))
+    if array is None or array.format not in (*WHOLE, *REAL) or len(array) != count:
         raise GGUFError(f"{PREFIX}{key} is not an array of {count:,} numbers")
-    if not np.isfinite(value).all():
+    values = array.tolist()
+    if array.format in REAL and not all(map(math.isfinite, values)):
         raise GGUFError(f"{PREFIX}{key} holds a number that is not finite")
-    return value
+    return values
 
 
 def _kinds(metadata: Mapping[str, Any], tokens: list[str]) -> list[int]:
@@ -170,7 +171,7 @@ def _kinds(metadata: Mapping[str, Any], tokens: list[str]) -> list[int]:
     if PREFIX + "token_type" not in metadata:
         kinds = [int(Kind.NORMAL)] * len(tokens)
     else:
-        kinds = [int(kind) for kind in _numbers(metadata, "token_type", len(tokens)).tolist()]
+        kinds = [int(kind) for kind in _numbers(metadata, "token_type", len(tokens))]
     for id, text in enumerate(tokens):
         if kinds[id] == Kind.BYTE and not BYTE_TOKEN.fullmatch(text):
             raise GGUFError(f"{PREFIX}tokens[{id}] is a byte token but reads {text[:60]!r}")

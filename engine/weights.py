@@ -11,7 +11,6 @@ import mmap
 from pathlib import Path
 
 import mlx.core as mx
-import numpy as np
 
 from engine.errors import GGUFError
 from engine.gguf import ModelFile, TensorInfo
@@ -39,7 +38,8 @@ class Weights:
         info = self._info(name, (size,))
         if info.type.name != "F32":
             raise GGUFError(f"tensor {name!r} is {info.type.name}, expected F32")
-        return mx.array(self._blocks(info).view(np.float32))
+        floats = self._blocks(info).cast("f")
+        return mx.array(floats)  # type: ignore[arg-type]  # it takes any buffer
 
     def optional_vector(self, name: str, size: int) -> mx.array | None:
         """Load a float32 vector, or None where the file has none."""
@@ -57,11 +57,9 @@ class Weights:
         infos = [self._info(f"{prefix}.{projection}.{e}.weight", tuple(one)) for e in range(count)]
         if len({info.type.name for info in infos}) != 1:
             raise GGUFError(f"the experts of {prefix}.{projection} differ in type")
-        blocks = np.concatenate([self._blocks(info) for info in infos])
-        stack = dataclasses.replace(
-            infos[0], name=name, shape=tuple(shape), size_bytes=blocks.nbytes
-        )
-        return self.kernels.load(blocks, stack)
+        blocks = b"".join([self._blocks(info) for info in infos])
+        stack = dataclasses.replace(infos[0], name=name, shape=tuple(shape), size_bytes=len(blocks))
+        return self.kernels.load(memoryview(blocks), stack)
 
     def _info(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
         info = self.tensors.get(name)
@@ -71,12 +69,12 @@ class Weights:
             raise GGUFError(f"tensor {name!r} has shape {info.shape}, expected {shape}")
         return info
 
-    def _blocks(self, info: TensorInfo) -> np.ndarray:
+    def _blocks(self, info: TensorInfo) -> memoryview:
         part = self._parts[info.part]
         end = info.offset + info.size_bytes
         if end > len(part):
             raise GGUFError(f"tensor {info.name!r} ends at byte {end:,}, past the end of the file")
-        return np.frombuffer(part, np.uint8, info.size_bytes, info.offset)
+        return memoryview(part)[info.offset : end]
 
 
 def _map(path: Path) -> mmap.mmap:

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 import engine
+from engine.block_types import TYPE_BY_NAME
 from engine.errors import BackendError
 from engine.gguf import TensorInfo
 from engine.kernels import native, resident_bytes, select, selected
 from engine.machine import backend
-from engine.quants import TYPE_BY_NAME
 from support.models import HERE
 from support.tensors import random_tensor
 
