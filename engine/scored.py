@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 
-from engine.vocabulary import BYTE_TOKEN, UNTYPEABLE, Kind, Vocabulary
+from engine.vocabulary import BYTE_TOKEN, Kind, Vocabulary
 
 SPACE = "▁"  # how these vocabularies write a space
 CACHED_WORDS = 1 << 16
@@ -19,11 +19,7 @@ CACHED_WORDS = 1 << 16
 
 def scored_encoder(vocabulary: Vocabulary) -> Callable[[str], list[int]]:
     """Merge neighbours until nothing merges: best score first, and of equals the leftmost."""
-    usable = {
-        text: id
-        for id, text in enumerate(vocabulary.tokens)
-        if vocabulary.kinds[id] not in UNTYPEABLE
-    }
+    usable = vocabulary.typeable()
     cost = {text: -vocabulary.scores[id] for text, id in usable.items()}
     byte_ids = _byte_ids(vocabulary)
     # No merge reaches over the start of a word unless some token does; then the text is one word.

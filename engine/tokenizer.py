@@ -9,13 +9,14 @@ control token. This module knows no chat template and adds no token that was not
 from __future__ import annotations
 
 import codecs
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from engine.errors import GGUFError
 from engine.pretokenizers import PreTokenizer, pre_tokenizer
 from engine.scored import SPACE, scored_encoder
-from engine.vocabulary import BYTE_TOKEN, PREFIX, UNTYPEABLE, Kind, Vocabulary, read_vocabulary
+from engine.vocabulary import BYTE_TOKEN, PREFIX, Kind, Vocabulary, read_vocabulary
 
 WHITE_SPACE = " \t\n\v\f\r"
 
@@ -41,9 +42,9 @@ class Tokenizer:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
-        scored = vocabulary.model == "llama"
-        pre = PreTokenizer((), add_bos=True) if scored else pre_tokenizer(vocabulary.pre)
-        self._words = scored_encoder(vocabulary) if scored else _byte_encoder(vocabulary, pre)
+        self._scored = vocabulary.model == "llama"
+        pre = PreTokenizer((), add_bos=True) if self._scored else pre_tokenizer(vocabulary.pre)
+        self._pre = pre
         self._pieces: dict[int, bytes] = {}
         self.vocab_size = len(vocabulary.tokens)
         self.control = vocabulary.of_kind(Kind.CONTROL)
@@ -101,6 +102,13 @@ class Tokenizer:
                 ids += self._words(prefix + words)
             after_mark = isinstance(fragment, int)
         return ids
+
+    @functools.cached_property
+    def _words(self) -> Encoder:
+        """Cuts text without marks. Made when first used: an answer to ids needs none."""
+        if self._scored:
+            return scored_encoder(self._vocabulary)
+        return _byte_encoder(self._vocabulary, self._pre)
 
     def _piece(self, id: int, markup: bool = False) -> bytes:
         """The bytes of one token."""
@@ -209,12 +217,9 @@ def _token_bytes(vocabulary: Vocabulary, id: int) -> bytes:
 def _byte_encoder(vocabulary: Vocabulary, pre: PreTokenizer) -> Encoder:
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-    texts = {
-        text: id
-        for id, text in enumerate(vocabulary.tokens)
-        if vocabulary.kinds[id] not in UNTYPEABLE
-    }
-    model = models.BPE(vocab=texts, merges=vocabulary.merges, ignore_merges=pre.whole_words)
+    model = models.BPE(
+        vocab=vocabulary.typeable(), merges=vocabulary.merges, ignore_merges=pre.whole_words
+    )
     tokenizer = Tokenizer(model)
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns]
     bytes_as_text = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
