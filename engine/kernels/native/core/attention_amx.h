@@ -5,6 +5,8 @@
 
 namespace conifer {
 
+#if defined(__x86_64__) && defined(__linux__)
+
 // Whether the processor and the kernel grant tiles; asks once.
 bool amx_granted();
 
@@ -16,5 +18,15 @@ void attend_one_amx(const HeadView& head, const float* queries, int64_t group, i
                     int64_t end, Partial partial, float* scratch);
 
 int64_t amx_scratch(int64_t key_dim, int64_t value_dim);  // floats
+
+#else
+
+inline bool amx_granted() { return false; }
+inline bool amx_serves(const HeadView&) { return false; }
+inline void attend_one_amx(const HeadView&, const float*, int64_t, int64_t, int64_t, Partial,
+                           float*) {}
+inline int64_t amx_scratch(int64_t, int64_t) { return 0; }
+
+#endif
 
 }  // namespace conifer
