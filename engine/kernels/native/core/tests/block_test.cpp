@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "block.h"
+#include "latent.h"
 
 using namespace conifer;
 
@@ -296,6 +297,45 @@ Doubles gated(const Weights& gate, const Weights& up, const Weights& down, const
   return multiply(down, hidden, expert);
 }
 
+struct LatentCase {
+  int64_t heads, key_dim, value_dim, length, tokens;
+};
+
+// Rows that are keys and begin with their values, as a cache stores them.
+void test_latent(const LatentCase& c, CacheType type, Pool& pool) {
+  char what[120];
+  std::snprintf(what, sizeof what, "latent attention %d heads of %d,%d, %d of %d tokens, cache %d",
+                int(c.heads), int(c.key_dim), int(c.value_dim), int(c.tokens), int(c.length),
+                int(type));
+  TestCache cache(type, 1, c.length, c.key_dim, 1);
+  for (int64_t t = 0; t < c.length; ++t)
+    append(cache.cache, cache.cache.keys, 0, t, gaussians(c.key_dim).data(), c.key_dim);
+  const Floats32 queries = gaussians(c.tokens * c.heads * c.key_dim, 1 / std::sqrt(c.key_dim));
+  Doubles want(size_t(c.tokens * c.heads * c.value_dim), 0.0);
+  for (int64_t row = 0; row < c.tokens * c.heads; ++row) {
+    const int64_t visible = c.length - c.tokens + row / c.heads + 1;
+    Doubles weights(size_t(visible), 0.0);
+    double total = 0.0;
+    for (int64_t t = 0; t < visible; ++t) {
+      double score = 0.0;
+      for (int64_t i = 0; i < c.key_dim; ++i)
+        score += queries[size_t(row * c.key_dim + i)] * cache.at(0, 0, t, c.key_dim, i);
+      total += weights[size_t(t)] = std::exp(score);
+    }
+    for (int64_t t = 0; t < visible; ++t)
+      for (int64_t i = 0; i < c.value_dim; ++i)
+        want[size_t(row * c.value_dim + i)] +=
+            weights[size_t(t)] / total * cache.at(0, 0, t, c.key_dim, i);
+  }
+  Floats32 out(want.size(), -1.0f);
+  Workspace work;
+  const CacheBuffer& rows = cache.cache.keys;
+  latent_attention({type, rows.values, type == CacheType::Q8 ? rows.scales : nullptr, c.key_dim,
+                    c.value_dim, c.length, queries.data(), c.tokens, c.heads, out.data()},
+                   work, pool);
+  expect_close(out.data(), want, 2e-6, what);
+}
+
 void test_dense(Type type, int64_t width, int64_t hidden, Pool& pool) {
   const Weights gate(type, hidden, width), up(type, hidden, width), down(type, width, hidden);
   const Weights output(type, 130, width);
@@ -431,6 +471,11 @@ void test_blocks(Pool& pool) {
     test_attention({6, 2, 20, 12, 20, true, false, Type::F32, cache}, pool);
     test_attention({16, 1, 80, 48, 80, false, true, Type::F32, cache}, pool);
     test_attention({5, 5, 8, 8, 4, false, true, Type::F32, cache}, pool);
+    test_latent({4, 80, 64, 50, 1}, cache, pool);
+    test_latent({16, 96, 64, 150, 7}, cache, pool);
+    test_latent({130, 32, 24, 70, 3}, cache, pool);
+    test_latent({1, 20, 12, 3, 3}, cache, pool);
+    test_latent({9, 64, 48, 2, 1}, cache, pool);
   }
   test_attention({4, 2, 64, 64, 64, true, true, Type::Q8_0, CacheType::F16}, pool);
   test_dense(Type::F32, 64, 96, pool);
