@@ -77,16 +77,14 @@ class Session:
     """A model, its settings and its cache. `raw`: it completes text and knows no roles."""
 
     def __init__(self, judged: Judged, options: RunOptions) -> None:
-        from engine.model import load
-
         entry = judged.entry
         self.judged = judged
         self.options = options
-        self.model: Model = load(judged.paths[0], kernels=options.kernels)
+        self.raw = is_raw(judged)
+        self.model = _loaded(judged, options.kernels, chatting=not self.raw)
         if self.model.kernels.fallback_reason is not None:
             terminal.say(f"conifer: {SLOW.format(self.model.kernels.fallback_reason)}")
         self.settings = settings_for(entry, options)
-        self.raw = is_raw(judged)
         self.cache: Cache | None = None
 
     def opening(self) -> Messages:
@@ -151,6 +149,18 @@ class Answering:
             f"prompt: {stats.prompt_tokens:,} tokens{cached}, {stats.prompt_per_s:.1f} tokens/s; "
             f"answer: {stats.decoded_tokens:,} tokens, {stats.decode_per_s:.1f} tokens/s"
         )
+
+
+def _loaded(judged: Judged, kernels: str, chatting: bool) -> Model:
+    """Load a model, while the process that renders its chat template starts."""
+    from engine.sandbox import Sandbox
+
+    sandbox = Sandbox()
+    if chatting:
+        sandbox.start()
+    from engine.model import load
+
+    return load(judged.file or judged.paths[0], kernels, sandbox=sandbox)
 
 
 def is_raw(judged: Judged) -> bool:

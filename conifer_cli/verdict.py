@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from catalog.hub import Hub, RemoteFile
     from catalog.store import Store
     from engine.config import ModelConfig
-    from engine.gguf import Header, TensorInfo
+    from engine.gguf import Header, ModelFile, TensorInfo
     from engine.machine import Machine
     from engine.memory import Verdict
 
@@ -53,6 +53,7 @@ class Judged:
     verdict: Verdict
     size_bytes: int  # of the file, all parts
     paths: tuple[Path, ...] = ()
+    file: ModelFile | None = None  # whose header was read, where it is on disk
     package: PackageSource | None = None
     remote: tuple[RemoteFile, ...] = ()
     metadata: Mapping[str, Any] | None = None
@@ -132,7 +133,7 @@ def _judge_disk(
     with reading(name, reference):
         file = open_model(path)
     judged = _judge_header(name, reference.entry, file.metadata, file.tensors, wishes, machine)
-    return replace(judged, size_bytes=file.size_bytes, paths=file.parts)
+    return replace(judged, size_bytes=file.size_bytes, paths=file.parts, file=file)
 
 
 def _judge_catalog(name: str, reference: Reference, machine: Machine) -> Judged | None:

@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-import numpy as np
-
 from engine.errors import GGUFError, UnsupportedError
 from engine.families import SIGMOID, SOFTMAX, SOFTMAX_OF_CHOSEN, Family, family_of
-from engine.gguf import TensorInfo
+from engine.gguf import TensorInfo, numbers
 from engine.keys import Keys
 from engine.models import require_architecture
 
@@ -324,7 +322,7 @@ def _read_windows(keys: Keys, family: Family, layers: int) -> tuple[int, ...]:
         return (0,) * layers
     window = keys.integer("attention.sliding_window", 0, 1 << 31, family.window)
     pattern = "attention.sliding_window_pattern"
-    if pattern in keys and isinstance(keys.metadata[keys.prefix + pattern], np.ndarray):
+    if pattern in keys and numbers(keys.metadata[keys.prefix + pattern]) is not None:
         windowed = keys.flags(pattern, layers)
     else:
         period = keys.integer(pattern, 1, 512, family.period)

@@ -17,6 +17,7 @@ tensor, and so finds every other one at the wrong place, shows only there.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import re
@@ -25,11 +26,8 @@ import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
+from engine.block_types import KNOWN_NAMES, TYPES, BlockType
 from engine.errors import GGUFError, ModelFileError, MoreNeeded, UnsupportedError
-from engine.quants import KNOWN_NAMES, TYPES, BlockType
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -47,32 +45,33 @@ MAX_WEIGHTS = 1 << 40
 ALIGNMENTS = tuple(1 << bits for bits in range(3, 13))  # 8 .. 4,096
 DEFAULT_ALIGNMENT = 32
 
+BATCH, BATCH_BYTES = 2048, 1 << 20  # strings that are decoded at once
+
 # The least a key (length, type, a byte) and a tensor (length, dims, type, offset) can take.
 MIN_KEY_BYTES = 13
 MIN_TENSOR_BYTES = 24
 
 UINT32, BOOL, STRING, ARRAY = 4, 7, 8, 9
-NUMBERS: dict[int, np.dtype[np.generic]] = {
-    id: np.dtype(code)
-    for id, code in {
-        0: "u1",
-        1: "i1",
-        2: "<u2",
-        3: "<i2",
-        UINT32: "<u4",
-        5: "<i4",
-        6: "<f4",
-        BOOL: "?",
-        10: "<u8",
-        11: "<i8",
-        12: "<f8",
-    }.items()
+# Formats of `memoryview`.
+NUMBERS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    UINT32: "I",
+    5: "i",
+    6: "f",
+    BOOL: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
 }
+WHOLE, REAL = tuple("bBhHiIlLqQ"), ("f", "d")
 
 PART_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 Data = bytes | bytearray | memoryview | mmap.mmap
-Value = int | float | bool | str | list[str] | NDArray[np.generic]
+Value = int | float | bool | str | list[str] | memoryview  # of numbers, as NUMBERS has them
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
@@ -155,6 +154,14 @@ def open_model(path: Path) -> ModelFile:
         size_bytes += more_bytes
     metadata, tensors = merge_parts(headers)
     return ModelFile(metadata, tensors, paths, size_bytes)
+
+
+def numbers(value: object) -> memoryview | None:
+    """View an array of numbers in the metadata, whatever holds it; None for any other value."""
+    try:
+        return memoryview(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def merge_parts(headers: list[Header]) -> tuple[dict[str, Value], dict[str, TensorInfo]]:
@@ -279,11 +286,11 @@ def _read_value(cursor: _Cursor, key: str, type_id: int) -> Value:
         return _read_array(cursor)
     if type_id not in NUMBERS:
         raise cursor.error(f"unknown value type {type_id}")
-    value: int | float | bool = _read_numbers(cursor, NUMBERS[type_id], 1)[0].item()
+    value: int | float | bool = _read_numbers(cursor, NUMBERS[type_id], 1)[0]
     return value
 
 
-def _read_array(cursor: _Cursor) -> list[str] | NDArray[np.generic]:
+def _read_array(cursor: _Cursor) -> list[str] | memoryview:
     type_id = cursor.u32()
     if type_id == ARRAY:
         raise cursor.error("an array of arrays")
@@ -297,14 +304,15 @@ def _read_array(cursor: _Cursor) -> list[str] | NDArray[np.generic]:
     return _read_numbers(cursor, NUMBERS[type_id], count)
 
 
-def _read_numbers(cursor: _Cursor, dtype: np.dtype[np.generic], count: int) -> NDArray[np.generic]:
-    end = cursor.require(count * dtype.itemsize)
+def _read_numbers(cursor: _Cursor, format: str, count: int) -> memoryview:
+    end = cursor.require(count * struct.calcsize(format))
     # A copy: the array must not keep the mapping of the file alive.
-    raw = np.frombuffer(bytes(cursor.data[cursor.pos : end]), np.uint8)
-    if dtype.kind == "b" and count and raw.max() > 1:
-        raise cursor.error(f"a bool of {raw.max()}, neither 0 nor 1")
+    raw = bytes(cursor.data[cursor.pos : end])
+    if format == "?" and count and max(raw) > 1:
+        raise cursor.error(f"a bool of {max(raw)}, neither 0 nor 1")
     cursor.pos = end
-    return raw.view(dtype)
+    view: memoryview = memoryview(raw).cast(format)  # type: ignore[call-overload]
+    return view
 
 
 def _read_strings(cursor: _Cursor, count: int) -> list[str]:
@@ -313,27 +321,48 @@ def _read_strings(cursor: _Cursor, count: int) -> list[str]:
     cursor.strings_left -= count
     cursor.require(count * _U64.size)
     # A vocabulary is most of a header: this is `cursor.string` written out, in a third of its time.
-    data, pos = cursor.data, cursor.pos
+    strings: list[str] = []
+    while len(strings) < count:
+        wanted = min(BATCH, count - len(strings))
+        pieces = _cut(cursor.data, cursor.pos, wanted)
+        texts = _decoded(pieces)
+        strings += texts
+        cursor.pos += len(texts) * _U64.size + sum(map(len, pieces[: len(texts)]))
+        if len(texts) < wanted:  # whatever it was, `cursor.string` has the words for it
+            cursor.where = f"{cursor.where}[{len(strings)}]"
+            cursor.string(MAX_STRING_BYTES)
+            raise AssertionError("the string that stopped the loop reads well")
+    return strings
+
+
+def _cut(data: bytes | bytearray | mmap.mmap, pos: int, count: int) -> list[bytes | bytearray]:
+    """Cut out `count` strings from `pos` on, or those before the first that is not there."""
     limit = min(len(data), MAX_HEADER_BYTES)
     length_at = _U64.unpack_from
-    strings: list[str] = []
-    append = strings.append
-    try:
-        while len(strings) < count:
+    pieces: list[bytes | bytearray] = []
+    append = pieces.append
+    with contextlib.suppress(struct.error):
+        for _ in range(count):
             start = pos + 8
-            end = start + length_at(data, pos)[0]
-            if end > limit or end - start > MAX_STRING_BYTES:
+            pos = start + length_at(data, pos)[0]
+            if pos > limit or pos - start > MAX_STRING_BYTES:
                 break
-            append(data[start:end].decode())
-            pos = end
-    except (struct.error, UnicodeDecodeError):
-        pass
-    cursor.pos = pos
-    if len(strings) < count:  # whatever stopped the loop, `cursor.string` has the words for it
-        cursor.where = f"{cursor.where}[{len(strings)}]"
-        cursor.string(MAX_STRING_BYTES)
-        raise AssertionError("the string that stopped the loop reads well")
-    return strings
+            append(data[start:pos])
+    return pieces
+
+
+def _decoded(pieces: list[bytes | bytearray]) -> list[str]:
+    """Decode strings, or those before the first that is not UTF-8."""
+    with contextlib.suppress(UnicodeDecodeError):
+        if sum(map(len, pieces)) <= BATCH_BYTES:
+            texts = b"\0".join(pieces).decode().split("\0")
+            if len(texts) == len(pieces):  # no string holds a NUL of its own
+                return texts
+    texts = []
+    with contextlib.suppress(UnicodeDecodeError):
+        for piece in pieces:
+            texts.append(piece.decode())
+    return texts
 
 
 def _read_tensors(

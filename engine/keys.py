@@ -6,9 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from engine.errors import GGUFError, UnsupportedError
+from engine.gguf import WHOLE, numbers
 
 
 class Keys:
@@ -33,11 +32,12 @@ class Keys:
     def integers(self, key: str, count: int, low: int, high: int) -> tuple[int, ...]:
         """Read a whole number per layer: one for all of them, or an array of `count`."""
         value = self._value(key, None)
-        if not isinstance(value, np.ndarray):
+        array = numbers(value)
+        if array is None:
             return (self.integer(key, low, high),) * count
-        if value.dtype.kind not in "iu" or len(value) < count:
+        if array.format not in WHOLE or len(array) < count:
             raise GGUFError(f"{self.prefix + key} is not an array of {count} whole numbers")
-        values = tuple(int(v) for v in value[:count])
+        values = tuple(array[:count].tolist())
         if not all(low <= v <= high for v in values):
             raise GGUFError(f"{self.prefix + key} has a value outside {low:,}..{high:,}")
         return values
@@ -53,10 +53,10 @@ class Keys:
 
     def flags(self, key: str, count: int) -> tuple[bool, ...]:
         """Read an array of booleans, one per layer."""
-        value = self._value(key, None)
-        if not isinstance(value, np.ndarray) or value.dtype.kind != "b" or len(value) < count:
+        array = numbers(self._value(key, None))
+        if array is None or array.format != "?" or len(array) < count:
             raise GGUFError(f"{self.prefix + key} is not an array of {count} booleans")
-        return tuple(bool(v) for v in value[:count])
+        return tuple(map(bool, array[:count]))
 
     def number(self, key: str, low: float, high: float, default: float | None = None) -> float:
         """Read a finite number in low..high."""

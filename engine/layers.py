@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import mlx.core as mx
-import numpy as np
 
 from engine.cache import TokenCache
 from engine.config import ModelConfig, RopeConfig
@@ -75,10 +75,11 @@ class Rope:
     ) -> None:
         periods, self.magnitude = rope_periods(config)
         if divisors is not None:
-            periods = periods * np.array(divisors, dtype=np.float64)
+            scales = cast("list[float]", divisors.tolist())
+            periods = [period * scale for period, scale in zip(periods, scales, strict=True)]
         self.dims = config.dims
         self.interleaved = interleaved
-        self.periods = mx.array(periods.astype(np.float32))
+        self.periods = mx.array(periods, mx.float32)
 
     def __call__(self, x: mx.array, offset: int, context: int = 0) -> mx.array:
         """Turn x (1, heads, T, d), whose first token is at position `offset`."""
@@ -110,16 +111,15 @@ class LongRope:
         return (self.long if context > self.original else self.short)(x, offset)
 
 
-def rope_periods(config: RopeConfig) -> tuple[np.ndarray, float]:
-    """Work out the period / 2 pi of every pair, (dims/2,) float64, and the factor on cos and sin.
+def rope_periods(config: RopeConfig) -> tuple[list[float], float]:
+    """Work out the period / 2 pi of every pair, (dims/2,), and the factor on cos and sin.
 
     YaRN (arXiv 2309.00071): fast pairs keep their period, slow ones are stretched by `factor`, and
     a linear ramp lies between; its ends are rounded outwards to whole pairs where `rounded`.
     """
-    pairs = np.arange(0, config.dims, 2, dtype=np.float64)
-    periods = config.base ** (pairs / config.dims)
+    periods = [config.base ** (pair / config.dims) for pair in range(0, config.dims, 2)]
     if config.scaling == "linear":
-        return periods * config.factor, config.attention_factor
+        return [period * config.factor for period in periods], config.attention_factor
     if config.scaling != "yarn":
         return periods, config.attention_factor
 
@@ -131,12 +131,13 @@ def rope_periods(config: RopeConfig) -> tuple[np.ndarray, float]:
     if config.rounded:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, config.dims - 1)
-    ramp = np.clip((np.arange(config.dims // 2) - low) / max(high - low, 0.001), 0, 1)
-    frequencies = (1 - ramp) / periods + ramp / (periods * config.factor)
+    for pair, period in enumerate(periods):
+        ramp = min(max((pair - low) / max(high - low, 0.001), 0.0), 1.0)
+        periods[pair] = 1 / ((1 - ramp) / period + ramp / (period * config.factor))
     magnitude = yarn_magnitude(config.factor, 1.0)
     if config.log_multiplier:
         magnitude /= yarn_magnitude(config.factor, config.log_multiplier)
-    return 1 / frequencies, config.attention_factor * magnitude
+    return periods, config.attention_factor * magnitude
 
 
 def yarn_magnitude(factor: float, multiplier: float) -> float:
@@ -154,9 +155,10 @@ class Temperature:
 
     def __call__(self, q: mx.array, offset: int) -> mx.array:
         """Scale q (1, H, T, d), whose first token is at position `offset`."""
-        positions = np.arange(offset, offset + q.shape[2]) + self.shift
-        factors = 1 + self.scale * np.log1p(positions // self.length)
-        return q * mx.array(factors.astype(np.float32))[:, None].astype(q.dtype)
+        first = offset + self.shift
+        stretches = mx.arange(first, first + q.shape[2], dtype=mx.int64) // self.length
+        factors = 1 + self.scale * mx.log1p(stretches.astype(mx.float32))
+        return q * factors[:, None].astype(q.dtype)
 
 
 class Attention:
@@ -285,10 +287,9 @@ class Attention:
         """Say which keys each of `tokens` sees: (T, S) of booleans, or a shorter word for it."""
         if self._first_seen(offset + tokens - 1) <= base:
             return "causal" if tokens > 1 else None
-        positions = np.arange(offset, offset + tokens)
-        first = np.array([self._first_seen(int(p)) for p in positions])
-        seen = np.arange(base, base + keys)
-        return mx.array((seen <= positions[:, None]) & (seen >= first[:, None]))
+        first = mx.array([self._first_seen(offset + token) for token in range(tokens)])
+        positions, seen = mx.arange(offset, offset + tokens), mx.arange(base, base + keys)
+        return (seen <= positions[:, None]) & (seen >= first[:, None])
 
 
 def capped_attention(

@@ -14,13 +14,14 @@ from engine.config import ModelConfig, read_config
 from engine.decoder import Decoder
 from engine.errors import NumericError
 from engine.generate import OnPrefill, TokenStream
-from engine.gguf import open_model
+from engine.gguf import ModelFile, open_model
 from engine.machine import wire
 from engine.memory import enough_memory, prefill_chunk
 from engine.sampling import Settings
 from engine.weights import Weights
 
 if TYPE_CHECKING:
+    from engine.sandbox import Sandbox
     from engine.template import ChatTemplate
     from engine.tokenizer import Tokenizer
 
@@ -111,16 +112,22 @@ class Model:
             raise ValueError(f"a token is outside the vocabulary of {self.config.vocab:,}")
 
 
-def load(path: str | Path, kernels: str = "auto", threads: int | None = None) -> Model:
-    """Load a GGUF file, or the first part of a split one.
+def load(
+    path: str | Path | ModelFile,
+    kernels: str = "auto",
+    threads: int | None = None,
+    sandbox: Sandbox | None = None,
+) -> Model:
+    """Load a GGUF file, or the first part of a split one; or what `open_model` has read of it.
 
-    kernels: auto, native or stock; threads: for kernels with threads of their own.
-    Raises GGUFError or UnsupportedError for the file, BackendError for this machine's MLX.
+    kernels: auto, native or stock; threads: for kernels with threads of their own; sandbox: for the
+    chat template. Raises GGUFError or UnsupportedError for the file, BackendError for this
+    machine's MLX.
     """
-    file = open_model(Path(path))
+    file = path if isinstance(path, ModelFile) else open_model(Path(path))
     config = read_config(file.metadata)
     words = tokenizer.from_metadata(file.metadata)
-    chat = template.from_metadata(file.metadata, words)
+    chat = template.from_metadata(file.metadata, words, sandbox)
     with enough_memory():
         decoder = models.build(config, Weights(file, seam.select(kernels, threads)))
     mx.clear_cache()  # what repacking left over

@@ -1,8 +1,8 @@
 """Renders foreign templates at arm's length: starts the child process, talks to it, ends it.
 
-The child is `engine/rendering.py`. It is started at once, so that it is ready by the time the
-weights are, lives as long as its Sandbox, and is replaced after it had to be killed. What a chat is
-or means is not known here.
+The child is `engine/rendering.py`. It takes as long to be ready as a small model to load: whoever
+is going to chat starts it first. It lives as long as its Sandbox, and is replaced after it had to
+be killed. What a chat is or means is not known here.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from engine.errors import TemplateError
 
 # All of the environment that the child gets: where its Python may have to look for libraries.
@@ -41,7 +39,14 @@ class Sandbox:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._start()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._stop: weakref.finalize[..., Sandbox] | None = None
+        self._ready = False
+
+    def start(self) -> None:
+        """Start the process without waiting for it; `render` does so too, if there is none."""
+        with self._lock:
+            self._running()
 
     def render(self, source: str, context: Mapping[str, Any], now: datetime) -> str:
         """Render a jinja2 template with plain data.
@@ -57,39 +62,51 @@ class Sandbox:
             raise TemplateError(f"the chat template failed: {answer['error']}")
         return answer["text"]
 
-    def _start(self) -> None:
-        # `-I` leaves out packages in unusual places; the child is told where these two are.
-        found = [importlib.util.find_spec(name) for name in ("jinja2", "markupsafe")]
-        places = [str(Path(spec.origin).parents[1]) for spec in found if spec and spec.origin]
-        self._child = subprocess.Popen(
-            [sys.executable, "-I", str(PROGRAM), *dict.fromkeys(places)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            env={name: value for name, value in os.environ.items() if name in KEPT_VARIABLES},
-        )
+    def _running(self) -> subprocess.Popen[bytes]:
+        """Give the process there is, or a new one for one that has ended."""
+        if self._child is not None and self._child.poll() is None:
+            return self._child
+        self._end()
+        self._child = _start()
         self._stop = weakref.finalize(self, _end, self._child)
         self._ready = False
+        return self._child
 
     def _ask(self, line: bytes) -> dict[str, str]:
         """Send a request and wait for its answer; a child that gave none is not used again."""
-        if not self._stop.alive or self._child.poll() is not None:
-            self._stop()
-            self._start()
+        child = self._running()
         answer: dict[str, str] = {}
         try:
             if not self._ready:
-                answer = _answer(self._child, START_S)
+                answer = _answer(child, START_S)
                 self._ready = "error" not in answer
             if self._ready:
                 answer = {}
-                _send(self._child, line)
-                answer = _answer(self._child, ANSWER_S)
+                _send(child, line)
+                answer = _answer(child, ANSWER_S)
         finally:
             if not answer or not self._ready:
-                self._stop()
+                self._end()
         return answer
+
+    def _end(self) -> None:
+        if self._stop is not None:
+            self._stop()
+        self._child = None
+
+
+def _start() -> subprocess.Popen[bytes]:
+    # `-I` and `-S` leave out packages; the child is told where the two are that it needs.
+    found = [importlib.util.find_spec(name) for name in ("jinja2", "markupsafe")]
+    places = [str(Path(spec.origin).parents[1]) for spec in found if spec and spec.origin]
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", str(PROGRAM), *dict.fromkeys(places)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        bufsize=0,
+        env={name: value for name, value in os.environ.items() if name in KEPT_VARIABLES},
+    )
 
 
 def _send(child: subprocess.Popen[bytes], line: bytes) -> None:
@@ -115,7 +132,7 @@ def _answer(child: subprocess.Popen[bytes], patience_s: float) -> dict[str, str]
                 if not chunk:
                     raise TemplateError(_epitaph(child))
                 line += chunk
-            elif _resident_bytes(child) > MEMORY_BYTES:
+            elif sys.platform == "darwin" and _resident_bytes(child) > MEMORY_BYTES:
                 raise TemplateError("the chat template failed: it ran out of memory")
             if time.monotonic() > deadline or len(line) > ANSWER_BYTES:
                 raise TemplateError("the chat template failed: it did not end")
@@ -124,6 +141,9 @@ def _answer(child: subprocess.Popen[bytes], patience_s: float) -> dict[str, str]
 
 
 def _resident_bytes(child: subprocess.Popen[bytes]) -> int:
+    """Say how much memory the child holds, where its own limit on it is not enforced."""
+    import psutil
+
     try:
         return int(psutil.Process(child.pid).memory_info().rss)
     except psutil.Error:  # it has just ended; the pipe will say so

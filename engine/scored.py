@@ -18,11 +18,7 @@ CACHED_WORDS = 1 << 16
 
 def scored_encoder(vocabulary: Vocabulary) -> Callable[[str], list[int]]:
     """Merge neighbours until nothing merges: best score first, and of equals the leftmost."""
-    usable = {
-        text: id
-        for id, text in enumerate(vocabulary.tokens)
-        if vocabulary.kinds[id] not in UNTYPEABLE
-    }
+    usable = vocabulary.without(*UNTYPEABLE)
     cost = {text: -vocabulary.scores[id] for text, id in usable.items()}
     byte_ids = _byte_ids(vocabulary)
     # No merge reaches over the start of a word unless some token does; then the text is one word.

@@ -29,27 +29,36 @@ REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 Message = Mapping[str, Any]
 
 
-def from_metadata(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemplate | None:
+def from_metadata(
+    metadata: Mapping[str, Any], tokenizer: Tokenizer, sandbox: Sandbox | None = None
+) -> ChatTemplate | None:
     """Take the chat template from a file's metadata; None if there is none."""
     source = metadata.get(KEY)
     if source is None:
         return None
     if not isinstance(source, str):
         raise TemplateError(f"{KEY} is a {type(source).__name__}; expected str")
-    return ChatTemplate(source, tokenizer)
+    return ChatTemplate(source, tokenizer, sandbox)
 
 
 class ChatTemplate:
-    """A template and the tokenizer it writes for. `digest` is the SHA-256 of the source, in hex."""
+    """A template and the tokenizer it writes for. `digest` is the SHA-256 of the source, in hex.
+
+    sandbox: where it runs; None is one of its own, started when something is rendered.
+    """
 
     def __init__(
-        self, source: str, tokenizer: Tokenizer, clock: Callable[[], datetime] = datetime.now
+        self,
+        source: str,
+        tokenizer: Tokenizer,
+        sandbox: Sandbox | None = None,
+        clock: Callable[[], datetime] = datetime.now,
     ) -> None:
         self.source = source
         self.digest = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
         self._tokenizer = tokenizer
         self._clock = clock
-        self._sandbox = Sandbox()
+        self._sandbox = sandbox or Sandbox()
 
     def render(
         self,

@@ -10,6 +10,7 @@ This module knows no chat template and adds no token that was not asked for.
 from __future__ import annotations
 
 import codecs
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -54,7 +55,7 @@ class Tokenizer:
         self._vocabulary = vocabulary
         scored = vocabulary.model == "llama"
         pre = PreTokenizer((), add_bos=True) if scored else pre_tokenizer(vocabulary.pre)
-        self._words = ENCODERS[vocabulary.model](vocabulary, pre)
+        self._pre = pre
         self._pieces: dict[int, bytes] = {}
         self.vocab_size = len(vocabulary.tokens)
         self.control = vocabulary.of_kind(Kind.CONTROL)
@@ -112,6 +113,11 @@ class Tokenizer:
                 ids += self._words(prefix + words)
             after_mark = isinstance(fragment, int)
         return ids
+
+    @functools.cached_property
+    def _words(self) -> Encoder:
+        """Cuts text without marks. Made when first used: an answer to ids needs none."""
+        return ENCODERS[self._vocabulary.model](self._vocabulary, self._pre)
 
     def _piece(self, id: int, markup: bool = False) -> bytes:
         """The bytes of one token."""
@@ -246,11 +252,8 @@ def _merging_encoder(
     """Cut text, by the patterns and then by `last`, and merge with the `tokenizers` library."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-    texts = {
-        text: id for id, text in enumerate(vocabulary.tokens) if vocabulary.kinds[id] not in unused
-    }
     model = models.BPE(
-        vocab=texts,
+        vocab=vocabulary.without(*unused),
         merges=vocabulary.merges,
         ignore_merges=pre.whole_words,
         byte_fallback=vocabulary.model in SPACED,

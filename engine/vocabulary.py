@@ -6,16 +6,16 @@ metadata key in the message. This module does not cut text or merge anything.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any
 
-import numpy as np
-
 from engine.errors import GGUFError, UnsupportedError
+from engine.gguf import REAL, WHOLE, numbers
 
 PREFIX = "tokenizer.ggml."
 MODELS = ("gpt2", "llama", "gemma4")
@@ -72,6 +72,7 @@ class Vocabulary:
     model: str
     pre: str
     tokens: list[str]
+    ids: dict[str, int]  # of the tokens, by their texts
     kinds: list[int]
     scores: list[float]
     merges: Pairs
@@ -83,7 +84,12 @@ class Vocabulary:
 
     def of_kind(self, *kinds: Kind) -> dict[str, int]:
         """Text and id of every token of these kinds."""
-        return {self.tokens[id]: id for id, kind in enumerate(self.kinds) if kind in kinds}
+        return {self.tokens[id]: id for id in _of_kind(self.kinds, kinds)}
+
+    def without(self, *kinds: Kind) -> dict[str, int]:
+        """Text and id of every token but those of these kinds."""
+        left_out = self.of_kind(*kinds)
+        return {text: id for text, id in self.ids.items() if text not in left_out}
 
 
 def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
@@ -97,17 +103,20 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     if model not in MODELS:
         raise UnsupportedError(f"the engine does not have the tokenizer {model!r}")
     tokens = _tokens(metadata)
+    by_text = dict(zip(tokens, range(len(tokens)), strict=True))
     scored = model == "llama"
-    pairs, wholes = ([], []) if scored else _merges(metadata, tokens)
-    kinds, merges = _typed(tokens, _kinds(metadata, tokens), pairs, wholes)
+    pairs, wholes = ([], []) if scored else _merges(metadata, by_text)
+    kinds = _typed(by_text, _kinds(metadata, tokens), wholes)
+    merges = _typeable(tokens, kinds, pairs, wholes)
     defaults = {"bos": 1, "eos": 2, "unknown": 0} if scored else {}
     ids = _ids(metadata, len(tokens), defaults)
     return Vocabulary(
         model=model,
         pre=model if model == "gemma4" else _value(metadata, "pre", str, "default") or "default",
         tokens=tokens,
+        ids=by_text,
         kinds=kinds,
-        scores=_numbers(metadata, "scores", len(tokens)).tolist() if scored else [],
+        scores=_numbers(metadata, "scores", len(tokens)) if scored else [],
         merges=merges,
         specials={
             name: ids[key]
@@ -119,7 +128,7 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
             )
             if key in ids
         },
-        eog_ids=_endings(tokens, kinds, ids),
+        eog_ids=_endings(by_text, kinds, ids),
         add_bos=_value(metadata, "add_bos_token", bool, None),
         add_space_prefix=_value(metadata, "add_space_prefix", bool, scored),
         stripping=_stripping(metadata, tokens, kinds),
@@ -146,7 +155,9 @@ def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
 
 def _tokens(metadata: Mapping[str, Any]) -> list[str]:
     """The token texts. An empty one gets a name, so that texts are unique and ids stay."""
-    tokens = [text or f"[EMPTY_{id}]" for id, text in enumerate(_strings(metadata, "tokens"))]
+    tokens = _strings(metadata, "tokens")
+    if "" in tokens:
+        tokens = [text or f"[EMPTY_{id}]" for id, text in enumerate(tokens)]
     if not tokens:
         raise GGUFError(f"{PREFIX}tokens is empty")
     if len(set(tokens)) < len(tokens):
@@ -158,13 +169,14 @@ def _tokens(metadata: Mapping[str, Any]) -> list[str]:
     return tokens
 
 
-def _numbers(metadata: Mapping[str, Any], key: str, count: int) -> np.ndarray[Any, Any]:
-    value = metadata.get(PREFIX + key)
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf" or len(value) != count:
+def _numbers(metadata: Mapping[str, Any], key: str, count: int) -> list[Any]:
+    array = numbers(metadata.get(PREFIX + key))
+    if array is None or array.format not in (*WHOLE, *REAL) or len(array) != count:
         raise GGUFError(f"{PREFIX}{key} is not an array of {count:,} numbers")
-    if not np.isfinite(value).all():
+    values = array.tolist()
+    if array.format in REAL and not all(map(math.isfinite, values)):
         raise GGUFError(f"{PREFIX}{key} holds a number that is not finite")
-    return value
+    return values
 
 
 def _kinds(metadata: Mapping[str, Any], tokens: list[str]) -> list[int]:
@@ -172,46 +184,52 @@ def _kinds(metadata: Mapping[str, Any], tokens: list[str]) -> list[int]:
     if PREFIX + "token_type" not in metadata:
         kinds = [int(Kind.NORMAL)] * len(tokens)
     else:
-        kinds = [int(kind) for kind in _numbers(metadata, "token_type", len(tokens)).tolist()]
-    for id, text in enumerate(tokens):
-        if kinds[id] == Kind.BYTE and not BYTE_TOKEN.fullmatch(text):
-            raise GGUFError(f"{PREFIX}tokens[{id}] is a byte token but reads {text[:60]!r}")
+        kinds = list(map(int, _numbers(metadata, "token_type", len(tokens))))
+    for id in _of_kind(kinds, (Kind.BYTE,)):
+        if not BYTE_TOKEN.fullmatch(tokens[id]):
+            raise GGUFError(f"{PREFIX}tokens[{id}] is a byte token but reads {tokens[id][:60]!r}")
     return kinds
 
 
-def _merges(metadata: Mapping[str, Any], tokens: list[str]) -> tuple[Pairs, list[str]]:
+def _of_kind(kinds: list[int], wanted: tuple[Kind, ...]) -> list[int]:
+    """The ids of all tokens of these kinds."""
+    numbers = set(map(int, wanted))  # whole numbers compare much faster than members of an enum
+    return [id for id, kind in enumerate(kinds) if kind in numbers]
+
+
+def _merges(metadata: Mapping[str, Any], known: Mapping[str, int]) -> tuple[Pairs, list[str]]:
     """The pairs that merge, most urgent first, and what each makes."""
     lines = dict.fromkeys(_strings(metadata, "merges"))
-    pairs = [(left, right) for left, _, right in [line.partition(" ") for line in lines]]
+    pairs = [(left, right) for left, _, right in map(str.partition, lines, repeat(" "))]
     wholes = [left + right for left, right in pairs]
-    known = set(tokens)
-    if not known.issuperset(wholes) or not known.issuperset(chain.from_iterable(pairs)):
+    if not all(map(known.__contains__, chain(wholes, chain.from_iterable(pairs)))):
         for left, right in pairs:
-            if not known.issuperset((left, right, left + right)):
+            if not known.keys() >= {left, right, left + right}:
                 raise GGUFError(
                     f"{PREFIX}merges joins {left[:60]!r} and {right[:60]!r}: not all are tokens"
                 )
     return pairs, wholes
 
 
-def _typed(
-    tokens: list[str], kinds: list[int], pairs: Pairs, wholes: list[str]
-) -> tuple[list[int], Pairs]:
-    """Make control what only looks like control, and drop the merges that write a control token.
+def _typed(by_text: Mapping[str, int], kinds: list[int], wholes: list[str]) -> list[int]:
+    """Make control what only looks like control.
 
     A token that merges build is ordinary text, whatever it looks like: some vocabularies have
     "</s>" from HTML. So has Gemma's, whose texts end with <eos>.
     """
-    html = ["</s>"] if "<eos>" in tokens else []
-    made_control = LOOKS_LIKE_CONTROL.difference(wholes, html)
-    kinds = [
-        Kind.CONTROL if text in made_control else kind
-        for text, kind in zip(tokens, kinds, strict=True)
-    ]
-    banned = {text for text, kind in zip(tokens, kinds, strict=True) if kind in UNTYPEABLE}
+    kinds = kinds.copy()
+    html = ["</s>"] if "<eos>" in by_text else []
+    for text in LOOKS_LIKE_CONTROL.intersection(by_text).difference(wholes, html):
+        kinds[by_text[text]] = Kind.CONTROL
+    return kinds
+
+
+def _typeable(tokens: list[str], kinds: list[int], pairs: Pairs, wholes: list[str]) -> Pairs:
+    """Drop the merges that read or write a token which no text may become."""
+    banned = {tokens[id] for id in _of_kind(kinds, UNTYPEABLE)}
     if banned.isdisjoint(wholes) and banned.isdisjoint(chain.from_iterable(pairs)):
-        return kinds, pairs
-    return kinds, [
+        return pairs
+    return [
         pair for pair, whole in zip(pairs, wholes, strict=True) if banned.isdisjoint((*pair, whole))
     ]
 
@@ -231,11 +249,11 @@ def _ids(metadata: Mapping[str, Any], count: int, defaults: dict[str, int]) -> d
     return ids
 
 
-def _endings(tokens: list[str], kinds: list[int], ids: dict[str, int]) -> frozenset[int]:
+def _endings(by_text: Mapping[str, int], kinds: list[int], ids: dict[str, int]) -> frozenset[int]:
     texts = {
-        text: id
-        for id, text in enumerate(tokens)
-        if kinds[id] == Kind.CONTROL and text in ENDS_ANSWER
+        text: by_text[text]
+        for text in ENDS_ANSWER.intersection(by_text)
+        if kinds[by_text[text]] == Kind.CONTROL
     }
     ends = {*texts.values(), *(ids[name] for name in ENDING_KEYS if name in ids)}
     # In these two dialects <|end|> ends a message, and the answer goes on.

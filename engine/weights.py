@@ -11,12 +11,11 @@ import mmap
 from pathlib import Path
 
 import mlx.core as mx
-import numpy as np
 
+from engine.block_types import TYPE_BY_NAME
 from engine.errors import GGUFError
 from engine.gguf import ModelFile, TensorInfo
 from engine.kernels import Kernels, QTensor
-from engine.quants import TYPE_BY_NAME, dequantize
 
 
 class Weights:
@@ -52,35 +51,42 @@ class Weights:
 
         shape: (E, rows of a part, columns).
         """
-        parts, info = self._parts_of(name, shape)
-        return self._load_copy(parts[:, start:end], info)
+        return self._load_copy(*self._copy(name, shape, start, end))
 
     def turned_stack_of(
         self, name: str, shape: tuple[int, int, int], start: int, end: int
     ) -> QTensor:
         """As `stack_of`, each matrix transposed; blocks of several weights become float16."""
-        parts, info = self._parts_of(name, shape)
-        rows, kind = np.ascontiguousarray(parts[:, start:end]), info.type
-        if kind.weights == 1:
-            rows = rows.reshape(shape[0], end - start, shape[2], kind.size_bytes)
-            return self._load_copy(rows.swapaxes(1, 2), info)
-        floats = dequantize(rows.reshape(-1, kind.size_bytes), kind).astype(np.float16)
-        turned = np.ascontiguousarray(floats.reshape(shape[0], -1, shape[2]).swapaxes(1, 2))
-        info = dataclasses.replace(info, type=TYPE_BY_NAME["F16"])
-        return self._load_copy(turned.view(np.uint8), info)
+        import numpy as np
 
-    def _parts_of(self, name: str, shape: tuple[int, int, int]) -> tuple[np.ndarray, TensorInfo]:
-        """Give back the blocks of a matrix as (E, rows of a part, bytes of a row)."""
-        info = self._info(name, (shape[0] * shape[1], shape[2]))
-        return self._blocks(info).reshape(*shape[:2], -1), info
+        copy, info = self._copy(name, shape, start, end)
+        count, rows, columns = info.shape
+        kind, values = info.type, np.frombuffer(copy, np.uint8).reshape(-1, info.type.size_bytes)
+        if kind.weights > 1:
+            from engine.quants import dequantize
 
-    def _load_copy(self, blocks: np.ndarray, info: TensorInfo) -> QTensor:
-        """Load a stack from blocks (E, rows, ...) of bytes."""
-        flat = np.ascontiguousarray(blocks)
-        columns = flat.size // (flat.shape[0] * flat.shape[1]) // info.type.size_bytes
-        shape = (*flat.shape[:2], columns * info.type.weights)
-        stack = dataclasses.replace(info, shape=shape, size_bytes=flat.nbytes)
-        return self.kernels.load(flat.reshape(-1), stack)
+            values = dequantize(values, kind).astype(np.float16).view(np.uint8)
+            kind = TYPE_BY_NAME["F16"]
+        turned = values.reshape(count, rows, columns, kind.size_bytes).swapaxes(1, 2)
+        info = dataclasses.replace(info, type=kind, shape=(count, columns, rows))
+        return self._load_copy(turned.tobytes(), info)
+
+    def _copy(
+        self, name: str, shape: tuple[int, int, int], start: int, end: int
+    ) -> tuple[bytes, TensorInfo]:
+        """Copy the blocks of a stack as `stack_of` describes it."""
+        count, rows, columns = shape
+        info = self._info(name, (count * rows, columns))
+        blocks, row_bytes = self._blocks(info), info.size_bytes // (count * rows)
+        firsts = range(start, count * rows, rows)
+        copy = b"".join(
+            [blocks[row * row_bytes : (row + end - start) * row_bytes] for row in firsts]
+        )
+        return copy, dataclasses.replace(info, shape=(count, end - start, columns))
+
+    def _load_copy(self, blocks: bytes, info: TensorInfo) -> QTensor:
+        info = dataclasses.replace(info, size_bytes=len(blocks))
+        return self.kernels.load(memoryview(blocks), info)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Say what shape a tensor has, () where the file has none of that name."""
@@ -94,7 +100,8 @@ class Weights:
         info = self._info(name, held if held and same else shape)
         if info.type.name != "F32":
             raise GGUFError(f"tensor {name!r} is {info.type.name}, expected F32")
-        return mx.array(self._blocks(info).view(np.float32)).reshape(shape)
+        floats = self._blocks(info).cast("f")
+        return mx.array(floats).reshape(shape)  # type: ignore[arg-type]  # it takes any buffer
 
     def vector(self, name: str, size: int) -> mx.array:
         """Load a float32 vector, which must have this size; the file may hold it as one row."""
@@ -116,11 +123,8 @@ class Weights:
         infos = [self._info(f"{prefix}.{projection}.{e}.weight", tuple(one)) for e in range(count)]
         if len({info.type.name for info in infos}) != 1:
             raise GGUFError(f"the experts of {prefix}.{projection} differ in type")
-        blocks = np.concatenate([self._blocks(info) for info in infos])
-        stack = dataclasses.replace(
-            infos[0], name=name, shape=tuple(shape), size_bytes=blocks.nbytes
-        )
-        return self.kernels.load(blocks, stack)
+        blocks = b"".join([self._blocks(info) for info in infos])
+        return self._load_copy(blocks, dataclasses.replace(infos[0], name=name, shape=tuple(shape)))
 
     def _info(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
         info = self.tensors.get(name)
@@ -130,12 +134,12 @@ class Weights:
             raise GGUFError(f"tensor {name!r} has shape {info.shape}, expected {shape}")
         return info
 
-    def _blocks(self, info: TensorInfo) -> np.ndarray:
+    def _blocks(self, info: TensorInfo) -> memoryview:
         part = self._parts[info.part]
         end = info.offset + info.size_bytes
         if end > len(part):
             raise GGUFError(f"tensor {info.name!r} ends at byte {end:,}, past the end of the file")
-        return np.frombuffer(part, np.uint8, info.size_bytes, info.offset)
+        return memoryview(part)[info.offset : end]
 
 
 def _map(path: Path) -> mmap.mmap:

@@ -19,14 +19,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Protocol
 
+from engine.block_types import TYPE_BY_NAME
 from engine.errors import BackendError
 from engine.gguf import TensorInfo
 from engine.machine import backend
-from engine.quants import TYPE_BY_NAME
 
 if TYPE_CHECKING:
     import mlx.core as mx
-    import numpy as np
 
     from engine.cache import Rows
     from engine.decoder import Blocks, Head, Layers, Scorer
@@ -79,8 +78,8 @@ class Kernels(Protocol):
     def dtype(self) -> mx.Dtype:
         """The type of activations."""
 
-    def load(self, blocks: np.ndarray, info: TensorInfo) -> QTensor:
-        """Make a weight of its GGUF blocks. blocks: (size_bytes,) uint8, which must not change."""
+    def load(self, blocks: memoryview, info: TensorInfo) -> QTensor:
+        """Make a weight of its GGUF blocks. blocks: the bytes, which must not change."""
 
     def convolve(
         self, x: mx.array, tail: mx.array, taps: mx.array, bias: mx.array | None, activate: bool

@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import scan as recurrence
+from engine.block_types import BlockType
 from engine.gguf import TensorInfo
 from engine.kernels import GROUP, QTensor
 from engine.kernels.repack import Affine, repack, repack_mxfp4
 from engine.machine import cores
-from engine.quants import BlockType
 
 if TYPE_CHECKING:
     from engine.cache import Rows
@@ -160,11 +160,11 @@ class StockKernels:
         """The type of activations, scales and biases."""
         return mx.float32 if self.on_cpu else mx.bfloat16
 
-    def load(self, blocks: Bytes, info: TensorInfo) -> QTensor:
+    def load(self, blocks: memoryview, info: TensorInfo) -> QTensor:
         if info.type.name in FLOATS:
-            return FloatTensor(self._load_float(blocks, info))
+            return FloatTensor(self._load_float(np.frombuffer(blocks, np.uint8), info))
         mode = "mxfp4" if info.type.name == "MXFP4" else "affine"
-        packed = self._load_blocks(blocks, info)
+        packed = self._load_blocks(np.frombuffer(blocks, np.uint8), info)
         return QuantizedTensor(packed, info.shape, mode, self.dtype, self.streams)
 
     def latent_attention(self, q: mx.array, rows: Rows, value_dim: int) -> mx.array:

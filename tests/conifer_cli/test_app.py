@@ -21,6 +21,23 @@ def test_help_has_examples_and_goes_to_stdout(tmp_path, name, flag):
     assert b"Examples:\n    conifer " in done.stdout
 
 
+def test_the_door_listens_for_ctrl_c_before_it_imports_anything_of_weight(tmp_path):
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); before = set(sys.modules)\n"
+        "import conifer_cli.__main__\n"
+        "print(*(set(sys.modules) - before))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code],
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert not loaded & {"typing", "re", "inspect", "dataclasses", "typer", "engine", "catalog"}
+
+
 def test_help_imports_neither_wing_nor_anything_heavy(tmp_path):
     code = (
         "import sys\n"

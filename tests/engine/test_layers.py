@@ -14,12 +14,12 @@ from engine.layers import Temperature, capped_attention, geglu, rope_periods
 
 def test_plain_periods_are_powers_of_the_base():
     periods, magnitude = rope_periods(RopeConfig(dims=4, base=100.0))
-    assert periods.tolist() == [1.0, 10.0] and magnitude == 1.0
+    assert periods == [1.0, 10.0] and magnitude == 1.0
 
 
 def test_linear_scaling_stretches_every_period():
     periods, magnitude = rope_periods(RopeConfig(4, 100.0, "linear", factor=8.0))
-    assert periods.tolist() == [8.0, 80.0] and magnitude == 1.0
+    assert periods == [8.0, 80.0] and magnitude == 1.0
 
 
 @pytest.mark.parametrize("rounded", [True, False])

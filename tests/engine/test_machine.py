@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 
 import pytest
@@ -129,6 +128,14 @@ def test_a_machine_that_hides_its_memory_is_an_error(tmp_path: Path):
         machine.linux_cpu(tmp_path)
 
 
+def install(names: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a machine on which these distributions are all that is installed."""
+    for name in ["mlx", *names]:
+        (folder / f"{name.replace('-', '_')}-0.32.4.dist-info").mkdir()
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("sys.path", [str(folder / "missing"), str(folder)])
+
+
 @pytest.mark.parametrize(
     ("installed", "message"),
     [
@@ -136,27 +143,17 @@ def test_a_machine_that_hides_its_memory_is_an_error(tmp_path: Path):
         (["mlx-cpu", "mlx-cuda-13"], "two backends here, mlx-cpu and mlx-cuda-13"),
     ],
 )
-def test_no_backend_or_two_name_the_extras(installed: list[str], message: str, monkeypatch):
-    def version(name: str) -> str:
-        if name not in installed:
-            raise importlib.metadata.PackageNotFoundError(name)
-        return "0"
-
-    monkeypatch.setattr("sys.platform", "linux")
-    monkeypatch.setattr(importlib.metadata, "version", version)
+def test_no_backend_or_two_name_the_extras(
+    installed: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    install(installed, tmp_path, monkeypatch)
     with pytest.raises(BackendError, match=message):
         machine.backend()
 
 
 @pytest.mark.parametrize(("name", "kind"), [("mlx-cpu", "cpu"), ("mlx-cuda-12", "cuda")])
-def test_one_backend_is_used(name: str, kind: str, monkeypatch):
-    def version(asked: str) -> str:
-        if asked != name:
-            raise importlib.metadata.PackageNotFoundError(asked)
-        return "0"
-
-    monkeypatch.setattr("sys.platform", "linux")
-    monkeypatch.setattr(importlib.metadata, "version", version)
+def test_one_backend_is_used(name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    install([name], tmp_path, monkeypatch)
     assert machine.backend() == kind
 
 

@@ -8,6 +8,7 @@ import itertools
 import pytest
 
 from engine import memory
+from engine.block_types import TYPE_BY_NAME
 from engine.cache import kv_bytes
 from engine.config import read_config
 from engine.gguf import TensorInfo, open_model
@@ -20,7 +21,6 @@ from engine.memory import (
     prefill_chunk,
     reserve_bytes,
 )
-from engine.quants import TYPE_BY_NAME
 from support.models import HERE
 
 GB = 10**9

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import engine
+from engine.block_types import TYPE_BY_NAME
 from engine.cache import Rows
 from engine.errors import BackendError
 from engine.gguf import TensorInfo, open_model
@@ -24,7 +25,6 @@ from engine.kernels import native, resident_bytes, select, selected
 from engine.machine import backend
 from engine.memory import fuses
 from engine.models import PAGES
-from engine.quants import TYPE_BY_NAME
 from support.models import HERE, stored_models
 from support.tensors import random_tensor
 

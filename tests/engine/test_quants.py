@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engine.quants import KNOWN_NAMES, TYPE_BY_NAME, TYPES, BlockType, dequantize
+from engine.block_types import KNOWN_NAMES, TYPE_BY_NAME, TYPES, BlockType
+from engine.quants import dequantize
 
 ALL_TYPES = pytest.mark.parametrize("type", TYPES.values(), ids=TYPE_BY_NAME)
 

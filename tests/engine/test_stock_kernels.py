@@ -6,11 +6,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from engine.block_types import TYPE_BY_NAME
 from engine.errors import BackendError
 from engine.gguf import TensorInfo
 from engine.kernels import resident_bytes, select
 from engine.kernels.stock import StockKernels
-from engine.quants import TYPE_BY_NAME
 from support.tensors import loss, random_tensor
 
 # Relative root mean square loss of holding a type at 8 bits; none for the others.

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.quants import TYPE_BY_NAME
+from engine.block_types import TYPE_BY_NAME
 
 # Value type ids of the format, by NumPy dtype; a string is 8, an array 9.
 NUMBER_IDS = {
@@ -209,6 +209,8 @@ def _value(value: Any) -> Raw:
         return Raw(STRING, string(value))
     if isinstance(value, list) and (not value or isinstance(value[0], str)):
         return array(STRING, b"".join(string(text) for text in value), len(value))
+    if isinstance(value, memoryview):
+        value = np.asarray(value)
     if isinstance(value, list):
         value = np.array(value, np.int32 if isinstance(value[0], int) else np.float32)
     if isinstance(value, np.ndarray):

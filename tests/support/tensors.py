@@ -7,8 +7,9 @@ import math
 import mlx.core as mx
 import numpy as np
 
+from engine.block_types import TYPE_BY_NAME
 from engine.gguf import TensorInfo
-from engine.quants import TYPE_BY_NAME, dequantize
+from engine.quants import dequantize
 
 # Where the float16 scales of a block lie: random bytes there would be NaN.
 HALVES = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2)} | {

@@ -10,7 +10,6 @@ Axes: T tokens, E experts, k chosen experts.
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
-import numpy as np
-import numpy.typing as npt
 
 from engine.errors import BackendError
 from engine.gguf import TensorInfo
@@ -47,9 +44,9 @@ def _extension() -> ModuleType:
     """Import the extension. Raises BackendError where it is not there, or not for this MLX."""
     if not BUILT_FOR.exists():
         raise BackendError("the native CPU kernels are not part of this build")
-    built, installed = BUILT_FOR.read_text().strip(), importlib.metadata.version("mlx")
-    if built != installed:  # its layout of an array may differ: never opened
-        raise BackendError(f"the native CPU kernels were built for MLX {built}, not {installed}")
+    built, running = BUILT_FOR.read_text().strip(), mx.__version__  # type: ignore[attr-defined]
+    if built != running:  # its layout of an array may differ: never opened
+        raise BackendError(f"the native CPU kernels were built for MLX {built}, not {running}")
     try:
         return importlib.import_module("engine.kernels.native._native")
     except ImportError as error:
@@ -107,10 +104,10 @@ class NativeKernels:
         self.native.set_threads(threads or cores())
         mx.set_default_device(mx.cpu)
 
-    def load(self, blocks: npt.NDArray[np.uint8], info: TensorInfo) -> NativeTensor:
+    def load(self, blocks: memoryview, info: TensorInfo) -> NativeTensor:
         *stack, rows, columns = info.shape
-        if len(stack) > 1 or columns % info.type.weights or blocks.size != info.size_bytes:
-            raise ValueError(f"tensor {info.name!r}: {blocks.size:,} bytes for {info.shape}")
+        if len(stack) > 1 or columns % info.type.weights or blocks.nbytes != info.size_bytes:
+            raise ValueError(f"tensor {info.name!r}: {blocks.nbytes:,} bytes for {info.shape}")
         experts = stack[0] if stack else 1
         weight = self.native.Weight(blocks, info.type.id, experts, rows, columns)
         return NativeTensor(weight, info.shape, self.native)
