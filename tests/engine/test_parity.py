@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import engine
+from engine.kernels import native
 from engine.kernels.stock import StockKernels
 from engine.models import PAGES
 from support.models import Stored, row_rms, stored_models
@@ -19,9 +20,14 @@ QUANTIZED = [m for m in MODELS if m.quantized]
 CHUNKS = (1, 7, 64)
 
 
-# At token 39 of this one two experts' scores lie 0.0005 apart, and rounding moves them by 0.007:
-# which runs is a toss of a coin, and every later token sees it. It counts in its family only.
-COIN_TOSSES = {"native": {"mixtral-Q5_1"}, "stock": set()}
+# At token 39 of this one two experts' scores lie 0.0005 apart, and rounding to 8 bits moves them by
+# 0.007: which runs is a toss of a coin, and every later token sees it. Where prompts go through
+# tiles of bfloat16 it holds like the others; elsewhere it counts in its family only.
+COIN_TOSSES = {"mixtral-Q5_1"}
+
+
+def tossed(stored: Stored, kernels: str) -> bool:
+    return kernels == "native" and stored.name in COIN_TOSSES and "AMX" not in native.isa()
 
 
 def by_name(models: list[Stored]):
@@ -106,7 +112,7 @@ def test_rounded_types_are_as_true_as_llama_cpp(kernels: str):
             row_rms(expected["decode_llamacpp"], expected["decode_hf"]),
         ]
         our_row, their_row = np.concatenate(our_rms), np.concatenate(their_rms)
-        if stored.name not in COIN_TOSSES[kernels]:
+        if not tossed(stored, kernels):
             assert np.median(our_row) <= 1.1 * np.median(their_row), stored.name
         family = stored.name.rpartition("-")[0]
         ours[family].append(our_row)

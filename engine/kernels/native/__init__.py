@@ -40,6 +40,12 @@ def why_not() -> str | None:
     return None
 
 
+def isa() -> str:
+    """Name the instruction sets that the kernels use here, as in `AVX-512 VNNI, AMX`."""
+    name: str = _extension().isa()
+    return name
+
+
 def _extension() -> ModuleType:
     """Import the extension. Raises BackendError where it is not there, or not for this MLX."""
     if not BUILT_FOR.exists():

@@ -10,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include "gemm_amx.h"
 #include "layers.h"
 #include "mlx/version.h"
 #include "recurrent.h"
@@ -158,7 +159,10 @@ NB_MODULE(_native, m) {
   // A model that lives until the end of the program is no leak worth a word on stderr.
   nb::set_leak_warnings(false);
   m.def("mlx_version", [] { return std::string(mx::version()); });
-  m.def("isa", [] { return std::string(isa_name(isa())); });
+  m.def("isa", [] {
+    const bool tiles = isa() == Isa::Avx512 && amx_multiplies();
+    return std::string(isa_name(isa())) + (tiles ? ", AMX" : "");
+  });
   m.def("set_threads", [](int threads) { Pool::shared().set_threads(threads); },
         nb::call_guard<nb::gil_scoped_release>());
 

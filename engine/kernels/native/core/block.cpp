@@ -57,6 +57,8 @@ struct AttentionCall {
   float* projected;  // (T, width): queries, keys, values
   int64_t width, group, key_start, value_start;
   std::atomic<int64_t>* next;
+  RowSharing* projected_rows;  // of one token
+  RowSharing* output_rows;
 
   int64_t length() const { return past + tokens; }
 };
@@ -95,11 +97,10 @@ void copy_queries(const AttentionCall& call, int64_t head, int64_t token, bool t
 void attend_range(const AttentionCall& call, int thread, int threads, Thread& own);
 void merge_ranges(const AttentionCall& call, int threads, Thread& own, float* out);
 
-// The output projection of this thread's rows, and the residual.
-void finish(const AttentionCall& call, const Activations& mixed, int thread, int threads) {
+// Some rows of the output projection, and the residual.
+void finish(const AttentionCall& call, const Activations& mixed, Range rows) {
   const AttentionLayer& layer = call.layer;
   const int64_t width = layer.output.rows;
-  const Range rows = share(width, thread, threads);
   const Projection output{&layer.output, layer.output_bias};
   float* sums = call.parts.normed.need(0);
   multiply_range(&output, 1, mixed, call.tokens, sums, width, rows);
@@ -109,12 +110,11 @@ void finish(const AttentionCall& call, const Activations& mixed, int thread, int
   }
 }
 
-void project(const AttentionCall& call, const Activations& input, int thread, int threads) {
+void project(const AttentionCall& call, const Activations& input, Range rows) {
   const AttentionLayer& layer = call.layer;
   const Projection projections[] = {
       {&layer.q, layer.q_bias}, {&layer.k, layer.k_bias}, {&layer.v, layer.v_bias}};
-  multiply_range(projections, 3, input, call.tokens, call.projected, call.width,
-                 share(call.width, thread, threads));
+  multiply_range(projections, 3, input, call.tokens, call.projected, call.width, rows);
 }
 
 void one_token(const AttentionCall& call, int thread, int threads) {
@@ -123,7 +123,8 @@ void one_token(const AttentionCall& call, int thread, int threads) {
   float* normed = own.normed.need(layer.q.cols);
   rms_norm(call.x, layer.norm, layer.q.cols, normed);
   own.input.load(normed, 1, layer.q.cols, layer.q.cols);
-  project(call, own.input, thread, threads);
+  call.projected_rows->share_out(call.width, thread, threads,
+                                 [&](Range rows) { project(call, own.input, rows); });
   call.pool.barrier();
   attend_range(call, thread, threads, own);
   call.pool.barrier();
@@ -131,7 +132,8 @@ void one_token(const AttentionCall& call, int thread, int threads) {
   float* mixed = own.mixed.need(mixed_width);
   merge_ranges(call, threads, own, mixed);
   own.hidden.load(mixed, 1, mixed_width, mixed_width);
-  finish(call, own.hidden, thread, threads);
+  call.output_rows->share_out(layer.output.rows, thread, threads,
+                              [&](Range rows) { finish(call, own.hidden, rows); });
 }
 
 // The (kv head, position) pairs in one line, cut evenly: each thread gets the same number of
@@ -211,7 +213,7 @@ void many_tokens(const AttentionCall& call, int thread, int threads) {
   call.pool.barrier();
   parts.input.quantize(thread, threads);
   call.pool.barrier();
-  project(call, parts.input, thread, threads);
+  project(call, parts.input, share(call.width, thread, threads));
   call.pool.barrier();
   for (int64_t t = tokens.begin; t < tokens.end; ++t) {
     float* row = call.projected + t * call.width;
@@ -233,7 +235,7 @@ void many_tokens(const AttentionCall& call, int thread, int threads) {
   call.pool.barrier();
   parts.hidden.quantize(thread, threads);
   call.pool.barrier();
-  finish(call, parts.hidden, thread, threads);
+  finish(call, parts.hidden, share(layer.output.rows, thread, threads));
 }
 
 }  // namespace
@@ -261,6 +263,7 @@ void attention_block(const AttentionLayer& layer, const KVCache* cache, int64_t 
     own.values.values = parts.values.need(tokens * layer.v.rows);
   }
   std::atomic<int64_t> next{0};
+  RowSharing projected_rows, output_rows;
   const AttentionCall call{.layer = layer,
                            .cache = cache ? *cache : own,
                            .past = cache ? offset : 0,
@@ -274,7 +277,9 @@ void attention_block(const AttentionLayer& layer, const KVCache* cache, int64_t 
                            .group = layer.heads / layer.kv_heads,
                            .key_start = layer.q.rows,
                            .value_start = layer.q.rows + layer.k.rows,
-                           .next = &next};
+                           .next = &next,
+                           .projected_rows = &projected_rows,
+                           .output_rows = &output_rows};
   pool.run([&](int thread, int count) {
     if (tokens == 1) one_token(call, thread, count);
     else many_tokens(call, thread, count);
@@ -296,6 +301,7 @@ void dense_block(const DenseLayer& layer, const float* x, int64_t tokens, float*
     parts.hidden.prepare(gate, tokens, hidden, hidden, tiled);
   }
   const FloatKernels& kernels = float_kernels();
+  RowSharing hidden_rows, output_rows;  // of one token
   pool.run([&](int thread, int threads) {
     Thread& own = *parts.threads[size_t(thread)];
     const bool one = tokens == 1;
@@ -313,31 +319,33 @@ void dense_block(const DenseLayer& layer, const float* x, int64_t tokens, float*
       input.quantize(thread, threads);
       pool.barrier();
     }
-    const Range mine = share(hidden, thread, threads);
-    if (tiled) {
-      gate_tiles(layer.gate, layer.up, input, middle, mine.begin, mine.end);
-      pool.barrier();
-    } else {
-      multiply_rows(layer.gate, input, gate, mine);
-      multiply_rows(layer.up, input, up, mine);
+    const auto gate_rows = [&](Range rows) {
+      if (tiled) return gate_tiles(layer.gate, layer.up, input, middle, rows.begin, rows.end);
+      multiply_rows(layer.gate, input, gate, rows);
+      multiply_rows(layer.up, input, up, rows);
       for (int64_t t = 0; t < tokens; ++t) {
-        const int64_t at = t * hidden + mine.begin;
-        kernels.silu_multiply(gate + at, up + at, mine.end - mine.begin, gate + at);
+        const int64_t at = t * hidden + rows.begin;
+        kernels.silu_multiply(gate + at, up + at, rows.end - rows.begin, gate + at);
       }
+    };
+    if (one) hidden_rows.share_out(hidden, thread, threads, gate_rows);
+    else gate_rows(share(hidden, thread, threads));
+    pool.barrier();
+    if (one) {
+      middle.load(gate, 1, hidden, hidden);
+    } else if (!tiled) {
+      middle.quantize(thread, threads);
       pool.barrier();
-      if (one) {
-        middle.load(gate, 1, hidden, hidden);
-      } else {
-        middle.quantize(thread, threads);
-        pool.barrier();
+    }
+    const auto down_rows = [&](Range rows) {
+      multiply_rows(layer.down, middle, normed, rows);
+      for (int64_t t = 0; t < tokens; ++t) {
+        const int64_t at = t * width + rows.begin;
+        kernels.add(x + at, normed + at, rows.end - rows.begin, y + at);
       }
-    }
-    const Range rows = share(width, thread, threads);
-    multiply_rows(layer.down, middle, normed, rows);
-    for (int64_t t = 0; t < tokens; ++t) {
-      const int64_t at = t * width + rows.begin;
-      kernels.add(x + at, normed + at, rows.end - rows.begin, y + at);
-    }
+    };
+    if (one) output_rows.share_out(width, thread, threads, down_rows);
+    else down_rows(share(width, thread, threads));
   });
 }
 
@@ -347,6 +355,7 @@ void head_block(const Head& head, const float* x, int64_t tokens, float* logits,
   const int64_t width = head.output.cols;
   float* normed = parts.normed.need(tokens * width);
   parts.input.prepare(normed, tokens, width, width);
+  RowSharing rows;
   pool.run([&](int thread, int threads) {
     const Range tokens_here = share(tokens, thread, threads, 1);
     for (int64_t t = tokens_here.begin; t < tokens_here.end; ++t)
@@ -354,7 +363,9 @@ void head_block(const Head& head, const float* x, int64_t tokens, float* logits,
     pool.barrier();
     parts.input.quantize(thread, threads);
     pool.barrier();
-    multiply_rows(head.output, parts.input, logits, share(head.output.rows, thread, threads));
+    rows.share_out(head.output.rows, thread, threads, [&](Range some) {
+      multiply_rows(head.output, parts.input, logits, some);
+    });
   });
 }
 

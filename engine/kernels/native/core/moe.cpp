@@ -1,6 +1,6 @@
 // Mixture of experts: the router's choice, and the chosen experts for one token or many.
 //
-// One token: the rows of the chosen experts are one line, cut evenly between the threads. Many:
+// One token: the rows of the chosen experts are one line, shared out between the threads. Many:
 // tokens are grouped by expert, and every thread multiplies its own rows of every expert, so that
 // each weight is read once and nothing is added up across threads.
 #include <algorithm>
@@ -34,6 +34,8 @@ struct ExpertCall {
   float* y;
   Parts& parts;
   Pool& pool;
+  RowSharing* hidden_rows;  // of one token
+  RowSharing* output_rows;
 
   int64_t width() const { return layer.gate.cols; }
   int64_t hidden() const { return layer.gate.rows; }
@@ -48,30 +50,32 @@ void one_token(const ExpertCall& call, const Activations& input, const int32_t* 
   Thread& own = *call.parts.threads[size_t(thread)];
   float* gate = call.parts.gate.need(0);
   float* up = call.parts.up.need(0);
-  const Range mine = share(used * hidden, thread, threads);
-  for (int64_t j = mine.begin / hidden; j < used && j * hidden < mine.end; ++j) {
-    const int64_t begin = std::max<int64_t>(mine.begin - j * hidden, 0);
-    const int64_t end = std::min(mine.end - j * hidden, hidden);
-    float* gate_row = gate + j * hidden;
-    float* up_row = up + j * hidden;
-    multiply_rows(expert(call.layer.gate, ids[j]), input, gate_row, {begin, end});
-    multiply_rows(expert(call.layer.up, ids[j]), input, up_row, {begin, end});
-    kernels.silu_multiply(gate_row + begin, up_row + begin, end - begin, gate_row + begin);
-  }
+  call.hidden_rows->share_out(used * hidden, thread, threads, [&](Range mine) {
+    for (int64_t j = mine.begin / hidden; j < used && j * hidden < mine.end; ++j) {
+      const int64_t begin = std::max<int64_t>(mine.begin - j * hidden, 0);
+      const int64_t end = std::min(mine.end - j * hidden, hidden);
+      float* gate_row = gate + j * hidden;
+      float* up_row = up + j * hidden;
+      multiply_rows(expert(call.layer.gate, ids[j]), input, gate_row, {begin, end});
+      multiply_rows(expert(call.layer.up, ids[j]), input, up_row, {begin, end});
+      kernels.silu_multiply(gate_row + begin, up_row + begin, end - begin, gate_row + begin);
+    }
+  });
   call.pool.barrier();
   own.hidden.load(gate, used, hidden, hidden);
-  const Range rows = share(width, thread, threads);
-  const int64_t count = rows.end - rows.begin;
-  float* out = own.out.need(width) + rows.begin;
-  float* sums = own.mixed.need(width) + rows.begin;
-  std::fill(sums, sums + count, 0.0f);
-  for (int64_t j = 0; j < used; ++j) {
-    matmul_rows(expert(call.layer.down, ids[j]), own.hidden, j, j + 1, out - rows.begin, width,
-                rows.begin, rows.end);
-    kernels.add_scaled(out, weights[j], count, sums);
-  }
-  if (call.x) kernels.add(call.x + rows.begin, sums, count, sums);
-  std::copy(sums, sums + count, call.y + rows.begin);
+  call.output_rows->share_out(width, thread, threads, [&](Range rows) {
+    const int64_t count = rows.end - rows.begin;
+    float* out = own.out.need(width) + rows.begin;
+    float* sums = own.mixed.need(width) + rows.begin;
+    std::fill(sums, sums + count, 0.0f);
+    for (int64_t j = 0; j < used; ++j) {
+      matmul_rows(expert(call.layer.down, ids[j]), own.hidden, j, j + 1, out - rows.begin, width,
+                  rows.begin, rows.end);
+      kernels.add_scaled(out, weights[j], count, sums);
+    }
+    if (call.x) kernels.add(call.x + rows.begin, sums, count, sums);
+    std::copy(sums, sums + count, call.y + rows.begin);
+  });
 }
 
 // slots[first[e] .. first[e + 1]] are the (token, choice) numbers token * k + j of expert e.
@@ -190,7 +194,8 @@ void route(const Routing& routing, const float* logits, int32_t* ids, float* wei
 void run_experts(const ExpertLayer& layer, const float* h, int64_t tokens, const int32_t* ids,
                  const float* weights, float* y, Workspace& work, Pool& pool) {
   Parts& parts = *work.parts;
-  const ExpertCall call{layer, nullptr, tokens, y, parts, pool};
+  RowSharing hidden_rows, output_rows;
+  const ExpertCall call{layer, nullptr, tokens, y, parts, pool, &hidden_rows, &output_rows};
   prepare(call, h);
   if (tokens > 1) group_by_expert(call, ids);
   pool.run([&](int thread, int threads) {
@@ -208,7 +213,8 @@ void run_experts(const ExpertLayer& layer, const float* h, int64_t tokens, const
 void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* y,
                Workspace& work, Pool& pool) {
   Parts& parts = *work.parts;
-  const ExpertCall call{layer, x, tokens, y, parts, pool};
+  RowSharing hidden_rows, output_rows;
+  const ExpertCall call{layer, x, tokens, y, parts, pool, &hidden_rows, &output_rows};
   const Routing& routing = layer.routing;
   const int64_t width = call.width(), experts = routing.experts, used = routing.used;
   float* normed = parts.normed.need(tokens * width);

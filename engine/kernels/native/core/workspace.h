@@ -1,6 +1,7 @@
 // The scratch memory behind Workspace: grow-only buffers, some shared, some of one thread.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <new>
@@ -29,6 +30,30 @@ class Floats {
   };
   std::unique_ptr<float, Free> memory_;
   int64_t capacity_ = 0;
+};
+
+// How the rows of one product are shared out in one token's step: most of them evenly, the others
+// to whoever comes first. Threads do not run at one speed: one of them may share its core with the
+// interpreter, or with a neighbour on the same machine.
+class RowSharing {
+ public:
+  // Call fn(Range) for this thread's part of n rows, every thread with the same n.
+  template <class F>
+  void share_out(int64_t n, int thread, int threads, F&& fn) {
+    if (threads == 1) return fn(Range{0, n});
+    const int64_t even = n * 3 / 4 / GRAIN * GRAIN;
+    const Range mine = share(even, thread, threads, GRAIN);
+    if (mine.begin < mine.end) fn(mine);
+    for (;;) {
+      const int64_t begin = even + next_.fetch_add(GRAIN, std::memory_order_relaxed);
+      if (begin >= n) return;
+      fn(Range{begin, begin + GRAIN < n ? begin + GRAIN : n});
+    }
+  }
+
+ private:
+  static constexpr int64_t GRAIN = 64;  // whole fours, as the kernels take them: same sums always
+  alignas(64) std::atomic<int64_t> next_{0};
 };
 
 // Rows of w for every token of x: y[t * w.rows + r].
