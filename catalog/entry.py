@@ -82,6 +82,7 @@ class Entry:
     hybrid: bool
     starter: bool
     architecture: str
+    tokenizer: str | None
     total_parameters: int | None
     active_parameters: int | None
     layers: int | None

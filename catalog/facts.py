@@ -91,6 +91,7 @@ _ENTRY_KEYS: dict[str, Callable[[Any], bool]] = {
     "hybrid": _flag,
     "starter": _flag,
     "architecture": _text(r"[a-z0-9][a-z0-9_-]{1,30}"),
+    "tokenizer": _text(r"[a-z0-9][a-z0-9-]{1,30}"),
     "total_parameters": _PARAMETERS,
     "active_parameters": _PARAMETERS,
     "layers": _whole(1, 512),

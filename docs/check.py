@@ -1,30 +1,68 @@
-"""Check that the docs are true of the code: links resolve, the tree in the README is complete, and
-docs/commands.md is what `--help` prints. `--write` rewrites docs/commands.md.
+"""Check that the docs are true of the code: links resolve, the tree in the README is complete,
+docs/commands.md is what `--help` prints, and docs/models.md what the catalog and the tests' records
+say. `--write` rewrites these two.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+from catalog import Entry, entries
+from conifer_cli.layout import count
+from engine.pretokenizers import EXACT, EXACT_SCORED, verified
 
 ROOT = Path(__file__).parent.parent
+RECORDS = ROOT / "tests" / "data"
 COMMANDS = ("", "run", "pull", "fit", "bench", "list", "show", "rm")
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+MODELS_PAGE = """# Models
+
+What has been proved of each model of the catalog, and no more; made by `docs/check.py --write` from
+the catalog and from what the tests record.
+
+- **Fixture parity**: small models of the same architecture, with random weights, against the logits
+  of the published model's code: the largest difference, prompt or decoded, in standard deviations
+  of the logits. `tests/engine/test_parity.py` holds it below 1e-3, and the record to what it
+  measures. It says that the architecture is right; it is not a run of the model.
+- **Tokenizer exact**: 2,000 strings give the ids of the publisher's own library, or of llama.cpp,
+  on the named vocabularies, which are of the same kind: their files name the same pre-tokenizer, or
+  have scores and none. The model's own words may be others. "regex only": on borrowed words, text
+  is cut as the reference cuts it. "unknown": no source says which pre-tokenizer its files name.
+- **Real weights run**: a published file of this very model was run, and a test holds its answer.
+
+A dash is a number that no source gives.
+
+{models}
+
+## Fixtures
+
+The models behind the column on parity, the native and the stock kernels. A float model's figure is
+as above. A quantised one's is the median over positions of the root mean square difference from the
+published code, over llama.cpp's on the same file; the tests hold it to 1.1. Stock kernels lose
+nothing of the types without a figure.
+
+{fixtures}
+"""
 
 
 def main() -> int:
     """Print what is wrong, one line each. Gives the number of faults."""
     pages = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-    help_page = ROOT / "docs" / "commands.md"
-    text = commands_page()
+    made = {"commands.md": commands_page(), "models.md": models_page()}
     if "--write" in sys.argv[1:]:
-        help_page.write_text(text)
-    faults = [*broken_links(pages), *missing_from_tree(), *unfinished(pages)]
-    if not help_page.exists() or help_page.read_text() != text:
-        faults.append("docs/commands.md is not what --help prints: run docs/check.py --write")
+        for name, text in made.items():
+            (ROOT / "docs" / name).write_text(text)
+    faults = [*broken_links(pages), *missing_from_tree(), *unfinished(pages), *unknown_runs()]
+    for name, text in made.items():
+        page = ROOT / "docs" / name
+        if not page.exists() or page.read_text() != text:
+            faults.append(f"docs/{name} is stale: run docs/check.py --write")
     print("\n".join(faults) or f"docs: {len(pages)} pages checked")
     return len(faults)
 
@@ -84,6 +122,87 @@ def help_text(command: str) -> str:
         check=True,
     )
     return "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
+
+
+def models_page() -> str:
+    """Put together what is proved of every model of the catalog, from the tests' records."""
+    parity, runs = read_json("parity.json"), read_json("runs.json")
+    largest = largest_differences(parity)
+    models = [
+        [
+            f"`{entry.id}`",
+            f"`{entry.architecture}`",
+            count(entry.total_parameters),
+            count(entry.active_parameters),
+            largest.get(entry.architecture, "no fixture"),
+            tokenizer_proof(entry),
+            run_proof(runs.get(entry.id)),
+        ]
+        for entry in entries().values()
+    ]
+    fixtures = [
+        [f"`{name}`", f"`{architecture}`", *fixture_figures(parity, name)]
+        for name, architecture in parity["architectures"].items()
+    ]
+    heading = "Model|Family|Total|Active|Fixture parity|Tokenizer exact|Real weights run"
+    return MODELS_PAGE.format(
+        models=markdown_table(heading.split("|"), models),
+        fixtures=markdown_table(["Fixture", "Family", "Compared", "Native", "Stock"], fixtures),
+    )
+
+
+def read_json(name: str) -> dict[str, Any]:
+    """Read one of the tests' records."""
+    found: dict[str, Any] = json.loads((RECORDS / name).read_text())
+    return found
+
+
+def largest_differences(parity: dict[str, Any]) -> dict[str, str]:
+    """Say of each architecture the largest difference of its float fixtures, with any kernels."""
+    found: dict[str, float] = {}
+    for figures in parity["figures"].values():
+        for name, figure in figures.items():
+            if name not in parity["quantized"]:
+                family = parity["architectures"][name]
+                found[family] = max(figure, found.get(family, 0.0))
+    return {family: f"{figure:.0e}" for family, figure in found.items()}
+
+
+def fixture_figures(parity: dict[str, Any], name: str) -> list[str]:
+    """Write one fixture's figures: with what it is compared, native, stock."""
+    figures = [str(parity["figures"][kernels].get(name, "-")) for kernels in ("native", "stock")]
+    return ["with llama.cpp" if name in parity["quantized"] else "difference", *figures]
+
+
+def tokenizer_proof(entry: Entry) -> str:
+    """Say how far the ids of a model's tokenizer are proved, and on whose vocabulary."""
+    if entry.tokenizer is None:
+        return "unknown"
+    if entry.tokenizer == "llama":
+        return f"exact: scored, on {', '.join(EXACT_SCORED)}"
+    on = f", on {EXACT[entry.tokenizer]}" if entry.tokenizer in EXACT else ""
+    return f"{verified(entry.tokenizer)}: `{entry.tokenizer}`{on}"
+
+
+def run_proof(run: dict[str, str] | None) -> str:
+    """Say which file was run, and which test holds its answer."""
+    return f"[{run['file']}](../{run['test']})" if run else "never run"
+
+
+def unknown_runs() -> list[str]:
+    """List recorded runs of what the catalog does not have."""
+    known = {(entry.id, facts.quant) for entry in entries().values() for facts in entry.files}
+    return [
+        f"tests/data/runs.json: {name} has no {run['file']} file in the catalog"
+        for name, run in read_json("runs.json").items()
+        if (name, run["file"]) not in known
+    ]
+
+
+def markdown_table(heading: list[str], rows: list[list[str]]) -> str:
+    """Write rows as a table."""
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 if __name__ == "__main__":

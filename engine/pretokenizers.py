@@ -122,6 +122,8 @@ EXACT = {
     "llama4": "Llama 4",
     "gemma4": "Gemma 4",
 }
+# The same of vocabularies with scores, which have no pre-tokenizer.
+EXACT_SCORED = ("Llama 2", "Gemma 3", "Phi-3")
 
 
 def verified(name: str) -> str:

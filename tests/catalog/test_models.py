@@ -67,6 +67,7 @@ def test_unverified_facts_are_absent() -> None:
     assert ENTRIES["smollm2-135m"].sampling == catalog.Sampling()
     assert ENTRIES["phi-3.5-moe-instruct"].total_parameters is None
     assert ENTRIES["mistral-large-3"].layers is None
+    assert ENTRIES["glm-5"].tokenizer is None
     facts = ENTRIES["gemma-3-27b"].facts()
     assert facts is not None
     assert facts.size_bytes is None
@@ -108,6 +109,7 @@ def test_status_says_no_more_than_was_proved() -> None:
         ("experts_used", 129, "experts_used: contradicts"),
         ("active_parameters", 31_000_000_000, "active_parameters: contradicts"),
         ("kind", "chat", "kind"),
+        ("tokenizer", "Qwen 2", "tokenizer: 'Qwen 2' is not valid"),
         ("licence", "apache-2.0", "licence"),
         ("repository", "../../etc", "repository"),
         ("default_quant", "Q8_0", "default_quant: contradicts"),

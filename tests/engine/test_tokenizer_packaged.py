@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.pretokenizers import EXACT, PRE_TOKENIZERS, verified
+from catalog import entries
+from engine.pretokenizers import EXACT, EXACT_SCORED, PRE_TOKENIZERS, verified
 from engine.tokenizer import Tokenizer, from_metadata
 from support.packaged import IDS, PACKAGED, fetch, metadata_of
 from support.strings import mixed_strings
@@ -105,6 +106,17 @@ def test_exact_are_the_pre_tokenizers_with_a_vocabulary_of_their_own() -> None:
     assert set(EXACT) - ALIASES == stored - WORDS_OF_ANOTHER
     assert verified("gpt-4o") == "exact"
     assert verified("kimi-k2") == "regex only"
+
+
+def test_exact_with_scores_are_the_vocabularies_that_have_them() -> None:
+    named = {"llama-spm": "Llama 2", "gemma-3": "Gemma 3", "phi-3": "Phi-3"}
+    models = {name: metadata(name)["tokenizer.ggml.model"] for name in (*REAL, *PARTS)}
+    assert {named[name] for name, model in models.items() if model == "llama"} == set(EXACT_SCORED)
+
+
+def test_every_tokenizer_of_the_catalog_is_known() -> None:
+    named = {entry.tokenizer for entry in entries().values()} - {None}
+    assert named <= {*PRE_TOKENIZERS, "llama"}
 
 
 def test_every_way_to_cut_was_compared_with_a_reference() -> None:

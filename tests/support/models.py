@@ -73,6 +73,11 @@ def stored_models(architectures: set[str]) -> list[Stored]:
     )
 
 
+def committed_models() -> list[Stored]:
+    """List the fixtures of this repository alone, sorted by name."""
+    return [Stored(path.parent) for path in sorted(HERE.glob("*/meta.json"))]
+
+
 def row_rms(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Root mean square difference of each row: (T, V) and (T, V) -> (T,)."""
     difference = a.astype(np.float64) - b.astype(np.float64)
