@@ -67,6 +67,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--probes", type=int, default=2, help="tries of each llama.cpp variant")
+    parser.add_argument(
+        "--no-repack", action="store_true", help="where copies of the weights do not fit the memory"
+    )
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--depth", type=lambda text: [int(n) for n in text.split(",")], default=[0])
@@ -119,10 +122,11 @@ def start(
 
 def probe(options: argparse.Namespace, path: Path) -> list[Turn]:
     """Try every variant of llama.cpp. One that fails, for lack of memory, is kept as failed."""
+    variants = [way for way in VARIANTS if not (options.no_repack and way["repack"])]
     turns = [
         take_turn(options, path, "llama", settings)
         for _ in range(options.probes)
-        for settings in VARIANTS
+        for settings in variants
     ]
     if all("failed" in turn for turn in turns):
         raise SystemExit(f"llama.cpp: {turns[0]['failed']}")
@@ -252,6 +256,7 @@ def circumstances(options: argparse.Namespace, path: Path) -> dict[str, Any]:
         "tokens": options.tokens,
         "depths": options.depth,
         "kv_type": "f16",
+        "repack_tried": not options.no_repack,
     }
 
 
