@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
-import statistics
-from pathlib import Path
-
 import turns
 
 import engine
-from engine.gguf import open_model
-from engine.machine import backend
-from engine.measure import moved_bytes, read_method, read_rates
 
 READS = 5
 
 
 def main() -> None:
-    """Run the turn. The plain reads come last: their buffer is not part of the peak memory."""
+    """Run the turn. What is only reported is imported after the start has been measured."""
     job = turns.read_job()
     model = engine.load(job.model, kernels=job.settings["kernels"], threads=job.threads)
 
@@ -29,6 +21,22 @@ def main() -> None:
         return stream.stats.prefill_s, stream.stats.decode_s, first
 
     figures, said = turns.measure(job, model.config.vocab, answer)
+    turns.finish(*report(job, model, figures, said))
+
+
+def report(
+    job: turns.Job, model: engine.Model, figures: dict[str, float], said: list[int]
+) -> tuple[dict[str, float], list[int], dict[str, object], int | None]:
+    """Put the result together. The plain reads' buffer is not part of the peak memory."""
+    import importlib.metadata
+    import platform
+    import statistics
+    from pathlib import Path
+
+    from engine.gguf import open_model
+    from engine.machine import backend
+    from engine.measure import moved_bytes, read_method, read_rates
+
     about = {
         "kernels": model.kernels.name,
         "engine": str(Path(engine.__file__).parent),
@@ -39,12 +47,9 @@ def main() -> None:
     moved = moved_bytes(model.config, tensors, device, model.kernels.name, 0, "f16")
     peak = turns.peak_memory_bytes()
     read = statistics.median(read_rates(moved, READS, device))
-    turns.finish(
-        {**figures, "read_bytes_per_s": read},
-        said,
-        {**about, "moved_bytes": moved, "read_method": read_method(device)},
-        peak,
-    )
+    figures = {**figures, "read_bytes_per_s": read}
+    about = {**about, "moved_bytes": moved, "read_method": read_method(device)}
+    return figures, said, about, peak
 
 
 if __name__ == "__main__":
