@@ -2,7 +2,6 @@
 #include "pool.h"
 
 #include <algorithm>
-#include <chrono>
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
@@ -12,7 +11,11 @@ namespace conifer {
 
 namespace {
 
-constexpr auto SPIN_TIME = std::chrono::microseconds(50);
+// To be put to sleep and woken costs 50 us and more on a virtual machine. Within a region the others
+// are at work, and soon done unless they are kept from their cores; between regions of a token
+// the interpreter may come, for some 0.2 ms.
+constexpr auto SPIN_IN_REGION = std::chrono::milliseconds(5);
+constexpr auto SPIN_BETWEEN = std::chrono::microseconds(500);
 constexpr int SPINS_PER_LOOK = 32;  // pauses between two readings of the clock
 
 inline void pause() {
@@ -56,7 +59,7 @@ void Pool::start(Job job, void* context) {
 
 void Pool::work(int thread, uint32_t seen) {
   for (;;) {
-    await_change(regions_, seen);
+    await_change(regions_, seen, SPIN_BETWEEN);
     ++seen;
     if (stopping_) return;
     job_(context_, thread, threads_);
@@ -71,12 +74,13 @@ void Pool::barrier() {
     arrived_.store(0, std::memory_order_relaxed);
     change(phase_);
   } else {
-    await_change(phase_, phase);
+    await_change(phase_, phase, SPIN_IN_REGION);
   }
 }
 
-void Pool::await_change(const std::atomic<uint32_t>& word, uint32_t old) {
-  const auto deadline = std::chrono::steady_clock::now() + SPIN_TIME;
+void Pool::await_change(const std::atomic<uint32_t>& word, uint32_t old,
+                        std::chrono::microseconds spin) {
+  const auto deadline = std::chrono::steady_clock::now() + spin;
   do {
     for (int i = 0; i < SPINS_PER_LOOK; ++i) {
       if (word.load(std::memory_order_acquire) != old) return;

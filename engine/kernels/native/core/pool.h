@@ -4,6 +4,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
@@ -52,7 +53,8 @@ class Pool {
 
   void start(Job job, void* context);
   void work(int thread, uint32_t seen);
-  void await_change(const std::atomic<uint32_t>& word, uint32_t old);
+  void await_change(const std::atomic<uint32_t>& word, uint32_t old,
+                    std::chrono::microseconds spin);
   void change(std::atomic<uint32_t>& word);
 
   int threads_ = 1;
