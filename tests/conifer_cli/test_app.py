@@ -150,7 +150,7 @@ def test_an_unforeseen_exception_stays_a_traceback(monkeypatch, kind):
 
 @pytest.mark.parametrize(
     ("module", "arguments"),
-    [("typer", "list"), ("huggingface_hub", "list"), ("numpy", "fit"), ("mlx.core", "fit")],
+    [("typer", "list"), ("huggingface_hub", "list"), ("tomllib", "fit"), ("mlx.core", "fit")],
 )
 def test_ctrl_c_while_loading_exits_130_without_a_word(tmp_path, module, arguments):
     done = subprocess.run(
@@ -169,7 +169,7 @@ def test_without_one_mlx_backend_the_extras_are_named(
     tmp_path, monkeypatch, capsys, arguments, found
 ):
     monkeypatch.setenv("CONIFER_HOME", str(tmp_path))
-    monkeypatch.setattr("engine.machine._installed", lambda name: name in found)
+    monkeypatch.setattr("engine.machine._installed_backends", lambda: list(found))
     monkeypatch.setattr(sys, "stdin", None)
     assert app._outcome(list(arguments)) == 1
     captured = capsys.readouterr()
