@@ -16,6 +16,8 @@ namespace {
 // the interpreter may come, for some 0.2 ms.
 constexpr auto SPIN_IN_REGION = std::chrono::milliseconds(5);
 constexpr auto SPIN_BETWEEN = std::chrono::microseconds(500);
+// From then on the core is offered to others at every look: one of them may be whom we wait for.
+constexpr auto SPIN_ALONE = std::chrono::microseconds(30);
 constexpr int SPINS_PER_LOOK = 32;  // pauses between two readings of the clock
 
 inline void pause() {
@@ -80,13 +82,14 @@ void Pool::barrier() {
 
 void Pool::await_change(const std::atomic<uint32_t>& word, uint32_t old,
                         std::chrono::microseconds spin) {
-  const auto deadline = std::chrono::steady_clock::now() + spin;
-  do {
+  const auto start = std::chrono::steady_clock::now();
+  for (auto now = start; now < start + spin; now = std::chrono::steady_clock::now()) {
     for (int i = 0; i < SPINS_PER_LOOK; ++i) {
       if (word.load(std::memory_order_acquire) != old) return;
       pause();
     }
-  } while (std::chrono::steady_clock::now() < deadline);
+    if (now > start + SPIN_ALONE) std::this_thread::yield();
+  }
   std::unique_lock<std::mutex> lock(sleep_);
   ++sleepers_;  // before the last look at the word: change() looks at both in the other order
   wake_.wait(lock, [&] { return word.load() != old; });
