@@ -2,7 +2,7 @@
 //
 // The serial functions are for use inside a parallel region, each thread with rows of its own.
 // Few tokens stream the weights once, straight from their blocks; many tokens unpack panels of
-// weights to bytes and multiply them as a blocked integer GEMM.
+// weights, to bytes for a blocked integer GEMM, or to bfloat16 where the processor has tiles.
 #pragma once
 
 #include <cstdint>

@@ -1,14 +1,11 @@
 // The pool and the blocks against plain loops in float64. Exits with the number of failures.
 #include <algorithm>
-#include <atomic>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <functional>
 #include <numeric>
 #include <random>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "block.h"
@@ -432,37 +429,6 @@ void test_route() {
   route({3, 3, true, 1.0f}, far.data(), ids, weights);
   expect(weights[0] == 1.0f && weights[1] == 0.0f, "route: far apart");
 }
-
-void test_pool() {
-  Pool pool(3);
-  for (int threads : {3, 1, 2, 5, 3}) {
-    pool.set_threads(threads);
-    std::vector<int64_t> sums(size_t(threads), 0);
-    bool even = true;
-    for (int round = 0; round < 300; ++round) {
-      if (round % 100 == 50) std::this_thread::sleep_for(std::chrono::milliseconds(2));
-      pool.run([&](int thread, int count) {
-        for (int step = 0; step < 5; ++step) {
-          ++sums[size_t(thread)];
-          pool.barrier();
-          for (int64_t sum : sums)
-            if (sum != sums[0] || count != threads) even = false;
-          pool.barrier();
-        }
-      });
-    }
-    expect(even && sums[0] == 1500, "pool of " + std::to_string(threads));
-  }
-  std::atomic<int> calls{0};
-  std::vector<std::thread> callers;
-  for (int i = 0; i < 3; ++i)
-    callers.emplace_back([&] {
-      for (int round = 0; round < 100; ++round) pool.run([&](int, int) { ++calls; });
-    });
-  for (std::thread& caller : callers) caller.join();
-  expect(calls == 900, "pool: several callers");
-}
-
 void test_blocks(Pool& pool) {
   for (CacheType cache : {CacheType::F32, CacheType::F16, CacheType::Q8}) {
     test_attention({9, 3, 64, 64, 64, false, false, Type::F32, cache}, pool);
@@ -490,7 +456,6 @@ void test_blocks(Pool& pool) {
 }  // namespace
 
 int main() {
-  test_pool();
   test_route();
   for (Isa isa : {Isa::Portable, Isa::Avx2, Isa::Neon, Isa::Avx512}) {
     if (!isa_supported(isa)) continue;
