@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 
 from conifer_cli import errors, terminal
+from conifer_cli.interrupts import Interrupts, owned
 from conifer_cli.session import Messages, Reply, Session
 
 PROMPT = ">>> "
@@ -31,6 +32,11 @@ class Leave(Exception):
 
 def converse(session: Session) -> int:
     """Talk until the person leaves. Returns the exit code."""
+    with owned() as interrupts:
+        return _converse(session, interrupts)
+
+
+def _converse(session: Session, interrupts: Interrupts) -> int:
     terminal.say(
         f"{session.judged.name}, context {session.judged.verdict.context:,} tokens. /? for help."
     )
@@ -39,7 +45,8 @@ def converse(session: Session) -> int:
     messages = session.opening()
     while True:
         try:
-            line = terminal.ask(PROMPT)
+            with interrupts.raising():
+                line = terminal.ask(PROMPT)
         except KeyboardInterrupt:
             terminal.write("\n")
             terminal.say(LEAVING)
@@ -55,7 +62,7 @@ def converse(session: Session) -> int:
             except Leave:
                 return errors.OK
         else:
-            say_and_answer(session, messages, line)
+            say_and_answer(session, messages, line, interrupts)
 
 
 def command(word: str, session: Session, messages: Messages) -> None:
@@ -67,18 +74,14 @@ def command(word: str, session: Session, messages: Messages) -> None:
         action(session, messages)
 
 
-def say_and_answer(session: Session, messages: Messages, text: str) -> None:
+def say_and_answer(session: Session, messages: Messages, text: str, interrupts: Interrupts) -> None:
     """Add what was typed to the conversation, and the answer to that, complete or stopped."""
     messages.append({"role": "user", "content": text})
     reply = Reply(session.options)
     try:
         answering = session.answer(session.encode(messages))
-        reply.print(answering)
-    except KeyboardInterrupt:
-        if not reply.text:
-            terminal.write("\n")
-            messages.pop()
-            return
+        with interrupts.calling(answering.stop):
+            reply.print(answering)
     except errors.foreseen() as error:
         if isinstance(error, terminal.OutputError):
             raise
@@ -87,11 +90,13 @@ def say_and_answer(session: Session, messages: Messages, text: str) -> None:
         terminal.say(f"conifer: {message}")
         terminal.say(f"Your message was not added. {hint} /clear begins anew.")
         return
-    else:
-        if session.options.stats:
-            terminal.say(answering.stats())
-        if answering.cut_by_context:
-            terminal.say("The context is full and the answer was cut. /clear begins anew.")
+    if answering.stream.finish == "interrupted" and not reply.text:
+        messages.pop()
+        return
+    if session.options.stats:
+        terminal.say(answering.stats())
+    if answering.cut_by_context:
+        terminal.say("The context is full and the answer was cut. /clear begins anew.")
     messages.append(reply.message())
 
 

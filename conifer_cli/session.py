@@ -136,6 +136,10 @@ class Answering:
                 self._progress.clear()
                 yield part
 
+    def stop(self) -> None:
+        """End the answer after the token under way. May be called from a signal's handler."""
+        self.stream.stop()
+
     @property
     def cut_by_context(self) -> bool:
         """Whether the answer ended because the context was full."""

@@ -47,12 +47,17 @@ class Stats:
         return (self.decoded_tokens - 1) / self.decode_s if self.decode_s else 0.0
 
 
+class _Stopped(Exception):
+    """The prompt is not read to its end, as the answer is not wanted any more."""
+
+
 class TokenStream:
     """The answer to a sequence of tokens. Iterate over it for ids, `text()` for text, or `parts()`.
 
     Once: what has been read is gone.
 
-    finish: "stop" (an end-of-generation token or a stop string) or "length"; None until the end.
+    finish: "stop" (an end-of-generation token or a stop string), "length", or "interrupted" (by
+    `stop`); None until the end.
     cut_by: where finish is "length", "max_tokens" or "context".
     """
 
@@ -71,6 +76,14 @@ class TokenStream:
         self.stats = Stats(prompt_tokens=len(tokens))
         self._shown: frozenset[int] = frozenset()
         self._steps = self._run()
+        self._stopping = False
+
+    def stop(self) -> None:
+        """End the answer after the step under way. May be called from a signal's handler.
+
+        The cache stays whole: it holds what was fed to the model, and the next answer uses it.
+        """
+        self._stopping = True
 
     def __iter__(self) -> Iterator[int]:
         for token, _ in self._steps:
@@ -114,9 +127,16 @@ class TokenStream:
         started = time.perf_counter()
         sampler = Sampler(self.settings, self.tokens)
         endings = frozenset() if self.settings.ignore_end else self.model.tokenizer.eog_ids
-        pending = sampler.choose(self._prefill())
+        try:
+            pending = sampler.choose(self._prefill())
+        except _Stopped:
+            self.finish, self.cut_by = "interrupted", None
+            return
         mx.async_eval(pending)
         for count in range(1, limit + 1):
+            if self._stopping:
+                self.finish, self.cut_by = "interrupted", None
+                return
             token, ahead = pending, count < limit
             if ahead:
                 pending = sampler.choose(self.model.forward(token[None], self.cache))
@@ -153,7 +173,17 @@ class TokenStream:
         self.cache.trim(min(self.cache.shared_prefix(self.tokens), len(self.tokens) - 1))
         cached = self.cache.length
         self.stats.cached_tokens = cached
-        return self.model.prefill(self.tokens[cached:], self.cache, self.on_prefill)
+        self._check_stop()
+        return self.model.prefill(self.tokens[cached:], self.cache, self._prefilled)
+
+    def _prefilled(self, done: int, total: int) -> None:
+        if self.on_prefill is not None:
+            self.on_prefill(done, total)
+        self._check_stop()
+
+    def _check_stop(self) -> None:
+        if self._stopping:
+            raise _Stopped
 
     def _clock(self, count: int, started: float) -> float:
         now = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 
 import pytest
@@ -68,13 +69,19 @@ def test_an_empty_line_asks_again(chat):
     assert chat.expect(">>> ").strip() == ""
 
 
-def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(tmp_path):
+def test_ctrl_c_at_any_moment_leaves_the_conversation_alive(tmp_path):
+    chance = random.Random(6)
     arguments = [*command(), "run", QWEN, "--temperature", "2", "--seed", "1"]
     with TerminalSession(arguments, environment(tmp_path, TERM="dumb")) as session:
         session.expect(">>> ")
-        session.type("go\n")
-        session.expect("\n")
-        session.type("\x03")
+        for _ in range(50):
+            session.type("go\n")
+            session.expect("\n")
+            time.sleep(chance.random() * chance.choice([0, 0.002, 0.02, 0.2]))
+            session.type("\x03")
+            session.expect(">>> ")
+        session.type("/?\n")
+        session.expect("/bye")
         session.expect(">>> ")
         session.type("/bye\n")
         assert session.wait() == 0

@@ -201,3 +201,32 @@ def test_greedy_decoding_matches_llama_cpps_where_it_is_not_close(model: engine.
     expected = dict(np.load(HERE / "qwen3moe" / "expected.npz"))
     stream = model.generate(expected["tokens"].tolist(), greedy(max_tokens=16))
     assert list(stream) == expected["decode_tokens"].tolist()
+
+
+def test_an_answer_that_is_stopped_leaves_a_cache_that_the_next_one_uses(model: engine.Model):
+    cache = model.new_cache(context=64, kv_type="f32")
+    stream = model.generate(PROMPT, greedy(), cache)
+    said = []
+    for token in stream:
+        said.append(token)
+        if len(said) == 5:
+            stream.stop()
+    assert (stream.finish, stream.cut_by, len(said)) == ("interrupted", None, 5)
+    longer = [*PROMPT, *said, 7, 8]
+    following = model.generate(longer, greedy(), cache)
+    assert list(following) == plain_greedy(model, longer, 12)
+    assert following.stats.cached_tokens == len(PROMPT) + 5
+
+
+def test_an_answer_that_is_stopped_before_it_starts_computes_nothing(model: engine.Model):
+    cache = model.new_cache(context=64)
+    stream = model.generate(PROMPT, greedy(), cache)
+    stream.stop()
+    assert (list(stream), stream.finish, cache.length) == ([], "interrupted", 0)
+
+
+def test_an_answer_may_be_stopped_while_its_prompt_is_read(model: engine.Model):
+    cache = model.new_cache(context=2048)
+    stream = model.generate(PROMPT * 60, greedy(), cache, lambda done, total: stream.stop())
+    assert (list(stream), stream.finish) == ([], "interrupted")
+    assert 0 < cache.length < 1200

@@ -1,0 +1,60 @@
+"""What Ctrl-C does, by where the program is."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from conifer_cli.interrupts import owned
+
+
+def press() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def test_it_raises_at_a_prompt_once():
+    with owned() as interrupts:
+        with pytest.raises(KeyboardInterrupt), interrupts.raising():
+            try:
+                press()
+            finally:
+                press()  # while the first is dealt with
+        press()
+
+
+def test_it_tells_an_answer_to_stop_once():
+    stopped = []
+    with owned() as interrupts, interrupts.calling(lambda: stopped.append(1)):
+        press()
+        press()
+    assert stopped == [1]
+
+
+def test_one_that_came_before_stops_the_answer_that_begins():
+    stopped = []
+    with owned() as interrupts:
+        press()
+        with interrupts.calling(lambda: stopped.append(1)):
+            assert stopped == [1]
+        with interrupts.calling(lambda: stopped.append(2)):
+            pass
+    assert stopped == [1]
+
+
+def test_one_that_came_before_is_forgotten_at_a_prompt():
+    stopped = []
+    with owned() as interrupts:
+        press()
+        with interrupts.raising():
+            pass
+        with interrupts.calling(lambda: stopped.append(1)):
+            pass
+    assert stopped == []
+
+
+def test_the_handler_of_before_comes_back():
+    before = signal.getsignal(signal.SIGINT)
+    with owned():
+        assert signal.getsignal(signal.SIGINT) is not before
+    assert signal.getsignal(signal.SIGINT) is before
