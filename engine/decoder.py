@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import mlx.core as mx
 
@@ -17,7 +17,11 @@ from engine.cache import Cache, LayerCache, common_reach, new_layer_cache
 from engine.config import LayerMemory, ModelConfig
 from engine.kernels import QTensor
 from engine.layers import AnyNorm, required_norm
+from engine.moe import Experts, SharedExperts
 from engine.weights import Weights
+
+if TYPE_CHECKING:
+    from engine.routes import Routes
 
 Scorer = Callable[[mx.array], mx.array]  # (T, D) -> (T, V) float32
 # What mixes tokens: attention or a recurrent layer. (T, D), its cache, the position of the first
@@ -35,6 +39,9 @@ class Layers(Protocol):
 
     def reach(self, caches: Any, length: int) -> int:
         """Say how many tokens, `length` at most, these caches can go back to."""
+
+    def watch(self, routes: Routes) -> None:
+        """Tell `routes` from now on which experts are chosen, layer after layer."""
 
     def __call__(self, x: mx.array, caches: Any, offset: int) -> mx.array:
         """x (T, D), its first token at position `offset` -> (T, D)."""
@@ -82,6 +89,14 @@ class Blocks:
     def reach(self, caches: Sequence[LayerCache], length: int) -> int:
         """Say how many tokens, `length` at most, these caches can go back to."""
         return common_reach(caches, length)
+
+    def watch(self, routes: Routes) -> None:
+        """Tell `routes` from now on which experts are chosen, layer after layer."""
+        for block in self.blocks:
+            layer = block.feed_forward
+            routed = layer.routed if isinstance(layer, SharedExperts) else layer
+            if isinstance(routed, Experts):
+                routed.routes = routes
 
     def __call__(self, x: mx.array, caches: Sequence[LayerCache] | None, offset: int) -> mx.array:
         """x (T, D), its first token at position `offset` -> (T, D)."""
@@ -144,12 +159,20 @@ class Decoder:
         memory = [config.memory(layer) for layer in range(config.layers)]
         self.layers, self.head = weights.kernels.fuse(Blocks(blocks, memory), head)
         self.kernels = weights.kernels
+        self.routes: Routes | None = None
+
+    def watch(self, routes: Routes) -> None:
+        """Count in `routes` from now on which experts are chosen."""
+        self.routes = routes
+        self.layers.watch(routes)
 
     def hidden(self, tokens: mx.array, cache: Cache | None, offset: int) -> mx.array:
         """Run the blocks over tokens (T,), the first at position `offset`: (T, D)."""
         x = self.embedding.rows(tokens).astype(self.kernels.dtype)
         if self.embedding_scale != 1.0:
             x = x * self.embedding_scale
+        if self.routes is not None:
+            self.routes.begin()
         return self.layers(x, cache.layers if cache else None, offset)
 
     def logits(self, hidden: mx.array) -> mx.array:

@@ -152,6 +152,8 @@ class TokenStream:
                 return
             if ahead:
                 self.cache.tokens.append(value)
+                if self.model.routes is not None:
+                    self.model.routes.keep()
             else:
                 self.finish = "length"
             yield value

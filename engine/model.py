@@ -21,6 +21,7 @@ from engine.sampling import Settings
 from engine.weights import Weights
 
 if TYPE_CHECKING:
+    from engine.routes import Routes
     from engine.sandbox import Sandbox
     from engine.template import ChatTemplate
     from engine.tokenizer import Tokenizer
@@ -43,6 +44,26 @@ class Model:
         self.config, self.tokenizer, self.template = config, tokenizer, template
         self.kernels = decoder.kernels
         self._decoder = decoder
+
+    def count_routes(self) -> Routes | None:
+        """Count from now on which experts are chosen for the tokens that a cache takes in.
+
+        None where no layer has experts. Of what is counted, `reset` forgets everything.
+        """
+        config = self.config
+        layers = tuple(layer for layer in range(config.layers) if config.routed(layer))
+        if config.experts is None or not layers:
+            return None
+        if self._decoder.routes is None:
+            from engine.routes import Routes
+
+            self._decoder.watch(Routes(layers, config.experts.count, config.experts.used))
+        return self._decoder.routes
+
+    @property
+    def routes(self) -> Routes | None:
+        """What `count_routes` has begun to count, if it was asked."""
+        return self._decoder.routes
 
     def new_cache(self, context: int = 4096, kv_type: str = "f16") -> Cache:
         """Make the memory of one sequence. context: tokens; kv_type: f16, q8 or f32."""
@@ -96,6 +117,8 @@ class Model:
                 logits = self.forward(mx.array(part), cache)
                 mx.eval(logits)
             cache.tokens.extend(part)
+            if self.routes is not None:
+                self.routes.keep()
             if on_prefill is not None:
                 on_prefill(start + len(part), len(tokens))
         return logits

@@ -1,6 +1,7 @@
 """Mixture of experts: a router scores every expert for every token, and a few of them run.
 
-Scores, choices and weights stay on the device: nothing here is read back.
+Scores, choices and weights stay on the device: nothing here is read back. What is chosen is told to
+`engine.routes`, where somebody counts.
 
 Axes: T tokens, D width, E experts, k chosen of them, G groups of them, F hidden width of an expert.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
@@ -18,6 +20,9 @@ from engine.families import SIGMOID, SOFTMAX, SOFTMAX_OF_CHOSEN, SPARSE_MIXER
 from engine.kernels import QTensor
 from engine.layers import Activation, FeedForward, swiglu
 from engine.weights import Weights
+
+if TYPE_CHECKING:
+    from engine.routes import Routes
 
 MIN_WEIGHT_SUM = 6.103515625e-05  # smallest normal float16: keeps renormalisation finite
 SORT_FROM = 64  # chosen rows from which grouping them by expert pays on a GPU
@@ -162,6 +167,7 @@ class Experts:
             self.gate = expert_linear(weights, prefix, "ffn_gate", count, hidden, width)
             self.up = expert_linear(weights, prefix, "ffn_up", count, hidden, width)
         self.down = expert_linear(weights, prefix, "ffn_down", count, width, hidden)
+        self.routes: Routes | None = None  # who is told what is chosen
 
     @property
     def plain(self) -> bool:
@@ -180,6 +186,8 @@ class Experts:
         if self.router_bias is not None:
             logits = logits + self.router_bias
         weights, ids = route(logits, self.config, self.selection_bias)
+        if self.routes is not None:
+            self.routes.tell(ids)
         weights = weights.astype(x.dtype)
         if self.config.weight_on_input:
             return self.run(x[:, None, :] * weights[..., None], ids).sum(axis=-2)

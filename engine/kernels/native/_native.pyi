@@ -86,6 +86,9 @@ class Stack:
         scale: float,
     ) -> None: ...
     def run(self, x: mx.array, caches: Caches | None, offset: int) -> mx.array: ...
+    def run_and_tell(
+        self, x: mx.array, caches: Caches | None, offset: int
+    ) -> tuple[mx.array, mx.array]: ...  # (T, D), and the experts chosen (L, T, k) int32
 
 class Head:
     def __init__(self, norm: mx.array, eps: float, output: Weight) -> None: ...

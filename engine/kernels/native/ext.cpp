@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -143,7 +144,9 @@ void bind_layers(nb::module_& m) {
           nb::kw_only(), nb::arg("norm"), nb::arg("eps"), nb::arg("router"), nb::arg("gate"),
           nb::arg("up"), nb::arg("down"), nb::arg("used"), nb::arg("renormalize"),
           nb::arg("scale"))
-      .def("run", &Stack::run, nb::arg("x"), nb::arg("caches").none(), nb::arg("offset"));
+      .def("run", &Stack::run, nb::arg("x"), nb::arg("caches").none(), nb::arg("offset"))
+      .def("run_and_tell", &Stack::run_and_tell, nb::arg("x"), nb::arg("caches").none(),
+           nb::arg("offset"));
 
   nb::class_<HeadLayer>(m, "Head")
       .def("__init__",

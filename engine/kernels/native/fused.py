@@ -22,6 +22,7 @@ from engine.moe import Experts
 
 if TYPE_CHECKING:
     from engine.kernels.native import _native
+    from engine.routes import Routes
 
 CACHE_TYPES = {"f16": 0, "f32": 1, "q8": 2}  # as in core/attention.h
 
@@ -46,6 +47,7 @@ class FusedLayers:
             (mixer.kv_heads, mixer.key_dim, mixer.value_dim) for mixer in map(_attention, blocks)
         ]
         self.stack: _native.Stack = native.Stack()
+        self.routes: Routes | None = None
         ropes: dict[Rope, _native.Rope] = {}  # layers share them, and what they work out
         for block in blocks:
             attention = _attention(block)
@@ -65,6 +67,10 @@ class FusedLayers:
         """Say how many tokens, `length` at most, these caches can go back to: any number."""
         return length
 
+    def watch(self, routes: Routes) -> None:
+        """Tell `routes` from now on which experts are chosen, in all layers at once."""
+        self.routes = routes
+
     def __call__(self, x: mx.array, caches: _native.Caches | None, offset: int) -> mx.array:
         """x (T, D) float32 -> (T, D)."""
         if x.ndim != 2 or x.shape[1] != self.width or x.dtype != mx.float32:
@@ -72,7 +78,11 @@ class FusedLayers:
         end = offset + x.shape[0]
         if offset < 0 or (caches is not None and end > caches.capacity):
             raise ValueError(f"tokens {offset:,} to {end:,} are outside the cache")
-        return self.stack.run(x, caches, offset)
+        if self.routes is None:
+            return self.stack.run(x, caches, offset)
+        y, ids = self.stack.run_and_tell(x, caches, offset)
+        self.routes.tell(ids)
+        return y
 
     def _add_attention(self, norm: AnyNorm, attention: Attention, rope: _native.Rope) -> None:
         q, k, v, output = attention.q, attention.k, attention.v, attention.output

@@ -92,6 +92,21 @@ void Stack::add(const Layer& layer, const std::vector<Weight>& weights,
 }
 
 mx::array Stack::run(const mx::array& x, Caches* caches, int64_t offset) const {
+  return launch_all(x, caches, offset, std::nullopt)[0];
+}
+
+std::pair<mx::array, mx::array> Stack::run_and_tell(const mx::array& x, Caches* caches,
+                                                    int64_t offset) const {
+  int routed = 0, used = 0;
+  for (const Layer& layer : all_->layers)
+    if (const auto* experts = std::get_if<ExpertLayer>(&layer))
+      ++routed, used = static_cast<int>(experts->routing.used);
+  const auto made = launch_all(x, caches, offset, Output{{routed, x.shape(0), used}, mx::int32});
+  return {made[0], made[2]};
+}
+
+std::vector<mx::array> Stack::launch_all(const mx::array& x, Caches* caches, int64_t offset,
+                                         const std::optional<Output>& routes) const {
   const int64_t tokens = x.shape(0);
   std::vector<mx::array> inputs{x};
   if (caches && caches->ticket) inputs.push_back(*caches->ticket);
@@ -102,6 +117,7 @@ mx::array Stack::run(const mx::array& x, Caches* caches, int64_t offset) const {
     const auto* from = static_cast<const float*>(in[0]);
     auto* y = static_cast<float*>(out[0]);
     *static_cast<uint8_t*>(out[1]) = 0;
+    auto* chosen = out.size() > 2 ? static_cast<int32_t*>(out[2]) : nullptr;
     const KVCache* cache = held ? held->data() : nullptr;
     for (const Layer& layer : all->layers) {
       if (const auto* attention = std::get_if<AttentionLayer>(&layer)) {
@@ -110,15 +126,18 @@ mx::array Stack::run(const mx::array& x, Caches* caches, int64_t offset) const {
       } else if (const auto* dense = std::get_if<DenseLayer>(&layer)) {
         dense_block(*dense, from, tokens, y, tools.work, Pool::shared());
       } else {
-        moe_block(std::get<ExpertLayer>(layer), from, tokens, y, tools.work, Pool::shared());
+        const auto& experts = std::get<ExpertLayer>(layer);
+        moe_block(experts, from, tokens, y, tools.work, Pool::shared(), chosen);
+        if (chosen) chosen += tokens * experts.routing.used;
       }
       from = y;  // every layer but the first works in place
     }
   };
-  const auto made = launch("Layers", std::move(inputs),
-                           {{x.shape(), mx::float32}, {{1}, mx::uint8}}, std::move(body));
+  std::vector<Output> outputs{{x.shape(), mx::float32}, {{1}, mx::uint8}};
+  if (routes) outputs.push_back(*routes);
+  auto made = launch("Layers", std::move(inputs), outputs, std::move(body));
   if (caches) caches->ticket = made[1];
-  return made[0];
+  return made;
 }
 
 mx::array latent_attention(const mx::array& q, const mx::array& rows,

@@ -6,9 +6,11 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <variant>
 #include <vector>
 
+#include "task.h"
 #include "weight.h"
 
 namespace conifer {
@@ -61,12 +63,20 @@ class Stack {
   // each other.
   mx::array run(const mx::array& x, Caches* caches, int64_t offset) const;
 
+  // The same, and the experts that each of the L layers with experts chose: (L, T, k) int32. There
+  // must be such a layer, and all must choose as many.
+  std::pair<mx::array, mx::array> run_and_tell(const mx::array& x, Caches* caches,
+                                               int64_t offset) const;
+
  private:
   struct All {
     std::vector<Layer> layers;
     std::vector<Weight> weights;
     std::vector<Vector> vectors;
   };
+
+  std::vector<mx::array> launch_all(const mx::array& x, Caches* caches, int64_t offset,
+                                    const std::optional<Output>& routes) const;
 
   std::shared_ptr<All> all_;
 };

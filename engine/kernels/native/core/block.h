@@ -67,8 +67,9 @@ struct ExpertLayer {
 };
 
 // y = x + sum over the chosen of weight * down(silu(gate(h)) * up(h)), h = norm(x).
+// chosen: takes the ids of the chosen experts (T, k), unless null.
 void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* y,
-               Workspace& work, Pool& pool);
+               Workspace& work, Pool& pool, int32_t* chosen = nullptr);
 
 // Choose `used` experts by softmax of `logits` (E): ids and weights (k), largest first; equal
 // ones by id. Serial.

@@ -211,7 +211,7 @@ void run_experts(const ExpertLayer& layer, const float* h, int64_t tokens, const
 }
 
 void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* y,
-               Workspace& work, Pool& pool) {
+               Workspace& work, Pool& pool, int32_t* chosen) {
   Parts& parts = *work.parts;
   RowSharing hidden_rows, output_rows;
   const ExpertCall call{layer, x, tokens, y, parts, pool, &hidden_rows, &output_rows};
@@ -220,8 +220,8 @@ void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* 
   float* normed = parts.normed.need(tokens * width);
   float* logits = parts.logits.need(tokens * experts);
   float* weights = parts.weights.need(tokens * used);
-  std::vector<int32_t>& chosen = parts.chosen;
-  chosen.resize(size_t(tokens * used));
+  parts.chosen.resize(size_t(tokens * used));
+  int32_t* ids = chosen ? chosen : parts.chosen.data();
   prepare(call, normed);
   pool.run([&](int thread, int threads) {
     Thread& own = *parts.threads[size_t(thread)];
@@ -235,6 +235,7 @@ void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* 
       own.ids.resize(size_t(used));
       float* own_weights = own.weights.need(used);
       route(routing, logits, own.ids.data(), own_weights);
+      if (chosen && thread == 0) std::copy(own.ids.begin(), own.ids.end(), chosen);
       return one_token(call, own.input, own.ids.data(), own_weights, thread, threads);
     }
     const Range mine = share(tokens, thread, threads, 1);
@@ -247,9 +248,9 @@ void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* 
       matmul_rows(layer.router, parts.input, mine.begin, mine.end, logits + mine.begin * experts,
                   experts, 0, experts);
     for (int64_t t = mine.begin; t < mine.end; ++t)
-      route(routing, logits + t * experts, chosen.data() + t * used, weights + t * used);
+      route(routing, logits + t * experts, ids + t * used, weights + t * used);
     pool.barrier();
-    if (thread == 0) group_by_expert(call, chosen.data());
+    if (thread == 0) group_by_expert(call, ids);
     pool.barrier();
     many_tokens(call, weights, thread, threads);
   });

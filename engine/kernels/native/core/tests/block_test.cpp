@@ -413,8 +413,10 @@ void test_experts(Type type, const Routing& routing, bool same_for_all, Pool& po
     run_experts(layer, seen.data(), tokens, all_ids.data(), all_weights.data(), z.data(), work,
                 pool);
     expect_close(z.data(), bare, 2 * tolerance, "experts alone" + what);
-    moe_block(layer, x.data(), tokens, x.data(), work, pool);
+    std::vector<int32_t> chosen(all_ids.size(), -1);
+    moe_block(layer, x.data(), tokens, x.data(), work, pool, chosen.data());
     expect(x == y, "experts in place" + what);
+    expect(chosen == all_ids, "the experts that were chosen" + what);
   }
 }
 
