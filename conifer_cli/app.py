@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from conifer_cli import errors, options, terminal
+from conifer_cli import errors, options, run_options, terminal
 
 HELP = ["-h", "--help"]
 WINDOWS = "conifer: Windows is not supported; inside WSL2 (Ubuntu, x86-64) Conifer runs as on Linux"
@@ -133,20 +133,29 @@ def run(
     command_line: typer.Context,
     model: MaybeModel = None,
     words: Words = None,
-    prompt: options.Prompt = None,
-    system: options.System = None,
+    prompt: run_options.Prompt = None,
+    system: run_options.System = None,
+    interactive: run_options.Interactive = False,
     context: options.Context = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    seed: options.Seed = None,
-    max_tokens: options.MaxTokens = None,
-    think: options.Think = None,
-    show_thinking: options.ShowThinking = None,
-    stats: options.Stats = False,
+    temperature: run_options.Temperature = None,
+    top_p: run_options.TopP = None,
+    top_k: run_options.TopK = None,
+    min_p: run_options.MinP = None,
+    seed: run_options.Seed = None,
+    max_tokens: run_options.MaxTokens = None,
+    stop: run_options.Stop = None,
+    think: run_options.Think = None,
+    effort: run_options.ReasoningEffort = None,
+    show_thinking: run_options.ShowThinking = None,
+    as_json: run_options.AsJson = False,
+    extract: run_options.Extract = False,
+    no_stream: run_options.NoStream = False,
+    raw: run_options.Raw = False,
+    stats: run_options.Stats = False,
+    verbose: run_options.Verbose = False,
     kv_type: options.KV = options.KVType.F16,
     kernels: options.KernelChoice = options.Kernels.AUTO,
+    offline: run_options.Offline = False,
     force: options.Force = False,
     yes: options.Yes = False,
 ) -> int:
@@ -158,26 +167,17 @@ def run(
     from conifer_cli.run import run_model
     from conifer_cli.session import RunOptions
 
-    if words and not _typed(command_line, "prompt"):
-        prompt = None  # from the environment; what is typed wins
-    sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
+    chosen = run_options.settle(command_line)
+    name, said = chosen.pop("model"), chosen.pop("words")
+    sampling = {name: chosen.pop(name) for name in run_options.SAMPLING}
     return run_model(
-        model,
-        " ".join(words) if words else None,
+        name,
+        " ".join(said) if said else None,
         RunOptions(
-            prompt=prompt,
-            system=system,
-            context=context,
             sampling={name: value for name, value in sampling.items() if value is not None},
-            seed=seed,
-            max_tokens=max_tokens,
-            think=think,
-            show_thinking=show_thinking,
-            stats=stats,
-            kv_type=kv_type.value,
-            kernels=kernels.value,
-            force=force,
-            yes=yes,
+            stop=tuple(chosen.pop("stop") or ()),
+            origins=run_options.origins(command_line),
+            **chosen,
         ),
     )
 

@@ -30,19 +30,18 @@ class Leave(Exception):
     """The person wants to go."""
 
 
-def converse(session: Session) -> int:
-    """Talk until the person leaves. Returns the exit code."""
+def converse(session: Session, messages: Messages) -> int:
+    """Talk until the person leaves, adding to `messages`. Returns the exit code."""
     with owned() as interrupts:
-        return _converse(session, interrupts)
+        return _converse(session, messages, interrupts)
 
 
-def _converse(session: Session, interrupts: Interrupts) -> int:
+def _converse(session: Session, messages: Messages, interrupts: Interrupts) -> int:
     terminal.say(
         f"{session.judged.name}, context {session.judged.verdict.context:,} tokens. /? for help."
     )
     if session.raw:
         terminal.say("This model has no chat template: it continues your text.")
-    messages = session.opening()
     while True:
         try:
             with interrupts.raising():

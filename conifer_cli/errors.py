@@ -38,6 +38,14 @@ class Unreadable(Exception):
     """The disk refuses a model's file."""
 
 
+class NoCode(Exception):
+    """A code block was asked for, and the answer has none."""
+
+
+class Offline(Exception):
+    """Something would have to be fetched, and --offline forbids it."""
+
+
 class Declined(Exception):
     """A person was asked and said no."""
 
@@ -49,6 +57,8 @@ TABLE: dict[str, tuple[int, Hint]] = {
     "conifer_cli.errors.NoRoom": (NO_ROOM, lambda error: "\n".join(error.hints)),
     "conifer_cli.errors.Unreadable": (FAILURE, "Check who may read it."),
     "conifer_cli.errors.Declined": (FAILURE, ""),
+    "conifer_cli.errors.Offline": (UNREACHABLE, "`conifer list` shows the models that are here."),
+    "conifer_cli.errors.NoCode": (FAILURE, "Without -x the whole answer is printed."),
     "conifer_cli.terminal.OutputError": (FAILURE, ""),
     "typer.exceptions.TyperException": (USAGE, lambda error: _usage_hint(error)),
     "catalog.errors.UnknownModel": (USAGE, lambda error: _closest(error)),

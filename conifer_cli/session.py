@@ -6,12 +6,15 @@ reading the prompt.
 
 from __future__ import annotations
 
+import secrets
+import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from conifer_cli import terminal
-from conifer_cli.errors import UsageError
+from conifer_cli.errors import NoCode, UsageError
+from conifer_cli.extract import FirstBlock
 
 if TYPE_CHECKING:
     from catalog import Entry
@@ -30,29 +33,47 @@ Messages = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What was asked of `run`; None is left to the model."""
+    """What was asked of `run`; None is left to the model. origins: where each value came from."""
 
     prompt: str | None = None
     system: str | None = None
+    interactive: bool = False
     context: int | None = None
     sampling: dict[str, float] = field(default_factory=dict)
     seed: int | None = None
     max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
     think: bool | None = None
+    effort: str | None = None
     show_thinking: bool | None = None
+    as_json: bool = False
+    extract: bool = False
+    no_stream: bool = False
+    raw: bool = False
     stats: bool = False
+    verbose: bool = False
     kv_type: str = "f16"
     kernels: str = "auto"
+    offline: bool = False
     force: bool = False
     yes: bool = False
+    origins: dict[str, str] = field(default_factory=dict)
 
 
 class Reply:
-    """An answer as it is printed, and what was said so far: `text`, and `thinking` before it."""
+    """An answer as it is printed, and what was said so far: `text`, and `thinking` before it.
+
+    shown: what of the text is for stdout, which `extract` makes less.
+    """
 
     def __init__(self, options: RunOptions) -> None:
-        self.text, self.thinking = "", ""
-        self._answer = terminal.Answer(terminal.shows_thinking(options.show_thinking))
+        self.text, self.thinking, self.shown = "", "", ""
+        self._code = FirstBlock() if options.extract else None
+        self._streams = not options.no_stream
+        wish = False if options.as_json and options.show_thinking is None else options.show_thinking
+        self._answer = terminal.Answer(
+            terminal.shows_thinking(wish), raw=options.raw, quiet=options.as_json
+        )
 
     def print(self, answering: Iterable[Part]) -> None:
         """Print the parts as they arrive. Only the answer goes to stdout."""
@@ -60,12 +81,29 @@ class Reply:
 
         with self._answer as answer:
             for kind, piece in answering:
-                if kind is Kind.ANSWER:
-                    self.text += piece
-                    answer.push(piece)
-                else:
+                if kind is not Kind.ANSWER:
                     self.thinking += piece if kind is Kind.THINKING else ""
                     answer.think(piece)
+                    continue
+                self.text += piece
+                self._show(self._code.push(piece) if self._code else piece)
+                if self._code and self._code.ended:
+                    break
+            self._finish()
+
+    def _show(self, text: str) -> None:
+        self.shown += text
+        if self._streams:
+            self._answer.push(text)
+
+    def _finish(self) -> None:
+        """Print what waited for the end."""
+        if self._code:
+            self._show(self._code.finish())
+            if not self._code.begun:
+                raise NoCode("the answer has no code block")
+        if not self._streams:
+            self._answer.push(self.shown)
 
     def message(self) -> dict[str, str]:
         """The message for the conversation: its template chooses what is kept of the thinking."""
@@ -77,15 +115,20 @@ class Session:
     """A model, its settings and its cache. `raw`: it completes text and knows no roles."""
 
     def __init__(self, judged: Judged, options: RunOptions) -> None:
-        entry = judged.entry
         self.judged = judged
         self.options = options
         self.raw = is_raw(judged)
         self.model = _loaded(judged, options.kernels, chatting=not self.raw)
         if self.model.kernels.fallback_reason is not None:
             terminal.say(f"conifer: {SLOW.format(self.model.kernels.fallback_reason)}")
-        self.settings = settings_for(entry, options)
+        self.seed = secrets.randbits(63) if options.seed is None else options.seed
+        self.settings = settings_for(judged.entry, options, self.seed)
         self.cache: Cache | None = None
+
+    def change(self, **wishes: Any) -> None:
+        """Change options for the answers to come, by the names that RunOptions has for them."""
+        self.options = replace(self.options, **wishes)
+        self.settings = settings_for(self.judged.entry, self.options, self.seed)
 
     def opening(self) -> Messages:
         """Begin a conversation."""
@@ -100,15 +143,15 @@ class Session:
         if self.raw or template is None:
             start = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
             return start + tokenizer.encode(messages[-1]["content"])
-        think = self.options.think
-        return template.encode(messages, **({} if think is None else reasoning.switches(think)))
+        wishes = reasoning.switches(self.options.think, self.options.effort)
+        return template.encode(messages, **wishes)
 
     def answer(self, tokens: list[int]) -> Answering:
         """Begin to answer; the cache is made on first use, and grows for a prompt that needs it."""
         context = self._context(len(tokens))
         if self.cache is None or self.cache.context < context:
             self.cache = self.model.new_cache(context, self.options.kv_type)
-        return Answering(self.model, tokens, self.settings, self.cache)
+        return Answering(self, tokens, self.cache)
 
     def _context(self, prompt_tokens: int) -> int:
         """Choose a context: what was asked for, else the verdict's, doubled while there is need."""
@@ -124,17 +167,21 @@ class Answering:
     and stats.
     """
 
-    def __init__(self, model: Model, tokens: list[int], settings: Settings, cache: Cache) -> None:
-        self._progress = terminal.Progress("reading the prompt", "tokens")
-        self.stream: TokenStream = model.generate(
-            tokens, settings, cache, on_prefill=self._progress.update
+    def __init__(self, session: Session, tokens: list[int], cache: Cache) -> None:
+        self._progress = terminal.Progress("reading the prompt", "tokens", session.options.verbose)
+        self._started = time.perf_counter()
+        self.total_s = 0.0
+        self.stream: TokenStream = session.model.generate(
+            tokens, session.settings, cache, on_prefill=self._progress.update
         )
 
     def __iter__(self) -> Iterator[Part]:
         with self._progress:
             for part in self.stream.parts():
                 self._progress.clear()
+                self.total_s = time.perf_counter() - self._started
                 yield part
+        self.total_s = time.perf_counter() - self._started
 
     def stop(self) -> None:
         """End the answer after the token under way. May be called from a signal's handler."""
@@ -144,6 +191,27 @@ class Answering:
     def cut_by_context(self) -> bool:
         """Whether the answer ended because the context was full."""
         return self.stream.finish == "length" and self.stream.cut_by == "context"
+
+    def record(self) -> dict[str, Any]:
+        """Say how the answer ended and what it took, as data."""
+        stats = self.stream.stats
+        return {
+            "finish_reason": self.stream.finish or "stop",
+            "cut_by": self.stream.cut_by if self.stream.finish == "length" else None,
+            "usage": {
+                "prompt_tokens": stats.prompt_tokens,
+                "cached_tokens": stats.cached_tokens,
+                "completion_tokens": stats.decoded_tokens,
+                "reasoning_tokens": stats.thinking_tokens,
+                "total_tokens": stats.prompt_tokens + stats.decoded_tokens,
+            },
+            "rates": {
+                "first_token_s": round(stats.prefill_s, 4),
+                "total_s": round(self.total_s, 4),
+                "prompt_tokens_per_s": round(stats.prompt_per_s, 2),
+                "completion_tokens_per_s": round(stats.decode_per_s, 2),
+            },
+        }
 
     def stats(self) -> str:
         """Say what the answer took, in one line."""
@@ -177,12 +245,17 @@ def is_raw(judged: Judged) -> bool:
 def require_template(judged: Judged, options: RunOptions) -> None:
     """Raise UsageError for what only a chat template could honour."""
     if is_raw(judged):
-        for name, given in (("-s/--system", options.system), ("--think", options.think)):
+        wishes = (
+            ("-s/--system", options.system),
+            ("--think", options.think),
+            ("--effort", options.effort),
+        )
+        for name, given in wishes:
             if given is not None:
                 raise UsageError(f"{name} needs a model with a chat template; this one has none")
 
 
-def settings_for(entry: Entry | None, options: RunOptions) -> Settings:
+def settings_for(entry: Entry | None, options: RunOptions, seed: int | None = None) -> Settings:
     """Choose how to sample: what was typed, else what the catalog recommends, else the defaults."""
     from engine.sampling import Settings
 
@@ -193,4 +266,5 @@ def settings_for(entry: Entry | None, options: RunOptions) -> Settings:
             advice = entry.sampling_no_think
         chosen = asdict(advice)
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    return Settings(max_tokens=options.max_tokens, seed=options.seed, **(chosen | options.sampling))
+    chosen |= options.sampling
+    return Settings(max_tokens=options.max_tokens, seed=seed, stop=options.stop, **chosen)

@@ -108,6 +108,19 @@ def shows_thinking(wish: bool | None) -> bool:
     return is_terminal(sys.stderr) if wish is None else wish
 
 
+def take_keyboard() -> None:
+    """Read the keyboard from now on, where stdin was a pipe. Raises UsageError without one."""
+    if is_terminal(sys.stdin):
+        return
+    try:
+        keyboard = os.open("/dev/tty", os.O_RDWR)
+    except OSError as error:
+        raise UsageError("-i/--interactive needs a terminal to go on in") from error
+    os.dup2(keyboard, 0)
+    os.close(keyboard)
+    sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
+
+
 def conversing() -> bool:
     """Tell whether both ends of a conversation are a terminal."""
     return is_terminal(sys.stdin) and is_terminal(sys.stdout)
@@ -161,10 +174,12 @@ def _to_stderr(text: str) -> None:
 class Answer:
     """Stream a model's answer to stdout: cleaned, and ended by exactly one newline.
 
-    thinking: whether what the model thinks is shown, on stderr.
+    thinking: whether what the model thinks is shown, on stderr. raw: as it is, and no newline is
+    added. quiet: nothing goes to stdout.
     """
 
-    def __init__(self, thinking: bool = False) -> None:
+    def __init__(self, thinking: bool = False, raw: bool = False, quiet: bool = False) -> None:
+        self._raw, self._quiet = raw, quiet
         self._filter = Filter()
         self._newlines = ""  # held back: they may be the last thing
         self._started = False
@@ -182,6 +197,8 @@ class Answer:
         """End the line, but print nothing at all where nothing was answered because of an error."""
         if self._thoughts is not None:
             self._thoughts.end()
+        if self._raw or self._quiet:
+            return
         if error is None or (self._started and not isinstance(error, ReaderGone | OutputError)):
             write("\n")
 
@@ -194,6 +211,11 @@ class Answer:
         """Print what of `piece` is safe to print now."""
         if self._thoughts is not None:
             self._thoughts.end()
+        if self._quiet:
+            return
+        if self._raw:
+            write(piece)
+            return
         text = self._newlines + self._filter.push(piece)
         body = text.rstrip("\n")
         self._newlines = text[len(body) :]
@@ -227,15 +249,19 @@ class Thoughts:
 
 
 class Progress:
-    """One live line on a terminal, else at most a line every ten seconds; always on stderr."""
+    """One live line on a terminal, else at most a line every ten seconds; always on stderr.
 
-    def __init__(self, label: str, unit: str = "bytes") -> None:
+    always: also where stderr is no terminal.
+    """
+
+    def __init__(self, label: str, unit: str = "bytes", always: bool = True) -> None:
         self._label = clean_line(label)
         self._unit = unit
         self._start = self._last = time.monotonic()
         self._first = None if unit == "bytes" else 0  # a transfer may be taken up in its middle
         self._drawn = 0  # width of the line that is on the screen
         self._live = is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
+        self._silent = not (always or is_terminal(sys.stderr))
 
     def __enter__(self) -> Progress:
         return self
@@ -250,6 +276,8 @@ class Progress:
 
     def update(self, done: int, total: int | None) -> None:
         """Say how far it is, unless that was said a moment ago."""
+        if self._silent:
+            return
         now = time.monotonic()
         self._first = done if self._first is None else self._first
         pause_s = REDRAW_EVERY_S if self._live else PROGRESS_EVERY_S

@@ -39,6 +39,7 @@ class Wishes:
     force: bool = False
     yes: bool = False
     kernels: str = "auto"
+    offline: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ EngineError
 │   │   └── MoreNeeded     the bytes given end before the header does: read further and ask again
 │   ├── UnsupportedError   an architecture, tensor type or tokenizer that the engine does not have
 │   └── TemplateError      its chat template is missing, hostile or refuses the conversation
+├── SchemaError            a JSON schema that makes no sense, or asks for what cannot be held to
+├── ConstraintError        an answer cannot be held to its schema any further
 ├── BackendError           MLX has no backend here, or two, or not the kernels asked for
 ├── DoesNotFit             the machine refused memory that was asked for
 ├── ContextOverflow        more tokens than the context holds; carries both counts
@@ -43,6 +45,14 @@ class UnsupportedError(ModelFileError):
 
 class TemplateError(ModelFileError):
     """The chat template is missing, hostile, or refuses this conversation."""
+
+
+class SchemaError(EngineError):
+    """A JSON schema makes no sense, or asks for what cannot be held to."""
+
+
+class ConstraintError(EngineError):
+    """An answer cannot be held to its schema any further."""
 
 
 class BackendError(EngineError):

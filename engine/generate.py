@@ -16,10 +16,11 @@ import mlx.core as mx
 from engine.cache import Cache
 from engine.errors import NumericError
 from engine.memory import enough_memory
-from engine.reasoning import Part, choose, hidden_markers, overlap, reader
+from engine.reasoning import Kind, Part, choose, hidden_markers, overlap, reader
 from engine.sampling import NOT_FINITE, Sampler, Settings
 
 if TYPE_CHECKING:
+    from engine.guide import Guide
     from engine.model import Model
 
 OnPrefill = Callable[[int, int], None]  # (tokens done, tokens to do)
@@ -33,6 +34,7 @@ class Stats:
     cached_tokens: int = 0  # of the prompt, found in the cache
     prefill_s: float = 0.0
     decoded_tokens: int = 0
+    thinking_tokens: int = 0  # of those decoded, before the answer began; `parts()` counts them
     decode_s: float = 0.0
 
     @property
@@ -68,7 +70,9 @@ class TokenStream:
         settings: Settings,
         cache: Cache,
         on_prefill: OnPrefill | None,
+        guide: Guide | None = None,
     ) -> None:
+        self.guide = guide
         self.model, self.tokens, self.settings, self.cache = model, tokens, settings, cache
         self.on_prefill = on_prefill
         self.finish: str | None = None
@@ -102,8 +106,13 @@ class TokenStream:
         dialect = choose(self.model.template, tokenizer)
         self._shown = hidden_markers(dialect, tokenizer)
         parting = reader(dialect, tokenizer, self.tokens)
-        for piece in self.text():
-            yield from parting.push(piece)
+        before, thinks = 0, False
+        for token, piece in self._steps:
+            for part in parting.push(piece):
+                thinks = thinks or part[0] is Kind.THINKING
+                yield part
+            before += token is not None and not parting.answering
+            self.stats.thinking_tokens = before if thinks else 0
         yield from parting.finish()
 
     def _run(self) -> Iterator[tuple[int | None, str]]:
@@ -127,8 +136,9 @@ class TokenStream:
         started = time.perf_counter()
         sampler = Sampler(self.settings, self.tokens)
         endings = frozenset() if self.settings.ignore_end else self.model.tokenizer.eog_ids
+        guide = self.guide
         try:
-            pending = sampler.choose(self._prefill())
+            pending = sampler.choose(self._prefill(), guide.allowed() if guide else None)
         except _Stopped:
             self.finish, self.cut_by = "interrupted", None
             return
@@ -139,7 +149,8 @@ class TokenStream:
                 return
             token, ahead = pending, count < limit
             if ahead:
-                pending = sampler.choose(self.model.forward(token[None], self.cache))
+                logits = self.model.forward(token[None], self.cache)
+                pending = logits if guide else sampler.choose(logits)
                 mx.async_eval(pending)
             with enough_memory():
                 value = read(token)
@@ -156,6 +167,10 @@ class TokenStream:
                     self.model.routes.keep()
             else:
                 self.finish = "length"
+            if ahead and guide:  # works out what may follow while the device is at the logits
+                guide.accept(value)
+                pending = sampler.choose(logits, guide.allowed())
+                mx.async_eval(pending)
             yield value
 
     def _limit(self) -> int:

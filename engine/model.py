@@ -21,6 +21,7 @@ from engine.sampling import Settings
 from engine.weights import Weights
 
 if TYPE_CHECKING:
+    from engine.guide import Guide
     from engine.routes import Routes
     from engine.sandbox import Sandbox
     from engine.template import ChatTemplate
@@ -98,15 +99,16 @@ class Model:
         settings: Settings,
         cache: Cache | None = None,
         on_prefill: OnPrefill | None = None,
+        guide: Guide | None = None,
     ) -> TokenStream:
         """Answer `tokens`, the whole sequence so far; a prefix held by the cache is not run again.
 
-        on_prefill is told (tokens done, tokens to do).
+        on_prefill is told (tokens done, tokens to do). guide: says which tokens may come.
         The stream raises ContextOverflow, NumericError.
         """
         self._check(tokens)
         cache = self.new_cache() if cache is None else cache
-        return TokenStream(self, tokens, settings, cache, on_prefill)
+        return TokenStream(self, tokens, settings, cache, on_prefill, guide)
 
     def prefill(self, tokens: list[int], cache: Cache, on_prefill: OnPrefill | None) -> mx.array:
         """Feed tokens in chunks that bound the scratch memory: (V,) for what comes next."""

@@ -72,10 +72,14 @@ CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 CHANNELS = {"analysis": Kind.THINKING, "commentary": Kind.COMMENTARY}
 
 
-def switches(think: bool) -> dict[str, Any]:
-    """Ask for thinking or for none, by every name that templates know the wish by."""
-    wish: dict[str, Any] = {"enable_thinking": think, "thinking": think}
-    return wish if think else {**wish, "reasoning_effort": "low"}
+def switches(think: bool | None, effort: str | None = None) -> dict[str, Any]:
+    """Ask for thinking or for none, and how much, by every name that templates know the wish by.
+
+    None leaves it to the template.
+    """
+    wish: dict[str, Any] = {} if think is None else {"enable_thinking": think, "thinking": think}
+    effort = "low" if think is False else effort
+    return wish if effort is None else {**wish, "reasoning_effort": effort}
 
 
 def choose(template: ChatTemplate | None, tokenizer: Tokenizer) -> Dialect | None:
@@ -132,6 +136,16 @@ class Reader:
         self._held = ""
         self._state = self._answer  # the method that reads what comes now
 
+    @property
+    def answering(self) -> bool:
+        """Whether it is certain that the answer has begun, or comes next."""
+        return True
+
+    @property
+    def thinking(self) -> bool:
+        """Whether it is certain that what comes next is thinking."""
+        return False
+
     def push(self, piece: str) -> Iterator[Part]:
         """Take the next text; give what is certain now."""
         self._held += piece
@@ -185,6 +199,14 @@ class TagReader(Reader):
         self._dialect = dialect
         states = {None: self._start, Kind.THINKING: self._opened, Kind.ANSWER: self._closed}
         self._state = states[begun]
+
+    @property
+    def answering(self) -> bool:
+        return self._state != self._start and not self.thinking
+
+    @property
+    def thinking(self) -> bool:
+        return self._state in (self._opened, self._thinking)
 
     def _start(self, ended: bool) -> Part:
         found = self._at_marker(self._dialect.opens, ended)
@@ -241,6 +263,14 @@ class HarmonyReader(Reader):
         super().__init__()
         self._kind = Kind.ANSWER
         self._state = self._header
+
+    @property
+    def answering(self) -> bool:
+        return self._state in (self._final, self._answer)
+
+    @property
+    def thinking(self) -> bool:
+        return self._state == self._message and self._kind is Kind.THINKING
 
     def _header(self, ended: bool) -> Part:
         header, message, _ = self._held.partition(MESSAGE)

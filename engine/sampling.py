@@ -70,8 +70,11 @@ class Sampler:
         seed = secrets.randbits(64) if settings.seed is None else settings.seed
         self.key = mx.random.key(seed)
 
-    def choose(self, logits: mx.array) -> mx.array:
-        """Draw from logits (V,): a token () int32, or NOT_FINITE. Nothing is read back."""
+    def choose(self, logits: mx.array, allowed: mx.array | None = None) -> mx.array:
+        """Draw from logits (V,): a token () int32, or NOT_FINITE. Nothing is read back.
+
+        allowed: (V,) bool, the only tokens that may come; None is all of them.
+        """
         finite = mx.isfinite(logits.sum())
         if self.settings.repetition_penalty != 1.0:
             logits = penalize(logits, self.recent, self.settings.repetition_penalty)
@@ -79,6 +82,8 @@ class Sampler:
             logits = discourage(logits, self.recent, self.settings.presence_penalty)
         for process in self.settings.processors:
             logits = process(self.recent, logits)
+        if allowed is not None:
+            logits = mx.where(allowed, logits, -mx.inf)
         if self.settings.temperature == 0:
             token = logits.argmax()
         else:

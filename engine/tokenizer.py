@@ -100,6 +100,10 @@ class Tokenizer:
         """Start to decode ids that arrive one at a time; `shown` control tokens are not dropped."""
         return StreamDecoder(lambda id: self._piece(id, id in shown), self._without_prefix)
 
+    def pieces(self) -> list[bytes | None]:
+        """The bytes that each id stands for in text; None for those that stand for none."""
+        return [self._piece(id) or None for id in range(self.vocab_size)]
+
     def _encode(self, text: str, marks: Sequence[Mark], quoted: Mapping[str, str]) -> list[int]:
         vocabulary = self._vocabulary
         ids: list[int] = []
