@@ -34,5 +34,5 @@ def disk_failures(folder: Path) -> Iterator[None]:
     except OSError as error:
         where = error.filename or folder
         if error.errno in _FULL:
-            raise NoSpace(f"{where}: the disk is full") from error
+            raise StoreError(f"{where}: the disk is full; what came is kept") from error
         raise StoreError(f"{where}: {error.strerror or error}") from error

@@ -8,8 +8,9 @@ CatalogError
 │   ├── BadSetting     a variable that the hub's client reads has a value it cannot use
 │   └── IndexUnreachable  no answer from the Python package index, or nothing to ask it with
 ├── VerificationError  the bytes that came are not the bytes that were promised
-└── StoreError         the disk: read-only, not ours to write
-    └── NoSpace        it is full, or would be
+├── NotAModel          the bytes that came are no GGUF file
+└── StoreError         the disk: read-only, not ours to write, full while it was written
+    └── NoSpace        a transfer would fill it; nothing was written
 """
 
 from __future__ import annotations
@@ -57,9 +58,13 @@ class VerificationError(CatalogError):
         self.got = got
 
 
+class NotAModel(CatalogError):
+    """The bytes received are no GGUF file; none are kept."""
+
+
 class StoreError(CatalogError):
-    """The disk is read-only, or not ours to write to."""
+    """The disk is read-only, not ours to write to, or became full."""
 
 
 class NoSpace(StoreError):
-    """The disk is full, or a transfer would leave less than 1 GiB free."""
+    """A transfer would leave less than 1 GiB of the disk free; it was not begun."""

@@ -9,9 +9,12 @@ other host, and no redirect leads from https to http. Nothing here writes to the
 
 from __future__ import annotations
 
+import email.utils
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -33,7 +36,7 @@ MAX_LISTING_BYTES = 64 * 2**20
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
-_WORTH_RETRYING = frozenset({408, 429, 500, 502, 503, 504})
+_WORTH_RETRYING = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class Interrupted(HubUnreachable):
@@ -59,12 +62,18 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An opened range [start, end) of a file, and its bytes as they come."""
+    """An opened range [start, end) of a file, and its bytes as they come.
+
+    whole: the file from its start, whatever was asked for.
+    abort: breaks it off from any thread, also while another waits for bytes.
+    """
 
     start: int
     end: int
     etag: str | None
+    whole: bool
     chunks: Iterator[bytes]
+    abort: Callable[[], None]
 
 
 def cache_folder() -> Path:
@@ -140,6 +149,10 @@ class Hub:
             raise Interrupted(f"{file.name}: the answer ended after {len(have):,} bytes")
         return have[:size_bytes]
 
+    def head(self, file: RemoteFile) -> bytes:
+        """Return the first bytes of a file as far as `header` has read them."""
+        return self._heads.get((file.repository, file.etag), b"")
+
     @contextmanager
     def open(
         self, file: RemoteFile, start: int, end: int, if_range: str | None = None
@@ -153,7 +166,7 @@ class Hub:
         if if_range and not if_range.startswith("W/"):
             headers["If-Range"] = if_range
         with self._get(f"{self.endpoint}/{path}", file.name, headers) as response:
-            yield _answer(response, file, start)
+            yield _answer(response, file, start, end)
 
     def _json(self, url: str, what: str) -> dict[str, Any]:
         import json
@@ -266,13 +279,14 @@ def _remote_file(sibling: Any, repository: str, commit: str, revision: str) -> R
     return RemoteFile(repository, name, size, sha256, etag, commit, revision)
 
 
-def _answer(response: httpx2.Response, file: RemoteFile, start: int) -> Answer:
+def _answer(response: httpx2.Response, file: RemoteFile, start: int, most: int) -> Answer:
     if response.headers.get("Content-Encoding", "identity") != "identity":
         raise HubUnreachable(f"{file.name}: the server compresses what must come as it is")
     first, end, total = 0, file.size_bytes, file.size_bytes
-    if response.status_code == 206:
+    whole = response.status_code == 200
+    if not whole:
         found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-        if not found or int(found[1]) != start:
+        if not found or int(found[1]) != start or int(found[2]) >= most:
             raise Interrupted(f"{file.name}: the server answered with another range")
         first, end, total = start, int(found[2]) + 1, int(found[3])
     if total != file.size_bytes:
@@ -280,7 +294,17 @@ def _answer(response: httpx2.Response, file: RemoteFile, start: int) -> Answer:
             f"{file.name}: the server has {total:,} bytes, the listing says {file.size_bytes:,}"
         )
     chunks = _translated(response.iter_raw(), file.name)  # as they come: a cut loses none
-    return Answer(first, end, response.headers.get("ETag"), chunks)
+    etag = response.headers.get("ETag")
+    return Answer(first, end, etag, whole, chunks, lambda: _abort(response))
+
+
+def _abort(response: httpx2.Response) -> None:
+    """Shut the connection: whoever reads from it is woken by its end."""
+    stream = response.extensions.get("network_stream")
+    connection = stream.get_extra_info("socket") if stream is not None else None
+    if connection is not None:
+        with suppress(OSError):  # it is closed already
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager
@@ -328,8 +352,15 @@ def _check_status(response: httpx2.Response, what: str) -> None:
 
 
 def _retry_after(response: httpx2.Response) -> float | None:
+    """Read how many seconds, or until what date, the server asks to wait."""
     text = response.headers.get("Retry-After", "")
-    return float(text) if re.fullmatch(r"\d{1,6}", text) else None
+    if re.fullmatch(r"\d{1,6}", text):
+        return float(text)
+    try:
+        until = email.utils.parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return max(until.timestamp() - time.time(), 0.0)
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

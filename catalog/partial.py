@@ -1,77 +1,149 @@
-"""A download's partial file: this process's alone, hashed as it grows, resumed after any death.
+"""A download's partial file: this process's alone, filled in any order, taken up after any death.
 
 Its name carries who writes it, so that two processes never share one:
-`<blob>.<host>-<pid>-<n>.part`, with the server's ETag in a file beside it.
+`<blob>.<host>-<pid>-<n>.part`. A record beside it, `.json`, says which bytes are there. It is
+written after them, so a killed process leaves one that is true; what the disk has for certain is
+noted apart from it, and is all that counts once the machine was started anew.
+
+A byte is written once: what was hashed is never written over.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-BOUNDARY_BYTES = 2**20  # a tail shorter than this may be damaged after a crash; it is fetched again
+from catalog import spans
+
+FORMAT = 1
+RECORD_EVERY_BYTES = 2**20  # the most that a kill makes us fetch again
+MAX_RECORD_BYTES = 2**16
 FOREIGN_IDLE_S = 3600.0  # another host's partial file is left alone for so long
 _numbers = itertools.count()
 
 
 class Partial:
-    """A growing file. `etag` is the one under which its bytes were sent."""
+    """A file that fills up. Any thread may call anything here.
+
+    `etag` is the one under which its bytes were sent. `edition` counts how often all bytes were
+    forgotten: what is written for an earlier one is dropped.
+    """
 
     def __init__(self, path: Path, size_bytes: int) -> None:
         self.path = path
         self.limit_bytes = size_bytes
+        self.edition = 0
+        self.etag: str | None = None
+        self._etags_count = True
+        self._there: list[spans.Span] = []
+        self._lasting: list[spans.Span] = []  # there even after a power cut
+        self._recorded_bytes = 0
+        self._closed = False
+        self._changed = threading.Condition()
         self._file = path.open("r+b" if path.exists() else "x+b", buffering=0)
-        self._start_over(self._trusted_size())
-        self.etag = self._stored_etag()
+        self._take_up()
+        self._record()
 
     @property
     def size_bytes(self) -> int:
         """How many bytes are there."""
-        return self._size
+        return spans.count(self._there)
 
-    def write(self, chunk: bytes) -> None:
-        """Append bytes and hash them. Raises OSError as the disk does."""
-        view = memoryview(chunk)
-        while view:
-            view = view[self._file.write(view) :]
-        self._hash.update(chunk)
-        self._size += len(chunk)
+    def missing(self) -> list[spans.Span]:
+        """Return which bytes are not there."""
+        with self._changed:
+            return spans.missing(self._there, 0, self.limit_bytes)
 
-    def starts_with(self, magic: bytes) -> bool:
-        """Say whether the first bytes are these."""
-        return os.pread(self._file.fileno(), len(magic), 0) == magic
+    def write(self, start: int, chunk: bytes, edition: int) -> bool:
+        """Write those bytes of a chunk that are not there yet; False if nobody wants them any more.
 
-    def digest(self) -> str:
-        """Return the SHA-256 of what was written, as hex."""
-        return self._hash.hexdigest()
+        Raises OSError as the disk does.
+        """
+        with self._changed:
+            if self._closed or edition != self.edition:
+                return False
+            for first, last in spans.missing(self._there, start, start + len(chunk)):
+                view = memoryview(chunk)[first - start : last - start]
+                at = first
+                while at < last:
+                    at += os.pwrite(self._file.fileno(), view[at - first :], at)
+                self._there = spans.add(self._there, first, last)
+            if spans.count(self._there) >= self._recorded_bytes + RECORD_EVERY_BYTES:
+                self._record()
+            self._changed.notify_all()
+        return True
 
-    def restart(self) -> None:
-        """Forget all bytes."""
-        self._start_over(0)
+    def agree(self, etag: str | None, edition: int) -> int | None:
+        """Compare an answer's ETag with that of the bytes here, and return the edition to write to.
 
-    def remember(self, etag: str | None) -> None:
-        """Note the ETag to resume under."""
-        if etag != self.etag:
-            self._etag_path.write_text(etag or "", encoding="utf-8")
-            self.etag = etag
+        All bytes are forgotten if the file changed on the server; where that is said a second time,
+        the server's ETags mean nothing, and the hash is left to decide. None: as for `write`.
+        """
+        with self._changed:
+            if self._closed or edition != self.edition:
+                return None
+            if etag and self.etag and etag != self.etag:
+                if self.edition:
+                    self._etags_count = False
+                else:
+                    self._forget()
+            self.etag = (self.etag or etag) if self._etags_count else None
+            self._record()
+            return self.edition
+
+    def wait_for(self, beyond: int, edition: int) -> tuple[int, int] | None:
+        """Wait until more than `beyond` bytes are there from 0 on, or all are forgotten.
+
+        Returns (bytes from 0 on, edition), or None once the file is closed.
+        """
+        with self._changed:
+            while not self._closed:
+                ready = spans.prefix(self._there)
+                if ready > beyond or edition != self.edition or ready == self.limit_bytes:
+                    return ready, self.edition
+                self._changed.wait()
+        return None
+
+    def sync(self) -> None:
+        """Have the disk keep what is there, also through a power cut."""
+        with self._changed:
+            if self._closed:
+                return
+            handle = os.dup(self._file.fileno())
+            there, edition = self._there, self.edition
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        with self._changed:
+            if not self._closed and edition == self.edition:
+                self._lasting = there
+                self._record()
 
     def discard(self) -> None:
         """Delete the file: its bytes are wrong."""
-        self.path.unlink(missing_ok=True)
-        self._etag_path.unlink(missing_ok=True)
+        with self._changed:
+            self._there = []
+            self.path.unlink(missing_ok=True)
+            self._record_path.unlink(missing_ok=True)
 
     def publish(self, blob: Path) -> None:
         """Make the finished file the blob, atomically and lastingly, and read-only."""
-        os.fchmod(self._file.fileno(), 0o444)
-        os.fsync(self._file.fileno())
-        os.replace(self.path, blob)
-        self._etag_path.unlink(missing_ok=True)
+        with self._changed:
+            os.ftruncate(self._file.fileno(), self.limit_bytes)
+            os.fchmod(self._file.fileno(), 0o444)
+            os.fsync(self._file.fileno())
+            os.replace(self.path, blob)
+            self._record_path.unlink(missing_ok=True)
         with suppress(OSError):  # not every file system can sync a folder
             folder = os.open(blob.parent, os.O_RDONLY)
             try:
@@ -80,50 +152,74 @@ class Partial:
                 os.close(folder)
 
     def close(self) -> None:
-        """Close the file; an empty one goes."""
-        self._file.close()
-        if not self._size:
-            self.discard()
+        """Close the file; an empty one goes. What is written later is dropped."""
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            self._changed.notify_all()
+            if not self._there:
+                self.discard()
+            elif self.path.exists():
+                with suppress(OSError):  # on a full disk the record stays as it was
+                    self._record()
+            self._file.close()
 
     @property
-    def _etag_path(self) -> Path:
-        return self.path.with_suffix(".etag")
+    def _record_path(self) -> Path:
+        return self.path.with_suffix(".json")
 
-    def _stored_etag(self) -> str | None:
+    def _forget(self) -> None:
+        self._there, self._lasting, self._recorded_bytes = [], [], 0
+        self.etag = None
+        self.edition += 1
+        self._file.truncate(0)
+        self._changed.notify_all()
+
+    def _take_up(self) -> None:
+        """Believe the record as far as it can be true."""
+        end = min(os.fstat(self._file.fileno()).st_size, self.limit_bytes)
+        record = _read_record(self._record_path)
+        if record is None or record["size_bytes"] != self.limit_bytes:
+            self._file.truncate(0)
+            return
+        there = record["there" if record["boot"] == _boot() else "lasting"]
+        self._there = spans.clip(there, end)
+        self._lasting = spans.clip(record["lasting"], end)
+        self.etag = record["etag"]
+
+    def _record(self) -> None:
+        """Write down what is there, in one piece."""
+        text = json.dumps(
+            {
+                "format": FORMAT,
+                "size_bytes": self.limit_bytes,
+                "etag": self.etag,
+                "boot": _boot(),
+                "there": self._there,
+                "lasting": self._lasting,
+            }
+        )
+        handle = os.open(self._record_path, os.O_WRONLY | os.O_CREAT, 0o644)
         try:
-            return self._etag_path.read_text(encoding="utf-8") or None
-        except (OSError, UnicodeDecodeError):
-            return None
-
-    def _trusted_size(self) -> int:
-        size = self.path.stat().st_size
-        return 0 if size > self.limit_bytes else size - size % BOUNDARY_BYTES
-
-    def _start_over(self, size: int) -> None:
-        """Keep the first `size` bytes, hashing them again, and continue after them."""
-        self._file.truncate(size)
-        self._file.seek(0)
-        self._hash, self._size = hashlib.sha256(), 0
-        while self._size < size:
-            chunk = self._file.read(min(BOUNDARY_BYTES, size - self._size))
-            if not chunk:
-                raise OSError(f"{self.path} shrank while it was read")
-            self._hash.update(chunk)
-            self._size += len(chunk)
+            length = os.fstat(handle).st_size
+            os.pwrite(handle, text.ljust(length).encode(), 0)  # shorter than before: blanks follow
+        finally:
+            os.close(handle)
+        self._recorded_bytes = spans.count(self._there)
 
 
 @contextmanager
 def claim(blob: Path, size_bytes: int) -> Iterator[Partial]:
-    """Open a partial file for a blob: the longest that a dead process left, else a new one."""
+    """Open a partial file for a blob: the fullest that a dead process left, else a new one."""
     me = blob.with_name(f"{blob.name}.{_host()}-{os.getpid()}-{next(_numbers)}.part")
     _open_here.add(me.name)
-    left = [p for p in blob.parent.glob(f"{blob.name}.*.part") if _abandoned(p)]
-    for path in sorted(left, key=_size, reverse=True):
-        with suppress(FileNotFoundError):  # someone else took it
+    for path in sorted(abandoned(blob), key=allocated_bytes, reverse=True):
+        with suppress(OSError):  # someone else took it, or it is not ours to write to
             os.utime(path)  # from now on it has changed since we started: nobody takes it from us
             os.rename(path, me)
-            with suppress(FileNotFoundError):
-                os.rename(path.with_suffix(".etag"), me.with_suffix(".etag"))
+            with suppress(OSError):
+                os.rename(path.with_suffix(".json"), me.with_suffix(".json"))
             break
     try:
         partial = Partial(me, size_bytes)
@@ -135,21 +231,68 @@ def claim(blob: Path, size_bytes: int) -> Iterator[Partial]:
         _open_here.discard(me.name)
 
 
+def abandoned(blob: Path) -> list[Path]:
+    """Return the partial files of a blob that nobody writes any more."""
+    return [path for path in blob.parent.glob(f"{blob.name}.*.part") if _is_abandoned(path)]
+
+
+def sweep(blob: Path) -> None:
+    """Delete what dead processes left of a blob that is here."""
+    for path in abandoned(blob):
+        path.unlink(missing_ok=True)
+    for record in blob.parent.glob(f"{blob.name}.*.json"):
+        if not record.with_suffix(".part").exists() and _is_abandoned(record):
+            record.unlink(missing_ok=True)
+
+
+def allocated_bytes(path: Path) -> int:
+    """Return how much of the disk a file takes; 0 if it is not there."""
+    with suppress(OSError):
+        status = path.stat()
+        return min(status.st_blocks * 512, status.st_size)
+    return 0
+
+
 # Names of the partial files that this process writes now.
 _open_here: set[str] = set()
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    """Read which bytes are there; None where the record is none of ours."""
+    try:
+        if path.stat().st_size > MAX_RECORD_BYTES:
+            return None
+        record = json.loads(path.read_bytes())
+        if record["format"] != FORMAT:
+            return None
+        for name in ("there", "lasting"):
+            found: list[spans.Span] = []
+            for first, last in record[name]:
+                if not (type(first) is int and type(last) is int and 0 <= first < last):
+                    return None
+                found = spans.add(found, first, last)
+            record[name] = found
+        sound = isinstance(record["etag"], str | None) and "boot" in record
+        return record if sound and type(record["size_bytes"]) is int else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _boot() -> str:
+    """Name this start of the machine."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        import psutil
+
+        return str(round(psutil.boot_time()))
 
 
 def _host() -> str:
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
-def _size(path: Path) -> int:
-    with suppress(OSError):
-        return path.stat().st_size
-    return 0
-
-
-def _abandoned(path: Path) -> bool:
+def _is_abandoned(path: Path) -> bool:
     """Say whether nobody writes this file any more. Saying no wrongly costs bandwidth only."""
     host, _, rest = path.name.split(".")[-2].partition("-")
     pid = rest.partition("-")[0]
@@ -160,7 +303,7 @@ def _abandoned(path: Path) -> bool:
     if host != _host() or not pid.isdecimal():
         return time.time() - changed > FOREIGN_IDLE_S
     if int(pid) == os.getpid():
-        return path.name not in _open_here
+        return path.with_suffix(".part").name not in _open_here
     return not _alive(int(pid), changed)
 
 

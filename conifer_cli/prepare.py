@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from conifer_cli import options, terminal
 from conifer_cli.errors import Declined, Offline, UsageError, prompt_hint
-from conifer_cli.layout import size
+from conifer_cli.layout import duration, size
 from conifer_cli.suggest import best_moe
 from conifer_cli.verdict import Judged, Wishes, enforce, judge_model, shortage
 
@@ -95,6 +95,10 @@ def _fetch(target: Target, judged: Judged, wishes: Wishes, store: Store) -> Judg
     if wishes.offline:
         _refuse()
     folder = store.home if judged.package else store.hub_cache
+    if judged.remote and not wishes.force:
+        from catalog.download import require_room
+
+        require_room(judged.remote, store)
     terminal.say(f"conifer: {_announcement(judged, folder)}")
     if target.is_starter:
         terminal.say(f"conifer: {demonstration(judged)}")
@@ -106,8 +110,10 @@ def _fetch(target: Target, judged: Judged, wishes: Wishes, store: Store) -> Judg
             fetch(judged.package, store, progress.update)
         else:
             from catalog.download import pull
+            from catalog.transfer import Observer
 
-            paths = pull(connect(), judged.remote, store, progress.update, on_wait=_say_waiting)
+            observer = Observer(progress.update, _say_waiting, _say_retrying)
+            paths = pull(connect(), judged.remote, store, observer)
             return replace(judged, paths=tuple(paths))
     judged = judge(target, wishes)  # a package had no header to read beforehand
     enforce(judged, wishes)
@@ -120,6 +126,10 @@ def _refuse() -> NoReturn:
 
 def _say_waiting() -> None:
     terminal.say("conifer: another process is fetching this file; waiting for it")
+
+
+def _say_retrying(reason: str, wait_s: float) -> None:
+    terminal.say(f"conifer: {reason}; trying again in {duration(wait_s)}")
 
 
 def _announcement(judged: Judged, folder: Path) -> str:

@@ -54,10 +54,16 @@ class HubServer:
     faults: list[Fault] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
     bytes_served: int = 0
+    most_at_once: int = 0  # bodies that storage was sending
+    ranges: bool = True  # whether storage knows any
+    etags: Iterator[str] | None = None  # what storage says instead of the same each time
     throttle_bytes_per_s: float = 0
     redirect: str = "storage"  # or "loop", or an address to redirect to
     url: str = ""
     storage_url: str = ""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    sending: int = 0
+    _digests: dict[str, tuple[bytes, str]] = field(default_factory=dict)
 
     def sent_to(self, host: str) -> list[Request]:
         """The requests that one of the two hosts received."""
@@ -75,14 +81,22 @@ class HubServer:
             "siblings": [self._sibling(repository, name) for name in names],
         }
 
+    def digest(self, path: str) -> str:
+        """The SHA-256 of a file, computed once as long as its bytes stay the same object."""
+        data = self.files[path]
+        if self._digests.get(path, (None, ""))[0] is not data:
+            self._digests[path] = (data, sha256(data))
+        return self._digests[path][1]
+
     def _sibling(self, repository: str, name: str) -> dict[str, Any]:
-        data = self.files[f"{repository}/{name}"]
-        lfs = {"sha256": sha256(data), "size": len(data), "pointerSize": 134}
+        digest = self.digest(f"{repository}/{name}")
+        size = len(self.files[f"{repository}/{name}"])
+        lfs = {"sha256": digest, "size": size, "pointerSize": 134}
         small = not name.endswith(".gguf")
         return {
             "rfilename": name,
-            "size": len(data),
-            "blobId": hashlib.sha1(data).hexdigest(),
+            "size": size,
+            "blobId": hashlib.sha1(digest.encode()).hexdigest(),
             **({} if small else {"lfs": lfs}),
         }
 
@@ -96,7 +110,7 @@ def sha256(data: bytes) -> str:
 def running_hub() -> Iterator[HubServer]:
     """Run a hub on two ports of the loopback interface."""
     hub = HubServer()
-    servers = [ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub, n)) for n in ("hub", "storage")]
+    servers = [_Server(("127.0.0.1", 0), _handler(hub, n)) for n in ("hub", "storage")]
     hub.url, hub.storage_url = (f"http://127.0.0.1:{s.server_address[1]}" for s in servers)
     threads = [threading.Thread(target=s.serve_forever, args=(0.02,)) for s in servers]
     for thread in threads:
@@ -108,6 +122,11 @@ def running_hub() -> Iterator[HubServer]:
             server.shutdown()
             server.server_close()
             thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: Any) -> None:
+        """A client that is killed, or has seen enough, is nothing to speak of."""
 
 
 def _handler(hub: HubServer, host: str) -> type[BaseHTTPRequestHandler]:
@@ -171,8 +190,8 @@ def _resolve(handler: Any, hub: HubServer, path: str) -> None:
             Location=targets.get(hub.redirect, hub.redirect),
             X_Repo_Commit=COMMIT,
             X_Linked_Size=str(len(data)),
-            X_Linked_ETag=f'"{sha256(data)}"',
-            ETag=f'"{sha256(data)}"',
+            X_Linked_ETag=f'"{hub.digest(f"{repository}/{name}")}"',
+            ETag=f'"{hub.digest(f"{repository}/{name}")}"',
         )
 
 
@@ -182,11 +201,12 @@ def _storage(handler: Any, hub: HubServer, path: str) -> None:
     if fault.kind == "status":
         handler.answer(fault.at, **fault.headers)
         return
-    etag = '"other"' if fault.kind == "new-etag" else f'"storage-{sha256(data)[:16]}"'
+    etag = '"other"' if fault.kind == "new-etag" else f'"storage-{hub.digest(path)[:16]}"'
+    etag = next(hub.etags) if hub.etags else etag
     found = re.fullmatch(r"bytes=(\d+)-(\d*)", handler.headers.get("Range", ""))
     fresh = handler.headers.get("If-Range", etag) == etag
     start, end = 0, len(data)
-    if found and fresh and fault.kind != "no-range":
+    if found and fresh and hub.ranges and fault.kind != "no-range":
         start, end = int(found[1]), min(int(found[2] or len(data)) + 1, len(data))
         shown = start + 1 if fault.kind == "wrong-range" else start
         handler.send_response(206)
@@ -203,17 +223,25 @@ def _storage(handler: Any, hub: HubServer, path: str) -> None:
     handler.send_header("Content-Length", str(end - start))
     handler.end_headers()
     if handler.command != "HEAD":
-        _send(handler, hub, data[start:end], fault)
+        with hub.lock:
+            hub.sending += 1
+            hub.most_at_once = max(hub.most_at_once, hub.sending)
+        try:
+            _send(handler, hub, memoryview(data)[start:end], fault)
+        finally:
+            with hub.lock:
+                hub.sending -= 1
 
 
-def _send(handler: Any, hub: HubServer, body: bytes, fault: Fault) -> None:
+def _send(handler: Any, hub: HubServer, body: memoryview, fault: Fault) -> None:
     """Send a body, at the throttled rate, up to where the fault says."""
     broken = fault.kind in ("cut", "stall")
     body = body[: fault.at] if broken else body
     step = 65536
     for i in range(0, len(body), step):
         piece = body[i : i + step]
-        hub.bytes_served += len(piece)
+        with hub.lock:
+            hub.bytes_served += len(piece)
         try:
             handler.wfile.write(piece)
         except OSError:  # the client has seen enough

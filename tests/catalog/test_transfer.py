@@ -1,0 +1,123 @@
+"""Several ranges at once, and how failures are taken, against a loopback hub."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+import time
+
+import pytest
+
+import catalog
+from catalog import transfer
+from catalog.download import pull
+from catalog.hub import Hub, RemoteFile
+from catalog.store import Store
+from catalog.transfer import Observer, Patience
+from support.hub_server import Fault, HubServer
+
+MIB = 2**20
+DATA = b"GGUF" + random.Random(3).randbytes(32 * MIB)
+QUICK = Patience(retries=5, wait_s=0.001)
+
+
+def remote(server: HubServer) -> tuple[Hub, tuple[RemoteFile, ...]]:
+    server.files = {"org/repo/m-Q8_0.gguf": DATA}
+    hub = Hub()
+    return hub, hub.find(catalog.resolve("hf:org/repo:Q8_0"))
+
+
+def ranges(server: HubServer) -> list[tuple[int, int]]:
+    """What was asked of storage, [start, end), in the order in which it was."""
+    asked = [request.headers["range"][6:].split("-") for request in server.sent_to("storage")]
+    return [(int(first), int(last) + 1) for first, last in asked]
+
+
+def test_ranges_are_fetched_at_once_each_byte_once(hub_server: HubServer, store: Store) -> None:
+    hub, files = remote(hub_server)
+    hub_server.throttle_bytes_per_s = 64 * MIB
+    (path,) = pull(hub, files, store)
+    assert path.read_bytes() == DATA
+    asked = sorted(ranges(hub_server))
+    assert asked[0][0] == 0 and asked[-1][1] == len(DATA)
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(asked))
+    assert len(asked) >= transfer.STREAMS
+    assert hub_server.most_at_once == transfer.STREAMS
+
+
+def test_first_request_is_alone_until_it_brought_something(
+    hub_server: HubServer, store: Store
+) -> None:
+    hub, files = remote(hub_server)
+    hub_server.faults = [Fault("stall", at=1000, headers={"seconds": "0.4"})]
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: pull(hub, files, store, patience=QUICK))
+    thread.start()
+    time.sleep(0.3)
+    found.append(len(hub_server.sent_to("storage")))
+    thread.join()
+    assert found == [1]
+
+
+def test_header_that_was_read_is_not_fetched_again(hub_server: HubServer, store: Store) -> None:
+    hub, files = remote(hub_server)
+    hub.header(files[0], 4 * MIB)
+    (path,) = pull(hub, files, store)
+    assert path.read_bytes() == DATA
+    assert hub_server.bytes_served == len(DATA)
+
+
+def test_server_that_loses_its_ranges_midway_is_survived(
+    hub_server: HubServer, store: Store
+) -> None:
+    hub, files = remote(hub_server)
+    hub_server.faults = [Fault("none"), *(Fault("no-range") for _ in range(3))]
+    assert pull(hub, files, store, patience=QUICK)[0].read_bytes() == DATA
+
+
+def test_server_without_any_ranges_costs_one_file_and_little_more(
+    hub_server: HubServer, store: Store
+) -> None:
+    hub, files = remote(hub_server)
+    hub_server.ranges = False
+    hub_server.throttle_bytes_per_s = 256 * MIB
+    assert pull(hub, files, store, patience=QUICK)[0].read_bytes() == DATA
+    assert len(hub_server.sent_to("storage")) == 1
+    assert hub_server.bytes_served == len(DATA)
+
+
+def test_server_whose_etags_differ_from_host_to_host_is_survived(
+    hub_server: HubServer, store: Store
+) -> None:
+    hub, files = remote(hub_server)
+    hub_server.etags = iter(f'"{i}"' for i in range(1000))
+    assert pull(hub, files, store, patience=QUICK)[0].read_bytes() == DATA
+    assert hub_server.bytes_served <= 2 * len(DATA)
+
+
+def test_failures_of_all_streams_at_one_moment_count_once(
+    hub_server: HubServer, store: Store
+) -> None:
+    hub, files = remote(hub_server)
+    hub_server.throttle_bytes_per_s = 64 * MIB
+    hub_server.faults = [Fault("none"), *(Fault("cut", at=100_000) for _ in range(3))]
+    told: list[str] = []
+    observer = Observer(retrying=lambda reason, wait_s: told.append(reason))
+    pull(hub, files, store, observer, Patience(retries=1, wait_s=0.2))
+    assert told
+
+
+def test_ctrl_c_ends_a_silent_transfer_at_once(hub_server: HubServer, store: Store) -> None:
+    hub, files = remote(hub_server)
+    hub_server.faults = [Fault("stall", at=2 * MIB, headers={"seconds": "3"}) for _ in range(9)]
+
+    def stop(done: int, total: int) -> None:
+        if done >= 2 * MIB:
+            raise KeyboardInterrupt
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        pull(hub, files, store, Observer(stop))
+    assert time.monotonic() - start < 2
+    assert not [t for t in threading.enumerate() if t.name.startswith("transfer")]
