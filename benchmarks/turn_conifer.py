@@ -35,7 +35,8 @@ def report(
 
     from engine.gguf import open_model
     from engine.machine import backend
-    from engine.measure import moved_bytes, read_method, read_rates
+    from engine.measure import read_method, read_rates
+    from engine.speed import traffic
 
     about = {
         "kernels": model.kernels.name,
@@ -44,7 +45,8 @@ def report(
         "python": platform.python_version(),
     }
     device, tensors = backend(), open_model(Path(job.model)).tensors
-    moved = moved_bytes(model.config, tensors, device, model.kernels.name, 0, "f16")
+    counted = traffic(model.config, tensors, device, model.kernels.name, 0, "f16")
+    moved = counted.total_bytes
     peak = turns.peak_memory_bytes()
     read = statistics.median(read_rates(moved, READS, device))
     figures = {**figures, "read_bytes_per_s": read}

@@ -74,7 +74,11 @@ class PackageSource:
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A model of the catalog. `hybrid`: a reasoning model whose thinking can be switched off;
-    `sampling` is then for thinking and `sampling_no_think` for the other way."""
+    `sampling` is then for thinking and `sampling_no_think` for the other way.
+
+    kv: (layers, values a token, window or 0) for each kind of layer that keeps something for each
+    token, empty if not known; state_values: float32 values that recurrent layers keep in all.
+    """
 
     id: str
     name: str
@@ -89,6 +93,8 @@ class Entry:
     experts: int | None
     experts_used: int | None
     experts_shared: int | None
+    kv: tuple[tuple[int, int, int], ...]
+    state_values: int | None
     context: int | None
     licence: str
     original: str | None

@@ -79,6 +79,14 @@ def _gguf(value: Any) -> bool:
     return isinstance(value, str) and is_safe(value) and value.endswith(".gguf")
 
 
+def _kept(value: Any) -> bool:
+    """Check [layers, values a token] or [layers, values a token, window], one for each kind."""
+    small = _whole(1, 2**24)
+    return isinstance(value, list) and all(
+        isinstance(kind, list) and len(kind) in (2, 3) and all(map(small, kind)) for kind in value
+    )
+
+
 def _strings(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
 
@@ -98,6 +106,8 @@ _ENTRY_KEYS: dict[str, Callable[[Any], bool]] = {
     "experts": _whole(2, 1024),
     "experts_used": _whole(1, 1024),
     "experts_shared": _whole(0, 64),
+    "kv": _kept,
+    "state_values": _whole(1, 2**32),
     "context": _whole(512, 2**24),
     "licence": lambda v: v in LICENCES,
     "original": _repository,
@@ -169,6 +179,7 @@ class _Reader:
         plain["starter"] = self.table.get("starter", False)
         plain["sampling"] = self.sampling("sampling") or Sampling()
         plain["sampling_no_think"] = self.sampling("sampling_no_think")
+        plain["kv"] = tuple((*kind, 0)[:3] for kind in self.table.get("kv", ()))
         plain["package"] = package = self.package()
         plain["files"] = tuple(self.file(f, i) for i, f in enumerate(self.table["files"]))
         if package:
@@ -228,6 +239,7 @@ class _Reader:
         problems = {
             "active_parameters": total is not None and active is not None and active > total,
             "experts_used": (entry.experts_used or 0) > (entry.experts or 0),
+            "kv": sum(count for count, _, _ in entry.kv) > (entry.layers or 512),
             "default_quant": entry.default_quant not in quants,
             "files": len(set(quants)) != len(quants),
             "repository": len(unplaced) > (entry.package is not None),

@@ -210,29 +210,31 @@ def pull(
         "conifer fit",
         "conifer fit qwen3-30b-a3b",
         "conifer fit qwen3-30b-a3b:Q8_0 -c 64k",
+        "conifer fit --machine m4-max-64gb",
         "conifer fit ./model.gguf --json",
     ),
 )
 def fit(
-    command_line: typer.Context,
     model: MaybeModel = None,
     context: options.Context = None,
     kv_type: options.KV = options.KVType.F16,
+    kernels: options.KernelChoice = options.Kernels.AUTO,
+    total: options.Total = False,
+    memory: options.Memory = None,
+    machine: options.Machine = None,
     as_json: options.Json = False,
 ) -> int:
-    """Say whether a model fits this machine, and with how much context; without MODEL, all of them.
+    """Say whether a model fits this machine, with how much context, and how fast; without MODEL,
+    all of them.
 
     The exit code is 0 for one that fits, 4 for one that does not, 5 where it cannot be told.
     """
-    from conifer_cli.fit import fit_all, fit_model
+    from conifer_cli.fit import FitOptions, fit_all, fit_model
     from conifer_cli.verdict import Wishes
 
-    if model is None:
-        for name in ("context", "kv_type"):
-            if _typed(command_line, name):
-                raise errors.UsageError(f"--{name.replace('_', '-')} needs a MODEL to judge")
-        return fit_all(as_json)
-    return fit_model(model, Wishes(context, kv_type.value), as_json)
+    wishes = Wishes(context, kv_type.value, kernels=kernels.value)
+    asked = FitOptions(wishes, machine, memory, total, as_json)
+    return fit_all(asked) if model is None else fit_model(model, asked)
 
 
 @app.command(

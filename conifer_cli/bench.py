@@ -124,12 +124,14 @@ def _roof(
     """Read as many bytes as one token moves, and say which share of that rate decoding reaches."""
     from engine import measure as engine
     from engine.gguf import open_model
+    from engine.speed import traffic
 
     assert judged.config is not None
     device = judged.verdict.machine.backend
     tensors = open_model(judged.paths[0]).tensors
     kernels, depth = model.kernels.name, row["depth"]
-    moved = engine.moved_bytes(judged.config, tensors, device, kernels, depth, options.kv_type)
+    counted = traffic(judged.config, tensors, device, kernels, depth, options.kv_type)
+    moved = counted.total_bytes
     read = spread(watch(engine.read_rates(moved, options.repeat, device)))
     return {
         "moved_bytes": moved,

@@ -1,157 +1,199 @@
-"""`conifer fit`: the verdict on one model, by its header, or on all, by the catalog's sizes."""
+"""`conifer fit`: the verdict on one model with its arithmetic, or on all of the catalog."""
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from conifer_cli import errors, terminal
-from conifer_cli.layout import count, memory, size, table
-from conifer_cli.prepare import judge, locate
+from conifer_cli import errors, fit_view, terminal
+from conifer_cli.prepare import connect, locate, open_store
 from conifer_cli.suggest import size_kind, supported, ways_out
+from conifer_cli.survey import (
+    Place,
+    Rung,
+    judged_quant,
+    ladder,
+    moves,
+    place,
+    sizes_of,
+    speed,
+    survey,
+)
 from conifer_cli.verdict import Judged, Wishes
 
 if TYPE_CHECKING:
     from catalog import Entry
     from engine.machine import Machine
+    from engine.speed import Rate, Traffic
 
-WORDS = {"fits": "fits", "tight": "tight", "too_large": "too large", None: "can't tell"}
-ORDER = list(WORDS)
+HARDLY = 1.25  # times as large: too little to leave the usual quantisation for
+ORDER = ["fits", "tight", "too_large", None]
 
 
-def fit_model(name: str, wishes: Wishes, as_json: bool) -> int:
+@dataclass(frozen=True)
+class FitOptions:
+    """What was asked of `fit`: for which machine, and how to print it."""
+
+    wishes: Wishes
+    machine: str | None = None
+    memory_bytes: int | None = None
+    idle: bool = False
+    as_json: bool = False
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a model decodes at the start and where the judged context ends, if that is known."""
+
+    moved: Traffic | None
+    start: Rate | None
+    end: Rate | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of the table. judged is None where nothing tells."""
+
+    entry: Entry
+    quant: str
+    judged: Judged | None
+    rate: Rate | None
+
+    @property
+    def kind(self) -> str | None:
+        """fits, tight, too_large, or None for what cannot be told."""
+        return self.judged.verdict.kind if self.judged else None
+
+
+def fit_model(name: str, options: FitOptions) -> int:
     """Print the verdict on one model. Exit code 0: fits or tight; 4: too large."""
-    judged = judge(locate(name), wishes)
-    if as_json:
-        terminal.out_json(_document(judged))
+    wishes, target = options.wishes, locate(name)
+    there = place(options.machine, options.memory_bytes, options.idle, wishes.kernels)
+    hub = None if options.machine else connect
+    judged = survey(name, target.reference, wishes, there.machine, open_store(), hub)
+    found = _speed(judged, there, wishes)
+    rungs = ladder(judged, there, wishes, sizes_of(judged.entry))
+    hints = list(ways_out(name, judged.entry, judged.verdict, judged.q8_fits))
+    if options.as_json:
+        terminal.out_json(_document(judged, there, found, rungs, hints, wishes))
     else:
-        terminal.out(_report(judged, wishes))
+        terminal.out(fit_view.report(judged, there, found, rungs, hints, wishes))
     return errors.NO_ROOM if judged.verdict.kind == "too_large" else errors.OK
 
 
-def fit_all(as_json: bool) -> int:
-    """Print every model of the catalog, judged by size: what fits first, the largest first."""
+def fit_all(options: FitOptions) -> int:
+    """Print every model of the catalog: what fits first, the largest first."""
     from catalog import entries
-    from engine.machine import this_machine
 
-    machine = this_machine()
-    judged = [(entry, size_kind(entry, None, machine)) for entry in entries().values()]
-    judged.sort(key=lambda pair: (ORDER.index(pair[1]), -(pair[0].total_parameters or 0)))
-    if as_json:
-        models = [_row_document(entry, kind) for entry, kind in judged]
-        terminal.out_json({"estimated": True, "machine": _machine(machine), "models": models})
-        return errors.OK
-    heading = ("MODEL", "TOTAL", "ACTIVE", "QUANT", "SIZE", "VERDICT (estimated)", "")
-    rows = [_row(entry, kind) for entry, kind in judged]
-    terminal.out([_budget(machine), "", *table([heading, *rows], right=(1, 2, 4)), "", _CAVEAT])
+    wishes = options.wishes
+    there = place(options.machine, options.memory_bytes, options.idle, wishes.kernels)
+    rows = [_row(entry, there, wishes) for entry in entries().values()]
+    rows.sort(key=lambda row: (ORDER.index(row.kind), -(row.entry.total_parameters or 0)))
+    if options.as_json:
+        models = [_row_document(row) for row in rows]
+        estimated = any(row.judged is None or row.judged.verdict.estimated for row in rows)
+        machine = _machine(there)
+        terminal.out_json({"estimated": estimated, "machine": machine, "models": models})
+    else:
+        terminal.out(fit_view.catalog(rows, there, wishes))
     return errors.OK
 
 
-_CAVEAT = (
-    "Estimated from file sizes, what loading adds to them, and some 8,000 tokens of context; "
-    "`conifer fit MODEL` reads the file's header."
-)
+def _speed(judged: Judged, there: Place, wishes: Wishes) -> Speed:
+    context = judged.verdict.context
+    moved, later = (moves(judged, there, wishes, depth) for depth in (0, context))
+    if judged.verdict.kind == "too_large":  # what spills out of memory has no rate worth printing
+        return Speed(moved, None, None)
+    return Speed(moved, speed(judged, there, moved), speed(judged, there, later))
 
 
-def _report(judged: Judged, wishes: Wishes) -> list[str]:
-    """Lay out one verdict for a person."""
-    verdict, need = judged.verdict, judged.verdict.need
-    at = f"{verdict.context:,} tokens, {wishes.kv_type}"
-    unknown = "not counted: only the file's size is known"
-    parts = [
-        ("weights", need.weights_bytes, f"the file is {size(judged.size_bytes)}"),
-        ("KV cache", need.kv_bytes, unknown if verdict.estimated else at),
-        ("buffers", need.buffers_bytes, unknown if verdict.estimated else ""),
-        ("program", need.program_bytes, ""),
-        ("total", need.total_bytes, ""),
-        ("reserve", verdict.reserve_bytes, "to stay free"),
-        ("budget", verdict.budget_bytes, f"{verdict.machine.limited_by}, {verdict.machine.name}"),
-    ]
-    rows = [(label, f"{n / 10**9:.2f}", f"{n / 2**30:.2f}", note) for label, n, note in parts]
-    lines = [_title(judged), "", *table([("", "GB", "GiB", ""), *rows], right=(1, 2)), ""]
-    lines.append(f"verdict: {WORDS[verdict.kind]}" + (" (estimated)" if verdict.estimated else ""))
-    if not verdict.estimated:
-        lines.append(f"context: {verdict.context:,}; the largest that fits: {_largest(judged)}")
-    if need.weights_bytes > 1.25 * verdict.file_bytes:
-        lines.append(_REPACKED.format(need.weights_bytes / verdict.file_bytes))
-    if verdict.kind == "too_large":
-        lines += ["", *ways_out(judged.name, judged.entry, verdict, judged.q8_fits)]
-    return lines
+def _row(entry: Entry, there: Place, wishes: Wishes) -> Row:
+    from catalog import resolve
+    from engine.errors import ModelFileError
+
+    quant = _best_quant(entry, there.machine)
+    if wishes.context is not None and entry.context is not None:
+        wishes = replace(wishes, context=min(wishes.context, entry.context))
+    if entry.architecture not in supported():
+        return Row(entry, quant, None, None)
+    name = entry.id if quant == entry.default_quant else f"{entry.id}:{quant}"
+    try:
+        judged = survey(name, resolve(name), wishes, there.machine, open_store(), None)
+    except (errors.UsageError, errors.Unreadable, ModelFileError):
+        return Row(entry, quant, None, None)
+    return Row(entry, quant, judged, _speed(judged, there, wishes).start)
 
 
-_REPACKED = (
-    "Repacked for this machine the weights take {:.2f} x the file; "
-    "Q4_1, Q4_K, Q5_1, Q5_K and Q8_0 files grow least."
-)
+def _best_quant(entry: Entry, machine: Machine) -> str:
+    """Choose the largest file that fits with a context of some use; the usual one if that is
+    hardly smaller, or if none does."""
+    sizes = sizes_of(entry)
+    fitting = {
+        size_bytes: quant
+        for quant, size_bytes in sizes.items()
+        if size_kind(entry, quant, machine) == "fits"
+    }
+    usual = sizes.get(entry.default_quant, 0)
+    if not fitting or (usual in fitting and max(fitting) < HARDLY * usual):
+        return entry.default_quant
+    return fitting[max(fitting)]
 
 
-def _title(judged: Judged) -> str:
-    entry, config = judged.entry, judged.config
-    if entry is not None:
-        sizes = _sizes(entry.total_parameters, entry.active_parameters, entry.moe)
-        return f"{judged.name}: {entry.name}, {sizes}"
-    if config is None or judged.parameters is None:
-        return judged.name
-    sizes = _sizes(*judged.parameters, config.experts is not None)
-    return f"{judged.name}: {config.name}, {config.architecture}, {sizes}"
-
-
-def _sizes(total: int | None, active: int | None, moe: bool) -> str:
-    """Say how many parameters there are, and how many work for one token."""
-    text = f"{count(total)} parameters"
-    return f"{text}, {count(active)} active for each token" if moe else text
-
-
-def _largest(judged: Judged) -> str:
-    largest = judged.verdict.largest_context
-    return f"{largest:,}" if largest else "none"
-
-
-def _budget(machine: Machine) -> str:
-    return f"{machine.name}: {memory(machine.budget_bytes)} of {machine.limited_by}"
-
-
-def _row(entry: Entry, kind: str | None) -> tuple[str, ...]:
-    facts = entry.facts()
-    size_bytes = facts.size_bytes if facts else None
-    return (
-        entry.id,
-        count(entry.total_parameters),
-        count(entry.active_parameters) if entry.moe else "dense",
-        entry.default_quant,
-        size(size_bytes) if size_bytes is not None else "-",
-        WORDS[kind],
-        "" if entry.architecture in supported() else "architecture not yet supported",
-    )
-
-
-def _row_document(entry: Entry, kind: str | None) -> dict[str, Any]:
-    facts = entry.facts()
+def _row_document(row: Row) -> dict[str, Any]:
+    verdict = row.judged.verdict if row.judged else None
+    facts = row.entry.facts(row.quant)
     return {
-        "id": entry.id,
-        "total_parameters": entry.total_parameters,
-        "active_parameters": entry.active_parameters,
-        "quant": entry.default_quant,
+        "id": row.entry.id,
+        "total_parameters": row.entry.total_parameters,
+        "active_parameters": row.entry.active_parameters,
+        "moe": row.entry.moe,
+        "quant": row.quant,
         "size_bytes": facts.size_bytes if facts else None,
-        "verdict": kind,
-        "supported": entry.architecture in supported(),
+        "verdict": row.kind,
+        "estimated": verdict.estimated if verdict else True,
+        "need_bytes": verdict.need.total_bytes if verdict else None,
+        "context": verdict.context if verdict else None,
+        "largest_context": verdict.largest_context if verdict else None,
+        "speed": _rate(row.rate),
+        "supported": row.entry.architecture in supported(),
     }
 
 
-def _machine(machine: Machine) -> dict[str, Any]:
+def _rate(rate: Rate | None) -> dict[str, Any] | None:
+    if rate is None:
+        return None
+    rounded = {name: float(f"{getattr(rate, name):.3g}") for name in ("per_s", "low", "high")}
+    return {**rounded, "source": rate.source}
+
+
+def _machine(there: Place) -> dict[str, Any]:
+    machine, bandwidth = there.machine, there.bandwidth
     return {
         "name": machine.name,
         "backend": machine.backend,
+        "kernels": there.kernels,
+        "memory_bytes": machine.memory_bytes,
         "budget_bytes": machine.budget_bytes,
         "limited_by": machine.limited_by,
+        "bandwidth": {"bytes_per_s": round(bandwidth.bytes_per_s), "source": bandwidth.source},
     }
 
 
-def _document(judged: Judged) -> dict[str, Any]:
+def _document(
+    judged: Judged,
+    there: Place,
+    found: Speed,
+    rungs: list[Rung],
+    hints: list[str],
+    wishes: Wishes,
+) -> dict[str, Any]:
     verdict, need = judged.verdict, judged.verdict.need
     return {
         "model": judged.name,
         "verdict": verdict.kind,
         "estimated": verdict.estimated,
+        "judged_by": judged.source,
+        "quant": judged_quant(judged),
         "size_bytes": judged.size_bytes,
         "need_bytes": {
             "weights": need.weights_bytes,
@@ -161,7 +203,23 @@ def _document(judged: Judged) -> dict[str, Any]:
             "total": need.total_bytes,
         },
         "reserve_bytes": verdict.reserve_bytes,
+        "kv_type": wishes.kv_type,
         "context": verdict.context,
         "largest_context": verdict.largest_context,
-        "machine": _machine(verdict.machine),
+        "moved_bytes_per_token": asdict(found.moved) if found.moved else None,
+        "speed": {"at_start": _rate(found.start), "at_context": _rate(found.end)},
+        "ladder": [
+            {
+                "quant": rung.quant,
+                "size_bytes": rung.size_bytes,
+                "exact": rung.known and not verdict.estimated,
+                "contexts": [
+                    {"context": context, "verdict": kind, "speed": _rate(rate)}
+                    for context, kind, rate in rung.steps
+                ],
+            }
+            for rung in rungs
+        ],
+        "ways_out": hints if verdict.kind == "too_large" else [],
+        "machine": _machine(there),
     }

@@ -22,6 +22,10 @@ MAX_CONTEXT = 1 << 24
 MAX_TOKENS = 1 << 24
 MAX_SEED = (1 << 64) - 1
 
+MIN_MEMORY, MAX_MEMORY = 10**9, 1 << 46
+
+_MEMORY = re.compile(r"(\d{1,6}(?:\.\d{1,3})?) ?([mMgGtT][iI]?[bB])")
+_UNITS = {"mb": 10**6, "mib": 1 << 20, "gb": 10**9, "gib": 1 << 30, "tb": 10**12, "tib": 1 << 40}
 _CONTEXT = re.compile(r"(\d{1,9})([kK]?)")
 
 
@@ -50,6 +54,17 @@ def parse_context(text: str) -> int:
             f"{text!r} is not a number of tokens from 1 to {MAX_CONTEXT:,}, such as 8192 or 64k"
         )
     return tokens
+
+
+def parse_memory(text: str) -> int:
+    """Read an amount of memory: 32GB (10^9), 32GiB (2^30)."""
+    match = _MEMORY.fullmatch(text.strip())
+    size_bytes = int(float(match[1]) * _UNITS[match[2].lower()]) if match else 0
+    if not MIN_MEMORY <= size_bytes <= MAX_MEMORY:
+        raise typer.BadParameter(
+            f"{text!r} is not an amount of memory from 1GiB to 64TiB, such as 32GB or 32GiB"
+        )
+    return size_bytes
 
 
 @dataclass(frozen=True)
@@ -105,6 +120,31 @@ KernelChoice = Annotated[
         "--kernels",
         envvar="CONIFER_KERNELS",
         help="native: our C++ (CPU); stock: plain MLX; auto: native where there is one.",
+    ),
+]
+Total = Annotated[
+    bool,
+    typer.Option(
+        "--total", envvar="CONIFER_TOTAL", help="Judge this machine as if nothing else ran."
+    ),
+]
+Memory = Annotated[
+    int | None,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        parser=parse_memory,
+        envvar="CONIFER_MEMORY",
+        help="Judge for so much memory, idle: 32GB (10^9) or 32GiB (2^30).",
+    ),
+]
+Machine = Annotated[
+    str | None,
+    typer.Option(
+        "--machine",
+        metavar="NAME",
+        envvar="CONIFER_MACHINE",
+        help="Judge for another machine, offline: m4-max-64gb, m4-max-32core-36gb, rtx-4090.",
     ),
 ]
 Force = Annotated[

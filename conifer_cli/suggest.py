@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from catalog import Entry
+    from catalog import Entry, FileFacts
     from engine.machine import Machine
     from engine.memory import Verdict
+    from engine.sketch import Sketch
+
+USEFUL_CONTEXT = 8192
 
 
 def supported() -> frozenset[str]:
@@ -36,14 +39,44 @@ def best_moe(machine: Machine) -> Entry | None:
     return max(fitting, key=lambda entry: entry.total_parameters or 0, default=None)
 
 
-def size_kind(entry: Entry, quant: str | None, machine: Machine) -> str | None:
-    """Estimate by the catalog's size: fits, tight or too_large; None if that is not known."""
-    from engine.memory import estimate_size
+def sketch_of(entry: Entry, facts: FileFacts | None) -> Sketch | None:
+    """Put together what the catalog knows of one file; None if it does not know its size."""
+    from engine.config import LayerMemory
+    from engine.sketch import Sketch
 
-    facts = entry.facts(quant)
     if facts is None or facts.size_bytes is None:
         return None
-    return estimate_size(facts.size_bytes, facts.quant, machine).kind
+    memories = [
+        LayerMemory(buffers=((1, values),), window=window)
+        for count, values, window in entry.kv
+        for _ in range(count)
+    ]
+    if entry.state_values:
+        memories.append(LayerMemory(state_values=entry.state_values))
+    return Sketch(
+        size_bytes=facts.size_bytes,
+        quant=facts.quant,
+        context=entry.context,
+        layers=entry.layers,
+        total_parameters=entry.total_parameters,
+        active_parameters=entry.active_parameters,
+        memories=tuple(memories),
+    )
+
+
+def size_kind(entry: Entry, quant: str | None, machine: Machine) -> str | None:
+    """Estimate with a context of some use: fits, tight or too_large; None for an unknown size."""
+    from engine.sketch import judge_sketch
+
+    sketch = sketch_of(entry, entry.facts(quant))
+    if sketch is None:
+        return None
+    return judge_sketch(sketch, machine, useful_context(entry)).kind
+
+
+def useful_context(entry: Entry) -> int:
+    """Say how many tokens a model must have room for to be worth naming."""
+    return min(USEFUL_CONTEXT, entry.context or USEFUL_CONTEXT)
 
 
 def ways_out(name: str, entry: Entry | None, verdict: Verdict, q8_fits: bool) -> Iterator[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +20,14 @@ from conifer_cli.suggest import ways_out
 
 if TYPE_CHECKING:
     from catalog import Entry, PackageSource, Reference
+    from catalog.headers import Headers
     from catalog.hub import Hub, RemoteFile
     from catalog.store import Store
     from engine.config import ModelConfig
     from engine.gguf import Header, ModelFile, TensorInfo
     from engine.machine import Machine
     from engine.memory import Verdict
+    from engine.sketch import Sketch
 
 FIRST_READ = 4 << 20  # enough for the header of a small vocabulary; more is asked for as needed
 
@@ -47,6 +49,7 @@ class Judged:
     """A model, where it is (on disk, in a package, or on the hub), and its verdict.
 
     q8_fits: an 8-bit cache would make the difference. metadata: None where only a size was judged.
+    source: what was judged, in words.
     """
 
     name: str
@@ -59,23 +62,27 @@ class Judged:
     remote: tuple[RemoteFile, ...] = ()
     metadata: Mapping[str, Any] | None = None
     config: ModelConfig | None = None
+    tensors: Mapping[str, TensorInfo] | None = None
     q8_fits: bool = False
     parameters: tuple[int, int] | None = None  # in all, and for one token; by the header
+    source: str = "the file's header"
+    sketch: Sketch | None = None  # where there was no header
 
 
 def judge_model(
     name: str, reference: Reference, wishes: Wishes, store: Store, connect: Callable[[], Hub]
 ) -> Judged:
     """Judge a model, from the disk if it is there; `connect` is called only for the hub."""
+    from catalog.headers import Headers
     from engine.machine import this_machine
 
     machine = this_machine()
     entry = reference.entry
     paths = store.find(reference)
     if paths:
-        return _judge_disk(name, reference, paths[0], wishes, machine)
+        return judge_disk(name, reference, paths[0], wishes, machine)
     if entry is not None and entry.context is not None:
-        _require_context(name, entry.context, wishes)
+        require_context(name, entry.context, wishes)
     sized = _judge_catalog(name, reference, machine)
     if sized is not None and (sized.package or _hopeless(sized, wishes)):
         return sized
@@ -83,7 +90,7 @@ def judge_model(
         from engine.models import require_architecture
 
         require_architecture(entry.architecture)
-    return _judge_hub(name, reference, wishes, machine, connect())
+    return judge_hub(name, reference, wishes, machine, connect(), Headers(store.home))
 
 
 def enforce(judged: Judged, wishes: Wishes) -> None:
@@ -126,14 +133,14 @@ def reading(name: str, reference: Reference) -> Iterator[None]:
         raise
 
 
-def _judge_disk(
+def judge_disk(
     name: str, reference: Reference, path: Path, wishes: Wishes, machine: Machine
 ) -> Judged:
     from engine.gguf import open_model
 
     with reading(name, reference):
         file = open_model(path)
-    judged = _judge_header(name, reference.entry, file.metadata, file.tensors, wishes, machine)
+    judged = judge_header(name, reference.entry, file.metadata, file.tensors, wishes, machine)
     return replace(judged, size_bytes=file.size_bytes, paths=file.parts, file=file)
 
 
@@ -153,35 +160,47 @@ def _judge_catalog(name: str, reference: Reference, machine: Machine) -> Judged 
     )
 
 
-def _judge_hub(
-    name: str, reference: Reference, wishes: Wishes, machine: Machine, hub: Hub
+def judge_hub(
+    name: str,
+    reference: Reference,
+    wishes: Wishes,
+    machine: Machine,
+    hub: Hub,
+    headers: Headers,
 ) -> Judged:
     """Judge by the headers of all parts, read from the hub."""
     from engine.gguf import merge_parts
 
     remote = tuple(hub.find(reference))
     metadata, tensors = merge_parts(
-        [_read_header(hub, file, part) for part, file in enumerate(remote)]
+        [_read_header(hub, file, part, headers) for part, file in enumerate(remote)]
     )
-    judged = _judge_header(name, reference.entry, metadata, tensors, wishes, machine)
-    return replace(judged, size_bytes=sum(file.size_bytes for file in remote), remote=remote)
+    judged = judge_header(name, reference.entry, metadata, tensors, wishes, machine)
+    size_bytes = sum(file.size_bytes for file in remote)
+    return replace(judged, size_bytes=size_bytes, remote=remote, source="the header on the hub")
 
 
-def _read_header(hub: Hub, file: RemoteFile, part: int) -> Header:
-    """Read as much of a remote file as its header takes."""
-    from engine.errors import MoreNeeded
+def _read_header(hub: Hub, file: RemoteFile, part: int, headers: Headers) -> Header:
+    """Read as much of a remote file as its header takes, unless it was read before."""
+    from engine.errors import GGUFError, MoreNeeded
     from engine.gguf import read_header
 
+    if (kept := headers.of(file)) is not None:
+        with suppress(GGUFError):  # cut short, or damaged on the disk
+            return read_header(kept, file.size_bytes, part)
     size_bytes = FIRST_READ
     while True:
         data = hub.header(file, min(size_bytes, file.size_bytes))
         try:
-            return read_header(data, file.size_bytes, part)
+            header = read_header(data, file.size_bytes, part)
         except MoreNeeded as more:
             size_bytes = max(2 * size_bytes, more.size_bytes)
+        else:
+            headers.keep(file, data[: header.data_start])
+            return header
 
 
-def _judge_header(
+def judge_header(
     name: str,
     entry: Entry | None,
     metadata: Mapping[str, Any],
@@ -198,7 +217,7 @@ def _judge_header(
     require_architecture(config.architecture)
     known = entry.context if entry else None
     most = min(config.context, known or config.context)
-    _require_context(name, most, wishes)
+    require_context(name, most, wishes)
     asked = functools.partial(
         judge,
         config,
@@ -221,12 +240,13 @@ def _judge_header(
         size_bytes=verdict.file_bytes,
         metadata=metadata,
         config=config,
+        tensors=tensors,
         q8_fits=q8_fits,
         parameters=count_parameters(config, tensors),
     )
 
 
-def _require_context(name: str, most: int, wishes: Wishes) -> None:
+def require_context(name: str, most: int, wishes: Wishes) -> None:
     if wishes.context is not None and wishes.context > most and not wishes.force:
         raise UsageError(
             f"a context of {wishes.context:,} is more than the {most:,} tokens of {name}"

@@ -11,7 +11,7 @@ Axes: K kv heads, T tokens, d head width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -245,13 +245,23 @@ def common_reach(caches: Sequence[LayerCache], length: int) -> int:
 
 def kv_bytes(config: ModelConfig, context: int, kv_type: str) -> int:
     """Say how many bytes a cache of `context` tokens takes when full."""
-    return sum(_layer_bytes(config.memory(i), context, kv_type) for i in range(config.layers))
+    return kept_bytes(map(config.memory, range(config.layers)), context, kv_type)
+
+
+def kept_bytes(layers: Iterable[LayerMemory], context: int, kv_type: str) -> int:
+    """Say how many bytes layers keep of `context` tokens."""
+    return sum(_layer_bytes(memory, context, kv_type) for memory in layers)
 
 
 def moved_kv_bytes(config: ModelConfig, depth: int, kv_type: str) -> int:
     """Say how many bytes of its cache one token at `depth` reads, and of states writes too."""
+    return read_bytes(map(config.memory, range(config.layers)), depth, kv_type)
+
+
+def read_bytes(layers: Iterable[LayerMemory], depth: int, kv_type: str) -> int:
+    """Say how many bytes of what these layers keep one token at `depth` reads."""
     total = 0.0
-    for memory in map(config.memory, range(config.layers)):
+    for memory in layers:
         tokens = min(depth, memory.window or depth)
         total += tokens * token_bytes(memory, kv_type) + 2 * 4 * memory.state_values
         if memory.chosen < depth and memory.chosen:

@@ -1,7 +1,7 @@
 """What this machine has: the MLX backend, its memory, and how much of it may be used now.
 
-Nothing is looked up in a table. Linux answers through /proc and the cgroup files, Metal and CUDA
-through MLX itself. Sizes are bytes.
+Nothing is looked up in a table (`engine.chips` has one, for machines that are elsewhere). Linux
+answers through /proc and the cgroup files, Metal and CUDA through MLX itself. Sizes are bytes.
 """
 
 from __future__ import annotations
@@ -16,13 +16,17 @@ from engine.errors import BackendError
 
 # Linux backends are separate distributions that bring the same library; only one may be installed.
 LINUX_BACKENDS = {"mlx-cpu": "cpu", "mlx-cuda-12": "cuda", "mlx-cuda-13": "cuda"}
-# By version of cgroups: the limit, the usage, and the line of memory.stat that counts file cache.
+# By version of cgroups: the limit, the usage, and what lines of memory.stat about file cache begin
+# with. Both of its lists count: a model that just ran is cache that was used, and is given back.
 MEMORY_FILES = {
-    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    2: ("memory.max", "memory.current", "inactive_file"),
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+    2: ("memory.max", "memory.current", ""),
 }
 WIRED_RESERVE = 1 << 30
 METAL_SHARE = 0.95  # of the working set: wiring all of it has stopped whole machines
+# What a machine without other work keeps for itself: a share of its memory, and no less than this.
+IDLE_SHARE = {"cpu": 0.05, "metal": 0.1, "cuda": 0.02}
+MIN_IDLE = {"cpu": 512 << 20, "metal": 2 << 30, "cuda": 512 << 20}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +65,20 @@ def cores(root: Path = Path("/")) -> int:
     return allowed if quota is None else max(1, min(allowed, int(quota)))
 
 
-def this_machine() -> Machine:
-    """Measure this machine. Raises BackendError where MLX has no single backend."""
+def this_machine(idle: bool = False) -> Machine:
+    """Measure this machine. Raises BackendError where MLX has no single backend.
+
+    idle: what it could give if nothing else ran, instead of what it can give now.
+    """
     kind = backend()
     if kind == "cpu":
-        return linux_cpu(Path("/"))
-    return _metal() if kind == "metal" else _cuda()
+        return linux_cpu(Path("/"), idle)
+    return _metal(idle) if kind == "metal" else _cuda(idle)
+
+
+def idle_bytes(memory_bytes: int, backend: str) -> int:
+    """Say what a machine of so much memory can give when nothing else runs."""
+    return memory_bytes - max(MIN_IDLE[backend], int(IDLE_SHARE[backend] * memory_bytes))
 
 
 def wire(weights_bytes: int) -> None:
@@ -82,30 +94,34 @@ def wire(weights_bytes: int) -> None:
     mx.set_wired_limit(max(0, min(weights_bytes, room)))
 
 
-def linux_cpu(root: Path) -> Machine:
+def linux_cpu(root: Path, idle: bool = False) -> Machine:
     """Read a Linux machine's memory from the files under `root`, the cgroup's limit included."""
     facts = _meminfo(root / "proc/meminfo")
     total, available = facts["MemTotal"], facts.get("MemAvailable", facts["MemFree"])
     name, limited_by = _cpu_name(root), "available memory"
-    limit = cgroup_available(root)
+    if idle:
+        available, limited_by = idle_bytes(total, "cpu"), "memory when idle"
+    limit = cgroup_available(root, idle)
     if limit is not None and limit < available:
         available, limited_by = limit, "cgroup limit"
     return Machine(name, "cpu", total, available, limited_by)
 
 
-def cgroup_available(root: Path) -> int | None:
+def cgroup_available(root: Path, idle: bool = False) -> int | None:
     """Say how much the tightest cgroup above this process still allows; None where none limits.
 
     File cache counts as usage in a cgroup but is given back under pressure, so it is added again.
+    idle: as if nothing in the cgroup used any.
     """
     rooms = []
     for folder, version in _cgroups(root, "memory"):
-        limit_file, usage_file, cache_key = MEMORY_FILES[version]
+        limit_file, usage_file, prefix = MEMORY_FILES[version]
         limit, usage = _number(folder / limit_file), _number(folder / usage_file)
         if limit is None or usage is None or limit >= 1 << 60:
             continue
-        cache = _stat(folder / "memory.stat").get(cache_key, 0)
-        rooms.append(max(0, limit - max(0, usage - cache)))
+        lines = _stat(folder / "memory.stat")
+        cache = sum(lines.get(f"{prefix}{kind}_file", 0) for kind in ("active", "inactive"))
+        rooms.append(limit if idle else max(0, limit - max(0, usage - cache)))
     return min(rooms, default=None)
 
 
@@ -143,25 +159,48 @@ def _cgroups(root: Path, controller: str) -> list[tuple[Path, int]]:
     return found
 
 
-def _metal() -> Machine:
+def metal_machine(
+    name: str, memory_bytes: int, working_set_bytes: int, available_bytes: int | None = None
+) -> Machine:
+    """Make a Mac of what it says of itself; available_bytes None is one on which nothing runs.
+
+    Of the working set a part stays unwired, and of the memory a part for the system, whatever is
+    free at the moment.
+    """
+    limits = [
+        (int(working_set_bytes * METAL_SHARE), "Metal working set"),
+        (idle_bytes(memory_bytes, "metal"), "memory beside the system's"),
+    ]
+    if available_bytes is not None:
+        limits.append((available_bytes, "available memory"))
+    budget, limited_by = min(limits)
+    return Machine(name, "metal", memory_bytes, budget, limited_by)
+
+
+def cuda_machine(name: str, memory_bytes: int, free_bytes: int | None = None) -> Machine:
+    """Make a machine with one CUDA card; free_bytes None is a card that nothing else uses."""
+    if free_bytes is None:
+        budget = idle_bytes(memory_bytes, "cuda")
+        return Machine(name, "cuda", memory_bytes, budget, "CUDA memory when idle")
+    return Machine(name, "cuda", memory_bytes, free_bytes, "free CUDA memory")
+
+
+def _metal(idle: bool = False) -> Machine:
     import mlx.core as mx
     import psutil
 
-    info = mx.device_info()
-    memory = psutil.virtual_memory()
-    working_set = int(int(info["max_recommended_working_set_size"]) * METAL_SHARE)
-    name, limited_by, budget = str(info["device_name"]), "Metal working set", working_set
-    if memory.available < budget:
-        budget, limited_by = memory.available, "available memory"
-    return Machine(name, "metal", memory.total, budget, limited_by)
+    info, memory = mx.device_info(), psutil.virtual_memory()
+    working_set = int(info["max_recommended_working_set_size"])
+    available = None if idle else memory.available
+    return metal_machine(str(info["device_name"]), memory.total, working_set, available)
 
 
-def _cuda() -> Machine:
+def _cuda(idle: bool = False) -> Machine:
     import mlx.core as mx
 
     info = mx.device_info(mx.gpu)
-    total, free = int(info["total_memory"]), int(info["free_memory"])
-    return Machine(str(info["device_name"]), "cuda", total, free, "free CUDA memory")
+    free = None if idle else int(info["free_memory"])
+    return cuda_machine(str(info["device_name"]), int(info["total_memory"]), free)
 
 
 def _installed_backends() -> list[str]:

@@ -8,9 +8,10 @@ for each run, after a run that is not counted: it touches the weights for the fi
 from __future__ import annotations
 
 import random
+import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,11 +19,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
-from engine.cache import moved_kv_bytes
-from engine.config import ModelConfig, token_share, used_tensors
-from engine.gguf import TensorInfo
-from engine.kernels import resident_bytes
-from engine.machine import cores
+from engine.machine import backend, cores
 from engine.sampling import Settings
 
 if TYPE_CHECKING:
@@ -30,6 +27,9 @@ if TYPE_CHECKING:
 
 SEED = 0
 WORD = np.dtype(np.uint64)
+BANDWIDTH_BYTES = 512 << 20  # more than any cache
+BANDWIDTH_S = 1.5
+MAX_READS = 1000
 
 
 def prefill_rates(model: Model, length: int, repeat: int, kv_type: str) -> Iterator[float]:
@@ -74,25 +74,6 @@ def prompt(vocab: int, length: int) -> list[int]:
     return [draw.randrange(vocab) for _ in range(length)]
 
 
-def moved_bytes(
-    config: ModelConfig,
-    tensors: Mapping[str, TensorInfo],
-    device: str,
-    kernels: str,
-    depth: int,
-    kv_type: str,
-) -> int:
-    """Say how many bytes one token moves at `depth`: the weights it uses, and the KV cache.
-
-    kernels: native or stock, which hold weights in other sizes.
-    """
-    weights = sum(
-        resident_bytes(info, device, kernels) * token_share(info, config, tensors)
-        for info in used_tensors(config, tensors)
-    )
-    return int(weights) + moved_kv_bytes(config, depth, kv_type)
-
-
 def read_rates(size_bytes: int, repeat: int, device: str) -> Iterator[float]:
     """Yield the bytes per second at which a buffer is read, in the way that `read_method` says."""
     count = max(1, size_bytes // WORD.itemsize)
@@ -127,8 +108,31 @@ def _read_gpu(count: int) -> Iterator[Callable[[], object]]:
         yield lambda: mx.eval(buffer.max())
 
 
+def bandwidth(
+    device: str, budget_bytes: int, on_read: Callable[[int, int | None], None] | None = None
+) -> float:
+    """Measure at how many bytes a second this machine reads memory, in about two seconds.
+
+    budget_bytes: what may be used; a quarter of it at most is. on_read is told (reads done, None).
+    """
+    size_bytes = max(1 << 20, min(BANDWIDTH_BYTES, budget_bytes // 4))
+    rates, started = [], time.perf_counter()
+    for rate in read_rates(size_bytes, MAX_READS, device):
+        rates.append(rate)
+        if on_read is not None:
+            on_read(len(rates), None)
+        if len(rates) > 3 and time.perf_counter() - started > BANDWIDTH_S:
+            break
+    return statistics.quantiles(rates, n=4)[-1]  # what else ran only ever slowed a read
+
+
 def peak_memory_bytes() -> int:
-    """Say the most memory that this process has held at a time, mapped files included."""
+    """Say the most memory that this process has held at a time, mapped files included.
+
+    On a GPU, that which MLX has held there.
+    """
+    if backend() != "cpu":
+        return int(mx.get_peak_memory())
     if sys.platform == "linux":
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

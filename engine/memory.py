@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 from engine.cache import STEP, kv_bytes, token_bytes
 from engine.config import ModelConfig, used_tensors
 from engine.errors import DoesNotFit
 from engine.families import SOFTMAX
 from engine.gguf import TensorInfo
-from engine.kernels import growth, resident_bytes, selected
+from engine.kernels import resident_bytes, selected
 from engine.machine import Machine
 from engine.scan import CHUNK
 
@@ -39,7 +40,6 @@ UNFUSED = [
     "post_ffw_norm",
     "rope_factors_long",
 ]
-GUESSED_KV, GUESSED_BUFFERS = 768 << 20, 512 << 20  # where there is no header: some 8,000 tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Verdict:
 
     context: tokens it was judged for. largest_context: the most that is not too large, 0 for none.
     file_bytes: the block bytes in the file, which repacked weights may exceed.
-    estimated: judged by the catalog's size alone, without KV cache and buffers.
+    estimated: judged without the header, by what is known of the model.
     """
 
     kind: str  # fits | tight | too_large
@@ -95,45 +95,74 @@ def judge(
     context: tokens asked for; None is the smallest of the model's own, `default_context`, 32,768
     and the largest that fits. kernels: what it will be loaded with, auto, native or stock.
     """
-    kernels = selected(kernels, machine.backend)
-    used = used_tensors(config, tensors)
-    held = (resident_bytes(info, machine.backend, kernels) for info in used)
-    weights_bytes = sum(held)
-
-    def need(tokens: int) -> Need:
-        buffers = buffer_bytes(config, tensors, machine.backend, tokens, kv_type, kernels)
-        return Need(weights_bytes, kv_bytes(config, tokens, kv_type), buffers, PROGRAM)
-
     most = min(config.context, default_context or config.context)
-    largest = _largest(lambda tokens: _kind(need(tokens), machine) != "too_large", most)
+    need = needs(config, tensors, machine.backend, kv_type, kernels)
+    file_bytes = sum(info.size_bytes for info in tensors.values())
+    return judge_needs(need, machine, most, context, file_bytes)
+
+
+def needs(
+    config: ModelConfig,
+    tensors: Mapping[str, TensorInfo],
+    backend: str,
+    kv_type: str,
+    kernels: str,
+    weights_bytes: int | None = None,
+) -> Callable[[int], Need]:
+    """Give the need as a function of the context, in tokens.
+
+    weights_bytes: of the same model in another quantisation; None is what these tensors take.
+    """
+    kernels = selected(kernels, backend)
+    if weights_bytes is None:
+        used = used_tensors(config, tensors)
+        weights_bytes = sum(resident_bytes(info, backend, kernels) for info in used)
+
+    @cache
+    def need(context: int) -> Need:
+        buffers = buffer_bytes(config, tensors, backend, context, kv_type, kernels)
+        return Need(weights_bytes, kv_bytes(config, context, kv_type), buffers, PROGRAM)
+
+    return need
+
+
+def judge_needs(
+    need: Callable[[int], Need],
+    machine: Machine,
+    most: int,
+    context: int | None,
+    file_bytes: int,
+    estimated: bool = False,
+) -> Verdict:
+    """Judge what is needed for a context. most: the context of the model itself."""
+    largest = _largest(lambda tokens: kind_of(need(tokens), machine) != "too_large", most)
     if context is None:
-        roomy = _largest(lambda tokens: _kind(need(tokens), machine) == "fits", most)
+        roomy = _largest(lambda tokens: kind_of(need(tokens), machine) == "fits", most)
         context = min(most, DEFAULT_CONTEXT, roomy or largest or most)
-    chosen = need(context)
     return Verdict(
-        kind=_kind(chosen, machine),
-        need=chosen,
+        kind=kind_of(need(context), machine),
+        need=need(context),
         machine=machine,
         reserve_bytes=reserve_bytes(machine),
         context=context,
         largest_context=largest,
-        file_bytes=sum(info.size_bytes for info in tensors.values()),
+        file_bytes=file_bytes,
+        estimated=estimated,
     )
 
 
 def judge_size(size_bytes: int, machine: Machine) -> Verdict:
     """Judge a file by its size alone: a lower bound on the need, so only "too_large" is certain."""
-    return _judge_need(Need(size_bytes, 0, 0, PROGRAM), size_bytes, machine)
+    need = Need(size_bytes, 0, 0, PROGRAM)
+    kind, reserve = kind_of(need, machine), reserve_bytes(machine)
+    return Verdict(kind, need, machine, reserve, 0, 0, size_bytes, estimated=True)
 
 
-def estimate_size(size_bytes: int, quant: str, machine: Machine, kernels: str = "auto") -> Verdict:
-    """Judge a file by its size and quantisation, with what it grows by and room for some context.
-
-    This is the best guess before a header is read, where `judge_size` is what is certain.
-    """
-    kernels = selected(kernels, machine.backend)
-    weights = int(size_bytes * growth(quant, machine.backend, kernels))
-    return _judge_need(Need(weights, GUESSED_KV, GUESSED_BUFFERS, PROGRAM), size_bytes, machine)
+def kind_of(need: Need, machine: Machine) -> str:
+    """Say whether a need fits, is tight or too_large: the rule that all verdicts follow."""
+    if MARGIN * need.total_bytes + reserve_bytes(machine) <= machine.budget_bytes:
+        return "fits"
+    return "tight" if need.total_bytes <= machine.budget_bytes else "too_large"
 
 
 @contextmanager
@@ -248,17 +277,6 @@ def _recurrent_values(config: ModelConfig, kernels: str) -> int:
         return values
     # In chunks: what each token of one has to do with every other, and the delta rule's keys.
     return values + recurrent.heads * (6 * CHUNK + 2 * recurrent.state)
-
-
-def _judge_need(need: Need, file_bytes: int, machine: Machine) -> Verdict:
-    kind, reserve = _kind(need, machine), reserve_bytes(machine)
-    return Verdict(kind, need, machine, reserve, 0, 0, file_bytes, estimated=True)
-
-
-def _kind(need: Need, machine: Machine) -> str:
-    if MARGIN * need.total_bytes + reserve_bytes(machine) <= machine.budget_bytes:
-        return "fits"
-    return "tight" if need.total_bytes <= machine.budget_bytes else "too_large"
 
 
 def _largest(holds: Callable[[int], bool], most: int) -> int:

@@ -112,7 +112,7 @@ def test_status_says_no_more_than_was_proved() -> None:
         ("tokenizer", "Qwen 2", "tokenizer: 'Qwen 2' is not valid"),
         ("licence", "apache-2.0", "licence"),
         ("repository", "../../etc", "repository"),
-        ("default_quant", "Q8_0", "default_quant: contradicts"),
+        ("default_quant", "Q5_K_S", "default_quant: contradicts"),
         ("hybrid", "yes", "hybrid"),
         ("sources", [], "sources"),
         ("sources", ["HEARSAY"], "'HEARSAY' is not explained"),

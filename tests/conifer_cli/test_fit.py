@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from engine.speed import PACES
 from support.program import MODELS, run_conifer, run_unplugged
 
 QWEN = str(MODELS / "qwen3moe" / "model.gguf")
@@ -69,7 +70,10 @@ def test_the_catalog_is_judged_as_a_whole(tmp_path):
     verdicts = {model["id"]: model["verdict"] for model in fit["models"]}
     assert (code, fit["estimated"]) == (0, True)
     assert verdicts["smollm2-135m"] == "fits"
-    assert verdicts["qwen3-30b-a3b"] == "too_large"
+    assert verdicts["qwen3-coder-next"] == "too_large"
+    chosen = {model["id"]: model["quant"] for model in fit["models"]}
+    assert (chosen["qwen3-30b-a3b"], verdicts["qwen3-30b-a3b"]) == ("Q2_K", "fits")
+    assert (chosen["smollm2-135m"], chosen["qwen3.5-35b-a3b"]) == ("Q4_1", "Q4_K_M")
 
 
 def test_a_larger_machine_never_fits_less(tmp_path):
@@ -85,4 +89,75 @@ def test_a_larger_machine_never_fits_less(tmp_path):
 def test_the_table_says_that_it_is_estimated(tmp_path):
     done = run_unplugged("fit", home=tmp_path)
     assert done.returncode == 0
-    assert b"(estimated)" in done.stdout and b"qwen3-30b-a3b" in done.stdout
+    assert b"fits ~" in done.stdout and b"\n~ estimated from the file's size" in done.stdout
+    assert b"\nqwen3-30b-a3b " in done.stdout
+
+
+def test_a_bar_shows_the_need_within_the_budget_or_the_budget_within_the_need(tmp_path):
+    roomy = run_unplugged("fit", QWEN, home=tmp_path, memory_bytes=1 << 30).stdout.decode()
+    drawn = next(line for line in roomy.splitlines() if line.startswith("["))
+    assert len(drawn) == 64 + 2
+    assert set(drawn) == set("[P.r]")  # all else is less than half a character
+    small = run_unplugged("fit", QWEN, home=tmp_path, memory_bytes=100 << 20).stdout.decode()
+    drawn = next(line for line in small.splitlines() if line.startswith("["))
+    assert (len(drawn), drawn.count("|")) == (64 + 3, 1)
+
+
+def test_speed_is_what_is_moved_over_the_bandwidth(tmp_path):
+    _, fit = document(QWEN, "--kernels", "stock", home=tmp_path)
+    moved, pace = fit["moved_bytes_per_token"], PACES["cpu", "stock"]
+    weights = sum(moved.values()) - moved["kv_bytes"]
+    expected = 1 / (pace.weights * weights / 10**10 + 2 * pace.layer_s)
+    rate = fit["speed"]["at_start"]
+    assert rate["per_s"] == pytest.approx(expected, rel=0.01)
+    assert (rate["source"], moved["kv_bytes"]) == ("predicted", 0)
+    assert rate["low"] < rate["per_s"] < rate["high"]
+    assert fit["speed"]["at_context"]["per_s"] < rate["per_s"]
+    assert fit["machine"]["bandwidth"] == {"bytes_per_s": 10**10, "source": "measured"}
+
+
+def test_another_machine_is_judged_by_priors_and_without_a_socket(tmp_path):
+    code, fit = document("qwen3-30b-a3b", "--machine", "m4-max-64gb", home=tmp_path)
+    assert (code, fit["verdict"], fit["estimated"]) == (0, "fits", True)
+    machine = fit["machine"]
+    assert (machine["backend"], machine["kernels"]) == ("metal", "stock")
+    assert machine["bandwidth"] == {"bytes_per_s": 546 * 10**9, "source": "prior"}
+    assert fit["speed"]["at_start"]["source"] == "prior"
+    assert fit["need_bytes"]["kv"] == 3 << 30  # 32,768 tokens, by the catalog's facts
+    small, _ = document("qwen3-30b-a3b", "--machine", "m4-16gb", home=tmp_path)
+    assert small == 4
+
+
+def test_another_size_of_memory_is_judged_for_this_machine(tmp_path):
+    for text, budget in (("32GB", 32 * 10**9), ("32GiB", 32 << 30)):
+        _, fit = document(QWEN, "--memory", text, home=tmp_path)
+        kept = max(512 << 20, int(0.05 * budget))
+        assert fit["machine"]["budget_bytes"] == budget - kept
+        assert fit["machine"]["bandwidth"]["source"] == "measured"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--machine", "m4-max"), "say how much memory: m4-max-64gb"),
+        (("--machine", "m7-max-64gb"), "no machine is called 'm7-max-64gb'; did you mean"),
+        (("--memory", "32"), "is not an amount of memory"),
+        (("--memory", "1MB"), "is not an amount of memory"),
+    ],
+)
+def test_a_machine_that_makes_no_sense_exits_2(tmp_path, arguments, said):
+    done = run_unplugged("fit", *arguments, home=tmp_path)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert said in done.stderr.decode()
+
+
+def test_the_ladder_goes_down_with_context_and_up_with_the_quantisation(tmp_path):
+    _, fit = document("qwen3-30b-a3b", "--machine", "rtx-4090", "--memory", "40GB", home=tmp_path)
+    order = ["too_large", "tight", "fits"]
+    assert [rung["quant"] for rung in fit["ladder"]] == ["Q2_K", "Q4_K_M", "Q8_0"]
+    for rung in fit["ladder"]:
+        kinds = [order.index(step["verdict"]) for step in rung["contexts"]]
+        rates = [step["speed"]["per_s"] for step in rung["contexts"] if step["speed"]]
+        assert kinds == sorted(kinds, reverse=True)
+        assert rates == sorted(rates, reverse=True)
+        assert len(rates) == sum(kind > 0 for kind in kinds)
