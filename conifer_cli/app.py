@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from conifer_cli import errors, options, run_options, terminal
+from conifer_cli.completion import QUERY, Shell
 
 HELP = ["-h", "--help"]
 WINDOWS = "conifer: Windows is not supported; inside WSL2 (Ubuntu, x86-64) Conifer runs as on Linux"
@@ -322,3 +323,48 @@ def rm(models: Models, yes: options.Yes = False) -> int:
     from conifer_cli.models import remove_models
 
     return remove_models(models, yes)
+
+
+@app.command(
+    short_help="Check this machine and this install.",
+    epilog=_examples("conifer doctor", "conifer doctor --json"),
+)
+def doctor(as_json: options.Json = False) -> int:
+    """Check this machine and this install, a line each, and say what to do about what is wrong.
+
+    The exit code is that of the first check that fails: 1 for backend, kernels and versions, 4 for
+    memory and a full disk, 5 for the cache and the hub. HF_HUB_OFFLINE=1 leaves the hub alone.
+    """
+    from conifer_cli.doctor import examine
+
+    return examine(as_json)
+
+
+@app.command(
+    short_help="Print completion for a shell.",
+    epilog=_examples(
+        "conifer completion bash > ~/.local/share/bash-completion/completions/conifer",
+        'conifer completion zsh > "${fpath[1]}/_conifer"',
+        "conifer completion fish > ~/.config/fish/completions/conifer.fish",
+    ),
+)
+def completion(
+    shell: Annotated[Shell, typer.Argument(help="The shell that is to read it.")],
+) -> int:
+    """Print what makes a shell complete commands, options and the names of models."""
+    from conifer_cli.completion import print_script
+
+    return print_script(shell)
+
+
+@app.command(
+    QUERY,
+    hidden=True,
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+def complete(words: Annotated[list[str] | None, typer.Argument()] = None) -> int:
+    """Print what may stand in place of the last word: the scripts of `completion` ask for it."""
+    from conifer_cli.completion import print_candidates
+
+    return print_candidates(words or [])

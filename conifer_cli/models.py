@@ -28,7 +28,7 @@ def list_installed(as_json: bool) -> int:
         terminal.say("No model is here yet. `conifer run` fetches the starter, 98 MB.")
     else:
         rows = [
-            (_name(model), size(model.size_bytes), _modified(model)[:16], str(model.paths[0]))
+            (name_of(model), size(model.size_bytes), _modified(model)[:16], str(model.paths[0]))
             for model in installed
         ]
         terminal.out(table([("NAME", "SIZE", "MODIFIED", "WHERE"), *rows], right=(1,)))
@@ -93,7 +93,7 @@ def remove_models(names: list[str], yes: bool) -> int:
     named = [_to_remove(locate(name)) for name in names]
     going = {model.paths: model for model in named}.values()  # one may have two names
     for model in going:
-        terminal.say(f"{_name(model)}, {size(model.size_bytes)}, {model.paths[0]}")
+        terminal.say(f"{name_of(model)}, {size(model.size_bytes)}, {model.paths[0]}")
     if not yes:
         if not terminal.can_ask():
             raise UsageError("removing needs --yes, as nobody can be asked here")
@@ -113,7 +113,7 @@ def _to_remove(target: Target) -> Installed:
     return model
 
 
-def _name(model: Installed) -> str:
+def name_of(model: Installed) -> str:
     """Write the name by which `run` and `rm` find this very file."""
     if model.model_id is not None:
         return f"{model.model_id}:{model.quant}" if model.quant else model.model_id
@@ -127,7 +127,7 @@ def _modified(model: Installed) -> str:
 
 def _installed_document(model: Installed) -> dict[str, Any]:
     return {
-        "name": _name(model),
+        "name": name_of(model),
         "size_bytes": model.size_bytes,
         "modified": _modified(model),
         "paths": [str(path) for path in model.paths],

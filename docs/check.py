@@ -19,7 +19,7 @@ from engine.pretokenizers import EXACT, EXACT_SCORED, verified
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "tests" / "data"
-COMMANDS = ("", "run", "pull", "fit", "bench", "list", "show", "rm")
+COMMANDS = ("", "run", "pull", "fit", "bench", "list", "show", "rm", "doctor", "completion")
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 MODELS_PAGE = """# Models
 

@@ -76,7 +76,8 @@ def entropy_bits(hits: Hits) -> NDArray[np.float64]:
     """Say how evenly each layer spread its tokens: (L, E) -> (L,), at most log2(E)."""
     shares = hits / np.maximum(hits.sum(axis=-1, keepdims=True), 1)
     logs = np.log2(shares, out=np.zeros_like(shares), where=shares > 0)
-    return np.abs((shares * logs).sum(axis=-1))
+    bits: NDArray[np.float64] = -(shares * logs).sum(axis=-1)
+    return bits + 0.0  # no -0
 
 
 def covering(hits: Hits, share: float) -> Hits:
