@@ -284,7 +284,7 @@ def bench(
 @app.command(
     "list",
     short_help="List the models on this machine.",
-    epilog=_examples("conifer list", "conifer list --catalog"),
+    epilog=_examples("conifer list", "conifer list --catalog", "conifer list --speeds"),
 )
 def list_(
     catalog: Annotated[
@@ -295,11 +295,24 @@ def list_(
             help="List every model that Conifer knows instead.",
         ),
     ] = False,
+    speeds: Annotated[
+        bool,
+        typer.Option(
+            "--speeds",
+            envvar="CONIFER_SPEEDS",
+            help="List what was measured here, beside the prediction, of every model that ran.",
+        ),
+    ] = False,
     as_json: options.Json = False,
 ) -> int:
     """List the models on this machine, or with --catalog those that could be."""
     from conifer_cli.models import list_catalog, list_installed
+    from conifer_cli.speeds import list_speeds
 
+    if catalog and speeds:
+        raise errors.UsageError("--catalog and --speeds are two lists; ask for one")
+    if speeds:
+        return list_speeds(as_json)
     return list_catalog(as_json) if catalog else list_installed(as_json)
 
 

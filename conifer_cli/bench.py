@@ -6,6 +6,7 @@ reads from memory in the same run.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import statistics
@@ -53,6 +54,7 @@ def bench_model(name: str | None, options: BenchOptions) -> int:
 
     model = load(judged.paths[0], kernels=options.kernels)
     document = measure(model, judged, prompts, depths, options)
+    _keep(document, judged, options)
     if not options.as_json:
         terminal.out([*_report(document), ""])
     terminal.out([json.dumps(document, separators=(",", ":"))])
@@ -116,6 +118,30 @@ def measure(
     return {**_circumstances(model, judged, options), "prefill": prefill, "decode": decode} | {
         "peak_memory_bytes": peak
     }
+
+
+def _keep(document: dict[str, Any], judged: Judged, options: BenchOptions) -> None:
+    """Write the medians into the ledger."""
+    from conifer_cli import ledger
+
+    most = [row["tokens"] for row in document["prefill"]]
+    most += [row["depth"] + options.tokens for row in document["decode"]]
+    keep = functools.partial(
+        ledger.record,
+        judged,
+        document["kernels"],
+        options.kv_type,
+        tokens=max(most),
+        peak_bytes=document["peak_memory_bytes"],
+    )
+    for row in document["prefill"]:
+        if row["tokens"] >= ledger.MIN_PREFILLED:
+            rate = row["per_s"]["median"]
+            keep(depth=row["tokens"], decode_per_s=None, prefill_per_s=rate)
+    for row in document["decode"]:
+        if options.tokens >= ledger.MIN_DECODED:
+            depth, rate = row["depth"] + options.tokens // 2, row["per_s"]["median"]
+            keep(depth=depth, decode_per_s=rate, prefill_per_s=None)
 
 
 def _roof(

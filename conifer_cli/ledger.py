@@ -97,17 +97,21 @@ def ratios(
     machine: Machine, kernels: str, bandwidth: Bandwidth
 ) -> dict[tuple[str, int], list[float]]:
     """Say for every file that ran here how many times longer a token took than by the priors."""
-    from engine.speed import Traffic, seconds
-
     key = machine_key(machine)
     found: dict[tuple[str, int], list[float]] = {}
     for run in runs():
-        if run.decode_per_s is None or (run.machine, run.kernels) != (key, kernels):
-            continue
-        moved = Traffic(0, run.weights_bytes, 0, 0, run.kv_bytes)
-        by_priors = seconds(moved, run.layers, bandwidth, machine.backend, kernels)
-        found.setdefault((run.file, run.size_bytes), []).append(1 / run.decode_per_s / by_priors)
+        if run.decode_per_s is not None and (run.machine, run.kernels) == (key, kernels):
+            ratio = by_priors(run, bandwidth) / run.decode_per_s
+            found.setdefault((run.file, run.size_bytes), []).append(ratio)
     return {file: values[-LAST:] for file, values in found.items()}
+
+
+def by_priors(run: Run, bandwidth: Bandwidth) -> float:
+    """Say how many tokens a second the priors give for a run."""
+    from engine.speed import Traffic, seconds
+
+    moved = Traffic(0, run.weights_bytes, 0, 0, run.kv_bytes)
+    return 1 / seconds(moved, run.layers, bandwidth, run.backend, run.kernels)
 
 
 def record_answer(judged: Judged, kernels: str, kv_type: str, stats: Stats) -> None:
@@ -132,8 +136,12 @@ def record(
     depth: int,
     decode_per_s: float | None,
     prefill_per_s: float | None,
+    peak_bytes: int | None = None,
 ) -> None:
-    """Keep one run of a model: `tokens` in all, decoded around `depth`."""
+    """Keep one run of a model: `tokens` at most in its cache, decoded around `depth`.
+
+    peak_bytes: None is what this process has held until now.
+    """
     from engine.measure import peak_memory_bytes
     from engine.memory import needs
     from engine.speed import traffic
@@ -160,7 +168,7 @@ def record(
         kv_bytes=moved.kv_bytes,
         decode_per_s=_rounded(decode_per_s),
         prefill_per_s=_rounded(prefill_per_s),
-        peak_bytes=peak_memory_bytes(),
+        peak_bytes=peak_memory_bytes() if peak_bytes is None else peak_bytes,
         predicted_bytes=need(tokens).total_bytes,
     )
     _append("run", asdict(run))

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from conifer_cli import terminal
+from conifer_cli import ledger, terminal
 from conifer_cli.errors import NoCode, UsageError
 from conifer_cli.extract import FirstBlock
 
@@ -168,6 +168,7 @@ class Answering:
     """
 
     def __init__(self, session: Session, tokens: list[int], cache: Cache) -> None:
+        self._session = session
         self._progress = terminal.Progress("reading the prompt", "tokens", session.options.verbose)
         self._started = time.perf_counter()
         self.total_s = 0.0
@@ -182,6 +183,9 @@ class Answering:
                 self.total_s = time.perf_counter() - self._started
                 yield part
         self.total_s = time.perf_counter() - self._started
+        kernels, kv_type = self._session.model.kernels.name, self._session.options.kv_type
+        if not self._session.settings.processors:  # which take time of their own
+            ledger.record_answer(self._session.judged, kernels, kv_type, self.stream.stats)
 
     def stop(self) -> None:
         """End the answer after the token under way. May be called from a signal's handler."""

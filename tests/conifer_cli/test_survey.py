@@ -1,0 +1,109 @@
+"""What `fit` judges by: the disk, the hub, a header that was kept, or what the catalog knows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from support.hub_server import HubServer, running_hub
+from support.program import MODELS, know_bandwidth, run_conifer, run_unplugged
+
+QWEN = MODELS / "qwen3moe" / "model.gguf"
+NAME = "hf:org/repo:Q4_K_M"
+
+
+@pytest.fixture
+def hub():
+    with running_hub() as server:
+        server.files["org/repo/tiny-Q4_K_M.gguf"] = QWEN.read_bytes()
+        yield server
+
+
+def fit(name: str, home: Path, hub: HubServer | None = None, *arguments: str):
+    more = {"HF_ENDPOINT": hub.url} if hub else {}
+    done = run_conifer("fit", name, "--json", *arguments, home=home, **more)
+    return done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr.decode()
+
+
+def ranges(hub: HubServer) -> int:
+    return len([request for request in hub.requests if "/resolve/" in request.path])
+
+
+def test_a_header_is_read_once_and_by_range(tmp_path, hub):
+    code, first, said = fit(NAME, tmp_path, hub)
+    assert (code, said, first["judged_by"]) == (0, "", "the header on the hub")
+    assert (first["estimated"], ranges(hub)) == (False, 1)
+    assert first["size_bytes"] == QWEN.stat().st_size
+    _, again, _ = fit(NAME, tmp_path, hub)
+    assert ranges(hub) == 1
+    assert again["need_bytes"] == first["need_bytes"]
+    assert not list(tmp_path.rglob("*.gguf"))  # no weights
+
+
+def test_a_file_that_changed_is_read_again(tmp_path, hub):
+    fit(NAME, tmp_path, hub)
+    changed = bytearray(QWEN.read_bytes())
+    changed[-1] ^= 1
+    hub.files["org/repo/tiny-Q4_K_M.gguf"] = bytes(changed)
+    fit(NAME, tmp_path, hub)
+    assert ranges(hub) == 2
+
+
+def test_without_a_network_the_kept_header_is_judged(tmp_path, hub):
+    _, first, _ = fit(NAME, tmp_path, hub)
+    code, kept, said = fit(NAME, tmp_path)
+    assert (code, kept["judged_by"], kept["estimated"]) == (0, "the header as last seen", False)
+    assert kept["need_bytes"] == first["need_bytes"]
+    assert "judged by the header as last seen" in said
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:200], lambda b: b"{}\n" + b, lambda b: b""])
+def test_a_kept_header_that_was_damaged_is_fetched_anew(tmp_path, hub, damage):
+    fit(NAME, tmp_path, hub)
+    (kept,) = (tmp_path / "conifer" / "headers").rglob("*.header")
+    kept.write_bytes(damage(kept.read_bytes()))
+    code, found, _ = fit(NAME, tmp_path, hub)
+    assert (code, found["judged_by"], ranges(hub)) == (0, "the header on the hub", 2)
+    kept.write_bytes(damage(kept.read_bytes()))
+    assert fit(NAME, tmp_path)[0] == 5
+
+
+def test_what_is_pulled_after_a_fit_is_what_was_judged(tmp_path, hub):
+    _, judged, _ = fit(NAME, tmp_path, hub)
+    more = {"HF_ENDPOINT": hub.url}
+    assert run_conifer("pull", NAME, "--yes", home=tmp_path, **more).returncode == 0
+    _, pulled, _ = fit(NAME, tmp_path)
+    assert pulled["judged_by"] == "the file's header"
+    assert pulled["need_bytes"] == judged["need_bytes"]
+
+
+def test_a_catalog_model_without_a_network_is_an_estimate(tmp_path):
+    know_bandwidth(tmp_path)
+    code, found, said = fit("qwen3-0.6b", tmp_path)
+    assert (code, found["estimated"], found["judged_by"]) == (0, True, "what the catalog knows")
+    assert "judged by what the catalog knows" in said
+    assert found["need_bytes"]["kv"] == 28 * 2048 * 2 * 32_768
+    text = run_conifer("fit", "qwen3-0.6b", home=tmp_path).stdout.decode()
+    assert "verdict: fits (estimated)" in text
+
+
+def test_nothing_known_and_no_network_exits_5(tmp_path):
+    assert fit("hf:org/unseen", tmp_path)[:2] == (5, None)
+
+
+def test_simulating_a_machine_asks_no_hub(tmp_path):
+    done = run_unplugged("fit", NAME, "--machine", "m4-max-64gb", home=tmp_path)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"nothing is known of hf:org/repo:Q4_K_M on this machine" in done.stderr
+
+
+def test_the_catalog_takes_kept_headers_for_exact(tmp_path):
+    name = "Qwen/Qwen3-8B-GGUF/Qwen3-8B-Q4_K_M.gguf"
+    with running_hub() as server:
+        server.files[name] = QWEN.read_bytes()
+        assert fit("qwen3-8b", tmp_path, server)[0] == 0
+    done = run_unplugged("fit", "--json", home=tmp_path)
+    rows = {row["id"]: row for row in json.loads(done.stdout)["models"]}
+    assert (rows["qwen3-8b"]["estimated"], rows["qwen3-4b"]["estimated"]) == (False, True)
