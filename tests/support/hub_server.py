@@ -54,6 +54,8 @@ class HubServer:
     faults: list[Fault] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
     bytes_served: int = 0
+    first_byte_at: float = 0.0  # time.perf_counter() when storage sent something; 0 before
+    last_byte_at: float = 0.0
     most_at_once: int = 0  # bodies that storage was sending
     ranges: bool = True  # whether storage knows any
     etags: Iterator[str] | None = None  # what storage says instead of the same each time
@@ -237,13 +239,15 @@ def _send(handler: Any, hub: HubServer, body: memoryview, fault: Fault) -> None:
     """Send a body, at the throttled rate, up to where the fault says."""
     broken = fault.kind in ("cut", "stall")
     body = body[: fault.at] if broken else body
-    step = 65536
+    step = 2**16 if hub.throttle_bytes_per_s else 2**20
     for i in range(0, len(body), step):
         piece = body[i : i + step]
         with hub.lock:
             hub.bytes_served += len(piece)
+            hub.first_byte_at = hub.first_byte_at or time.perf_counter()
         try:
             handler.wfile.write(piece)
+            hub.last_byte_at = time.perf_counter()
         except OSError:  # the client has seen enough
             handler.close_connection = True
             return
