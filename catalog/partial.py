@@ -245,6 +245,13 @@ def sweep(blob: Path) -> None:
             record.unlink(missing_ok=True)
 
 
+def unfinished(hub_cache: Path) -> list[Path]:
+    """Return what transfers that nobody goes on with have left in a cache."""
+    found = hub_cache.glob("models--*/blobs/*.part")
+    left = [path for path in found if _is_abandoned(path)]
+    return [*left, *(record for path in left if (record := path.with_suffix(".json")).exists())]
+
+
 def allocated_bytes(path: Path) -> int:
     """Return how much of the disk a file takes; 0 if it is not there."""
     with suppress(OSError):

@@ -36,8 +36,9 @@ app = typer.Typer(
     ),
 )
 
-Models = Annotated[
-    list[str], typer.Argument(metavar="MODEL", help="Names as `conifer list` shows them.")
+MaybeModels = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="MODEL", help="Names as `conifer list` shows them."),
 ]
 Model = Annotated[
     str,
@@ -195,14 +196,41 @@ def pull(
     model: Model,
     context: options.Context = None,
     kv_type: options.KV = options.KVType.F16,
+    update: Annotated[
+        bool,
+        typer.Option(
+            "--update",
+            envvar="CONIFER_UPDATE",
+            help="Fetch the newest revision although an older one is here.",
+        ),
+    ] = False,
     force: options.Force = False,
     yes: options.Yes = False,
+    as_json: options.Json = False,
 ) -> int:
-    """Fetch a model's weights, after saying whether they fit this machine."""
+    """Fetch a model's weights, after saying whether they fit this machine.
+
+    An interrupted transfer goes on where it stopped. What comes is verified before it is used. Of a
+    model that is here already, a newer revision on the hub is reported.
+    """
     from conifer_cli.pull import pull_model
     from conifer_cli.verdict import Wishes
 
-    return pull_model(model, Wishes(context, kv_type.value, force, yes))
+    return pull_model(model, Wishes(context, kv_type.value, force, yes), update, as_json)
+
+
+@app.command(
+    short_help="Check models against their hashes.",
+    epilog=_examples("conifer verify", "conifer verify qwen3-30b-a3b"),
+)
+def verify(models: MaybeModels = None, as_json: options.Json = False) -> int:
+    """Read models again and compare their SHA-256 with the promised one; without MODEL, all.
+
+    The exit code is 3 if one is damaged.
+    """
+    from conifer_cli.verify import verify_models
+
+    return verify_models(models or [], as_json)
 
 
 @app.command(
@@ -329,13 +357,22 @@ def show(model: Model, as_json: options.Json = False) -> int:
 
 @app.command(
     short_help="Remove models from this machine.",
-    epilog=_examples("conifer rm qwen3-30b-a3b", "conifer rm smollm2-135m --yes"),
+    epilog=_examples(
+        "conifer rm qwen3-30b-a3b", "conifer rm smollm2-135m --yes", "conifer rm --all"
+    ),
 )
-def rm(models: Models, yes: options.Yes = False) -> int:
+def rm(
+    models: MaybeModels = None,
+    everything: Annotated[
+        bool,
+        typer.Option("--all", help="Remove everything that Conifer wrote, and nothing of others."),
+    ] = False,
+    yes: options.Yes = False,
+) -> int:
     """Remove models from this machine, after showing what goes."""
-    from conifer_cli.models import remove_models
+    from conifer_cli.remove import remove_models
 
-    return remove_models(models, yes)
+    return remove_models(models or [], everything, yes)
 
 
 @app.command(

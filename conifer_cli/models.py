@@ -6,9 +6,9 @@ import datetime
 from typing import TYPE_CHECKING, Any
 
 from conifer_cli import errors, terminal
-from conifer_cli.errors import Declined, UsageError
+from conifer_cli.errors import UsageError
 from conifer_cli.layout import count, facts, size, table
-from conifer_cli.prepare import Target, locate, open_store
+from conifer_cli.prepare import locate, open_store
 from conifer_cli.suggest import supported
 from conifer_cli.verdict import reading
 
@@ -85,32 +85,6 @@ def show_model(name: str, as_json: bool) -> int:
     pairs += _file_facts(file, config) if file and config else [("on this machine", "no")]
     terminal.out(facts(pairs))
     return errors.OK
-
-
-def remove_models(names: list[str], yes: bool) -> int:
-    """Show what goes, ask, and remove it."""
-    store = open_store()
-    named = [_to_remove(locate(name)) for name in names]
-    going = {model.paths: model for model in named}.values()  # one may have two names
-    for model in going:
-        terminal.say(f"{name_of(model)}, {size(model.size_bytes)}, {model.paths[0]}")
-    if not yes:
-        if not terminal.can_ask():
-            raise UsageError("removing needs --yes, as nobody can be asked here")
-        if not terminal.confirm("Remove?"):
-            raise Declined("nothing was removed")
-    freed = sum(store.remove(model) for model in going)
-    terminal.say(f"{size(freed)} freed")
-    return errors.OK
-
-
-def _to_remove(target: Target) -> Installed:
-    if target.reference.path is not None:
-        raise UsageError(f"{target.name} is a file of yours; `conifer rm` removes what was pulled")
-    model = open_store().locate(target.reference)
-    if model is None:
-        raise UsageError(f"{target.name} is not on this machine", "`conifer list` shows what is.")
-    return model
 
 
 def name_of(model: Installed) -> str:

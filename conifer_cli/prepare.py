@@ -6,6 +6,7 @@ socket.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -103,33 +104,43 @@ def _fetch(target: Target, judged: Judged, wishes: Wishes, store: Store) -> Judg
     if target.is_starter:
         terminal.say(f"conifer: {demonstration(judged)}")
     _require_consent(target, judged, wishes)
-    with terminal.Progress(judged.name) as progress:
-        if judged.package:
-            from catalog.starter import fetch
+    if judged.remote:
+        return replace(judged, paths=_transfer(judged, store))
+    if judged.package:
+        from catalog.starter import fetch
 
+        with terminal.Progress(judged.name) as progress:
             fetch(judged.package, store, progress.update)
-        else:
-            from catalog.download import pull
-            from catalog.transfer import Observer
-
-            observer = Observer(progress.update, _say_waiting, _say_retrying)
-            paths = pull(connect(), judged.remote, store, observer)
-            return replace(judged, paths=tuple(paths))
     judged = judge(target, wishes)  # a package had no header to read beforehand
     enforce(judged, wishes)
     return judged
 
 
+def _transfer(judged: Judged, store: Store) -> tuple[Path, ...]:
+    """Fetch files from the hub. What we fetch is recorded as ours before its first byte."""
+    from catalog import receipts
+    from catalog.download import is_here, pull
+    from catalog.transfer import Observer
+
+    with terminal.Progress(judged.name) as progress:
+
+        def waiting() -> None:
+            progress.clear()
+            terminal.say("conifer: another process is fetching this file; waiting for it")
+
+        def retrying(reason: str, wait_s: float) -> None:
+            progress.clear()
+            terminal.say(f"conifer: {reason}; trying again in {duration(wait_s)}")
+
+        missing = [file for file in judged.remote if not is_here(file, store)]
+        with suppress(OSError):  # without a record they count as another tool's
+            receipts.write(store.home, missing)
+        observer = Observer(progress.update, waiting, retrying)
+        return tuple(pull(connect(), judged.remote, store, observer))
+
+
 def _refuse() -> NoReturn:
     raise Offline("the model is not on this machine, and --offline fetches nothing")
-
-
-def _say_waiting() -> None:
-    terminal.say("conifer: another process is fetching this file; waiting for it")
-
-
-def _say_retrying(reason: str, wait_s: float) -> None:
-    terminal.say(f"conifer: {reason}; trying again in {duration(wait_s)}")
 
 
 def _announcement(judged: Judged, folder: Path) -> str:
@@ -143,11 +154,17 @@ def _announcement(judged: Judged, folder: Path) -> str:
         first, more = judged.remote[0], len(judged.remote) - 1
         what = first.name + (f" and {more} more" if more else "")
         origin = f"{urlsplit(connect().endpoint).netloc}/{first.repository}"
-    stated = (judged.metadata or {}).get("general.license", "not stated")
-    licence = judged.entry.licence if judged.entry else stated
+    licence = licence_of(judged) or "not stated"
     return (
         f"fetching {what}, {size(judged.size_bytes)}, from {origin}, licence {licence}, to {folder}"
     )
+
+
+def licence_of(judged: Judged) -> str | None:
+    """Name the licence of the weights: by the catalog, else by the file's header."""
+    from catalog import licences
+
+    return judged.entry.licence if judged.entry else licences.stated(judged.metadata or {})
 
 
 def demonstration(judged: Judged) -> str:
@@ -160,12 +177,33 @@ def demonstration(judged: Judged) -> str:
 
 
 def _require_consent(target: Target, judged: Judged, wishes: Wishes) -> None:
-    """Ask before a large transfer; where nobody can be asked, --yes must have been given."""
-    if wishes.yes or target.is_starter or judged.size_bytes < SMALL_BYTES:
-        return
-    if not terminal.can_ask():
-        raise UsageError(
-            f"fetching {size(judged.size_bytes)} needs --yes, as nobody can be asked here"
-        )
-    if not terminal.confirm("Fetch it?"):
-        raise Declined("nothing was fetched")
+    """Ask before a large transfer, and once before weights whose licence is not an open one.
+
+    Where nobody can be asked, --yes must have been given.
+    """
+    from catalog import licences
+
+    home, licence = open_store().home, licence_of(judged) or ""
+    asked_once = licences.is_open(licence) or licence in licences.agreed(home)
+    small = target.is_starter or judged.size_bytes < SMALL_BYTES
+    if not wishes.yes and not (small and asked_once):
+        what = f"fetching {size(judged.size_bytes)}"
+        question = "Fetch it?"
+        if not asked_once:
+            what += f" under the licence {licence}, which is not an open one,"
+            page = f"{connect().endpoint}/{_page(judged)}"
+            terminal.say(f"conifer: the licence {licence} is not an open one; {page} has it")
+            question = f"Agree to the licence {licence}, and fetch it?"
+        if not terminal.can_ask():
+            raise UsageError(f"{what} needs --yes, as nobody can be asked here")
+        if not terminal.confirm(question):
+            raise Declined("nothing was fetched")
+    if not asked_once:
+        with suppress(OSError):  # it is asked again, then
+            licences.agree(home, licence)
+
+
+def _page(judged: Judged) -> str:
+    """Name the repository that has a model's licence: its publisher's, else the file's."""
+    original = judged.entry.original if judged.entry else None
+    return original or (judged.remote[0].repository if judged.remote else "")

@@ -19,7 +19,19 @@ from engine.pretokenizers import EXACT, EXACT_SCORED, verified
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "tests" / "data"
-COMMANDS = ("", "run", "pull", "fit", "bench", "list", "show", "rm", "doctor", "completion")
+COMMANDS = (
+    "",
+    "run",
+    "pull",
+    "fit",
+    "bench",
+    "list",
+    "show",
+    "verify",
+    "rm",
+    "doctor",
+    "completion",
+)
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 MODELS_PAGE = """# Models
 

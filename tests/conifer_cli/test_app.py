@@ -10,7 +10,7 @@ import pytest
 from conifer_cli import app, errors, terminal
 from support.program import INTERRUPTED, ROOT, command, environment, run_conifer, run_unplugged
 
-COMMANDS = ("run", "pull", "fit", "list", "show", "rm")
+COMMANDS = ("run", "pull", "fit", "list", "show", "verify", "rm")
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])

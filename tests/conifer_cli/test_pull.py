@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import io
+import json
+import struct
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from catalog import resolve
+from catalog import NoSpace, resolve
+from catalog.hub import RemoteFile
+from catalog.store import Store
 from conifer_cli import prepare, terminal
 from conifer_cli.errors import Declined, UsageError
 from conifer_cli.verdict import Judged, Wishes
-from support.hub_server import Fault, running_hub
+from support.hub_server import COMMIT, Fault, running_hub, sha256
 from support.program import MODELS, run_conifer
 
 TINY = (MODELS / "qwen3moe" / "model.gguf").read_bytes()
@@ -48,13 +53,82 @@ def test_pull_says_what_comes_from_where_and_prints_the_path(tmp_path, hub):
     assert "licence not stated" in said and str(tmp_path / "hf" / "hub") in said
 
 
-def test_a_pulled_model_is_not_asked_for_again(tmp_path, hub):
+def test_a_pulled_model_runs_without_a_word_to_the_hub(tmp_path, hub):
+    conifer("pull", "hf:org/tiny", hub=hub, home=tmp_path)
+    asked = len(hub.requests)
+    ran = conifer("run", "hf:org/tiny", "hi", "--max-tokens", "2", hub=hub, home=tmp_path)
+    assert (ran.returncode, ran.stderr) == (0, b"")
+    assert len(hub.requests) == asked
+
+
+def test_a_second_pull_asks_for_a_newer_revision_and_nothing_else(tmp_path, hub):
     conifer("pull", "hf:org/tiny", hub=hub, home=tmp_path)
     asked = len(hub.requests)
     again = conifer("pull", "hf:org/tiny", hub=hub, home=tmp_path)
-    ran = conifer("run", "hf:org/tiny", "hi", "--max-tokens", "2", hub=hub, home=tmp_path)
-    assert (again.returncode, ran.returncode, ran.stderr) == (0, 0, b"")
-    assert len(hub.requests) == asked
+    assert again.returncode == 0 and b"newer" not in again.stderr
+    assert [request.path for request in hub.requests[asked:]] == ["/api/models/org/tiny?blobs=true"]
+    hub.commit = "b" * 40  # the same bytes under another commit are not news
+    again = conifer("pull", "hf:org/tiny", hub=hub, home=tmp_path)
+    assert again.returncode == 0 and b"newer" not in again.stderr
+
+
+def test_a_newer_revision_is_reported_and_fetched_only_when_asked(tmp_path, hub):
+    first = conifer("pull", "hf:org/tiny", hub=hub, home=tmp_path).stdout
+    newer = TINY[:-1] + bytes([TINY[-1] ^ 1])
+    hub.files[NAME], hub.commit = newer, "b" * 40
+    served = hub.bytes_served
+    said = conifer("pull", "hf:org/tiny", hub=hub, home=tmp_path)
+    assert (said.returncode, said.stdout) == (0, first)
+    assert b"newer revision of it, bbbbbbb\n`conifer pull hf:org/tiny --update`" in said.stderr
+    assert hub.bytes_served == served
+    done = conifer("pull", "hf:org/tiny", "--update", "--json", hub=hub, home=tmp_path)
+    assert done.returncode == 0
+    document = json.loads(done.stdout)
+    assert document["commit"] == "b" * 40 and document["newer_commit"] is None
+    [file] = document["files"]
+    assert Path(file["path"]).read_bytes() == newer and file["sha256"] == sha256(newer)
+    again = conifer("pull", "hf:org/tiny", hub=hub, home=tmp_path)
+    assert again.stdout.decode().strip() == file["path"] and b"newer" not in again.stderr
+
+
+def test_a_model_that_is_here_needs_no_hub(tmp_path, hub):
+    first = conifer("pull", "hf:org/tiny", hub=hub, home=tmp_path).stdout
+    away = run_conifer("pull", "hf:org/tiny", home=tmp_path, HF_HUB_OFFLINE="1")
+    assert (away.returncode, away.stdout) == (0, first)
+    assert b"newer revision is not known: org/tiny: offline mode is on" in away.stderr
+    absent = run_conifer("pull", "hf:org/other", home=tmp_path, HF_HUB_OFFLINE="1")
+    assert absent.returncode == 5 and b"HF_HUB_OFFLINE" in absent.stderr
+
+
+def test_json_says_what_is_where(tmp_path, hub):
+    done = conifer("pull", "hf:org/tiny", "--json", hub=hub, home=tmp_path)
+    document = json.loads(done.stdout)
+    [file] = document.pop("files")
+    assert file["size_bytes"] == len(TINY) and file["sha256"] == sha256(TINY)
+    assert document == {
+        "name": "hf:org/tiny",
+        "model": None,
+        "repository": "org/tiny",
+        "commit": COMMIT,
+        "licence": None,
+        "size_bytes": len(TINY),
+        "was_here": False,
+        "newer_commit": None,
+        "verdict": "fits",
+    }
+
+
+def test_no_room_on_the_disk_is_said_before_anyone_is_asked(monkeypatch, capsys, hub):
+    monkeypatch.setattr(terminal, "can_ask", lambda: True)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
+    target, judged = large(2**62)
+    file = RemoteFile("org/tiny", "tiny-F32.gguf", 2**62, "a" * 64, "", COMMIT, "main")
+    judged = replace(judged, remote=(file,))
+    with pytest.raises(NoSpace, match="bytes too few"):
+        prepare._fetch(target, judged, Wishes(), Store(Path("/tmp/a"), Path("/tmp/b")))
+    assert capsys.readouterr().err == ""
+    with pytest.raises(Declined):  # --force goes past that
+        prepare._fetch(target, judged, Wishes(force=True), Store(Path("/tmp/a"), Path("/tmp/b")))
 
 
 def test_run_fetches_what_is_not_here(tmp_path, hub):
@@ -93,6 +167,32 @@ def test_a_gated_repository_is_explained(tmp_path, hub):
     done = conifer("pull", "hf:org/tiny", hub=hub, home=tmp_path)
     assert done.returncode == 5
     assert b"HF_TOKEN" in done.stderr and b"licence" in done.stderr
+
+
+def test_a_licence_that_is_not_open_is_agreed_to_once(tmp_path, hub):
+    name = "hf:org/tiny"
+    hub.files[NAME] = licensed("llama3.1")
+    asked = conifer("pull", name, hub=hub, home=tmp_path)
+    assert (asked.returncode, asked.stdout) == (2, b"")
+    assert b"licence llama3.1, which is not an open one, needs --yes" in asked.stderr
+    assert hub.bytes_served <= len(hub.files[NAME])  # its header
+    assert conifer("pull", name, "--yes", hub=hub, home=tmp_path).returncode == 0
+    assert conifer("rm", name, "--yes", hub=hub, home=tmp_path).returncode == 0
+    again = conifer("pull", name, hub=hub, home=tmp_path)
+    assert again.returncode == 0 and b"licence llama3.1" in again.stderr
+    agreed = json.loads((tmp_path / "conifer" / "licences.json").read_text())
+    assert list(agreed["agreed"]) == ["llama3.1"]
+
+
+def licensed(name: str) -> bytes:
+    """The tiny model with a licence in its metadata, padded to keep the alignment of all else."""
+    key, value = b"general.license", name.encode()
+    field = struct.pack("<Q", len(key)) + key + struct.pack("<IQ", 8, len(value)) + value
+    filler = b"padding"
+    room = -(len(field) + 8 + len(filler) + 4 + 8) % 32
+    field += struct.pack("<Q", len(filler)) + filler + struct.pack("<IQ", 8, room) + b" " * room
+    (count,) = struct.unpack_from("<Q", TINY, 16)
+    return TINY[:16] + struct.pack("<Q", count + 2) + field + TINY[24:]
 
 
 def large(size_bytes: int) -> tuple[prepare.Target, Judged]:

@@ -50,6 +50,7 @@ class HubServer:
 
     files: dict[str, bytes] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
+    commit: str = COMMIT
     token: str = "hf_secret"
     faults: list[Fault] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
@@ -79,7 +80,7 @@ class HubServer:
         return {
             "id": repository,
             "modelId": repository,
-            "sha": COMMIT,
+            "sha": self.commit,
             "siblings": [self._sibling(repository, name) for name in names],
         }
 
@@ -173,7 +174,7 @@ def _api(handler: Any, hub: HubServer, path: str) -> None:
     listing = hub.listing(repository)
     if listing is None:
         handler.answer(404, b"{}", X_Error_Code="RepoNotFound")
-    elif revision not in ("", "main", COMMIT):
+    elif revision not in ("", "main", hub.commit):
         handler.answer(404, b"{}", X_Error_Code="RevisionNotFound")
     elif not _denied(handler, hub, repository):
         handler.answer(200, json.dumps(listing).encode(), Content_Type="application/json")
@@ -190,7 +191,7 @@ def _resolve(handler: Any, hub: HubServer, path: str) -> None:
         handler.answer(
             302,
             Location=targets.get(hub.redirect, hub.redirect),
-            X_Repo_Commit=COMMIT,
+            X_Repo_Commit=hub.commit,
             X_Linked_Size=str(len(data)),
             X_Linked_ETag=f'"{hub.digest(f"{repository}/{name}")}"',
             ETag=f'"{hub.digest(f"{repository}/{name}")}"',
