@@ -350,7 +350,7 @@ def list_(
 )
 def show(model: Model, as_json: options.Json = False) -> int:
     """Show the facts of a model, and of its file where that is on this machine."""
-    from conifer_cli.models import show_model
+    from conifer_cli.show import show_model
 
     return show_model(model, as_json)
 

@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from support.program import MODELS, run_conifer, run_unplugged
+from support.hub_server import running_hub
+from support.program import MODELS, know_bandwidth, run_conifer, run_unplugged
 
 COMMIT = "0" * 40
 
@@ -52,6 +53,32 @@ def test_show_tells_what_the_header_says(tmp_path, cached):
     assert "qwen3moe" in done.stdout.decode() and "2 of 8" in done.stdout.decode()
     shown = json.loads(run_conifer("show", "hf:org/tiny", "--json", home=tmp_path).stdout)
     assert shown["catalog"] is None and shown["file"]["config"]["experts"]["count"] == 8
+
+
+def test_show_says_what_an_expert_weighs_and_what_a_token_reads(tmp_path, cached):
+    shown = json.loads(run_conifer("show", "hf:org/tiny", "--json", home=tmp_path).stdout)["file"]
+    config, experts, moved = shown["config"], shown["experts"], shown["bytes_per_token"]
+    single = 3 * config["width"] * config["experts"]["width"] * 4  # gate, up and down in F32
+    assert (experts["count"], experts["used"], experts["shared"]) == (8, 2, 0)
+    assert (experts["layers"], experts["expert_bytes"]) == (config["layers"], single)
+    assert moved["routed"] == config["layers"] * experts["used"] * single
+    assert moved["total"] == moved["always"] + moved["routed"]
+    values = 2 * config["layers"] * config["kv_heads"][0] * config["key_dim"]
+    assert shown["kv_bytes_per_1000_tokens"]["f16"] == 1000 * 2 * values
+    assert (shown["tokenizer"]["model"], shown["state_bytes"]) == ("gpt2", 0)
+
+
+def test_show_tells_what_a_kept_header_says(tmp_path):
+    with running_hub() as hub:
+        hub.files["org/tiny/tiny-F32.gguf"] = (MODELS / "lfm2moe" / "model.gguf").read_bytes()
+        know_bandwidth(tmp_path)
+        assert run_conifer("show", "hf:org/tiny", home=tmp_path).returncode == 2
+        assert run_conifer("fit", "hf:org/tiny", home=tmp_path, HF_ENDPOINT=hub.url).returncode == 0
+    done = run_unplugged("show", "hf:org/tiny", "--json", home=tmp_path)
+    shown = json.loads(done.stdout)["file"]
+    assert (done.returncode, shown["paths"]) == (0, [])
+    assert shown["state_bytes"] > 0
+    assert b"its header was kept" in run_unplugged("show", "hf:org/tiny", home=tmp_path).stdout
 
 
 def test_show_of_a_catalog_model_needs_no_file(tmp_path):
