@@ -14,6 +14,7 @@ import typer
 
 from conifer_cli import errors, options, run_options, terminal
 from conifer_cli.completion import QUERY, Shell
+from conifer_cli.manual import WIDTH, Contents, Program
 
 HELP = ["-h", "--help"]
 WINDOWS = "conifer: Windows is not supported; inside WSL2 (Ubuntu, x86-64) Conifer runs as on Linux"
@@ -24,11 +25,12 @@ def _examples(*lines: str) -> str:
     return "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))
 
 
-app = typer.Typer(
+app = Program(
+    cls=Contents,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": HELP},
+    context_settings={"help_option_names": HELP, "max_content_width": WIDTH},
     epilog=_examples(
         "conifer run                                   a first answer, from a 98 MB model",
         'conifer run qwen3-30b-a3b "Why is the sky blue?"',

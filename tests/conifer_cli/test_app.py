@@ -18,7 +18,7 @@ COMMANDS = ("run", "pull", "fit", "list", "show", "verify", "rm")
 def test_help_has_examples_and_goes_to_stdout(tmp_path, name, flag):
     done = run_conifer(*filter(None, (name, flag)), home=tmp_path)
     assert (done.returncode, done.stderr) == (0, b"")
-    assert b"Examples:\n    conifer " in done.stdout
+    assert b"Examples:\n  conifer " in done.stdout
 
 
 def test_the_door_listens_for_ctrl_c_before_it_imports_anything_of_weight(tmp_path):
