@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -153,19 +154,22 @@ def test_killed_pull_is_resumed_by_another_process(hub_server: HubServer, store:
     assert leftovers(store) == []
 
 
-@pytest.mark.parametrize("at", [0, 5, MIB, len(DATA) - 1])
-def test_flipped_bit_is_never_published(hub_server: HubServer, store: Store, at: int) -> None:
+def test_flipped_bits_are_never_published_and_the_next_pull_repairs(
+    hub_server: HubServer, store: Store
+) -> None:
     hub, files = remote(hub_server)
-    hub_server.faults = [Fault("flip", at=at)]
-    with pytest.raises(catalog.CatalogError) as caught:
-        pull(hub, files, store, patience=QUICK)
-    assert not list(store.hub_cache.rglob("*.gguf"))
-    assert leftovers(store) == []
-    if at >= 4:  # else it is not even GGUF
-        assert isinstance(caught.value, catalog.VerificationError)
-        assert caught.value.want == sha256(DATA)
-        assert sha256(DATA) in str(caught.value)
-        assert caught.value.got in str(caught.value)
+    draw = random.Random(4)
+    for at in (0, 3, 4, MIB, len(DATA) - 1, *(draw.randrange(len(DATA)) for _ in range(15))):
+        hub_server.faults = [Fault("flip", at=at)]
+        with pytest.raises(catalog.CatalogError) as caught:
+            pull(hub, files, store, patience=QUICK)
+        assert not list(store.hub_cache.rglob("*.gguf"))
+        assert leftovers(store) == []
+        if at >= 4:  # else it is not even GGUF
+            assert isinstance(caught.value, catalog.VerificationError)
+            assert caught.value.want == sha256(DATA)
+            assert sha256(DATA) in str(caught.value)
+            assert caught.value.got in str(caught.value)
     assert pull(hub, files, store)[0].read_bytes() == DATA
 
 
@@ -208,6 +212,14 @@ def test_silent_server_is_given_up_and_asked_again(
     hub, files = remote(hub_server)
     hub_server.faults = [Fault("stall", at=MIB, headers={"seconds": "0.6"})]
     assert pull(hub, files, store, patience=QUICK)[0].read_bytes() == DATA
+
+
+def test_redirect_loop_is_refused(hub_server: HubServer, store: Store) -> None:
+    hub, files = remote(hub_server)
+    hub_server.redirect = "loop"
+    with pytest.raises(catalog.HubUnreachable, match="more than 5 redirects"):
+        pull(hub, files, store, patience=QUICK)
+    assert leftovers(store) == []
 
 
 def test_compressed_answer_is_refused(hub_server: HubServer, store: Store) -> None:
@@ -326,16 +338,55 @@ def test_concurrent_pulls_end_with_one_sound_blob(
         assert hub_server.bytes_served == len(DATA)
 
 
-HOSTILE = ["../evil.gguf", "/etc/evil.gguf", "a/../../evil.gguf", "..\\evil.gguf", "a\0.gguf", ""]
+HOSTILE = [
+    *("../evil.gguf", "../../../evil.gguf", "a/../../evil.gguf", "a/../evil.gguf", "..", "."),
+    *("./evil.gguf", "a/./evil.gguf", "a//evil.gguf", "/evil.gguf", "//evil.gguf", "a/", "/", ""),
+    *("/etc/passwd", "/etc/evil.gguf", "///etc/evil.gguf", "../" * 40 + "etc/evil.gguf"),
+    *("..\\evil.gguf", "..\\..\\evil.gguf", "a\\..\\..\\evil.gguf", "\\evil.gguf", "a\\b.gguf"),
+    *(
+        "\\\\host\\share\\evil.gguf",
+        "//host/share/evil.gguf",
+        "\\\\?\\C:\\evil.gguf",
+        "\\\\.\\pipe\\x",
+    ),
+    *("C:evil.gguf", "C:/evil.gguf", "C:\\evil.gguf", "file:///etc/evil.gguf", "a:b.gguf"),
+    *("evil.gguf::$DATA", "con:", "a/C:/evil.gguf", "http://a/evil.gguf"),
+    *("a\0.gguf", "\0", "a.gguf\0.txt", "../\0evil.gguf", "a\n.gguf", "a\r.gguf", "\x1b[2J.gguf"),
+    *("a\t.gguf", "\x7f.gguf", "a\x01.gguf", "\ud800.gguf", "a/\udfff/b.gguf"),
+    *("x" * 400 + ".gguf", "x" * 201, "é" * 120 + ".gguf", "a/" * 600 + "b.gguf", "x/" * 520),
+    *("a/../b/../../c.gguf", "a/b/../../../c.gguf", ".../../evil.gguf", "~/../../evil.gguf"),
+    *("a/..", "../.", "./..", "..//evil.gguf", "a/ /../../evil.gguf", "../~root/.ssh/id.gguf"),
+]
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+def test_there_are_sixty_hostile_names() -> None:
+    assert len(set(HOSTILE)) >= 60
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=repr)
 def test_hostile_name_never_becomes_a_path(hub_server: HubServer, store: Store, name: str) -> None:
     evil = RemoteFile("org/repo", name, len(DATA), sha256(DATA), "x", COMMIT, "main")
     with pytest.raises(catalog.StoreError, match="may not become a path"):
         pull(Hub(), [evil], store)
     assert hub_server.requests == []
     assert not store.hub_cache.exists()
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.nightly)])
+def test_generated_names_never_leave_the_store(store: Store, count: int) -> None:
+    draw = random.Random(5)
+    pieces = ["..", ".", "/", "\\", "\0", "%2e%2e", "%2f", "a", "~", ":", "C:", " ", "\u2024"]
+    root, accepted = store.hub_cache.resolve(), 0
+    for _ in range(count):
+        text = "".join(draw.choice(pieces) for _ in range(draw.randrange(1, 9)))
+        facts = {"repository": "org/repo", "name": "m.gguf", "commit": COMMIT, "revision": "main"}
+        facts[draw.choice(sorted(facts))] = text
+        file = RemoteFile(size_bytes=9, sha256=sha256(DATA), etag="x", **facts)
+        for place in (store.blob_path, store.pointer_path, store.ref_path):
+            with contextlib.suppress(catalog.StoreError):
+                assert place(file).resolve().is_relative_to(root)
+                accepted += 1
+    assert accepted > count  # those that are sound become paths
 
 
 @pytest.mark.parametrize(
