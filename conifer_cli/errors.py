@@ -46,6 +46,10 @@ class Offline(Exception):
     """Something would have to be fetched, and --offline forbids it."""
 
 
+class BadSaved(Exception):
+    """A file of a saved conversation or prompt cannot be written, read or believed."""
+
+
 class Declined(Exception):
     """A person was asked and said no."""
 
@@ -57,6 +61,7 @@ TABLE: dict[str, tuple[int, Hint]] = {
     "conifer_cli.errors.NoRoom": (NO_ROOM, lambda error: "\n".join(error.hints)),
     "conifer_cli.errors.Unreadable": (FAILURE, "Check who may read it."),
     "conifer_cli.errors.Declined": (FAILURE, ""),
+    "conifer_cli.errors.BadSaved": (BAD_MODEL, ""),
     "conifer_cli.errors.Offline": (UNREACHABLE, "`conifer list` shows the models that are here."),
     "conifer_cli.errors.NoCode": (FAILURE, "Without -x the whole answer is printed."),
     "conifer_cli.terminal.OutputError": (FAILURE, ""),
@@ -103,6 +108,12 @@ TABLE: dict[str, tuple[int, Hint]] = {
     ),
     "engine.errors.TemplateError": (BAD_MODEL, ""),
     "engine.errors.ModelFileError": (BAD_MODEL, ""),
+    "engine.errors.SchemaError": (
+        USAGE,
+        "docs/scripting.md says which schemas an answer can be held to.",
+    ),
+    "engine.errors.ConstraintError": (FAILURE, "Try another --seed, or a simpler schema."),
+    "engine.errors.KeptError": (BAD_MODEL, ""),
     "engine.errors.BackendError": (FAILURE, ""),
     "engine.errors.DoesNotFit": (
         NO_ROOM,

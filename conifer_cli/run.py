@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from conifer_cli import errors, terminal
+from conifer_cli import errors, prompts, saved, terminal
 from conifer_cli.errors import UsageError
 from conifer_cli.layout import size
 from conifer_cli.prepare import judge, locate, ready
 from conifer_cli.session import Answering, Messages, Reply, RunOptions, Session, require_template
 from conifer_cli.verdict import Wishes, reading
 
+JSON_OBJECT = '{"type": "object", "minProperties": 1}'
+MAX_SCHEMA_BYTES = 1 << 20
 SHOWN = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "max_tokens")
 
 
 def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
     """Answer, or hold a conversation. Returns the exit code."""
+    if options.resume is not None:
+        name, options = _resumed_model(name, options, Path(options.resume))
+    if options.schema is not None or options.format is not None:
+        options = replace(options, grammar=_grammar(options.schema))
     target = locate(name)
     typed = words if words is not None else options.prompt
     chatting = typed is None and terminal.conversing()
@@ -40,7 +48,8 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
         session = Session(judged, options)
     if options.verbose:
         _explain(session)
-    messages = session.opening()
+    _require_thinking(session)
+    messages = session.resume(Path(options.resume)) if options.resume else session.opening()
     code = errors.OK
     if not chatting:
         code = answer_once(session, messages, prompt)
@@ -48,6 +57,8 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
         from conifer_cli.chat import converse
 
         code = converse(session, messages)
+    if options.save is not None:
+        session.save(Path(options.save), messages)
     return code
 
 
@@ -68,7 +79,10 @@ def whole_prompt(typed: str | None) -> str:
 def answer_once(session: Session, messages: Messages, prompt: str) -> int:
     """Print the answer to one prompt, and nothing else, to stdout. It is added to `messages`."""
     messages.append({"role": "user", "content": prompt})
-    answering = session.answer(session.encode(messages))
+    tokens, shared = session.encode(messages), 0
+    if session.options.cache:
+        shared = prompts.recall(session, tokens)
+    answering = session.answer(tokens)
     reply = Reply(session.options)
     reply.print(answering)
     messages.append(reply.message())
@@ -76,6 +90,8 @@ def answer_once(session: Session, messages: Messages, prompt: str) -> int:
         terminal.out_json(_record(session, reply, answering))
     if session.options.stats or session.options.verbose:
         terminal.say(answering.stats())
+    if session.options.cache:
+        prompts.remember(session, tokens, shared)
     if not answering.cut_by_context:
         return errors.OK
     used = answering.stream.stats.prompt_tokens + answering.stream.stats.decoded_tokens
@@ -84,6 +100,45 @@ def answer_once(session: Session, messages: Messages, prompt: str) -> int:
     terminal.say(f"conifer: the answer was cut: {used:,} tokens fill the context of {limit:,}")
     terminal.say("Ask for a larger context with -c; `conifer fit MODEL` prints the largest.")
     return errors.NO_ROOM
+
+
+def _resumed_model(
+    name: str | None, options: RunOptions, path: Path
+) -> tuple[str | None, RunOptions]:
+    """Name the model of a saved conversation, unless one was typed. It is not fetched."""
+    if "system" in options.origins and options.origins["system"] == "typed":
+        raise UsageError("-s/--system and --resume exclude each other: what was said stays")
+    if name is not None:
+        return name, options
+    return saved.read_facts(path, saved.CONVERSATION)["model"], replace(options, offline=True)
+
+
+def _grammar(path: str | None) -> str:
+    """Read a schema; without one, an answer is any JSON object."""
+    from engine.guide import check_schema
+
+    if path is None:
+        return JSON_OBJECT
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_SCHEMA_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"cannot read the schema {path}: {error.strerror}") from error
+    if len(data) > MAX_SCHEMA_BYTES:
+        raise UsageError(f"the schema {path} is longer than {size(MAX_SCHEMA_BYTES)}")
+    text = data.decode("utf-8", errors="replace")
+    check_schema(text, path)
+    return text
+
+
+def _require_thinking(session: Session) -> None:
+    """Raise UsageError for a budget of what a model does not do."""
+    if session.options.reasoning_budget is None:
+        return
+    from engine.guide import knows_thinking
+
+    if not knows_thinking(session.model):
+        raise UsageError("--reasoning-budget needs a model that reasons; this one knows no markers")
 
 
 def _record(session: Session, reply: Reply, answering: Answering) -> dict[str, Any]:

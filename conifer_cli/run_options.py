@@ -130,6 +130,17 @@ ReasoningEffort = Annotated[
         "--effort", envvar="CONIFER_EFFORT", help="How long to reason, for templates that know it."
     ),
 ]
+ReasoningBudget = Annotated[
+    int | None,
+    typer.Option(
+        "--reasoning-budget",
+        metavar="COUNT",
+        min=0,
+        max=MAX_TOKENS,
+        envvar="CONIFER_REASONING_BUDGET",
+        help="End the reasoning after so many tokens, and have the answer begin.",
+    ),
+]
 ShowThinking = Annotated[
     bool | None,
     typer.Option(
@@ -156,6 +167,45 @@ Extract = Annotated[
         "--extract",
         envvar="CONIFER_EXTRACT",
         help="Print only the first code block of the answer, without its fences.",
+    ),
+]
+Schema = Annotated[
+    str | None,
+    typer.Option(
+        "--schema",
+        metavar="FILE",
+        envvar="CONIFER_SCHEMA",
+        help="Hold the answer to the JSON schema in this file.",
+    ),
+]
+AnswerFormat = Annotated[
+    Format | None,
+    typer.Option("--format", envvar="CONIFER_FORMAT", help="Have the answer be a JSON object."),
+]
+Save = Annotated[
+    str | None,
+    typer.Option(
+        "--save",
+        metavar="FILE",
+        envvar="CONIFER_SAVE",
+        help="Keep the conversation in this file, with the state of the model.",
+    ),
+]
+Resume = Annotated[
+    str | None,
+    typer.Option(
+        "--resume",
+        metavar="FILE",
+        envvar="CONIFER_RESUME",
+        help="Go on with a conversation that --save kept; its model need not be named.",
+    ),
+]
+UseCache = Annotated[
+    bool,
+    typer.Option(
+        "--cache",
+        envvar="CONIFER_CACHE",
+        help="Store the prompt as it was read, and start from what earlier ones share with it.",
     ),
 ]
 NoStream = Annotated[
@@ -190,6 +240,10 @@ EXCLUSIVE = (
     ("words", "prompt"),
     ("effort", "no_think"),
     ("show_thinking", "no_think"),
+    ("reasoning_budget", "no_think"),
+    ("schema", "format"),
+    ("extract", "schema"),
+    ("extract", "format"),
     ("as_json", "raw"),
     ("as_json", "interactive"),
     ("extract", "interactive"),

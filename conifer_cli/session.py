@@ -6,13 +6,15 @@ reading the prompt.
 
 from __future__ import annotations
 
+import functools
 import secrets
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conifer_cli import ledger, terminal
+from conifer_cli import ledger, saved, terminal
 from conifer_cli.errors import NoCode, UsageError
 from conifer_cli.extract import FirstBlock
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from conifer_cli.verdict import Judged
     from engine.cache import Cache
     from engine.generate import TokenStream
+    from engine.guide import Guide
     from engine.model import Model
     from engine.reasoning import Part
     from engine.sampling import Settings
@@ -33,7 +36,11 @@ Messages = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What was asked of `run`; None is left to the model. origins: where each value came from."""
+    """What was asked of `run`; None is left to the model.
+
+    schema: a path. grammar: the JSON schema, as text, that answers are held to. origins: where each
+    value came from.
+    """
 
     prompt: str | None = None
     system: str | None = None
@@ -45,6 +52,10 @@ class RunOptions:
     stop: tuple[str, ...] = ()
     think: bool | None = None
     effort: str | None = None
+    reasoning_budget: int | None = None
+    schema: str | None = None
+    format: str | None = None
+    grammar: str | None = None
     show_thinking: bool | None = None
     as_json: bool = False
     extract: bool = False
@@ -54,6 +65,9 @@ class RunOptions:
     verbose: bool = False
     kv_type: str = "f16"
     kernels: str = "auto"
+    save: str | None = None
+    resume: str | None = None
+    cache: bool = False
     offline: bool = False
     force: bool = False
     yes: bool = False
@@ -147,11 +161,63 @@ class Session:
         return template.encode(messages, **wishes)
 
     def answer(self, tokens: list[int]) -> Answering:
-        """Begin to answer; the cache is made on first use, and grows for a prompt that needs it."""
-        context = self._context(len(tokens))
+        """Begin to answer, as far as the cache goes from there."""
+        return Answering(self, tokens, self.memory(len(tokens)))
+
+    def memory(self, prompt_tokens: int) -> Cache:
+        """Give the cache; it is made on first use, and grows for a prompt that needs it."""
+        context = self._context(prompt_tokens)
         if self.cache is None or self.cache.context < context:
             self.cache = self.model.new_cache(context, self.options.kv_type)
-        return Answering(self, tokens, self.cache)
+        return self.cache
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Tell this model's files from others."""
+        return saved.identity(self.judged)
+
+    @functools.cached_property
+    def form(self) -> str:
+        """Name the form of this session's caches."""
+        from engine.kept import form
+
+        return f"{self.model.kernels.name} {form(self.model, self.options.kv_type)}"
+
+    def save(self, path: Path, messages: Messages) -> None:
+        """Write the conversation, and what the cache holds of it, to a file.
+
+        Raises OutputError.
+        """
+        from engine.kept import keep
+
+        reference = self.judged.paths[0] if self.judged.entry is None else None
+        facts = {
+            "model": str(reference.resolve()) if reference else self.judged.name,
+            "identity": self.identity,
+            "form": self.form,
+            "messages": messages,
+        }
+        kept = keep(self.model, self.cache) if self.cache is not None else None
+        saved.write(path, saved.CONVERSATION, facts, kept)
+
+    def resume(self, path: Path) -> Messages:
+        """Take up a conversation that `save` wrote. Returns what was said.
+
+        Raises UsageError where there is none or it is another model's, BadSaved, KeptError.
+        """
+        from engine.kept import restore
+
+        facts, kept = saved.read(path, saved.CONVERSATION)
+        if facts["identity"] != self.identity:
+            raise UsageError(
+                f"{path} was saved with another model file, of {facts['model']}",
+                "Name that model, or leave the model out.",
+            )
+        if facts["form"] == self.form and kept.tokens:  # else the text is read anew
+            self.cache = None
+            restore(self.model, kept, self.memory(len(kept.tokens)))
+        messages: Messages = facts["messages"]
+        return messages
 
     def _context(self, prompt_tokens: int) -> int:
         """Choose a context: what was asked for, else the verdict's, doubled while there is need."""
@@ -173,7 +239,11 @@ class Answering:
         self._started = time.perf_counter()
         self.total_s = 0.0
         self.stream: TokenStream = session.model.generate(
-            tokens, session.settings, cache, on_prefill=self._progress.update
+            tokens,
+            session.settings,
+            cache,
+            on_prefill=self._progress.update,
+            guide=_guide(session, tokens),
         )
 
     def __iter__(self) -> Iterator[Part]:
@@ -227,6 +297,16 @@ class Answering:
         )
 
 
+def _guide(session: Session, tokens: list[int]) -> Guide | None:
+    """Make what steers an answer, if anything is to."""
+    options = session.options
+    if options.grammar is None and options.reasoning_budget is None:
+        return None
+    from engine.guide import Guide
+
+    return Guide(session.model, tokens, options.grammar, options.reasoning_budget, options.think)
+
+
 def _loaded(judged: Judged, kernels: str, chatting: bool) -> Model:
     """Load a model, while the process that renders its chat template starts."""
     from engine.sandbox import Sandbox
@@ -253,6 +333,7 @@ def require_template(judged: Judged, options: RunOptions) -> None:
             ("-s/--system", options.system),
             ("--think", options.think),
             ("--effort", options.effort),
+            ("--reasoning-budget", options.reasoning_budget),
         )
         for name, given in wishes:
             if given is not None:

@@ -161,37 +161,39 @@ class StateCache:
     Kept are the newest state, the one before it (generation runs one token ahead), and the one a
     little before the end of the last prompt: there a conversation goes on whose answer was dropped,
     or was stored without its thinking, and so its opening.
+
+    states: the arrays, by the tokens that they have seen. mark: where that last one is.
     """
 
     def __init__(self, context: int) -> None:
         self.context = context
-        self._states: dict[int, tuple[mx.array, ...]] = {}  # by the tokens that they have seen
-        self._mark = 0
+        self.states: dict[int, tuple[mx.array, ...]] = {}
+        self.mark = 0
 
     def state(self, start: int) -> tuple[mx.array, ...] | None:
         """Give back the arrays as they were after `start` tokens; None stands for nothing seen."""
-        return self._states[start] if start else None
+        return self.states[start] if start else None
 
     def stops(self, start: int, count: int) -> list[int]:
         """Say after which tokens, of `count` that follow `start`, the state is to be kept.
 
         What was kept of other tokens behind `start` is forgotten.
         """
-        self._states = {at: old for at, old in self._states.items() if at <= start}
+        self.states = {at: old for at, old in self.states.items() if at <= start}
         end = start + count
         if count < REWIND:
             return [end]
-        self._mark = end - REWIND
-        return [end] if self._mark == start else [self._mark, end]
+        self.mark = end - REWIND
+        return [end] if self.mark == start else [self.mark, end]
 
     def keep(self, end: int, state: tuple[mx.array, ...]) -> None:
         """Store the arrays as they are after `end` tokens."""
-        kept = (self._mark, end - 1)
-        self._states = {at: old for at, old in self._states.items() if at in kept}
-        self._states[end] = state
+        kept = (self.mark, end - 1)
+        self.states = {at: old for at, old in self.states.items() if at in kept}
+        self.states[end] = state
 
     def reach(self, length: int) -> int:
-        return max((at for at in self._states if at <= length), default=0)
+        return max((at for at in self.states if at <= length), default=0)
 
 
 class Cache:

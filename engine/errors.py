@@ -8,6 +8,7 @@ EngineError
 │   └── TemplateError      its chat template is missing, hostile or refuses the conversation
 ├── SchemaError            a JSON schema that makes no sense, or asks for what cannot be held to
 ├── ConstraintError        an answer cannot be held to its schema any further
+├── KeptError              what was kept of a cache is not of this model
 ├── BackendError           MLX has no backend here, or two, or not the kernels asked for
 ├── DoesNotFit             the machine refused memory that was asked for
 ├── ContextOverflow        more tokens than the context holds; carries both counts
@@ -53,6 +54,10 @@ class SchemaError(EngineError):
 
 class ConstraintError(EngineError):
     """An answer cannot be held to its schema any further."""
+
+
+class KeptError(EngineError):
+    """What was kept of a cache is not of this model."""
 
 
 class BackendError(EngineError):

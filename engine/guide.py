@@ -110,13 +110,16 @@ def knows_thinking(model: Model) -> bool:
     return choose(model.template, model.tokenizer) is not None
 
 
-def check_schema(schema: str) -> None:
-    """Raise SchemaError, with what is wrong, unless this text is a schema that can be held to."""
+def check_schema(schema: str, name: str) -> None:
+    """Raise SchemaError, naming it, unless this text is a schema that an answer can be held to."""
     from llguidance import LLMatcher
 
-    wrong, said = LLMatcher.validate_grammar_with_warnings(_grammar(schema))
+    try:
+        wrong, said = LLMatcher.validate_grammar_with_warnings(_grammar(schema))
+    except SchemaError as error:
+        raise SchemaError(f"{name}: {error}") from error
     if wrong:
-        raise SchemaError(_first_line(said[0]))
+        raise SchemaError(f"{name}: {_first_line(said[0])}")
 
 
 def _grammar(schema: str) -> str:

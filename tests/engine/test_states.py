@@ -116,7 +116,7 @@ def test_states_count_in_the_need_whatever_the_context(name: str, kernels: str):
     cache = model.new_cache(context=256, kv_type="f32")
     answer(model, PROMPT, cache)
     held = {  # by layer: the bytes of one state
-        layer: sum(array.nbytes for array in memory._states[max(memory._states)])
+        layer: sum(array.nbytes for array in memory.states[max(memory.states)])
         for layer, memory in enumerate(cache.layers)
         if isinstance(memory, StateCache)
     }
@@ -125,7 +125,7 @@ def test_states_count_in_the_need_whatever_the_context(name: str, kernels: str):
         for layer in range(config.layers)
         if not config.kv_heads[layer]
     }
-    assert all(len(m._states) <= SNAPSHOTS for m in cache.layers if isinstance(m, StateCache))
+    assert all(len(m.states) <= SNAPSHOTS for m in cache.layers if isinstance(m, StateCache))
     attention = dataclasses.replace(config, recurrent=None)
     states = kv_bytes(config, 256, "f16") - kv_bytes(attention, 256, "f16")
     assert states == SNAPSHOTS * sum(held.values())

@@ -41,6 +41,7 @@ class Caches:
     ) -> None: ...  # layers: kv heads, key dim, value dim of each
     @property
     def capacity(self) -> int: ...
+    def memory(self) -> list[NDArray[np.uint8]]: ...  # the memory itself, for reading and writing
 
 class Rope:
     def __init__(self, periods: mx.array, interleaved: bool, magnitude: float) -> None: ...

@@ -85,7 +85,16 @@ void bind_layers(nb::module_& m) {
                shapes.push_back({heads, key_dim, value_dim});
              new (self) Caches(shapes, capacity, static_cast<CacheType>(type));
            })
-      .def_prop_ro("capacity", &Caches::capacity);
+      .def_prop_ro("capacity", &Caches::capacity)
+      .def("memory", [](nb::object self) {
+        using Bytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>;
+        std::vector<Bytes> views;  // each keeps the caches
+        for (const Caches::Part& part : nb::cast<const Caches&>(self).memory()) {
+          const size_t shape[] = {static_cast<size_t>(part.bytes)};
+          views.push_back(Bytes(part.data, 1, shape, self));
+        }
+        return views;
+      });
 
   nb::class_<PyRope>(m, "Rope")
       .def("__init__", [](PyRope* self, const mx::array& periods, bool interleaved,

@@ -51,7 +51,7 @@ Parts parts(int64_t heads, int64_t dims, int64_t capacity, CacheType type) {
 }  // namespace
 
 Caches::Caches(const std::vector<CacheShape>& layers, int64_t capacity, CacheType type)
-    : capacity_(capacity) {
+    : capacity_(capacity), shapes_(layers) {
   int64_t bytes = 0;
   auto count = [&](int64_t heads, int64_t dims) {
     const Parts size = parts(heads, dims, capacity, type);
@@ -75,6 +75,22 @@ Caches::Caches(const std::vector<CacheShape>& layers, int64_t capacity, CacheTyp
     memory->layers.push_back({type, capacity, keys, values});
   }
   layers_ = std::shared_ptr<const std::vector<KVCache>>(memory, &memory->layers);
+}
+
+std::vector<Caches::Part> Caches::memory() const {
+  std::vector<Part> found;
+  auto add = [&](const KVCache& cache, const CacheBuffer& buffer, int64_t heads, int64_t dims) {
+    const int64_t tokens = heads * capacity_;
+    const int64_t width = cache.type == CacheType::F32 ? 4 : cache.type == CacheType::F16 ? 2 : 1;
+    found.push_back({buffer.values, tokens * dims * width});
+    if (buffer.scales) found.push_back({buffer.scales, tokens * (dims / q8_group(dims)) * 2});
+  };
+  for (size_t i = 0; i < shapes_.size(); ++i) {
+    const KVCache& cache = (*layers_)[i];
+    add(cache, cache.keys, shapes_[i].kv_heads, shapes_[i].key_dim);
+    add(cache, cache.values, shapes_[i].kv_heads, shapes_[i].value_dim);
+  }
+  return found;
 }
 
 Vector::Vector(const std::optional<mx::array>& values) : values_(values) {

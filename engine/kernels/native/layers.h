@@ -28,12 +28,21 @@ class Caches {
   int64_t capacity() const { return capacity_; }
   std::shared_ptr<const std::vector<KVCache>> share() const { return layers_; }
 
+  struct Part {
+    void* data;
+    int64_t bytes;
+  };
+
+  // Where everything lies, layer by layer: keys, values; of Q8 the scales behind each.
+  std::vector<Part> memory() const;
+
   // An output of the last task that wrote here, and an input of the next: MLX's graph knows of no
   // memory but its arrays, and would otherwise be free to reorder or skip them.
   std::optional<mx::array> ticket;
 
  private:
   int64_t capacity_;
+  std::vector<CacheShape> shapes_;
   std::shared_ptr<const std::vector<KVCache>> layers_;  // owns the memory
 };
 
