@@ -17,6 +17,7 @@ from conifer_cli.completion import QUERY, Shell
 from conifer_cli.manual import WIDTH, Contents, Program
 
 HELP = ["-h", "--help"]
+UNCONFIGURED = ("complete", "completion", "doctor")  # which work whatever the config file says
 WINDOWS = "conifer: Windows is not supported; inside WSL2 (Ubuntu, x86-64) Conifer runs as on Linux"
 
 
@@ -106,6 +107,10 @@ def conifer(
         terminal.out([f"conifer {_version()}"])
     elif context.invoked_subcommand is None:
         terminal.out([context.get_help()])
+    elif context.invoked_subcommand not in UNCONFIGURED:
+        from conifer_cli.config_file import defaults
+
+        context.default_map = defaults(context)
     return errors.OK
 
 

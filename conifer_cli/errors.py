@@ -159,12 +159,12 @@ def _message(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "out of memory"
     if hasattr(error, "format_message"):
-        return _usage_message(error)
+        return option_message(error)
     return str(error)
 
 
-def _usage_message(error: Any) -> str:
-    """Name the option, what it was given and what it takes."""
+def option_message(error: Any) -> str:
+    """Name the option that a value was wrong for, what it was given and what it takes."""
     message: str = error.format_message().replace("Value error, ", "").rstrip(".")
     param = getattr(error, "param", None)
     low, high = getattr(param, "min", None), getattr(param, "max", None)

@@ -106,7 +106,7 @@ def _resumed_model(
     name: str | None, options: RunOptions, path: Path
 ) -> tuple[str | None, RunOptions]:
     """Name the model of a saved conversation, unless one was typed. It is not fetched."""
-    if "system" in options.origins and options.origins["system"] == "typed":
+    if options.system is not None and options.insists("system"):
         raise UsageError("-s/--system and --resume exclude each other: what was said stays")
     if name is not None:
         return name, options
@@ -133,7 +133,8 @@ def _grammar(path: str | None) -> str:
 
 def _require_thinking(session: Session) -> None:
     """Raise UsageError for a budget of what a model does not do."""
-    if session.options.reasoning_budget is None:
+    options = session.options
+    if options.reasoning_budget is None or not options.insists("reasoning_budget"):
         return
     from engine.guide import knows_thinking
 

@@ -122,11 +122,10 @@ def _read(path: Path, file: BinaryIO, kind: str) -> tuple[dict[str, Any], Kept]:
     if left != sum(size for _, _, size in _arrays(header)):
         raise BadSaved(f"{path} is cut short, or longer than it says")
     arrays = []
-    for name, shape, _ in _arrays(header):
-        array = np.empty(shape, dtype=name)
-        file.readinto(memoryview(array).cast("B") if array.size else bytearray())
-        digest.update(memoryview(array).cast("B") if array.size else b"")
-        arrays.append(array)
+    for name, shape, size_bytes in _arrays(header):
+        data = file.read(size_bytes)
+        digest.update(data)
+        arrays.append(np.frombuffer(data, dtype=name).reshape(shape))
     if file.read(DIGEST_BYTES) != digest.digest():
         raise BadSaved(f"{path} is damaged: its checksum is of other bytes")
     return header, Kept(header["tokens"], header["marks"], arrays)

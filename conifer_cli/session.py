@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from engine.reasoning import Part
     from engine.sampling import Settings
 
+TYPED = "typed"  # an origin; the others are an environment variable and the config file
 SLOW = "these are the slow kernels: {}. Install a C++ compiler, then Conifer anew."
 ANSWER_ROOM = 2048  # tokens kept free for an answer when a long prompt makes the context grow
 
@@ -72,6 +73,10 @@ class RunOptions:
     force: bool = False
     yes: bool = False
     origins: dict[str, str] = field(default_factory=dict)
+
+    def insists(self, name: str) -> bool:
+        """Tell whether an option was typed for this very run, and is no standing wish."""
+        return self.origins.get(name, TYPED) == TYPED
 
 
 class Reply:
@@ -329,15 +334,15 @@ def is_raw(judged: Judged) -> bool:
 def require_template(judged: Judged, options: RunOptions) -> None:
     """Raise UsageError for what only a chat template could honour."""
     if is_raw(judged):
-        wishes = (
-            ("-s/--system", options.system),
-            ("--think", options.think),
-            ("--effort", options.effort),
-            ("--reasoning-budget", options.reasoning_budget),
-        )
-        for name, given in wishes:
-            if given is not None:
-                raise UsageError(f"{name} needs a model with a chat template; this one has none")
+        wishes = {
+            "system": "-s/--system",
+            "think": "--think",
+            "effort": "--effort",
+            "reasoning_budget": "--reasoning-budget",
+        }
+        for name, flag in wishes.items():
+            if getattr(options, name) is not None and options.insists(name):
+                raise UsageError(f"{flag} needs a model with a chat template; this one has none")
 
 
 def settings_for(entry: Entry | None, options: RunOptions, seed: int | None = None) -> Settings:

@@ -21,11 +21,16 @@ from engine.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
+    from llguidance._lib import JsonCompileOptions
 
     from engine.model import Model
 
 # One way to write a document, on one line: small models lose themselves in white space.
-LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+LAYOUT: JsonCompileOptions = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+}
 HARMONY_ANSWER = "<|end|><|start|>assistant<|channel|>final<|message|>"
 
 
@@ -168,7 +173,8 @@ class _Words:
 
 def _next(matcher: LLMatcher) -> mx.array:
     """Ask which tokens may come next: (V,) bool."""
-    allowed = mx.array(memoryview(matcher.compute_logit_bias())) != 0
+    biases = memoryview(matcher.compute_logit_bias())  # a byte for each token
+    allowed = mx.array(biases) != 0  # type: ignore[arg-type]
     if matcher.is_error():
         raise ConstraintError(_first_line(matcher.get_error()))
     return allowed

@@ -125,24 +125,37 @@ def test_tokens_outside_the_vocabulary_are_refused(model: engine.Model, tokens: 
         model.logits(tokens)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("fails_at", [0, 3])
-@pytest.mark.parametrize("temperature", [0, 1.0])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("where", [slice(None), slice(7, 8)])  # every logit, or one
+@pytest.mark.parametrize("fails_at", [0, 3])  # in prefill, in decoding
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        {"temperature": 0},
+        {"temperature": 1.0},
+        {"temperature": 1.0, "top_k": 5},
+        {"temperature": 1.0, "top_p": 0.5},
+        {"temperature": 1.0, "min_p": 0.1},
+    ],
+    ids=str,
+)
 def test_logits_that_are_not_finite_stop_with_an_error(
-    model: engine.Model, monkeypatch, bad: float, fails_at: int, temperature: float
+    model: engine.Model, monkeypatch, bad: float, where: slice, fails_at: int, drawn: dict
 ):
     calls = []
     forward = engine.Model.forward
 
     def poisoned(self: engine.Model, tokens: mx.array, cache: engine.Cache) -> mx.array:
         calls.append(tokens)
-        logits = forward(self, tokens, cache)
-        return logits * bad if len(calls) > fails_at else logits
+        logits = mx.array(forward(self, tokens, cache))
+        if len(calls) > fails_at:
+            logits[where] = bad
+        return logits
 
     monkeypatch.setattr(engine.Model, "forward", poisoned)
     given = []
     with pytest.raises(NumericError, match="not finite"):
-        for token in model.generate(PROMPT, greedy(temperature=temperature)):
+        for token in model.generate(PROMPT, greedy(**drawn)):
             given.append(token)
     assert len(given) == fails_at
 

@@ -1,0 +1,166 @@
+"""The config file: defaults for options, below the environment and above the catalog.
+
+TOML. A key in a table of a command's name is the long name of one of its options; a key at the top
+is that of an environment variable without CONIFER_, and holds for every command that reads it.
+Values are checked like what is typed, and an error names file, line and key. `format = 1` may say
+which version of this form the file has.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from conifer_cli.errors import UsageError, option_message
+
+FORMAT = 1
+NAME = "config.toml"
+MAX_BYTES = 1 << 20
+BARE = r"[A-Za-z0-9_-]+"
+TABLE = re.compile(rf"\s*\[\s*({BARE})\s*\]")
+
+
+def place() -> Path:
+    """Say where the file belongs: in CONIFER_HOME if that is set, else where the platform wants."""
+    home, settings = os.environ.get("CONIFER_HOME"), os.environ.get("XDG_CONFIG_HOME")
+    try:
+        if home:
+            return Path(home).expanduser() / NAME
+        if settings:
+            return Path(settings) / "conifer" / NAME
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Application Support" / "conifer" / NAME
+        return Path.home() / ".config" / "conifer" / NAME
+    except RuntimeError:  # no such user, or one without a home: whoever needs it says so
+        return Path(os.devnull)
+
+
+def defaults(context: typer.Context) -> dict[str, dict[str, Any]]:
+    """Read the file into defaults by command and parameter. Raises UsageError for what is wrong."""
+    path = place()
+    text = _read(path)
+    if not text:
+        return {}
+    data = _parsed(path, text)
+    commands: Mapping[str, Any] = context.command.commands  # type: ignore[attr-defined]
+    found: dict[str, dict[str, Any]] = {name: {} for name in commands}
+    for table, key, value in _settings(data, commands):
+        where = _where(path, text, table, key)
+        wanted = [table] if table else list(commands)
+        name_of = _long_name if table else _variable
+        parameters = [(name, _parameter(commands[name], key, name_of)) for name in wanted]
+        having = [(name, parameter) for name, parameter in parameters if parameter is not None]
+        if not having:
+            raise _unknown(where, key, [commands[name] for name in wanted], name_of)
+        for name, parameter in having:
+            found[name][parameter.name] = _checked(context, where, parameter, value)
+    return found
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise UsageError(f"{path} is longer than {MAX_BYTES:,} bytes")
+        return data.decode("utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UsageError(f"{path}, line {line}: not UTF-8") from error
+
+
+def _parsed(path: Path, text: str) -> dict[str, Any]:
+    import tomllib
+
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path}: {_lower(str(error))}") from error
+    except RecursionError as error:
+        raise UsageError(f"{path}: nested too deeply") from error
+    version = data.pop("format", FORMAT)
+    if version != FORMAT:
+        raise UsageError(f"{path}: format {version!r}; this version of Conifer reads {FORMAT}")
+    return data
+
+
+def _settings(
+    data: Mapping[str, Any], commands: Mapping[str, Any]
+) -> Iterator[tuple[str, str, Any]]:
+    """Yield (command or "", key, value)."""
+    for key, value in data.items():
+        if isinstance(value, dict) and key in commands:
+            yield from ((key, inner, setting) for inner, setting in value.items())
+        else:
+            yield "", key, value
+
+
+def _parameter(command: Any, key: str, name_of: Callable[[Any], str]) -> Any:
+    for parameter in command.params:
+        if getattr(parameter, "envvar", None) and name_of(parameter) == key.replace("-", "_"):
+            return parameter
+    return None
+
+
+def _long_name(parameter: Any) -> str:
+    long = next((name for name in parameter.opts if name.startswith("--")), "")
+    return str(long.removeprefix("--").replace("-", "_"))
+
+
+def _variable(parameter: Any) -> str:
+    return str(parameter.envvar or "").removeprefix("CONIFER_").lower()
+
+
+def _checked(context: typer.Context, where: str, parameter: Any, value: Any) -> Any:
+    """Check a value as if it were typed; return it in the form in which it would be."""
+    flag = isinstance(parameter.default, bool) or bool(parameter.secondary_opts)
+    rows = value if isinstance(value, list) else [value]
+    kinds = (bool,) if flag else (str, int, float)
+    if (isinstance(value, list) and not parameter.multiple) or not all(
+        isinstance(row, kinds) and (flag or not isinstance(row, bool)) for row in rows
+    ):
+        kind = "true or false" if flag else "a text or a number"
+        raise UsageError(f"{where}: takes {kind}")
+    plain = value if flag else [str(row) for row in rows] if parameter.multiple else str(value)
+    try:
+        parameter.process_value(context, plain)
+    except typer.BadParameter as error:
+        error.param = parameter
+        raise UsageError(f"{where}: {option_message(error)}") from error
+    return plain
+
+
+def _unknown(
+    where: str, key: str, commands: list[Any], name_of: Callable[[Any], str]
+) -> UsageError:
+    known = {name_of(parameter) for command in commands for parameter in command.params}
+    close = difflib.get_close_matches(key.replace("-", "_"), known - {""}, 1)
+    hint = f"Did you mean {close[0]}?" if close else "Keys are the long names of options."
+    return UsageError(f"{where}: no command has this option", hint)
+
+
+def _where(path: Path, text: str, table: str, key: str) -> str:
+    """Name file, line and key, as in `config.toml, line 3, temperature`."""
+    now = ""
+    wanted = re.compile(rf"\s*(['\"]?){re.escape(key)}\1\s*=")
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := TABLE.match(line):
+            now = header[1]
+        if (now == table and wanted.match(line)) or (header and now == key and not table):
+            return f"{path}, line {number}, {key}"
+    return f"{path}, {key}"
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
