@@ -89,6 +89,8 @@ def _outcome(arguments: list[str]) -> int:
 def _run(arguments: list[str]) -> int:
     try:
         return int(app(arguments, prog_name="conifer", standalone_mode=False) or errors.OK)
+    except SystemExit as error:  # how typer leaves when nobody reads the help that it writes
+        raise terminal.ReaderGone from error
     except OSError as error:
         if not set(arguments) & set(HELP):  # typer writes help by itself; any other is our bug
             raise

@@ -89,8 +89,9 @@ def finish(code: int) -> NoReturn:
     if code == 130 and is_terminal(sys.stderr):
         say()
     try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
     except OSError:
         os._exit(code)  # what could not be written would fail once more on the usual way out
     if code >= 128:
