@@ -6,7 +6,7 @@
 
 #include "gemm_amx.h"
 #include "gemm_avx512.h"
-#include "gemv_avx512.h"
+#include "gemv_avx512_super.h"
 #include "rowwise.h"
 
 namespace conifer {

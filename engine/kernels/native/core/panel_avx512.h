@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "gemv_avx512.h"
+#include "gemv_avx512_super.h"
 
 namespace conifer {
 namespace {
