@@ -167,6 +167,8 @@ def run(
     raw: run_options.Raw = False,
     stats: run_options.Stats = False,
     verbose: run_options.Verbose = False,
+    experts: run_options.Experts = False,
+    experts_out: run_options.ExpertsOut = None,
     kv_type: options.KV = options.KVType.F16,
     kernels: options.KernelChoice = options.Kernels.AUTO,
     save: run_options.Save = None,

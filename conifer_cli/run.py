@@ -9,6 +9,7 @@ from typing import Any
 
 from conifer_cli import errors, prompts, saved, terminal
 from conifer_cli.errors import UsageError
+from conifer_cli.experts import experts_document, require_experts, require_format, show_experts
 from conifer_cli.layout import size
 from conifer_cli.prepare import judge, locate, ready
 from conifer_cli.session import Answering, Messages, Reply, RunOptions, Session, require_template
@@ -25,6 +26,7 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
         name, options = _resumed_model(name, options, Path(options.resume))
     if options.schema is not None or options.format is not None:
         options = replace(options, grammar=_grammar(options.schema))
+    require_format(options.experts_out)
     target = locate(name)
     typed = words if words is not None else options.prompt
     chatting = typed is None and terminal.conversing()
@@ -43,6 +45,7 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
     )
     judged = judge(target, wishes)
     require_template(judged, options)
+    require_experts(judged, options.experts_out)
     judged = ready(target, judged, wishes)
     with reading(target.name, target.reference):
         session = Session(judged, options)
@@ -88,6 +91,7 @@ def answer_once(session: Session, messages: Messages, prompt: str) -> int:
     messages.append(reply.message())
     if session.options.as_json:
         terminal.out_json(_record(session, reply, answering))
+    show_experts(session)
     if session.options.stats or session.options.verbose:
         terminal.say(answering.stats())
     if session.options.cache:
@@ -152,6 +156,7 @@ def _record(session: Session, reply: Reply, answering: Answering) -> dict[str, A
         **answering.record(),
         "context": session.cache.context,
         "seed": session.seed,
+        **({"experts": experts_document(session)} if session.options.experts else {}),
     }
 
 

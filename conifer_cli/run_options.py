@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -225,6 +226,23 @@ Raw = Annotated[
 Offline = Annotated[
     bool,
     typer.Option("--offline", envvar="CONIFER_OFFLINE", help="Fetch nothing; open no socket."),
+]
+Experts = Annotated[
+    bool,
+    typer.Option(
+        "--experts",
+        envvar="CONIFER_EXPERTS",
+        help="Draw on stderr how each router spread the tokens over its experts.",
+    ),
+]
+ExpertsOut = Annotated[
+    Path | None,
+    typer.Option(
+        "--experts-out",
+        metavar="FILE",
+        envvar="CONIFER_EXPERTS_OUT",
+        help="Write that to FILE.png, a picture, or FILE.json, all counts.",
+    ),
 ]
 Verbose = Annotated[
     bool,

@@ -64,6 +64,8 @@ class RunOptions:
     raw: bool = False
     stats: bool = False
     verbose: bool = False
+    experts: bool = False
+    experts_out: Path | None = None
     kv_type: str = "f16"
     kernels: str = "auto"
     save: str | None = None
@@ -143,6 +145,8 @@ class Session:
         self.seed = secrets.randbits(63) if options.seed is None else options.seed
         self.settings = settings_for(judged.entry, options, self.seed)
         self.cache: Cache | None = None
+        if options.experts or options.experts_out:
+            self.model.count_routes()
 
     def change(self, **wishes: Any) -> None:
         """Change options for the answers to come, by the names that RunOptions has for them."""
@@ -167,7 +171,10 @@ class Session:
 
     def answer(self, tokens: list[int]) -> Answering:
         """Begin to answer, as far as the cache goes from there."""
-        return Answering(self, tokens, self.memory(len(tokens)))
+        cache = self.memory(len(tokens))
+        if self.model.routes is not None:
+            self.model.routes.reset()
+        return Answering(self, tokens, cache)
 
     def memory(self, prompt_tokens: int) -> Cache:
         """Give the cache; it is made on first use, and grows for a prompt that needs it."""

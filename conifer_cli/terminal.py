@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType, TracebackType
 from typing import NoReturn, TextIO
 
@@ -379,3 +379,14 @@ def confirm(question: str) -> bool:
     if not reply:
         say()
     return reply.strip().lower() in ("y", "yes") or reply == "\n"
+
+
+def draw(picture: Callable[[int, bool], list[str]]) -> None:
+    """Print a picture of our own making to stderr, with no text of anybody else's in it.
+
+    picture: is told how many columns there are and whether it may have colours, as escapes.
+    """
+    plain = "NO_COLOR" in os.environ or os.environ.get("TERM") in (None, "", "dumb")
+    coloured = is_terminal(sys.stderr) and not plain
+    lines = picture(shutil.get_terminal_size().columns, coloured)
+    _to_stderr("".join(line + "\n" for line in lines))
