@@ -30,7 +30,7 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
     target = locate(name)
     typed = words if words is not None else options.prompt
     chatting = typed is None and terminal.conversing()
-    prompt = "" if chatting else whole_prompt(typed)
+    prompt = "" if chatting else whole_prompt(None if typed == "-" else typed)
     if options.interactive:
         terminal.take_keyboard()
         if not terminal.conversing():
@@ -118,11 +118,14 @@ def _resumed_model(
 
 
 def _grammar(path: str | None) -> str:
-    """Read a schema; without one, an answer is any JSON object."""
+    """Read a schema, or take it as it was typed; without one, an answer is any JSON object."""
     from engine.guide import check_schema
 
     if path is None:
         return JSON_OBJECT
+    if path.lstrip().startswith("{"):
+        check_schema(path, "--schema")
+        return path
     try:
         with Path(path).open("rb") as file:
             data = file.read(MAX_SCHEMA_BYTES + 1)

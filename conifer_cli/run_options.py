@@ -176,7 +176,7 @@ Schema = Annotated[
         "--schema",
         metavar="FILE",
         envvar="CONIFER_SCHEMA",
-        help="Hold the answer to the JSON schema in this file.",
+        help="Hold the answer to the JSON schema in this file, or to this one: '{...}'.",
     ),
 ]
 AnswerFormat = Annotated[

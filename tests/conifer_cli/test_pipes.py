@@ -12,6 +12,7 @@ import pytest
 
 from conifer_cli import terminal
 from support.program import MODELS, command, environment, run_conifer, templated
+from support.terminal_session import TerminalSession
 
 QWEN = str(MODELS / "qwen3moe" / "model.gguf")
 GREEDY = ("--temperature", "0", "--max-tokens", "8")
@@ -194,3 +195,22 @@ def test_the_same_seed_gives_the_same_text_in_every_process(tmp_path):
     answers = {run_conifer(*asked, home=tmp_path).stdout for _ in range(3)}
     assert len(answers) == 1
     assert run_conifer(*asked[:-1], "12", home=tmp_path).stdout not in answers
+
+
+def test_after_a_piped_prompt_the_conversation_goes_on_at_the_keyboard(tmp_path):
+    program = " ".join([*command(), "run", QWEN, "-i", *GREEDY])
+    arguments = ["/bin/sh", "-c", f"echo hi | {program}"]
+    with TerminalSession(arguments, environment(tmp_path, TERM="dumb")) as typing:
+        typing.expect(">>> ")
+        typing.type("and you\n")
+        typing.expect(">>> ")
+        typing.type("/bye\n")
+        assert typing.wait() == 0
+
+
+def test_without_a_pipe_a_typed_prompt_can_begin_a_conversation_too(tmp_path):
+    arguments = [*command(), "run", QWEN, "-i", "-p", "hi", *GREEDY]
+    with TerminalSession(arguments, environment(tmp_path, TERM="dumb")) as typing:
+        typing.expect(">>> ")
+        typing.type("/bye\n")
+        assert typing.wait() == 0

@@ -41,6 +41,8 @@ def test_a_prompt_means_the_same_wherever_it_comes_from(tmp_path):
         run_conifer("run", QWEN, "-p", "say it", *GREEDY, home=tmp_path),
         run_conifer("run", QWEN, *GREEDY, home=tmp_path, stdin=b"say it\n"),
         run_conifer("run", QWEN, *GREEDY, home=tmp_path, CONIFER_PROMPT="say it"),
+        run_conifer("run", QWEN, "-", *GREEDY, home=tmp_path, stdin=b"say it"),
+        run_conifer("run", QWEN, "-p", "-", *GREEDY, home=tmp_path, stdin=b"say it"),
     ]
     assert len({(done.returncode, done.stdout) for done in ways}) == 1
     assert ways[0].returncode == 0
