@@ -1,8 +1,9 @@
 """Fetching one file's missing bytes by several ranges at once, hashed as they come.
 
-It starts with one request; once that has brought something, others join it. A failure leaves one
-stream to try again, after a wait that doubles, or is as long as the server asks. Streams and the
-hash run in threads of their own; whoever called waits, and is told how far it is.
+It starts with one request; once that has brought something, others join it, unless it is as fast
+as this machine can take. A failure leaves one stream to try again, after a wait that doubles, or is
+as long as the server asks. Streams and the hash run in threads of their own; whoever called waits,
+and is told how far it is.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ STREAMS = 4
 MOST_BYTES = 64 * 2**20  # of one request: what a hash has to catch up with stays in memory
 LEAST_BYTES = 4 * 2**20  # towards the end requests shrink, so that streams end together
 MADE_HEADWAY_BYTES = 2**20  # so much new forgives the failures before it
+PACE_BYTES = 8 * 2**20  # over so much the rate is taken
+FAST_BYTES_PER_S = 150e6  # faster than that, more streams only wait for each other's Python
 SYNC_EVERY_BYTES = 256 * 2**20  # the most that a power cut makes us fetch again
 HASH_BYTES = 2**20
 MAX_WAIT_S = 300.0
@@ -164,6 +167,8 @@ class _Plan:
         self._streams = 1  # that may run
         self._failures, self._failed_at, self._wait_until = 0, 0.0, 0.0
         self._mark_bytes = partial.size_bytes  # headway is what is beyond
+        self._pace = (partial.size_bytes, time.monotonic())  # since when the rate is taken
+        self._measured = False  # since the start, or the last failure
         self._stopped = False
 
     def take(self) -> spans.Span | None:
@@ -201,15 +206,25 @@ class _Plan:
             return self._all == span
 
     def progressed(self) -> None:
-        """Note headway: it forgives failures, and lets other streams join in."""
+        """Note headway: it forgives failures, and lets other streams join in or not."""
         size_bytes = self._partial.size_bytes
         if self._mark_bytes <= size_bytes < self._mark_bytes + MADE_HEADWAY_BYTES:
             return
         with self._changed:
             if size_bytes > self._mark_bytes:  # and not begun anew
-                self._failures, self._streams = 0, STREAMS
-                self._changed.notify_all()
+                self._failures = 0
+                self._keep_pace(size_bytes)
             self._mark_bytes = size_bytes
+
+    def _keep_pace(self, size_bytes: int) -> None:
+        """Let several streams run only where one is slow."""
+        before_bytes, before = self._pace
+        brought, now = size_bytes - before_bytes, time.monotonic()
+        if self._measured and 0 <= brought < PACE_BYTES:
+            return
+        fast = brought > FAST_BYTES_PER_S * (now - before)
+        self._streams, self._measured, self._pace = 1 if fast else STREAMS, True, (size_bytes, now)
+        self._changed.notify_all()
 
     def failed(self, span: spans.Span, error: Interrupted) -> None:
         """Plan another try. Raises the error instead, once patience is at its end."""
@@ -218,7 +233,7 @@ class _Plan:
                 return
             if self._taken[span] >= self._failed_at:  # else it failed along with the last one
                 self._failures += 1
-            self._streams, self._failed_at = 1, time.monotonic()
+            self._streams, self._measured, self._failed_at = 1, False, time.monotonic()
             if self._failures > self._patience.retries:
                 self._stopped = True
                 raise error
@@ -232,6 +247,8 @@ class _Plan:
         """Break an answer off when everything is stopped."""
         with self._changed:
             self._answers.append(answer)
+            if not self._measured:
+                self._pace = (self._partial.size_bytes, time.monotonic())
             if self._stopped:
                 answer.abort()
         try:

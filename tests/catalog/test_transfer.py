@@ -36,7 +36,7 @@ def ranges(server: HubServer) -> list[tuple[int, int]]:
 
 def test_ranges_are_fetched_at_once_each_byte_once(hub_server: HubServer, store: Store) -> None:
     hub, files = remote(hub_server)
-    hub_server.throttle_bytes_per_s = 64 * MIB
+    hub_server.throttle_bytes_per_s = 16 * MIB
     (path,) = pull(hub, files, store)
     assert path.read_bytes() == DATA
     asked = sorted(ranges(hub_server))
@@ -44,6 +44,15 @@ def test_ranges_are_fetched_at_once_each_byte_once(hub_server: HubServer, store:
     assert all(a[1] == b[0] for a, b in itertools.pairwise(asked))
     assert len(asked) >= transfer.STREAMS
     assert hub_server.most_at_once == transfer.STREAMS
+
+
+def test_fast_server_is_read_by_one_stream(
+    hub_server: HubServer, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "FAST_BYTES_PER_S", 1e6)
+    hub, files = remote(hub_server)
+    assert pull(hub, files, store)[0].read_bytes() == DATA
+    assert hub_server.most_at_once == 1
 
 
 def test_first_request_is_alone_until_it_brought_something(
@@ -100,7 +109,7 @@ def test_failures_of_all_streams_at_one_moment_count_once(
     hub_server: HubServer, store: Store
 ) -> None:
     hub, files = remote(hub_server)
-    hub_server.throttle_bytes_per_s = 64 * MIB
+    hub_server.throttle_bytes_per_s = 16 * MIB
     hub_server.faults = [Fault("none"), *(Fault("cut", at=100_000) for _ in range(3))]
     told: list[str] = []
     observer = Observer(retrying=lambda reason, wait_s: told.append(reason))
