@@ -66,7 +66,7 @@ def parse() -> argparse.Namespace:
 
 # What is typed after the interpreter.
 COMMANDS = {
-    "conifer": ("-P", "-m", "conifer_cli", "pull", f"hf:{REPOSITORY}/{FILE}", "--yes", "--force"),
+    "conifer": ("-P", "-m", "conifer_cli", "pull", f"hf:{REPOSITORY}/{FILE}", "--yes"),
     "hf": ("-P", "-m", "huggingface_hub.cli.hf", "download", REPOSITORY, FILE),
 }
 
