@@ -65,6 +65,12 @@ class Headers:
                 os.replace(temporary, path)
                 undo.pop_all()
 
+    def forget(self, file: RemoteFile) -> None:
+        """Drop the header of a file: bytes that came with it were wrong."""
+        if (path := self._path(file.repository, file.name)) is not None:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
     def find(self, reference: Reference) -> list[Kept] | None:
         """Return the headers of all parts that a reference means, as they were last seen."""
         repository = reference.repository

@@ -76,6 +76,15 @@ class Answer:
     abort: Callable[[], None]
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Who was asked: the hub itself or its storage, with a token or not, about which page."""
+
+    of_hub: bool
+    token: bool
+    page: str
+
+
 def cache_folder() -> Path:
     """Return the folder that huggingface_hub caches repositories in."""
     return Path(_constants().HF_HUB_CACHE)
@@ -165,13 +174,13 @@ class Hub:
         headers = {"Range": f"bytes={start}-{end - 1}"}
         if if_range and not if_range.startswith("W/"):
             headers["If-Range"] = if_range
-        with self._get(f"{self.endpoint}/{path}", file.name, headers) as response:
+        with self._get(f"{self.endpoint}/{path}", file.name, file.repository, headers) as response:
             yield _answer(response, file, start, end)
 
     def _json(self, url: str, what: str) -> dict[str, Any]:
         import json
 
-        with self._get(url, what, {}) as response:
+        with self._get(url, what, what, {}) as response:
             body = bytearray()
             for chunk in _translated(response.iter_bytes(), what):
                 body += chunk
@@ -186,13 +195,15 @@ class Hub:
         return listing
 
     @contextmanager
-    def _get(self, url: str, what: str, headers: dict[str, str]) -> Iterator[httpx2.Response]:
+    def _get(
+        self, url: str, what: str, repository: str, headers: dict[str, str]
+    ) -> Iterator[httpx2.Response]:
         """GET, following redirects by hand. Yields a successful response, its body unread."""
         if self.offline:
             raise HubUnreachable(f"{what}: offline mode is on")
         import httpx2
 
-        client = _client()
+        client, page = _client(), f"{self.endpoint}/{repository}"
         timeout = httpx2.Timeout(STALL_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         for _ in range(MAX_REDIRECTS + 1):
             sent = {"User-Agent": "conifer", "Accept-Encoding": "identity", **headers}
@@ -205,7 +216,8 @@ class Hub:
                 ) as response,
             ):
                 if not response.has_redirect_location:
-                    _check_status(response, what)
+                    of_hub = _origin(url) == _origin(self.endpoint)
+                    _check_status(response, what, _Asked(of_hub, bool(self._token), page))
                     yield response
                     return
                 url = _next_url(url, response.headers["Location"], what)
@@ -330,24 +342,35 @@ def _translated(chunks: Iterator[bytes], what: str) -> Iterator[bytes]:
         yield from chunks
 
 
-def _check_status(response: httpx2.Response, what: str) -> None:
+def _check_status(response: httpx2.Response, what: str, asked: _Asked) -> None:
     """Raise what a status other than success means."""
     status = response.status_code
     if status in (200, 206):
         return
+    if status in _WORTH_RETRYING or not asked.of_hub:  # a link to storage may have run out
+        who = "the hub" if asked.of_hub else "its storage"
+        raise Interrupted(f"{what}: {who} answered {status}", _retry_after(response))
     code = response.headers.get("X-Error-Code", "")
+    if code == "GatedRepo":
+        raise AccessDenied(
+            f"{what} is gated, and this token's account has not been let in: see {asked.page}"
+            if asked.token
+            else f"{what} is gated: its publisher's terms must be accepted at {asked.page}, "
+            "and a token of that account be sent"
+        )
+    absent = ModelNotFound(f"{what}: the hub has no such repository, revision or file")
+    if code in ("RepoNotFound", "RevisionNotFound", "EntryNotFound"):
+        raise absent
     failures: dict[int, CatalogError] = {
-        401: AccessDenied(f"{what}: the hub has no such repository, or wants a token for it"),
+        401: AccessDenied(
+            f"{what}: the hub does not accept this token"
+            if asked.token
+            else f"{what}: the hub has no such repository, or wants a token for it"
+        ),
         403: AccessDenied(f"{what}: the hub refuses it to this token"),
-        404: ModelNotFound(f"{what}: the hub has no such repository, revision or file"),
+        404: absent,
         416: Interrupted(f"{what}: the server has not the range that was asked for"),
     }
-    if code == "GatedRepo":
-        raise AccessDenied(f"{what}: its licence must be accepted on the hub, with a token")
-    if code in ("RepoNotFound", "RevisionNotFound", "EntryNotFound"):
-        raise failures[404]
-    if status in _WORTH_RETRYING:
-        raise Interrupted(f"{what}: the hub answered {status}", _retry_after(response))
     raise failures.get(status, HubUnreachable(f"{what}: the hub answered {status}"))
 
 

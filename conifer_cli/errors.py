@@ -73,7 +73,7 @@ TABLE: dict[str, tuple[int, Hint]] = {
     ),
     "catalog.errors.AccessDenied": (
         UNREACHABLE,
-        "Accept the licence on the model's page and set HF_TOKEN to a token that may read it.",
+        "Accept the terms on the model's page, and set HF_TOKEN to a token that may read it.",
     ),
     "catalog.errors.BadSetting": (UNREACHABLE, "Correct that variable, or unset it."),
     "catalog.errors.IndexUnreachable": (

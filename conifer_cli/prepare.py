@@ -118,8 +118,9 @@ def _fetch(target: Target, judged: Judged, wishes: Wishes, store: Store) -> Judg
 
 def _transfer(judged: Judged, store: Store) -> tuple[Path, ...]:
     """Fetch files from the hub. What we fetch is recorded as ours before its first byte."""
-    from catalog import receipts
+    from catalog import NotAModel, VerificationError, receipts
     from catalog.download import is_here, pull
+    from catalog.headers import Headers
     from catalog.transfer import Observer
 
     with terminal.Progress(judged.name) as progress:
@@ -136,7 +137,12 @@ def _transfer(judged: Judged, store: Store) -> tuple[Path, ...]:
         with suppress(OSError):  # without a record they count as another tool's
             receipts.write(store.home, missing)
         observer = Observer(progress.update, waiting, retrying)
-        return tuple(pull(connect(), judged.remote, store, observer))
+        try:
+            return tuple(pull(connect(), judged.remote, store, observer))
+        except (NotAModel, VerificationError):
+            for file in judged.remote:
+                Headers(store.home).forget(file)
+            raise
 
 
 def _refuse() -> NoReturn:

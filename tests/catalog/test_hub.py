@@ -81,12 +81,35 @@ def test_missing_repository_and_revision_are_not_found(hub_server: HubServer) ->
         Hub().files("../etc")
 
 
-def test_gated_repository_is_denied_without_the_token(hub_server: HubServer) -> None:
+def test_gated_repository_is_explained(hub_server: HubServer) -> None:
     hub_server.files = {"org/gated/m.gguf": BIG}
     hub_server.gated = {"org/gated"}
-    with pytest.raises(catalog.AccessDenied, match="licence must be accepted"):
+    page = f"{hub_server.url}/org/gated"
+    with pytest.raises(catalog.AccessDenied, match=f"must be accepted at {page}, and a token"):
         Hub().files("org/gated")
+    with pytest.raises(catalog.AccessDenied, match=f"has not been let in: see {page}"):
+        Hub(token="hf_other").files("org/gated")
     assert Hub(token="hf_secret").files("org/gated")
+
+
+def test_storage_that_refuses_is_asked_again(hub_server: HubServer) -> None:
+    hub_server.files = {"org/repo/m.gguf": BIG}
+    hub_server.faults = [Fault("status", 403)]  # as where a signed link has run out
+    hub = Hub()
+    (file,) = hub.find(catalog.resolve("hf:org/repo"))
+    with pytest.raises(Interrupted, match="its storage answered 403"):
+        hub.header(file, 10)
+
+
+@pytest.mark.parametrize("text", ["7", "Thu, 01 Jan 1970 00:00:00 GMT", "soon", ""])
+def test_server_may_say_when_as_seconds_or_as_a_date(hub_server: HubServer, text: str) -> None:
+    hub_server.files = {"org/repo/m.gguf": BIG}
+    hub_server.faults = [Fault("status", 429, {"Retry_After": text})]
+    hub = Hub()
+    (file,) = hub.find(catalog.resolve("hf:org/repo"))
+    with pytest.raises(Interrupted) as caught:
+        hub.header(file, 10)
+    assert caught.value.retry_after_s == {"7": 7, "soon": None, "": None}.get(text, 0)
 
 
 def test_token_of_the_environment_is_sent(hub_server: HubServer, monkeypatch) -> None:
@@ -152,7 +175,7 @@ def test_busy_server_says_when_to_come_back(hub_server: HubServer) -> None:
     hub_server.faults = [Fault("status", 503, {"Retry_After": "7"})]
     hub = Hub()
     (file,) = hub.find(catalog.resolve("hf:org/repo"))
-    with pytest.raises(Interrupted, match="answered 503") as caught:
+    with pytest.raises(Interrupted, match="storage answered 503") as caught:
         hub.header(file, 10)
     assert caught.value.retry_after_s == 7
 
