@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 MAX_BYTES = 1 << 20  # of the file; of a longer one the older half goes
 LAST = 9  # runs of a file that count
+TELLING_BYTES = 64 << 20  # of a file, from which on its speed says something of other files
 MIN_DECODED, MIN_PREFILLED = 16, 64  # tokens from which on a rate says something
 
 

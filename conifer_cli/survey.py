@@ -56,6 +56,15 @@ class Place:
         """What real runs took here, by file, as a multiple of what the priors say."""
         return ledger.ratios(self.here, self.kernels, self.bandwidth) if self.here else {}
 
+    @property
+    def telling(self) -> list[float]:
+        """The same of the files that are large enough to say something of others, one each."""
+        return [
+            ledger.median(ratios) or 1.0
+            for (_, size_bytes), ratios in self.ratios.items()
+            if size_bytes >= ledger.TELLING_BYTES
+        ]
+
 
 @dataclass(frozen=True)
 class Rung:
@@ -161,7 +170,7 @@ def speed(judged: Judged, there: Place, moved: Traffic | None) -> Rate | None:
         there.machine.backend,
         there.kernels,
         own=there.ratios.get(file, ()),
-        others=[ledger.median(values) or 1.0 for values in there.ratios.values()],
+        others=there.telling,
         estimated=judged.config is None,
     )
 

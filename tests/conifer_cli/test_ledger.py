@@ -10,6 +10,7 @@ import pytest
 
 from conifer_cli import ledger
 from conifer_cli.ledger import Run
+from conifer_cli.survey import Place
 from engine.machine import Machine
 from engine.speed import MEASURED, PREDICTED, Bandwidth, Traffic, predict, seconds
 from support.program import MODELS, run_unplugged
@@ -100,6 +101,14 @@ def test_ratios_are_of_this_machine_and_these_kernels():
     assert list(found) == [("a.gguf", 10**9)]
     by_priors = ledger.by_priors(run_of(), BANDWIDTH)
     assert found["a.gguf", 10**9] == pytest.approx([by_priors / 20] * 2)
+
+
+def test_a_tiny_file_says_nothing_of_others():
+    keep(run_of(), run_of("tiny.gguf", size_bytes=300_000, decode_per_s=0.1))
+    there = Place(MACHINE, "native", MACHINE)
+    assert len(there.ratios) == 2
+    by_priors = ledger.by_priors(run_of(), there.bandwidth)
+    assert there.telling == pytest.approx([by_priors / 20])
 
 
 @pytest.mark.parametrize(
