@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from catalog.store import Installed, Store
 
 # Everything that Conifer writes into its own folder; docs/files.md says what each is.
-OURS = ("headers", "ledger.jsonl", "licences.json", "models", "pulled")
+OURS = ("headers", "history", "ledger.jsonl", "licences.json", "models", "prompts", "pulled")
 
 
 def remove_models(names: Sequence[str], everything: bool, yes: bool) -> int:
