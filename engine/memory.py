@@ -23,7 +23,10 @@ from engine.scan import CHUNK
 MARGIN = 1.02  # the need is known to about 2 %
 RESERVE_SHARE = 0.04  # of the machine's memory, for everything else that runs
 MIN_RESERVE = 512 << 20
-PROGRAM = 320 << 20  # Python, MLX, the tokenizer of a large vocabulary
+# Python, MLX and this program, and for each word of the vocabulary what the tokenizer keeps, as
+# measured on Linux; a GPU has its runtime on top.
+PROGRAM, WORD_BYTES = 52 << 20, 512
+GPU_RUNTIME = 256 << 20
 DEFAULT_CONTEXT = 32_768
 SCORE_BYTES = 128 << 20  # attention scores of one prefill chunk
 INDEXER_BYTES = 64 << 20  # scores that the heads of an indexer give at a time
@@ -117,11 +120,12 @@ def needs(
     if weights_bytes is None:
         used = used_tensors(config, tensors)
         weights_bytes = sum(resident_bytes(info, backend, kernels) for info in used)
+    program = program_bytes(config.vocab, backend)
 
     @cache
     def need(context: int) -> Need:
         buffers = buffer_bytes(config, tensors, backend, context, kv_type, kernels)
-        return Need(weights_bytes, kv_bytes(config, context, kv_type), buffers, PROGRAM)
+        return Need(weights_bytes, kv_bytes(config, context, kv_type), buffers, program)
 
     return need
 
@@ -156,6 +160,11 @@ def judge_size(size_bytes: int, machine: Machine) -> Verdict:
     need = Need(size_bytes, 0, 0, PROGRAM)
     kind, reserve = kind_of(need, machine), reserve_bytes(machine)
     return Verdict(kind, need, machine, reserve, 0, 0, size_bytes, estimated=True)
+
+
+def program_bytes(vocab: int, backend: str) -> int:
+    """Say what takes memory beside the model, given the words of its vocabulary."""
+    return PROGRAM + WORD_BYTES * vocab + (GPU_RUNTIME if backend != "cpu" else 0)
 
 
 def kind_of(need: Need, machine: Machine) -> str:
@@ -232,17 +241,16 @@ def buffer_bytes(
     """
     chunk = min(MAX_CHUNK, context)
     heads = config.heads * _head_values(config)
-    hidden = 3 * max(config.feed_forward)
-    if config.experts:
-        routed = config.experts.used * (3 * config.experts.width + 2 * config.width)
-        hidden = max(hidden, routed + 3 * config.experts.shared_width)
     mixed = max(heads, _recurrent_values(config, kernels))
-    rows = 4 * chunk * (4 * config.width + mixed + hidden)
     logits = 6 * 4 * config.vocab
+    fused = kernels == "native" and fuses(config, tensors)
+    rows = 4 * chunk * (4 * config.width + mixed + _hidden_values(config, fused))
+    if fused:
+        return rows + logits
     indexing = 0
     if config.latent and config.latent.indexer:  # scores of its heads, and its keys in float32
         indexing = 3 * INDEXER_BYTES + 4 * context * config.latent.indexer.dims
-    if kernels == "native" and (config.latent or fuses(config, tensors)):
+    if kernels == "native" and config.latent:
         return rows + logits + indexing
     one_row = 4 * config.heads * context
     scores = 2 * max(min(one_row * chunk, SCORE_BYTES), one_row * min(MIN_CHUNK, chunk))
@@ -262,6 +270,20 @@ def _head_values(config: ModelConfig) -> int:
         return 2 * (config.key_dim + config.value_dim)
     rank, turned = config.latent.rank, config.rope.dims
     return 2 * (2 * rank + turned) + config.latent.key_dim + config.latent.value_dim
+
+
+def _hidden_values(config: ModelConfig, fused: bool) -> int:
+    """Count the values of one token that a feed-forward part holds at a time.
+
+    Where all layers are one task, an expert is done with before the next begins.
+    """
+    experts = config.experts
+    if experts is None:
+        return max(config.feed_forward) * (1 if fused else 3)
+    if fused:
+        return max(*config.feed_forward, experts.used * experts.width)
+    routed = experts.used * (3 * experts.width + 2 * config.width)
+    return max(3 * max(config.feed_forward), routed + 3 * experts.shared_width)
 
 
 def _recurrent_values(config: ModelConfig, kernels: str) -> int:

@@ -14,11 +14,12 @@ from engine.cache import kept_bytes, read_bytes, token_bytes
 from engine.config import LayerMemory
 from engine.kernels import growth, selected
 from engine.machine import Machine
-from engine.memory import DEFAULT_CONTEXT, PROGRAM, SCORE_BYTES, Need, Verdict, judge_needs
+from engine.memory import DEFAULT_CONTEXT, SCORE_BYTES, Need, Verdict, judge_needs, program_bytes
 from engine.speed import Traffic
 
 ROWS_BYTES = 384 << 20  # of one prefill chunk, in the widest models of the catalog
 GUESSED_LAYERS = 48
+GUESSED_VOCABULARY = 160_000
 GUESSED = LayerMemory(buffers=((1, 1024),))  # of every layer, where nothing is known
 
 
@@ -61,12 +62,13 @@ def sketch_needs(sketch: Sketch, backend: str, kv_type: str, kernels: str) -> Ca
     weights_bytes = sketch_weights(sketch, backend, kernels)
     stored = max(token_bytes(memory, kv_type) for memory in sketch.kept)
     widened = max(token_bytes(memory, "f32") for memory in sketch.kept)
+    program = program_bytes(GUESSED_VOCABULARY, backend)
 
     @cache
     def need(context: int) -> Need:
         kv = kept_bytes(sketch.kept, context, kv_type)
         scores = 2 * SCORE_BYTES + int(context * (stored + widened))
-        return Need(weights_bytes, kv, ROWS_BYTES + scores, PROGRAM)
+        return Need(weights_bytes, kv, ROWS_BYTES + scores, program)
 
     return need
 

@@ -4,7 +4,8 @@ It is arithmetic on the header. What was measured on this machine, its rate of r
 real tokens took, is handed in; what was not measured here comes from the priors below, and every
 answer says which of the two it is. A token takes
 
-    weights x bytes of weights / bandwidth + kv x bytes of the cache / bandwidth + layers x layer_s
+    (weights x bytes of weights + kv x bytes of the cache + layers x layer_bytes) / bandwidth
+    + layers x layer_s
 """
 
 from __future__ import annotations
@@ -79,20 +80,23 @@ class Pace:
     """What a token costs beside plain reading. low, high: how far the rate may be off, as factors.
 
     weights, kv: how many times longer than a plain read it takes to multiply by what is read.
+    layer_bytes, layer_s: what else a layer takes, as bytes that could have been read, and in
+    seconds; a CPU that reads faster is done with everything else sooner too.
     """
 
     weights: float
     kv: float
-    layer_s: float
+    layer_bytes: float = 0.0
+    layer_s: float = 0.0
     low: float = 0.65
     high: float = 1.35
 
 
-# Where nothing ran yet. On a CPU measured with the results in benchmarks/results; for GPUs the fit
-# of docs/fit.md to other programs' public measurements.
+# Where nothing ran yet. For the native kernels fitted to runs on a quiet and on a busy machine; for
+# GPUs to other programs' public measurements. docs/fit.md says how well they do.
 PACES = {
-    ("cpu", "native"): Pace(weights=1.1, kv=1.5, layer_s=0.1e-3, low=0.85, high=1.15),
-    ("cpu", "stock"): Pace(weights=15.0, kv=15.0, layer_s=1.0e-3, low=0.5, high=2.0),
+    ("cpu", "native"): Pace(weights=1.15, kv=1.2, layer_bytes=1.7e6, low=0.8, high=1.2),
+    ("cpu", "stock"): Pace(weights=15.0, kv=15.0, layer_bytes=15e6, low=0.5, high=2.0),
     ("metal", "stock"): Pace(weights=1.4, kv=1.4, layer_s=0.1e-3),
     ("cuda", "stock"): Pace(weights=1.4, kv=1.4, layer_s=0.1e-3, low=0.5, high=1.6),
 }
@@ -119,6 +123,7 @@ def seconds(moved: Traffic, layers: int, bandwidth: Bandwidth, backend: str, ker
     """Say how long one token takes by the priors."""
     pace = PACES[backend, kernels]
     stretched = pace.weights * moved.weights_bytes + pace.kv * moved.kv_bytes
+    stretched += layers * pace.layer_bytes
     return stretched / bandwidth.bytes_per_s + layers * pace.layer_s
 
 

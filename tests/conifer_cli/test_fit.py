@@ -19,7 +19,7 @@ def document(*arguments, home, memory_bytes=16 << 30):
 
 @pytest.mark.parametrize(
     ("memory_bytes", "kind", "code"),
-    [(4 << 30, "fits", 0), (500 << 20, "tight", 0), (100 << 20, "too_large", 4)],
+    [(4 << 30, "fits", 0), (500 << 20, "tight", 0), (40 << 20, "too_large", 4)],
 )
 def test_a_local_file_is_judged_by_its_header(tmp_path, memory_bytes, kind, code):
     got, fit = document(QWEN, home=tmp_path, memory_bytes=memory_bytes)
@@ -98,7 +98,7 @@ def test_a_bar_shows_the_need_within_the_budget_or_the_budget_within_the_need(tm
     drawn = next(line for line in roomy.splitlines() if line.startswith("["))
     assert len(drawn) == 64 + 2
     assert set(drawn) == set("[P.r]")  # all else is less than half a character
-    small = run_unplugged("fit", QWEN, home=tmp_path, memory_bytes=100 << 20).stdout.decode()
+    small = run_unplugged("fit", QWEN, home=tmp_path, memory_bytes=40 << 20).stdout.decode()
     drawn = next(line for line in small.splitlines() if line.startswith("["))
     assert (len(drawn), drawn.count("|")) == (64 + 3, 1)
 
@@ -107,7 +107,7 @@ def test_speed_is_what_is_moved_over_the_bandwidth(tmp_path):
     _, fit = document(QWEN, "--kernels", "stock", home=tmp_path)
     moved, pace = fit["moved_bytes_per_token"], PACES["cpu", "stock"]
     weights = sum(moved.values()) - moved["kv_bytes"]
-    expected = 1 / (pace.weights * weights / 10**10 + 2 * pace.layer_s)
+    expected = 10**10 / (pace.weights * weights + 2 * pace.layer_bytes)
     rate = fit["speed"]["at_start"]
     assert rate["per_s"] == pytest.approx(expected, rel=0.01)
     assert (rate["source"], moved["kv_bytes"]) == ("predicted", 0)

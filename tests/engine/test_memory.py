@@ -107,7 +107,7 @@ def test_need_is_the_sum_of_its_parts():
     parts = need.weights_bytes + need.kv_bytes + need.buffers_bytes + need.program_bytes
     assert need.total_bytes == parts
     assert min(need.weights_bytes, need.kv_bytes, need.buffers_bytes) > 0
-    assert need.program_bytes == PROGRAM
+    assert need.program_bytes == PROGRAM + 512 * CONFIG.vocab
 
 
 def test_verdict_words_follow_the_rule():

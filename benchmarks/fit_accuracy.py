@@ -1,0 +1,171 @@
+"""Hold what `fit` says against what happens: peak memory, and tokens per second, on this machine.
+
+Each case is a fresh process that loads a file as `conifer run` does, fills its cache with a random
+prompt (or, with --touch, touches every page of a longer one), and decodes at its end. Memory is the
+process's own high-water mark. Rates of a shared machine change by the second, so that the plain
+reads by which `fit` predicts alternate with decoding, and every round is compared within itself.
+
+    python benchmarks/fit_accuracy.py FILE... --context 512,4096 --out results/fit-accuracy.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+DECODED = 64  # tokens, at the end of the context
+ROUNDS = 9
+TOUCHED = 512  # tokens of the random prompt that wakes all experts before pages are touched
+READ_BYTES = 256 << 20
+READS = 5
+EVERY = 8  # tokens from one that is written to the next, so that no page of the cache is left out
+LEAST, MOST = 0.95, 1.02  # of the predicted memory
+
+
+def main() -> int:
+    """Run every case and write the results. Gives 1 where one is outside its bounds."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--context", default="512,4096")
+    parser.add_argument("--touch", action="store_true", help="touch the cache, do not fill it")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.case:
+        print(json.dumps(case(options.files[0], int(options.case), options.touch)))
+        return 0
+    cases = []
+    for file in options.files:
+        for context in map(int, options.context.split(",")):
+            words = [sys.executable, "-P", __file__, str(file), "--case", str(context)]
+            words += ["--touch"] if options.touch else []  # -P: not this folder, but the package
+            done = subprocess.run(words, capture_output=True, text=True, check=True)
+            cases.append(json.loads(done.stdout.splitlines()[-1]))
+            print(json.dumps(cases[-1]), flush=True)
+    if options.out:
+        known = json.loads(options.out.read_text())["cases"] if options.out.exists() else []
+        document = {"cpu": cpu(), "system": platform.platform(), "commit": commit()}
+        document["date"] = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        same = {(made["file"], made["context"]) for made in cases}
+        kept = [made for made in known if (made["file"], made["context"]) not in same]
+        document["cases"] = kept + cases
+        options.out.write_text(json.dumps(document, indent=1) + "\n")
+    return 0 if all(made["memory_holds"] for made in cases) else 1
+
+
+def case(file: Path, context: int, touch: bool) -> dict[str, Any]:
+    """Measure one file at one context."""
+    from conifer_cli.prepare import judge, locate
+    from conifer_cli.session import RunOptions, Session
+    from conifer_cli.verdict import Wishes
+    from engine.measure import peak_memory_bytes, prompt
+    from engine.sampling import Settings
+
+    wishes = Wishes(context=context)
+    judged = judge(locate(str(file)), wishes)
+    session = Session(judged, RunOptions(context=context))
+    model = session.model
+    cache = model.new_cache(context)
+    held = context - DECODED - 2
+    tokens = prompt(model.config.vocab, held)
+    if touch:
+        model.step(tokens[:TOUCHED], cache)
+        for start in range(TOUCHED, held - 1, EVERY):
+            cache.tokens = tokens[:start]
+            model.step(tokens[start : start + 1], cache)
+        cache.tokens = tokens[:-1]
+        model.step(tokens[-1:], cache)
+    else:
+        list(model.generate(tokens, Settings(max_tokens=1), cache))
+    decode(model, tokens, cache, DECODED)
+    peak = peak_memory_bytes()
+    pairs = []
+    for _ in range(ROUNDS):
+        before = read_rate()
+        rate = decode(model, tokens, cache, DECODED // 4)
+        pairs.append((rate, (before + read_rate()) / 2))
+    return report(judged, model.kernels.name, context, peak, pairs)
+
+
+def decode(model: Any, tokens: list[int], cache: Any, count: int) -> float:
+    """Decode at the end of the context: tokens per second."""
+    from engine.sampling import Settings
+
+    stream = model.generate(
+        tokens, Settings(max_tokens=count, temperature=0, ignore_end=True), cache
+    )
+    list(stream)
+    return float(stream.stats.decode_per_s)
+
+
+def read_rate() -> float:
+    """Read memory plainly, for a moment: bytes per second."""
+    from engine.machine import backend
+    from engine.measure import read_rates
+
+    return statistics.median(read_rates(READ_BYTES, READS, backend()))
+
+
+def report(
+    judged: Any, kernels: str, context: int, peak: int, pairs: list[tuple[float, float]]
+) -> dict[str, Any]:
+    """Compare. Ratios are of what was measured to what was predicted."""
+    from engine.memory import needs
+    from engine.speed import MEASURED, Bandwidth, seconds, traffic
+
+    config, tensors, backend = judged.config, judged.tensors, judged.verdict.machine.backend
+    need = needs(config, tensors, backend, "f16", kernels)(context)
+    moved = traffic(config, tensors, backend, kernels, context - DECODED, "f16")
+    predicted = [
+        1 / seconds(moved, config.layers, Bandwidth(read, MEASURED), backend, kernels)
+        for _, read in pairs
+    ]
+    ratios = [rate / by for (rate, _), by in zip(pairs, predicted, strict=True)]
+    share = peak / need.total_bytes
+    return {
+        "file": Path(judged.paths[0]).name,
+        "layers": config.layers,
+        "context": context,
+        "kernels": kernels,
+        "memory": {"peak_bytes": peak, "predicted_bytes": need.total_bytes},
+        "measured_over_predicted_memory": round(share, 4),
+        "memory_holds": LEAST <= share <= MOST,
+        "need_bytes": {
+            "weights": need.weights_bytes,
+            "kv": need.kv_bytes,
+            "buffers": need.buffers_bytes,
+            "program": need.program_bytes,
+        },
+        "tokens_per_s": [round(rate, 2) for rate, _ in pairs],
+        "predicted_tokens_per_s": [round(by, 2) for by in predicted],
+        "read_bytes_per_s": [round(read) for _, read in pairs],
+        "measured_over_predicted_speed": round(statistics.median(ratios), 3),
+        "speed_ratios": [round(ratio, 3) for ratio in ratios],
+    }
+
+
+def cpu() -> str:
+    """Name this machine's processor."""
+    from engine.machine import this_machine
+
+    return this_machine().name
+
+
+def commit() -> str:
+    """Name the commit that is checked out."""
+    words = ["git", "describe", "--always", "--dirty=+changes", "--abbrev=40"]
+    return subprocess.run(
+        words, cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
