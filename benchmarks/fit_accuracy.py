@@ -36,17 +36,19 @@ def main() -> int:
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--context", default="512,4096")
     parser.add_argument("--touch", action="store_true", help="touch the cache, do not fill it")
+    parser.add_argument("--kernels", default="auto")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
-        print(json.dumps(case(options.files[0], int(options.case), options.touch)))
+        print(json.dumps(case(options.files[0], int(options.case), options.touch, options.kernels)))
         return 0
     cases = []
     for file in options.files:
         for context in map(int, options.context.split(",")):
             words = [sys.executable, "-P", __file__, str(file), "--case", str(context)]
-            words += ["--touch"] if options.touch else []  # -P: not this folder, but the package
+            words += ["--kernels", options.kernels]
+            words += ["--touch"] if options.touch else []
             done = subprocess.run(words, capture_output=True, text=True, check=True)
             cases.append(json.loads(done.stdout.splitlines()[-1]))
             print(json.dumps(cases[-1]), flush=True)
@@ -54,14 +56,19 @@ def main() -> int:
         known = json.loads(options.out.read_text())["cases"] if options.out.exists() else []
         document = {"cpu": cpu(), "system": platform.platform(), "commit": commit()}
         document["date"] = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        same = {(made["file"], made["context"]) for made in cases}
-        kept = [made for made in known if (made["file"], made["context"]) not in same]
+        same = {identity(made) for made in cases}
+        kept = [made for made in known if identity(made) not in same]
         document["cases"] = kept + cases
         options.out.write_text(json.dumps(document, indent=1) + "\n")
     return 0 if all(made["memory_holds"] for made in cases) else 1
 
 
-def case(file: Path, context: int, touch: bool) -> dict[str, Any]:
+def identity(made: dict[str, Any]) -> tuple[object, ...]:
+    """Say what a later run of the same case replaces."""
+    return made["file"], made["context"], made["kernels"]
+
+
+def case(file: Path, context: int, touch: bool, kernels: str) -> dict[str, Any]:
     """Measure one file at one context."""
     from conifer_cli.prepare import judge, locate
     from conifer_cli.session import RunOptions, Session
@@ -69,9 +76,9 @@ def case(file: Path, context: int, touch: bool) -> dict[str, Any]:
     from engine.measure import peak_memory_bytes, prompt
     from engine.sampling import Settings
 
-    wishes = Wishes(context=context)
+    wishes = Wishes(context=context, kernels=kernels)
     judged = judge(locate(str(file)), wishes)
-    session = Session(judged, RunOptions(context=context))
+    session = Session(judged, RunOptions(context=context, kernels=kernels))
     model = session.model
     cache = model.new_cache(context)
     held = context - DECODED - 2

@@ -40,6 +40,50 @@ def test_a_cgroup_v2_limit_is_the_budget_less_what_is_used(tmp_path: Path):
     assert (found.budget_bytes, found.limited_by) == (6 * GIB, "cgroup limit")
 
 
+@pytest.mark.parametrize("prefix", ["", "total_"])
+def test_a_model_that_just_ran_is_cache_and_counts_as_free(tmp_path: Path, prefix: str):
+    names = ("memory.max", "memory.current", "sys/fs/cgroup/job", "0::/job\n")
+    if prefix:
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "sys/fs/cgroup/memory/job", "")
+        names = (*names[:3], "5:memory:/job\n")
+    files = {
+        "proc/self/cgroup": names[3],
+        f"{names[2]}/{names[0]}": f"{8 * GIB}\n",
+        f"{names[2]}/{names[1]}": f"{7 * GIB}\n",
+        f"{names[2]}/memory.stat": f"{prefix}active_file {5 * GIB}\n{prefix}inactive_file {GIB}\n",
+    }
+    found = machine.linux_cpu(linux(tmp_path, files))
+    assert (found.budget_bytes, found.limited_by) == (7 * GIB, "cgroup limit")
+
+
+def test_an_idle_machine_gives_all_but_what_it_keeps_for_itself(tmp_path: Path):
+    found = machine.linux_cpu(linux(tmp_path / "a", {}), idle=True)
+    assert found.budget_bytes == 24 * GIB - int(0.05 * 24 * GIB)
+    files = {
+        "proc/self/cgroup": "0::/job\n",
+        "sys/fs/cgroup/job/memory.max": f"{8 * GIB}\n",
+        "sys/fs/cgroup/job/memory.current": f"{7 * GIB}\n",
+    }
+    found = machine.linux_cpu(linux(tmp_path / "b", files), idle=True)
+    assert (found.budget_bytes, found.limited_by) == (8 * GIB, "cgroup limit")
+    assert machine.idle_bytes(16 * GIB, "metal") == 14 * GIB
+    assert machine.idle_bytes(64 * GIB, "metal") == 64 * GIB - int(6.4 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("working_set", "available", "budget", "limit"),
+    [
+        (22 * GIB, 30 * GIB, 0.95 * 22 * GIB, "Metal working set"),
+        (22 * GIB, 4 * GIB, 4 * GIB, "available memory"),
+        (31.9 * GIB, None, 32 * GIB - 3.2 * GIB, "memory beside the system's"),
+    ],
+)
+def test_a_mac_is_held_by_the_least_of_three_limits(working_set, available, budget, limit):
+    found = machine.metal_machine("Mac", 32 * GIB, int(working_set), available)
+    assert found.budget_bytes == pytest.approx(budget, abs=1)
+    assert found.limited_by == limit
+
+
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
