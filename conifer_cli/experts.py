@@ -135,7 +135,7 @@ def spread(session: Session) -> Spread | None:
     from engine.gguf import open_model
     from engine.speed import traffic
 
-    routes, config, judged = session.model.routes, session.model.config, session.judged
+    routes, config, judged = session.model.count_routes(), session.model.config, session.judged
     if routes is None:
         return None
     tensors = (judged.file or open_model(judged.paths[0])).tensors

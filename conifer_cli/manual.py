@@ -39,8 +39,11 @@ EXIT_CODES = (
     ("141", "whoever read the output has gone"),
 )
 ENVIRONMENT = (
-    ("CONIFER_<OPTION>", "any option, as CONIFER_CONTEXT=16k; what is typed wins"),
-    ("CONIFER_HOME", "the folder for Conifer's own files"),
+    (
+        "CONIFER_<OPTION>",
+        "any option, as CONIFER_CONTEXT=16k: before config.toml, after what is typed",
+    ),
+    ("CONIFER_HOME", "the folder for Conifer's own files, config.toml among them"),
     ("HF_HOME, HF_HUB_CACHE", "the folder for weights"),
     ("HF_TOKEN", "for repositories that want one"),
     ("HF_ENDPOINT", "a mirror of the hub"),

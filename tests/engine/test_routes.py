@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -180,3 +185,35 @@ def test_the_busiest_experts_cover_a_share():
     hits = np.array([[5, 4, 1, 0], [0, 0, 10, 0], [25, 25, 25, 25], [0, 0, 0, 0]])
     assert covering(hits, 0.9).tolist() == [2, 1, 4, 0]
     assert covering(hits, 0.5).tolist() == [1, 1, 2, 0]
+
+
+@pytest.mark.nightly
+def test_counting_costs_at_most_two_percent_of_cpu_time(tmp_path: Path):
+    """By CPU time, over 12 pairs of runs, on layers as wide as a published model's."""
+    path = tmp_path / "olmoe.gguf"
+    synthesize = Path(__file__).parents[2] / "benchmarks" / "synthesize.py"
+    arguments = [str(path), "--model", "olmoe-1b-7b", "--layers", "2"]
+    subprocess.run([sys.executable, str(synthesize), *arguments], check=True)
+    model = engine.load(path)
+    routes = model.count_routes()
+    settings = engine.Settings(temperature=0, max_tokens=200, ignore_end=True)
+    prompt = list(range(100, 164))
+
+    def cost(counting: bool) -> float:
+        model._decoder.routes = routes if counting else None
+        model._decoder.layers.watch(routes if counting else None)
+        routes.reset()
+        cache = model.new_cache(512)
+        started = time.process_time()
+        for _ in model.generate(prompt, settings, cache):
+            pass
+        assert routes.hits().sum() == counting * len(routes.layers) * 263 * routes.used
+        return time.process_time() - started
+
+    cost(True), cost(False)
+    pairs = [
+        (cost(True), cost(False)) if n % 2 else (cost(False), cost(True))[::-1] for n in range(12)
+    ]
+    ratio = statistics.median(counted / plain for counted, plain in pairs)
+    print(f"counting: {ratio - 1:+.2%} of CPU time")
+    assert ratio <= 1.02
