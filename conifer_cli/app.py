@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from conifer_cli import errors, options, run_options, terminal
+from conifer_cli import errors, interrupts, options, run_options, terminal
 from conifer_cli.completion import QUERY, Shell
 from conifer_cli.manual import WIDTH, Contents, Program
 
@@ -63,7 +63,7 @@ def main() -> NoReturn:
         sys.stderr.write(WINDOWS + "\n")
         sys.exit(errors.FAILURE)
     terminal.prepare()
-    terminal.catch_signals()
+    interrupts.catch_signals()
     terminal.finish(_outcome(sys.argv[1:]))
 
 
@@ -74,7 +74,7 @@ def _outcome(arguments: list[str]) -> int:
         terminal.write("")
     except KeyboardInterrupt:
         return errors.INTERRUPTED
-    except terminal.Ended as signal:
+    except interrupts.Ended as signal:
         return 128 + signal.number
     except terminal.ReaderGone:
         return errors.READER_GONE

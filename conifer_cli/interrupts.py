@@ -1,4 +1,5 @@
-"""Ctrl-C in a conversation: it stops what can be stopped, and never the conversation itself.
+"""What signals do: they end the program, so that what was begun is cleared away; but Ctrl-C in a
+conversation stops what can be stopped there, and never the conversation itself.
 
 While a conversation goes on, the signal's handler does one of three things, by where the program
 is: at a prompt it raises KeyboardInterrupt; in an answer it tells that to stop; anywhere else it
@@ -12,6 +13,29 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
+
+
+class Ended(BaseException):
+    """A signal asked this process to end. Like KeyboardInterrupt, it is no Exception."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def catch_signals() -> None:
+    """Have Ctrl-C, SIGTERM and SIGHUP raise, so that what was begun is cleared away."""
+    raising = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _end, signal.SIGHUP: _end}
+    for number, handler in raising.items():
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has SIGHUP
+            signal.signal(number, handler)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    for again in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(again, signal.SIG_IGN)  # once is enough, and clearing away takes a moment
+    raise Ended(number)
 
 
 class Interrupts:

@@ -39,6 +39,11 @@ def count(number: int | None) -> str:
     return f"{number:,}"
 
 
+def tokens(number: int) -> str:
+    """Write a number of tokens, k for 1,024: 820, 6.1k, 32k."""
+    return f"{number}" if number < 1024 else f"{number / 1024:.1f}".removesuffix(".0") + "k"
+
+
 def duration(seconds: float) -> str:
     """Write a time the way a person says it: 48 s, 12 min, 3 h 05 min."""
     if seconds < 100:

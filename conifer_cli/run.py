@@ -11,7 +11,7 @@ from conifer_cli import errors, prompts, saved, terminal
 from conifer_cli.errors import UsageError
 from conifer_cli.experts import experts_document, require_experts, require_format, show_experts
 from conifer_cli.layout import size
-from conifer_cli.prepare import judge, locate, ready
+from conifer_cli.prepare import Target, judge, locate, ready
 from conifer_cli.session import Answering, Messages, Reply, RunOptions, Session, require_template
 from conifer_cli.verdict import Wishes, reading
 
@@ -35,6 +35,25 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
         terminal.take_keyboard()
         if not terminal.conversing():
             raise UsageError("-i/--interactive needs a terminal to go on in")
+    session = open_session(target, options)
+    if options.verbose:
+        _explain(session)
+    _require_thinking(session)
+    messages = session.resume(Path(options.resume)) if options.resume else session.opening()
+    code = errors.OK
+    if not chatting:
+        code = answer_once(session, messages, prompt)
+    if chatting or options.interactive:
+        from conifer_cli.chat import converse
+
+        session, code = converse(session, messages), errors.OK
+    if options.save is not None:
+        session.save(Path(options.save), messages)
+    return code
+
+
+def open_session(target: Target, options: RunOptions) -> Session:
+    """Judge a model, fetch it where that is due, and load it."""
     wishes = Wishes(
         options.context,
         options.kv_type,
@@ -48,21 +67,7 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
     require_experts(judged, options.experts_out)
     judged = ready(target, judged, wishes)
     with reading(target.name, target.reference):
-        session = Session(judged, options)
-    if options.verbose:
-        _explain(session)
-    _require_thinking(session)
-    messages = session.resume(Path(options.resume)) if options.resume else session.opening()
-    code = errors.OK
-    if not chatting:
-        code = answer_once(session, messages, prompt)
-    if chatting or options.interactive:
-        from conifer_cli.chat import converse
-
-        code = converse(session, messages)
-    if options.save is not None:
-        session.save(Path(options.save), messages)
-    return code
+        return Session(judged, options)
 
 
 def whole_prompt(typed: str | None) -> str:

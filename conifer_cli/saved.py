@@ -100,6 +100,15 @@ def read_facts(path: Path, kind: str) -> dict[str, Any]:
         return _header(path, file, kind, hashlib.sha256())
 
 
+def is_one(path: Path, kind: str) -> bool:
+    """Tell whether a file begins as ours do."""
+    try:
+        with path.open("rb") as file:
+            return file.readline(80).startswith(f"conifer {kind} ".encode())
+    except OSError:
+        return False
+
+
 @contextmanager
 def _opened(path: Path, kind: str) -> Iterator[BinaryIO]:
     try:

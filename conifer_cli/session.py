@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conifer_cli import ledger, saved, terminal
+from conifer_cli.answer import Answer
 from conifer_cli.errors import NoCode, UsageError
 from conifer_cli.extract import FirstBlock
 
@@ -87,12 +88,12 @@ class Reply:
     shown: what of the text is for stdout, which `extract` makes less.
     """
 
-    def __init__(self, options: RunOptions) -> None:
+    def __init__(self, options: RunOptions, answer: Answer | None = None) -> None:
         self.text, self.thinking, self.shown = "", "", ""
         self._code = FirstBlock() if options.extract else None
         self._streams = not options.no_stream
         wish = False if options.as_json and options.show_thinking is None else options.show_thinking
-        self._answer = terminal.Answer(
+        self._answer = answer or Answer(
             terminal.shows_thinking(wish), raw=options.raw, quiet=options.as_json
         )
 
@@ -150,8 +151,17 @@ class Session:
 
     def change(self, **wishes: Any) -> None:
         """Change options for the answers to come, by the names that RunOptions has for them."""
-        self.options = replace(self.options, **wishes)
-        self.settings = settings_for(self.judged.entry, self.options, self.seed)
+        options = replace(self.options, **wishes)
+        self.settings = settings_for(self.judged.entry, options, self.seed)
+        self.options = options
+
+    def close(self) -> None:
+        """Give the memory back; the session is of no use then."""
+        import gc
+
+        del self.model
+        self.cache = None
+        gc.collect()
 
     def opening(self) -> Messages:
         """Begin a conversation."""
@@ -169,16 +179,19 @@ class Session:
         wishes = reasoning.switches(self.options.think, self.options.effort)
         return template.encode(messages, **wishes)
 
-    def answer(self, tokens: list[int]) -> Answering:
-        """Begin to answer, as far as the cache goes from there."""
-        cache = self.memory(len(tokens))
+    def answer(self, tokens: list[int], context: int | None = None) -> Answering:
+        """Begin to answer, as far as the cache goes from there.
+
+        context: tokens that the cache is for; None lets it grow for a prompt that needs it.
+        """
+        cache = self.memory(len(tokens), context)
         if self.model.routes is not None:
             self.model.routes.reset()
         return Answering(self, tokens, cache)
 
-    def memory(self, prompt_tokens: int) -> Cache:
-        """Give the cache; it is made on first use, and grows for a prompt that needs it."""
-        context = self._context(prompt_tokens)
+    def memory(self, prompt_tokens: int, context: int | None = None) -> Cache:
+        """Give the cache; it is made on first use."""
+        context = self._context(prompt_tokens) if context is None else context
         if self.cache is None or self.cache.context < context:
             self.cache = self.model.new_cache(context, self.options.kv_type)
         return self.cache

@@ -12,23 +12,22 @@ import io
 import json
 import os
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import NoReturn, TextIO
 
 from conifer_cli.errors import UsageError
-from conifer_cli.escapes import Filter, clean, clean_line
+from conifer_cli.escapes import clean, clean_line
 from conifer_cli.layout import duration, size
 
 PROGRESS_EVERY_S = 10.0  # without a terminal
 REDRAW_EVERY_S = 0.1  # on one
 SILENT_START_S = 1.0  # what is done sooner needs no progress
 STDIN_PATIENCE_S = 2.0
+MIN_STYLED_WIDTH = 20
 MAX_STDIN_BYTES = 64 * 10**6
-DIM, UNDIM = "\x1b[2m", "\x1b[22m"
 
 
 class ReaderGone(Exception):
@@ -37,28 +36,6 @@ class ReaderGone(Exception):
 
 class OutputError(Exception):
     """Standard output cannot be written, for another reason than a reader that left."""
-
-
-class Ended(BaseException):
-    """A signal asked this process to end. Like KeyboardInterrupt, it is no Exception."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
-def catch_signals() -> None:
-    """Have Ctrl-C, SIGTERM and SIGHUP raise, so that what was begun is cleared away."""
-    raising = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _end, signal.SIGHUP: _end}
-    for number, handler in raising.items():
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has SIGHUP
-            signal.signal(number, handler)
-
-
-def _end(number: int, frame: FrameType | None) -> NoReturn:
-    for again in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(again, signal.SIG_IGN)  # once is enough, and clearing away takes a moment
-    raise Ended(number)
 
 
 def prepare() -> None:
@@ -122,6 +99,38 @@ def take_keyboard() -> None:
     sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
 
 
+def dimensions() -> tuple[int, int]:
+    """Say how wide and how high the terminal is, in cells."""
+    size = shutil.get_terminal_size()
+    return size.columns, size.lines
+
+
+def styles() -> bool:
+    """Tell whether answers may be styled: on a terminal that can, for a person who wants it."""
+    plain = "NO_COLOR" in os.environ or os.environ.get("TERM") in (None, "", "dumb", "unknown")
+    return is_terminal(sys.stdout) and not plain and dimensions()[0] >= MIN_STYLED_WIDTH
+
+
+@contextlib.contextmanager
+def quiet_keys() -> Iterator[None]:
+    """Keep what is typed within off the screen, and for the next prompt; Ctrl-C stays itself."""
+    if os.environ.get("TERM") in (None, "", "dumb", "unknown") or not is_terminal(sys.stdin):
+        yield
+        return
+    import termios
+
+    fd = sys.stdin.fileno()
+    before = termios.tcgetattr(fd)
+    quiet = list(before)
+    quiet[0] &= ~termios.ICRNL
+    quiet[3] &= ~(termios.ECHO | termios.ICANON)
+    try:
+        termios.tcsetattr(fd, termios.TCSANOW, quiet)
+        yield
+    finally:
+        termios.tcsetattr(fd, termios.TCSANOW, before)
+
+
 def conversing() -> bool:
     """Tell whether both ends of a conversation are a terminal."""
     return is_terminal(sys.stdin) and is_terminal(sys.stdout)
@@ -160,93 +169,22 @@ def out_json(value: object) -> None:
     write(json.dumps(value, indent=2) + "\n")
 
 
+def tell(text: str) -> None:
+    """Print several lines to stderr as they are laid out."""
+    note(clean(text).rstrip("\n") + "\n")
+
+
 def say(text: str = "") -> None:
-    """Print one line to stderr. Nobody listening there is no reason to stop."""
-    _to_stderr(clean_line(text) + "\n")
+    """Print one line to stderr."""
+    note(clean_line(text) + "\n")
 
 
-def _to_stderr(text: str) -> None:
+def note(text: str) -> None:
+    """Write text that is already clean to stderr. Nobody listening is no reason to stop."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
             sys.stderr.write(text)
             sys.stderr.flush()
-
-
-class Answer:
-    """Stream a model's answer to stdout: cleaned, and ended by exactly one newline.
-
-    thinking: whether what the model thinks is shown, on stderr. raw: as it is, and no newline is
-    added. quiet: nothing goes to stdout.
-    """
-
-    def __init__(self, thinking: bool = False, raw: bool = False, quiet: bool = False) -> None:
-        self._raw, self._quiet = raw, quiet
-        self._filter = Filter()
-        self._newlines = ""  # held back: they may be the last thing
-        self._started = False
-        self._thoughts = Thoughts() if thinking else None
-
-    def __enter__(self) -> Answer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """End the line, but print nothing at all where nothing was answered because of an error."""
-        if self._thoughts is not None:
-            self._thoughts.end()
-        if self._raw or self._quiet:
-            return
-        if error is None or (self._started and not isinstance(error, ReaderGone | OutputError)):
-            write("\n")
-
-    def think(self, piece: str) -> None:
-        """Print a piece of thinking, if it is shown."""
-        if self._thoughts is not None:
-            self._thoughts.push(piece)
-
-    def push(self, piece: str) -> None:
-        """Print what of `piece` is safe to print now."""
-        if self._thoughts is not None:
-            self._thoughts.end()
-        if self._quiet:
-            return
-        if self._raw:
-            write(piece)
-            return
-        text = self._newlines + self._filter.push(piece)
-        body = text.rstrip("\n")
-        self._newlines = text[len(body) :]
-        if body:
-            self._started = True
-            write(body)
-
-
-class Thoughts:
-    """Stream a model's thinking to stderr: cleaned, dimmed on a terminal, a blank line after it."""
-
-    def __init__(self) -> None:
-        self._filter = Filter()
-        self._begun = False
-        plain = "NO_COLOR" in os.environ or os.environ.get("TERM") in (None, "dumb")
-        self._dims = is_terminal(sys.stderr) and not plain
-
-    def push(self, piece: str) -> None:
-        """Print what of `piece` is safe to print now."""
-        text = self._filter.push(piece)
-        if text and not self._begun:
-            self._begun = True
-            text = (DIM if self._dims else "") + text
-        _to_stderr(text)
-
-    def end(self) -> None:
-        """Say that no thinking follows, at least for now."""
-        if self._begun:
-            self._begun = False
-            _to_stderr((UNDIM if self._dims else "") + "\n\n")
 
 
 class Progress:
@@ -295,7 +233,7 @@ class Progress:
         """Take the live line off the screen."""
         if self._drawn:
             self._draw("")
-            _to_stderr("\r")
+            note("\r")
 
     def _line(self, done: int, total: int | None, per_s: float) -> str:
         text, whole, rate = (
@@ -312,7 +250,7 @@ class Progress:
 
     def _draw(self, line: str) -> None:
         line = line[: max(shutil.get_terminal_size().columns - 1, 0)]
-        _to_stderr("\r" + line.ljust(self._drawn))
+        note("\r" + line.ljust(self._drawn))
         self._drawn = len(line)
 
 
@@ -374,7 +312,7 @@ def ask(prompt: str) -> str | None:
 
 def confirm(question: str) -> bool:
     """Ask a person yes or no, through stderr; Enter means yes, the end of input no."""
-    _to_stderr(clean_line(question) + " [Y/n] ")
+    note(clean_line(question) + " [Y/n] ")
     reply = sys.stdin.readline()
     if not reply:
         say()
@@ -389,4 +327,4 @@ def draw(picture: Callable[[int, bool], list[str]]) -> None:
     plain = "NO_COLOR" in os.environ or os.environ.get("TERM") in (None, "", "dumb")
     coloured = is_terminal(sys.stderr) and not plain
     lines = picture(shutil.get_terminal_size().columns, coloured)
-    _to_stderr("".join(line + "\n" for line in lines))
+    note("".join(line + "\n" for line in lines))

@@ -96,6 +96,10 @@ class Tokenizer:
         text = b"".join(self._piece(id, markup) for id in ids)
         return self._without_prefix(text).decode("utf-8", "replace")
 
+    def spelled(self, ids: Iterable[int]) -> bytes:
+        """Join the bytes of ids, which need not be whole characters; control tokens have none."""
+        return b"".join(map(self._piece, ids))
+
     def stream(self, shown: frozenset[int] = frozenset()) -> StreamDecoder:
         """Start to decode ids that arrive one at a time; `shown` control tokens are not dropped."""
         return StreamDecoder(lambda id: self._piece(id, id in shown), self._without_prefix)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from conifer_cli import app, errors, terminal
+from conifer_cli import app, errors, interrupts, terminal
 from support.program import INTERRUPTED, ROOT, command, environment, run_conifer, run_unplugged
 
 COMMANDS = ("run", "pull", "fit", "list", "show", "verify", "rm")
@@ -126,7 +126,7 @@ def test_closed_standard_streams_end_cleanly(tmp_path, closed):
     [
         (KeyboardInterrupt(), errors.INTERRUPTED),
         (terminal.ReaderGone(), errors.READER_GONE),
-        (terminal.Ended(15), 143),
+        (interrupts.Ended(15), 143),
     ],
 )
 def test_an_interruption_has_its_exit_code(monkeypatch, capsys, raised, code):

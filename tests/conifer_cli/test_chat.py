@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from conifer_cli.chat import COMMANDS
+from conifer_cli.commands import COMMANDS
 from support.program import MODELS, command, environment, templated
 from support.terminal_session import TerminalSession
 
@@ -98,13 +98,22 @@ def test_a_conversation_needs_no_stderr(tmp_path):
         assert session.wait() == 0
 
 
-def test_a_message_over_the_context_is_an_error_with_both_counts(tmp_path):
-    arguments = [*command(), "run", QWEN, "-c", "16"]
+def test_a_message_over_the_context_is_said_with_both_counts_and_a_choice(tmp_path):
+    arguments = [*command(), "run", QWEN, "-c", "16", "--max-tokens", "4", "--stats"]
     with TerminalSession(arguments, environment(tmp_path, TERM="dumb")) as session:
         session.expect(">>> ")
         session.type("word " * 40 + "\n")
-        session.expect("tokens do not fit a context of 16")
+        session.expect("they do not fit the context of 16.")
+        session.expect("[g] grow it to ")
+        session.expect("[c] cancel: ")
+        session.type("c\n")
+        session.expect("Your message was not added.")
         session.expect(">>> ")
+        session.type("word " * 40 + "\n")
+        session.expect("[c] cancel: ")
+        session.type("g\n")
+        session.expect("The context is now ")
+        session.expect("answer: 4 tokens")
 
 
 def test_the_second_turn_holds_the_first_and_takes_it_from_the_cache(tmp_path):
@@ -125,4 +134,6 @@ def test_the_second_turn_holds_the_first_and_takes_it_from_the_cache(tmp_path):
 
 
 def test_every_command_begins_with_a_slash():
-    assert all(word.startswith("/") for word in COMMANDS)
+    names = [name for command in COMMANDS for name in command.names]
+    assert all(name.startswith("/") for name in names)
+    assert len(set(names)) == len(names)

@@ -1,0 +1,222 @@
+"""What a conversation is made of: the messages, the model that answers, and what was changed on
+the way. It answers the last message; which commands there are is not known here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conifer_cli import errors, terminal
+from conifer_cli.answer import Answer
+from conifer_cli.interrupts import Interrupts
+from conifer_cli.layout import tokens as short
+from conifer_cli.session import Messages, Reply, Session
+
+if TYPE_CHECKING:
+    from conifer_cli.lineedit import Desk, Editor
+    from conifer_cli.session import Answering
+    from engine.reasoning import Part
+
+ANSWER_ROOM = 512  # tokens that must be free before an answer begins, or a quarter of the context
+
+
+class Conversation:
+    """Messages and who answers them. `editor` and `desk` are set by whoever holds it.
+
+    context: tokens that the cache may hold. staged: texts that go with the next message.
+    thoughts: what went before the last answer; folds: whether thinking is shown in one line.
+    """
+
+    editor: Editor
+    desk: Desk
+
+    def __init__(self, session: Session, messages: Messages, interrupts: Interrupts) -> None:
+        self.session, self.messages, self.interrupts = session, messages, interrupts
+        self.context = session.judged.verdict.context
+        self.shows_stats = session.options.stats
+        self.styled = terminal.styles()
+        self.staged: list[str] = []
+        self.thoughts = ""
+        self.folds = False
+        self.turns = Turns()
+        self.attempts = 0  # at the same answer
+
+    def meter(self) -> str:
+        """Say how full the context is: `ctx 6.1k/32k`."""
+        cache = self.session.cache
+        return f"ctx {short(cache.length if cache else 0)}/{short(self.context)}"
+
+    def room(self) -> int:
+        """Count the tokens that an answer must find free."""
+        wish = self.session.options.max_tokens or ANSWER_ROOM
+        return min(wish, ANSWER_ROOM, max(self.context // 4, 1))
+
+    def encode(self) -> list[int]:
+        """Turn the messages into tokens, those of the cache where it holds the same text."""
+        from engine.respell import respelled
+
+        session = self.session
+        tokens = session.encode(self.messages)
+        held = session.cache.tokens if session.cache else []
+        return respelled(held, tokens, session.model.tokenizer)
+
+    def say(self, text: str) -> None:
+        """Add what a person typed, and the answer to it."""
+        self.messages.append({"role": "user", "content": "\n\n".join([*self.staged, text])})
+        staged, self.staged = self.staged, []
+        self.attempts = 0
+        if not self.answer():
+            self.messages.pop()
+            self.staged = staged
+
+    def answer(self) -> bool:
+        """Answer the last message, and add that; False where nothing was said."""
+        from conifer_cli.overflow import make_room
+
+        try:
+            tokens = make_room(self)
+            if tokens is None:
+                return False
+            reply, answering, first_s = self.ask(tokens)
+        except errors.foreseen() as error:
+            if isinstance(error, terminal.OutputError):
+                raise
+            _, message, hint = errors.explain(error)
+            terminal.say(f"conifer: {message}")
+            terminal.say(f"Your message was not added. {hint} /clear begins anew.")
+            return False
+        self.thoughts = reply.thinking
+        if answering.stream.finish == "interrupted" and not reply.text:
+            return False
+        self.messages.append(reply.message())
+        self.turns.add(answering, first_s)
+        if self.shows_stats:
+            terminal.say(f"{self.turns.last}; {self.meter()}")
+        if answering.cut_by_context:
+            terminal.say(f"The context of {self.context:,} tokens is full: the answer was cut.")
+        return True
+
+    def ask(self, tokens: list[int], **settings: Any) -> tuple[Reply, Answering, float]:
+        """Print the answer to these tokens; also give the seconds to its first piece."""
+        session = self.session
+        kept = session.settings
+        if self.attempts and kept.seed is not None:  # the same seed would say the same again
+            settings["seed"] = (kept.seed + self.attempts) % (1 << 63)
+        session.settings = replace(kept, **settings)
+        reply = Reply(session.options, self._printer())
+        clock = Clock()
+        try:
+            answering = session.answer(tokens, self.context)
+            with terminal.quiet_keys(), self.interrupts.calling(answering.stop):
+                reply.print(clock.first_of(answering))
+        finally:
+            session.settings = kept
+        return reply, answering, clock.first_s
+
+    def switch(self, name: str) -> None:
+        """Let another model go on with the same messages; the one of before if it cannot."""
+        from conifer_cli.prepare import locate
+        from conifer_cli.run import open_session
+
+        target, before = locate(name), self.session
+        before.close()  # both at once may not fit
+        opened = None
+        try:
+            opened = open_session(target, replace(before.options, context=None))
+        finally:
+            self.session = opened or Session(before.judged, before.options)
+        self.context = self.session.judged.verdict.context
+
+    def fold(self) -> None:
+        """Fold thinking from now on; or unfold it, and show what was thought last."""
+        self.folds = not self.folds
+        terminal.say(f"Thinking is {'folded' if self.folds else 'shown'} from here on.")
+        if not self.folds and self.thoughts:
+            terminal.tell(self.thoughts)
+
+    def clear(self) -> None:
+        """Begin anew, with the system message."""
+        self.messages[:] = self.session.opening()
+        self.staged, self.thoughts, self.attempts = [], "", 0
+
+    def resize(self, context: int) -> None:
+        """Take another context; what is in the cache has to be read anew."""
+        self.context = context
+        self.session.cache = None
+
+    def _printer(self) -> Answer:
+        options = self.session.options
+        painter = None
+        if self.styled:
+            from conifer_cli.highlight import lexer_for
+            from conifer_cli.markdown import Painter
+
+            painter = Painter(*terminal.dimensions(), lexer_for)
+        return Answer(
+            terminal.shows_thinking(options.show_thinking), painter=painter, folded=self.folds
+        )
+
+
+class Clock:
+    """Measures how long the first piece of an answer takes: `first_s`, 0 where none came."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self.first_s = 0.0
+
+    def first_of(self, parts: Iterable[Part]) -> Iterator[Part]:
+        """Pass the parts on."""
+        for part in parts:
+            if not self.first_s:
+                self.first_s = time.perf_counter() - self._start
+            yield part
+
+
+class Turns:
+    """What the answers so far took; `last` says it of the last one."""
+
+    def __init__(self) -> None:
+        self.count = self.prompt = self.cached = self.decoded = 0
+        self.prefill_s = self.decode_s = 0.0
+        self.last = ""
+
+    def add(self, answering: Answering, first_s: float) -> None:
+        """Take in one more."""
+        stats = answering.stream.stats
+        self.count += 1
+        self.prompt += stats.prompt_tokens
+        self.cached += stats.cached_tokens
+        self.decoded += stats.decoded_tokens
+        self.prefill_s += stats.prefill_s
+        self.decode_s += stats.decode_s
+        self.last = f"{answering.stats()}; first token after {first_s:.2f} s"
+
+    def lines(self) -> list[str]:
+        """Say it of all of them together."""
+        if not self.count:
+            return ["Nothing was answered yet."]
+        computed = self.prompt - self.cached
+        return [
+            f"last: {self.last}",
+            f"{self.count:,} answers: {self.prompt:,} prompt tokens, {self.cached:,} of them from "
+            f"the cache, {computed:,} read in {self.prefill_s:.1f} s; "
+            f"{self.decoded:,} tokens answered in {self.decode_s:.1f} s",
+        ]
+
+
+def history_file() -> Path | None:
+    """Say where what is typed is kept; nowhere if there is no home or CONIFER_NOHISTORY is set."""
+    from conifer_cli import options
+
+    if os.environ.get("CONIFER_NOHISTORY") or not terminal.is_terminal(sys.stdin):
+        return None
+    try:
+        return options.home() / "history"
+    except errors.UsageError:
+        return None

@@ -1,0 +1,136 @@
+"""Emphasis, code and links within a line of Markdown, as spans of a style each.
+
+Underscores are letters: in answers they stand in names far more often than around emphasis.
+
+Text must be clean (`escapes`). It knows neither blocks nor the width of a terminal.
+"""
+
+from __future__ import annotations
+
+import re
+
+Span = tuple[str, str]  # (SGR parameters, text)
+Row = list[Span]
+
+BOLD, DIM, ITALIC, UNDERLINE, STRUCK, CODE = "1", "2", "3", "4", "9", "36"
+
+_MARKS_AT_END = re.compile(r"[*`~\\]+$")
+_INLINE = re.compile(
+    r"\\(?P<escaped>[\\`*_{}\[\]()#+.!|>~-])|(?P<code>`+)|(?P<strong>\*\*\*|\*\*|~~)|(?P<em>\*)"
+    r"|\[(?P<link>[^\]\[]+)\]\((?P<target>[^()\s]*)\)"
+)
+_STRONG = {"***": f"{BOLD};{ITALIC}", "**": BOLD, "~~": STRUCK}
+
+
+def cells(text: str) -> int:
+    """Count the columns that text takes on a terminal."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def width_of(row: Row) -> int:
+    return sum(cells(text) for _, text in row)
+
+
+def joined(row: Row) -> Row:
+    """Put neighbours of one style together."""
+    whole: Row = []
+    for style, text in row:
+        if whole and whole[-1][0] == style:
+            whole[-1] = (style, whole[-1][1] + text)
+        else:
+            whole.append((style, text))
+    return whole
+
+
+def settled(text: str) -> bool:
+    """Tell whether no mark in an unfinished line waits for what closes it."""
+    return inline(text, "", True) == inline(text, "", False)
+
+
+def inline(text: str, style: str, ended: bool) -> Row:
+    """Read emphasis, code and links in a line of text; of one not `ended`, as if they closed."""
+    if not ended:
+        text = _MARKS_AT_END.sub("", text)
+    row: Row = []
+    at = 0
+    while found := _INLINE.search(text, at):
+        row.append((style, text[at : found.start()]))
+        kind = found.lastgroup if found.lastgroup != "target" else "link"
+        spans, at = _READERS[kind or ""](text, found, style, ended)
+        row += spans
+    row.append((style, text[at:]))
+    return [span for span in row if span[1]]
+
+
+def _read_escaped(text: str, mark: re.Match[str], style: str, ended: bool) -> tuple[Row, int]:
+    return [(style, mark["escaped"])], mark.end()
+
+
+def _read_code(text: str, mark: re.Match[str], style: str, ended: bool) -> tuple[Row, int]:
+    closing = re.compile(rf"(?<!`){mark[0]}(?!`)").search(text, mark.end())
+    if closing is None and (ended or not cells(text[mark.end() : mark.end() + 1])):
+        return [(style, mark[0])], mark.end()
+    end = closing.start() if closing else len(text)
+    code = text[mark.end() : end]
+    if len(code) > 1 and code.startswith(" ") and code.endswith(" ") and code.strip():
+        code = code[1:-1]
+    return [(styled(style, CODE), code)], closing.end() if closing else end
+
+
+def _read_strong(text: str, mark: re.Match[str], style: str, ended: bool) -> tuple[Row, int]:
+    return _emphasis(text, mark, style, _STRONG[mark[0]], ended)
+
+
+def _read_em(text: str, mark: re.Match[str], style: str, ended: bool) -> tuple[Row, int]:
+    return _emphasis(text, mark, style, ITALIC, ended)
+
+
+def _emphasis(
+    text: str, mark: re.Match[str], style: str, added: str, ended: bool
+) -> tuple[Row, int]:
+    """Read what stands between two marks; one that cannot open anything is text."""
+    before, after = text[mark.start() - 1 : mark.start()], text[mark.end() : mark.end() + 1]
+    within_word = before.isalnum() and after.isalnum()
+    if (
+        not after
+        or after.isspace()
+        or not cells(after)
+        or (within_word and not (ended and mark[0] == "**"))
+    ):
+        return [(style, mark[0])], mark.end()
+    literal, one = re.escape(mark[0]), re.escape(mark[0][0])
+    alone = rf"(?<![\s{one}]){literal}(?!{one})"
+    closing = re.compile(rf"(?<!\s){literal}" if len(mark[0]) > 1 else alone).search(
+        text, mark.end() + 1
+    )
+    if closing is None:
+        if ended:
+            return [(style, mark[0])], mark.end()
+        return inline(text[mark.end() :], styled(style, added), False), len(text)
+    inner = inline(text[mark.end() : closing.start()], styled(style, added), True)
+    return inner, closing.end()
+
+
+def _read_link(text: str, mark: re.Match[str], style: str, ended: bool) -> tuple[Row, int]:
+    row = inline(mark["link"], styled(style, UNDERLINE), True)
+    if mark["target"] and mark["target"] != mark["link"]:
+        row.append((styled(style, DIM), f" ({mark['target']})"))
+    return row, mark.end()
+
+
+_READERS = {
+    "escaped": _read_escaped,
+    "code": _read_code,
+    "strong": _read_strong,
+    "em": _read_em,
+    "link": _read_link,
+}
+
+
+def styled(style: str, more: str) -> str:
+    """Put two styles together."""
+    return f"{style};{more}" if style else more

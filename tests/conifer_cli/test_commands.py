@@ -1,0 +1,293 @@
+"""The commands of a conversation, with a tiny model that answers for real."""
+
+from __future__ import annotations
+
+import pytest
+
+from conifer_cli import keeping
+from conifer_cli.commands import COMMANDS, Leave, carry_out, complete, is_command
+from support.program import templated
+from support.talk import PLAIN, conversation
+
+
+@pytest.fixture
+def talk(tmp_path):
+    return conversation(templated(tmp_path, PLAIN))
+
+
+def roles(talk):
+    return [message["role"] for message in talk.messages]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/?", True),
+        ("/clear", True),
+        ("  /set think", True),
+        ("/nosuch word", True),
+        ("/etc/hosts", False),
+        ("/Users/me/x.txt is what?", False),
+        ("a /clear", False),
+        ("", False),
+        ("/", False),
+    ],
+)
+def test_a_command_is_a_word_and_a_path_is_a_message(text, expected):
+    assert is_command(text) == expected
+
+
+def test_an_unknown_command_does_nothing_but_say_so(talk, capsys):
+    carry_out("/cls now", talk)
+    assert capsys.readouterr().err == "Unknown command '/cls'. Type /? for help.\n"
+    assert talk.messages == []
+
+
+def test_every_command_is_in_the_help(talk, capsys):
+    carry_out("/?", talk)
+    said = capsys.readouterr().err
+    assert all(name in said for command in COMMANDS for name in command.names)
+
+
+@pytest.mark.parametrize("word", ["/bye", "/exit", "/quit"])
+def test_bye_leaves(talk, word):
+    with pytest.raises(Leave):
+        carry_out(word, talk)
+
+
+def test_undo_takes_back_a_message_and_its_answer(talk):
+    talk.say("one")
+    first = list(talk.messages)
+    talk.say("two")
+    assert roles(talk) == ["user", "assistant"] * 2
+    carry_out("/undo", talk)
+    assert talk.messages == first
+    carry_out("/undo", talk)
+    carry_out("/undo", talk)  # says that there is nothing
+    assert talk.messages == []
+
+
+def test_regen_answers_the_same_message_anew(tmp_path):
+    talk = conversation(
+        templated(tmp_path, PLAIN), sampling={"temperature": 2.0}, seed=3, max_tokens=12
+    )
+    talk.say("one")
+    answers = {talk.messages[-1]["content"]}
+    for _ in range(4):
+        carry_out("/regen", talk)
+        assert roles(talk) == ["user", "assistant"]
+        answers.add(talk.messages[-1]["content"])
+    assert len(answers) > 2
+
+
+def test_regen_without_an_answer_says_so(talk, capsys):
+    carry_out("/regen", talk)
+    assert "there is no answer to give anew" in capsys.readouterr().err
+
+
+def test_clear_keeps_the_system_message(tmp_path):
+    talk = conversation(templated(tmp_path, PLAIN), system="be brief")
+    talk.say("one")
+    carry_out("/clear", talk)
+    assert roles(talk) == ["system"]
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        ("temperature 0.5", "temperature", 0.5),
+        ("top_k 7", "top_k", 7),
+        ("top_p 0.5", "top_p", 0.5),
+        ("min_p 0.1", "min_p", 0.1),
+        ("repeat_penalty 1.2", "repetition_penalty", 1.2),
+        ("presence_penalty 0.5", "presence_penalty", 0.5),
+        ("num_predict 9", "max_tokens", 9),
+        ("seed 11", "seed", 11),
+        ("stop END", "stop", ("END",)),
+    ],
+)
+def test_set_parameter_changes_how_the_next_answers_are_drawn(talk, words, name, value):
+    carry_out(f"/set parameter {words}", talk)
+    assert getattr(talk.session.settings, name) == value
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("parameter temperature -1", "must be 0 to 100"),
+        ("parameter temperature nan", "number"),
+        ("parameter temperature warm", "warm"),
+        ("parameter top_p 2", "must be above 0"),
+        ("parameter seed -1", "must be 0 to 2^64 - 1"),
+        ("parameter num_predict 0", "must be at least 1"),
+        ("parameter num_ctx 99999999", "not a number of tokens"),
+        ("parameter num_ctx 16m", "not a number of tokens"),
+        ("parameter num_ctx 8k", "are the most that fit"),
+        ("parameter heat 1", "a parameter is one of"),
+        ("parameter", "a parameter is one of"),
+        ("thinking loudly", "show, fold or hide"),
+        ("think hard", "low, medium, high"),
+        ("nosuch", "there is no setting"),
+    ],
+)
+def test_a_setting_out_of_range_is_said_and_changes_nothing(talk, capsys, words, said):
+    before = talk.session.settings, talk.session.options, talk.context, talk.session.seed
+    carry_out(f"/set {words}", talk)
+    assert said in capsys.readouterr().err
+    assert before == (
+        talk.session.settings,
+        talk.session.options,
+        talk.context,
+        talk.session.seed,
+    )
+
+
+def test_another_context_reads_the_conversation_anew(talk):
+    talk.say("one")
+    carry_out("/set parameter num_ctx 512", talk)
+    talk.say("two")
+    assert (talk.context, talk.session.cache.context) == (512, 512)
+    assert roles(talk) == ["user", "assistant"] * 2
+
+
+def test_set_system_takes_the_place_of_the_one_before(talk):
+    for text in ("first", "second"):
+        carry_out(f"/set system {text}", talk)
+        assert [m["content"] for m in talk.messages if m["role"] == "system"] == [text]
+    carry_out("/set system", talk)
+    assert talk.messages == []
+
+
+@pytest.mark.parametrize("what", ["info", "system", "template", "parameters", "thinking"])
+def test_show_shows(talk, capsys, what):
+    carry_out(f"/show {what}", talk)
+    said = capsys.readouterr().err
+    assert said.strip() and "conifer:" not in said
+
+
+def test_a_conversation_is_saved_and_loaded(talk, tmp_path, capsys):
+    talk.say("one")
+    kept = list(talk.messages)
+    path = tmp_path / "a talk"
+    carry_out(f"/save {path}", talk)
+    carry_out("/clear", talk)
+    carry_out(f"/load {path}", talk)
+    assert talk.messages == kept
+    carry_out(f"/save {path}", talk)  # over itself
+    assert "conifer:" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{}", b"conifer prompt 1\n", b"conifer conversation 1\n{}\n"]
+)
+def test_what_is_no_conversation_is_not_loaded(talk, tmp_path, capsys, data):
+    path = tmp_path / "other"
+    path.write_bytes(data)
+    talk.say("one")
+    before = list(talk.messages)
+    carry_out(f"/load {path}", talk)
+    assert "conifer: " in capsys.readouterr().err
+    assert talk.messages == before
+
+
+def test_a_file_of_another_kind_is_not_written_over(talk, tmp_path, capsys):
+    path = tmp_path / "other"
+    path.write_text("dear diary")
+    carry_out(f"/save {path}", talk)
+    assert "is there already" in capsys.readouterr().err
+    assert path.read_text() == "dear diary"
+    carry_out(f"/save {tmp_path}/no/such/folder", talk)
+    assert "cannot write" in capsys.readouterr().err
+
+
+def test_export_writes_markdown_once(talk, tmp_path, capsys):
+    talk.say("one")
+    path = tmp_path / "talk.md"
+    carry_out(f"/export {path}", talk)
+    assert path.read_text().startswith("## You\n\none\n\n## templated.gguf\n\n")
+    capsys.readouterr()
+    carry_out(f"/export {path}", talk)
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_a_file_is_read_with_words_or_the_next_message(talk, tmp_path, capsys):
+    path = tmp_path / "some file.txt"
+    path.write_bytes(b"inside\xff\n")
+    carry_out(f"/read '{path}' what is it?", talk)
+    assert talk.messages[0]["content"] == "some file.txt:\ninside\ufffd\n\nwhat is it?"
+    assert "not all UTF-8" in capsys.readouterr().err
+    carry_out(f"/read {path}", talk)
+    assert len(talk.messages) == 2
+    talk.say("and now?")
+    assert talk.messages[2]["content"] == "some file.txt:\ninside\ufffd\n\nand now?"
+
+
+@pytest.mark.parametrize("rest", ["", "/nosuch/file", "~nosuchuser/x", "/"])
+def test_a_file_that_cannot_be_read_is_said(talk, capsys, rest):
+    carry_out(f"/read {rest}", talk)
+    assert capsys.readouterr().err.startswith("conifer: ")
+
+
+def test_another_model_goes_on_with_the_same_messages(talk, tmp_path, capsys):
+    talk.say("one")
+    folder = tmp_path / "other"
+    folder.mkdir()
+    carry_out(f"/model {templated(folder, PLAIN)}", talk)
+    talk.say("two")
+    assert roles(talk) == ["user", "assistant"] * 2
+    for name in ("no-such-model-at-all", str(tmp_path / "missing.gguf")):
+        carry_out(f"/model {name}", talk)
+        assert "conifer:" in capsys.readouterr().err
+    talk.say("three")  # the one of before still answers
+    assert roles(talk) == ["user", "assistant"] * 3
+
+
+def test_stats_count_what_came_from_the_cache(talk, capsys):
+    carry_out("/stats", talk)
+    talk.say("one")
+    talk.say("two")
+    carry_out("/stats", talk)
+    said = capsys.readouterr().err
+    assert "Nothing was answered yet." in said
+    assert "2 answers:" in said and "first token after" in said and "ctx " in said
+    assert talk.turns.cached > 0
+
+
+def test_copy_without_a_program_asks_the_terminal(talk, capsys, monkeypatch):
+    monkeypatch.setattr(keeping, "CLIPBOARDS", ())
+    carry_out("/copy", talk)
+    talk.say("one")
+    capsys.readouterr()
+    carry_out("/copy", talk)
+    out, err = capsys.readouterr()
+    assert out.startswith("\x1b]52;c;") and out.endswith("\x07")
+    assert "the terminal" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "some"),
+    [
+        ("/he", 0, ["/help "]),
+        ("/s", 0, ["/set ", "/show ", "/save ", "/stats "]),
+        ("/set th", 5, ["think", "thinking"]),
+        ("/set parameter top_", 15, ["top_k", "top_p"]),
+        ("/show in", 6, ["info"]),
+        ("/model qwen3-30b", 7, ["qwen3-30b-a3b"]),
+        ("words and", 6, []),
+    ],
+)
+def test_what_may_follow_is_known(text, start, some):
+    at, words = complete(text)
+    assert at == start and set(some) <= set(words) and bool(some) == bool(words)
+
+
+def test_paths_are_completed(tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a file.txt").touch()
+    (tmp_path / ".hidden").touch()
+    monkeypatch.chdir(tmp_path)
+    assert complete("/read ")[1] == ["a file.txt", "folder/"]
+    assert complete("/read a f") == (6, ["a file.txt"])
+    assert complete(f"/save {tmp_path}/.h")[1] == [f"{tmp_path}/.hidden"]
+    assert complete("look at ./fo") == (8, ["./folder/"])
+    assert complete("/read /nosuchfolder/x")[1] == []
