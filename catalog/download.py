@@ -74,7 +74,8 @@ def missing_bytes(files: Sequence[RemoteFile], store: Store) -> int:
     need = 0
     for file in files:
         if not is_here(file, store):
-            kept = max(map(partials.allocated_bytes, _parts(store.blob_path(file))), default=0)
+            parts = _parts(store.blob_path(file), "*.part")
+            kept = max(map(partials.allocated_bytes, parts), default=0)
             need += max(file.size_bytes - kept, 0)
     return need
 
@@ -105,7 +106,7 @@ def _fetch(
         with partials.claim(blob, file.size_bytes) as partial:
             tell(partial.size_bytes)
             try:
-                got = fill(hub, file, partial, patience, tell, observer.retrying)
+                got = fill(hub, file, partial, patience, tell, observer)
             except NotAModel:
                 partial.discard()
                 raise
@@ -120,9 +121,9 @@ def _fetch(
         partials.sweep(blob)
 
 
-def _parts(blob: Path) -> Iterator[Path]:
-    """Yield what is being fetched of a blob, by us or by another tool."""
-    for pattern in ("*.part", "*.incomplete"):
+def _parts(blob: Path, *patterns: str) -> Iterator[Path]:
+    """Yield what there is of a blob that is not whole."""
+    for pattern in patterns:
         yield from blob.parent.glob(f"{blob.name}.{pattern}")
 
 
@@ -188,7 +189,8 @@ def _wait_for_lock(
             if not told:
                 on_wait()
                 told = True
-        size_bytes = max(map(partials.allocated_bytes, _parts(blob)), default=0)
+        parts = _parts(blob, "*.part", "*.incomplete")  # ours, or those of the hub's client
+        size_bytes = max(map(partials.allocated_bytes, parts), default=0)
         if size_bytes > best:
             best, since = size_bytes, time.monotonic()
             tell(min(size_bytes, file.size_bytes))

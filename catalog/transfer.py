@@ -35,6 +35,7 @@ SYNC_EVERY_BYTES = 256 * 2**20  # the most that a power cut makes us fetch again
 HASH_BYTES = 2**20
 MAX_WAIT_S = 300.0
 TELL_EVERY_S = 0.1
+CHECKING_S = 1.0  # a hash that takes longer than the bytes by so much is told
 END_S = 2.0  # threads that are told to end have so long before they are left to themselves
 
 
@@ -53,11 +54,13 @@ class Observer:
     progress: (bytes here, bytes in all) of everything that was asked for.
     waiting: another process fetches this file; it is waited for.
     retrying: (what went wrong, seconds until it is tried again).
+    checking: all bytes of a file are here, and their hash takes a while.
     """
 
     progress: Callable[[int, int], None] = lambda done, total: None
     waiting: Callable[[], None] = lambda: None
     retrying: Callable[[str, float], None] = lambda reason, wait_s: None
+    checking: Callable[[], None] = lambda: None
 
 
 def fill(
@@ -66,7 +69,7 @@ def fill(
     partial: Partial,
     patience: Patience,
     tell: Callable[[int], None],
-    retrying: Callable[[str, float], None],
+    observer: Observer,
 ) -> str:
     """Fetch what a partial file lacks; return the SHA-256 of the whole, as hex.
 
@@ -79,15 +82,20 @@ def fill(
     digest = pool.submit(_hash, file, partial)
     running: set[Future[Any]] = {digest}
     running |= {pool.submit(_stream, hub, file, partial, plan) for _ in range(STREAMS)}
-    threads = list(running)
+    threads, whole_since, told = list(running), 0.0, False
     try:
         while running:
             ended, running = wait(running, TELL_EVERY_S, FIRST_EXCEPTION)
             for future in ended:
                 future.result()
             while plan.failures_to_tell:
-                retrying(*plan.failures_to_tell.popleft())
+                observer.retrying(*plan.failures_to_tell.popleft())
             tell(partial.size_bytes)
+            if running == {digest}:
+                whole_since = whole_since or time.monotonic()
+                if not told and time.monotonic() - whole_since > CHECKING_S:
+                    told = True
+                    observer.checking()
         return digest.result()
     finally:
         plan.stop()

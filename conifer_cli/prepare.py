@@ -133,12 +133,20 @@ def _transfer(judged: Judged, store: Store) -> tuple[Path, ...]:
             progress.clear()
             terminal.say(f"conifer: {reason}; trying again in {duration(wait_s)}")
 
+        def checking() -> None:
+            progress.clear()
+            terminal.say("conifer: all bytes are here; comparing their SHA-256 with the hub's")
+
         missing = [file for file in judged.remote if not is_here(file, store)]
         with suppress(OSError):  # without a record they count as another tool's
             receipts.write(store.home, missing)
-        observer = Observer(progress.update, waiting, retrying)
+        observer = Observer(progress.update, waiting, retrying, checking)
         try:
             return tuple(pull(connect(), judged.remote, store, observer))
+        except KeyboardInterrupt:
+            progress.clear()
+            terminal.say("conifer: stopped; the same command goes on from here")
+            raise
         except (NotAModel, VerificationError):
             for file in judged.remote:
                 Headers(store.home).forget(file)

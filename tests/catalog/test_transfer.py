@@ -13,6 +13,7 @@ import catalog
 from catalog import transfer
 from catalog.download import pull
 from catalog.hub import Hub, RemoteFile
+from catalog.partial import Partial
 from catalog.store import Store
 from catalog.transfer import Observer, Patience
 from support.hub_server import Fault, HubServer
@@ -130,3 +131,20 @@ def test_ctrl_c_ends_a_silent_transfer_at_once(hub_server: HubServer, store: Sto
         pull(hub, files, store, Observer(stop))
     assert time.monotonic() - start < 2
     assert not [t for t in threading.enumerate() if t.name.startswith("transfer")]
+
+
+def test_hash_that_takes_longer_than_the_bytes_is_told(
+    hub_server: HubServer, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashing = transfer._hash
+
+    def slowly(file: RemoteFile, partial: Partial) -> str:
+        time.sleep(1)
+        return hashing(file, partial)
+
+    monkeypatch.setattr(transfer, "_hash", slowly)
+    monkeypatch.setattr(transfer, "CHECKING_S", 0.1)
+    hub, files = remote(hub_server)
+    told: list[str] = []
+    pull(hub, files, store, Observer(checking=lambda: told.append("checking")))
+    assert told == ["checking"]

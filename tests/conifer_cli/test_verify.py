@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,16 +16,25 @@ TINY = (MODELS / "qwen3moe" / "model.gguf").read_bytes()
 OTHER = (MODELS / "llama" / "model.gguf").read_bytes()
 
 
-@pytest.fixture
-def here(tmp_path):
+@pytest.fixture(scope="module")
+def pulled(tmp_path_factory):
     """A home with org/tiny, which Conifer pulled, and org/other, which another tool did."""
+    home = tmp_path_factory.mktemp("pulled")
     with running_hub() as hub:
         hub.files |= {"org/tiny/tiny-F32.gguf": TINY, "org/other/other-F32.gguf": OTHER}
-        done = conifer("pull", "hf:org/tiny", home=tmp_path, HF_ENDPOINT=hub.url)
-        conifer("pull", "hf:org/other", home=tmp_path, HF_ENDPOINT=hub.url)
-    for record in (tmp_path / "conifer" / "pulled").glob("*other/*"):
+        for name in ("hf:org/tiny", "hf:org/other"):
+            assert conifer("pull", name, home=home, HF_ENDPOINT=hub.url).returncode == 0
+    for record in (home / "conifer" / "pulled").glob("*other/*"):
         record.unlink()
-    return Path(done.stdout.decode().strip())
+    return home
+
+
+@pytest.fixture
+def here(tmp_path, pulled):
+    """The file of org/tiny in a copy of that home."""
+    shutil.copytree(pulled, tmp_path, symlinks=True, dirs_exist_ok=True)
+    [path] = tmp_path.rglob("snapshots/*/tiny-F32.gguf")
+    return path
 
 
 def conifer(*arguments, home, **more):
