@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from conifer_cli import errors, keeping, saved, terminal
+from conifer_cli import errors, experts, keeping, saved, terminal
 from conifer_cli.completing import Words, models, none, paths
 from conifer_cli.errors import UsageError
 from conifer_cli.settings import set_words, show_words, shown, turn
@@ -183,6 +183,18 @@ def _export(conversation: Conversation, rest: str) -> None:
     terminal.say(f"Written to {keeping.export(rest, conversation.messages, name)}.")
 
 
+def _experts(conversation: Conversation, rest: str) -> None:
+    if not rest:
+        experts.draw(conversation.session)
+        return
+    path = keeping.only_path(rest)
+    try:
+        experts.write(conversation.session, path)
+    except terminal.OutputError as error:
+        raise UsageError(str(error)) from error
+    terminal.say(f"Written to {path}.")
+
+
 def _copy(conversation: Conversation, rest: str) -> None:
     said = [m["content"] for m in conversation.messages if m["role"] == "assistant"]
     if not said:
@@ -203,6 +215,7 @@ COMMANDS = (
     Command(("/read",), "FILE [TEXT]", "send a file, with TEXT or the next message", _read, paths),
     Command(("/model",), "[NAME]", "let another model go on", _model, models),
     Command(("/stats",), "", "what the answers took", _stats),
+    Command(("/experts",), "[FILE]", "which experts ran for the last answer", _experts, paths),
     Command(("/copy",), "", "copy the last answer to the clipboard", _copy),
     Command(("/export",), "FILE", "write the conversation as Markdown", _export, paths),
 )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from conifer_cli import errors, terminal
 from conifer_cli.answer import Answer
+from conifer_cli.experts import show_experts
 from conifer_cli.interrupts import Interrupts
 from conifer_cli.layout import tokens as short
 from conifer_cli.session import Messages, Reply, Session
@@ -98,6 +99,10 @@ class Conversation:
         self.turns.add(answering, first_s)
         if self.shows_stats:
             terminal.say(f"{self.turns.last}; {self.meter()}")
+        try:
+            show_experts(self.session)
+        except terminal.OutputError as error:  # a file is no reason to end the conversation
+            terminal.say(f"conifer: {error}")
         if answering.cut_by_context:
             terminal.say(f"The context of {self.context:,} tokens is full: the answer was cut.")
         return True
@@ -112,6 +117,7 @@ class Conversation:
         reply = Reply(session.options, self._printer())
         clock = Clock()
         try:
+            session.model.count_routes()  # for /experts
             answering = session.answer(tokens, self.context)
             with terminal.quiet_keys(), self.interrupts.calling(answering.stop):
                 reply.print(clock.first_of(answering))

@@ -68,9 +68,9 @@ def require_format(path: Path | None) -> None:
     if path is None:
         return
     if path.suffix.lower() not in FORMATS:
-        raise UsageError(f"{path.name!r} does not end in .png or .json, as --experts-out has to")
+        raise UsageError(f"{path.name!r} does not end in .png or .json")
     if not path.parent.is_dir():
-        raise UsageError(f"--experts-out: the folder {str(path.parent)!r} does not exist")
+        raise UsageError(f"the folder {str(path.parent)!r} does not exist")
 
 
 def require_experts(judged: Judged, path: Path | None) -> None:

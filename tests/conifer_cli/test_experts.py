@@ -198,3 +198,25 @@ def test_a_terminal_gets_colours_and_nothing_else(tmp_path: Path):
     with TerminalSession([*command(), "run", QWEN, *ASK, "--experts"], settings) as session:
         assert session.wait() == 0
         assert "\x1b[48" not in session.screen
+
+
+def test_a_conversation_shows_the_last_answer(tmp_path: Path):
+    settings = environment(tmp_path, TERM="dumb", COLUMNS="80")
+    arguments = ["run", QWEN, *ASK[1:]]
+    out = tmp_path / "spread.json"
+    with TerminalSession([*command(), *arguments], settings) as session:
+        session.expect(">>> ")
+        session.type("/experts\n")
+        session.expect("no token was run yet")
+        session.type("hello there\n")
+        session.expect(">>> ")
+        session.type("/experts\n")
+        session.expect("a dense model of the same total")
+        session.type(f"/experts {out}\n")
+        session.expect("Written to")
+        session.type("/experts spread.svg\n")
+        session.expect("does not end in .png or .json")
+        session.type("/bye\n")
+        assert session.wait() == 0
+    layers = json.loads(out.read_text())["layers"]
+    assert [len(layer["hits"]) for layer in layers] == [8, 8]
