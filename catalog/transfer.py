@@ -8,6 +8,7 @@ and is told how far it is.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import random
 import threading
@@ -121,6 +122,8 @@ def _hash(file: RemoteFile, partial: Partial) -> str:
                     raise NotAModel(f"{file.name} is not a GGUF file")
                 digest.update(chunk)
                 done += len(chunk)
+            if done < ready and edition == partial.edition:
+                raise OSError(errno.EIO, "shrank while it was read", str(partial.path))
             if done == partial.limit_bytes:
                 break
             if done >= synced + SYNC_EVERY_BYTES:

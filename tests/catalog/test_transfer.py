@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import threading
 import time
@@ -148,3 +149,19 @@ def test_hash_that_takes_longer_than_the_bytes_is_told(
     told: list[str] = []
     pull(hub, files, store, Observer(checking=lambda: told.append("checking")))
     assert told == ["checking"]
+
+
+def test_partial_file_that_someone_cuts_short_is_never_published(
+    hub_server: HubServer, store: Store
+) -> None:
+    hub, files = remote(hub_server)
+    hub_server.throttle_bytes_per_s = 16 * MIB
+
+    def cut(done: int, total: int) -> None:
+        if done > MIB:
+            for path in store.hub_cache.rglob("*.part"):
+                os.truncate(path, 0)
+
+    with pytest.raises((catalog.StoreError, catalog.VerificationError)):  # as the moment has it
+        pull(hub, files, store, Observer(cut))
+    assert not list(store.hub_cache.rglob("*.gguf"))
