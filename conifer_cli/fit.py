@@ -6,19 +6,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from conifer_cli import errors, fit_view, terminal
+from conifer_cli.ladder import Rung, judged_quant, ladder, listed_sizes, sizes_of, smaller_rung
 from conifer_cli.prepare import connect, locate, open_store
 from conifer_cli.suggest import size_kind, supported, ways_out
-from conifer_cli.survey import (
-    Place,
-    Rung,
-    judged_quant,
-    ladder,
-    moves,
-    place,
-    sizes_of,
-    speed,
-    survey,
-)
+from conifer_cli.survey import Place, moves, place, speed, survey
 from conifer_cli.verdict import Judged, Wishes
 
 if TYPE_CHECKING:
@@ -72,8 +63,14 @@ def fit_model(name: str, options: FitOptions) -> int:
     hub = None if options.machine else connect
     judged = survey(name, target.reference, wishes, there.machine, open_store(), hub)
     found = _speed(judged, there, wishes)
-    rungs = ladder(judged, there, wishes, sizes_of(judged.entry))
+    sizes = {**sizes_of(judged.entry), **(listed_sizes(judged, hub) if hub else {})}
+    rungs = ladder(judged, there, wishes, sizes)
     hints = list(ways_out(name, judged.entry, judged.verdict, judged.q8_fits))
+    smaller = smaller_rung(rungs, judged)
+    if judged.remote and smaller and not any(smaller in hint for hint in hints):
+        repository = judged.remote[0].repository
+        command = f"`conifer run hf:{repository}:{smaller}`"
+        hints.insert(0, f"A smaller quantisation fits: {command}")
     if options.as_json:
         terminal.out_json(_document(judged, there, found, rungs, hints, wishes))
     else:

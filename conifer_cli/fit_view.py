@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from conifer_cli.fit import Row, Speed
-    from conifer_cli.survey import Place, Rung
+    from conifer_cli.ladder import Rung
+    from conifer_cli.survey import Place
     from engine.memory import Verdict
     from engine.speed import Rate
 

@@ -7,7 +7,7 @@ will be. No weight is read, and what the network withholds is no failure while a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,15 +19,12 @@ from conifer_cli.suggest import sketch_of
 from conifer_cli.verdict import Judged, Wishes, judge_disk, judge_header, judge_hub, require_context
 
 if TYPE_CHECKING:
-    from catalog import Entry, Reference
+    from catalog import Reference
     from catalog.headers import Headers
     from catalog.hub import Hub
     from catalog.store import Store
     from engine.machine import Machine
-    from engine.memory import Need
     from engine.speed import Bandwidth, Rate, Traffic
-
-RUNGS = (4096, 8192, 16_384, 32_768, 65_536, 131_072)  # contexts of the ladder
 
 
 @dataclass(frozen=True)
@@ -64,19 +61,6 @@ class Place:
             for (_, size_bytes), ratios in self.ratios.items()
             if size_bytes >= ledger.TELLING_BYTES
         ]
-
-
-@dataclass(frozen=True)
-class Rung:
-    """One quantisation of the ladder: its size, and for each context a verdict and a rate.
-
-    known: this is the one whose header was read; the others are judged in proportion.
-    """
-
-    quant: str
-    size_bytes: int
-    known: bool
-    steps: tuple[tuple[int, str, Rate | None], ...]  # context, kind, rate at its end
 
 
 def place(machine: str | None, memory_bytes: int | None, idle: bool, kernels: str) -> Place:
@@ -173,80 +157,6 @@ def speed(judged: Judged, there: Place, moved: Traffic | None) -> Rate | None:
         others=there.telling,
         estimated=judged.config is None,
     )
-
-
-def ladder(judged: Judged, there: Place, wishes: Wishes, sizes: Mapping[str, int]) -> list[Rung]:
-    """Judge quantisations by contexts. sizes: of the files that there are, by quantisation.
-
-    That which was judged itself is exact; another one's weights are taken in proportion to it.
-    """
-    from engine.memory import kind_of
-
-    contexts = _contexts(judged)
-    quant = judged_quant(judged)
-    rungs = []
-    files = {**sizes, quant: judged.size_bytes}
-    for name, size_bytes in sorted(files.items(), key=lambda pair: pair[1]):
-        need, share = _other(judged, there, wishes, name, size_bytes)
-        steps = []
-        for context in contexts:
-            kind = kind_of(need(context), there.machine)
-            moved = moves(judged, there, wishes, context)
-            rate = None
-            if kind != "too_large" and moved is not None:
-                of_it = judged if share == 1 else replace(judged, paths=())
-                rate = speed(of_it, there, moved.scaled(share))
-            steps.append((context, kind, rate))
-        rungs.append(Rung(name, size_bytes, name == quant, tuple(steps)))
-    return rungs
-
-
-def judged_quant(judged: Judged) -> str:
-    """Name the quantisation of what was judged."""
-    from catalog.names import label
-
-    if judged.sketch is not None:
-        return judged.sketch.quant
-    first = judged.paths[0].name if judged.paths else judged.remote[0].name if judged.remote else ""
-    return label(first) or "this file"
-
-
-def sizes_of(entry: Entry | None) -> dict[str, int]:
-    """Say which quantisations the catalog knows, and their sizes."""
-    files = entry.files if entry else ()
-    return {facts.quant: facts.size_bytes for facts in files if facts.size_bytes is not None}
-
-
-def _other(
-    judged: Judged, there: Place, wishes: Wishes, quant: str, size_bytes: int
-) -> tuple[Callable[[int], Need], float]:
-    """Give the need of a quantisation as a function of the context, and its share of the bytes."""
-    from engine.kernels import growth
-    from engine.memory import needs
-    from engine.sketch import sketch_needs
-
-    backend, kernels, mine = there.machine.backend, there.kernels, judged_quant(judged)
-    if judged.config is None or judged.tensors is None:
-        assert judged.sketch is not None
-        sketch = replace(judged.sketch, quant=quant, size_bytes=size_bytes)
-        need = sketch_needs(sketch, backend, wishes.kv_type, kernels)
-        held = need(1).weights_bytes
-    else:
-        held = judged.verdict.need.weights_bytes
-        if quant != mine:
-            grown = growth(quant, backend, kernels) / growth(mine, backend, kernels)
-            held = int(held * size_bytes / judged.size_bytes * grown)
-        need = needs(judged.config, judged.tensors, backend, wishes.kv_type, kernels, held)
-    return need, held / judged.verdict.need.weights_bytes
-
-
-def _contexts(judged: Judged) -> list[int]:
-    """Choose contexts for the ladder: the usual ones, the model's own, and the one judged for."""
-    own = judged.config.context if judged.config else judged.sketch and judged.sketch.context
-    known = judged.entry.context if judged.entry else None
-    most = min(own or RUNGS[-1], known or RUNGS[-1])
-    usual = [context for context in RUNGS if context < most]
-    return sorted({*usual, min(most, RUNGS[-1]), judged.verdict.context})
 
 
 def _known(

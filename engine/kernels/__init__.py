@@ -166,6 +166,12 @@ def resident_bytes(info: TensorInfo, device: str, kernels: str) -> int:
     return weights * RESIDENT_BITS[info.type.name] // 8 + weights // GROUP * scale_and_bias
 
 
+def runs(quant: str) -> bool:
+    """Say whether files of a named quantisation have types that the kernels know, by its name."""
+    name = quant.upper().removeprefix("UD-")
+    return name.startswith((*RESIDENT_BITS, "F32", "F16", "BF16", "MXFP4"))
+
+
 def growth(quant: str, device: str, kernels: str) -> float:
     """Estimate by which factor a file of a named quantisation grows once loaded.
 

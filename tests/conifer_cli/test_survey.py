@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from conifer_cli.ladder import Rung, smaller_rung
+from conifer_cli.verdict import Judged
+from engine.machine import Machine
+from engine.memory import Need, Verdict
 from support.hub_server import HubServer, running_hub
 from support.program import MODELS, know_bandwidth, run_conifer, run_unplugged
 
@@ -107,3 +111,36 @@ def test_the_catalog_takes_kept_headers_for_exact(tmp_path):
     done = run_unplugged("fit", "--json", home=tmp_path)
     rows = {row["id"]: row for row in json.loads(done.stdout)["models"]}
     assert (rows["qwen3-8b"]["estimated"], rows["qwen3-4b"]["estimated"]) == (False, True)
+
+
+def test_the_ladder_has_what_lies_beside_the_file_on_the_hub(tmp_path, hub):
+    data = QWEN.read_bytes()
+    for quant, more in (("Q8_0", 10**6), ("IQ1_S", 0), ("Q2_K", 0)):
+        hub.files[f"org/repo/tiny-{quant}.gguf"] = data + bytes(more)
+    hub.files["org/repo/mmproj-F16.gguf"] = data
+    _, found, _ = fit(NAME, tmp_path, hub)
+    rungs = {rung["quant"]: (rung["size_bytes"], rung["exact"]) for rung in found["ladder"]}
+    assert rungs == {
+        "Q2_K": (len(data), False),
+        "Q4_K_M": (len(data), True),
+        "Q8_0": (len(data) + 10**6, False),
+    }
+
+
+def test_the_largest_smaller_file_that_fits_is_a_way_out():
+    def rung(quant: str, gigabytes: int, *kinds: str) -> Rung:
+        steps = tuple(zip((2048, 4096, 8192), kinds, (None,) * 3, strict=True))
+        return Rung(quant, gigabytes * 10**9, False, steps)
+
+    need = Need(8 * 10**9, 0, 0, 0)
+    machine = Machine("", "cpu", 10**10, 6 * 10**9, "")
+    verdict = Verdict("too_large", need, machine, 0, 4096, 0, 8 * 10**9)
+    judged = Judged("m", None, verdict, 8 * 10**9)
+    rungs = [
+        rung("Q2_K", 3, "fits", "fits", "fits"),
+        rung("Q3_K_M", 4, "fits", "fits", "tight"),
+        rung("Q4_0", 5, "fits", "tight", "too_large"),  # with too few tokens to be of use
+        rung("Q8_0", 8, "too_large", "too_large", "too_large"),
+    ]
+    assert smaller_rung(rungs, judged) == "Q3_K_M"
+    assert smaller_rung(rungs[2:], judged) is None
