@@ -17,7 +17,8 @@ from conifer_cli.verdict import Wishes, reading
 
 JSON_OBJECT = '{"type": "object", "minProperties": 1}'
 MAX_SCHEMA_BYTES = 1 << 20
-SHOWN = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "max_tokens")
+EFFORT = "reasoning_effort"  # what templates call it
+SHOWN = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "max_tokens", "seed")
 
 
 def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
@@ -97,6 +98,8 @@ def answer_once(session: Session, messages: Messages, prompt: str) -> int:
     if session.options.as_json:
         terminal.out_json(_record(session, reply, answering))
     show_experts(session)
+    if session.options.verbose:
+        terminal.say(f"conifer: seed {answering.seed} gives this answer again")
     if session.options.stats or session.options.verbose:
         terminal.say(answering.stats())
     if session.options.cache:
@@ -144,14 +147,16 @@ def _grammar(path: str | None) -> str:
 
 
 def _require_thinking(session: Session) -> None:
-    """Raise UsageError for a budget of what a model does not do."""
-    options = session.options
-    if options.reasoning_budget is None or not options.insists("reasoning_budget"):
-        return
-    from engine.guide import knows_thinking
+    """Raise UsageError for wishes about thinking, typed for this run, that this model ignores."""
+    options, template = session.options, session.model.template
+    knows_effort = template is not None and EFFORT in template.source
+    if options.effort is not None and options.insists("effort") and not knows_effort:
+        raise UsageError(f"--effort needs a chat template that knows {EFFORT}; here is none")
+    if options.reasoning_budget is not None and options.insists("reasoning_budget"):
+        from engine.guide import knows_thinking
 
-    if not knows_thinking(session.model):
-        raise UsageError("--reasoning-budget needs a model that reasons; this one knows no markers")
+        if not knows_thinking(session.model):
+            raise UsageError("--reasoning-budget needs a model that reasons; this one does not")
 
 
 def _record(session: Session, reply: Reply, answering: Answering) -> dict[str, Any]:
@@ -163,7 +168,7 @@ def _record(session: Session, reply: Reply, answering: Answering) -> dict[str, A
         "thinking": reply.thinking,
         **answering.record(),
         "context": session.cache.context,
-        "seed": session.seed,
+        "seed": answering.seed,
         **({"experts": experts_document(session)} if session.options.experts else {}),
     }
 
@@ -174,7 +179,7 @@ def _explain(session: Session) -> None:
     terminal.say(f"conifer: {judged.name} is {judged.paths[0]}, {size(judged.size_bytes)}")
     terminal.say(
         f"conifer: context {judged.verdict.context:,} tokens, KV cache in {options.kv_type}, "
-        f"{session.model.kernels.name} kernels, seed {session.seed}"
+        f"{session.model.kernels.name} kernels"
     )
     catalogued = judged.entry.sampling if judged.entry else None
     for name in SHOWN:
@@ -182,4 +187,4 @@ def _explain(session: Session) -> None:
         origin = options.origins.get(name, "default")
         if origin == "default" and getattr(catalogued, name, None) is not None:
             origin = "catalog"
-        terminal.say(f"conifer: {name} {value} ({origin})")
+        terminal.say(f"conifer: {name} {'open' if value is None else value} ({origin})")

@@ -263,6 +263,7 @@ class Answering:
         self._progress = terminal.Progress("reading the prompt", "tokens", session.options.verbose)
         self._started = time.perf_counter()
         self.total_s = 0.0
+        self.seed = session.settings.seed
         self.stream: TokenStream = session.model.generate(
             tokens,
             session.settings,
@@ -279,7 +280,7 @@ class Answering:
                 yield part
         self.total_s = time.perf_counter() - self._started
         kernels, kv_type = self._session.model.kernels.name, self._session.options.kv_type
-        if not self._session.settings.processors:  # which take time of their own
+        if self.stream.guide is None and not self._session.settings.processors:  # these take time
             ledger.record_answer(self._session.judged, kernels, kv_type, self.stream.stats)
 
     def stop(self) -> None:
@@ -377,4 +378,4 @@ def settings_for(entry: Entry | None, options: RunOptions, seed: int | None = No
         chosen = asdict(advice)
     chosen = {name: value for name, value in chosen.items() if value is not None}
     chosen |= options.sampling
-    return Settings(max_tokens=options.max_tokens, seed=seed, stop=options.stop, **chosen)
+    return Settings(max_tokens=options.max_tokens, seed=options.seed, stop=options.stop, **chosen)

@@ -118,6 +118,22 @@ def test_effort_reaches_the_template(tmp_path):
         assert (asked.returncode, asked.stdout) == (0, plain.stdout)
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [(("--effort", "low"), b"reasoning_effort"), (("--reasoning-budget", "9"), b"that reasons")],
+)
+def test_a_wish_that_a_model_would_ignore_exits_2_unless_it_is_a_standing_one(
+    tmp_path, flags, said
+):
+    path = templated(tmp_path, "{{ messages[0].content }}")
+    typed = run_conifer("run", path, "hi", *flags, home=tmp_path)
+    assert (typed.returncode, typed.stdout) == (2, b"")
+    assert said in typed.stderr
+    variable = "CONIFER_" + flags[0][2:].replace("-", "_").upper()
+    standing = run_conifer("run", path, "hi", *GREEDY, home=tmp_path, **{variable: flags[1]})
+    assert (standing.returncode, standing.stderr) == (0, b"")
+
+
 def test_interactive_without_a_terminal_exits_2(tmp_path):
     done = run_conifer("run", QWEN, "-i", *GREEDY, home=tmp_path, stdin=b"hi")
     assert (done.returncode, done.stdout) == (2, b"")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
+import typer
 
 from conifer_cli import app, errors, prepare
 from support.program import MODELS, run_conifer
@@ -80,6 +81,20 @@ def test_a_command_line_without_sense_exits_2(capsys, arguments, tmp_path, monke
     prepare.open_store.cache_clear()
     assert (code, out) == (errors.USAGE, "")
     assert err.startswith("conifer: ")
+
+
+def test_every_option_has_an_environment_variable_that_help_names(tmp_path):
+    group = typer.main.get_command(app.app)
+    for name, command in group.commands.items():
+        options = [p for p in command.params if p.opts[0].startswith("-") and p.name != "help"]
+        if command.hidden or not options:
+            continue
+        said = "".join(run_conifer(name, "--help", home=tmp_path).stdout.decode().split())
+        for option in options:
+            if option.opts == ["--all"]:  # of `rm`: never a standing wish
+                continue
+            assert option.envvar.startswith("CONIFER_"), (name, option.name)
+            assert option.envvar in said, (name, option.name)
 
 
 def test_an_environment_variable_is_checked_like_its_option(capsys, monkeypatch):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections import deque
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +15,9 @@ from engine.errors import SchemaError
 from engine.guide import Guide, check_schema, knows_thinking
 from engine.reasoning import Kind
 from engine.template import ChatTemplate
+from engine.tokenizer import from_metadata
 from engine.vocabulary import Kind as Token
+from support.vocab import byte_vocabulary
 
 HERE = Path(__file__).parents[1] / "fixtures"
 SCHEMAS = [
@@ -156,3 +161,78 @@ def test_the_vocabulary_has_kinds_that_stand_for_no_text(model: engine.Model):
             assert piece == model.tokenizer._piece(id)
         if id in model.tokenizer.control.values():
             assert piece is None
+
+
+THOUGHT = "Let me see: {2} + 2?"
+# control tokens, user-defined tokens, template, prompt, what the model thinks up to the answer
+DIALECTS = {
+    "opened by the prompt": ((), ("<think>", "</think>"), "<think>", "hi<think>\n", "{}</think>"),
+    "markers that are words": ((), (), "<think></think>", "hi<think>\n", "{}\n</think>"),
+    "opened by the model": ((), ("<think>", "</think>"), "<think>", "hi", "<think>\n{}</think>"),
+    "square": (("[THINK]", "[/THINK]"), (), "[THINK]", "hi", "[THINK]{}[/THINK]"),
+    "with an answer's markers": (
+        (),
+        ("<think>", "</think>"),
+        "<think></think><response></response>",
+        "hi<think>",
+        "{}</think>",
+    ),
+    "harmony": (
+        ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>"),
+        (),
+        "<|channel|>",
+        "<|start|>assistant",
+        "<|channel|>analysis<|message|>{}<|end|><|start|>assistant<|channel|>final<|message|>",
+    ),
+}
+
+
+def made(control: tuple[str, ...], words: tuple[str, ...], source: str) -> SimpleNamespace:
+    """All that a guide sees of a model."""
+    vocabulary = from_metadata(byte_vocabulary([*control, "<|im_end|>"], words))
+    return SimpleNamespace(tokenizer=vocabulary, template=ChatTemplate(source, vocabulary))
+
+
+def texts(model: SimpleNamespace, guide: Guide) -> set[str]:
+    allowed = guide.allowed()
+    assert allowed is not None
+    ids = [id for id in range(model.tokenizer.vocab_size) if allowed[id].item()]
+    return {model.tokenizer.decode([id], markup=True) for id in ids}
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_a_schema_begins_where_the_answer_does_in_every_dialect(name: str):
+    control, words, source, start, thinking = DIALECTS[name]
+    model = made(control, words, source)
+    encode = functools.partial(model.tokenizer.encode, markup=True)
+    guide = Guide(model, encode(start), '{"const": "red"}')
+    for id in encode(thinking.replace("{}", THOUGHT)):
+        allowed = guide.allowed()
+        assert allowed is not None and allowed[id].item()
+        guide.accept(id)
+    for id in encode('"red"'):
+        assert texts(model, guide) == {model.tokenizer.decode([id])}
+        guide.accept(id)
+    ends = texts(model, guide)
+    assert ends and all(encode(text)[0] in model.tokenizer.eog_ids for text in ends)
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_a_spent_budget_leads_to_the_answer_in_every_dialect(name: str):
+    control, words, source, start, thinking = DIALECTS[name]
+    model = made(control, words, source)
+    encode = functools.partial(model.tokenizer.encode, markup=True)
+    guide = Guide(model, encode(start), '{"const": "red"}', budget=5)
+    said = ""
+    wanted = deque(encode(thinking.replace("{}", THOUGHT * 5)))
+    for _ in range(200):
+        allowed = guide.allowed()
+        assert allowed is not None
+        free = [id for id in range(model.tokenizer.vocab_size) if allowed[id].item()]
+        id = wanted.popleft() if wanted[0] in free else free[0]
+        said += model.tokenizer.decode([id], markup=True)
+        guide.accept(id)
+        if said.endswith('"red"'):
+            break
+    assert said.endswith('"red"'), said
+    assert THOUGHT not in said
