@@ -161,3 +161,33 @@ def test_the_ladder_goes_down_with_context_and_up_with_the_quantisation(tmp_path
         assert kinds == sorted(kinds, reverse=True)
         assert rates == sorted(rates, reverse=True)
         assert len(rates) == sum(kind > 0 for kind in kinds)
+
+
+def test_what_fit_says_run_does_to_the_byte(tmp_path):
+    _, fit = document(QWEN, "-c", "256", home=tmp_path)
+    need = fit["need_bytes"]["total"]
+    asked = ("run", QWEN, "-p", "word", "-c", "256", "--max-tokens", "2", "--temperature", "0")
+    runs = run_unplugged(*asked, home=tmp_path, memory_bytes=need)
+    assert (runs.returncode, runs.stdout.strip() != b"") == (0, True)
+    assert b"is a tight fit" in runs.stderr
+    refused = run_unplugged(*asked, home=tmp_path, memory_bytes=need - 1)
+    assert (refused.returncode, refused.stdout) == (4, b"")
+    assert b"does not fit this machine" in refused.stderr
+    assert document(QWEN, "-c", "256", home=tmp_path, memory_bytes=need)[0] == 0
+    assert document(QWEN, "-c", "256", home=tmp_path, memory_bytes=need - 1)[0] == 4
+    forced = run_unplugged(*asked, "--force", home=tmp_path, memory_bytes=need - 1)
+    assert (forced.returncode, forced.stdout) == (0, runs.stdout)
+
+
+def test_what_is_too_large_comes_with_commands_that_would_fit(tmp_path):
+    code, fit = document("qwen3-30b-a3b", home=tmp_path, memory_bytes=16 << 30)
+    assert (code, fit["verdict"], fit["speed"]["at_start"]) == (4, "too_large", None)
+    ways = "\n".join(fit["ways_out"])
+    assert "`conifer run qwen3-30b-a3b:Q2_K`" in ways  # a smaller quantisation
+    assert "The largest Mixture-of-Experts model that fits here: `conifer run " in ways
+    _, long = document(
+        "qwen3-coder-30b-a3b", "-c", "256k", "--machine", "m4-max-64gb", home=tmp_path
+    )
+    ways = "\n".join(long["ways_out"])
+    assert f"`conifer run qwen3-coder-30b-a3b -c {long['largest_context']}`" in ways
+    assert "`conifer run qwen3-coder-30b-a3b --kv-type q8`" in ways
