@@ -202,6 +202,7 @@ SHAPES = {
             "attention.key_length": 192,
             "attention.value_length": 128,
             "attention.kv_lora_rank": 512,
+            "attention.q_lora_rank": 0,  # llama.cpp asks, unless there are 26 or 27 layers
             "attention.layer_norm_rms_epsilon": 1e-6,
             "expert_count": 64,
             "expert_used_count": 6,

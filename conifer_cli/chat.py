@@ -18,7 +18,7 @@ LEAVING = "Use Ctrl-D or /bye to leave."
 
 def converse(session: Session, messages: Messages) -> Session:
     """Talk until the person leaves, adding to `messages`. Returns who answered last."""
-    with owned() as interrupts, terminal.keys(quiet=True):
+    with owned() as interrupts:
         conversation = Conversation(session, messages, interrupts)
         conversation.desk = Desk(
             complete, history_file(), conversation.meter, {"c-o": conversation.fold}
@@ -35,8 +35,7 @@ def converse(session: Session, messages: Messages) -> Session:
                 if text is None:
                     return conversation.session
                 if is_command(text):
-                    with terminal.keys(quiet=False):
-                        carry_out(text, conversation)
+                    carry_out(text, conversation)
                 elif text.strip():
                     conversation.say(text)
             except KeyboardInterrupt:

@@ -8,7 +8,7 @@ Axes: K kv heads, T tokens, d head width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,8 @@ def keep(model: Model, cache: Cache) -> Kept:
     mx.synchronize()
     length = cache.length
     if not isinstance(cache.layers, list):
-        return Kept(list(cache.tokens), [], [view[:, :length] for view in _views(model, cache)])
+        bases = cache.layers.bases
+        return Kept(list(cache.tokens), [[base] for base in bases], _views(model, cache, bases))
     marks, arrays = [], []
     for layer in cache.layers:
         numbers, held = _held(layer, length)
@@ -69,24 +70,44 @@ def restore(model: Model, kept: Kept, cache: Cache) -> None:
     if isinstance(cache.layers, list):
         _restore_layers(model, kept, cache, length)
     else:
-        views = [view[:, :length] for view in _views(model, cache)]
+        bases = _bases(model, kept, cache)
+        views = _views(model, cache, bases, length)
         _require(kept.arrays, [(view.shape, str(view.dtype)) for view in views])
         for view, array in zip(views, kept.arrays, strict=True):
             view[:] = array
+        cache.layers.bases = bases
     cache.tokens[:] = tokens
 
 
-def _views(model: Model, cache: Cache) -> Iterator[Array]:
-    """View the memory of fused layers: (K, T, d) in the types in which it is stored."""
-    parts = iter(cache.layers.memory())
-    context = cache.layers.capacity
-    for number in range(model.config.layers):
+def _bases(model: Model, kept: Kept, cache: Cache) -> list[int]:
+    """Read the tokens that fused layers begin with. Raises KeptError for what cannot be."""
+    bases, slots = [mark[0] for mark in kept.marks if len(mark) == 1], cache.layers.slots
+    length = len(kept.tokens)
+    if not len(bases) == len(kept.marks) == len(slots):
+        raise KeptError("it is of another number of layers")
+    for number, (base, room) in enumerate(zip(bases, slots, strict=True)):
+        moves = model.config.memory(number).window > 0
+        if not 0 <= base <= (length if moves else 0) or length - base > room:
+            raise KeptError("a layer begins where none can")
+    return bases
+
+
+def _views(model: Model, cache: Cache, bases: list[int], length: int | None = None) -> list[Array]:
+    """View what fused layers hold of `length` tokens: (K, T, d) in the types of the memory.
+
+    bases: the token that each begins with. length: that of the cache unless given.
+    """
+    length = cache.length if length is None else length
+    parts, views = iter(cache.layers.memory()), []
+    for number, (base, slots) in enumerate(zip(bases, cache.layers.slots, strict=True)):
         for heads, dims in model.config.memory(number).buffers:
             values = next(parts)
-            width = values.nbytes // (heads * context * dims)
-            yield values.view({4: "f4", 2: "f2", 1: "i1"}[width]).reshape(heads, context, dims)
+            width = values.nbytes // (heads * slots * dims)
+            whole = [values.view({4: "f4", 2: "f2", 1: "i1"}[width]).reshape(heads, slots, dims)]
             if width == 1:
-                yield next(parts).view("f2").reshape(heads, context, -1)
+                whole.append(next(parts).view("f2").reshape(heads, slots, -1))
+            views += [view[:, : length - base] for view in whole]
+    return views
 
 
 def _held(layer: object, length: int) -> tuple[list[int], list[mx.array]]:

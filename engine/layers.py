@@ -19,6 +19,9 @@ from engine.kernels import QTensor
 from engine.memory import MIN_CHUNK, SCORE_BYTES
 from engine.weights import Weights
 
+CLAMP_SLOPE = 1.702  # of the sigmoid in `clamped_swiglu`
+CLAMP_LIMIT = 7.0
+
 Activation = Callable[[mx.array, mx.array], mx.array]  # gate (..., F), up (..., F) -> (..., F)
 # x (1, heads, T, d), position of its first token, tokens of the sequence at most -> x turned
 Rotary = Callable[[mx.array, int, int], mx.array]
@@ -207,10 +210,10 @@ class Attention:
 
     @property
     def plain(self) -> bool:
-        """Whether this is attention over all tokens with nothing but q and k norms on heads."""
-        whole = any(n and n.weight.size != self.key_dim for n in (self.q_norm, self.k_norm))
-        unusual = (self.window, self.score_cap, self.norm_after_rope, self.gated, self.temperature)
-        return not (whole or any(unusual) or self.l2_eps is not None or self.sinks is not None)
+        """Whether only windows that slide, norms and what tensors say make it unusual."""
+        chunked = self.window and self.chunked
+        unusual = (chunked, self.score_cap, self.gated, self.temperature)
+        return not any(unusual) and self.l2_eps is None
 
     def __call__(self, x: mx.array, cache: TokenCache | None, offset: int) -> mx.array:
         """x (T, D) -> (T, D). Without a cache the tokens see only each other."""
@@ -360,6 +363,12 @@ def silu(x: mx.array) -> mx.array:
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:
     """silu(gate) * up."""
     return silu(gate) * up
+
+
+def clamped_swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    """gate * sigmoid(1.702 gate) * (up + 1), gate at most 7 and up within -7..7."""
+    gate = mx.minimum(gate, CLAMP_LIMIT)
+    return gate * mx.sigmoid(CLAMP_SLOPE * gate) * (mx.clip(up, -CLAMP_LIMIT, CLAMP_LIMIT) + 1)
 
 
 def geglu(gate: mx.array, up: mx.array) -> mx.array:

@@ -14,7 +14,7 @@ from functools import cache
 from engine.cache import STEP, kv_bytes, token_bytes
 from engine.config import ModelConfig, used_tensors
 from engine.errors import DoesNotFit
-from engine.families import SOFTMAX
+from engine.families import SPARSE_MIXER
 from engine.gguf import TensorInfo
 from engine.kernels import resident_bytes, selected
 from engine.machine import Machine
@@ -33,12 +33,7 @@ INDEXER_BYTES = 64 << 20  # scores that the heads of an indexer give at a time
 MAX_CHUNK, MIN_CHUNK = 512, 16
 # Parts of tensors' names that say of a layer that the native kernels have no task for it.
 UNFUSED = [
-    "_exps.bias",
-    "_shexp.",
-    "_sinks",
     "attn_norm.bias",
-    "exp_probs_b",
-    "gate_inp.bias",
     "gate_up_exps",
     "post_ffw_norm",
     "rope_factors_long",
@@ -212,16 +207,14 @@ def fuses(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> bool:
     By config and names what `engine.kernels.native.fused` says by the layers; a test compares them.
     """
     experts = config.experts
-    plain = not (config.latent or config.recurrent or config.score_cap or any(config.windows))
-    routed = experts is None or (experts.gating == SOFTMAX and experts.groups == 1)
-    norm = tensors.get("blk.0.attn_q_norm.weight")
+    plain = not (config.recurrent or config.score_cap or config.temperature_scale)
+    sparse = config.latent is not None and config.latent.indexer is not None
+    chunked = config.chunked and any(config.windows)
+    routed = experts is None or (experts.gating != SPARSE_MIXER and not experts.weight_on_input)
     return (
         plain
         and routed
-        and (norm is None or norm.shape == (config.key_dim,))
-        and config.rope_enabled
-        and config.residual_scale == 1
-        and not config.temperature_scale
+        and not (sparse or chunked)
         and not any(part in name for name in tensors for part in UNFUSED)
     )
 

@@ -169,17 +169,6 @@ class Experts:
         self.down = expert_linear(weights, prefix, "ffn_down", count, width, hidden)
         self.routes: Routes | None = None  # who is told what is chosen
 
-    @property
-    def plain(self) -> bool:
-        """Whether these are experts chosen by softmax, with no bias anywhere, gate and up apart."""
-        biased = self.router_bias is not None or self.selection_bias is not None
-        merged = self.gate_up is not None
-        if biased or merged or self.activation is not swiglu or self.config.weight_on_input:
-            return False
-        parts = (self.gate, self.up, self.down)
-        softmax = self.config.gating == SOFTMAX and self.config.groups == 1
-        return softmax and all(part.bias is None for part in parts)
-
     def __call__(self, x: mx.array) -> mx.array:
         """x (T, D) -> (T, D)."""
         logits = self.router.matmul(x.astype(mx.float32))

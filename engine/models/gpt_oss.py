@@ -8,16 +8,11 @@ and these clamp what they gate. The norm before the feed-forward layer is `post_
 
 from __future__ import annotations
 
-import mlx.core as mx
-
 from engine.config import ModelConfig
 from engine.decoder import Decoder, pre_norm_decoder
-from engine.layers import Attention, Rope
+from engine.layers import Attention, Rope, clamped_swiglu
 from engine.moe import feed_forward
 from engine.weights import Weights
-
-SLOPE = 1.702  # of the sigmoid
-LIMIT = 7.0
 
 
 def build(config: ModelConfig, weights: Weights) -> Decoder:
@@ -30,9 +25,3 @@ def build(config: ModelConfig, weights: Weights) -> Decoder:
         lambda layer: feed_forward(config, weights, layer, clamped_swiglu),
         feed_forward_norm="post_attention_norm",
     )
-
-
-def clamped_swiglu(gate: mx.array, up: mx.array) -> mx.array:
-    """gate * sigmoid(1.702 gate) * (up + 1), gate at most 7 and up within -7..7."""
-    gate = mx.minimum(gate, LIMIT)
-    return gate * mx.sigmoid(SLOPE * gate) * (mx.clip(up, -LIMIT, LIMIT) + 1)

@@ -14,7 +14,16 @@ from engine.kept import Kept, form, keep, restore
 
 HERE = Path(__file__).parents[1] / "fixtures"
 # full attention (fused where the kernels are native), a window, latent attention, recurrent layers
-NAMES = ("llama", "qwen3moe", "gemma3", "deepseek2-lite", "qwen3next", "granitehybrid", "lfm2")
+NAMES = (
+    "llama",
+    "qwen3moe",
+    "gemma3",
+    "gpt-oss-yarn-exact",
+    "deepseek2-lite",
+    "qwen3next",
+    "granitehybrid",
+    "lfm2",
+)
 PROMPT = [5, 9, 3, 7] * 10
 GREEDY = engine.Settings(temperature=0, max_tokens=8, ignore_end=True)
 

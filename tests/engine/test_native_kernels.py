@@ -20,12 +20,10 @@ import engine
 from engine.block_types import TYPE_BY_NAME
 from engine.cache import Rows
 from engine.errors import BackendError
-from engine.gguf import TensorInfo, open_model
+from engine.gguf import TensorInfo
 from engine.kernels import native, resident_bytes, select, selected
 from engine.machine import backend
-from engine.memory import fuses
-from engine.models import PAGES
-from support.models import HERE, stored_models
+from support.models import HERE
 from support.tensors import random_tensor
 
 NAMES = list(TYPE_BY_NAME)
@@ -291,15 +289,6 @@ def test_fifty_wrong_calls_are_listed():
 
 
 @needs_native
-@pytest.mark.parametrize("name", [s.name for s in stored_models(set(PAGES)) if not s.quantized])
-def test_the_verdict_knows_which_layers_they_run(name: str):
-    stored = next(s for s in stored_models(set(PAGES)) if s.name == name)
-    model = engine.load(stored.model, kernels="native")
-    fused = type(model._decoder.layers).__name__ == "FusedLayers"
-    assert fuses(model.config, open_model(stored.model).tensors) == fused
-
-
-@needs_native
 @pytest.mark.parametrize("id", [24, -25, 1 << 20])
 def test_an_id_outside_the_weight_is_an_error_and_no_crash(id: int):
     weight, reference = load("Q8_0", (24, 512))
@@ -341,51 +330,6 @@ def test_dropped_outputs_are_no_harm():
     for _ in range(200):
         mx.async_eval(weight.matmul(x))
     assert error(weight.matmul(x), np.array(x) @ reference.T, np.array(x), reference) <= ROUNDING
-
-
-@needs_native
-@pytest.mark.parametrize("name", ["llama", "qwen3", "qwen3moe", "mixtral"])
-def test_fused_layers_are_the_layers_one_by_one(name: str, monkeypatch: pytest.MonkeyPatch):
-    tokens = list(range(3, 51))
-    fused = engine.load(HERE / name / "model.gguf", kernels="native")
-    monkeypatch.setattr("engine.kernels.native.fused._has_form", lambda block: False)
-    plain = engine.load(HERE / name / "model.gguf", kernels="native")
-    assert type(fused._decoder.layers) is not type(plain._decoder.layers)
-    expected = np.array(plain.logits(tokens))
-    assert np.abs(np.array(fused.logits(tokens)) - expected).max() < 1e-4 * expected.std()
-
-
-@needs_native
-def test_steps_launched_before_others_are_read_come_in_order():
-    model = engine.load(HERE / "qwen3moe" / "model.gguf", kernels="native")
-    tokens = list(range(3, 40))
-    cache = model.new_cache(context=64, kv_type="f32")
-    lazy = []
-    for token in tokens:  # nothing evaluated until all are launched
-        lazy.append(model.forward(mx.array([token]), cache))
-        cache.tokens.append(token)
-    expected = np.array(model.logits(tokens))
-    assert np.abs(np.array(lazy[-1]) - expected[-1]).max() < 1e-3 * expected.std()
-
-
-@needs_native
-def test_layers_refuse_what_does_not_fit_them():
-    model = engine.load(HERE / "qwen3moe" / "model.gguf", kernels="native")
-    layers, head = model._decoder.layers, model._decoder.head
-    width = model.config.width
-    caches = layers.new_caches(8, "f16")
-    for x, offset in [
-        (mx.zeros((1, width + 1)), 0),
-        (mx.zeros((width,)), 0),
-        (mx.zeros((1, width), dtype=mx.float16), 0),
-        (mx.zeros((9, width)), 0),
-        (mx.zeros((1, width)), 8),
-        (mx.zeros((1, width)), -1),
-    ]:
-        with pytest.raises(ValueError, match=r"layers of width|outside the cache"):
-            layers(x, caches, offset)
-    with pytest.raises(ValueError, match="head of width"):
-        head(mx.zeros((1, width - 1)))
 
 
 @needs_native

@@ -37,11 +37,15 @@ def latent_attention(
 
 class Caches:
     def __init__(
-        self, layers: list[tuple[int, int, int]], capacity: int, type: int
-    ) -> None: ...  # layers: kv heads, key dim, value dim of each
+        self, layers: list[tuple[int, int, int, int, int]], capacity: int, type: int
+    ) -> None: ...  # layers: kv heads, key dim, value dim, window and room for tokens of each
     @property
     def capacity(self) -> int: ...
     def memory(self) -> list[NDArray[np.uint8]]: ...  # the memory itself, for reading and writing
+    def reach(self, length: int) -> int: ...
+    @property
+    def slots(self) -> list[int]: ...  # for how many tokens each layer has room
+    bases: list[int]  # the token that each layer's memory begins with
 
 class Rope:
     def __init__(self, periods: mx.array, interleaved: bool, magnitude: float) -> None: ...
@@ -63,15 +67,46 @@ class Stack:
         output_bias: mx.array | None,
         q_norm: mx.array | None,
         k_norm: mx.array | None,
-        rope: Rope,
+        whole_norms: bool,
+        norms_last: bool,
+        rope: Rope | None,
+        sinks: mx.array | None,
         heads: int,
         kv_heads: int,
         key_dim: int,
         value_dim: int,
+        window: int,
         scale: float,
+        residual: float,
+    ) -> None: ...
+    def add_latent(
+        self,
+        *,
+        norm: mx.array,
+        eps: float,
+        q_a: Weight | None,
+        q_norm: mx.array | None,
+        q: Weight,
+        kv_a: Weight,
+        kv_norm: mx.array,
+        latent_eps: float,
+        k_b: Weight,
+        v_b: Weight,
+        output: Weight,
+        rope: Rope,
+        heads: int,
+        scale: float,
+        residual: float,
     ) -> None: ...
     def add_dense(
-        self, *, norm: mx.array, eps: float, gate: Weight, up: Weight, down: Weight
+        self,
+        *,
+        norm: mx.array,
+        eps: float,
+        gate: Weight,
+        up: Weight,
+        down: Weight,
+        residual: float,
     ) -> None: ...
     def add_experts(
         self,
@@ -82,9 +117,23 @@ class Stack:
         gate: Weight,
         up: Weight,
         down: Weight,
+        router_bias: mx.array | None,
+        gate_bias: mx.array | None,
+        up_bias: mx.array | None,
+        down_bias: mx.array | None,
+        activation: int,
+        gating: int,
+        selection_bias: mx.array | None,
         used: int,
+        groups: int,
+        groups_used: int,
         renormalize: bool,
         scale: float,
+        shared_gate: Weight | None,
+        shared_up: Weight | None,
+        shared_down: Weight | None,
+        shared_score: mx.array | None,
+        residual: float,
     ) -> None: ...
     def run(self, x: mx.array, caches: Caches | None, offset: int) -> mx.array: ...
     def run_and_tell(

@@ -75,17 +75,44 @@ struct PyRope {
   Rope rope;
 };
 
+// Collects what a layer points into, and gives out the pointers.
+class Kept {
+ public:
+  const float* vector(const MaybeArray& values) {
+    vectors.emplace_back(values);
+    return vectors.back().data();
+  }
+  Matrix matrix(const Weight* weight) {
+    if (!weight) return {};
+    weights.push_back(*weight);
+    return weight->matrix();
+  }
+  Matrix matrix(const Weight& weight) { return matrix(&weight); }
+  Rope rope(const PyRope* rope) {
+    if (!rope) return {nullptr, 0, false, 1.0f};
+    vectors.push_back(rope->periods);
+    return rope->rope;
+  }
+
+  std::vector<Weight> weights;
+  std::vector<Vector> vectors;
+};
+
 void bind_layers(nb::module_& m) {
   nb::class_<Caches>(m, "Caches")
       .def("__init__",
-           [](Caches* self, const std::vector<std::tuple<int64_t, int64_t, int64_t>>& layers,
+           [](Caches* self,
+              const std::vector<std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>>& layers,
               int64_t capacity, int type) {
              std::vector<CacheShape> shapes;
-             for (const auto& [heads, key_dim, value_dim] : layers)
-               shapes.push_back({heads, key_dim, value_dim});
+             for (const auto& [heads, key_dim, value_dim, window, slots] : layers)
+               shapes.push_back({heads, key_dim, value_dim, window, slots});
              new (self) Caches(shapes, capacity, static_cast<CacheType>(type));
            })
       .def_prop_ro("capacity", &Caches::capacity)
+      .def("reach", &Caches::reach)
+      .def_prop_ro("slots", &Caches::slots)
+      .def_prop_rw("bases", &Caches::bases, &Caches::set_bases)
       .def("memory", [](nb::object self) {
         using Bytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>;
         std::vector<Bytes> views;  // each keeps the caches
@@ -111,48 +138,124 @@ void bind_layers(nb::module_& m) {
           [](Stack& self, const mx::array& norm, float eps, const Weight& q, const Weight& k,
              const Weight& v, const Weight& output, const MaybeArray& q_bias,
              const MaybeArray& k_bias, const MaybeArray& v_bias, const MaybeArray& output_bias,
-             const MaybeArray& q_norm, const MaybeArray& k_norm, const PyRope& rope,
-             int64_t heads, int64_t kv_heads, int64_t key_dim, int64_t value_dim, float scale) {
-            const std::vector<Vector> vectors{
-                Vector(norm),   Vector(q_bias), Vector(k_bias), Vector(v_bias), Vector(output_bias),
-                Vector(q_norm), Vector(k_norm), rope.periods};
-            auto at = [&vectors](int i) { return vectors[i].data(); };
-            const AttentionLayer layer{
-                {at(0), eps}, q.matrix(),   k.matrix(),   v.matrix(), output.matrix(),
-                at(1),        at(2),        at(3),        at(4),      {at(5), eps},
-                {at(6), eps}, rope.rope,    heads,        kv_heads,   key_dim,
-                value_dim,    scale};
-            self.add(layer, {q, k, v, output}, vectors);
+             const MaybeArray& q_norm, const MaybeArray& k_norm, bool whole_norms,
+             bool norms_last, const PyRope* rope, const MaybeArray& sinks, int64_t heads, int64_t kv_heads,
+             int64_t key_dim, int64_t value_dim, int64_t window, float scale, float residual) {
+            Kept kept;
+            const AttentionLayer layer{.norm = {kept.vector(norm), eps},
+                                       .q = kept.matrix(q),
+                                       .k = kept.matrix(k),
+                                       .v = kept.matrix(v),
+                                       .output = kept.matrix(output),
+                                       .q_bias = kept.vector(q_bias),
+                                       .k_bias = kept.vector(k_bias),
+                                       .v_bias = kept.vector(v_bias),
+                                       .output_bias = kept.vector(output_bias),
+                                       .q_norm = {kept.vector(q_norm), eps},
+                                       .k_norm = {kept.vector(k_norm), eps},
+                                       .whole_norms = whole_norms,
+                                       .norms_last = norms_last,
+                                       .rope = kept.rope(rope),
+                                       .sinks = kept.vector(sinks),
+                                       .heads = heads,
+                                       .kv_heads = kv_heads,
+                                       .key_dim = key_dim,
+                                       .value_dim = value_dim,
+                                       .window = window,
+                                       .scale = scale,
+                                       .residual = residual};
+            self.add(layer, kept.weights, kept.vectors);
           },
           nb::kw_only(), nb::arg("norm"), nb::arg("eps"), nb::arg("q"), nb::arg("k"), nb::arg("v"),
           nb::arg("output"), nb::arg("q_bias").none(), nb::arg("k_bias").none(),
           nb::arg("v_bias").none(), nb::arg("output_bias").none(), nb::arg("q_norm").none(),
-          nb::arg("k_norm").none(), nb::arg("rope"), nb::arg("heads"), nb::arg("kv_heads"),
-          nb::arg("key_dim"), nb::arg("value_dim"), nb::arg("scale"))
+          nb::arg("k_norm").none(), nb::arg("whole_norms"), nb::arg("norms_last"), nb::arg("rope").none(),
+          nb::arg("sinks").none(), nb::arg("heads"), nb::arg("kv_heads"), nb::arg("key_dim"),
+          nb::arg("value_dim"), nb::arg("window"), nb::arg("scale"), nb::arg("residual"))
+      .def(
+          "add_latent",
+          [](Stack& self, const mx::array& norm, float eps, const Weight* q_a,
+             const MaybeArray& q_norm, const Weight& q, const Weight& kv_a,
+             const mx::array& kv_norm, float latent_eps, const Weight& k_b, const Weight& v_b,
+             const Weight& output, const PyRope& rope, int64_t heads, float scale,
+             float residual) {
+            Kept kept;
+            const LatentLayer layer{.norm = {kept.vector(norm), eps},
+                                    .q_a = kept.matrix(q_a),
+                                    .q_norm = {kept.vector(q_norm), latent_eps},
+                                    .q = kept.matrix(q),
+                                    .kv_a = kept.matrix(kv_a),
+                                    .kv_norm = {kept.vector(kv_norm), latent_eps},
+                                    .k_b = kept.matrix(k_b),
+                                    .v_b = kept.matrix(v_b),
+                                    .output = kept.matrix(output),
+                                    .rope = kept.rope(&rope),
+                                    .heads = heads,
+                                    .scale = scale,
+                                    .residual = residual};
+            self.add(layer, kept.weights, kept.vectors);
+          },
+          nb::kw_only(), nb::arg("norm"), nb::arg("eps"), nb::arg("q_a").none(),
+          nb::arg("q_norm").none(), nb::arg("q"), nb::arg("kv_a"), nb::arg("kv_norm"),
+          nb::arg("latent_eps"), nb::arg("k_b"), nb::arg("v_b"), nb::arg("output"),
+          nb::arg("rope"), nb::arg("heads"), nb::arg("scale"), nb::arg("residual"))
       .def(
           "add_dense",
           [](Stack& self, const mx::array& norm, float eps, const Weight& gate, const Weight& up,
-             const Weight& down) {
-            const Vector gain{norm};
-            self.add(DenseLayer{{gain.data(), eps}, gate.matrix(), up.matrix(), down.matrix()},
-                     {gate, up, down}, {gain});
+             const Weight& down, float residual) {
+            Kept kept;
+            const DenseLayer layer{.norm = {kept.vector(norm), eps},
+                                   .gate = kept.matrix(gate),
+                                   .up = kept.matrix(up),
+                                   .down = kept.matrix(down),
+                                   .residual = residual};
+            self.add(layer, kept.weights, kept.vectors);
           },
           nb::kw_only(), nb::arg("norm"), nb::arg("eps"), nb::arg("gate"), nb::arg("up"),
-          nb::arg("down"))
+          nb::arg("down"), nb::arg("residual"))
       .def(
           "add_experts",
           [](Stack& self, const mx::array& norm, float eps, const Weight& router,
-             const Weight& gate, const Weight& up, const Weight& down, int64_t used,
-             bool renormalize, float scale) {
-            const Vector gain{norm};
-            const Routing routing{gate.experts, used, renormalize, scale};
-            self.add(ExpertLayer{{gain.data(), eps}, router.matrix(), gate.matrix(), up.matrix(),
-                                 down.matrix(), routing},
-                     {router, gate, up, down}, {gain});
+             const Weight& gate, const Weight& up, const Weight& down,
+             const MaybeArray& router_bias, const MaybeArray& gate_bias,
+             const MaybeArray& up_bias, const MaybeArray& down_bias, int activation, int gating,
+             const MaybeArray& selection_bias, int64_t used, int64_t groups, int64_t groups_used,
+             bool renormalize, float scale, const Weight* shared_gate, const Weight* shared_up,
+             const Weight* shared_down, const MaybeArray& shared_score, float residual) {
+            Kept kept;
+            const Routing routing{.experts = gate.experts,
+                                  .used = used,
+                                  .renormalize = renormalize,
+                                  .scale = scale,
+                                  .gating = static_cast<Gating>(gating),
+                                  .bias = kept.vector(selection_bias),
+                                  .groups = groups,
+                                  .groups_used = groups_used};
+            const ExpertLayer layer{.norm = {kept.vector(norm), eps},
+                                    .router = kept.matrix(router),
+                                    .gate = kept.matrix(gate),
+                                    .up = kept.matrix(up),
+                                    .down = kept.matrix(down),
+                                    .routing = routing,
+                                    .activation = static_cast<Activation>(activation),
+                                    .router_bias = kept.vector(router_bias),
+                                    .gate_bias = kept.vector(gate_bias),
+                                    .up_bias = kept.vector(up_bias),
+                                    .down_bias = kept.vector(down_bias),
+                                    .shared_gate = kept.matrix(shared_gate),
+                                    .shared_up = kept.matrix(shared_up),
+                                    .shared_down = kept.matrix(shared_down),
+                                    .shared_score = kept.vector(shared_score),
+                                    .residual = residual};
+            self.add(layer, kept.weights, kept.vectors);
           },
           nb::kw_only(), nb::arg("norm"), nb::arg("eps"), nb::arg("router"), nb::arg("gate"),
-          nb::arg("up"), nb::arg("down"), nb::arg("used"), nb::arg("renormalize"),
-          nb::arg("scale"))
+          nb::arg("up"), nb::arg("down"), nb::arg("router_bias").none(),
+          nb::arg("gate_bias").none(), nb::arg("up_bias").none(), nb::arg("down_bias").none(),
+          nb::arg("activation"), nb::arg("gating"), nb::arg("selection_bias").none(),
+          nb::arg("used"), nb::arg("groups"), nb::arg("groups_used"), nb::arg("renormalize"),
+          nb::arg("scale"), nb::arg("shared_gate").none(), nb::arg("shared_up").none(),
+          nb::arg("shared_down").none(), nb::arg("shared_score").none(), nb::arg("residual"))
       .def("run", &Stack::run, nb::arg("x"), nb::arg("caches").none(), nb::arg("offset"))
       .def("run_and_tell", &Stack::run_and_tell, nb::arg("x"), nb::arg("caches").none(),
            nb::arg("offset"));

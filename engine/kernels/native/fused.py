@@ -8,23 +8,37 @@ Axes: T tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
+from engine.cache import STEP, WINDOW_SLACK
 from engine.decoder import Block, Blocks, Head, Layers, Scorer
+from engine.families import SIGMOID, SOFTMAX, SOFTMAX_OF_CHOSEN
 from engine.kernels import QTensor
 from engine.kernels.native import NativeTensor
-from engine.layers import AnyNorm, Attention, FeedForward, Norm, Rope, swiglu
-from engine.moe import Experts
+from engine.latent import LatentAttention
+from engine.layers import (
+    Activation,
+    Attention,
+    FeedForward,
+    Linear,
+    Norm,
+    Rope,
+    clamped_swiglu,
+    swiglu,
+)
+from engine.moe import Experts, SharedExperts
 
 if TYPE_CHECKING:
     from engine.kernels.native import _native
     from engine.routes import Routes
 
 CACHE_TYPES = {"f16": 0, "f32": 1, "q8": 2}  # as in core/attention.h
+ACTIVATIONS: dict[Activation, int] = {swiglu: 0, clamped_swiglu: 1}  # as in core/types.h
+GATINGS = {SOFTMAX: 0, SIGMOID: 1, SOFTMAX_OF_CHOSEN: 2}  # as in core/block.h
 
 
 def fuse(layers: Blocks, head: Head, native: ModuleType) -> tuple[Layers, Scorer]:
@@ -43,29 +57,30 @@ class FusedLayers:
     def __init__(self, blocks: Sequence[Block], native: ModuleType) -> None:
         self.native = native
         self.width = blocks[0].mixer_norm.weight.size
-        self.shapes = [
-            (mixer.kv_heads, mixer.key_dim, mixer.value_dim) for mixer in map(_attention, blocks)
-        ]
+        self.shapes = [_cache_shape(block.mixer) for block in blocks]
         self.stack: _native.Stack = native.Stack()
         self.routes: Routes | None = None
-        ropes: dict[Rope, _native.Rope] = {}  # layers share them, and what they work out
+        self.ropes: dict[Rope, _native.Rope] = {}  # layers share them, and what they work out
         for block in blocks:
-            attention = _attention(block)
-            rope = attention.rope
-            assert isinstance(rope, Rope)
-            if rope not in ropes:
-                ropes[rope] = native.Rope(rope.periods, rope.interleaved, rope.magnitude)
-            self._add_attention(block.mixer_norm, attention, ropes[rope])
-            self._add_feed_forward(block.feed_forward_norm, block.feed_forward)
+            if isinstance(block.mixer, LatentAttention):
+                self._add_latent(block, block.mixer)
+            else:
+                assert isinstance(block.mixer, Attention)
+                self._add_attention(block, block.mixer)
+            if isinstance(block.feed_forward, FeedForward):
+                self._add_dense(block, block.feed_forward)
+            else:
+                self._add_experts(block)
 
     def new_caches(self, context: int, kv_type: str) -> _native.Caches:
         """Make the caches of all layers, for `context` tokens."""
-        caches: _native.Caches = self.native.Caches(self.shapes, context, CACHE_TYPES[kv_type])
+        shapes = [(*shape, _slots(shape[-1], context)) for shape in self.shapes]
+        caches: _native.Caches = self.native.Caches(shapes, context, CACHE_TYPES[kv_type])
         return caches
 
     def reach(self, caches: _native.Caches, length: int) -> int:
-        """Say how many tokens, `length` at most, these caches can go back to: any number."""
-        return length
+        """Say how many tokens, `length` at most, these caches can go back to."""
+        return caches.reach(length)
 
     def watch(self, routes: Routes) -> None:
         """Tell `routes` from now on which experts are chosen, in all layers at once."""
@@ -78,17 +93,29 @@ class FusedLayers:
         end = offset + x.shape[0]
         if offset < 0 or (caches is not None and end > caches.capacity):
             raise ValueError(f"tokens {offset:,} to {end:,} are outside the cache")
+        step = x.shape[0]  # a window has room for so many new tokens at a time
+        if caches is not None and any(shape[-1] for shape in self.shapes):
+            step = WINDOW_SLACK
+        starts = range(0, max(x.shape[0], 1), max(step, 1))
         if self.routes is None:
-            return self.stack.run(x, caches, offset)
-        y, ids = self.stack.run_and_tell(x, caches, offset)
-        self.routes.tell(ids)
-        return y
+            return _joined([self.stack.run(x[i : i + step], caches, offset + i) for i in starts], 0)
+        told = [self.stack.run_and_tell(x[i : i + step], caches, offset + i) for i in starts]
+        self.routes.tell(_joined([ids for _, ids in told], 1))
+        return _joined([y for y, _ in told], 0)
 
-    def _add_attention(self, norm: AnyNorm, attention: Attention, rope: _native.Rope) -> None:
+    def _rope(self, rope: Rope) -> _native.Rope:
+        if rope not in self.ropes:
+            made = self.native.Rope(rope.periods, rope.interleaved, rope.magnitude)
+            self.ropes[rope] = made
+        return self.ropes[rope]
+
+    def _add_attention(self, block: Block, attention: Attention) -> None:
         q, k, v, output = attention.q, attention.k, attention.v, attention.output
+        norm, rope = attention.q_norm or attention.k_norm, attention.rope
+        assert rope is None or isinstance(rope, Rope)
         self.stack.add_attention(
-            norm=norm.weight,
-            eps=norm.eps,
+            norm=block.mixer_norm.weight,
+            eps=block.mixer_norm.eps,
             q=_held(q.weight),
             k=_held(k.weight),
             v=_held(v.weight),
@@ -99,35 +126,77 @@ class FusedLayers:
             output_bias=output.bias,
             q_norm=attention.q_norm.weight if attention.q_norm else None,
             k_norm=attention.k_norm.weight if attention.k_norm else None,
-            rope=rope,
+            whole_norms=norm is not None and norm.weight.size != attention.key_dim,
+            norms_last=attention.norm_after_rope,
+            rope=None if rope is None else self._rope(rope),
+            sinks=attention.sinks,
             heads=attention.heads,
             kv_heads=attention.kv_heads,
             key_dim=attention.key_dim,
             value_dim=attention.value_dim,
+            window=attention.window,
             scale=attention.scale,
+            residual=block.residual_scale,
         )
 
-    def _add_feed_forward(self, norm: AnyNorm, layer: object) -> None:
-        if isinstance(layer, FeedForward):
-            self.stack.add_dense(
-                norm=norm.weight,
-                eps=norm.eps,
-                gate=_held(layer.gate.weight),
-                up=_held(layer.up.weight),
-                down=_held(layer.down.weight),
-            )
-            return
-        assert isinstance(layer, Experts)
-        self.stack.add_experts(
-            norm=norm.weight,
-            eps=norm.eps,
-            router=_held(layer.router),
+    def _add_latent(self, block: Block, attention: LatentAttention) -> None:
+        self.stack.add_latent(
+            norm=block.mixer_norm.weight,
+            eps=block.mixer_norm.eps,
+            q_a=_held(attention.q_a.weight) if attention.q_a else None,
+            q_norm=attention.q_norm.weight if attention.q_norm else None,
+            q=_held(attention.q.weight),
+            kv_a=_held(attention.kv_a.weight),
+            kv_norm=attention.kv_norm.weight,
+            latent_eps=attention.kv_norm.eps,
+            k_b=_held(attention.k_b),
+            v_b=_held(attention.v_b),
+            output=_held(attention.output.weight),
+            rope=self._rope(attention.rope),
+            heads=attention.heads,
+            scale=attention.scale,
+            residual=block.residual_scale,
+        )
+
+    def _add_dense(self, block: Block, layer: FeedForward) -> None:
+        self.stack.add_dense(
+            norm=block.feed_forward_norm.weight,
+            eps=block.feed_forward_norm.eps,
             gate=_held(layer.gate.weight),
             up=_held(layer.up.weight),
             down=_held(layer.down.weight),
-            used=layer.config.used,
-            renormalize=layer.config.renormalize,
-            scale=layer.config.scale,
+            residual=block.residual_scale,
+        )
+
+    def _add_experts(self, block: Block) -> None:
+        layer = block.feed_forward
+        both = layer if isinstance(layer, SharedExperts) else None
+        experts = both.routed if both else layer
+        assert isinstance(experts, Experts)
+        self.stack.add_experts(
+            norm=block.feed_forward_norm.weight,
+            eps=block.feed_forward_norm.eps,
+            router=_held(experts.router),
+            gate=_held(experts.gate.weight),
+            up=_held(experts.up.weight),
+            down=_held(experts.down.weight),
+            router_bias=experts.router_bias,
+            gate_bias=experts.gate.bias,
+            up_bias=experts.up.bias,
+            down_bias=experts.down.bias,
+            activation=ACTIVATIONS[experts.activation],
+            gating=GATINGS[experts.config.gating],
+            selection_bias=experts.selection_bias,
+            used=experts.config.used,
+            groups=experts.config.groups,
+            groups_used=experts.config.groups_used,
+            renormalize=experts.config.renormalize,
+            scale=experts.config.scale,
+            shared_gate=_held(both.shared.gate.weight) if both else None,
+            shared_up=_held(both.shared.up.weight) if both else None,
+            shared_down=_held(both.shared.down.weight) if both else None,
+            shared_score=both.gate if both else None,
+            residual=block.residual_scale,
         )
 
 
@@ -149,33 +218,87 @@ class FusedHead:
 
 def _has_form(block: Block) -> bool:
     """Say whether the core computes just what this block does; a subclass may do more."""
-    attention, layer = block.mixer, block.feed_forward
-    if type(block) is not Block or not isinstance(attention, Attention):
-        return False
-    if type(attention) is not Attention or not attention.plain or type(attention.rope) is not Rope:
-        return False
     norms = (block.mixer_norm, block.feed_forward_norm)
-    if block.post_mixer_norm or block.post_feed_forward_norm or block.residual_scale != 1.0:
+    if type(block) is not Block or any(type(norm) is not Norm for norm in norms):
         return False
-    linears = [attention.q, attention.k, attention.v, attention.output]
-    weights = []
-    if type(layer) is FeedForward:
-        if layer.activation is not swiglu:
-            return False
-        if any(part.bias is not None for part in (layer.gate, layer.up, layer.down)):
-            return False
-        linears += [layer.gate, layer.up, layer.down]
-    elif type(layer) is Experts and layer.plain:
-        weights = [layer.router, layer.gate.weight, layer.up.weight, layer.down.weight]
-    else:
+    if block.post_mixer_norm or block.post_feed_forward_norm:
         return False
-    weights += [linear.weight for linear in linears]
-    return all(type(n) is Norm for n in norms) and all(isinstance(w, NativeTensor) for w in weights)
+    layer, mixer = block.feed_forward, block.mixer
+    fits = [form(part) for part in (mixer, layer) for kind, form in FORMS if type(part) is kind]
+    return len(fits) == 2 and all(fits)
 
 
-def _attention(block: Block) -> Attention:
-    assert isinstance(block.mixer, Attention)
-    return block.mixer
+def _attention_fits(attention: Attention) -> bool:
+    rope, norms = attention.rope, (attention.q_norm, attention.k_norm)
+    whole = {norm.weight.size != attention.key_dim for norm in norms if norm}
+    parts = (attention.q, attention.k, attention.v, attention.output)
+    known = rope is None or type(rope) is Rope
+    if len(whole) > 1 or (attention.norm_after_rope and True in whole):
+        return False
+    return attention.plain and known and _all_native(*(part.weight for part in parts))
+
+
+def _latent_fits(attention: LatentAttention) -> bool:
+    if attention.indexer is not None or attention.temperature is not None:
+        return False
+    linears = [attention.q, attention.kv_a, attention.output]
+    linears += [attention.q_a] if attention.q_a else []
+    return _without_bias(*linears) and _all_native(attention.k_b, attention.v_b)
+
+
+def _dense_fits(layer: FeedForward) -> bool:
+    return layer.activation is swiglu and _without_bias(layer.gate, layer.up, layer.down)
+
+
+def _experts_fit(experts: Experts) -> bool:
+    config = experts.config
+    known = config.gating in GATINGS and experts.activation in ACTIVATIONS
+    if not known or config.weight_on_input or experts.gate_up is not None:
+        return False
+    parts = (experts.gate, experts.up, experts.down)
+    return _all_native(experts.router, *(part.weight for part in parts))
+
+
+def _shared_experts_fit(layer: SharedExperts) -> bool:
+    shared, routed = layer.shared, layer.routed
+    if shared.activation is not routed.activation or not _experts_fit(routed):
+        return False
+    return _without_bias(shared.gate, shared.up, shared.down)
+
+
+# What the core has, and what decides whether one of these kinds is of its form.
+FORMS: tuple[tuple[type, Callable[[Any], bool]], ...] = (
+    (Attention, _attention_fits),
+    (LatentAttention, _latent_fits),
+    (FeedForward, _dense_fits),
+    (Experts, _experts_fit),
+    (SharedExperts, _shared_experts_fit),
+)
+
+
+def _without_bias(*linears: Linear) -> bool:
+    return all(part.bias is None for part in linears) and _all_native(*(p.weight for p in linears))
+
+
+def _all_native(*weights: QTensor) -> bool:
+    return all(isinstance(weight, NativeTensor) for weight in weights)
+
+
+def _cache_shape(mixer: object) -> tuple[int, int, int, int]:
+    """Say what a layer keeps of a token: heads, widths of a key and a value; and of how many."""
+    if isinstance(mixer, LatentAttention):
+        return 1, mixer.rank + mixer.rope.dims, 0, 0
+    assert isinstance(mixer, Attention)
+    return mixer.kv_heads, mixer.key_dim, mixer.value_dim, mixer.window
+
+
+def _slots(window: int, context: int) -> int:
+    """Say for how many tokens a layer has room."""
+    return min(context, window + WINDOW_SLACK + STEP) if window else context
+
+
+def _joined(parts: list[mx.array], axis: int) -> mx.array:
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=axis)
 
 
 def _held(weight: QTensor) -> _native.Weight:

@@ -3,6 +3,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstring>
 #include <numeric>
 #include <stdexcept>
@@ -20,7 +21,6 @@ int64_t whole_lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 struct Mapping {
   void* start;
   size_t bytes;
-  std::vector<KVCache> layers;  // lie in it
 
   explicit Mapping(size_t bytes) : bytes(bytes) {
     start = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
@@ -53,42 +53,95 @@ Parts parts(int64_t heads, int64_t dims, int64_t capacity, CacheType type) {
 Caches::Caches(const std::vector<CacheShape>& layers, int64_t capacity, CacheType type)
     : capacity_(capacity), shapes_(layers) {
   int64_t bytes = 0;
-  auto count = [&](int64_t heads, int64_t dims) {
-    const Parts size = parts(heads, dims, capacity, type);
+  auto count = [&](const CacheShape& layer, int64_t dims) {
+    const Parts size = parts(layer.kv_heads, dims, layer.slots, type);
     bytes += size.values + size.scales;
   };
   for (const CacheShape& layer : layers) {
-    count(layer.kv_heads, layer.key_dim);
-    count(layer.kv_heads, layer.value_dim);
+    count(layer, layer.key_dim);
+    count(layer, layer.value_dim);
   }
   auto memory = std::make_shared<Mapping>(bytes);
   auto* at = static_cast<uint8_t*>(memory->start);
-  auto take = [&](int64_t heads, int64_t dims) {
-    const Parts size = parts(heads, dims, capacity, type);
+  auto take = [&](const CacheShape& layer, int64_t dims) {
+    const Parts size = parts(layer.kv_heads, dims, layer.slots, type);
     CacheBuffer made{at, size.scales ? reinterpret_cast<uint16_t*>(at + size.values) : nullptr};
     at += size.values + size.scales;
     return made;
   };
   for (const CacheShape& layer : layers) {
-    const CacheBuffer keys = take(layer.kv_heads, layer.key_dim);
-    const CacheBuffer values = take(layer.kv_heads, layer.value_dim);
-    memory->layers.push_back({type, capacity, keys, values});
+    const CacheBuffer keys = take(layer, layer.key_dim), values = take(layer, layer.value_dim);
+    layers_.push_back({type, layer.slots, 0, keys, values});
   }
-  layers_ = std::shared_ptr<const std::vector<KVCache>>(memory, &memory->layers);
+  memory_ = memory;
+}
+
+Caches::Step Caches::step(int64_t offset, int64_t tokens) {
+  std::vector<int64_t> drop(layers_.size(), 0);
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    KVCache& cache = layers_[i];
+    if (offset == 0) cache.base = 0;
+    if (offset + tokens - cache.base <= cache.capacity) continue;
+    drop[i] = std::max<int64_t>(offset - shapes_[i].window + 1 - cache.base, 0);
+    cache.base += drop[i];
+  }
+  return {layers_, shapes_, std::move(drop), memory_};
+}
+
+void Caches::Step::move(size_t layer, int64_t offset) const {
+  if (drop[layer] == 0) return;
+  const KVCache& cache = layers[layer];
+  const CacheShape& shape = shapes[layer];
+  const auto shift = [&](void* buffer, int64_t bytes) {  // bytes of a token
+    auto* at = static_cast<uint8_t*>(buffer);
+    for (int64_t head = 0; head < shape.kv_heads; ++head, at += cache.capacity * bytes)
+      std::memmove(at, at + drop[layer] * bytes, static_cast<size_t>((offset - cache.base) * bytes));
+  };
+  const auto shift_both = [&](const CacheBuffer& buffer, int64_t dims) {
+    const int64_t bytes = cache.type == CacheType::F32 ? 4 : cache.type == CacheType::F16 ? 2 : 1;
+    shift(buffer.values, dims * bytes);
+    if (buffer.scales) shift(buffer.scales, dims / q8_group(dims) * 2);
+  };
+  shift_both(cache.keys, shape.key_dim);
+  if (shape.value_dim) shift_both(cache.values, shape.value_dim);
+}
+
+int64_t Caches::reach(int64_t length) const {
+  for (size_t i = 0; i < layers_.size(); ++i)
+    if (layers_[i].base > 0 && layers_[i].base > length - shapes_[i].window + 1) return 0;
+  return length;
+}
+
+std::vector<int64_t> Caches::bases() const {
+  std::vector<int64_t> found;
+  for (const KVCache& cache : layers_) found.push_back(cache.base);
+  return found;
+}
+
+void Caches::set_bases(const std::vector<int64_t>& bases) {
+  if (bases.size() != layers_.size()) throw std::invalid_argument("one base for each layer");
+  for (size_t i = 0; i < bases.size(); ++i) layers_[i].base = bases[i];
+}
+
+std::vector<int64_t> Caches::slots() const {
+  std::vector<int64_t> found;
+  for (const CacheShape& shape : shapes_) found.push_back(shape.slots);
+  return found;
 }
 
 std::vector<Caches::Part> Caches::memory() const {
   std::vector<Part> found;
   auto add = [&](const KVCache& cache, const CacheBuffer& buffer, int64_t heads, int64_t dims) {
-    const int64_t tokens = heads * capacity_;
+    const int64_t tokens = heads * cache.capacity;
     const int64_t width = cache.type == CacheType::F32 ? 4 : cache.type == CacheType::F16 ? 2 : 1;
     found.push_back({buffer.values, tokens * dims * width});
     if (buffer.scales) found.push_back({buffer.scales, tokens * (dims / q8_group(dims)) * 2});
   };
   for (size_t i = 0; i < shapes_.size(); ++i) {
-    const KVCache& cache = (*layers_)[i];
+    const KVCache& cache = layers_[i];
     add(cache, cache.keys, shapes_[i].kv_heads, shapes_[i].key_dim);
-    add(cache, cache.values, shapes_[i].kv_heads, shapes_[i].value_dim);
+    if (shapes_[i].value_dim)
+      add(cache, cache.values, shapes_[i].kv_heads, shapes_[i].value_dim);
   }
   return found;
 }
@@ -126,7 +179,8 @@ std::vector<mx::array> Stack::launch_all(const mx::array& x, Caches* caches, int
   const int64_t tokens = x.shape(0);
   std::vector<mx::array> inputs{x};
   if (caches && caches->ticket) inputs.push_back(*caches->ticket);
-  auto held = caches ? caches->share() : nullptr;
+  std::optional<Caches::Step> held;
+  if (caches) held = caches->step(offset, tokens);
   auto body = [all = all_, held, tokens, offset](const Sources& in, const Targets& out) {
     Shared& tools = shared();
     const std::lock_guard<std::mutex> lock(tools.mutex);
@@ -134,11 +188,18 @@ std::vector<mx::array> Stack::launch_all(const mx::array& x, Caches* caches, int
     auto* y = static_cast<float*>(out[0]);
     *static_cast<uint8_t*>(out[1]) = 0;
     auto* chosen = out.size() > 2 ? static_cast<int32_t*>(out[2]) : nullptr;
-    const KVCache* cache = held ? held->data() : nullptr;
+    size_t caches_used = 0;
+    const auto next_cache = [&]() -> const KVCache* {
+      if (!held) return nullptr;
+      held->move(caches_used, offset);
+      return &held->layers[caches_used++];
+    };
     for (const Layer& layer : all->layers) {
       if (const auto* attention = std::get_if<AttentionLayer>(&layer)) {
-        attention_block(*attention, cache, offset, from, tokens, y, tools.work, Pool::shared());
-        if (cache) ++cache;
+        attention_block(*attention, next_cache(), offset, from, tokens, y, tools.work,
+                        Pool::shared());
+      } else if (const auto* latent = std::get_if<LatentLayer>(&layer)) {
+        latent_block(*latent, next_cache(), offset, from, tokens, y, tools.work, Pool::shared());
       } else if (const auto* dense = std::get_if<DenseLayer>(&layer)) {
         dense_block(*dense, from, tokens, y, tools.work, Pool::shared());
       } else {

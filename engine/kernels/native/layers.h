@@ -15,18 +15,39 @@
 
 namespace conifer {
 
+// What one layer keeps: of all tokens, or at least of the last `window` ones in room for `slots`.
 struct CacheShape {
-  int64_t kv_heads, key_dim, value_dim;
+  int64_t kv_heads, key_dim, value_dim, window, slots;
 };
 
 // The keys and values of a stack's attention layers, for `capacity` tokens. The address space is
-// taken at once and the memory as tokens fill it, so nothing moves while a task reads it.
+// taken at once and the memory as tokens fill it. A layer with a window moves what it still needs to
+// the front when its slots are used up.
 class Caches {
  public:
   Caches(const std::vector<CacheShape>& layers, int64_t capacity, CacheType type);
 
   int64_t capacity() const { return capacity_; }
-  std::shared_ptr<const std::vector<KVCache>> share() const { return layers_; }
+
+  // What a task for the tokens from `offset` on works with. `drop`: how many tokens each layer has to
+  // drop from its front first.
+  struct Step {
+    std::vector<KVCache> layers;
+    std::vector<CacheShape> shapes;
+    std::vector<int64_t> drop;
+    std::shared_ptr<const void> memory;
+
+    void move(size_t layer, int64_t offset) const;  // does it
+  };
+  Step step(int64_t offset, int64_t tokens);
+
+  // How many tokens, `length` at most, the caches can go back to.
+  int64_t reach(int64_t length) const;
+
+  // The token that each layer's memory begins with, and for how many it has room.
+  std::vector<int64_t> bases() const;
+  void set_bases(const std::vector<int64_t>& bases);
+  std::vector<int64_t> slots() const;
 
   struct Part {
     void* data;
@@ -43,7 +64,8 @@ class Caches {
  private:
   int64_t capacity_;
   std::vector<CacheShape> shapes_;
-  std::shared_ptr<const std::vector<KVCache>> layers_;  // owns the memory
+  std::vector<KVCache> layers_;  // as the last task that was launched leaves them
+  std::shared_ptr<const void> memory_;
 };
 
 // A vector of float32 that stays where it is.
@@ -60,7 +82,7 @@ class Vector {
 // Layers in the order they were added. Once it has run it must not grow.
 class Stack {
  public:
-  using Layer = std::variant<AttentionLayer, DenseLayer, ExpertLayer>;
+  using Layer = std::variant<AttentionLayer, LatentLayer, DenseLayer, ExpertLayer>;
 
   Stack() : all_(std::make_shared<All>()) {}
 

@@ -20,6 +20,7 @@ struct CacheBuffer {
 struct KVCache {
   CacheType type;
   int64_t capacity;  // tokens
+  int64_t base;      // the token that the buffers begin with
   CacheBuffer keys, values;
 };
 
@@ -57,14 +58,23 @@ int64_t attention_scratch(int64_t key_dim, int64_t value_dim);
 void attend_one(const HeadView& head, const float* queries, int64_t group, int64_t begin,
                 int64_t end, Partial partial, float* scratch);
 
-// Merge n partials of G heads. The result,
-// (G, dv) packed, is the attention.
-void merge(const Partial* partials, int64_t n, int64_t group, int64_t value_dim, float* out);
+// Merge n partials of G heads. The result, (G, dv) packed, is the attention. sinks (G,): scores that
+// take their share and give nothing, or null.
+void merge(const Partial* partials, int64_t n, int64_t group, int64_t value_dim,
+           const float* sinks, float* out);
 
-// Many tokens: row r, (rows, padded(d)), already scaled, sees the tokens before limits[r], which
-// do not decrease. At most MAX_ROWS rows; out is (rows, padded(dv)).
+// What a row of queries sees: the tokens begin..end, and a score that takes its share and gives
+// nothing, NO_SINK for none.
+struct Sight {
+  int64_t begin, end;
+  float sink;
+};
+constexpr float NO_SINK = -3.0e38f;
+
+// Many tokens: row r, (rows, padded(d)), already scaled, sees sights[r], whose begins and ends do not
+// decrease. At most MAX_ROWS rows; out is (rows, padded(dv)).
 constexpr int64_t MAX_ROWS = 128;
-void attend_many(const HeadView& head, const float* queries, int64_t rows, const int64_t* limits,
+void attend_many(const HeadView& head, const float* queries, int64_t rows, const Sight* sights,
                  float* out, float* scratch);
 
 }  // namespace conifer

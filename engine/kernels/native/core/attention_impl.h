@@ -324,9 +324,11 @@ void turn(const float* rows, int64_t width, float* columns) {
     }
 }
 
-// Scores of one row become weights; gives back the factor on what was mixed before.
-CONIFER_INLINE float weigh(float* scores, int64_t visible, float& top, float& total) {
-  for (int64_t t = visible; t < BLOCK; ++t) scores[t] = LOWEST;
+// Scores of one row become weights, 0 outside begin..end; gives back the factor on what was mixed
+// before.
+CONIFER_INLINE float weigh(float* scores, int64_t begin, int64_t end, float& top, float& total) {
+  for (int64_t t = 0; t < begin; ++t) scores[t] = LOWEST;
+  for (int64_t t = end; t < BLOCK; ++t) scores[t] = LOWEST;
   VF most = load(scores);
   for (int64_t t = W; t < BLOCK; t += W) most = larger(most, load(scores + t));
   const float block_top = largest(most), new_top = block_top > top ? block_top : top;
@@ -336,7 +338,8 @@ CONIFER_INLINE float weigh(float* scores, int64_t visible, float& top, float& to
     store(scores + t, weight);
     sums = sums + weight;
   }
-  for (int64_t t = visible; t < BLOCK; ++t) scores[t] = 0.0f;
+  for (int64_t t = 0; t < begin; ++t) scores[t] = 0.0f;
+  for (int64_t t = end; t < BLOCK; ++t) scores[t] = 0.0f;
   const float factor = top == new_top ? 1.0f : exponential(fill(top - new_top))[0];
   total = total * factor + sum(sums);
   top = new_top;
@@ -344,7 +347,7 @@ CONIFER_INLINE float weigh(float* scores, int64_t visible, float& top, float& to
 }
 
 void attend_many_isa(const HeadView& head, const float* queries, int64_t rows,
-                     const int64_t* limits, float* out, float* scratch) {
+                     const Sight* sights, float* out, float* scratch) {
   const int64_t key_width = pad(head.key_dim), value_width = pad(head.value_dim);
   const int64_t padded_rows = (rows + 3) / 4 * 4;
   float* keys = scratch;  // then the values of the same block
@@ -357,10 +360,11 @@ void attend_many_isa(const HeadView& head, const float* queries, int64_t rows,
     totals[r] = 0.0f;
     for (int64_t i = 0; i < value_width; ++i) out[r * value_width + i] = 0.0f;
   }
-  for (int64_t begin = 0; begin < limits[rows - 1]; begin += BLOCK) {
-    const int64_t left = limits[rows - 1] - begin, n = left < BLOCK ? left : BLOCK;
+  const int64_t end = sights[rows - 1].end;
+  for (int64_t begin = sights[0].begin; begin < end; begin += BLOCK) {
+    const int64_t n = end - begin < BLOCK ? end - begin : BLOCK;
     int64_t first = 0;  // rows before this see nothing of the block
-    while (limits[first] <= begin) ++first;
+    while (sights[first].end <= begin) ++first;
     first = first / 4 * 4;
     unpack(head.type, head.keys, head.key_scales, head.key_dim, head.key_dim, begin, n, keys);
     for (int64_t i = n * key_width; i < BLOCK * key_width; ++i) keys[i] = 0.0f;
@@ -368,13 +372,14 @@ void attend_many_isa(const HeadView& head, const float* queries, int64_t rows,
     multiply(queries + first * key_width, key_width, columns, BLOCK, padded_rows - first,
              key_width, BLOCK, false, scores + first * BLOCK, BLOCK);
     for (int64_t r = first; r < padded_rows; ++r) {
-      const int64_t seen = r < rows ? limits[r] - begin : 0;
-      const int64_t visible = seen < 0 ? 0 : seen < n ? seen : n;
-      if (visible == 0) {
+      const Sight seen = r < rows ? sights[r] : Sight{0, 0, NO_SINK};
+      const int64_t from = seen.begin > begin ? seen.begin - begin : 0;
+      const int64_t to = seen.end - begin < n ? seen.end - begin : n;
+      if (from >= to) {
         for (int64_t t = 0; t < BLOCK; ++t) scores[r * BLOCK + t] = 0.0f;
         continue;
       }
-      const float factor = weigh(scores + r * BLOCK, visible, tops[r], totals[r]);
+      const float factor = weigh(scores + r * BLOCK, from, to, tops[r], totals[r]);
       if (factor != 1.0f)
         for (int64_t i = 0; i < value_width; i += W)
           store(out + r * value_width + i, load(out + r * value_width + i) * factor);
@@ -384,9 +389,14 @@ void attend_many_isa(const HeadView& head, const float* queries, int64_t rows,
     multiply(scores + first * BLOCK, BLOCK, keys, value_width, padded_rows - first, n,
              value_width, true, out + first * value_width, value_width);
   }
-  for (int64_t r = 0; r < rows; ++r)
+  for (int64_t r = 0; r < rows; ++r) {
+    const float sink = sights[r].sink, top = sink > tops[r] ? sink : tops[r];
+    const float factor = top == tops[r] ? 1.0f : exponential(fill(tops[r] - top))[0];
+    float total = totals[r] * factor;
+    if (sink > NO_SINK) total += exponential(fill(sink - top))[0];
     for (int64_t i = 0; i < value_width; i += W)
-      store(out + r * value_width + i, load(out + r * value_width + i) / totals[r]);
+      store(out + r * value_width + i, load(out + r * value_width + i) * (factor / total));
+  }
 }
 
 }  // namespace

@@ -63,29 +63,46 @@ struct AttentionCall {
   int64_t length() const { return past + tokens; }
 };
 
+// Norm one head, unless its whole projection was, and turn it.
 void rotate_head(const AttentionCall& call, const Norm& norm, int64_t token, float* x) {
   const Rope& rope = call.layer.rope;
-  if (norm.weight) rms_norm(x, norm, call.layer.key_dim, x);
-  rotate(x, call.parts.rotations.cosines(token), call.parts.rotations.sines(token), rope.dims,
-         rope.interleaved);
+  const bool normed = norm.weight && !call.layer.whole_norms;
+  if (normed && !call.layer.norms_last) rms_norm(x, norm, call.layer.key_dim, x);
+  if (rope.dims)
+    rotate(x, call.parts.rotations.cosines(token), call.parts.rotations.sines(token), rope.dims,
+           rope.interleaved);
+  if (normed && call.layer.norms_last) rms_norm(x, norm, call.layer.key_dim, x);
 }
 
-void append_token(const AttentionCall& call, int64_t head, int64_t token) {
+// Norm a token's queries, or keys, as a whole where the layer does.
+void norm_whole(const AttentionCall& call, const Norm& norm, int64_t n, const float* x, float* y) {
+  if (norm.weight && call.layer.whole_norms) rms_norm(x, norm, n, y);
+  else if (x != y) std::copy(x, x + n, y);
+}
+
+// key: that of the token, which is turned in place.
+void append_token(const AttentionCall& call, int64_t head, int64_t token, float* key) {
   const AttentionLayer& layer = call.layer;
-  float* row = call.projected + token * call.width;
-  float* key = row + call.key_start + head * layer.key_dim;
   rotate_head(call, layer.k_norm, token, key);
   append(call.cache, call.cache.keys, head, call.past + token, key, layer.key_dim);
   append(call.cache, call.cache.values, head, call.past + token,
-         row + call.value_start + head * layer.value_dim, layer.value_dim);
+         call.projected + token * call.width + call.value_start + head * layer.value_dim,
+         layer.value_dim);
 }
 
-// Put the queries of one token and kv head, normed, turned and scaled, into padded rows.
-void copy_queries(const AttentionCall& call, int64_t head, int64_t token, bool turned,
-                  float* out) {
+// The first token of the cache that one sees.
+int64_t first_seen(const AttentionCall& call, int64_t token) {
+  const int64_t window = call.layer.window;
+  return window ? std::max<int64_t>(call.past + token + 1 - window, 0) : 0;
+}
+
+// Put one token's queries of a kv head, from `all` of its queries, into padded rows: scaled, and
+// normed and turned unless they are.
+void copy_queries(const AttentionCall& call, int64_t head, int64_t token, const float* all,
+                  bool turned, float* out) {
   const AttentionLayer& layer = call.layer;
   const int64_t dims = layer.key_dim, stride = padded(dims);
-  const float* row = call.projected + token * call.width + head * call.group * dims;
+  const float* row = all + head * call.group * dims;
   for (int64_t g = 0; g < call.group; ++g, row += dims, out += stride) {
     std::copy(row, row + dims, out);
     std::fill(out + dims, out + stride, 0.0f);
@@ -106,7 +123,7 @@ void finish(const AttentionCall& call, const Activations& mixed, Range rows) {
   multiply_range(&output, 1, mixed, call.tokens, sums, width, rows);
   for (int64_t t = 0; t < call.tokens; ++t) {
     const int64_t at = t * width + rows.begin;
-    float_kernels().add(call.x + at, sums + at, rows.end - rows.begin, call.y + at);
+    add_residual(call.x + at, layer.residual, sums + at, rows.end - rows.begin, call.y + at);
   }
 }
 
@@ -136,13 +153,14 @@ void one_token(const AttentionCall& call, int thread, int threads) {
                               [&](Range rows) { finish(call, own.hidden, rows); });
 }
 
-// The (kv head, position) pairs in one line, cut evenly: each thread gets the same number of
-// tokens whatever the number of heads.
+// The (kv head, position) pairs that one token sees in one line, cut evenly: each thread gets the
+// same number of tokens whatever the number of heads.
 Range head_range(const AttentionCall& call, int64_t head, int thread, int threads) {
-  const int64_t length = call.length(), start = head * length;
+  const int64_t first = first_seen(call, 0), length = call.length() - first;
+  const int64_t start = head * length;
   const Range all = share(call.layer.kv_heads * length, thread, threads, 16);
-  return {std::clamp<int64_t>(all.begin - start, 0, length),
-          std::clamp<int64_t>(all.end - start, 0, length)};
+  return {first + std::clamp<int64_t>(all.begin - start, 0, length),
+          first + std::clamp<int64_t>(all.end - start, 0, length)};
 }
 
 Partial partial_slot(const AttentionCall& call, int64_t head, int thread) {
@@ -155,11 +173,16 @@ void attend_range(const AttentionCall& call, int thread, int threads, Thread& ow
   const AttentionLayer& layer = call.layer;
   float* queries = own.queries.need(call.group * padded(layer.key_dim));
   float* scratch = own.scratch.need(attention_scratch(layer.key_dim, layer.value_dim));
+  // Copies of all queries and keys: norms of the whole want them as they were projected.
+  float* all = own.mixed.need(layer.q.rows + layer.k.rows);
+  float* keys = all + layer.q.rows;
+  norm_whole(call, layer.q_norm, layer.q.rows, call.projected, all);
+  norm_whole(call, layer.k_norm, layer.k.rows, call.projected + call.key_start, keys);
   for (int64_t head = 0; head < layer.kv_heads; ++head) {
     const Range range = head_range(call, head, thread, threads);
     if (range.begin >= range.end) continue;
-    if (range.end == call.length()) append_token(call, head, 0);
-    copy_queries(call, head, 0, false, queries);
+    if (range.end == call.length()) append_token(call, head, 0, keys + head * layer.key_dim);
+    copy_queries(call, head, 0, all, false, queries);
     attend_one(head_view(call.cache, head, layer.key_dim, layer.value_dim), queries, call.group,
                range.begin, range.end, partial_slot(call, head, thread), scratch);
   }
@@ -174,6 +197,7 @@ void merge_ranges(const AttentionCall& call, int threads, Thread& own, float* ou
       if (range.begin < range.end) own.partials.push_back(partial_slot(call, head, thread));
     }
     merge(own.partials.data(), int64_t(own.partials.size()), call.group, layer.value_dim,
+          layer.sinks ? layer.sinks + head * call.group : nullptr,
           out + head * call.group * layer.value_dim);
   }
 }
@@ -185,16 +209,18 @@ void attend_tokens(const AttentionCall& call, int64_t head, Range tokens, Thread
   float* queries = own.queries.need(MAX_ROWS * key_width);
   float* out = own.out.need(MAX_ROWS * value_width);
   float* scratch = own.scratch.need(attention_scratch(layer.key_dim, layer.value_dim));
-  own.limits.resize(MAX_ROWS);
-  const int64_t heads_at_once = std::min(call.group, MAX_ROWS);
+  own.sights.resize(MAX_ROWS);
   int64_t rows = 0;
-  for (int64_t t = tokens.begin; t < tokens.end; ++t, rows += heads_at_once) {
-    copy_queries(call, head, t, true, queries + rows * key_width);
-    std::fill_n(own.limits.begin() + rows, heads_at_once, call.past + t + 1);
+  for (int64_t t = tokens.begin; t < tokens.end; ++t) {
+    copy_queries(call, head, t, call.projected + t * call.width, true, queries + rows * key_width);
+    for (int64_t g = 0; g < call.group; ++g) {
+      const float sink = layer.sinks ? layer.sinks[head * call.group + g] : NO_SINK;
+      own.sights[size_t(rows++)] = {first_seen(call, t), call.past + t + 1, sink};
+    }
   }
   std::fill(queries + rows * key_width, queries + (rows + 3) / 4 * 4 * key_width, 0.0f);
   attend_many(head_view(call.cache, head, layer.key_dim, layer.value_dim), queries, rows,
-              own.limits.data(), out, scratch);
+              own.sights.data(), out, scratch);
   float* mixed = call.parts.mixed.need(0);
   for (int64_t t = tokens.begin; t < tokens.end; ++t)
     for (int64_t g = 0; g < call.group; ++g, out += value_width)
@@ -217,9 +243,13 @@ void many_tokens(const AttentionCall& call, int thread, int threads) {
   call.pool.barrier();
   for (int64_t t = tokens.begin; t < tokens.end; ++t) {
     float* row = call.projected + t * call.width;
+    float* keys = row + call.key_start;
+    norm_whole(call, layer.q_norm, layer.q.rows, row, row);
+    norm_whole(call, layer.k_norm, layer.k.rows, keys, keys);
     for (int64_t h = 0; h < layer.heads; ++h)
       rotate_head(call, layer.q_norm, t, row + h * layer.key_dim);
-    for (int64_t h = 0; h < layer.kv_heads; ++h) append_token(call, h, t);
+    for (int64_t h = 0; h < layer.kv_heads; ++h)
+      append_token(call, h, t, keys + h * layer.key_dim);
   }
   call.pool.barrier();
   // The last tokens see the most: taking them first leaves small pieces for the end.
@@ -246,7 +276,7 @@ void attention_block(const AttentionLayer& layer, const KVCache* cache, int64_t 
   const int64_t width = layer.q.rows + layer.k.rows + layer.v.rows;
   const int threads = pool.threads();
   parts.need_threads(threads);
-  parts.rotations.prepare(layer.rope, offset, tokens);
+  if (layer.rope.dims) parts.rotations.prepare(layer.rope, offset, tokens);
   float* normed = parts.normed.need(tokens * layer.q.cols);
   if (tokens == 1) {
     parts.partials.need(threads * layer.heads * (padded(layer.value_dim) + 16));
@@ -257,7 +287,7 @@ void attention_block(const AttentionLayer& layer, const KVCache* cache, int64_t 
     parts.hidden.prepare(mixed, tokens, layer.output.cols, layer.output.cols,
                          tiles_serve(tokens, {&layer.output}));
   }
-  KVCache own{CacheType::F32, tokens, {}, {}};
+  KVCache own{CacheType::F32, tokens, 0, {}, {}};
   if (!cache) {
     own.keys.values = parts.keys.need(tokens * layer.k.rows);
     own.values.values = parts.values.need(tokens * layer.v.rows);
@@ -266,7 +296,7 @@ void attention_block(const AttentionLayer& layer, const KVCache* cache, int64_t 
   RowSharing projected_rows, output_rows;
   const AttentionCall call{.layer = layer,
                            .cache = cache ? *cache : own,
-                           .past = cache ? offset : 0,
+                           .past = cache ? offset - cache->base : 0,
                            .x = x,
                            .tokens = tokens,
                            .y = y,
@@ -284,6 +314,11 @@ void attention_block(const AttentionLayer& layer, const KVCache* cache, int64_t 
     if (tokens == 1) one_token(call, thread, count);
     else many_tokens(call, thread, count);
   });
+}
+
+void add_residual(const float* x, float factor, float* sums, int64_t n, float* y) {
+  if (factor != 1.0f) float_kernels().scale(sums, factor, n, sums);
+  float_kernels().add(x, sums, n, y);
 }
 
 void dense_block(const DenseLayer& layer, const float* x, int64_t tokens, float* y,
@@ -341,7 +376,7 @@ void dense_block(const DenseLayer& layer, const float* x, int64_t tokens, float*
       multiply_rows(layer.down, middle, normed, rows);
       for (int64_t t = 0; t < tokens; ++t) {
         const int64_t at = t * width + rows.begin;
-        kernels.add(x + at, normed + at, rows.end - rows.begin, y + at);
+        add_residual(x + at, layer.residual, normed + at, rows.end - rows.begin, y + at);
       }
     };
     if (one) output_rows.share_out(width, thread, threads, down_rows);

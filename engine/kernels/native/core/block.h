@@ -32,31 +32,63 @@ struct AttentionLayer {
   const float* k_bias;
   const float* v_bias;
   const float* output_bias;
-  Norm q_norm, k_norm;          // over each head; weight null: none
-  Rope rope;
+  Norm q_norm, k_norm;          // of queries and keys; weight null: none
+  bool whole_norms;             // these two norm whole projections, not each head
+  bool norms_last;              // they come after the rotation; of heads only
+  Rope rope;                    // dims 0: none
+  const float* sinks;           // (H), may be null: scores that take their share and give nothing
   int64_t heads, kv_heads, key_dim, value_dim;  // heads / kv_heads: whole, at most MAX_ROWS
+  int64_t window;               // tokens that one sees, itself among them; 0: all before it
   float scale;                  // of the scores
+  float residual;               // of what is added to x
 };
 
-// y = x + output(attention(rope(norm(q)), cache)). Appends T tokens to the cache at `offset`, whose
-// buffers must have room for offset + T; cache null: the tokens see only each other (offset is
-// then still where the rotation starts).
+// y = x + residual * output(attention(rope(norm(q)), cache)). Appends T tokens to the cache at
+// `offset`, whose buffers must have room for offset - base + T; cache null: the tokens see only each
+// other (offset is then still where the rotation starts).
 void attention_block(const AttentionLayer& layer, const KVCache* cache, int64_t offset,
                      const float* x, int64_t tokens, float* y, Workspace& work, Pool& pool);
+
+// Multi-head latent attention with the heads' own projections multiplied into queries and results: a
+// token keeps one row, its normed latent (R) and a part (r) that turns, which all heads share.
+struct LatentLayer {
+  Norm norm;             // of x
+  Matrix q_a;            // (Q, D); data null: queries are projected in one step
+  Norm q_norm;           // of the Q
+  Matrix q;              // (H d, D or Q); the last r of the d turn
+  Matrix kv_a;           // (R + r, D)
+  Norm kv_norm;          // of the R
+  Matrix k_b, v_b;       // of the first head, the others follow: (R, d - r), (dv, R)
+  Matrix output;         // (D, H dv)
+  Rope rope;             // of r
+  int64_t heads;
+  float scale, residual;
+};
+
+// As attention_block; the cache's keys are the rows, of one head, and it has no values.
+void latent_block(const LatentLayer& layer, const KVCache* cache, int64_t offset, const float* x,
+                  int64_t tokens, float* y, Workspace& work, Pool& pool);
 
 struct DenseLayer {
   Norm norm;
   Matrix gate, up, down;  // (F, D), (F, D), (D, F)
+  float residual;
 };
 
-// y = x + down(silu(gate(h)) * up(h)), h = norm(x).
+// y = x + residual * down(silu(gate(h)) * up(h)), h = norm(x).
 void dense_block(const DenseLayer& layer, const float* x, int64_t tokens, float* y,
                  Workspace& work, Pool& pool);
+
+// What makes weights of a router's logits; the last is the softmax of the chosen ones alone.
+enum class Gating : int32_t { Softmax = 0, Sigmoid = 1, SoftmaxOfChosen = 2 };
 
 struct Routing {
   int64_t experts, used;
   bool renormalize;  // divide the chosen weights by max(their sum, 6.103515625e-05)
   float scale;       // then multiply by this
+  Gating gating = Gating::Softmax;
+  const float* bias = nullptr;  // (E), may be null: added to the scores for choosing only
+  int64_t groups = 1, groups_used = 1;  // of experts side by side, from the best of which to choose
 };
 
 struct ExpertLayer {
@@ -64,15 +96,24 @@ struct ExpertLayer {
   Matrix router;          // (E, D)
   Matrix gate, up, down;  // of one expert, `data` at the first; the others follow without a gap
   Routing routing;
+  Activation activation = Activation::Silu;
+  const float* router_bias = nullptr;  // (E); these four may be null
+  const float* gate_bias = nullptr;    // (E, F)
+  const float* up_bias = nullptr;      // (E, F)
+  const float* down_bias = nullptr;    // (E, D)
+  // One expert that always runs; data null: none. Its weight is the sigmoid of score . h, or 1.
+  Matrix shared_gate = {}, shared_up = {}, shared_down = {};
+  const float* shared_score = nullptr;  // (D)
+  float residual = 1.0f;
 };
 
-// y = x + sum over the chosen of weight * down(silu(gate(h)) * up(h)), h = norm(x).
+// y = x + residual * (sum over the chosen of weight * expert(h) + shared(h)), h = norm(x);
+// expert(h) = down(activation(gate(h), up(h))).
 // chosen: takes the ids of the chosen experts (T, k), unless null.
 void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* y,
                Workspace& work, Pool& pool, int32_t* chosen = nullptr);
 
-// Choose `used` experts by softmax of `logits` (E): ids and weights (k), largest first; equal
-// ones by id. Serial.
+// Choose `used` experts by `logits` (E): ids and weights (k), best first; equal ones by id. Serial.
 void route(const Routing& routing, const float* logits, int32_t* ids, float* weights);
 
 // y = sum over the chosen of weight * expert(h), without norm or residual: h (T, D) ->
@@ -84,6 +125,9 @@ struct Head {
   Norm norm;
   Matrix output;  // (V, D)
 };
+
+// y = x + factor * sums; sums are lost.
+void add_residual(const float* x, float factor, float* sums, int64_t n, float* y);
 
 // logits (T, V) = output(norm(x)).
 void head_block(const Head& head, const float* x, int64_t tokens, float* logits, Workspace& work,

@@ -15,6 +15,7 @@ constexpr FloatKernels float_table(const char* name) {
       .rms_norm = rms_norm_row,
       .rotate = rotate_row,
       .silu_multiply = silu_multiply_row,
+      .clamped_multiply = clamped_multiply_row,
       .add = add_row,
       .add_scaled = add_scaled_row,
       .scale = scale_row,

@@ -21,6 +21,12 @@ const FloatKernels& float_kernels() {
   return FLOAT_PORTABLE;
 }
 
+void activate(Activation activation, const float* gate, const float* up, int64_t n, float* y) {
+  const FloatKernels& kernels = float_kernels();
+  (activation == Activation::Clamped ? kernels.clamped_multiply : kernels.silu_multiply)(gate, up,
+                                                                                        n, y);
+}
+
 void rms_norm(const float* x, const Norm& norm, int64_t n, float* y) {
   float_kernels().rms_norm(x, norm.weight, norm.eps, n, y);
 }
@@ -107,17 +113,19 @@ void attend_one(const HeadView& head, const float* queries, int64_t group, int64
   float_kernels().attend_one(head, queries, group, begin, end, partial, scratch);
 }
 
-void attend_many(const HeadView& head, const float* queries, int64_t rows, const int64_t* limits,
+void attend_many(const HeadView& head, const float* queries, int64_t rows, const Sight* sights,
                  float* out, float* scratch) {
-  float_kernels().attend_many(head, queries, rows, limits, out, scratch);
+  float_kernels().attend_many(head, queries, rows, sights, out, scratch);
 }
 
-void merge(const Partial* partials, int64_t n, int64_t group, int64_t value_dim, float* out) {
+void merge(const Partial* partials, int64_t n, int64_t group, int64_t value_dim,
+           const float* sinks, float* out) {
   const FloatKernels& kernels = float_kernels();
   const int64_t stride = padded(value_dim);
   for (int64_t g = 0; g < group; ++g, out += value_dim) {
-    float top = partials[0].top[g], total = 0.0f;
-    for (int64_t i = 1; i < n; ++i) top = std::max(top, partials[i].top[g]);
+    float top = sinks ? sinks[g] : NO_SINK;
+    for (int64_t i = 0; i < n; ++i) top = std::max(top, partials[i].top[g]);
+    float total = sinks ? std::exp(sinks[g] - top) : 0.0f;
     for (int64_t i = 0; i < n; ++i)
       total += partials[i].total[g] * std::exp(partials[i].top[g] - top);
     for (int64_t i = 0; i < n; ++i) {

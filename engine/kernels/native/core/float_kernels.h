@@ -5,6 +5,7 @@
 
 #include "attention.h"
 #include "recurrence.h"
+#include "types.h"
 
 namespace conifer {
 
@@ -16,6 +17,7 @@ struct FloatKernels {
   void (*rotate)(float* x, const float* cosines, const float* sines, int64_t dims,
                  bool interleaved);
   void (*silu_multiply)(const float* gate, const float* up, int64_t n, float* y);
+  void (*clamped_multiply)(const float* gate, const float* up, int64_t n, float* y);
   void (*add)(const float* a, const float* b, int64_t n, float* y);            // y = a + b
   void (*add_scaled)(const float* x, float factor, int64_t n, float* y);       // y += factor x
   void (*scale)(const float* x, float factor, int64_t n, float* y);            // y = factor x
@@ -27,7 +29,7 @@ struct FloatKernels {
   void (*attend_one)(const HeadView& head, const float* queries, int64_t group, int64_t begin,
                      int64_t end, Partial partial, float* scratch);
   void (*attend_many)(const HeadView& head, const float* queries, int64_t rows,
-                      const int64_t* limits, float* out, float* scratch);
+                      const Sight* sights, float* out, float* scratch);
 
   // The channels begin..end of a convolution, and the columns begin..end of a head's state;
   // scratch: (N, end - begin).
@@ -37,6 +39,9 @@ struct FloatKernels {
 
 // The best table for this processor.
 const FloatKernels& float_kernels();
+
+// y = activation(gate, up), of n values; y may be gate.
+void activate(Activation activation, const float* gate, const float* up, int64_t n, float* y);
 
 extern const FloatKernels FLOAT_PORTABLE;
 #if defined(__x86_64__)

@@ -4,6 +4,8 @@
 // Axes: T new tokens, H query heads, d key width, dv value width, L tokens in all.
 #pragma once
 
+#include <atomic>
+
 #include "block.h"
 
 namespace conifer {
@@ -21,5 +23,11 @@ struct LatentCall {
 };
 
 void latent_attention(const LatentCall& call, Workspace& work, Pool& pool);
+
+// The same in two: outside a region, then on every thread inside one. `next` starts at 0. Results are
+// there after the next barrier.
+void prepare_latent(const LatentCall& call, Workspace& work, int threads);
+void attend_latent(const LatentCall& call, Workspace& work, Pool& pool, std::atomic<int64_t>& next,
+                   int thread, int threads);
 
 }  // namespace conifer

@@ -3,6 +3,7 @@
 
 #include "attention.h"
 #include "simd.h"
+#include "types.h"
 
 namespace conifer {
 namespace {
@@ -62,6 +63,14 @@ CONIFER_INLINE void map(const float* a, const float* b, int64_t n, float* y, Ste
 
 void silu_multiply_row(const float* gate, const float* up, int64_t n, float* y) {
   map(gate, up, n, y, [](VF g, VF u) { return g * u / (1.0f + exponential(-g)); });
+}
+
+void clamped_multiply_row(const float* gate, const float* up, int64_t n, float* y) {
+  map(gate, up, n, y, [](VF g, VF u) {
+    g = smaller(g, fill(CLAMP_LIMIT));
+    u = smaller(larger(u, fill(-CLAMP_LIMIT)), fill(CLAMP_LIMIT));
+    return g * (u + 1.0f) / (1.0f + exponential(g * -CLAMP_SLOPE));
+  });
 }
 
 void add_row(const float* a, const float* b, int64_t n, float* y) {

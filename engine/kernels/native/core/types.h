@@ -39,6 +39,11 @@ inline constexpr Type TYPES[] = {
     Type::Q6_K, Type::IQ4_NL, Type::IQ4_XS, Type::MXFP4,
 };
 
+// What gates a feed-forward layer. Silu: gate * sigmoid(gate) * up. Clamped: gate *
+// sigmoid(CLAMP_SLOPE gate) * (up + 1), gate at most CLAMP_LIMIT and up within -CLAMP_LIMIT.. it.
+enum class Activation : int32_t { Silu = 0, Clamped = 1 };
+inline constexpr float CLAMP_SLOPE = 1.702f, CLAMP_LIMIT = 7.0f;
+
 #pragma pack(push, 1)
 struct BlockQ4_0 {
   uint16_t d;

@@ -65,16 +65,17 @@ struct Workspace::Parts {
   // Of one thread. One token's activations are small: each thread makes its own copy of them,
   // which costs less than a barrier.
   struct Thread {
-    Activations input, hidden;
+    Activations input, hidden, shared;
     Floats normed, mixed, queries, scratch, out, weights;
-    std::vector<int64_t> limits;
+    std::vector<Sight> sights;
     std::vector<int32_t> ids;
     std::vector<Partial> partials;
   };
 
   std::vector<std::unique_ptr<Thread>> threads;
-  Activations input, hidden;
-  Floats normed, projected, mixed, partials, gate, up, logits, weights, keys, values;
+  Activations input, hidden, shared_hidden, queries, latents;
+  Floats normed, projected, mixed, partials, gate, up, logits, weights, keys, values, shared,
+      shared_up, shared_weights, absorbed;
   std::vector<int32_t> chosen;             // (T, k) expert ids
   std::vector<int32_t> ids, slots, first;  // tokens and choices, grouped by expert
   Rotations rotations;

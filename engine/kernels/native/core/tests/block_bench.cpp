@@ -74,7 +74,7 @@ struct Cache {
         values(keys),
         key_scales(size_t(heads * capacity * dims / 32), 0x1111),
         value_scales(key_scales),
-        cache{type, capacity, {keys.data(), key_scales.data()},
+        cache{type, capacity, 0, {keys.data(), key_scales.data()},
               {values.data(), value_scales.data()}} {}
 };
 
@@ -117,12 +117,12 @@ void bench_attend(Pool& pool) {
         }
       });
     });
-    const std::vector<int64_t> limits(MAX_ROWS, depth);
+    const std::vector<Sight> sights(MAX_ROWS, {0, depth, NO_SINK});
     const Times many = time_calls(0.5, [&](int i) {
       const KVCache& cache = caches[size_t(i % 12)].cache;
       pool.run([&](int thread, int) {
         attend_many(head_view(cache, thread % heads, dims, dims), queries, MAX_ROWS,
-                    limits.data(), out[size_t(thread)].need(0), scratch[size_t(thread)].need(0));
+                    sights.data(), out[size_t(thread)].need(0), scratch[size_t(thread)].need(0));
       });
     });
     const double flops = 4.0 * double(depth * dims * MAX_ROWS) * pool.threads();
@@ -177,7 +177,7 @@ void bench_layers(const Shapes& s, Pool& pool) {
     layer.rope = {periods.data(), s.dims, false, 1.0f};
     layer.heads = s.heads, layer.kv_heads = s.kv_heads;
     layer.key_dim = layer.value_dim = s.dims;
-    layer.scale = 0.1f;
+    layer.scale = 0.1f, layer.residual = 1.0f;
     attention_block(layer, &l.cache.cache, offset, x, tokens, y, work, pool);
   };
   const auto feed = [&](int i, const float* x, int64_t tokens, float* y) {
@@ -186,7 +186,7 @@ void bench_layers(const Shapes& s, Pool& pool) {
       moe_block({norm, l.router.matrix, l.gate.matrix, l.up.matrix, l.down.matrix,
                  {s.experts, s.used, true, 1.0f}}, x, tokens, y, work, pool);
     else
-      dense_block({norm, l.gate.matrix, l.up.matrix, l.down.matrix}, x, tokens, y, work, pool);
+      dense_block({norm, l.gate.matrix, l.up.matrix, l.down.matrix, 1.0f}, x, tokens, y, work, pool);
   };
   const Layer& l = layers[0];
   const double attention_bytes =

@@ -134,7 +134,7 @@ struct TestCache {
       memory[i].resize(size_t(heads * capacity * dims[i] * 4));
       scales[i].resize(size_t(heads * capacity * dims[i]));
     }
-    cache = {type, capacity, {memory[0].data(), scales[0].data()},
+    cache = {type, capacity, 0, {memory[0].data(), scales[0].data()},
              {memory[1].data(), scales[1].data()}};
   }
 
@@ -154,14 +154,20 @@ struct AttentionCase {
   bool interleaved, extras;  // extras: biases, q and k norms, a magnitude
   Type type;
   CacheType cache;
+  int64_t window = 0;
+  bool sinks = false, whole_norms = false, norms_last = false;
+  float residual = 1.0f;
   int64_t width = 96;
 };
 
 std::string describe(const AttentionCase& c) {
-  char text[160];
-  std::snprintf(text, sizeof text, "attention %d/%d heads of %d,%d rope %d%s type %d cache %d",
+  char text[200];
+  std::snprintf(text, sizeof text,
+                "attention %d/%d heads of %d,%d rope %d%s type %d cache %d window %d%s%s%s",
                 int(c.heads), int(c.kv_heads), int(c.key_dim), int(c.value_dim),
-                int(c.rope_dims), c.interleaved ? "i" : "", int(c.type), int(c.cache));
+                int(c.rope_dims), c.interleaved ? "i" : "", int(c.type), int(c.cache),
+                int(c.window), c.sinks ? " sinks" : "", c.whole_norms ? " whole norms" : "",
+                c.norms_last ? " norms last" : "");
   return text;
 }
 
@@ -174,7 +180,8 @@ Doubles attention_reference(const AttentionLayer& layer, const Doubles& q,
   for (int64_t t = 0; t < tokens; ++t)
     for (int64_t h = 0; h < layer.heads; ++h) {
       Doubles scores;
-      for (int64_t s = 0; s <= past + t; ++s) {
+      const int64_t first = layer.window ? std::max<int64_t>(past + t + 1 - layer.window, 0) : 0;
+      for (int64_t s = first; s <= past + t; ++s) {
         double dot = 0.0;
         for (int64_t i = 0; i < layer.key_dim; ++i)
           dot += q[size_t((t * layer.heads + h) * layer.key_dim + i)] *
@@ -182,12 +189,12 @@ Doubles attention_reference(const AttentionLayer& layer, const Doubles& q,
         scores.push_back(dot * layer.scale);
       }
       const double top = *std::max_element(scores.begin(), scores.end());
-      double total = 0.0;
+      double total = layer.sinks ? std::exp(layer.sinks[h] - top) : 0.0;
       for (double& score : scores) total += score = std::exp(score - top);
       for (int64_t i = 0; i < layer.value_dim; ++i) {
         double sum = 0.0;
-        for (int64_t s = 0; s <= past + t; ++s)
-          sum += scores[size_t(s)] / total * stored(1, h / group, s, i);
+        for (int64_t s = first; s <= past + t; ++s)
+          sum += scores[size_t(s - first)] / total * stored(1, h / group, s, i);
         mixed.push_back(sum);
       }
     }
@@ -204,7 +211,8 @@ void test_attention(const AttentionCase& c, Pool& pool) {
   const int64_t v_rows = c.kv_heads * c.value_dim;
   const Weights q(c.type, q_rows, c.width), k(c.type, k_rows, c.width);
   const Weights v(c.type, v_rows, c.width), output(c.type, c.width, c.heads * c.value_dim);
-  const Floats32 gain = gaussians(c.width, 0.2, 1.0), head_gain = gaussians(c.key_dim, 0.2, 1.0);
+  const Floats32 gain = gaussians(c.width, 0.2, 1.0), head_gain = gaussians(q_rows, 0.2, 1.0);
+  const Floats32 sinks = gaussians(c.heads);
   const Floats32 bias = gaussians(std::max(q_rows, c.width));
   Floats32 periods;
   for (int64_t i = 0; i < c.rope_dims; i += 2)
@@ -220,6 +228,9 @@ void test_attention(const AttentionCase& c, Pool& pool) {
   layer.heads = c.heads, layer.kv_heads = c.kv_heads;
   layer.key_dim = c.key_dim, layer.value_dim = c.value_dim;
   layer.scale = float(1.0 / std::sqrt(double(c.key_dim)));
+  layer.window = c.window, layer.residual = c.residual;
+  layer.whole_norms = c.whole_norms, layer.norms_last = c.norms_last;
+  if (c.sinks) layer.sinks = sinks.data();
 
   Workspace work;
   TestCache cache(c.cache, c.kv_heads, 300, c.key_dim, c.value_dim);
@@ -243,12 +254,14 @@ void test_attention(const AttentionCase& c, Pool& pool) {
     add_bias(queries, layer.q_bias, q_rows);
     add_bias(keys, layer.k_bias, k_rows);
     add_bias(values, layer.v_bias, v_rows);
-    if (c.extras) {
-      queries = normed(queries, layer.q_norm, c.key_dim);
-      keys = normed(keys, layer.k_norm, c.key_dim);
-    }
+    const auto norm_both = [&] {
+      queries = normed(queries, layer.q_norm, c.whole_norms ? q_rows : c.key_dim);
+      keys = normed(keys, layer.k_norm, c.whole_norms ? k_rows : c.key_dim);
+    };
+    if (c.extras && !c.norms_last) norm_both();
     rotate_all(queries, layer.rope, c.heads, c.key_dim, past);
     rotate_all(keys, layer.rope, c.kv_heads, c.key_dim, past);
+    if (c.extras && c.norms_last) norm_both();
     const auto made = [&](int which, int64_t head, int64_t token, int64_t i) {
       const int64_t dims = which ? c.value_dim : c.key_dim;
       return (which ? values : keys)[size_t((token * c.kv_heads + head) * dims + i)];
@@ -272,7 +285,7 @@ void test_attention(const AttentionCase& c, Pool& pool) {
       }
     Doubles want = multiply(output, attention_reference(layer, queries, stored, before, tokens));
     add_bias(want, layer.output_bias, c.width);
-    for (size_t i = 0; i < want.size(); ++i) want[i] += x[i];
+    for (size_t i = 0; i < want.size(); ++i) want[i] = x[i] + c.residual * want[i];
     expect_close(y.data(), want, tolerance, what);
     attention_block(layer, cached ? &cache.cache : nullptr, past, x.data(), tokens, x.data(),
                     work, pool);
@@ -286,12 +299,24 @@ void test_attention(const AttentionCase& c, Pool& pool) {
   }
 }
 
+double clamped(double gate, double up) {
+  gate = std::min(gate, 7.0);
+  return gate / (1.0 + std::exp(-1.702 * gate)) * (std::clamp(up, -7.0, 7.0) + 1.0);
+}
+
+// bias: of all three, of every expert, the same; may be null.
 Doubles gated(const Weights& gate, const Weights& up, const Weights& down, const Doubles& h,
-              int64_t expert) {
-  Doubles hidden = multiply(gate, h, expert);
-  const Doubles other = multiply(up, h, expert);
-  for (size_t i = 0; i < hidden.size(); ++i) hidden[i] = silu(hidden[i]) * other[i];
-  return multiply(down, hidden, expert);
+              int64_t expert, Activation activation = Activation::Silu,
+              const float* bias = nullptr) {
+  Doubles hidden = multiply(gate, h, expert), other = multiply(up, h, expert);
+  add_bias(hidden, bias, gate.matrix.rows);
+  add_bias(other, bias, up.matrix.rows);
+  for (size_t i = 0; i < hidden.size(); ++i)
+    hidden[i] = activation == Activation::Clamped ? clamped(hidden[i], other[i])
+                                                  : silu(hidden[i]) * other[i];
+  Doubles y = multiply(down, hidden, expert);
+  add_bias(y, bias, down.matrix.rows);
+  return y;
 }
 
 struct LatentCase {
@@ -333,11 +358,77 @@ void test_latent(const LatentCase& c, CacheType type, Pool& pool) {
   expect_close(out.data(), want, 2e-6, what);
 }
 
+struct LatentBlockCase {
+  int64_t heads, query_rank, stays, turned, rank, value_dim;
+  Type type;
+  CacheType cache;
+};
+
+void test_latent_block(const LatentBlockCase& c, Pool& pool) {
+  const int64_t width = 64, key = c.stays + c.turned, row = c.rank + c.turned;
+  const Weights q_a(c.type, std::max<int64_t>(c.query_rank, 1), width);
+  const Weights q(c.type, c.heads * key, c.query_rank ? c.query_rank : width);
+  const Weights kv_a(c.type, row, width), k_b(c.type, c.rank, c.stays, c.heads);
+  const Weights v_b(c.type, c.value_dim, c.rank, c.heads);
+  const Weights output(c.type, width, c.heads * c.value_dim);
+  const Floats32 gain = gaussians(std::max(c.query_rank, std::max(c.rank, width)), 0.2, 1.0);
+  Floats32 periods;
+  for (int64_t i = 0; i < c.turned; i += 2) periods.push_back(float(1 + 3 * i));
+  LatentLayer layer{};
+  layer.norm = layer.q_norm = layer.kv_norm = {gain.data(), 1e-5f};
+  if (c.query_rank) layer.q_a = q_a.matrix;
+  layer.q = q.matrix, layer.kv_a = kv_a.matrix, layer.k_b = k_b.matrix, layer.v_b = v_b.matrix;
+  layer.output = output.matrix;
+  layer.rope = {periods.data(), c.turned, true, 1.0f};
+  layer.heads = c.heads, layer.scale = 0.2f, layer.residual = 0.7f;
+  Workspace work;
+  TestCache cache(c.cache, 1, 100, row, 1);
+  const double tolerance = c.type == Type::Q8_0 ? 2.5e-2 : c.cache == CacheType::F32 ? 5e-6 : 5e-4;
+  int64_t past = 0;
+  for (int64_t tokens : {1, 37, 3, 1}) {
+    Floats32 x = gaussians(tokens * width), y(x.size());
+    latent_block(layer, &cache.cache, past, x.data(), tokens, y.data(), work, pool);
+    const Doubles h = normed(Doubles(x.begin(), x.end()), layer.norm, width);
+    const Doubles low = c.query_rank ? normed(multiply(q_a, h), layer.q_norm, c.query_rank) : h;
+    Doubles queries = multiply(q, low), want(x.begin(), x.end()), mixed;
+    for (int64_t t = 0; t < tokens; ++t)
+      for (int64_t head = 0; head < c.heads; ++head) {
+        const double* from = queries.data() + (t * c.heads + head) * key;
+        Doubles query(size_t(row), 0.0), turned(from + c.stays, from + key), latent(size_t(c.rank));
+        rotate_all(turned, layer.rope, 1, c.turned, past + t);
+        for (int64_t r = 0; r < c.rank; ++r)
+          for (int64_t i = 0; i < c.stays; ++i)
+            query[size_t(r)] += from[i] * k_b.floats[size_t((head * c.rank + r) * c.stays + i)];
+        std::copy(turned.begin(), turned.end(), query.begin() + c.rank);
+        double total = 0.0;
+        for (int64_t s = 0; s <= past + t; ++s) {
+          double score = 0.0;
+          for (int64_t i = 0; i < row; ++i) score += query[size_t(i)] * cache.at(0, 0, s, row, i);
+          total += score = std::exp(score * layer.scale);
+          for (int64_t i = 0; i < c.rank; ++i)
+            latent[size_t(i)] += score * cache.at(0, 0, s, row, i);
+        }
+        for (double& value : latent) value /= total;
+        const Doubles made = multiply(v_b, latent, head);
+        mixed.insert(mixed.end(), made.begin(), made.end());
+      }
+    const Doubles added = multiply(output, mixed);
+    for (size_t i = 0; i < want.size(); ++i) want[i] += layer.residual * added[i];
+    expect_close(y.data(), want, tolerance,
+                 "latent block, type " + std::to_string(int(c.type)) + " cache " +
+                     std::to_string(int(c.cache)) + " T " + std::to_string(tokens) +
+                     " threads " + std::to_string(pool.threads()));
+    latent_block(layer, &cache.cache, past, x.data(), tokens, x.data(), work, pool);
+    expect(x == y, "latent block in place");
+    past += tokens;
+  }
+}
+
 void test_dense(Type type, int64_t width, int64_t hidden, Pool& pool) {
   const Weights gate(type, hidden, width), up(type, hidden, width), down(type, width, hidden);
   const Weights output(type, 130, width);
   const Floats32 gain = gaussians(width, 0.2, 1.0);
-  const DenseLayer layer{{gain.data(), 1e-5f}, gate.matrix, up.matrix, down.matrix};
+  const DenseLayer layer{{gain.data(), 1e-5f}, gate.matrix, up.matrix, down.matrix, 1.0f};
   const Head head{layer.norm, output.matrix};
   Workspace work;
   const double tolerance = type == Type::Q8_0 ? 1.5e-2 : 3e-6;
@@ -358,7 +449,9 @@ void test_dense(Type type, int64_t width, int64_t hidden, Pool& pool) {
   }
 }
 
-void test_experts(Type type, const Routing& routing, bool same_for_all, Pool& pool) {
+// extras: biases of the experts, the clamped activation, a shared expert that is weighed.
+void test_experts(Type type, const Routing& routing, bool same_for_all, Pool& pool,
+                  bool extras = false) {
   const int64_t width = 64, hidden = 96, experts = routing.experts, used = routing.used;
   const Weights gate(type, hidden, width, experts), up(type, hidden, width, experts);
   const Weights down(type, width, hidden, experts);
@@ -368,8 +461,24 @@ void test_experts(Type type, const Routing& routing, bool same_for_all, Pool& po
     std::fill(router.floats.begin(), router.floats.end(), 0.0f);
   }
   const Floats32 gain = gaussians(width, 0.2, 1.0);
-  const ExpertLayer layer{{gain.data(), 1e-5f}, router.matrix, gate.matrix, up.matrix,
-                          down.matrix, routing};
+  ExpertLayer layer{{gain.data(), 1e-5f}, router.matrix, gate.matrix, up.matrix, down.matrix,
+                    routing};
+  const Floats32 one_bias = gaussians(hidden);  // of every projection of every expert
+  Floats32 hidden_bias, width_bias;
+  for (int64_t e = 0; e < experts; ++e) {
+    hidden_bias.insert(hidden_bias.end(), one_bias.begin(), one_bias.end());
+    width_bias.insert(width_bias.end(), one_bias.begin(), one_bias.begin() + width);
+  }
+  const Weights shared_gate(type, 2 * hidden, width), shared_up(type, 2 * hidden, width);
+  const Weights shared_down(type, width, 2 * hidden);
+  const Floats32 score = gaussians(width, 0.1);
+  if (extras) {
+    layer.activation = Activation::Clamped;
+    layer.gate_bias = layer.up_bias = hidden_bias.data(), layer.down_bias = width_bias.data();
+    layer.shared_gate = shared_gate.matrix, layer.shared_up = shared_up.matrix;
+    layer.shared_down = shared_down.matrix, layer.shared_score = score.data();
+  }
+  const float* bias = extras ? one_bias.data() : nullptr;
   Workspace work;
   const double tolerance = type == Type::Q8_0 ? 1.5e-2 : 3e-6;
   for (int64_t tokens : {1, 3, 33, 600, 1}) {
@@ -401,11 +510,20 @@ void test_experts(Type type, const Routing& routing, bool same_for_all, Pool& po
         if (routing.renormalize) weight /= std::max(chosen, 6.103515625e-05);
         all_ids.push_back(id);
         all_weights.push_back(float(weight));
-        const Doubles part = gated(gate, up, down, token, id);
+        const Doubles part = gated(gate, up, down, token, id, layer.activation, bias);
         for (int64_t i = 0; i < width; ++i) {
           want[size_t(t * width + i)] += weight * part[size_t(i)];
           bare[size_t(t * width + i)] += weight * part[size_t(i)];
         }
+      }
+      if (!extras) continue;
+      double dot = 0.0;
+      for (int64_t i = 0; i < width; ++i) dot += score[size_t(i)] * token[size_t(i)];
+      const Doubles part = gated(shared_gate, shared_up, shared_down, token, 0, layer.activation);
+      for (int64_t i = 0; i < width; ++i) {
+        const double weighed = part[size_t(i)] / (1.0 + std::exp(-dot));
+        want[size_t(t * width + i)] += weighed;
+        bare[size_t(t * width + i)] += weighed;
       }
     }
     expect_close(y.data(), want, tolerance, "experts" + what);
@@ -430,6 +548,23 @@ void test_route() {
   const Floats32 far = {-200.0f, 0.0f, -201.0f};
   route({3, 3, true, 1.0f}, far.data(), ids, weights);
   expect(weights[0] == 1.0f && weights[1] == 0.0f, "route: far apart");
+  const auto sigmoid = [](float x) { return 1.0f / (1.0f + std::exp(-x)); };
+  Routing routing{5, 2, false, 1.0f};
+  routing.gating = Gating::SoftmaxOfChosen;
+  route(routing, logits.data(), ids, weights);
+  expect(ids[0] == 1 && ids[1] == 2 && weights[0] == 0.5f, "route: softmax of the chosen");
+  const Floats32 bias = {0.9f, 0.0f, 0.0f, 0.0f, 0.5f};
+  routing.gating = Gating::Sigmoid, routing.bias = bias.data();
+  route(routing, logits.data(), ids, weights);
+  expect(ids[0] == 0 && ids[1] == 4, "route: the bias chooses");
+  expect(std::abs(weights[0] - sigmoid(1.0f)) < 1e-6f, "route: and does not weigh");
+  const Floats32 grouped = {4.0f, -9.0f, 2.0f, 1.5f, 3.0f, -5.0f};
+  routing = {6, 2, false, 1.0f, Gating::Sigmoid, nullptr, 3, 1};
+  route(routing, grouped.data(), ids, weights);
+  expect(ids[0] == 2 && ids[1] == 3, "route: the group whose two best are best");
+  routing.gating = Gating::Softmax;
+  route(routing, grouped.data(), ids, weights);
+  expect(ids[0] == 0 && ids[1] == 1, "route: the group of the best");
 }
 void test_blocks(Pool& pool) {
   for (CacheType cache : {CacheType::F32, CacheType::F16, CacheType::Q8}) {
@@ -446,6 +581,15 @@ void test_blocks(Pool& pool) {
     test_latent({9, 64, 48, 2, 1}, cache, pool);
   }
   test_attention({4, 2, 64, 64, 64, true, true, Type::Q8_0, CacheType::F16}, pool);
+  for (CacheType cache : {CacheType::F16, CacheType::Q8}) {
+    test_attention({8, 2, 32, 32, 32, false, true, Type::F32, cache, 20, true}, pool);
+    test_attention({4, 4, 32, 32, 16, false, true, Type::F32, cache, 0, false, true}, pool);
+    test_attention({6, 3, 32, 32, 0, false, true, Type::F32, cache, 130, true, false, true, 0.3f},
+                   pool);
+    test_latent_block({4, 0, 32, 16, 64, 24, Type::F32, cache}, pool);
+    test_latent_block({3, 48, 32, 8, 32, 32, Type::F16, cache}, pool);
+  }
+  test_latent_block({16, 0, 64, 32, 64, 64, Type::Q8_0, CacheType::F32}, pool);
   test_dense(Type::F32, 64, 96, pool);
   test_dense(Type::F32, 40, 50, pool);
   test_dense(Type::Q8_0, 64, 160, pool);
@@ -453,6 +597,8 @@ void test_blocks(Pool& pool) {
   test_experts(Type::F32, {8, 2, false, 2.5f}, true, pool);
   test_experts(Type::Q8_0, {12, 12, true, 1.0f}, false, pool);
   test_experts(Type::Q8_0, {16, 5, true, 1.0f}, true, pool);
+  test_experts(Type::F32, {8, 3, true, 1.0f}, false, pool, true);
+  test_experts(Type::Q8_0, {8, 3, false, 1.0f}, true, pool, true);
 }
 
 }  // namespace
