@@ -46,8 +46,8 @@ constexpr bool HALVED = L::column(1, 0) == 16;
 // Types of 16 different weights under a scale: what they are in its steps, and where a row's chunk
 // has the bytes of a group, low nibbles before high ones, or of two groups.
 struct Nibbles {
-  const int8_t* values;  // null: another kind of type
-  int first, step;       // bytes
+  const int8_t* values;
+  int first, step;  // bytes; a step of none: another kind of type
   bool pairs;
 };
 
@@ -160,7 +160,7 @@ CONIFER_INLINE void unpack_row(const uint8_t* row, int cols, Halves* out) {
   L::unpack(row, v);
   alignas(64) float scale[16];
   _mm512_store_ps(scale, v.scale);
-  if constexpr (nibbles_of(type).values) look_up<type>(row, cols / 32, scale, out);
+  if constexpr (nibbles_of(type).step > 0) look_up<type>(row, cols / 32, scale, out);
   else convert<type>(v, scale, out);
 }
 
