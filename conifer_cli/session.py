@@ -342,7 +342,10 @@ def _loaded(judged: Judged, kernels: str, chatting: bool) -> Model:
         sandbox.start()
     from engine.model import load
 
-    return load(judged.file or judged.paths[0], kernels, sandbox=sandbox)
+    with terminal.Progress("loading") as progress:
+        return load(
+            judged.file or judged.paths[0], kernels, sandbox=sandbox, on_load=progress.update
+        )
 
 
 def is_raw(judged: Judged) -> bool:

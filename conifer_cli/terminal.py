@@ -27,6 +27,7 @@ REDRAW_EVERY_S = 0.1  # on one
 SILENT_START_S = 1.0  # what is done sooner needs no progress
 STDIN_PATIENCE_S = 2.0
 MIN_STYLED_WIDTH = 20
+BAR_WIDTH = 20
 MAX_STDIN_BYTES = 64 * 10**6
 
 
@@ -187,6 +188,12 @@ def note(text: str) -> None:
             sys.stderr.flush()
 
 
+def bar(done: int, total: int) -> str:
+    """Draw how much of it is done."""
+    filled = min(BAR_WIDTH * done // max(total, 1), BAR_WIDTH)
+    return f"[{'#' * filled}{'.' * (BAR_WIDTH - filled)}]"
+
+
 class Progress:
     """One live line on a terminal, else at most a line every ten seconds; always on stderr.
 
@@ -225,7 +232,7 @@ class Progress:
         self._last = now
         line = self._line(done, total, (done - self._first) / (now - self._start))
         if self._live:
-            self._draw(line)
+            self._draw(f"{bar(done, total)} {line}" if total else line)
         else:
             say(line)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -142,19 +143,20 @@ def load(
     kernels: str = "auto",
     threads: int | None = None,
     sandbox: Sandbox | None = None,
+    on_load: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Load a GGUF file, or the first part of a split one; or what `open_model` has read of it.
 
     kernels: auto, native or stock; threads: for kernels with threads of their own; sandbox: for the
-    chat template. Raises GGUFError or UnsupportedError for the file, BackendError for this
-    machine's MLX.
+    chat template; on_load: is told (bytes done, bytes to do). Raises GGUFError or UnsupportedError
+    for the file, BackendError for this machine's MLX.
     """
     file = path if isinstance(path, ModelFile) else open_model(Path(path))
     config = read_config(file.metadata)
     words = tokenizer.from_metadata(file.metadata)
     chat = template.from_metadata(file.metadata, words, sandbox)
     with enough_memory():
-        decoder = models.build(config, Weights(file, seam.select(kernels, threads)))
+        decoder = models.build(config, Weights(file, seam.select(kernels, threads), on_load))
     mx.clear_cache()  # what repacking left over
     wire(mx.get_active_memory())
     return Model(config, words, chat, decoder)

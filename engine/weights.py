@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import mmap
+from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
@@ -21,9 +22,14 @@ from engine.kernels import Kernels, QTensor
 class Weights:
     """A model file, mapped; each tensor is made into a weight when it is asked for."""
 
-    def __init__(self, file: ModelFile, kernels: Kernels) -> None:
+    def __init__(
+        self, file: ModelFile, kernels: Kernels, on_load: Callable[[int, int], None] | None = None
+    ) -> None:
         self.tensors = file.tensors
         self.kernels = kernels
+        self._on_load = on_load
+        self._loaded_bytes = 0
+        self._total_bytes = sum(info.size_bytes for info in file.tensors.values())
         self._parts = [_map(path) for path in file.parts]
 
     def __contains__(self, name: str) -> bool:
@@ -139,6 +145,9 @@ class Weights:
         end = info.offset + info.size_bytes
         if end > len(part):
             raise GGUFError(f"tensor {info.name!r} ends at byte {end:,}, past the end of the file")
+        self._loaded_bytes += info.size_bytes
+        if self._on_load is not None:
+            self._on_load(min(self._loaded_bytes, self._total_bytes), self._total_bytes)
         return memoryview(part)[info.offset : end]
 
 
