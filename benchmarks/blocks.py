@@ -12,6 +12,7 @@ BLOCKS = {  # id, weights, bytes
     "Q5_0": (6, 32, 22),
     "Q8_0": (8, 32, 34),
     "Q4_K": (12, 256, 144),
+    "Q5_K": (13, 256, 176),
     "Q6_K": (14, 256, 210),
     "MXFP4": (39, 32, 17),
 }
@@ -24,13 +25,26 @@ def _f32(rng: np.random.Generator, std: float) -> np.ndarray:
 
 
 def _q4_k(rng: np.random.Generator, std: float) -> np.ndarray:
-    """Make Q4_K blocks around 0: (n, 144). Every sub-block's minimum has the number of its scale,
-    and the block's scale for minima is 7.5 times its scale, so that w = d * sc * (q - 7.5)."""
-    blocks = _random_bytes(rng, 144)
-    spread = math.sqrt(_mean_square(0, 63) * (16**2 - 1) / 12)
+    """Make Q4_K blocks around 0: (n, 144)."""
+    return _scaled_twice(rng, std, 144, 4)
+
+
+def _q5_k(rng: np.random.Generator, std: float) -> np.ndarray:
+    """Make Q5_K blocks around 0: (n, 176)."""
+    return _scaled_twice(rng, std, 176, 5)
+
+
+def _scaled_twice(rng: np.random.Generator, std: float, size_bytes: int, bits: int) -> np.ndarray:
+    """Make blocks whose sub-blocks have a scale and a minimum, both with the same number.
+
+    The block's scale for minima is half the largest weight times that for scales, so that
+    w = d * sc * (q - half), half = (2^bits - 1) / 2.
+    """
+    blocks = _random_bytes(rng, size_bytes)
+    spread = math.sqrt(_mean_square(0, 63) * (4**bits - 1) / 12)
     scales = _scales(rng, len(blocks), std / spread)
     blocks[:, 0:2] = scales.astype("<f2").view(np.uint8)
-    blocks[:, 2:4] = (7.5 * scales).astype("<f2").view(np.uint8)
+    blocks[:, 2:4] = ((2**bits - 1) / 2 * scales).astype("<f2").view(np.uint8)
     blocks[:, 8:12] = blocks[:, 4:8]  # scales in 4..8, minima in 8..12, four low bits of both in
     blocks[:, 12:16] = (blocks[:, 12:16] & 15) * 17  # 12..16
     return blocks
@@ -78,6 +92,7 @@ MAKERS = {
     "Q5_0": _q5_0,
     "Q8_0": _q8_0,
     "Q4_K": _q4_k,
+    "Q5_K": _q5_k,
     "Q6_K": _q6_k,
     "MXFP4": _mxfp4,
 }

@@ -7,11 +7,11 @@ have no types here: `synthesize.py` gives them those of the published file.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-# A number, a truth or a text. A function gives one for each layer, as an array.
-Value = float | bool | str | Callable[[int], int]
+# A number, a truth, a text, an array. A function gives an array with a number for each layer.
+Value = float | bool | str | tuple[int, ...] | Callable[[int], int]
 Rows = Iterator[tuple[str, tuple[int, ...]]]  # a tensor's name behind `blk.N.`, and its shape
 
 
@@ -122,6 +122,59 @@ def deepseek2(shape: Shape, layer: int) -> Rows:
         yield from gated(shape, shared, "_shexp")
 
 
+def granitehybrid(shape: Shape, layer: int) -> Rows:
+    """Mamba-2, or attention in the layers that have keys; experts and one that always runs."""
+    if shape.size("attention.head_count_kv")(layer):
+        keys = {
+            **shape.keys,
+            "attention.head_count_kv": shape.size("attention.head_count_kv")(layer),
+        }
+        rows = attention(replace(shape, keys=keys))
+        yield from (
+            (name, dims) for name, dims in rows if "k_norm" not in name and "q_norm" not in name
+        )
+    else:
+        inner, heads = shape.size("ssm.inner_size"), shape.size("ssm.time_step_rank")
+        groups = shape.size("ssm.group_count")
+        channels = inner + 2 * groups * shape.size("ssm.state_size")
+        yield "attn_norm.weight", (shape.width,)
+        yield "ssm_a", (heads, 1)
+        yield "ssm_conv1d.bias", (channels,)
+        yield "ssm_conv1d.weight", (channels, shape.size("ssm.conv_kernel"))
+        yield "ssm_d", (heads, 1)
+        yield "ssm_dt.bias", (heads,)
+        yield "ssm_in.weight", (inner + channels + heads, shape.width)
+        yield "ssm_norm.weight", (groups, inner // groups)
+        yield "ssm_out.weight", (shape.width, inner)
+    yield from experts(shape)
+    yield from gated(shape, shape.size("expert_shared_feed_forward_length"), "_shexp")
+
+
+def qwen35moe(shape: Shape, layer: int) -> Rows:
+    """Three gated delta nets, then attention whose queries come with gates; a shared expert."""
+    if (layer + 1) % shape.size("full_attention_interval") == 0:
+        rows = dict(attention(shape))
+        queries, width = rows["attn_q.weight"]
+        yield from (rows | {"attn_q.weight": (2 * queries, width)}).items()
+    else:
+        inner, heads = shape.size("ssm.inner_size"), shape.size("ssm.time_step_rank")
+        state, width = shape.size("ssm.state_size"), shape.width
+        channels = inner + 2 * shape.size("ssm.group_count") * state
+        yield "attn_gate.weight", (inner, width)
+        yield "attn_norm.weight", (width,)
+        yield "attn_qkv.weight", (channels, width)
+        yield "ssm_a", (heads,)
+        yield "ssm_alpha.weight", (heads, width)
+        yield "ssm_beta.weight", (heads, width)
+        yield "ssm_conv1d.weight", (channels, shape.size("ssm.conv_kernel"))
+        yield "ssm_dt.bias", (heads,)
+        yield "ssm_norm.weight", (inner // heads,)
+        yield "ssm_out.weight", (width, inner)
+    yield from experts(shape, "post_attention_norm")
+    yield "ffn_gate_inp_shexp.weight", (shape.width,)
+    yield from gated(shape, shape.size("expert_shared_feed_forward_length"), "_shexp")
+
+
 SHAPES = {
     "qwen3-30b-a3b": Shape(
         name="Qwen3-30B-A3B",
@@ -219,5 +272,66 @@ SHAPES = {
             "vocab_size": 102_400,
         },
         layer=deepseek2,
+    ),
+    "granite-4.0-h-tiny": Shape(
+        name="Granite-4.0-H-Tiny",
+        architecture="granitehybrid",
+        layers=40,
+        vocab=100_352,
+        keys={
+            "context_length": 1_048_576,
+            "embedding_length": 1536,
+            "feed_forward_length": 512,
+            "attention.head_count": 12,
+            "attention.head_count_kv": lambda layer: 4 if layer % 10 == 5 else 0,
+            "attention.layer_norm_rms_epsilon": 1e-5,
+            "attention.scale": 0.0078125,
+            "embedding_scale": 12.0,
+            "residual_scale": 0.22,
+            "logit_scale": 6.0,
+            "expert_count": 64,
+            "expert_used_count": 6,
+            "expert_shared_feed_forward_length": 1024,
+            "rope.dimension_count": 128,
+            "rope.freq_base": 1e4,
+            "rope.scaling.finetuned": False,
+            "ssm.conv_kernel": 4,
+            "ssm.group_count": 1,
+            "ssm.inner_size": 3072,
+            "ssm.state_size": 128,
+            "ssm.time_step_rank": 48,
+            "vocab_size": 100_352,
+        },
+        layer=granitehybrid,
+        tied=True,
+    ),
+    "qwen3.5-35b-a3b": Shape(
+        name="Qwen3.5-35B-A3B",
+        architecture="qwen35moe",
+        layers=40,
+        vocab=248_320,
+        keys={
+            "context_length": 262_144,
+            "embedding_length": 2048,
+            "attention.head_count": 16,
+            "attention.head_count_kv": 2,
+            "attention.key_length": 256,
+            "attention.value_length": 256,
+            "attention.layer_norm_rms_epsilon": 1e-6,
+            "expert_count": 256,
+            "expert_used_count": 8,
+            "expert_feed_forward_length": 512,
+            "expert_shared_feed_forward_length": 512,
+            "full_attention_interval": 4,
+            "rope.dimension_count": 64,
+            "rope.dimension_sections": (11, 11, 10, 0),
+            "rope.freq_base": 1e7,
+            "ssm.conv_kernel": 4,
+            "ssm.group_count": 16,
+            "ssm.inner_size": 4096,
+            "ssm.state_size": 128,
+            "ssm.time_step_rank": 32,
+        },
+        layer=qwen35moe,
     ),
 }

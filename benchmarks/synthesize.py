@@ -32,27 +32,28 @@ ALIGNMENT = 32
 class Mix:
     """How a file is quantised: the types of what llama-quantize tells apart.
 
-    more: of attn_v and ffn_down in the layers that `use_more_bits` names.
+    more: of attn_v and ffn_down in the layers that `use_more_bits` names. joined: of attn_qkv.
     """
 
     file_type: int  # general.file_type
     matrices: str
     more: str
+    joined: str
     experts: str
     embedding: str
     output: str
 
 
 MIXES = {
-    "Q4_K_M": Mix(15, "Q4_K", "Q6_K", "Q4_K", "Q4_K", "Q6_K"),
-    "MXFP4": Mix(38, "Q8_0", "Q8_0", "MXFP4", "Q8_0", "Q8_0"),
+    "Q4_K_M": Mix(15, "Q4_K", "Q6_K", "Q5_K", "Q4_K", "Q4_K", "Q6_K"),
+    "MXFP4": Mix(38, "Q8_0", "Q8_0", "Q8_0", "MXFP4", "Q8_0", "Q8_0"),
 }
 # What rows that are no whole blocks of 256 get instead.
 FALLBACKS = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}
 # Parts of names of matrices that stay in float32.
-FLOATS = ("ffn_gate_inp.", "exps.bias")
-# What all weights of a vector are whose name has this part; the others are small and random.
-CONSTANTS = {"norm": 1.0}
+FLOATS = ("ffn_gate_inp.", "exps.bias", "ssm_conv1d.")
+# What all weights of a vector are whose name ends so; the others are small and random.
+CONSTANTS = {"norm.weight": 1.0, "ssm_a": -1.0, "ssm_d": 1.0}
 SMALL = 0.02  # the spread of random vectors
 
 
@@ -123,13 +124,13 @@ def plan(shape: Shape) -> list[Tensor]:
 
 
 def _plan_tensor(name: str, dims: tuple[int, ...], mix: Mix, more: bool) -> Tensor:
-    means = [mean for part, mean in CONSTANTS.items() if part in name]
+    means = [mean for end, mean in CONSTANTS.items() if name.endswith(end)]
     if means:
         return Tensor(name, dims, "F32", 0.0, means[0])
     if len(dims) == 1 or any(part in name for part in FLOATS):
         vector = len(dims) == 1 or name.endswith(".bias")
         return Tensor(name, dims, "F32", SMALL if vector else dims[-1] ** -0.5)
-    type = mix.experts if "_exps" in name else mix.matrices
+    type = mix.experts if "_exps" in name else mix.joined if "_qkv" in name else mix.matrices
     if more and type == "Q4_K" and ("attn_v." in name or "ffn_down" in name):
         type = mix.more
     return Tensor(name, dims, _type(type, dims[-1]), dims[-1] ** -0.5)
@@ -201,8 +202,9 @@ def metadata(shape: Shape, seed: int) -> list[tuple[str, bytes]]:
 def _value(value: Value, layers: int) -> bytes:
     """Pack a value of the table with its type: whole numbers are unsigned but in arrays."""
     if callable(value):
-        numbers = np.array([value(layer) for layer in range(layers)], "<i4")
-        return array(INT32, numbers.tobytes(), layers)
+        value = tuple(value(layer) for layer in range(layers))
+    if isinstance(value, tuple):
+        return array(INT32, np.array(value, "<i4").tobytes(), len(value))
     if isinstance(value, str):
         return string(value)
     if isinstance(value, bool):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from engine.cache import Cache
+    from engine.config import LayerMemory
     from engine.model import Model
 
     Array = NDArray[Any]
@@ -48,8 +49,13 @@ def keep(model: Model, cache: Cache) -> Kept:
     mx.synchronize()
     length = cache.length
     if not isinstance(cache.layers, list):
-        bases = cache.layers.bases
-        return Kept(list(cache.tokens), [[base] for base in bases], _views(model, cache, bases))
+        bases, states = cache.layers.bases, cache.layers.marks
+        marks, arrays = [[base] for base in bases], _views(model, cache, bases)
+        if len(states) > 1:
+            states = [states[0], *(at if at <= length else -1 for at in states[1:])]
+            marks.append(states)
+            arrays += _states(cache, states)
+        return Kept(list(cache.tokens), marks, arrays)
     marks, arrays = [], []
     for layer in cache.layers:
         numbers, held = _held(layer, length)
@@ -70,26 +76,60 @@ def restore(model: Model, kept: Kept, cache: Cache) -> None:
     if isinstance(cache.layers, list):
         _restore_layers(model, kept, cache, length)
     else:
-        bases = _bases(model, kept, cache)
-        views = _views(model, cache, bases, length)
+        bases, states = _bases(model, kept, cache), _states_seen(kept, cache)
+        views = _views(model, cache, bases, length) + _states(cache, states)
         _require(kept.arrays, [(view.shape, str(view.dtype)) for view in views])
         for view, array in zip(views, kept.arrays, strict=True):
             view[:] = array
-        cache.layers.bases = bases
+        cache.layers.bases, cache.layers.marks = bases, states
     cache.tokens[:] = tokens
 
 
 def _bases(model: Model, kept: Kept, cache: Cache) -> list[int]:
     """Read the tokens that fused layers begin with. Raises KeptError for what cannot be."""
-    bases, slots = [mark[0] for mark in kept.marks if len(mark) == 1], cache.layers.slots
-    length = len(kept.tokens)
-    if not len(bases) == len(kept.marks) == len(slots):
+    slots, length = cache.layers.slots, len(kept.tokens)
+    marks = kept.marks[: len(slots)]
+    more = len(cache.layers.marks) > 1  # of states
+    if len(kept.marks) != len(slots) + more or any(len(mark) != 1 for mark in marks):
         raise KeptError("it is of another number of layers")
+    bases = [mark[0] for mark in marks]
+    memory = _attention_memory(model)
     for number, (base, room) in enumerate(zip(bases, slots, strict=True)):
-        moves = model.config.memory(number).window > 0
+        moves = memory[number].window > 0
         if not 0 <= base <= (length if moves else 0) or length - base > room:
             raise KeptError("a layer begins where none can")
     return bases
+
+
+def _attention_memory(model: Model) -> list[LayerMemory]:
+    """List what the layers remember that keep something of each token."""
+    layers = (model.config.memory(layer) for layer in range(model.config.layers))
+    return [memory for memory in layers if memory.buffers]
+
+
+def _states_seen(kept: Kept, cache: Cache) -> list[int]:
+    """Read what fused states have seen. Raises KeptError for what cannot be."""
+    places = len(cache.layers.marks)
+    if places == 1:
+        return [-1]
+    marks = kept.marks[-1]
+    if len(marks) != places or not all(-1 <= at <= len(kept.tokens) for at in marks):
+        raise KeptError("its states are of tokens that it has not")
+    if len(kept.tokens) not in marks[1:]:
+        raise KeptError("it has no state of its last token")
+    return marks
+
+
+def _states(cache: Cache, marks: list[int]) -> list[Array]:
+    """View the fused states that are in use, float32."""
+    parts = [view.view("f4") for view in cache.layers.states()]
+    each = len(parts) // max(len(marks) - 1, 1)
+    return [
+        part
+        for place, at in enumerate(marks[1:])
+        if at >= 0
+        for part in parts[place * each : (place + 1) * each]
+    ]
 
 
 def _views(model: Model, cache: Cache, bases: list[int], length: int | None = None) -> list[Array]:
@@ -98,9 +138,9 @@ def _views(model: Model, cache: Cache, bases: list[int], length: int | None = No
     bases: the token that each begins with. length: that of the cache unless given.
     """
     length = cache.length if length is None else length
-    parts, views = iter(cache.layers.memory()), []
+    parts, views, memory = iter(cache.layers.memory()), [], _attention_memory(model)
     for number, (base, slots) in enumerate(zip(bases, cache.layers.slots, strict=True)):
-        for heads, dims in model.config.memory(number).buffers:
+        for heads, dims in memory[number].buffers:
             values = next(parts)
             width = values.nbytes // (heads * slots * dims)
             whole = [values.view({4: "f4", 2: "f2", 1: "i1"}[width]).reshape(heads, slots, dims)]

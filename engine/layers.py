@@ -212,7 +212,7 @@ class Attention:
     def plain(self) -> bool:
         """Whether only windows that slide, norms and what tensors say make it unusual."""
         chunked = self.window and self.chunked
-        unusual = (chunked, self.score_cap, self.gated, self.temperature)
+        unusual = (chunked, self.score_cap, self.temperature)
         return not any(unusual) and self.l2_eps is None
 
     def __call__(self, x: mx.array, cache: TokenCache | None, offset: int) -> mx.array:

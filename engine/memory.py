@@ -207,14 +207,16 @@ def fuses(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> bool:
     By config and names what `engine.kernels.native.fused` says by the layers; a test compares them.
     """
     experts = config.experts
-    plain = not (config.recurrent or config.score_cap or config.temperature_scale)
+    plain = not (config.score_cap or config.temperature_scale)
+    kind = config.recurrent.kind if config.recurrent else ""
+    joined = kind == "delta" and any(".ssm_in." in name for name in tensors)
     sparse = config.latent is not None and config.latent.indexer is not None
     chunked = config.chunked and any(config.windows)
     routed = experts is None or (experts.gating != SPARSE_MIXER and not experts.weight_on_input)
     return (
         plain
         and routed
-        and not (sparse or chunked)
+        and not (sparse or chunked or joined or kind == "conv")
         and not any(part in name for name in tensors for part in UNFUSED)
     )
 

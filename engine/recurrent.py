@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from engine.cache import LayerCache, StateCache
 from engine.config import ModelConfig, RecurrentConfig
-from engine.layers import linear
+from engine.layers import Linear, linear
 from engine.weights import Weights
 
 State = tuple[mx.array, ...]
@@ -83,7 +83,7 @@ class GatedDeltaNet:
         self.kernels = weights.kernels
         self.keys = shape.groups * shape.state
         channels, name = 2 * self.keys + shape.inner, f"blk.{layer}."
-        self.project = _delta_projections(shape, weights, name, config.width)
+        self.project = DeltaProjections(shape, weights, name, config.width)
         self.taps = _taps(weights, name + "ssm_conv1d.weight", channels, shape.kernel)
         self.dt_bias = weights.vector(name + "ssm_dt.bias", shape.heads)
         self.rate = weights.vector(name + "ssm_a", shape.heads)  # negative
@@ -175,47 +175,50 @@ def remember(
     return held[0]
 
 
-def _delta_projections(
-    shape: RecurrentConfig, weights: Weights, name: str, width: int
-) -> Callable[[mx.array], tuple[mx.array, mx.array, mx.array, mx.array]]:
-    """Load what makes qkv (T, C), z (T, H*P), and beta and alpha (T, H) of x (T, D).
+class DeltaProjections:
+    """What makes qkv (T, C), z (T, H*P), and beta and alpha (T, H) of x (T, D).
 
-    Both pairs come as one projection in some files, in a section for each key head.
+    Both pairs come as one projection in some files, in a section for each key head: z or alpha is
+    then None, and qkv or beta is both.
     """
-    keys, sections, shared = shape.groups * shape.state, shape.groups, shape.heads // shape.groups
-    values = shared * shape.inner // shape.heads
-    one_ba, one_qkvz = name + "ssm_ba", name + "ssm_in"
 
-    if one_qkvz + ".weight" in weights:
-        qkvz = linear(weights, one_qkvz, 2 * keys + 2 * shape.inner, width)
-        sizes = (shape.state, shape.state, values, values)
+    def __init__(self, shape: RecurrentConfig, weights: Weights, name: str, width: int) -> None:
+        self.config = shape
+        self.shared = shape.heads // shape.groups  # value heads of a key head
+        keys, heads = shape.groups * shape.state, shape.heads
+        self.z: Linear | None = None
+        self.alpha: Linear | None = None
+        if name + "ssm_in.weight" in weights:
+            self.qkv = linear(weights, name + "ssm_in", 2 * keys + 2 * shape.inner, width)
+        else:
+            self.qkv = linear(weights, name + "attn_qkv", 2 * keys + shape.inner, width)
+            self.z = linear(weights, name + "attn_gate", shape.inner, width)
+        if name + "ssm_ba.weight" in weights:
+            self.beta = linear(weights, name + "ssm_ba", 2 * heads, width)
+        else:
+            self.beta = linear(weights, name + "ssm_beta", heads, width)
+            self.alpha = linear(weights, name + "ssm_alpha", heads, width)
 
-        def project_qkvz(x: mx.array) -> tuple[mx.array, mx.array]:
-            parts = _split(qkvz(x).reshape(len(x), sections, -1), *sizes)
-            q, k, v, z = (part.reshape(len(x), -1) for part in parts)
-            return mx.concatenate([q, k, v], axis=-1), z
-    else:
-        qkv = linear(weights, name + "attn_qkv", 2 * keys + shape.inner, width)
-        z = linear(weights, name + "attn_gate", shape.inner, width)
+    def __call__(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+        """x (T, D) -> qkv (T, C), z (T, H*P), beta and alpha (T, H)."""
+        qkv, z = self._qkv(x)
+        return qkv, z, *self._beta(x)
 
-        def project_qkvz(x: mx.array) -> tuple[mx.array, mx.array]:
-            return qkv(x), z(x)
+    def _qkv(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        if self.z is not None:
+            return self.qkv(x), self.z(x)
+        values = self.shared * self.config.inner // self.config.heads
+        sections = self.qkv(x).reshape(len(x), self.config.groups, -1)
+        parts = _split(sections, self.config.state, self.config.state, values, values)
+        q, k, v, z = (part.reshape(len(x), -1) for part in parts)
+        return mx.concatenate([q, k, v], axis=-1), z
 
-    if one_ba + ".weight" in weights:
-        ba = linear(weights, one_ba, 2 * shape.heads, width)
-
-        def project_ba(x: mx.array) -> tuple[mx.array, mx.array]:
-            parts = _split(ba(x).reshape(len(x), sections, -1), shared, shared)
-            beta, alpha = (part.reshape(len(x), -1) for part in parts)
-            return beta, alpha
-    else:
-        beta = linear(weights, name + "ssm_beta", shape.heads, width)
-        alpha = linear(weights, name + "ssm_alpha", shape.heads, width)
-
-        def project_ba(x: mx.array) -> tuple[mx.array, mx.array]:
-            return beta(x), alpha(x)
-
-    return lambda x: (*project_qkvz(x), *project_ba(x))
+    def _beta(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        if self.alpha is not None:
+            return self.beta(x), self.alpha(x)
+        sections = self.beta(x).reshape(len(x), self.config.groups, -1)
+        beta, alpha = (p.reshape(len(x), -1) for p in _split(sections, self.shared, self.shared))
+        return beta, alpha
 
 
 def _recurrent(config: ModelConfig) -> RecurrentConfig:

@@ -27,6 +27,12 @@ SMALL = {
     "expert_count": 8,
     "expert_used_count": 2,
     "expert_feed_forward_length": 256,
+    "expert_shared_feed_forward_length": 256,
+    "rope.dimension_sections": (8, 4, 4, 0),
+    "ssm.inner_size": 512,
+    "ssm.time_step_rank": 8,
+    "ssm.group_count": 1,
+    "ssm.state_size": 64,
     "vocab_size": 400,
 }
 # Bytes of the file that is described, as its host lists them.
@@ -35,12 +41,16 @@ FILES = {
     "olmoe-1b-7b": 4_213_512_672,
     "gpt-oss-20b": 12_109_566_624,
     "deepseek-v2-lite": 10_364_416_768,
+    "granite-4.0-h-tiny": 4_230_976_352,
 }
 
 
 def small(shape):
-    keys = {key: SMALL.get(key, value) for key, value in shape.keys.items()}
-    return dataclasses.replace(shape, layers=4, vocab=400, keys=keys)
+    keys = {
+        key: value if callable(value) else SMALL.get(key, value)
+        for key, value in shape.keys.items()
+    }
+    return dataclasses.replace(shape, layers=6, vocab=400, keys=keys)
 
 
 TINY = small(REAL)
@@ -76,7 +86,7 @@ def test_a_small_one_loads_and_its_logits_are_finite(name, tmp_path, kernels):
     path = tmp_path / "small.gguf"
     synthesize.synthesize(small(synthesize.SHAPES[name]), path, seed=1)
     model = load(path, kernels)
-    logits = np.array(model.logits([0, 5, 300]))
+    logits = np.array(model.logits([0, 5, 300])) / model.config.logit_scale
     assert logits.shape == (3, 400) and np.isfinite(logits).all()
     assert 0.3 < logits.std() < 3
     assert model.tokenizer.decode(model.tokenizer.encode("the tin hat")) == "the tin hat"

@@ -33,6 +33,11 @@ FUSED = [
     "granitemoe",
     "hunyuan-moe",
     "qwen2moe",
+    "granitehybrid",
+    "granitehybrid-dense",
+    "qwen3next",
+    "qwen35",
+    "qwen35moe",
 ]
 
 
@@ -46,7 +51,7 @@ def test_the_verdict_knows_which_layers_they_run(name: str):
 
 @pytest.mark.parametrize("name", FUSED)
 def test_fused_layers_are_the_layers_one_by_one(name: str, monkeypatch: pytest.MonkeyPatch):
-    tokens = list(range(3, 51))
+    tokens = list(range(3, 120))
     fused = engine.load(HERE / name / "model.gguf", kernels="native")
     monkeypatch.setattr("engine.kernels.native.fused._has_form", lambda block: False)
     plain = engine.load(HERE / name / "model.gguf", kernels="native")

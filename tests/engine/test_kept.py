@@ -89,6 +89,6 @@ def test_more_than_the_context_is_an_error_with_both_counts(kernels: str):
 
 def test_forms_differ_where_caches_do(kernels: str):
     llama = engine.load(HERE / "llama" / "model.gguf", kernels)
-    hybrid = engine.load(HERE / "qwen3next" / "model.gguf", kernels)
+    hybrid = engine.load(HERE / "lfm2" / "model.gguf", kernels)
     assert form(llama, "f16") != form(llama, "q8")
     assert form(hybrid, "f16") == "plain f16"

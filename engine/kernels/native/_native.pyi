@@ -36,11 +36,22 @@ def latent_attention(
 ) -> mx.array: ...
 
 class Caches:
+    # layers: kv heads, key dim, value dim, window and room for tokens of each. states: values of
+    # the tail and of the memory. rewind: tokens before a prompt's end, where a state is kept.
     def __init__(
-        self, layers: list[tuple[int, int, int, int, int]], capacity: int, type: int
-    ) -> None: ...  # layers: kv heads, key dim, value dim, window and room for tokens of each
+        self,
+        layers: list[tuple[int, int, int, int, int]],
+        states: list[tuple[int, int]],
+        capacity: int,
+        type: int,
+        rewind: int,
+    ) -> None: ...
     @property
     def capacity(self) -> int: ...
+    @property
+    def state_bytes(self) -> int: ...  # of all states that are kept
+    marks: list[int]  # the mark; the tokens that each kept state has seen, -1 for none
+    def states(self) -> list[NDArray[np.uint8]]: ...  # of each state and layer: tail, memory
     def memory(self) -> list[NDArray[np.uint8]]: ...  # the memory itself, for reading and writing
     def reach(self, length: int) -> int: ...
     @property
@@ -67,6 +78,7 @@ class Stack:
         output_bias: mx.array | None,
         q_norm: mx.array | None,
         k_norm: mx.array | None,
+        gated: bool,
         whole_norms: bool,
         norms_last: bool,
         rope: Rope | None,
@@ -96,6 +108,34 @@ class Stack:
         rope: Rope,
         heads: int,
         scale: float,
+        residual: float,
+    ) -> None: ...
+    # step, beta: (at, group, step) of each head's column: at + h // group * step + h % group.
+    def add_recurrent(
+        self,
+        *,
+        norm: mx.array,
+        eps: float,
+        inputs: list[Weight],
+        output: Weight,
+        taps: mx.array,
+        bias: mx.array | None,
+        mixed_at: int,
+        gate_at: int,
+        step: tuple[int, int, int],
+        beta: tuple[int, int, int] | None,
+        step_bias: mx.array,
+        rate: mx.array,
+        skip: mx.array | None,
+        q_at: int,
+        k_at: int,
+        v_at: int,
+        heads: tuple[int, int],
+        key_heads: tuple[int, int],
+        width: int,
+        values: int,
+        gated_norm: mx.array,
+        gate_first: bool,
         residual: float,
     ) -> None: ...
     def add_dense(

@@ -98,30 +98,86 @@ class Kept {
   std::vector<Vector> vectors;
 };
 
+using Columns = std::tuple<int64_t, int64_t, int64_t>;
+using Heads = std::tuple<int64_t, int64_t>;
+
+void add_recurrent(Stack& self, const mx::array& norm, float eps, const std::vector<Weight>& inputs,
+                   const Weight& output, const mx::array& taps, const MaybeArray& bias,
+                   int64_t mixed_at, int64_t gate_at, const Columns& step,
+                   const std::optional<Columns>& beta, const mx::array& step_bias,
+                   const mx::array& rate, const MaybeArray& skip, int64_t q_at, int64_t k_at,
+                   int64_t v_at, const Heads& heads, const Heads& key_heads, int64_t width,
+                   int64_t values, const mx::array& gated_norm, bool gate_first,
+                   float residual) {
+  Kept kept;
+  const auto columns = [](const Columns& from) {
+    const auto [first, group, apart] = from;
+    return HeadColumns{first, group, apart};
+  };
+  const auto [a, b] = heads;
+  const auto [key_a, key_b] = key_heads;
+  RecurrentLayer layer{};
+  layer.norm = {kept.vector(norm), eps};
+  for (const Weight& input : inputs) layer.inputs[layer.input_count++] = kept.matrix(input);
+  layer.output = kept.matrix(output);
+  layer.taps = kept.vector(taps), layer.bias = kept.vector(bias);
+  layer.kernel = taps.shape(0), layer.channels = taps.shape(1);
+  layer.mixed_at = mixed_at, layer.gate_at = gate_at;
+  layer.step = columns(step);
+  layer.delta = beta.has_value();
+  if (beta) layer.beta = columns(*beta);
+  layer.step_bias = kept.vector(step_bias), layer.rate = kept.vector(rate);
+  layer.skip = kept.vector(skip);
+  layer.q_at = q_at, layer.k_at = k_at, layer.v_at = v_at;
+  layer.a = a, layer.b = b, layer.key_heads = key_a * key_b;
+  layer.key_step_a = key_a > 1 ? key_b : 0, layer.key_step_b = key_b > 1 ? 1 : 0;
+  layer.width = width, layer.values = values;
+  layer.length_eps = eps;
+  layer.gated_norm = {kept.vector(gated_norm), eps};
+  layer.norm_weights = gated_norm.shape(0);
+  layer.norm_rows = layer.inner() / gated_norm.shape(1);
+  layer.gate_first = gate_first;
+  layer.residual = residual;
+  self.add(layer, kept.weights, kept.vectors);
+}
+
+// Bytes of the caches as arrays, each of which keeps them.
+using Bytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>;
+
+std::vector<Bytes> views(nb::object caches, const std::vector<Caches::Part>& parts) {
+  std::vector<Bytes> found;
+  for (const Caches::Part& part : parts) {
+    const size_t shape[] = {static_cast<size_t>(part.bytes)};
+    found.push_back(Bytes(part.data, 1, shape, caches));
+  }
+  return found;
+}
+
 void bind_layers(nb::module_& m) {
   nb::class_<Caches>(m, "Caches")
       .def("__init__",
            [](Caches* self,
               const std::vector<std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>>& layers,
-              int64_t capacity, int type) {
+              const std::vector<std::tuple<int64_t, int64_t>>& states, int64_t capacity, int type,
+              int64_t rewind) {
              std::vector<CacheShape> shapes;
              for (const auto& [heads, key_dim, value_dim, window, slots] : layers)
                shapes.push_back({heads, key_dim, value_dim, window, slots});
-             new (self) Caches(shapes, capacity, static_cast<CacheType>(type));
+             std::vector<StateShape> state_shapes;
+             for (const auto& [tail, memory] : states) state_shapes.push_back({tail, memory});
+             new (self)
+                 Caches(shapes, state_shapes, capacity, static_cast<CacheType>(type), rewind);
            })
       .def_prop_ro("capacity", &Caches::capacity)
+      .def_prop_ro("state_bytes", &Caches::state_bytes)
       .def("reach", &Caches::reach)
       .def_prop_ro("slots", &Caches::slots)
       .def_prop_rw("bases", &Caches::bases, &Caches::set_bases)
-      .def("memory", [](nb::object self) {
-        using Bytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>;
-        std::vector<Bytes> views;  // each keeps the caches
-        for (const Caches::Part& part : nb::cast<const Caches&>(self).memory()) {
-          const size_t shape[] = {static_cast<size_t>(part.bytes)};
-          views.push_back(Bytes(part.data, 1, shape, self));
-        }
-        return views;
-      });
+      .def_prop_rw("marks", &Caches::marks, &Caches::set_marks)
+      .def("memory",
+           [](nb::object self) { return views(self, nb::cast<const Caches&>(self).memory()); })
+      .def("states",
+           [](nb::object self) { return views(self, nb::cast<const Caches&>(self).states()); });
 
   nb::class_<PyRope>(m, "Rope")
       .def("__init__", [](PyRope* self, const mx::array& periods, bool interleaved,
@@ -138,8 +194,9 @@ void bind_layers(nb::module_& m) {
           [](Stack& self, const mx::array& norm, float eps, const Weight& q, const Weight& k,
              const Weight& v, const Weight& output, const MaybeArray& q_bias,
              const MaybeArray& k_bias, const MaybeArray& v_bias, const MaybeArray& output_bias,
-             const MaybeArray& q_norm, const MaybeArray& k_norm, bool whole_norms,
-             bool norms_last, const PyRope* rope, const MaybeArray& sinks, int64_t heads, int64_t kv_heads,
+             const MaybeArray& q_norm, const MaybeArray& k_norm, bool gated, bool whole_norms,
+             bool norms_last, const PyRope* rope, const MaybeArray& sinks, int64_t heads,
+             int64_t kv_heads,
              int64_t key_dim, int64_t value_dim, int64_t window, float scale, float residual) {
             Kept kept;
             const AttentionLayer layer{.norm = {kept.vector(norm), eps},
@@ -153,6 +210,7 @@ void bind_layers(nb::module_& m) {
                                        .output_bias = kept.vector(output_bias),
                                        .q_norm = {kept.vector(q_norm), eps},
                                        .k_norm = {kept.vector(k_norm), eps},
+                                       .gated = gated,
                                        .whole_norms = whole_norms,
                                        .norms_last = norms_last,
                                        .rope = kept.rope(rope),
@@ -169,7 +227,8 @@ void bind_layers(nb::module_& m) {
           nb::kw_only(), nb::arg("norm"), nb::arg("eps"), nb::arg("q"), nb::arg("k"), nb::arg("v"),
           nb::arg("output"), nb::arg("q_bias").none(), nb::arg("k_bias").none(),
           nb::arg("v_bias").none(), nb::arg("output_bias").none(), nb::arg("q_norm").none(),
-          nb::arg("k_norm").none(), nb::arg("whole_norms"), nb::arg("norms_last"), nb::arg("rope").none(),
+          nb::arg("k_norm").none(), nb::arg("gated"), nb::arg("whole_norms"),
+          nb::arg("norms_last"), nb::arg("rope").none(),
           nb::arg("sinks").none(), nb::arg("heads"), nb::arg("kv_heads"), nb::arg("key_dim"),
           nb::arg("value_dim"), nb::arg("window"), nb::arg("scale"), nb::arg("residual"))
       .def(
@@ -199,6 +258,13 @@ void bind_layers(nb::module_& m) {
           nb::arg("q_norm").none(), nb::arg("q"), nb::arg("kv_a"), nb::arg("kv_norm"),
           nb::arg("latent_eps"), nb::arg("k_b"), nb::arg("v_b"), nb::arg("output"),
           nb::arg("rope"), nb::arg("heads"), nb::arg("scale"), nb::arg("residual"))
+      .def("add_recurrent", &add_recurrent, nb::kw_only(), nb::arg("norm"), nb::arg("eps"),
+           nb::arg("inputs"), nb::arg("output"), nb::arg("taps"), nb::arg("bias").none(),
+           nb::arg("mixed_at"), nb::arg("gate_at"), nb::arg("step"), nb::arg("beta").none(),
+           nb::arg("step_bias"), nb::arg("rate"), nb::arg("skip").none(), nb::arg("q_at"),
+           nb::arg("k_at"), nb::arg("v_at"), nb::arg("heads"), nb::arg("key_heads"),
+           nb::arg("width"), nb::arg("values"), nb::arg("gated_norm"), nb::arg("gate_first"),
+           nb::arg("residual"))
       .def(
           "add_dense",
           [](Stack& self, const mx::array& norm, float eps, const Weight& gate, const Weight& up,

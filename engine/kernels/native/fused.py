@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from engine.cache import STEP, WINDOW_SLACK
+from engine.cache import REWIND, STEP, WINDOW_SLACK
 from engine.decoder import Block, Blocks, Head, Layers, Scorer
 from engine.families import SIGMOID, SOFTMAX, SOFTMAX_OF_CHOSEN
 from engine.kernels import QTensor
@@ -31,12 +31,14 @@ from engine.layers import (
     swiglu,
 )
 from engine.moe import Experts, SharedExperts
+from engine.recurrent import GatedDeltaNet, Mamba2
 
 if TYPE_CHECKING:
     from engine.kernels.native import _native
     from engine.routes import Routes
 
 CACHE_TYPES = {"f16": 0, "f32": 1, "q8": 2}  # as in core/attention.h
+RECURRENT = (Mamba2, GatedDeltaNet)
 ACTIVATIONS: dict[Activation, int] = {swiglu: 0, clamped_swiglu: 1}  # as in core/types.h
 GATINGS = {SOFTMAX: 0, SIGMOID: 1, SOFTMAX_OF_CHOSEN: 2}  # as in core/block.h
 
@@ -57,13 +59,19 @@ class FusedLayers:
     def __init__(self, blocks: Sequence[Block], native: ModuleType) -> None:
         self.native = native
         self.width = blocks[0].mixer_norm.weight.size
-        self.shapes = [_cache_shape(block.mixer) for block in blocks]
+        mixers = [block.mixer for block in blocks]
+        self.states = [_state_shape(mixer) for mixer in mixers if isinstance(mixer, RECURRENT)]
+        self.shapes = [_cache_shape(mixer) for mixer in mixers if not isinstance(mixer, RECURRENT)]
         self.stack: _native.Stack = native.Stack()
         self.routes: Routes | None = None
         self.ropes: dict[Rope, _native.Rope] = {}  # layers share them, and what they work out
         for block in blocks:
             if isinstance(block.mixer, LatentAttention):
                 self._add_latent(block, block.mixer)
+            elif isinstance(block.mixer, Mamba2):
+                self._add_mamba2(block, block.mixer)
+            elif isinstance(block.mixer, GatedDeltaNet):
+                self._add_delta_net(block, block.mixer)
             else:
                 assert isinstance(block.mixer, Attention)
                 self._add_attention(block, block.mixer)
@@ -75,7 +83,9 @@ class FusedLayers:
     def new_caches(self, context: int, kv_type: str) -> _native.Caches:
         """Make the caches of all layers, for `context` tokens."""
         shapes = [(*shape, _slots(shape[-1], context)) for shape in self.shapes]
-        caches: _native.Caches = self.native.Caches(shapes, context, CACHE_TYPES[kv_type])
+        caches: _native.Caches = self.native.Caches(
+            shapes, self.states, context, CACHE_TYPES[kv_type], REWIND
+        )
         return caches
 
     def reach(self, caches: _native.Caches, length: int) -> int:
@@ -126,6 +136,7 @@ class FusedLayers:
             output_bias=output.bias,
             q_norm=attention.q_norm.weight if attention.q_norm else None,
             k_norm=attention.k_norm.weight if attention.k_norm else None,
+            gated=attention.gated,
             whole_norms=norm is not None and norm.weight.size != attention.key_dim,
             norms_last=attention.norm_after_rope,
             rope=None if rope is None else self._rope(rope),
@@ -155,6 +166,71 @@ class FusedLayers:
             rope=self._rope(attention.rope),
             heads=attention.heads,
             scale=attention.scale,
+            residual=block.residual_scale,
+        )
+
+    def _add_mamba2(self, block: Block, mixer: Mamba2) -> None:
+        shape = mixer.config
+        keys = shape.groups * shape.state
+        self.stack.add_recurrent(
+            norm=block.mixer_norm.weight,
+            eps=block.mixer_norm.eps,
+            inputs=[_held(mixer.input.weight)],  # the gate, what is convolved, a step for each head
+            output=_held(mixer.output.weight),
+            taps=mixer.taps,
+            bias=mixer.bias,
+            mixed_at=shape.inner,
+            gate_at=0,
+            step=(shape.inner + mixer.channels, shape.heads, 0),
+            beta=None,
+            step_bias=mixer.dt_bias,
+            rate=mixer.rate,
+            skip=mixer.skip.reshape(-1),
+            q_at=shape.inner + keys,
+            k_at=shape.inner,
+            v_at=0,
+            heads=(shape.groups, shape.heads // shape.groups),
+            key_heads=(shape.groups, 1),
+            width=shape.state,
+            values=shape.inner // shape.heads,
+            gated_norm=mixer.norm,
+            gate_first=True,
+            residual=block.residual_scale,
+        )
+
+    def _add_delta_net(self, block: Block, mixer: GatedDeltaNet) -> None:
+        shape, project = mixer.config, mixer.project
+        inputs = [project.qkv, project.z, project.beta, project.alpha]
+        gate = 2 * mixer.keys + shape.inner
+        betas = gate + shape.inner
+        if project.alpha is None:  # for each key head its betas, then its alphas
+            beta = (betas, project.shared, 2 * project.shared)
+            step = (betas + project.shared, project.shared, 2 * project.shared)
+        else:
+            beta, step = (betas, shape.heads, 0), (betas + shape.heads, shape.heads, 0)
+        self.stack.add_recurrent(
+            norm=block.mixer_norm.weight,
+            eps=block.mixer_norm.eps,
+            inputs=[_held(part.weight) for part in inputs if part is not None],
+            output=_held(mixer.output.weight),
+            taps=mixer.taps,
+            bias=None,
+            mixed_at=0,
+            gate_at=gate,
+            step=step,
+            beta=beta,
+            step_bias=mixer.dt_bias,
+            rate=mixer.rate,
+            skip=None,
+            q_at=0,
+            k_at=mixer.keys,
+            v_at=2 * mixer.keys,
+            heads=mixer.heads,
+            key_heads=mixer.key_heads,
+            width=shape.state,
+            values=mixer.value_dim,
+            gated_norm=mixer.norm,
+            gate_first=False,
             residual=block.residual_scale,
         )
 
@@ -233,6 +309,7 @@ def _attention_fits(attention: Attention) -> bool:
     whole = {norm.weight.size != attention.key_dim for norm in norms if norm}
     parts = (attention.q, attention.k, attention.v, attention.output)
     known = rope is None or type(rope) is Rope
+    known = known and (not attention.gated or attention.key_dim == attention.value_dim)
     if len(whole) > 1 or (attention.norm_after_rope and True in whole):
         return False
     return attention.plain and known and _all_native(*(part.weight for part in parts))
@@ -244,6 +321,18 @@ def _latent_fits(attention: LatentAttention) -> bool:
     linears = [attention.q, attention.kv_a, attention.output]
     linears += [attention.q_a] if attention.q_a else []
     return _without_bias(*linears) and _all_native(attention.k_b, attention.v_b)
+
+
+def _mamba2_fits(mixer: Mamba2) -> bool:
+    return _without_bias(mixer.input, mixer.output)
+
+
+def _delta_net_fits(mixer: GatedDeltaNet) -> bool:
+    project = mixer.project
+    if project.z is None:
+        return False
+    alpha = [project.alpha] if project.alpha else []
+    return _without_bias(project.qkv, project.z, project.beta, *alpha, mixer.output)
 
 
 def _dense_fits(layer: FeedForward) -> bool:
@@ -270,6 +359,8 @@ def _shared_experts_fit(layer: SharedExperts) -> bool:
 FORMS: tuple[tuple[type, Callable[[Any], bool]], ...] = (
     (Attention, _attention_fits),
     (LatentAttention, _latent_fits),
+    (Mamba2, _mamba2_fits),
+    (GatedDeltaNet, _delta_net_fits),
     (FeedForward, _dense_fits),
     (Experts, _experts_fit),
     (SharedExperts, _shared_experts_fit),
@@ -290,6 +381,12 @@ def _cache_shape(mixer: object) -> tuple[int, int, int, int]:
         return 1, mixer.rank + mixer.rope.dims, 0, 0
     assert isinstance(mixer, Attention)
     return mixer.kv_heads, mixer.key_dim, mixer.value_dim, mixer.window
+
+
+def _state_shape(mixer: Mamba2 | GatedDeltaNet) -> tuple[int, int]:
+    """Say how many values a layer keeps of the convolution, and of the recurrence."""
+    tail = (mixer.taps.shape[0] - 1) * mixer.taps.shape[1]
+    return tail, mixer.config.state_values - tail
 
 
 def _slots(window: int, context: int) -> int:

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <numeric>
 #include <stdexcept>
+#include <string>
 #include <utility>
 
 #include "latent.h"
@@ -50,8 +51,9 @@ Parts parts(int64_t heads, int64_t dims, int64_t capacity, CacheType type) {
 
 }  // namespace
 
-Caches::Caches(const std::vector<CacheShape>& layers, int64_t capacity, CacheType type)
-    : capacity_(capacity), shapes_(layers) {
+Caches::Caches(const std::vector<CacheShape>& layers, const std::vector<StateShape>& states,
+               int64_t capacity, CacheType type, int64_t rewind)
+    : capacity_(capacity), rewind_(rewind), state_shapes_(states), shapes_(layers) {
   int64_t bytes = 0;
   auto count = [&](const CacheShape& layer, int64_t dims) {
     const Parts size = parts(layer.kv_heads, dims, layer.slots, type);
@@ -61,7 +63,9 @@ Caches::Caches(const std::vector<CacheShape>& layers, int64_t capacity, CacheTyp
     count(layer, layer.key_dim);
     count(layer, layer.value_dim);
   }
-  auto memory = std::make_shared<Mapping>(bytes);
+  for (const StateShape& state : states)
+    state_bytes_ += KEPT * (whole_lines(4 * state.tail) + whole_lines(4 * state.memory));
+  auto memory = std::make_shared<Mapping>(bytes + state_bytes_);
   auto* at = static_cast<uint8_t*>(memory->start);
   auto take = [&](const CacheShape& layer, int64_t dims) {
     const Parts size = parts(layer.kv_heads, dims, layer.slots, type);
@@ -73,10 +77,65 @@ Caches::Caches(const std::vector<CacheShape>& layers, int64_t capacity, CacheTyp
     const CacheBuffer keys = take(layer, layer.key_dim), values = take(layer, layer.value_dim);
     layers_.push_back({type, layer.slots, 0, keys, values});
   }
+  const auto take_floats = [&](int64_t count) {
+    auto* made = reinterpret_cast<float*>(at);
+    at += whole_lines(4 * count);
+    return made;
+  };
+  for (int i = 0; i < KEPT; ++i)
+    for (const StateShape& state : states) {
+      float* tail = take_floats(state.tail);
+      states_.push_back({tail, take_floats(state.memory)});
+    }
   memory_ = memory;
 }
 
+int Caches::find(int64_t position) const {
+  const auto* at = std::find(positions_, positions_ + KEPT, position);
+  return at == positions_ + KEPT ? -1 : static_cast<int>(at - positions_);
+}
+
+// Take a place that holds nothing, or what the coming states make superfluous; not the one in use.
+int Caches::take_free(int64_t position, int in_use) {
+  for (int i = 0; i < KEPT; ++i)
+    if (i != in_use && (positions_[i] < 0 || (positions_[i] != mark_ && positions_[i] < position))) {
+      positions_[i] = position;
+      return i;
+    }
+  throw std::logic_error("no place for a state");
+}
+
+StateSteps Caches::advance(int64_t offset, int64_t tokens) {
+  StateSteps steps;
+  if (states_.empty()) return steps;
+  if (offset > 0 && (steps.from = find(offset)) < 0)
+    throw std::invalid_argument("no state of " + std::to_string(offset) + " tokens is kept");
+  for (int64_t& position : positions_)
+    if (position > offset) position = -1;
+  const int64_t end = offset + tokens;
+  if (tokens >= rewind_) {
+    mark_ = end - rewind_;
+    if (mark_ > offset) {
+      steps.mark = take_free(mark_, steps.from);
+      steps.mark_tokens = mark_ - offset;
+    }
+  }
+  steps.end = take_free(end, steps.from);
+  for (int64_t& position : positions_)
+    if (position != mark_ && position < end - 1) position = -1;
+  return steps;
+}
+
+RecurrentStates Caches::Step::recurrent(size_t layer) const {
+  const size_t layers = states.size() / KEPT;
+  const auto state = [&](int place) {
+    return place < 0 ? nullptr : &states[size_t(place) * layers + layer];
+  };
+  return {state(kept.from), state(kept.mark), state(kept.end), kept.mark_tokens};
+}
+
 Caches::Step Caches::step(int64_t offset, int64_t tokens) {
+  const StateSteps kept = advance(offset, tokens);
   std::vector<int64_t> drop(layers_.size(), 0);
   for (size_t i = 0; i < layers_.size(); ++i) {
     KVCache& cache = layers_[i];
@@ -85,7 +144,7 @@ Caches::Step Caches::step(int64_t offset, int64_t tokens) {
     drop[i] = std::max<int64_t>(offset - shapes_[i].window + 1 - cache.base, 0);
     cache.base += drop[i];
   }
-  return {layers_, shapes_, std::move(drop), memory_};
+  return {layers_, shapes_, std::move(drop), memory_, states_, kept};
 }
 
 void Caches::Step::move(size_t layer, int64_t offset) const {
@@ -109,7 +168,11 @@ void Caches::Step::move(size_t layer, int64_t offset) const {
 int64_t Caches::reach(int64_t length) const {
   for (size_t i = 0; i < layers_.size(); ++i)
     if (layers_[i].base > 0 && layers_[i].base > length - shapes_[i].window + 1) return 0;
-  return length;
+  if (states_.empty()) return length;
+  int64_t most = 0;
+  for (const int64_t position : positions_)
+    if (position <= length) most = std::max(most, position);
+  return most;
 }
 
 std::vector<int64_t> Caches::bases() const {
@@ -126,6 +189,28 @@ void Caches::set_bases(const std::vector<int64_t>& bases) {
 std::vector<int64_t> Caches::slots() const {
   std::vector<int64_t> found;
   for (const CacheShape& shape : shapes_) found.push_back(shape.slots);
+  return found;
+}
+
+std::vector<int64_t> Caches::marks() const {
+  std::vector<int64_t> found{mark_};
+  if (!states_.empty()) found.insert(found.end(), positions_, positions_ + KEPT);
+  return found;
+}
+
+void Caches::set_marks(const std::vector<int64_t>& marks) {
+  if (marks.size() != this->marks().size()) throw std::invalid_argument("one mark for each state");
+  mark_ = marks[0];
+  std::copy(marks.begin() + 1, marks.end(), positions_);
+}
+
+std::vector<Caches::Part> Caches::states() const {
+  std::vector<Part> found;
+  for (size_t i = 0; i < states_.size(); ++i) {
+    const StateShape& shape = state_shapes_[i % state_shapes_.size()];
+    found.push_back({states_[i].tail, 4 * shape.tail});
+    found.push_back({states_[i].memory, 4 * shape.memory});
+  }
   return found;
 }
 
@@ -188,7 +273,7 @@ std::vector<mx::array> Stack::launch_all(const mx::array& x, Caches* caches, int
     auto* y = static_cast<float*>(out[0]);
     *static_cast<uint8_t*>(out[1]) = 0;
     auto* chosen = out.size() > 2 ? static_cast<int32_t*>(out[2]) : nullptr;
-    size_t caches_used = 0;
+    size_t caches_used = 0, states_used = 0;
     const auto next_cache = [&]() -> const KVCache* {
       if (!held) return nullptr;
       held->move(caches_used, offset);
@@ -200,6 +285,9 @@ std::vector<mx::array> Stack::launch_all(const mx::array& x, Caches* caches, int
                         Pool::shared());
       } else if (const auto* latent = std::get_if<LatentLayer>(&layer)) {
         latent_block(*latent, next_cache(), offset, from, tokens, y, tools.work, Pool::shared());
+      } else if (const auto* recurrent = std::get_if<RecurrentLayer>(&layer)) {
+        const RecurrentStates states = held ? held->recurrent(states_used++) : RecurrentStates{};
+        recurrent_block(*recurrent, states, from, tokens, y, tools.work, Pool::shared());
       } else if (const auto* dense = std::get_if<DenseLayer>(&layer)) {
         dense_block(*dense, from, tokens, y, tools.work, Pool::shared());
       } else {

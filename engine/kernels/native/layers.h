@@ -15,6 +15,17 @@
 
 namespace conifer {
 
+// Float32 values of what a recurrent layer remembers.
+struct StateShape {
+  int64_t tail, memory;
+};
+
+// Which of the kept states a step goes on from and which it makes; -1: none.
+struct StateSteps {
+  int from = -1, mark = -1, end = -1;
+  int64_t mark_tokens = 0;  // of the step, behind which the mark is
+};
+
 // What one layer keeps: of all tokens, or at least of the last `window` ones in room for `slots`.
 struct CacheShape {
   int64_t kv_heads, key_dim, value_dim, window, slots;
@@ -23,11 +34,16 @@ struct CacheShape {
 // The keys and values of a stack's attention layers, for `capacity` tokens. The address space is
 // taken at once and the memory as tokens fill it. A layer with a window moves what it still needs to
 // the front when its slots are used up.
+//
+// The states of its recurrent layers cannot go back. Kept are, as in engine.cache, the newest one,
+// the one before it, and a mark `rewind` tokens before the end of the last prompt.
 class Caches {
  public:
-  Caches(const std::vector<CacheShape>& layers, int64_t capacity, CacheType type);
+  Caches(const std::vector<CacheShape>& layers, const std::vector<StateShape>& states,
+         int64_t capacity, CacheType type, int64_t rewind);
 
   int64_t capacity() const { return capacity_; }
+  int64_t state_bytes() const { return state_bytes_; }
 
   // What a task for the tokens from `offset` on works with. `drop`: how many tokens each layer has to
   // drop from its front first.
@@ -36,9 +52,13 @@ class Caches {
     std::vector<CacheShape> shapes;
     std::vector<int64_t> drop;
     std::shared_ptr<const void> memory;
+    std::vector<RecurrentState> states;  // kept ones, one behind the other, of each recurrent layer
+    StateSteps kept;
 
+    RecurrentStates recurrent(size_t layer) const;
     void move(size_t layer, int64_t offset) const;  // does it
   };
+  // Throws where no state of `offset` tokens is kept. States of other tokens are forgotten.
   Step step(int64_t offset, int64_t tokens);
 
   // How many tokens, `length` at most, the caches can go back to.
@@ -57,12 +77,28 @@ class Caches {
   // Where everything lies, layer by layer: keys, values; of Q8 the scales behind each.
   std::vector<Part> memory() const;
 
+  // The mark, and how many tokens each kept state has seen: -1 for none. And where they lie: of each
+  // state and layer the tail and the memory.
+  std::vector<int64_t> marks() const;
+  void set_marks(const std::vector<int64_t>& marks);
+  std::vector<Part> states() const;
+
   // An output of the last task that wrote here, and an input of the next: MLX's graph knows of no
   // memory but its arrays, and would otherwise be free to reorder or skip them.
   std::optional<mx::array> ticket;
 
  private:
-  int64_t capacity_;
+  static constexpr int KEPT = 3;
+
+  StateSteps advance(int64_t offset, int64_t tokens);
+  int find(int64_t position) const;
+  int take_free(int64_t position, int in_use);
+
+  int64_t capacity_, rewind_, state_bytes_ = 0;
+  std::vector<StateShape> state_shapes_;
+  std::vector<RecurrentState> states_;
+  int64_t positions_[KEPT] = {-1, -1, -1};  // tokens that each kept state has seen; -1: not in use
+  int64_t mark_ = -1;
   std::vector<CacheShape> shapes_;
   std::vector<KVCache> layers_;  // as the last task that was launched leaves them
   std::shared_ptr<const void> memory_;
@@ -82,7 +118,7 @@ class Vector {
 // Layers in the order they were added. Once it has run it must not grow.
 class Stack {
  public:
-  using Layer = std::variant<AttentionLayer, LatentLayer, DenseLayer, ExpertLayer>;
+  using Layer = std::variant<AttentionLayer, LatentLayer, RecurrentLayer, DenseLayer, ExpertLayer>;
 
   Stack() : all_(std::make_shared<All>()) {}
 

@@ -23,7 +23,7 @@ std::vector<mx::array> convolve(const mx::array& x, const mx::array& tail, const
                 [=](const Sources& in, const Targets& out) {
                   const Convolution call{floats(in, 0), floats(in, 1), floats(in, 2),
                                          floats(in, 3), tokens,        channels,
-                                         kernel,        activate};
+                                         kernel,        channels,      activate};
                   convolve(call, static_cast<float*>(out[0]), static_cast<float*>(out[1]),
                            Pool::shared());
                 });

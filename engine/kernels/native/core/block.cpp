@@ -9,7 +9,7 @@
 
 #include "float_kernels.h"
 #include "gemm_amx.h"
-#include "workspace.h"
+#include "steps.h"
 
 namespace conifer {
 
@@ -20,29 +20,6 @@ void Workspace::release() { parts = std::make_unique<Parts>(); }
 namespace {
 
 using Thread = Workspace::Parts::Thread;
-
-// Rows of several matrices side by side in y, so that one split serves them all.
-struct Projection {
-  const Matrix* matrix;
-  const float* bias;  // may be null
-};
-
-void multiply_range(const Projection* projections, int64_t count, const Activations& x,
-                    int64_t tokens, float* y, int64_t stride, Range range) {
-  int64_t column = 0;
-  for (int64_t i = 0; i < count; column += projections[i++].matrix->rows) {
-    const Matrix& matrix = *projections[i].matrix;
-    const int64_t begin = std::max<int64_t>(range.begin - column, 0);
-    const int64_t end = std::min(range.end - column, matrix.rows);
-    if (begin >= end) continue;
-    matmul_rows(matrix, x, int64_t{0}, tokens, y + column, stride, begin, end);
-    if (const float* bias = projections[i].bias)
-      for (int64_t t = 0; t < tokens; ++t) {
-        float* row = y + t * stride + column;
-        for (int64_t r = begin; r < end; ++r) row[r] += bias[r];
-      }
-  }
-}
 
 // What the threads of one attention_block share.
 struct AttentionCall {
@@ -55,7 +32,7 @@ struct AttentionCall {
   Workspace::Parts& parts;
   Pool& pool;
   float* projected;  // (T, width): queries, keys, values
-  int64_t width, group, key_start, value_start;
+  int64_t width, group, query_step, key_start, value_start;
   std::atomic<int64_t>* next;
   RowSharing* projected_rows;  // of one token
   RowSharing* output_rows;
@@ -102,13 +79,23 @@ void copy_queries(const AttentionCall& call, int64_t head, int64_t token, const 
                   bool turned, float* out) {
   const AttentionLayer& layer = call.layer;
   const int64_t dims = layer.key_dim, stride = padded(dims);
-  const float* row = all + head * call.group * dims;
-  for (int64_t g = 0; g < call.group; ++g, row += dims, out += stride) {
+  const float* row = all + head * call.group * call.query_step;
+  for (int64_t g = 0; g < call.group; ++g, row += call.query_step, out += stride) {
     std::copy(row, row + dims, out);
     std::fill(out + dims, out + stride, 0.0f);
     if (!turned) rotate_head(call, layer.q_norm, token, out);
     float_kernels().scale(out, layer.scale, dims, out);
   }
+}
+
+// What one head of a token gives, times the sigmoid of its gate if it has one; out may be `mixed`.
+void finish_head(const AttentionCall& call, int64_t head, int64_t token, const float* mixed,
+                 float* out) {
+  const AttentionLayer& layer = call.layer;
+  const float* gate =
+      call.projected + token * call.width + head * call.query_step + layer.key_dim;
+  if (layer.gated) float_kernels().sigmoid_multiply(gate, mixed, layer.value_dim, out);
+  else if (out != mixed) std::copy(mixed, mixed + layer.value_dim, out);
 }
 
 void attend_range(const AttentionCall& call, int thread, int threads, Thread& own);
@@ -196,9 +183,11 @@ void merge_ranges(const AttentionCall& call, int threads, Thread& own, float* ou
       const Range range = head_range(call, head, thread, threads);
       if (range.begin < range.end) own.partials.push_back(partial_slot(call, head, thread));
     }
+    float* mixed = out + head * call.group * layer.value_dim;
     merge(own.partials.data(), int64_t(own.partials.size()), call.group, layer.value_dim,
-          layer.sinks ? layer.sinks + head * call.group : nullptr,
-          out + head * call.group * layer.value_dim);
+          layer.sinks ? layer.sinks + head * call.group : nullptr, mixed);
+    for (int64_t g = 0; g < call.group; ++g, mixed += layer.value_dim)
+      finish_head(call, head * call.group + g, 0, mixed, mixed);
   }
 }
 
@@ -224,8 +213,8 @@ void attend_tokens(const AttentionCall& call, int64_t head, Range tokens, Thread
   float* mixed = call.parts.mixed.need(0);
   for (int64_t t = tokens.begin; t < tokens.end; ++t)
     for (int64_t g = 0; g < call.group; ++g, out += value_width)
-      std::copy(out, out + layer.value_dim,
-                mixed + t * layer.output.cols + (head * call.group + g) * layer.value_dim);
+      finish_head(call, head * call.group + g, t, out,
+                  mixed + t * layer.output.cols + (head * call.group + g) * layer.value_dim);
 }
 
 void many_tokens(const AttentionCall& call, int thread, int threads) {
@@ -247,7 +236,7 @@ void many_tokens(const AttentionCall& call, int thread, int threads) {
     norm_whole(call, layer.q_norm, layer.q.rows, row, row);
     norm_whole(call, layer.k_norm, layer.k.rows, keys, keys);
     for (int64_t h = 0; h < layer.heads; ++h)
-      rotate_head(call, layer.q_norm, t, row + h * layer.key_dim);
+      rotate_head(call, layer.q_norm, t, row + h * call.query_step);
     for (int64_t h = 0; h < layer.kv_heads; ++h)
       append_token(call, h, t, keys + h * layer.key_dim);
   }
@@ -305,6 +294,7 @@ void attention_block(const AttentionLayer& layer, const KVCache* cache, int64_t 
                            .projected = parts.projected.need(tokens * width),
                            .width = width,
                            .group = layer.heads / layer.kv_heads,
+                           .query_step = layer.key_dim * (layer.gated ? 2 : 1),
                            .key_start = layer.q.rows,
                            .value_start = layer.q.rows + layer.k.rows,
                            .next = &next,

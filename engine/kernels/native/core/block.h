@@ -27,12 +27,13 @@ struct Workspace {
 
 struct AttentionLayer {
   Norm norm;                    // of x
-  Matrix q, k, v, output;       // (H d, D), (K d, D), (K dv, D), (D, H dv)
+  Matrix q, k, v, output;       // (H d, D), (K d, D), (K dv, D), (D, H dv); gated: q is (H 2d, D)
   const float* q_bias;          // these four may be null
   const float* k_bias;
   const float* v_bias;
   const float* output_bias;
   Norm q_norm, k_norm;          // of queries and keys; weight null: none
+  bool gated;                   // behind each head's query lies a gate: its sigmoid multiplies
   bool whole_norms;             // these two norm whole projections, not each head
   bool norms_last;              // they come after the rotation; of heads only
   Rope rope;                    // dims 0: none
@@ -68,6 +69,63 @@ struct LatentLayer {
 // As attention_block; the cache's keys are the rows, of one head, and it has no values.
 void latent_block(const LatentLayer& layer, const KVCache* cache, int64_t offset, const float* x,
                   int64_t tokens, float* y, Workspace& work, Pool& pool);
+
+// Where the projections put one number for each head: in column at + h / group * step + h % group.
+struct HeadColumns {
+  int64_t at, group, step;
+  int64_t of(int64_t head) const { return at + head / group * step + head % group; }
+};
+
+// A convolution over the last tokens, a recurrence (recurrence.h) over its result, and a gated
+// norm. Everything is read from the input projections' results, side by side; q, k and v from what
+// is convolved of them. With s = softplus(step + step_bias) the decay is e^(rate s); the recurrence's
+// factor is sigmoid(beta) for the delta rule, else s.
+struct RecurrentLayer {
+  static constexpr int MOST_INPUTS = 4;
+  Norm norm;  // of x
+  Matrix inputs[MOST_INPUTS];
+  int64_t input_count;
+  Matrix output;           // (D, A B P)
+  const float* taps;       // (K, C)
+  const float* bias;       // (C), may be null
+  int64_t kernel, channels, mixed_at, gate_at;
+  HeadColumns step, beta;  // beta: of the delta rule
+  const float* step_bias;  // (A, B)
+  const float* rate;       // (A, B), negative
+  const float* skip;       // (A, B), may be null
+  int64_t q_at, k_at, v_at;  // among the channels
+  int64_t a, b, key_heads, key_step_a, key_step_b, width, values;  // as in Recurrence
+  bool delta;
+  float length_eps;          // of the delta rule's keys and queries
+  Norm gated_norm;           // weight (M or 1, n), of M runs of n values
+  int64_t norm_rows, norm_weights;
+  bool gate_first;
+  float residual;
+
+  int64_t heads() const { return a * b; }
+  int64_t inner() const { return a * b * values; }
+  int64_t state_values() const { return a * b * width * values; }
+  int64_t tail_values() const { return (kernel - 1) * channels; }
+};
+
+// What such a layer remembers: tail (K-1, C), memory (A, B, N, P).
+struct RecurrentState {
+  float* tail;
+  float* memory;
+};
+
+// From where the tokens go on, and which states are kept of them; null: none. `from` is neither of
+// the others. mark: behind the first `mark_tokens` of them.
+struct RecurrentStates {
+  const RecurrentState* from;
+  const RecurrentState* mark;
+  const RecurrentState* end;
+  int64_t mark_tokens;
+};
+
+// y = x + residual * output(gated norm(recurrence(convolution(inputs(norm(x)))))).
+void recurrent_block(const RecurrentLayer& layer, const RecurrentStates& states, const float* x,
+                     int64_t tokens, float* y, Workspace& work, Pool& pool);
 
 struct DenseLayer {
   Norm norm;

@@ -18,8 +18,10 @@ struct FloatKernels {
                  bool interleaved);
   void (*silu_multiply)(const float* gate, const float* up, int64_t n, float* y);
   void (*clamped_multiply)(const float* gate, const float* up, int64_t n, float* y);
+  void (*sigmoid_multiply)(const float* gate, const float* x, int64_t n, float* y);
   void (*add)(const float* a, const float* b, int64_t n, float* y);            // y = a + b
   void (*add_scaled)(const float* x, float factor, int64_t n, float* y);       // y += factor x
+  float (*squares)(const float* x, int64_t n);                                 // sum of x^2
   void (*scale)(const float* x, float factor, int64_t n, float* y);            // y = factor x
   void (*softmax)(const float* x, int64_t n, float* y);
 

@@ -9,6 +9,7 @@
 
 #include "block.h"
 #include "float_kernels.h"
+#include "gemm_amx.h"
 #include "workspace.h"
 
 namespace conifer {
@@ -183,15 +184,20 @@ void many_tokens(const ExpertCall& call, const float* weights, const float* shar
   if (call.shared()) {
     const Gated gated = call.gated_shared();
     const Range rows = share(call.shared(), thread, threads);
-    float* made = parts.shared.need(0);
-    float* other = parts.shared_up.need(0);  // not `up`, where rows of others lie across
-    multiply_rows(gated.gate, parts.input, made, rows);
-    multiply_rows(gated.up, parts.input, other, rows);
-    gated.finish(made, other, call.tokens, rows);
+    if (parts.shared_hidden.tile(0)) {
+      gate_tiles(gated.gate, gated.up, parts.shared_input, parts.shared_hidden, rows.begin,
+                 rows.end);
+    } else {
+      float* made = parts.shared.need(0);
+      float* ups = parts.shared_up.need(0);  // another thread may still be at the chosen experts
+      multiply_rows(gated.gate, parts.input, made, rows);
+      multiply_rows(gated.up, parts.input, ups, rows);
+      gated.finish(made, ups, call.tokens, rows);
+    }
   }
   call.pool.barrier();
   parts.hidden.quantize(thread, threads);
-  if (call.shared()) parts.shared_hidden.quantize(thread, threads);
+  if (call.shared() && !parts.shared_hidden.tile(0)) parts.shared_hidden.quantize(thread, threads);
   call.pool.barrier();
   const Range rows = share(width, thread, threads);
   const int64_t columns = rows.end - rows.begin;
@@ -214,14 +220,31 @@ void many_tokens(const ExpertCall& call, const float* weights, const float* shar
     }
   });
   if (!call.shared()) return;
-  for (int64_t begin = 0; begin < call.tokens; begin += TOKENS_AT_ONCE) {
-    const int64_t end = std::min(begin + TOKENS_AT_ONCE, call.tokens);
-    matmul_rows(call.layer.shared_down, parts.shared_hidden, begin, end, out, width, rows.begin,
-                rows.end);
-    for (int64_t t = begin; t < end; ++t)
-      kernels.add_scaled(out + (t - begin) * width + rows.begin, shared[t], columns,
-                         call.y + t * width + rows.begin);
-  }
+  multiply_rows(call.layer.shared_down, parts.shared_hidden, out, rows);
+  for (int64_t t = 0; t < call.tokens; ++t)
+    kernels.add_scaled(out + t * width + rows.begin, shared[t], columns,
+                       call.y + t * width + rows.begin);
+}
+
+// Make room for many tokens of the shared expert: tiles where they serve.
+void prepare_shared(const ExpertCall& call, const float* input) {
+  Parts& parts = call.parts;
+  const ExpertLayer& layer = call.layer;
+  const int64_t tokens = call.tokens, hidden = call.shared(), width = call.width();
+  const bool tiled =
+      layer.activation == Activation::Silu && hidden % ROW_GRAIN == 0 &&
+      tiles_serve(tokens, {&layer.shared_gate, &layer.shared_up, &layer.shared_down});
+  float* made = tiled ? nullptr : parts.shared.need(tokens * hidden);
+  if (tiled) parts.shared_input.prepare(input, tokens, width, width, true);
+  else parts.shared_up.need(tokens * hidden);
+  parts.shared_hidden.prepare(made, tokens, hidden, hidden, tiled);
+  parts.mixed.need(tokens * width);
+}
+
+void quantize_input(const ExpertCall& call, int thread, int threads) {
+  Parts& parts = call.parts;
+  parts.input.quantize(thread, threads);
+  if (call.shared() && parts.shared_hidden.tile(0)) parts.shared_input.quantize(thread, threads);
 }
 
 // Make room for everything the threads will use; `input` holds the rows that experts see.
@@ -237,11 +260,8 @@ void prepare(const ExpertCall& call, const float* input) {
     return;
   }
   parts.up.need(piece * hidden);
-  parts.shared_up.need(call.tokens * shared);
-  if (shared)
-    parts.shared_hidden.prepare(parts.shared.need(call.tokens * shared), call.tokens, shared,
-                                shared);
   parts.mixed.need(piece * call.width());
+  if (shared) prepare_shared(call, input);
   parts.input.prepare(input, call.tokens, call.width(), call.width());
   parts.hidden.prepare(gate, slots, hidden, hidden);
   parts.ids.resize(size_t(slots));
@@ -338,7 +358,7 @@ void run_experts(const ExpertLayer& layer, const float* h, int64_t tokens, const
       input.load(h, 1, call.width(), call.width());
       return one_token(call, input, ids, weights, *shared, thread, threads);
     }
-    parts.input.quantize(thread, threads);
+    quantize_input(call, thread, threads);
     pool.barrier();
     many_tokens(call, weights, shared, thread, threads);
   });
@@ -384,7 +404,7 @@ void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* 
     for (int64_t t = mine.begin; t < mine.end; ++t)
       rms_norm(x + t * width, layer.norm, width, normed + t * width);
     pool.barrier();
-    parts.input.quantize(thread, threads);
+    quantize_input(call, thread, threads);
     pool.barrier();
     if (mine.begin < mine.end)
       matmul_rows(layer.router, parts.input, mine.begin, mine.end, logits + mine.begin * experts,

@@ -40,76 +40,75 @@ void convolve_columns(const Convolution& call, int64_t begin, int64_t end, float
   for (int64_t t = 0; t < call.tokens; ++t, y += call.channels) {
     for (int64_t i = 0; i < call.kernel; ++i)
       rows[i] = t + i < before ? call.tail + (t + i) * call.channels
-                               : call.x + (t + i - before) * call.channels;
+                               : call.x + (t + i - before) * call.stride;
     int64_t c = begin;
     for (; c + W <= end; c += W) convolve_column<VF>(call, rows, c, y);
     for (; c < end; ++c) convolve_column<float>(call, rows, c, y);
   }
 }
 
-float squares(const float* x, int64_t n) {
-  VF total{};
-  int64_t i = 0;
-  for (; i + W <= n; i += W) total = total + load(x + i) * load(x + i);
-  float rest = sum(total);
-  for (; i < n; ++i) rest += x[i] * x[i];
-  return rest;
-}
-
 // One token, for COUNT vectors of a state's columns: from `in` to `out`, whose rows are N apart.
-// q and k are yet to be multiplied by their factors.
-template <class V, int COUNT>
+template <class V, int COUNT, bool DELTA>
 CONIFER_INLINE void scan_token(const HeadScan& head, int64_t t, const float* in, int64_t in_stride,
                                float* out, int64_t out_stride, int64_t column) {
   constexpr int L = LANES<V>;
   const float* q = head.q + t * head.key_stride;
   const float* k = head.k + t * head.key_stride;
   const float* v = head.v + t * head.value_stride + column;
-  float* y = head.y + t * head.value_stride + column;
-  const float decay = __builtin_expf(head.log_decay[t * head.head_stride]);
-  float q_factor = 1.0f;
+  float* y = head.y + t * head.y_stride + column;
+  const float decay = head.decay[t * head.scalar_stride];
+  const float factor = head.factor ? head.factor[t * head.scalar_stride] : 1.0f;
   V u[COUNT], read[COUNT] = {};
-  if (head.beta) {
-    const float n = float(head.width);
-    q_factor = 1.0f / __builtin_sqrtf((squares(q, head.width) + head.eps) * n);
-    const float k_factor = 1.0f / __builtin_sqrtf(squares(k, head.width) + head.eps);
-    const float beta = head.beta[t * head.head_stride] * k_factor;
-    V known[COUNT] = {};
-    for (int64_t i = 0; i < head.width; ++i)
+  for (int j = 0; j < COUNT; ++j) u[j] = get<V>(v + j * L);
+  for (int j = 0; j < COUNT; ++j) read[j] = u[j] * head.skip;
+  if constexpr (DELTA) {
+    V known[2][COUNT] = {};  // two sums each, so that additions overlap
+    int64_t i = 0;
+    for (; i + 2 <= head.width; i += 2)
+      for (int half = 0; half < 2; ++half) {
+        const float* row = in + (i + half) * in_stride;
+        for (int j = 0; j < COUNT; ++j)
+          known[half][j] = known[half][j] + get<V>(row + j * L) * k[i + half];
+      }
+    if (i < head.width)
       for (int j = 0; j < COUNT; ++j)
-        known[j] = known[j] + get<V>(in + i * in_stride + j * L) * k[i];
-    for (int j = 0; j < COUNT; ++j)
-      u[j] = (get<V>(v + j * L) - known[j] * (decay * k_factor)) * beta;
-  } else {
-    for (int j = 0; j < COUNT; ++j) u[j] = get<V>(v + j * L);
+        known[0][j] = known[0][j] + get<V>(in + i * in_stride + j * L) * k[i];
+    for (int j = 0; j < COUNT; ++j) u[j] = u[j] - (known[0][j] + known[1][j]) * decay;
   }
+  for (int j = 0; j < COUNT; ++j) u[j] = u[j] * factor;
   for (int64_t i = 0; i < head.width; ++i)
     for (int j = 0; j < COUNT; ++j) {
       const V s = get<V>(in + i * in_stride + j * L) * decay + u[j] * k[i];
       put(out + i * out_stride + j * L, s);
       read[j] = read[j] + s * q[i];
     }
-  for (int j = 0; j < COUNT; ++j) put(y + j * L, read[j] * q_factor);
+  for (int j = 0; j < COUNT; ++j) put(y + j * L, read[j]);
 }
 
 // All tokens for some columns, whose state lies in `scratch` (N * COUNT vectors) on the way.
-template <class V, int COUNT>
+template <class V, int COUNT, bool DELTA>
 void scan_block(const HeadScan& head, int64_t column, float* scratch) {
   constexpr int64_t SIZE = COUNT * LANES<V>;
   const int64_t last = head.tokens - 1;
   for (int64_t t = 0; t <= last; ++t) {
     const float* in = t == 0 ? head.state + column : scratch;
     float* out = t == last ? head.end + column : scratch;
-    scan_token<V, COUNT>(head, t, in, t == 0 ? head.values : SIZE, out,
-                         t == last ? head.values : SIZE, column);
+    scan_token<V, COUNT, DELTA>(head, t, in, t == 0 ? head.values : SIZE, out,
+                                t == last ? head.values : SIZE, column);
   }
 }
 
-void scan_columns(const HeadScan& head, int64_t begin, int64_t end, float* scratch) {
+template <bool DELTA>
+void scan_some(const HeadScan& head, int64_t begin, int64_t end, float* scratch) {
   int64_t c = begin;
-  for (; c + 4 * W <= end; c += 4 * W) scan_block<VF, 4>(head, c, scratch);
-  for (; c + W <= end; c += W) scan_block<VF, 1>(head, c, scratch);
-  for (; c < end; ++c) scan_block<float, 1>(head, c, scratch);
+  for (; c + 4 * W <= end; c += 4 * W) scan_block<VF, 4, DELTA>(head, c, scratch);
+  for (; c + W <= end; c += W) scan_block<VF, 1, DELTA>(head, c, scratch);
+  for (; c < end; ++c) scan_block<float, 1, DELTA>(head, c, scratch);
+}
+
+void scan_columns(const HeadScan& head, int64_t begin, int64_t end, float* scratch) {
+  if (head.delta) scan_some<true>(head, begin, end, scratch);
+  else scan_some<false>(head, begin, end, scratch);
 }
 
 }  // namespace

@@ -8,7 +8,7 @@
 namespace conifer {
 namespace {
 
-void rms_norm_row(const float* x, const float* weight, float eps, int64_t n, float* y) {
+float squares_row(const float* x, int64_t n) {
   VF squares[4] = {};
   int64_t i = 0;
   for (; i + 4 * W <= n; i += 4 * W)
@@ -18,8 +18,13 @@ void rms_norm_row(const float* x, const float* weight, float eps, int64_t n, flo
     }
   float total = sum((squares[0] + squares[1]) + (squares[2] + squares[3]));
   for (; i < n; ++i) total += x[i] * x[i];
-  const float factor = 1.0f / __builtin_sqrtf(total / float(n) + eps);
-  for (i = 0; i + W <= n; i += W) store(y + i, load(x + i) * factor * load(weight + i));
+  return total;
+}
+
+void rms_norm_row(const float* x, const float* weight, float eps, int64_t n, float* y) {
+  const float factor = 1.0f / __builtin_sqrtf(squares_row(x, n) / float(n) + eps);
+  int64_t i = 0;
+  for (; i + W <= n; i += W) store(y + i, load(x + i) * factor * load(weight + i));
   for (; i < n; ++i) y[i] = x[i] * factor * weight[i];
 }
 
@@ -71,6 +76,10 @@ void clamped_multiply_row(const float* gate, const float* up, int64_t n, float* 
     u = smaller(larger(u, fill(-CLAMP_LIMIT)), fill(CLAMP_LIMIT));
     return g * (u + 1.0f) / (1.0f + exponential(g * -CLAMP_SLOPE));
   });
+}
+
+void sigmoid_multiply_row(const float* gate, const float* x, int64_t n, float* y) {
+  map(gate, x, n, y, [](VF g, VF u) { return u / (1.0f + exponential(-g)); });
 }
 
 void add_row(const float* a, const float* b, int64_t n, float* y) {

@@ -73,9 +73,9 @@ struct Workspace::Parts {
   };
 
   std::vector<std::unique_ptr<Thread>> threads;
-  Activations input, hidden, shared_hidden, queries, latents;
+  Activations input, hidden, shared_input, shared_hidden, queries, latents;
   Floats normed, projected, mixed, partials, gate, up, logits, weights, keys, values, shared,
-      shared_up, shared_weights, absorbed;
+      shared_up, shared_weights, absorbed, convolved, decays, factors, nothing;
   std::vector<int32_t> chosen;             // (T, k) expert ids
   std::vector<int32_t> ids, slots, first;  // tokens and choices, grouped by expert
   Rotations rotations;

@@ -43,7 +43,7 @@ void test_convolution(Pool& pool, int64_t tokens, int64_t channels, int64_t kern
   const Floats taps = gaussians(kernel * channels), bias = gaussians(channels);
   Floats y(x.size()), behind(tail.size());
   convolve({x.data(), tail.data(), taps.data(), full ? bias.data() : nullptr, tokens, channels,
-            kernel, full},
+            kernel, channels, full},
            y.data(), behind.data(), pool);
   Floats all = tail;
   all.insert(all.end(), x.begin(), x.end());
