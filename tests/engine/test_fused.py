@@ -34,7 +34,6 @@ FUSED = [
     "hunyuan-moe",
     "qwen2moe",
     "granitehybrid",
-    "granitehybrid-dense",
     "qwen3next",
     "qwen35",
     "qwen35moe",
