@@ -78,7 +78,7 @@ def fill(
     disk does.
     """
     partial.write(0, hub.head(file), partial.edition)
-    plan = _Plan(file, partial, patience)
+    plan = _Plan(partial, patience)
     pool = ThreadPoolExecutor(STREAMS + 1, thread_name_prefix="transfer")
     digest = pool.submit(_hash, file, partial)
     running: set[Future[Any]] = {digest}
@@ -168,9 +168,9 @@ def _receive(
 class _Plan:
     """Which stream fetches what, and when. Any thread may call anything here."""
 
-    def __init__(self, file: RemoteFile, partial: Partial, patience: Patience) -> None:
+    def __init__(self, partial: Partial, patience: Patience) -> None:
         self.failures_to_tell: deque[tuple[str, float]] = deque()
-        self._file, self._partial, self._patience = file, partial, patience
+        self._partial, self._patience = partial, patience
         self._changed = threading.Condition()
         self._taken: dict[spans.Span, float] = {}  # and since when
         self._answers: list[Answer] = []

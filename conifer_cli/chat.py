@@ -18,7 +18,7 @@ LEAVING = "Use Ctrl-D or /bye to leave."
 
 def converse(session: Session, messages: Messages) -> Session:
     """Talk until the person leaves, adding to `messages`. Returns who answered last."""
-    with owned() as interrupts:
+    with owned() as interrupts, terminal.keys(quiet=True):
         conversation = Conversation(session, messages, interrupts)
         conversation.desk = Desk(
             complete, history_file(), conversation.meter, {"c-o": conversation.fold}
@@ -35,7 +35,8 @@ def converse(session: Session, messages: Messages) -> Session:
                 if text is None:
                     return conversation.session
                 if is_command(text):
-                    carry_out(text, conversation)
+                    with terminal.keys(quiet=False):
+                        carry_out(text, conversation)
                 elif text.strip():
                     conversation.say(text)
             except KeyboardInterrupt:

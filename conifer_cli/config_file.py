@@ -132,6 +132,8 @@ def _checked(context: typer.Context, where: str, parameter: Any, value: Any) -> 
     ):
         kind = "true or false" if flag else "a text or a number"
         raise UsageError(f"{where}: takes {kind}")
+    if any("\0" in str(row) for row in rows):
+        raise UsageError(f"{where}: holds a NUL, which nothing that is typed can")
     plain = value if flag else [str(row) for row in rows] if parameter.multiple else str(value)
     try:
         parameter.process_value(context, plain)

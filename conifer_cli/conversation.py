@@ -119,7 +119,7 @@ class Conversation:
         try:
             session.model.count_routes()  # for /experts
             answering = session.answer(tokens, self.context)
-            with terminal.quiet_keys(), self.interrupts.calling(answering.stop):
+            with terminal.keys(quiet=True), self.interrupts.calling(answering.stop):
                 reply.print(clock.first_of(answering))
         finally:
             session.settings = kept

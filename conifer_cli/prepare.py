@@ -169,9 +169,16 @@ def _announcement(judged: Judged, folder: Path) -> str:
         what = first.name + (f" and {more} more" if more else "")
         origin = f"{urlsplit(connect().endpoint).netloc}/{first.repository}"
     licence = licence_of(judged) or "not stated"
-    return (
-        f"fetching {what}, {size(judged.size_bytes)}, from {origin}, licence {licence}, to {folder}"
-    )
+    much = size(judged.size_bytes) + _begun(judged)
+    return f"fetching {what}, {much}, from {origin}, licence {licence}, to {folder}"
+
+
+def _begun(judged: Judged) -> str:
+    """Say how much of what the hub has is here already, if anything is."""
+    from catalog.download import missing_bytes
+
+    here = judged.size_bytes - missing_bytes(judged.remote, open_store()) if judged.remote else 0
+    return f" ({size(here)} of it here already)" if here > 0 else ""
 
 
 def licence_of(judged: Judged) -> str | None:

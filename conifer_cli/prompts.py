@@ -34,7 +34,7 @@ def folder() -> Path:
 def recall(session: Session, tokens: list[int]) -> int:
     """Bring the session's cache as far into `tokens` as any stored prompt goes. Gives how far."""
     identity, form = session.identity, session.form
-    best, shared = None, 0
+    best, shared = None, session.cache.shared_prefix(tokens) if session.cache else 0
     for path in _files(identity):
         facts = _facts(path)
         if facts is None or (facts["identity"], facts["form"]) != (identity, form):
@@ -43,7 +43,8 @@ def recall(session: Session, tokens: list[int]) -> int:
         if common > shared:
             best, shared = path, common
     if best is None or shared < MIN_TOKENS:
-        return 0
+        return 0 if best else shared
+    session.cache = None
     cache = session.memory(len(tokens))
     if not _restored(session, best, cache):
         return 0

@@ -113,8 +113,11 @@ def styles() -> bool:
 
 
 @contextlib.contextmanager
-def quiet_keys() -> Iterator[None]:
-    """Keep what is typed within off the screen, and for the next prompt; Ctrl-C stays itself."""
+def keys(quiet: bool) -> Iterator[None]:
+    """Take the keyboard within as a prompt wants it that comes later, or else as usual.
+
+    quiet: what is typed stays off the screen and waits as it is; Ctrl-C stays Ctrl-C.
+    """
     if os.environ.get("TERM") in (None, "", "dumb", "unknown") or not is_terminal(sys.stdin):
         yield
         return
@@ -122,11 +125,13 @@ def quiet_keys() -> Iterator[None]:
 
     fd = sys.stdin.fileno()
     before = termios.tcgetattr(fd)
-    quiet = list(before)
-    quiet[0] &= ~termios.ICRNL
-    quiet[3] &= ~(termios.ECHO | termios.ICANON)
+    changed = list(before)
+    usual, typed = termios.ECHO | termios.ICANON, termios.ICRNL
+    changed[0] = before[0] & ~typed if quiet else before[0] | typed
+    changed[3] = before[3] & ~usual if quiet else before[3] | usual
+    changed[3] = changed[3] | termios.NOFLSH if quiet else changed[3] & ~termios.NOFLSH
     try:
-        termios.tcsetattr(fd, termios.TCSANOW, quiet)
+        termios.tcsetattr(fd, termios.TCSANOW, changed)
         yield
     finally:
         termios.tcsetattr(fd, termios.TCSANOW, before)

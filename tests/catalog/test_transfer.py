@@ -61,14 +61,15 @@ def test_first_request_is_alone_until_it_brought_something(
     hub_server: HubServer, store: Store
 ) -> None:
     hub, files = remote(hub_server)
-    hub_server.faults = [Fault("stall", at=1000, headers={"seconds": "0.4"})]
-    found: list[int] = []
+    hub_server.faults = [Fault("stall", at=1000, headers={"seconds": "1"})]
     thread = threading.Thread(target=lambda: pull(hub, files, store, patience=QUICK))
     thread.start()
+    while not hub_server.sent_to("storage"):
+        time.sleep(0.01)
     time.sleep(0.3)
-    found.append(len(hub_server.sent_to("storage")))
+    asked = len(hub_server.sent_to("storage"))
     thread.join()
-    assert found == [1]
+    assert asked == 1
 
 
 def test_header_that_was_read_is_not_fetched_again(hub_server: HubServer, store: Store) -> None:

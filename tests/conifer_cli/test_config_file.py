@@ -19,6 +19,7 @@ WRONG = [
     ("kernels = 'cuda'", "line 1, kernels:", "'auto', 'native', 'stock'"),
     ("stats = 1", "line 1, stats: takes true or false", ""),
     ("temperature = true", "line 1, temperature: takes a text or a number", ""),
+    ("[run]\nschema = 'a\\u0000b'".replace("'", '"'), "line 2, schema: holds a NUL", ""),
     ("temperature = [1]", "line 1, temperature: takes a text or a number", ""),
     ("[nope]\na = 1", "line 1, nope: no command has this option", ""),
     ("[list]\ntemperature = 1", "line 2, temperature: no command has this option", ""),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -240,7 +241,10 @@ def _send(handler: Any, hub: HubServer, body: memoryview, fault: Fault) -> None:
     """Send a body, at the throttled rate, up to where the fault says."""
     broken = fault.kind in ("cut", "stall")
     body = body[: fault.at] if broken else body
-    step = 2**16 if hub.throttle_bytes_per_s else 2**20
+    step = 2**20
+    if hub.throttle_bytes_per_s:  # little that is sent may be unread
+        step = 2**16
+        handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**18)
     for i in range(0, len(body), step):
         piece = body[i : i + step]
         with hub.lock:

@@ -7,6 +7,7 @@ import os
 import pty
 import select
 import signal
+import termios
 import time
 from types import TracebackType
 
@@ -24,6 +25,11 @@ class TerminalSession:
         self.pid, self._fd = pty.fork()
         if self.pid == 0:
             os.execve(arguments[0], arguments, environment)
+
+    @property
+    def settings(self) -> list[object]:
+        """The terminal's settings, as `stty` would say them."""
+        return termios.tcgetattr(self._fd)
 
     def __enter__(self) -> TerminalSession:
         return self
@@ -52,9 +58,13 @@ class TerminalSession:
         before, _, self.screen = self.screen.partition(text)
         return before
 
-    def wait(self) -> int:
+    def expect_more(self) -> None:
+        """Wait until anything more is printed."""
+        assert self._read(DEADLINE_S), f"no more after {self.screen!r}"
+
+    def wait(self, deadline_s: float = DEADLINE_S) -> int:
         """Read to the end and return the exit code."""
-        deadline = time.monotonic() + DEADLINE_S
+        deadline = time.monotonic() + deadline_s
         while self._read(deadline - time.monotonic()):
             assert time.monotonic() < deadline
         _, status = os.waitpid(self.pid, 0)
