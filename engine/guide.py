@@ -150,6 +150,8 @@ def _vocabulary(tokenizer: Tokenizer) -> LLTokenizer:
     """Put a vocabulary into the library's terms."""
     from llguidance import LLTokenizer, TokenizerWrapper
 
+    if not tokenizer.eog_ids:
+        raise SchemaError("no answer can be held to a schema: no token of this model ends one")
     return LLTokenizer(TokenizerWrapper(_Words(tokenizer)), eos_token=sorted(tokenizer.eog_ids))
 
 

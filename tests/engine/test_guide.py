@@ -200,6 +200,12 @@ def texts(model: SimpleNamespace, guide: Guide) -> set[str]:
     return {model.tokenizer.decode([id], markup=True) for id in ids}
 
 
+def test_a_model_that_ends_no_answer_cannot_be_held_to_a_schema():
+    vocabulary = from_metadata(byte_vocabulary())
+    with pytest.raises(SchemaError, match="no token of this model ends one"):
+        Guide(SimpleNamespace(tokenizer=vocabulary, template=None), [1], "{}")
+
+
 @pytest.mark.parametrize("name", DIALECTS)
 def test_a_schema_begins_where_the_answer_does_in_every_dialect(name: str):
     control, words, source, start, thinking = DIALECTS[name]
