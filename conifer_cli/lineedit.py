@@ -70,9 +70,13 @@ def closed(text: str) -> bool:
     return not text.startswith(QUOTES) or (len(text) >= 6 and text.endswith(QUOTES))
 
 
+def readable(text: str) -> str:
+    """Put U+FFFD for what was typed and is no character."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def unquoted(text: str) -> str:
-    """Take the quotes around a message away, and what is no character."""
-    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    """Take the quotes around a message away."""
     bare = text.strip()
     if bare.startswith(QUOTES) and closed(bare):
         return bare[len(QUOTES) : -len(QUOTES)].strip("\n")
@@ -91,7 +95,7 @@ class PlainEditor:
         with self._interrupts.raising():
             while text is not None:
                 line = terminal.ask(prompt)
-                text = None if line is None else text + line
+                text = None if line is None else text + readable(line)
                 if text is None or closed(text):
                     break
                 text, prompt = text + "\n", CONTINUATION
@@ -117,7 +121,7 @@ class LineEditor:
         if self._session is None:
             self._session = _session(self._desk)
         try:
-            text = self._session.prompt(handle_sigint=False)
+            text = readable(self._session.prompt(handle_sigint=False))
         except EOFError:
             return None
         if self._desk.history is not None and text.strip():

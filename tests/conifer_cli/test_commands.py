@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import struct
+from pathlib import Path
+
 import pytest
 
 from conifer_cli import keeping
 from conifer_cli.commands import COMMANDS, Leave, carry_out, complete, is_command
+from engine.gguf import open_model
 from support.program import templated
 from support.talk import PLAIN, conversation
 
@@ -291,3 +296,26 @@ def test_paths_are_completed(tmp_path, monkeypatch):
     assert complete(f"/save {tmp_path}/.h")[1] == [f"{tmp_path}/.hidden"]
     assert complete("look at ./fo") == (8, ["./folder/"])
     assert complete("/read /nosuchfolder/x")[1] == []
+
+
+def test_a_model_that_computes_nonsense_does_not_end_the_conversation(tmp_path, capsys):
+    path = Path(templated(tmp_path, PLAIN))
+    norm = open_model(path).tensors["output_norm.weight"]
+    data = bytearray(path.read_bytes())
+    data[norm.offset : norm.offset + 4] = struct.pack("<f", math.nan)
+    path.write_bytes(data)
+    talk = conversation(path)
+    talk.say("one")
+    said = capsys.readouterr()
+    assert "are not finite" in said.err and "Your message was not added." in said.err
+    assert (talk.messages, said.out) == ([], "")
+    carry_out("/stats", talk)
+    assert "Nothing was answered yet." in capsys.readouterr().err
+
+
+def test_fold_shows_what_was_thought_last(talk, capsys):
+    talk.thoughts = "two and two\x1b[31m"
+    talk.fold()
+    assert talk.folds and "two and" not in capsys.readouterr().err
+    talk.fold()
+    assert capsys.readouterr().err == "Thinking is shown from here on.\ntwo and two\n"

@@ -56,6 +56,7 @@ TYPED = [
     (["caf\u00e9 \u65e5\u672c", ENTER], "caf\u00e9 \u65e5\u672c"),
     (["\x1b[A", "!", ENTER], "caf\u00e9 \u65e5\u672c!"),  # Up
     (["/etc/hosts is what?", ENTER], "/etc/hosts is what?"),
+    (["not \udcff UTF-8", ENTER], "not \ufffd UTF-8"),
 ]
 
 
@@ -214,7 +215,6 @@ def test_any_width_will_do(begin, columns):
         ('"""a\nb"""', True, "a\nb"),
         ('"""\na\n"""\n', True, "a"),
         ('"""', False, '"""'),
-        ("\udcff bytes", True, "\ufffd bytes"),
     ],
 )
 def test_three_quotes_hold_several_lines(text, complete, message):

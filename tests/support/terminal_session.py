@@ -46,8 +46,8 @@ class TerminalSession:
         os.close(self._fd)
 
     def type(self, text: str) -> None:
-        """Press these keys; \\x03 is Ctrl-C and \\x04 Ctrl-D."""
-        os.write(self._fd, text.encode())
+        """Press these keys; \\x03 is Ctrl-C and \\x04 Ctrl-D. A lone surrogate is a byte."""
+        os.write(self._fd, text.encode(errors="surrogateescape"))
 
     def expect(self, text: str) -> str:
         """Wait until `text` is on the screen; return what came before it and forget both."""
