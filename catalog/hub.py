@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 10.0
 STALL_TIMEOUT_S = 30.0  # silence for so long ends a transfer
 MAX_REDIRECTS = 5
+PROBE_BYTES = 4 * 2**20  # over so much it shows whether an answer is fast
+FAST_BYTES_PER_S = 40e6
+READ_BYTES = 2**20
 MAX_LISTING_BYTES = 64 * 2**20
 
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
@@ -305,9 +308,36 @@ def _answer(response: httpx2.Response, file: RemoteFile, start: int, most: int) 
         raise HubUnreachable(
             f"{file.name}: the server has {total:,} bytes, the listing says {file.size_bytes:,}"
         )
-    chunks = _translated(response.iter_raw(), file.name)  # as they come: a cut loses none
+    chunks = _translated(_body(response), file.name)  # as they come: a cut loses none
     etag = response.headers.get("ETag")
     return Answer(first, end, etag, whole, chunks, lambda: _abort(response))
+
+
+def _body(response: httpx2.Response) -> Iterator[bytes]:
+    """Yield a body; what comes fast is read from the connection itself, a MiB at a time.
+
+    The HTTP client hands on 64 KiB at a time, at a cost that then is the limit. Between two of its
+    pieces it holds back none of a body of known length. Such a connection is not used again, which
+    is why a slow one, where a new one costs more, is left to the client.
+    """
+    stream = response.extensions.get("network_stream")
+    plain = response.http_version == "HTTP/1.1" and "Transfer-Encoding" not in response.headers
+    length = response.headers.get("Content-Length", "")
+    end = int(length) if stream is not None and plain and length.isdecimal() else 0
+    at, start, fast = 0, time.monotonic(), False
+    pieces = response.iter_raw()  # kept: its end would close the connection
+    for chunk in pieces:
+        at += len(chunk)
+        yield chunk
+        fast = at >= PROBE_BYTES and at > FAST_BYTES_PER_S * (time.monotonic() - start)
+        if fast and end - at > PROBE_BYTES:
+            break
+    while fast and at < end:
+        chunk = stream.read(min(READ_BYTES, end - at), STALL_TIMEOUT_S)
+        if not chunk:
+            return
+        at += len(chunk)
+        yield chunk
 
 
 def _abort(response: httpx2.Response) -> None:
@@ -322,6 +352,7 @@ def _abort(response: httpx2.Response) -> None:
 @contextmanager
 def _failures(what: str) -> Iterator[None]:
     """Turn the HTTP client's failures into ours."""
+    import httpcore2
     import httpx2
     from huggingface_hub.errors import OfflineModeIsEnabled
 
@@ -329,9 +360,9 @@ def _failures(what: str) -> Iterator[None]:
         yield
     except OfflineModeIsEnabled as error:
         raise HubUnreachable(f"{what}: offline mode is on") from error
-    except httpx2.TimeoutException as error:
+    except (httpx2.TimeoutException, httpcore2.TimeoutException) as error:
         raise Interrupted(f"{what}: no answer in time") from error
-    except httpx2.TransportError as error:
+    except (httpx2.TransportError, httpcore2.NetworkError) as error:
         raise Interrupted(f"{what}: {error or type(error).__name__}") from error
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise HubUnreachable(f"{what}: {error}") from error

@@ -11,6 +11,7 @@ import time
 import pytest
 
 import catalog
+import catalog.hub
 from catalog import transfer
 from catalog.download import pull
 from catalog.hub import Hub, RemoteFile
@@ -166,3 +167,31 @@ def test_partial_file_that_someone_cuts_short_is_never_published(
     with pytest.raises((catalog.StoreError, catalog.VerificationError)):  # as the moment has it
         pull(hub, files, store, Observer(cut))
     assert not list(store.hub_cache.rglob("*.gguf"))
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every answer counts as fast: after 4 MiB it is read from the connection itself."""
+    monkeypatch.setattr(catalog.hub, "FAST_BYTES_PER_S", 1.0)
+    monkeypatch.setattr(catalog.hub, "STALL_TIMEOUT_S", 0.3)
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [],
+        [Fault("cut", at=6 * MIB)],
+        [Fault("stall", at=6 * MIB, headers={"seconds": "0.8"})],
+        [Fault("short")],
+        [Fault("no-range")],
+    ],
+    ids=lambda faults: str([fault.kind for fault in faults]),
+)
+def test_what_is_read_from_the_connection_itself_is_sound(
+    hub_server: HubServer, store: Store, monkeypatch: pytest.MonkeyPatch, fast, faults
+) -> None:
+    monkeypatch.setattr(transfer, "LEAST_BYTES", 16 * MIB)
+    hub, files = remote(hub_server)
+    hub_server.faults = faults
+    assert pull(hub, files, store, patience=QUICK)[0].read_bytes() == DATA
+    assert hub_server.bytes_served <= len(DATA) + 16 * MIB
