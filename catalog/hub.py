@@ -332,7 +332,7 @@ def _body(response: httpx2.Response) -> Iterator[bytes]:
         fast = at >= PROBE_BYTES and at > FAST_BYTES_PER_S * (time.monotonic() - start)
         if fast and end - at > PROBE_BYTES:
             break
-    while fast and at < end:
+    while stream is not None and fast and at < end:
         chunk = stream.read(min(READ_BYTES, end - at), STALL_TIMEOUT_S)
         if not chunk:
             return
