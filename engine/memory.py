@@ -28,6 +28,7 @@ MIN_RESERVE = 512 << 20
 PROGRAM, WORD_BYTES = 52 << 20, 512
 GPU_RUNTIME = 256 << 20
 DEFAULT_CONTEXT = 32_768
+REPACKED_PIECE = 40 << 20  # eight million weights on their way from one form to the other
 SCORE_BYTES = 128 << 20  # attention scores of one prefill chunk
 INDEXER_BYTES = 64 << 20  # scores that the heads of an indexer give at a time
 MAX_CHUNK, MIN_CHUNK = 512, 16
@@ -256,7 +257,15 @@ def buffer_bytes(
     # Multiplied in float32: every half-precision matrix on a CPU, a stack of experts anywhere.
     halves = [t for t in tensors.values() if t.type.name in ("F16", "BF16")]
     widest = max((t.size_bytes for t in halves if backend == "cpu" or len(t.shape) == 3), default=0)
-    return scores + int(widened) + rows + logits + indexing + 2 * widest
+    running = scores + int(widened) + rows + logits + indexing + 2 * widest
+    return running if kernels == "native" else max(running, _loading_bytes(tensors, backend))
+
+
+def _loading_bytes(tensors: Mapping[str, TensorInfo], backend: str) -> int:
+    """Say what repacking holds beside the weights: its largest matrix once more, and a piece."""
+    blocks = [info for info in tensors.values() if info.type.name not in ("F32", "F16", "BF16")]
+    held = [resident_bytes(info, backend, "stock") for info in blocks]
+    return max(held) + REPACKED_PIECE if held else 0
 
 
 def _head_values(config: ModelConfig) -> int:
@@ -276,7 +285,8 @@ def _hidden_values(config: ModelConfig, fused: bool) -> int:
     if experts is None:
         return max(config.feed_forward) * (1 if fused else 3)
     if fused:
-        return max(*config.feed_forward, experts.used * experts.width)
+        routed = experts.used * experts.width + experts.shared_width
+        return max(*config.feed_forward, routed)
     routed = experts.used * (3 * experts.width + 2 * config.width)
     return max(3 * max(config.feed_forward), routed + 3 * experts.shared_width)
 

@@ -51,9 +51,13 @@ def machine(budget: float, memory: float = 64 * GB, backend: str = "cpu") -> Mac
 
 
 def q4_tensor(gigabytes: float) -> dict[str, TensorInfo]:
+    """So much of Q4_K, in a hundred matrices."""
     kind = TYPE_BY_NAME["Q4_K"]
-    blocks = int(gigabytes * GB) // kind.size_bytes
-    return {"w": TensorInfo("w", (blocks, 256), kind, 0, blocks * kind.size_bytes)}
+    blocks = int(gigabytes * GB) // 100 // kind.size_bytes
+    return {
+        name: TensorInfo(name, (blocks, 256), kind, 0, blocks * kind.size_bytes)
+        for name in (f"w{i}" for i in range(100))
+    }
 
 
 def test_kv_of_qwen3_30b_at_32k_is_three_gib():
@@ -208,9 +212,17 @@ def test_attention_on_top_of_native_kernels_keeps_scores():
     tensors = q4_tensor(9)
     plain = judge(read_config(QWEN3_30B), tensors, machine(60 * GB), context=40_960)
     native = functools.partial(judge, tensors=tensors, machine=machine(60 * GB), kernels="native")
-    merged = tensors | {"blk.0.ffn_gate_up_exps.weight": tensors["w"]}
+    merged = tensors | {"blk.0.ffn_gate_up_exps.weight": tensors["w0"]}
     fused = native(read_config(QWEN3_30B), context=40_960).need.buffers_bytes
     apart = memory.judge(
         read_config(QWEN3_30B), merged, machine(60 * GB), context=40_960, kernels="native"
     )
     assert fused < apart.need.buffers_bytes == plain.need.buffers_bytes
+
+
+def test_repacking_holds_the_largest_matrix_once_more():
+    tensors = q4_tensor(9)
+    need = judge(CONFIG, tensors, machine(60 * GB), context=256).need
+    assert need.buffers_bytes == need.weights_bytes / 100 + memory.REPACKED_PIECE
+    native = judge(CONFIG, tensors, machine(60 * GB), context=256, kernels="native").need
+    assert native.buffers_bytes < need.buffers_bytes / 10
