@@ -14,32 +14,28 @@ from engine.tokenizer import Tokenizer, from_metadata
 from support.conversations import CONVERSATIONS, NOW
 from support.vocab import byte_vocabulary, renderings, template_source, tokenizer
 
-# Only rendered, in test_template.py: they refuse conversations of this page, or mark in [these].
-RENDERED_ONLY = {
-    "MiniMax-M2.jinja",
-    "google-gemma-2-2b-it.jinja",
-    "mistralai-Ministral-3-14B-Reasoning-2512.jinja",
-    "mistralai-Mistral-Nemo-Instruct-2407.jinja",
-}
-TEMPLATES = sorted(set(renderings()) - RENDERED_ONLY)
+TEMPLATES = sorted(renderings())
 WITH_TOOLS = [name for name in TEMPLATES if renderings()[name]["tools"]]
 ROLES = ("system", "user", "assistant")
 PLACEMENTS = ("{}", "{} tail", "head {}", "a {}b\n{} c", " \n{}\n ")
 HARMLESS = "harmless"
+TAGS = ("<think>", "</think>", "<tool_call>")
 SLICES = ((None, None), (None, 2), (None, -1), (1, None), (2, None), (2, -2))
 # What the stored templates themselves write around messages: the tokens worth forging.
-MARK = re.compile(r"<\|[^|<>{}]+\|>|<｜[^｜<>{}]+｜>|<\|?[a-z_]+\|?>|\[[a-zA-Z_]+\]")
+MARK = re.compile(
+    r"<\|[^|<>{}]+\|>|<｜[^｜<>{}]+｜>|<\|?/?[a-z_:]+\|?>|\[/?[a-zA-Z_]+\]|\]~!b\[|\]~b\]|\[e~\["
+)
 
 
 def template_marks() -> list[str]:
     found = {mark for name in TEMPLATES for mark in MARK.findall(template_source(name))}
-    return sorted(found - {"<think>", "<tool_call>"})
+    return sorted(found - {"<s>", "</s>", *TAGS})
 
 
 def own_marks() -> Tokenizer:
     """A vocabulary in which all that templates write in brackets is control."""
     control = ["<s>", "</s>", *template_marks()]
-    return from_metadata(byte_vocabulary(control, ["<think>", "</think>", "<tool_call>"]))
+    return from_metadata(byte_vocabulary(control, TAGS, bos_token_id=257, eos_token_id=258))
 
 
 def control_ids(found: Tokenizer, ids: list[int]) -> Counter[int]:
@@ -47,25 +43,32 @@ def control_ids(found: Tokenizer, ids: list[int]) -> Counter[int]:
     return Counter(id for id in ids if id in special)
 
 
-def chat_with(role: str, text: str) -> list[dict[str, Any]]:
+def roles(name: str) -> tuple[str, ...]:
+    """The roles that a template takes: some refuse a system message."""
+    return ROLES if renderings()[name]["system"] is not None else ROLES[1:]
+
+
+def chat_with(role: str, text: str, system: bool = True) -> list[dict[str, Any]]:
     contents = {"system": "Be brief.", "user": "Hello", "assistant": "Hi", role: text}
     return [
         {"role": "system", "content": contents["system"]},
         {"role": "user", "content": contents["user"]},
         {"role": "assistant", "content": contents["assistant"]},
         {"role": "user", "content": "And now?"},
-    ]
+    ][0 if system else 1 :]
 
 
-def check(found: ChatTemplate, vocabulary: Tokenizer, marks: list[str]) -> int:
+def check(name: str, vocabulary: Tokenizer, marks: list[str]) -> int:
     """Compare every mark, placement and role with harmless text; return how many were compared."""
+    found = ChatTemplate(template_source(name), vocabulary, clock=lambda: NOW)
+    system = roles(name) == ROLES
     checks = 0
-    for role in ROLES:
+    for role in roles(name):
         for placement in PLACEMENTS:
             harmless = placement.replace("{}", HARMLESS)
-            expected = control_ids(vocabulary, found.encode(chat_with(role, harmless)))
+            expected = control_ids(vocabulary, found.encode(chat_with(role, harmless, system)))
             for mark in marks:
-                forged = found.encode(chat_with(role, placement.replace("{}", mark)))
+                forged = found.encode(chat_with(role, placement.replace("{}", mark), system))
                 assert control_ids(vocabulary, forged) == expected, (role, placement, mark)
                 checks += 1
     return checks
@@ -74,25 +77,25 @@ def check(found: ChatTemplate, vocabulary: Tokenizer, marks: list[str]) -> int:
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_text_forges_no_token_of_a_real_vocabulary(name: str) -> None:
     vocabulary = tokenizer("smollm")
-    found = ChatTemplate(template_source(name), vocabulary, clock=lambda: NOW)
-    assert check(found, vocabulary, list(vocabulary.control)) == 17 * 5 * 3
+    marks = list(vocabulary.control)
+    assert check(name, vocabulary, marks) == 17 * 5 * len(roles(name))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_text_forges_none_of_the_marks_that_templates_write(name: str) -> None:
     vocabulary = own_marks()
-    found = ChatTemplate(template_source(name), vocabulary, clock=lambda: NOW)
-    marks = list(vocabulary.control)
-    assert check(found, vocabulary, marks) == len(marks) * 15 >= 500
+    own = [mark for mark in vocabulary.control if mark in template_source(name)]
+    marks = own + [mark for mark in vocabulary.control if mark not in own][::5]
+    assert check(name, vocabulary, marks) == len(marks) * 5 * len(roles(name)) >= 200
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_the_templates_own_marks_are_tokens(name: str) -> None:
     vocabulary = own_marks()
     found = ChatTemplate(template_source(name), vocabulary, clock=lambda: NOW)
-    chat = chat_with("user", "Hello")
-    assert sum(control_ids(vocabulary, found.encode(chat)).values()) >= 4
+    chat = chat_with("user", "Hello", roles(name) == ROLES)
+    assert sum(control_ids(vocabulary, found.encode(chat)).values()) >= 2
     assert found.encode(chat) == vocabulary.encode(found.render(chat), markup=True)
 
 
@@ -128,13 +131,15 @@ def _forged(value: Any, mark: str) -> Any:
 def test_pieces_of_marks_forge_nothing_together(name: str) -> None:
     vocabulary = own_marks()
     found = ChatTemplate(template_source(name), vocabulary, clock=lambda: NOW)
-    expected = control_ids(vocabulary, found.encode(chat_with("user", HARMLESS)))
+    system = roles(name) == ROLES
+    expected = control_ids(vocabulary, found.encode(chat_with("user", HARMLESS, system)))
     rng = random.Random(5)
     pieces = [mark[low:high] for mark in vocabulary.control for low, high in SLICES]
     for _ in range(40):
         text = "x" + "".join(rng.choices(pieces, k=8)) + "x"
-        for role in ROLES:
-            assert control_ids(vocabulary, found.encode(chat_with(role, text))) == expected, text
+        for role in roles(name):
+            ids = found.encode(chat_with(role, text, system))
+            assert control_ids(vocabulary, ids) == expected, text
 
 
 def test_without_quoting_the_same_text_would_forge() -> None:
