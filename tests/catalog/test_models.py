@@ -67,7 +67,6 @@ def test_unverified_facts_are_absent() -> None:
     assert ENTRIES["smollm2-135m"].sampling == catalog.Sampling()
     assert ENTRIES["phi-3.5-moe-instruct"].total_parameters is None
     assert ENTRIES["mistral-large-3"].layers is None
-    assert ENTRIES["glm-5"].tokenizer is None
     facts = ENTRIES["gemma-3-27b"].facts()
     assert facts is not None
     assert facts.size_bytes is None
