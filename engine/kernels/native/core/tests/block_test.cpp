@@ -1,153 +1,7 @@
-// The pool and the blocks against plain loops in float64. Exits with the number of failures.
-#include <algorithm>
-#include <cmath>
-#include <cstdio>
-#include <functional>
-#include <numeric>
-#include <random>
-#include <string>
-#include <vector>
-
-#include "block.h"
-#include "latent.h"
-
-using namespace conifer;
+// The blocks against plain loops in float64. Exits with the number of failures.
+#include "block_support.h"
 
 namespace {
-
-using Doubles = std::vector<double>;
-using Floats32 = std::vector<float>;
-
-std::mt19937_64 generator(7);
-int failures = 0;
-int checks = 0;
-
-float gaussian(double size = 1.0) {
-  return float(std::normal_distribution<double>(0.0, size)(generator));
-}
-
-Floats32 gaussians(int64_t n, double size = 1.0, double mean = 0.0) {
-  Floats32 x(static_cast<size_t>(n));
-  for (float& value : x) value = float(mean) + gaussian(size);
-  return x;
-}
-
-void expect(bool good, const std::string& what) {
-  ++checks;
-  if (good) return;
-  ++failures;
-  std::printf("FAIL %s\n", what.c_str());
-}
-
-// The root mean square difference is at most `tolerance` of the wanted values' own.
-void expect_close(const float* got, const Doubles& want, double tolerance,
-                  const std::string& what) {
-  double difference = 0.0, size = 1e-30;
-  for (size_t i = 0; i < want.size(); ++i) {
-    difference += (got[i] - want[i]) * (got[i] - want[i]);
-    size += want[i] * want[i];
-  }
-  const double error = std::sqrt(difference / size);
-  expect(error <= tolerance, what + ": error " + std::to_string(error));
-}
-
-// A matrix, its bytes, and its weights as floats. Types: F32, F16 and Q8_0.
-struct Weights {
-  std::vector<uint8_t> bytes;
-  Floats32 floats;
-  Matrix matrix;
-
-  Weights(Type type, int64_t rows, int64_t cols, int64_t stack = 1, double size = 0.0)
-      : bytes(size_t(stack * rows * row_bytes(type, cols))) {
-    if (size == 0.0) size = 1.0 / std::sqrt(double(cols));
-    matrix = {bytes.data(), type, rows, cols};
-    const Matrix all{bytes.data(), type, stack * rows, cols};
-    const int64_t weights = stack * rows * cols;
-    for (int64_t i = 0; i < weights; ++i) {
-      if (type == Type::F32) reinterpret_cast<float*>(bytes.data())[i] = gaussian(size);
-      if (type == Type::F16)
-        reinterpret_cast<uint16_t*>(bytes.data())[i] = float_to_f16(gaussian(size));
-    }
-    if (type == Type::Q8_0)
-      for (int64_t i = 0; i < weights / 32; ++i) {
-        BlockQ8_0& block = reinterpret_cast<BlockQ8_0*>(bytes.data())[i];
-        block.d = float_to_f16(float(size / 50.0));
-        for (int8_t& q : block.q) q = int8_t(std::clamp(gaussian(50.0), -127.0f, 127.0f));
-      }
-    floats.resize(size_t(weights));
-    std::vector<int32_t> ids(size_t(all.rows));
-    std::iota(ids.begin(), ids.end(), 0);
-    dequantize_rows(all, ids.data(), all.rows, floats.data());
-  }
-};
-
-Doubles multiply(const Weights& w, const Doubles& x, int64_t expert = 0) {
-  const int64_t rows = w.matrix.rows, cols = w.matrix.cols, tokens = int64_t(x.size()) / cols;
-  Doubles y(size_t(tokens * rows));
-  const float* weights = w.floats.data() + expert * rows * cols;
-  for (int64_t t = 0; t < tokens; ++t)
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t c = 0; c < cols; ++c)
-        y[size_t(t * rows + r)] += double(weights[r * cols + c]) * x[size_t(t * cols + c)];
-  return y;
-}
-
-// Norm every run of n values.
-Doubles normed(const Doubles& x, const Norm& norm, int64_t n) {
-  Doubles y = x;
-  for (size_t begin = 0; begin < x.size(); begin += size_t(n)) {
-    double squares = 0.0;
-    for (int64_t i = 0; i < n; ++i) squares += x[begin + size_t(i)] * x[begin + size_t(i)];
-    const double factor = 1.0 / std::sqrt(squares / double(n) + norm.eps);
-    for (int64_t i = 0; i < n; ++i) y[begin + size_t(i)] *= factor * norm.weight[i];
-  }
-  return y;
-}
-
-void rotate_all(Doubles& x, const Rope& rope, int64_t heads, int64_t dims, int64_t offset) {
-  const int64_t pairs = rope.dims / 2;
-  for (int64_t row = 0; row < int64_t(x.size()) / dims; ++row)
-    for (int64_t i = 0; i < pairs; ++i) {
-      const double angle = double(offset + row / heads) / double(rope.periods[i]);
-      double& a = x[size_t(row * dims + (rope.interleaved ? 2 * i : i))];
-      double& b = x[size_t(row * dims + (rope.interleaved ? 2 * i + 1 : i + pairs))];
-      const double c = std::cos(angle) * rope.magnitude, s = std::sin(angle) * rope.magnitude;
-      const double turned = a * c - b * s;
-      b = a * s + b * c;
-      a = turned;
-    }
-}
-
-double silu(double x) { return x / (1.0 + std::exp(-x)); }
-
-// A cache of its own memory, which reads back as doubles.
-struct TestCache {
-  KVCache cache;
-  int64_t heads;
-  std::vector<uint8_t> memory[2];
-  std::vector<uint16_t> scales[2];
-
-  TestCache(CacheType type, int64_t heads, int64_t capacity, int64_t key_dim, int64_t value_dim)
-      : heads(heads) {
-    const int64_t dims[2] = {key_dim, value_dim};
-    for (int i = 0; i < 2; ++i) {
-      memory[i].resize(size_t(heads * capacity * dims[i] * 4));
-      scales[i].resize(size_t(heads * capacity * dims[i]));
-    }
-    cache = {type, capacity, 0, {memory[0].data(), scales[0].data()},
-             {memory[1].data(), scales[1].data()}};
-  }
-
-  double at(int which, int64_t head, int64_t token, int64_t dims, int64_t i) const {
-    const size_t n = size_t((head * cache.capacity + token) * dims + i);
-    const uint8_t* bytes = memory[which].data();
-    if (cache.type == CacheType::F32) return reinterpret_cast<const float*>(bytes)[n];
-    if (cache.type == CacheType::F16)
-      return f16_to_float(reinterpret_cast<const uint16_t*>(bytes)[n]);
-    return reinterpret_cast<const int8_t*>(bytes)[n] *
-           double(f16_to_float(scales[which][n / size_t(q8_group(dims))]));
-  }
-};
 
 struct AttentionCase {
   int64_t heads, kv_heads, key_dim, value_dim, rope_dims;
@@ -199,11 +53,6 @@ Doubles attention_reference(const AttentionLayer& layer, const Doubles& q,
       }
     }
   return mixed;
-}
-
-void add_bias(Doubles& x, const float* bias, int64_t n) {
-  if (bias)
-    for (size_t i = 0; i < x.size(); ++i) x[i] += bias[int64_t(i) % n];
 }
 
 void test_attention(const AttentionCase& c, Pool& pool) {
@@ -317,111 +166,6 @@ Doubles gated(const Weights& gate, const Weights& up, const Weights& down, const
   Doubles y = multiply(down, hidden, expert);
   add_bias(y, bias, down.matrix.rows);
   return y;
-}
-
-struct LatentCase {
-  int64_t heads, key_dim, value_dim, length, tokens;
-};
-
-// Rows that are keys and begin with their values, as a cache stores them.
-void test_latent(const LatentCase& c, CacheType type, Pool& pool) {
-  char what[120];
-  std::snprintf(what, sizeof what, "latent attention %d heads of %d,%d, %d of %d tokens, cache %d",
-                int(c.heads), int(c.key_dim), int(c.value_dim), int(c.tokens), int(c.length),
-                int(type));
-  TestCache cache(type, 1, c.length, c.key_dim, 1);
-  for (int64_t t = 0; t < c.length; ++t)
-    append(cache.cache, cache.cache.keys, 0, t, gaussians(c.key_dim).data(), c.key_dim);
-  const Floats32 queries = gaussians(c.tokens * c.heads * c.key_dim, 1 / std::sqrt(c.key_dim));
-  Doubles want(size_t(c.tokens * c.heads * c.value_dim), 0.0);
-  for (int64_t row = 0; row < c.tokens * c.heads; ++row) {
-    const int64_t visible = c.length - c.tokens + row / c.heads + 1;
-    Doubles weights(size_t(visible), 0.0);
-    double total = 0.0;
-    for (int64_t t = 0; t < visible; ++t) {
-      double score = 0.0;
-      for (int64_t i = 0; i < c.key_dim; ++i)
-        score += queries[size_t(row * c.key_dim + i)] * cache.at(0, 0, t, c.key_dim, i);
-      total += weights[size_t(t)] = std::exp(score);
-    }
-    for (int64_t t = 0; t < visible; ++t)
-      for (int64_t i = 0; i < c.value_dim; ++i)
-        want[size_t(row * c.value_dim + i)] +=
-            weights[size_t(t)] / total * cache.at(0, 0, t, c.key_dim, i);
-  }
-  Floats32 out(want.size(), -1.0f);
-  Workspace work;
-  const CacheBuffer& rows = cache.cache.keys;
-  latent_attention({type, rows.values, type == CacheType::Q8 ? rows.scales : nullptr, c.key_dim,
-                    c.value_dim, c.length, queries.data(), c.tokens, c.heads, out.data()},
-                   work, pool);
-  expect_close(out.data(), want, 2e-6, what);
-}
-
-struct LatentBlockCase {
-  int64_t heads, query_rank, stays, turned, rank, value_dim;
-  Type type;
-  CacheType cache;
-};
-
-void test_latent_block(const LatentBlockCase& c, Pool& pool) {
-  const int64_t width = 64, key = c.stays + c.turned, row = c.rank + c.turned;
-  const Weights q_a(c.type, std::max<int64_t>(c.query_rank, 1), width);
-  const Weights q(c.type, c.heads * key, c.query_rank ? c.query_rank : width);
-  const Weights kv_a(c.type, row, width), k_b(c.type, c.rank, c.stays, c.heads);
-  const Weights v_b(c.type, c.value_dim, c.rank, c.heads);
-  const Weights output(c.type, width, c.heads * c.value_dim);
-  const Floats32 gain = gaussians(std::max(c.query_rank, std::max(c.rank, width)), 0.2, 1.0);
-  Floats32 periods;
-  for (int64_t i = 0; i < c.turned; i += 2) periods.push_back(float(1 + 3 * i));
-  LatentLayer layer{};
-  layer.norm = layer.q_norm = layer.kv_norm = {gain.data(), 1e-5f};
-  if (c.query_rank) layer.q_a = q_a.matrix;
-  layer.q = q.matrix, layer.kv_a = kv_a.matrix, layer.k_b = k_b.matrix, layer.v_b = v_b.matrix;
-  layer.output = output.matrix;
-  layer.rope = {periods.data(), c.turned, true, 1.0f};
-  layer.heads = c.heads, layer.scale = 0.2f, layer.residual = 0.7f;
-  Workspace work;
-  TestCache cache(c.cache, 1, 100, row, 1);
-  const double tolerance = c.type == Type::Q8_0 ? 2.5e-2 : c.cache == CacheType::F32 ? 5e-6 : 5e-4;
-  int64_t past = 0;
-  for (int64_t tokens : {1, 37, 3, 1}) {
-    Floats32 x = gaussians(tokens * width), y(x.size());
-    latent_block(layer, &cache.cache, past, x.data(), tokens, y.data(), work, pool);
-    const Doubles h = normed(Doubles(x.begin(), x.end()), layer.norm, width);
-    const Doubles low = c.query_rank ? normed(multiply(q_a, h), layer.q_norm, c.query_rank) : h;
-    Doubles queries = multiply(q, low), want(x.begin(), x.end()), mixed;
-    for (int64_t t = 0; t < tokens; ++t)
-      for (int64_t head = 0; head < c.heads; ++head) {
-        const double* from = queries.data() + (t * c.heads + head) * key;
-        Doubles query(size_t(row), 0.0), turned(from + c.stays, from + key), latent(size_t(c.rank));
-        rotate_all(turned, layer.rope, 1, c.turned, past + t);
-        for (int64_t r = 0; r < c.rank; ++r)
-          for (int64_t i = 0; i < c.stays; ++i)
-            query[size_t(r)] += from[i] * k_b.floats[size_t((head * c.rank + r) * c.stays + i)];
-        std::copy(turned.begin(), turned.end(), query.begin() + c.rank);
-        double total = 0.0;
-        for (int64_t s = 0; s <= past + t; ++s) {
-          double score = 0.0;
-          for (int64_t i = 0; i < row; ++i) score += query[size_t(i)] * cache.at(0, 0, s, row, i);
-          total += score = std::exp(score * layer.scale);
-          for (int64_t i = 0; i < c.rank; ++i)
-            latent[size_t(i)] += score * cache.at(0, 0, s, row, i);
-        }
-        for (double& value : latent) value /= total;
-        const Doubles made = multiply(v_b, latent, head);
-        mixed.insert(mixed.end(), made.begin(), made.end());
-      }
-    const Doubles added = multiply(output, mixed);
-    for (size_t i = 0; i < want.size(); ++i) want[i] += layer.residual * added[i];
-    expect_close(y.data(), want, tolerance,
-                 "latent block, type " + std::to_string(int(c.type)) + " cache " +
-                     std::to_string(int(c.cache)) + " T " + std::to_string(tokens) +
-                     " threads " + std::to_string(pool.threads()));
-    latent_block(layer, &cache.cache, past, x.data(), tokens, x.data(), work, pool);
-    expect(x == y, "latent block in place");
-    past += tokens;
-  }
 }
 
 void test_dense(Type type, int64_t width, int64_t hidden, Pool& pool) {
@@ -566,6 +310,7 @@ void test_route() {
   route(routing, grouped.data(), ids, weights);
   expect(ids[0] == 0 && ids[1] == 1, "route: the group of the best");
 }
+
 void test_blocks(Pool& pool) {
   for (CacheType cache : {CacheType::F32, CacheType::F16, CacheType::Q8}) {
     test_attention({9, 3, 64, 64, 64, false, false, Type::F32, cache}, pool);
@@ -574,11 +319,6 @@ void test_blocks(Pool& pool) {
     test_attention({6, 2, 20, 12, 20, true, false, Type::F32, cache}, pool);
     test_attention({16, 1, 80, 48, 80, false, true, Type::F32, cache}, pool);
     test_attention({5, 5, 8, 8, 4, false, true, Type::F32, cache}, pool);
-    test_latent({4, 80, 64, 50, 1}, cache, pool);
-    test_latent({16, 96, 64, 150, 7}, cache, pool);
-    test_latent({130, 32, 24, 70, 3}, cache, pool);
-    test_latent({1, 20, 12, 3, 3}, cache, pool);
-    test_latent({9, 64, 48, 2, 1}, cache, pool);
   }
   test_attention({4, 2, 64, 64, 64, true, true, Type::Q8_0, CacheType::F16}, pool);
   for (CacheType cache : {CacheType::F16, CacheType::Q8}) {
@@ -586,10 +326,7 @@ void test_blocks(Pool& pool) {
     test_attention({4, 4, 32, 32, 16, false, true, Type::F32, cache, 0, false, true}, pool);
     test_attention({6, 3, 32, 32, 0, false, true, Type::F32, cache, 130, true, false, true, 0.3f},
                    pool);
-    test_latent_block({4, 0, 32, 16, 64, 24, Type::F32, cache}, pool);
-    test_latent_block({3, 48, 32, 8, 32, 32, Type::F16, cache}, pool);
   }
-  test_latent_block({16, 0, 64, 32, 64, 64, Type::Q8_0, CacheType::F32}, pool);
   test_dense(Type::F32, 64, 96, pool);
   test_dense(Type::F32, 40, 50, pool);
   test_dense(Type::Q8_0, 64, 160, pool);
@@ -605,16 +342,5 @@ void test_blocks(Pool& pool) {
 
 int main() {
   test_route();
-  for (Isa isa : {Isa::Portable, Isa::Avx2, Isa::Neon, Isa::Avx512}) {
-    if (!isa_supported(isa)) continue;
-    force_isa(isa);
-    const int before = failures;
-    for (int threads : {1, 2, 3}) {
-      Pool pool(threads);
-      test_blocks(pool);
-    }
-    std::printf("%s: %s\n", isa_name(isa), failures == before ? "ok" : "failed");
-  }
-  std::printf("%d checks, %d failures\n", checks, failures);
-  return failures ? 1 : 0;
+  return run_everywhere(test_blocks);
 }
