@@ -14,8 +14,8 @@ from catalog.names import file_sets, is_repository, is_safe, label, parts, selec
     ("text", "id", "quant", "wanted", "repository"),
     [
         ("qwen3-30b-a3b", "qwen3-30b-a3b", None, "Q4_K_M", "Qwen/Qwen3-30B-A3B-GGUF"),
-        ("Qwen3-30B-A3B:q8_0", "qwen3-30b-a3b", "Q8_0", "Q8_0", "Qwen/Qwen3-30B-A3B-GGUF"),
-        ("qwen3-30b-a3b@Q2_K", "qwen3-30b-a3b", "Q2_K", "Q2_K", "Qwen/Qwen3-30B-A3B-GGUF"),
+        ("Qwen3-30B-A3B:q8_0", "qwen3-30b-a3b", "Q8_0", "Q8_0", "unsloth/Qwen3-30B-A3B-GGUF"),
+        ("qwen3-30b-a3b@Q2_K", "qwen3-30b-a3b", "Q2_K", "Q2_K", "unsloth/Qwen3-30B-A3B-GGUF"),
         ("gpt-oss-20b", "gpt-oss-20b", None, "MXFP4", "ggml-org/gpt-oss-20b-GGUF"),
         ("gpt-oss-20b:Q4_K_M", "gpt-oss-20b", "Q4_K_M", "Q4_K_M", "unsloth/gpt-oss-20b-GGUF"),
         ("smollm2-135m", "smollm2-135m", None, "Q4_1", None),
