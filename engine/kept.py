@@ -53,7 +53,7 @@ def keep(model: Model, cache: Cache) -> Kept:
         marks, arrays = [[base] for base in bases], _views(model, cache, bases)
         if len(states) > 1:
             states = [states[0], *(at if at <= length else -1 for at in states[1:])]
-            marks.append(states)
+            marks.append([at + 1 for at in states])  # none is 0
             arrays += _states(cache, states)
         return Kept(list(cache.tokens), marks, arrays)
     marks, arrays = [], []
@@ -112,7 +112,7 @@ def _states_seen(kept: Kept, cache: Cache) -> list[int]:
     places = len(cache.layers.marks)
     if places == 1:
         return [-1]
-    marks = kept.marks[-1]
+    marks = [at - 1 for at in kept.marks[-1]]
     if len(marks) != places or not all(-1 <= at <= len(kept.tokens) for at in marks):
         raise KeptError("its states are of tokens that it has not")
     if len(kept.tokens) not in marks[1:]:
