@@ -4,16 +4,22 @@ conversation stops what can be stopped there, and never the conversation itself.
 While a conversation goes on, the signal's handler does one of three things, by where the program
 is: at a prompt it raises KeyboardInterrupt; in an answer it tells that to stop; anywhere else it
 leaves a note. A note stops the answer that begins next, and is dropped at a prompt. It acts once
-for each time it was armed, so that nothing ever strikes the code that deals with the first one.
+for each time it was armed, so that nothing ever strikes the code that deals with the first one;
+only at a prompt that is still there a moment later it raises again, as an exception that met a
+destructor is lost.
 """
 
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
+
+
+AGAIN_S = 0.2  # after which a prompt that goes on has not met the first exception
 
 
 class Ended(BaseException):
@@ -44,16 +50,19 @@ class Interrupts:
     def __init__(self) -> None:
         self._action: Callable[[], None] | None = None
         self._noted = False
+        self._asking = False
+        self._struck_s = 0.0
 
     @contextmanager
     def raising(self) -> Iterator[None]:
         """Have Ctrl-C raise KeyboardInterrupt within, once; forget one that came before."""
         self._noted = False
         try:
+            self._asking = True
             self._action = _raise
             yield
         finally:
-            self._action = None
+            self._asking, self._action = False, None
 
     @contextmanager
     def calling(self, action: Callable[[], None]) -> Iterator[None]:
@@ -69,6 +78,8 @@ class Interrupts:
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Be the signal's handler."""
+        if self._asking and time.monotonic() - self._struck_s > AGAIN_S:
+            self._action = _raise
         if self._action is None:
             self._noted = True
         else:
@@ -76,6 +87,7 @@ class Interrupts:
 
     def _strike(self) -> None:
         action, self._action, self._noted = self._action, None, False
+        self._struck_s = time.monotonic()
         if action is not None:
             action()
 

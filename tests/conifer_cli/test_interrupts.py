@@ -23,6 +23,14 @@ def test_it_raises_at_a_prompt_once():
         press()
 
 
+def test_a_prompt_that_outlives_the_exception_raises_again(monkeypatch):
+    monkeypatch.setattr("conifer_cli.interrupts.AGAIN_S", 0.0)
+    with owned() as interrupts, pytest.raises(KeyboardInterrupt), interrupts.raising():
+        with pytest.raises(KeyboardInterrupt):  # as a destructor would swallow it
+            press()
+        press()
+
+
 def test_it_tells_an_answer_to_stop_once():
     stopped = []
     with owned() as interrupts, interrupts.calling(lambda: stopped.append(1)):

@@ -154,12 +154,12 @@ def test_a_signal_leaves_the_terminal_as_it_was(begin, signal, code):
 
 
 def test_what_is_typed_while_an_answer_runs_is_the_next_message(begin, kept):
-    with begin("--max-tokens", "1900", "--temperature", "2", "--seed", "1") as session:
+    with begin("--max-tokens", "1900") as session:
         before = session.settings
         ready(session)
         session.type("one" + ENTER)
         session.expect("\x1b[?2004l")
-        time.sleep(0.2)  # now the answer has the keyboard
+        time.sleep(0.1)  # now the answer has the keyboard, for a second or so
         session.type("two")
         session.type("\x03")
         ready(session)

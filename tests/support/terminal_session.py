@@ -49,9 +49,9 @@ class TerminalSession:
         """Press these keys; \\x03 is Ctrl-C and \\x04 Ctrl-D. A lone surrogate is a byte."""
         os.write(self._fd, text.encode(errors="surrogateescape"))
 
-    def expect(self, text: str) -> str:
+    def expect(self, text: str, deadline_s: float = DEADLINE_S) -> str:
         """Wait until `text` is on the screen; return what came before it and forget both."""
-        deadline = time.monotonic() + DEADLINE_S
+        deadline = time.monotonic() + deadline_s
         while text not in self.screen:
             left = deadline - time.monotonic()
             assert left > 0 and self._read(left), f"no {text!r} in {self.screen!r}"
