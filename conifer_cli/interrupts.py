@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-
 AGAIN_S = 0.2  # after which a prompt that goes on has not met the first exception
 
 
