@@ -133,7 +133,10 @@ def test_ctrl_c_ends_a_silent_transfer_at_once(hub_server: HubServer, store: Sto
     with pytest.raises(KeyboardInterrupt):
         pull(hub, files, store, Observer(stop))
     assert time.monotonic() - start < 2
-    assert not [t for t in threading.enumerate() if t.name.startswith("transfer")]
+    streams = [t for t in threading.enumerate() if t.name.startswith("transfer")]
+    for thread in streams:  # their work is done, they may still be on their way out
+        thread.join(1)
+    assert not [t for t in streams if t.is_alive()]
 
 
 def test_hash_that_takes_longer_than_the_bytes_is_told(
