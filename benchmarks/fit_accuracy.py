@@ -26,7 +26,7 @@ ROUNDS = 9
 TOUCHED = 512  # tokens of the random prompt that wakes all experts before pages are touched
 READ_BYTES = 256 << 20
 READS = 5
-EVERY = 8  # tokens from one that is written to the next, so that no page of the cache is left out
+PAGE_BYTES = 4096
 LEAST, MOST = 0.95, 1.02  # of the predicted memory
 
 
@@ -85,7 +85,7 @@ def case(file: Path, context: int, touch: bool, kernels: str) -> dict[str, Any]:
     tokens = prompt(model.config.vocab, held)
     if touch:
         model.step(tokens[:TOUCHED], cache)
-        for start in range(TOUCHED, held - 1, EVERY):
+        for start in range(TOUCHED, held - 1, tokens_a_page(model.config)):
             cache.tokens = tokens[:start]
             model.step(tokens[start : start + 1], cache)
         cache.tokens = tokens[:-1]
@@ -100,6 +100,13 @@ def case(file: Path, context: int, touch: bool, kernels: str) -> dict[str, Any]:
         rate = decode(model, tokens, cache, DECODED // 4)
         pairs.append((rate, (before + read_rate()) / 2))
     return report(judged, model.kernels.name, context, peak, pairs)
+
+
+def tokens_a_page(config: Any) -> int:
+    """Count the tokens of a head of the cache, in f16, that surely share a page."""
+    remembered = (config.memory(layer).buffers for layer in range(config.layers))
+    widest = max(values for buffers in remembered for _, values in buffers)
+    return max(1, PAGE_BYTES // (2 * int(widest)))
 
 
 def decode(model: Any, tokens: list[int], cache: Any, count: int) -> float:
