@@ -269,13 +269,13 @@ def cpu_name() -> str:
 
 
 def commit() -> str:
-    """Say which commit this tree is at, and whether it has changes on top."""
+    """Say which commit this tree is at, and whether it has changes on top other than results."""
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(HERE), *words]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
-    changed = git("status", "--porcelain", "--untracked-files=no")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!results")
     return git("rev-parse", "HEAD") + ("+changes" if changed else "")
 
 

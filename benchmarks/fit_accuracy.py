@@ -20,7 +20,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
 DECODED = 64  # tokens, at the end of the context
 ROUNDS = 9
 TOUCHED = 512  # tokens of the random prompt that wakes all experts before pages are touched
@@ -46,13 +45,15 @@ def main() -> int:
     cases = []
     for file in options.files:
         for context in map(int, options.context.split(",")):
-            words = [sys.executable, "-P", __file__, str(file), "--case", str(context)]
+            words = [sys.executable, __file__, str(file), "--case", str(context)]
             words += ["--kernels", options.kernels]
             words += ["--touch"] if options.touch else []
             done = subprocess.run(words, capture_output=True, text=True, check=True)
             cases.append(json.loads(done.stdout.splitlines()[-1]))
             print(json.dumps(cases[-1]), flush=True)
     if options.out:
+        from compare import commit  # not in the process that is measured
+
         known = json.loads(options.out.read_text())["cases"] if options.out.exists() else []
         document = {"cpu": cpu(), "system": platform.platform(), "commit": commit()}
         document["date"] = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
@@ -171,14 +172,6 @@ def cpu() -> str:
     from engine.machine import this_machine
 
     return this_machine().name
-
-
-def commit() -> str:
-    """Name the commit that is checked out."""
-    words = ["git", "describe", "--always", "--dirty=+changes", "--abbrev=40"]
-    return subprocess.run(
-        words, cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
 
 
 if __name__ == "__main__":
