@@ -40,6 +40,15 @@ class Layers(Protocol):
     def reach(self, caches: Any, length: int) -> int:
         """Say how many tokens, `length` at most, these caches can go back to."""
 
+    def compute(
+        self, result: mx.array, caches: Any, tokens: range, check: Callable[[], None]
+    ) -> None:
+        """Compute what follows from these layers for `tokens`, by their positions.
+
+        check: is called now and then while it takes long, if these layers can stop early. What it
+        raises goes on to the caller, and the caches are as if the tokens had never come.
+        """
+
     def watch(self, routes: Routes) -> None:
         """Tell `routes` from now on which experts are chosen, layer after layer."""
 
@@ -89,6 +98,12 @@ class Blocks:
     def reach(self, caches: Sequence[LayerCache], length: int) -> int:
         """Say how many tokens, `length` at most, these caches can go back to."""
         return common_reach(caches, length)
+
+    def compute(
+        self, result: mx.array, caches: Any, tokens: range, check: Callable[[], None]
+    ) -> None:
+        """Compute it. There is no stopping early."""
+        mx.eval(result)
 
     def watch(self, routes: Routes) -> None:
         """Tell `routes` from now on which experts are chosen, layer after layer."""

@@ -191,12 +191,8 @@ class TokenStream:
         cached = self.cache.length
         self.stats.cached_tokens = cached
         self._check_stop()
-        return self.model.prefill(self.tokens[cached:], self.cache, self._prefilled)
-
-    def _prefilled(self, done: int, total: int) -> None:
-        if self.on_prefill is not None:
-            self.on_prefill(done, total)
-        self._check_stop()
+        fresh = self.tokens[cached:]
+        return self.model.prefill(fresh, self.cache, self.on_prefill, self._check_stop)
 
     def _check_stop(self) -> None:
         if self._stopping:

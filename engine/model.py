@@ -111,19 +111,31 @@ class Model:
         cache = self.new_cache() if cache is None else cache
         return TokenStream(self, tokens, settings, cache, on_prefill, guide)
 
-    def prefill(self, tokens: list[int], cache: Cache, on_prefill: OnPrefill | None) -> mx.array:
-        """Feed tokens in chunks that bound the scratch memory: (V,) for what comes next."""
+    def prefill(
+        self,
+        tokens: list[int],
+        cache: Cache,
+        on_prefill: OnPrefill | None,
+        check: Callable[[], None] = lambda: None,
+    ) -> mx.array:
+        """Feed tokens in chunks that bound the scratch memory: (V,) for what comes next.
+
+        check: is called between chunks, and within those that take long. What it raises leaves the
+        cache whole.
+        """
         chunk = prefill_chunk(self.config, cache.context, self.kernels.name)
         for start in range(0, len(tokens), chunk):
             part = tokens[start : start + chunk]
             with enough_memory():
                 logits = self.forward(mx.array(part), cache)
-                mx.eval(logits)
+                fed = range(cache.length, cache.length + len(part))
+                self._decoder.layers.compute(logits, cache.layers, fed, check)
             cache.tokens.extend(part)
             if self.routes is not None:
                 self.routes.keep()
             if on_prefill is not None:
                 on_prefill(start + len(part), len(tokens))
+            check()
         return logits
 
     def forward(self, tokens: mx.array, cache: Cache) -> mx.array:

@@ -71,6 +71,36 @@ def test_steps_launched_before_others_are_read_come_in_order():
     assert np.abs(np.array(lazy[-1]) - expected[-1]).max() < 1e-3 * expected.std()
 
 
+@pytest.mark.parametrize("ask", [1, 2])  # as soon as it is launched; a little later
+@pytest.mark.parametrize("before", [40, 1030])  # tokens; after 1,030 the window moves on
+@pytest.mark.parametrize("name", FUSED)
+def test_a_part_of_a_prompt_that_is_given_up_was_never_there(
+    name: str, before: int, ask: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("engine.kernels.native.fused.PATIENT_BYTES", 0)
+    model = engine.load(HERE / name / "model.gguf", kernels="native")
+    tokens = np.random.default_rng(0).integers(3, model.config.vocab, before + 200).tolist()
+    cache, other = (model.new_cache(len(tokens), kv_type="f32") for _ in range(2))
+    model.step(tokens[:before], cache)
+    model.step(tokens[:before], other)
+    asked = []
+
+    def check():
+        asked.append(model._decoder.layers.bytes)
+        if len(asked) == ask:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("engine.kernels.native._native.ready", lambda _: False)
+    with pytest.raises(KeyboardInterrupt):
+        model.prefill([9] * 150, cache, None, check)
+    monkeypatch.undo()
+    cache.trim(before)
+    assert cache.length == before
+    made, expected = (np.array(model.step(tokens[before:], c)) for c in (cache, other))
+    assert np.array_equal(made, expected)
+    assert asked[0] > 0
+
+
 def test_layers_refuse_what_does_not_fit_them():
     model = engine.load(HERE / "qwen3moe" / "model.gguf", kernels="native")
     layers, head = model._decoder.layers, model._decoder.head

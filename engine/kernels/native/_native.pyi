@@ -35,6 +35,8 @@ def latent_attention(
     q: mx.array, rows: mx.array, scales: mx.array | None, value_dim: int
 ) -> mx.array: ...
 
+def ready(x: mx.array) -> bool: ...  # whether what was launched has been computed
+
 class Caches:
     # layers: kv heads, key dim, value dim, window and room for tokens of each. states: values of
     # the tail and of the memory. rewind: tokens before a prompt's end, where a state is kept.
@@ -54,6 +56,7 @@ class Caches:
     def states(self) -> list[NDArray[np.uint8]]: ...  # of each state and layer: tail, memory
     def memory(self) -> list[NDArray[np.uint8]]: ...  # the memory itself, for reading and writing
     def reach(self, length: int) -> int: ...
+    def undo(self, offset: int) -> None: ...  # of the step from there on, which was given up
     @property
     def slots(self) -> list[int]: ...  # for how many tokens each layer has room
     bases: list[int]  # the token that each layer's memory begins with
@@ -63,6 +66,9 @@ class Rope:
 
 class Stack:
     def __init__(self) -> None: ...
+    @property
+    def bytes(self) -> int: ...  # of all weights
+    def give_up(self, yes: bool) -> None: ...  # while True, tasks end after the layer they are at
     def add_attention(
         self,
         *,

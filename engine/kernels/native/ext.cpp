@@ -171,6 +171,7 @@ void bind_layers(nb::module_& m) {
       .def_prop_ro("capacity", &Caches::capacity)
       .def_prop_ro("state_bytes", &Caches::state_bytes)
       .def("reach", &Caches::reach)
+      .def("undo", &Caches::undo)
       .def_prop_ro("slots", &Caches::slots)
       .def_prop_rw("bases", &Caches::bases, &Caches::set_bases)
       .def_prop_rw("marks", &Caches::marks, &Caches::set_marks)
@@ -189,6 +190,8 @@ void bind_layers(nb::module_& m) {
 
   nb::class_<Stack>(m, "Stack")
       .def(nb::init<>())
+      .def_prop_ro("bytes", &Stack::bytes)
+      .def("give_up", &Stack::give_up)
       .def(
           "add_attention",
           [](Stack& self, const mx::array& norm, float eps, const Weight& q, const Weight& k,
@@ -376,5 +379,6 @@ NB_MODULE(_native, m) {
         return latent_attention(q, rows, scales, value_dim);
       },
       nb::arg("q"), nb::arg("rows"), nb::arg("scales").none(), nb::arg("value_dim"));
+  m.def("ready", [](const mx::array& x) { return x.is_available(); });
   bind_layers(m);
 }

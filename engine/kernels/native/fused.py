@@ -8,6 +8,7 @@ Axes: T tokens, D width.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 CACHE_TYPES = {"f16": 0, "f32": 1, "q8": 2}  # as in core/attention.h
 RECURRENT = (Mamba2, GatedDeltaNet)
 ACTIVATIONS: dict[Activation, int] = {swiglu: 0, clamped_swiglu: 1}  # as in core/types.h
+# What reads so many bytes, once for each token, takes a moment anywhere: meanwhile it can be stopped.
+PATIENT_BYTES = 64 * 10**9
+POLL_S = 0.01
 GATINGS = {SOFTMAX: 0, SIGMOID: 1, SOFTMAX_OF_CHOSEN: 2}  # as in core/block.h
 
 
@@ -79,6 +83,7 @@ class FusedLayers:
                 self._add_dense(block, block.feed_forward)
             else:
                 self._add_experts(block)
+        self.bytes = self.stack.bytes
 
     def new_caches(self, context: int, kv_type: str) -> _native.Caches:
         """Make the caches of all layers, for `context` tokens."""
@@ -91,6 +96,28 @@ class FusedLayers:
     def reach(self, caches: _native.Caches, length: int) -> int:
         """Say how many tokens, `length` at most, these caches can go back to."""
         return caches.reach(length)
+
+    def compute(
+        self, result: mx.array, caches: _native.Caches, tokens: range, check: Callable[[], None]
+    ) -> None:
+        """Compute what follows from these layers; give it up after a layer if `check` raises."""
+        if len(tokens) * self.bytes < PATIENT_BYTES:
+            mx.eval(result)
+            return
+        mx.async_eval(result)
+        try:
+            check()
+            while not self.native.ready(result):
+                time.sleep(POLL_S)
+                check()
+        except BaseException:
+            self.stack.give_up(True)
+            try:
+                mx.eval(result)
+            finally:
+                self.stack.give_up(False)
+            caches.undo(tokens.start)
+            raise
 
     def watch(self, routes: Routes) -> None:
         """Tell `routes` from now on which experts are chosen, in all layers at once."""

@@ -112,6 +112,7 @@ StateSteps Caches::advance(int64_t offset, int64_t tokens) {
     throw std::invalid_argument("no state of " + std::to_string(offset) + " tokens is kept");
   for (int64_t& position : positions_)
     if (position > offset) position = -1;
+  from_ = steps.from, from_tokens_ = offset;
   const int64_t end = offset + tokens;
   if (tokens >= rewind_) {
     mark_ = end - rewind_;
@@ -124,6 +125,12 @@ StateSteps Caches::advance(int64_t offset, int64_t tokens) {
   for (int64_t& position : positions_)
     if (position != mark_ && position < end - 1) position = -1;
   return steps;
+}
+
+void Caches::undo(int64_t offset) {
+  for (int64_t& position : positions_)
+    if (position > offset) position = -1;
+  if (from_ >= 0 && from_tokens_ == offset) positions_[from_] = offset;
 }
 
 RecurrentStates Caches::Step::recurrent(size_t layer) const {
@@ -245,6 +252,13 @@ void Stack::add(const Layer& layer, const std::vector<Weight>& weights,
   all_->vectors.insert(all_->vectors.end(), vectors.begin(), vectors.end());
 }
 
+int64_t Stack::bytes() const {
+  int64_t sum = 0;
+  for (const Weight& weight : all_->weights)
+    sum += weight.experts * weight.rows * row_bytes(weight.type, weight.cols);
+  return sum;
+}
+
 mx::array Stack::run(const mx::array& x, Caches* caches, int64_t offset) const {
   return launch_all(x, caches, offset, std::nullopt)[0];
 }
@@ -280,11 +294,14 @@ std::vector<mx::array> Stack::launch_all(const mx::array& x, Caches* caches, int
       return &held->layers[caches_used++];
     };
     for (const Layer& layer : all->layers) {
-      if (const auto* attention = std::get_if<AttentionLayer>(&layer)) {
-        attention_block(*attention, next_cache(), offset, from, tokens, y, tools.work,
-                        Pool::shared());
-      } else if (const auto* latent = std::get_if<LatentLayer>(&layer)) {
-        latent_block(*latent, next_cache(), offset, from, tokens, y, tools.work, Pool::shared());
+      const auto* attention = std::get_if<AttentionLayer>(&layer);
+      const auto* latent = std::get_if<LatentLayer>(&layer);
+      const KVCache* cache = attention || latent ? next_cache() : nullptr;  // moves it, if it has to
+      if (all->given_up) continue;
+      if (attention) {
+        attention_block(*attention, cache, offset, from, tokens, y, tools.work, Pool::shared());
+      } else if (latent) {
+        latent_block(*latent, cache, offset, from, tokens, y, tools.work, Pool::shared());
       } else if (const auto* recurrent = std::get_if<RecurrentLayer>(&layer)) {
         const RecurrentStates states = held ? held->recurrent(states_used++) : RecurrentStates{};
         recurrent_block(*recurrent, states, from, tokens, y, tools.work, Pool::shared());

@@ -3,6 +3,7 @@
 // Axes: T tokens, D width, K kv heads, d head width, V vocabulary.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -61,6 +62,9 @@ class Caches {
   // Throws where no state of `offset` tokens is kept. States of other tokens are forgotten.
   Step step(int64_t offset, int64_t tokens);
 
+  // Forget the last step, from `offset` on, whose task was given up: its tokens were never seen.
+  void undo(int64_t offset);
+
   // How many tokens, `length` at most, the caches can go back to.
   int64_t reach(int64_t length) const;
 
@@ -99,6 +103,8 @@ class Caches {
   std::vector<RecurrentState> states_;
   int64_t positions_[KEPT] = {-1, -1, -1};  // tokens that each kept state has seen; -1: not in use
   int64_t mark_ = -1;
+  int64_t from_tokens_ = -1;  // what the last step went on from, and where that lies: still whole
+  int from_ = -1;
   std::vector<CacheShape> shapes_;
   std::vector<KVCache> layers_;  // as the last task that was launched leaves them
   std::shared_ptr<const void> memory_;
@@ -126,6 +132,12 @@ class Stack {
   void add(const Layer& layer, const std::vector<Weight>& weights,
            const std::vector<Vector>& vectors);
 
+  // Bytes of all weights.
+  int64_t bytes() const;
+
+  // While this is true, tasks end after the layer that they are at, and give out nonsense.
+  void give_up(bool yes) { all_->given_up = yes; }
+
   // x (T, D), the first token at position `offset` -> (T, D). Without caches the tokens see only
   // each other.
   mx::array run(const mx::array& x, Caches* caches, int64_t offset) const;
@@ -140,6 +152,7 @@ class Stack {
     std::vector<Layer> layers;
     std::vector<Weight> weights;
     std::vector<Vector> vectors;
+    std::atomic<bool> given_up{false};
   };
 
   std::vector<mx::array> launch_all(const mx::array& x, Caches* caches, int64_t offset,
