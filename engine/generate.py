@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from engine.cache import Cache
-from engine.errors import NumericError
+from engine.errors import ContextOverflow, NumericError
 from engine.memory import enough_memory
 from engine.reasoning import Kind, Part, choose, hidden_markers, overlap, reader
 from engine.sampling import NOT_FINITE, Sampler, Settings
@@ -154,11 +154,13 @@ class TokenStream:
                 mx.async_eval(pending)
             with enough_memory():
                 value = read(token)
-            started = self._clock(count, started)
+            ended = value in endings
+            if count == 1 or not ended:  # the end itself is no token of the answer
+                started = self._clock(count, started)
             if value == NOT_FINITE:
                 raise NumericError(f"the logits after token {self.cache.length:,} are not finite")
-            if value in endings:
-                self.stats.decoded_tokens -= 1
+            if ended:
+                self.stats.decoded_tokens = count - 1
                 self.finish, self.cut_by = "stop", None
                 return
             if ahead:
@@ -181,8 +183,7 @@ class TokenStream:
             return self.settings.max_tokens
         self.cut_by = "context"
         if room < 0:
-            self.cache.trim(0)
-            self.cache.require(len(self.tokens))
+            raise ContextOverflow(len(self.tokens), self.cache.context)
         return room
 
     def _prefill(self) -> mx.array:

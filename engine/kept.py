@@ -115,7 +115,8 @@ def _states_seen(kept: Kept, cache: Cache) -> list[int]:
     marks = [at - 1 for at in kept.marks[-1]]
     if len(marks) != places or not all(-1 <= at <= len(kept.tokens) for at in marks):
         raise KeptError("its states are of tokens that it has not")
-    if len(kept.tokens) not in marks[1:]:
+    held = [at for at in marks[1:] if at >= 0]
+    if len(kept.tokens) not in held or len(set(held)) != len(held):
         raise KeptError("it has no state of its last token")
     return marks
 

@@ -35,9 +35,13 @@ MAX_CHUNK, MIN_CHUNK = 512, 16
 # Parts of tensors' names that say of a layer that the native kernels have no task for it.
 UNFUSED = [
     "attn_norm.bias",
+    "ffn_down.bias",
+    "ffn_gate.bias",
+    "ffn_up.bias",
     "gate_up_exps",
     "post_ffw_norm",
     "rope_factors_long",
+    "shexp.bias",
 ]
 
 
@@ -254,11 +258,13 @@ def buffer_bytes(
     widened = context * max(token_bytes(layer, "f32") for layer in layers)
     if kv_type != "f32":  # one layer's keys and values, as the attention wants them
         widened += context * max(token_bytes(layer, kv_type) for layer in layers)
+    if kernels == "native":
+        return scores + int(widened) + rows + logits + indexing
     # Multiplied in float32: every half-precision matrix on a CPU, a stack of experts anywhere.
     halves = [t for t in tensors.values() if t.type.name in ("F16", "BF16")]
     widest = max((t.size_bytes for t in halves if backend == "cpu" or len(t.shape) == 3), default=0)
     running = scores + int(widened) + rows + logits + indexing + 2 * widest
-    return running if kernels == "native" else max(running, _loading_bytes(tensors, backend))
+    return max(running, _loading_bytes(tensors, backend))
 
 
 def _loading_bytes(tensors: Mapping[str, TensorInfo], backend: str) -> int:

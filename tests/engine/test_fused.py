@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ from engine.kernels.native import why_not
 from engine.machine import backend
 from engine.memory import fuses
 from engine.models import PAGES
+from support.gguf_writer import Tensor
 from support.models import HERE, stored_models
+from support.rewrite import all_tensors, rewrite
 
 pytestmark = pytest.mark.skipif(
     backend() != "cpu" or why_not() is not None, reason="no native kernels"
@@ -57,6 +61,45 @@ def test_fused_layers_are_the_layers_one_by_one(name: str, monkeypatch: pytest.M
     assert type(fused._decoder.layers) is not type(plain._decoder.layers)
     expected = np.array(plain.logits(tokens))
     assert np.abs(np.array(fused.logits(tokens)) - expected).max() < 1e-4 * expected.std()
+
+
+def other_heads(folder: Path, heads: int, key_dim: int) -> Path:
+    """Write the llama of the stored models with many heads that share one key."""
+    source = HERE / "llama" / "model.gguf"
+    draw, width = np.random.default_rng(0), engine.load(source).config.width
+    shapes = {
+        "attn_q": (heads * key_dim, width),
+        "attn_k": (key_dim, width),
+        "attn_v": (key_dim, width),
+        "attn_output": (width, heads * key_dim),
+    }
+    tensors = []
+    for tensor in all_tensors(source):
+        shape = shapes.get(tensor.name.removesuffix(".weight").rpartition(".")[2])
+        if shape:
+            values = draw.normal(0, width**-0.5, shape).astype("<f4")
+            tensor = Tensor(tensor.name, shape, "F32", values.tobytes())
+        tensors.append(tensor)
+    changes = {
+        "llama.attention.head_count": heads,
+        "llama.attention.head_count_kv": 1,
+        "llama.attention.key_length": key_dim,
+        "llama.attention.value_length": key_dim,
+        "llama.rope.dimension_count": key_dim,
+    }
+    return rewrite(source, folder / f"{heads}.gguf", tensors, changes)
+
+
+@pytest.mark.parametrize(("heads", "fused"), [(128, True), (129, False), (256, False)])
+def test_a_key_that_too_many_heads_share_is_not_for_the_core(
+    heads: int, fused: bool, tmp_path: Path
+):
+    path = other_heads(tmp_path, heads, 4)
+    native, stock = (engine.load(path, kernels=name) for name in ("native", "stock"))
+    assert (type(native._decoder.layers).__name__ == "FusedLayers") == fused
+    tokens = list(range(3, 70))
+    expected = np.array(stock.logits(tokens))
+    assert np.abs(np.array(native.logits(tokens)) - expected).max() < 1e-3 * expected.std()
 
 
 def test_steps_launched_before_others_are_read_come_in_order():

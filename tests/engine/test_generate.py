@@ -87,6 +87,25 @@ def test_an_end_of_generation_token_stops_and_is_not_given(model: engine.Model, 
     assert stream.stats.decoded_tokens == last
 
 
+def test_the_end_of_an_answer_is_not_timed_as_a_token(model: engine.Model, monkeypatch):
+    answer = plain_greedy(model, PROMPT, 12)
+    monkeypatch.setattr(model.tokenizer, "eog_ids", frozenset({answer[-1]} - set(answer[:-1])))
+    ticks = iter(range(1000))
+    monkeypatch.setattr("engine.generate.time.perf_counter", lambda: float(next(ticks)))
+    stream = model.generate(PROMPT, greedy())
+    said = len(list(stream))
+    assert stream.stats.decode_s == said - 1 and stream.stats.decode_per_s == 1.0
+
+
+def test_a_prompt_that_does_not_fit_leaves_the_cache_as_it_is(model: engine.Model):
+    cache = model.new_cache(context=64, kv_type="f32")
+    list(model.generate(PROMPT, greedy(), cache))
+    held = list(cache.tokens)
+    with pytest.raises(ContextOverflow):
+        list(model.generate([*PROMPT] * 9, greedy(), cache))
+    assert cache.tokens == held
+
+
 def test_a_stop_string_ends_the_answer_and_is_left_out(model: engine.Model):
     whole = "".join(model.generate(PROMPT, greedy()).text())
     stop = whole[4:7]

@@ -87,6 +87,29 @@ def test_more_than_the_context_is_an_error_with_both_counts(kernels: str):
     assert (caught.value.used, caught.value.limit) == (len(kept.tokens), 32)
 
 
+@pytest.mark.parametrize("name", ["qwen3next", "granitehybrid", "lfm2"])
+def test_a_short_conversation_after_a_long_one_is_kept_too(name: str, kernels: str):
+    """The long one has left a mark behind the end of the short one."""
+    model = engine.load(HERE / name / "model.gguf", kernels)
+    cache, other = model.new_cache(256, "f32"), model.new_cache(256, "f32")
+    list(model.generate(PROMPT, GREEDY, cache))
+    sequence = [3, 9, 4]
+    sequence += list(model.generate(sequence, GREEDY, cache))
+    restore(model, keep(model, cache), other)
+    answers = [list(model.generate([*sequence, 7], GREEDY, used)) for used in (cache, other)]
+    assert answers[0] == answers[1]
+
+
+def test_states_of_the_same_tokens_are_refused():
+    model = engine.load(HERE / "qwen3next" / "model.gguf", "native")
+    _, _, kept = answered(model, "f16")
+    end = len(kept.tokens) + 1  # marks count from one
+    twice = [end if at else 0 for at in kept.marks[-1]]
+    assert twice.count(end) > 2
+    with pytest.raises(KeptError):
+        restore(model, replace(kept, marks=[*kept.marks[:-1], twice]), model.new_cache(256))
+
+
 def test_forms_differ_where_caches_do(kernels: str):
     llama = engine.load(HERE / "llama" / "model.gguf", kernels)
     hybrid = engine.load(HERE / "lfm2" / "model.gguf", kernels)

@@ -1,7 +1,8 @@
 """Native kernels: C++ on the CPU, over GGUF blocks read where they lie in the mapped file.
 
 Shapes and types are checked here, so that C++ is entered only with what it can take. Activations
-are float32; within a product with quantised weights they are rounded to 8 bits, in groups of 32.
+are float32; within a product with quantised weights they are rounded to 8 bits, in groups of 32, or
+for many tokens to bfloat16 where the processor has tiles (AMX).
 The extension is there where pip found a C++ compiler; `why_not` says why it is not.
 
 Axes: T tokens, E experts, k chosen experts.

@@ -347,8 +347,10 @@ NB_MODULE(_native, m) {
     const bool tiles = isa() == Isa::Avx512 && amx_multiplies();
     return std::string(isa_name(isa())) + (tiles ? ", AMX" : "");
   });
-  m.def("set_threads", [](int threads) { Pool::shared().set_threads(threads); },
-        nb::call_guard<nb::gil_scoped_release>());
+  m.def("set_threads", [](int threads) {
+    const std::lock_guard<std::mutex> lock(shared().mutex);  // tasks count on what they began with
+    Pool::shared().set_threads(threads);
+  }, nb::call_guard<nb::gil_scoped_release>());
 
   nb::class_<Weight>(m, "Weight").def("__init__", [](Weight* self, nb::object buffer, int type,
                                                      int64_t experts, int64_t rows, int64_t cols) {

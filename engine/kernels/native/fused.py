@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from engine.kernels.native import _native
     from engine.routes import Routes
 
+MAX_GROUP = 128  # heads that share keys and values: MAX_ROWS in core/attention.h
 CACHE_TYPES = {"f16": 0, "f32": 1, "q8": 2}  # as in core/attention.h
 RECURRENT = (Mamba2, GatedDeltaNet)
 ACTIVATIONS: dict[Activation, int] = {swiglu: 0, clamped_swiglu: 1}  # as in core/types.h
@@ -116,7 +117,7 @@ class FusedLayers:
                 mx.eval(result)
             finally:
                 self.stack.give_up(False)
-            caches.undo(tokens.start)
+                caches.undo(tokens.start)
             raise
 
     def watch(self, routes: Routes) -> None:
@@ -334,10 +335,13 @@ def _has_form(block: Block) -> bool:
 def _attention_fits(attention: Attention) -> bool:
     rope, norms = attention.rope, (attention.q_norm, attention.k_norm)
     whole = {norm.weight.size != attention.key_dim for norm in norms if norm}
+    one_by_one = attention.norm_after_rope or attention.gated  # norms, head by head
     parts = (attention.q, attention.k, attention.v, attention.output)
     known = rope is None or type(rope) is Rope
     known = known and (not attention.gated or attention.key_dim == attention.value_dim)
-    if len(whole) > 1 or (attention.norm_after_rope and True in whole):
+    if len(whole) > 1 or (one_by_one and True in whole):
+        return False
+    if attention.heads > MAX_GROUP * attention.kv_heads:
         return False
     return attention.plain and known and _all_native(*(part.weight for part in parts))
 

@@ -112,6 +112,7 @@ StateSteps Caches::advance(int64_t offset, int64_t tokens) {
     throw std::invalid_argument("no state of " + std::to_string(offset) + " tokens is kept");
   for (int64_t& position : positions_)
     if (position > offset) position = -1;
+  if (mark_ > offset) mark_ = -1;
   from_ = steps.from, from_tokens_ = offset;
   const int64_t end = offset + tokens;
   if (tokens >= rewind_) {
@@ -130,6 +131,7 @@ StateSteps Caches::advance(int64_t offset, int64_t tokens) {
 void Caches::undo(int64_t offset) {
   for (int64_t& position : positions_)
     if (position > offset) position = -1;
+  if (mark_ > offset) mark_ = -1;
   if (from_ >= 0 && from_tokens_ == offset) positions_[from_] = offset;
 }
 

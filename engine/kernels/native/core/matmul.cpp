@@ -175,7 +175,7 @@ void matmul(const Matrix& w, const float* x, int64_t tokens, float* y, Pool& poo
 
 void matmul(const Matrix& w, const float* x, int64_t tokens, float* y, Pool& pool,
             Activations& scratch) {
-  scratch.prepare(x, tokens, w.cols, w.cols);
+  scratch.prepare(x, tokens, w.cols, w.cols, tiles_serve(tokens, {&w}));
   pool.run([&](int thread, int threads) {
     if (!is_float(w.type)) {
       scratch.quantize(thread, threads);
