@@ -13,7 +13,6 @@
 
 #include "gemm_amx.h"
 #include "layers.h"
-#include "mlx/version.h"
 #include "recurrent.h"
 #include "weight.h"
 
@@ -342,7 +341,6 @@ void bind_layers(nb::module_& m) {
 NB_MODULE(_native, m) {
   // A model that lives until the end of the program is no leak worth a word on stderr.
   nb::set_leak_warnings(false);
-  m.def("mlx_version", [] { return std::string(mx::version()); });
   m.def("isa", [] {
     const bool tiles = isa() == Isa::Avx512 && amx_multiplies();
     return std::string(isa_name(isa())) + (tiles ? ", AMX" : "");

@@ -15,7 +15,6 @@ namespace conifer {
 
 Workspace::Workspace() : parts(std::make_unique<Parts>()) {}
 Workspace::~Workspace() = default;
-void Workspace::release() { parts = std::make_unique<Parts>(); }
 
 namespace {
 

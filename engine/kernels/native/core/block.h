@@ -20,7 +20,6 @@ namespace conifer {
 struct Workspace {
   Workspace();
   ~Workspace();
-  void release();  // give everything back
   struct Parts;
   std::unique_ptr<Parts> parts;
 };

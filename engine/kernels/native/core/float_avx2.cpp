@@ -5,7 +5,7 @@
 namespace conifer {
 
 // Constant-initialised: no code of this file may run before the processor was asked.
-constinit const FloatKernels FLOAT_AVX2 = float_table("avx2");
+constinit const FloatKernels FLOAT_AVX2 = float_table();
 
 }  // namespace conifer
 #endif

@@ -9,9 +9,8 @@
 namespace conifer {
 namespace {
 
-constexpr FloatKernels float_table(const char* name) {
+constexpr FloatKernels float_table() {
   return {
-      .name = name,
       .rms_norm = rms_norm_row,
       .rotate = rotate_row,
       .silu_multiply = silu_multiply_row,
@@ -21,7 +20,6 @@ constexpr FloatKernels float_table(const char* name) {
       .add_scaled = add_scaled_row,
       .squares = squares_row,
       .scale = scale_row,
-      .softmax = softmax_row,
       .store_head = store_head_row,
       .attend_one = attend_one_isa,
       .attend_many = attend_many_isa,

@@ -10,7 +10,6 @@
 namespace conifer {
 
 struct FloatKernels {
-  const char* name;
 
   // y = x / sqrt(mean(x^2) + eps) * weight
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* y);
@@ -23,7 +22,6 @@ struct FloatKernels {
   void (*add_scaled)(const float* x, float factor, int64_t n, float* y);       // y += factor x
   float (*squares)(const float* x, int64_t n);                                 // sum of x^2
   void (*scale)(const float* x, float factor, int64_t n, float* y);            // y = factor x
-  void (*softmax)(const float* x, int64_t n, float* y);
 
   // Store one head's values (d,) of one token.
   void (*store_head)(CacheType type, const float* x, int64_t dims, void* values,

@@ -3,6 +3,6 @@
 
 namespace conifer {
 
-constinit const FloatKernels FLOAT_PORTABLE = float_table("portable");
+constinit const FloatKernels FLOAT_PORTABLE = float_table();
 
 }  // namespace conifer

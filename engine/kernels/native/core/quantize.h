@@ -39,7 +39,6 @@ class Activations {
   }
 
   int64_t tokens() const { return tokens_; }
-  int64_t cols() const { return cols_; }
   TokenView token(int64_t index) const;
 
   // The tile of 16 tokens from `token` on, (cols / 32, 16 pairs of columns, 16 tokens, 2); null

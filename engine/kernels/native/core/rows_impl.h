@@ -94,15 +94,6 @@ void scale_row(const float* x, float factor, int64_t n, float* y) {
   map(x, x, n, y, [factor](VF u, VF) { return u * factor; });
 }
 
-void softmax_row(const float* x, int64_t n, float* y) {
-  float top = x[0];
-  for (int64_t i = 1; i < n; ++i) top = x[i] > top ? x[i] : top;
-  map(x, x, n, y, [top](VF u, VF) { return exponential(u - top); });
-  float total = 0.0f;
-  for (int64_t i = 0; i < n; ++i) total += y[i];
-  scale_row(y, 1.0f / total, n, y);
-}
-
 void store_q8(const float* x, int64_t dims, int8_t* numbers, uint16_t* scales) {
   int64_t group = 32;
   while (dims % group != 0) group /= 2;
