@@ -1,6 +1,7 @@
 """Check that the docs are true of the code: links resolve, the tree in the README is complete,
-docs/commands.md is what `--help` prints, and docs/models.md what the catalog and the tests' records
-say. `--write` rewrites these two.
+docs/commands.md is what `--help` prints, docs/models.md what the catalog and the tests' records say,
+and tables behind a line `<!-- results: NAME ... -->` what benchmarks/results says. `--write` rewrites
+what is made.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from engine.pretokenizers import EXACT, EXACT_SCORED, verified
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "tests" / "data"
+RESULTS = ROOT / "benchmarks" / "results"
 COMMANDS = (
     "",
     "run",
@@ -32,6 +34,25 @@ COMMANDS = (
     "doctor",
     "completion",
 )
+TABLE = re.compile(r"(<!-- results: ([^>]+) -->\n\n)(?:\|.*\n)*")
+# What the tables call a result's file.
+FILES = {
+    "starter": "starter, Q4_1",
+    "qwen3-30b-a3b-12-layers": "Qwen3-30B-A3B shapes, 12 of 48 layers, Q4_K_M",
+    "qwen3-30b-a3b-48-layers": "Qwen3-30B-A3B shapes, all 48 layers, Q4_K_M",
+    "olmoe-6-layers": "OLMoE shapes, 6 of 16 layers",
+    "gpt-oss-20b-4-layers": "gpt-oss-20b shapes, 4 of 24 layers",
+    "deepseek-v2-lite-5-layers": "DeepSeek-V2-Lite shapes, 5 of 27 layers",
+    "granite-4.0-h-tiny-20-layers": "Granite 4.0 H Tiny shapes, 20 of 40 layers",
+    "qwen3.5-35b-a3b-8-layers": "Qwen3.5-35B-A3B shapes, 8 of 40 layers",
+}
+FIGURES = {
+    "prefill_512": "prompt of 512, tokens/s",
+    "decode_0": "decode, tokens/s",
+    "decode_4096": "decode at 4,096 tokens, tokens/s",
+    "start_s": "start to first token, s",
+}
+ACCURACY = "file|context|peak memory, of the predicted|tokens/s, of the predicted, median of 9"
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 MODELS_PAGE = """# Models
 
@@ -83,15 +104,16 @@ published template: theirs is run as any file's is, and no test holds it.
 def main() -> int:
     """Print what is wrong, one line each. Gives the number of faults."""
     pages = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-    made = {"commands.md": commands_page(), "models.md": models_page()}
+    made = {page: with_results(page.read_text()) for page in pages}
+    made[ROOT / "docs" / "commands.md"] = commands_page()
+    made[ROOT / "docs" / "models.md"] = models_page()
     if "--write" in sys.argv[1:]:
-        for name, text in made.items():
-            (ROOT / "docs" / name).write_text(text)
+        for page, text in made.items():
+            page.write_text(text)
     faults = [*broken_links(pages), *missing_from_tree(), *unfinished(pages), *unknown_runs()]
-    for name, text in made.items():
-        page = ROOT / "docs" / name
+    for page, text in made.items():
         if not page.exists() or page.read_text() != text:
-            faults.append(f"docs/{name} is stale: run docs/check.py --write")
+            faults.append(f"{page.relative_to(ROOT)} is stale: run docs/check.py --write")
     print("\n".join(faults) or f"docs: {len(pages)} pages checked")
     return len(faults)
 
@@ -185,9 +207,50 @@ def models_page() -> str:
     )
 
 
-def read_json(name: str) -> dict[str, Any]:
-    """Read one of the tests' records."""
-    found: dict[str, Any] = json.loads((RECORDS / name).read_text())
+def with_results(text: str) -> str:
+    """Put the results into a page's tables."""
+    return TABLE.sub(lambda found: found[1] + results_table(found[2].split()) + "\n", text)
+
+
+def results_table(names: list[str]) -> str:
+    """Write what was measured as a table: a comparison with llama.cpp, or the accuracy of `fit`."""
+    if names == ["fit-accuracy"]:
+        cases = read_json("fit-accuracy.json", RESULTS)["cases"]
+        return markdown_table(ACCURACY.split("|"), [accuracy_row(case) for case in cases])
+    rows = [row for name in names for row in comparison_rows(name)]
+    return markdown_table(["file", "figure", "Conifer", "llama.cpp", "ratio"], rows)
+
+
+def comparison_rows(name: str) -> list[list[str]]:
+    """Write the medians of one comparison, and the lowest and highest ratio of its pairs."""
+    result = read_json(f"{name}.json", RESULTS)
+    rows = []
+    for figure, title in FIGURES.items():
+        if figure in result["ratios"]:
+            pair = (result["medians"][who][figure]["median"] for who in ("conifer", "llama"))
+            ratio = result["ratios"][figure]
+            spread = f"{ratio['median']:.2f} x ({ratio['low']:.2f} to {ratio['high']:.2f})"
+            rows.append([FILES[name], title, *map(three_digits, pair), spread])
+    return rows
+
+
+def accuracy_row(case: dict[str, Any]) -> list[str]:
+    """Write one case of `fit-accuracy`: measured over predicted."""
+    ratios = case["speed_ratios"]
+    speed = f"{case['measured_over_predicted_speed']:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    file = f"{case['file']}, {case['layers']} layers"
+    memory = f"{case['measured_over_predicted_memory']:.3f}"
+    return [file, f"{case['context']:,}", memory, speed]
+
+
+def three_digits(value: float) -> str:
+    """Write a figure with three digits."""
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+
+
+def read_json(name: str, folder: Path = RECORDS) -> dict[str, Any]:
+    """Read one of the tests' records, or a result."""
+    found: dict[str, Any] = json.loads((folder / name).read_text())
     return found
 
 

@@ -29,6 +29,8 @@ Scorer = Callable[[mx.array], mx.array]  # (T, D) -> (T, V) float32
 # see only each other.
 Mixer = Callable[[mx.array, Any, int], mx.array]
 FeedForwardLayer = Callable[[mx.array], mx.array]  # (T, D) -> (T, D)
+# Is told now and then, by layers that can stop early, which share of a long step is done.
+Watch = Callable[[float], None]
 
 
 class Layers(Protocol):
@@ -40,13 +42,10 @@ class Layers(Protocol):
     def reach(self, caches: Any, length: int) -> int:
         """Say how many tokens, `length` at most, these caches can go back to."""
 
-    def compute(
-        self, result: mx.array, caches: Any, tokens: range, check: Callable[[], None]
-    ) -> None:
+    def compute(self, result: mx.array, caches: Any, tokens: range, watch: Watch) -> None:
         """Compute what follows from these layers for `tokens`, by their positions.
 
-        check: is called now and then while it takes long, if these layers can stop early. What it
-        raises goes on to the caller, and the caches are as if the tokens had never come.
+        What `watch` raises goes on to the caller, and the caches are as if they had never come.
         """
 
     def watch(self, routes: Routes) -> None:
@@ -99,9 +98,7 @@ class Blocks:
         """Say how many tokens, `length` at most, these caches can go back to."""
         return common_reach(caches, length)
 
-    def compute(
-        self, result: mx.array, caches: Any, tokens: range, check: Callable[[], None]
-    ) -> None:
+    def compute(self, result: mx.array, caches: Any, tokens: range, watch: Watch) -> None:
         """Compute it. There is no stopping early."""
         mx.eval(result)
 

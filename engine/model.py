@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,22 +121,26 @@ class Model:
     ) -> mx.array:
         """Feed tokens in chunks that bound the scratch memory: (V,) for what comes next.
 
-        check: is called between chunks, and within those that take long. What it raises leaves the
-        cache whole.
+        check: is called between chunks, and now and then within those that take long. What it
+        raises leaves the cache whole.
         """
         chunk = prefill_chunk(self.config, cache.context, self.kernels.name)
+
+        def tell(start: int, count: int, share: float) -> None:
+            if on_prefill is not None:
+                on_prefill(start + int(share * count), len(tokens))
+            check()
+
         for start in range(0, len(tokens), chunk):
             part = tokens[start : start + chunk]
+            fed = range(cache.length, cache.length + len(part))
             with enough_memory():
                 logits = self.forward(mx.array(part), cache)
-                fed = range(cache.length, cache.length + len(part))
-                self._decoder.layers.compute(logits, cache.layers, fed, check)
+                self._decoder.layers.compute(logits, cache.layers, fed, partial(tell, start, len(part)))
             cache.tokens.extend(part)
             if self.routes is not None:
                 self.routes.keep()
-            if on_prefill is not None:
-                on_prefill(start + len(part), len(tokens))
-            check()
+            tell(start, len(part), 1.0)
         return logits
 
     def forward(self, tokens: mx.array, cache: Cache) -> mx.array:

@@ -67,6 +67,8 @@ class Stack:
     def __init__(self) -> None: ...
     @property
     def bytes(self) -> int: ...  # of all weights
+    @property
+    def done(self) -> float: ...  # the share of its layers that the task under way has behind it
     def give_up(self, yes: bool) -> None: ...  # while True, tasks end after the layer they are at
     def add_attention(
         self,

@@ -190,6 +190,7 @@ void bind_layers(nb::module_& m) {
   nb::class_<Stack>(m, "Stack")
       .def(nb::init<>())
       .def_prop_ro("bytes", &Stack::bytes)
+      .def_prop_ro("done", &Stack::done)
       .def("give_up", &Stack::give_up)
       .def(
           "add_attention",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from engine.cache import REWIND, STEP, WINDOW_SLACK
-from engine.decoder import Block, Blocks, Head, Layers, Scorer
+from engine.decoder import Block, Blocks, Head, Layers, Scorer, Watch
 from engine.families import SIGMOID, SOFTMAX, SOFTMAX_OF_CHOSEN
 from engine.kernels import QTensor
 from engine.kernels.native import NativeTensor
@@ -99,18 +99,18 @@ class FusedLayers:
         return caches.reach(length)
 
     def compute(
-        self, result: mx.array, caches: _native.Caches, tokens: range, check: Callable[[], None]
+        self, result: mx.array, caches: _native.Caches, tokens: range, watch: Watch
     ) -> None:
-        """Compute what follows from these layers; give it up after a layer if `check` raises."""
+        """Compute what follows from these layers; give it up after a layer if `watch` raises."""
         if len(tokens) * self.bytes < PATIENT_BYTES:
             mx.eval(result)
             return
         mx.async_eval(result)
         try:
-            check()
+            watch(0.0)
             while not self.native.ready(result):
                 time.sleep(POLL_S)
-                check()
+                watch(self.stack.done)
         except BaseException:
             self.stack.give_up(True)
             try:

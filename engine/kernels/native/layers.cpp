@@ -261,6 +261,10 @@ int64_t Stack::bytes() const {
   return sum;
 }
 
+double Stack::done() const {
+  return static_cast<double>(all_->done) / static_cast<double>(all_->layers.size());
+}
+
 mx::array Stack::run(const mx::array& x, Caches* caches, int64_t offset) const {
   return launch_all(x, caches, offset, std::nullopt)[0];
 }
@@ -278,6 +282,7 @@ std::pair<mx::array, mx::array> Stack::run_and_tell(const mx::array& x, Caches* 
 std::vector<mx::array> Stack::launch_all(const mx::array& x, Caches* caches, int64_t offset,
                                          const std::optional<Output>& routes) const {
   const int64_t tokens = x.shape(0);
+  all_->done = 0;
   std::vector<mx::array> inputs{x};
   if (caches && caches->ticket) inputs.push_back(*caches->ticket);
   std::optional<Caches::Step> held;
@@ -295,6 +300,7 @@ std::vector<mx::array> Stack::launch_all(const mx::array& x, Caches* caches, int
       held->move(caches_used, offset);
       return &held->layers[caches_used++];
     };
+    all->done = 0;
     for (const Layer& layer : all->layers) {
       const auto* attention = std::get_if<AttentionLayer>(&layer);
       const auto* latent = std::get_if<LatentLayer>(&layer);
@@ -314,6 +320,7 @@ std::vector<mx::array> Stack::launch_all(const mx::array& x, Caches* caches, int
         moe_block(experts, from, tokens, y, tools.work, Pool::shared(), chosen);
         if (chosen) chosen += tokens * experts.routing.used;
       }
+      all->done.fetch_add(1, std::memory_order_relaxed);
       from = y;  // every layer but the first works in place
     }
   };

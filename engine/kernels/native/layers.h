@@ -135,6 +135,9 @@ class Stack {
   // Bytes of all weights.
   int64_t bytes() const;
 
+  // The share of its layers that the task under way, or the last one, has behind it.
+  double done() const;
+
   // While this is true, tasks end after the layer that they are at, and give out nonsense.
   void give_up(bool yes) { all_->given_up = yes; }
 
@@ -153,6 +156,7 @@ class Stack {
     std::vector<Weight> weights;
     std::vector<Vector> vectors;
     std::atomic<bool> given_up{false};
+    std::atomic<size_t> done{0};
   };
 
   std::vector<mx::array> launch_all(const mx::array& x, Caches* caches, int64_t offset,
