@@ -111,9 +111,11 @@ def plan(shape: Shape) -> list[Tensor]:
     if shape.tied:
         tensors = [Tensor("token_embd.weight", dims, output, width**-0.5)]
     else:
+        # As large as what all layers add: else tokens become alike, and choose the same experts.
+        spread = (2 * shape.layers) ** 0.5
         tensors = [
             Tensor("output.weight", dims, output, width**-0.5),
-            Tensor("token_embd.weight", dims, _type(mix.embedding, width), 1.0),
+            Tensor("token_embd.weight", dims, _type(mix.embedding, width), spread),
         ]
     tensors.append(Tensor("output_norm.weight", (width,), "F32", 0.0, 1.0))
     for layer in range(shape.layers):

@@ -64,8 +64,8 @@ def test_fused_layers_are_the_layers_one_by_one(name: str, monkeypatch: pytest.M
 
 
 def other_heads(folder: Path, heads: int, key_dim: int) -> Path:
-    """Write the llama of the stored models with many heads that share one key."""
-    source = HERE / "llama" / "model.gguf"
+    """Write the mixtral of the stored models with many heads that share one key."""
+    source = HERE / "mixtral" / "model.gguf"
     draw, width = np.random.default_rng(0), engine.load(source).config.width
     shapes = {
         "attn_q": (heads * key_dim, width),
