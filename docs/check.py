@@ -1,7 +1,8 @@
 """Check that the docs are true of the code: links resolve, the tree in the README is complete,
-docs/commands.md is what `--help` prints, docs/models.md what the catalog and the tests' records say,
-and tables behind a line `<!-- results: NAME ... -->` what benchmarks/results says. `--write` rewrites
-what is made.
+docs/commands.md is what `--help` prints, docs/models.md what the catalog and the tests' records
+say, and tables behind a line `<!-- results: NAME ... -->` what benchmarks/results says.
+
+`--write` rewrites what is made.
 """
 
 from __future__ import annotations

@@ -136,7 +136,9 @@ class Model:
             fed = range(cache.length, cache.length + len(part))
             with enough_memory():
                 logits = self.forward(mx.array(part), cache)
-                self._decoder.layers.compute(logits, cache.layers, fed, partial(tell, start, len(part)))
+                self._decoder.layers.compute(
+                    logits, cache.layers, fed, partial(tell, start, len(part))
+                )
             cache.tokens.extend(part)
             if self.routes is not None:
                 self.routes.keep()

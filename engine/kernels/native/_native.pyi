@@ -33,7 +33,6 @@ def gated_norm(
 def latent_attention(
     q: mx.array, rows: mx.array, scales: mx.array | None, value_dim: int
 ) -> mx.array: ...
-
 def ready(x: mx.array) -> bool: ...  # whether what was launched has been computed
 
 class Caches:
