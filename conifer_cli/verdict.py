@@ -19,7 +19,7 @@ from conifer_cli.layout import memory
 from conifer_cli.suggest import ways_out
 
 if TYPE_CHECKING:
-    from catalog import Entry, PackageSource, Reference
+    from catalog import Entry, FileFacts, PackageSource, Reference
     from catalog.headers import Headers
     from catalog.hub import Hub, RemoteFile
     from catalog.store import Store
@@ -84,7 +84,8 @@ def judge_model(
     if entry is not None and entry.context is not None:
         require_context(name, entry.context, wishes)
     sized = _judge_catalog(name, reference, machine)
-    if sized is not None and (sized.package or _hopeless(sized, wishes)):
+    hopeless = settled(reference.facts, machine) and not wishes.force
+    if sized is not None and (sized.package or hopeless):
         return sized
     if entry is not None:
         from engine.models import require_architecture
@@ -111,6 +112,15 @@ def shortage(judged: Judged) -> str:
     )
     budget, limit = memory(verdict.budget_bytes), verdict.machine.limited_by
     return f"{at} {need}, and there are {budget} of {limit}"
+
+
+def settled(facts: FileFacts | None, machine: Machine) -> bool:
+    """Tell whether no header could change the verdict: a file is too large by its exact size."""
+    from engine.memory import surely_too_large
+
+    if facts is None or facts.size_bytes is None or facts.approximate:
+        return False
+    return surely_too_large(facts.size_bytes, machine)
 
 
 def _hopeless(judged: Judged, wishes: Wishes) -> bool:
