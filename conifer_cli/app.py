@@ -273,7 +273,8 @@ def fit(
     """Say whether a model fits this machine, with how much context, and how fast; without MODEL,
     all of them.
 
-    The exit code is 0 for one that fits, 4 for one that does not, 5 where it cannot be told.
+    The exit code is 0 for one that fits, 4 for one that does not, 5 where it cannot be told; with
+    --machine, which asks no hub, 2 where nothing is known of it on this machine.
     """
     from conifer_cli.fit import FitOptions, fit_all, fit_model
     from conifer_cli.verdict import Wishes
