@@ -221,7 +221,14 @@ def pull(
             help="Fetch the newest revision although an older one is here.",
         ),
     ] = False,
-    force: options.Force = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            envvar="CONIFER_FORCE",
+            help="Go on although it does not fit; of what is here, fetch again what is damaged.",
+        ),
+    ] = False,
     yes: options.Yes = False,
     as_json: options.Json = False,
 ) -> int:

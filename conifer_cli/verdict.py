@@ -49,7 +49,7 @@ class Judged:
     """A model, where it is (on disk, in a package, or on the hub), and its verdict.
 
     q8_fits: an 8-bit cache would make the difference. metadata: None where only a size was judged.
-    source: what was judged, in words.
+    source: what was judged, in words. damaged: files that are here, to be fetched again.
     """
 
     name: str
@@ -67,18 +67,27 @@ class Judged:
     parameters: tuple[int, int] | None = None  # in all, and for one token; by the header
     source: str = "the file's header"
     sketch: Sketch | None = None  # where there was no header
+    damaged: tuple[Path, ...] = ()
 
 
 def judge_model(
-    name: str, reference: Reference, wishes: Wishes, store: Store, connect: Callable[[], Hub]
+    name: str,
+    reference: Reference,
+    wishes: Wishes,
+    store: Store,
+    connect: Callable[[], Hub],
+    anew: bool = False,
 ) -> Judged:
-    """Judge a model, from the disk if it is there; `connect` is called only for the hub."""
+    """Judge a model, from the disk if it is there; `connect` is called only for the hub.
+
+    anew: as if it were not on the disk.
+    """
     from catalog.headers import Headers
     from engine.machine import this_machine
 
     machine = this_machine()
     entry = reference.entry
-    paths = store.find(reference)
+    paths = None if anew else store.find(reference)
     if paths:
         return judge_disk(name, reference, paths[0], wishes, machine)
     if entry is not None and entry.context is not None:
