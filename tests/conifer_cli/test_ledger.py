@@ -170,7 +170,7 @@ def test_what_was_forced_to_run_from_the_disk_is_not_kept(budget_bytes: int, kep
 
 
 def test_an_answer_that_waited_for_the_disk_is_not_kept(monkeypatch):
-    faults = iter([7, 7 + 10_000, 10_007, 10_007 + 20])  # before and after each answer
+    faults = iter([7, 7 + 10_000, 10_007, 10_007 + 5])  # before and after each answer
     monkeypatch.setattr(ledger, "disk_faults", lambda: next(faults))
     options = RunOptions(max_tokens=20, sampling={"temperature": 0.0})
     session = open_session(locate(QWEN), options)
