@@ -45,7 +45,6 @@ class FileFacts:
     names: tuple[str, ...] = ()
     size_bytes: int | None = None
     approximate: bool = False
-    sha256_prefix: str | None = None
 
     @property
     def parts(self) -> tuple[str, ...]:

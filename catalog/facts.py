@@ -133,7 +133,6 @@ _FILE_KEYS: dict[str, Callable[[Any], bool]] = {
     "names": lambda v: _strings(v) and all(_gguf(name) for name in v),
     **{unit: _real(1, 2**43) for unit in SIZE_UNITS},
     "size_bytes": _whole(2**20, 2**43),
-    "sha256_prefix": _text(r"[0-9a-f]{12,64}"),
 }
 _PACKAGE_KEYS: dict[str, Callable[[Any], bool]] = {
     "wheel": _text(r"[a-z0-9-]+==[0-9.]+"),
@@ -184,7 +183,7 @@ class _Reader:
         plain["files"] = tuple(self.file(f, i) for i, f in enumerate(self.table["files"]))
         if package:
             names, size = (package.file_name,), package.size_bytes
-            plain["files"] += (FileFacts(package.quant, None, names, size, False, package.sha256),)
+            plain["files"] += (FileFacts(package.quant, None, names, size),)
         plain["sources"] = tuple(self.source(tag, tags) for tag in self.table["sources"])
         if plain["experts"] is None and plain["active_parameters"] is None:
             plain["active_parameters"] = plain[
@@ -220,7 +219,6 @@ class _Reader:
             names=names,
             size_bytes=round(table[sizes[0]] * SIZE_UNITS[sizes[0]]) if sizes else None,
             approximate=bool(sizes) and sizes[0] != "size_bytes",
-            sha256_prefix=table.get("sha256_prefix"),
         )
 
     def package(self) -> PackageSource | None:

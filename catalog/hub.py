@@ -105,14 +105,21 @@ class Hub:
         implicit = not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN and not self.offline
         self._token = token or (_stored_token() if implicit else None)
         self._heads: dict[tuple[str, str], bytes] = {}
+        self._listings: dict[tuple[str, str | None], tuple[RemoteFile, ...]] = {}
 
     def files(self, repository: str, revision: str | None = None) -> tuple[RemoteFile, ...]:
-        """List a repository's files with their sizes and LFS hashes.
+        """List a repository's files with their sizes and LFS hashes; a revision is asked for once.
 
         Raises ModelNotFound, AccessDenied or HubUnreachable.
         """
         if not is_repository(repository):
             raise ModelNotFound(f"{repository!r} is not the name of a repository")
+        key = (repository, revision)
+        if key not in self._listings:
+            self._listings[key] = self._listed(repository, revision)
+        return self._listings[key]
+
+    def _listed(self, repository: str, revision: str | None) -> tuple[RemoteFile, ...]:
         url = f"{self.endpoint}/api/models/{repository}"
         if revision is not None:
             url += f"/revision/{quote(revision, safe='')}"
@@ -390,14 +397,14 @@ def _check_status(response: httpx2.Response, what: str, asked: _Asked) -> None:
             "and a token of that account be sent"
         )
     absent = ModelNotFound(f"{what}: the hub has no such repository, revision or file")
-    if code in ("RepoNotFound", "RevisionNotFound", "EntryNotFound"):
+    hidden = ModelNotFound(  # who sends no token is told the same of what is private
+        f"{what}: the hub has no such repository, or it is private or gated: HF_TOKEN must then be "
+        "set to a token that may read it"
+    )
+    if status != 401 and code in ("RepoNotFound", "RevisionNotFound", "EntryNotFound"):
         raise absent
     failures: dict[int, CatalogError] = {
-        401: AccessDenied(
-            f"{what}: the hub does not accept this token"
-            if asked.token
-            else f"{what}: the hub has no such repository, or wants a token for it"
-        ),
+        401: AccessDenied(f"{what}: the hub does not accept this token") if asked.token else hidden,
         403: AccessDenied(f"{what}: the hub refuses it to this token"),
         404: absent,
         416: Interrupted(f"{what}: the server has not the range that was asked for"),

@@ -120,6 +120,16 @@ class Store:
             raise StoreError(f"cannot remove {installed.name}: {error}") from error
         return freed
 
+    def discard(self, path: Path) -> None:
+        """Delete a file whose bytes are wrong, and the blob it leads to, whatever else does too."""
+        blob = path.resolve()
+        try:
+            path.unlink(missing_ok=True)
+            if blob.parent.name == "blobs" and blob.is_relative_to(self.hub_cache.resolve()):
+                blob.unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot remove {path}: {error.strerror or error}") from error
+
     def package_path(self, package: PackageSource) -> Path:
         """Return where the file of a package belongs."""
         return self.home / "models" / package.model_id / package.file_name

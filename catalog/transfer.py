@@ -80,11 +80,13 @@ def fill(
     partial.write(0, hub.head(file), partial.edition)
     plan = _Plan(partial, patience)
     pool = ThreadPoolExecutor(STREAMS + 1, thread_name_prefix="transfer")
-    digest = pool.submit(_hash, file, partial)
-    running: set[Future[Any]] = {digest}
-    running |= {pool.submit(_stream, hub, file, partial, plan) for _ in range(STREAMS)}
-    threads, whole_since, told = list(running), 0.0, False
-    try:
+    threads: list[Future[Any]] = []
+    whole_since, told = 0.0, False
+    try:  # a signal may come as soon as the first thread runs
+        threads.append(digest := pool.submit(_hash, file, partial))
+        for _ in range(STREAMS):
+            threads.append(pool.submit(_stream, hub, file, partial, plan))
+        running = set(threads)
         while running:
             ended, running = wait(running, TELL_EVERY_S, FIRST_EXCEPTION)
             for future in ended:
@@ -100,7 +102,7 @@ def fill(
         return digest.result()
     finally:
         plan.stop()
-        if running:
+        if not all(thread.done() for thread in threads):
             partial.close()  # what a thread that does not end still brings is dropped
         pool.shutdown(wait=False, cancel_futures=True)
         wait(threads, END_S)

@@ -221,7 +221,14 @@ def pull(
             help="Fetch the newest revision although an older one is here.",
         ),
     ] = False,
-    force: options.Force = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            envvar="CONIFER_FORCE",
+            help="Go on although it does not fit; of what is here, fetch again what is damaged.",
+        ),
+    ] = False,
     yes: options.Yes = False,
     as_json: options.Json = False,
 ) -> int:
@@ -273,7 +280,8 @@ def fit(
     """Say whether a model fits this machine, with how much context, and how fast; without MODEL,
     all of them.
 
-    The exit code is 0 for one that fits, 4 for one that does not, 5 where it cannot be told.
+    The exit code is 0 for one that fits, 4 for one that does not, 5 where it cannot be told; with
+    --machine, which asks no hub, 2 where nothing is known of it on this machine.
     """
     from conifer_cli.fit import FitOptions, fit_all, fit_model
     from conifer_cli.verdict import Wishes

@@ -67,15 +67,22 @@ def fit_model(name: str, options: FitOptions) -> int:
     rungs = ladder(judged, there, wishes, sizes)
     hints = list(ways_out(name, judged.entry, judged.verdict, judged.q8_fits))
     smaller = smaller_rung(rungs, judged)
-    if judged.remote and smaller and not any(smaller in hint for hint in hints):
-        repository = judged.remote[0].repository
-        command = f"`conifer run hf:{repository}:{smaller}`"
-        hints.insert(0, f"A smaller quantisation fits: {command}")
+    if judged.remote and smaller:
+        command = f"`conifer run {_name_of(judged, smaller)}`"
+        if not any(command in hint for hint in hints):
+            hints.insert(0, f"A smaller quantisation fits: {command}")
     if options.as_json:
         terminal.out_json(_document(judged, there, found, rungs, hints, wishes))
     else:
         terminal.out(fit_view.report(judged, there, found, rungs, hints, wishes))
     return errors.NO_ROOM if judged.verdict.kind == "too_large" else errors.OK
+
+
+def _name_of(judged: Judged, quant: str) -> str:
+    """Name another quantisation of a judged model. Those of the catalog may lie elsewhere."""
+    if judged.entry is not None and judged.entry.facts(quant) is not None:
+        return f"{judged.entry.id}:{quant}"
+    return f"hf:{judged.remote[0].repository}:{quant}"
 
 
 def fit_all(options: FitOptions) -> int:

@@ -41,20 +41,19 @@ def ladder(judged: Judged, there: Place, wishes: Wishes, sizes: Mapping[str, int
     """
     from engine.memory import kind_of
 
-    contexts = _contexts(judged)
     quant = judged_quant(judged)
+    moved = {context: moves(judged, there, wishes, context) for context in _contexts(judged)}
     rungs = []
     files = {**sizes, quant: judged.size_bytes}
     for name, size_bytes in sorted(files.items(), key=lambda pair: pair[1]):
         need, share = _other(judged, there, wishes, name, size_bytes)
         steps = []
-        for context in contexts:
+        of_it = judged if share == 1 else replace(judged, paths=())
+        for context, traffic in moved.items():
             kind = kind_of(need(context), there.machine)
-            moved = moves(judged, there, wishes, context)
             rate = None
-            if kind != "too_large" and moved is not None:
-                of_it = judged if share == 1 else replace(judged, paths=())
-                rate = speed(of_it, there, moved.scaled(share))
+            if kind != "too_large" and traffic is not None:
+                rate = speed(of_it, there, traffic.scaled(share))
             steps.append((context, kind, rate))
         rungs.append(Rung(name, size_bytes, name == quant, tuple(steps)))
     return rungs

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import math
 import os
 import statistics
 from collections.abc import Iterable
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 MAX_BYTES = 1 << 20  # of the file; of a longer one the older half goes
 LAST = 9  # runs of a file that count
-TELLING_BYTES = 64 << 20  # of a file, from which on its speed says something of other files
+TELLING_BYTES = 512 << 20  # from which on a file says something of others: a cache holds less
+MEASUREMENTS, APART_S = 3, 3600.0  # of the memory: so many, so far apart, of which the best counts
 MIN_DECODED, MIN_PREFILLED = 16, 64  # tokens from which on a rate says something
 
 
@@ -67,20 +69,28 @@ def machine_key(machine: Machine) -> str:
 
 
 def bandwidth_of(machine: Machine) -> Bandwidth:
-    """Say how fast this machine reads memory; measured the first time, which takes two seconds."""
+    """Say how fast this machine reads memory: the most that was measured, which takes two seconds.
+
+    What else runs only ever slows a read, so that later calls measure again. What was read from a
+    buffer that a cache may hold is not kept.
+    """
     from engine.speed import MEASURED, Bandwidth
 
     key = machine_key(machine)
     known = [entry for entry in _lines("bandwidth") if entry.get("machine") == key]
-    rate = known[-1].get("bytes_per_s") if known else None
-    if isinstance(rate, int | float) and rate > 0:
-        return Bandwidth(float(rate), MEASURED)
-    from engine.measure import bandwidth
+    known = [entry for entry in known if _is_rate(entry.get("bytes_per_s"))]
+    rates = [float(entry["bytes_per_s"]) for entry in known]
+    if len(rates) >= MEASUREMENTS or (rates and _since_s(known[-1].get("date")) < APART_S):
+        return Bandwidth(max(rates), MEASURED)
+    from engine.measure import BANDWIDTH_BYTES, bandwidth, buffer_bytes
 
-    with terminal.Progress("measuring how fast this machine reads memory", "reads") as progress:
-        rate = round(bandwidth(machine.backend, machine.budget_bytes, progress.update))
-    _append("bandwidth", {"machine": key, "bytes_per_s": rate, "date": _now()})
-    return Bandwidth(rate, MEASURED)
+    telling = buffer_bytes(machine.budget_bytes) >= BANDWIDTH_BYTES
+    if telling or not rates:
+        with terminal.Progress("measuring how fast this machine reads memory", "reads") as progress:
+            rates.append(round(bandwidth(machine.backend, machine.budget_bytes, progress.update)))
+    if telling:
+        _append("bandwidth", {"machine": key, "bytes_per_s": rates[-1], "date": _now()})
+    return Bandwidth(max(rates), MEASURED)
 
 
 def runs() -> list[Run]:
@@ -115,9 +125,24 @@ def by_priors(run: Run, bandwidth: Bandwidth) -> float:
     return 1 / seconds(moved, run.layers, bandwidth, run.backend, run.kernels)
 
 
-def record_answer(judged: Judged, kernels: str, kv_type: str, stats: Stats) -> None:
-    """Keep what an answer took."""
+def disk_faults() -> int:
+    """Count how often this process has waited for the disk with a page of memory so far."""
+    try:
+        import resource
+    except ImportError:  # where there is none nobody counts
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+
+
+def record_answer(judged: Judged, kernels: str, kv_type: str, stats: Stats, faults: int) -> None:
+    """Keep what an answer took.
+
+    faults: how often it waited for the disk. Where weights are mapped, the first answer after a
+    start of the machine decodes at the disk's rate, which says nothing of the next.
+    """
     computed = stats.prompt_tokens - stats.cached_tokens
+    if faults > computed + stats.decoded_tokens:
+        return
     record(
         judged,
         kernels,
@@ -148,6 +173,8 @@ def record(
     from engine.speed import traffic
 
     if judged.config is None or judged.tensors is None or not judged.paths:
+        return
+    if judged.verdict.kind == "too_large":  # it ran from the disk, which says nothing of others
         return
     if decode_per_s is None and prefill_per_s is None:
         return
@@ -187,6 +214,19 @@ def _path() -> Path:
 
 def _now() -> str:
     return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def _since_s(date: object) -> float:
+    """Say how long ago something was written; without a date that makes sense, for ever."""
+    try:
+        then = datetime.datetime.fromisoformat(str(date))
+        return (datetime.datetime.fromisoformat(_now()) - then).total_seconds()
+    except (ValueError, TypeError):  # no date, or one of no time zone
+        return math.inf
+
+
+def _is_rate(value: object) -> bool:
+    return isinstance(value, int | float) and 0 < value < math.inf
 
 
 def _rounded(rate: float | None) -> float | None:

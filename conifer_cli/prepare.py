@@ -52,10 +52,10 @@ def locate(name: str | None) -> Target:
         raise UsageError(str(error), prompt_hint(name)) from error
 
 
-def judge(target: Target, wishes: Wishes) -> Judged:
-    """Judge a model; nothing but a header is read."""
+def judge(target: Target, wishes: Wishes, anew: bool = False) -> Judged:
+    """Judge a model; nothing but a header is read. anew: as if it were not on this machine."""
     hub = _refuse if wishes.offline else connect
-    return judge_model(target.name, target.reference, wishes, open_store(), hub)
+    return judge_model(target.name, target.reference, wishes, open_store(), hub, anew)
 
 
 def ready(target: Target, judged: Judged, wishes: Wishes) -> Judged:
@@ -104,6 +104,8 @@ def _fetch(target: Target, judged: Judged, wishes: Wishes, store: Store) -> Judg
     if target.is_starter:
         terminal.say(f"conifer: {demonstration(judged)}")
     _require_consent(target, judged, wishes)
+    for path in judged.damaged:
+        store.discard(path)
     if judged.remote:
         return replace(judged, paths=_transfer(judged, store))
     if judged.package:
@@ -177,7 +179,9 @@ def _begun(judged: Judged) -> str:
     """Say how much of what the hub has is here already, if anything is."""
     from catalog.download import missing_bytes
 
-    here = judged.size_bytes - missing_bytes(judged.remote, open_store()) if judged.remote else 0
+    store = open_store()
+    sound = [file for file in judged.remote if store.pointer_path(file) not in judged.damaged]
+    here = sum(file.size_bytes for file in sound) - missing_bytes(sound, store)
     return f" ({size(here)} of it here already)" if here > 0 else ""
 
 

@@ -2,13 +2,16 @@
 
 In this order: resolve the name, read the header, judge the fit, look at the disk, ask a person,
 transfer, verify, publish. Of a model that is here, a newer revision on the hub is reported, and
-fetched only with --update.
+fetched only with --update; with --force its files are hashed, and those that are damaged fetched
+again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conifer_cli import errors, terminal
@@ -26,6 +29,7 @@ from conifer_cli.verdict import Judged, Wishes
 
 if TYPE_CHECKING:
     from catalog.hub import RemoteFile
+    from catalog.store import Installed
 
 
 def pull_model(name: str, wishes: Wishes, update: bool = False, as_json: bool = False) -> int:
@@ -35,7 +39,10 @@ def pull_model(name: str, wishes: Wishes, update: bool = False, as_json: bool = 
     """
     target = locate(name)
     newer = _newer(target)
-    judged = _judge_newer(target, newer, wishes) if newer and update else judge(target, wishes)
+    if newer and update:
+        judged = _judge_newer(target, newer, wishes)
+    else:
+        judged = _judge_hashed(target, wishes) if wishes.force else judge(target, wishes)
     was_here = bool(judged.paths)
     judged = ready(target, judged, wishes)
     terminal.say(f"conifer: {judged.name} is here, {size(judged.size_bytes)}")
@@ -78,6 +85,39 @@ def _judge_newer(target: Target, files: Sequence[RemoteFile], wishes: Wishes) ->
     pinned = replace(target.reference, revision=files[0].commit)
     judged = judge(replace(target, reference=pinned), wishes)
     return replace(judged, remote=tuple(files), paths=())
+
+
+def _judge_hashed(target: Target, wishes: Wishes) -> Judged:
+    """Judge what is here once its hashes were compared; where one is wrong, the same revision anew.
+
+    No header is read before: that may be what is damaged.
+    """
+    here = open_store().locate(target.reference)
+    damaged = _damaged(target, here) if here else ()
+    if not here or not damaged:
+        return judge(target, wishes)
+    pinned = replace(target.reference, revision=here.commit, file=here.name)
+    judged = judge(replace(target, reference=pinned), wishes, anew=True)
+    return replace(judged, damaged=damaged)
+
+
+def _damaged(target: Target, here: Installed) -> tuple[Path, ...]:
+    """Hash the files of a model, and return those that are not what was promised."""
+    from catalog import CatalogError
+    from catalog.verify import promised
+    from conifer_cli.verify import DAMAGED, UNKNOWN, hashed
+
+    listed: Sequence[RemoteFile] = ()
+    if here.repository is not None and None in promised(here, open_store()):
+        with suppress(CatalogError):  # then nobody says what they should be
+            listed = connect().files(here.repository, target.reference.revision)
+    found = list(hashed(here, listed))
+    for file in found:
+        if file.outcome == UNKNOWN:
+            terminal.say(f"conifer: {file.path.name}: {UNKNOWN}; it stays as it is")
+        if file.outcome == DAMAGED:
+            terminal.say(f"conifer: {file.path}: SHA-256 is {file.got}, expected {file.want}")
+    return tuple(file.path for file in found if file.outcome == DAMAGED)
 
 
 def _document(

@@ -1,12 +1,14 @@
 """`conifer rm`: take models away, or with --all everything that Conifer wrote.
 
 Files that another tool fetched into the shared cache go only where they are named: without --all.
+Conifer's own folder may be one in which other things lie too: there, only what it writes goes.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +22,30 @@ if TYPE_CHECKING:
     from catalog.receipts import Receipt
     from catalog.store import Installed, Store
 
-# Everything that Conifer writes into its own folder; docs/files.md says what each is.
-OURS = ("headers", "history", "ledger.jsonl", "licences.json", "models", "prompts", "pulled")
+_HEX = "[0-9a-f]"
+FETCHING = ".fetch-"  # how the folders begin in which the starter's wheel is unpacked
+# What Conifer writes into its own folder beside the starter, and what a kill leaves of writing it;
+# docs/files.md says what each is. All but the first are files.
+OURS = (
+    f"models/{FETCHING}*",
+    "headers/models--*/**/*.header",
+    "headers/models--*/**/tmp????????",
+    "history",
+    "ledger.jsonl",
+    "licences.json",
+    ".licences.json.*.tmp",
+    f"prompts/{16 * _HEX}/{32 * _HEX}.prompt",
+    f"prompts/{16 * _HEX}/.*.prompt.*.part",
+    "pulled/models--*/*.json",
+    "pulled/models--*/.*.tmp",
+)
+# The folders that these lie in, the inner ones first.
+FOLDERS = (
+    "headers/models--*/**",
+    f"prompts/{16 * _HEX}",
+    "pulled/models--*",
+    *("headers", "models", "prompts", "pulled"),
+)
 
 
 def remove_models(names: Sequence[str], everything: bool, yes: bool) -> int:
@@ -29,24 +53,29 @@ def remove_models(names: Sequence[str], everything: bool, yes: bool) -> int:
     if everything == bool(names):
         raise UsageError("rm takes the names of models, or --all", "`conifer list` shows them.")
     store = open_store()
-    named = [installed_model(locate(name)) for name in names]
+    named = [model for name in names for model in _revisions(locate(name), store)]
     going = list({model.paths: model for model in named}.values())  # one may have two names
-    rest: list[Path] = []
+    rest: dict[Path, list[Path]] = {}
     if everything:
-        going, rest = _ours(store), _leftovers(store)
+        going = _ours(store)
+        rest = _leftovers(store, going)
     if not going and not rest:
         terminal.say("conifer: nothing of ours is here")
         return errors.OK
     for model in going:
         terminal.say(f"{name_of(model)}, {size(model.size_bytes)}, {model.paths[0]}")
-    for path in rest:
-        terminal.say(f"{path}, {size(_size(path))}")
+    for place, paths in rest.items():
+        of = f" in {len(paths):,} of its files" if place.is_dir() else ""
+        terminal.say(f"{place}, {size(sum(map(_size, paths)))}{of}")
     if not yes:
         if not terminal.can_ask():
             raise UsageError("removing needs --yes, as nobody can be asked here")
         if not terminal.confirm("Remove?"):
             raise Declined("nothing was removed")
-    freed = sum(_remove(store, model) for model in going) + sum(_delete(path) for path in rest)
+    freed = sum(_remove(store, model) for model in going)
+    freed += sum(_delete(path) for paths in rest.values() for path in paths)
+    if everything:
+        _tidy(store)
     terminal.say(f"{size(freed)} freed")
     return errors.OK
 
@@ -61,12 +90,24 @@ def installed_model(target: Target) -> Installed:
     return model
 
 
+def _revisions(target: Target, store: Store) -> list[Installed]:
+    """Return the model of a name, and its other revisions unless the name says which."""
+    model = installed_model(target)
+    if model.repository is None or target.reference.revision is not None:
+        return [model]
+    same = (model.repository, model.name)
+    return [other for other in store.installed() if (other.repository, other.name) == same]
+
+
 def _remove(store: Store, model: Installed) -> int:
     from catalog import receipts
 
+    known = _receipts_of(model, receipts.read(store.home))  # by links that lead somewhere yet
     freed = store.remove(model)
-    for receipt in _receipts_of(model, receipts.read(store.home)):
-        receipts.forget(store.home, receipt)
+    left = store.installed()
+    for receipt in known:
+        if not any(_receipts_of(other, [receipt]) for other in left):
+            receipts.forget(store.home, receipt)
     return freed
 
 
@@ -83,21 +124,40 @@ def _ours(store: Store) -> list[Installed]:
 
 
 def _receipts_of(model: Installed, known: Iterable[Receipt]) -> list[Receipt]:
-    """Return the records of a model's files, in whatever snapshot they lie."""
+    """Return the records of a model's files: of these bytes, or of this name at this commit."""
     return [
         receipt
         for receipt in known
         if receipt.repository == model.repository
-        and any(path.as_posix().endswith(f"/{receipt.name}") for path in model.paths)
+        and any(
+            path.resolve().name == receipt.sha256
+            or path.as_posix().endswith(f"/{receipt.commit}/{receipt.name}")
+            for path in model.paths
+        )
     ]
 
 
-def _leftovers(store: Store) -> list[Path]:
-    """Return what else is ours: unfinished transfers, and the files of our own folder."""
+def _leftovers(store: Store, going: Iterable[Installed]) -> dict[Path, list[Path]]:
+    """Return what else is ours, by the place that is shown: unfinished transfers, each by itself,
+    and the files of our own folder."""
     from catalog.partial import unfinished
 
-    own = [store.home / name for name in OURS]
-    return [*unfinished(store.hub_cache), *(path for path in own if path.exists())]
+    found = {path: [path] for path in unfinished(store.hub_cache)}
+    models = {path for model in going for path in model.paths}
+    own = (path for glob in OURS for path in sorted(store.home.glob(glob)))
+    for path in (*_packaged(store), *own):
+        if path not in models and path.exists() and path.is_dir() == path.name.startswith(FETCHING):
+            place = store.home / path.relative_to(store.home).parts[0]
+            found.setdefault(place, []).append(path)
+    return found
+
+
+def _packaged(store: Store) -> list[Path]:
+    """Return where the files of packages belong."""
+    from catalog import entries
+
+    packages = (entry.package for entry in entries().values())
+    return [store.package_path(package) for package in packages if package is not None]
 
 
 def _size(path: Path) -> int:
@@ -108,7 +168,7 @@ def _size(path: Path) -> int:
 def _delete(path: Path) -> int:
     try:
         if not path.exists():
-            return 0  # it held nothing but what is gone already
+            return 0  # it went with a model
         freed = _size(path)
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -117,3 +177,13 @@ def _delete(path: Path) -> int:
     except OSError as error:
         raise Unreadable(f"{error.filename or path}: {error.strerror or error}") from error
     return freed
+
+
+def _tidy(store: Store) -> None:
+    """Remove those of our own folders in which nothing is left."""
+    folders = [path.parent for path in _packaged(store)]
+    for glob in FOLDERS:
+        folders += sorted(store.home.glob(glob), reverse=True)  # what lies in one comes first
+    for folder in folders:
+        with suppress(OSError):  # something is left
+            folder.rmdir()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -127,15 +128,18 @@ def _read(path: Path, file: BinaryIO, kind: str) -> tuple[dict[str, Any], Kept]:
 
     digest = hashlib.sha256()
     header = _header(path, file, kind, digest)
-    left = os.fstat(file.fileno()).st_size - file.tell() - DIGEST_BYTES
-    if left != sum(size for _, _, size in _arrays(header)):
+    at = file.tell()
+    # Mapped: beside the cache that it fills, a copy would take memory that no verdict counted.
+    whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    if len(whole) - at - DIGEST_BYTES != sum(size for _, _, size in _arrays(header)):
         raise BadSaved(f"{path} is cut short, or longer than it says")
     arrays = []
     for name, shape, size_bytes in _arrays(header):
-        data = file.read(size_bytes)
+        data = whole[at : at + size_bytes]
         digest.update(data)
         arrays.append(np.frombuffer(data, dtype=name).reshape(shape))
-    if file.read(DIGEST_BYTES) != digest.digest():
+        at += size_bytes
+    if whole[at:] != digest.digest():
         raise BadSaved(f"{path} is damaged: its checksum is of other bytes")
     return header, Kept(header["tokens"], header["marks"], arrays)
 

@@ -262,6 +262,7 @@ class Answering:
         self._session = session
         self._progress = terminal.Progress("reading the prompt", "tokens", session.options.verbose)
         self._started = time.perf_counter()
+        self._faults = ledger.disk_faults()
         self.total_s = 0.0
         self.seed = session.settings.seed
         self.stream: TokenStream = session.model.generate(
@@ -281,7 +282,8 @@ class Answering:
         self.total_s = time.perf_counter() - self._started
         kernels, kv_type = self._session.model.kernels.name, self._session.options.kv_type
         if self.stream.guide is None and not self._session.settings.processors:  # these take time
-            ledger.record_answer(self._session.judged, kernels, kv_type, self.stream.stats)
+            faults = ledger.disk_faults() - self._faults
+            ledger.record_answer(self._session.judged, kernels, kv_type, self.stream.stats, faults)
 
     def stop(self) -> None:
         """End the answer after the token under way. May be called from a signal's handler."""

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING
 from conifer_cli import ledger, terminal
 from conifer_cli.errors import UsageError
 from conifer_cli.suggest import sketch_of
-from conifer_cli.verdict import Judged, Wishes, judge_disk, judge_header, judge_hub, require_context
+from conifer_cli.verdict import (
+    Judged,
+    Wishes,
+    judge_disk,
+    judge_header,
+    judge_hub,
+    require_context,
+    settled,
+)
 
 if TYPE_CHECKING:
     from catalog import Reference
@@ -108,7 +116,8 @@ def survey(
         require_context(name, entry.context or wishes.context or 0, wishes)
         require_architecture(entry.architecture)
     known = _known(name, reference, wishes, machine, headers)
-    if known is not None and (connect is None or reference.package or _certain(known, machine)):
+    certain = known is not None and known.sketch and settled(reference.facts, machine)
+    if known is not None and (connect is None or reference.package or certain):
         return known
     if connect is None:
         raise UsageError(
@@ -195,10 +204,3 @@ def _known(
         source="what the catalog knows",
         sketch=sketch,
     )
-
-
-def _certain(known: Judged, machine: Machine) -> bool:
-    """Tell whether no header could change the verdict: the file alone is too large."""
-    from engine.memory import judge_size
-
-    return known.sketch is not None and judge_size(known.size_bytes, machine).kind == "too_large"

@@ -19,7 +19,7 @@ from conifer_cli.layout import memory
 from conifer_cli.suggest import ways_out
 
 if TYPE_CHECKING:
-    from catalog import Entry, PackageSource, Reference
+    from catalog import Entry, FileFacts, PackageSource, Reference
     from catalog.headers import Headers
     from catalog.hub import Hub, RemoteFile
     from catalog.store import Store
@@ -49,7 +49,7 @@ class Judged:
     """A model, where it is (on disk, in a package, or on the hub), and its verdict.
 
     q8_fits: an 8-bit cache would make the difference. metadata: None where only a size was judged.
-    source: what was judged, in words.
+    source: what was judged, in words. damaged: files that are here, to be fetched again.
     """
 
     name: str
@@ -67,24 +67,34 @@ class Judged:
     parameters: tuple[int, int] | None = None  # in all, and for one token; by the header
     source: str = "the file's header"
     sketch: Sketch | None = None  # where there was no header
+    damaged: tuple[Path, ...] = ()
 
 
 def judge_model(
-    name: str, reference: Reference, wishes: Wishes, store: Store, connect: Callable[[], Hub]
+    name: str,
+    reference: Reference,
+    wishes: Wishes,
+    store: Store,
+    connect: Callable[[], Hub],
+    anew: bool = False,
 ) -> Judged:
-    """Judge a model, from the disk if it is there; `connect` is called only for the hub."""
+    """Judge a model, from the disk if it is there; `connect` is called only for the hub.
+
+    anew: as if it were not on the disk.
+    """
     from catalog.headers import Headers
     from engine.machine import this_machine
 
     machine = this_machine()
     entry = reference.entry
-    paths = store.find(reference)
+    paths = None if anew else store.find(reference)
     if paths:
         return judge_disk(name, reference, paths[0], wishes, machine)
     if entry is not None and entry.context is not None:
         require_context(name, entry.context, wishes)
     sized = _judge_catalog(name, reference, machine)
-    if sized is not None and (sized.package or _hopeless(sized, wishes)):
+    hopeless = settled(reference.facts, machine) and not wishes.force
+    if sized is not None and (sized.package or hopeless):
         return sized
     if entry is not None:
         from engine.models import require_architecture
@@ -111,6 +121,15 @@ def shortage(judged: Judged) -> str:
     )
     budget, limit = memory(verdict.budget_bytes), verdict.machine.limited_by
     return f"{at} {need}, and there are {budget} of {limit}"
+
+
+def settled(facts: FileFacts | None, machine: Machine) -> bool:
+    """Tell whether no header could change the verdict: a file is too large by its exact size."""
+    from engine.memory import surely_too_large
+
+    if facts is None or facts.size_bytes is None or facts.approximate:
+        return False
+    return surely_too_large(facts.size_bytes, machine)
 
 
 def _hopeless(judged: Judged, wishes: Wishes) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from conifer_cli import errors, terminal
 from conifer_cli.errors import UsageError
@@ -12,6 +13,10 @@ from conifer_cli.layout import table
 from conifer_cli.models import name_of
 from conifer_cli.prepare import locate, open_store
 from conifer_cli.remove import installed_model
+
+if TYPE_CHECKING:
+    from catalog.hub import RemoteFile
+    from catalog.store import Installed
 
 OK, DAMAGED, UNKNOWN = "ok", "damaged", "no hash is known"
 
@@ -57,17 +62,21 @@ def verify_models(names: list[str], as_json: bool) -> int:
     return errors.BAD_MODEL if damaged else errors.OK
 
 
-def _checks(names: list[str]) -> Iterator[Check]:
+def hashed(model: Installed, listed: Sequence[RemoteFile] = ()) -> Iterator[Check]:
+    """Hash a model's files. listed: the hub's, whose hashes count where none is known here."""
     from catalog.verify import hash_file, promised
 
+    for path, want in zip(model.paths, promised(model, open_store(), listed), strict=True):
+        total = path.stat().st_size
+        with terminal.Progress(path.name) as progress:
+            got = hash_file(path, lambda done, total=total: progress.update(done, total))  # type: ignore[misc]
+        yield Check(name_of(model), path, want, got)
+
+
+def _checks(names: list[str]) -> Iterator[Check]:
     store = open_store()
     models = [installed_model(locate(name)) for name in names] or store.installed()
     if not models:
         raise UsageError("no model is here to verify", "`conifer list` shows what is.")
     for model in models:
-        name = name_of(model)
-        for path, want in zip(model.paths, promised(model, store), strict=True):
-            total = path.stat().st_size
-            with terminal.Progress(path.name) as progress:
-                got = hash_file(path, lambda done, total=total: progress.update(done, total))  # type: ignore[misc]
-            yield Check(name, path, want, got)
+        yield from hashed(model)

@@ -10,7 +10,7 @@ import difflib
 import re
 from dataclasses import dataclass
 
-from engine.machine import Machine, cuda_machine, idle_bytes, metal_machine
+from engine.machine import BESIDE_SYSTEM, Machine, cuda_machine, idle_bytes, metal_machine
 from engine.speed import PRIOR, Bandwidth
 
 GB, GIB = 10**9, 1 << 30
@@ -22,6 +22,8 @@ class Chip:
     """A chip or a card. memory_gib: None where it is sold with several sizes.
 
     binned: GPU cores, bandwidth and memory sizes of the slower part that is sold under this name.
+    unified: a CUDA chip whose memory the system lives in too, as on a Mac; what is sold as so many
+    GB are 10^9 bytes each there.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Chip:
     gb_per_s: int
     memory_gib: int | None = None
     binned: tuple[int, int, tuple[int, ...]] | None = None
+    unified: bool = False
 
 
 CHIPS = {
@@ -53,7 +56,7 @@ CHIPS = {
     "rtx-3090": Chip("NVIDIA RTX 3090", "cuda", 936, 24),
     "rtx-4090": Chip("NVIDIA RTX 4090", "cuda", 1008, 24),
     "rtx-5090": Chip("NVIDIA RTX 5090", "cuda", 1792, 32),
-    "gb10": Chip("NVIDIA GB10", "cuda", 273, 128),
+    "gb10": Chip("NVIDIA GB10", "cuda", 273, 119, unified=True),
     "h100": Chip("NVIDIA H100", "cuda", 3350, 80),
     "h100-pcie": Chip("NVIDIA H100 PCIe", "cuda", 2039, 80),
     "h200": Chip("NVIDIA H200", "cuda", 4800, 141),
@@ -81,10 +84,13 @@ def simulate(text: str, memory_bytes: int | None = None) -> tuple[Machine, Bandw
     if memory_bytes is None:
         if not size_gib:
             raise UnknownMachine(f"say how much memory: {key}-64gb, or --memory 64GB")
-        memory_bytes = size_gib * GIB
+        memory_bytes = size_gib * (GB if gib and chip.unified else GIB)
     speed, suffix = _binned(chip, key, int(cores) if cores else None, size_gib)
     bandwidth = Bandwidth(speed * GB, PRIOR)
     name = f"{chip.name}{suffix} (simulated)"
+    if chip.unified:
+        budget = idle_bytes(memory_bytes, "metal")
+        return Machine(name, chip.backend, memory_bytes, budget, BESIDE_SYSTEM), bandwidth
     if chip.backend == "cuda":
         return cuda_machine(name, memory_bytes), bandwidth
     return metal_machine(name, memory_bytes, working_set_bytes(memory_bytes)), bandwidth

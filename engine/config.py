@@ -161,10 +161,6 @@ class ModelConfig:
     latent: LatentConfig | None = None
     recurrent: RecurrentConfig | None = None
 
-    def kv_values(self) -> int:
-        """Count the values that one token adds to the KV cache, over all layers."""
-        return sum(h * d for layer in range(self.layers) for h, d in self.memory(layer).buffers)
-
     def memory(self, layer: int) -> LayerMemory:
         """Say what a layer remembers."""
         if self.recurrent and not self.kv_heads[layer]:

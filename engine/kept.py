@@ -187,7 +187,7 @@ def _restore_layers(model: Model, kept: Kept, cache: Cache, length: int) -> None
     _require(kept.arrays, wanted)
     rest = iter(kept.arrays)
     for layer, like, marks in zip(cache.layers, probe.layers, kept.marks, strict=True):
-        arrays = [mx.array(next(rest)) for _ in _shapes(layer, like, marks, length)]
+        arrays = [_copied(next(rest)) for _ in _shapes(layer, like, marks, length)]
         if isinstance(layer, StateCache):
             each = len(like.states[1])
             cut = range(0, len(arrays), each)
@@ -197,6 +197,13 @@ def _restore_layers(model: Model, kept: Kept, cache: Cache, length: int) -> None
             )
         else:
             _fill(layer, marks[0], arrays)
+
+
+def _copied(array: Array) -> mx.array:
+    """Copy an array, which may lie at any byte of a file, for MLX."""
+    import numpy as np
+
+    return mx.array(np.require(array, requirements=["ALIGNED"]))
 
 
 def _shapes(

@@ -16,17 +16,20 @@ from engine.errors import BackendError
 
 # Linux backends are separate distributions that bring the same library; only one may be installed.
 LINUX_BACKENDS = {"mlx-cpu": "cpu", "mlx-cuda-12": "cuda", "mlx-cuda-13": "cuda"}
-# By version of cgroups: the limit, the usage, and what lines of memory.stat about file cache begin
-# with. Both of its lists count: a model that just ran is cache that was used, and is given back.
+# By version of cgroups: the limits, the usage, and what lines of memory.stat about file cache begin
+# with. Above memory.high a process is not ended but slowed until it stands still, which is as bad.
+# Both lists of file cache count: a model that just ran is cache that was used, and is given back.
 MEMORY_FILES = {
-    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
-    2: ("memory.max", "memory.current", ""),
+    1: (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_"),
+    2: (("memory.max", "memory.high"), "memory.current", ""),
 }
+NO_LIMIT = 1 << 60  # version 1 writes a number as large as this for none
 WIRED_RESERVE = 1 << 30
 METAL_SHARE = 0.95  # of the working set: wiring all of it has stopped whole machines
 # What a machine without other work keeps for itself: a share of its memory, and no less than this.
 IDLE_SHARE = {"cpu": 0.05, "metal": 0.1, "cuda": 0.02}
 MIN_IDLE = {"cpu": 512 << 20, "metal": 2 << 30, "cuda": 512 << 20}
+BESIDE_SYSTEM = "memory beside the system's"  # what limits where one memory serves all
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ class Machine:
 
     name: str
     backend: str  # cpu | metal | cuda
-    memory_bytes: int  # all there is
+    memory_bytes: int  # all there is, or all that this process's cgroup allows
     budget_bytes: int  # what may be used now
     limited_by: str
 
@@ -101,9 +104,11 @@ def linux_cpu(root: Path, idle: bool = False) -> Machine:
     name, limited_by = _cpu_name(root), "available memory"
     if idle:
         available, limited_by = idle_bytes(total, "cpu"), "memory when idle"
-    limit = cgroup_available(root, idle)
-    if limit is not None and limit < available:
-        available, limited_by = limit, "cgroup limit"
+    room, limit = cgroup_available(root, idle), cgroup_available(root, idle=True)
+    if room is not None and room < available:
+        available, limited_by = room, "cgroup limit"
+    if limit is not None:  # what a host has beyond that is not this process's to leave a share of
+        total = min(total, limit)
     return Machine(name, "cpu", total, available, limited_by)
 
 
@@ -115,9 +120,11 @@ def cgroup_available(root: Path, idle: bool = False) -> int | None:
     """
     rooms = []
     for folder, version in _cgroups(root, "memory"):
-        limit_file, usage_file, prefix = MEMORY_FILES[version]
-        limit, usage = _number(folder / limit_file), _number(folder / usage_file)
-        if limit is None or usage is None or limit >= 1 << 60:
+        limit_files, usage_file, prefix = MEMORY_FILES[version]
+        numbers = [_number(folder / file) for file in limit_files]
+        limit = min((number for number in numbers if number is not None), default=NO_LIMIT)
+        usage = _number(folder / usage_file)
+        if usage is None or limit >= NO_LIMIT:
             continue
         lines = _stat(folder / "memory.stat")
         cache = sum(lines.get(f"{prefix}{kind}_file", 0) for kind in ("active", "inactive"))
@@ -169,7 +176,7 @@ def metal_machine(
     """
     limits = [
         (int(working_set_bytes * METAL_SHARE), "Metal working set"),
-        (idle_bytes(memory_bytes, "metal"), "memory beside the system's"),
+        (idle_bytes(memory_bytes, "metal"), BESIDE_SYSTEM),
     ]
     if available_bytes is not None:
         limits.append((available_bytes, "available memory"))

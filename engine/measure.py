@@ -115,7 +115,7 @@ def bandwidth(
 
     budget_bytes: what may be used; a quarter of it at most is. on_read is told (reads done, None).
     """
-    size_bytes = max(1 << 20, min(BANDWIDTH_BYTES, budget_bytes // 4))
+    size_bytes = buffer_bytes(budget_bytes)
     rates, started = [], time.perf_counter()
     for rate in read_rates(size_bytes, MAX_READS, device):
         rates.append(rate)
@@ -124,6 +124,11 @@ def bandwidth(
         if len(rates) > 3 and time.perf_counter() - started > BANDWIDTH_S:
             break
     return statistics.quantiles(rates, n=4)[-1]  # what else ran only ever slowed a read
+
+
+def buffer_bytes(budget_bytes: int) -> int:
+    """Say how much `bandwidth` reads: less than BANDWIDTH_BYTES may lie in a cache."""
+    return max(1 << 20, min(BANDWIDTH_BYTES, budget_bytes // 4))
 
 
 def peak_memory_bytes() -> int:

@@ -23,6 +23,7 @@ from engine.scan import CHUNK
 MARGIN = 1.02  # the need is known to about 2 %
 RESERVE_SHARE = 0.04  # of the machine's memory, for everything else that runs
 MIN_RESERVE = 512 << 20
+UNREAD_SHARE = 0.03  # of a file at most is of layers that only draft, which are not loaded
 # Python, MLX and this program, and for each word of the vocabulary what the tokenizer keeps, as
 # measured on Linux; a GPU has its runtime on top.
 PROGRAM, WORD_BYTES = 52 << 20, 512
@@ -156,10 +157,16 @@ def judge_needs(
 
 
 def judge_size(size_bytes: int, machine: Machine) -> Verdict:
-    """Judge a file by its size alone: a lower bound on the need, so only "too_large" is certain."""
+    """Judge a file by its size alone: only what is `surely_too_large` is certain."""
     need = Need(size_bytes, 0, 0, PROGRAM)
     kind, reserve = kind_of(need, machine), reserve_bytes(machine)
     return Verdict(kind, need, machine, reserve, 0, 0, size_bytes, estimated=True)
+
+
+def surely_too_large(size_bytes: int, machine: Machine) -> bool:
+    """Say whether a file of this size is too large whatever its header says."""
+    need = Need(int((1 - UNREAD_SHARE) * size_bytes), 0, 0, PROGRAM)
+    return kind_of(need, machine) == "too_large"
 
 
 def program_bytes(vocab: int, backend: str) -> int:

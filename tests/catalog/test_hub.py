@@ -81,6 +81,28 @@ def test_missing_repository_and_revision_are_not_found(hub_server: HubServer) ->
         Hub().files("../etc")
 
 
+def test_private_repository_is_told_from_a_missing_one_only_with_a_token(
+    hub_server: HubServer,
+) -> None:
+    hub_server.files = {"org/private/m.gguf": BIG}
+    hub_server.private = {"org/private"}
+    for name in ("org/private", "org/none"):
+        with pytest.raises(catalog.ModelNotFound, match=rf"{name}: .* private or gated: HF_TOKEN"):
+            Hub().files(name)
+        with pytest.raises(catalog.ModelNotFound, match="no such repository, revision or file"):
+            Hub(token="hf_other").files(name)
+    assert Hub(token="hf_secret").files("org/private")
+
+
+def test_listing_is_asked_for_once(hub_server: HubServer) -> None:
+    hub_server.files = {"org/repo/m.gguf": BIG}
+    hub = Hub()
+    first, again = hub.files("org/repo"), hub.files("org/repo")
+    assert first == again and len(hub_server.requests) == 1
+    hub.files("org/repo", COMMIT)
+    assert len(hub_server.requests) == 2
+
+
 def test_gated_repository_is_explained(hub_server: HubServer) -> None:
     hub_server.files = {"org/gated/m.gguf": BIG}
     hub_server.gated = {"org/gated"}

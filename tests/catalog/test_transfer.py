@@ -7,6 +7,7 @@ import os
 import random
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -137,6 +138,27 @@ def test_ctrl_c_ends_a_silent_transfer_at_once(hub_server: HubServer, store: Sto
     for thread in streams:  # their work is done, they may still be on their way out
         thread.join(1)
     assert not [t for t in streams if t.is_alive()]
+
+
+def test_signal_while_the_threads_begin_ends_those_that_did(
+    hub_server: HubServer, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = itertools.count()
+
+    class Pool(ThreadPoolExecutor):
+        def submit(self, *task, **more):
+            if next(begun) == 3:  # after the hash and two streams
+                raise KeyboardInterrupt
+            return super().submit(*task, **more)
+
+    monkeypatch.setattr(transfer, "ThreadPoolExecutor", Pool)
+    hub, files = remote(hub_server)
+    hub_server.throttle_bytes_per_s = 4 * MIB
+    with pytest.raises(KeyboardInterrupt):
+        pull(hub, files, store)
+    for thread in [t for t in threading.enumerate() if t.name.startswith("transfer")]:
+        thread.join(2)
+        assert not thread.is_alive()
 
 
 def test_hash_that_takes_longer_than_the_bytes_is_told(

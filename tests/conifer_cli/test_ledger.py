@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import os
+from pathlib import Path
 
 import pytest
 
+from catalog import resolve
 from conifer_cli import ledger
 from conifer_cli.ledger import Run
+from conifer_cli.prepare import locate
+from conifer_cli.run import open_session
+from conifer_cli.session import RunOptions
 from conifer_cli.survey import Place
+from conifer_cli.verdict import Wishes, judge_disk
 from engine.machine import Machine
 from engine.speed import MEASURED, PREDICTED, Bandwidth, Traffic, predict, seconds
 from support.program import MODELS, run_unplugged
@@ -51,6 +58,20 @@ def run_of(file: str = "a.gguf", **changes) -> Run:
 def keep(*runs: Run) -> None:
     for run in runs:
         ledger._append("run", dataclasses.asdict(run))
+
+
+@pytest.fixture
+def measured(monkeypatch) -> list[float]:
+    """What measuring the memory gives, one after the other; what is left of it was not measured."""
+    rates = [5e9, 9e9, 7e9, 8e9]
+    monkeypatch.setattr("engine.measure.bandwidth", lambda *_: rates.pop(0))
+    return rates
+
+
+def at(monkeypatch, hour: float) -> None:
+    """Set the clock."""
+    now = datetime.datetime(2026, 11, 22, tzinfo=datetime.UTC) + datetime.timedelta(hours=hour)
+    monkeypatch.setattr(ledger, "_now", now.isoformat)
 
 
 def test_a_run_is_kept_and_listed_beside_its_prediction(home):
@@ -103,12 +124,59 @@ def test_ratios_are_of_this_machine_and_these_kernels():
     assert found["a.gguf", 10**9] == pytest.approx([by_priors / 20] * 2)
 
 
-def test_a_tiny_file_says_nothing_of_others():
-    keep(run_of(), run_of("tiny.gguf", size_bytes=300_000, decode_per_s=0.1))
+@pytest.mark.parametrize("size_bytes", [300_000, 98_362_432, 511 << 20])  # the starter is one
+def test_a_file_that_a_cache_may_hold_says_nothing_of_others(size_bytes: int, measured):
+    keep(run_of(), run_of("small.gguf", size_bytes=size_bytes, decode_per_s=0.1))
     there = Place(MACHINE, "native", MACHINE)
     assert len(there.ratios) == 2
     by_priors = ledger.by_priors(run_of(), there.bandwidth)
     assert there.telling == pytest.approx([by_priors / 20])
+
+
+def test_the_best_of_three_measurements_an_hour_apart_counts(measured, monkeypatch):
+    seen = []
+    for hour in (0, 0.9, 1.1, 1.5, 2.2, 9, 99):
+        at(monkeypatch, hour)
+        seen.append(ledger.bandwidth_of(MACHINE).bytes_per_s)
+    assert seen == [5e9, 5e9, 9e9, 9e9, 9e9, 9e9, 9e9]
+    assert measured == [8e9]
+
+
+def test_a_rate_from_a_buffer_that_a_cache_may_hold_is_not_kept(home, measured, monkeypatch):
+    small = dataclasses.replace(MACHINE, budget_bytes=1 << 30)
+    at(monkeypatch, 0)
+    assert [ledger.bandwidth_of(small).bytes_per_s for _ in range(2)] == [5e9, 9e9]
+    assert not (home / "conifer").exists()
+    assert ledger.bandwidth_of(MACHINE).bytes_per_s == 7e9
+    at(monkeypatch, 2)
+    assert ledger.bandwidth_of(small).bytes_per_s == 7e9  # what was kept is better
+    assert measured == [8e9]
+
+
+@pytest.mark.parametrize("date", ["soon", None, "2026-11-22T00:00:00"])
+def test_a_measurement_without_a_date_is_no_reason_not_to_measure(date, measured):
+    known = {"machine": ledger.machine_key(MACHINE), "bytes_per_s": 6e9, "date": date}
+    ledger._append("bandwidth", known)
+    assert ledger.bandwidth_of(MACHINE).bytes_per_s == 6e9
+    assert measured == [9e9, 7e9, 8e9]
+
+
+@pytest.mark.parametrize(("budget_bytes", "kept"), [(1 << 34, 1), (40 << 20, 0)])
+def test_what_was_forced_to_run_from_the_disk_is_not_kept(budget_bytes: int, kept: int):
+    machine = dataclasses.replace(MACHINE, budget_bytes=budget_bytes)
+    judged = judge_disk("m", resolve(QWEN), Path(QWEN), Wishes(force=True), machine)
+    ledger.record(judged, "stock", "f16", 100, 50, decode_per_s=10.0, prefill_per_s=None)
+    assert len(ledger.runs()) == kept
+
+
+def test_an_answer_that_waited_for_the_disk_is_not_kept(monkeypatch):
+    faults = iter([7, 7 + 10_000, 10_007, 10_007 + 5])  # before and after each answer
+    monkeypatch.setattr(ledger, "disk_faults", lambda: next(faults))
+    options = RunOptions(max_tokens=20, sampling={"temperature": 0.0})
+    session = open_session(locate(QWEN), options)
+    tokens = session.encode([{"role": "user", "content": " ".join(["word"] * 80)}])
+    for kept in (0, 1):
+        assert list(session.answer(tokens)) and len(ledger.runs()) == kept
 
 
 @pytest.mark.parametrize(

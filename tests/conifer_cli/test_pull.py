@@ -74,6 +74,27 @@ def test_a_newer_revision_is_reported_and_fetched_only_when_asked(tmp_path, hub)
     assert Path(file["path"]).read_bytes() == newer and file["sha256"] == sha256(newer)
 
 
+def test_rm_takes_every_revision_unless_the_name_says_which(tmp_path, hub):
+    conifer("pull", "hf:org/tiny", hub=hub, home=tmp_path)
+    hub.files[NAME], hub.commit = TINY[:-1] + bytes([TINY[-1] ^ 1]), "b" * 40
+    update = ("pull", "hf:org/tiny", "--update")
+
+    def left() -> tuple[int, int]:
+        records = (tmp_path / "conifer").glob("pulled/*/*.json")
+        return len(list(tmp_path.rglob("tiny-F32.gguf"))), len(list(records))
+
+    assert conifer(*update, hub=hub, home=tmp_path).returncode == 0
+    assert left() == (2, 2)
+    name = f"hf:org/tiny@{hub.commit}"
+    assert conifer("rm", name, "--yes", hub=hub, home=tmp_path).returncode == 0
+    assert left() == (1, 1)
+    assert conifer(*update, hub=hub, home=tmp_path).returncode == 0
+    assert left() == (2, 2)
+    done = conifer("rm", "hf:org/tiny", "--yes", hub=hub, home=tmp_path)
+    assert (done.returncode, left()) == (0, (0, 0))
+    assert done.stderr.count(b"tiny-F32.gguf, 866.1 kB") == 2
+
+
 def test_a_model_that_is_here_needs_no_hub(tmp_path, hub):
     first = conifer("pull", "hf:org/tiny", hub=hub, home=tmp_path).stdout
     away = run_conifer("pull", "hf:org/tiny", home=tmp_path, HF_HUB_OFFLINE="1")

@@ -6,12 +6,17 @@ import hashlib
 import json
 import shutil
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from conifer_cli import app
+import engine
+from conifer_cli import app, saved
+from engine.kept import keep, restore
 from support.program import MODELS, run_conifer, templated
 
+MAPS = Path("/proc/self/maps")
 QWEN = str(MODELS / "qwen3moe" / "model.gguf")
 SAID = "{% for m in messages %}{{ m.role }}={{ m.content }};{% endfor %}"
 GREEDY = ("--temperature", "0", "--max-tokens", "8", "--json")
@@ -66,6 +71,24 @@ def test_with_another_form_of_cache_the_text_is_read_anew(kept, tmp_path, flags)
     _, model, path, _ = kept
     done = run_conifer("run", model, "and", *GREEDY, "--resume", str(path), *flags, home=tmp_path)
     assert (done.returncode, usage(done)["cached_tokens"]) == (0, 0)
+
+
+@pytest.mark.skipif(not MAPS.exists(), reason="only Linux says what is mapped")
+@pytest.mark.parametrize("name", ["m", "mm"])  # so that arrays begin at odd bytes too
+def test_a_file_is_mapped_until_the_cache_is_filled(tmp_path, kernels, name):
+    model = engine.load(QWEN, kernels)
+    cache, other = model.new_cache(256, "f16"), model.new_cache(256, "f16")
+    greedy = engine.Settings(temperature=0, max_tokens=4, ignore_end=True)
+    list(model.generate([5, 9, 3, 7] * 10, greedy, cache))
+    facts = {"model": name, "identity": "i", "form": "f", "messages": []}
+    saved.write(tmp_path / "talk", saved.CONVERSATION, facts, keep(model, cache))
+    _, kept = saved.read(tmp_path / "talk", saved.CONVERSATION)
+    assert str(tmp_path) in MAPS.read_text()
+    restore(model, kept, other)
+    del kept
+    assert str(tmp_path) not in MAPS.read_text()
+    pairs = zip(keep(model, cache).arrays, keep(model, other).arrays, strict=True)
+    assert all(np.array_equal(mine, theirs) for mine, theirs in pairs)
 
 
 def test_another_models_conversation_is_refused(kept, tmp_path):

@@ -7,11 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from catalog import resolve
+from catalog.hub import Hub, RemoteFile
+from catalog.store import Store
+from conifer_cli.fit import _name_of
 from conifer_cli.ladder import Rung, smaller_rung
-from conifer_cli.verdict import Judged
+from conifer_cli.survey import survey
+from conifer_cli.verdict import Judged, Wishes, judge_model
 from engine.machine import Machine
 from engine.memory import Need, Verdict
-from support.hub_server import HubServer, running_hub
+from support.hub_server import COMMIT, HubServer, running_hub
 from support.program import MODELS, know_bandwidth, run_conifer, run_unplugged
 
 QWEN = MODELS / "qwen3moe" / "model.gguf"
@@ -125,6 +130,53 @@ def test_the_ladder_has_what_lies_beside_the_file_on_the_hub(tmp_path, hub):
         "Q4_K_M": (len(data), True),
         "Q8_0": (len(data) + 10**6, False),
     }
+
+
+@pytest.mark.parametrize(
+    ("quant", "name"),
+    [("Q2_K", "qwen3-30b-a3b:Q2_K"), ("Q3_K_S", "hf:Qwen/Qwen3-30B-A3B-GGUF:Q3_K_S")],
+)
+def test_another_quantisation_is_named_by_where_it_lies(quant: str, name: str):
+    reference = resolve("qwen3-30b-a3b")  # of which the catalog has Q2_K in another repository
+    assert reference.entry.facts("Q2_K").repository != reference.repository
+    first = RemoteFile(reference.repository, "m.gguf", 1, None, "", COMMIT, "main")
+    judged = Judged("qwen3-30b-a3b", reference.entry, None, 1, remote=(first,))
+    assert _name_of(judged, quant) == name and resolve(name).wanted_quant == quant
+
+
+class Asked(Exception):
+    """The hub was asked."""
+
+
+def connect() -> Hub:
+    raise Asked
+
+
+@pytest.mark.parametrize(
+    ("name", "share", "asked"),
+    [
+        ("qwen3-30b-a3b", 0.9, False),
+        ("qwen3-30b-a3b", 0.98, True),  # without layers that only draft it might fit
+        ("qwen3-30b-a3b:Q2_K", 0.9, True),  # of which the catalog has a rounded size
+    ],
+)
+def test_fit_and_pull_end_alike_on_a_size_of_the_catalog(
+    tmp_path, monkeypatch, name: str, share: float, asked: bool
+):
+    reference, wishes = resolve(name), Wishes()
+    store = Store(tmp_path / "home", tmp_path / "hub")
+    budget = int(share * reference.facts.size_bytes)
+    machine = Machine("", "cpu", budget, budget, "available memory")
+    monkeypatch.setattr("engine.machine.this_machine", lambda: machine)
+    for judge in (
+        lambda: judge_model(name, reference, wishes, store, connect),
+        lambda: survey(name, reference, wishes, machine, store, connect),
+    ):
+        if asked:
+            with pytest.raises(Asked):
+                judge()
+        else:
+            assert judge().verdict.kind == "too_large"
 
 
 def test_the_largest_smaller_file_that_fits_is_a_way_out():

@@ -108,10 +108,66 @@ def test_rm_all_takes_what_is_ours_and_leaves_what_is_not(tmp_path, here):
     assert b"nothing of ours" in conifer("rm", "--all", "--yes", home=tmp_path).stderr
 
 
-def test_rm_all_removes_whatever_the_page_on_files_lists():
-    from conifer_cli.remove import OURS
+def test_rm_all_leaves_what_another_tool_fetched_from_the_same_repository(tmp_path, here):
+    commit = here.parents[0]
+    theirs = [commit / "sub" / here.name, commit.with_name("a" * 40) / here.name]
+    for number, path in enumerate(theirs):
+        data = OTHER + bytes([number])
+        blob = here.resolve().with_name(sha256(data))
+        blob.write_bytes(data)
+        path.parent.mkdir()
+        path.symlink_to(blob)
+    done = conifer("rm", "--all", "--yes", home=tmp_path)
+    assert done.returncode == 0
+    assert not here.exists() and all(path.exists() for path in theirs)
+    assert str(here) in done.stderr.decode()
+    assert not [path for path in theirs if str(path) in done.stderr.decode()]
 
+
+# The names on the page, and examples of them.
+EXAMPLES = {
+    "ORG": "org",
+    "NAME": "tiny",
+    "MODEL": "0123456789abcdef",
+    "*.prompt": f"{16 * 'a0'}.prompt",
+    "*": "x",
+}
+
+
+def test_rm_all_removes_whatever_the_page_on_files_lists_and_nothing_else(tmp_path):
     page = (Path(__file__).parents[2] / "docs" / "files.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| `CONIFER_HOME/")]
-    listed = {row.split("`")[1].split("/")[1] for row in rows}
-    assert listed <= set(OURS)
+    home, ours = tmp_path / "conifer", []
+    for row in rows:
+        name = row.split("`")[1].partition("/")[2]
+        for placeholder, example in EXAMPLES.items():
+            name = name.replace(placeholder, example)
+        inside = {"models/smollm2-135m/": "SmolLM2-135M-Instruct.Q4_1.gguf", "models/.fetch-x": "a"}
+        ours.append(home / name / inside.get(name, ""))
+    mine = [
+        home / name
+        for name in (
+            *("models/mine.gguf", "models/smollm2-135m.gguf", "prompts/mine/note.prompt"),
+            *("prompts/note.prompt", "headers/mine.header", "headers/mine/a.header"),
+            *("pulled/mine.json", "pulled/mine/a.json", "history.txt", "config.toml"),
+        )
+    ]
+    for path in (*ours, *mine):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    assert len(ours) >= 7
+    done = conifer("rm", "--all", "--yes", home=tmp_path)
+    assert done.returncode == 0
+    left = [path for path in home.rglob("*") if path.is_file()]
+    assert sorted(left) == sorted(mine)
+    assert all(any(path.iterdir()) for path in home.rglob("*") if path.is_dir())
+
+
+def test_rm_all_leaves_folders_that_have_the_names_of_ours(tmp_path):
+    home = tmp_path / "conifer"
+    mine = [home / "history" / "rome.txt", home / "ledger.jsonl" / "a", home / "models" / "a.gguf"]
+    for path in mine:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"")
+    assert b"nothing of ours" in conifer("rm", "--all", "--yes", home=tmp_path).stderr
+    assert all(path.exists() for path in mine)

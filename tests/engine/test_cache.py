@@ -17,7 +17,7 @@ from engine.cache import (
     new_layer_cache,
 )
 from engine.config import LayerMemory, read_config
-from support.headers import metadata
+from support.headers import kv_values, metadata
 
 
 def marks(start: int, count: int) -> mx.array:
@@ -102,5 +102,5 @@ def test_latent_attention_keeps_576_values_a_token_and_layer():
         rope__dimension_count=64,
     )
     config = read_config(header)
-    assert config.kv_values() == 2 * 576
+    assert kv_values(config) == 2 * 576
     assert kv_bytes(config, 256, "f16") == 256 * 2 * 576 * 2

@@ -63,6 +63,15 @@ def test_working_sets_are_near_those_seen_in_the_wild():
         assert working_set_bytes(gib * GIB) <= seen * GIB
 
 
+@pytest.mark.parametrize(("name", "memory_bytes"), [("gb10", 119 * GIB), ("gb10-128gb", 128 * GB)])
+def test_a_cuda_chip_with_unified_memory_leaves_the_system_its_share(name: str, memory_bytes: int):
+    machine, _ = simulate(name)
+    assert (machine.backend, machine.memory_bytes) == ("cuda", memory_bytes)
+    assert machine.budget_bytes == memory_bytes - int(0.1 * memory_bytes)
+    card, _ = simulate("rtx-4090")
+    assert card.budget_bytes == 24 * GIB - 512 * 2**20
+
+
 def test_memory_given_beside_a_name_wins():
     machine, _ = simulate("m4-max-64gb", 32 * GB)
     assert machine.memory_bytes == 32 * GB

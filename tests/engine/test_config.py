@@ -7,7 +7,7 @@ import pytest
 
 from engine.config import read_config
 from engine.errors import GGUFError, UnsupportedError
-from support.headers import metadata
+from support.headers import kv_values, metadata
 
 SOUND = {
     "general.architecture": "qwen3moe",
@@ -37,7 +37,7 @@ def test_config_reads_what_the_file_says():
     assert config.experts is not None
     assert (config.experts.count, config.experts.used, config.experts.width) == (8, 2, 32)
     assert config.attention_scale == 48**-0.5
-    assert config.kv_values() == 2 * 2 * (48 + 48)
+    assert kv_values(config) == 2 * 2 * (48 + 48)
 
 
 def test_head_width_is_not_width_over_heads():
@@ -48,7 +48,7 @@ def test_head_width_is_not_width_over_heads():
 def test_kv_heads_may_be_an_array_per_layer():
     config = read_config(SOUND | {"qwen3moe.attention.head_count_kv": np.array([1, 4], np.int32)})
     assert config.kv_heads == (1, 4)
-    assert config.kv_values() == 5 * (48 + 48)
+    assert kv_values(config) == 5 * (48 + 48)
 
 
 @pytest.mark.parametrize(

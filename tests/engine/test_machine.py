@@ -8,6 +8,7 @@ import pytest
 
 from engine import machine
 from engine.errors import BackendError
+from engine.memory import Need, kind_of, reserve_bytes
 
 GIB = 1 << 30
 
@@ -156,6 +157,34 @@ def test_a_cgroup_v1_limit_counts_and_no_limit_does_not(tmp_path: Path):
     }
     found = machine.linux_cpu(linux(tmp_path, files))
     assert (found.budget_bytes, found.limited_by) == (4 * GIB, "cgroup limit")
+
+
+def test_a_container_on_a_large_host_keeps_a_share_of_its_own_memory(tmp_path: Path):
+    files = {
+        "proc/meminfo": f"MemTotal: {1 << 30} kB\nMemFree: 1 kB\nMemAvailable: {900 << 20} kB\n",
+        "proc/self/cgroup": "0::/\n",
+        "sys/fs/cgroup/memory.max": f"{32 * GIB}\n",
+        "sys/fs/cgroup/memory.current": f"{GIB}\n",
+    }
+    found = machine.linux_cpu(linux(tmp_path, files))  # of a TiB
+    assert (found.memory_bytes, found.budget_bytes) == (32 * GIB, 31 * GIB)
+    assert reserve_bytes(found) == int(0.04 * 32 * GIB)
+    assert kind_of(Need(20 * GIB, 0, 0, 0), found) == "fits"
+
+
+@pytest.mark.parametrize(
+    ("most", "high", "budget"),
+    [("max", f"{8 * GIB}", 6), (f"{8 * GIB}", f"{4 * GIB}", 2), (f"{8 * GIB}", "max", 6)],
+)
+def test_what_slows_a_cgroup_down_limits_it_as_well(tmp_path: Path, most, high, budget: int):
+    files = {
+        "proc/self/cgroup": "0::/job\n",
+        "sys/fs/cgroup/job/memory.max": f"{most}\n",
+        "sys/fs/cgroup/job/memory.high": f"{high}\n",
+        "sys/fs/cgroup/job/memory.current": f"{2 * GIB}\n",
+    }
+    found = machine.linux_cpu(linux(tmp_path, files))
+    assert (found.budget_bytes, found.limited_by) == (budget * GIB, "cgroup limit")
 
 
 def test_a_cgroup_looser_than_the_machine_does_not_limit(tmp_path: Path):

@@ -20,6 +20,7 @@ from engine.memory import (
     judge_size,
     prefill_chunk,
     reserve_bytes,
+    surely_too_large,
 )
 from support.models import HERE
 
@@ -169,6 +170,12 @@ def test_size_alone_refuses_only_what_cannot_fit():
     verdict = judge_size(18_556_685_824, machine(64 * GB))
     assert (verdict.kind, verdict.estimated) == ("fits", True)
     assert verdict.need.total_bytes == 18_556_685_824 + PROGRAM
+
+
+def test_size_alone_is_certain_beyond_what_layers_that_only_draft_take():
+    assert judge_size(30 * GB, machine(30 * GB)).kind == "too_large"
+    assert not surely_too_large(30 * GB, machine(30 * GB))
+    assert surely_too_large(31 * GB, machine(30 * GB))  # 0.97 x 31 = 30.07
 
 
 def test_an_estimate_counts_what_repacking_adds():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from engine.config import ModelConfig
+
 TOKENS = {"tokenizer.ggml.tokens": ["a", "b", "c"]}
 
 
@@ -20,3 +22,9 @@ def metadata(architecture: str, **changes: object) -> dict[str, object]:
     } | {key.replace("__", "."): value for key, value in changes.items()}
     prefixed = {f"{architecture}.{key}": value for key, value in keys.items()}
     return {"general.architecture": architecture} | TOKENS | prefixed
+
+
+def kv_values(config: ModelConfig) -> int:
+    """Count the values that one token adds to the KV cache, over all layers."""
+    layers = (config.memory(layer) for layer in range(config.layers))
+    return sum(heads * dims for layer in layers for heads, dims in layer.buffers)

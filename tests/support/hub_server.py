@@ -47,10 +47,14 @@ class Fault:
 
 @dataclass
 class HubServer:
-    """A running hub. `files`: repository/name -> bytes; `gated` repositories want `token`."""
+    """A running hub. `files`: repository/name -> bytes.
+
+    gated: repositories that want `token`. private: those that nobody without it is told of.
+    """
 
     files: dict[str, bytes] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
+    private: set[str] = field(default_factory=set)
     commit: str = COMMIT
     token: str = "hf_secret"
     faults: list[Fault] = field(default_factory=list)
@@ -162,9 +166,12 @@ def _handler(hub: HubServer, host: str) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
+def _authorized(handler: Any, hub: HubServer) -> bool:
+    return handler.headers.get("Authorization") == f"Bearer {hub.token}"
+
+
 def _denied(handler: Any, hub: HubServer, repository: str) -> bool:
-    authorized = handler.headers.get("Authorization") == f"Bearer {hub.token}"
-    if repository in hub.gated and not authorized:
+    if repository in hub.gated and not _authorized(handler, hub):
         handler.answer(403, b"{}", X_Error_Code="GatedRepo")
         return True
     return False
@@ -173,8 +180,10 @@ def _denied(handler: Any, hub: HubServer, repository: str) -> bool:
 def _api(handler: Any, hub: HubServer, path: str) -> None:
     repository, _, revision = path.removeprefix("api/models/").partition("/revision/")
     listing = hub.listing(repository)
-    if listing is None:
-        handler.answer(404, b"{}", X_Error_Code="RepoNotFound")
+    hidden = repository in hub.private and not _authorized(handler, hub)
+    if listing is None or hidden:  # which of the two, somebody with a token is told
+        status = 404 if "Authorization" in handler.headers else 401
+        handler.answer(status, b"{}", X_Error_Code="RepoNotFound")
     elif revision not in ("", "main", hub.commit):
         handler.answer(404, b"{}", X_Error_Code="RevisionNotFound")
     elif not _denied(handler, hub, repository):
