@@ -342,7 +342,7 @@ def _loaded(judged: Judged, kernels: str, chatting: bool) -> Model:
         sandbox.start()
     from engine.model import load
 
-    with terminal.Progress("loading") as progress:
+    with terminal.Progress("loading", always=False) as progress:
         return load(
             judged.file or judged.paths[0], kernels, sandbox=sandbox, on_load=progress.update
         )
