@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 TYPED = "typed"  # an origin; the others are an environment variable and the config file
 SLOW = "these are the slow kernels: {}. Install a C++ compiler, then Conifer anew."
 ANSWER_ROOM = 2048  # tokens kept free for an answer when a long prompt makes the context grow
+SEED_BITS = 53  # of a seed that is drawn: what every reader of JSON keeps exactly
 
 Messages = list[dict[str, str]]
 
@@ -143,8 +144,7 @@ class Session:
         self.model = _loaded(judged, options.kernels, chatting=not self.raw)
         if self.model.kernels.fallback_reason is not None:
             terminal.say(f"conifer: {SLOW.format(self.model.kernels.fallback_reason)}")
-        self.seed = secrets.randbits(63) if options.seed is None else options.seed
-        self.settings = settings_for(judged.entry, options, self.seed)
+        self.settings = settings_for(judged.entry, options)
         self.cache: Cache | None = None
         if options.experts or options.experts_out:
             self.model.count_routes()
@@ -152,7 +152,7 @@ class Session:
     def change(self, **wishes: Any) -> None:
         """Change options for the answers to come, by the names that RunOptions has for them."""
         options = replace(self.options, **wishes)
-        self.settings = settings_for(self.judged.entry, options, self.seed)
+        self.settings = settings_for(self.judged.entry, options)
         self.options = options
 
     def close(self) -> None:
@@ -263,10 +263,13 @@ class Answering:
         self._progress = terminal.Progress("reading the prompt", "tokens", session.options.verbose)
         self._started = time.perf_counter()
         self.total_s = 0.0
-        self.seed = session.settings.seed
+        settings = session.settings
+        if settings.seed is None:
+            settings = replace(settings, seed=secrets.randbits(SEED_BITS))
+        self.seed = settings.seed
         self.stream: TokenStream = session.model.generate(
             tokens,
-            session.settings,
+            settings,
             cache,
             on_prefill=self._progress.update,
             guide=_guide(session, tokens),
@@ -369,7 +372,7 @@ def require_template(judged: Judged, options: RunOptions) -> None:
                 raise UsageError(f"{flag} needs a model with a chat template; this one has none")
 
 
-def settings_for(entry: Entry | None, options: RunOptions, seed: int | None = None) -> Settings:
+def settings_for(entry: Entry | None, options: RunOptions) -> Settings:
     """Choose how to sample: what was typed, else what the catalog recommends, else the defaults."""
     from engine.sampling import Settings
 

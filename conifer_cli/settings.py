@@ -59,12 +59,7 @@ def _change(conversation: Conversation, name: str, text: str) -> None:
     elif name == "num_predict":
         conversation.session.change(max_tokens=int(text))
     elif name == "seed":
-        before, conversation.session.seed = conversation.session.seed, int(text)
-        try:
-            conversation.session.change(seed=int(text))
-        except ValueError:
-            conversation.session.seed = before
-            raise
+        conversation.session.change(seed=int(text))
     else:
         ours, read = SAMPLING[name]
         value = read(text)
@@ -224,7 +219,7 @@ def _show_parameters(conversation: Conversation) -> str:
     values: dict[str, Any] = {name: getattr(settings, ours) for name, (ours, _) in SAMPLING.items()}
     values["num_ctx"] = conversation.context
     values["num_predict"] = settings.max_tokens or "as many as there is room for"
-    values["seed"] = settings.seed
+    values["seed"] = "another for each answer" if settings.seed is None else settings.seed
     values["stop"] = ", ".join(map(repr, settings.stop)) or "none"
     return "\n".join(facts([(name, str(value)) for name, value in values.items()]))
 

@@ -136,15 +136,10 @@ def test_set_parameter_changes_how_the_next_answers_are_drawn(talk, words, name,
     ],
 )
 def test_a_setting_out_of_range_is_said_and_changes_nothing(talk, capsys, words, said):
-    before = talk.session.settings, talk.session.options, talk.context, talk.session.seed
+    before = talk.session.settings, talk.session.options, talk.context
     carry_out(f"/set {words}", talk)
     assert said in capsys.readouterr().err
-    assert before == (
-        talk.session.settings,
-        talk.session.options,
-        talk.context,
-        talk.session.seed,
-    )
+    assert before == (talk.session.settings, talk.session.options, talk.context)
 
 
 def test_another_context_reads_the_conversation_anew(talk):
