@@ -118,9 +118,11 @@ def _regen(conversation: Conversation, rest: str) -> None:
         raise UsageError("there is no answer to give anew")
     before = messages.pop()
     conversation.attempts += 1
-    if not conversation.answer():
-        messages.append(before)
-        terminal.say("The answer of before stays.")
+    try:
+        conversation.answer(otherwise="The answer of before stays.")
+    finally:
+        if not messages or messages[-1]["role"] != "assistant":
+            messages.append(before)
 
 
 def _undo(conversation: Conversation, rest: str) -> None:

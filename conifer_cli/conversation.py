@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from engine.reasoning import Part
 
 ANSWER_ROOM = 512  # tokens that must be free before an answer begins, or a quarter of the context
+NOT_ADDED = "Your message was not added."
 
 
 class Conversation:
@@ -72,29 +73,34 @@ class Conversation:
         self.messages.append({"role": "user", "content": "\n\n".join([*self.staged, text])})
         staged, self.staged = self.staged, []
         self.attempts = 0
-        if not self.answer():
-            self.messages.pop()
-            self.staged = staged
+        try:
+            self.answer()
+        finally:
+            if self.messages[-1]["role"] == "user":
+                self.messages.pop()
+                self.staged = staged
 
-    def answer(self) -> bool:
-        """Answer the last message, and add that; False where nothing was said."""
+    def answer(self, otherwise: str = NOT_ADDED) -> None:
+        """Answer the last message, and add that; where nothing comes, say why, and `otherwise`."""
         from conifer_cli.overflow import make_room
 
         try:
             tokens = make_room(self)
             if tokens is None:
-                return False
+                terminal.say(f"{otherwise} /clear begins anew.")
+                return
             reply, answering, first_s = self.ask(tokens)
         except errors.foreseen() as error:
             if isinstance(error, terminal.OutputError):
                 raise
             _, message, hint = errors.explain(error)
             terminal.say(f"conifer: {message}")
-            terminal.say(f"Your message was not added. {hint} /clear begins anew.")
-            return False
+            terminal.say(f"{otherwise} {hint} /clear begins anew.")
+            return
         self.thoughts = reply.thinking
         if answering.stream.finish == "interrupted" and not reply.text:
-            return False
+            terminal.say(f"Stopped before an answer. {otherwise}")
+            return
         self.messages.append(reply.message())
         self.turns.add(answering, first_s)
         if self.shows_stats:
@@ -105,7 +111,6 @@ class Conversation:
             terminal.say(f"conifer: {error}")
         if answering.cut_by_context:
             terminal.say(f"The context of {self.context:,} tokens is full: the answer was cut.")
-        return True
 
     def ask(self, tokens: list[int], **settings: Any) -> tuple[Reply, Answering, float]:
         """Print the answer to these tokens; also give the seconds to its first piece."""

@@ -34,7 +34,6 @@ def make_room(conversation: Conversation) -> list[int] | None:
             f"they do not fit the context of {context:,}."
         )
         if not _chosen(conversation, _choices(conversation, len(tokens) + room)):
-            terminal.say("Your message was not added. /clear begins anew.")
             return None
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 import struct
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from conifer_cli import keeping
 from conifer_cli.commands import COMMANDS, Leave, carry_out, complete, is_command
+from engine.errors import NumericError
 from engine.gguf import open_model
 from support.program import templated
 from support.talk import PLAIN, conversation
@@ -83,6 +86,33 @@ def test_regen_answers_the_same_message_anew(tmp_path):
         assert roles(talk) == ["user", "assistant"]
         answers.add(talk.messages[-1]["content"])
     assert len(answers) > 2
+
+
+def test_regen_that_fails_keeps_the_answer_and_speaks_of_no_message(talk, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise NumericError("not finite")
+
+    talk.say("one")
+    before = list(talk.messages)
+    capsys.readouterr()
+    monkeypatch.setattr(talk, "ask", fail)
+    carry_out("/regen", talk)
+    said = capsys.readouterr().err
+    assert "conifer: not finite\nThe answer of before stays." in said and "not added" not in said
+    assert talk.messages == before
+
+
+def test_an_answer_that_is_stopped_before_it_begins_says_what_becomes_of_the_message(talk, capsys):
+    talk.interrupts.handle(signal.SIGINT, None)  # noted, as no answer has begun
+    talk.say("one")
+    assert capsys.readouterr().err == "Stopped before an answer. Your message was not added.\n"
+    assert talk.messages == []
+    talk.say("one")
+    before = list(talk.messages)
+    talk.interrupts.handle(signal.SIGINT, None)
+    carry_out("/regen", talk)
+    assert capsys.readouterr().err == "Stopped before an answer. The answer of before stays.\n"
+    assert talk.messages == before
 
 
 def test_regen_without_an_answer_says_so(talk, capsys):

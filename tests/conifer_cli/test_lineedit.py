@@ -114,6 +114,18 @@ def test_ctrl_g_opens_the_editor_of_choice(begin, kept, tmp_path):
     assert kept() == ["draft and\nmore"]
 
 
+def test_ctrl_c_in_the_editor_of_choice_stops_no_answer(begin, tmp_path):
+    editor = tmp_path / "editor"
+    editor.write_text('#!/bin/sh\nkill -INT $PPID\nsleep 0.2\nprintf "from there" > "$1"\n')
+    editor.chmod(0o755)
+    with begin("--stats", VISUAL=str(editor)) as session:
+        ready(session)
+        session.type("\x07")
+        session.expect("from there")
+        session.type(ENTER)
+        session.expect("first token after")
+
+
 def test_tab_completes_commands_paths_and_models(begin, tmp_path):
     (tmp_path / "a-long-name.txt").write_text("x")
     with begin() as session:
