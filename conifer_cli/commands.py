@@ -173,9 +173,12 @@ def _save(conversation: Conversation, rest: str) -> None:
 
 
 def _load(conversation: Conversation, rest: str) -> None:
-    messages = conversation.session.resume(keeping.only_path(rest))
+    session = conversation.session
+    messages = session.resume(keeping.only_path(rest))
     conversation.clear()
     conversation.messages[:] = messages
+    if session.cache is not None:
+        conversation.context = session.cache.context
     count = sum(message["role"] == "user" for message in messages)
     terminal.say(f"A conversation of {count:,} turns goes on.")
 

@@ -40,7 +40,7 @@ class Conversation:
 
     def __init__(self, session: Session, messages: Messages, interrupts: Interrupts) -> None:
         self.session, self.messages, self.interrupts = session, messages, interrupts
-        self.context = session.judged.verdict.context
+        self.context = session.context
         self.shows_stats = session.options.stats
         self.styled = terminal.styles()
         self.staged: list[str] = []

@@ -107,8 +107,7 @@ def answer_once(session: Session, messages: Messages, prompt: str) -> int:
     if not answering.cut_by_context:
         return errors.OK
     used = answering.stream.stats.prompt_tokens + answering.stream.stats.decoded_tokens
-    assert session.cache is not None
-    limit = session.cache.context
+    limit = session.context
     terminal.say(f"conifer: the answer was cut: {used:,} tokens fill the context of {limit:,}")
     terminal.say("Ask for a larger context with -c; `conifer fit MODEL` prints the largest.")
     return errors.NO_ROOM
@@ -161,13 +160,12 @@ def _require_thinking(session: Session) -> None:
 
 def _record(session: Session, reply: Reply, answering: Answering) -> dict[str, Any]:
     """Put together what --json prints."""
-    assert session.cache is not None
     return {
         "model": session.judged.name,
         "answer": reply.shown,
         "thinking": reply.thinking,
         **answering.record(),
-        "context": session.cache.context,
+        "context": session.context,
         "seed": answering.seed,
         **({"experts": experts_document(session)} if session.options.experts else {}),
     }

@@ -244,9 +244,14 @@ class Session:
         messages: Messages = facts["messages"]
         return messages
 
+    @property
+    def context(self) -> int:
+        """How many tokens the cache is for, or will be."""
+        return self.cache.context if self.cache else self.judged.verdict.context
+
     def _context(self, prompt_tokens: int) -> int:
         """Choose a context: what was asked for, else the verdict's, doubled while there is need."""
-        context = self.cache.context if self.cache else self.judged.verdict.context
+        context = self.context
         wanted = prompt_tokens + min(self.options.max_tokens or ANSWER_ROOM, ANSWER_ROOM)
         if self.options.context is not None or wanted <= context:
             return context
