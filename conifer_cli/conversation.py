@@ -131,18 +131,27 @@ class Conversation:
         return reply, answering, clock.first_s
 
     def switch(self, name: str) -> None:
-        """Let another model go on with the same messages; the one of before if it cannot."""
+        """Let another model go on with the same messages; the one of before if it cannot.
+
+        Ctrl-C breaks it off. Raises what `errors` foresees.
+        """
         from conifer_cli.prepare import locate
         from conifer_cli.run import open_session
 
         target, before = locate(name), self.session
         before.close()  # both at once may not fit
-        opened = None
+        failure: BaseException | None = None
         try:
-            opened = open_session(target, replace(before.options, context=None))
-        finally:
-            self.session = opened or Session(before.judged, before.options)
-        self.context = self.session.judged.verdict.context
+            with self.interrupts.raising():
+                self.session = open_session(target, replace(before.options, context=None))
+        except KeyboardInterrupt:
+            failure = errors.UsageError(f"stopped: {before.judged.name} goes on")
+        except errors.foreseen() as error:
+            failure = error.with_traceback(None)  # its frames hold what was loaded
+        if failure is not None:
+            self.session = Session(before.judged, before.options)
+            raise failure
+        self.context = self.session.context
 
     def fold(self) -> None:
         """Fold thinking from now on; or unfold it, and show what was thought last."""
