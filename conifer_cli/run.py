@@ -23,8 +23,9 @@ SHOWN = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "max_toke
 
 def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
     """Answer, or hold a conversation. Returns the exit code."""
+    from_file = name is None and options.resume is not None  # which is no reason to fetch it
     if options.resume is not None:
-        name, options = _resumed_model(name, options, Path(options.resume))
+        name = _resumed_model(name, options, Path(options.resume))
     if options.schema is not None or options.format is not None:
         options = replace(options, grammar=_grammar(options.schema))
     require_format(options.experts_out)
@@ -36,7 +37,7 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
         terminal.take_keyboard()
         if not terminal.conversing():
             raise UsageError("-i/--interactive needs a terminal to go on in")
-    session = open_session(target, options)
+    session = open_session(target, options, offline=from_file)
     if options.verbose:
         _explain(session)
     _require_thinking(session)
@@ -53,15 +54,18 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
     return code
 
 
-def open_session(target: Target, options: RunOptions) -> Session:
-    """Judge a model, fetch it where that is due, and load it."""
+def open_session(target: Target, options: RunOptions, offline: bool = False) -> Session:
+    """Judge a model, fetch it where that is due, and load it.
+
+    offline: fetch nothing this once, whatever the options say.
+    """
     wishes = Wishes(
         options.context,
         options.kv_type,
         options.force,
         options.yes,
         options.kernels,
-        options.offline,
+        options.offline or offline,
     )
     judged = judge(target, wishes)
     require_template(judged, options)
@@ -113,15 +117,14 @@ def answer_once(session: Session, messages: Messages, prompt: str) -> int:
     return errors.NO_ROOM
 
 
-def _resumed_model(
-    name: str | None, options: RunOptions, path: Path
-) -> tuple[str | None, RunOptions]:
-    """Name the model of a saved conversation, unless one was typed. It is not fetched."""
+def _resumed_model(name: str | None, options: RunOptions, path: Path) -> str:
+    """Name the model of a saved conversation, unless one was typed."""
     if options.system is not None and options.insists("system"):
         raise UsageError("-s/--system and --resume exclude each other: what was said stays")
     if name is not None:
-        return name, options
-    return saved.read_facts(path, saved.CONVERSATION)["model"], replace(options, offline=True)
+        return name
+    model: str = saved.read_facts(path, saved.CONVERSATION)["model"]
+    return model
 
 
 def _grammar(path: str | None) -> str:

@@ -215,9 +215,10 @@ class Session:
         """
         from engine.kept import keep
 
+        # As it was found: what a link in the hub's cache leads to has no name that tells of parts.
         reference = self.judged.paths[0] if self.judged.entry is None else None
         facts = {
-            "model": str(reference.resolve()) if reference else self.judged.name,
+            "model": str(reference.absolute()) if reference else self.judged.name,
             "identity": self.identity,
             "form": self.form,
             "messages": messages,
@@ -242,6 +243,9 @@ class Session:
             self.cache = None
             restore(self.model, kept, self.memory(len(kept.tokens)))
         messages: Messages = facts["messages"]
+        said = messages[0] if messages else {}
+        system = said["content"] if said.get("role") == "system" else None
+        self.options = replace(self.options, system=system)
         return messages
 
     @property
