@@ -19,6 +19,8 @@ JSON_OBJECT = '{"type": "object", "minProperties": 1}'
 MAX_SCHEMA_BYTES = 1 << 20
 EFFORT = "reasoning_effort"  # what templates call it
 SHOWN = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "max_tokens", "seed")
+# What a conversation has no use for, by parameter.
+ONE_ANSWER = {"as_json": "--json", "raw": "--raw", "extract": "-x/--extract", "cache": "--cache"}
 
 
 def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
@@ -37,6 +39,8 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
         terminal.take_keyboard()
         if not terminal.conversing():
             raise UsageError("-i/--interactive needs a terminal to go on in")
+    if chatting:
+        options = _for_talking(options)
     session = open_session(target, options, offline=from_file)
     if options.verbose:
         _explain(session)
@@ -125,6 +129,17 @@ def _resumed_model(name: str | None, options: RunOptions, path: Path) -> str:
         return name
     model: str = saved.read_facts(path, saved.CONVERSATION)["model"]
     return model
+
+
+def _for_talking(options: RunOptions) -> RunOptions:
+    """Leave out what is for one answer alone. Raises UsageError for what was typed of it."""
+    for name, flag in ONE_ANSWER.items():
+        if getattr(options, name) and options.insists(name):
+            raise UsageError(
+                f"{flag} is for one answer, and without a prompt this is a conversation",
+                'Type a prompt too: `conifer run MODEL -p "Why is the sky blue?"`',
+            )
+    return replace(options, as_json=False, raw=False, extract=False, cache=False)
 
 
 def _grammar(path: str | None) -> str:
