@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import shutil
 import subprocess
@@ -30,7 +31,7 @@ def path_and_words(text: str) -> tuple[Path, str]:
     if text[0] in "\"'" and (end := text.find(text[0], 1)) > 0:
         return _path(text[1:end]), text[end + 1 :].strip()
     whole = _path(text)
-    if whole.exists():
+    if os.path.exists(whole):  # Path.exists raises for a text that is too long to be a name
         return whole, ""
     name, _, words = text.partition(" ")
     return _path(name), words.strip()
@@ -43,6 +44,8 @@ def only_path(text: str) -> Path:
 
 
 def _path(name: str) -> Path:
+    if "\0" in name:
+        raise UsageError("a name of a file has no NUL in it")
     try:
         return Path(name).expanduser()
     except RuntimeError as error:
@@ -66,7 +69,7 @@ def read_text(path: Path) -> str:
 def export(name: str, messages: Messages, model: str) -> Path:
     """Write the conversation as Markdown, to a new file."""
     path = only_path(name)
-    if path.exists():
+    if os.path.exists(path):
         raise UsageError(f"{path} is there already")
     names = {"system": "System", "user": "You", "assistant": Path(model).name}
     parts = [f"## {names[m['role']]}\n\n{m['content'].strip()}\n" for m in messages]
@@ -91,12 +94,14 @@ def copy(text: str) -> str:
 def _write(path: Path, text: str) -> None:
     """Write a file that only its owner may read, whole or not at all."""
     new = path.with_name(f".{path.name}.{os.getpid()}")
+    data = (text + "\n").encode(errors="replace")
     try:
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(text + "\n")
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(data)
         new.replace(path)
-    except (OSError, ValueError) as error:
-        new.unlink(missing_ok=True)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            new.unlink()
         raise UsageError(f"cannot write {path}: {_reason(error)}") from error
 
 

@@ -240,6 +240,22 @@ def test_export_writes_markdown_once(talk, tmp_path, capsys):
     assert "is there already" in capsys.readouterr().err
 
 
+def test_export_writes_any_text_as_utf8(talk, tmp_path):
+    talk.messages.append({"role": "user", "content": "caf\u00e9 \ud800"})
+    path = tmp_path / "talk.md"
+    carry_out(f"/export {path}", talk)
+    assert path.read_bytes() == "## You\n\ncaf\u00e9 ?\n\n".encode()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_words_after_a_file_may_be_longer_than_a_name(talk, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("inside")
+    question = "what is it about? " * 20
+    carry_out(f"/read notes.txt {question}", talk)
+    assert talk.messages[0]["content"] == f"notes.txt:\ninside\n\n{question.strip()}"
+
+
 def test_a_file_is_read_with_words_or_the_next_message(talk, tmp_path, capsys):
     path = tmp_path / "some file.txt"
     path.write_bytes(b"inside\xff\n")
