@@ -16,6 +16,7 @@ from conifer_cli.layout import size
 from conifer_cli.session import Messages
 
 LONGEST_BYTES = 20 * 10**6  # of a file that is read
+COPY_S = 10.0  # after which a program that takes to the clipboard is given up
 CLIPBOARDS = (  # (what has to be set, the program)
     (None, ("pbcopy",)),
     ("WAYLAND_DISPLAY", ("wl-copy",)),
@@ -79,16 +80,24 @@ def export(name: str, messages: Messages, model: str) -> Path:
 
 def copy(text: str) -> str:
     """Put text on the clipboard; say by what. Where no program does it, the terminal is asked."""
+    data = text.encode(errors="replace")
     for variable, words in CLIPBOARDS:
         wanted = sys.platform == "darwin" if variable is None else variable in os.environ
-        if wanted and shutil.which(words[0]):
-            done = subprocess.run(
-                words, input=text.encode(), stderr=subprocess.DEVNULL, timeout=10, check=False
-            )
-            if done.returncode == 0:
-                return words[0]
-    terminal.write(f"\x1b]52;c;{base64.b64encode(text.encode()).decode()}\x07")
+        if wanted and shutil.which(words[0]) and _takes(words, data):
+            return words[0]
+    terminal.write(f"\x1b]52;c;{base64.b64encode(data).decode()}\x07")
     return "the terminal, if it allows that"
+
+
+def _takes(words: tuple[str, ...], data: bytes) -> bool:
+    """Hand text to a program, and tell whether it took it."""
+    try:
+        done = subprocess.run(
+            words, input=data, stderr=subprocess.DEVNULL, timeout=COPY_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
 
 
 def _write(path: Path, text: str) -> None:

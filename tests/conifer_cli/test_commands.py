@@ -310,6 +310,26 @@ def test_copy_without_a_program_asks_the_terminal(talk, capsys, monkeypatch):
     assert "the terminal" in err
 
 
+def test_copy_takes_the_next_way_where_one_fails(talk, tmp_path, capsys, monkeypatch):
+    programs = {
+        "broken": "#!/no/such/interpreter\n",
+        "hanging": "#!/bin/sh\nexec sleep 60\n",
+        "failing": "#!/bin/sh\nexit 1\n",
+        "working": "#!/bin/sh\nexec cat > copied\n",
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(keeping, "CLIPBOARDS", tuple(("PATH", (name,)) for name in programs))
+    monkeypatch.setattr(keeping, "COPY_S", 1.0)
+    talk.say("one")
+    carry_out("/copy", talk)
+    assert "Copied, by working: " in capsys.readouterr().err
+    assert (tmp_path / "copied").read_bytes() == talk.messages[-1]["content"].encode()
+
+
 @pytest.mark.parametrize(
     ("text", "start", "some"),
     [
