@@ -163,8 +163,7 @@ def _model(conversation: Conversation, rest: str) -> None:
 
 def _save(conversation: Conversation, rest: str) -> None:
     path = keeping.only_path(rest)
-    if path.exists() and not saved.is_one(path, saved.CONVERSATION):
-        raise UsageError(f"{path} is there already, and is no conversation")
+    saved.require_place(path)
     try:
         conversation.session.save(path, conversation.messages)
     except terminal.OutputError as error:

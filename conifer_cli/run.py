@@ -31,6 +31,8 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
     if options.schema is not None or options.format is not None:
         options = replace(options, grammar=_grammar(options.schema))
     require_format(options.experts_out)
+    if options.save is not None:
+        saved.require_place(Path(options.save))
     target = locate(name)
     typed = words if words is not None else options.prompt
     chatting = typed is None and terminal.conversing()

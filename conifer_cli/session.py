@@ -208,10 +208,11 @@ class Session:
 
         return f"{self.model.kernels.name} {form(self.model, self.options.kv_type)}"
 
-    def save(self, path: Path, messages: Messages) -> None:
+    def save(self, path: Path, messages: Messages, with_cache: bool = True) -> None:
         """Write the conversation, and what the cache holds of it, to a file.
 
-        Raises OutputError.
+        with_cache: without it the text alone, which `resume` reads anew; the model is not touched
+        then. Raises OutputError, and Unreadable where the model's file has gone.
         """
         from engine.kept import keep
 
@@ -220,10 +221,10 @@ class Session:
         facts = {
             "model": str(reference.absolute()) if reference else self.judged.name,
             "identity": self.identity,
-            "form": self.form,
+            "form": self.form if with_cache else "",
             "messages": messages,
         }
-        kept = keep(self.model, self.cache) if self.cache is not None else None
+        kept = keep(self.model, self.cache) if with_cache and self.cache is not None else None
         saved.write(path, saved.CONVERSATION, facts, kept)
 
     def resume(self, path: Path) -> Messages:

@@ -227,7 +227,41 @@ def test_a_file_of_another_kind_is_not_written_over(talk, tmp_path, capsys):
     assert "is there already" in capsys.readouterr().err
     assert path.read_text() == "dear diary"
     carry_out(f"/save {tmp_path}/no/such/folder", talk)
-    assert "cannot write" in capsys.readouterr().err
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_a_name_that_no_file_can_have_ends_nothing(talk, capsys):
+    talk.say("one")
+    before = list(talk.messages)
+    names = ("x" * 300, "/x" * 3000, "a\0b", f"{__file__}/x")
+    for command in ("/read", "/save", "/load", "/export", "/experts"):
+        for name in names:
+            capsys.readouterr()
+            carry_out(f"{command} {name}.json", talk)
+            assert capsys.readouterr().err.startswith("conifer: "), (command, name)
+    assert talk.messages == before and talk.staged == []
+
+
+def test_a_model_file_that_was_removed_ends_nothing(talk, tmp_path, capsys):
+    talk.say("one")
+    talk.session.judged.paths[0].unlink()
+    capsys.readouterr()
+    carry_out(f"/save {tmp_path}/talk", talk)
+    assert capsys.readouterr().err.startswith("conifer: cannot read ")
+    assert not (tmp_path / "talk").exists()
+
+
+def test_what_is_loaded_brings_its_system_message(tmp_path, capsys):
+    talk = conversation(templated(tmp_path, PLAIN), system="be brief")
+    talk.say("one")
+    carry_out(f"/save {tmp_path}/talk", talk)
+    carry_out("/set system be long", talk)
+    carry_out(f"/load {tmp_path}/talk", talk)
+    capsys.readouterr()
+    carry_out("/show system", talk)
+    assert capsys.readouterr().err == "be brief\n"
+    carry_out("/clear", talk)
+    assert talk.messages == [{"role": "system", "content": "be brief"}]
 
 
 def test_export_writes_markdown_once(talk, tmp_path, capsys):
