@@ -121,6 +121,13 @@ def test_commands_that_mend_things_run_whatever_the_file_says(config, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_tab_completes_whatever_the_file_says(config, capsys):
+    config.write_text("x =")
+    assert app._outcome(["__complete", "--", "run", "--kern"]) == errors.OK
+    out, err = capsys.readouterr()
+    assert out.startswith("--kernels\t") and err == ""
+
+
 @pytest.mark.parametrize(
     ("platform", "more", "expected"),
     [
