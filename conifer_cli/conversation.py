@@ -107,7 +107,7 @@ class Conversation:
             terminal.say(f"{self.turns.last}; {self.meter()}")
         try:
             show_experts(self.session)
-        except terminal.OutputError as error:  # a file is no reason to end the conversation
+        except (terminal.OutputError, errors.UsageError) as error:  # no reason to end all this
             terminal.say(f"conifer: {error}")
         if answering.cut_by_context:
             terminal.say(f"The context of {self.context:,} tokens is full: the answer was cut.")
@@ -154,8 +154,11 @@ class Conversation:
         self.context = self.session.context
 
     def fold(self) -> None:
-        """Fold thinking from now on; or unfold it, and show what was thought last."""
-        self.folds = not self.folds
+        """Fold thinking from now on; or show it from now on, and what was thought last."""
+        hidden = self.session.options.show_thinking is False
+        self.folds = not (self.folds or hidden)
+        if hidden:
+            self.session.change(show_thinking=True)
         terminal.say(f"Thinking is {'folded' if self.folds else 'shown'} from here on.")
         if not self.folds and self.thoughts:
             terminal.tell(self.thoughts)
@@ -231,10 +234,12 @@ class Turns:
 
 
 def history_file() -> Path | None:
-    """Say where what is typed is kept; nowhere if there is no home or CONIFER_NOHISTORY is set."""
+    """Say where what is typed is kept, if it is to be and can."""
     from conifer_cli import options
 
     if os.environ.get("CONIFER_NOHISTORY") or not terminal.is_terminal(sys.stdin):
+        return None
+    if terminal.dumb():  # there is no line editor that would read it
         return None
     try:
         return options.home() / "history"

@@ -188,6 +188,20 @@ def test_set_system_takes_the_place_of_the_one_before(talk):
     assert talk.messages == []
 
 
+def test_only_a_pair_of_quotes_around_all_of_a_system_message_is_taken_away(talk):
+    for typed, meant in (
+        ('Say "hi"', 'Say "hi"'),
+        ('"Say hi"', "Say hi"),
+        ("'Say \"hi\"'", 'Say "hi"'),
+        ('"""Say "hi"."""', 'Say "hi".'),
+        ('"hi" and "bye"', '"hi" and "bye"'),
+        ("it's", "it's"),
+        ('"', '"'),
+    ):
+        carry_out(f"/set system {typed}", talk)
+        assert [message["content"] for message in talk.messages] == [meant]
+
+
 @pytest.mark.parametrize("what", ["info", "system", "template", "parameters", "thinking"])
 def test_show_shows(talk, capsys, what):
     carry_out(f"/show {what}", talk)
@@ -371,6 +385,7 @@ def test_copy_takes_the_next_way_where_one_fails(talk, tmp_path, capsys, monkeyp
         ("/s", 0, ["/set ", "/show ", "/save ", "/stats "]),
         ("/set th", 5, ["think", "thinking"]),
         ("/set parameter top_", 15, ["top_k", "top_p"]),
+        ("/set format ", 12, ["json", "text"]),
         ("/show in", 6, ["info"]),
         ("/model qwen3-30b", 7, ["qwen3-30b-a3b"]),
         ("words and", 6, []),
@@ -406,6 +421,27 @@ def test_a_model_that_computes_nonsense_does_not_end_the_conversation(tmp_path, 
     assert (talk.messages, said.out) == ([], "")
     carry_out("/stats", talk)
     assert "Nothing was answered yet." in capsys.readouterr().err
+
+
+def test_a_folder_that_has_gone_ends_nothing(tmp_path, capsys):
+    folder = tmp_path / "spreads"
+    folder.mkdir()
+    talk = conversation(templated(tmp_path, PLAIN), experts_out=folder / "spread.json")
+    folder.rmdir()
+    talk.say("one")
+    assert "does not exist" in capsys.readouterr().err
+    assert roles(talk) == ["user", "assistant"]
+
+
+def test_fold_shows_thinking_that_was_hidden(talk, capsys):
+    carry_out("/set thinking hide", talk)
+    talk.thoughts = "two and two"
+    capsys.readouterr()
+    talk.fold()
+    assert capsys.readouterr().err == "Thinking is shown from here on.\ntwo and two\n"
+    assert talk.session.options.show_thinking and not talk.folds
+    talk.fold()
+    assert talk.folds
 
 
 def test_fold_shows_what_was_thought_last(talk, capsys):

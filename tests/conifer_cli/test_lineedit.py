@@ -101,6 +101,17 @@ def test_nothing_is_kept_for_who_does_not_want_it(begin, kept):
     assert kept() == ["/set nohistory"]
 
 
+def test_what_cannot_be_kept_is_not_promised(begin):
+    with begin(CONIFER_NOHISTORY="1") as session:
+        ready(session)
+        session.type("/set history" + ENTER)
+        session.expect("What you type is not kept for the next time.")
+    with begin(TERM="dumb") as session:
+        session.expect(">>> ")
+        session.type("/set history\n")
+        session.expect("What you type is not kept for the next time.")
+
+
 def test_ctrl_g_opens_the_editor_of_choice(begin, kept, tmp_path):
     editor = tmp_path / "editor"
     editor.write_text('#!/bin/sh\nprintf "%s and\\nmore\\n" "$(cat "$1")" > "$1"\n')
