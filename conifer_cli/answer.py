@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from conifer_cli.escapes import Filter
 from conifer_cli.layout import duration
-from conifer_cli.terminal import OutputError, Progress, ReaderGone, is_terminal, note, write
+from conifer_cli.terminal import OutputError, Progress, ReaderGone, dumb, is_terminal, note, write
 
 if TYPE_CHECKING:
     from conifer_cli.markdown import Painter
@@ -89,7 +89,7 @@ class Thoughts:
     def __init__(self, folded: bool = False) -> None:
         self._filter = Filter()
         self._begun = False
-        plain = "NO_COLOR" in os.environ or os.environ.get("TERM") in (None, "dumb")
+        plain = "NO_COLOR" in os.environ or dumb()
         self._dims = is_terminal(sys.stderr) and not plain
         self._live = Progress("thinking", "characters") if folded and self._dims else None
         self._start = time.monotonic()

@@ -17,7 +17,7 @@ from conifer_cli.completion import QUERY, Shell
 from conifer_cli.manual import WIDTH, Contents, Program
 
 HELP = ["-h", "--help"]
-UNCONFIGURED = ("complete", "completion", "doctor")  # which work whatever the config file says
+UNCONFIGURED = (QUERY, "completion", "doctor")  # which work whatever the config file says
 WINDOWS = "conifer: Windows is not supported; inside WSL2 (Ubuntu, x86-64) Conifer runs as on Linux"
 
 

@@ -118,9 +118,11 @@ def _regen(conversation: Conversation, rest: str) -> None:
         raise UsageError("there is no answer to give anew")
     before = messages.pop()
     conversation.attempts += 1
-    if not conversation.answer():
-        messages.append(before)
-        terminal.say("The answer of before stays.")
+    try:
+        conversation.answer(otherwise="The answer of before stays.")
+    finally:
+        if not messages or messages[-1]["role"] != "assistant":
+            messages.append(before)
 
 
 def _undo(conversation: Conversation, rest: str) -> None:
@@ -161,8 +163,7 @@ def _model(conversation: Conversation, rest: str) -> None:
 
 def _save(conversation: Conversation, rest: str) -> None:
     path = keeping.only_path(rest)
-    if path.exists() and not saved.is_one(path, saved.CONVERSATION):
-        raise UsageError(f"{path} is there already, and is no conversation")
+    saved.require_place(path)
     try:
         conversation.session.save(path, conversation.messages)
     except terminal.OutputError as error:
@@ -171,9 +172,12 @@ def _save(conversation: Conversation, rest: str) -> None:
 
 
 def _load(conversation: Conversation, rest: str) -> None:
-    messages = conversation.session.resume(keeping.only_path(rest))
+    session = conversation.session
+    messages = session.resume(keeping.only_path(rest))
     conversation.clear()
     conversation.messages[:] = messages
+    if session.cache is not None:
+        conversation.context = session.cache.context
     count = sum(message["role"] == "user" for message in messages)
     terminal.say(f"A conversation of {count:,} turns goes on.")
 

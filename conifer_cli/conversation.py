@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from engine.reasoning import Part
 
 ANSWER_ROOM = 512  # tokens that must be free before an answer begins, or a quarter of the context
+NOT_ADDED = "Your message was not added."
 
 
 class Conversation:
@@ -39,7 +40,7 @@ class Conversation:
 
     def __init__(self, session: Session, messages: Messages, interrupts: Interrupts) -> None:
         self.session, self.messages, self.interrupts = session, messages, interrupts
-        self.context = session.judged.verdict.context
+        self.context = session.context
         self.shows_stats = session.options.stats
         self.styled = terminal.styles()
         self.staged: list[str] = []
@@ -72,40 +73,44 @@ class Conversation:
         self.messages.append({"role": "user", "content": "\n\n".join([*self.staged, text])})
         staged, self.staged = self.staged, []
         self.attempts = 0
-        if not self.answer():
-            self.messages.pop()
-            self.staged = staged
+        try:
+            self.answer()
+        finally:
+            if self.messages[-1]["role"] == "user":
+                self.messages.pop()
+                self.staged = staged
 
-    def answer(self) -> bool:
-        """Answer the last message, and add that; False where nothing was said."""
+    def answer(self, otherwise: str = NOT_ADDED) -> None:
+        """Answer the last message, and add that; where nothing comes, say why, and `otherwise`."""
         from conifer_cli.overflow import make_room
 
         try:
             tokens = make_room(self)
             if tokens is None:
-                return False
+                terminal.say(f"{otherwise} /clear begins anew.")
+                return
             reply, answering, first_s = self.ask(tokens)
         except errors.foreseen() as error:
             if isinstance(error, terminal.OutputError):
                 raise
             _, message, hint = errors.explain(error)
             terminal.say(f"conifer: {message}")
-            terminal.say(f"Your message was not added. {hint} /clear begins anew.")
-            return False
+            terminal.say(f"{otherwise} {hint} /clear begins anew.")
+            return
         self.thoughts = reply.thinking
         if answering.stream.finish == "interrupted" and not reply.text:
-            return False
+            terminal.say(f"Stopped before an answer. {otherwise}")
+            return
         self.messages.append(reply.message())
         self.turns.add(answering, first_s)
         if self.shows_stats:
             terminal.say(f"{self.turns.last}; {self.meter()}")
         try:
             show_experts(self.session)
-        except terminal.OutputError as error:  # a file is no reason to end the conversation
+        except (terminal.OutputError, errors.UsageError) as error:  # no reason to end all this
             terminal.say(f"conifer: {error}")
         if answering.cut_by_context:
             terminal.say(f"The context of {self.context:,} tokens is full: the answer was cut.")
-        return True
 
     def ask(self, tokens: list[int], **settings: Any) -> tuple[Reply, Answering, float]:
         """Print the answer to these tokens; also give the seconds to its first piece."""
@@ -126,22 +131,34 @@ class Conversation:
         return reply, answering, clock.first_s
 
     def switch(self, name: str) -> None:
-        """Let another model go on with the same messages; the one of before if it cannot."""
+        """Let another model go on with the same messages; the one of before if it cannot.
+
+        Ctrl-C breaks it off. Raises what `errors` foresees.
+        """
         from conifer_cli.prepare import locate
         from conifer_cli.run import open_session
 
         target, before = locate(name), self.session
         before.close()  # both at once may not fit
-        opened = None
+        failure: BaseException | None = None
         try:
-            opened = open_session(target, replace(before.options, context=None))
-        finally:
-            self.session = opened or Session(before.judged, before.options)
-        self.context = self.session.judged.verdict.context
+            with self.interrupts.raising():
+                self.session = open_session(target, replace(before.options, context=None))
+        except KeyboardInterrupt:
+            failure = errors.UsageError(f"stopped: {before.judged.name} goes on")
+        except errors.foreseen() as error:
+            failure = error.with_traceback(None)  # its frames hold what was loaded
+        if failure is not None:
+            self.session = Session(before.judged, before.options)
+            raise failure
+        self.context = self.session.context
 
     def fold(self) -> None:
-        """Fold thinking from now on; or unfold it, and show what was thought last."""
-        self.folds = not self.folds
+        """Fold thinking from now on; or show it from now on, and what was thought last."""
+        hidden = self.session.options.show_thinking is False
+        self.folds = not (self.folds or hidden)
+        if hidden:
+            self.session.change(show_thinking=True)
         terminal.say(f"Thinking is {'folded' if self.folds else 'shown'} from here on.")
         if not self.folds and self.thoughts:
             terminal.tell(self.thoughts)
@@ -217,10 +234,12 @@ class Turns:
 
 
 def history_file() -> Path | None:
-    """Say where what is typed is kept; nowhere if there is no home or CONIFER_NOHISTORY is set."""
+    """Say where what is typed is kept, if it is to be and can."""
     from conifer_cli import options
 
     if os.environ.get("CONIFER_NOHISTORY") or not terminal.is_terminal(sys.stdin):
+        return None
+    if terminal.dumb():  # there is no line editor that would read it
         return None
     try:
         return options.home() / "history"

@@ -174,13 +174,21 @@ def check_cache() -> Check:
 def _unusable(folder: Path) -> str | None:
     """Say why nothing could be written to a folder, which need not exist."""
     place = _existing(folder)
-    if not place.is_dir():
+    if not os.path.isdir(place):
         return f"{place} is not a folder"
-    return None if os.access(place, os.W_OK | os.X_OK) else f"{place} may not be written to"
+    if not os.access(place, os.W_OK | os.X_OK):
+        return f"{place} may not be written to"
+    try:
+        folder.stat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:  # no folder can have this name
+        return error.strerror
+    return None
 
 
 def _existing(folder: Path) -> Path:
-    return next(place for place in (folder, *folder.parents) if place.exists())
+    return next(place for place in (folder, *folder.parents) if os.path.exists(place))
 
 
 def check_hub() -> Check:

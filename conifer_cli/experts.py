@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 import zlib
 from dataclasses import dataclass, replace
@@ -69,7 +70,7 @@ def require_format(path: Path | None) -> None:
         return
     if path.suffix.lower() not in FORMATS:
         raise UsageError(f"{path.name!r} does not end in .png or .json")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise UsageError(f"the folder {str(path.parent)!r} does not exist")
 
 

@@ -2,11 +2,11 @@
 conversation stops what can be stopped there, and never the conversation itself.
 
 While a conversation goes on, the signal's handler does one of three things, by where the program
-is: at a prompt it raises KeyboardInterrupt; in an answer it tells that to stop; anywhere else it
-leaves a note. A note stops the answer that begins next, and is dropped at a prompt. It acts once
-for each time it was armed, so that nothing ever strikes the code that deals with the first one;
-only at a prompt that is still there a moment later it raises again, as an exception that met a
-destructor is lost.
+is: at a prompt, and while another model is opened, it raises KeyboardInterrupt; in an answer it
+tells that to stop; anywhere else it leaves a note. A note stops the answer that begins next, unless
+a message was typed since. It acts once for each time it was armed, so that nothing ever strikes the
+code that deals with the first one; only at a prompt that is still there a moment later it raises
+again, as an exception that met a destructor is lost.
 """
 
 from __future__ import annotations
@@ -52,10 +52,14 @@ class Interrupts:
         self._asking = False
         self._struck_s = 0.0
 
+    def forget(self) -> None:
+        """Drop the note of one that came before now."""
+        self._noted = False
+
     @contextmanager
     def raising(self) -> Iterator[None]:
         """Have Ctrl-C raise KeyboardInterrupt within, once; forget one that came before."""
-        self._noted = False
+        self.forget()
         try:
             self._asking = True
             self._action = _raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from conifer_cli.layout import size
 from conifer_cli.session import Messages
 
 LONGEST_BYTES = 20 * 10**6  # of a file that is read
+COPY_S = 10.0  # after which a program that takes to the clipboard is given up
 CLIPBOARDS = (  # (what has to be set, the program)
     (None, ("pbcopy",)),
     ("WAYLAND_DISPLAY", ("wl-copy",)),
@@ -30,7 +32,7 @@ def path_and_words(text: str) -> tuple[Path, str]:
     if text[0] in "\"'" and (end := text.find(text[0], 1)) > 0:
         return _path(text[1:end]), text[end + 1 :].strip()
     whole = _path(text)
-    if whole.exists():
+    if os.path.exists(whole):  # Path.exists raises for a text that is too long to be a name
         return whole, ""
     name, _, words = text.partition(" ")
     return _path(name), words.strip()
@@ -43,6 +45,8 @@ def only_path(text: str) -> Path:
 
 
 def _path(name: str) -> Path:
+    if "\0" in name:
+        raise UsageError("a name of a file has no NUL in it")
     try:
         return Path(name).expanduser()
     except RuntimeError as error:
@@ -66,7 +70,7 @@ def read_text(path: Path) -> str:
 def export(name: str, messages: Messages, model: str) -> Path:
     """Write the conversation as Markdown, to a new file."""
     path = only_path(name)
-    if path.exists():
+    if os.path.exists(path):
         raise UsageError(f"{path} is there already")
     names = {"system": "System", "user": "You", "assistant": Path(model).name}
     parts = [f"## {names[m['role']]}\n\n{m['content'].strip()}\n" for m in messages]
@@ -76,27 +80,37 @@ def export(name: str, messages: Messages, model: str) -> Path:
 
 def copy(text: str) -> str:
     """Put text on the clipboard; say by what. Where no program does it, the terminal is asked."""
+    data = text.encode(errors="replace")
     for variable, words in CLIPBOARDS:
         wanted = sys.platform == "darwin" if variable is None else variable in os.environ
-        if wanted and shutil.which(words[0]):
-            done = subprocess.run(
-                words, input=text.encode(), stderr=subprocess.DEVNULL, timeout=10, check=False
-            )
-            if done.returncode == 0:
-                return words[0]
-    terminal.write(f"\x1b]52;c;{base64.b64encode(text.encode()).decode()}\x07")
+        if wanted and shutil.which(words[0]) and _takes(words, data):
+            return words[0]
+    terminal.write(f"\x1b]52;c;{base64.b64encode(data).decode()}\x07")
     return "the terminal, if it allows that"
+
+
+def _takes(words: tuple[str, ...], data: bytes) -> bool:
+    """Hand text to a program, and tell whether it took it."""
+    try:
+        done = subprocess.run(
+            words, input=data, stderr=subprocess.DEVNULL, timeout=COPY_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
 
 
 def _write(path: Path, text: str) -> None:
     """Write a file that only its owner may read, whole or not at all."""
     new = path.with_name(f".{path.name}.{os.getpid()}")
+    data = (text + "\n").encode(errors="replace")
     try:
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(text + "\n")
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(data)
         new.replace(path)
-    except (OSError, ValueError) as error:
-        new.unlink(missing_ok=True)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            new.unlink()
         raise UsageError(f"cannot write {path}: {_reason(error)}") from error
 
 

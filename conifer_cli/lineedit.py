@@ -59,9 +59,7 @@ class Editor(Protocol):
 
 def open_editor(desk: Desk, interrupts: Interrupts) -> Editor:
     """Choose the editor that this terminal can bear."""
-    if os.environ.get("TERM") in (None, "", "dumb", "unknown"):
-        return PlainEditor(interrupts)
-    return LineEditor(desk)
+    return PlainEditor(interrupts) if terminal.dumb() else LineEditor(desk, interrupts)
 
 
 def closed(text: str) -> bool:
@@ -111,10 +109,12 @@ class PlainEditor:
 
 
 class LineEditor:
-    """prompt_toolkit's editor."""
+    """prompt_toolkit's editor. Ctrl-C is a key here; one that was noted before, as in $EDITOR, is
+    not meant for the answer to what is typed now.
+    """
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, desk: Desk, interrupts: Interrupts) -> None:
+        self._desk, self._interrupts = desk, interrupts
         self._session: PromptSession[str] | None = None
 
     def message(self) -> str | None:
@@ -124,6 +124,7 @@ class LineEditor:
             text = readable(self._session.prompt(handle_sigint=False))
         except EOFError:
             return None
+        self._interrupts.forget()
         if self._desk.history is not None and text.strip():
             history.add(self._desk.history, text)
         return unquoted(text)
@@ -133,7 +134,9 @@ class LineEditor:
 
         with contextlib.suppress(EOFError, KeyboardInterrupt):
             session: PromptSession[str] = PromptSession(output=_output())
-            return session.prompt(text, handle_sigint=False).strip()
+            reply = session.prompt(text, handle_sigint=False).strip()
+            self._interrupts.forget()
+            return reply
         return ""
 
 

@@ -173,7 +173,7 @@ class Painter:
         plain = [row for line in lines for row in self._cut([("", line)])]
         if len(lines) < 2 or not _TABLE_RULE.fullmatch(lines[1]):
             return plain
-        grid = [_cells_of(line) for line in lines if not _TABLE_RULE.fullmatch(line)]
+        grid = [_cells_of(line) for line in (lines[0], *lines[2:])]
         columns = max(map(len, grid))
         grid = [[*row, *[[] for _ in range(columns - len(row))]] for row in grid]
         widths = [max(width_of(row[at]) for row in grid) for at in range(columns)]

@@ -34,7 +34,6 @@ def make_room(conversation: Conversation) -> list[int] | None:
             f"they do not fit the context of {context:,}."
         )
         if not _chosen(conversation, _choices(conversation, len(tokens) + room)):
-            terminal.say("Your message was not added. /clear begins anew.")
             return None
 
 
@@ -95,8 +94,9 @@ def _drop(conversation: Conversation) -> bool:
 
 
 def _summarise(conversation: Conversation) -> bool:
-    """Have the model say what was said in short, and keep that instead."""
+    """Have the model say what was said in short, and keep that instead; all of it if that fails."""
     messages, head = conversation.messages, _head(conversation)
+    before = list(messages)
     system, past, last = messages[:head], _past(conversation), messages[-1]
     limit = min(SUMMARY_TOKENS, conversation.context // 4)
     request = {"role": "user", "content": SUMMARY_REQUEST}
@@ -109,15 +109,15 @@ def _summarise(conversation: Conversation) -> bool:
                 break
             if len(past) <= 2:
                 terminal.say("Even the last turn is too long to be summarised.")
-                messages[:] = [*system, *past, last]
                 return False
             past, left_out = past[2:], left_out + 1
         if left_out:
             terminal.say(f"The oldest turns had to be left out of the summary: {left_out:,}.")
         reply, answering, _ = conversation.ask(tokens, max_tokens=limit)
     finally:
-        messages[:] = [*system, *past, last]
+        messages[:] = before
     if answering.stream.finish == "interrupted" or not reply.text.strip():
+        terminal.say("There is no summary, and nothing was left out.")
         return False
     messages[:] = [*system, request, {"role": "assistant", "content": reply.text}, last]
     return True

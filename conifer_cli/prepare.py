@@ -156,7 +156,10 @@ def _transfer(judged: Judged, store: Store) -> tuple[Path, ...]:
 
 
 def _refuse() -> NoReturn:
-    raise Offline("the model is not on this machine, and --offline fetches nothing")
+    raise Offline(
+        "the model is not on this machine; --offline fetches nothing, nor does --resume a model "
+        "that only its file names"
+    )
 
 
 def _announcement(judged: Judged, folder: Path) -> str:

@@ -7,6 +7,7 @@ a cache.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
@@ -97,13 +98,20 @@ def _restored(session: Session, path: Path, cache: Cache) -> bool:
     try:
         _, kept = saved.read(path, saved.PROMPT)
         restore(session.model, kept, cache)
-        os.utime(path)
     except ContextOverflow:  # it is longer than this prompt's context
         return False
     except (errors.BadSaved, errors.UsageError, KeptError):
-        path.unlink(missing_ok=True)
+        _remove(path)
         return False
+    with contextlib.suppress(OSError):  # it is another user's, or on a disk that is only read
+        os.utime(path)
     return True
+
+
+def _remove(path: Path) -> None:
+    """Remove a file that cannot be used, where that is allowed."""
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _files(identity: str) -> Iterator[Path]:
@@ -116,7 +124,7 @@ def _facts(path: Path) -> dict[str, object] | None:
     except errors.UsageError:  # another process was quicker to remove it
         return None
     except errors.BadSaved:
-        path.unlink(missing_ok=True)
+        _remove(path)
         return None
 
 

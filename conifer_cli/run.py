@@ -19,15 +19,20 @@ JSON_OBJECT = '{"type": "object", "minProperties": 1}'
 MAX_SCHEMA_BYTES = 1 << 20
 EFFORT = "reasoning_effort"  # what templates call it
 SHOWN = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "max_tokens", "seed")
+# What a conversation has no use for, by parameter.
+ONE_ANSWER = {"as_json": "--json", "raw": "--raw", "extract": "-x/--extract", "cache": "--cache"}
 
 
 def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
     """Answer, or hold a conversation. Returns the exit code."""
+    from_file = name is None and options.resume is not None  # which is no reason to fetch it
     if options.resume is not None:
-        name, options = _resumed_model(name, options, Path(options.resume))
+        name = _resumed_model(name, options, Path(options.resume))
     if options.schema is not None or options.format is not None:
         options = replace(options, grammar=_grammar(options.schema))
     require_format(options.experts_out)
+    if options.save is not None:
+        saved.require_place(Path(options.save))
     target = locate(name)
     typed = words if words is not None else options.prompt
     chatting = typed is None and terminal.conversing()
@@ -36,7 +41,9 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
         terminal.take_keyboard()
         if not terminal.conversing():
             raise UsageError("-i/--interactive needs a terminal to go on in")
-    session = open_session(target, options)
+    if chatting:
+        options = _for_talking(options)
+    session = open_session(target, options, offline=from_file)
     if options.verbose:
         _explain(session)
     _require_thinking(session)
@@ -53,15 +60,18 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
     return code
 
 
-def open_session(target: Target, options: RunOptions) -> Session:
-    """Judge a model, fetch it where that is due, and load it."""
+def open_session(target: Target, options: RunOptions, offline: bool = False) -> Session:
+    """Judge a model, fetch it where that is due, and load it.
+
+    offline: fetch nothing this once, whatever the options say.
+    """
     wishes = Wishes(
         options.context,
         options.kv_type,
         options.force,
         options.yes,
         options.kernels,
-        options.offline,
+        options.offline or offline,
     )
     judged = judge(target, wishes)
     require_template(judged, options)
@@ -107,22 +117,31 @@ def answer_once(session: Session, messages: Messages, prompt: str) -> int:
     if not answering.cut_by_context:
         return errors.OK
     used = answering.stream.stats.prompt_tokens + answering.stream.stats.decoded_tokens
-    assert session.cache is not None
-    limit = session.cache.context
+    limit = session.context
     terminal.say(f"conifer: the answer was cut: {used:,} tokens fill the context of {limit:,}")
     terminal.say("Ask for a larger context with -c; `conifer fit MODEL` prints the largest.")
     return errors.NO_ROOM
 
 
-def _resumed_model(
-    name: str | None, options: RunOptions, path: Path
-) -> tuple[str | None, RunOptions]:
-    """Name the model of a saved conversation, unless one was typed. It is not fetched."""
+def _resumed_model(name: str | None, options: RunOptions, path: Path) -> str:
+    """Name the model of a saved conversation, unless one was typed."""
     if options.system is not None and options.insists("system"):
         raise UsageError("-s/--system and --resume exclude each other: what was said stays")
     if name is not None:
-        return name, options
-    return saved.read_facts(path, saved.CONVERSATION)["model"], replace(options, offline=True)
+        return name
+    model: str = saved.read_facts(path, saved.CONVERSATION)["model"]
+    return model
+
+
+def _for_talking(options: RunOptions) -> RunOptions:
+    """Leave out what is for one answer alone. Raises UsageError for what was typed of it."""
+    for name, flag in ONE_ANSWER.items():
+        if getattr(options, name) and options.insists(name):
+            raise UsageError(
+                f"{flag} is for one answer, and without a prompt this is a conversation",
+                'Type a prompt too: `conifer run MODEL -p "Why is the sky blue?"`',
+            )
+    return replace(options, as_json=False, raw=False, extract=False, cache=False)
 
 
 def _grammar(path: str | None) -> str:
@@ -161,13 +180,12 @@ def _require_thinking(session: Session) -> None:
 
 def _record(session: Session, reply: Reply, answering: Answering) -> dict[str, Any]:
     """Put together what --json prints."""
-    assert session.cache is not None
     return {
         "model": session.judged.name,
         "answer": reply.shown,
         "thinking": reply.thinking,
         **answering.record(),
-        "context": session.cache.context,
+        "context": session.context,
         "seed": answering.seed,
         **({"experts": experts_document(session)} if session.options.experts else {}),
     }

@@ -20,6 +20,13 @@ SAMPLING = ("temperature", "top_p", "top_k", "min_p")
 RANKS = {"DEFAULT": 0, "DEFAULT_MAP": 1, "ENVIRONMENT": 2, "COMMANDLINE": 3}
 
 
+def parse_stop(text: str) -> str:
+    """Read a text that ends an answer."""
+    if not text:
+        raise typer.BadParameter("a text to stop before must not be empty")
+    return text
+
+
 class Effort(StrEnum):
     """How long to think, by the names that templates know."""
 
@@ -113,6 +120,7 @@ Stop = Annotated[
     list[str] | None,
     typer.Option(
         metavar="TEXT",
+        parser=parse_stop,
         envvar="CONIFER_STOP",
         help="End the answer before this text; may be given several times.",
     ),

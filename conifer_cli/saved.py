@@ -1,8 +1,9 @@
 """Files of what a model's cache held: a conversation to go on with, or the start of a prompt.
 
 One file: a line that says what it is and its format, a line of JSON (facts, and the shapes of the
-arrays), the arrays' bytes, and the SHA-256 of all that. It is written aside and put in place whole.
-What is read is not trusted: every size is checked before anything is allocated.
+arrays), the arrays' bytes, and the SHA-256 of all that. It is written aside and put in place whole,
+for its owner alone to read. What is read is not trusted: every size is checked before anything is
+allocated.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from conifer_cli.errors import BadSaved, UsageError
+from conifer_cli.errors import BadSaved, Unreadable, UsageError
 from conifer_cli.terminal import OutputError
 
 if TYPE_CHECKING:
@@ -36,17 +37,41 @@ START_BYTES, SAMPLE_BYTES, SAMPLES = 16 << 20, 4096, 64  # of a model file, for 
 
 
 def identity(judged: Judged) -> str:
-    """Tell a model's files from others: their sizes, their starts, and samples of all the rest."""
+    """Tell a model's files from others: their sizes, their starts, and samples of all the rest.
+
+    Raises Unreadable.
+    """
     digest = hashlib.sha256()
     for path in judged.paths:
-        size_bytes = path.stat().st_size
-        digest.update(f"{size_bytes};".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(START_BYTES))
-            for sample in range(SAMPLES):
-                file.seek((size_bytes - SAMPLE_BYTES) * sample // SAMPLES)
-                digest.update(file.read(SAMPLE_BYTES))
+        try:
+            _take_samples(path, digest)
+        except OSError as error:  # it may be removed while it runs
+            raise Unreadable(f"cannot read {path}: {error.strerror}") from error
     return digest.hexdigest()
+
+
+def _take_samples(path: Path, digest: Any) -> None:
+    size_bytes = path.stat().st_size
+    digest.update(f"{size_bytes};".encode())
+    with path.open("rb") as file:
+        digest.update(file.read(START_BYTES))
+        for sample in range(SAMPLES):
+            file.seek((size_bytes - SAMPLE_BYTES) * sample // SAMPLES)
+            digest.update(file.read(SAMPLE_BYTES))
+
+
+def require_place(path: Path) -> None:
+    """Raise UsageError where a conversation cannot be saved, or would take something else's place.
+
+    One of ours may be written over.
+    """
+    if os.path.exists(path) and not is_one(path, CONVERSATION):
+        raise UsageError(f"{path} is there already, and is no conversation")
+    folder = path.parent
+    if not os.path.isdir(folder):
+        raise UsageError(f"the folder {str(folder)!r} does not exist")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"the folder {str(folder)!r} may not be written to")
 
 
 def write(path: Path, kind: str, facts: Mapping[str, Any], kept: Kept | None) -> None:
@@ -54,7 +79,7 @@ def write(path: Path, kind: str, facts: Mapping[str, Any], kept: Kept | None) ->
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         try:
-            with aside.open("xb") as file:
+            with open(aside, "xb", opener=_private) as file:
                 _write(file, kind, facts, kept)
                 file.flush()
                 os.fsync(file.fileno())
@@ -63,6 +88,10 @@ def write(path: Path, kind: str, facts: Mapping[str, Any], kept: Kept | None) ->
             aside.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _private(name: str, flags: int) -> int:
+    return os.open(name, flags, 0o600)
 
 
 def _write(file: BinaryIO, kind: str, facts: Mapping[str, Any], kept: Kept | None) -> None:
@@ -104,6 +133,8 @@ def read_facts(path: Path, kind: str) -> dict[str, Any]:
 def is_one(path: Path, kind: str) -> bool:
     """Tell whether a file begins as ours do."""
     try:
+        if not path.is_file():  # to open a pipe is to wait for whoever writes to it
+            return False
         with path.open("rb") as file:
             return file.readline(80).startswith(f"conifer {kind} ".encode())
     except OSError:

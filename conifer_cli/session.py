@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 TYPED = "typed"  # an origin; the others are an environment variable and the config file
 SLOW = "these are the slow kernels: {}. Install a C++ compiler, then Conifer anew."
 ANSWER_ROOM = 2048  # tokens kept free for an answer when a long prompt makes the context grow
+SEED_BITS = 53  # of a seed that is drawn: what every reader of JSON keeps exactly
 
 Messages = list[dict[str, str]]
 
@@ -143,8 +144,7 @@ class Session:
         self.model = _loaded(judged, options.kernels, chatting=not self.raw)
         if self.model.kernels.fallback_reason is not None:
             terminal.say(f"conifer: {SLOW.format(self.model.kernels.fallback_reason)}")
-        self.seed = secrets.randbits(63) if options.seed is None else options.seed
-        self.settings = settings_for(judged.entry, options, self.seed)
+        self.settings = settings_for(judged.entry, options)
         self.cache: Cache | None = None
         if options.experts or options.experts_out:
             self.model.count_routes()
@@ -152,7 +152,7 @@ class Session:
     def change(self, **wishes: Any) -> None:
         """Change options for the answers to come, by the names that RunOptions has for them."""
         options = replace(self.options, **wishes)
-        self.settings = settings_for(self.judged.entry, options, self.seed)
+        self.settings = settings_for(self.judged.entry, options)
         self.options = options
 
     def close(self) -> None:
@@ -208,21 +208,23 @@ class Session:
 
         return f"{self.model.kernels.name} {form(self.model, self.options.kv_type)}"
 
-    def save(self, path: Path, messages: Messages) -> None:
+    def save(self, path: Path, messages: Messages, with_cache: bool = True) -> None:
         """Write the conversation, and what the cache holds of it, to a file.
 
-        Raises OutputError.
+        with_cache: without it the text alone, which `resume` reads anew; the model is not touched
+        then. Raises OutputError, and Unreadable where the model's file has gone.
         """
         from engine.kept import keep
 
+        # As it was found: what a link in the hub's cache leads to has no name that tells of parts.
         reference = self.judged.paths[0] if self.judged.entry is None else None
         facts = {
-            "model": str(reference.resolve()) if reference else self.judged.name,
+            "model": str(reference.absolute()) if reference else self.judged.name,
             "identity": self.identity,
-            "form": self.form,
+            "form": self.form if with_cache else "",
             "messages": messages,
         }
-        kept = keep(self.model, self.cache) if self.cache is not None else None
+        kept = keep(self.model, self.cache) if with_cache and self.cache is not None else None
         saved.write(path, saved.CONVERSATION, facts, kept)
 
     def resume(self, path: Path) -> Messages:
@@ -242,11 +244,19 @@ class Session:
             self.cache = None
             restore(self.model, kept, self.memory(len(kept.tokens)))
         messages: Messages = facts["messages"]
+        said = messages[0] if messages else {}
+        system = said["content"] if said.get("role") == "system" else None
+        self.options = replace(self.options, system=system)
         return messages
+
+    @property
+    def context(self) -> int:
+        """How many tokens the cache is for, or will be."""
+        return self.cache.context if self.cache else self.judged.verdict.context
 
     def _context(self, prompt_tokens: int) -> int:
         """Choose a context: what was asked for, else the verdict's, doubled while there is need."""
-        context = self.cache.context if self.cache else self.judged.verdict.context
+        context = self.context
         wanted = prompt_tokens + min(self.options.max_tokens or ANSWER_ROOM, ANSWER_ROOM)
         if self.options.context is not None or wanted <= context:
             return context
@@ -264,10 +274,13 @@ class Answering:
         self._started = time.perf_counter()
         self._faults = ledger.disk_faults()
         self.total_s = 0.0
-        self.seed = session.settings.seed
+        settings = session.settings
+        if settings.seed is None:
+            settings = replace(settings, seed=secrets.randbits(SEED_BITS))
+        self.seed = settings.seed
         self.stream: TokenStream = session.model.generate(
             tokens,
-            session.settings,
+            settings,
             cache,
             on_prefill=self._progress.update,
             guide=_guide(session, tokens),
@@ -344,7 +357,7 @@ def _loaded(judged: Judged, kernels: str, chatting: bool) -> Model:
         sandbox.start()
     from engine.model import load
 
-    with terminal.Progress("loading") as progress:
+    with terminal.Progress("loading", always=False) as progress:
         return load(
             judged.file or judged.paths[0], kernels, sandbox=sandbox, on_load=progress.update
         )
@@ -371,7 +384,7 @@ def require_template(judged: Judged, options: RunOptions) -> None:
                 raise UsageError(f"{flag} needs a model with a chat template; this one has none")
 
 
-def settings_for(entry: Entry | None, options: RunOptions, seed: int | None = None) -> Settings:
+def settings_for(entry: Entry | None, options: RunOptions) -> Settings:
     """Choose how to sample: what was typed, else what the catalog recommends, else the defaults."""
     from engine.sampling import Settings
 

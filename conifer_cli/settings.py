@@ -59,12 +59,7 @@ def _change(conversation: Conversation, name: str, text: str) -> None:
     elif name == "num_predict":
         conversation.session.change(max_tokens=int(text))
     elif name == "seed":
-        before, conversation.session.seed = conversation.session.seed, int(text)
-        try:
-            conversation.session.change(seed=int(text))
-        except ValueError:
-            conversation.session.seed = before
-            raise
+        conversation.session.change(seed=int(text))
     else:
         ours, read = SAMPLING[name]
         value = read(text)
@@ -87,13 +82,22 @@ def _resize(conversation: Conversation, text: str) -> None:
 def _system(conversation: Conversation, rest: str) -> None:
     if conversation.session.raw:
         raise UsageError("this model has no chat template, and so no system message")
-    text = rest.strip("\"'")
+    text = _unquoted(rest)
     conversation.session.change(system=text or None)
     messages = conversation.messages
     if messages and messages[0]["role"] == "system":
         del messages[0]
     messages[:0] = conversation.session.opening()
     terminal.say("The system message is set." if text else "There is no system message now.")
+
+
+def _unquoted(text: str) -> str:
+    """Take the quotes around a text away, where they are a pair and there are no more of them."""
+    for quote in ('"""', '"', "'"):
+        bare = text.removeprefix(quote).removesuffix(quote)
+        if len(bare) == len(text) - 2 * len(quote) and quote not in bare:
+            return bare
+    return text
 
 
 def _think(conversation: Conversation, rest: str) -> None:
@@ -137,8 +141,10 @@ def _history(keeps: bool) -> Callable[[Conversation, str], None]:
     def change(conversation: Conversation, rest: str) -> None:
         from conifer_cli.conversation import history_file
 
-        conversation.desk.history = history_file() if keeps else None
-        terminal.say(f"What you type is {'kept' if keeps else 'not kept'} for the next time.")
+        kept = conversation.desk.history = history_file() if keeps else None
+        terminal.say(f"What you type is {'kept' if kept else 'not kept'} for the next time.")
+        if keeps and not kept:
+            terminal.say("CONIFER_NOHISTORY is set, or there is no line editor here.")
 
     return change
 
@@ -166,7 +172,7 @@ SETS: dict[str, tuple[str, str, Callable[[Conversation, str], None]]] = {
     "history": ("history", "keep what is typed, for the next time", _history(True)),
     "nohistory": ("nohistory", "do not", _history(False)),
 }
-VALUES = {
+VALUES: dict[str, tuple[str, ...]] = {
     "parameter": PARAMETERS,
     "thinking": ("show", "fold", "hide"),
     "think": EFFORTS,
@@ -179,11 +185,7 @@ def set_words(typed: str) -> list[str]:
     word, space, rest = typed.partition(" ")
     if not space:
         return of(*SETS)(typed)
-    return of(
-        *{"parameter": PARAMETERS, "thinking": ("show", "fold", "hide"), "think": EFFORTS}.get(
-            word, ()
-        )
-    )(rest)
+    return of(*VALUES.get(word, ()))(rest)
 
 
 def shown(conversation: Conversation, rest: str) -> None:
@@ -224,7 +226,7 @@ def _show_parameters(conversation: Conversation) -> str:
     values: dict[str, Any] = {name: getattr(settings, ours) for name, (ours, _) in SAMPLING.items()}
     values["num_ctx"] = conversation.context
     values["num_predict"] = settings.max_tokens or "as many as there is room for"
-    values["seed"] = settings.seed
+    values["seed"] = "another for each answer" if settings.seed is None else settings.seed
     values["stop"] = ", ".join(map(repr, settings.stop)) or "none"
     return "\n".join(facts([(name, str(value)) for name, value in values.items()]))
 

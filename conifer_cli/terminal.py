@@ -100,6 +100,11 @@ def take_keyboard() -> None:
     sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
 
 
+def dumb() -> bool:
+    """Tell whether the terminal only prints: no styles, and no cursor that moves."""
+    return os.environ.get("TERM") in (None, "", "dumb", "unknown")
+
+
 def dimensions() -> tuple[int, int]:
     """Say how wide and how high the terminal is, in cells."""
     size = shutil.get_terminal_size()
@@ -108,7 +113,7 @@ def dimensions() -> tuple[int, int]:
 
 def styles() -> bool:
     """Tell whether answers may be styled: on a terminal that can, for a person who wants it."""
-    plain = "NO_COLOR" in os.environ or os.environ.get("TERM") in (None, "", "dumb", "unknown")
+    plain = "NO_COLOR" in os.environ or dumb()
     return is_terminal(sys.stdout) and not plain and dimensions()[0] >= MIN_STYLED_WIDTH
 
 
@@ -118,7 +123,7 @@ def keys(quiet: bool) -> Iterator[None]:
 
     quiet: what is typed stays off the screen and waits as it is; Ctrl-C stays Ctrl-C.
     """
-    if os.environ.get("TERM") in (None, "", "dumb", "unknown") or not is_terminal(sys.stdin):
+    if dumb() or not is_terminal(sys.stdin):
         yield
         return
     import termios
@@ -211,7 +216,7 @@ class Progress:
         self._start = self._last = time.monotonic()
         self._first = None if unit == "bytes" else 0  # a transfer may be taken up in its middle
         self._drawn = 0  # width of the line that is on the screen
-        self._live = is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
+        self._live = is_terminal(sys.stderr) and not dumb()
         self._silent = not (always or is_terminal(sys.stderr))
 
     def __enter__(self) -> Progress:
@@ -336,7 +341,6 @@ def draw(picture: Callable[[int, bool], list[str]]) -> None:
 
     picture: is told how many columns there are and whether it may have colours, as escapes.
     """
-    plain = "NO_COLOR" in os.environ or os.environ.get("TERM") in (None, "", "dumb")
-    coloured = is_terminal(sys.stderr) and not plain
+    coloured = is_terminal(sys.stderr) and "NO_COLOR" not in os.environ and not dumb()
     lines = picture(shutil.get_terminal_size().columns, coloured)
     note("".join(line + "\n" for line in lines))

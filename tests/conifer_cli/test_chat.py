@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 import time
+from pathlib import Path
 
 import pytest
 
 from conifer_cli.commands import COMMANDS
+from support.hub_server import running_hub
 from support.program import MODELS, command, environment, templated
 from support.terminal_session import TerminalSession
 
@@ -102,6 +104,41 @@ def test_a_conversation_needs_no_stderr(tmp_path):
         session.expect(">>> ")
         session.type("/bye\n")
         assert session.wait() == 0
+
+
+@pytest.mark.parametrize("flag", ["--json", "--raw", "-x", "--cache"])
+def test_what_is_for_one_answer_is_refused_where_it_is_typed(tmp_path, flag):
+    arguments = [*command(), "run", QWEN, flag]
+    with TerminalSession(arguments, environment(tmp_path, TERM="dumb")) as session:
+        assert session.wait() == 2
+        assert "is for one answer" in session.screen
+
+
+def test_a_standing_wish_for_one_answer_is_left_out_of_a_conversation(tmp_path):
+    arguments = [*command(), "run", QWEN, "--max-tokens", "4", "--stats"]
+    standing = {"CONIFER_EXTRACT": "1", "CONIFER_CACHE": "1", "CONIFER_RAW": "1"}
+    with TerminalSession(arguments, environment(tmp_path, TERM="dumb", **standing)) as session:
+        session.expect(">>> ")
+        session.type("hello\n")
+        session.expect("answer: 4 tokens")
+
+
+def test_ctrl_c_stops_the_fetching_of_another_model(tmp_path):
+    arguments = [*command(), "run", QWEN, "--max-tokens", "4", "--stats"]
+    with running_hub() as hub:
+        hub.files["org/tiny/tiny-F32.gguf"] = Path(QWEN).read_bytes()
+        hub.throttle_bytes_per_s = 400_000  # two seconds
+        where = {"HF_ENDPOINT": hub.url, "NO_PROXY": "127.0.0.1"}
+        with TerminalSession(arguments, environment(tmp_path, TERM="dumb", **where)) as session:
+            session.expect(">>> ")
+            session.type("/model hf:org/tiny\n")
+            session.expect("conifer: fetching tiny-F32.gguf")
+            time.sleep(0.5)
+            session.type("\x03")
+            session.expect("model.gguf goes on")
+            session.expect(">>> ")
+            session.type("hello\n")
+            session.expect("answer: 4 tokens")
 
 
 def test_a_message_over_the_context_is_said_with_both_counts_and_a_choice(tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 import struct
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from conifer_cli import keeping
 from conifer_cli.commands import COMMANDS, Leave, carry_out, complete, is_command
+from engine.errors import NumericError
 from engine.gguf import open_model
 from support.program import templated
 from support.talk import PLAIN, conversation
@@ -85,6 +88,33 @@ def test_regen_answers_the_same_message_anew(tmp_path):
     assert len(answers) > 2
 
 
+def test_regen_that_fails_keeps_the_answer_and_speaks_of_no_message(talk, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise NumericError("not finite")
+
+    talk.say("one")
+    before = list(talk.messages)
+    capsys.readouterr()
+    monkeypatch.setattr(talk, "ask", fail)
+    carry_out("/regen", talk)
+    said = capsys.readouterr().err
+    assert "conifer: not finite\nThe answer of before stays." in said and "not added" not in said
+    assert talk.messages == before
+
+
+def test_an_answer_that_is_stopped_before_it_begins_says_what_becomes_of_the_message(talk, capsys):
+    talk.interrupts.handle(signal.SIGINT, None)  # noted, as no answer has begun
+    talk.say("one")
+    assert capsys.readouterr().err == "Stopped before an answer. Your message was not added.\n"
+    assert talk.messages == []
+    talk.say("one")
+    before = list(talk.messages)
+    talk.interrupts.handle(signal.SIGINT, None)
+    carry_out("/regen", talk)
+    assert capsys.readouterr().err == "Stopped before an answer. The answer of before stays.\n"
+    assert talk.messages == before
+
+
 def test_regen_without_an_answer_says_so(talk, capsys):
     carry_out("/regen", talk)
     assert "there is no answer to give anew" in capsys.readouterr().err
@@ -136,15 +166,10 @@ def test_set_parameter_changes_how_the_next_answers_are_drawn(talk, words, name,
     ],
 )
 def test_a_setting_out_of_range_is_said_and_changes_nothing(talk, capsys, words, said):
-    before = talk.session.settings, talk.session.options, talk.context, talk.session.seed
+    before = talk.session.settings, talk.session.options, talk.context
     carry_out(f"/set {words}", talk)
     assert said in capsys.readouterr().err
-    assert before == (
-        talk.session.settings,
-        talk.session.options,
-        talk.context,
-        talk.session.seed,
-    )
+    assert before == (talk.session.settings, talk.session.options, talk.context)
 
 
 def test_another_context_reads_the_conversation_anew(talk):
@@ -161,6 +186,20 @@ def test_set_system_takes_the_place_of_the_one_before(talk):
         assert [m["content"] for m in talk.messages if m["role"] == "system"] == [text]
     carry_out("/set system", talk)
     assert talk.messages == []
+
+
+def test_only_a_pair_of_quotes_around_all_of_a_system_message_is_taken_away(talk):
+    for typed, meant in (
+        ('Say "hi"', 'Say "hi"'),
+        ('"Say hi"', "Say hi"),
+        ("'Say \"hi\"'", 'Say "hi"'),
+        ('"""Say "hi"."""', 'Say "hi".'),
+        ('"hi" and "bye"', '"hi" and "bye"'),
+        ("it's", "it's"),
+        ('"', '"'),
+    ):
+        carry_out(f"/set system {typed}", talk)
+        assert [message["content"] for message in talk.messages] == [meant]
 
 
 @pytest.mark.parametrize("what", ["info", "system", "template", "parameters", "thinking"])
@@ -202,7 +241,41 @@ def test_a_file_of_another_kind_is_not_written_over(talk, tmp_path, capsys):
     assert "is there already" in capsys.readouterr().err
     assert path.read_text() == "dear diary"
     carry_out(f"/save {tmp_path}/no/such/folder", talk)
-    assert "cannot write" in capsys.readouterr().err
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_a_name_that_no_file_can_have_ends_nothing(talk, capsys):
+    talk.say("one")
+    before = list(talk.messages)
+    names = ("x" * 300, "/x" * 3000, "a\0b", f"{__file__}/x")
+    for command in ("/read", "/save", "/load", "/export", "/experts"):
+        for name in names:
+            capsys.readouterr()
+            carry_out(f"{command} {name}.json", talk)
+            assert capsys.readouterr().err.startswith("conifer: "), (command, name)
+    assert talk.messages == before and talk.staged == []
+
+
+def test_a_model_file_that_was_removed_ends_nothing(talk, tmp_path, capsys):
+    talk.say("one")
+    talk.session.judged.paths[0].unlink()
+    capsys.readouterr()
+    carry_out(f"/save {tmp_path}/talk", talk)
+    assert capsys.readouterr().err.startswith("conifer: cannot read ")
+    assert not (tmp_path / "talk").exists()
+
+
+def test_what_is_loaded_brings_its_system_message(tmp_path, capsys):
+    talk = conversation(templated(tmp_path, PLAIN), system="be brief")
+    talk.say("one")
+    carry_out(f"/save {tmp_path}/talk", talk)
+    carry_out("/set system be long", talk)
+    carry_out(f"/load {tmp_path}/talk", talk)
+    capsys.readouterr()
+    carry_out("/show system", talk)
+    assert capsys.readouterr().err == "be brief\n"
+    carry_out("/clear", talk)
+    assert talk.messages == [{"role": "system", "content": "be brief"}]
 
 
 def test_export_writes_markdown_once(talk, tmp_path, capsys):
@@ -213,6 +286,22 @@ def test_export_writes_markdown_once(talk, tmp_path, capsys):
     capsys.readouterr()
     carry_out(f"/export {path}", talk)
     assert "is there already" in capsys.readouterr().err
+
+
+def test_export_writes_any_text_as_utf8(talk, tmp_path):
+    talk.messages.append({"role": "user", "content": "caf\u00e9 \ud800"})
+    path = tmp_path / "talk.md"
+    carry_out(f"/export {path}", talk)
+    assert path.read_bytes() == "## You\n\ncaf\u00e9 ?\n\n".encode()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_words_after_a_file_may_be_longer_than_a_name(talk, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("inside")
+    question = "what is it about? " * 20
+    carry_out(f"/read notes.txt {question}", talk)
+    assert talk.messages[0]["content"] == f"notes.txt:\ninside\n\n{question.strip()}"
 
 
 def test_a_file_is_read_with_words_or_the_next_message(talk, tmp_path, capsys):
@@ -269,6 +358,26 @@ def test_copy_without_a_program_asks_the_terminal(talk, capsys, monkeypatch):
     assert "the terminal" in err
 
 
+def test_copy_takes_the_next_way_where_one_fails(talk, tmp_path, capsys, monkeypatch):
+    programs = {
+        "broken": "#!/no/such/interpreter\n",
+        "hanging": "#!/bin/sh\nexec sleep 60\n",
+        "failing": "#!/bin/sh\nexit 1\n",
+        "working": "#!/bin/sh\nexec cat > copied\n",
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(keeping, "CLIPBOARDS", tuple(("PATH", (name,)) for name in programs))
+    monkeypatch.setattr(keeping, "COPY_S", 1.0)
+    talk.say("one")
+    carry_out("/copy", talk)
+    assert "Copied, by working: " in capsys.readouterr().err
+    assert (tmp_path / "copied").read_bytes() == talk.messages[-1]["content"].encode()
+
+
 @pytest.mark.parametrize(
     ("text", "start", "some"),
     [
@@ -276,6 +385,7 @@ def test_copy_without_a_program_asks_the_terminal(talk, capsys, monkeypatch):
         ("/s", 0, ["/set ", "/show ", "/save ", "/stats "]),
         ("/set th", 5, ["think", "thinking"]),
         ("/set parameter top_", 15, ["top_k", "top_p"]),
+        ("/set format ", 12, ["json", "text"]),
         ("/show in", 6, ["info"]),
         ("/model qwen3-30b", 7, ["qwen3-30b-a3b"]),
         ("words and", 6, []),
@@ -311,6 +421,27 @@ def test_a_model_that_computes_nonsense_does_not_end_the_conversation(tmp_path, 
     assert (talk.messages, said.out) == ([], "")
     carry_out("/stats", talk)
     assert "Nothing was answered yet." in capsys.readouterr().err
+
+
+def test_a_folder_that_has_gone_ends_nothing(tmp_path, capsys):
+    folder = tmp_path / "spreads"
+    folder.mkdir()
+    talk = conversation(templated(tmp_path, PLAIN), experts_out=folder / "spread.json")
+    folder.rmdir()
+    talk.say("one")
+    assert "does not exist" in capsys.readouterr().err
+    assert roles(talk) == ["user", "assistant"]
+
+
+def test_fold_shows_thinking_that_was_hidden(talk, capsys):
+    carry_out("/set thinking hide", talk)
+    talk.thoughts = "two and two"
+    capsys.readouterr()
+    talk.fold()
+    assert capsys.readouterr().err == "Thinking is shown from here on.\ntwo and two\n"
+    assert talk.session.options.show_thinking and not talk.folds
+    talk.fold()
+    assert talk.folds
 
 
 def test_fold_shows_what_was_thought_last(talk, capsys):

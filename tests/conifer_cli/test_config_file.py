@@ -21,6 +21,7 @@ WRONG = [
     ("temperature = true", "line 1, temperature: takes a text or a number", ""),
     ("[run]\nschema = 'a\\u0000b'".replace("'", '"'), "line 2, schema: holds a NUL", ""),
     ("temperature = [1]", "line 1, temperature: takes a text or a number", ""),
+    ("[run]\nstop = ['END', '']", "line 2, stop: ", "must not be empty"),
     ("[nope]\na = 1", "line 1, nope: no command has this option", ""),
     ("[list]\ntemperature = 1", "line 2, temperature: no command has this option", ""),
     ("[run]\nversion = true", "line 2, version: no command has this option", ""),
@@ -118,6 +119,13 @@ def test_commands_that_mend_things_run_whatever_the_file_says(config, capsys):
     config.write_text("x =")
     assert app._outcome(["completion", "bash"]) == errors.OK
     assert capsys.readouterr().err == ""
+
+
+def test_tab_completes_whatever_the_file_says(config, capsys):
+    config.write_text("x =")
+    assert app._outcome(["__complete", "--", "run", "--kern"]) == errors.OK
+    out, err = capsys.readouterr()
+    assert out.startswith("--kernels\t") and err == ""
 
 
 @pytest.mark.parametrize(

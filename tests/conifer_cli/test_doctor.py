@@ -98,6 +98,14 @@ def test_a_home_that_is_a_file_fails_with_the_code_of_the_store(tmp_path: Path):
     assert found["status"] == "fail" and "CONIFER_HOME" in found["advice"]
 
 
+def test_a_name_that_no_folder_can_have_fails_with_the_code_of_the_store(tmp_path: Path):
+    place = str(tmp_path / ("x" * 300))
+    done = run_conifer("doctor", "--json", home=tmp_path, HF_HOME=place, HF_HUB_OFFLINE="1")
+    found = check(done)["cache"]
+    assert done.returncode == 5
+    assert found["status"] == "fail" and "HF_HOME" in found["advice"]
+
+
 @pytest.mark.parametrize(
     ("gib", "status", "code"), [(0.2, "fail", 4), (1.2, "warn", 0), (64, "ok", 0)]
 )

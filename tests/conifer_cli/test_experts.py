@@ -178,6 +178,7 @@ def test_a_dense_model_answers_and_says_that_it_has_no_experts(tmp_path: Path):
     [
         ("spread.svg", 2, "does not end in .png or .json"),
         ("nowhere/spread.png", 2, "the folder 'nowhere' does not exist"),
+        (f"{'x' * 300}/spread.png", 2, "does not exist"),
         ("folder.json", 1, "cannot write folder.json"),
     ],
 )

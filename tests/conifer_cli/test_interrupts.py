@@ -61,6 +61,16 @@ def test_one_that_came_before_is_forgotten_at_a_prompt():
     assert stopped == []
 
 
+def test_one_that_came_before_a_message_was_typed_is_forgotten():
+    stopped = []
+    with owned() as interrupts:
+        press()
+        interrupts.forget()
+        with interrupts.calling(lambda: stopped.append(1)):
+            pass
+    assert stopped == []
+
+
 def test_the_handler_of_before_comes_back():
     before = signal.getsignal(signal.SIGINT)
     with owned():

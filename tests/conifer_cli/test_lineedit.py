@@ -101,6 +101,17 @@ def test_nothing_is_kept_for_who_does_not_want_it(begin, kept):
     assert kept() == ["/set nohistory"]
 
 
+def test_what_cannot_be_kept_is_not_promised(begin):
+    with begin(CONIFER_NOHISTORY="1") as session:
+        ready(session)
+        session.type("/set history" + ENTER)
+        session.expect("What you type is not kept for the next time.")
+    with begin(TERM="dumb") as session:
+        session.expect(">>> ")
+        session.type("/set history\n")
+        session.expect("What you type is not kept for the next time.")
+
+
 def test_ctrl_g_opens_the_editor_of_choice(begin, kept, tmp_path):
     editor = tmp_path / "editor"
     editor.write_text('#!/bin/sh\nprintf "%s and\\nmore\\n" "$(cat "$1")" > "$1"\n')
@@ -112,6 +123,18 @@ def test_ctrl_g_opens_the_editor_of_choice(begin, kept, tmp_path):
         session.type(ENTER)
         session.expect("first token after")
     assert kept() == ["draft and\nmore"]
+
+
+def test_ctrl_c_in_the_editor_of_choice_stops_no_answer(begin, tmp_path):
+    editor = tmp_path / "editor"
+    editor.write_text('#!/bin/sh\nkill -INT $PPID\nsleep 0.2\nprintf "from there" > "$1"\n')
+    editor.chmod(0o755)
+    with begin("--stats", VISUAL=str(editor)) as session:
+        ready(session)
+        session.type("\x07")
+        session.expect("from there")
+        session.type(ENTER)
+        session.expect("first token after")
 
 
 def test_tab_completes_commands_paths_and_models(begin, tmp_path):

@@ -64,6 +64,11 @@ def same(a: Screen, b: Screen) -> bool:
     return a.text == b.text and trimmed[: len(a.lines)] == trimmed[len(a.lines) :]
 
 
+def test_a_row_of_dashes_is_a_row_of_its_table():
+    text = shown(["| a | b |\n|---|---|\n| - | -- |\n| 1 | 2 |\n\n"]).text
+    assert "\n- \u2502 --\n" in text and "\n1 \u2502 2" in text
+
+
 def test_a_page_looks_as_it_should():
     text = shown([PAGE]).text
     assert text.startswith("A heading with code\n\nA paragraph with bold words, italic ones, code,")

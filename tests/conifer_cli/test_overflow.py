@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from conifer_cli.overflow import SUMMARY_REQUEST
+from engine.errors import NumericError
 from support.program import templated
 from support.talk import PLAIN, conversation
 
@@ -69,6 +72,38 @@ def test_a_summary_by_the_model_takes_the_place_of_what_was_said(begin):
     assert roles == ["system", "user", "assistant", "user", "assistant"]
     assert talk.messages[1]["content"] == SUMMARY_REQUEST
     assert talk.messages[2]["content"].strip() and talk.messages[3]["content"] == WORDS
+
+
+@pytest.mark.parametrize("fault", ["stopped", "failed", "empty"])
+def test_a_summary_that_fails_leaves_everything_as_it_was(begin, capsys, monkeypatch, fault):
+    talk = begin(system="be brief", context=640)
+    asking = talk.editor.question
+
+    def ask(tokens, **settings):
+        if fault == "failed":
+            raise NumericError("not finite")
+        reply, *rest = answering(tokens, **settings)
+        reply.text = " \n"
+        return reply, *rest
+
+    def question(text):
+        asking(text)
+        if fault == "stopped":
+            talk.interrupts.handle(signal.SIGINT, None)
+        else:
+            monkeypatch.setattr(talk, "ask", ask)
+        return "s"
+
+    answering = talk.ask
+    talk.editor.replies.append("s")
+    monkeypatch.setattr(talk.editor, "question", question)
+    while not talk.editor.asked:
+        before = [dict(message) for message in talk.messages]
+        talk.say(WORDS)
+    said = capsys.readouterr().err
+    assert "had to be left out of the summary" in said
+    assert "Your message was not added." in said
+    assert talk.messages == before
 
 
 def test_an_unknown_reply_asks_again(begin):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from conifer_cli import prompts
+from conifer_cli import app, prompts
 from support.program import MODELS, run_conifer
 
 GREEDY = ("--temperature", "0", "--max-tokens", "6", "--json")
@@ -77,6 +79,26 @@ def test_a_place_that_cannot_be_written_is_said_and_no_error(tmp_path):
     done = run_conifer("run", model, TEXT, *GREEDY, "--cache", home=tmp_path)
     assert done.returncode == 0 and json.loads(done.stdout)["answer"]
     assert done.stderr.count(b"\n") == 1 and b"was not stored" in done.stderr
+
+
+def test_a_place_that_may_only_be_read_is_read(tmp_path, capsys, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(1, "Operation not permitted")
+
+    first, _ = asked(tmp_path, "qwen3moe", TEXT, "--cache")
+    (path,) = stored(tmp_path)
+    data = path.read_bytes()
+    monkeypatch.setenv("CONIFER_HOME", str(tmp_path / "conifer"))
+    monkeypatch.setattr(sys, "stdin", None)
+    monkeypatch.setattr(os, "utime", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    model = str(MODELS / "qwen3moe" / "model.gguf")
+    for stands, cached in ((data, True), (data[:-50] + b"x" * 50, False), (b"", False)):
+        path.write_bytes(stands)
+        code = app._outcome(["run", model, TEXT, *GREEDY, "--cache"])
+        record = json.loads(capsys.readouterr().out)
+        assert (code, record["answer"]) == (0, first)
+        assert (record["usage"]["cached_tokens"] > 0) == cached
 
 
 def test_the_least_recently_used_go_first(tmp_path, monkeypatch):

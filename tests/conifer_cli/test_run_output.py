@@ -55,6 +55,15 @@ def test_an_answer_cut_by_the_context_is_in_the_json_too_and_exits_4(tmp_path):
     assert record["usage"]["total_tokens"] == record["context"] == 24
 
 
+def test_without_a_seed_one_is_drawn_that_repeats_the_answer(tmp_path):
+    asked = ("run", QWEN, "hello", "--temperature", "1.5", "--max-tokens", "16", "--json")
+    first, other = (json.loads(run_conifer(*asked, home=tmp_path).stdout) for _ in range(2))
+    assert first["seed"] != other["seed"] and 0 <= first["seed"] < 1 << 53
+    again = json.loads(run_conifer(*asked, "--seed", str(first["seed"]), home=tmp_path).stdout)
+    assert again["seed"] == first["seed"]
+    assert again["answer"] == first["answer"] != other["answer"]
+
+
 def test_no_stream_prints_the_same_at_once(tmp_path):
     streamed = run_conifer("run", QWEN, "hello", *GREEDY, home=tmp_path)
     whole = run_conifer("run", QWEN, "hello", *GREEDY, "--no-stream", home=tmp_path)

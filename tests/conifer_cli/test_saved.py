@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -13,8 +15,13 @@ import pytest
 
 import engine
 from conifer_cli import app, saved
+from engine.gguf import open_model
 from engine.kept import keep, restore
-from support.program import MODELS, run_conifer, templated
+from support.gguf_writer import split_bytes
+from support.hub_server import running_hub
+from support.program import MODELS, command, environment, run_conifer, templated
+from support.rewrite import all_tensors
+from support.terminal_session import TerminalSession
 
 MAPS = Path("/proc/self/maps")
 QWEN = str(MODELS / "qwen3moe" / "model.gguf")
@@ -24,6 +31,10 @@ GREEDY = ("--temperature", "0", "--max-tokens", "8", "--json")
 
 def usage(done):
     return json.loads(done.stdout)["usage"]
+
+
+def facts(path):
+    return json.loads(path.read_bytes().split(b"\n")[1])
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +72,7 @@ def test_a_resumed_conversation_can_be_saved_over_itself(kept, tmp_path):
     for turn in (1, 2):
         again = ("run", model, f"turn {turn}", *GREEDY, "--resume", "own", "--save", "own")
         assert run_conifer(*again, home=tmp_path).returncode == 0
-    facts = json.loads(own.read_bytes().split(b"\n")[1])
-    assert [message["role"] for message in facts["messages"]] == ["user", "assistant"] * 3
+    assert [message["role"] for message in facts(own)["messages"]] == ["user", "assistant"] * 3
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["own"]
 
 
@@ -106,10 +116,107 @@ def test_a_file_that_is_not_there_exits_2(tmp_path):
         assert b"no saved conversation" in done.stderr
 
 
-def test_a_place_that_cannot_be_written_exits_1_after_the_answer(tmp_path):
-    done = run_conifer("run", QWEN, "hi", *GREEDY, "--save", "none/talk", home=tmp_path)
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("notes.md", "notes.md is there already, and is no conversation"),
+        ("pipe", "is there already"),  # which nobody writes to
+        (".", "is there already"),
+        ("", "is there already"),
+        ("none/talk", "the folder 'none' does not exist"),
+        ("notes.md/talk", "the folder 'notes.md' does not exist"),
+    ],
+)
+def test_a_place_that_will_not_do_exits_2_before_anything_is_loaded(tmp_path, place, said):
+    notes = tmp_path / "notes.md"
+    notes.write_text("dear diary")
+    os.mkfifo(tmp_path / "pipe")
+    done = run_conifer("run", QWEN, "hi", *GREEDY, "--save", place, home=tmp_path)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert said in done.stderr.decode() and done.stderr.count(b"\n") == 1
+    assert notes.read_text() == "dear diary"
+
+
+def test_a_folder_that_may_not_be_written_to_exits_2(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("CONIFER_HOME", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    code = app._outcome(["run", QWEN, "hi", "--save", str(tmp_path / "talk")])
+    assert (code, capsys.readouterr().out) == (2, "")
+
+
+def test_a_file_that_cannot_be_written_exits_1_after_the_answer(tmp_path):
+    done = run_conifer("run", QWEN, "hi", *GREEDY, "--save", "x" * 300, home=tmp_path)
     assert done.returncode == 1 and json.loads(done.stdout)["answer"]
     assert done.stderr.count(b"\n") == 1 and b"cannot write" in done.stderr
+
+
+def test_nobody_else_may_read_it(kept):
+    _, _, path, _ = kept
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_conversation_that_a_signal_ends_is_saved_as_text(tmp_path, number):
+    talk = tmp_path / "talk"
+    arguments = ["run", templated(tmp_path, SAID), *GREEDY[:-1], "--save", str(talk)]
+    with TerminalSession([*command(), *arguments], environment(tmp_path, TERM="dumb")) as session:
+        session.expect(">>> ")
+        session.type("hello\n")
+        session.expect(">>> ")
+        os.kill(session.pid, number)
+        assert session.wait() == 128 + number
+        assert "Traceback" not in session.screen
+    assert [message["role"] for message in facts(talk)["messages"]] == ["user", "assistant"]
+    done = run_conifer("run", "-p", "and", *GREEDY, "--resume", "talk", home=tmp_path)
+    assert (done.returncode, usage(done)["cached_tokens"]) == (0, 0)
+
+
+def test_a_signal_before_anything_was_said_leaves_what_was_saved_before(kept, tmp_path):
+    _, model, path, _ = kept
+    own = tmp_path / "own"
+    shutil.copy(path, own)
+    arguments = [*command(), "run", model, "-s", "be brief", "--save", str(own)]
+    with TerminalSession(arguments, environment(tmp_path, TERM="dumb")) as session:
+        session.expect(">>> ")
+        os.kill(session.pid, signal.SIGTERM)
+        assert session.wait() == 143
+    assert own.read_bytes() == path.read_bytes()
+
+
+def test_a_split_model_of_the_hub_is_found_again(tmp_path):
+    tensors = all_tensors(Path(QWEN))
+    blobs = split_bytes(open_model(Path(QWEN)).metadata, [tensors[:9], tensors[9:]])
+    with running_hub() as hub:
+        for number, blob in enumerate(blobs, 1):
+            hub.files[f"org/tiny/tiny-F32-{number:05}-of-00002.gguf"] = blob
+        where = {"HF_ENDPOINT": hub.url, "NO_PROXY": "127.0.0.1"}
+        asked = ("run", "hf:org/tiny", "hi", *GREEDY, "--save", "talk")
+        first = run_conifer(*asked, home=tmp_path, **where)
+    assert first.returncode == 0, first.stderr
+    again = run_conifer("run", "-p", "and", *GREEDY, "--resume", "talk", home=tmp_path)
+    assert (again.returncode, again.stderr) == (0, b"")
+
+
+def test_after_a_resume_that_named_no_model_another_may_be_fetched(kept, tmp_path):
+    _, _, path, _ = kept
+    arguments = [*command(), "run", "--resume", str(path), *GREEDY[:-1]]
+    with TerminalSession(arguments, environment(tmp_path, TERM="dumb")) as session:
+        session.expect(">>> ")
+        session.type("/model hf:org/none\n")
+        said = session.expect(">>> ")
+    assert "HF_ENDPOINT" in said and "--offline" not in said
+
+
+def test_a_resumed_system_message_is_shown_and_outlives_clear(tmp_path):
+    model = templated(tmp_path, SAID)
+    asked = ("run", model, "hi", *GREEDY, "-s", "be brief", "--save", "talk")
+    assert run_conifer(*asked, home=tmp_path).returncode == 0
+    arguments = [*command(), "run", "--resume", str(tmp_path / "talk"), *GREEDY[:-1]]
+    with TerminalSession(arguments, environment(tmp_path, TERM="dumb")) as session:
+        for line in ("/clear", "/show system"):
+            session.expect(">>> ")
+            session.type(f"{line}\n")
+        assert "be brief" in session.expect(">>> ")
 
 
 def test_a_system_message_cannot_be_changed_afterwards(kept, tmp_path):

@@ -10,6 +10,10 @@ import pytest
 
 from conifer_cli import terminal
 from conifer_cli.errors import UsageError
+from conifer_cli.prepare import locate
+from conifer_cli.run import open_session
+from conifer_cli.session import RunOptions
+from support.program import MODELS
 
 
 @pytest.fixture
@@ -51,6 +55,21 @@ def test_a_pipe_that_does_not_block_is_waited_for(pipe, monkeypatch, capsys):
     assert terminal.piped() == "so late"
     writer.join()
     assert capsys.readouterr().err == "conifer: waiting for the end of standard input\n"
+
+
+@pytest.mark.parametrize("name", [None, "", "dumb", "unknown", "xterm"])
+def test_a_terminal_is_dumb_by_its_name(monkeypatch, name):
+    monkeypatch.delenv("TERM", raising=False)
+    if name is not None:
+        monkeypatch.setenv("TERM", name)
+    assert terminal.dumb() == (name != "xterm")
+
+
+def test_loading_says_nothing_where_stderr_is_no_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(terminal, "SILENT_START_S", 0.0)
+    monkeypatch.setattr(terminal, "PROGRESS_EVERY_S", 0.0)
+    open_session(locate(str(MODELS / "qwen3moe" / "model.gguf")), RunOptions())
+    assert "loading" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

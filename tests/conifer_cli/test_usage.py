@@ -21,6 +21,7 @@ NUMBERS = {
     "--kv-type": (["f64", "F16", ""], "'f16', 'q8', 'f32'"),
     "--effort": (["none", "HIGH", ""], "'low', 'medium', 'high'"),
     "--kernels": (["cuda", "none"], "'auto', 'native', 'stock'"),
+    "--stop": ([""], "must not be empty"),
 }
 PAIRS = [(flag, value, said) for flag, (values, said) in NUMBERS.items() for value in values]
 
@@ -58,6 +59,7 @@ def test_an_invalid_value_exits_2_and_names_flag_and_range(capsys, flag, value, 
         ("run", "smollm2-135m", "hi", "--json", "--raw"),
         ("run", "smollm2-135m", "hi", "--json", "-i"),
         ("run", "smollm2-135m", "hi", "-x", "-i"),
+        ("run", "smollm2-135m", "hi", "--stop", "a", "--stop", ""),
         ("run", "smollm2-135m", "hi", "--no-think", "--effort", "low"),
         ("run", "smollm2-135m", "hi", "--no-think", "--show-thinking"),
         ("rm", "smollm2-135m"),
