@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -106,19 +107,23 @@ class FusedLayers:
             mx.eval(result)
             return
         mx.async_eval(result)
-        try:
+        with ExitStack() as unless_done:
+            unless_done.callback(self._give_up, result, caches, tokens.start)
             watch(0.0)
             while not self.native.ready(result):
                 time.sleep(POLL_S)
                 watch(self.stack.done)
-        except BaseException:
-            self.stack.give_up(True)
-            try:
-                mx.eval(result)
-            finally:
-                self.stack.give_up(False)
-                caches.undo(tokens.start)
-            raise
+            mx.eval(result)  # raises what went wrong on the way
+            unless_done.pop_all()
+
+    def _give_up(self, result: mx.array, caches: _native.Caches, offset: int) -> None:
+        """End the task under way, and take the caches back to `offset`."""
+        self.stack.give_up(True)
+        try:
+            mx.eval(result)
+        finally:
+            self.stack.give_up(False)
+            caches.undo(offset)
 
     def watch(self, routes: Routes) -> None:
         """Tell `routes` from now on which experts are chosen, in all layers at once."""
