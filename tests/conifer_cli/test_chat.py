@@ -11,6 +11,7 @@ import pytest
 from conifer_cli.commands import COMMANDS
 from support.hub_server import running_hub
 from support.program import MODELS, command, environment, templated
+from support.rewrite import all_tensors, rewrite
 from support.terminal_session import TerminalSession
 
 QWEN = str(MODELS / "qwen3moe" / "model.gguf")
@@ -123,17 +124,17 @@ def test_a_standing_wish_for_one_answer_is_left_out_of_a_conversation(tmp_path):
         session.expect("answer: 4 tokens")
 
 
-def test_ctrl_c_stops_the_fetching_of_another_model(tmp_path):
+def test_ctrl_c_at_the_question_about_another_model_keeps_the_one_of_before(tmp_path):
     arguments = [*command(), "run", QWEN, "--max-tokens", "4", "--stats"]
+    path, licence = Path(QWEN), {"general.license": "llama3.1"}  # one that is asked about
+    other = rewrite(path, tmp_path / "other.gguf", all_tensors(path), licence)
     with running_hub() as hub:
-        hub.files["org/tiny/tiny-F32.gguf"] = Path(QWEN).read_bytes()
-        hub.throttle_bytes_per_s = 400_000  # two seconds
+        hub.files["org/tiny/tiny-F32.gguf"] = other.read_bytes()
         where = {"HF_ENDPOINT": hub.url, "NO_PROXY": "127.0.0.1"}
         with TerminalSession(arguments, environment(tmp_path, TERM="dumb", **where)) as session:
             session.expect(">>> ")
             session.type("/model hf:org/tiny\n")
-            session.expect("conifer: fetching tiny-F32.gguf")
-            time.sleep(0.5)
+            session.expect("and fetch it? [Y/n] ")
             session.type("\x03")
             session.expect("model.gguf goes on")
             session.expect(">>> ")

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,7 @@ def test_a_conversation_that_a_signal_ends_is_saved_as_text(tmp_path, number):
         session.expect(">>> ")
         session.type("hello\n")
         session.expect(">>> ")
+        time.sleep(0.5)  # the prompt is printed a moment before readline listens
         os.kill(session.pid, number)
         assert session.wait() == 128 + number
         assert "Traceback" not in session.screen
@@ -178,6 +180,7 @@ def test_a_signal_before_anything_was_said_leaves_what_was_saved_before(kept, tm
     arguments = [*command(), "run", model, "-s", "be brief", "--save", str(own)]
     with TerminalSession(arguments, environment(tmp_path, TERM="dumb")) as session:
         session.expect(">>> ")
+        time.sleep(0.5)
         os.kill(session.pid, signal.SIGTERM)
         assert session.wait() == 143
     assert own.read_bytes() == path.read_bytes()
