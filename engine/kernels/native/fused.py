@@ -43,10 +43,10 @@ MAX_GROUP = 128  # heads that share keys and values: MAX_ROWS in core/attention.
 CACHE_TYPES = {"f16": 0, "f32": 1, "q8": 2}  # as in core/attention.h
 RECURRENT = (Mamba2, GatedDeltaNet)
 ACTIVATIONS: dict[Activation, int] = {swiglu: 0, clamped_swiglu: 1}  # as in core/types.h
+GATINGS = {SOFTMAX: 0, SIGMOID: 1, SOFTMAX_OF_CHOSEN: 2}  # as in core/block.h
 # Reading so many bytes, counted once for each token, takes a moment, in which it can be stopped.
 PATIENT_BYTES = 64 * 10**9
 POLL_S = 0.01
-GATINGS = {SOFTMAX: 0, SIGMOID: 1, SOFTMAX_OF_CHOSEN: 2}  # as in core/block.h
 
 
 def fuse(layers: Blocks, head: Head, native: ModuleType) -> tuple[Layers, Scorer]:
