@@ -3,7 +3,8 @@
 Each case is a fresh process that loads a file as `conifer run` does, fills its cache with a random
 prompt (or, with --touch, touches every page of a longer one), and decodes at its end. Memory is the
 process's own high-water mark. Rates of a shared machine change by the second, so that the plain
-reads by which `fit` predicts alternate with decoding, and every round is compared within itself.
+reads by which `fit` predicts take turns with decoding every few tokens, for as long as it took, and
+every round is compared within itself.
 
     python benchmarks/fit_accuracy.py FILE... --context 512,4096 --out results/fit-accuracy.json
 """
@@ -17,14 +18,15 @@ import platform
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-DECODED = 64  # tokens, at the end of the context
+DECODED = 64  # tokens, at the end of the context, before memory is taken
 ROUNDS = 9
+TURNS, TURN = 4, 4  # of decoding and reading in a round; tokens of a turn
 TOUCHED = 512  # tokens of the random prompt that wakes all experts before pages are touched
 READ_BYTES = 256 << 20
-READS = 5
 PAGE_BYTES = 4096
 LEAST, MOST = 0.95, 1.02  # of the predicted memory
 
@@ -55,7 +57,7 @@ def main() -> int:
         from compare import commit  # not in the process that is measured
 
         known = json.loads(options.out.read_text())["cases"] if options.out.exists() else []
-        document = {"cpu": cpu(), "system": platform.platform(), "commit": commit()}
+        document: dict[str, Any] = {"cpu": cpu(), "system": platform.platform(), "commit": commit()}
         document["date"] = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         same = {identity(made) for made in cases}
         kept = [made for made in known if identity(made) not in same]
@@ -74,7 +76,8 @@ def case(file: Path, context: int, touch: bool, kernels: str) -> dict[str, Any]:
     from conifer_cli.prepare import judge, locate
     from conifer_cli.session import RunOptions, Session
     from conifer_cli.verdict import Wishes
-    from engine.measure import peak_memory_bytes, prompt
+    from engine.machine import backend
+    from engine.measure import peak_memory_bytes, prompt, read_rates
     from engine.sampling import Settings
 
     wishes = Wishes(context=context, kernels=kernels)
@@ -95,11 +98,8 @@ def case(file: Path, context: int, touch: bool, kernels: str) -> dict[str, Any]:
         list(model.generate(tokens, Settings(max_tokens=1), cache))
     decode(model, tokens, cache, DECODED)
     peak = peak_memory_bytes()
-    pairs = []
-    for _ in range(ROUNDS):
-        before = read_rate()
-        rate = decode(model, tokens, cache, DECODED // 4)
-        pairs.append((rate, (before + read_rate()) / 2))
+    reads = read_rates(READ_BYTES, sys.maxsize, backend())
+    pairs = [alternate(lambda: decode(model, tokens, cache, TURN), reads) for _ in range(ROUNDS)]
     return report(judged, model.kernels.name, context, peak, pairs)
 
 
@@ -111,22 +111,25 @@ def tokens_a_page(config: Any) -> int:
 
 
 def decode(model: Any, tokens: list[int], cache: Any, count: int) -> float:
-    """Decode at the end of the context: tokens per second."""
+    """Decode `count` tokens, and one before them, at the end of the context: their seconds."""
     from engine.sampling import Settings
 
-    stream = model.generate(
-        tokens, Settings(max_tokens=count, temperature=0, ignore_end=True), cache
-    )
+    settings = Settings(max_tokens=count + 1, temperature=0, ignore_end=True)
+    stream = model.generate(tokens, settings, cache)
     list(stream)
-    return float(stream.stats.decode_per_s)
+    return float(stream.stats.decode_s)
 
 
-def read_rate() -> float:
-    """Read memory plainly, for a moment: bytes per second."""
-    from engine.machine import backend
-    from engine.measure import read_rates
-
-    return statistics.median(read_rates(READ_BYTES, READS, backend()))
+def alternate(decode: Callable[[], float], reads: Iterator[float]) -> tuple[float, float]:
+    """Take turns at decoding and at reading memory plainly: tokens and bytes per second."""
+    decoding = reading = 0.0
+    read_bytes = 0
+    for _ in range(TURNS):
+        decoding += decode()
+        while reading < decoding:
+            reading += READ_BYTES / next(reads)
+            read_bytes += READ_BYTES
+    return TURNS * TURN / decoding, read_bytes / reading
 
 
 def report(

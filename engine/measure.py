@@ -30,6 +30,7 @@ WORD = np.dtype(np.uint64)
 BANDWIDTH_BYTES = 512 << 20  # more than any cache
 BANDWIDTH_S = 1.5
 MAX_READS = 1000
+PIECE_BYTES = 8 << 20  # what a thread reads at a time
 
 
 def prefill_rates(model: Model, length: int, repeat: int, kv_type: str) -> Iterator[float]:
@@ -93,12 +94,21 @@ def read_method(device: str) -> str:
 
 
 def _read_cpu(count: int) -> Iterator[Callable[[], object]]:
-    """Yield one and the same read, shared among threads; the maximum keeps up with plain C."""
+    """Yield one and the same read; the maximum keeps up with plain C.
+
+    Whichever thread is free takes the next piece, as decoding does: one that a neighbour holds up
+    does not hold up the others.
+    """
     buffer = np.ones(count, WORD)
-    parts = np.array_split(buffer, min(cores(), count))
-    with ThreadPoolExecutor(len(parts)) as pool:
+    parts = np.array_split(buffer, max(cores(), count * WORD.itemsize // PIECE_BYTES))
+
+    def read_some(left: Iterator[np.ndarray]) -> None:
+        for part in left:
+            np.maximum.reduce(part)
+
+    with ThreadPoolExecutor(cores()) as pool:
         while True:
-            yield lambda: list(pool.map(np.maximum.reduce, parts))
+            yield lambda: list(pool.map(read_some, [iter(parts)] * cores()))
 
 
 def _read_gpu(count: int) -> Iterator[Callable[[], object]]:
