@@ -1,9 +1,11 @@
 // Attention of one kv head, for one instruction set. See attention.h for the terms.
 //
-// Both ways stream over the tokens in blocks of BLOCK, with a running maximum: scores never exist
-// for more than a block. One token: each key and value is read once for all query heads. Many
+// Both ways stream over the tokens in blocks, with a running maximum: scores never exist for more
+// than a block. One token: each key and value is read once for all query heads. Many
 // tokens: a block of keys is converted and turned once, and then it is two small matrix products.
 #pragma once
+
+#include <type_traits>
 
 #include "attention.h"
 #include "simd.h"
@@ -12,6 +14,7 @@ namespace conifer {
 namespace {
 
 constexpr int64_t BLOCK = 64;       // tokens
+constexpr int64_t SHORT_BLOCK = 32; // of one token's: three of keys or values in the first cache
 constexpr int64_t LONGEST = 16;     // floats that any W divides: rows are padded to this
 constexpr float LOWEST = -3.0e38f;  // below every score, and a difference of two is no overflow
 
@@ -129,11 +132,16 @@ CONIFER_INLINE void score(const Rows<C>& keys, const Rows<C>& next, const float*
   }
 }
 
-// mixed[g] += weights[t * G + g] * value[t], N vectors of each row at a time. Meanwhile fetches
-// the tokens after these of `next`, unless null.
+// What is to be fetched meanwhile: `step` bytes with each token.
+struct Ahead {
+  const char* begin;
+  int64_t step;
+};
+
+// mixed[g] += weights[t * G + g] * value[t], N vectors of each row at a time.
 template <int G, int N, CacheType C>
-CONIFER_INLINE void mix(const Rows<C>& values, const Rows<C>* next, const float* weights,
-                        int64_t stride, int64_t begin, int64_t n, int64_t i, float* mixed) {
+CONIFER_INLINE void mix(const Rows<C>& values, Ahead ahead, const float* weights, int64_t stride,
+                        int64_t begin, int64_t n, int64_t i, float* mixed) {
   VF sums[G][N];
 #pragma GCC unroll 8
   for (int g = 0; g < G; ++g)
@@ -141,7 +149,7 @@ CONIFER_INLINE void mix(const Rows<C>& values, const Rows<C>* next, const float*
     for (int j = 0; j < N; ++j) sums[g][j] = load(mixed + g * stride + i + j * W);
   for (int64_t t = 0; t < n; ++t) {
     VF v[N];
-    if (next) fetch(next->address(begin + n + t), next->address(begin + n + t + 1));
+    fetch(ahead.begin + t * ahead.step, ahead.begin + (t + 1) * ahead.step);
 #pragma GCC unroll 4
     for (int j = 0; j < N; ++j) v[j] = values.at(begin + t, i + j * W);
 #pragma GCC unroll 8
@@ -155,7 +163,8 @@ CONIFER_INLINE void mix(const Rows<C>& values, const Rows<C>* next, const float*
     for (int j = 0; j < N; ++j) store(mixed + g * stride + i + j * W, sums[g][j]);
 }
 
-// One block of tokens into the running state. `weights` is scratch for G * BLOCK floats.
+// One block of tokens into the running state. `weights` is scratch for G * SHORT_BLOCK floats. While
+// keys are read the values are fetched, and in all passes over the values a part of the next keys.
 template <int G, CacheType C>
 CONIFER_INLINE void one_block(const Rows<C>& keys, const Rows<C>& values, const float* queries,
                               int64_t query_stride, int64_t begin, int64_t n, Running<G>& state,
@@ -184,11 +193,17 @@ CONIFER_INLINE void one_block(const Rows<C>& keys, const Rows<C>& values, const 
   state.top = top;
   state.total = total;
   constexpr int N = G == 8 && W <= 8 ? 1 : 2;
+  const char* next = keys.address(begin + n);
+  const int64_t passes = (values.dims / W + N - 1) / N;
+  Ahead ahead{next, (keys.address(begin + 2 * n) - next) / (passes * n)};
+  const auto pass = [&](auto vectors, int64_t i) {
+    constexpr int V = decltype(vectors)::value;
+    mix<G, V, C>(values, ahead, weights, mixed_stride, begin, n, i, mixed);
+    ahead.begin += n * ahead.step;
+  };
   int64_t i = 0;
-  for (; i + N * W <= values.dims; i += N * W)
-    mix<G, N, C>(values, i == 0 ? &keys : nullptr, weights, mixed_stride, begin, n, i, mixed);
-  for (; i < values.dims; i += W)
-    mix<G, 1, C>(values, i == 0 ? &keys : nullptr, weights, mixed_stride, begin, n, i, mixed);
+  for (; i + N * W <= values.dims; i += N * W) pass(std::integral_constant<int, N>{}, i);
+  for (; i < values.dims; i += W) pass(std::integral_constant<int, 1>{}, i);
 }
 
 // `heads` <= G query heads over tokens begin..end. Where rows are not whole vectors, they are
@@ -198,10 +213,10 @@ void one_group(const HeadView& head, const float* queries, int64_t heads, int64_
                int64_t end, Partial partial, float* scratch) {
   const int64_t query_stride = pad(head.key_dim), mixed_stride = pad(head.value_dim);
   float* weights = scratch;
-  float* own_queries = weights + 8 * BLOCK + LONGEST;
+  float* own_queries = weights + 8 * SHORT_BLOCK + LONGEST;
   float* mixed = own_queries + 8 * query_stride;
   float* key_block = mixed + 8 * mixed_stride;
-  float* value_block = key_block + BLOCK * query_stride;
+  float* value_block = key_block + SHORT_BLOCK * query_stride;
   for (int64_t i = 0; i < G * query_stride; ++i)
     own_queries[i] = i < heads * query_stride ? queries[i] : 0.0f;
   for (int64_t i = 0; i < G * mixed_stride; ++i) mixed[i] = 0.0f;
@@ -213,8 +228,8 @@ void one_group(const HeadView& head, const float* queries, int64_t heads, int64_
   const bool direct = head.key_dim % W == 0 && head.value_dim % W == 0 &&
                       (C != CacheType::Q8 || (keys.group % W == 0 && values.group % W == 0));
   Running<G> state{fill(LOWEST), fill(0.0f)};
-  for (int64_t t = begin; t < end; t += BLOCK) {
-    const int64_t n = end - t < BLOCK ? end - t : BLOCK;
+  for (int64_t t = begin; t < end; t += SHORT_BLOCK) {
+    const int64_t n = end - t < SHORT_BLOCK ? end - t : SHORT_BLOCK;
     if (direct) {
       one_block<G, C>(keys, values, own_queries, query_stride, t, n, state, mixed, mixed_stride,
                       weights);
