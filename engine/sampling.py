@@ -1,5 +1,8 @@
 """Logits to a token: penalty, temperature, top-k, top-p, min-p, and the draw, all on the device.
 
+`pick` is the reference, in MLX; kernels may have their own. It sorts all of the vocabulary where
+only top-p or min-p cut it, which a GPU does not mind.
+
 The order is that of the model cards whose settings the catalog repeats: temperature first, then
 top-k, top-p and min-p on the probabilities it leaves.
 
@@ -8,6 +11,7 @@ Axes: V vocabulary, C candidates that are left.
 
 from __future__ import annotations
 
+import random
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +20,9 @@ import mlx.core as mx
 
 PENALTY_WINDOW = 64  # tokens back that the repetition penalty looks
 MIN_TEMPERATURE = 1e-6
-NOT_FINITE = -1  # what `choose` gives instead of a token where a logit is NaN or infinite
+NOT_FINITE = -1  # what is given instead of a token where a logit is NaN or infinite
+FORBIDDEN = -1e30  # the logit of what may not come: finite, and so is a sum of many
+SEED_BITS = 64
 
 Processor = Callable[[mx.array, mx.array], mx.array]  # (recent tokens, logits (V,)) -> logits (V,)
 
@@ -61,21 +67,30 @@ class Settings:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, and must be {allowed}")
 
 
-class Sampler:
-    """Draws tokens as `settings` say. Holds the last few of them, and the random key."""
+# (logits (V,), settings, random bits) -> token () int32. The bits are SEED_BITS new ones each time.
+Pick = Callable[[mx.array, Settings, int], mx.array]
 
-    def __init__(self, settings: Settings, prompt: list[int]) -> None:
+
+class Sampler:
+    """Draws tokens as `settings` say. Holds the last few of them, and the source of chance."""
+
+    def __init__(self, settings: Settings, prompt: list[int], pick: Pick) -> None:
         self.settings = settings
+        self.pick = pick
         self.recent = mx.array(prompt[-PENALTY_WINDOW:], dtype=mx.int32)
-        seed = secrets.randbits(64) if settings.seed is None else settings.seed
-        self.key = mx.random.key(seed)
+        self.looks_back = bool(
+            settings.repetition_penalty != 1.0 or settings.presence_penalty or settings.processors
+        )
+        seed = secrets.randbits(SEED_BITS) if settings.seed is None else settings.seed
+        self.chance = random.Random(seed)
 
     def choose(self, logits: mx.array, allowed: mx.array | None = None) -> mx.array:
         """Draw from logits (V,): a token () int32, or NOT_FINITE. Nothing is read back.
 
         allowed: (V,) bool, the only tokens that may come; None is all of them.
         """
-        finite = mx.isfinite(logits.sum())
+        masked = bool(self.settings.processors) or allowed is not None
+        finite = mx.isfinite(logits.sum()) if masked else None
         if self.settings.repetition_penalty != 1.0:
             logits = penalize(logits, self.recent, self.settings.repetition_penalty)
         if self.settings.presence_penalty != 0.0:
@@ -83,14 +98,12 @@ class Sampler:
         for process in self.settings.processors:
             logits = process(self.recent, logits)
         if allowed is not None:
-            logits = mx.where(allowed, logits, -mx.inf)
-        if self.settings.temperature == 0:
-            token = logits.argmax()
-        else:
-            self.key, key = mx.random.split(self.key)
-            token = draw(logits, self.settings, key)
-        token = mx.where(finite, token.astype(mx.int32), NOT_FINITE)
-        self.recent = mx.concatenate([self.recent, token[None]])[-PENALTY_WINDOW:]
+            logits = mx.where(allowed, logits, FORBIDDEN)
+        if finite is not None:  # what the masks hide is told from what they forbid
+            logits = mx.where(finite, mx.maximum(logits, FORBIDDEN), mx.nan)
+        token = self.pick(logits, self.settings, self.chance.getrandbits(SEED_BITS))
+        if self.looks_back:
+            self.recent = mx.concatenate([self.recent, token[None]])[-PENALTY_WINDOW:]
         return token
 
 
@@ -108,6 +121,16 @@ def discourage(logits: mx.array, recent: mx.array, penalty: float) -> mx.array:
     logits = mx.array(logits)
     logits[recent] = lowered
     return logits
+
+
+def pick(logits: mx.array, settings: Settings, bits: int) -> mx.array:
+    """Pick a token: logits (V,) -> () int32, or NOT_FINITE."""
+    finite = mx.isfinite(logits.sum())
+    if settings.temperature == 0:
+        token = logits.argmax()
+    else:
+        token = draw(logits, settings, mx.random.key(bits))
+    return mx.where(finite, token.astype(mx.int32), NOT_FINITE)
 
 
 def draw(logits: mx.array, settings: Settings, key: mx.array) -> mx.array:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from engine.cache import Rows
     from engine.decoder import Blocks, Head, Layers, Scorer
+    from engine.sampling import Settings
 
 NAMES = ("auto", "native", "stock")
 GROUP = 32  # weights that share a scale in MLX's quantised matrices
@@ -109,6 +110,9 @@ class Kernels(Protocol):
         q: (T, H, d), scaled; rows: (L, d), the last T those of the new tokens, of which each sees
         those before it and itself. Returns (T, H, value_dim).
         """
+
+    def pick(self, logits: mx.array, settings: Settings, bits: int) -> mx.array:
+        """Do what `engine.sampling.pick` does. The same bits may mean another token."""
 
     def fuse(self, layers: Blocks, head: Head) -> tuple[Layers, Scorer]:
         """Give back what computes the same, faster where these kernels can."""

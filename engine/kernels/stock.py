@@ -17,6 +17,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from engine import sampling
 from engine import scan as recurrence
 from engine.block_types import BlockType
 from engine.gguf import TensorInfo
@@ -143,6 +144,7 @@ class StockKernels:
     name = "stock"
     convolve = staticmethod(recurrence.convolve)
     gated_norm = staticmethod(recurrence.gated_norm)
+    pick = staticmethod(sampling.pick)
 
     def __init__(
         self, backend: str, threads: int | None, fallback_reason: str | None = None

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from engine.cache import Rows
     from engine.decoder import Blocks, Head, Layers, Scorer
     from engine.kernels.native import _native
+    from engine.sampling import Settings
 
 MAX_TAPS = 64  # of a convolution, as in core/recurrence.h
 BUILT_FOR = Path(__file__).with_name("mlx-version")
@@ -184,6 +185,19 @@ class NativeKernels:
         parts = (_floats(part) for part in (y, gate, weight))
         made: mx.array = self.native.gated_norm(*parts, eps, gate_first)
         return made
+
+    def pick(self, logits: mx.array, settings: Settings, bits: int) -> mx.array:
+        if logits.ndim != 1 or logits.size == 0:
+            raise ValueError(f"pick: logits of {logits.shape}")
+        token: mx.array = self.native.pick(
+            _floats(logits),
+            settings.temperature,
+            settings.top_k,
+            settings.top_p,
+            settings.min_p,
+            uniform=(bits >> 11) * 2.0**-53,
+        )
+        return token
 
     def fuse(self, layers: Blocks, head: Head) -> tuple[Layers, Scorer]:
         from engine.kernels.native.fused import fuse

@@ -33,6 +33,14 @@ def gated_norm(
 def latent_attention(
     q: mx.array, rows: mx.array, scales: mx.array | None, value_dim: int
 ) -> mx.array: ...
+def pick(
+    logits: mx.array,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    uniform: float,
+) -> mx.array: ...  # () int32
 def ready(x: mx.array) -> bool: ...  # whether what was launched has been computed
 
 class Caches:

@@ -13,6 +13,7 @@
 
 #include "gemm_amx.h"
 #include "layers.h"
+#include "pick.h"
 #include "recurrent.h"
 #include "weight.h"
 
@@ -380,6 +381,17 @@ NB_MODULE(_native, m) {
         return latent_attention(q, rows, scales, value_dim);
       },
       nb::arg("q"), nb::arg("rows"), nb::arg("scales").none(), nb::arg("value_dim"));
+  m.def("pick", [](const mx::array& logits, float temperature, int64_t top_k, float top_p,
+                   float min_p, double uniform) {
+    const int64_t n = static_cast<int64_t>(logits.size());
+    const Drawing how{temperature, top_k, top_p, min_p};
+    return launch("Pick", {logits}, {{{}, mx::int32}},
+                  [n, how, uniform](const Sources& in, const Targets& out) {
+                    *static_cast<int32_t*>(out[0]) =
+                        pick(static_cast<const float*>(in[0]), n, how, uniform);
+                  })[0];
+  }, nb::arg("logits"), nb::arg("temperature"), nb::arg("top_k"), nb::arg("top_p"),
+     nb::arg("min_p"), nb::arg("uniform"));
   m.def("ready", [](const mx::array& x) { return x.is_available(); });
   bind_layers(m);
 }

@@ -20,6 +20,8 @@ constexpr FloatKernels float_table() {
       .add_scaled = add_scaled_row,
       .squares = squares_row,
       .scale = scale_row,
+      .peak = peak_row,
+      .weigh = weigh_row,
       .store_head = store_head_row,
       .attend_one = attend_one_isa,
       .attend_many = attend_many_isa,

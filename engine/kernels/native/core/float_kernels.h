@@ -10,7 +10,6 @@
 namespace conifer {
 
 struct FloatKernels {
-
   // y = x / sqrt(mean(x^2) + eps) * weight
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* y);
   void (*rotate)(float* x, const float* cosines, const float* sines, int64_t dims,
@@ -22,6 +21,11 @@ struct FloatKernels {
   void (*add_scaled)(const float* x, float factor, int64_t n, float* y);       // y += factor x
   float (*squares)(const float* x, int64_t n);                                 // sum of x^2
   void (*scale)(const float* x, float factor, int64_t n, float* y);            // y = factor x
+
+  // The largest of n numbers; NaN where one is not finite.
+  float (*peak)(const float* x, int64_t n);
+  // y = e^((x - top) factor), 0 where that is as good as nothing; gives back the sum.
+  float (*weigh)(const float* x, float top, float factor, int64_t n, float* y);
 
   // Store one head's values (d,) of one token.
   void (*store_head)(CacheType type, const float* x, int64_t dims, void* values,

@@ -94,6 +94,44 @@ void scale_row(const float* x, float factor, int64_t n, float* y) {
   map(x, x, n, y, [factor](VF u, VF) { return u * factor; });
 }
 
+float peak_row(const float* x, int64_t n) {
+  VF tops = fill(-__builtin_inff());
+  VU bad = {};
+  int64_t i = 0;
+  for (; i + W <= n; i += W) {
+    const VF v = load(x + i);
+    tops = larger(v, tops);
+    bad |= (VU)!(v - v == 0.0f);
+  }
+  float top = largest(tops);
+  uint32_t lanes[W], any = 0;
+  memcpy(lanes, &bad, sizeof bad);
+  for (uint32_t lane : lanes) any |= lane;
+  for (; i < n; ++i) {
+    any |= !(x[i] - x[i] == 0.0f);
+    top = x[i] > top ? x[i] : top;
+  }
+  return any ? __builtin_nanf("") : top;
+}
+
+float weigh_row(const float* x, float top, float factor, int64_t n, float* y) {
+  constexpr float LEAST = -63.0f;  // what `exponential` still tells from less
+  VF sums = {};
+  int64_t i = 0;
+  for (; i + W <= n; i += W) {
+    const VF power = (load(x + i) - top) * factor;
+    const VF weight = power > LEAST ? exponential(power) : VF{};
+    store(y + i, weight);
+    sums = sums + weight;
+  }
+  float total = sum(sums);
+  for (; i < n; ++i) {
+    const float power = (x[i] - top) * factor;
+    total += y[i] = power > LEAST ? exponential(fill(power))[0] : 0.0f;
+  }
+  return total;
+}
+
 void store_q8(const float* x, int64_t dims, int8_t* numbers, uint16_t* scales) {
   int64_t group = 32;
   while (dims % group != 0) group /= 2;
