@@ -73,6 +73,7 @@ def identity(made: dict[str, Any]) -> tuple[object, ...]:
 
 def case(file: Path, context: int, touch: bool, kernels: str) -> dict[str, Any]:
     """Measure one file at one context."""
+    import conifer_cli.chat  # noqa: F401 - not used, but in memory, as in a conversation
     from conifer_cli.prepare import judge, locate
     from conifer_cli.session import RunOptions, Session
     from conifer_cli.verdict import Wishes
