@@ -167,7 +167,7 @@ def test_settings_out_of_range_are_refused_by_name(name: str, value: object):
         Settings(**{name: value})
 
 
-@pytest.mark.parametrize("size", [5, 16, 1000, 10_007])
+@pytest.mark.parametrize("size", [5, 1000, 5003])
 @pytest.mark.parametrize(
     "settings",
     [
