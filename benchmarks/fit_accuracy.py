@@ -73,7 +73,6 @@ def identity(made: dict[str, Any]) -> tuple[object, ...]:
 
 def case(file: Path, context: int, touch: bool, kernels: str) -> dict[str, Any]:
     """Measure one file at one context."""
-    import conifer_cli.chat  # noqa: F401 - not used, but in memory, as in a conversation
     from conifer_cli.prepare import judge, locate
     from conifer_cli.session import RunOptions, Session
     from conifer_cli.verdict import Wishes
@@ -83,7 +82,8 @@ def case(file: Path, context: int, touch: bool, kernels: str) -> dict[str, Any]:
 
     wishes = Wishes(context=context, kernels=kernels)
     judged = judge(locate(str(file)), wishes)
-    session = Session(judged, RunOptions(context=context, kernels=kernels))
+    session = Session(judged, RunOptions(context=context, kernels=kernels, max_tokens=8))
+    warm_up(session)
     model = session.model
     cache = model.new_cache(context)
     held = context - DECODED - 2
@@ -102,6 +102,18 @@ def case(file: Path, context: int, touch: bool, kernels: str) -> dict[str, Any]:
     reads = read_rates(READ_BYTES, sys.maxsize, backend())
     pairs = [alternate(lambda: decode(model, tokens, cache, TURN), reads) for _ in range(ROUNDS)]
     return report(judged, model.kernels.name, context, peak, pairs)
+
+
+def warm_up(session: Any) -> None:
+    """Have all in memory that a conversation has beside the model: answer, and colour a line."""
+    import conifer_cli.app
+    import conifer_cli.chat
+    import prompt_toolkit.shortcuts  # noqa: F401
+    from conifer_cli.highlight import lexer_for
+
+    list(session.answer(session.encode([{"role": "user", "content": "Hi."}])))
+    if colour := lexer_for("python"):
+        colour("pass")
 
 
 def tokens_a_page(config: Any) -> int:

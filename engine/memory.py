@@ -26,7 +26,7 @@ MIN_RESERVE = 512 << 20
 UNREAD_SHARE = 0.03  # of a file at most is of layers that only draft, which are not loaded
 # Python, MLX and this program, and for each word of the vocabulary what the tokenizer keeps, as
 # measured on Linux in a conversation; a GPU has its runtime on top.
-PROGRAM, WORD_BYTES = 58 << 20, 512
+PROGRAM, WORD_BYTES = 66 << 20, 512
 GPU_RUNTIME = 256 << 20
 DEFAULT_CONTEXT = 32_768
 REPACKED_PIECE = 40 << 20  # eight million weights on their way from one form to the other
