@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib
 import json
 import platform
 import statistics
@@ -106,9 +107,8 @@ def case(file: Path, context: int, touch: bool, kernels: str) -> dict[str, Any]:
 
 def warm_up(session: Any) -> None:
     """Have all in memory that a conversation has beside the model: answer, and colour a line."""
-    import conifer_cli.app
-    import conifer_cli.chat
-    import prompt_toolkit.shortcuts  # noqa: F401
+    for name in ("conifer_cli.app", "conifer_cli.chat", "prompt_toolkit.shortcuts"):
+        importlib.import_module(name)
     from conifer_cli.highlight import lexer_for
 
     list(session.answer(session.encode([{"role": "user", "content": "Hi."}])))
