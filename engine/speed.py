@@ -95,7 +95,7 @@ class Pace:
 # Where nothing ran yet. For the native kernels fitted to runs on a quiet and on a busy machine; for
 # GPUs to other programs' public measurements. docs/fit.md says how well they do.
 PACES = {
-    ("cpu", "native"): Pace(weights=1.15, kv=1.35, layer_bytes=1.0e6, low=0.8, high=1.2),
+    ("cpu", "native"): Pace(weights=1.15, kv=1.22, layer_bytes=0.5e6, low=0.8, high=1.2),
     ("cpu", "stock"): Pace(weights=15.0, kv=15.0, layer_bytes=15e6, low=0.5, high=2.0),
     ("metal", "stock"): Pace(weights=1.4, kv=1.4, layer_s=0.1e-3),
     ("cuda", "stock"): Pace(weights=1.4, kv=1.4, layer_s=0.1e-3, low=0.5, high=1.6),
