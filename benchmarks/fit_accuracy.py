@@ -74,11 +74,11 @@ def identity(made: dict[str, Any]) -> tuple[object, ...]:
 
 def case(file: Path, context: int, touch: bool, kernels: str) -> dict[str, Any]:
     """Measure one file at one context."""
-    from conifer_cli.prepare import judge, locate
-    from conifer_cli.session import RunOptions, Session
-    from conifer_cli.verdict import Wishes
-    from engine.machine import backend
-    from engine.measure import peak_memory_bytes, prompt, read_rates
+    from conifer_cli.acquire import judge, locate
+    from conifer_cli.fit.plan import Wishes
+    from conifer_cli.session.session import RunOptions, Session
+    from engine.benchmark import peak_memory_bytes, prompt, read_rates
+    from engine.fit.machine import backend
     from engine.sampling import Settings
 
     wishes = Wishes(context=context, kernels=kernels)
@@ -107,9 +107,9 @@ def case(file: Path, context: int, touch: bool, kernels: str) -> dict[str, Any]:
 
 def warm_up(session: Any) -> None:
     """Have all in memory that a conversation has beside the model: answer, and colour a line."""
-    for name in ("conifer_cli.app", "conifer_cli.chat", "prompt_toolkit.shortcuts"):
+    for name in ("conifer_cli.app", "conifer_cli.chat.repl", "prompt_toolkit.shortcuts"):
         importlib.import_module(name)
-    from conifer_cli.highlight import lexer_for
+    from conifer_cli.terminal.highlight import lexer_for
 
     list(session.answer(session.encode([{"role": "user", "content": "Hi."}])))
     if colour := lexer_for("python"):
@@ -149,8 +149,8 @@ def report(
     judged: Any, kernels: str, context: int, peak: int, pairs: list[tuple[float, float]]
 ) -> dict[str, Any]:
     """Compare. Ratios are of what was measured to what was predicted."""
-    from engine.memory import needs
-    from engine.speed import MEASURED, Bandwidth, seconds, traffic
+    from engine.fit.memory import needs
+    from engine.fit.speed import MEASURED, Bandwidth, seconds, traffic
 
     config, tensors, backend = judged.config, judged.tensors, judged.verdict.machine.backend
     need = needs(config, tensors, backend, "f16", kernels)(context)
@@ -185,7 +185,7 @@ def report(
 
 def cpu() -> str:
     """Name this machine's processor."""
-    from engine.machine import this_machine
+    from engine.fit.machine import this_machine
 
     return this_machine().name
 

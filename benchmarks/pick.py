@@ -15,8 +15,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from engine.fit.machine import this_machine
 from engine.kernels import select
-from engine.machine import this_machine
 from engine.sampling import Pick, Settings
 
 RUNS = 21

@@ -33,10 +33,10 @@ def report(
     import statistics
     from pathlib import Path
 
-    from engine.gguf import open_model
-    from engine.machine import backend
-    from engine.measure import read_method, read_rates
-    from engine.speed import traffic
+    from engine.benchmark import read_method, read_rates
+    from engine.fit.machine import backend
+    from engine.fit.speed import traffic
+    from engine.gguf.reader import open_model
 
     about = {
         "kernels": model.kernels.name,

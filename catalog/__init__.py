@@ -1,8 +1,9 @@
 """Conifer's catalog: which models exist, and where their weights are.
 
 It knows names, facts, the hub and the disk. It knows no terminal, no tensors and no environment
-variable of Conifer's. Importing it costs no network library: `catalog.hub`, `catalog.download`,
-`catalog.starter` and `catalog.store` are imported by those who need them.
+variable of Conifer's. Importing it costs no network library: `catalog.hub.client`,
+`catalog.download.pull`, `catalog.download.package_index` and `catalog.store.cache` are imported by
+those who need them.
 """
 
 from __future__ import annotations

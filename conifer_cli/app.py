@@ -12,9 +12,10 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from conifer_cli import errors, interrupts, options, run_options, terminal
-from conifer_cli.completion import QUERY, Shell
-from conifer_cli.manual import WIDTH, Contents, Program
+from conifer_cli import errors, interrupts, options, run_options
+from conifer_cli.commands.completion import QUERY, Shell
+from conifer_cli.help import WIDTH, Contents, Program
+from conifer_cli.terminal import console
 
 HELP = ["-h", "--help"]
 UNCONFIGURED = (QUERY, "completion", "doctor")  # which work whatever the config file says
@@ -62,27 +63,27 @@ def main() -> NoReturn:
     if sys.platform == "win32":
         sys.stderr.write(WINDOWS + "\n")
         sys.exit(errors.FAILURE)
-    terminal.prepare()
+    console.prepare()
     interrupts.catch_signals()
-    terminal.finish(_outcome(sys.argv[1:]))
+    console.finish(_outcome(sys.argv[1:]))
 
 
 def _outcome(arguments: list[str]) -> int:
     """Run one command line; print what went wrong, if we foresaw it."""
     try:
         code = _run(arguments)
-        terminal.write("")
+        console.write("")
     except KeyboardInterrupt:
         return errors.INTERRUPTED
     except interrupts.Ended as signal:
         return 128 + signal.number
-    except terminal.ReaderGone:
+    except console.ReaderGone:
         return errors.READER_GONE
     except errors.foreseen() as error:
         code, message, hints = errors.explain(error)
-        terminal.say(f"conifer: {message}")
+        console.say(f"conifer: {message}")
         for hint in hints.splitlines():
-            terminal.say(hint)
+            console.say(hint)
     return code
 
 
@@ -90,11 +91,11 @@ def _run(arguments: list[str]) -> int:
     try:
         return int(app(arguments, prog_name="conifer", standalone_mode=False) or errors.OK)
     except SystemExit as error:  # how typer leaves when nobody reads the help that it writes
-        raise terminal.ReaderGone from error
+        raise console.ReaderGone from error
     except OSError as error:
         if not set(arguments) & set(HELP):  # typer writes help by itself; any other is our bug
             raise
-        raise terminal.OutputError(f"cannot write to standard output: {error.strerror}") from error
+        raise console.OutputError(f"cannot write to standard output: {error.strerror}") from error
 
 
 @app.callback(invoke_without_command=True)
@@ -106,9 +107,9 @@ def conifer(
 ) -> int:
     """Run Mixture-of-Experts language models on this machine, and say beforehand what fits it."""
     if version:
-        terminal.out([f"conifer {_version()}"])
+        console.out([f"conifer {_version()}"])
     elif context.invoked_subcommand is None:
-        terminal.out([context.get_help()])
+        console.out([context.get_help()])
     elif context.invoked_subcommand not in UNCONFIGURED:
         from conifer_cli.config_file import defaults
 
@@ -183,8 +184,8 @@ def run(
     Standard input, when it is not a terminal, is read first and comes before the prompt. Without
     MODEL the starter answers, a 135M demonstration. Standard output is the answer and nothing else.
     """
-    from conifer_cli.run import run_model
-    from conifer_cli.session import RunOptions
+    from conifer_cli.commands.run import run_model
+    from conifer_cli.session.session import RunOptions
 
     chosen = run_options.settle(command_line)
     name, said = chosen.pop("model"), chosen.pop("words")
@@ -237,8 +238,8 @@ def pull(
     An interrupted transfer goes on where it stopped. What comes is verified before it is used. Of a
     model that is here already, a newer revision on the hub is reported.
     """
-    from conifer_cli.pull import pull_model
-    from conifer_cli.verdict import Wishes
+    from conifer_cli.commands.pull import pull_model
+    from conifer_cli.fit.plan import Wishes
 
     return pull_model(model, Wishes(context, kv_type.value, force, yes), update, as_json)
 
@@ -252,7 +253,7 @@ def verify(models: MaybeModels = None, as_json: options.Json = False) -> int:
 
     The exit code is 3 if one is damaged.
     """
-    from conifer_cli.verify import verify_models
+    from conifer_cli.commands.verify import verify_models
 
     return verify_models(models or [], as_json)
 
@@ -283,8 +284,8 @@ def fit(
     The exit code is 0 for one that fits, 4 for one that does not, 5 where it cannot be told; with
     --machine, which asks no hub, 2 where nothing is known of it on this machine.
     """
-    from conifer_cli.fit import FitOptions, fit_all, fit_model
-    from conifer_cli.verdict import Wishes
+    from conifer_cli.commands.fit import FitOptions, fit_all, fit_model
+    from conifer_cli.fit.plan import Wishes
 
     wishes = Wishes(context, kv_type.value, kernels=kernels.value)
     asked = FitOptions(wishes, machine, memory, total, as_json)
@@ -316,7 +317,7 @@ def bench(
     Medians, with the lowest and highest run; for answers also the share of the rate at which this
     machine reads memory. The last line on standard output is the whole as one line of JSON.
     """
-    from conifer_cli.bench import BenchOptions, bench_model
+    from conifer_cli.commands.bench import BenchOptions, bench_model
 
     return bench_model(
         model,
@@ -359,8 +360,8 @@ def list_(
     as_json: options.Json = False,
 ) -> int:
     """List the models on this machine, or with --catalog those that could be."""
-    from conifer_cli.models import list_catalog, list_installed
-    from conifer_cli.speeds import list_speeds
+    from conifer_cli.commands.list import list_catalog, list_installed
+    from conifer_cli.commands.list_speeds import list_speeds
 
     if catalog and speeds:
         raise errors.UsageError("--catalog and --speeds are two lists; ask for one")
@@ -375,7 +376,7 @@ def list_(
 )
 def show(model: Model, as_json: options.Json = False) -> int:
     """Show the facts of a model, and of its file where that is on this machine."""
-    from conifer_cli.show import show_model
+    from conifer_cli.commands.show import show_model
 
     return show_model(model, as_json)
 
@@ -395,7 +396,7 @@ def rm(
     yes: options.Yes = False,
 ) -> int:
     """Remove models from this machine, after showing what goes."""
-    from conifer_cli.remove import remove_models
+    from conifer_cli.commands.rm import remove_models
 
     return remove_models(models or [], everything, yes)
 
@@ -410,7 +411,7 @@ def doctor(as_json: options.Json = False) -> int:
     The exit code is that of the first check that fails: 1 for backend, kernels and versions, 4 for
     memory and a full disk, 5 for the cache and the hub. HF_HUB_OFFLINE=1 leaves the hub alone.
     """
-    from conifer_cli.doctor import examine
+    from conifer_cli.commands.doctor import examine
 
     return examine(as_json)
 
@@ -427,7 +428,7 @@ def completion(
     shell: Annotated[Shell, typer.Argument(help="The shell that is to read it.")],
 ) -> int:
     """Print what makes a shell complete commands, options and the names of models."""
-    from conifer_cli.completion import print_script
+    from conifer_cli.commands.completion import print_script
 
     return print_script(shell)
 
@@ -440,6 +441,6 @@ def completion(
 )
 def complete(words: Annotated[list[str] | None, typer.Argument()] = None) -> int:
     """Print what may stand in place of the last word: the scripts of `completion` ask for it."""
-    from conifer_cli.completion import print_candidates
+    from conifer_cli.commands.completion import print_candidates
 
     return print_candidates(words or [])

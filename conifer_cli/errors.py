@@ -64,7 +64,7 @@ TABLE: dict[str, tuple[int, Hint]] = {
     "conifer_cli.errors.BadSaved": (BAD_MODEL, ""),
     "conifer_cli.errors.Offline": (UNREACHABLE, "`conifer list` shows the models that are here."),
     "conifer_cli.errors.NoCode": (FAILURE, "Without -x the whole answer is printed."),
-    "conifer_cli.terminal.OutputError": (FAILURE, ""),
+    "conifer_cli.terminal.console.OutputError": (FAILURE, ""),
     "typer.exceptions.TyperException": (USAGE, lambda error: _usage_hint(error)),
     "catalog.errors.UnknownModel": (USAGE, lambda error: _closest(error)),
     "catalog.errors.ModelNotFound": (

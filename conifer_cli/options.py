@@ -87,7 +87,7 @@ def parse_depths(text: str) -> Lengths:
 
 def home() -> Path:
     """Say where Conifer keeps its own files: CONIFER_HOME, or the platform's place for data."""
-    from catalog.store import default_home
+    from catalog.store.cache import default_home
 
     chosen, data = os.environ.get("CONIFER_HOME"), os.environ.get("XDG_DATA_HOME")
     try:

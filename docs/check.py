@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from catalog import Entry, entries
-from conifer_cli.layout import count
-from engine.pretokenizers import EXACT, EXACT_SCORED, verified
+from conifer_cli.terminal.format import count
+from engine.text.pretokenizers import EXACT, EXACT_SCORED, verified
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "tests" / "data"
@@ -62,8 +62,8 @@ the catalog and from what the tests record.
 
 - **Fixture parity**: small models of the same architecture, with random weights, against the logits
   of the published model's code: the largest difference, prompt or decoded, in standard deviations
-  of the logits. `tests/engine/test_parity.py` holds it below 1e-3, and the record to what it
-  measures. It says that the architecture is right; it is not a run of the model.
+  of the logits. `tests/engine/architectures/test_parity.py` holds it below 1e-3, and the record to
+  what it measures. It says that the architecture is right; it is not a run of the model.
 - **Tokenizer exact**: 2,000 strings give the ids of the publisher's own library, or of llama.cpp,
   on the named vocabularies, which are of the same kind: their files name the same pre-tokenizer, or
   have scores and none. The model's own words may be others. "regex only": on borrowed words, text

@@ -14,13 +14,13 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.cache import Cache
     from engine.generate import TokenStream
     from engine.model import Model, load
+    from engine.nn.cache import Cache
     from engine.sampling import Settings
 
 _HOME = {
-    "Cache": "engine.cache",
+    "Cache": "engine.nn.cache",
     "Model": "engine.model",
     "Settings": "engine.sampling",
     "TokenStream": "engine.generate",

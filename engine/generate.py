@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from engine.cache import Cache
 from engine.errors import ContextOverflow, NumericError
-from engine.memory import enough_memory
-from engine.reasoning import Kind, Part, choose, hidden_markers, overlap, reader
+from engine.fit.memory import enough_memory
+from engine.nn.cache import Cache
 from engine.sampling import NOT_FINITE, Sampler, Settings
+from engine.text.reasoning import Kind, Part, choose, hidden_markers, overlap, reader
 
 if TYPE_CHECKING:
-    from engine.guide import Guide
     from engine.model import Model
+    from engine.text.constrained import Guide
 
 OnPrefill = Callable[[int, int], None]  # (tokens done, tokens to do)
 

@@ -9,25 +9,26 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
+from engine import architectures
 from engine import kernels as seam
-from engine import models, template, tokenizer
-from engine.cache import KV_TYPES, Cache
-from engine.config import ModelConfig, read_config
-from engine.decoder import Decoder
 from engine.errors import NumericError
+from engine.fit.machine import wire
+from engine.fit.memory import enough_memory, prefill_chunk
 from engine.generate import OnPrefill, TokenStream
-from engine.gguf import ModelFile, open_model
-from engine.machine import wire
-from engine.memory import enough_memory, prefill_chunk
+from engine.gguf.reader import ModelFile, open_model
+from engine.nn.cache import KV_TYPES, Cache
+from engine.nn.config import ModelConfig, read_config
+from engine.nn.decoder import Decoder
+from engine.nn.weights import Weights
 from engine.sampling import Settings
-from engine.weights import Weights
+from engine.text import chat_template, tokenizer
 
 if TYPE_CHECKING:
-    from engine.guide import Guide
-    from engine.routes import Routes
-    from engine.sandbox import Sandbox
-    from engine.template import ChatTemplate
-    from engine.tokenizer import Tokenizer
+    from engine.nn.router_stats import Routes
+    from engine.text.chat_template import ChatTemplate
+    from engine.text.constrained import Guide
+    from engine.text.sandbox import Sandbox
+    from engine.text.tokenizer import Tokenizer
 
 
 class Model:
@@ -58,7 +59,7 @@ class Model:
         if config.experts is None or not layers:
             return None
         if self._decoder.routes is None:
-            from engine.routes import Routes
+            from engine.nn.router_stats import Routes
 
             self._decoder.watch(Routes(layers, config.experts.count, config.experts.used))
         return self._decoder.routes
@@ -173,9 +174,9 @@ def load(
     file = path if isinstance(path, ModelFile) else open_model(Path(path))
     config = read_config(file.metadata)
     words = tokenizer.from_metadata(file.metadata)
-    chat = template.from_metadata(file.metadata, words, sandbox)
+    chat = chat_template.from_metadata(file.metadata, words, sandbox)
     with enough_memory():
-        decoder = models.build(config, Weights(file, seam.select(kernels, threads), on_load))
+        decoder = architectures.build(config, Weights(file, seam.select(kernels, threads), on_load))
     mx.clear_cache()  # what repacking left over
     wire(mx.get_active_memory())
     return Model(config, words, chat, decoder)

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 import catalog
-from catalog.starter import fetch
-from catalog.store import Store
+from catalog.download.package_index import fetch
+from catalog.store.cache import Store
+from engine.fit.machine import backend
 from engine.kernels import selected
-from engine.machine import backend
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -16,9 +16,13 @@ ALLOWED = {"conifer_cli": {"conifer_cli", "catalog", "engine"}, "catalog": {"cat
 SOURCES = sorted(path for wing in WINGS for path in (ROOT / wing).rglob("*.py"))
 HARD_LIMIT = 500
 # The one file that may import a package whose cost or reach we keep in one place.
-ONLY_IN = {"huggingface_hub": {"catalog/hub.py"}, "rich": {"conifer_cli"}, "typer": {"conifer_cli"}}
+ONLY_IN = {
+    "huggingface_hub": {"catalog/hub/client.py"},
+    "rich": {"conifer_cli"},
+    "typer": {"conifer_cli"},
+}
 # Runs foreign code in a child process of its own, where any exception may come out of it.
-SANDBOX = ROOT / "engine" / "sandbox.py"
+SANDBOX = ROOT / "engine" / "text" / "sandbox.py"
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 
 

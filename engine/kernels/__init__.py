@@ -9,7 +9,7 @@ A weight is a `QTensor`. It answers four questions, and a model asks no others:
 
 `Kernels` makes QTensors out of GGUF blocks. Two implementations are here: `stock`, plain MLX
 operations on any MLX device, and `native`, C++ on the CPU. Which one and which backend runs, and
-in which precision, is decided here and in `engine.machine`, and nowhere else.
+in which precision, is decided here and in `engine.fit.machine`, and nowhere else.
 
 Axes: T tokens, E experts, k chosen experts.
 """
@@ -19,16 +19,16 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Protocol
 
-from engine.block_types import TYPE_BY_NAME
 from engine.errors import BackendError
-from engine.gguf import TensorInfo
-from engine.machine import backend
+from engine.fit.machine import backend
+from engine.gguf.reader import TensorInfo
+from engine.gguf.types import TYPE_BY_NAME
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
-    from engine.cache import Rows
-    from engine.decoder import Blocks, Head, Layers, Scorer
+    from engine.nn.cache import Rows
+    from engine.nn.decoder import Blocks, Head, Layers, Scorer
     from engine.sampling import Settings
 
 NAMES = ("auto", "native", "stock")
@@ -85,7 +85,7 @@ class Kernels(Protocol):
     def convolve(
         self, x: mx.array, tail: mx.array, taps: mx.array, bias: mx.array | None, activate: bool
     ) -> tuple[mx.array, mx.array]:
-        """Do what `engine.scan.convolve` does."""
+        """Do what `engine.nn.scan.convolve` does."""
 
     def scan(
         self,
@@ -97,12 +97,12 @@ class Kernels(Protocol):
         beta: mx.array | None = None,
         eps: float = 0.0,
     ) -> tuple[mx.array, mx.array]:
-        """Do what `engine.scan.scan` does."""
+        """Do what `engine.nn.scan.scan` does."""
 
     def gated_norm(
         self, y: mx.array, gate: mx.array, weight: mx.array, eps: float, gate_first: bool
     ) -> mx.array:
-        """Do what `engine.scan.gated_norm` does."""
+        """Do what `engine.nn.scan.gated_norm` does."""
 
     def latent_attention(self, q: mx.array, rows: Rows, value_dim: int) -> mx.array:
         """Attend with all heads to one row of each token, which begins with its value.

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from engine.gguf.dequant import IQ4_VALUES
 from engine.kernels import GROUP, RESIDENT_BITS
-from engine.quants import IQ4_VALUES
 
 
 @dataclass(frozen=True, slots=True)

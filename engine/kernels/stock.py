@@ -18,16 +18,16 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import sampling
-from engine import scan as recurrence
-from engine.block_types import BlockType
-from engine.gguf import TensorInfo
+from engine.fit.machine import cores
+from engine.gguf.reader import TensorInfo
+from engine.gguf.types import BlockType
 from engine.kernels import GROUP, QTensor
 from engine.kernels.repack import Affine, repack, repack_mxfp4
-from engine.machine import cores
+from engine.nn import scan as recurrence
 
 if TYPE_CHECKING:
-    from engine.cache import Rows
-    from engine.decoder import Blocks, Head, Layers, Scorer
+    from engine.nn.cache import Rows
+    from engine.nn.decoder import Blocks, Head, Layers, Scorer
 
 Bytes = npt.NDArray[np.uint8]
 

@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from engine.gguf import open_model
+from engine.gguf.dequant import dequantize
+from engine.gguf.reader import open_model
 from engine.model import load
-from engine.quants import dequantize
 from support.benchmarks import program
 
 synthesize = program("synthesize")

@@ -230,7 +230,7 @@ def test_importing_the_catalog_is_cheap() -> None:
     code = f"""
 import sys
 sys.path.insert(0, {root!r})
-import catalog, catalog.store, catalog.download, catalog.starter
+import catalog, catalog.store.cache, catalog.download.pull, catalog.download.package_index
 print([name for name in {heavy} if name in sys.modules])
 """
     command = [sys.executable, "-I", "-c", code]

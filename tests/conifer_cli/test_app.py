@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from conifer_cli import app, errors, interrupts, terminal
+from conifer_cli import app, errors, interrupts
+from conifer_cli.terminal import console
 from support.program import INTERRUPTED, ROOT, command, environment, run_conifer, run_unplugged
 
 COMMANDS = ("run", "pull", "fit", "list", "show", "verify", "rm")
@@ -125,7 +126,7 @@ def test_closed_standard_streams_end_cleanly(tmp_path, closed):
     ("raised", "code"),
     [
         (KeyboardInterrupt(), errors.INTERRUPTED),
-        (terminal.ReaderGone(), errors.READER_GONE),
+        (console.ReaderGone(), errors.READER_GONE),
         (interrupts.Ended(15), 143),
     ],
 )
@@ -133,7 +134,7 @@ def test_an_interruption_has_its_exit_code(monkeypatch, capsys, raised, code):
     def broken_off(as_json):
         raise raised
 
-    monkeypatch.setattr("conifer_cli.models.list_installed", broken_off)
+    monkeypatch.setattr("conifer_cli.commands.list.list_installed", broken_off)
     assert app._outcome(["list"]) == code
     assert capsys.readouterr() == ("", "")
 
@@ -143,7 +144,7 @@ def test_an_unforeseen_exception_stays_a_traceback(monkeypatch, kind):
     def bug(as_json):
         raise kind("ours")
 
-    monkeypatch.setattr("conifer_cli.models.list_installed", bug)
+    monkeypatch.setattr("conifer_cli.commands.list.list_installed", bug)
     with pytest.raises(kind):
         app._outcome(["list"])
 
@@ -169,7 +170,7 @@ def test_without_one_mlx_backend_the_extras_are_named(
     tmp_path, monkeypatch, capsys, arguments, found
 ):
     monkeypatch.setenv("CONIFER_HOME", str(tmp_path))
-    monkeypatch.setattr("engine.machine._installed_backends", lambda: list(found))
+    monkeypatch.setattr("engine.fit.machine._installed_backends", lambda: list(found))
     monkeypatch.setattr(sys, "stdin", None)
     assert app._outcome(list(arguments)) == 1
     captured = capsys.readouterr()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from conifer_cli import app, config_file, errors
-from conifer_cli.verdict import Wishes
+from conifer_cli.fit.plan import Wishes
 
 WRONG = [
     ("temprature = 1", "line 1, temprature: no command has this option", "Did you mean temp"),
@@ -48,8 +48,8 @@ def asked(monkeypatch):
         found.append(wishes)
         return 0
 
-    monkeypatch.setattr("conifer_cli.run.run_model", take)
-    monkeypatch.setattr("conifer_cli.pull.pull_model", take)
+    monkeypatch.setattr("conifer_cli.commands.run.run_model", take)
+    monkeypatch.setattr("conifer_cli.commands.pull.pull_model", take)
     return found
 
 

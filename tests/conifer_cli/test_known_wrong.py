@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from catalog import entries
-from conifer_cli.suggest import sketch_of
-from engine.cache import kv_bytes, moved_kv_bytes
-from engine.chips import simulate
-from engine.config import read_config
-from engine.gguf import open_model
-from engine.machine import Machine, cuda_machine, linux_cpu
-from engine.memory import judge, prefill_chunk
-from engine.sketch import judge_sketch, sketch_needs
-from engine.speed import traffic
+from conifer_cli.fit.alternatives import sketch_of
+from engine.fit.estimate import judge_sketch, sketch_needs
+from engine.fit.machine import Machine, cuda_machine, linux_cpu
+from engine.fit.machine_specs import simulate
+from engine.fit.memory import judge, prefill_chunk
+from engine.fit.speed import traffic
+from engine.gguf.reader import open_model
+from engine.nn.cache import kv_bytes, moved_kv_bytes
+from engine.nn.config import read_config
 from support.giants import write_deepseek_v3, write_qwen3_235b
 from support.headers import metadata
 from support.program import MODELS, run_unplugged

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from conifer_cli import terminal
+from conifer_cli.terminal import console
 from support.program import MODELS, command, environment, run_conifer, templated
 from support.terminal_session import TerminalSession
 
@@ -155,8 +155,8 @@ def test_each_of_twenty_patterns_is_replaced_in_each_locale(tmp_path, data, loca
 
 @pytest.mark.parametrize("data", PATTERNS, ids=repr)
 def test_what_is_left_of_bad_bytes_is_text(monkeypatch, capsys, data):
-    monkeypatch.setattr(terminal, "_chunks", lambda: iter([data[:2], data[2:]]))
-    text = terminal.piped()
+    monkeypatch.setattr(console, "_chunks", lambda: iter([data[:2], data[2:]]))
+    text = console.piped()
     assert text.encode() and "\ufffd" in text
     assert capsys.readouterr().err.count("not all UTF-8") == 1
 

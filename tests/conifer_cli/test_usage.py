@@ -7,7 +7,7 @@ import sys
 import pytest
 import typer
 
-from conifer_cli import app, errors, prepare
+from conifer_cli import acquire, app, errors
 from support.program import MODELS, run_conifer
 
 NUMBERS = {
@@ -78,9 +78,9 @@ def test_a_command_line_without_sense_exits_2(capsys, arguments, tmp_path, monke
     monkeypatch.setenv("CONIFER_HOME", str(tmp_path))
     monkeypatch.setattr("engine.model.load", load)
     monkeypatch.setattr(sys, "stdin", None)
-    prepare.open_store.cache_clear()
+    acquire.open_store.cache_clear()
     code, out, err = outcome(capsys, *arguments)
-    prepare.open_store.cache_clear()
+    acquire.open_store.cache_clear()
     assert (code, out) == (errors.USAGE, "")
     assert err.startswith("conifer: ")
 
@@ -127,7 +127,7 @@ def test_a_sentence_that_looks_like_a_path_is_taken_for_a_prompt_too(capsys, sen
 
 def test_a_home_of_nobody_exits_2(capsys, monkeypatch):
     monkeypatch.setenv("CONIFER_HOME", "~nobody-of-that-name/x")
-    prepare.open_store.cache_clear()
+    acquire.open_store.cache_clear()
     code, out, err = outcome(capsys, "list")
     assert (code, out) == (errors.USAGE, "")
     assert "CONIFER_HOME" in err
@@ -137,7 +137,7 @@ def test_a_file_that_may_not_be_read_exits_1(capsys, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("engine.gguf.open_model", refuse)
+    monkeypatch.setattr("engine.gguf.reader.open_model", refuse)
     code, out, err = outcome(capsys, "fit", str(MODELS / "llama" / "model.gguf"))
     assert (code, out) == (errors.FAILURE, "")
     assert "model.gguf: Permission denied" in err

@@ -23,8 +23,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from engine.tokenizer import BYTE_OF
-from engine.vocabulary import Kind
+from engine.text.tokenizer import BYTE_OF
+from engine.text.vocabulary import Kind
 from support.gguf_writer import gguf_bytes
 from support.packaged import PACKAGED, Packaged, fetch, metadata_of, part_of
 from support.strings import mixed_strings

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.fit.machine import backend
 from engine.kernels import selected
-from engine.machine import backend
 
 MODEL = Path(__file__).parents[1] / "fixtures" / "qwen3moe" / "model.gguf"
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import engine
-from engine.gguf import open_model
+from engine.gguf.reader import open_model
 from engine.kernels import RESIDENT_BITS, resident_bytes
 from support.gguf_writer import Tensor
 from support.models import HERE, row_rms

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.block_types import TYPE_BY_NAME
+from engine.gguf.types import TYPE_BY_NAME
 
 # Value type ids of the format, by NumPy dtype; a string is 8, an array 9.
 NUMBER_IDS = {

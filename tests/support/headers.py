@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.config import ModelConfig
+from engine.nn.config import ModelConfig
 
 TOKENS = {"tokenizer.ggml.tokens": ["a", "b", "c"]}
 

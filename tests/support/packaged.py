@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from engine import gguf
-from engine.tokenizer import BYTE_OF
-from engine.vocabulary import Kind
+from engine.gguf import reader
+from engine.text.tokenizer import BYTE_OF
+from engine.text.vocabulary import Kind
 
 CHARACTER_OF = {byte[0]: character for character, byte in BYTE_OF.items()}
 IDS = "conifer.ids"  # the key under which a part keeps the ids of the whole
@@ -163,7 +163,7 @@ def fetch(packaged: Packaged, folder: Path) -> bytes:
 def metadata_of(packaged: Packaged, data: bytes) -> dict[str, Any]:
     """Write what a packaged file holds as a model file has it."""
     if packaged.form == "gguf":
-        found = dict(gguf.read_header(data, packaged.file_size_bytes).metadata)
+        found = dict(reader.read_header(data, packaged.file_size_bytes).metadata)
         return {key: value for key, value in found.items() if key.startswith("tokenizer.")}
     tokens, merges = FORMS[packaged.form](data)
     size = max(tokens) + 1

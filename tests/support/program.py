@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import conifer_cli
-from engine.machine import cores
+from engine.fit.machine import cores
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "tests" / "fixtures"
@@ -23,9 +23,9 @@ def hook(event, _):
         os.write(2, f"OPENED A SOCKET: {event}".encode())
         os._exit(99)
 sys.addaudithook(hook)
-import engine.machine
+import engine.fit.machine
 memory = int(sys.argv.pop(1))
-engine.machine.this_machine = lambda idle=False: engine.machine.Machine(
+engine.fit.machine.this_machine = lambda idle=False: engine.fit.machine.Machine(
     "test machine", "cpu", memory, memory, "available memory"
 )
 from conifer_cli.__main__ import main

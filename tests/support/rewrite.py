@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.gguf import TensorInfo, open_model
+from engine.gguf.reader import TensorInfo, open_model
 from support.gguf_writer import Tensor, gguf_bytes
 
 

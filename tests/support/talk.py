@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from conifer_cli.commands import complete
-from conifer_cli.conversation import Conversation
+from conifer_cli.acquire import locate
+from conifer_cli.chat.conversation import Conversation
+from conifer_cli.chat.editor import Desk
+from conifer_cli.chat.slash_commands import complete
+from conifer_cli.commands.run import open_session
 from conifer_cli.interrupts import Interrupts
-from conifer_cli.lineedit import Desk
-from conifer_cli.prepare import locate
-from conifer_cli.run import open_session
-from conifer_cli.session import RunOptions
+from conifer_cli.session.session import RunOptions
 
 PLAIN = "{% for m in messages %}<|bos|>{{ m.role }}: {{ m.content }}{% endfor %}<|bos|>assistant: "
 

@@ -7,9 +7,9 @@ import math
 import mlx.core as mx
 import numpy as np
 
-from engine.block_types import TYPE_BY_NAME
-from engine.gguf import TensorInfo
-from engine.quants import dequantize
+from engine.gguf.dequant import dequantize
+from engine.gguf.reader import TensorInfo
+from engine.gguf.types import TYPE_BY_NAME
 
 # Where the float16 scales of a block lie: random bytes there would be NaN.
 HALVES = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2)} | {

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from engine import gguf
-from engine.tokenizer import BYTE_OF, Tokenizer, from_metadata
-from engine.vocabulary import Kind
+from engine.gguf import reader
+from engine.text.tokenizer import BYTE_OF, Tokenizer, from_metadata
+from engine.text.vocabulary import Kind
 
 DATA = Path(__file__).parents[1] / "data"
 REAL = ("deepseek-llm", "gpt-2", "llama-bpe", "llama-spm", "qwen2", "qwen35", "smollm")
@@ -33,7 +33,7 @@ ALL = (*REAL, "default")
 def metadata(name: str) -> dict[str, Any]:
     """The metadata of a stored vocabulary."""
     data = lzma.decompress((DATA / "vocab" / f"{name}.gguf.xz").read_bytes())
-    return dict(gguf.read_header(data).metadata)
+    return dict(reader.read_header(data).metadata)
 
 
 @cache

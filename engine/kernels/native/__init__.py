@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from engine.errors import BackendError
-from engine.gguf import TensorInfo
-from engine.machine import cores
+from engine.fit.machine import cores
+from engine.gguf.reader import TensorInfo
 
 if TYPE_CHECKING:
-    from engine.cache import Rows
-    from engine.decoder import Blocks, Head, Layers, Scorer
     from engine.kernels.native import _native
+    from engine.nn.cache import Rows
+    from engine.nn.decoder import Blocks, Head, Layers, Scorer
     from engine.sampling import Settings
 
 MAX_TAPS = 64  # of a convolution, as in core/recurrence.h

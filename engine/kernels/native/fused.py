@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from engine.cache import REWIND, STEP, WINDOW_SLACK
-from engine.decoder import Block, Blocks, Head, Layers, Scorer, Watch
-from engine.families import SIGMOID, SOFTMAX, SOFTMAX_OF_CHOSEN
+from engine.architectures.families import SIGMOID, SOFTMAX, SOFTMAX_OF_CHOSEN
 from engine.kernels import QTensor
 from engine.kernels.native import NativeTensor
-from engine.latent import LatentAttention
-from engine.layers import (
+from engine.nn.cache import REWIND, STEP, WINDOW_SLACK
+from engine.nn.decoder import Block, Blocks, Head, Layers, Scorer, Watch
+from engine.nn.layers import (
     Activation,
     Attention,
     FeedForward,
@@ -32,12 +31,13 @@ from engine.layers import (
     clamped_swiglu,
     swiglu,
 )
-from engine.moe import Experts, SharedExperts
-from engine.recurrent import GatedDeltaNet, Mamba2
+from engine.nn.mla import LatentAttention
+from engine.nn.moe import Experts, SharedExperts
+from engine.nn.recurrent import GatedDeltaNet, Mamba2
 
 if TYPE_CHECKING:
     from engine.kernels.native import _native
-    from engine.routes import Routes
+    from engine.nn.router_stats import Routes
 
 MAX_GROUP = 128  # heads that share keys and values: MAX_ROWS in core/attention.h
 CACHE_TYPES = {"f16": 0, "f32": 1, "q8": 2}  # as in core/attention.h

@@ -1,5 +1,5 @@
 // What a recurrent layer does between its projections: a short convolution over tokens, the
-// recurrence itself, and the gated norm of what it gives. See engine/scan.py for the mathematics.
+// recurrence itself, and the gated norm of what it gives. See engine/nn/scan.py for the mathematics.
 // All arrays are float32 with rows packed; the outputs overlap no input.
 //
 // Axes: T tokens, C channels, K taps, H heads, N key width of a head's state, P its value width.

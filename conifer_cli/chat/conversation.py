@@ -1,0 +1,248 @@
+"""What a conversation is made of: the messages, the model that answers, and what was changed on
+the way. It answers the last message; which commands there are is not known here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conifer_cli import errors
+from conifer_cli.interrupts import Interrupts
+from conifer_cli.session.router_report import show_experts
+from conifer_cli.session.session import Messages, Reply, Session
+from conifer_cli.terminal import console
+from conifer_cli.terminal.format import tokens as short
+from conifer_cli.terminal.output import Answer
+
+if TYPE_CHECKING:
+    from conifer_cli.chat.editor import Desk, Editor
+    from conifer_cli.session.session import Answering
+    from engine.text.reasoning import Part
+
+ANSWER_ROOM = 512  # tokens that must be free before an answer begins, or a quarter of the context
+NOT_ADDED = "Your message was not added."
+
+
+class Conversation:
+    """Messages and who answers them. `editor` and `desk` are set by whoever holds it.
+
+    context: tokens that the cache may hold. staged: texts that go with the next message.
+    thoughts: what went before the last answer; folds: whether thinking is shown in one line.
+    """
+
+    editor: Editor
+    desk: Desk
+
+    def __init__(self, session: Session, messages: Messages, interrupts: Interrupts) -> None:
+        self.session, self.messages, self.interrupts = session, messages, interrupts
+        self.context = session.context
+        self.shows_stats = session.options.stats
+        self.styled = console.styles()
+        self.staged: list[str] = []
+        self.thoughts = ""
+        self.folds = False
+        self.turns = Turns()
+        self.attempts = 0  # at the same answer
+
+    def meter(self) -> str:
+        """Say how full the context is: `ctx 6.1k/32k`."""
+        cache = self.session.cache
+        return f"ctx {short(cache.length if cache else 0)}/{short(self.context)}"
+
+    def room(self) -> int:
+        """Count the tokens that an answer must find free."""
+        wish = self.session.options.max_tokens or ANSWER_ROOM
+        return min(wish, ANSWER_ROOM, max(self.context // 4, 1))
+
+    def encode(self) -> list[int]:
+        """Turn the messages into tokens, those of the cache where it holds the same text."""
+        from engine.text.retokenize import respelled
+
+        session = self.session
+        tokens = session.encode(self.messages)
+        held = session.cache.tokens if session.cache else []
+        return respelled(held, tokens, session.model.tokenizer)
+
+    def say(self, text: str) -> None:
+        """Add what a person typed, and the answer to it."""
+        self.messages.append({"role": "user", "content": "\n\n".join([*self.staged, text])})
+        staged, self.staged = self.staged, []
+        self.attempts = 0
+        try:
+            self.answer()
+        finally:
+            if self.messages[-1]["role"] == "user":
+                self.messages.pop()
+                self.staged = staged
+
+    def answer(self, otherwise: str = NOT_ADDED) -> None:
+        """Answer the last message, and add that; where nothing comes, say why, and `otherwise`."""
+        from conifer_cli.chat.context_limit import make_room
+
+        try:
+            tokens = make_room(self)
+            if tokens is None:
+                console.say(f"{otherwise} /clear begins anew.")
+                return
+            reply, answering, first_s = self.ask(tokens)
+        except errors.foreseen() as error:
+            if isinstance(error, console.OutputError):
+                raise
+            _, message, hint = errors.explain(error)
+            console.say(f"conifer: {message}")
+            console.say(f"{otherwise} {hint} /clear begins anew.")
+            return
+        self.thoughts = reply.thinking
+        if answering.stream.finish == "interrupted" and not reply.text:
+            console.say(f"Stopped before an answer. {otherwise}")
+            return
+        self.messages.append(reply.message())
+        self.turns.add(answering, first_s)
+        if self.shows_stats:
+            console.say(f"{self.turns.last}; {self.meter()}")
+        try:
+            show_experts(self.session)
+        except (console.OutputError, errors.UsageError) as error:  # no reason to end all this
+            console.say(f"conifer: {error}")
+        if answering.cut_by_context:
+            console.say(f"The context of {self.context:,} tokens is full: the answer was cut.")
+
+    def ask(self, tokens: list[int], **settings: Any) -> tuple[Reply, Answering, float]:
+        """Print the answer to these tokens; also give the seconds to its first piece."""
+        session = self.session
+        kept = session.settings
+        if self.attempts and kept.seed is not None:  # the same seed would say the same again
+            settings["seed"] = (kept.seed + self.attempts) % (1 << 63)
+        session.settings = replace(kept, **settings)
+        reply = Reply(session.options, self._printer())
+        clock = Clock()
+        try:
+            session.model.count_routes()  # for /experts
+            answering = session.answer(tokens, self.context)
+            with console.keys(quiet=True), self.interrupts.calling(answering.stop):
+                reply.print(clock.first_of(answering))
+        finally:
+            session.settings = kept
+        return reply, answering, clock.first_s
+
+    def switch(self, name: str) -> None:
+        """Let another model go on with the same messages; the one of before if it cannot.
+
+        Ctrl-C breaks it off. Raises what `errors` foresees.
+        """
+        from conifer_cli.acquire import locate
+        from conifer_cli.commands.run import open_session
+
+        target, before = locate(name), self.session
+        before.close()  # both at once may not fit
+        failure: BaseException | None = None
+        try:
+            with self.interrupts.raising():
+                self.session = open_session(target, replace(before.options, context=None))
+        except KeyboardInterrupt:
+            failure = errors.UsageError(f"stopped: {before.judged.name} goes on")
+        except errors.foreseen() as error:
+            failure = error.with_traceback(None)  # its frames hold what was loaded
+        if failure is not None:
+            self.session = Session(before.judged, before.options)
+            raise failure
+        self.context = self.session.context
+
+    def fold(self) -> None:
+        """Fold thinking from now on; or show it from now on, and what was thought last."""
+        hidden = self.session.options.show_thinking is False
+        self.folds = not (self.folds or hidden)
+        if hidden:
+            self.session.change(show_thinking=True)
+        console.say(f"Thinking is {'folded' if self.folds else 'shown'} from here on.")
+        if not self.folds and self.thoughts:
+            console.tell(self.thoughts)
+
+    def clear(self) -> None:
+        """Begin anew, with the system message."""
+        self.messages[:] = self.session.opening()
+        self.staged, self.thoughts, self.attempts = [], "", 0
+
+    def resize(self, context: int) -> None:
+        """Take another context; what is in the cache has to be read anew."""
+        self.context = context
+        self.session.cache = None
+
+    def _printer(self) -> Answer:
+        options = self.session.options
+        painter = None
+        if self.styled:
+            from conifer_cli.terminal.highlight import lexer_for
+            from conifer_cli.terminal.markdown import Painter
+
+            painter = Painter(*console.dimensions(), lexer_for)
+        return Answer(
+            console.shows_thinking(options.show_thinking), painter=painter, folded=self.folds
+        )
+
+
+class Clock:
+    """Measures how long the first piece of an answer takes: `first_s`, 0 where none came."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self.first_s = 0.0
+
+    def first_of(self, parts: Iterable[Part]) -> Iterator[Part]:
+        """Pass the parts on."""
+        for part in parts:
+            if not self.first_s:
+                self.first_s = time.perf_counter() - self._start
+            yield part
+
+
+class Turns:
+    """What the answers so far took; `last` says it of the last one."""
+
+    def __init__(self) -> None:
+        self.count = self.prompt = self.cached = self.decoded = 0
+        self.prefill_s = self.decode_s = 0.0
+        self.last = ""
+
+    def add(self, answering: Answering, first_s: float) -> None:
+        """Take in one more."""
+        stats = answering.stream.stats
+        self.count += 1
+        self.prompt += stats.prompt_tokens
+        self.cached += stats.cached_tokens
+        self.decoded += stats.decoded_tokens
+        self.prefill_s += stats.prefill_s
+        self.decode_s += stats.decode_s
+        self.last = f"{answering.stats()}; first token after {first_s:.2f} s"
+
+    def lines(self) -> list[str]:
+        """Say it of all of them together."""
+        if not self.count:
+            return ["Nothing was answered yet."]
+        computed = self.prompt - self.cached
+        return [
+            f"last: {self.last}",
+            f"{self.count:,} answers: {self.prompt:,} prompt tokens, {self.cached:,} of them from "
+            f"the cache, {computed:,} read in {self.prefill_s:.1f} s; "
+            f"{self.decoded:,} tokens answered in {self.decode_s:.1f} s",
+        ]
+
+
+def history_file() -> Path | None:
+    """Say where what is typed is kept, if it is to be and can."""
+    from conifer_cli import options
+
+    if os.environ.get("CONIFER_NOHISTORY") or not console.is_terminal(sys.stdin):
+        return None
+    if console.dumb():  # there is no line editor that would read it
+        return None
+    try:
+        return options.home() / "history"
+    except errors.UsageError:
+        return None

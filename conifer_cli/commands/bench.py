@@ -1,0 +1,254 @@
+"""`conifer bench`: how fast a model runs on this machine, for a person and as one line of JSON.
+
+Medians with the lowest and the highest run beside them; decoding is held against what this machine
+reads from memory in the same run.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import json
+import statistics
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conifer_cli import errors
+from conifer_cli.acquire import judge, locate, ready
+from conifer_cli.errors import NoRoom, UsageError
+from conifer_cli.fit.plan import Judged, Wishes
+from conifer_cli.terminal import console
+from conifer_cli.terminal.format import memory, size, table
+
+if TYPE_CHECKING:
+    from engine.model import Model
+
+PROMPTS = (128, 512)
+DEPTHS = (0, 4096)
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What was asked of `bench`; None for a list is the default, as far as the context allows."""
+
+    prompts: tuple[int, ...] | None = None
+    depths: tuple[int, ...] | None = None
+    tokens: int = 64
+    repeat: int = 5
+    kv_type: str = "f16"
+    kernels: str = "auto"
+    force: bool = False
+    yes: bool = False
+    as_json: bool = False
+
+
+def bench_model(name: str | None, options: BenchOptions) -> int:
+    """Measure, and print a table and the same as JSON. Returns the exit code."""
+    target = locate(name)
+    wishes = Wishes(None, options.kv_type, options.force, options.yes, options.kernels)
+    judged = ready(target, judge(target, wishes), wishes)
+    prompts, depths = lengths(judged, options)
+
+    from engine.model import load
+
+    model = load(judged.paths[0], kernels=options.kernels)
+    document = measure(model, judged, prompts, depths, options)
+    _keep(document, judged, options)
+    if not options.as_json:
+        console.out([*_report(document), ""])
+    console.out([json.dumps(document, separators=(",", ":"))])
+    return errors.OK
+
+
+def lengths(judged: Judged, options: BenchOptions) -> tuple[list[int], list[int]]:
+    """Choose the prompts and depths. Raises UsageError or NoRoom for one beyond the context."""
+    from engine.benchmark import decode_context
+
+    assert judged.config is not None
+    most = judged.config.context
+    fits = most if options.force else min(most, judged.verdict.largest_context)
+    chosen: list[list[int]] = []
+    for asked, default, more in (
+        (options.prompts, PROMPTS, 1),
+        (options.depths, DEPTHS, decode_context(0, options.tokens)),
+    ):
+        for length in asked or ():
+            _require(judged.name, length + more, most, fits)
+        chosen.append([n for n in (asked or default) if n + more <= fits])
+    if not any(chosen):
+        raise UsageError(
+            f"the context of {judged.name} is {fits:,} tokens, too few for the usual lengths",
+            "Choose some with --prompt, --depth and --tokens.",
+        )
+    return chosen[0], chosen[1]
+
+
+def _require(name: str, need: int, most: int, fits: int) -> None:
+    if need > most:
+        raise UsageError(f"a context of {need:,} is more than the {most:,} tokens of {name}")
+    if need > fits:
+        raise NoRoom(f"a context of {need:,} does not fit: the largest of {name} is {fits:,}")
+
+
+def measure(
+    model: Model, judged: Judged, prompts: list[int], depths: list[int], options: BenchOptions
+) -> dict[str, Any]:
+    """Run every measurement: the document that is printed."""
+    from engine import benchmark as engine
+
+    repeat, kv_type = options.repeat, options.kv_type
+    total = repeat * (len(prompts) + 2 * len(depths))
+    with _Watch(total) as watch:
+        prefill = [
+            {"tokens": n, **spread(watch(engine.prefill_rates(model, n, repeat, kv_type)))}
+            for n in prompts
+        ]
+        decode = [
+            {
+                "depth": n,
+                "tokens": options.tokens,
+                **spread(watch(engine.decode_rates(model, n, options.tokens, repeat, kv_type))),
+            }
+            for n in depths
+        ]
+        peak = engine.peak_memory_bytes()  # before the buffers of the plain reads
+        for row in decode:
+            row |= _roof(model, judged, row, watch, options)
+    return {**_circumstances(model, judged, options), "prefill": prefill, "decode": decode} | {
+        "peak_memory_bytes": peak
+    }
+
+
+def _keep(document: dict[str, Any], judged: Judged, options: BenchOptions) -> None:
+    """Write the medians into the ledger."""
+    from conifer_cli.fit import history
+
+    most = [row["tokens"] for row in document["prefill"]]
+    most += [row["depth"] + options.tokens for row in document["decode"]]
+    keep = functools.partial(
+        history.record,
+        judged,
+        document["kernels"],
+        options.kv_type,
+        tokens=max(most),
+        peak_bytes=document["peak_memory_bytes"],
+    )
+    for row in document["prefill"]:
+        if row["tokens"] >= history.MIN_PREFILLED:
+            rate = row["per_s"]["median"]
+            keep(depth=row["tokens"], decode_per_s=None, prefill_per_s=rate)
+    for row in document["decode"]:
+        if options.tokens >= history.MIN_DECODED:
+            depth, rate = row["depth"] + options.tokens // 2, row["per_s"]["median"]
+            keep(depth=depth, decode_per_s=rate, prefill_per_s=None)
+
+
+def _roof(
+    model: Model, judged: Judged, row: dict[str, Any], watch: _Watch, options: BenchOptions
+) -> dict[str, Any]:
+    """Read as many bytes as one token moves, and say which share of that rate decoding reaches."""
+    from engine import benchmark as engine
+    from engine.fit.speed import traffic
+    from engine.gguf.reader import open_model
+
+    assert judged.config is not None
+    device = judged.verdict.machine.backend
+    tensors = open_model(judged.paths[0]).tensors
+    kernels, depth = model.kernels.name, row["depth"]
+    counted = traffic(judged.config, tensors, device, kernels, depth, options.kv_type)
+    moved = counted.total_bytes
+    read = spread(watch(engine.read_rates(moved, options.repeat, device)))
+    return {
+        "moved_bytes": moved,
+        "read_bytes_per_s": read["per_s"],
+        "bandwidth_share": round(moved * row["per_s"]["median"] / read["per_s"]["median"], 4),
+    }
+
+
+def spread(rates: Iterable[float]) -> dict[str, Any]:
+    """Sum up the runs: the median, the lowest, the highest, and all of them."""
+    runs = [float(f"{rate:.5g}") for rate in rates]
+    per_s = {"median": statistics.median(runs), "low": min(runs), "high": max(runs)}
+    return {"per_s": per_s, "runs": runs}
+
+
+class _Watch:
+    """Show on stderr how many of the runs are done, while their rates pass through."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._done = total, 0
+        self._progress = console.Progress("measuring", "runs")
+
+    def __enter__(self) -> _Watch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.clear()
+
+    def __call__(self, rates: Iterable[float]) -> Iterator[float]:
+        for rate in rates:
+            self._done += 1
+            self._progress.update(self._done, self._total)
+            yield rate
+
+
+def _circumstances(model: Model, judged: Judged, options: BenchOptions) -> dict[str, Any]:
+    """Say what was measured, and on what."""
+    from engine.benchmark import read_method
+    from engine.fit.machine import cores
+
+    machine = judged.verdict.machine
+    return {
+        "model": judged.name if judged.entry else Path(judged.name).name,
+        "architecture": model.config.architecture,
+        "file_bytes": judged.size_bytes,
+        "kernels": model.kernels.name,
+        "kv_type": options.kv_type,
+        "machine": machine.name,
+        "backend": machine.backend,
+        "threads": cores() if machine.backend == "cpu" else None,
+        "versions": {name: _version(name) for name in ("conifer-cli", "mlx", "numpy")},
+        "read_method": read_method(machine.backend),
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _report(document: dict[str, Any]) -> list[str]:
+    """Lay out the measurements for a person."""
+    threads = f", {document['threads']} threads" if document["threads"] else ""
+    rows: list[tuple[str, ...]] = [
+        ("", "TOKENS/S", "LOWEST", "HIGHEST", "A TOKEN MOVES", "READ AT", "SHARE")
+    ]
+    rows += [
+        (f"prefill {row['tokens']:,}", *_rates(row), "", "", "") for row in document["prefill"]
+    ]
+    rows += [
+        (f"decode at {row['depth']:,}", *_rates(row), *_shares(row)) for row in document["decode"]
+    ]
+    return [
+        f"{document['model']}: {document['architecture']}, {size(document['file_bytes'])}",
+        f"{document['machine']}{threads}, {document['kernels']} kernels, "
+        f"{document['kv_type']} KV cache",
+        "",
+        *table(rows, right=range(1, 7)),
+        "",
+        f"peak memory: {memory(document['peak_memory_bytes'])}, mapped weights included",
+        f"A plain read of as many bytes as a token moves: {document['read_method']}.",
+    ]
+
+
+def _rates(row: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(f"{row['per_s'][name]:.4g}" for name in ("median", "low", "high"))
+
+
+def _shares(row: dict[str, Any]) -> tuple[str, ...]:
+    read = size(int(row["read_bytes_per_s"]["median"]))
+    return size(row["moved_bytes"]), f"{read}/s", f"{row['bandwidth_share']:.0%}"

@@ -1,0 +1,223 @@
+"""`conifer completion SHELL`: a script for bash, zsh or fish, and the words that it asks for.
+
+The scripts hold no list of commands or models: at every Tab they run `conifer __complete` with the
+words typed so far, the last of them unfinished, and get one candidate a line, a tab and what it is.
+No candidates means that the shell may complete file names. Nothing here opens a socket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from conifer_cli import errors
+from conifer_cli.terminal import console
+
+if TYPE_CHECKING:
+    from typer.core import TyperCommand
+
+QUERY = "__complete"
+MODEL = "MODEL"  # the metavar of arguments that take one
+INSTALLED_ONLY = ("rm", "verify")  # commands that know no other models
+
+BASH = """\
+_conifer() {
+    local line=${COMP_LINE:0:COMP_POINT} current head IFS=$' \\t\\n'
+    local -a words
+    # Readline splits words at colons, which the names of models have.
+    read -ra words <<< "$line"
+    [[ $line == *[[:space:]] ]] && words+=("")
+    current=${words[${#words[@]}-1]}
+    IFS=$'\\n'
+    COMPREPLY=($(conifer __complete -- "${words[@]:1}" 2>/dev/null))
+    COMPREPLY=("${COMPREPLY[@]%%$'\\t'*}")
+    if [[ $current == *:* && $COMP_WORDBREAKS == *:* ]]; then
+        head=${current%"${current##*:}"}
+        COMPREPLY=("${COMPREPLY[@]#"$head"}")
+    fi
+}
+complete -o default -F _conifer conifer
+"""
+
+ZSH = """\
+#compdef conifer
+_conifer() {
+    local -a found described
+    local line
+    found=("${(@f)$(conifer __complete -- "${(@Q)words[2,CURRENT]}" 2>/dev/null)}")
+    if [[ -z "${found[1]}" ]]; then
+        _files
+        return
+    fi
+    for line in "${found[@]}"; do
+        described+=("${${line%%$'\\t'*}//:/\\\\:}:${line#*$'\\t'}")
+    done
+    _describe -V conifer described
+}
+if [[ "${funcstack[1]}" == _conifer ]]; then
+    _conifer "$@"
+else
+    compdef _conifer conifer
+fi
+"""
+
+FISH = """\
+function __conifer_complete
+    set -l words (commandline -opc)
+    set -l current (commandline -ct)
+    set -l found (conifer __complete -- $words[2..-1] "$current" 2>/dev/null)
+    if test (count $found) -eq 0
+        __fish_complete_path "$current"
+    else
+        printf '%s\\n' $found
+    end
+end
+complete -c conifer -k -f -a '(__conifer_complete)'
+"""
+
+
+class Shell(StrEnum):
+    """A shell for which there is a script."""
+
+    BASH = "bash"
+    ZSH = "zsh"
+    FISH = "fish"
+
+
+SCRIPTS = {Shell.BASH: BASH, Shell.ZSH: ZSH, Shell.FISH: FISH}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A word that may stand where the last one is typed, and what it is."""
+
+    word: str
+    about: str = ""
+
+
+def print_script(shell: Shell) -> int:
+    """Print what the shell has to read."""
+    console.write(SCRIPTS[shell])
+    return errors.OK
+
+
+def print_candidates(words: list[str]) -> int:
+    """Print what could stand in place of the last word."""
+    *before, current = words or [""]
+    console.out(f"{found.word}\t{found.about}" for found in candidates(before, current))
+    return errors.OK
+
+
+def candidates(before: list[str], current: str) -> Iterator[Candidate]:
+    """Yield what could stand after the words `before`, and begins as `current` does."""
+    for found in _possible(before, current):
+        if found.word.startswith(current):
+            yield found
+
+
+def _possible(before: list[str], current: str) -> Iterator[Candidate]:
+    import typer
+
+    from conifer_cli.app import app
+
+    program: Any = typer.main.get_command(app)
+    name = next((word for word in before if not word.startswith("-")), None)
+    if name is None:
+        yield from _options(program) if current.startswith("-") else _commands(program)
+        return
+    command = program.commands.get(name)
+    if command is None:
+        return
+    waiting, arguments = _read(command, before[before.index(name) + 1 :])
+    if waiting is not None:
+        yield from _choices(waiting)
+    elif current.startswith("-"):
+        yield from _options(command)
+    else:
+        yield from _arguments(command, arguments, current)
+
+
+def _read(command: Any, words: list[str]) -> tuple[Any, int]:
+    """Say which option still waits for its value, if one does, and how many arguments there are."""
+    options = {word: option for option in _named(command) for word in _words(option)}
+    waiting, arguments = None, 0
+    for word in words:
+        if waiting is not None:
+            waiting = None
+        elif word.startswith("-"):
+            option = options.get(word)
+            waiting = None if option is None or option.is_flag else option
+        else:
+            arguments += 1
+    return waiting, arguments
+
+
+def _commands(program: Any) -> Iterator[Candidate]:
+    for name, command in program.commands.items():
+        if not command.hidden:
+            yield Candidate(name, command.get_short_help_str(100))
+
+
+def _options(command: TyperCommand) -> Iterator[Candidate]:
+    yield from (Candidate(word, _about(o)) for o in _named(command) for word in _words(o))
+    yield Candidate("--help", "Show this message and exit.")
+
+
+def _named(command: Any) -> Iterator[Any]:
+    """Yield a command's options, those that are shown."""
+    yield from (p for p in command.params if p.param_type_name == "option" and not p.hidden)
+
+
+def _choices(parameter: Any) -> Iterator[Candidate]:
+    """Yield the values of an option or argument that has a few."""
+    kind = parameter.type_descriptor.annotation
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        yield from map(Candidate, kind)
+
+
+def _words(option: Any) -> list[str]:
+    """List how an option is written, long forms only where there are any."""
+    words = [*option.opts, *option.secondary_opts]
+    return sorted(words, key=lambda word: not word.startswith("--"))
+
+
+def _about(option: Any) -> str:
+    return " ".join((option.help or "").split())
+
+
+def _arguments(command: Any, count: int, current: str) -> Iterator[Candidate]:
+    """Yield what an argument may be, `count` of them being there already."""
+    arguments = [p for p in command.params if p.param_type_name == "argument"]
+    if not arguments:
+        return
+    argument = arguments[0]
+    if count and argument.nargs != -1:
+        return
+    if argument.metavar and MODEL in argument.metavar:
+        yield from _models(command.name, current)
+    else:
+        yield from _choices(argument)
+
+
+def _models(command: str, current: str) -> Iterator[Candidate]:
+    """Yield models by name: those on this machine, then those of the catalog."""
+    from catalog import entries
+    from conifer_cli.acquire import open_store
+    from conifer_cli.commands.list import name_of
+    from conifer_cli.terminal.format import count, size
+
+    here = {name_of(model): model for model in open_store().installed()}
+    for name, model in here.items():
+        yield Candidate(name, f"{size(model.size_bytes)}, on this machine")
+    if command in INSTALLED_ONLY:
+        return
+    for entry in entries().values():
+        if current.startswith(f"{entry.id}:"):
+            files = [f for f in entry.files if f.quant and f"{entry.id}:{f.quant}" not in here]
+            for file in files:
+                about = size(file.size_bytes) if file.size_bytes else "size not known"
+                yield Candidate(f"{entry.id}:{file.quant}", about)
+        elif entry.id not in here:
+            yield Candidate(entry.id, f"{count(entry.total_parameters)}, {entry.licence}")

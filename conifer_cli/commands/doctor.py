@@ -1,0 +1,272 @@
+"""`conifer doctor`: whether this machine, this install and the network let Conifer do its work.
+
+One line a check. Nothing is written, and only the hub is asked something. A check that fails gives
+the exit code that a command would end with for the same reason.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from conifer_cli import errors
+from conifer_cli.acquire import connect, open_store
+from conifer_cli.fit.alternatives import best_moe
+from conifer_cli.session.session import SLOW
+from conifer_cli.terminal import console
+from conifer_cli.terminal.format import memory, size
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+DISTRIBUTION = "conifer-cli"
+NAMED = ("mlx", "numpy", "huggingface_hub")  # versions that a report of a fault should have
+UNMEASURED = {"metal": "Metal: not yet measured", "cuda": "CUDA: not yet measured"}
+ASKED_FOR = "Qwen/Qwen3-30B-A3B-GGUF"  # any would do
+NO_HUB = (
+    "Check the network, HTTPS_PROXY and HF_ENDPOINT, or set HF_HUB_OFFLINE=1 if there is to be "
+    "none; models that `conifer list` shows run all the same"
+)
+SMALL_DISK_BYTES = 20 * 10**9  # less than most models with experts take
+
+_REQUIREMENT = re.compile(r"([A-Za-z0-9_.-]+)\s*(==|>=)\s*([0-9.]+)$")
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one check found. advice: what to do about it; code: the exit code of a failure."""
+
+    name: str
+    status: str
+    detail: str
+    advice: str = ""
+    code: int = errors.OK
+
+
+def examine(as_json: bool) -> int:
+    """Run all checks and print them. Returns the exit code: that of the first failure."""
+    found = []
+    for check in CHECKS:
+        found.append(check())
+        if not as_json:
+            console.out([_line(found[-1])])
+    failed = [check for check in found if check.status == FAIL]
+    if as_json:
+        worst = next((s for s in (FAIL, WARN) if any(c.status == s for c in found)), OK)
+        documents = [{k: v for k, v in asdict(check).items() if k != "code"} for check in found]
+        console.out_json({"status": worst, "checks": documents})
+    return failed[0].code if failed else errors.OK
+
+
+def _line(check: Check) -> str:
+    advice = f". {check.advice}" if check.advice else ""
+    return f"{check.status:<5} {check.name:<9} {check.detail}{advice}"
+
+
+def check_backend() -> Check:
+    """Say what computes."""
+    from engine.errors import BackendError
+    from engine.fit.machine import cores, this_machine
+
+    try:
+        machine = this_machine()
+    except BackendError as error:
+        return Check("backend", FAIL, str(error), code=errors.FAILURE)
+    unmeasured = UNMEASURED.get(machine.backend)
+    if unmeasured:
+        advice = "Please report what `conifer bench` prints here"
+        return Check("backend", WARN, f"{machine.backend}: {machine.name}; {unmeasured}", advice)
+    detail = f"cpu: {machine.name}, {_count(cores(), 'thread')}; {UNMEASURED['metal']}"
+    return Check("backend", OK, detail)
+
+
+def check_kernels() -> Check:
+    """Say which kernels multiply."""
+    from engine.errors import BackendError
+    from engine.fit.machine import backend
+    from engine.kernels import native
+
+    try:
+        device = backend()
+    except BackendError:
+        return Check("kernels", FAIL, "none without a backend", code=errors.FAILURE)
+    if device != "cpu":
+        return Check("kernels", OK, "stock: operations of MLX")
+    reason = native.why_not()
+    if reason is None:
+        return Check("kernels", OK, f"native: C++, {native.isa()}")
+    what, _, advice = SLOW.format(reason).partition(". ")
+    return Check("kernels", WARN, f"stock: {what}", advice.rstrip("."))
+
+
+def check_memory() -> Check:
+    """Say how much memory there is, and what runs in it."""
+    from engine.errors import BackendError
+    from engine.fit.machine import this_machine
+    from engine.fit.memory import MIN_RESERVE, PROGRAM
+
+    try:
+        machine = this_machine()
+    except BackendError:
+        return Check("memory", FAIL, "not known without a backend", code=errors.FAILURE)
+    detail = (
+        f"{memory(machine.budget_bytes)} of {machine.limited_by}, "
+        f"of {memory(machine.memory_bytes)} in all"
+    )
+    best = best_moe(machine)
+    if best is not None:
+        return Check("memory", OK, f"{detail}; the largest model for it is {best.id}")
+    advice = "Close other programs; `conifer fit` lists what each model needs"
+    if machine.budget_bytes < PROGRAM + MIN_RESERVE:
+        return Check("memory", FAIL, f"{detail}; too little for any", advice, errors.NO_ROOM)
+    return Check("memory", WARN, f"{detail}; no model with experts fits", advice)
+
+
+def check_cgroup() -> Check:
+    """Say what a container or a service manager allows."""
+    if sys.platform != "linux":
+        return Check("cgroup", OK, "this system has none")
+    from engine.fit.machine import cgroup_available, cgroup_cores
+
+    root = Path("/")
+    room, share = cgroup_available(root), cgroup_cores(root)
+    parts = [
+        "memory: no limit" if room is None else f"memory: {memory(room)} left of its limit",
+        "CPU: no limit" if share is None else f"CPU: the time of {share:g} cores",
+    ]
+    detail = ", ".join(parts)
+    if share is not None and share < 1:
+        return Check("cgroup", WARN, detail, "Give the container at least one core")
+    return Check("cgroup", OK, detail)
+
+
+def check_cache() -> Check:
+    """Say where models go, and whether there is room for them."""
+    from catalog.store.disk import SPARE_BYTES
+
+    try:
+        store = open_store()
+    except errors.UsageError as error:
+        return Check("cache", FAIL, str(error), error.hint.rstrip("."), errors.UNREACHABLE)
+    for folder, variable in ((store.hub_cache, "HF_HOME"), (store.home, "CONIFER_HOME")):
+        if fault := _unusable(folder):
+            advice = f"Set {variable} to another folder"
+            return Check("cache", FAIL, f"{folder}: {fault}", advice, errors.UNREACHABLE)
+    installed = store.installed()
+    free = shutil.disk_usage(_existing(store.hub_cache)).free
+    used = size(sum(model.size_bytes for model in installed))
+    detail = (
+        f"{store.hub_cache}: {_count(len(installed), 'model')}, {used}, {size(free)} free; "
+        f"own files: {store.home}"
+    )
+    advice = "Remove models with `conifer rm`, or set HF_HOME to another disk"
+    if free < SPARE_BYTES:
+        return Check("cache", FAIL, detail, advice, errors.NO_ROOM)
+    if free < SMALL_DISK_BYTES:
+        return Check("cache", WARN, detail, advice)
+    return Check("cache", OK, detail)
+
+
+def _unusable(folder: Path) -> str | None:
+    """Say why nothing could be written to a folder, which need not exist."""
+    place = _existing(folder)
+    if not os.path.isdir(place):
+        return f"{place} is not a folder"
+    if not os.access(place, os.W_OK | os.X_OK):
+        return f"{place} may not be written to"
+    try:
+        folder.stat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:  # no folder can have this name
+        return error.strerror
+    return None
+
+
+def _existing(folder: Path) -> Path:
+    return next(place for place in (folder, *folder.parents) if os.path.exists(place))
+
+
+def check_hub() -> Check:
+    """Ask the hub for the listing of one repository, unless offline mode is on."""
+    from catalog.errors import AccessDenied, BadSetting, CatalogError, ModelNotFound
+
+    try:
+        hub = connect()
+    except BadSetting as error:
+        advice = "Correct that variable, or unset it"
+        return Check("hub", FAIL, str(error), advice, errors.UNREACHABLE)
+    if hub.offline:
+        return Check("hub", OK, f"offline mode is on: {hub.endpoint} was not asked")
+    try:
+        hub.files(ASKED_FOR)
+    except ModelNotFound:
+        pass  # a mirror without that model is a hub as well
+    except AccessDenied as error:
+        return Check("hub", WARN, str(error), "Check HF_TOKEN: the hub may refuse this token")
+    except CatalogError as error:
+        return Check("hub", FAIL, f"{hub.endpoint}: {error}", NO_HUB, errors.UNREACHABLE)
+    return Check("hub", OK, f"{hub.endpoint} answers")
+
+
+def check_versions() -> Check:
+    """Say which versions run, and whether they are those that Conifer was made for."""
+    own = _version(DISTRIBUTION)
+    parts = [f"conifer {own or '(running from its source)'}", f"Python {platform.python_version()}"]
+    parts += [f"{name} {_version(name) or 'not installed'}" for name in NAMED]
+    detail = ", ".join(parts)
+    wrong = _unmet(importlib.metadata.requires(DISTRIBUTION) or []) if own else []
+    if wrong:
+        advice = f"Install Conifer anew: it needs {', '.join(wrong)}"
+        return Check("versions", FAIL, detail, advice, errors.FAILURE)
+    return Check("versions", OK, detail)
+
+
+def _unmet(requirements: list[str]) -> list[str]:
+    """List the plain requirements, `name==1.2` or `name>=1.2`, that this install does not meet."""
+    found = []
+    for text in requirements:
+        match = _REQUIREMENT.match(text)
+        if match is None:  # an extra, or a marker: what is not always needed
+            continue
+        version = _version(match[1])
+        have, want = _numbers(version or ""), _numbers(match[3])
+        if not have or (have != want if match[2] == "==" else have < want):
+            found.append(f"{text} (here: {version or 'none'})")
+    return found
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Read the leading numbers of a version, without zeros at the end: 2.4.0rc1 is (2, 4)."""
+    leading = re.split(r"[^\d.]", version, maxsplit=1)[0]
+    numbers = [int(number) for number in leading.split(".") if number]
+    while numbers and not numbers[-1]:
+        numbers.pop()
+    return tuple(numbers)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+CHECKS: tuple[Callable[[], Check], ...] = (
+    check_backend,
+    check_kernels,
+    check_memory,
+    check_cgroup,
+    check_cache,
+    check_hub,
+    check_versions,
+)

@@ -1,0 +1,238 @@
+"""`conifer fit`: the verdict on one model with its arithmetic, or on all of the catalog."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from conifer_cli import errors
+from conifer_cli.acquire import connect, locate, open_store
+from conifer_cli.fit import view
+from conifer_cli.fit.alternatives import size_kind, supported, ways_out
+from conifer_cli.fit.plan import Judged, Wishes
+from conifer_cli.fit.predict import Place, moves, place, speed, survey
+from conifer_cli.fit.quant_matrix import (
+    Rung,
+    judged_quant,
+    ladder,
+    listed_sizes,
+    sizes_of,
+    smaller_rung,
+)
+from conifer_cli.terminal import console
+
+if TYPE_CHECKING:
+    from catalog import Entry
+    from engine.fit.machine import Machine
+    from engine.fit.speed import Rate, Traffic
+
+HARDLY = 1.25  # times as large: too little to leave the usual quantisation for
+ORDER = ["fits", "tight", "too_large", None]
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What was asked of `fit`: for which machine, and how to print it."""
+
+    wishes: Wishes
+    machine: str | None = None
+    memory_bytes: int | None = None
+    idle: bool = False
+    as_json: bool = False
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a model decodes at the start and where the judged context ends, if that is known."""
+
+    moved: Traffic | None
+    start: Rate | None
+    end: Rate | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of the table. judged is None where nothing tells."""
+
+    entry: Entry
+    quant: str
+    judged: Judged | None
+    rate: Rate | None
+
+    @property
+    def kind(self) -> str | None:
+        """fits, tight, too_large, or None for what cannot be told."""
+        return self.judged.verdict.kind if self.judged else None
+
+
+def fit_model(name: str, options: FitOptions) -> int:
+    """Print the verdict on one model. Exit code 0: fits or tight; 4: too large."""
+    wishes, target = options.wishes, locate(name)
+    there = place(options.machine, options.memory_bytes, options.idle, wishes.kernels)
+    hub = None if options.machine else connect
+    judged = survey(name, target.reference, wishes, there.machine, open_store(), hub)
+    found = _speed(judged, there, wishes)
+    sizes = {**sizes_of(judged.entry), **(listed_sizes(judged, hub) if hub else {})}
+    rungs = ladder(judged, there, wishes, sizes)
+    hints = list(ways_out(name, judged.entry, judged.verdict, judged.q8_fits))
+    smaller = smaller_rung(rungs, judged)
+    if judged.remote and smaller:
+        command = f"`conifer run {_name_of(judged, smaller)}`"
+        if not any(command in hint for hint in hints):
+            hints.insert(0, f"A smaller quantisation fits: {command}")
+    if options.as_json:
+        console.out_json(_document(judged, there, found, rungs, hints, wishes))
+    else:
+        console.out(view.report(judged, there, found, rungs, hints, wishes))
+    return errors.NO_ROOM if judged.verdict.kind == "too_large" else errors.OK
+
+
+def _name_of(judged: Judged, quant: str) -> str:
+    """Name another quantisation of a judged model. Those of the catalog may lie elsewhere."""
+    if judged.entry is not None and judged.entry.facts(quant) is not None:
+        return f"{judged.entry.id}:{quant}"
+    return f"hf:{judged.remote[0].repository}:{quant}"
+
+
+def fit_all(options: FitOptions) -> int:
+    """Print every model of the catalog: what fits first, the largest first."""
+    from catalog import entries
+
+    wishes = options.wishes
+    there = place(options.machine, options.memory_bytes, options.idle, wishes.kernels)
+    rows = [_row(entry, there, wishes) for entry in entries().values()]
+    rows.sort(key=lambda row: (ORDER.index(row.kind), -(row.entry.total_parameters or 0)))
+    if options.as_json:
+        models = [_row_document(row) for row in rows]
+        estimated = any(row.judged is None or row.judged.verdict.estimated for row in rows)
+        machine = _machine(there)
+        console.out_json({"estimated": estimated, "machine": machine, "models": models})
+    else:
+        console.out(view.catalog(rows, there, wishes))
+    return errors.OK
+
+
+def _speed(judged: Judged, there: Place, wishes: Wishes) -> Speed:
+    context = judged.verdict.context
+    moved, later = (moves(judged, there, wishes, depth) for depth in (0, context))
+    if judged.verdict.kind == "too_large":  # what spills out of memory has no rate worth printing
+        return Speed(moved, None, None)
+    return Speed(moved, speed(judged, there, moved), speed(judged, there, later))
+
+
+def _row(entry: Entry, there: Place, wishes: Wishes) -> Row:
+    from catalog import resolve
+    from engine.errors import ModelFileError
+
+    quant = _best_quant(entry, there.machine)
+    if wishes.context is not None and entry.context is not None:
+        wishes = replace(wishes, context=min(wishes.context, entry.context))
+    if entry.architecture not in supported():
+        return Row(entry, quant, None, None)
+    name = entry.id if quant == entry.default_quant else f"{entry.id}:{quant}"
+    try:
+        judged = survey(name, resolve(name), wishes, there.machine, open_store(), None)
+    except (errors.UsageError, errors.Unreadable, ModelFileError):
+        return Row(entry, quant, None, None)
+    return Row(entry, quant, judged, _speed(judged, there, wishes).start)
+
+
+def _best_quant(entry: Entry, machine: Machine) -> str:
+    """Choose the largest file that fits with a context of some use; the usual one if that is
+    hardly smaller, or if none does."""
+    sizes = sizes_of(entry)
+    fitting = {
+        size_bytes: quant
+        for quant, size_bytes in sizes.items()
+        if size_kind(entry, quant, machine) == "fits"
+    }
+    usual = sizes.get(entry.default_quant, 0)
+    if not fitting or (usual in fitting and max(fitting) < HARDLY * usual):
+        return entry.default_quant
+    return fitting[max(fitting)]
+
+
+def _row_document(row: Row) -> dict[str, Any]:
+    verdict = row.judged.verdict if row.judged else None
+    facts = row.entry.facts(row.quant)
+    return {
+        "id": row.entry.id,
+        "total_parameters": row.entry.total_parameters,
+        "active_parameters": row.entry.active_parameters,
+        "moe": row.entry.moe,
+        "quant": row.quant,
+        "size_bytes": facts.size_bytes if facts else None,
+        "verdict": row.kind,
+        "estimated": verdict.estimated if verdict else True,
+        "need_bytes": verdict.need.total_bytes if verdict else None,
+        "context": verdict.context if verdict else None,
+        "largest_context": verdict.largest_context if verdict else None,
+        "speed": _rate(row.rate),
+        "supported": row.entry.architecture in supported(),
+    }
+
+
+def _rate(rate: Rate | None) -> dict[str, Any] | None:
+    if rate is None:
+        return None
+    rounded = {name: float(f"{getattr(rate, name):.3g}") for name in ("per_s", "low", "high")}
+    return {**rounded, "source": rate.source}
+
+
+def _machine(there: Place) -> dict[str, Any]:
+    machine, bandwidth = there.machine, there.bandwidth
+    return {
+        "name": machine.name,
+        "backend": machine.backend,
+        "kernels": there.kernels,
+        "memory_bytes": machine.memory_bytes,
+        "budget_bytes": machine.budget_bytes,
+        "limited_by": machine.limited_by,
+        "bandwidth": {"bytes_per_s": round(bandwidth.bytes_per_s), "source": bandwidth.source},
+    }
+
+
+def _document(
+    judged: Judged,
+    there: Place,
+    found: Speed,
+    rungs: list[Rung],
+    hints: list[str],
+    wishes: Wishes,
+) -> dict[str, Any]:
+    verdict, need = judged.verdict, judged.verdict.need
+    return {
+        "model": judged.name,
+        "verdict": verdict.kind,
+        "estimated": verdict.estimated,
+        "judged_by": judged.source,
+        "quant": judged_quant(judged),
+        "size_bytes": judged.size_bytes,
+        "need_bytes": {
+            "weights": need.weights_bytes,
+            "kv": need.kv_bytes,
+            "buffers": need.buffers_bytes,
+            "program": need.program_bytes,
+            "total": need.total_bytes,
+        },
+        "reserve_bytes": verdict.reserve_bytes,
+        "kv_type": wishes.kv_type,
+        "context": verdict.context,
+        "largest_context": verdict.largest_context,
+        "moved_bytes_per_token": asdict(found.moved) if found.moved else None,
+        "speed": {"at_start": _rate(found.start), "at_context": _rate(found.end)},
+        "ladder": [
+            {
+                "quant": rung.quant,
+                "size_bytes": rung.size_bytes,
+                "exact": rung.known and not verdict.estimated,
+                "contexts": [
+                    {"context": context, "verdict": kind, "speed": _rate(rate)}
+                    for context, kind, rate in rung.steps
+                ],
+            }
+            for rung in rungs
+        ],
+        "ways_out": hints if verdict.kind == "too_large" else [],
+        "machine": _machine(there),
+    }

@@ -1,0 +1,190 @@
+"""`conifer rm`: take models away, or with --all everything that Conifer wrote.
+
+Files that another tool fetched into the shared cache go only where they are named: without --all.
+Conifer's own folder may be one in which other things lie too: there, only what it writes goes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from conifer_cli import errors
+from conifer_cli.acquire import Target, locate, open_store
+from conifer_cli.commands.list import name_of
+from conifer_cli.errors import Declined, Unreadable, UsageError
+from conifer_cli.terminal import console
+from conifer_cli.terminal.format import size
+
+if TYPE_CHECKING:
+    from catalog.store.cache import Installed, Store
+    from catalog.store.manifest import Receipt
+
+_HEX = "[0-9a-f]"
+FETCHING = ".fetch-"  # how the folders begin in which the starter's wheel is unpacked
+# What Conifer writes into its own folder beside the starter, and what a kill leaves of writing it;
+# docs/files.md says what each is. All but the first are files.
+OURS = (
+    f"models/{FETCHING}*",
+    "headers/models--*/**/*.header",
+    "headers/models--*/**/tmp????????",
+    "history",
+    "ledger.jsonl",
+    "licences.json",
+    ".licences.json.*.tmp",
+    f"prompts/{16 * _HEX}/{32 * _HEX}.prompt",
+    f"prompts/{16 * _HEX}/.*.prompt.*.part",
+    "pulled/models--*/*.json",
+    "pulled/models--*/.*.tmp",
+)
+# The folders that these lie in, the inner ones first.
+FOLDERS = (
+    "headers/models--*/**",
+    f"prompts/{16 * _HEX}",
+    "pulled/models--*",
+    *("headers", "models", "prompts", "pulled"),
+)
+
+
+def remove_models(names: Sequence[str], everything: bool, yes: bool) -> int:
+    """Show what goes, ask, and remove it. everything: what is ours, models or not."""
+    if everything == bool(names):
+        raise UsageError("rm takes the names of models, or --all", "`conifer list` shows them.")
+    store = open_store()
+    named = [model for name in names for model in _revisions(locate(name), store)]
+    going = list({model.paths: model for model in named}.values())  # one may have two names
+    rest: dict[Path, list[Path]] = {}
+    if everything:
+        going = _ours(store)
+        rest = _leftovers(store, going)
+    if not going and not rest:
+        console.say("conifer: nothing of ours is here")
+        return errors.OK
+    for model in going:
+        console.say(f"{name_of(model)}, {size(model.size_bytes)}, {model.paths[0]}")
+    for place, paths in rest.items():
+        of = f" in {len(paths):,} of its files" if place.is_dir() else ""
+        console.say(f"{place}, {size(sum(map(_size, paths)))}{of}")
+    if not yes:
+        if not console.can_ask():
+            raise UsageError("removing needs --yes, as nobody can be asked here")
+        if not console.confirm("Remove?"):
+            raise Declined("nothing was removed")
+    freed = sum(_remove(store, model) for model in going)
+    freed += sum(_delete(path) for paths in rest.values() for path in paths)
+    if everything:
+        _tidy(store)
+    console.say(f"{size(freed)} freed")
+    return errors.OK
+
+
+def installed_model(target: Target) -> Installed:
+    """Return the model of a name, as the store has it. Raises UsageError where it has not."""
+    if target.reference.path is not None:
+        raise UsageError(f"{target.name} is a file of yours, and none that was pulled")
+    model = open_store().locate(target.reference)
+    if model is None:
+        raise UsageError(f"{target.name} is not on this machine", "`conifer list` shows what is.")
+    return model
+
+
+def _revisions(target: Target, store: Store) -> list[Installed]:
+    """Return the model of a name, and its other revisions unless the name says which."""
+    model = installed_model(target)
+    if model.repository is None or target.reference.revision is not None:
+        return [model]
+    same = (model.repository, model.name)
+    return [other for other in store.installed() if (other.repository, other.name) == same]
+
+
+def _remove(store: Store, model: Installed) -> int:
+    from catalog.store import manifest
+
+    known = _receipts_of(model, manifest.read(store.home))  # by links that lead somewhere yet
+    freed = store.remove(model)
+    left = store.installed()
+    for receipt in known:
+        if not any(_receipts_of(other, [receipt]) for other in left):
+            manifest.forget(store.home, receipt)
+    return freed
+
+
+def _ours(store: Store) -> list[Installed]:
+    """Return the models that we fetched: those of packages, and those with a record."""
+    from catalog.store import manifest
+
+    known = manifest.read(store.home)
+    return [
+        model
+        for model in store.installed()
+        if model.repository is None or any(_receipts_of(model, known))
+    ]
+
+
+def _receipts_of(model: Installed, known: Iterable[Receipt]) -> list[Receipt]:
+    """Return the records of a model's files: of these bytes, or of this name at this commit."""
+    return [
+        receipt
+        for receipt in known
+        if receipt.repository == model.repository
+        and any(
+            path.resolve().name == receipt.sha256
+            or path.as_posix().endswith(f"/{receipt.commit}/{receipt.name}")
+            for path in model.paths
+        )
+    ]
+
+
+def _leftovers(store: Store, going: Iterable[Installed]) -> dict[Path, list[Path]]:
+    """Return what else is ours, by the place that is shown: unfinished transfers, each by itself,
+    and the files of our own folder."""
+    from catalog.download.part_file import unfinished
+
+    found = {path: [path] for path in unfinished(store.hub_cache)}
+    models = {path for model in going for path in model.paths}
+    own = (path for glob in OURS for path in sorted(store.home.glob(glob)))
+    for path in (*_packaged(store), *own):
+        if path not in models and path.exists() and path.is_dir() == path.name.startswith(FETCHING):
+            place = store.home / path.relative_to(store.home).parts[0]
+            found.setdefault(place, []).append(path)
+    return found
+
+
+def _packaged(store: Store) -> list[Path]:
+    """Return where the files of packages belong."""
+    from catalog import entries
+
+    packages = (entry.package for entry in entries().values())
+    return [store.package_path(package) for package in packages if package is not None]
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.lstat().st_size for file in files if not file.is_dir())
+
+
+def _delete(path: Path) -> int:
+    try:
+        if not path.exists():
+            return 0  # it went with a model
+        freed = _size(path)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    except OSError as error:
+        raise Unreadable(f"{error.filename or path}: {error.strerror or error}") from error
+    return freed
+
+
+def _tidy(store: Store) -> None:
+    """Remove those of our own folders in which nothing is left."""
+    folders = [path.parent for path in _packaged(store)]
+    for glob in FOLDERS:
+        folders += sorted(store.home.glob(glob), reverse=True)  # what lies in one comes first
+    for folder in folders:
+        with suppress(OSError):  # something is left
+            folder.rmdir()

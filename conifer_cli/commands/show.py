@@ -1,0 +1,240 @@
+"""`conifer show`: the facts of a model, by the catalog and by the header of its file.
+
+The header is that of the file on this machine, or the one that `fit` read from the hub and kept.
+Nothing here opens a socket.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conifer_cli import errors
+from conifer_cli.acquire import Target, locate, open_store
+from conifer_cli.commands.list import entry_document
+from conifer_cli.errors import UsageError
+from conifer_cli.fit.alternatives import supported
+from conifer_cli.fit.plan import reading
+from conifer_cli.terminal import console
+from conifer_cli.terminal.format import count, facts, size
+
+if TYPE_CHECKING:
+    from catalog import Entry
+    from engine.gguf.reader import TensorInfo
+    from engine.nn.config import ModelConfig
+
+TOKENS = 1000  # for which the size of the KV cache is given
+
+
+@dataclass(frozen=True)
+class Header:
+    """What was read of a file. `paths` is empty for one that is not on this machine."""
+
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+    config: ModelConfig
+    paths: tuple[Path, ...]
+    parts: int
+    size_bytes: int
+
+
+def show_model(name: str, as_json: bool) -> int:
+    """Print the catalog's facts, and those of the file's header where one was read."""
+    target = locate(name)
+    entry, header = target.reference.entry, _header(target)
+    if entry is None and header is None:
+        raise UsageError(
+            f"{name} is not on this machine",
+            f"`conifer fit {name}` reads its header, `conifer pull {name}` fetches it.",
+        )
+    if as_json:
+        catalog = entry_document(entry) if entry else None
+        console.out_json({"catalog": catalog, "file": _document(header) if header else None})
+        return errors.OK
+    pairs = _entry_facts(entry) if entry else []
+    if header is None:
+        pairs += [("on this machine", f"no; `conifer fit {name}` reads the file's header")]
+    else:
+        pairs += _header_facts(header)
+    console.out(facts(pairs))
+    return errors.OK
+
+
+def _header(target: Target) -> Header | None:
+    """Read the header that is here, if one is."""
+    from catalog.hub.header_cache import Headers
+    from engine.errors import GGUFError
+    from engine.gguf.reader import merge_parts, open_model, read_header
+    from engine.nn.config import read_config
+
+    store, reference = open_store(), target.reference
+    if paths := store.find(reference):
+        with reading(target.name, reference):
+            file = open_model(paths[0])
+        config = read_config(file.metadata)
+        parts = len(file.parts)
+        return Header(file.metadata, file.tensors, config, file.parts, parts, file.size_bytes)
+    kept = Headers(store.home).find(reference)
+    if kept is None:
+        return None
+    try:
+        metadata, tensors = merge_parts(
+            [read_header(part.data, part.size_bytes, i) for i, part in enumerate(kept)]
+        )
+    except GGUFError:  # damaged on the disk, where losing it is no failure
+        return None
+    size_bytes = sum(part.size_bytes for part in kept)
+    return Header(metadata, tensors, read_config(metadata), (), len(kept), size_bytes)
+
+
+def _entry_facts(entry: Entry) -> list[tuple[str, str]]:
+    from catalog import status
+
+    experts = "none: every weight is used for every token"
+    if entry.experts:
+        experts = f"{entry.experts_used} of {entry.experts} a layer and token"
+        experts += f", and {entry.experts_shared} always" if entry.experts_shared else ""
+    files = [f"{f.quant} {size(f.size_bytes)}" if f.size_bytes else f.quant for f in entry.files]
+    return [
+        ("model", f"{entry.id} ({entry.name})"),
+        ("kind", entry.kind),
+        ("status", status(entry, supported())),
+        (
+            "parameters",
+            f"{count(entry.total_parameters)}, "
+            f"{count(entry.active_parameters)} active for each token",
+        ),
+        ("experts", experts),
+        ("layers", str(entry.layers or "-")),
+        ("context", f"{entry.context:,}" if entry.context else "-"),
+        ("architecture", entry.architecture),
+        ("licence", entry.licence),
+        ("original", entry.original or "-"),
+        ("repository", entry.repository or "-"),
+        ("files", ", ".join(files)),
+        ("default", entry.default_quant),
+    ]
+
+
+def _header_facts(header: Header) -> list[tuple[str, str]]:
+    config, metadata, tensors = header.config, header.metadata, header.tensors
+    types = sorted({tensor.type.name for tensor in tensors.values()})
+    told = _document(header)
+    routed = told["experts"]
+    experts = "none: every weight is used for every token"
+    if routed:
+        experts = f"{routed['used']} of {routed['count']} for each token, in {routed['layers']} of "
+        experts += f"{config.layers} layers; {routed['shared']} always"
+    moved = told["bytes_per_token"]
+    shares = f"always {_share(moved['always'], moved)}, routed {_share(moved['routed'], moved)}"
+    template = metadata.get("tokenizer.chat_template")
+    kept = told["kv_bytes_per_1000_tokens"]
+    where = str(header.paths[0]) if header.paths else "not on this machine; its header was kept"
+    return [
+        ("file", where),
+        ("file size", f"{size(header.size_bytes)} in {header.parts} part(s)"),
+        ("file name", config.name),
+        ("file architecture", config.architecture),
+        ("file layers", f"{config.layers}, {config.width} wide"),
+        (
+            "file parameters",
+            f"{told['total_parameters']:,}, {told['active_parameters']:,} active for each token",
+        ),
+        ("file experts", experts),
+        ("an expert", size(routed["expert_bytes"]) if routed else "-"),
+        ("a token reads", f"{size(moved['total'])}: {shares}"),
+        ("KV cache", f"{size(kept['f16'])} for 1,000 tokens in f16, {size(kept['q8'])} in q8"),
+        ("state", f"{size(told['state_bytes'])}, whatever the length" if _state(told) else "none"),
+        ("window", _windows(config)),
+        ("file context", f"{config.context:,}"),
+        ("vocabulary", f"{config.vocab:,}"),
+        (
+            "tokenizer",
+            f"{told['tokenizer']['model']}, {told['tokenizer']['pre'] or 'no pre-split'}",
+        ),
+        ("chat template", f"{len(template):,} characters" if template else "none"),
+        ("file licence", told["licence"] or "not stated"),
+        ("tensors", f"{len(tensors)}: {', '.join(types)}"),
+    ]
+
+
+def _share(part: int, moved: dict[str, int]) -> str:
+    return f"{size(part)} ({part / max(moved['total'], 1):.0%})"
+
+
+def _state(told: dict[str, Any]) -> bool:
+    return bool(told["state_bytes"])
+
+
+def _windows(config: ModelConfig) -> str:
+    """Say how many layers see only the last tokens, and how many."""
+    windows = [window for window in config.windows if window]
+    if not windows:
+        return "none"
+    shape = "chunks of" if config.chunked else "the last"
+    return f"{len(windows)} of {config.layers} layers see {shape} {max(windows):,} tokens"
+
+
+def _document(header: Header) -> dict[str, Any]:
+    """Put together what a header says, and what follows from it, as data."""
+    from engine.fit.speed import traffic
+    from engine.nn.cache import token_bytes
+    from engine.nn.config import count_parameters
+
+    config, tensors = header.config, header.tensors
+    total, active = count_parameters(config, tensors)
+    moved = traffic(config, tensors, "cpu", "native", 0, "f16")  # as the file has them
+    layers = [config.memory(layer) for layer in range(config.layers)]
+    kept = {
+        kv_type: int(TOKENS * sum(token_bytes(layer, kv_type) for layer in layers))
+        for kv_type in ("f16", "q8", "f32")
+    }
+    licence = header.metadata.get("general.license")
+    return {
+        "paths": [str(path) for path in header.paths],
+        "size_bytes": header.size_bytes,
+        "total_parameters": total,
+        "active_parameters": active,
+        "experts": _experts(config, tensors),
+        "bytes_per_token": {
+            "total": moved.weights_bytes,
+            "always": moved.weights_bytes - moved.experts_bytes,
+            "routed": moved.experts_bytes,
+            "attention": moved.attention_bytes,
+            "shared": moved.shared_bytes,
+            "head": moved.head_bytes,
+        },
+        "kv_bytes_per_1000_tokens": kept,
+        "state_bytes": 4 * sum(layer.state_values for layer in layers),
+        "tokenizer": {
+            "model": str(header.metadata.get("tokenizer.ggml.model", "?")),
+            "pre": header.metadata.get("tokenizer.ggml.pre"),
+            "vocabulary": config.vocab,
+        },
+        "chat_template": "tokenizer.chat_template" in header.metadata,
+        "licence": licence if isinstance(licence, str) else None,
+        "config": dataclasses.asdict(config),
+        "tensors": len(tensors),
+        "types": sorted({tensor.type.name for tensor in tensors.values()}),
+    }
+
+
+def _experts(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> dict[str, Any] | None:
+    """Count the routed layers, and what one expert of one layer weighs, on average."""
+    from engine.nn.config import OF_EXPERTS, used_tensors
+
+    if config.experts is None:
+        return None
+    routed = sum(config.routed(layer) for layer in range(config.layers))
+    stacks = [info for info in used_tensors(config, tensors) if OF_EXPERTS.fullmatch(info.name)]
+    weights = sum(info.size_bytes for info in stacks)
+    return {
+        "count": config.experts.count,
+        "used": config.experts.used,
+        "layers": routed,
+        "shared": round(config.experts.shared_width / config.experts.width),
+        "expert_bytes": weights // max(1, routed * config.experts.count),
+    }

@@ -1,0 +1,109 @@
+"""What to run instead: the best model of the catalog for this machine, and ways to make one fit.
+
+Sizes are the catalog's; nothing here opens a file or a socket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from catalog import Entry, FileFacts
+    from engine.fit.estimate import Sketch
+    from engine.fit.machine import Machine
+    from engine.fit.memory import Verdict
+
+USEFUL_CONTEXT = 8192
+
+
+def supported() -> frozenset[str]:
+    """Return the architectures that the engine implements."""
+    from engine.architectures import PAGES
+
+    return frozenset(PAGES)
+
+
+def best_moe(machine: Machine) -> Entry | None:
+    """Choose the largest Mixture-of-Experts model that answers and whose default file fits."""
+    from catalog import entries
+
+    fitting = [
+        entry
+        for entry in entries().values()
+        if entry.moe
+        and entry.kind != "base"
+        and entry.architecture in supported()
+        and size_kind(entry, None, machine) == "fits"
+    ]
+    return max(fitting, key=lambda entry: entry.total_parameters or 0, default=None)
+
+
+def sketch_of(entry: Entry, facts: FileFacts | None) -> Sketch | None:
+    """Put together what the catalog knows of one file; None if it does not know its size."""
+    from engine.fit.estimate import Sketch
+    from engine.nn.config import LayerMemory
+
+    if facts is None or facts.size_bytes is None:
+        return None
+    memories = [
+        LayerMemory(buffers=((1, values),), window=window)
+        for count, values, window in entry.kv
+        for _ in range(count)
+    ]
+    if entry.state_values:
+        memories.append(LayerMemory(state_values=entry.state_values))
+    return Sketch(
+        size_bytes=facts.size_bytes,
+        quant=facts.quant,
+        context=entry.context,
+        layers=entry.layers,
+        total_parameters=entry.total_parameters,
+        active_parameters=entry.active_parameters,
+        memories=tuple(memories),
+    )
+
+
+def size_kind(entry: Entry, quant: str | None, machine: Machine) -> str | None:
+    """Estimate with a context of some use: fits, tight or too_large; None for an unknown size."""
+    from engine.fit.estimate import judge_sketch
+
+    sketch = sketch_of(entry, entry.facts(quant))
+    if sketch is None:
+        return None
+    return judge_sketch(sketch, machine, useful_context(entry)).kind
+
+
+def useful_context(entry: Entry) -> int:
+    """Say how many tokens a model must have room for to be worth naming."""
+    return min(USEFUL_CONTEXT, entry.context or USEFUL_CONTEXT)
+
+
+def ways_out(name: str, entry: Entry | None, verdict: Verdict, q8_fits: bool) -> Iterator[str]:
+    """Yield what would fit instead, each with the command that does it."""
+    if verdict.largest_context:
+        context = verdict.largest_context
+        yield f"A context of {context:,} fits: `conifer run {name} -c {context}`"
+    if q8_fits:
+        yield f"An 8-bit KV cache fits: `conifer run {name} --kv-type q8`"
+    smaller = _smaller_quant(entry, verdict) if entry else None
+    if entry and smaller:
+        yield f"A smaller quantisation fits: `conifer run {entry.id}:{smaller}`"
+    best = best_moe(verdict.machine)
+    if best and best != entry:
+        yield f"The largest Mixture-of-Experts model that fits here: `conifer run {best.id}`"
+    yield "`conifer fit` lists every model; --force goes on regardless."
+
+
+def _smaller_quant(entry: Entry, verdict: Verdict) -> str | None:
+    """Choose the largest known quantisation that fits and is smaller than the one judged."""
+    if entry.architecture not in supported():
+        return None
+    smaller = {
+        facts.size_bytes: facts.quant
+        for facts in entry.files
+        if facts.size_bytes is not None
+        and facts.size_bytes < verdict.file_bytes
+        and size_kind(entry, facts.quant, verdict.machine) == "fits"
+    }
+    return smaller[max(smaller)] if smaller else None

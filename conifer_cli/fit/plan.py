@@ -1,0 +1,272 @@
+"""Whether a model fits this machine: the one judgement that `run`, `pull` and `fit` share.
+
+What is on disk is judged by its header. What is not is first judged by the catalog's size, which
+may end it without a socket, and then by its header, read from the hub by range. Nothing here
+transfers weights or prints.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conifer_cli.errors import NoRoom, Unreadable, UsageError
+from conifer_cli.fit.alternatives import ways_out
+from conifer_cli.terminal.format import memory
+
+if TYPE_CHECKING:
+    from catalog import Entry, FileFacts, PackageSource, Reference
+    from catalog.hub.client import Hub, RemoteFile
+    from catalog.hub.header_cache import Headers
+    from catalog.store.cache import Store
+    from engine.fit.estimate import Sketch
+    from engine.fit.machine import Machine
+    from engine.fit.memory import Verdict
+    from engine.gguf.reader import Header, ModelFile, TensorInfo
+    from engine.nn.config import ModelConfig
+
+FIRST_READ = 4 << 20  # enough for the header of a small vocabulary; more is asked for as needed
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What was asked of the machine, and how firmly."""
+
+    context: int | None = None
+    kv_type: str = "f16"
+    force: bool = False
+    yes: bool = False
+    kernels: str = "auto"
+    offline: bool = False
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A model, where it is (on disk, in a package, or on the hub), and its verdict.
+
+    q8_fits: an 8-bit cache would make the difference. metadata: None where only a size was judged.
+    source: what was judged, in words. damaged: files that are here, to be fetched again.
+    """
+
+    name: str
+    entry: Entry | None
+    verdict: Verdict
+    size_bytes: int  # of the file, all parts
+    paths: tuple[Path, ...] = ()
+    file: ModelFile | None = None  # whose header was read, where it is on disk
+    package: PackageSource | None = None
+    remote: tuple[RemoteFile, ...] = ()
+    metadata: Mapping[str, Any] | None = None
+    config: ModelConfig | None = None
+    tensors: Mapping[str, TensorInfo] | None = None
+    q8_fits: bool = False
+    parameters: tuple[int, int] | None = None  # in all, and for one token; by the header
+    source: str = "the file's header"
+    sketch: Sketch | None = None  # where there was no header
+    damaged: tuple[Path, ...] = ()
+
+
+def judge_model(
+    name: str,
+    reference: Reference,
+    wishes: Wishes,
+    store: Store,
+    connect: Callable[[], Hub],
+    anew: bool = False,
+) -> Judged:
+    """Judge a model, from the disk if it is there; `connect` is called only for the hub.
+
+    anew: as if it were not on the disk.
+    """
+    from catalog.hub.header_cache import Headers
+    from engine.fit.machine import this_machine
+
+    machine = this_machine()
+    entry = reference.entry
+    paths = None if anew else store.find(reference)
+    if paths:
+        return judge_disk(name, reference, paths[0], wishes, machine)
+    if entry is not None and entry.context is not None:
+        require_context(name, entry.context, wishes)
+    sized = _judge_catalog(name, reference, machine)
+    hopeless = settled(reference.facts, machine) and not wishes.force
+    if sized is not None and (sized.package or hopeless):
+        return sized
+    if entry is not None:
+        from engine.architectures import require_architecture
+
+        require_architecture(entry.architecture)
+    return judge_hub(name, reference, wishes, machine, connect(), Headers(store.home))
+
+
+def enforce(judged: Judged, wishes: Wishes) -> None:
+    """Raise NoRoom unless the model fits, or --force was given."""
+    if _hopeless(judged, wishes):
+        hints = ways_out(judged.name, judged.entry, judged.verdict, judged.q8_fits)
+        raise NoRoom(f"{judged.name} does not fit this machine: {shortage(judged)}", tuple(hints))
+
+
+def shortage(judged: Judged) -> str:
+    """Say what it needs and what there is."""
+    verdict = judged.verdict
+    need = memory(verdict.need.total_bytes)
+    at = (
+        "it needs at least"
+        if verdict.estimated
+        else f"with a context of {verdict.context:,} it needs"
+    )
+    budget, limit = memory(verdict.budget_bytes), verdict.machine.limited_by
+    return f"{at} {need}, and there are {budget} of {limit}"
+
+
+def settled(facts: FileFacts | None, machine: Machine) -> bool:
+    """Tell whether no header could change the verdict: a file is too large by its exact size."""
+    from engine.fit.memory import surely_too_large
+
+    if facts is None or facts.size_bytes is None or facts.approximate:
+        return False
+    return surely_too_large(facts.size_bytes, machine)
+
+
+def _hopeless(judged: Judged, wishes: Wishes) -> bool:
+    """Tell whether a model is too large, and nobody insists."""
+    return judged.verdict.kind == "too_large" and not wishes.force
+
+
+@contextmanager
+def reading(name: str, reference: Reference) -> Iterator[None]:
+    """Turn what the disk refuses into Unreadable; to a damaged file add how to fetch it again."""
+    from engine.errors import GGUFError
+
+    try:
+        yield
+    except OSError as error:
+        raise Unreadable(f"{error.filename or name}: {error.strerror or error}") from error
+    except GGUFError as error:
+        if reference.path is None:  # the user's own files are theirs to judge
+            error.add_note(f"`conifer rm {name}` and `conifer pull {name}` fetch it again.")
+        raise
+
+
+def judge_disk(
+    name: str, reference: Reference, path: Path, wishes: Wishes, machine: Machine
+) -> Judged:
+    from engine.gguf.reader import open_model
+
+    with reading(name, reference):
+        file = open_model(path)
+    judged = judge_header(name, reference.entry, file.metadata, file.tensors, wishes, machine)
+    return replace(judged, size_bytes=file.size_bytes, paths=file.parts, file=file)
+
+
+def _judge_catalog(name: str, reference: Reference, machine: Machine) -> Judged | None:
+    """Judge by the size that the catalog knows, if it knows one."""
+    from engine.fit.memory import judge_size
+
+    facts = reference.facts
+    if facts is None or facts.size_bytes is None:
+        return None
+    return Judged(
+        name,
+        reference.entry,
+        verdict=judge_size(facts.size_bytes, machine),
+        size_bytes=facts.size_bytes,
+        package=reference.package,
+    )
+
+
+def judge_hub(
+    name: str,
+    reference: Reference,
+    wishes: Wishes,
+    machine: Machine,
+    hub: Hub,
+    headers: Headers,
+) -> Judged:
+    """Judge by the headers of all parts, read from the hub."""
+    from engine.gguf.reader import merge_parts
+
+    remote = tuple(hub.find(reference))
+    metadata, tensors = merge_parts(
+        [_read_header(hub, file, part, headers) for part, file in enumerate(remote)]
+    )
+    judged = judge_header(name, reference.entry, metadata, tensors, wishes, machine)
+    size_bytes = sum(file.size_bytes for file in remote)
+    return replace(judged, size_bytes=size_bytes, remote=remote, source="the header on the hub")
+
+
+def _read_header(hub: Hub, file: RemoteFile, part: int, headers: Headers) -> Header:
+    """Read as much of a remote file as its header takes, unless it was read before."""
+    from engine.errors import GGUFError, MoreNeeded
+    from engine.gguf.reader import read_header
+
+    if (kept := headers.of(file)) is not None:
+        with suppress(GGUFError):  # cut short, or damaged on the disk
+            return read_header(kept, file.size_bytes, part)
+    size_bytes = FIRST_READ
+    while True:
+        data = hub.header(file, min(size_bytes, file.size_bytes))
+        try:
+            header = read_header(data, file.size_bytes, part)
+        except MoreNeeded as more:
+            size_bytes = max(2 * size_bytes, more.size_bytes)
+        else:
+            headers.keep(file, data[: header.data_start])
+            return header
+
+
+def judge_header(
+    name: str,
+    entry: Entry | None,
+    metadata: Mapping[str, Any],
+    tensors: Mapping[str, TensorInfo],
+    wishes: Wishes,
+    machine: Machine,
+) -> Judged:
+    """Judge what a header says, and whether an 8-bit cache would change it."""
+    from engine.architectures import require_architecture
+    from engine.fit.memory import judge
+    from engine.nn.config import count_parameters, read_config
+
+    config = read_config(metadata)
+    require_architecture(config.architecture)
+    known = entry.context if entry else None
+    most = min(config.context, known or config.context)
+    require_context(name, most, wishes)
+    asked = functools.partial(
+        judge,
+        config,
+        tensors,
+        machine,
+        wishes.context,
+        default_context=known,
+        kernels=wishes.kernels,
+    )
+    verdict = asked(kv_type=wishes.kv_type)
+    q8_fits = (
+        verdict.kind == "too_large"
+        and wishes.kv_type != "q8"
+        and asked(kv_type="q8").kind != "too_large"
+    )
+    return Judged(
+        name,
+        entry,
+        verdict,
+        size_bytes=verdict.file_bytes,
+        metadata=metadata,
+        config=config,
+        tensors=tensors,
+        q8_fits=q8_fits,
+        parameters=count_parameters(config, tensors),
+    )
+
+
+def require_context(name: str, most: int, wishes: Wishes) -> None:
+    if wishes.context is not None and wishes.context > most and not wishes.force:
+        raise UsageError(
+            f"a context of {wishes.context:,} is more than the {most:,} tokens of {name}"
+        )

@@ -1,0 +1,140 @@
+"""Quantisations against contexts: which of them fit, and how fast each decodes where it ends.
+
+The file that was judged is exact where its header was read; the others follow in proportion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from conifer_cli.fit.plan import Judged, Wishes
+from conifer_cli.fit.predict import Place, moves, speed
+
+if TYPE_CHECKING:
+    from catalog import Entry
+    from catalog.hub.client import Hub
+    from engine.fit.memory import Need
+    from engine.fit.speed import Rate
+
+RUNGS = (4096, 8192, 16_384, 32_768, 65_536, 131_072)  # contexts of the ladder
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One quantisation of the ladder: its size, and for each context a verdict and a rate.
+
+    known: this is the one whose header was read; the others are judged in proportion.
+    """
+
+    quant: str
+    size_bytes: int
+    known: bool
+    steps: tuple[tuple[int, str, Rate | None], ...]  # context, kind, rate at its end
+
+
+def ladder(judged: Judged, there: Place, wishes: Wishes, sizes: Mapping[str, int]) -> list[Rung]:
+    """Judge quantisations by contexts. sizes: of the files that there are, by quantisation.
+
+    That which was judged itself is exact; another one's weights are taken in proportion to it.
+    """
+    from engine.fit.memory import kind_of
+
+    quant = judged_quant(judged)
+    moved = {context: moves(judged, there, wishes, context) for context in _contexts(judged)}
+    rungs = []
+    files = {**sizes, quant: judged.size_bytes}
+    for name, size_bytes in sorted(files.items(), key=lambda pair: pair[1]):
+        need, share = _other(judged, there, wishes, name, size_bytes)
+        steps = []
+        of_it = judged if share == 1 else replace(judged, paths=())
+        for context, traffic in moved.items():
+            kind = kind_of(need(context), there.machine)
+            rate = None
+            if kind != "too_large" and traffic is not None:
+                rate = speed(of_it, there, traffic.scaled(share))
+            steps.append((context, kind, rate))
+        rungs.append(Rung(name, size_bytes, name == quant, tuple(steps)))
+    return rungs
+
+
+def judged_quant(judged: Judged) -> str:
+    """Name the quantisation of what was judged."""
+    from catalog.names import label
+
+    if judged.sketch is not None:
+        return judged.sketch.quant
+    first = judged.paths[0].name if judged.paths else judged.remote[0].name if judged.remote else ""
+    return label(first) or "this file"
+
+
+def sizes_of(entry: Entry | None) -> dict[str, int]:
+    """Say which quantisations the catalog knows, and their sizes."""
+    files = entry.files if entry else ()
+    return {facts.quant: facts.size_bytes for facts in files if facts.size_bytes is not None}
+
+
+def listed_sizes(judged: Judged, connect: Callable[[], Hub]) -> dict[str, int]:
+    """Say which quantisations that can be run lie beside the judged file on the hub, and their
+    sizes; none where it was not judged there."""
+    from catalog import CatalogError
+    from catalog.names import file_sets
+    from engine.kernels import runs
+
+    if not judged.remote:
+        return {}
+    first = judged.remote[0]
+    try:
+        files = connect().files(first.repository, first.commit)
+    except CatalogError:
+        return {}
+    sizes = {file.name: file.size_bytes for file in files}
+    return {
+        found.label: sum(sizes[name] for name in found.names)
+        for found in file_sets(sizes)
+        if found.label and not found.missing and runs(found.label)
+    }
+
+
+def smaller_rung(rungs: list[Rung], judged: Judged) -> str | None:
+    """Name the largest quantisation below the judged one that fits, with a context of some use."""
+    fitting = [
+        rung.quant
+        for rung in rungs
+        if rung.size_bytes < judged.size_bytes
+        and any(kind == "fits" and context >= RUNGS[0] for context, kind, _ in rung.steps)
+    ]
+    return fitting[-1] if fitting else None
+
+
+def _other(
+    judged: Judged, there: Place, wishes: Wishes, quant: str, size_bytes: int
+) -> tuple[Callable[[int], Need], float]:
+    """Give the need of a quantisation as a function of the context, and its share of the bytes."""
+    from engine.fit.estimate import sketch_needs
+    from engine.fit.memory import needs
+    from engine.kernels import growth
+
+    backend, kernels, mine = there.machine.backend, there.kernels, judged_quant(judged)
+    if judged.config is None or judged.tensors is None:
+        assert judged.sketch is not None
+        sketch = replace(judged.sketch, quant=quant, size_bytes=size_bytes)
+        need = sketch_needs(sketch, backend, wishes.kv_type, kernels)
+        held = need(1).weights_bytes
+    else:
+        held = judged.verdict.need.weights_bytes
+        if quant != mine:
+            grown = growth(quant, backend, kernels) / growth(mine, backend, kernels)
+            held = int(held * size_bytes / judged.size_bytes * grown)
+        need = needs(judged.config, judged.tensors, backend, wishes.kv_type, kernels, held)
+    return need, held / judged.verdict.need.weights_bytes
+
+
+def _contexts(judged: Judged) -> list[int]:
+    """Choose contexts for the ladder: the usual ones, the model's own, and the one judged for."""
+    own = judged.config.context if judged.config else judged.sketch and judged.sketch.context
+    known = judged.entry.context if judged.entry else None
+    most = min(own or RUNGS[-1], known or RUNGS[-1])
+    usual = [context for context in RUNGS if context < most]
+    return sorted({*usual, min(most, RUNGS[-1]), judged.verdict.context})

@@ -1,0 +1,201 @@
+"""How `conifer fit` looks: the budget as a bar and a table, the ladder, the table of the catalog.
+
+Pure functions from what was judged to lines of text; nothing here judges or prints.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from conifer_cli.fit.plan import Judged, Wishes
+from conifer_cli.terminal.format import count, memory, size, table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from conifer_cli.commands.fit import Row, Speed
+    from conifer_cli.fit.predict import Place
+    from conifer_cli.fit.quant_matrix import Rung
+    from engine.fit.memory import Verdict
+    from engine.fit.speed import Rate
+
+WORDS = {"fits": "fits", "tight": "tight", "too_large": "too large", None: "can't tell"}
+SHORT = {"fits": "", "tight": " tight", "too_large": "-"}
+BAR = 64  # characters
+_REPACKED = (
+    "Repacked for this machine the weights take {:.2f} x the file; "
+    "Q4_1, Q4_K, Q5_1, Q5_K and Q8_0 files grow least."
+)
+_CAVEAT = (
+    "~ estimated from the file's size and what is published of the model; "
+    "`conifer fit MODEL` reads its header."
+)
+_SOURCES = {
+    "measured": "measured in runs of it here",
+    "predicted": "predicted from {} of memory bandwidth, measured here",
+    "prior": "a prior, from {} of memory bandwidth as published: nothing was measured",
+}
+
+
+def report(
+    judged: Judged,
+    there: Place,
+    found: Speed,
+    rungs: list[Rung],
+    hints: list[str],
+    wishes: Wishes,
+) -> list[str]:
+    """Lay out one verdict for a person."""
+    verdict = judged.verdict
+    lines = [_title(judged), f"judged by {judged.source}", "", *bar(verdict), ""]
+    lines += [*_parts(judged, wishes), ""]
+    lines.append(f"verdict: {WORDS[verdict.kind]}" + (" (estimated)" if verdict.estimated else ""))
+    largest = f"{verdict.largest_context:,}" if verdict.largest_context else "none"
+    lines.append(f"context: {verdict.context:,}; the largest that fits: {largest}")
+    lines += _speeds(found, there, verdict.context)
+    if verdict.need.weights_bytes > 1.25 * verdict.file_bytes:
+        lines.append(_REPACKED.format(verdict.need.weights_bytes / verdict.file_bytes))
+    if verdict.kind == "too_large":
+        lines += ["", *hints]
+    return [*lines, "", *_ladder(rungs, verdict)]
+
+
+def bar(verdict: Verdict) -> list[str]:
+    """Draw the need within the budget, or the budget within a need that exceeds it."""
+    need, budget = verdict.need, verdict.budget_bytes
+    parts = (
+        ("W", need.weights_bytes),
+        ("K", need.kv_bytes),
+        ("B", need.buffers_bytes),
+        ("P", need.program_bytes),
+    )
+    whole, drawn, done = max(need.total_bytes, budget, 1), "", 0
+    for letter, size_bytes in parts:
+        done += size_bytes
+        drawn += letter * (round(BAR * done / whole) - len(drawn))
+    if need.total_bytes > budget:
+        cut = round(BAR * budget / whole)
+        drawn = f"{drawn[:cut]}|{drawn[cut:]}"
+        return [f"[{drawn}]", "W weights, K KV cache, B buffers, P program; | is the budget's end"]
+    kept = min(round(BAR * verdict.reserve_bytes / whole), BAR - len(drawn))
+    drawn += "." * (BAR - len(drawn) - kept) + "r" * kept
+    return [f"[{drawn}]", "W weights, K KV cache, B buffers, P program, . free, r reserve"]
+
+
+def catalog(rows: Sequence[Row], there: Place, wishes: Wishes) -> list[str]:
+    """Lay out the catalog on one machine."""
+    machine, bandwidth = there.machine, there.bandwidth
+    rate = f"{size(int(bandwidth.bytes_per_s))}/s of memory bandwidth ({bandwidth.source})"
+    first = f"{machine.name}: {memory(machine.budget_bytes)} of {machine.limited_by}; {rate}"
+    heading = ("MODEL", "TOTAL", "ACTIVE", "QUANT", "FILE", "VERDICT", "CONTEXT", "TOKENS/S", "")
+    cells = [_cells(row) for row in rows]
+    return [first, "", *table([heading, *cells], right=(1, 2, 4, 6, 7)), "", _CAVEAT, *_notes(rows)]
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    entry, facts = row.entry, row.entry.facts(row.quant)
+    verdict = row.judged.verdict if row.judged else None
+    sized = facts.size_bytes if facts else None
+    word = WORDS[row.kind] + (" ~" if verdict and verdict.estimated else "")
+    return (
+        entry.id,
+        count(entry.total_parameters),
+        count(entry.active_parameters) if entry.moe else "dense",
+        row.quant,
+        size(sized) if sized is not None else "-",
+        word,
+        f"{verdict.context:,}" if verdict and row.kind != "too_large" else "-",
+        _number(row.rate.per_s) if row.rate else "-",
+        row.rate.source if row.rate else "",
+    )
+
+
+def _notes(rows: Sequence[Row]) -> list[str]:
+    """Say what the words in the last column mean, as far as they occur."""
+    means = {
+        "measured": "measured: by real runs on this machine.",
+        "predicted": "predicted: from what was measured here.",
+        "prior": "prior: from published figures; nothing was measured.",
+    }
+    said = {row.rate.source for row in rows if row.rate}
+    return [text for source, text in means.items() if source in said]
+
+
+def _title(judged: Judged) -> str:
+    entry, config = judged.entry, judged.config
+    if entry is not None:
+        sizes = _sizes(entry.total_parameters, entry.active_parameters, entry.moe)
+        return f"{judged.name}: {entry.name}, {sizes}"
+    if config is None or judged.parameters is None:
+        return judged.name
+    sizes = _sizes(*judged.parameters, config.experts is not None)
+    return f"{judged.name}: {config.name}, {config.architecture}, {sizes}"
+
+
+def _sizes(total: int | None, active: int | None, moe: bool) -> str:
+    """Say how many parameters there are, and how many work for one token."""
+    text = f"{count(total)} parameters"
+    return f"{text}, {count(active)} active for each token" if moe else text
+
+
+def _parts(judged: Judged, wishes: Wishes) -> list[str]:
+    verdict, need = judged.verdict, judged.verdict.need
+    machine = verdict.machine
+    about = ", estimated" if verdict.estimated else ""
+    parts = [
+        ("weights", need.weights_bytes, f"the file is {size(judged.size_bytes)}"),
+        ("KV cache", need.kv_bytes, f"{verdict.context:,} tokens, {wishes.kv_type}{about}"),
+        ("buffers", need.buffers_bytes, about.removeprefix(", ")),
+        ("program", need.program_bytes, ""),
+        ("total", need.total_bytes, ""),
+        ("reserve", verdict.reserve_bytes, "to stay free"),
+        ("budget", verdict.budget_bytes, f"{machine.limited_by}, {machine.name}"),
+    ]
+    rows = [(label, f"{n / 10**9:.2f}", f"{n / 2**30:.2f}", note) for label, n, note in parts]
+    return table([("", "GB", "GiB", ""), *rows], right=(1, 2))
+
+
+def _speeds(found: Speed, there: Place, context: int) -> list[str]:
+    """Say how fast it decodes, by what, and what a token moves."""
+    moved, lines = found.moved, []
+    if found.start and found.end:
+        rates = f"{_ranged(found.start)} at the start, {_ranged(found.end)} at {context:,}"
+        read = f"{size(int(there.bandwidth.bytes_per_s))}/s"
+        lines = [f"tokens/s: {rates}", f"  {_SOURCES[found.start.source].format(read)}"]
+    if moved is not None:
+        parts = (
+            ("experts", moved.experts_bytes),
+            ("attention", moved.attention_bytes),
+            ("shared", moved.shared_bytes),
+            ("head", moved.head_bytes),
+        )
+        named = ", ".join(f"{label} {size(n)}" for label, n in parts if n)
+        lines.append(f"a token moves {size(moved.weights_bytes)} of weights: {named}")
+    return lines
+
+
+def _ranged(rate: Rate) -> str:
+    return f"{_number(rate.per_s)} ({_number(rate.low)} to {_number(rate.high)})"
+
+
+def _number(per_s: float) -> str:
+    return f"{per_s:,.0f}" if per_s >= 100 else f"{per_s:.3g}"
+
+
+def _ladder(rungs: list[Rung], verdict: Verdict) -> list[str]:
+    """Lay out quantisations by contexts: tokens a second, and where it is tight or too large."""
+    contexts = [context for context, _, _ in rungs[0].steps]
+    rows = [("QUANT", "FILE", *(f"{context:,}" for context in contexts))]
+    for rung in rungs:
+        exact = rung.known and not verdict.estimated
+        name = rung.quant if exact else f"{rung.quant} ~"
+        steps = (_step(kind, rate) for _, kind, rate in rung.steps)
+        rows.append((name, size(rung.size_bytes), *steps))
+    said = "Tokens/s where each context ends; - is too large"
+    return [*table(rows, right=range(1, len(contexts) + 2)), said + ", ~ estimated."]
+
+
+def _step(kind: str, rate: Rate | None) -> str:
+    if kind == "too_large":
+        return SHORT[kind]
+    return (_number(rate.per_s) if rate else "fits") + SHORT[kind]

@@ -1,0 +1,401 @@
+"""A loaded model and one conversation with it: messages in, a stream of text out.
+
+`run` asks it once, `chat` again and again; what both share is here. It prints only the progress of
+reading the prompt.
+"""
+
+from __future__ import annotations
+
+import functools
+import secrets
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conifer_cli.errors import NoCode, UsageError
+from conifer_cli.fit import history
+from conifer_cli.session import checkpoint
+from conifer_cli.terminal import console
+from conifer_cli.terminal.code_block import FirstBlock
+from conifer_cli.terminal.output import Answer
+
+if TYPE_CHECKING:
+    from catalog import Entry
+    from conifer_cli.fit.plan import Judged
+    from engine.generate import TokenStream
+    from engine.model import Model
+    from engine.nn.cache import Cache
+    from engine.sampling import Settings
+    from engine.text.constrained import Guide
+    from engine.text.reasoning import Part
+
+TYPED = "typed"  # an origin; the others are an environment variable and the config file
+SLOW = "these are the slow kernels: {}. Install a C++ compiler, then Conifer anew."
+ANSWER_ROOM = 2048  # tokens kept free for an answer when a long prompt makes the context grow
+SEED_BITS = 53  # of a seed that is drawn: what every reader of JSON keeps exactly
+
+Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What was asked of `run`; None is left to the model.
+
+    schema: a path. grammar: the JSON schema, as text, that answers are held to. origins: where each
+    value came from.
+    """
+
+    prompt: str | None = None
+    system: str | None = None
+    interactive: bool = False
+    context: int | None = None
+    sampling: dict[str, float] = field(default_factory=dict)
+    seed: int | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    think: bool | None = None
+    effort: str | None = None
+    reasoning_budget: int | None = None
+    schema: str | None = None
+    format: str | None = None
+    grammar: str | None = None
+    show_thinking: bool | None = None
+    as_json: bool = False
+    extract: bool = False
+    no_stream: bool = False
+    raw: bool = False
+    stats: bool = False
+    verbose: bool = False
+    experts: bool = False
+    experts_out: Path | None = None
+    kv_type: str = "f16"
+    kernels: str = "auto"
+    save: str | None = None
+    resume: str | None = None
+    cache: bool = False
+    offline: bool = False
+    force: bool = False
+    yes: bool = False
+    origins: dict[str, str] = field(default_factory=dict)
+
+    def insists(self, name: str) -> bool:
+        """Tell whether an option was typed for this very run, and is no standing wish."""
+        return self.origins.get(name, TYPED) == TYPED
+
+
+class Reply:
+    """An answer as it is printed, and what was said so far: `text`, and `thinking` before it.
+
+    shown: what of the text is for stdout, which `extract` makes less.
+    """
+
+    def __init__(self, options: RunOptions, answer: Answer | None = None) -> None:
+        self.text, self.thinking, self.shown = "", "", ""
+        self._code = FirstBlock() if options.extract else None
+        self._streams = not options.no_stream
+        wish = False if options.as_json and options.show_thinking is None else options.show_thinking
+        self._answer = answer or Answer(
+            console.shows_thinking(wish), raw=options.raw, quiet=options.as_json
+        )
+
+    def print(self, answering: Iterable[Part]) -> None:
+        """Print the parts as they arrive. Only the answer goes to stdout."""
+        from engine.text.reasoning import Kind
+
+        with self._answer as answer:
+            for kind, piece in answering:
+                if kind is not Kind.ANSWER:
+                    self.thinking += piece if kind is Kind.THINKING else ""
+                    answer.think(piece)
+                    continue
+                self.text += piece
+                self._show(self._code.push(piece) if self._code else piece)
+                if self._code and self._code.ended:
+                    break
+            self._finish()
+
+    def _show(self, text: str) -> None:
+        self.shown += text
+        if self._streams:
+            self._answer.push(text)
+
+    def _finish(self) -> None:
+        """Print what waited for the end."""
+        if self._code:
+            self._show(self._code.finish())
+            if not self._code.begun:
+                raise NoCode("the answer has no code block")
+        if not self._streams:
+            self._answer.push(self.shown)
+
+    def message(self) -> dict[str, str]:
+        """The message for the conversation: its template chooses what is kept of the thinking."""
+        said = {"role": "assistant", "content": self.text}
+        return {**said, "reasoning_content": self.thinking} if self.thinking else said
+
+
+class Session:
+    """A model, its settings and its cache. `raw`: it completes text and knows no roles."""
+
+    def __init__(self, judged: Judged, options: RunOptions) -> None:
+        self.judged = judged
+        self.options = options
+        self.raw = is_raw(judged)
+        self.model = _loaded(judged, options.kernels, chatting=not self.raw)
+        if self.model.kernels.fallback_reason is not None:
+            console.say(f"conifer: {SLOW.format(self.model.kernels.fallback_reason)}")
+        self.settings = settings_for(judged.entry, options)
+        self.cache: Cache | None = None
+        if options.experts or options.experts_out:
+            self.model.count_routes()
+
+    def change(self, **wishes: Any) -> None:
+        """Change options for the answers to come, by the names that RunOptions has for them."""
+        options = replace(self.options, **wishes)
+        self.settings = settings_for(self.judged.entry, options)
+        self.options = options
+
+    def close(self) -> None:
+        """Give the memory back; the session is of no use then."""
+        import gc
+
+        del self.model
+        self.cache = None
+        gc.collect()
+
+    def opening(self) -> Messages:
+        """Begin a conversation."""
+        system = self.options.system
+        return [{"role": "system", "content": system}] if system else []
+
+    def encode(self, messages: Messages) -> list[int]:
+        """Turn a conversation into tokens; for a raw model its last message is all there is."""
+        from engine.text import reasoning
+
+        template, tokenizer = self.model.template, self.model.tokenizer
+        if self.raw or template is None:
+            start = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
+            return start + tokenizer.encode(messages[-1]["content"])
+        wishes = reasoning.switches(self.options.think, self.options.effort)
+        return template.encode(messages, **wishes)
+
+    def answer(self, tokens: list[int], context: int | None = None) -> Answering:
+        """Begin to answer, as far as the cache goes from there.
+
+        context: tokens that the cache is for; None lets it grow for a prompt that needs it.
+        """
+        cache = self.memory(len(tokens), context)
+        if self.model.routes is not None:
+            self.model.routes.reset()
+        return Answering(self, tokens, cache)
+
+    def memory(self, prompt_tokens: int, context: int | None = None) -> Cache:
+        """Give the cache; it is made on first use."""
+        context = self._context(prompt_tokens) if context is None else context
+        if self.cache is None or self.cache.context < context:
+            self.cache = self.model.new_cache(context, self.options.kv_type)
+        return self.cache
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Tell this model's files from others."""
+        return checkpoint.identity(self.judged)
+
+    @functools.cached_property
+    def form(self) -> str:
+        """Name the form of this session's caches."""
+        from engine.nn.cache_state import form
+
+        return f"{self.model.kernels.name} {form(self.model, self.options.kv_type)}"
+
+    def save(self, path: Path, messages: Messages, with_cache: bool = True) -> None:
+        """Write the conversation, and what the cache holds of it, to a file.
+
+        with_cache: without it the text alone, which `resume` reads anew; the model is not touched
+        then. Raises OutputError, and Unreadable where the model's file has gone.
+        """
+        from engine.nn.cache_state import keep
+
+        # As it was found: what a link in the hub's cache leads to has no name that tells of parts.
+        reference = self.judged.paths[0] if self.judged.entry is None else None
+        facts = {
+            "model": str(reference.absolute()) if reference else self.judged.name,
+            "identity": self.identity,
+            "form": self.form if with_cache else "",
+            "messages": messages,
+        }
+        kept = keep(self.model, self.cache) if with_cache and self.cache is not None else None
+        checkpoint.write(path, checkpoint.CONVERSATION, facts, kept)
+
+    def resume(self, path: Path) -> Messages:
+        """Take up a conversation that `save` wrote. Returns what was said.
+
+        Raises UsageError where there is none or it is another model's, BadSaved, KeptError.
+        """
+        from engine.nn.cache_state import restore
+
+        facts, kept = checkpoint.read(path, checkpoint.CONVERSATION)
+        if facts["identity"] != self.identity:
+            raise UsageError(
+                f"{path} was saved with another model file, of {facts['model']}",
+                "Name that model, or leave the model out.",
+            )
+        if facts["form"] == self.form and kept.tokens:  # else the text is read anew
+            self.cache = None
+            restore(self.model, kept, self.memory(len(kept.tokens)))
+        messages: Messages = facts["messages"]
+        said = messages[0] if messages else {}
+        system = said["content"] if said.get("role") == "system" else None
+        self.options = replace(self.options, system=system)
+        return messages
+
+    @property
+    def context(self) -> int:
+        """How many tokens the cache is for, or will be."""
+        return self.cache.context if self.cache else self.judged.verdict.context
+
+    def _context(self, prompt_tokens: int) -> int:
+        """Choose a context: what was asked for, else the verdict's, doubled while there is need."""
+        context = self.context
+        wanted = prompt_tokens + min(self.options.max_tokens or ANSWER_ROOM, ANSWER_ROOM)
+        if self.options.context is not None or wanted <= context:
+            return context
+        return max(context, min(max(wanted, 2 * context), self.judged.verdict.largest_context))
+
+
+class Answering:
+    """One answer on its way. Iterate for its parts, thinking and answer; `stream` then has finish
+    and stats.
+    """
+
+    def __init__(self, session: Session, tokens: list[int], cache: Cache) -> None:
+        self._session = session
+        self._progress = console.Progress("reading the prompt", "tokens", session.options.verbose)
+        self._started = time.perf_counter()
+        self._faults = history.disk_faults()
+        self.total_s = 0.0
+        settings = session.settings
+        if settings.seed is None:
+            settings = replace(settings, seed=secrets.randbits(SEED_BITS))
+        self.seed = settings.seed
+        self.stream: TokenStream = session.model.generate(
+            tokens,
+            settings,
+            cache,
+            on_prefill=self._progress.update,
+            guide=_guide(session, tokens),
+        )
+
+    def __iter__(self) -> Iterator[Part]:
+        with self._progress:
+            for part in self.stream.parts():
+                self._progress.clear()
+                self.total_s = time.perf_counter() - self._started
+                yield part
+        self.total_s = time.perf_counter() - self._started
+        kernels, kv_type = self._session.model.kernels.name, self._session.options.kv_type
+        if self.stream.guide is None and not self._session.settings.processors:  # these take time
+            faults = history.disk_faults() - self._faults
+            history.record_answer(self._session.judged, kernels, kv_type, self.stream.stats, faults)
+
+    def stop(self) -> None:
+        """End the answer after the token under way. May be called from a signal's handler."""
+        self.stream.stop()
+
+    @property
+    def cut_by_context(self) -> bool:
+        """Whether the answer ended because the context was full."""
+        return self.stream.finish == "length" and self.stream.cut_by == "context"
+
+    def record(self) -> dict[str, Any]:
+        """Say how the answer ended and what it took, as data."""
+        stats = self.stream.stats
+        return {
+            "finish_reason": self.stream.finish or "stop",
+            "cut_by": self.stream.cut_by if self.stream.finish == "length" else None,
+            "usage": {
+                "prompt_tokens": stats.prompt_tokens,
+                "cached_tokens": stats.cached_tokens,
+                "completion_tokens": stats.decoded_tokens,
+                "reasoning_tokens": stats.thinking_tokens,
+                "total_tokens": stats.prompt_tokens + stats.decoded_tokens,
+            },
+            "rates": {
+                "first_token_s": round(stats.prefill_s, 4),
+                "total_s": round(self.total_s, 4),
+                "prompt_tokens_per_s": round(stats.prompt_per_s, 2),
+                "completion_tokens_per_s": round(stats.decode_per_s, 2),
+            },
+        }
+
+    def stats(self) -> str:
+        """Say what the answer took, in one line."""
+        stats = self.stream.stats
+        cached = f" ({stats.cached_tokens:,} from the cache)" if stats.cached_tokens else ""
+        return (
+            f"prompt: {stats.prompt_tokens:,} tokens{cached}, {stats.prompt_per_s:.1f} tokens/s; "
+            f"answer: {stats.decoded_tokens:,} tokens, {stats.decode_per_s:.1f} tokens/s"
+        )
+
+
+def _guide(session: Session, tokens: list[int]) -> Guide | None:
+    """Make what steers an answer, if anything is to."""
+    options = session.options
+    if options.grammar is None and options.reasoning_budget is None:
+        return None
+    from engine.text.constrained import Guide
+
+    return Guide(session.model, tokens, options.grammar, options.reasoning_budget, options.think)
+
+
+def _loaded(judged: Judged, kernels: str, chatting: bool) -> Model:
+    """Load a model, while the process that renders its chat template starts."""
+    from engine.text.sandbox import Sandbox
+
+    sandbox = Sandbox()
+    if chatting:
+        sandbox.start()
+    from engine.model import load
+
+    with console.Progress("loading", always=False) as progress:
+        return load(
+            judged.file or judged.paths[0], kernels, sandbox=sandbox, on_load=progress.update
+        )
+
+
+def is_raw(judged: Judged) -> bool:
+    """Tell whether a model completes text and knows no roles, as far as its header was read."""
+    if judged.entry is not None and judged.entry.kind == "base":
+        return True
+    return judged.metadata is not None and "tokenizer.chat_template" not in judged.metadata
+
+
+def require_template(judged: Judged, options: RunOptions) -> None:
+    """Raise UsageError for what only a chat template could honour."""
+    if is_raw(judged):
+        wishes = {
+            "system": "-s/--system",
+            "think": "--think",
+            "effort": "--effort",
+            "reasoning_budget": "--reasoning-budget",
+        }
+        for name, flag in wishes.items():
+            if getattr(options, name) is not None and options.insists(name):
+                raise UsageError(f"{flag} needs a model with a chat template; this one has none")
+
+
+def settings_for(entry: Entry | None, options: RunOptions) -> Settings:
+    """Choose how to sample: what was typed, else what the catalog recommends, else the defaults."""
+    from engine.sampling import Settings
+
+    chosen: dict[str, Any] = {}
+    if entry is not None:
+        advice = entry.sampling
+        if options.think is False and entry.sampling_no_think is not None:
+            advice = entry.sampling_no_think
+        chosen = asdict(advice)
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    chosen |= options.sampling
+    return Settings(max_tokens=options.max_tokens, seed=options.seed, stop=options.stop, **chosen)

@@ -1,0 +1,73 @@
+"""How numbers and tables look. Pure functions from values to text; nothing here prints.
+
+Bytes are decimal (1 GB = 10^9) wherever they are written; memory is also given in GiB (2^30),
+because machines are sold in those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from conifer_cli.terminal.sanitize import clean_line
+
+_DECIMAL = (("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
+_COUNTS = (("T", 10**12), ("B", 10**9), ("M", 10**6))
+
+
+def size(size_bytes: int) -> str:
+    """Write a number of bytes in decimal units: 98.4 MB, 18.6 GB."""
+    for unit, scale in _DECIMAL:
+        if size_bytes >= scale:
+            return f"{size_bytes / scale:,.1f} {unit}"
+    return f"{size_bytes} B"
+
+
+def memory(size_bytes: int) -> str:
+    """Write an amount of memory in both units: 18.6 GB (17.3 GiB)."""
+    if size_bytes < 10**8:
+        return f"{size_bytes / 10**6:.1f} MB ({size_bytes / 2**20:.1f} MiB)"
+    return f"{size_bytes / 10**9:.1f} GB ({size_bytes / 2**30:.1f} GiB)"
+
+
+def count(number: int | None) -> str:
+    """Write a number of parameters: 30.5B, 135M; a dash where it is not known."""
+    if number is None:
+        return "-"
+    for unit, scale in _COUNTS:
+        if number >= scale:
+            return f"{number / scale:.3g}{unit}"
+    return f"{number:,}"
+
+
+def tokens(number: int) -> str:
+    """Write a number of tokens, k for 1,024: 820, 6.1k, 32k."""
+    return f"{number}" if number < 1024 else f"{number / 1024:.1f}".removesuffix(".0") + "k"
+
+
+def duration(seconds: float) -> str:
+    """Write a time the way a person says it: 48 s, 12 min, 3 h 05 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> list[str]:
+    """Lay out rows as lines of aligned columns, the columns in `right` flush right."""
+    cells = [[clean_line(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    flush_right = frozenset(right)
+
+    def line(row: list[str]) -> str:
+        parts = (
+            cell.rjust(width) if column in flush_right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        return "  ".join(parts).rstrip()
+
+    return [line(row) for row in cells]
+
+
+def facts(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """Lay out labelled facts, one a line."""
+    return table([(f"{label}:", value) for label, value in pairs])

@@ -1,0 +1,33 @@
+"""phimoe: Phi-3.5-MoE.
+
+Layer norms and biases, in the head too. Rotary embedding with two sets of factors: the long ones as
+soon as the context exceeds the original one. The sparse mixer chooses two experts, one after the
+other, and weighs each among those close to it.
+"""
+
+from __future__ import annotations
+
+from engine.nn.config import ModelConfig
+from engine.nn.decoder import Decoder, pre_norm_decoder
+from engine.nn.layers import Attention, LongRope, Rope
+from engine.nn.moe import feed_forward
+from engine.nn.weights import Weights
+
+
+def build(config: ModelConfig, weights: Weights) -> Decoder:
+    """Build the graph from the weights of a `phimoe` file."""
+    short, long = (
+        Rope(
+            config.rope,
+            interleaved=False,
+            divisors=weights.optional_vector(f"rope_factors_{kind}.weight", config.rope.dims // 2),
+        )
+        for kind in ("short", "long")
+    )
+    rope = LongRope(short, long, config.rope.original_context)
+    return pre_norm_decoder(
+        config,
+        weights,
+        lambda layer: Attention(config, weights, layer, rope),
+        lambda layer: feed_forward(config, weights, layer),
+    )

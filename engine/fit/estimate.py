@@ -1,0 +1,105 @@
+"""A model before its header was read: judged by the size of its file and what else is known of it.
+
+The file's size is what it is; what a layer keeps is as published. Buffers are taken for large, and
+where nothing says what layers keep, it is taken to be much: an estimate should not promise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+from engine.fit.machine import Machine
+from engine.fit.memory import (
+    DEFAULT_CONTEXT,
+    SCORE_BYTES,
+    Need,
+    Verdict,
+    judge_needs,
+    program_bytes,
+)
+from engine.fit.speed import Traffic
+from engine.kernels import growth, selected
+from engine.nn.cache import kept_bytes, read_bytes, token_bytes
+from engine.nn.config import LayerMemory
+
+ROWS_BYTES = 384 << 20  # of one prefill chunk, in the widest models of the catalog
+GUESSED_LAYERS = 48
+GUESSED_VOCABULARY = 160_000
+GUESSED = LayerMemory(buffers=((1, 1024),))  # of every layer, where nothing is known
+
+
+@dataclass(frozen=True, slots=True)
+class Sketch:
+    """What is known of a model without its header; None or empty is not known.
+
+    size_bytes: of the file, all parts. memories: of every layer, as far as they keep something.
+    """
+
+    size_bytes: int
+    quant: str
+    context: int | None = None
+    layers: int | None = None
+    total_parameters: int | None = None
+    active_parameters: int | None = None
+    memories: tuple[LayerMemory, ...] = ()
+
+    @property
+    def kept(self) -> tuple[LayerMemory, ...]:
+        """What its layers keep, or a guess that is rather too much."""
+        return self.memories or (GUESSED,) * (self.layers or GUESSED_LAYERS)
+
+
+def judge_sketch(
+    sketch: Sketch,
+    machine: Machine,
+    context: int | None = None,
+    kv_type: str = "f16",
+    kernels: str = "auto",
+) -> Verdict:
+    """Judge as `engine.fit.memory.judge` does, by an estimate."""
+    most = sketch.context or max(DEFAULT_CONTEXT, context or 0)
+    need = sketch_needs(sketch, machine.backend, kv_type, kernels)
+    return judge_needs(need, machine, most, context, sketch.size_bytes, estimated=True)
+
+
+def sketch_needs(sketch: Sketch, backend: str, kv_type: str, kernels: str) -> Callable[[int], Need]:
+    """Give the estimated need as a function of the context, in tokens."""
+    weights_bytes = sketch_weights(sketch, backend, kernels)
+    stored = max(token_bytes(memory, kv_type) for memory in sketch.kept)
+    widened = max(token_bytes(memory, "f32") for memory in sketch.kept)
+    program = program_bytes(GUESSED_VOCABULARY, backend)
+
+    @cache
+    def need(context: int) -> Need:
+        kv = kept_bytes(sketch.kept, context, kv_type)
+        scores = 2 * SCORE_BYTES + int(context * (stored + widened))
+        return Need(weights_bytes, kv, ROWS_BYTES + scores, program)
+
+    return need
+
+
+def sketch_weights(sketch: Sketch, backend: str, kernels: str) -> int:
+    """Estimate what the weights take once loaded."""
+    return int(sketch.size_bytes * growth(sketch.quant, backend, selected(kernels, backend)))
+
+
+def sketch_traffic(
+    sketch: Sketch, backend: str, kernels: str, depth: int, kv_type: str
+) -> Traffic | None:
+    """Estimate what one token moves: of the weights, the share of the active parameters.
+
+    None where nothing says how many of them there are.
+    """
+    if not sketch.total_parameters or not sketch.active_parameters:
+        return None
+    share = sketch.active_parameters / sketch.total_parameters
+    weights = int(sketch_weights(sketch, backend, kernels) * share)
+    return Traffic(
+        experts_bytes=weights if share < 1 else 0,
+        attention_bytes=0,
+        shared_bytes=0 if share < 1 else weights,
+        head_bytes=0,
+        kv_bytes=read_bytes(sketch.kept, depth, kv_type),
+    )

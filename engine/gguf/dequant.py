@@ -1,0 +1,166 @@
+"""How to read blocks back: a block is a few scales and its packed weights.
+
+The dequantisers here are the reference for the kernels: plain NumPy, exact, one function per
+format, not fast. Nothing here knows about files or MLX.
+
+`n` is the number of blocks. Packed weights are spread over their bytes low bits first: of a group
+of bytes, all the low nibbles come before all the high ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.gguf.types import BlockType
+
+Bytes = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+# The 4-bit codebooks of IQ4_NL and IQ4_XS, and of MXFP4 (twice its value, to stay whole).
+IQ4_VALUES = np.array(
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
+)
+MXFP4_VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
+
+
+def dequantize(blocks: Bytes, type: BlockType) -> Floats:
+    """Unpack rows of blocks.
+
+    blocks: (..., k * type.size_bytes) uint8. Returns (..., k * type.weights) float32.
+    """
+    assert blocks.dtype == np.uint8 and blocks.shape[-1] % type.size_bytes == 0
+    flat = np.ascontiguousarray(blocks).reshape(-1, type.size_bytes)
+    with np.errstate(all="ignore"):  # scales of infinity or NaN give infinity or NaN
+        weights = _DEQUANTIZERS[type.name](flat)
+    return weights.reshape(*blocks.shape[:-1], -1)
+
+
+def _f16(blocks: Bytes, start: int) -> Floats:
+    return blocks[:, start : start + 2].view("<f2").astype(np.float32)  # (n, 1)
+
+
+def _unpack(packed: Bytes, bits: int, group: int) -> Bytes:
+    """Spread fields of `bits` bits; the bytes come in groups of `group`, low bits first."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
+    fields = packed.reshape(len(packed), -1, 1, group) >> shifts  # (n, groups, 8 / bits, group)
+    return (fields & np.uint8((1 << bits) - 1)).reshape(len(packed), -1)
+
+
+def _scaled(scales: Floats, weights: NDArray[np.generic]) -> Floats:
+    """Multiply scales (n, s) with weights (n, w), each scale covering w / s weights in a row."""
+    n, count = scales.shape
+    grouped = weights.astype(np.float32).reshape(n, count, -1)
+    return (scales[:, :, None] * grouped).reshape(n, -1)
+
+
+def _f32(b: Bytes) -> Floats:
+    return b.view("<f4").astype(np.float32)
+
+
+def _bf16(b: Bytes) -> Floats:
+    return (b.view("<u2").astype(np.uint32) << 16).view(np.float32)
+
+
+def _q4_0(b: Bytes) -> Floats:
+    return _f16(b, 0) * (_unpack(b[:, 2:], 4, 16).astype(np.float32) - 8)
+
+
+def _q4_1(b: Bytes) -> Floats:
+    return _f16(b, 0) * _unpack(b[:, 4:], 4, 16) + _f16(b, 2)
+
+
+def _q5_0(b: Bytes) -> Floats:
+    weights = _unpack(b[:, 6:], 4, 16) | _unpack(b[:, 2:6], 1, 1) << 4
+    return _f16(b, 0) * (weights.astype(np.float32) - 16)
+
+
+def _q5_1(b: Bytes) -> Floats:
+    weights = _unpack(b[:, 8:], 4, 16) | _unpack(b[:, 4:8], 1, 1) << 4
+    return _f16(b, 0) * weights + _f16(b, 2)
+
+
+def _q8_0(b: Bytes) -> Floats:
+    return _f16(b, 0) * b[:, 2:].view(np.int8)
+
+
+def _q2_k(b: Bytes) -> Floats:
+    # scales and minima 16 (a nibble each), weights 64, d, dmin
+    weights = _unpack(b[:, 16:80], 2, 32)
+    minima = _f16(b, 82) * (b[:, :16] >> 4)
+    return _scaled(_f16(b, 80) * (b[:, :16] & 15), weights) - minima.repeat(16, axis=1)
+
+
+def _q3_k(b: Bytes) -> Floats:
+    # third bits 32, two low bits 64, scales 12, d
+    weights = _unpack(b[:, 32:96], 2, 32) | _unpack(b[:, :32], 1, 32) << 2
+    scales = _unpack(b[:, 96:104], 4, 8) | _unpack(b[:, 104:108], 2, 4) << 4  # (n, 16)
+    return _scaled(_f16(b, 108) * (scales.astype(np.float32) - 32), weights.astype(np.int8) - 4)
+
+
+def _k_scales(packed: Bytes) -> tuple[Bytes, Bytes]:
+    """Unpack the 8 scales and 8 minima of 6 bits that Q4_K and Q5_K keep in 12 bytes."""
+    first, second, rest = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
+    scales = np.concatenate([first & 63, rest & 15 | first >> 6 << 4], axis=1)
+    minima = np.concatenate([second & 63, rest >> 4 | second >> 6 << 4], axis=1)
+    return scales, minima
+
+
+def _q4_k(b: Bytes) -> Floats:
+    # d, dmin, scales and minima 12, weights 128
+    scales, minima = _k_scales(b[:, 4:16])
+    weights = _unpack(b[:, 16:], 4, 32)
+    return _scaled(_f16(b, 0) * scales, weights) - (_f16(b, 2) * minima).repeat(32, axis=1)
+
+
+def _q5_k(b: Bytes) -> Floats:
+    # d, dmin, scales and minima 12, fifth bits 32, four low bits 128
+    scales, minima = _k_scales(b[:, 4:16])
+    weights = _unpack(b[:, 48:], 4, 32) | _unpack(b[:, 16:48], 1, 32) << 4
+    return _scaled(_f16(b, 0) * scales, weights) - (_f16(b, 2) * minima).repeat(32, axis=1)
+
+
+def _q6_k(b: Bytes) -> Floats:
+    # four low bits 128, two high bits 64, scales 16 (signed), d
+    weights = _unpack(b[:, :128], 4, 64) | _unpack(b[:, 128:192], 2, 32) << 4
+    scales = _f16(b, 208) * b[:, 192:208].view(np.int8)
+    return _scaled(scales, weights.astype(np.int8) - 32)
+
+
+def _iq4_nl(b: Bytes) -> Floats:
+    return _f16(b, 0) * IQ4_VALUES[_unpack(b[:, 2:], 4, 16)]
+
+
+def _iq4_xs(b: Bytes) -> Floats:
+    # d, two high bits of 8 scales 2, four low bits 4, weights 128
+    scales = _unpack(b[:, 4:8], 4, 1) | _unpack(b[:, 2:4], 2, 1) << 4  # (n, 8)
+    weights = IQ4_VALUES[_unpack(b[:, 8:], 4, 16)]
+    return _scaled(_f16(b, 0) * (scales.astype(np.float32) - 32), weights)
+
+
+def _mxfp4(b: Bytes) -> Floats:
+    # A power of two in one byte, then weights 16. Half the scale, since the codebook is doubled.
+    scale = np.ldexp(np.float32(1), b[:, :1].astype(np.int32) - 128).astype(np.float32)
+    return scale * MXFP4_VALUES[_unpack(b[:, 1:], 4, 16)]
+
+
+_DEQUANTIZERS: dict[str, Callable[[Bytes], Floats]] = {
+    "F32": _f32,
+    "F16": lambda b: _f16(b, 0),
+    "BF16": _bf16,
+    "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
+    "Q5_0": _q5_0,
+    "Q5_1": _q5_1,
+    "Q8_0": _q8_0,
+    "Q2_K": _q2_k,
+    "Q3_K": _q3_k,
+    "Q4_K": _q4_k,
+    "Q5_K": _q5_k,
+    "Q6_K": _q6_k,
+    "IQ4_NL": _iq4_nl,
+    "IQ4_XS": _iq4_xs,
+    "MXFP4": _mxfp4,
+}

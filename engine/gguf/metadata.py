@@ -1,0 +1,88 @@
+"""GGUF metadata under one architecture's prefix: every read is typed, range-checked and named."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from engine.errors import GGUFError, UnsupportedError
+from engine.gguf.reader import WHOLE, numbers
+
+
+class Keys:
+    """Metadata under one architecture's prefix; every read is checked and names its key."""
+
+    def __init__(self, metadata: Mapping[str, Any], architecture: str) -> None:
+        self.metadata = metadata
+        self.prefix = architecture + "."
+
+    def __contains__(self, key: str) -> bool:
+        return self.prefix + key in self.metadata
+
+    def integer(self, key: str, low: int, high: int, default: int | None = None) -> int:
+        """Read a whole number in low..high."""
+        value = self._value(key, default)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise GGUFError(f"{self.prefix + key} is not a whole number")
+        if not low <= value <= high:
+            raise GGUFError(f"{self.prefix + key} is {value:,}, outside {low:,}..{high:,}")
+        return value
+
+    def integers(self, key: str, count: int, low: int, high: int) -> tuple[int, ...]:
+        """Read a whole number per layer: one for all of them, or an array of `count`."""
+        value = self._value(key, None)
+        array = numbers(value)
+        if array is None:
+            return (self.integer(key, low, high),) * count
+        if array.format not in WHOLE or len(array) < count:
+            raise GGUFError(f"{self.prefix + key} is not an array of {count} whole numbers")
+        values = tuple(array[:count].tolist())
+        if not all(low <= v <= high for v in values):
+            raise GGUFError(f"{self.prefix + key} has a value outside {low:,}..{high:,}")
+        return values
+
+    def same(self, key: str, count: int, low: int, high: int, default: int | None = None) -> int:
+        """Read a whole number that an array may give for each of `count` layers, all alike."""
+        if key not in self:
+            return self.integer(key, low, high, default)
+        values = set(self.integers(key, count, low, high))
+        if len(values) != 1:
+            raise UnsupportedError(f"{self.prefix + key} differs from layer to layer")
+        return values.pop()
+
+    def flags(self, key: str, count: int) -> tuple[bool, ...]:
+        """Read an array of booleans, one per layer."""
+        array = numbers(self._value(key, None))
+        if array is None or array.format != "?" or len(array) < count:
+            raise GGUFError(f"{self.prefix + key} is not an array of {count} booleans")
+        return tuple(map(bool, array[:count]))
+
+    def number(self, key: str, low: float, high: float, default: float | None = None) -> float:
+        """Read a finite number in low..high."""
+        value = self._value(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise GGUFError(f"{self.prefix + key} is not a number")
+        if not (math.isfinite(value) and low <= value <= high):
+            raise GGUFError(f"{self.prefix + key} is {value}, outside {low:g}..{high:g}")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """Read a boolean."""
+        value = self._value(key, default)
+        if not isinstance(value, bool):
+            raise GGUFError(f"{self.prefix + key} is not true or false")
+        return value
+
+    def word(self, key: str, default: str) -> str:
+        """Read a string."""
+        value = self._value(key, default)
+        if not isinstance(value, str):
+            raise GGUFError(f"{self.prefix + key} is not a string")
+        return value
+
+    def _value(self, key: str, default: object) -> Any:
+        value = self.metadata.get(self.prefix + key, default)
+        if value is None:
+            raise GGUFError(f"{self.prefix + key} is missing")
+        return value

@@ -1,0 +1,481 @@
+"""The header of a GGUF file: bytes in, metadata and tensor table out.
+
+The file is not trusted. Every count, length and offset is checked against a limit and against the
+bytes there are before anything is allocated or sliced, so that a hostile file costs one error, not
+memory or time. This module does not know what a key means, but for what the format itself needs:
+the alignment, the length of a chat template, the split of a model over files. It locates weights
+and never reads them.
+
+Layout (versions 2 and 3, little-endian): magic, version u32, tensor count u64, key count u64; the
+keys (name, type u32, value); the tensors (name, number of dims u32, dims u64 innermost first, type
+u32, offset u64); padding to the alignment; the data, each tensor padded to the alignment. A string
+is its length u64 and its UTF-8 bytes; an array its element type u32, count u64 and elements.
+
+The last tensor's padding may be missing. Bytes beyond it are an error: a header that has lost a
+tensor, and so finds every other one at the wrong place, shows only there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import mmap
+import re
+import stat
+import struct
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from engine.errors import GGUFError, ModelFileError, MoreNeeded, UnsupportedError
+from engine.gguf.types import KNOWN_NAMES, TYPES, BlockType
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+
+MAX_HEADER_BYTES = 256 << 20
+MAX_TENSORS = 65_536
+MAX_KEYS = 65_536
+MAX_KEY_BYTES = 65_535
+MAX_NAME_BYTES = 63
+MAX_STRING_BYTES = 16 << 20
+MAX_TEMPLATE_BYTES = 1 << 20
+MAX_ELEMENTS = 4 << 20  # of one array; for strings, of all arrays together
+MAX_DIMS = 4
+MAX_WEIGHTS = 1 << 40
+ALIGNMENTS = tuple(1 << bits for bits in range(3, 13))  # 8 .. 4,096
+DEFAULT_ALIGNMENT = 32
+
+BATCH, BATCH_BYTES = 2048, 1 << 20  # strings that are decoded at once
+
+# The least a key (length, type, a byte) and a tensor (length, dims, type, offset) can take.
+MIN_KEY_BYTES = 13
+MIN_TENSOR_BYTES = 24
+
+UINT32, BOOL, STRING, ARRAY = 4, 7, 8, 9
+# Formats of `memoryview`.
+NUMBERS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    UINT32: "I",
+    5: "i",
+    6: "f",
+    BOOL: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
+WHOLE, REAL = tuple("bBhHiIlLqQ"), ("f", "d")
+
+PART_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+
+Data = bytes | bytearray | memoryview | mmap.mmap
+Value = int | float | bool | str | list[str] | memoryview  # of numbers, as NUMBERS has them
+
+_U32 = struct.Struct("<I")
+_U64 = struct.Struct("<Q")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where a tensor lies: `offset` is from the start of its part, `shape` outermost first."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: BlockType
+    offset: int
+    size_bytes: int
+    part: int = 0
+
+
+@dataclass(frozen=True)
+class Header:
+    """What one file says about itself; `size_bytes` is where its last tensor ends."""
+
+    version: int
+    metadata: dict[str, Value]
+    tensors: dict[str, TensorInfo]
+    data_start: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A whole model, in one file or several; `size_bytes` is the sum of the files."""
+
+    metadata: dict[str, Value]
+    tensors: dict[str, TensorInfo]
+    parts: tuple[Path, ...]
+    size_bytes: int
+
+
+def read_header(data: Data, file_size: int | None = None, part: int = 0) -> Header:
+    """Read and check a header.
+
+    data: the file, or its first bytes with the size of the whole in `file_size`. Raises MoreNeeded
+    if the header goes on past `data`, UnsupportedError for a tensor type the engine does not have,
+    GGUFError for anything else.
+    """
+    file_size = len(data) if file_size is None else file_size
+    if file_size < len(data):
+        raise GGUFError(f"{len(data):,} bytes of a file that has only {file_size:,}")
+    if isinstance(data, memoryview):
+        data = bytes(data[:MAX_HEADER_BYTES])
+    cursor = _Cursor(data, file_size)
+    version = _read_version(cursor)
+    tensor_count, key_count = _read_counts(cursor)
+    metadata = _read_metadata(cursor, key_count)
+    alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+    if not isinstance(alignment, int) or alignment not in ALIGNMENTS:
+        raise GGUFError(f"key 'general.alignment' is {alignment}, not a power of two in 8..4,096")
+    tensors, data_start, size_bytes = _read_tensors(cursor, tensor_count, alignment, part)
+    end = _align(size_bytes, alignment)
+    if file_size > end:
+        raise GGUFError(f"byte {end:,}: {file_size - end:,} bytes after the last tensor")
+    return Header(version, metadata, tensors, data_start, size_bytes)
+
+
+def open_model(path: Path) -> ModelFile:
+    """Read the header of a model file, and of all its parts if it is split.
+
+    path: the file, or part 1. Raises what `read_header` raises, naming the file; GGUFError for a
+    missing or foreign part; OSError if `path` cannot be opened.
+    """
+    first, size_bytes = _read_file(path, 0)
+    paths = _part_paths(path, first.metadata)
+    headers = [first]
+    for part, other in enumerate(paths[1:], 1):
+        try:
+            header, more_bytes = _read_file(other, part)
+        except FileNotFoundError as error:
+            raise GGUFError(f"part {part + 1} of {len(paths)} is missing: {other.name}") from error
+        headers.append(header)
+        size_bytes += more_bytes
+    metadata, tensors = merge_parts(headers)
+    return ModelFile(metadata, tensors, paths, size_bytes)
+
+
+def numbers(value: object) -> memoryview | None:
+    """View an array of numbers in the metadata, whatever holds it; None for any other value."""
+    try:
+        return memoryview(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def merge_parts(headers: list[Header]) -> tuple[dict[str, Value], dict[str, TensorInfo]]:
+    """Join the headers of a model's parts, in order, to part 1's metadata and one tensor table.
+
+    Raises GGUFError, naming the part, if they are not all of the parts of one model.
+    """
+    metadata = headers[0].metadata
+    if len(headers) == _split_count(metadata) == 1:
+        return metadata, headers[0].tensors
+    tensors: dict[str, TensorInfo] = {}
+    for part, header in enumerate(headers):
+        _check_part(header, part, headers)
+        for name, tensor in header.tensors.items():
+            assert tensor.part == part
+            if name in tensors:
+                raise GGUFError(f"part {part + 1}: tensor {name!r} is in an earlier part too")
+            tensors[name] = tensor
+    expected = _split_number(metadata, "split.tensors.count", 0)
+    if len(tensors) != expected:
+        raise GGUFError(
+            f"part 1: 'split.tensors.count' is {expected:,}, all parts have {len(tensors):,}"
+        )
+    return metadata, tensors
+
+
+class _Cursor:
+    """A position in the header; `where` names what is being read, for errors."""
+
+    __slots__ = ("data", "file_size", "pos", "strings_left", "where")
+
+    def __init__(self, data: bytes | bytearray | mmap.mmap, file_size: int) -> None:
+        self.data = data
+        self.file_size = file_size
+        self.pos = 0
+        self.strings_left = MAX_ELEMENTS
+        self.where = "header"
+
+    def error(self, what: str) -> GGUFError:
+        return GGUFError(f"{self.where}, byte {self.pos:,}: {what}")
+
+    def require(self, size_bytes: int) -> int:
+        """Check that `size_bytes` follow, and return where they end."""
+        end = self.pos + size_bytes
+        if end > self.file_size:
+            raise self.error(f"{size_bytes:,} bytes needed, the file ends at {self.file_size:,}")
+        if end > MAX_HEADER_BYTES:
+            raise self.error(f"the header is longer than {MAX_HEADER_BYTES:,} bytes")
+        if end > len(self.data):
+            raise MoreNeeded(end)
+        return end
+
+    def u32(self) -> int:
+        end = self.require(4)
+        (value,) = _U32.unpack_from(self.data, self.pos)
+        self.pos = end
+        return int(value)
+
+    def u64(self) -> int:
+        end = self.require(8)
+        (value,) = _U64.unpack_from(self.data, self.pos)
+        self.pos = end
+        return int(value)
+
+    def string(self, longest: int, shortest: int = 0) -> str:
+        size_bytes = self.u64()
+        if not shortest <= size_bytes <= longest:
+            raise self.error(f"a string of {size_bytes:,} bytes, {shortest}..{longest:,} allowed")
+        end = self.require(size_bytes)
+        try:
+            text = self.data[self.pos : end].decode()
+        except UnicodeDecodeError as error:
+            raise self.error(f"a string that is not UTF-8 ({error.reason})") from error
+        self.pos = end
+        return text
+
+
+def _read_version(cursor: _Cursor) -> int:
+    found = bytes(cursor.data[: len(MAGIC)])
+    if not MAGIC.startswith(found):
+        raise cursor.error(f"not a GGUF file: it starts with {found!r}")
+    cursor.pos = cursor.require(len(MAGIC))
+    version = cursor.u32()
+    if version in VERSIONS:
+        return version
+    if version.to_bytes(4, "big") in (_U32.pack(known) for known in VERSIONS):
+        raise cursor.error("the file is big-endian; only little-endian is read")
+    raise cursor.error(f"GGUF version {version:,}; versions 2 and 3 are read")
+
+
+def _read_counts(cursor: _Cursor) -> tuple[int, int]:
+    tensor_count = cursor.u64()
+    if tensor_count > MAX_TENSORS:
+        raise cursor.error(f"{tensor_count:,} tensors, at most {MAX_TENSORS:,} allowed")
+    key_count = cursor.u64()
+    if key_count > MAX_KEYS:
+        raise cursor.error(f"{key_count:,} keys, at most {MAX_KEYS:,} allowed")
+    cursor.require(key_count * MIN_KEY_BYTES + tensor_count * MIN_TENSOR_BYTES)
+    return tensor_count, key_count
+
+
+def _read_metadata(cursor: _Cursor, key_count: int) -> dict[str, Value]:
+    metadata: dict[str, Value] = {}
+    for index in range(key_count):
+        cursor.where = f"key {index}"
+        key = cursor.string(MAX_KEY_BYTES, shortest=1)
+        cursor.where = f"key {key[:80]!r}"
+        if key in metadata:
+            raise cursor.error("it was there before")
+        type_id = cursor.u32()
+        if key == "general.alignment" and type_id != UINT32:
+            raise cursor.error("it is not a uint32")
+        metadata[key] = _read_value(cursor, key, type_id)
+    return metadata
+
+
+def _read_value(cursor: _Cursor, key: str, type_id: int) -> Value:
+    if type_id == STRING:
+        is_template = key.startswith("tokenizer.chat_template")
+        return cursor.string(MAX_TEMPLATE_BYTES if is_template else MAX_STRING_BYTES)
+    if type_id == ARRAY:
+        return _read_array(cursor)
+    if type_id not in NUMBERS:
+        raise cursor.error(f"unknown value type {type_id}")
+    value: int | float | bool = _read_numbers(cursor, NUMBERS[type_id], 1)[0]
+    return value
+
+
+def _read_array(cursor: _Cursor) -> list[str] | memoryview:
+    type_id = cursor.u32()
+    if type_id == ARRAY:
+        raise cursor.error("an array of arrays")
+    if type_id != STRING and type_id not in NUMBERS:
+        raise cursor.error(f"unknown element type {type_id}")
+    count = cursor.u64()
+    if count > MAX_ELEMENTS:
+        raise cursor.error(f"an array of {count:,} elements, at most {MAX_ELEMENTS:,} allowed")
+    if type_id == STRING:
+        return _read_strings(cursor, count)
+    return _read_numbers(cursor, NUMBERS[type_id], count)
+
+
+def _read_numbers(cursor: _Cursor, format: str, count: int) -> memoryview:
+    end = cursor.require(count * struct.calcsize(format))
+    # A copy: the array must not keep the mapping of the file alive.
+    raw = bytes(cursor.data[cursor.pos : end])
+    if format == "?" and count and max(raw) > 1:
+        raise cursor.error(f"a bool of {max(raw)}, neither 0 nor 1")
+    cursor.pos = end
+    view: memoryview = memoryview(raw).cast(format)  # type: ignore[call-overload]
+    return view
+
+
+def _read_strings(cursor: _Cursor, count: int) -> list[str]:
+    if count > cursor.strings_left:
+        raise cursor.error(f"more than {MAX_ELEMENTS:,} strings in the arrays of the header")
+    cursor.strings_left -= count
+    cursor.require(count * _U64.size)
+    # A vocabulary is most of a header: this is `cursor.string` written out, in a third of its time.
+    strings: list[str] = []
+    while len(strings) < count:
+        wanted = min(BATCH, count - len(strings))
+        pieces = _cut(cursor.data, cursor.pos, wanted)
+        texts = _decoded(pieces)
+        strings += texts
+        cursor.pos += len(texts) * _U64.size + sum(map(len, pieces[: len(texts)]))
+        if len(texts) < wanted:  # whatever it was, `cursor.string` has the words for it
+            cursor.where = f"{cursor.where}[{len(strings)}]"
+            cursor.string(MAX_STRING_BYTES)
+            raise AssertionError("the string that stopped the loop reads well")
+    return strings
+
+
+def _cut(data: bytes | bytearray | mmap.mmap, pos: int, count: int) -> list[bytes | bytearray]:
+    """Cut out `count` strings from `pos` on, or those before the first that is not there."""
+    limit = min(len(data), MAX_HEADER_BYTES)
+    length_at = _U64.unpack_from
+    pieces: list[bytes | bytearray] = []
+    append = pieces.append
+    with contextlib.suppress(struct.error):
+        for _ in range(count):
+            start = pos + 8
+            pos = start + length_at(data, pos)[0]
+            if pos > limit or pos - start > MAX_STRING_BYTES:
+                break
+            append(data[start:pos])
+    return pieces
+
+
+def _decoded(pieces: list[bytes | bytearray]) -> list[str]:
+    """Decode strings, or those before the first that is not UTF-8."""
+    with contextlib.suppress(UnicodeDecodeError):
+        if sum(map(len, pieces)) <= BATCH_BYTES:
+            texts = b"\0".join(pieces).decode().split("\0")
+            if len(texts) == len(pieces):  # no string holds a NUL of its own
+                return texts
+    texts = []
+    with contextlib.suppress(UnicodeDecodeError):
+        for piece in pieces:
+            texts.append(piece.decode())
+    return texts
+
+
+def _read_tensors(
+    cursor: _Cursor, count: int, alignment: int, part: int
+) -> tuple[dict[str, TensorInfo], int, int]:
+    """Read the table; return it, where the data starts and where the last tensor ends."""
+    tensors: dict[str, TensorInfo] = {}
+    offset = 0
+    for index in range(count):
+        cursor.where = f"tensor {index}"
+        tensor = _read_tensor(cursor, offset, part)
+        if tensor.name in tensors:
+            raise cursor.error("it was there before")
+        tensors[tensor.name] = tensor
+        offset = _align(offset + tensor.size_bytes, alignment)
+    data_start, size_bytes = _align(cursor.pos, alignment), cursor.pos
+    for name, tensor in tensors.items():
+        size_bytes = data_start + tensor.offset + tensor.size_bytes
+        if size_bytes > cursor.file_size:
+            raise GGUFError(
+                f"tensor {name!r} ends at byte {size_bytes:,}, "
+                f"past the end of the file ({cursor.file_size:,})"
+            )
+        tensors[name] = replace(tensor, offset=data_start + tensor.offset)
+    return tensors, data_start, size_bytes
+
+
+def _read_tensor(cursor: _Cursor, expected_offset: int, part: int) -> TensorInfo:
+    """Read one row of the table; its offset still counts from the start of the data."""
+    name = cursor.string(MAX_NAME_BYTES, shortest=1)
+    cursor.where = f"tensor {name!r}"
+    dims = cursor.u32()
+    if dims > MAX_DIMS:
+        raise cursor.error(f"{dims:,} dimensions, at most {MAX_DIMS} allowed")
+    shape = tuple(cursor.u64() for _ in range(dims))[::-1]
+    weights = math.prod(shape)
+    if max(weights, *shape, 0) > MAX_WEIGHTS:
+        raise cursor.error(f"shape {shape} is more than 2^40 weights")
+    type_id = cursor.u32()
+    if type_id not in TYPES:
+        label = KNOWN_NAMES.get(type_id, str(type_id))
+        raise UnsupportedError(f"tensor {name!r} has the type {label}, which is not supported")
+    block = TYPES[type_id]
+    row = shape[-1] if shape else 1
+    if row % block.weights:
+        raise cursor.error(
+            f"rows of {row:,} weights, not a multiple of {block.name}'s {block.weights}"
+        )
+    offset = cursor.u64()
+    if offset != expected_offset:
+        raise cursor.error(f"offset {offset:,}, expected {expected_offset:,}")
+    return TensorInfo(name, shape, block, offset, weights // block.weights * block.size_bytes, part)
+
+
+def _align(offset: int, alignment: int) -> int:
+    return (offset + alignment - 1) & -alignment
+
+
+def _read_file(path: Path, part: int) -> tuple[Header, int]:
+    """Read one file's header, through a mapping that is closed again, and its size."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # open() would wait for a pipe
+        raise GGUFError(f"{path.name}: not a regular file")
+    try:
+        with path.open("rb") as file:
+            if file.seek(0, 2) == 0:  # nothing to map
+                raise GGUFError("not a GGUF file: it is empty")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return read_header(data, part=part), len(data)
+    except ModelFileError as error:
+        raise type(error)(f"{path.name}: {error}") from error
+
+
+def _part_paths(path: Path, metadata: dict[str, Value]) -> tuple[Path, ...]:
+    """Name all files of the model, from its first part's own name and its key `split.count`."""
+    count = _split_count(metadata)
+    if count == 1:
+        return (path,)
+    match = PART_NAME.fullmatch(path.name)
+    if match is None or int(match["count"]) != count:
+        raise GGUFError(
+            f"{path.name}: 'split.count' is {count}, but the name is not -00001-of-{count:05}.gguf"
+        )
+    names = [f"{match['stem']}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
+    if path.name != names[0]:
+        raise GGUFError(f"{path.name}: not the first part; open {names[0]}")
+    return tuple(path.with_name(name) for name in names)
+
+
+def _check_part(header: Header, part: int, headers: list[Header]) -> None:
+    """Check that this is the part of that index of the model that `headers[0]` begins."""
+    first = headers[0].metadata
+    expected = {
+        "split.no": part,
+        "split.count": len(headers),
+        "split.tensors.count": _split_number(first, "split.tensors.count", 0),
+    }
+    for key, value in expected.items():
+        found = _split_number(header.metadata, key, part)
+        if found != value:
+            raise GGUFError(f"part {part + 1}: key {key!r} is {found:,}, expected {value:,}")
+    architecture = first.get("general.architecture")
+    if header.metadata.get("general.architecture", architecture) != architecture:
+        raise GGUFError(f"part {part + 1}: key 'general.architecture' is not that of part 1")
+
+
+def _split_count(metadata: dict[str, Value]) -> int:
+    """Return the number of parts. A model merged again from its parts says 0."""
+    return max(1, _split_number(metadata, "split.count", 0)) if "split.count" in metadata else 1
+
+
+def _split_number(metadata: dict[str, Value], key: str, part: int) -> int:
+    value = metadata.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise GGUFError(f"part {part + 1}: key {key!r} is missing or not a count")
+    return value

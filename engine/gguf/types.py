@@ -1,0 +1,74 @@
+"""GGML's block types: how many weights a block holds, and in how many bytes.
+
+A row of a tensor is a run of blocks. What is in a block is `engine.gguf.dequant`' to know; this
+table alone is all that a header needs, and costs no NumPy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class BlockType:
+    """One GGML tensor type: `weights` per block, `size_bytes` per block."""
+
+    id: int
+    name: str
+    weights: int
+    size_bytes: int
+
+
+TYPES: dict[int, BlockType] = {
+    id: BlockType(id, name, weights, size_bytes)
+    for id, name, weights, size_bytes in [
+        (0, "F32", 1, 4),
+        (1, "F16", 1, 2),
+        (2, "Q4_0", 32, 18),
+        (3, "Q4_1", 32, 20),
+        (6, "Q5_0", 32, 22),
+        (7, "Q5_1", 32, 24),
+        (8, "Q8_0", 32, 34),
+        (10, "Q2_K", 256, 84),
+        (11, "Q3_K", 256, 110),
+        (12, "Q4_K", 256, 144),
+        (13, "Q5_K", 256, 176),
+        (14, "Q6_K", 256, 210),
+        (20, "IQ4_NL", 32, 18),
+        (23, "IQ4_XS", 256, 136),
+        (30, "BF16", 1, 2),
+        (39, "MXFP4", 32, 17),
+    ]
+}
+
+TYPE_BY_NAME: dict[str, BlockType] = {block.name: block for block in TYPES.values()}
+
+# Every id GGML has given out, so that an error can name a type the engine does not read.
+KNOWN_NAMES: dict[int, str] = {id: block.name for id, block in TYPES.items()} | {
+    4: "Q4_2",
+    5: "Q4_3",
+    9: "Q8_1",
+    15: "Q8_K",
+    16: "IQ2_XXS",
+    17: "IQ2_XS",
+    18: "IQ3_XXS",
+    19: "IQ1_S",
+    21: "IQ3_S",
+    22: "IQ2_S",
+    24: "I8",
+    25: "I16",
+    26: "I32",
+    27: "I64",
+    28: "F64",
+    29: "IQ1_M",
+    31: "Q4_0_4_4",
+    32: "Q4_0_4_8",
+    33: "Q4_0_8_8",
+    34: "TQ1_0",
+    35: "TQ2_0",
+    36: "IQ4_NL_4_4",
+    37: "IQ4_NL_4_8",
+    38: "IQ4_NL_8_8",
+    40: "NVFP4",
+    41: "Q1_0",
+}

@@ -1,0 +1,473 @@
+"""A model's hyper-parameters, read from GGUF metadata with every key typed and range-checked.
+
+A nonsense file ends here, in a GGUFError that names the key. Nothing below this page divides by a
+number that it has not checked. It knows no tensors: shapes are held against the config by
+`engine.nn.weights`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from engine.architectures import require_architecture
+from engine.architectures.families import SIGMOID, SOFTMAX, SOFTMAX_OF_CHOSEN, Family, family_of
+from engine.errors import GGUFError, UnsupportedError
+from engine.gguf.metadata import Keys
+from engine.gguf.reader import TensorInfo, numbers
+
+GATINGS = (SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN)  # those that a file may ask for
+# `blk.0.ffn_up_exps.weight`, or in files from before April 2024 `blk.0.ffn_up.7.weight`.
+OF_EXPERTS = re.compile(r"blk\.\d+\.\w+(_exps|\.\d+)\.\w+")
+SCALINGS = ("none", "linear", "yarn", "longrope")
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """Rotary embedding: `dims` of each head turn, at base `base`, stretched as `scaling` says.
+
+    attention_factor: on cos and sin, on top of what YaRN itself says. log_multiplier: of YaRN's
+    magnitude (`mscale_all_dim`), 0 where the file has none.
+    """
+
+    dims: int
+    base: float
+    scaling: str = "none"  # none | linear | yarn | longrope
+    factor: float = 1.0
+    original_context: int = 0
+    attention_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    rounded: bool = True  # YaRN's ramp ends on whole pairs
+    log_multiplier: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertConfig:
+    """The routed experts of a layer: `used` of `count`, each of `width` hidden units.
+
+    Of the layers from `first` on every `step`th is routed. Experts are chosen from the best
+    `groups_used` of `groups`. shared_width: of the expert that always runs, 0 where there is none.
+    """
+
+    count: int
+    used: int
+    width: int
+    gating: int = SOFTMAX
+    renormalize: bool = True  # the chosen weights
+    scale: float = 1.0
+    groups: int = 1
+    groups_used: int = 1
+    weight_on_input: bool = False
+    shared_width: int = 0
+    first: int = 0
+    step: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class IndexerConfig:
+    """The lightning indexer: which `top` of the tokens so far a token attends to.
+
+    own: for each layer, whether it has an indexer or follows the choice of the one before.
+    """
+
+    heads: int
+    dims: int
+    top: int
+    own: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LatentConfig:
+    """Multi-head latent attention: keys and values are kept as one vector of `rank` a token.
+
+    key_dim, value_dim: of a head; `rope.dims` of a key's values turn. query_rank: 0 where queries
+    are projected in one step.
+    """
+
+    rank: int
+    query_rank: int
+    key_dim: int
+    value_dim: int
+    indexer: IndexerConfig | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RecurrentConfig:
+    """A recurrent layer: a causal convolution over `kernel` tokens and, but for `conv`, a state.
+
+    groups: of keys (delta) or of B and C (mamba2); heads: of values; state: its width for a head;
+    inner: values of all heads. state_values: what one layer keeps, float32, however long the text.
+    """
+
+    kind: str  # delta | mamba2 | conv
+    kernel: int
+    state_values: int
+    state: int = 0
+    groups: int = 0
+    heads: int = 0
+    inner: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LayerMemory:
+    """What one layer remembers of a sequence.
+
+    buffers: (heads, values of a head) of each thing kept for each token. window: the last tokens
+    for which they are kept, 0 for all. chosen: of how many tokens one reads the first thing at
+    most, 0 for all. state_values: float32 values kept whatever the length.
+    """
+
+    buffers: tuple[tuple[int, int], ...] = ()
+    chosen: int = 0
+    window: int = 0
+    state_values: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """What the graph of a model is built from. Widths count values, contexts count tokens."""
+
+    architecture: str
+    name: str
+    layers: int  # without those that only draft
+    width: int
+    vocab: int
+    context: int
+    heads: int
+    kv_heads: tuple[int, ...]  # one per layer; 0 where the layer is recurrent
+    key_dim: int
+    value_dim: int
+    feed_forward: tuple[int, ...]  # one per layer
+    norm_eps: float
+    attention_scale: float
+    rope: RopeConfig
+    experts: ExpertConfig | None = None
+    windows: tuple[int, ...] = ()  # one per layer: the tokens it sees, 0 for all
+    chunked: bool = False  # windows do not slide: a token sees those of its own chunk
+    window_base: float = 0.0  # rotary base of windowed layers
+    rope_enabled: bool = True
+    score_cap: float = 0.0
+    logit_cap: float = 0.0
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0  # logits are multiplied by it
+    temperature_scale: float = 0.0  # queries grow by this times the log of the chunk they are in
+    temperature_length: int = 0  # tokens of such a chunk
+    latent: LatentConfig | None = None
+    recurrent: RecurrentConfig | None = None
+
+    def memory(self, layer: int) -> LayerMemory:
+        """Say what a layer remembers."""
+        if self.recurrent and not self.kv_heads[layer]:
+            return LayerMemory(state_values=self.recurrent.state_values)
+        if self.latent:
+            indexer = self.latent.indexer
+            kept = (1, self.latent.rank + self.rope.dims)
+            if indexer is None:
+                return LayerMemory((kept,))
+            keys = ((1, indexer.dims),) if indexer.own[layer] else ()
+            return LayerMemory((kept, *keys), chosen=indexer.top)
+        heads = self.kv_heads[layer]
+        window = self.windows[layer] if self.windows else 0
+        return LayerMemory(((heads, self.key_dim), (heads, self.value_dim)), window=window)
+
+    def routed(self, layer: int) -> bool:
+        """Say whether a layer's feed-forward is a mixture of experts."""
+        experts = self.experts
+        return bool(experts and layer >= experts.first and (layer + 1) % experts.step == 0)
+
+
+def used_tensors(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> Iterator[TensorInfo]:
+    """List the tensors that the graph reads: not those of blocks that only draft."""
+    for name, info in tensors.items():
+        first, _, rest = name.partition(".")
+        layer = rest.partition(".")[0]
+        if not (first == "blk" and layer.isdecimal() and int(layer) >= config.layers):
+            yield info
+
+
+def token_share(
+    info: TensorInfo, config: ModelConfig, tensors: Mapping[str, TensorInfo]
+) -> Fraction:
+    """Say which part of a tensor one token uses.
+
+    Of a stack of experts those that are chosen; of an embedding, if it is not the head too, a row.
+    """
+    if info.name == "token_embd.weight" and "output.weight" in tensors:
+        return Fraction(1, config.vocab)
+    if config.experts and OF_EXPERTS.fullmatch(info.name):
+        return Fraction(config.experts.used, config.experts.count)
+    return Fraction(1)
+
+
+def count_parameters(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> tuple[int, int]:
+    """Count the weights that the graph holds, and those of them that one token uses."""
+    used = list(used_tensors(config, tensors))
+    total = sum(math.prod(info.shape) for info in used)
+    active = sum(math.prod(info.shape) * token_share(info, config, tensors) for info in used)
+    return total, int(active)
+
+
+def architecture_of(metadata: Mapping[str, Any]) -> str:
+    """Read the architecture string. Raises GGUFError where there is none."""
+    value = metadata.get("general.architecture")
+    if not isinstance(value, str) or not value:
+        raise GGUFError("general.architecture is missing or not a string")
+    return value
+
+
+def read_config(metadata: Mapping[str, Any]) -> ModelConfig:
+    """Read and check the hyper-parameters.
+
+    Raises UnsupportedError for an architecture without a page, before its keys are judged by what
+    other architectures need; GGUFError naming the key at fault.
+    """
+    architecture = architecture_of(metadata)
+    require_architecture(architecture)
+    keys, family = Keys(metadata, architecture), family_of(architecture)
+    blocks = keys.integer("block_count", 1, 512)
+    layers = blocks - keys.integer("nextn_predict_layers", 0, blocks - 1, 0)
+    width = keys.integer("embedding_length", 1, 1 << 20)
+    heads = keys.same("attention.head_count", layers, 1, 65_536)
+    recurrent = _RECURRENT[family.recurrent](keys, width) if family.recurrent else None
+    key_dim = keys.integer("attention.key_length", 1, 65_536, width // heads)
+    value_dim = keys.integer("attention.value_length", 1, 65_536, width // heads)
+    if "feed_forward_length" in keys or "expert_feed_forward_length" not in keys:
+        least = 0 if "expert_feed_forward_length" in keys else 1  # 0: every layer is routed
+        feed_forward = keys.integers("feed_forward_length", layers, least, 1 << 24)
+    else:
+        feed_forward = (0,) * layers
+    latent = _read_latent(keys, family, layers, key_dim, value_dim)
+    rope = _read_rope(keys, family, key_dim)
+    if latent and rope.dims >= latent.key_dim:
+        raise GGUFError(f"{keys.prefix}rope.dimension_count leaves nothing of a key that stays")
+    if latent and latent.indexer and rope.dims > latent.indexer.dims:
+        raise GGUFError(f"{keys.prefix}attention.indexer.key_length is less than what turns of it")
+    scored = latent.key_dim if latent else key_dim
+    vocab = _vocabulary_size(metadata, keys)
+    name = metadata.get("general.name")
+    return ModelConfig(
+        architecture=architecture,
+        name=name if isinstance(name, str) else architecture,
+        layers=layers,
+        width=width,
+        vocab=vocab,
+        context=keys.integer("context_length", 1, 1 << 31),
+        heads=heads,
+        kv_heads=_read_kv_heads(keys, layers, heads, recurrent),
+        key_dim=key_dim,
+        value_dim=value_dim,
+        feed_forward=feed_forward,
+        norm_eps=keys.number("attention.layer_norm_rms_epsilon", 0.0, 1.0),
+        attention_scale=keys.number("attention.scale", 0.0, 1e6, 0.0) or scored**-0.5,
+        rope=rope,
+        experts=_read_experts(keys, family, layers, max(feed_forward), vocab),
+        windows=_read_windows(keys, family, layers),
+        chunked=family.chunked,
+        window_base=keys.number("rope.freq_base_swa", 2.0, 1e12, family.window_base or rope.base),
+        rope_enabled=not family.rope_optional or keys.flag("rope.scaling.finetuned", True),
+        score_cap=keys.number("attn_logit_softcapping", 0.0, 1e6, family.score_cap),
+        logit_cap=keys.number("final_logit_softcapping", 0.0, 1e6, family.logit_cap),
+        embedding_scale=keys.number("embedding_scale", 0.0, 1e6, 0.0) or 1.0,
+        residual_scale=keys.number("residual_scale", 0.0, 1e6, 0.0) or 1.0,
+        logit_scale=1 / (keys.number("logit_scale", 0.0, 1e6, 0.0) or 1.0),
+        temperature_scale=keys.number("attention.temperature_scale", 0.0, 1e3, 0.0),
+        temperature_length=keys.integer("attention.temperature_length", 0, 1 << 31, 0),
+        latent=latent,
+        recurrent=recurrent,
+    )
+
+
+def _vocabulary_size(metadata: Mapping[str, Any], keys: Keys) -> int:
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list) or not tokens:
+        raise GGUFError("tokenizer.ggml.tokens is missing or empty")
+    if "vocab_size" in keys and keys.integer("vocab_size", 1, 1 << 24) != len(tokens):
+        raise GGUFError(f"{keys.prefix}vocab_size is not the {len(tokens):,} tokens of the file")
+    return len(tokens)
+
+
+def _read_kv_heads(
+    keys: Keys, layers: int, heads: int, recurrent: RecurrentConfig | None
+) -> tuple[int, ...]:
+    """Read the kv heads of every layer; 0 marks a recurrent one, as do two other keys."""
+    name = "attention.head_count_kv"
+    kv_heads = (heads,) * layers
+    if name in keys:
+        kv_heads = keys.integers(name, layers, 0 if recurrent else 1, 65_536)
+    if any(kv and heads % kv for kv in kv_heads):
+        raise GGUFError(f"{keys.prefix + name} does not divide the {heads} query heads")
+    if recurrent is None or recurrent.kind != "delta":
+        return kv_heads
+    if "attention.recurrent_layers" in keys:
+        marked = keys.flags("attention.recurrent_layers", layers)
+    else:
+        interval = keys.integer("full_attention_interval", 1, 512, 4)
+        marked = tuple((layer + 1) % interval != 0 for layer in range(layers))
+    return tuple(0 if m else kv for m, kv in zip(marked, kv_heads, strict=True))
+
+
+def _read_windows(keys: Keys, family: Family, layers: int) -> tuple[int, ...]:
+    """Read how many tokens every layer sees, 0 for all."""
+    if not family.period:
+        return (0,) * layers
+    window = keys.integer("attention.sliding_window", 0, 1 << 31, family.window)
+    pattern = "attention.sliding_window_pattern"
+    if pattern in keys and numbers(keys.metadata[keys.prefix + pattern]) is not None:
+        windowed = keys.flags(pattern, layers)
+    else:
+        period = keys.integer(pattern, 1, 512, family.period)
+        windowed = tuple(layer % period < period - 1 for layer in range(layers))
+    return tuple(window if w else 0 for w in windowed)
+
+
+def _read_rope(keys: Keys, family: Family, key_dim: int) -> RopeConfig:
+    dims = keys.integer("rope.dimension_count", 2, key_dim, key_dim)
+    if dims % 2:
+        raise GGUFError(f"{keys.prefix}rope.dimension_count is {dims}, an odd number")
+    scaling = keys.word("rope.scaling.type", "none")
+    if scaling not in SCALINGS:
+        raise UnsupportedError(f"{keys.prefix}rope.scaling.type {scaling!r} is not supported")
+    legacy = keys.number("rope.scale_linear", 0.0, 1e6, 1.0)
+    factor = keys.number("rope.scaling.factor", 0.0, 1e6, legacy) or 1.0
+    if scaling == "none" and "rope.scaling.type" not in keys and factor != 1.0:
+        scaling = "linear"
+    original = keys.integer("rope.scaling.original_context_length", 0, 1 << 31, 0)
+    multiplier = keys.number("rope.scaling.yarn_log_multiplier", 0.0, 1e3, 0.0)
+    return RopeConfig(
+        dims=dims,
+        base=keys.number("rope.freq_base", 2.0, 1e12, 10_000.0),
+        scaling=scaling,
+        factor=factor,
+        original_context=original or keys.integer("context_length", 1, 1 << 31),
+        attention_factor=keys.number("rope.scaling.attn_factor", 0.0, 1e3, 1.0) or 1.0,
+        beta_fast=keys.number("rope.scaling.yarn_beta_fast", 1e-3, 1e6, 32.0),
+        beta_slow=keys.number("rope.scaling.yarn_beta_slow", 1e-3, 1e6, 1.0),
+        rounded=family.yarn_rounded,
+        log_multiplier=multiplier / family.log_multiplier_unit,
+    )
+
+
+def _read_experts(
+    keys: Keys, family: Family, layers: int, dense: int, vocab: int
+) -> ExpertConfig | None:
+    """Read what routes and its experts. dense: the width of a feed-forward layer without any."""
+    count = keys.integer("expert_count", 0, 1024, 0)
+    if count == 0:
+        return None
+    gating = keys.integer("expert_gating_func", 0, 255, 0)
+    if gating and gating not in GATINGS:
+        raise UnsupportedError(f"{keys.prefix}expert_gating_func {gating} is not supported")
+    used = keys.same("expert_used_count", layers, 1, count)
+    default = dense // used if family.routed_as_dense else dense
+    width = keys.same("expert_feed_forward_length", layers, 1, 1 << 24, default)
+    groups = keys.integer("expert_group_count", 0, count, 1) or 1
+    groups_used = keys.integer("expert_group_used_count", 0, groups, groups) or groups
+    if count % groups:
+        raise GGUFError(f"{keys.prefix}expert_group_count does not divide the {count} experts")
+    if used > groups_used * (count // groups):
+        raise GGUFError(
+            f"{keys.prefix}expert_used_count is {used}, more than the chosen groups have"
+        )
+    return ExpertConfig(
+        count=count,
+        used=used,
+        width=width,
+        gating=gating or (SIGMOID if vocab == family.sigmoid_vocabulary else family.gating),
+        renormalize=keys.flag("expert_weights_norm", family.renormalize),
+        scale=keys.number("expert_weights_scale", 0.0, 1e6, 0.0) or 1.0,
+        groups=groups,
+        groups_used=groups_used,
+        weight_on_input=family.weight_on_input,
+        shared_width=_shared_width(keys, family, width),
+        first=keys.integer("leading_dense_block_count", 0, 512, 0),
+        step=keys.integer("interleave_moe_layer_step", 1, 512, 1),
+    )
+
+
+def _shared_width(keys: Keys, family: Family, width: int) -> int:
+    """Read how wide the shared experts are, which a file holds as one."""
+    count = keys.integer("expert_shared_count", 0, 1024, 1 if family.shared_expert else 0)
+    together = keys.integer("expert_shared_feed_forward_length", 0, 1 << 24, 0)
+    if not together:
+        return width * count
+    return together * max(count, 1) if family.shared_width_is_one else together
+
+
+def _read_latent(
+    keys: Keys, family: Family, layers: int, key_dim: int, value_dim: int
+) -> LatentConfig | None:
+    """Read latent attention; files from before April 2025 have no `_mla` keys."""
+    if "attention.kv_lora_rank" not in keys:
+        return None
+    return LatentConfig(
+        rank=keys.integer("attention.kv_lora_rank", 1, 65_536),
+        query_rank=keys.integer("attention.q_lora_rank", 0, 65_536, 0),
+        key_dim=keys.integer("attention.key_length_mla", 1, 65_536, key_dim),
+        value_dim=keys.integer("attention.value_length_mla", 1, 65_536, value_dim),
+        indexer=_read_indexer(keys, family, layers),
+    )
+
+
+def _read_indexer(keys: Keys, family: Family, layers: int) -> IndexerConfig | None:
+    """Read the indexer; without a key, context and family say which layers have one (GLM-5.2)."""
+    if "attention.indexer.top_k" not in keys:
+        return None
+    if "attention.indexer.types" in keys:
+        own = keys.flags("attention.indexer.types", layers)
+    else:
+        long = 0 < family.indexers_shared_from <= keys.integer("context_length", 1, 1 << 31)
+        own = tuple(not long or layer < 2 or layer % 4 == 2 for layer in range(layers))
+    if not own[0]:
+        raise GGUFError(f"{keys.prefix}attention.indexer.types leaves the first layer without one")
+    return IndexerConfig(
+        heads=keys.integer("attention.indexer.head_count", 1, 65_536),
+        dims=keys.integer("attention.indexer.key_length", 2, 65_536),
+        top=keys.integer("attention.indexer.top_k", 1, 1 << 31),
+        own=own,
+    )
+
+
+def _read_delta(keys: Keys, width: int) -> RecurrentConfig:
+    """Read a gated delta net: `groups` key heads and `heads` value heads."""
+    kernel, state, groups, heads, inner = _read_ssm(keys)
+    channels = 2 * groups * state + inner
+    kept = (kernel - 1) * channels + inner * state
+    return RecurrentConfig("delta", kernel, kept, state, groups, heads, inner)
+
+
+def _read_mamba2(keys: Keys, width: int) -> RecurrentConfig:
+    kernel, state, groups, heads, inner = _read_ssm(keys)
+    kept = (kernel - 1) * (inner + 2 * groups * state) + inner * state
+    return RecurrentConfig("mamba2", kernel, kept, state, groups, heads, inner)
+
+
+def _read_conv(keys: Keys, width: int) -> RecurrentConfig:
+    """Read a gated short convolution, which runs over the whole width."""
+    kernel = keys.integer("shortconv.l_cache", 2, 64)
+    return RecurrentConfig("conv", kernel, (kernel - 1) * width)
+
+
+def _read_ssm(keys: Keys) -> tuple[int, int, int, int, int]:
+    kernel = keys.integer("ssm.conv_kernel", 2, 64)
+    state = keys.integer("ssm.state_size", 1, 65_536)
+    groups = keys.integer("ssm.group_count", 1, 65_536)
+    heads = keys.integer("ssm.time_step_rank", 1, 65_536)
+    inner = keys.integer("ssm.inner_size", 1, 1 << 24)
+    if inner % heads:
+        raise GGUFError(f"{keys.prefix}ssm.inner_size is not a multiple of the {heads} heads")
+    if heads % groups:
+        raise GGUFError(f"{keys.prefix}ssm.group_count does not divide the {heads} heads")
+    return kernel, state, groups, heads, inner
+
+
+_RECURRENT: dict[str, Callable[[Keys, int], RecurrentConfig]] = {
+    "delta": _read_delta,
+    "mamba2": _read_mamba2,
+    "conv": _read_conv,
+}

@@ -1,0 +1,228 @@
+"""A decoder: embedding, a pile of blocks, a final norm and a head. The pages in `models/` fill it.
+
+The kernels may put the blocks and the head together into something faster that does the same.
+
+Axes: T tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import mlx.core as mx
+
+from engine.kernels import QTensor
+from engine.nn.cache import Cache, LayerCache, common_reach, new_layer_cache
+from engine.nn.config import LayerMemory, ModelConfig
+from engine.nn.layers import AnyNorm, required_norm
+from engine.nn.moe import Experts, SharedExperts
+from engine.nn.weights import Weights
+
+if TYPE_CHECKING:
+    from engine.nn.router_stats import Routes
+
+Scorer = Callable[[mx.array], mx.array]  # (T, D) -> (T, V) float32
+# What mixes tokens: attention or a recurrent layer. (T, D), its cache, the position of the first
+# token -> (T, D). The cache is what `ModelConfig.memory` says of the layer; without one the tokens
+# see only each other.
+Mixer = Callable[[mx.array, Any, int], mx.array]
+FeedForwardLayer = Callable[[mx.array], mx.array]  # (T, D) -> (T, D)
+# Is told now and then, by layers that can stop early, which share of a long step is done.
+Watch = Callable[[float], None]
+
+
+class Layers(Protocol):
+    """All layers between embedding and head."""
+
+    def new_caches(self, context: int, kv_type: str) -> Any:
+        """Make what remembers a sequence for all layers, in the form that these want."""
+
+    def reach(self, caches: Any, length: int) -> int:
+        """Say how many tokens, `length` at most, these caches can go back to."""
+
+    def compute(self, result: mx.array, caches: Any, tokens: range, watch: Watch) -> None:
+        """Compute what follows from these layers for `tokens`, by their positions.
+
+        What `watch` raises goes on to the caller, and the caches are as if they had never come.
+        """
+
+    def watch(self, routes: Routes) -> None:
+        """Tell `routes` from now on which experts are chosen, layer after layer."""
+
+    def __call__(self, x: mx.array, caches: Any, offset: int) -> mx.array:
+        """x (T, D), its first token at position `offset` -> (T, D)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A mixer, then feed-forward, each on normalised input and added to the stream.
+
+    post_mixer_norm, post_feed_forward_norm: normalise what is added, before it is.
+    residual_scale: what is added is multiplied by it.
+    """
+
+    mixer_norm: AnyNorm
+    mixer: Mixer
+    feed_forward_norm: AnyNorm
+    feed_forward: FeedForwardLayer
+    post_mixer_norm: AnyNorm | None = None
+    post_feed_forward_norm: AnyNorm | None = None
+    residual_scale: float = 1.0
+
+    def __call__(self, x: mx.array, cache: LayerCache | None, offset: int) -> mx.array:
+        """x (T, D) -> (T, D)."""
+        x = self._add(x, self.mixer(self.mixer_norm(x), cache, offset), self.post_mixer_norm)
+        y = self.feed_forward(self.feed_forward_norm(x))
+        return self._add(x, y, self.post_feed_forward_norm)
+
+    def _add(self, x: mx.array, y: mx.array, norm: AnyNorm | None) -> mx.array:
+        if norm is not None:
+            y = norm(y)
+        return x + (y if self.residual_scale == 1.0 else y * self.residual_scale)
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Blocks run one after the other. memory: what each remembers."""
+
+    blocks: Sequence[Block]
+    memory: Sequence[LayerMemory]
+
+    def new_caches(self, context: int, kv_type: str) -> list[LayerCache]:
+        """Make the cache of every block. They grow as tokens come, up to any context."""
+        return [new_layer_cache(memory, context, kv_type) for memory in self.memory]
+
+    def reach(self, caches: Sequence[LayerCache], length: int) -> int:
+        """Say how many tokens, `length` at most, these caches can go back to."""
+        return common_reach(caches, length)
+
+    def compute(self, result: mx.array, caches: Any, tokens: range, watch: Watch) -> None:
+        """Compute it. There is no stopping early."""
+        mx.eval(result)
+
+    def watch(self, routes: Routes) -> None:
+        """Tell `routes` from now on which experts are chosen, layer after layer."""
+        for block in self.blocks:
+            layer = block.feed_forward
+            routed = layer.routed if isinstance(layer, SharedExperts) else layer
+            if isinstance(routed, Experts):
+                routed.routes = routes
+
+    def __call__(self, x: mx.array, caches: Sequence[LayerCache] | None, offset: int) -> mx.array:
+        """x (T, D), its first token at position `offset` -> (T, D)."""
+        for i, block in enumerate(self.blocks):
+            x = block(x, caches[i] if caches else None, offset)
+        return x
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The last norm and the projection to the vocabulary.
+
+    The logits are multiplied by `scale`; `cap`, if any, bounds them: cap * tanh(logits / cap).
+    """
+
+    norm: AnyNorm
+    output: QTensor
+    bias: mx.array | None = None  # (V,)
+    scale: float = 1.0
+    cap: float = 0.0
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x (T, D) -> (T, V) float32."""
+        return self.finish(self.output.matmul(self.norm(x)).astype(mx.float32))
+
+    def finish(self, logits: mx.array) -> mx.array:
+        """Make logits of what the projection gives: (T, V) -> (T, V)."""
+        if self.bias is not None:
+            logits = logits + self.bias
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return self.cap * mx.tanh(logits / self.cap) if self.cap else logits
+
+
+class Decoder:
+    """The graph of a model. The head is the embedding where the file has none of its own.
+
+    output_norm: the tensor of the last norm. embedding_scale: on what is looked up; None is what
+    the file says.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        blocks: Sequence[Block],
+        output_norm: str = "output_norm",
+        embedding_scale: float | None = None,
+    ) -> None:
+        shape = (config.vocab, config.width)
+        self.embedding = weights.matrix("token_embd.weight", *shape)
+        self.embedding_scale = (
+            config.embedding_scale if embedding_scale is None else embedding_scale
+        )
+        norm = required_norm(weights, output_norm, config.width, config.norm_eps)
+        tied = "output.weight" not in weights
+        output = self.embedding if tied else weights.matrix("output.weight", *shape)
+        bias = weights.optional_vector("output.bias", config.vocab)
+        head = Head(norm, output, bias, config.logit_scale, config.logit_cap)
+        memory = [config.memory(layer) for layer in range(config.layers)]
+        self.layers, self.head = weights.kernels.fuse(Blocks(blocks, memory), head)
+        self.kernels = weights.kernels
+        self.routes: Routes | None = None
+
+    def watch(self, routes: Routes) -> None:
+        """Count in `routes` from now on which experts are chosen."""
+        self.routes = routes
+        self.layers.watch(routes)
+
+    def hidden(self, tokens: mx.array, cache: Cache | None, offset: int) -> mx.array:
+        """Run the blocks over tokens (T,), the first at position `offset`: (T, D)."""
+        x = self.embedding.rows(tokens).astype(self.kernels.dtype)
+        if self.embedding_scale != 1.0:
+            x = x * self.embedding_scale
+        if self.routes is not None:
+            self.routes.begin()
+        return self.layers(x, cache.layers if cache else None, offset)
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """Score the vocabulary: (T, D) -> (T, V) float32."""
+        return self.head(hidden)
+
+
+def pre_norm_decoder(
+    config: ModelConfig,
+    weights: Weights,
+    mixer: Callable[[int], Mixer],
+    feed_forward: Callable[[int], FeedForwardLayer],
+    *,
+    feed_forward_norm: str = "ffn_norm",
+    sandwich: bool = False,
+    output_norm: str = "output_norm",
+    embedding_scale: float | None = None,
+) -> Decoder:
+    """Put a decoder together whose blocks normalise what their two parts read.
+
+    mixer, feed_forward: make those of a layer, given its number. feed_forward_norm: what the file
+    calls the norm before the feed-forward layer. sandwich: norms after both parts, too.
+    A norm with a bias in the file is a layer norm. The rest as in `Decoder`.
+    """
+
+    def norm(layer: int, name: str) -> AnyNorm:
+        return required_norm(weights, f"blk.{layer}.{name}", config.width, config.norm_eps)
+
+    blocks = [
+        Block(
+            norm(layer, "attn_norm"),
+            mixer(layer),
+            norm(layer, feed_forward_norm),
+            feed_forward(layer),
+            norm(layer, "post_attention_norm") if sandwich else None,
+            norm(layer, "post_ffw_norm") if sandwich else None,
+            config.residual_scale,
+        )
+        for layer in range(config.layers)
+    ]
+    return Decoder(config, weights, blocks, output_norm, embedding_scale)

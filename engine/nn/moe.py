@@ -1,0 +1,252 @@
+"""Mixture of experts: a router scores every expert for every token, and a few of them run.
+
+Scores, choices and weights stay on the device: nothing here is read back. What is chosen is told to
+`engine.nn.router_stats`, where somebody counts.
+
+Axes: T tokens, D width, E experts, k chosen of them, G groups of them, F hidden width of an expert.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+from engine.architectures.families import SIGMOID, SOFTMAX, SOFTMAX_OF_CHOSEN, SPARSE_MIXER
+from engine.kernels import QTensor
+from engine.nn.config import ExpertConfig, ModelConfig
+from engine.nn.layers import Activation, FeedForward, swiglu
+from engine.nn.weights import Weights
+
+if TYPE_CHECKING:
+    from engine.nn.router_stats import Routes
+
+MIN_WEIGHT_SUM = 6.103515625e-05  # smallest normal float16: keeps renormalisation finite
+SORT_FROM = 64  # chosen rows from which grouping them by expert pays on a GPU
+JITTER = 0.01  # PhiMoE's `router_jitter_noise`, which no file holds
+
+Route = Callable[[mx.array, ExpertConfig, mx.array | None], tuple[mx.array, mx.array]]
+
+
+def route(
+    logits: mx.array, experts: ExpertConfig, bias: mx.array | None = None
+) -> tuple[mx.array, mx.array]:
+    """Choose k experts per token.
+
+    logits: (T, E) float32. bias: (E,), added to the scores for choosing only. Returns weights
+    (T, k) float32 and expert ids (T, k), in no order.
+    """
+    return _ROUTES[experts.gating](logits, experts, bias)
+
+
+def _by_softmax(
+    logits: mx.array, experts: ExpertConfig, bias: mx.array | None
+) -> tuple[mx.array, mx.array]:
+    return _by_score(mx.softmax(logits, axis=-1, precise=True), logits, experts, bias)
+
+
+def _by_sigmoid(
+    logits: mx.array, experts: ExpertConfig, bias: mx.array | None
+) -> tuple[mx.array, mx.array]:
+    return _by_score(mx.sigmoid(logits), logits, experts, bias)
+
+
+def _by_score(
+    scores: mx.array, logits: mx.array, experts: ExpertConfig, bias: mx.array | None
+) -> tuple[mx.array, mx.array]:
+    """Choose by score plus bias, from the best groups where there are any; weigh by score."""
+    # Scores saturate where logits do not, and both have the same order.
+    wanted = logits if bias is None and experts.groups == 1 else scores
+    wanted = wanted if bias is None else wanted + bias
+    if experts.groups > 1:
+        counted = 1 if experts.gating == SOFTMAX else 2
+        wanted = _best_groups(wanted, experts.groups, experts.groups_used, counted)
+    ids = _largest(wanted, experts.used)
+    weights = mx.take_along_axis(scores, ids, axis=-1)  # (T, k)
+    if experts.renormalize:
+        total = weights.sum(axis=-1, keepdims=True)
+        weights = weights / mx.maximum(total, MIN_WEIGHT_SUM)
+    return weights * experts.scale, ids
+
+
+def _by_softmax_of_chosen(
+    logits: mx.array, experts: ExpertConfig, bias: mx.array | None
+) -> tuple[mx.array, mx.array]:
+    ids = _largest(logits if bias is None else logits + bias, experts.used)
+    chosen = mx.take_along_axis(logits, ids, axis=-1)
+    return mx.softmax(chosen, axis=-1, precise=True) * experts.scale, ids
+
+
+def _by_sparse_mixer(
+    logits: mx.array, experts: ExpertConfig, bias: mx.array | None
+) -> tuple[mx.array, mx.array]:
+    """PhiMoE's choice: one expert after the other, each weighed among those close to it only.
+
+    arXiv 2310.00811; `sparsemixer` in transformers' PhiMoE, as it runs outside training.
+    """
+    left, weights, ids = logits, [], []
+    for _ in range(experts.used):
+        best = left.argmax(axis=-1, keepdims=True)
+        top = mx.take_along_axis(left, best, axis=-1)
+        far = (top - logits) / mx.maximum(mx.abs(logits), top) > 2 * JITTER
+        near = mx.softmax(mx.where(far, -math.inf, left), axis=-1, precise=True)
+        weights.append(mx.take_along_axis(near, best, axis=-1))
+        ids.append(best)
+        left = mx.put_along_axis(left, best, mx.array(-math.inf), axis=-1)
+    return mx.concatenate(weights, axis=-1) * experts.scale, mx.concatenate(ids, axis=-1)
+
+
+def _best_groups(scores: mx.array, groups: int, used: int, counted: int) -> mx.array:
+    """Leave out all but the best groups: (T, E) -> (T, E).
+
+    counted: of how many experts the best scores are what a group scores: two, or one in DeepSeek-V2
+    (`group_limited_greedy`), which routes by softmax.
+    """
+    grouped = scores.reshape(scores.shape[0], groups, -1)  # (T, G, E / G)
+    best = mx.topk(grouped, min(counted, grouped.shape[-1]), axis=-1).sum(axis=-1)  # (T, G)
+    kept = mx.zeros(best.shape, dtype=mx.bool_)
+    kept = mx.put_along_axis(kept, _largest(best, used), mx.array(True), axis=-1)
+    return mx.where(kept[..., None], grouped, -math.inf).reshape(scores.shape)
+
+
+def _largest(scores: mx.array, count: int) -> mx.array:
+    """Find the ids of the `count` largest along the last axis, in no order."""
+    return mx.argpartition(-scores, kth=count - 1, axis=-1)[..., :count]
+
+
+_ROUTES: dict[int, Route] = {
+    SOFTMAX: _by_softmax,
+    SIGMOID: _by_sigmoid,
+    SOFTMAX_OF_CHOSEN: _by_softmax_of_chosen,
+    SPARSE_MIXER: _by_sparse_mixer,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertLinear:
+    """One projection of every expert, with optional biases."""
+
+    weight: QTensor  # (E, out, in)
+    bias: mx.array | None = None  # (E, out)
+
+    def __call__(self, x: mx.array, ids: mx.array) -> mx.array:
+        """x (T, 1 or k, in), ids (T, k) -> (T, k, out)."""
+        y = self.weight.gather_matmul(x, ids)
+        return y if self.bias is None else y + self.bias[ids].astype(y.dtype)
+
+
+class Experts:
+    """The routed feed-forward layer of one block.
+
+    What the file says by its tensors: biases of the router, for choosing, and of the experts; gate
+    and up apart or as one `ffn_gate_up_exps`.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        layer: int,
+        activation: Activation = swiglu,
+    ) -> None:
+        assert config.experts is not None
+        self.config = config.experts
+        self.activation = activation
+        count, hidden, width = self.config.count, self.config.width, config.width
+        prefix = f"blk.{layer}"
+        self.router = weights.matrix(f"{prefix}.ffn_gate_inp.weight", count, width)
+        self.router_bias = weights.optional_vector(f"{prefix}.ffn_gate_inp.bias", count)
+        self.selection_bias = _selection_bias(weights, prefix, count)
+        self.gate_up: ExpertLinear | None = None
+        if f"{prefix}.ffn_gate_up_exps.weight" in weights:
+            self.gate_up = expert_linear(weights, prefix, "ffn_gate_up", count, 2 * hidden, width)
+        else:
+            self.gate = expert_linear(weights, prefix, "ffn_gate", count, hidden, width)
+            self.up = expert_linear(weights, prefix, "ffn_up", count, hidden, width)
+        self.down = expert_linear(weights, prefix, "ffn_down", count, width, hidden)
+        self.sorts = weights.kernels.name != "native"  # those group rows by expert themselves
+        self.routes: Routes | None = None  # who is told what is chosen
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x (T, D) -> (T, D)."""
+        logits = self.router.matmul(x.astype(mx.float32))
+        if self.router_bias is not None:
+            logits = logits + self.router_bias
+        weights, ids = route(logits, self.config, self.selection_bias)
+        if self.routes is not None:
+            self.routes.tell(ids)
+        weights = weights.astype(x.dtype)
+        if self.config.weight_on_input:
+            return self.run(x[:, None, :] * weights[..., None], ids).sum(axis=-2)
+        return (self.run(x[:, None, :], ids) * weights[..., None]).sum(axis=-2)
+
+    def run(self, x: mx.array, ids: mx.array) -> mx.array:
+        """Run the chosen experts: x (T, 1 or k, D), ids (T, k) -> (T, k, D)."""
+        if not self.sorts or ids.size < SORT_FROM:
+            return self.down(self._hidden(x, ids), ids)
+        # Bring the rows of each expert together, so that its weights are read once.
+        order = mx.argsort(ids.reshape(-1))
+        rows = x.reshape(-1, x.shape[-1])[order if x.shape[1] > 1 else order // ids.shape[1]]
+        chosen = ids.reshape(-1)[order][:, None]
+        y = self.down(self._hidden(rows[:, None, :], chosen), chosen)  # (T*k, 1, D)
+        return y[mx.argsort(order)].reshape(*ids.shape, -1)
+
+    def _hidden(self, x: mx.array, ids: mx.array) -> mx.array:
+        if self.gate_up is not None:
+            return self.activation(*mx.split(self.gate_up(x, ids), 2, axis=-1))
+        return self.activation(self.gate(x, ids), self.up(x, ids))
+
+
+class SharedExperts:
+    """Routed experts and one that always runs, which a sigmoid weighs where it has a gate."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        layer: int,
+        activation: Activation = swiglu,
+    ) -> None:
+        assert config.experts is not None
+        self.routed = Experts(config, weights, layer, activation)
+        rows = weights.shape(f"blk.{layer}.ffn_up_shexp.weight") or (0,)
+        width = config.experts.shared_width or rows[0]
+        self.shared = FeedForward(config, weights, layer, activation, "_shexp", width)
+        self.gate = weights.optional_vector(f"blk.{layer}.ffn_gate_inp_shexp.weight", config.width)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x (T, D) -> (T, D)."""
+        shared = self.shared(x)
+        if self.gate is not None:
+            score = (x.astype(mx.float32) * self.gate).sum(axis=-1, keepdims=True)
+            shared = shared * mx.sigmoid(score).astype(shared.dtype)
+        return self.routed(x) + shared
+
+
+def feed_forward(
+    config: ModelConfig, weights: Weights, layer: int, activation: Activation = swiglu
+) -> FeedForward | Experts | SharedExperts:
+    """Load the feed-forward part of a layer: dense, routed, or routed with a shared expert."""
+    if not config.routed(layer):
+        return FeedForward(config, weights, layer, activation)
+    assert config.experts is not None
+    shared = config.experts.shared_width or f"blk.{layer}.ffn_up_shexp.weight" in weights
+    return (SharedExperts if shared else Experts)(config, weights, layer, activation)
+
+
+def expert_linear(weights: Weights, prefix: str, part: str, *shape: int) -> ExpertLinear:
+    """Load the projection `prefix.part_exps` (E, out, in) of every expert."""
+    name = f"{prefix}.{part}_exps.bias"
+    bias = weights.array(name, *shape[:2]) if name in weights else None
+    return ExpertLinear(weights.experts(prefix, part, *shape), bias)
+
+
+def _selection_bias(weights: Weights, prefix: str, count: int) -> mx.array | None:
+    """Load `exp_probs_b.bias`, which older files call just `exp_probs_b`."""
+    for name in (f"{prefix}.exp_probs_b.bias", f"{prefix}.exp_probs_b"):
+        if name in weights:
+            return weights.vector(name, count)
+    return None

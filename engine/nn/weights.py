@@ -1,0 +1,156 @@
+"""The tensors of a model file, by their GGUF names, as weights that multiply.
+
+Shapes are held against what the architecture expects, so that a file whose tensors contradict its
+metadata ends in an error that names the tensor. Knows files and kernels; knows no architecture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import mmap
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+
+from engine.errors import GGUFError
+from engine.gguf.reader import ModelFile, TensorInfo
+from engine.gguf.types import TYPE_BY_NAME
+from engine.kernels import Kernels, QTensor
+
+
+class Weights:
+    """A model file, mapped; each tensor is made into a weight when it is asked for."""
+
+    def __init__(
+        self, file: ModelFile, kernels: Kernels, on_load: Callable[[int, int], None] | None = None
+    ) -> None:
+        self.tensors = file.tensors
+        self.kernels = kernels
+        self._on_load = on_load
+        self._loaded_bytes = 0
+        self._total_bytes = sum(info.size_bytes for info in file.tensors.values())
+        self._parts = [_map(path) for path in file.parts]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def matrix(self, name: str, *shape: int) -> QTensor:
+        """Load a matrix (out, in) or a stack (E, out, in), which must have this shape."""
+        info = self._info(name, shape)
+        return self.kernels.load(self._blocks(info), info)
+
+    def rows_of(self, name: str, rows: int, start: int, end: int, columns: int) -> QTensor:
+        """Load rows start..end of the matrix `name` (rows, columns) as a matrix."""
+        info = self._info(name, (rows, columns))
+        row_bytes = info.size_bytes // rows
+        part = dataclasses.replace(
+            info,
+            shape=(end - start, columns),
+            offset=info.offset + start * row_bytes,
+            size_bytes=(end - start) * row_bytes,
+        )
+        return self.kernels.load(self._blocks(part), part)
+
+    def stack_of(self, name: str, shape: tuple[int, int, int], start: int, end: int) -> QTensor:
+        """Load rows start..end of each of E equal parts of a matrix as a stack.
+
+        shape: (E, rows of a part, columns).
+        """
+        return self._load_copy(*self._copy(name, shape, start, end))
+
+    def turned_stack_of(
+        self, name: str, shape: tuple[int, int, int], start: int, end: int
+    ) -> QTensor:
+        """As `stack_of`, each matrix transposed; blocks of several weights become float16."""
+        import numpy as np
+
+        copy, info = self._copy(name, shape, start, end)
+        count, rows, columns = info.shape
+        kind, values = info.type, np.frombuffer(copy, np.uint8).reshape(-1, info.type.size_bytes)
+        if kind.weights > 1:
+            from engine.gguf.dequant import dequantize
+
+            values = dequantize(values, kind).astype(np.float16).view(np.uint8)
+            kind = TYPE_BY_NAME["F16"]
+        turned = values.reshape(count, rows, columns, kind.size_bytes).swapaxes(1, 2)
+        info = dataclasses.replace(info, type=kind, shape=(count, columns, rows))
+        return self._load_copy(turned.tobytes(), info)
+
+    def _copy(
+        self, name: str, shape: tuple[int, int, int], start: int, end: int
+    ) -> tuple[bytes, TensorInfo]:
+        """Copy the blocks of a stack as `stack_of` describes it."""
+        count, rows, columns = shape
+        info = self._info(name, (count * rows, columns))
+        blocks, row_bytes = self._blocks(info), info.size_bytes // (count * rows)
+        firsts = range(start, count * rows, rows)
+        copy = b"".join(
+            [blocks[row * row_bytes : (row + end - start) * row_bytes] for row in firsts]
+        )
+        return copy, dataclasses.replace(info, shape=(count, end - start, columns))
+
+    def _load_copy(self, blocks: bytes, info: TensorInfo) -> QTensor:
+        info = dataclasses.replace(info, size_bytes=len(blocks))
+        return self.kernels.load(memoryview(blocks), info)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Say what shape a tensor has, () where the file has none of that name."""
+        info = self.tensors.get(name)
+        return info.shape if info else ()
+
+    def array(self, name: str, *shape: int) -> mx.array:
+        """Load a float32 tensor, which must have this shape, but for axes of size 1."""
+        held = self.shape(name)
+        same = [size for size in held if size > 1] == [size for size in shape if size > 1]
+        info = self._info(name, held if held and same else shape)
+        if info.type.name != "F32":
+            raise GGUFError(f"tensor {name!r} is {info.type.name}, expected F32")
+        floats = self._blocks(info).cast("f")
+        return mx.array(floats).reshape(shape)  # type: ignore[arg-type]  # it takes any buffer
+
+    def vector(self, name: str, size: int) -> mx.array:
+        """Load a float32 vector, which must have this size; the file may hold it as one row."""
+        return self.array(name, size)
+
+    def optional_vector(self, name: str, size: int) -> mx.array | None:
+        """Load a float32 vector, or None where the file has none."""
+        return self.vector(name, size) if name in self else None
+
+    def experts(self, prefix: str, projection: str, *shape: int) -> QTensor:
+        """Load the stack `prefix.projection_exps.weight` (E, out, in).
+
+        Files from before April 2024 hold one tensor for each expert; those are stacked.
+        """
+        name = f"{prefix}.{projection}_exps.weight"
+        if name in self:
+            return self.matrix(name, *shape)
+        count, *one = shape
+        infos = [self._info(f"{prefix}.{projection}.{e}.weight", tuple(one)) for e in range(count)]
+        if len({info.type.name for info in infos}) != 1:
+            raise GGUFError(f"the experts of {prefix}.{projection} differ in type")
+        blocks = b"".join([self._blocks(info) for info in infos])
+        return self._load_copy(blocks, dataclasses.replace(infos[0], name=name, shape=tuple(shape)))
+
+    def _info(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
+        info = self.tensors.get(name)
+        if info is None:
+            raise GGUFError(f"tensor {name!r} is missing")
+        if info.shape != shape:
+            raise GGUFError(f"tensor {name!r} has shape {info.shape}, expected {shape}")
+        return info
+
+    def _blocks(self, info: TensorInfo) -> memoryview:
+        part = self._parts[info.part]
+        end = info.offset + info.size_bytes
+        if end > len(part):
+            raise GGUFError(f"tensor {info.name!r} ends at byte {end:,}, past the end of the file")
+        self._loaded_bytes += info.size_bytes
+        if self._on_load is not None:
+            self._on_load(min(self._loaded_bytes, self._total_bytes), self._total_bytes)
+        return memoryview(part)[info.offset : end]
+
+
+def _map(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

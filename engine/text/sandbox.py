@@ -1,0 +1,164 @@
+"""Renders foreign templates at arm's length: starts the child process, talks to it, ends it.
+
+The child is `engine/text/sandbox_worker.py`. It takes as long to be ready as a small model to load:
+whoever is going to chat starts it first. It lives as long as its Sandbox, and is replaced after it
+had to be killed. What a chat is or means is not known here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from engine.errors import TemplateError
+
+# All of the environment that the child gets: where its Python may have to look for libraries.
+KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+PROGRAM = Path(__file__).with_name("sandbox_worker.py")
+START_S = 30.0
+ANSWER_S = 10.0  # by the clock; CPU time is limited by the child itself, and much lower
+POLL_S = 0.02
+MEMORY_BYTES = 256 << 20
+ANSWER_BYTES = 64 << 20
+
+
+class Sandbox:
+    """A process that renders templates, one at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._stop: weakref.finalize[..., Sandbox] | None = None
+        self._ready = False
+
+    def start(self) -> None:
+        """Start the process without waiting for it; `render` does so too, if there is none."""
+        with self._lock:
+            self._running()
+
+    def render(self, source: str, context: Mapping[str, Any], now: datetime) -> str:
+        """Render a jinja2 template with plain data.
+
+        Raises TemplateError if it does not compile, refuses, or asks for more time or memory than
+        a prompt can need.
+        """
+        request = {"source": source, "context": context, "now": now.isoformat()}
+        line = json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        with self._lock:
+            answer = self._ask(line + b"\n")
+        if "error" in answer:
+            raise TemplateError(f"the chat template failed: {answer['error']}")
+        return answer["text"]
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        """Give the process there is, or a new one for one that has ended."""
+        if self._child is not None and self._child.poll() is None:
+            return self._child
+        self._end()
+        self._child = _start()
+        self._stop = weakref.finalize(self, _end, self._child)
+        self._ready = False
+        return self._child
+
+    def _ask(self, line: bytes) -> dict[str, str]:
+        """Send a request and wait for its answer; a child that gave none is not used again."""
+        child = self._running()
+        answer: dict[str, str] = {}
+        try:
+            if not self._ready:
+                answer = _answer(child, START_S)
+                self._ready = "error" not in answer
+            if self._ready:
+                answer = {}
+                _send(child, line)
+                answer = _answer(child, ANSWER_S)
+        finally:
+            if not answer or not self._ready:
+                self._end()
+        return answer
+
+    def _end(self) -> None:
+        if self._stop is not None:
+            self._stop()
+        self._child = None
+
+
+def _start() -> subprocess.Popen[bytes]:
+    # `-I` and `-S` leave out packages; the child is told where the two are that it needs.
+    found = [importlib.util.find_spec(name) for name in ("jinja2", "markupsafe")]
+    places = [str(Path(spec.origin).parents[1]) for spec in found if spec and spec.origin]
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", str(PROGRAM), *dict.fromkeys(places)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        bufsize=0,
+        env={name: value for name, value in os.environ.items() if name in KEPT_VARIABLES},
+    )
+
+
+def _send(child: subprocess.Popen[bytes], line: bytes) -> None:
+    assert child.stdin is not None
+    view = memoryview(line)
+    try:
+        while view:
+            view = view[child.stdin.write(view) :]
+    except BrokenPipeError as error:
+        raise TemplateError("the process that renders chat templates has died") from error
+
+
+def _answer(child: subprocess.Popen[bytes], patience_s: float) -> dict[str, str]:
+    """Read one line, as long as the child stays within its limits."""
+    assert child.stdout is not None
+    deadline = time.monotonic() + patience_s
+    line = bytearray()
+    with selectors.DefaultSelector() as selector:
+        selector.register(child.stdout, selectors.EVENT_READ)
+        while not line.endswith(b"\n"):
+            if selector.select(POLL_S):
+                chunk = os.read(child.stdout.fileno(), 1 << 16)
+                if not chunk:
+                    raise TemplateError(_epitaph(child))
+                line += chunk
+            elif sys.platform == "darwin" and _resident_bytes(child) > MEMORY_BYTES:
+                raise TemplateError("the chat template failed: it ran out of memory")
+            if time.monotonic() > deadline or len(line) > ANSWER_BYTES:
+                raise TemplateError("the chat template failed: it did not end")
+    answer: dict[str, str] = json.loads(line)
+    return answer
+
+
+def _resident_bytes(child: subprocess.Popen[bytes]) -> int:
+    """Say how much memory the child holds, where its own limit on it is not enforced."""
+    import psutil
+
+    try:
+        return int(psutil.Process(child.pid).memory_info().rss)
+    except psutil.Error:  # it has just ended; the pipe will say so
+        return 0
+
+
+def _epitaph(child: subprocess.Popen[bytes]) -> str:
+    if child.wait() == -signal.SIGPROF:
+        return "the chat template failed: it takes too long"
+    return f"the chat template broke its process (exit status {child.returncode})"
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    child.wait()
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            pipe.close()

@@ -1,0 +1,85 @@
+"""Byte-pair merging by score, as SentencePiece vocabularies want it.
+
+The text is one row of characters; neighbours that together are a token merge, the best score first,
+and characters that are no token become their bytes. This module knows nothing of markup.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+
+from engine.text.vocabulary import BYTE_TOKEN, SPACE, UNTYPEABLE, Kind, Vocabulary
+
+CACHED_WORDS = 1 << 16
+
+
+def scored_encoder(vocabulary: Vocabulary) -> Callable[[str], list[int]]:
+    """Merge neighbours until nothing merges: best score first, and of equals the leftmost."""
+    usable = vocabulary.without(*UNTYPEABLE)
+    cost = {text: -vocabulary.scores[id] for text, id in usable.items()}
+    byte_ids = _byte_ids(vocabulary)
+    # No merge reaches over the start of a word unless some token does; then the text is one word.
+    inner = re.compile(f"[^{SPACE}]{SPACE}")
+    starts = f"(?<=[^{SPACE}])(?={SPACE})"
+    words = re.compile("(?!)" if any(map(inner.search, usable)) else starts)
+
+    @lru_cache(maxsize=CACHED_WORDS)
+    def word_ids(word: str) -> list[int]:
+        ids: list[int] = []
+        for symbol in _merged(word, cost):
+            id = usable.get(symbol)
+            ids += byte_ids(symbol) if id is None else [id]
+        return ids
+
+    def encode(text: str) -> list[int]:
+        return [id for word in words.split(text.replace(" ", SPACE)) for id in word_ids(word)]
+
+    return encode
+
+
+def _byte_ids(vocabulary: Vocabulary) -> Callable[[str], list[int]]:
+    """What stands for a character that is no token: its bytes, or else the unknown token."""
+    by_value = {
+        int(match[1], 16): id
+        for text, id in vocabulary.of_kind(Kind.BYTE).items()
+        if (match := BYTE_TOKEN.fullmatch(text))
+    }
+    unknown = vocabulary.specials.get("unk")
+
+    def ids(symbol: str) -> list[int]:
+        found = [by_value.get(byte, unknown) for byte in symbol.encode()]
+        return [id for id in found if id is not None]
+
+    return ids
+
+
+def _merged(word: str, cost: Mapping[str, float]) -> list[str]:
+    """The symbols left of a word when no two neighbours make a token any more."""
+    symbols = list(word)
+    after = [*range(1, len(symbols)), -1]
+    before = list(range(-1, len(symbols) - 1))
+    queue: list[tuple[float, int, int, str]] = []
+
+    def offer(left: int, right: int) -> None:
+        if left >= 0 and right >= 0:
+            pair = symbols[left] + symbols[right]
+            if pair in cost:
+                heapq.heappush(queue, (cost[pair], left, right, pair))
+
+    for left in range(len(symbols) - 1):
+        offer(left, left + 1)
+    while queue:
+        _, left, right, pair = heapq.heappop(queue)
+        # Stale when either side has been merged away or has grown since.
+        if not symbols[left] or not symbols[right] or symbols[left] + symbols[right] != pair:
+            continue
+        symbols[left], symbols[right] = pair, ""
+        after[left] = after[right]
+        if after[right] >= 0:
+            before[after[right]] = left
+        offer(before[left], left)
+        offer(left, after[left])
+    return [symbol for symbol in symbols if symbol]

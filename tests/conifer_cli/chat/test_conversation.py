@@ -1,0 +1,95 @@
+"""What a conversation keeps of itself: its context, its messages and who answers them."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import replace
+
+import pytest
+
+from conifer_cli.acquire import locate
+from conifer_cli.chat import conversation as module
+from conifer_cli.chat.conversation import Conversation
+from conifer_cli.chat.slash_commands import carry_out
+from conifer_cli.commands.run import answer_once, open_session
+from conifer_cli.interrupts import Ended, Interrupts
+from conifer_cli.session.session import RunOptions
+from support.program import MODELS, templated
+from support.talk import PLAIN, conversation
+
+QWEN = str(MODELS / "qwen3moe" / "model.gguf")
+LONG = "several words that are said once more " * 10
+
+
+@pytest.fixture
+def talk(tmp_path):
+    return conversation(templated(tmp_path, PLAIN))
+
+
+def narrow(path):
+    """A session with a context that LONG fills, and that may grow; and how many tokens that is."""
+    session = open_session(locate(path), RunOptions(max_tokens=4))
+    size = len(session.encode([{"role": "user", "content": LONG}]))
+    session.judged = replace(session.judged, verdict=replace(session.judged.verdict, context=size))
+    return session, size
+
+
+def test_a_conversation_knows_that_its_context_grew(tmp_path, capsys):
+    session, size = narrow(templated(tmp_path, PLAIN))
+    messages = session.opening()
+    answer_once(session, messages, LONG)
+    talk = Conversation(session, messages, Interrupts())
+    assert talk.context == session.cache.context == 2 * size
+    capsys.readouterr()
+    talk.say("and?")
+    assert capsys.readouterr().err == ""
+    assert len(talk.messages) == 4
+
+
+def test_a_conversation_that_was_loaded_has_the_context_that_it_needs(talk, tmp_path):
+    talk.say(LONG)
+    carry_out(f"/save {tmp_path}/talk", talk)
+    session, size = narrow(str(talk.session.judged.paths[0]))
+    other = Conversation(session, session.opening(), Interrupts())
+    assert other.context == size
+    carry_out(f"/load {tmp_path}/talk", other)
+    assert other.context == session.cache.context == 2 * size
+
+
+def test_ctrl_c_breaks_off_the_opening_of_another_model(talk, capsys, monkeypatch):
+    def press(*_):
+        talk.interrupts.handle(signal.SIGINT, None)
+
+    talk.say("one")
+    capsys.readouterr()
+    monkeypatch.setattr("conifer_cli.commands.run.open_session", press)
+    carry_out(f"/model {QWEN}", talk)
+    name = talk.session.judged.name
+    assert capsys.readouterr().err == f"conifer: stopped: {name} goes on\n"
+    talk.say("two")
+    assert [message["role"] for message in talk.messages] == ["user", "assistant"] * 2
+
+
+def test_a_signal_while_another_model_is_opened_loads_none_again(talk, monkeypatch):
+    def end(*_):
+        raise Ended(signal.SIGTERM)
+
+    monkeypatch.setattr("conifer_cli.commands.run.open_session", end)
+    monkeypatch.setattr(module, "Session", None)
+    with pytest.raises(Ended):
+        carry_out(f"/model {QWEN}", talk)
+
+
+def test_a_signal_in_an_answer_takes_the_message_back(talk, monkeypatch):
+    def end(*_):
+        raise Ended(signal.SIGHUP)
+
+    talk.say("one")
+    before = list(talk.messages)
+    monkeypatch.setattr(talk, "ask", end)
+    with pytest.raises(Ended):
+        talk.say("two")
+    assert talk.messages == before
+    with pytest.raises(Ended):
+        carry_out("/regen", talk)
+    assert talk.messages == before

@@ -1,0 +1,259 @@
+"""Typing a message: the real program, with its real editor, at a pseudo-terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+
+import pytest
+
+from conifer_cli.chat import history
+from conifer_cli.chat.editor import closed, edited, unquoted
+from support.program import command, environment, templated
+from support.talk import PLAIN
+from support.terminal_session import TerminalSession
+
+ENTER, LINE, PASTE, PASTED = "\r", "\x1b\r", "\x1b[200~", "\x1b[201~"
+READY = "\x1b[?25h"  # the editor shows the cursor when it waits
+
+
+@pytest.fixture
+def begin(tmp_path):
+    """Begin to talk; the folder of what was typed is the same each time."""
+
+    def start(*arguments, **more):
+        words = [*command(), "run", templated(tmp_path, PLAIN), "--temperature", "0"]
+        return TerminalSession(
+            [*words, "--max-tokens", "4", *arguments],
+            environment(tmp_path, **{"TERM": "xterm-256color", **more}),
+        )
+
+    return start
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """What was typed, from the file."""
+    return lambda: history.read(tmp_path / "conifer" / "history")
+
+
+def ready(session):
+    session.expect("\x1b[?2004h")
+    session.expect(READY)
+
+
+# (keys, the message they make)
+TYPED = [
+    (["hello", ENTER], "hello"),
+    (["one", LINE, "two", ENTER], "one\ntwo"),
+    (["one\ntwo", ENTER], "one\ntwo"),  # Ctrl-J
+    (['"""one', ENTER, "two", ENTER, '"""', ENTER], '"""one\ntwo\n"""'),
+    ([f"{PASTE}one\ntwo\n\nthree{PASTED}", ENTER], "one\ntwo\n\nthree"),
+    ([f"{PASTE}one\nno{PASTED}", "\x15", "kept", ENTER], "one\nkept"),  # Ctrl-U
+    (["abc", "\x01", "x", "\x05", "z", ENTER], "xabcz"),  # Ctrl-A, Ctrl-E
+    (["gone", "\x03", "kept", ENTER], "kept"),  # Ctrl-C at a message drops it
+    (["caf\u00e9 \u65e5\u672c", ENTER], "caf\u00e9 \u65e5\u672c"),
+    (["\x1b[A", "!", ENTER], "caf\u00e9 \u65e5\u672c!"),  # Up
+    (["/etc/hosts is what?", ENTER], "/etc/hosts is what?"),
+    (["not \udcff UTF-8", ENTER], "not \ufffd UTF-8"),
+]
+
+
+def test_keys_make_messages(begin, kept):
+    with begin("--stats") as session:
+        for keys, message in TYPED:
+            ready(session)
+            for key in keys:
+                session.type(key)
+                time.sleep(0.05)
+                if key == "\x03":
+                    ready(session)
+            session.expect("first token after")
+            assert kept()[-1] == message
+    assert kept() == [message for _, message in TYPED]
+
+
+def test_history_comes_back_in_the_next_conversation(begin, kept):
+    for _ in range(2):
+        with begin() as session:
+            ready(session)
+            session.type("\x1b[A" if kept() else "first words")
+            time.sleep(0.2)
+            session.type(ENTER)
+            ready(session)
+            session.type("\x04")
+            assert session.wait() == 0
+    assert kept() == ["first words"] * 2
+
+
+def test_nothing_is_kept_for_who_does_not_want_it(begin, kept):
+    with begin(CONIFER_NOHISTORY="1") as session:
+        ready(session)
+        session.type("secret" + ENTER)
+        ready(session)
+    with begin() as session:
+        ready(session)
+        session.type("/set nohistory" + ENTER)
+        ready(session)
+        session.type("secret" + ENTER)
+        ready(session)
+    assert kept() == ["/set nohistory"]
+
+
+def test_what_cannot_be_kept_is_not_promised(begin):
+    with begin(CONIFER_NOHISTORY="1") as session:
+        ready(session)
+        session.type("/set history" + ENTER)
+        session.expect("What you type is not kept for the next time.")
+    with begin(TERM="dumb") as session:
+        session.expect(">>> ")
+        session.type("/set history\n")
+        session.expect("What you type is not kept for the next time.")
+
+
+def test_ctrl_g_opens_the_editor_of_choice(begin, kept, tmp_path):
+    editor = tmp_path / "editor"
+    editor.write_text('#!/bin/sh\nprintf "%s and\\nmore\\n" "$(cat "$1")" > "$1"\n')
+    editor.chmod(0o755)
+    with begin("--stats", VISUAL=str(editor)) as session:
+        ready(session)
+        session.type("draft\x07")
+        session.expect("more")
+        session.type(ENTER)
+        session.expect("first token after")
+    assert kept() == ["draft and\nmore"]
+
+
+def test_ctrl_c_in_the_editor_of_choice_stops_no_answer(begin, tmp_path):
+    editor = tmp_path / "editor"
+    editor.write_text('#!/bin/sh\nkill -INT $PPID\nsleep 0.2\nprintf "from there" > "$1"\n')
+    editor.chmod(0o755)
+    with begin("--stats", VISUAL=str(editor)) as session:
+        ready(session)
+        session.type("\x07")
+        session.expect("from there")
+        session.type(ENTER)
+        session.expect("first token after")
+
+
+def test_tab_completes_commands_paths_and_models(begin, tmp_path):
+    (tmp_path / "a-long-name.txt").write_text("x")
+    with begin() as session:
+        for typed, shown in (
+            ("/und\t", "nothing to undo"),
+            (f"/read {tmp_path}/a-lo\t", "a-long-name.txt, 1 characters"),
+            ("/model smollm2-13\t-no", "smollm2-135m-no"),
+        ):
+            ready(session)
+            session.type(typed + ENTER)
+            session.expect(shown)
+
+
+def test_ctrl_c_at_an_empty_prompt_says_how_to_leave_and_ctrl_d_leaves(begin):
+    with begin() as session:
+        before = session.settings
+        ready(session)
+        session.type("\x03")
+        session.expect("Use Ctrl-D or /bye to leave.")
+        ready(session)
+        session.type("\x04")
+        assert session.wait() == 0
+        assert session.settings == before
+        assert "Traceback" not in session.screen
+
+
+@pytest.mark.parametrize(("signal", "code"), [(15, 143), (1, 129)])
+def test_a_signal_leaves_the_terminal_as_it_was(begin, signal, code):
+    import os
+
+    with begin() as session:
+        before = session.settings
+        ready(session)
+        os.kill(session.pid, signal)
+        assert session.wait() == code
+        assert session.settings == before
+        assert "Traceback" not in session.screen
+
+
+def test_what_is_typed_while_an_answer_runs_is_the_next_message(begin, kept):
+    with begin("--max-tokens", "1900") as session:
+        before = session.settings
+        ready(session)
+        session.type("one" + ENTER)
+        session.expect("\x1b[?2004l")
+        time.sleep(0.1)  # now the answer has the keyboard, for a second or so
+        session.type("two")
+        session.type("\x03")
+        ready(session)
+        session.type(ENTER)
+        session.expect("\x1b[?2004l")
+        time.sleep(0.2)
+        session.type("\x03")
+        ready(session)
+        session.type("\x04")
+        assert session.wait() == 0
+        assert session.settings == before
+    assert kept() == ["one", "two"]
+
+
+def test_the_meter_says_how_full_the_context_is(begin):
+    with begin() as session:
+        session.expect("ctx 0/2")
+        session.expect(READY)
+        session.type("hello" + ENTER)
+        session.expect("\x1b[?2004h")
+        assert re.search(r"ctx [1-9]\d*/2", session.expect(READY))
+
+
+@pytest.mark.parametrize("more", [{"TERM": "dumb"}, {"TERM": "xterm", "NO_COLOR": "1"}])
+def test_an_answer_without_styles_has_no_escape_sequence(begin, more):
+    with begin("--max-tokens", "30", **more) as session:
+        if more["TERM"] == "dumb":
+            session.expect(">>> ")
+            session.type("hello\n")
+            assert "\x1b" not in session.expect(">>> ")
+        else:
+            ready(session)
+            session.type("hello" + ENTER)
+            session.expect("\x1b[?2004l")
+            assert "\x1b" not in session.expect("\x1b[?2004h")
+
+
+@pytest.mark.parametrize("columns", ["1", "20", "10000"])
+def test_any_width_will_do(begin, columns):
+    with begin("--max-tokens", "30", COLUMNS=columns) as session:
+        ready(session)
+        session.type("hello" + ENTER)
+        ready(session)
+        session.type("\x04")
+        assert session.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "complete", "message"),
+    [
+        ("plain", True, "plain"),
+        ('"""open', False, '"""open'),
+        ('"""a\nb"""', True, "a\nb"),
+        ('"""\na\n"""\n', True, "a"),
+        ('"""', False, '"""'),
+    ],
+)
+def test_three_quotes_hold_several_lines(text, complete, message):
+    assert (closed(text), unquoted(text)) == (complete, message)
+
+
+@pytest.mark.parametrize("editor", ["false", "/no/such/editor", "'unclosed"])
+def test_an_editor_that_fails_leaves_the_message(monkeypatch, editor):
+    monkeypatch.setenv("VISUAL", editor)
+    assert edited("draft") is None
+
+
+def test_what_is_kept_is_one_line_of_json_each(begin, kept, tmp_path):
+    with begin() as session:
+        ready(session)
+        session.type(f"{PASTE}a\nb{PASTED}" + ENTER)
+        ready(session)
+    lines = (tmp_path / "conifer" / "history").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"format": 1}, "a\nb"]

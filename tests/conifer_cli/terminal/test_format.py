@@ -1,0 +1,39 @@
+"""Numbers and tables as they are printed."""
+
+from __future__ import annotations
+
+import pytest
+
+from conifer_cli.terminal.format import count, duration, memory, size, table
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [(0, "0 B"), (999, "999 B"), (98_362_432, "98.4 MB"), (18_556_685_824, "18.6 GB")],
+)
+def test_size_is_decimal(size_bytes, text):
+    assert size(size_bytes) == text
+
+
+def test_memory_is_given_in_both_units():
+    assert memory(18_556_685_824) == "18.6 GB (17.3 GiB)"
+
+
+def test_count_writes_parameters_short():
+    assert [count(n) for n in (30_532_122_624, 134_515_008, None)] == ["30.5B", "135M", "-"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(48.2, "48 s"), (720, "12 min"), (11_100, "3 h 05 min")]
+)
+def test_duration_reads_like_speech(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_table_aligns_columns():
+    rows = [("NAME", "SIZE"), ("a", "10 GB"), ("longer", "9 GB")]
+    assert table(rows, right=[1]) == ["NAME     SIZE", "a       10 GB", "longer   9 GB"]
+
+
+def test_table_keeps_a_hostile_name_on_its_line():
+    assert table([("a\nb\x1b[2J", "c")]) == ["a b  c"]

@@ -1,0 +1,128 @@
+"""The example of docs/fit.md, held to what the code computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine.fit.memory import needs
+from engine.fit.speed import MEASURED, PACES, Bandwidth, seconds, traffic
+from engine.gguf.reader import TensorInfo
+from engine.gguf.types import TYPE_BY_NAME
+from engine.kernels import resident_bytes
+from engine.nn.config import read_config
+
+PAGE = (Path(__file__).parents[3] / "docs" / "fit.md").read_text()
+WIDTH, HIDDEN, VOCAB, EXPERTS = 2048, 768, 151_936, 128
+KEYS = {
+    "general.architecture": "qwen3moe",
+    "tokenizer.ggml.tokens": [""] * VOCAB,
+    "qwen3moe.block_count": 48,
+    "qwen3moe.context_length": 40_960,
+    "qwen3moe.embedding_length": WIDTH,
+    "qwen3moe.feed_forward_length": 6144,
+    "qwen3moe.attention.head_count": 32,
+    "qwen3moe.attention.head_count_kv": 4,
+    "qwen3moe.attention.key_length": 128,
+    "qwen3moe.attention.value_length": 128,
+    "qwen3moe.attention.layer_norm_rms_epsilon": 1e-6,
+    "qwen3moe.expert_count": EXPERTS,
+    "qwen3moe.expert_used_count": 8,
+    "qwen3moe.expert_feed_forward_length": HIDDEN,
+}
+
+
+def tensors() -> dict[str, TensorInfo]:
+    """The tensors of a Q4_K_M file, as `llama-quantize` makes it."""
+    made = [
+        ("token_embd.weight", (VOCAB, WIDTH), "Q4_K"),
+        ("output.weight", (VOCAB, WIDTH), "Q6_K"),
+        ("output_norm.weight", (WIDTH,), "F32"),
+    ]
+    for layer in range(48):
+        at, more = f"blk.{layer}.", "Q6_K" if layer % 2 else "Q4_K"
+        made += [(f"{at}{name}_norm.weight", (WIDTH,), "F32") for name in ("attn", "ffn")]
+        made += [(f"{at}attn_{name}_norm.weight", (128,), "F32") for name in "qk"]
+        made += [
+            (at + "attn_q.weight", (4096, WIDTH), "Q4_K"),
+            (at + "attn_k.weight", (512, WIDTH), "Q4_K"),
+            (at + "attn_v.weight", (512, WIDTH), more),
+            (at + "attn_output.weight", (WIDTH, 4096), "Q4_K"),
+            (at + "ffn_gate_inp.weight", (EXPERTS, WIDTH), "F32"),
+            (at + "ffn_gate_exps.weight", (EXPERTS, HIDDEN, WIDTH), "Q4_K"),
+            (at + "ffn_up_exps.weight", (EXPERTS, HIDDEN, WIDTH), "Q4_K"),
+            (at + "ffn_down_exps.weight", (EXPERTS, WIDTH, HIDDEN), more),
+        ]
+    return {name: tensor(name, shape, kind) for name, shape, kind in made}
+
+
+def tensor(name: str, shape: tuple[int, ...], kind: str) -> TensorInfo:
+    type, weights = TYPE_BY_NAME[kind], 1
+    for length in shape:
+        weights *= length
+    return TensorInfo(name, shape, type, 0, weights // type.weights * type.size_bytes)
+
+
+CONFIG, TENSORS = read_config(KEYS), tensors()
+
+
+def total(*parts: str) -> int:
+    return sum(i.size_bytes for n, i in TENSORS.items() if any(part in n for part in parts))
+
+
+def assert_on_page(*numbers: int) -> None:
+    for number in numbers:
+        assert f"{number:,}" in PAGE, number
+
+
+def test_the_pages_weights_are_the_files():
+    rows = [
+        total("gate_exps", "up_exps"),
+        total("down_exps"),
+        total("attn_q.", "attn_output"),
+        total("attn_k.", "attn_v."),
+        total("gate_inp"),
+        total("norm"),
+        total("token_embd"),
+        total("output.weight") - total("attn_output"),
+    ]
+    assert_on_page(*rows, sum(rows))
+    assert sum(rows) == sum(info.size_bytes for info in TENSORS.values()) == 18_550_716_416
+
+
+def test_the_pages_need_is_the_codes():
+    need = needs(CONFIG, TENSORS, "cpu", "f16", "native")(32_768)
+    parts = (need.weights_bytes, need.kv_bytes, need.buffers_bytes, need.program_bytes)
+    assert_on_page(*parts, need.total_bytes)
+    assert f"{need.total_bytes / 2**30:.2f} GiB" in PAGE
+    assert f"{1.02 * need.total_bytes / 2**30 + 0.04 * 32:.2f} <= 30" in PAGE
+    held = sum(resident_bytes(info, "metal", "stock") for info in TENSORS.values())
+    assert_on_page(held)
+
+
+def test_the_pages_speed_is_the_codes():
+    pace, bandwidth = PACES["cpu", "native"], Bandwidth(16e9, MEASURED)
+    start, end = (traffic(CONFIG, TENSORS, "cpu", "native", d, "f16") for d in (0, 32_768))
+    assert_on_page(start.experts_bytes, start.attention_bytes, start.shared_bytes)
+    assert_on_page(start.head_bytes, start.weights_bytes, end.kv_bytes)
+    for moved, text in ((start, "{:.1f} at the start"), (end, "{:.1f} at 32,768")):
+        rate = 1 / seconds(moved, 48, bandwidth, "cpu", "native")
+        assert text.format(rate) in PAGE.replace("\n", " ")
+    assert f"{pace.weights:g} x {start.weights_bytes:,}" in PAGE
+    assert f"{pace.kv:g} x {end.kv_bytes:,}" in PAGE
+
+
+@pytest.mark.parametrize("key", PACES)
+def test_the_pages_constants_are_the_codes(key: tuple[str, str]):
+    names = {("cpu", "native"): "CPU, native", ("cpu", "stock"): "CPU, stock"} | {
+        ("metal", "stock"): "Metal",
+        ("cuda", "stock"): "CUDA",
+    }
+    row = next(line for line in PAGE.splitlines() if line.startswith(f"| {names[key]} |"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    pace = PACES[key]
+    assert [float(cells[1]), float(cells[2])] == [pace.weights, pace.kv]
+    assert float(cells[3].split()[0]) * 1e6 == pace.layer_bytes
+    assert float(cells[4].split()[0]) * 1e-3 == pace.layer_s
+    assert cells[5] == f"-{1 - pace.low:.0%} to +{pace.high - 1:.0%}".replace("%", " %")

@@ -1,0 +1,189 @@
+"""Layers as one task: they are the layers one by one, windows that move on included."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import engine
+from engine.architectures import PAGES
+from engine.fit.machine import backend
+from engine.fit.memory import fuses
+from engine.gguf.reader import open_model
+from engine.kernels.native import why_not
+from engine.nn.cache import STEP, WINDOW_SLACK
+from engine.nn.cache_state import keep, restore
+from support.gguf_writer import Tensor
+from support.models import HERE, stored_models
+from support.rewrite import all_tensors, rewrite
+
+pytestmark = pytest.mark.skipif(
+    backend() != "cpu" or why_not() is not None, reason="no native kernels"
+)
+
+# One of each form that the core has.
+FUSED = [
+    "llama",
+    "qwen3moe",
+    "mixtral",
+    "olmoe",
+    "gpt-oss-yarn-exact",
+    "deepseek2-lite",
+    "deepseek2-v3",
+    "bailingmoe2",
+    "granitemoe",
+    "hunyuan-moe",
+    "qwen2moe",
+    "granitehybrid",
+    "qwen3next",
+    "qwen35",
+    "qwen35moe",
+]
+
+
+@pytest.mark.parametrize("name", [s.name for s in stored_models(set(PAGES)) if not s.quantized])
+def test_the_verdict_knows_which_layers_they_run(name: str):
+    stored = next(s for s in stored_models(set(PAGES)) if s.name == name)
+    model = engine.load(stored.model, kernels="native")
+    fused = type(model._decoder.layers).__name__ == "FusedLayers"
+    assert fuses(model.config, open_model(stored.model).tensors) == fused
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_fused_layers_are_the_layers_one_by_one(name: str, monkeypatch: pytest.MonkeyPatch):
+    tokens = list(range(3, 120))
+    fused = engine.load(HERE / name / "model.gguf", kernels="native")
+    monkeypatch.setattr("engine.kernels.native.fused._has_form", lambda block: False)
+    plain = engine.load(HERE / name / "model.gguf", kernels="native")
+    assert type(fused._decoder.layers) is not type(plain._decoder.layers)
+    expected = np.array(plain.logits(tokens))
+    assert np.abs(np.array(fused.logits(tokens)) - expected).max() < 1e-4 * expected.std()
+
+
+def other_heads(folder: Path, heads: int, key_dim: int) -> Path:
+    """Write the mixtral of the stored models with many heads that share one key."""
+    source = HERE / "mixtral" / "model.gguf"
+    draw, width = np.random.default_rng(0), engine.load(source).config.width
+    shapes = {
+        "attn_q": (heads * key_dim, width),
+        "attn_k": (key_dim, width),
+        "attn_v": (key_dim, width),
+        "attn_output": (width, heads * key_dim),
+    }
+    tensors = []
+    for tensor in all_tensors(source):
+        shape = shapes.get(tensor.name.removesuffix(".weight").rpartition(".")[2])
+        if shape:
+            values = draw.normal(0, width**-0.5, shape).astype("<f4")
+            tensor = Tensor(tensor.name, shape, "F32", values.tobytes())
+        tensors.append(tensor)
+    changes = {
+        "llama.attention.head_count": heads,
+        "llama.attention.head_count_kv": 1,
+        "llama.attention.key_length": key_dim,
+        "llama.attention.value_length": key_dim,
+        "llama.rope.dimension_count": key_dim,
+    }
+    return rewrite(source, folder / f"{heads}.gguf", tensors, changes)
+
+
+@pytest.mark.parametrize(("heads", "fused"), [(128, True), (129, False), (256, False)])
+def test_a_key_that_too_many_heads_share_is_not_for_the_core(
+    heads: int, fused: bool, tmp_path: Path
+):
+    path = other_heads(tmp_path, heads, 4)
+    native, stock = (engine.load(path, kernels=name) for name in ("native", "stock"))
+    assert (type(native._decoder.layers).__name__ == "FusedLayers") == fused
+    tokens = list(range(3, 70))
+    expected = np.array(stock.logits(tokens))
+    assert np.abs(np.array(native.logits(tokens)) - expected).max() < 1e-3 * expected.std()
+
+
+def test_steps_launched_before_others_are_read_come_in_order():
+    model = engine.load(HERE / "qwen3moe" / "model.gguf", kernels="native")
+    tokens = list(range(3, 40))
+    cache = model.new_cache(context=64, kv_type="f32")
+    lazy = []
+    for token in tokens:  # nothing evaluated until all are launched
+        lazy.append(model.forward(mx.array([token]), cache))
+        cache.tokens.append(token)
+    expected = np.array(model.logits(tokens))
+    assert np.abs(np.array(lazy[-1]) - expected[-1]).max() < 1e-3 * expected.std()
+
+
+@pytest.mark.parametrize("ask", [1, 2])  # as soon as it is launched; a little later
+@pytest.mark.parametrize("before", [40, 1030])  # tokens; after 1,030 the window moves on
+@pytest.mark.parametrize("name", FUSED)
+def test_a_part_of_a_prompt_that_is_given_up_was_never_there(
+    name: str, before: int, ask: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("engine.kernels.native.fused.PATIENT_BYTES", 0)
+    model = engine.load(HERE / name / "model.gguf", kernels="native")
+    tokens = np.random.default_rng(0).integers(3, model.config.vocab, before + 200).tolist()
+    cache, other = (model.new_cache(len(tokens), kv_type="f32") for _ in range(2))
+    model.step(tokens[:before], cache)
+    model.step(tokens[:before], other)
+    told = []
+
+    def stop(done: int, total: int) -> None:
+        told.append(done)
+        if len(told) == ask:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("engine.kernels.native._native.ready", lambda _: False)
+    with pytest.raises(KeyboardInterrupt):
+        model.prefill([9] * 150, cache, stop)
+    monkeypatch.undo()
+    cache.trim(before)
+    assert cache.length == before
+    made, expected = (np.array(model.step(tokens[before:], c)) for c in (cache, other))
+    assert np.array_equal(made, expected)
+    assert told[0] == 0 and all(0 <= done <= 150 for done in told)
+
+
+def test_layers_refuse_what_does_not_fit_them():
+    model = engine.load(HERE / "qwen3moe" / "model.gguf", kernels="native")
+    layers, head = model._decoder.layers, model._decoder.head
+    width = model.config.width
+    caches = layers.new_caches(8, "f16")
+    for x, offset in [
+        (mx.zeros((1, width + 1)), 0),
+        (mx.zeros((width,)), 0),
+        (mx.zeros((1, width), dtype=mx.float16), 0),
+        (mx.zeros((9, width)), 0),
+        (mx.zeros((1, width)), 8),
+        (mx.zeros((1, width)), -1),
+    ]:
+        with pytest.raises(ValueError, match=r"layers of width|outside the cache"):
+            layers(x, caches, offset)
+    with pytest.raises(ValueError, match="head of width"):
+        head(mx.zeros((1, width - 1)))
+
+
+def test_a_window_moves_on_and_goes_back_as_far_as_it_holds():
+    model = engine.load(HERE / "gpt-oss-yarn-exact" / "model.gguf", kernels="native")
+    window = max(model.config.windows)
+    slots = window + WINDOW_SLACK + STEP
+    tokens = np.random.default_rng(0).integers(3, model.config.vocab, 2 * slots + 100).tolist()
+    expected = np.array(model.logits(tokens))
+    cache = model.new_cache(context=len(tokens), kv_type="f32")
+    for start in range(0, len(tokens), 600):  # more at a time than the window has room for
+        made = model.forward(mx.array(tokens[start : start + 600]), cache)
+        cache.tokens += tokens[start : start + 600]
+    assert np.abs(np.array(made) - expected[-1]).max() < 1e-3 * expected.std()
+    cache.trim(len(tokens) - 40)
+    assert cache.length == len(tokens) - 40
+    for token in tokens[-40:]:
+        made = model.forward(mx.array([token]), cache)
+        cache.tokens.append(token)
+    assert np.abs(np.array(made) - expected[-1]).max() < 1e-3 * expected.std()
+    other = model.new_cache(context=len(tokens), kv_type="f32")
+    restore(model, keep(model, cache), other)
+    other.trim(len(tokens) - 1)
+    again = model.forward(mx.array(tokens[-1:]), other)
+    assert np.array_equal(np.array(again), np.array(made))
+    cache.trim(100)  # long gone
+    assert cache.length == 0

@@ -1,0 +1,176 @@
+"""Hyper-parameters: what is read, and that nonsense names its key."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from engine.errors import GGUFError, UnsupportedError
+from engine.nn.config import read_config
+from support.headers import kv_values, metadata
+
+SOUND = {
+    "general.architecture": "qwen3moe",
+    "general.name": "Tiny",
+    "tokenizer.ggml.tokens": ["a", "b", "c"],
+    "qwen3moe.block_count": 2,
+    "qwen3moe.context_length": 2048,
+    "qwen3moe.embedding_length": 64,
+    "qwen3moe.feed_forward_length": 128,
+    "qwen3moe.attention.head_count": 4,
+    "qwen3moe.attention.head_count_kv": 2,
+    "qwen3moe.attention.key_length": 48,
+    "qwen3moe.attention.value_length": 48,
+    "qwen3moe.attention.layer_norm_rms_epsilon": 1e-6,
+    "qwen3moe.rope.freq_base": 1e6,
+    "qwen3moe.expert_count": 8,
+    "qwen3moe.expert_used_count": 2,
+    "qwen3moe.expert_feed_forward_length": 32,
+}
+MISSING = object()
+
+
+def test_config_reads_what_the_file_says():
+    config = read_config(SOUND)
+    assert (config.layers, config.width, config.vocab, config.context) == (2, 64, 3, 2048)
+    assert (config.heads, config.kv_heads, config.key_dim) == (4, (2, 2), 48)
+    assert config.experts is not None
+    assert (config.experts.count, config.experts.used, config.experts.width) == (8, 2, 32)
+    assert config.attention_scale == 48**-0.5
+    assert kv_values(config) == 2 * 2 * (48 + 48)
+
+
+def test_head_width_is_not_width_over_heads():
+    # 64 / 4 would be 16: two peers size Qwen3's KV cache by that, and halve it.
+    assert read_config(SOUND).key_dim == 48
+
+
+def test_kv_heads_may_be_an_array_per_layer():
+    config = read_config(SOUND | {"qwen3moe.attention.head_count_kv": np.array([1, 4], np.int32)})
+    assert config.kv_heads == (1, 4)
+    assert kv_values(config) == 5 * (48 + 48)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("block_count", 0),
+        ("block_count", 513),
+        ("block_count", "two"),
+        ("block_count", True),
+        ("block_count", MISSING),
+        ("embedding_length", 0),
+        ("embedding_length", MISSING),
+        ("context_length", 0),
+        ("context_length", 1 << 40),
+        ("feed_forward_length", -1),
+        ("attention.head_count", 0),
+        ("attention.head_count", 1 << 20),
+        ("attention.head_count_kv", 0),
+        ("attention.head_count_kv", 3),  # of 4 query heads
+        ("attention.head_count_kv", np.array([2], np.int32)),
+        ("attention.head_count_kv", np.array([2.0, 2.0], np.float32)),
+        ("attention.key_length", 0),
+        ("attention.layer_norm_rms_epsilon", float("nan")),
+        ("attention.layer_norm_rms_epsilon", float("inf")),
+        ("attention.layer_norm_rms_epsilon", -1e-6),
+        ("attention.layer_norm_rms_epsilon", MISSING),
+        ("attention.scale", float("nan")),
+        ("rope.dimension_count", 7),
+        ("rope.dimension_count", 0),
+        ("rope.dimension_count", 96),
+        ("rope.freq_base", 0.0),
+        ("rope.freq_base", 1.0),
+        ("rope.freq_base", float("nan")),
+        ("rope.scaling.factor", -1.0),
+        ("rope.scaling.type", 4),
+        ("expert_count", 1025),
+        ("expert_used_count", 9),
+        ("expert_used_count", 0),
+        ("expert_used_count", MISSING),
+        ("expert_weights_norm", 1),
+        ("vocab_size", 4),
+    ],
+)
+def test_nonsense_is_an_error_that_names_the_key(key: str, value: object):
+    metadata = SOUND | {f"qwen3moe.{key}": value}
+    if value is MISSING:
+        del metadata[f"qwen3moe.{key}"]
+    with pytest.raises(GGUFError, match=key.replace(".", r"\.")):
+        read_config(metadata)
+
+
+@pytest.mark.parametrize("tokens", [MISSING, [], "abc", np.array([1, 2, 3])])
+def test_a_file_without_a_vocabulary_is_refused(tokens: object):
+    with pytest.raises(GGUFError, match=r"tokenizer\.ggml\.tokens"):
+        read_config(SOUND | {"tokenizer.ggml.tokens": tokens})
+
+
+@pytest.mark.parametrize("architecture", [MISSING, "", 3])
+def test_a_file_without_an_architecture_is_refused(architecture: object):
+    with pytest.raises(GGUFError, match=r"general\.architecture"):
+        read_config(SOUND | {"general.architecture": architecture})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("rope.scaling.type", "spiral"), ("expert_gating_func", 9), ("expert_gating_func", 4)],
+)
+def test_what_the_engine_lacks_is_unsupported_not_damaged(key: str, value: object):
+    with pytest.raises(UnsupportedError, match=key.replace(".", r"\.")):
+        read_config(SOUND | {f"qwen3moe.{key}": value})
+
+
+@pytest.mark.parametrize("architecture", ["mamba", "gpt2", "clip"])
+def test_a_sound_file_of_another_architecture_is_unsupported_not_damaged(architecture: str):
+    with pytest.raises(UnsupportedError, match=f"architecture '{architecture}' is not supported"):
+        read_config({"general.architecture": architecture})
+
+
+@pytest.mark.parametrize(
+    ("architecture", "key", "value"),
+    [
+        ("gpt-oss", "attention.sliding_window", -1),
+        ("gpt-oss", "attention.sliding_window", "wide"),
+        ("gemma3", "attention.sliding_window_pattern", 0),
+        ("gemma3", "attention.sliding_window_pattern", np.array([1, 0], np.int32)),
+        ("gemma3", "rope.freq_base_swa", 0.0),
+        ("gemma2", "attn_logit_softcapping", float("nan")),
+        ("gemma2", "final_logit_softcapping", -1.0),
+        ("granite", "embedding_scale", float("inf")),
+        ("granite", "residual_scale", "big"),
+        ("granite", "logit_scale", -0.5),
+        ("granite", "rope.scaling.finetuned", 1),
+        ("mistral3", "attention.temperature_scale", -1.0),
+        ("glm4moe", "nextn_predict_layers", 2),
+        ("glm4moe", "nextn_predict_layers", -1),
+        ("llama", "feed_forward_length", np.array([128], np.int32)),
+        ("llama", "attention.head_count", np.array([8.0, 8.0], np.float32)),
+    ],
+)
+def test_nonsense_of_a_family_names_its_key(architecture: str, key: str, value: object):
+    with pytest.raises(GGUFError, match=key.replace(".", r"\.")):
+        read_config(metadata(architecture) | {f"{architecture}.{key}": value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("expert_group_count", 3),
+        ("expert_group_count", 9),
+        ("expert_group_used_count", 5),
+        ("expert_used_count", 5),  # of the 2 groups of 2 that are used
+        ("expert_shared_count", -1),
+        ("expert_shared_feed_forward_length", 1.5),
+        ("leading_dense_block_count", -1),
+        ("interleave_moe_layer_step", 0),
+        ("expert_weights_scale", float("nan")),
+    ],
+)
+def test_nonsense_of_experts_names_its_key(key: str, value: object):
+    routed = {"expert_count": 8, "expert_used_count": 2, "expert_feed_forward_length": 32}
+    routed |= {"expert_group_count": 4, "expert_group_used_count": 2}
+    header = metadata("bailingmoe2", **routed)
+    read_config(header)
+    with pytest.raises(GGUFError, match=key):
+        read_config(header | {f"bailingmoe2.{key}": value})
