@@ -11,9 +11,9 @@
 #include <tuple>
 #include <vector>
 
-#include "gemm_amx.h"
+#include "core/gemm/gemm_amx.h"
 #include "layers.h"
-#include "pick.h"
+#include "core/blocks/pick.h"
 #include "recurrent.h"
 #include "weight.h"
 

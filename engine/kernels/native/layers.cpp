@@ -10,7 +10,7 @@
 #include <string>
 #include <utility>
 
-#include "latent.h"
+#include "core/blocks/latent.h"
 
 namespace conifer {
 

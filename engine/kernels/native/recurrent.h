@@ -4,7 +4,7 @@
 #include <optional>
 #include <vector>
 
-#include "core/recurrence.h"
+#include "core/recurrent/recurrence.h"
 #include "task.h"
 
 namespace conifer {

@@ -6,7 +6,7 @@
 #include <mutex>
 #include <vector>
 
-#include "block.h"
+#include "core/blocks/block.h"
 #include "mlx/array.h"
 
 namespace conifer {

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "task.h"
-#include "types.h"
+#include "core/quant/types.h"
 
 namespace conifer {
 

@@ -11,8 +11,8 @@
 #include <string>
 #include <vector>
 
-#include "block.h"
-#include "workspace.h"
+#include "blocks/block.h"
+#include "blocks/workspace.h"
 
 using namespace conifer;
 

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "block.h"
+#include "blocks/block.h"
 
 using namespace conifer;
 

@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "../matmul.h"
+#include "gemm/matmul.h"
 
 using namespace conifer;
 

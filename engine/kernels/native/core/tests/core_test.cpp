@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
-#include "../gemm_amx.h"
-#include "../matmul.h"
+#include "gemm/gemm_amx.h"
+#include "gemm/matmul.h"
 
 using namespace conifer;
 

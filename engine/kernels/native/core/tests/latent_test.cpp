@@ -1,6 +1,6 @@
 // Latent attention against plain loops in float64. Exits with the number of failures.
 #include "block_support.h"
-#include "latent.h"
+#include "blocks/latent.h"
 
 namespace {
 

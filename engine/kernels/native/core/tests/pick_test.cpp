@@ -1,7 +1,7 @@
 // Picking a token against plain loops in float64, for every instruction set. Exits with the number
 // of failures.
 #include "block_support.h"
-#include "pick.h"
+#include "blocks/pick.h"
 
 namespace {
 

@@ -7,7 +7,7 @@
 #include <thread>
 #include <vector>
 
-#include "../pool.h"
+#include "threads/pool.h"
 
 using namespace conifer;
 

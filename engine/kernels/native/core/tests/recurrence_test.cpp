@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "matmul.h"
-#include "recurrence.h"
+#include "gemm/matmul.h"
+#include "recurrent/recurrence.h"
 
 using namespace conifer;
 

@@ -1,0 +1,17 @@
+// Attention of one token over 8-bit keys and values in AMX tiles, where the processor has them.
+#pragma once
+
+#include "attention/attention.h"
+
+namespace conifer {
+
+// Whether attend_one_amx can serve this head: Q8, whole scale groups of 32.
+bool amx_serves(const HeadView& head);
+
+// As attend_one.
+void attend_one_amx(const HeadView& head, const float* queries, int64_t group, int64_t begin,
+                    int64_t end, Partial partial, float* scratch);
+
+int64_t amx_scratch(int64_t key_dim, int64_t value_dim);  // floats
+
+}  // namespace conifer

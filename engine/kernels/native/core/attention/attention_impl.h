@@ -1,0 +1,418 @@
+// Attention of one kv head, for one instruction set. See attention.h for the terms.
+//
+// Both ways stream over the tokens in blocks, with a running maximum: scores never exist for more
+// than a block. One token: each key and value is read once for all query heads. Many
+// tokens: a block of keys is converted and turned once, and then it is two small matrix products.
+#pragma once
+
+#include <type_traits>
+
+#include "attention/attention.h"
+#include "isa/simd.h"
+
+namespace conifer {
+namespace {
+
+constexpr int64_t BLOCK = 64;       // tokens
+constexpr int64_t SHORT_BLOCK = 32; // of one token's: three of keys or values in the first cache
+constexpr int64_t LONGEST = 16;     // floats that any W divides: rows are padded to this
+constexpr float LOWEST = -3.0e38f;  // below every score, and a difference of two is no overflow
+
+CONIFER_INLINE int64_t pad(int64_t dims) { return (dims + LONGEST - 1) / LONGEST * LONGEST; }
+
+// Rows of a cache, `stride` apart, as vectors of floats.
+template <CacheType C>
+struct Rows {
+  const void* data;
+  const uint16_t* scales;
+  int64_t dims, stride, group;
+
+  CONIFER_INLINE VF at(int64_t token, int64_t i) const {
+    const int64_t n = token * stride + i;
+    if constexpr (C == CacheType::F32) return load(static_cast<const float*>(data) + n);
+    if constexpr (C == CacheType::F16) return load_half(static_cast<const uint16_t*>(data) + n);
+    return load_int8(static_cast<const int8_t*>(data) + n) * half_to_float(scales[n / group]);
+  }
+  CONIFER_INLINE const char* address(int64_t token) const {
+    constexpr int64_t SIZE = C == CacheType::F32 ? 4 : C == CacheType::F16 ? 2 : 1;
+    return static_cast<const char*>(data) + token * stride * SIZE;
+  }
+};
+
+CONIFER_INLINE int64_t q8_group_of(int64_t dims) {
+  int64_t group = 32;
+  while (dims % group != 0) group /= 2;
+  return group;
+}
+
+// Convert n tokens to floats, rows padded with zeros.
+template <CacheType C>
+void unpack(const void* data, const uint16_t* scales, int64_t dims, int64_t stride, int64_t begin,
+            int64_t n, float* out) {
+  const int64_t group = q8_group_of(stride), width = pad(dims);
+  const Rows<C> rows{data, scales, dims, stride, group};
+  const bool whole = C != CacheType::Q8 || group % W == 0;
+  for (int64_t t = 0; t < n; ++t, out += width) {
+    int64_t i = 0;
+    if (whole)
+      for (; i + W <= dims; i += W) store(out + i, rows.at(begin + t, i));
+    for (; i < dims; ++i) {
+      const int64_t k = (begin + t) * stride + i;
+      if constexpr (C == CacheType::F32) out[i] = static_cast<const float*>(data)[k];
+      if constexpr (C == CacheType::F16)
+        out[i] = half_to_float(static_cast<const uint16_t*>(data)[k]);
+      if constexpr (C == CacheType::Q8)
+        out[i] = static_cast<const int8_t*>(data)[k] * half_to_float(scales[k / group]);
+    }
+    for (; i < width; ++i) out[i] = 0.0f;
+  }
+}
+
+void unpack(CacheType type, const void* data, const uint16_t* scales, int64_t dims, int64_t stride,
+            int64_t begin, int64_t n, float* out) {
+  const auto typed = type == CacheType::F32   ? unpack<CacheType::F32>
+                     : type == CacheType::F16 ? unpack<CacheType::F16>
+                                              : unpack<CacheType::Q8>;
+  typed(data, scales, dims, stride, begin, n, out);
+}
+
+// --- one token ------------------------------------------------------------------------------
+
+// The running state of G query heads; lane t * G + g of a vector belongs to head g.
+template <int G>
+struct Running {
+  VF top, total;
+};
+
+template <int G>
+CONIFER_INLINE VF across_tokens(VF v, bool maximum) {
+  float lanes[W], folded[W];
+  store(lanes, v);
+  for (int g = 0; g < G; ++g) {
+    float x = lanes[g];
+    for (int t = 1; t < W / G; ++t) {
+      const float y = lanes[t * G + g];
+      x = maximum ? (y > x ? y : x) : x + y;
+    }
+    for (int t = 0; t < W / G; ++t) folded[t * G + g] = x;
+  }
+  return load(folded);
+}
+
+// Fetch what comes next while the arithmetic is busy: the hardware loses a stream that stops and
+// goes on elsewhere, as keys and values do in turn.
+CONIFER_INLINE void fetch(const char* begin, const char* end) {
+  for (; begin < end; begin += 64) __builtin_prefetch(begin);
+}
+
+// Scores of n tokens in order of lanes: out[t * G + g]. Meanwhile fetches the same tokens of
+// `next`.
+template <int G, CacheType C>
+CONIFER_INLINE void score(const Rows<C>& keys, const Rows<C>& next, const float* queries,
+                          int64_t stride, int64_t begin, int64_t n, float* out) {
+  constexpr int TOKENS = W / G;
+  for (int64_t t = 0; t < n; t += TOKENS) {
+    VF sums[W];  // in registers: zeroed one by one, because `= {}` becomes a memset
+#pragma GCC unroll 16
+    for (int j = 0; j < W; ++j) sums[j] = fill(0.0f);
+    const int64_t first = begin + t, last = begin + n - 1;
+    fetch(next.address(first), next.address(first + TOKENS));
+    for (int64_t i = 0; i < keys.dims; i += W) {
+#pragma GCC unroll 16
+      for (int j = 0; j < TOKENS; ++j) {
+        const VF key = keys.at(first + j < last ? first + j : last, i);
+#pragma GCC unroll 8
+        for (int g = 0; g < G; ++g) {
+          const VF query = load(queries + g * stride + i);
+          sums[j * G + g] = sums[j * G + g] + key * query;
+        }
+      }
+    }
+    store(out + t * G, sum_each(sums));
+  }
+}
+
+// What is to be fetched meanwhile: `step` bytes with each token.
+struct Ahead {
+  const char* begin;
+  int64_t step;
+};
+
+// mixed[g] += weights[t * G + g] * value[t], N vectors of each row at a time.
+template <int G, int N, CacheType C>
+CONIFER_INLINE void mix(const Rows<C>& values, Ahead ahead, const float* weights, int64_t stride,
+                        int64_t begin, int64_t n, int64_t i, float* mixed) {
+  VF sums[G][N];
+#pragma GCC unroll 8
+  for (int g = 0; g < G; ++g)
+#pragma GCC unroll 4
+    for (int j = 0; j < N; ++j) sums[g][j] = load(mixed + g * stride + i + j * W);
+  for (int64_t t = 0; t < n; ++t) {
+    VF v[N];
+    fetch(ahead.begin + t * ahead.step, ahead.begin + (t + 1) * ahead.step);
+#pragma GCC unroll 4
+    for (int j = 0; j < N; ++j) v[j] = values.at(begin + t, i + j * W);
+#pragma GCC unroll 8
+    for (int g = 0; g < G; ++g)
+#pragma GCC unroll 4
+      for (int j = 0; j < N; ++j) sums[g][j] = sums[g][j] + v[j] * weights[t * G + g];
+  }
+#pragma GCC unroll 8
+  for (int g = 0; g < G; ++g)
+#pragma GCC unroll 4
+    for (int j = 0; j < N; ++j) store(mixed + g * stride + i + j * W, sums[g][j]);
+}
+
+// One block of tokens into the running state. `weights` is scratch for G * SHORT_BLOCK floats. While
+// keys are read the values are fetched, and in all passes over the values a part of the next keys.
+template <int G, CacheType C>
+CONIFER_INLINE void one_block(const Rows<C>& keys, const Rows<C>& values, const float* queries,
+                              int64_t query_stride, int64_t begin, int64_t n, Running<G>& state,
+                              float* mixed, int64_t mixed_stride, float* weights) {
+  score<G, C>(keys, values, queries, query_stride, begin, n, weights);
+  const int64_t count = n * G;
+  for (int64_t i = count; i % W != 0; ++i) weights[i] = LOWEST;
+  VF top = state.top;
+  for (int64_t i = 0; i < count; i += W) top = larger(top, load(weights + i));
+  top = across_tokens<G>(top, true);
+  const VF factor = exponential(state.top - top);
+  float factors[W];
+  store(factors, factor);
+  bool same = true;
+  for (int g = 0; g < G; ++g) same = same && factors[g] == 1.0f;
+  if (!same)
+    for (int g = 0; g < G; ++g)
+      for (int64_t i = 0; i < mixed_stride; i += W)
+        store(mixed + g * mixed_stride + i, load(mixed + g * mixed_stride + i) * factors[g]);
+  VF total = state.total * factor;
+  for (int64_t i = 0; i < count; i += W) {
+    const VF weight = exponential(load(weights + i) - top);
+    total = total + weight;
+    store(weights + i, weight);
+  }
+  state.top = top;
+  state.total = total;
+  constexpr int N = G == 8 && W <= 8 ? 1 : 2;
+  const char* next = keys.address(begin + n);
+  const int64_t passes = (values.dims / W + N - 1) / N;
+  Ahead ahead{next, (keys.address(begin + 2 * n) - next) / (passes * n)};
+  const auto pass = [&](auto vectors, int64_t i) {
+    constexpr int V = decltype(vectors)::value;
+    mix<G, V, C>(values, ahead, weights, mixed_stride, begin, n, i, mixed);
+    ahead.begin += n * ahead.step;
+  };
+  int64_t i = 0;
+  for (; i + N * W <= values.dims; i += N * W) pass(std::integral_constant<int, N>{}, i);
+  for (; i < values.dims; i += W) pass(std::integral_constant<int, 1>{}, i);
+}
+
+// `heads` <= G query heads over tokens begin..end. Where rows are not whole vectors, they are
+// converted block by block first.
+template <int G, CacheType C>
+void one_group(const HeadView& head, const float* queries, int64_t heads, int64_t begin,
+               int64_t end, Partial partial, float* scratch) {
+  const int64_t query_stride = pad(head.key_dim), mixed_stride = pad(head.value_dim);
+  float* weights = scratch;
+  float* own_queries = weights + 8 * SHORT_BLOCK + LONGEST;
+  float* mixed = own_queries + 8 * query_stride;
+  float* key_block = mixed + 8 * mixed_stride;
+  float* value_block = key_block + SHORT_BLOCK * query_stride;
+  for (int64_t i = 0; i < G * query_stride; ++i)
+    own_queries[i] = i < heads * query_stride ? queries[i] : 0.0f;
+  for (int64_t i = 0; i < G * mixed_stride; ++i) mixed[i] = 0.0f;
+
+  const Rows<C> keys{head.keys, head.key_scales, head.key_dim, head.key_dim,
+                     q8_group_of(head.key_dim)};
+  const Rows<C> values{head.values, head.value_scales, head.value_dim, head.value_stride,
+                       q8_group_of(head.value_stride)};
+  const bool direct = head.key_dim % W == 0 && head.value_dim % W == 0 &&
+                      (C != CacheType::Q8 || (keys.group % W == 0 && values.group % W == 0));
+  Running<G> state{fill(LOWEST), fill(0.0f)};
+  for (int64_t t = begin; t < end; t += SHORT_BLOCK) {
+    const int64_t n = end - t < SHORT_BLOCK ? end - t : SHORT_BLOCK;
+    if (direct) {
+      one_block<G, C>(keys, values, own_queries, query_stride, t, n, state, mixed, mixed_stride,
+                      weights);
+      continue;
+    }
+    unpack<C>(head.keys, head.key_scales, head.key_dim, head.key_dim, t, n, key_block);
+    unpack<C>(head.values, head.value_scales, head.value_dim, head.value_stride, t, n,
+              value_block);
+    one_block<G, CacheType::F32>({key_block, nullptr, query_stride, query_stride, 1},
+                                 {value_block, nullptr, mixed_stride, mixed_stride, 1},
+                                 own_queries, query_stride, 0, n, state, mixed, mixed_stride,
+                                 weights);
+  }
+  float tops[W], totals[W];
+  store(tops, state.top);
+  store(totals, across_tokens<G>(state.total, false));
+  for (int64_t g = 0; g < heads; ++g) {
+    partial.top[g] = tops[g];
+    partial.total[g] = totals[g];
+    memcpy(partial.mixed + g * mixed_stride, mixed + g * mixed_stride, size_t(mixed_stride) * 4);
+  }
+}
+
+template <CacheType C>
+void attend_one_typed(const HeadView& head, const float* queries, int64_t group, int64_t begin,
+                      int64_t end, Partial partial, float* scratch) {
+  constexpr int MOST = W < 8 ? W : 8;
+  for (int64_t g = 0; g < group;) {
+    const int64_t left = group - g, heads = left < MOST ? left : MOST;
+    const float* q = queries + g * pad(head.key_dim);
+    const Partial p{partial.top + g, partial.total + g,
+                    partial.mixed + g * pad(head.value_dim)};
+    if (heads > 4) one_group<MOST, C>(head, q, heads, begin, end, p, scratch);
+    else if (heads > 2) one_group<4, C>(head, q, heads, begin, end, p, scratch);
+    else if (heads > 1) one_group<2, C>(head, q, heads, begin, end, p, scratch);
+    else one_group<1, C>(head, q, heads, begin, end, p, scratch);
+    g += heads;
+  }
+}
+
+void attend_one_isa(const HeadView& head, const float* queries, int64_t group, int64_t begin,
+                    int64_t end, Partial partial, float* scratch) {
+  if (head.type == CacheType::F32)
+    attend_one_typed<CacheType::F32>(head, queries, group, begin, end, partial, scratch);
+  else if (head.type == CacheType::F16)
+    attend_one_typed<CacheType::F16>(head, queries, group, begin, end, partial, scratch);
+  else
+    attend_one_typed<CacheType::Q8>(head, queries, group, begin, end, partial, scratch);
+}
+
+// --- many tokens ----------------------------------------------------------------------------
+
+// A tile of c (M, N vectors) = or += a (M, depth) b (depth, N vectors).
+template <int M, int N>
+CONIFER_INLINE void multiply_tile(const float* a, int64_t a_stride, const float* b,
+                                  int64_t b_stride, int64_t depth, bool add, float* c,
+                                  int64_t c_stride) {
+  VF sums[M][N];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n)
+      sums[m][n] = add ? load(c + m * c_stride + n * W) : fill(0.0f);
+  for (int64_t k = 0; k < depth; ++k) {
+    VF row[N];
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) row[n] = load(b + k * b_stride + n * W);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      const VF factor = fill(a[m * a_stride + k]);
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) sums[m][n] = sums[m][n] + row[n] * factor;
+    }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) store(c + m * c_stride + n * W, sums[m][n]);
+}
+
+// Rows come in fours, columns in LONGEST.
+void multiply(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t rows,
+              int64_t depth, int64_t columns, bool add, float* c, int64_t c_stride) {
+  constexpr int N = W == 8 ? 2 : 4;
+  for (int64_t n = 0; n < columns;) {
+    const bool wide = n + N * W <= columns;
+    for (int64_t m = 0; m < rows; m += 4) {
+      const float* rows_a = a + m * a_stride;
+      float* tile = c + m * c_stride + n;
+      if (wide)
+        multiply_tile<4, N>(rows_a, a_stride, b + n, b_stride, depth, add, tile, c_stride);
+      else
+        multiply_tile<4, 1>(rows_a, a_stride, b + n, b_stride, depth, add, tile, c_stride);
+    }
+    n += wide ? N * W : W;
+  }
+}
+
+// (BLOCK, width) to (width, BLOCK); width is a multiple of LONGEST.
+void turn(const float* rows, int64_t width, float* columns) {
+  for (int64_t t = 0; t < BLOCK; t += W)
+    for (int64_t i = 0; i < width; i += W) {
+      VF tile[W];
+      for (int j = 0; j < W; ++j) tile[j] = load(rows + (t + j) * width + i);
+      transpose(tile);
+      for (int j = 0; j < W; ++j) store(columns + (i + j) * BLOCK + t, tile[j]);
+    }
+}
+
+// Scores of one row become weights, 0 outside begin..end; gives back the factor on what was mixed
+// before.
+CONIFER_INLINE float weigh(float* scores, int64_t begin, int64_t end, float& top, float& total) {
+  for (int64_t t = 0; t < begin; ++t) scores[t] = LOWEST;
+  for (int64_t t = end; t < BLOCK; ++t) scores[t] = LOWEST;
+  VF most = load(scores);
+  for (int64_t t = W; t < BLOCK; t += W) most = larger(most, load(scores + t));
+  const float block_top = largest(most), new_top = block_top > top ? block_top : top;
+  VF sums = fill(0.0f);
+  for (int64_t t = 0; t < BLOCK; t += W) {
+    const VF weight = exponential(load(scores + t) - new_top);
+    store(scores + t, weight);
+    sums = sums + weight;
+  }
+  for (int64_t t = 0; t < begin; ++t) scores[t] = 0.0f;
+  for (int64_t t = end; t < BLOCK; ++t) scores[t] = 0.0f;
+  const float factor = top == new_top ? 1.0f : exponential(fill(top - new_top))[0];
+  total = total * factor + sum(sums);
+  top = new_top;
+  return factor;
+}
+
+void attend_many_isa(const HeadView& head, const float* queries, int64_t rows,
+                     const Sight* sights, float* out, float* scratch) {
+  const int64_t key_width = pad(head.key_dim), value_width = pad(head.value_dim);
+  const int64_t padded_rows = (rows + 3) / 4 * 4;
+  float* keys = scratch;  // then the values of the same block
+  float* columns = keys + BLOCK * (key_width > value_width ? key_width : value_width);
+  float* scores = columns + BLOCK * key_width;
+  float* tops = scores + MAX_ROWS * BLOCK;
+  float* totals = tops + MAX_ROWS;
+  for (int64_t r = 0; r < padded_rows; ++r) {
+    tops[r] = LOWEST;
+    totals[r] = 0.0f;
+    for (int64_t i = 0; i < value_width; ++i) out[r * value_width + i] = 0.0f;
+  }
+  const int64_t end = sights[rows - 1].end;
+  for (int64_t begin = sights[0].begin; begin < end; begin += BLOCK) {
+    const int64_t n = end - begin < BLOCK ? end - begin : BLOCK;
+    int64_t first = 0;  // rows before this see nothing of the block
+    while (sights[first].end <= begin) ++first;
+    first = first / 4 * 4;
+    unpack(head.type, head.keys, head.key_scales, head.key_dim, head.key_dim, begin, n, keys);
+    for (int64_t i = n * key_width; i < BLOCK * key_width; ++i) keys[i] = 0.0f;
+    turn(keys, key_width, columns);
+    multiply(queries + first * key_width, key_width, columns, BLOCK, padded_rows - first,
+             key_width, BLOCK, false, scores + first * BLOCK, BLOCK);
+    for (int64_t r = first; r < padded_rows; ++r) {
+      const Sight seen = r < rows ? sights[r] : Sight{0, 0, NO_SINK};
+      const int64_t from = seen.begin > begin ? seen.begin - begin : 0;
+      const int64_t to = seen.end - begin < n ? seen.end - begin : n;
+      if (from >= to) {
+        for (int64_t t = 0; t < BLOCK; ++t) scores[r * BLOCK + t] = 0.0f;
+        continue;
+      }
+      const float factor = weigh(scores + r * BLOCK, from, to, tops[r], totals[r]);
+      if (factor != 1.0f)
+        for (int64_t i = 0; i < value_width; i += W)
+          store(out + r * value_width + i, load(out + r * value_width + i) * factor);
+    }
+    unpack(head.type, head.values, head.value_scales, head.value_dim, head.value_stride, begin, n,
+           keys);
+    multiply(scores + first * BLOCK, BLOCK, keys, value_width, padded_rows - first, n,
+             value_width, true, out + first * value_width, value_width);
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    const float sink = sights[r].sink, top = sink > tops[r] ? sink : tops[r];
+    const float factor = top == tops[r] ? 1.0f : exponential(fill(tops[r] - top))[0];
+    float total = totals[r] * factor;
+    if (sink > NO_SINK) total += exponential(fill(sink - top))[0];
+    for (int64_t i = 0; i < value_width; i += W)
+      store(out + r * value_width + i, load(out + r * value_width + i) * (factor / total));
+  }
+}
+
+}  // namespace
+}  // namespace conifer

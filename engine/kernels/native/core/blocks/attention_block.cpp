@@ -1,0 +1,396 @@
+// The attention, dense and head blocks. See block.h.
+//
+// One token is the hot path: every thread norms and quantises the whole input for itself, so that
+// the only barriers are those where one thread needs what another multiplied.
+#include "blocks/block.h"
+
+#include <algorithm>
+#include <atomic>
+
+#include "isa/float_kernels.h"
+#include "gemm/gemm_amx.h"
+#include "blocks/steps.h"
+
+namespace conifer {
+
+Workspace::Workspace() : parts(std::make_unique<Parts>()) {}
+Workspace::~Workspace() = default;
+
+namespace {
+
+using Thread = Workspace::Parts::Thread;
+
+// What the threads of one attention_block share.
+struct AttentionCall {
+  const AttentionLayer& layer;
+  KVCache cache;
+  int64_t past;  // tokens in the cache before these
+  const float* x;
+  int64_t tokens;
+  float* y;
+  Workspace::Parts& parts;
+  Pool& pool;
+  float* projected;  // (T, width): queries, keys, values
+  int64_t width, group, query_step, key_start, value_start;
+  std::atomic<int64_t>* next;
+  RowSharing* projected_rows;  // of one token
+  RowSharing* output_rows;
+
+  int64_t length() const { return past + tokens; }
+};
+
+// Norm one head, unless its whole projection was, and turn it.
+void rotate_head(const AttentionCall& call, const Norm& norm, int64_t token, float* x) {
+  const Rope& rope = call.layer.rope;
+  const bool normed = norm.weight && !call.layer.whole_norms;
+  if (normed && !call.layer.norms_last) rms_norm(x, norm, call.layer.key_dim, x);
+  if (rope.dims)
+    rotate(x, call.parts.rotations.cosines(token), call.parts.rotations.sines(token), rope.dims,
+           rope.interleaved);
+  if (normed && call.layer.norms_last) rms_norm(x, norm, call.layer.key_dim, x);
+}
+
+// Norm a token's queries, or keys, as a whole where the layer does.
+void norm_whole(const AttentionCall& call, const Norm& norm, int64_t n, const float* x, float* y) {
+  if (norm.weight && call.layer.whole_norms) rms_norm(x, norm, n, y);
+  else if (x != y) std::copy(x, x + n, y);
+}
+
+// key: that of the token, which is turned in place.
+void append_token(const AttentionCall& call, int64_t head, int64_t token, float* key) {
+  const AttentionLayer& layer = call.layer;
+  rotate_head(call, layer.k_norm, token, key);
+  append(call.cache, call.cache.keys, head, call.past + token, key, layer.key_dim);
+  append(call.cache, call.cache.values, head, call.past + token,
+         call.projected + token * call.width + call.value_start + head * layer.value_dim,
+         layer.value_dim);
+}
+
+// The first token of the cache that one sees.
+int64_t first_seen(const AttentionCall& call, int64_t token) {
+  const int64_t window = call.layer.window;
+  return window ? std::max<int64_t>(call.past + token + 1 - window, 0) : 0;
+}
+
+// Put one token's queries of a kv head, from `all` of its queries, into padded rows: scaled, and
+// normed and turned unless they are.
+void copy_queries(const AttentionCall& call, int64_t head, int64_t token, const float* all,
+                  bool turned, float* out) {
+  const AttentionLayer& layer = call.layer;
+  const int64_t dims = layer.key_dim, stride = padded(dims);
+  const float* row = all + head * call.group * call.query_step;
+  for (int64_t g = 0; g < call.group; ++g, row += call.query_step, out += stride) {
+    std::copy(row, row + dims, out);
+    std::fill(out + dims, out + stride, 0.0f);
+    if (!turned) rotate_head(call, layer.q_norm, token, out);
+    float_kernels().scale(out, layer.scale, dims, out);
+  }
+}
+
+// What one head of a token gives, times the sigmoid of its gate if it has one; out may be `mixed`.
+void finish_head(const AttentionCall& call, int64_t head, int64_t token, const float* mixed,
+                 float* out) {
+  const AttentionLayer& layer = call.layer;
+  const float* gate =
+      call.projected + token * call.width + head * call.query_step + layer.key_dim;
+  if (layer.gated) float_kernels().sigmoid_multiply(gate, mixed, layer.value_dim, out);
+  else if (out != mixed) std::copy(mixed, mixed + layer.value_dim, out);
+}
+
+void attend_range(const AttentionCall& call, int thread, int threads, Thread& own);
+void merge_ranges(const AttentionCall& call, int threads, Thread& own, float* out);
+
+// Some rows of the output projection, and the residual.
+void finish(const AttentionCall& call, const Activations& mixed, Range rows) {
+  const AttentionLayer& layer = call.layer;
+  const int64_t width = layer.output.rows;
+  const Projection output{&layer.output, layer.output_bias};
+  float* sums = call.parts.normed.need(0);
+  multiply_range(&output, 1, mixed, call.tokens, sums, width, rows);
+  for (int64_t t = 0; t < call.tokens; ++t) {
+    const int64_t at = t * width + rows.begin;
+    add_residual(call.x + at, layer.residual, sums + at, rows.end - rows.begin, call.y + at);
+  }
+}
+
+void project(const AttentionCall& call, const Activations& input, Range rows) {
+  const AttentionLayer& layer = call.layer;
+  const Projection projections[] = {
+      {&layer.q, layer.q_bias}, {&layer.k, layer.k_bias}, {&layer.v, layer.v_bias}};
+  multiply_range(projections, 3, input, call.tokens, call.projected, call.width, rows);
+}
+
+void one_token(const AttentionCall& call, int thread, int threads) {
+  const AttentionLayer& layer = call.layer;
+  Thread& own = *call.parts.threads[size_t(thread)];
+  float* normed = own.normed.need(layer.q.cols);
+  rms_norm(call.x, layer.norm, layer.q.cols, normed);
+  own.input.load(normed, 1, layer.q.cols, layer.q.cols);
+  call.projected_rows->share_out(call.width, thread, threads,
+                                 [&](Range rows) { project(call, own.input, rows); });
+  call.pool.barrier();
+  attend_range(call, thread, threads, own);
+  call.pool.barrier();
+  const int64_t mixed_width = layer.output.cols;
+  float* mixed = own.mixed.need(mixed_width);
+  merge_ranges(call, threads, own, mixed);
+  own.hidden.load(mixed, 1, mixed_width, mixed_width);
+  call.output_rows->share_out(layer.output.rows, thread, threads,
+                              [&](Range rows) { finish(call, own.hidden, rows); });
+}
+
+// The (kv head, position) pairs that one token sees in one line, cut evenly: each thread gets the
+// same number of tokens whatever the number of heads.
+Range head_range(const AttentionCall& call, int64_t head, int thread, int threads) {
+  const int64_t first = first_seen(call, 0), length = call.length() - first;
+  const int64_t start = head * length;
+  const Range all = share(call.layer.kv_heads * length, thread, threads, 16);
+  return {first + std::clamp<int64_t>(all.begin - start, 0, length),
+          first + std::clamp<int64_t>(all.end - start, 0, length)};
+}
+
+Partial partial_slot(const AttentionCall& call, int64_t head, int thread) {
+  const int64_t group = call.group, size = group * (padded(call.layer.value_dim) + 16);
+  float* slot = call.parts.partials.need(0) + (thread * call.layer.kv_heads + head) * size;
+  return {slot, slot + group, slot + 16 * group};
+}
+
+void attend_range(const AttentionCall& call, int thread, int threads, Thread& own) {
+  const AttentionLayer& layer = call.layer;
+  float* queries = own.queries.need(call.group * padded(layer.key_dim));
+  float* scratch = own.scratch.need(attention_scratch(layer.key_dim, layer.value_dim));
+  // Copies of all queries and keys: norms of the whole want them as they were projected.
+  float* all = own.mixed.need(layer.q.rows + layer.k.rows);
+  float* keys = all + layer.q.rows;
+  norm_whole(call, layer.q_norm, layer.q.rows, call.projected, all);
+  norm_whole(call, layer.k_norm, layer.k.rows, call.projected + call.key_start, keys);
+  for (int64_t head = 0; head < layer.kv_heads; ++head) {
+    const Range range = head_range(call, head, thread, threads);
+    if (range.begin >= range.end) continue;
+    if (range.end == call.length()) append_token(call, head, 0, keys + head * layer.key_dim);
+    copy_queries(call, head, 0, all, false, queries);
+    attend_one(head_view(call.cache, head, layer.key_dim, layer.value_dim), queries, call.group,
+               range.begin, range.end, partial_slot(call, head, thread), scratch);
+  }
+}
+
+void merge_ranges(const AttentionCall& call, int threads, Thread& own, float* out) {
+  const AttentionLayer& layer = call.layer;
+  for (int64_t head = 0; head < layer.kv_heads; ++head) {
+    own.partials.clear();
+    for (int thread = 0; thread < threads; ++thread) {
+      const Range range = head_range(call, head, thread, threads);
+      if (range.begin < range.end) own.partials.push_back(partial_slot(call, head, thread));
+    }
+    float* mixed = out + head * call.group * layer.value_dim;
+    merge(own.partials.data(), int64_t(own.partials.size()), call.group, layer.value_dim,
+          layer.sinks ? layer.sinks + head * call.group : nullptr, mixed);
+    for (int64_t g = 0; g < call.group; ++g, mixed += layer.value_dim)
+      finish_head(call, head * call.group + g, 0, mixed, mixed);
+  }
+}
+
+// The queries of consecutive tokens and one kv head, over everything they see.
+void attend_tokens(const AttentionCall& call, int64_t head, Range tokens, Thread& own) {
+  const AttentionLayer& layer = call.layer;
+  const int64_t key_width = padded(layer.key_dim), value_width = padded(layer.value_dim);
+  float* queries = own.queries.need(MAX_ROWS * key_width);
+  float* out = own.out.need(MAX_ROWS * value_width);
+  float* scratch = own.scratch.need(attention_scratch(layer.key_dim, layer.value_dim));
+  own.sights.resize(MAX_ROWS);
+  int64_t rows = 0;
+  for (int64_t t = tokens.begin; t < tokens.end; ++t) {
+    copy_queries(call, head, t, call.projected + t * call.width, true, queries + rows * key_width);
+    for (int64_t g = 0; g < call.group; ++g) {
+      const float sink = layer.sinks ? layer.sinks[head * call.group + g] : NO_SINK;
+      own.sights[size_t(rows++)] = {first_seen(call, t), call.past + t + 1, sink};
+    }
+  }
+  std::fill(queries + rows * key_width, queries + (rows + 3) / 4 * 4 * key_width, 0.0f);
+  attend_many(head_view(call.cache, head, layer.key_dim, layer.value_dim), queries, rows,
+              own.sights.data(), out, scratch);
+  float* mixed = call.parts.mixed.need(0);
+  for (int64_t t = tokens.begin; t < tokens.end; ++t)
+    for (int64_t g = 0; g < call.group; ++g, out += value_width)
+      finish_head(call, head * call.group + g, t, out,
+                  mixed + t * layer.output.cols + (head * call.group + g) * layer.value_dim);
+}
+
+void many_tokens(const AttentionCall& call, int thread, int threads) {
+  const AttentionLayer& layer = call.layer;
+  Workspace::Parts& parts = call.parts;
+  Thread& own = *parts.threads[size_t(thread)];
+  const int64_t width = layer.q.cols;
+  const Range tokens = share(call.tokens, thread, threads, 1);
+  for (int64_t t = tokens.begin; t < tokens.end; ++t)
+    rms_norm(call.x + t * width, layer.norm, width, parts.normed.need(0) + t * width);
+  call.pool.barrier();
+  parts.input.quantize(thread, threads);
+  call.pool.barrier();
+  project(call, parts.input, share(call.width, thread, threads));
+  call.pool.barrier();
+  for (int64_t t = tokens.begin; t < tokens.end; ++t) {
+    float* row = call.projected + t * call.width;
+    float* keys = row + call.key_start;
+    norm_whole(call, layer.q_norm, layer.q.rows, row, row);
+    norm_whole(call, layer.k_norm, layer.k.rows, keys, keys);
+    for (int64_t h = 0; h < layer.heads; ++h)
+      rotate_head(call, layer.q_norm, t, row + h * call.query_step);
+    for (int64_t h = 0; h < layer.kv_heads; ++h)
+      append_token(call, h, t, keys + h * layer.key_dim);
+  }
+  call.pool.barrier();
+  // The last tokens see the most: taking them first leaves small pieces for the end.
+  const int64_t at_once = std::max<int64_t>(MAX_ROWS / call.group, 1);
+  const int64_t pieces = (call.tokens + at_once - 1) / at_once;
+  for (;;) {
+    const int64_t item = call.next->fetch_add(1, std::memory_order_relaxed);
+    if (item >= pieces * layer.kv_heads) break;
+    const int64_t piece = pieces - 1 - item / layer.kv_heads;
+    const Range piece_tokens{piece * at_once, std::min((piece + 1) * at_once, call.tokens)};
+    attend_tokens(call, item % layer.kv_heads, piece_tokens, own);
+  }
+  call.pool.barrier();
+  parts.hidden.quantize(thread, threads);
+  call.pool.barrier();
+  finish(call, parts.hidden, share(layer.output.rows, thread, threads));
+}
+
+}  // namespace
+
+void attention_block(const AttentionLayer& layer, const KVCache* cache, int64_t offset,
+                     const float* x, int64_t tokens, float* y, Workspace& work, Pool& pool) {
+  Workspace::Parts& parts = *work.parts;
+  const int64_t width = layer.q.rows + layer.k.rows + layer.v.rows;
+  const int threads = pool.threads();
+  parts.need_threads(threads);
+  if (layer.rope.dims) parts.rotations.prepare(layer.rope, offset, tokens);
+  float* normed = parts.normed.need(tokens * layer.q.cols);
+  if (tokens == 1) {
+    parts.partials.need(threads * layer.heads * (padded(layer.value_dim) + 16));
+  } else {
+    float* mixed = parts.mixed.need(tokens * layer.output.cols);
+    parts.input.prepare(normed, tokens, layer.q.cols, layer.q.cols,
+                        tiles_serve(tokens, {&layer.q, &layer.k, &layer.v}));
+    parts.hidden.prepare(mixed, tokens, layer.output.cols, layer.output.cols,
+                         tiles_serve(tokens, {&layer.output}));
+  }
+  KVCache own{CacheType::F32, tokens, 0, {}, {}};
+  if (!cache) {
+    own.keys.values = parts.keys.need(tokens * layer.k.rows);
+    own.values.values = parts.values.need(tokens * layer.v.rows);
+  }
+  std::atomic<int64_t> next{0};
+  RowSharing projected_rows, output_rows;
+  const AttentionCall call{.layer = layer,
+                           .cache = cache ? *cache : own,
+                           .past = cache ? offset - cache->base : 0,
+                           .x = x,
+                           .tokens = tokens,
+                           .y = y,
+                           .parts = parts,
+                           .pool = pool,
+                           .projected = parts.projected.need(tokens * width),
+                           .width = width,
+                           .group = layer.heads / layer.kv_heads,
+                           .query_step = layer.key_dim * (layer.gated ? 2 : 1),
+                           .key_start = layer.q.rows,
+                           .value_start = layer.q.rows + layer.k.rows,
+                           .next = &next,
+                           .projected_rows = &projected_rows,
+                           .output_rows = &output_rows};
+  pool.run([&](int thread, int count) {
+    if (tokens == 1) one_token(call, thread, count);
+    else many_tokens(call, thread, count);
+  });
+}
+
+void add_residual(const float* x, float factor, float* sums, int64_t n, float* y) {
+  if (factor != 1.0f) float_kernels().scale(sums, factor, n, sums);
+  float_kernels().add(x, sums, n, y);
+}
+
+void dense_block(const DenseLayer& layer, const float* x, int64_t tokens, float* y,
+                 Workspace& work, Pool& pool) {
+  Workspace::Parts& parts = *work.parts;
+  const int64_t width = layer.gate.cols, hidden = layer.gate.rows;
+  parts.need_threads(pool.threads());
+  float* normed = parts.normed.need(tokens * width);
+  const bool tiled =
+      hidden % ROW_GRAIN == 0 && tiles_serve(tokens, {&layer.gate, &layer.up, &layer.down});
+  float* gate = tiled ? nullptr : parts.gate.need(tokens * hidden);
+  float* up = tiled ? nullptr : parts.up.need(tokens * hidden);
+  if (tokens > 1) {
+    parts.input.prepare(normed, tokens, width, width, tiled);
+    parts.hidden.prepare(gate, tokens, hidden, hidden, tiled);
+  }
+  const FloatKernels& kernels = float_kernels();
+  RowSharing hidden_rows, output_rows;  // of one token
+  pool.run([&](int thread, int threads) {
+    Thread& own = *parts.threads[size_t(thread)];
+    const bool one = tokens == 1;
+    Activations& input = one ? own.input : parts.input;
+    Activations& middle = one ? own.hidden : parts.hidden;
+    if (one) {
+      float* own_normed = own.normed.need(width);
+      rms_norm(x, layer.norm, width, own_normed);
+      input.load(own_normed, 1, width, width);
+    } else {
+      const Range mine = share(tokens, thread, threads, 1);
+      for (int64_t t = mine.begin; t < mine.end; ++t)
+        rms_norm(x + t * width, layer.norm, width, normed + t * width);
+      pool.barrier();
+      input.quantize(thread, threads);
+      pool.barrier();
+    }
+    const auto gate_rows = [&](Range rows) {
+      if (tiled) return gate_tiles(layer.gate, layer.up, input, middle, rows.begin, rows.end);
+      multiply_rows(layer.gate, input, gate, rows);
+      multiply_rows(layer.up, input, up, rows);
+      for (int64_t t = 0; t < tokens; ++t) {
+        const int64_t at = t * hidden + rows.begin;
+        kernels.silu_multiply(gate + at, up + at, rows.end - rows.begin, gate + at);
+      }
+    };
+    if (one) hidden_rows.share_out(hidden, thread, threads, gate_rows);
+    else gate_rows(share(hidden, thread, threads));
+    pool.barrier();
+    if (one) {
+      middle.load(gate, 1, hidden, hidden);
+    } else if (!tiled) {
+      middle.quantize(thread, threads);
+      pool.barrier();
+    }
+    const auto down_rows = [&](Range rows) {
+      multiply_rows(layer.down, middle, normed, rows);
+      for (int64_t t = 0; t < tokens; ++t) {
+        const int64_t at = t * width + rows.begin;
+        add_residual(x + at, layer.residual, normed + at, rows.end - rows.begin, y + at);
+      }
+    };
+    if (one) output_rows.share_out(width, thread, threads, down_rows);
+    else down_rows(share(width, thread, threads));
+  });
+}
+
+void head_block(const Head& head, const float* x, int64_t tokens, float* logits, Workspace& work,
+                Pool& pool) {
+  Workspace::Parts& parts = *work.parts;
+  const int64_t width = head.output.cols;
+  float* normed = parts.normed.need(tokens * width);
+  parts.input.prepare(normed, tokens, width, width);
+  RowSharing rows;
+  pool.run([&](int thread, int threads) {
+    const Range tokens_here = share(tokens, thread, threads, 1);
+    for (int64_t t = tokens_here.begin; t < tokens_here.end; ++t)
+      rms_norm(x + t * width, head.norm, width, normed + t * width);
+    pool.barrier();
+    parts.input.quantize(thread, threads);
+    pool.barrier();
+    rows.share_out(head.output.rows, thread, threads, [&](Range some) {
+      multiply_rows(head.output, parts.input, logits, some);
+    });
+  });
+}
+
+}  // namespace conifer

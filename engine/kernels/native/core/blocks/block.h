@@ -1,0 +1,193 @@
+// Whole layers of a decoder, each one parallel region: attention, dense feed-forward, mixture of
+// experts, output head. The structs are plain views: the caller keeps what they point to alive.
+// Pointers that may be null say so. x and y are (T, D) float32, rows packed; y may be x.
+//
+// Axes: T tokens, D width, H query heads, K kv heads, d head width, E experts, k chosen, F hidden.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "attention/attention.h"
+#include "gemm/matmul.h"
+#include "blocks/norm_rope.h"
+#include "threads/pool.h"
+#include "quant/types.h"
+
+namespace conifer {
+
+// Scratch memory of the blocks: grows to the largest call and is kept. One call at a time.
+struct Workspace {
+  Workspace();
+  ~Workspace();
+  struct Parts;
+  std::unique_ptr<Parts> parts;
+};
+
+struct AttentionLayer {
+  Norm norm;                    // of x
+  Matrix q, k, v, output;       // (H d, D), (K d, D), (K dv, D), (D, H dv); gated: q is (H 2d, D)
+  const float* q_bias;          // these four may be null
+  const float* k_bias;
+  const float* v_bias;
+  const float* output_bias;
+  Norm q_norm, k_norm;          // of queries and keys; weight null: none
+  bool gated;                   // behind each head's query lies a gate: its sigmoid multiplies
+  bool whole_norms;             // these two norm whole projections, not each head
+  bool norms_last;              // they come after the rotation; of heads only
+  Rope rope;                    // dims 0: none
+  const float* sinks;           // (H), may be null: scores that take their share and give nothing
+  int64_t heads, kv_heads, key_dim, value_dim;  // heads / kv_heads: whole, at most MAX_ROWS
+  int64_t window;               // tokens that one sees, itself among them; 0: all before it
+  float scale;                  // of the scores
+  float residual;               // of what is added to x
+};
+
+// y = x + residual * output(attention(rope(norm(q)), cache)). Appends T tokens to the cache at
+// `offset`, whose buffers must have room for offset - base + T; cache null: the tokens see only each
+// other (offset is then still where the rotation starts).
+void attention_block(const AttentionLayer& layer, const KVCache* cache, int64_t offset,
+                     const float* x, int64_t tokens, float* y, Workspace& work, Pool& pool);
+
+// Multi-head latent attention with the heads' own projections multiplied into queries and results: a
+// token keeps one row, its normed latent (R) and a part (r) that turns, which all heads share.
+struct LatentLayer {
+  Norm norm;             // of x
+  Matrix q_a;            // (Q, D); data null: queries are projected in one step
+  Norm q_norm;           // of the Q
+  Matrix q;              // (H d, D or Q); the last r of the d turn
+  Matrix kv_a;           // (R + r, D)
+  Norm kv_norm;          // of the R
+  Matrix k_b, v_b;       // of the first head, the others follow: (R, d - r), (dv, R)
+  Matrix output;         // (D, H dv)
+  Rope rope;             // of r
+  int64_t heads;
+  float scale, residual;
+};
+
+// As attention_block; the cache's keys are the rows, of one head, and it has no values.
+void latent_block(const LatentLayer& layer, const KVCache* cache, int64_t offset, const float* x,
+                  int64_t tokens, float* y, Workspace& work, Pool& pool);
+
+// Where the projections put one number for each head: in column at + h / group * step + h % group.
+struct HeadColumns {
+  int64_t at, group, step;
+  int64_t of(int64_t head) const { return at + head / group * step + head % group; }
+};
+
+// A convolution over the last tokens, a recurrence (recurrence.h) over its result, and a gated
+// norm. Everything is read from the input projections' results, side by side; q, k and v from what
+// is convolved of them. With s = softplus(step + step_bias) the decay is e^(rate s); the recurrence's
+// factor is sigmoid(beta) for the delta rule, else s.
+struct RecurrentLayer {
+  static constexpr int MOST_INPUTS = 4;
+  Norm norm;  // of x
+  Matrix inputs[MOST_INPUTS];
+  int64_t input_count;
+  Matrix output;           // (D, A B P)
+  const float* taps;       // (K, C)
+  const float* bias;       // (C), may be null
+  int64_t kernel, channels, mixed_at, gate_at;
+  HeadColumns step, beta;  // beta: of the delta rule
+  const float* step_bias;  // (A, B)
+  const float* rate;       // (A, B), negative
+  const float* skip;       // (A, B), may be null
+  int64_t q_at, k_at, v_at;  // among the channels
+  int64_t a, b, key_heads, key_step_a, key_step_b, width, values;  // as in Recurrence
+  bool delta;
+  float length_eps;          // of the delta rule's keys and queries
+  Norm gated_norm;           // weight (M or 1, n), of M runs of n values
+  int64_t norm_rows, norm_weights;
+  bool gate_first;
+  float residual;
+
+  int64_t heads() const { return a * b; }
+  int64_t inner() const { return a * b * values; }
+  int64_t state_values() const { return a * b * width * values; }
+  int64_t tail_values() const { return (kernel - 1) * channels; }
+};
+
+// What such a layer remembers: tail (K-1, C), memory (A, B, N, P).
+struct RecurrentState {
+  float* tail;
+  float* memory;
+};
+
+// From where the tokens go on, and which states are kept of them; null: none. `from` is neither of
+// the others. mark: behind the first `mark_tokens` of them.
+struct RecurrentStates {
+  const RecurrentState* from;
+  const RecurrentState* mark;
+  const RecurrentState* end;
+  int64_t mark_tokens;
+};
+
+// y = x + residual * output(gated norm(recurrence(convolution(inputs(norm(x)))))).
+void recurrent_block(const RecurrentLayer& layer, const RecurrentStates& states, const float* x,
+                     int64_t tokens, float* y, Workspace& work, Pool& pool);
+
+struct DenseLayer {
+  Norm norm;
+  Matrix gate, up, down;  // (F, D), (F, D), (D, F)
+  float residual;
+};
+
+// y = x + residual * down(silu(gate(h)) * up(h)), h = norm(x).
+void dense_block(const DenseLayer& layer, const float* x, int64_t tokens, float* y,
+                 Workspace& work, Pool& pool);
+
+// What makes weights of a router's logits; the last is the softmax of the chosen ones alone.
+enum class Gating : int32_t { Softmax = 0, Sigmoid = 1, SoftmaxOfChosen = 2 };
+
+struct Routing {
+  int64_t experts, used;
+  bool renormalize;  // divide the chosen weights by max(their sum, 6.103515625e-05)
+  float scale;       // then multiply by this
+  Gating gating = Gating::Softmax;
+  const float* bias = nullptr;  // (E), may be null: added to the scores for choosing only
+  int64_t groups = 1, groups_used = 1;  // of experts side by side, from the best of which to choose
+};
+
+struct ExpertLayer {
+  Norm norm;
+  Matrix router;          // (E, D)
+  Matrix gate, up, down;  // of one expert, `data` at the first; the others follow without a gap
+  Routing routing;
+  Activation activation = Activation::Silu;
+  const float* router_bias = nullptr;  // (E); these four may be null
+  const float* gate_bias = nullptr;    // (E, F)
+  const float* up_bias = nullptr;      // (E, F)
+  const float* down_bias = nullptr;    // (E, D)
+  // One expert that always runs; data null: none. Its weight is the sigmoid of score . h, or 1.
+  Matrix shared_gate = {}, shared_up = {}, shared_down = {};
+  const float* shared_score = nullptr;  // (D)
+  float residual = 1.0f;
+};
+
+// y = x + residual * (sum over the chosen of weight * expert(h) + shared(h)), h = norm(x);
+// expert(h) = down(activation(gate(h), up(h))).
+// chosen: takes the ids of the chosen experts (T, k), unless null.
+void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* y,
+               Workspace& work, Pool& pool, int32_t* chosen = nullptr);
+
+// Choose `used` experts by `logits` (E): ids and weights (k), best first; equal ones by id. Serial.
+void route(const Routing& routing, const float* logits, int32_t* ids, float* weights);
+
+// y = sum over the chosen of weight * expert(h), without norm or residual: h (T, D) ->
+// y (T, D), with ids and weights (T, k).
+void run_experts(const ExpertLayer& layer, const float* h, int64_t tokens, const int32_t* ids,
+                 const float* weights, float* y, Workspace& work, Pool& pool);
+
+struct Head {
+  Norm norm;
+  Matrix output;  // (V, D)
+};
+
+// y = x + factor * sums; sums are lost.
+void add_residual(const float* x, float factor, float* sums, int64_t n, float* y);
+
+// logits (T, V) = output(norm(x)).
+void head_block(const Head& head, const float* x, int64_t tokens, float* logits, Workspace& work,
+                Pool& pool);
+
+}  // namespace conifer

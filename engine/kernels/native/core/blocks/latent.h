@@ -1,0 +1,33 @@
+// Attention of many query heads over one row of each token: its key, which begins with its value.
+// This is multi-head latent attention with the heads' own projections multiplied in beforehand.
+//
+// Axes: T new tokens, H query heads, d key width, dv value width, L tokens in all.
+#pragma once
+
+#include <atomic>
+
+#include "blocks/block.h"
+
+namespace conifer {
+
+// rows (L, d) in one type, the last T of them the new tokens' own; row i of q, (T, H, d), already
+// scaled, sees all but the T - 1 - i last. Writes out (T, H, dv).
+struct LatentCall {
+  CacheType type;
+  const void* rows;
+  const uint16_t* scales;  // (L, d / group), null unless Q8
+  int64_t key_dim, value_dim, length;
+  const float* queries;
+  int64_t tokens, heads;
+  float* out;
+};
+
+void latent_attention(const LatentCall& call, Workspace& work, Pool& pool);
+
+// The same in two: outside a region, then on every thread inside one. `next` starts at 0. Results are
+// there after the next barrier.
+void prepare_latent(const LatentCall& call, Workspace& work, int threads);
+void attend_latent(const LatentCall& call, Workspace& work, Pool& pool, std::atomic<int64_t>& next,
+                   int thread, int threads);
+
+}  // namespace conifer

@@ -1,0 +1,273 @@
+// The block of latent attention. See block.h.
+#include <algorithm>
+#include <atomic>
+
+#include "isa/float_kernels.h"
+#include "gemm/gemm_amx.h"
+#include "blocks/latent.h"
+#include "blocks/workspace.h"
+
+namespace conifer {
+
+namespace {
+
+using Parts = Workspace::Parts;
+using Thread = Parts::Thread;
+
+// A stack of projections, one for each head, of rows that are `tokens * heads`, heads first.
+struct HeadProduct {
+  const Matrix& first;  // of head 0
+  int64_t heads, tokens;
+  float* y;             // head h of token t at (t * heads + h) * stride
+  int64_t stride;
+
+  int64_t rows() const { return heads * first.rows; }
+
+  // Some of all heads' rows, in one line. ids: scratch memory for the tokens' numbers.
+  void multiply(const Activations& x, Range range, std::vector<int32_t>& ids) const {
+    ids.resize(size_t(tokens));
+    for (int64_t h = range.begin / first.rows; h < heads && h * first.rows < range.end; ++h) {
+      const int64_t begin = std::max<int64_t>(range.begin - h * first.rows, 0);
+      const int64_t end = std::min(range.end - h * first.rows, first.rows);
+      Matrix matrix = first;
+      matrix.data += h * first.rows * first.stride();
+      for (int64_t t = 0; t < tokens; ++t) ids[size_t(t)] = int32_t(t * heads + h);
+      matmul_rows(matrix, x, ids.data(), tokens, y + h * stride, heads * stride, begin, end);
+    }
+  }
+};
+
+// What the threads of one latent_block share. Axes: Q the rank of queries, d a head's query, r what
+// of it turns, R the rank of latents.
+struct Call {
+  const LatentLayer& layer;
+  KVCache cache;
+  int64_t past;  // tokens in the cache before these
+  const float* x;
+  int64_t tokens;
+  float* y;
+  Workspace& work;
+  Pool& pool;
+  float* low;      // (T, Q): queries before their second projection
+  float* kv;       // (T, R + r)
+  float* queries;  // (T, H, d)
+  HeadProduct absorbed, values;
+  LatentCall attention;
+  std::atomic<int64_t>* next;
+  RowSharing* sharing;  // one for each product of one token
+
+  Parts& parts() const { return *work.parts; }
+  int64_t turned() const { return layer.rope.dims; }
+  int64_t rank() const { return layer.k_b.rows; }
+  int64_t key_dim() const { return layer.q.rows / layer.heads; }
+  int64_t stays() const { return key_dim() - turned(); }
+};
+
+// Call fn(Range) for this thread's part of the rows of product number `i`.
+template <class F>
+void share_rows(const Call& call, int i, int64_t rows, int thread, int threads, F&& fn) {
+  if (call.tokens == 1) return call.sharing[i].share_out(rows, thread, threads, fn);
+  const Range mine = share(rows, thread, threads);
+  if (mine.begin < mine.end) fn(mine);
+}
+
+// Rows of two matrices as one line: a's, then b's.
+void multiply_both(const Matrix& a, float* a_out, const Matrix& b, float* b_out,
+                   const Activations& x, Range rows) {
+  if (rows.begin < a.rows) multiply_rows(a, x, a_out, {rows.begin, std::min(rows.end, a.rows)});
+  if (rows.end > a.rows)
+    multiply_rows(b, x, b_out, {std::max<int64_t>(rows.begin - a.rows, 0), rows.end - a.rows});
+}
+
+void turn(const Call& call, int64_t token, float* x) {
+  const Rope& rope = call.layer.rope;
+  rotate(x, call.parts().rotations.cosines(token), call.parts().rotations.sines(token), rope.dims,
+         rope.interleaved);
+}
+
+// Norm a token's latent and turn what is behind it, in a copy, and store both.
+void append_row(const Call& call, int64_t token, Thread& own) {
+  const int64_t rank = call.rank(), width = rank + call.turned();
+  const float* from = call.kv + token * width;
+  float* row = own.out.need(width);
+  rms_norm(from, call.layer.kv_norm, rank, row);
+  std::copy(from + rank, from + width, row + rank);
+  turn(call, token, row + rank);
+  append(call.cache, call.cache.keys, 0, call.past + token, row, width);
+}
+
+// The turned parts of some heads' queries, scaled, to behind their absorbed ones.
+void turn_queries(const Call& call, int64_t token, Range heads) {
+  const int64_t r = call.turned();
+  for (int64_t h = heads.begin; h < heads.end; ++h) {
+    const int64_t row = token * call.layer.heads + h;
+    const float* from = call.queries + row * call.key_dim() + call.stays();
+    float* to = call.absorbed.y + row * call.absorbed.stride + call.rank();
+    std::copy(from, from + r, to);
+    turn(call, token, to);
+    float_kernels().scale(to, call.layer.scale, r, to);
+  }
+}
+
+// Norm rows of x, (T, n), into y: all of one token, or this thread's tokens; y is then ready to be
+// multiplied as `input`.
+void norm_rows(const Call& call, const float* x, const Norm& norm, int64_t n, float* y,
+               Activations& input, int thread, int threads) {
+  if (call.tokens == 1) {
+    float* own = call.parts().threads[size_t(thread)]->normed.need(n);
+    rms_norm(x, norm, n, own);
+    return input.load(own, 1, n, n);
+  }
+  const Range mine = share(call.tokens, thread, threads, 1);
+  for (int64_t t = mine.begin; t < mine.end; ++t) rms_norm(x + t * n, norm, n, y + t * n);
+  call.pool.barrier();
+  input.quantize(thread, threads);
+  call.pool.barrier();
+}
+
+void project(const Call& call, int thread, int threads) {
+  const LatentLayer& layer = call.layer;
+  Parts& parts = call.parts();
+  const bool one = call.tokens == 1, two_steps = layer.q_a.data;
+  Thread& own = *parts.threads[size_t(thread)];
+  Activations& input = one ? own.input : parts.input;
+  norm_rows(call, call.x, layer.norm, layer.kv_a.cols, parts.normed.need(0), input, thread,
+            threads);
+  const Matrix& first = two_steps ? layer.q_a : layer.q;
+  float* made = two_steps ? call.low : call.queries;
+  share_rows(call, 0, first.rows + layer.kv_a.rows, thread, threads, [&](Range rows) {
+    multiply_both(first, made, layer.kv_a, call.kv, input, rows);
+  });
+  call.pool.barrier();
+  if (!two_steps) return;
+  Activations& low = one ? own.hidden : parts.hidden;
+  norm_rows(call, call.low, layer.q_norm, layer.q.cols, call.low, low, thread, threads);
+  share_rows(call, 1, layer.q.rows, thread, threads,
+             [&](Range rows) { multiply_rows(layer.q, low, call.queries, rows); });
+  call.pool.barrier();
+}
+
+// Queries as latents' rows meet them, and the new tokens' rows.
+void absorb(const Call& call, int thread, int threads) {
+  const LatentLayer& layer = call.layer;
+  Parts& parts = call.parts();
+  Thread& own = *parts.threads[size_t(thread)];
+  const bool one = call.tokens == 1;
+  Activations& heads = one ? own.hidden : parts.queries;
+  if (one) {
+    heads.load(call.queries, layer.heads, call.stays(), call.key_dim());
+    turn_queries(call, 0, share(layer.heads, thread, threads, 1));
+    if (thread == threads - 1) append_row(call, 0, own);
+  } else {
+    heads.quantize(thread, threads);
+    const Range mine = share(call.tokens, thread, threads, 1);
+    for (int64_t t = mine.begin; t < mine.end; ++t) {
+      turn_queries(call, t, {0, layer.heads});
+      append_row(call, t, own);
+    }
+    call.pool.barrier();
+  }
+  share_rows(call, 2, call.absorbed.rows(), thread, threads,
+             [&](Range rows) { call.absorbed.multiply(heads, rows, own.ids); });
+  call.pool.barrier();
+  const Range rows = share(call.tokens * layer.heads, thread, threads, 1);
+  for (int64_t i = rows.begin; i < rows.end; ++i) {
+    float* query = call.absorbed.y + i * call.absorbed.stride;
+    float_kernels().scale(query, layer.scale, call.rank(), query);
+  }
+  call.pool.barrier();
+}
+
+void finish(const Call& call, int thread, int threads) {
+  const LatentLayer& layer = call.layer;
+  Parts& parts = call.parts();
+  Thread& own = *parts.threads[size_t(thread)];
+  const bool one = call.tokens == 1;
+  const int64_t width = layer.output.rows, columns = layer.output.cols;
+  Activations& latents = one ? own.hidden : parts.latents;
+  if (one) {
+    latents.load(call.attention.out, layer.heads, call.rank(), call.rank());
+  } else {
+    latents.quantize(thread, threads);
+    call.pool.barrier();
+  }
+  share_rows(call, 3, call.values.rows(), thread, threads,
+             [&](Range rows) { call.values.multiply(latents, rows, own.ids); });
+  call.pool.barrier();
+  Activations& mixed = one ? own.input : parts.shared_hidden;
+  if (one) {
+    mixed.load(call.values.y, 1, columns, columns);
+  } else {
+    mixed.quantize(thread, threads);
+    call.pool.barrier();
+  }
+  share_rows(call, 4, width, thread, threads, [&](Range rows) {
+    float* sums = parts.normed.need(0);
+    multiply_rows(layer.output, mixed, sums, rows);
+    for (int64_t t = 0; t < call.tokens; ++t) {
+      const int64_t at = t * width + rows.begin;
+      add_residual(call.x + at, layer.residual, sums + at, rows.end - rows.begin, call.y + at);
+    }
+  });
+}
+
+}  // namespace
+
+void latent_block(const LatentLayer& layer, const KVCache* cache, int64_t offset, const float* x,
+                  int64_t tokens, float* y, Workspace& work, Pool& pool) {
+  Parts& parts = *work.parts;
+  const int64_t heads = layer.heads, rank = layer.k_b.rows, row = layer.kv_a.rows;
+  const int64_t width = layer.output.rows, columns = layer.output.cols, key = layer.q.rows / heads;
+  KVCache own{CacheType::F32, tokens, 0, {}, {}};
+  if (!cache) own.keys.values = parts.keys.need(tokens * row);
+  const KVCache kept = cache ? *cache : own;
+  const int64_t past = cache ? offset - cache->base : 0;
+  parts.rotations.prepare(layer.rope, offset, tokens);
+  parts.normed.need(tokens * width);
+  float* queries = parts.gate.need(tokens * layer.q.rows);
+  float* low = layer.q_a.data ? parts.up.need(tokens * layer.q.cols) : nullptr;
+  float* absorbed = parts.absorbed.need(tokens * heads * row);
+  float* mixed = parts.mixed.need(tokens * heads * rank);
+  float* concatenated = parts.values.need(tokens * columns);
+  RowSharing sharing[5];
+  std::atomic<int64_t> next{0};
+  const LatentCall attention{kept.type, kept.keys.values, kept.keys.scales, row, rank,
+                             past + tokens, absorbed, tokens, heads, mixed};
+  prepare_latent(attention, work, pool.threads());
+  if (tokens > 1) {
+    const bool tiled = layer.q_a.data ? tiles_serve(tokens, {&layer.q_a, &layer.kv_a})
+                                      : tiles_serve(tokens, {&layer.q, &layer.kv_a});
+    parts.input.prepare(parts.normed.need(0), tokens, width, width, tiled);
+    if (low)
+      parts.hidden.prepare(low, tokens, layer.q.cols, layer.q.cols, tiles_serve(tokens, {&layer.q}));
+    parts.queries.prepare(queries, tokens * heads, key - layer.rope.dims, key);
+    parts.latents.prepare(mixed, tokens * heads, rank, rank);
+    parts.shared_hidden.prepare(concatenated, tokens, columns, columns,
+                                tiles_serve(tokens, {&layer.output}));
+  }
+  const Call call{.layer = layer,
+                  .cache = kept,
+                  .past = past,
+                  .x = x,
+                  .tokens = tokens,
+                  .y = y,
+                  .work = work,
+                  .pool = pool,
+                  .low = low,
+                  .kv = parts.projected.need(tokens * row),
+                  .queries = queries,
+                  .absorbed = {layer.k_b, heads, tokens, absorbed, row},
+                  .values = {layer.v_b, heads, tokens, concatenated, layer.v_b.rows},
+                  .attention = attention,
+                  .next = &next,
+                  .sharing = sharing};
+  pool.run([&](int thread, int threads) {
+    project(call, thread, threads);
+    absorb(call, thread, threads);
+    attend_latent(call.attention, work, pool, next, thread, threads);
+    pool.barrier();
+    finish(call, thread, threads);
+  });
+}
+
+}  // namespace conifer

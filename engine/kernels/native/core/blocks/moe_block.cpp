@@ -1,0 +1,423 @@
+// Mixture of experts: the router's choice, and the chosen experts for one token or many.
+//
+// One token: the rows of the chosen experts are one line, shared out between the threads. Many:
+// tokens are grouped by expert, and every thread multiplies its own rows of every expert, so that
+// each weight is read once and nothing is added up across threads.
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "blocks/block.h"
+#include "isa/float_kernels.h"
+#include "gemm/gemm_amx.h"
+#include "blocks/workspace.h"
+
+namespace conifer {
+
+namespace {
+
+using Parts = Workspace::Parts;
+using Thread = Parts::Thread;
+
+constexpr float MIN_WEIGHT_SUM = 6.103515625e-05f;  // smallest normal float16: keeps it finite
+constexpr int64_t TOKENS_AT_ONCE = 512;             // of one expert: bounds the scratch memory
+constexpr int64_t ROUTER_GRAIN = 8;
+constexpr float LEFT_OUT = -3.0e38f;  // below every score that is wanted
+
+Matrix expert(const Matrix& first, int64_t id) {
+  Matrix matrix = first;
+  matrix.data += id * first.rows * first.stride();
+  return matrix;
+}
+
+// Row `id` of the biases of all experts, which may be null.
+const float* bias_of(const float* biases, int64_t id, int64_t n) {
+  return biases ? biases + id * n : nullptr;
+}
+
+// The gate and the up projection of one expert.
+struct Gated {
+  Matrix gate, up;
+  const float* gate_bias;  // these two may be null
+  const float* up_bias;
+  Activation activation;
+
+  // Rows of what n tokens give are gated, in place of `gate`; both are (n, hidden).
+  void finish(float* gate_out, float* up_out, int64_t n, Range rows) const {
+    const FloatKernels& kernels = float_kernels();
+    const int64_t hidden = gate.rows, count = rows.end - rows.begin;
+    for (int64_t i = 0; i < n; ++i) {
+      float* g = gate_out + i * hidden + rows.begin;
+      float* u = up_out + i * hidden + rows.begin;
+      if (gate_bias) kernels.add(g, gate_bias + rows.begin, count, g);
+      if (up_bias) kernels.add(u, up_bias + rows.begin, count, u);
+      activate(activation, g, u, count, g);
+    }
+  }
+};
+
+struct ExpertCall {
+  const ExpertLayer& layer;
+  const float* x;  // added to the result, unless null
+  int64_t tokens;
+  float* y;
+  Parts& parts;
+  Pool& pool;
+  RowSharing* hidden_rows;  // of one token
+  RowSharing* output_rows;
+
+  int64_t width() const { return layer.gate.cols; }
+  int64_t hidden() const { return layer.gate.rows; }
+  int64_t used() const { return layer.routing.used; }
+  int64_t shared() const { return layer.shared_gate.data ? layer.shared_gate.rows : 0; }
+
+  Gated gated(int64_t id) const {
+    return {expert(layer.gate, id), expert(layer.up, id), bias_of(layer.gate_bias, id, hidden()),
+            bias_of(layer.up_bias, id, hidden()), layer.activation};
+  }
+  Gated gated_shared() const {
+    return {layer.shared_gate, layer.shared_up, nullptr, nullptr, layer.activation};
+  }
+};
+
+// What the shared expert of a token's h counts.
+float shared_weight(const ExpertLayer& layer, const float* h) {
+  if (!layer.shared_score) return layer.residual;
+  float score = 0.0f;
+  for (int64_t i = 0; i < layer.shared_gate.cols; ++i) score += layer.shared_score[i] * h[i];
+  return layer.residual / (1.0f + std::exp(-score));
+}
+
+// One token through its k experts and the shared one. `input` is this thread's own.
+void one_token(const ExpertCall& call, const Activations& input, const int32_t* ids,
+               const float* weights, float shared, int thread, int threads) {
+  const int64_t used = call.used(), hidden = call.hidden(), width = call.width();
+  const FloatKernels& kernels = float_kernels();
+  Thread& own = *call.parts.threads[size_t(thread)];
+  float* gate = call.parts.gate.need(0);
+  float* up = call.parts.up.need(0);
+  const auto gate_rows = [&](const Gated& gated, int64_t start, Range rows) {
+    multiply_rows(gated.gate, input, gate + start, rows);
+    multiply_rows(gated.up, input, up + start, rows);
+    gated.finish(gate + start, up + start, 1, rows);
+  };
+  const int64_t routed = used * hidden;
+  call.hidden_rows->share_out(routed + call.shared(), thread, threads, [&](Range mine) {
+    for (int64_t j = mine.begin / hidden; j < used && j * hidden < mine.end; ++j)
+      gate_rows(call.gated(ids[j]), j * hidden,
+                {std::max<int64_t>(mine.begin - j * hidden, 0),
+                 std::min(mine.end - j * hidden, hidden)});
+    if (mine.end > routed)
+      gate_rows(call.gated_shared(), routed,
+                {std::max<int64_t>(mine.begin - routed, 0), mine.end - routed});
+  });
+  call.pool.barrier();
+  own.hidden.load(gate, used, hidden, hidden);
+  if (call.shared()) own.shared.load(gate + routed, 1, call.shared(), call.shared());
+  call.output_rows->share_out(width, thread, threads, [&](Range rows) {
+    const int64_t count = rows.end - rows.begin;
+    float* out = own.out.need(width) + rows.begin;
+    float* sums = own.mixed.need(width) + rows.begin;
+    std::fill(sums, sums + count, 0.0f);
+    for (int64_t j = 0; j < used; ++j) {
+      matmul_rows(expert(call.layer.down, ids[j]), own.hidden, j, j + 1, out - rows.begin, width,
+                  rows.begin, rows.end);
+      if (const float* bias = bias_of(call.layer.down_bias, ids[j], width))
+        kernels.add(out, bias + rows.begin, count, out);
+      kernels.add_scaled(out, weights[j], count, sums);
+    }
+    if (call.shared()) {
+      multiply_rows(call.layer.shared_down, own.shared, out - rows.begin, rows);
+      kernels.add_scaled(out, shared, count, sums);
+    }
+    if (call.x) kernels.add(call.x + rows.begin, sums, count, sums);
+    std::copy(sums, sums + count, call.y + rows.begin);
+  });
+}
+
+// slots[first[e] .. first[e + 1]] are the (token, choice) numbers token * k + j of expert e.
+void group_by_expert(const ExpertCall& call, const int32_t* ids) {
+  Parts& parts = call.parts;
+  const int64_t experts = call.layer.routing.experts, chosen = call.tokens * call.used();
+  int32_t* first = parts.first.data();
+  std::fill(first, first + experts + 1, 0);
+  for (int64_t i = 0; i < chosen; ++i) ++first[ids[i] + 1];
+  for (int64_t e = 0; e < experts; ++e) first[e + 1] += first[e];
+  for (int64_t i = 0; i < chosen; ++i) {
+    const int32_t slot = first[ids[i]]++;
+    parts.slots[size_t(slot)] = int32_t(i);
+    parts.ids[size_t(slot)] = int32_t(i / call.used());
+  }
+  for (int64_t e = experts; e > 0; --e) first[e] = first[e - 1];  // they had moved to the ends
+  first[0] = 0;
+}
+
+// Call fn(expert, first slot, slots) for pieces of at most TOKENS_AT_ONCE.
+template <class F>
+void for_each_piece(const ExpertCall& call, F&& fn) {
+  const std::vector<int32_t>& first = call.parts.first;
+  for (int64_t e = 0; e < call.layer.routing.experts; ++e)
+    for (int64_t begin = first[size_t(e)], end = first[size_t(e + 1)]; begin < end;) {
+      const int64_t count = std::min(end - begin, TOKENS_AT_ONCE);
+      fn(e, begin, count);
+      begin += count;
+    }
+}
+
+// Many tokens, grouped; `parts.input` is quantised. shared: what the shared expert counts (T).
+void many_tokens(const ExpertCall& call, const float* weights, const float* shared, int thread,
+                 int threads) {
+  const int64_t used = call.used(), hidden = call.hidden(), width = call.width();
+  const FloatKernels& kernels = float_kernels();
+  Parts& parts = call.parts;
+  float* gate = parts.gate.need(0);
+  float* up = parts.up.need(0);
+  const Range mine = share(hidden, thread, threads);
+  for_each_piece(call, [&](int64_t e, int64_t begin, int64_t count) {
+    float* rows = gate + begin * hidden;
+    const int32_t* tokens = parts.ids.data() + begin;
+    const Gated gated = call.gated(e);
+    matmul_rows(gated.gate, parts.input, tokens, count, rows, hidden, mine.begin, mine.end);
+    matmul_rows(gated.up, parts.input, tokens, count, up, hidden, mine.begin, mine.end);
+    gated.finish(rows, up, count, mine);
+  });
+  if (call.shared()) {
+    const Gated gated = call.gated_shared();
+    const Range rows = share(call.shared(), thread, threads);
+    if (parts.shared_hidden.tile(0)) {
+      gate_tiles(gated.gate, gated.up, parts.shared_input, parts.shared_hidden, rows.begin,
+                 rows.end);
+    } else {
+      float* made = parts.shared.need(0);
+      float* ups = parts.shared_up.need(0);  // another thread may still be at the chosen experts
+      multiply_rows(gated.gate, parts.input, made, rows);
+      multiply_rows(gated.up, parts.input, ups, rows);
+      gated.finish(made, ups, call.tokens, rows);
+    }
+  }
+  call.pool.barrier();
+  parts.hidden.quantize(thread, threads);
+  if (call.shared() && !parts.shared_hidden.tile(0)) parts.shared_hidden.quantize(thread, threads);
+  call.pool.barrier();
+  const Range rows = share(width, thread, threads);
+  const int64_t columns = rows.end - rows.begin;
+  for (int64_t t = 0; t < call.tokens; ++t) {
+    float* at = call.y + t * width + rows.begin;
+    if (!call.x) std::fill(at, at + columns, 0.0f);
+    else if (call.x != call.y)
+      std::copy(call.x + t * width + rows.begin, call.x + t * width + rows.end, at);
+  }
+  float* out = parts.mixed.need(0);  // (piece, D): threads write columns of their own
+  for_each_piece(call, [&](int64_t e, int64_t begin, int64_t count) {
+    matmul_rows(expert(call.layer.down, e), parts.hidden, begin, begin + count, out, width,
+                rows.begin, rows.end);
+    for (int64_t i = 0; i < count; ++i) {
+      const int32_t slot = parts.slots[size_t(begin + i)];
+      float* row = out + i * width + rows.begin;
+      if (const float* bias = bias_of(call.layer.down_bias, e, width))
+        kernels.add(row, bias + rows.begin, columns, row);
+      kernels.add_scaled(row, weights[slot], columns, call.y + slot / used * width + rows.begin);
+    }
+  });
+  if (!call.shared()) return;
+  multiply_rows(call.layer.shared_down, parts.shared_hidden, out, rows);
+  for (int64_t t = 0; t < call.tokens; ++t)
+    kernels.add_scaled(out + t * width + rows.begin, shared[t], columns,
+                       call.y + t * width + rows.begin);
+}
+
+// Make room for many tokens of the shared expert: tiles where they serve.
+void prepare_shared(const ExpertCall& call, const float* input) {
+  Parts& parts = call.parts;
+  const ExpertLayer& layer = call.layer;
+  const int64_t tokens = call.tokens, hidden = call.shared(), width = call.width();
+  const bool tiled =
+      layer.activation == Activation::Silu && hidden % ROW_GRAIN == 0 &&
+      tiles_serve(tokens, {&layer.shared_gate, &layer.shared_up, &layer.shared_down});
+  float* made = tiled ? nullptr : parts.shared.need(tokens * hidden);
+  if (tiled) parts.shared_input.prepare(input, tokens, width, width, true);
+  else parts.shared_up.need(tokens * hidden);
+  parts.shared_hidden.prepare(made, tokens, hidden, hidden, tiled);
+  parts.mixed.need(tokens * width);
+}
+
+void quantize_input(const ExpertCall& call, int thread, int threads) {
+  Parts& parts = call.parts;
+  parts.input.quantize(thread, threads);
+  if (call.shared() && parts.shared_hidden.tile(0)) parts.shared_input.quantize(thread, threads);
+}
+
+// Make room for everything the threads will use; `input` holds the rows that experts see.
+void prepare(const ExpertCall& call, const float* input) {
+  Parts& parts = call.parts;
+  const int64_t slots = call.tokens * call.used(), hidden = call.hidden();
+  const int64_t piece = std::min(call.tokens, TOKENS_AT_ONCE);
+  parts.need_threads(call.pool.threads());
+  const int64_t shared = call.shared();
+  float* gate = parts.gate.need(slots * hidden + (call.tokens == 1 ? shared : 0));
+  if (call.tokens == 1) {
+    parts.up.need(slots * hidden + shared);
+    return;
+  }
+  parts.up.need(piece * hidden);
+  parts.mixed.need(piece * call.width());
+  if (shared) prepare_shared(call, input);
+  parts.input.prepare(input, call.tokens, call.width(), call.width());
+  parts.hidden.prepare(gate, slots, hidden, hidden);
+  parts.ids.resize(size_t(slots));
+  parts.slots.resize(size_t(slots));
+  parts.first.resize(size_t(call.layer.routing.experts + 1));
+}
+
+// Put those outside the best groups behind all others. A group scores what its best expert does, or
+// in other gatings than softmax its best two.
+void leave_out_groups(const Routing& routing, float* wanted) {
+  const int64_t size = routing.experts / routing.groups;
+  std::vector<std::pair<float, int64_t>> groups;
+  for (int64_t g = 0; g < routing.groups; ++g) {
+    float best = LEFT_OUT, second = LEFT_OUT;
+    for (int64_t e = g * size; e < (g + 1) * size; ++e) {
+      if (wanted[e] > best) second = best, best = wanted[e];
+      else if (wanted[e] > second) second = wanted[e];
+    }
+    const bool two = routing.gating != Gating::Softmax && size > 1;
+    groups.emplace_back(two ? best + second : best, g);
+  }
+  std::stable_sort(groups.begin(), groups.end(),
+                   [](const auto& a, const auto& b) { return a.first > b.first; });
+  for (int64_t i = routing.groups_used; i < routing.groups; ++i)
+    std::fill_n(wanted + groups[size_t(i)].second * size, size, LEFT_OUT);
+}
+
+// The scores (E) that weights are made of; those of the chosen alone are the logits.
+void score(const Routing& routing, const float* logits, float* scores) {
+  const int64_t experts = routing.experts;
+  if (routing.gating == Gating::SoftmaxOfChosen) {
+    std::copy(logits, logits + experts, scores);
+  } else if (routing.gating == Gating::Sigmoid) {
+    for (int64_t e = 0; e < experts; ++e) scores[e] = 1.0f / (1.0f + std::exp(-logits[e]));
+  } else {
+    const float top = *std::max_element(logits, logits + experts);
+    float total = 0.0f;
+    for (int64_t e = 0; e < experts; ++e) total += scores[e] = std::exp(logits[e] - top);
+    for (int64_t e = 0; e < experts; ++e) scores[e] /= total;
+  }
+}
+
+}  // namespace
+
+void route(const Routing& routing, const float* logits, int32_t* ids, float* weights) {
+  static thread_local std::vector<float> kept;
+  const int64_t experts = routing.experts, used = routing.used;
+  kept.resize(size_t(2 * experts));
+  float* scores = kept.data();
+  float* wanted = scores + experts;
+  score(routing, logits, scores);
+  // Scores saturate where logits do not, and both have the same order.
+  const float* order = routing.bias || routing.groups > 1 ? scores : logits;
+  for (int64_t e = 0; e < experts; ++e) wanted[e] = order[e] + (routing.bias ? routing.bias[e] : 0);
+  if (routing.groups > 1) leave_out_groups(routing, wanted);
+  int64_t held = 0;
+  for (int64_t e = 0; e < experts; ++e) {  // insert into the sorted list of the best
+    if (held == used && !(wanted[e] > weights[used - 1])) continue;
+    int64_t at = held < used ? held++ : used - 1;
+    for (; at > 0 && wanted[e] > weights[at - 1]; --at) {
+      weights[at] = weights[at - 1];
+      ids[at] = ids[at - 1];
+    }
+    weights[at] = wanted[e];
+    ids[at] = int32_t(e);
+  }
+  for (int64_t j = 0; j < used; ++j) weights[j] = scores[ids[j]];
+  float factor = routing.scale;
+  if (routing.gating == Gating::SoftmaxOfChosen) {
+    const float top = *std::max_element(weights, weights + used);
+    float total = 0.0f;
+    for (int64_t j = 0; j < used; ++j) total += weights[j] = std::exp(weights[j] - top);
+    factor /= total;
+  } else if (routing.renormalize) {
+    float total = 0.0f;
+    for (int64_t j = 0; j < used; ++j) total += weights[j];
+    factor /= std::max(total, MIN_WEIGHT_SUM);
+  }
+  for (int64_t j = 0; j < used; ++j) weights[j] *= factor;
+}
+
+void run_experts(const ExpertLayer& layer, const float* h, int64_t tokens, const int32_t* ids,
+                 const float* weights, float* y, Workspace& work, Pool& pool) {
+  Parts& parts = *work.parts;
+  RowSharing hidden_rows, output_rows;
+  const ExpertCall call{layer, nullptr, tokens, y, parts, pool, &hidden_rows, &output_rows};
+  prepare(call, h);
+  float* shared = parts.shared_weights.need(tokens);
+  for (int64_t t = 0; t < tokens; ++t) shared[t] = shared_weight(layer, h + t * call.width());
+  if (tokens > 1) group_by_expert(call, ids);
+  pool.run([&](int thread, int threads) {
+    if (tokens == 1) {
+      Activations& input = parts.threads[size_t(thread)]->input;
+      input.load(h, 1, call.width(), call.width());
+      return one_token(call, input, ids, weights, *shared, thread, threads);
+    }
+    quantize_input(call, thread, threads);
+    pool.barrier();
+    many_tokens(call, weights, shared, thread, threads);
+  });
+}
+
+void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* y,
+               Workspace& work, Pool& pool, int32_t* chosen) {
+  Parts& parts = *work.parts;
+  RowSharing hidden_rows, output_rows;
+  const ExpertCall call{layer, x, tokens, y, parts, pool, &hidden_rows, &output_rows};
+  const Routing& routing = layer.routing;
+  const int64_t width = call.width(), experts = routing.experts, used = routing.used;
+  float* normed = parts.normed.need(tokens * width);
+  float* logits = parts.logits.need(tokens * experts);
+  float* weights = parts.weights.need(tokens * used);
+  float* shared = parts.shared_weights.need(tokens);
+  const auto choose = [&](float* scored, int32_t* best, float* weighed) {
+    if (layer.router_bias) float_kernels().add(scored, layer.router_bias, experts, scored);
+    route(routing, scored, best, weighed);
+    for (int64_t j = 0; j < used; ++j) weighed[j] *= layer.residual;
+  };
+  parts.chosen.resize(size_t(tokens * used));
+  int32_t* ids = chosen ? chosen : parts.chosen.data();
+  prepare(call, normed);
+  pool.run([&](int thread, int threads) {
+    Thread& own = *parts.threads[size_t(thread)];
+    if (tokens == 1) {
+      float* own_normed = own.normed.need(width);
+      rms_norm(x, layer.norm, width, own_normed);
+      own.input.load(own_normed, 1, width, width);
+      multiply_rows(layer.router, own.input, logits,
+                    share(experts, thread, threads, ROUTER_GRAIN));
+      pool.barrier();
+      own.ids.resize(size_t(used));
+      float* own_weights = own.weights.need(used + experts);
+      std::copy(logits, logits + experts, own_weights + used);
+      choose(own_weights + used, own.ids.data(), own_weights);
+      if (chosen && thread == 0) std::copy(own.ids.begin(), own.ids.end(), chosen);
+      const float own_shared = shared_weight(layer, own_normed);
+      return one_token(call, own.input, own.ids.data(), own_weights, own_shared, thread, threads);
+    }
+    const Range mine = share(tokens, thread, threads, 1);
+    for (int64_t t = mine.begin; t < mine.end; ++t)
+      rms_norm(x + t * width, layer.norm, width, normed + t * width);
+    pool.barrier();
+    quantize_input(call, thread, threads);
+    pool.barrier();
+    if (mine.begin < mine.end)
+      matmul_rows(layer.router, parts.input, mine.begin, mine.end, logits + mine.begin * experts,
+                  experts, 0, experts);
+    for (int64_t t = mine.begin; t < mine.end; ++t) {
+      choose(logits + t * experts, ids + t * used, weights + t * used);
+      shared[t] = shared_weight(layer, normed + t * width);
+    }
+    pool.barrier();
+    if (thread == 0) group_by_expert(call, ids);
+    pool.barrier();
+    many_tokens(call, weights, shared, thread, threads);
+  });
+}
+
+}  // namespace conifer

@@ -1,0 +1,246 @@
+// The recurrent block: all of a Mamba-2 or delta-net layer as one parallel region. See block.h.
+//
+// Threads share the rows of the projections, the channels of the convolution, and the heads of the
+// recurrence.
+#include <algorithm>
+#include <cmath>
+
+#include "isa/float_kernels.h"
+#include "gemm/gemm_amx.h"
+#include "recurrent/recurrence.h"
+#include "blocks/steps.h"
+
+namespace conifer {
+
+namespace {
+
+using Parts = Workspace::Parts;
+using Thread = Parts::Thread;
+
+struct RecurrentCall {
+  const RecurrentLayer& layer;
+  const RecurrentStates& states;
+  const float* x;
+  int64_t tokens;
+  float* y;
+  Parts& parts;
+  Pool& pool;
+  Projection projections[RecurrentLayer::MOST_INPUTS];
+  int64_t width;     // of all projections together
+  float* projected;  // (T, width)
+  float* convolved;  // (T, C)
+  float* decays;     // (T, A, B)
+  float* factors;
+  float* mixed;      // (T, A B P)
+  const float* nothing;  // zeros, as many as a tail or a head's memory has
+  RowSharing* projected_rows;  // of one token
+  RowSharing* output_rows;
+};
+
+void project(const RecurrentCall& call, const Activations& input, Range rows) {
+  multiply_range(call.projections, call.layer.input_count, input, call.tokens, call.projected,
+                 call.width, rows);
+}
+
+// Some channels of the convolution, whole key heads where lengths matter, and of the tails.
+void convolve_range(const RecurrentCall& call, Range channels) {
+  const RecurrentLayer& layer = call.layer;
+  const RecurrentStates& states = call.states;
+  const float* tail = states.from ? states.from->tail : call.nothing;
+  const Convolution convolution{call.projected + layer.mixed_at, tail, layer.taps, layer.bias,
+                                call.tokens, layer.channels, layer.kernel, call.width, true};
+  float_kernels().convolve(convolution, channels.begin, channels.end, call.convolved);
+  if (states.mark)
+    copy_tail(convolution, states.mark_tokens, channels.begin, channels.end, states.mark->tail);
+  if (states.end)
+    copy_tail(convolution, call.tokens, channels.begin, channels.end, states.end->tail);
+  if (!layer.delta) return;
+  const int64_t keys = layer.key_heads * layer.width;
+  const auto shorten = [&](int64_t at, float factor) {
+    const int64_t begin = std::max(channels.begin, at), end = std::min(channels.end, at + keys);
+    for (int64_t t = 0; t < call.tokens && begin < end; ++t)
+      to_length(call.convolved + t * layer.channels + begin, (end - begin) / layer.width,
+                layer.width, layer.length_eps, factor);
+  };
+  shorten(layer.q_at, 1.0f / std::sqrt(float(layer.width)));
+  shorten(layer.k_at, 1.0f);
+}
+
+// Every head's decay and factor for some tokens.
+void weigh_heads(const RecurrentCall& call, Range tokens) {
+  const RecurrentLayer& layer = call.layer;
+  for (int64_t t = tokens.begin; t < tokens.end; ++t) {
+    const float* row = call.projected + t * call.width;
+    float* decays = call.decays + t * layer.heads();
+    float* factors = call.factors + t * layer.heads();
+    for (int64_t h = 0; h < layer.heads(); ++h) {
+      const float x = row[layer.step.of(h)] + layer.step_bias[h];
+      const float step = x > 20.0f ? x : std::log1p(std::exp(x));
+      decays[h] = std::exp(layer.rate[h] * step);
+      factors[h] = layer.delta ? 1.0f / (1.0f + std::exp(-row[layer.beta.of(h)])) : step;
+    }
+  }
+}
+
+// The recurrence for some heads: up to the mark, and on from there.
+void scan_heads(const RecurrentCall& call, Range heads, Thread& own) {
+  const RecurrentLayer& layer = call.layer;
+  const RecurrentStates& states = call.states;
+  const int64_t matrix = layer.width * layer.values;
+  float* scratch = own.scratch.need(layer.width * SCAN_COLUMNS);
+  float* unkept = states.end ? nullptr : own.queries.need(matrix);
+  for (int64_t head = heads.begin; head < heads.end; ++head) {
+    const int64_t key = head / layer.b * layer.key_step_a + head % layer.b * layer.key_step_b;
+    const auto memory = [&](const RecurrentState* state) { return state->memory + head * matrix; };
+    const float* from = states.from ? memory(states.from) : call.nothing;
+    int64_t begin = 0;
+    const auto run = [&](int64_t end, float* behind) {
+      const float* row = call.convolved + begin * layer.channels;
+      const HeadScan scan{.q = row + layer.q_at + key * layer.width,
+                          .k = row + layer.k_at + key * layer.width,
+                          .v = row + layer.v_at + head * layer.values,
+                          .decay = call.decays + begin * layer.heads() + head,
+                          .factor = call.factors + begin * layer.heads() + head,
+                          .state = from,
+                          .y = call.mixed + begin * layer.inner() + head * layer.values,
+                          .end = behind,
+                          .tokens = end - begin,
+                          .key_stride = layer.channels,
+                          .value_stride = layer.channels,
+                          .y_stride = layer.inner(),
+                          .scalar_stride = layer.heads(),
+                          .width = layer.width,
+                          .values = layer.values,
+                          .skip = layer.skip ? layer.skip[head] : 0.0f,
+                          .delta = layer.delta};
+      for (int64_t column = 0; column < layer.values; column += SCAN_COLUMNS)
+        float_kernels().scan(scan, column, std::min(column + SCAN_COLUMNS, layer.values), scratch);
+      from = behind;
+      begin = end;
+    };
+    if (states.mark) run(states.mark_tokens, memory(states.mark));
+    run(call.tokens, states.end ? memory(states.end) : unkept);
+  }
+}
+
+// One token's result, gated and normed. out may be its part of `mixed`.
+void norm_token(const RecurrentCall& call, int64_t token, float* out) {
+  const RecurrentLayer& layer = call.layer;
+  const int64_t n = layer.inner() / layer.norm_rows;
+  const float* mixed = call.mixed + token * layer.inner();
+  const float* gate = call.projected + token * call.width + layer.gate_at;
+  for (int64_t row = 0; row < layer.norm_rows; ++row)
+    gated_norm_row(mixed + row * n, gate + row * n,
+                   layer.gated_norm.weight + row % layer.norm_weights * n, n,
+                   layer.gated_norm.eps, layer.gate_first, out + row * n);
+}
+
+// Some rows of the output projection, and the residual.
+void finish(const RecurrentCall& call, const Activations& mixed, Range rows) {
+  const int64_t width = call.layer.output.rows;
+  float* sums = call.parts.normed.need(0);
+  multiply_rows(call.layer.output, mixed, sums, rows);
+  for (int64_t t = 0; t < call.tokens; ++t) {
+    const int64_t at = t * width + rows.begin;
+    add_residual(call.x + at, call.layer.residual, sums + at, rows.end - rows.begin,
+                 call.y + at);
+  }
+}
+
+void one_token(const RecurrentCall& call, int thread, int threads) {
+  const RecurrentLayer& layer = call.layer;
+  Thread& own = *call.parts.threads[size_t(thread)];
+  const int64_t width = layer.output.rows, inner = layer.inner();
+  float* normed = own.normed.need(width);
+  rms_norm(call.x, layer.norm, width, normed);
+  own.input.load(normed, 1, width, width);
+  call.projected_rows->share_out(call.width, thread, threads,
+                                 [&](Range rows) { project(call, own.input, rows); });
+  call.pool.barrier();
+  convolve_range(call, share(layer.channels, thread, threads, layer.width));
+  if (thread == threads - 1) weigh_heads(call, {0, 1});
+  call.pool.barrier();
+  scan_heads(call, share(layer.heads(), thread, threads, 1), own);
+  call.pool.barrier();
+  float* mixed = own.mixed.need(inner);
+  norm_token(call, 0, mixed);
+  own.hidden.load(mixed, 1, inner, inner);
+  call.output_rows->share_out(width, thread, threads,
+                              [&](Range rows) { finish(call, own.hidden, rows); });
+}
+
+void many_tokens(const RecurrentCall& call, int thread, int threads) {
+  const RecurrentLayer& layer = call.layer;
+  Parts& parts = call.parts;
+  const int64_t width = layer.output.rows;
+  const Range tokens = share(call.tokens, thread, threads, 1);
+  for (int64_t t = tokens.begin; t < tokens.end; ++t)
+    rms_norm(call.x + t * width, layer.norm, width, parts.normed.need(0) + t * width);
+  call.pool.barrier();
+  parts.input.quantize(thread, threads);
+  call.pool.barrier();
+  project(call, parts.input, share(call.width, thread, threads));
+  call.pool.barrier();
+  convolve_range(call, share(layer.channels, thread, threads, layer.width));
+  weigh_heads(call, tokens);
+  call.pool.barrier();
+  scan_heads(call, share(layer.heads(), thread, threads, 1), *parts.threads[size_t(thread)]);
+  call.pool.barrier();
+  for (int64_t t = tokens.begin; t < tokens.end; ++t)
+    norm_token(call, t, call.mixed + t * layer.inner());
+  call.pool.barrier();
+  parts.hidden.quantize(thread, threads);
+  call.pool.barrier();
+  finish(call, parts.hidden, share(width, thread, threads));
+}
+
+}  // namespace
+
+void recurrent_block(const RecurrentLayer& layer, const RecurrentStates& states, const float* x,
+                     int64_t tokens, float* y, Workspace& work, Pool& pool) {
+  Parts& parts = *work.parts;
+  const int64_t width = layer.output.rows, inner = layer.inner();
+  const int64_t zeros = std::max(layer.tail_values(), layer.width * layer.values);
+  parts.need_threads(pool.threads());
+  RowSharing projected_rows, output_rows;
+  RecurrentCall call{.layer = layer,
+                     .states = states,
+                     .x = x,
+                     .tokens = tokens,
+                     .y = y,
+                     .parts = parts,
+                     .pool = pool,
+                     .projections = {},
+                     .width = 0,
+                     .projected = nullptr,
+                     .convolved = parts.convolved.need(tokens * layer.channels),
+                     .decays = parts.decays.need(tokens * layer.heads()),
+                     .factors = parts.factors.need(tokens * layer.heads()),
+                     .mixed = parts.mixed.need(tokens * inner),
+                     .nothing = nullptr,
+                     .projected_rows = &projected_rows,
+                     .output_rows = &output_rows};
+  bool tiled = true;
+  for (int64_t i = 0; i < layer.input_count; ++i) {
+    call.projections[i] = {&layer.inputs[i], nullptr};
+    call.width += layer.inputs[i].rows;
+    tiled = tiled && tiles_serve(tokens, {&layer.inputs[i]});
+  }
+  call.projected = parts.projected.need(tokens * call.width);
+  if (!states.from) {
+    float* nothing = parts.nothing.need(zeros);
+    std::fill(nothing, nothing + zeros, 0.0f);
+    call.nothing = nothing;
+  }
+  float* normed = parts.normed.need(tokens * width);
+  if (tokens > 1) {
+    parts.input.prepare(normed, tokens, width, width, tiled);
+    parts.hidden.prepare(call.mixed, tokens, inner, inner, tiles_serve(tokens, {&layer.output}));
+  }
+  pool.run([&](int thread, int threads) {
+    if (tokens == 1) one_token(call, thread, threads);
+    else many_tokens(call, thread, threads);
+  });
+}
+
+}  // namespace conifer

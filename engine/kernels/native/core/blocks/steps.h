@@ -1,0 +1,33 @@
+// Steps that the blocks share: serial, for use inside a parallel region.
+#pragma once
+
+#include <algorithm>
+
+#include "blocks/workspace.h"
+
+namespace conifer {
+
+// Rows of several matrices side by side in y, so that one split serves them all.
+struct Projection {
+  const Matrix* matrix;
+  const float* bias;  // may be null
+};
+
+inline void multiply_range(const Projection* projections, int64_t count, const Activations& x,
+                           int64_t tokens, float* y, int64_t stride, Range range) {
+  int64_t column = 0;
+  for (int64_t i = 0; i < count; column += projections[i++].matrix->rows) {
+    const Matrix& matrix = *projections[i].matrix;
+    const int64_t begin = std::max<int64_t>(range.begin - column, 0);
+    const int64_t end = std::min(range.end - column, matrix.rows);
+    if (begin >= end) continue;
+    matmul_rows(matrix, x, int64_t{0}, tokens, y + column, stride, begin, end);
+    if (const float* bias = projections[i].bias)
+      for (int64_t t = 0; t < tokens; ++t) {
+        float* row = y + t * stride + column;
+        for (int64_t r = begin; r < end; ++r) row[r] += bias[r];
+      }
+  }
+}
+
+}  // namespace conifer

@@ -1,0 +1,88 @@
+// The scratch memory behind Workspace: grow-only buffers, some shared, some of one thread.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "blocks/block.h"
+
+namespace conifer {
+
+// Floats on cache lines of their own, not initialised; their contents are lost when they grow.
+class Floats {
+ public:
+  float* need(int64_t count) {
+    if (count > capacity_) {
+      memory_.reset();
+      memory_.reset(static_cast<float*>(operator new(size_t(count) * 4, LINE)));
+      capacity_ = count;
+    }
+    return memory_.get();
+  }
+
+ private:
+  static constexpr std::align_val_t LINE{64};
+  struct Free {
+    void operator()(float* p) const { operator delete(p, LINE); }
+  };
+  std::unique_ptr<float, Free> memory_;
+  int64_t capacity_ = 0;
+};
+
+// How the rows of one product are shared out in one token's step: most of them evenly, the others
+// to whoever comes first. Threads do not run at one speed: one of them may share its core with the
+// interpreter, or with a neighbour on the same machine.
+class RowSharing {
+ public:
+  // Call fn(Range) for this thread's part of n rows, every thread with the same n.
+  template <class F>
+  void share_out(int64_t n, int thread, int threads, F&& fn) {
+    if (threads == 1) return fn(Range{0, n});
+    const int64_t even = n * 3 / 4 / GRAIN * GRAIN;
+    const Range mine = share(even, thread, threads, GRAIN);
+    if (mine.begin < mine.end) fn(mine);
+    for (;;) {
+      const int64_t begin = even + next_.fetch_add(GRAIN, std::memory_order_relaxed);
+      if (begin >= n) return;
+      fn(Range{begin, begin + GRAIN < n ? begin + GRAIN : n});
+    }
+  }
+
+ private:
+  static constexpr int64_t GRAIN = 64;  // whole fours, as the kernels take them: same sums always
+  alignas(64) std::atomic<int64_t> next_{0};
+};
+
+// Rows of w for every token of x: y[t * w.rows + r].
+inline void multiply_rows(const Matrix& w, const Activations& x, float* y, Range rows) {
+  matmul_rows(w, x, int64_t{0}, x.tokens(), y, w.rows, rows.begin, rows.end);
+}
+
+struct Workspace::Parts {
+  // Of one thread. One token's activations are small: each thread makes its own copy of them,
+  // which costs less than a barrier.
+  struct Thread {
+    Activations input, hidden, shared;
+    Floats normed, mixed, queries, scratch, out, weights;
+    std::vector<Sight> sights;
+    std::vector<int32_t> ids;
+    std::vector<Partial> partials;
+  };
+
+  std::vector<std::unique_ptr<Thread>> threads;
+  Activations input, hidden, shared_input, shared_hidden, queries, latents;
+  Floats normed, projected, mixed, partials, gate, up, logits, weights, keys, values, shared,
+      shared_up, shared_weights, absorbed, convolved, decays, factors, nothing;
+  std::vector<int32_t> chosen;             // (T, k) expert ids
+  std::vector<int32_t> ids, slots, first;  // tokens and choices, grouped by expert
+  Rotations rotations;
+
+  void need_threads(int count) {
+    while (int(threads.size()) < count) threads.push_back(std::make_unique<Thread>());
+  }
+};
+
+}  // namespace conifer

@@ -1,8 +1,0 @@
-// The float32 kernels with what every processor of the target has: SSE2, or NEON.
-#include "float_impl.h"
-
-namespace conifer {
-
-constinit const FloatKernels FLOAT_PORTABLE = float_table();
-
-}  // namespace conifer

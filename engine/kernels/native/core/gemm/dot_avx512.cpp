@@ -1,0 +1,190 @@
+// AVX-512 (F, BW, DQ, VL, VNNI): few tokens at a time, and the quantisation of activations.
+#if defined(__x86_64__)
+#include "isa/avx512.h"  // first: it silences warnings about the intrinsics it includes
+
+#include <cstdlib>
+
+#include "gemm/gemm_amx.h"
+#include "gemm/gemm_avx512.h"
+#include "gemm/gemv_avx512_super.h"
+#include "gemm/rowwise.h"
+
+namespace conifer {
+namespace {
+
+struct Avx512 {
+  static constexpr int LANES = 16;
+  using Acc = __m512;
+
+  static Acc zero() { return _mm512_setzero_ps(); }
+  static float total(Acc acc) { return _mm512_reduce_add_ps(acc); }
+  static Acc fma(Acc acc, __m512 w, const float* x) {
+    return _mm512_fmadd_ps(w, _mm512_loadu_ps(x), acc);
+  }
+  static __m512 load_f32(const uint8_t* w) {
+    return _mm512_loadu_ps(reinterpret_cast<const float*>(w));
+  }
+  static __m256i load_halves(const uint8_t* w) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
+  }
+  static __m512 load_f16(const uint8_t* w) { return _mm512_cvtph_ps(load_halves(w)); }
+  static __m512 load_bf16(const uint8_t* w) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_halves(w)), 16));
+  }
+};
+
+void quantize_avx512(const float* x, int64_t n, const TokenView& out) {
+  for (int64_t i = 0; i < n / 32; ++i) {
+    const __m512 a = _mm512_loadu_ps(x + 32 * i), b = _mm512_loadu_ps(x + 32 * i + 16);
+    float largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
+    if (_mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q)) largest = NAN;  // which a maximum may overlook
+    const float scale = largest / 127.0f;
+    const __m512 inverse = _mm512_set1_ps(largest > SMALLEST ? 127.0f / largest : 0.0f);
+    const __m512i qa = _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse));
+    const __m512i qb = _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse));
+    __m128i* q = reinterpret_cast<__m128i*>(const_cast<int8_t*>(out.q) + 32 * i);
+    _mm_storeu_si128(q, _mm512_cvtsepi32_epi8(qa));
+    _mm_storeu_si128(q + 1, _mm512_cvtsepi32_epi8(qb));
+    const int32_t first = _mm512_reduce_add_epi32(qa), second = _mm512_reduce_add_epi32(qb);
+    const_cast<float*>(out.scale)[i] = scale;
+    const_cast<float*>(out.sum)[i] = scale * static_cast<float>(first + second);
+    const_cast<float*>(out.sum16)[2 * i] = scale * static_cast<float>(first);
+    const_cast<float*>(out.sum16)[2 * i + 1] = scale * static_cast<float>(second);
+    const_cast<int32_t*>(out.isum)[i] = first + second;
+    const_cast<int32_t*>(out.isum16)[2 * i] = first;
+    const_cast<int32_t*>(out.isum16)[2 * i + 1] = second;
+  }
+}
+
+// Scratch of one thread; it only grows.
+void* scratch(size_t bytes) {
+  struct Buffer {
+    void* data = nullptr;
+    size_t size = 0;
+    ~Buffer() { std::free(data); }
+  };
+  static thread_local Buffer buffer;
+  if (bytes > buffer.size) {
+    std::free(buffer.data);
+    buffer.data = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
+    buffer.size = buffer.data ? bytes : 0;
+    if (!buffer.data) std::abort();
+  }
+  return buffer.data;
+}
+
+// Sums of the lanes of four vectors.
+CONIFER_INLINE __m128 totals(const __m512* v) {
+  const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
+  const __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(v[2], v[3]), _mm512_unpackhi_ps(v[2], v[3]));
+  const __m512 c = _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+  const __m256 d = _mm256_add_ps(_mm512_castps512_ps256(c), _mm512_extractf32x8_ps(c, 1));
+  return _mm_add_ps(_mm256_castps256_ps128(d), _mm256_extractf128_ps(d, 1));
+}
+
+// How far ahead of their use weights are asked for. They are read in one stream, so this runs into
+// the next rows; beyond the last it does no harm.
+constexpr int64_t AHEAD_BYTES = 4096;
+
+template <class G, int TOKENS, int ROWS>
+void multiply_group(const uint8_t* data, int64_t stride, int64_t cols, const typename G::X* x,
+                    int64_t x_stride, float* y, int64_t y_stride) {
+  __m512 acc[TOKENS][ROWS];
+  for (int t = 0; t < TOKENS; ++t)
+    for (int r = 0; r < ROWS; ++r) acc[t][r] = _mm512_setzero_ps();
+  const int64_t groups = cols / G::WEIGHTS;
+  const int64_t ahead = stride * ROWS > AHEAD_BYTES ? stride * ROWS : AHEAD_BYTES;
+  const uint8_t* next = data + ahead;
+  for (int64_t g = 0; g < groups; ++g) {
+    for (int i = 0; i < ROWS * G::BYTES; i += 64) _mm_prefetch(next + i, _MM_HINT_T0);
+    next += ROWS * G::BYTES;
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; ++r) {
+      const typename G::W w = G::unpack(typename G::Whole{data + r * stride + g * G::BYTES});
+#pragma GCC unroll 4
+      for (int t = 0; t < TOKENS; ++t) acc[t][r] = G::dot(w, x[t * x_stride + g], acc[t][r]);
+    }
+  }
+  if constexpr (G::WEIGHTS == 128) {
+    if (const int64_t rest = cols % G::WEIGHTS) {  // blocks that do not fill a group
+      const int last = static_cast<int>(rest / 32) - 1;
+#pragma GCC unroll 4
+      for (int r = 0; r < ROWS; ++r) {
+        const typename G::Part part = {data + r * stride + groups * G::BYTES, last};
+        const typename G::W w = G::unpack(part);
+#pragma GCC unroll 4
+        for (int t = 0; t < TOKENS; ++t)
+          acc[t][r] = G::dot(w, x[t * x_stride + groups], acc[t][r]);
+      }
+    }
+  }
+  for (int t = 0; t < TOKENS; ++t) {
+    if constexpr (ROWS == 4) {
+      _mm_storeu_ps(y + t * y_stride, totals(acc[t]));
+    } else {
+      for (int r = 0; r < ROWS; ++r) y[t * y_stride + r] = _mm512_reduce_add_ps(acc[t][r]);
+    }
+  }
+}
+
+template <class G, int TOKENS>
+void multiply_few(const Matrix& w, const TokenView* x, float* y, int64_t y_stride, int64_t row0,
+                  int64_t row1) {
+  using X = typename G::X;
+  const int64_t groups = (w.cols + G::WEIGHTS - 1) / G::WEIGHTS;
+  X* prepared = static_cast<X*>(scratch(static_cast<size_t>(TOKENS * groups) * sizeof(X)));
+  for (int t = 0; t < TOKENS; ++t)
+    for (int64_t g = 0; g < groups; ++g) prepared[t * groups + g].prepare(x[t], g * G::WEIGHTS);
+  const int64_t stride = w.stride();
+  int64_t row = row0;
+  for (; row + 4 <= row1; row += 4)
+    multiply_group<G, TOKENS, 4>(w.data + row * stride, stride, w.cols, prepared, groups, y + row,
+                                 y_stride);
+  for (; row < row1; ++row)
+    multiply_group<G, TOKENS, 1>(w.data + row * stride, stride, w.cols, prepared, groups, y + row,
+                                 y_stride);
+}
+
+template <class G>
+void multiply_quantized_few(const Matrix& w, const TokenView* x, int64_t tokens, float* y,
+                            int64_t y_stride, int64_t row0, int64_t row1) {
+  switch (tokens) {
+    case 1: return multiply_few<G, 1>(w, x, y, y_stride, row0, row1);
+    case 2: return multiply_few<G, 2>(w, x, y, y_stride, row0, row1);
+    case 3: return multiply_few<G, 3>(w, x, y, y_stride, row0, row1);
+    case 4: return multiply_few<G, 4>(w, x, y, y_stride, row0, row1);
+    case 5:
+      multiply_few<G, 3>(w, x, y, y_stride, row0, row1);
+      return multiply_few<G, 2>(w, x + 3, y + 3 * y_stride, y_stride, row0, row1);
+  }
+}
+
+void multiply_avx512(const Matrix& w, const TokenView* x, int64_t tokens, float* y,
+                     int64_t y_stride, int64_t row0, int64_t row1) {
+  if (tokens <= 0 || row0 >= row1) return;
+  switch (w.type) {
+#define CONIFER_FLOAT(T)                                                                  \
+  case Type::T:                                                                           \
+    return multiply_float<Avx512, Type::T>(w, x, tokens, y, y_stride, row0, row1);
+    CONIFER_FLOAT(F32)
+    CONIFER_FLOAT(F16)
+    CONIFER_FLOAT(BF16)
+#undef CONIFER_FLOAT
+    default: break;
+  }
+  if (tokens >= AMX_TOKENS && amx_multiplies())
+    return multiply_many_amx(w, x, tokens, y, y_stride, row0, row1);
+  if (tokens >= GEMM_TOKENS) return multiply_many_avx512(w, x, tokens, y, y_stride, row0, row1);
+  with_type(w.type, [&](auto type) {
+    multiply_quantized_few<Gemv<decltype(type)::value>>(w, x, tokens, y, y_stride, row0, row1);
+  });
+}
+
+constexpr Kernels AVX512 = {quantize_avx512, multiply_avx512};
+
+}  // namespace
+
+const Kernels* kernels_avx512() { return &AVX512; }
+
+}  // namespace conifer
+#endif

@@ -1,0 +1,72 @@
+// The kernels in plain C++, for any CPU: what every other instruction set is tested beside.
+#include <cfloat>
+
+#include "gemm/rowwise.h"
+
+namespace conifer {
+namespace {
+
+struct Portable {
+  static constexpr int LANES = 8;
+  struct Acc {
+    float lane[LANES];
+  };
+
+  static Acc zero() { return {}; }
+
+  static float total(const Acc& acc) {
+    float sum = 0;
+    for (float lane : acc.lane) sum += lane;
+    return sum;
+  }
+
+  template <class F>
+  static Acc dot(Acc acc, const Unpacked& w, const TokenView& x, int64_t n) {
+    constexpr int GROUP = F::GROUP;
+    const float* sums = GROUP == 16 ? x.sum16 + n / 16 : x.sum + n / 32;
+    for (int g = 0; g < 256 / GROUP; ++g) {
+      int32_t dot = 0;
+      for (int i = 0; i < GROUP; ++i) dot += w.q[g * GROUP + i] * x.q[n + g * GROUP + i];
+      const int i = g * GROUP / 16;
+      const float scale = w.scale[i] * x.scale[n / 32 + i / 2];
+      acc.lane[g % LANES] += scale * static_cast<float>(dot);
+      if constexpr (F::MINS) acc.lane[g % LANES] += w.min[i] * sums[g];
+    }
+    return acc;
+  }
+
+  static Acc fma(Acc acc, const Acc& w, const float* x) {
+    for (int i = 0; i < LANES; ++i) acc.lane[i] += w.lane[i] * x[i];
+    return acc;
+  }
+
+  template <Type type>
+  static Acc load(const uint8_t* w) {
+    Acc out;
+    for (int i = 0; i < LANES; ++i) out.lane[i] = read_float<type>(w + i * block_bytes(type));
+    return out;
+  }
+  static Acc load_f32(const uint8_t* w) { return load<Type::F32>(w); }
+  static Acc load_f16(const uint8_t* w) { return load<Type::F16>(w); }
+  static Acc load_bf16(const uint8_t* w) { return load<Type::BF16>(w); }
+
+  static float quantize(const float* x, int8_t* q) {
+    float largest = 0;
+    for (int i = 0; i < 32; ++i) {
+      if (std::isnan(x[i])) largest = NAN;
+      if (std::fabs(x[i]) > largest) largest = std::fabs(x[i]);  // never, once it is NaN
+    }
+    const float inverse = largest > SMALLEST && largest <= FLT_MAX ? 127.0f / largest : 0.0f;
+    for (int i = 0; i < 32; ++i)
+      q[i] = inverse > 0 ? static_cast<int8_t>(std::lrintf(x[i] * inverse)) : int8_t{0};
+    return largest / 127.0f;
+  }
+};
+
+constexpr Kernels PORTABLE = {quantize<Portable>, multiply<Portable>};
+
+}  // namespace
+
+const Kernels* kernels_portable() { return &PORTABLE; }
+
+}  // namespace conifer

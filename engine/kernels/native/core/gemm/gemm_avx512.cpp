@@ -1,0 +1,154 @@
+// Many tokens: a blocked integer GEMM.
+//
+// Against a panel of weights go tiles of 6 tokens, 4 of whose values are broadcast at a time. The
+// panel stays in the first-level cache; sums over columns gather in a buffer of 32 floats for each
+// token, and reach y once.
+#if defined(__x86_64__)
+#include "isa/avx512.h"  // first: it silences warnings about the intrinsics it includes
+
+#include "gemm/gemm_avx512.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+
+#include "gemm/panel_avx512.h"
+
+namespace conifer {
+namespace {
+
+constexpr int TILE = 6;  // tokens: 12 sums in whole numbers and 12 in floats fill the registers
+
+// sums (TOKENS, 32) += panel times the tokens' values from column n on.
+template <class L, int TOKENS>
+void multiply_tile(const Panel& panel, const TokenView* x, int64_t n, float* sums) {
+  constexpr int GROUP = L::GROUP;
+  const int8_t* q[TOKENS];
+  __m512 total[TOKENS][2];
+#pragma GCC unroll 6
+  for (int t = 0; t < TOKENS; ++t) {
+    q[t] = x[t].q + n;
+    total[t][0] = _mm512_load_ps(sums + t * ROWS);
+    total[t][1] = _mm512_load_ps(sums + t * ROWS + 16);
+  }
+  for (int g = 0; g < COLS / GROUP; ++g) {
+    __m512i dot[TOKENS][2];
+#pragma GCC unroll 6
+    for (int t = 0; t < TOKENS; ++t) {
+      if constexpr (L::OFFSET == 0) {
+        dot[t][0] = dot[t][1] = _mm512_setzero_si512();
+      } else {
+        const int32_t isum = GROUP == 16 ? x[t].isum16[n / 16 + g] : x[t].isum[n / 32 + g];
+        dot[t][0] = dot[t][1] = _mm512_set1_epi32(-L::OFFSET * isum);
+      }
+    }
+#pragma GCC unroll 8
+    for (int k = 0; k < GROUP / 4; ++k) {
+      const __m512i w0 = _mm512_load_si512(panel.q[g * (GROUP / 4) + k][0]);
+      const __m512i w1 = _mm512_load_si512(panel.q[g * (GROUP / 4) + k][1]);
+#pragma GCC unroll 6
+      for (int t = 0; t < TOKENS; ++t) {
+        const __m512i values = _mm512_set1_epi32(read<int32_t>(q[t] + g * GROUP + 4 * k));
+        dot[t][0] = _mm512_dpbusd_epi32(dot[t][0], w0, values);
+        dot[t][1] = _mm512_dpbusd_epi32(dot[t][1], w1, values);
+      }
+    }
+    const __m512 scale0 = _mm512_load_ps(panel.scale[g]);
+    const __m512 scale1 = _mm512_load_ps(panel.scale[g] + 16);
+#pragma GCC unroll 6
+    for (int t = 0; t < TOKENS; ++t) {
+      const __m512 scale = _mm512_set1_ps(x[t].scale[(n + g * GROUP) / 32]);
+      const __m512 dot0 = _mm512_mul_ps(_mm512_cvtepi32_ps(dot[t][0]), scale0);
+      const __m512 dot1 = _mm512_mul_ps(_mm512_cvtepi32_ps(dot[t][1]), scale1);
+      total[t][0] = _mm512_fmadd_ps(dot0, scale, total[t][0]);
+      total[t][1] = _mm512_fmadd_ps(dot1, scale, total[t][1]);
+    }
+    if constexpr (L::MINS) {
+      const __m512 min0 = _mm512_load_ps(panel.min[g]), min1 = _mm512_load_ps(panel.min[g] + 16);
+#pragma GCC unroll 6
+      for (int t = 0; t < TOKENS; ++t) {
+        const __m512 sum =
+            _mm512_set1_ps(GROUP == 16 ? x[t].sum16[n / 16 + g] : x[t].sum[n / 32 + g]);
+        total[t][0] = _mm512_fmadd_ps(min0, sum, total[t][0]);
+        total[t][1] = _mm512_fmadd_ps(min1, sum, total[t][1]);
+      }
+    }
+  }
+#pragma GCC unroll 6
+  for (int t = 0; t < TOKENS; ++t) {
+    _mm512_store_ps(sums + t * ROWS, total[t][0]);
+    _mm512_store_ps(sums + t * ROWS + 16, total[t][1]);
+  }
+}
+
+template <class L>
+void multiply_tiles(const Panel& panel, const TokenView* x, int64_t tokens, int64_t n,
+                    float* sums) {
+  for (int64_t t = 0; t < tokens; t += TILE, x += TILE, sums += TILE * ROWS) {
+    switch (std::min<int64_t>(TILE, tokens - t)) {
+      case 1: multiply_tile<L, 1>(panel, x, n, sums); break;
+      case 2: multiply_tile<L, 2>(panel, x, n, sums); break;
+      case 3: multiply_tile<L, 3>(panel, x, n, sums); break;
+      case 4: multiply_tile<L, 4>(panel, x, n, sums); break;
+      case 5: multiply_tile<L, 5>(panel, x, n, sums); break;
+      default: multiply_tile<L, TILE>(panel, x, n, sums);
+    }
+  }
+}
+
+struct Free {
+  void operator()(float* p) const { std::free(p); }
+};
+
+// Room for the sums of `tokens`, kept by the thread.
+float* sums_of(int64_t tokens) {
+  static thread_local std::unique_ptr<float[], Free> buffer;
+  static thread_local int64_t capacity = 0;
+  if (tokens > capacity) {
+    const size_t size = static_cast<size_t>(tokens) * ROWS * sizeof(float);
+    buffer.reset(static_cast<float*>(std::aligned_alloc(64, size)));
+    if (!buffer) std::abort();
+    capacity = tokens;
+  }
+  return buffer.get();
+}
+
+template <class L>
+void multiply_panels(const Matrix& w, const TokenView* x, int64_t tokens, float* y,
+                     int64_t y_stride, int64_t row0, int64_t row1) {
+  Panel panel;
+  float* sums = sums_of(tokens);
+  const int64_t stride = w.stride();
+  for (int64_t row = row0; row < row1; row += ROWS) {
+    const int rows = static_cast<int>(std::min<int64_t>(ROWS, row1 - row));
+    std::memset(sums, 0, static_cast<size_t>(tokens) * ROWS * sizeof(float));
+    for (int64_t n = 0; n < w.cols; n += COLS) {
+      const int cols = static_cast<int>(std::min<int64_t>(COLS, w.cols - n));
+      const uint8_t* data = w.data + row * stride + n / COLS * L::CHUNK_BYTES;
+      unpack_half<L>(data, stride, std::min(rows, 16), cols, 0, panel);
+      const int second = std::min(16, rows - 1);  // of 16 rows or fewer: any, it is not stored
+      unpack_half<L>(data + second * stride, stride, std::max(rows - 16, 1), cols, 1, panel);
+      multiply_tiles<L>(panel, x, tokens, n, sums);
+    }
+    const uint32_t stored = rows == ROWS ? ~0u : (1u << rows) - 1;
+    for (int64_t t = 0; t < tokens; ++t) {
+      float* out = y + t * y_stride + row;
+      _mm512_mask_storeu_ps(out, static_cast<__mmask16>(stored), _mm512_load_ps(sums + t * ROWS));
+      if (rows > 16)
+        _mm512_mask_storeu_ps(out + 16, static_cast<__mmask16>(stored >> 16),
+                              _mm512_load_ps(sums + t * ROWS + 16));
+    }
+  }
+}
+
+}  // namespace
+
+void multiply_many_avx512(const Matrix& w, const TokenView* x, int64_t tokens, float* y,
+                          int64_t y_stride, int64_t row0, int64_t row1) {
+  with_type(w.type, [&](auto type) {
+    multiply_panels<Layout<decltype(type)::value>>(w, x, tokens, y, y_stride, row0, row1);
+  });
+}
+
+}  // namespace conifer
+#endif

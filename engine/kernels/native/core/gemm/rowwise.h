@@ -1,0 +1,148 @@
+// Matrix products row by row, for instruction sets without a kernel of their own per type: four
+// rows unpack 256 weights each into the first-level cache, then every token meets them there.
+//
+// The vector arithmetic comes from `Ops`, a struct of the including translation unit:
+//   Acc, zero(), total(Acc)             a vector of partial sums
+//   dot<F>(Acc, Unpacked, x, n)         + 256 weights times a token from its value n on
+//   fma(Acc, w, x)                      + LANES floats times floats
+//   load_f32 / load_f16 / load_bf16     LANES weights as floats
+//   quantize(x, q), returns the scale   32 floats to int8
+#pragma once
+
+#include <cmath>
+
+#include "isa/kernels.h"
+#include "quant/unpack.h"
+
+namespace conifer {
+namespace {
+
+template <class Ops>
+void quantize(const float* x, int64_t n, const TokenView& out) {
+  for (int64_t i = 0; i < n / 32; ++i) {
+    int8_t* q = const_cast<int8_t*>(out.q) + 32 * i;
+    const float scale = Ops::quantize(x + 32 * i, q);
+    int32_t halves[2] = {0, 0};
+    for (int j = 0; j < 32; ++j) halves[j / 16] += q[j];
+    const_cast<float*>(out.scale)[i] = scale;
+    const_cast<float*>(out.sum)[i] = scale * static_cast<float>(halves[0] + halves[1]);
+    const_cast<int32_t*>(out.isum)[i] = halves[0] + halves[1];
+    for (int h = 0; h < 2; ++h) {
+      const_cast<float*>(out.sum16)[2 * i + h] = scale * static_cast<float>(halves[h]);
+      const_cast<int32_t*>(out.isum16)[2 * i + h] = halves[h];
+    }
+  }
+}
+
+// A block of activations whose largest value is below this counts as zero: its inverse overflows.
+constexpr float SMALLEST = 1e-35f;
+constexpr int ROWS_AT_ONCE = 4;
+constexpr int TOKENS_AT_ONCE = 64;
+
+template <class Ops, class F>
+void multiply_quantized(const Matrix& w, const TokenView* x, int64_t tokens, float* y,
+                        int64_t y_stride, int64_t row0, int64_t row1) {
+  typename Ops::Acc acc[TOKENS_AT_ONCE][ROWS_AT_ONCE];
+  Unpacked chunk[ROWS_AT_ONCE];
+  const int64_t stride = w.stride();
+  for (int64_t t0 = 0; t0 < tokens; t0 += TOKENS_AT_ONCE) {
+    const int64_t t1 = t0 + TOKENS_AT_ONCE < tokens ? t0 + TOKENS_AT_ONCE : tokens;
+    for (int64_t row = row0; row < row1; row += ROWS_AT_ONCE) {
+      const int rows = static_cast<int>(row + ROWS_AT_ONCE < row1 ? ROWS_AT_ONCE : row1 - row);
+      for (int64_t t = t0; t < t1; ++t)
+        for (int r = 0; r < rows; ++r) acc[t - t0][r] = Ops::zero();
+      for (int64_t n = 0; n < w.cols; n += 256) {
+        const int weights = static_cast<int>(n + 256 < w.cols ? 256 : w.cols - n);
+        for (int r = 0; r < rows; ++r)
+          unpack_chunk<F>(w.data + (row + r) * stride + n / F::WEIGHTS * F::BYTES, weights,
+                          chunk[r]);
+        for (int64_t t = t0; t < t1; ++t)
+          for (int r = 0; r < rows; ++r)
+            acc[t - t0][r] = Ops::template dot<F>(acc[t - t0][r], chunk[r], x[t], n);
+      }
+      for (int64_t t = t0; t < t1; ++t)
+        for (int r = 0; r < rows; ++r) y[t * y_stride + row + r] = Ops::total(acc[t - t0][r]);
+    }
+  }
+}
+
+template <class Ops, Type type>
+auto load(const uint8_t* w) {
+  if constexpr (type == Type::F32) return Ops::load_f32(w);
+  else if constexpr (type == Type::F16) return Ops::load_f16(w);
+  else return Ops::load_bf16(w);
+}
+
+template <Type type>
+float read_float(const uint8_t* w) {
+  if constexpr (type == Type::F32) {
+    float x;
+    std::memcpy(&x, w, 4);
+    return x;
+  } else {
+    uint16_t x;
+    std::memcpy(&x, w, 2);
+    return type == Type::F16 ? f16_to_float(x) : bf16_to_float(x);
+  }
+}
+
+// TOKENS tokens against one row, with two accumulators each so that additions overlap.
+template <class Ops, Type type, int TOKENS>
+void multiply_row(const uint8_t* w, int64_t cols, const TokenView* x, float* y, int64_t y_stride) {
+  constexpr int LANES = Ops::LANES;
+  constexpr int64_t SIZE = block_bytes(type);
+  typename Ops::Acc acc[TOKENS][2];
+  for (int t = 0; t < TOKENS; ++t) acc[t][0] = acc[t][1] = Ops::zero();
+  int64_t n = 0;
+  for (; n + 2 * LANES <= cols; n += 2 * LANES) {
+    const auto first = load<Ops, type>(w + n * SIZE);
+    const auto second = load<Ops, type>(w + (n + LANES) * SIZE);
+    for (int t = 0; t < TOKENS; ++t) {
+      acc[t][0] = Ops::fma(acc[t][0], first, x[t].x + n);
+      acc[t][1] = Ops::fma(acc[t][1], second, x[t].x + n + LANES);
+    }
+  }
+  for (int t = 0; t < TOKENS; ++t) {
+    float total = Ops::total(acc[t][0]) + Ops::total(acc[t][1]);
+    for (int64_t i = n; i < cols; ++i) total += read_float<type>(w + i * SIZE) * x[t].x[i];
+    y[t * y_stride] = total;
+  }
+}
+
+template <class Ops, Type type>
+void multiply_float(const Matrix& w, const TokenView* x, int64_t tokens, float* y,
+                    int64_t y_stride, int64_t row0, int64_t row1) {
+  const int64_t stride = w.stride();
+  for (int64_t t0 = 0; t0 < tokens; t0 += TOKENS_AT_ONCE) {
+    const int64_t t1 = t0 + TOKENS_AT_ONCE < tokens ? t0 + TOKENS_AT_ONCE : tokens;
+    for (int64_t row = row0; row < row1; ++row) {
+      const uint8_t* data = w.data + row * stride;
+      int64_t t = t0;
+      for (; t + 4 <= t1; t += 4)
+        multiply_row<Ops, type, 4>(data, w.cols, x + t, y + t * y_stride + row, y_stride);
+      for (; t < t1; ++t)
+        multiply_row<Ops, type, 1>(data, w.cols, x + t, y + t * y_stride + row, y_stride);
+    }
+  }
+}
+
+template <class Ops>
+void multiply(const Matrix& w, const TokenView* x, int64_t tokens, float* y, int64_t y_stride,
+              int64_t row0, int64_t row1) {
+  switch (w.type) {
+    case Type::F32:
+      return multiply_float<Ops, Type::F32>(w, x, tokens, y, y_stride, row0, row1);
+    case Type::F16:
+      return multiply_float<Ops, Type::F16>(w, x, tokens, y, y_stride, row0, row1);
+    case Type::BF16:
+      return multiply_float<Ops, Type::BF16>(w, x, tokens, y, y_stride, row0, row1);
+    default:
+      with_type(w.type, [&](auto type) {
+        multiply_quantized<Ops, Format<decltype(type)::value>>(w, x, tokens, y, y_stride, row0,
+                                                               row1);
+      });
+  }
+}
+
+}  // namespace
+}  // namespace conifer

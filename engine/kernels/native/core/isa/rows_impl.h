@@ -1,0 +1,168 @@
+// Row by row arithmetic in float32, for one instruction set. See float_kernels.h.
+#pragma once
+
+#include "attention/attention.h"
+#include "isa/simd.h"
+#include "quant/types.h"
+
+namespace conifer {
+namespace {
+
+float squares_row(const float* x, int64_t n) {
+  VF squares[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * W <= n; i += 4 * W)
+    for (int j = 0; j < 4; ++j) {
+      const VF v = load(x + i + j * W);
+      squares[j] = squares[j] + v * v;
+    }
+  float total = sum((squares[0] + squares[1]) + (squares[2] + squares[3]));
+  for (; i < n; ++i) total += x[i] * x[i];
+  return total;
+}
+
+void rms_norm_row(const float* x, const float* weight, float eps, int64_t n, float* y) {
+  const float factor = 1.0f / __builtin_sqrtf(squares_row(x, n) / float(n) + eps);
+  int64_t i = 0;
+  for (; i + W <= n; i += W) store(y + i, load(x + i) * factor * load(weight + i));
+  for (; i < n; ++i) y[i] = x[i] * factor * weight[i];
+}
+
+void rotate_row(float* x, const float* cosines, const float* sines, int64_t dims,
+                bool interleaved) {
+  const int64_t pairs = dims / 2;
+  int64_t i = 0;
+  if (interleaved) {
+    for (; i < pairs; ++i) {
+      const float a = x[2 * i], b = x[2 * i + 1];
+      x[2 * i] = a * cosines[i] - b * sines[i];
+      x[2 * i + 1] = a * sines[i] + b * cosines[i];
+    }
+    return;
+  }
+  float* high = x + pairs;
+  for (; i + W <= pairs; i += W) {
+    const VF a = load(x + i), b = load(high + i), c = load(cosines + i), s = load(sines + i);
+    store(x + i, a * c - b * s);
+    store(high + i, a * s + b * c);
+  }
+  for (; i < pairs; ++i) {
+    const float a = x[i], b = high[i];
+    x[i] = a * cosines[i] - b * sines[i];
+    high[i] = a * sines[i] + b * cosines[i];
+  }
+}
+
+// Apply `step` to whole vectors of y, and to the rest through a padded copy.
+template <class Step>
+CONIFER_INLINE void map(const float* a, const float* b, int64_t n, float* y, Step step) {
+  int64_t i = 0;
+  for (; i + W <= n; i += W) store(y + i, step(load(a + i), load(b + i)));
+  if (i == n) return;
+  float u[W] = {}, v[W] = {};
+  memcpy(u, a + i, size_t(n - i) * 4);
+  memcpy(v, b + i, size_t(n - i) * 4);
+  store(u, step(load(u), load(v)));
+  memcpy(y + i, u, size_t(n - i) * 4);
+}
+
+void silu_multiply_row(const float* gate, const float* up, int64_t n, float* y) {
+  map(gate, up, n, y, [](VF g, VF u) { return g * u / (1.0f + exponential(-g)); });
+}
+
+void clamped_multiply_row(const float* gate, const float* up, int64_t n, float* y) {
+  map(gate, up, n, y, [](VF g, VF u) {
+    g = smaller(g, fill(CLAMP_LIMIT));
+    u = smaller(larger(u, fill(-CLAMP_LIMIT)), fill(CLAMP_LIMIT));
+    return g * (u + 1.0f) / (1.0f + exponential(g * -CLAMP_SLOPE));
+  });
+}
+
+void sigmoid_multiply_row(const float* gate, const float* x, int64_t n, float* y) {
+  map(gate, x, n, y, [](VF g, VF u) { return u / (1.0f + exponential(-g)); });
+}
+
+void add_row(const float* a, const float* b, int64_t n, float* y) {
+  map(a, b, n, y, [](VF u, VF v) { return u + v; });
+}
+
+void add_scaled_row(const float* x, float factor, int64_t n, float* y) {
+  map(x, y, n, y, [factor](VF u, VF v) { return v + u * factor; });
+}
+
+void scale_row(const float* x, float factor, int64_t n, float* y) {
+  map(x, x, n, y, [factor](VF u, VF) { return u * factor; });
+}
+
+float peak_row(const float* x, int64_t n) {
+  VF tops = fill(-__builtin_inff());
+  VU bad = {};
+  int64_t i = 0;
+  for (; i + W <= n; i += W) {
+    const VF v = load(x + i);
+    tops = larger(v, tops);
+    bad |= (VU)!(v - v == 0.0f);
+  }
+  float top = largest(tops);
+  uint32_t lanes[W], any = 0;
+  memcpy(lanes, &bad, sizeof bad);
+  for (uint32_t lane : lanes) any |= lane;
+  for (; i < n; ++i) {
+    any |= !(x[i] - x[i] == 0.0f);
+    top = x[i] > top ? x[i] : top;
+  }
+  return any ? __builtin_nanf("") : top;
+}
+
+float weigh_row(const float* x, float top, float factor, int64_t n, float* y) {
+  constexpr float LEAST = -63.0f;  // what `exponential` still tells from less
+  VF sums = {};
+  int64_t i = 0;
+  for (; i + W <= n; i += W) {
+    const VF power = (load(x + i) - top) * factor;
+    const VF weight = power > LEAST ? exponential(power) : VF{};
+    store(y + i, weight);
+    sums = sums + weight;
+  }
+  float total = sum(sums);
+  for (; i < n; ++i) {
+    const float power = (x[i] - top) * factor;
+    total += y[i] = power > LEAST ? exponential(fill(power))[0] : 0.0f;
+  }
+  return total;
+}
+
+void store_q8(const float* x, int64_t dims, int8_t* numbers, uint16_t* scales) {
+  int64_t group = 32;
+  while (dims % group != 0) group /= 2;
+  for (int64_t begin = 0; begin < dims; begin += group, ++scales) {
+    float top = 0.0f;
+    for (int64_t i = begin; i < begin + group; ++i) {
+      const float size = __builtin_fabsf(x[i]);
+      top = size > top ? size : top;
+    }
+    const float scale = top / 127.0f, inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+    *scales = float_to_half(scale);
+    for (int64_t i = begin; i < begin + group; ++i) {
+      constexpr float ROUND = 12582912.0f;  // to nearest, ties to even
+      numbers[i] = int8_t(int(x[i] * inverse + ROUND - ROUND));
+    }
+  }
+}
+
+void store_head_row(CacheType type, const float* x, int64_t dims, void* values,
+                    uint16_t* scales) {
+  if (type == CacheType::F32) {
+    memcpy(values, x, size_t(dims) * 4);
+  } else if (type == CacheType::Q8) {
+    store_q8(x, dims, static_cast<int8_t*>(values), scales);
+  } else {
+    uint16_t* halves = static_cast<uint16_t*>(values);
+    int64_t i = 0;
+    for (; i + W <= dims; i += W) store_half(halves + i, load(x + i));
+    for (; i < dims; ++i) halves[i] = float_to_half(x[i]);
+  }
+}
+
+}  // namespace
+}  // namespace conifer

@@ -1,0 +1,82 @@
+// What a recurrent layer does between its projections: a short convolution over tokens, the
+// recurrence itself, and the gated norm of what it gives. See engine/nn/scan.py for the mathematics.
+// All arrays are float32 with rows packed; the outputs overlap no input.
+//
+// Axes: T tokens, C channels, K taps, H heads, N key width of a head's state, P its value width.
+#pragma once
+
+#include <cstdint>
+
+#include "threads/pool.h"
+
+namespace conifer {
+
+constexpr int64_t MAX_TAPS = 64;
+
+struct Convolution {
+  const float* x;     // (T, C), rows `stride` apart
+  const float* tail;  // (K-1, C), the tokens before
+  const float* taps;  // (K, C), the newest token's last; K is at most MAX_TAPS
+  const float* bias;  // (C), may be null
+  int64_t tokens, channels, kernel, stride;
+  bool activate;  // with silu
+};
+
+// y (T, C) and the tail (K-1, C) behind the last token.
+void convolve(const Convolution& call, float* y, float* tail, Pool& pool);
+
+// The tail behind the first `tokens` tokens, for channels begin..end; not in place.
+void copy_tail(const Convolution& call, int64_t tokens, int64_t begin, int64_t end, float* tail);
+
+struct Recurrence {
+  const float* q;          // (T, key heads, N)
+  const float* k;          // as q
+  const float* v;          // (T, A, B, P); heads are (A, B)
+  const float* log_decay;  // (T, A, B)
+  const float* beta;       // (T, A, B), or null where this is no delta rule
+  const float* state;      // (A, B, N, P), before the first token
+  int64_t tokens, a, b, key_heads, key_step_a, key_step_b, width, values;
+  float eps;  // of the delta rule's lengths
+};  // the key head of head (i, j) is i * key_step_a + j * key_step_b
+
+// y (T, A, B, P) and the state behind the last token.
+void scan(const Recurrence& call, float* y, float* state, Pool& pool);
+
+constexpr int64_t SCAN_COLUMNS = 64;  // of a state, that a thread takes at a time
+
+// One head of a recurrence, as the instruction sets' kernels take it; strides are from token to
+// token. With u = factor * v, or for the delta rule factor * (v - decay S^T k):
+// S = decay S + k u^T, y = S^T q + skip v.
+struct HeadScan {
+  const float* q;  // (N,), as they multiply: the delta rule's are brought to length before
+  const float* k;
+  const float* v;       // (P,)
+  const float* decay;   // one
+  const float* factor;  // one; null: 1
+  const float* state;   // (N, P), before the first token; may be `end`
+  float* y;             // (P,)
+  float* end;           // (N, P), the state behind the last token
+  int64_t tokens, key_stride, value_stride, y_stride, scalar_stride, width, values;
+  float skip;
+  bool delta;
+};
+
+// x = x / sqrt(|x|^2 + eps) * factor, for `heads` runs of n values.
+void to_length(float* x, int64_t heads, int64_t n, float eps, float factor);
+
+struct GatedNorm {
+  const float* y;       // (T, M, n)
+  const float* gate;    // (T, M, n)
+  const float* weight;  // (M or 1, n)
+  int64_t tokens, rows, weights, size;  // T, M, M or 1, n
+  float eps;
+  bool gate_first;
+};
+
+void gated_norm(const GatedNorm& call, float* out, Pool& pool);
+
+// One of its rows. out may be y.
+void gated_norm_row(const float* y, const float* gate, const float* weight, int64_t n, float eps,
+                    bool gate_first, float* out);
+
+}  // namespace conifer
