@@ -16,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from engine.fit.machine import this_machine
-from engine.kernels import select
+from engine.kernels.select import select
 from engine.sampling import Pick, Settings
 
 RUNS = 21

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from engine import architectures
-from engine import kernels as seam
 from engine.errors import NumericError
 from engine.fit.machine import wire
 from engine.fit.memory import enough_memory, prefill_chunk
 from engine.generate import OnPrefill, TokenStream
 from engine.gguf.reader import ModelFile, open_model
+from engine.kernels.native.fused import fuse
+from engine.kernels.select import select
 from engine.nn.cache import KV_TYPES, Cache
 from engine.nn.config import ModelConfig, read_config
 from engine.nn.decoder import Decoder
@@ -176,7 +177,8 @@ def load(
     words = tokenizer.from_metadata(file.metadata)
     chat = chat_template.from_metadata(file.metadata, words, sandbox)
     with enough_memory():
-        decoder = architectures.build(config, Weights(file, seam.select(kernels, threads), on_load))
+        decoder = architectures.build(config, Weights(file, select(kernels, threads), on_load))
+        fuse(decoder)
     mx.clear_cache()  # what repacking left over
     wire(mx.get_active_memory())
     return Model(config, words, chat, decoder)

@@ -16,7 +16,7 @@ import catalog
 from catalog.download.package_index import fetch
 from catalog.store.cache import Store
 from engine.fit.machine import backend
-from engine.kernels import selected
+from engine.kernels.select import selected
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -97,7 +97,7 @@ def check_kernels() -> Check:
         return Check("kernels", FAIL, "none without a backend", code=errors.FAILURE)
     if device != "cpu":
         return Check("kernels", OK, "stock: operations of MLX")
-    reason = native.why_not()
+    reason = native.unavailable_reason()
     if reason is None:
         return Check("kernels", OK, f"native: C++, {native.isa()}")
     what, _, advice = SLOW.format(reason).partition(". ")

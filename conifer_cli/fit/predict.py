@@ -79,7 +79,7 @@ def place(machine: str | None, memory_bytes: int | None, idle: bool, kernels: st
     """
     from engine.fit import machine_specs
     from engine.fit.machine import this_machine
-    from engine.kernels import selected
+    from engine.kernels.select import selected
 
     if machine is not None:
         try:

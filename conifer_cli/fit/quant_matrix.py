@@ -80,7 +80,7 @@ def listed_sizes(judged: Judged, connect: Callable[[], Hub]) -> dict[str, int]:
     sizes; none where it was not judged there."""
     from catalog import CatalogError
     from catalog.names import file_sets
-    from engine.kernels import runs
+    from engine.kernels.sizes import supports
 
     if not judged.remote:
         return {}
@@ -93,7 +93,7 @@ def listed_sizes(judged: Judged, connect: Callable[[], Hub]) -> dict[str, int]:
     return {
         found.label: sum(sizes[name] for name in found.names)
         for found in file_sets(sizes)
-        if found.label and not found.missing and runs(found.label)
+        if found.label and not found.missing and supports(found.label)
     }
 
 
@@ -114,7 +114,7 @@ def _other(
     """Give the need of a quantisation as a function of the context, and its share of the bytes."""
     from engine.fit.estimate import sketch_needs
     from engine.fit.memory import needs
-    from engine.kernels import growth
+    from engine.kernels.sizes import loaded_size_ratio
 
     backend, kernels, mine = there.machine.backend, there.kernels, judged_quant(judged)
     if judged.config is None or judged.tensors is None:
@@ -125,7 +125,9 @@ def _other(
     else:
         held = judged.verdict.need.weights_bytes
         if quant != mine:
-            grown = growth(quant, backend, kernels) / growth(mine, backend, kernels)
+            grown = loaded_size_ratio(quant, backend, kernels) / loaded_size_ratio(
+                mine, backend, kernels
+            )
             held = int(held * size_bytes / judged.size_bytes * grown)
         need = needs(judged.config, judged.tensors, backend, wishes.kv_type, kernels, held)
     return need, held / judged.verdict.need.weights_bytes

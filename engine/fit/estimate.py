@@ -20,7 +20,8 @@ from engine.fit.memory import (
     program_bytes,
 )
 from engine.fit.speed import Traffic
-from engine.kernels import growth, selected
+from engine.kernels.select import selected
+from engine.kernels.sizes import loaded_size_ratio
 from engine.nn.cache import kept_bytes, read_bytes, token_bytes
 from engine.nn.config import LayerMemory
 
@@ -82,7 +83,9 @@ def sketch_needs(sketch: Sketch, backend: str, kv_type: str, kernels: str) -> Ca
 
 def sketch_weights(sketch: Sketch, backend: str, kernels: str) -> int:
     """Estimate what the weights take once loaded."""
-    return int(sketch.size_bytes * growth(sketch.quant, backend, selected(kernels, backend)))
+    return int(
+        sketch.size_bytes * loaded_size_ratio(sketch.quant, backend, selected(kernels, backend))
+    )
 
 
 def sketch_traffic(

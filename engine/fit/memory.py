@@ -15,7 +15,8 @@ from engine.architectures.families import SPARSE_MIXER
 from engine.errors import DoesNotFit
 from engine.fit.machine import Machine
 from engine.gguf.reader import TensorInfo
-from engine.kernels import resident_bytes, selected
+from engine.kernels.select import selected
+from engine.kernels.sizes import resident_bytes
 from engine.nn.cache import STEP, kv_bytes, token_bytes
 from engine.nn.config import ModelConfig, used_tensors
 from engine.nn.scan import CHUNK

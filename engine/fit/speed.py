@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from engine.gguf.reader import TensorInfo
-from engine.kernels import resident_bytes
+from engine.kernels.sizes import resident_bytes
 from engine.nn.cache import moved_kv_bytes
 from engine.nn.config import OF_EXPERTS, ModelConfig, token_share, used_tensors
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from engine.gguf.dequant import IQ4_VALUES
-from engine.kernels import GROUP, RESIDENT_BITS
+from engine.kernels.sizes import GROUP, RESIDENT_BITS
 
 
 @dataclass(frozen=True, slots=True)

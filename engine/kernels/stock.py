@@ -11,7 +11,6 @@ import functools
 import itertools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
@@ -21,13 +20,10 @@ from engine import sampling
 from engine.fit.machine import cores
 from engine.gguf.reader import TensorInfo
 from engine.gguf.types import BlockType
-from engine.kernels import GROUP, QTensor
+from engine.kernels.base import QTensor, Rows
 from engine.kernels.repack import Affine, repack, repack_mxfp4
+from engine.kernels.sizes import GROUP
 from engine.nn import scan as recurrence
-
-if TYPE_CHECKING:
-    from engine.nn.cache import Rows
-    from engine.nn.decoder import Blocks, Head, Layers, Scorer
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -183,9 +179,6 @@ class StockKernels:
             weights = mx.softmax(scores, axis=-1, precise=True).reshape(-1, visible)
             mixed.append((weights @ seen[:, :value_dim]).reshape(-1, heads, value_dim))
         return mx.concatenate(mixed, axis=0)
-
-    def fuse(self, layers: Blocks, head: Head) -> tuple[Layers, Scorer]:
-        return layers, head
 
     def _load_float(self, blocks: Bytes, info: TensorInfo) -> mx.array:
         w = mx.array(blocks).view(FLOATS[info.type.name]).reshape(info.shape)

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import mlx.core as mx
 
 from engine.errors import ContextOverflow
+from engine.kernels.base import Rows
 from engine.nn.config import LayerMemory, ModelConfig
 
 STEP = 256  # tokens by which the buffers grow
@@ -26,22 +26,6 @@ Q8_GROUP = 32
 WINDOW_SLACK = 512  # tokens that a window keeps beyond itself: how far back it can go
 SNAPSHOTS = 3  # states that a recurrent layer keeps
 REWIND = 16  # tokens before a prompt's end: more than a template puts before an answer
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """What a buffer holds for tokens of its only head, in the form in which it is stored."""
-
-    values: mx.array  # (L, d) float16, float32 or int8
-    scales: mx.array | None = None  # (L, d / group) float16, of int8 values
-
-    def take(self, ids: mx.array | slice) -> Rows:
-        """Pick tokens: ids (n,), or a range."""
-        return Rows(self.values[ids], None if self.scales is None else self.scales[ids])
-
-    def floats(self) -> mx.array:
-        """Give back the values: (L, d) float32."""
-        return _widen(self.values, self.scales)
 
 
 class Buffer(Protocol):
@@ -100,7 +84,7 @@ class Q8Buffer:
         self.scales[:, :, start:end] = scales.astype(mx.float16)
 
     def read(self, length: int) -> mx.array:
-        return _widen(self.numbers[:, :, :length], self.scales[:, :, :length])
+        return Rows(self.numbers[:, :, :length], self.scales[:, :, :length]).floats()
 
     def rows(self, length: int) -> Rows:
         return Rows(self.numbers[0, 0, :length], self.scales[0, 0, :length])
@@ -304,12 +288,3 @@ def _with_room(array: mx.array, tokens: int) -> mx.array:
     steps = math.ceil(missing / STEP)
     room = mx.zeros((*array.shape[:2], steps * STEP, array.shape[3]), dtype=array.dtype)
     return mx.concatenate([array, room], axis=2)
-
-
-def _widen(values: mx.array, scales: mx.array | None) -> mx.array:
-    """Make float32 of stored values (..., d), int8 ones with scales (..., d / group)."""
-    values = values.astype(mx.float32)
-    if scales is None:
-        return values
-    grouped = values.reshape(*scales.shape, -1)
-    return (grouped * scales[..., None]).reshape(values.shape)

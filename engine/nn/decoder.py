@@ -1,6 +1,6 @@
 """A decoder: embedding, a pile of blocks, a final norm and a head. The pages in `models/` fill it.
 
-The kernels may put the blocks and the head together into something faster that does the same.
+`engine.kernels.native.fused` may replace `layers` and `head` with faster equivalents.
 
 Axes: T tokens, D width, V vocabulary.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import mlx.core as mx
 
-from engine.kernels import QTensor
+from engine.kernels.base import QTensor
 from engine.nn.cache import Cache, LayerCache, common_reach, new_layer_cache
 from engine.nn.config import LayerMemory, ModelConfig
 from engine.nn.layers import AnyNorm, required_norm
@@ -167,9 +167,9 @@ class Decoder:
         tied = "output.weight" not in weights
         output = self.embedding if tied else weights.matrix("output.weight", *shape)
         bias = weights.optional_vector("output.bias", config.vocab)
-        head = Head(norm, output, bias, config.logit_scale, config.logit_cap)
         memory = [config.memory(layer) for layer in range(config.layers)]
-        self.layers, self.head = weights.kernels.fuse(Blocks(blocks, memory), head)
+        self.layers: Layers = Blocks(blocks, memory)
+        self.head: Scorer = Head(norm, output, bias, config.logit_scale, config.logit_cap)
         self.kernels = weights.kernels
         self.routes: Routes | None = None
 

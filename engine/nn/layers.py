@@ -14,7 +14,7 @@ from typing import cast
 import mlx.core as mx
 
 from engine.fit.memory import MIN_CHUNK, SCORE_BYTES
-from engine.kernels import QTensor
+from engine.kernels.base import QTensor
 from engine.nn.cache import TokenCache
 from engine.nn.config import ModelConfig, RopeConfig
 from engine.nn.weights import Weights

@@ -19,8 +19,8 @@ import mlx.core as mx
 
 from engine.errors import GGUFError
 from engine.fit.memory import INDEXER_BYTES
-from engine.kernels import QTensor
-from engine.nn.cache import Rows, TokenCache
+from engine.kernels.base import QTensor, Rows
+from engine.nn.cache import TokenCache
 from engine.nn.config import ModelConfig, RopeConfig
 from engine.nn.decoder import Decoder, pre_norm_decoder
 from engine.nn.layers import LayerNorm, Norm, Rope, Temperature, heads_of, linear, yarn_magnitude

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from engine.architectures.families import SIGMOID, SOFTMAX, SOFTMAX_OF_CHOSEN, SPARSE_MIXER
-from engine.kernels import QTensor
+from engine.kernels.base import QTensor
 from engine.nn.config import ExpertConfig, ModelConfig
 from engine.nn.layers import Activation, FeedForward, swiglu
 from engine.nn.weights import Weights

@@ -16,7 +16,7 @@ import mlx.core as mx
 from engine.errors import GGUFError
 from engine.gguf.reader import ModelFile, TensorInfo
 from engine.gguf.types import TYPE_BY_NAME
-from engine.kernels import Kernels, QTensor
+from engine.kernels.base import Kernels, QTensor
 
 
 class Weights:

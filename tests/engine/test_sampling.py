@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from engine.kernels import select
+from engine.kernels.select import select
 from engine.sampling import NOT_FINITE, Pick, Sampler, Settings, discourage, penalize
 
 # Probabilities 0.5, 0.25, 0.125, 0.0625, 0.0625 at temperature 1.

@@ -12,7 +12,7 @@ import pytest
 
 import engine
 from engine.gguf.reader import open_model
-from engine.kernels import RESIDENT_BITS, resident_bytes
+from engine.kernels.sizes import RESIDENT_BITS, resident_bytes
 from support.gguf_writer import Tensor
 from support.models import HERE, row_rms
 from support.rewrite import all_tensors, rewrite

@@ -3,7 +3,7 @@
 Shapes and types are checked here, so that C++ is entered only with what it can take. Activations
 are float32; within a product with quantised weights they are rounded to 8 bits, in groups of 32, or
 for many tokens to bfloat16 where the processor has tiles (AMX).
-The extension is there where pip found a C++ compiler; `why_not` says why it is not.
+The extension is there where pip found a C++ compiler; `unavailable_reason` says why it is missing.
 
 Axes: T tokens, E experts, k chosen experts.
 """
@@ -22,19 +22,18 @@ import mlx.core as mx
 from engine.errors import BackendError
 from engine.fit.machine import cores
 from engine.gguf.reader import TensorInfo
+from engine.kernels.base import Rows
 
 if TYPE_CHECKING:
     from engine.kernels.native import _native
-    from engine.nn.cache import Rows
-    from engine.nn.decoder import Blocks, Head, Layers, Scorer
     from engine.sampling import Settings
 
 MAX_TAPS = 64  # of a convolution, as in core/recurrence.h
 BUILT_FOR = Path(__file__).with_name("mlx-version")
 
 
-def why_not() -> str | None:
-    """Say why the extension does not load here; None where it does."""
+def unavailable_reason() -> str | None:
+    """Return why the extension does not load, or None if it does."""
     try:
         _extension()
     except BackendError as error:
@@ -198,11 +197,6 @@ class NativeKernels:
             uniform=(bits >> 11) * 2.0**-53,
         )
         return token
-
-    def fuse(self, layers: Blocks, head: Head) -> tuple[Layers, Scorer]:
-        from engine.kernels.native.fused import fuse
-
-        return fuse(layers, head, self.native)
 
 
 def _require_shape(name: str, x: mx.array, shape: tuple[int, ...]) -> None:

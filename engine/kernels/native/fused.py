@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from engine.architectures.families import SIGMOID, SOFTMAX, SOFTMAX_OF_CHOSEN
-from engine.kernels import QTensor
-from engine.kernels.native import NativeTensor
+from engine.kernels.base import QTensor
+from engine.kernels.native import NativeKernels, NativeTensor
 from engine.nn.cache import REWIND, STEP, WINDOW_SLACK
-from engine.nn.decoder import Block, Blocks, Head, Layers, Scorer, Watch
+from engine.nn.decoder import Block, Blocks, Decoder, Head, Watch
 from engine.nn.layers import (
     Activation,
     Attention,
@@ -49,14 +49,16 @@ PATIENT_BYTES = 64 * 10**9
 POLL_S = 0.01
 
 
-def fuse(layers: Blocks, head: Head, native: ModuleType) -> tuple[Layers, Scorer]:
-    """Fuse what the core has the form of; give the rest back as it is."""
-    fused: Layers = layers
+def fuse(decoder: Decoder) -> None:
+    """Replace the layers and the head of a decoder by single tasks, where its kernels allow it."""
+    kernels, layers, head = decoder.kernels, decoder.layers, decoder.head
+    if not isinstance(kernels, NativeKernels):
+        return
+    assert isinstance(layers, Blocks) and isinstance(head, Head)
     if all(_has_form(block) for block in layers.blocks):
-        fused = FusedLayers(layers.blocks, native)
+        decoder.layers = FusedLayers(layers.blocks, kernels.native)
     if isinstance(head.output, NativeTensor) and type(head.norm) is Norm:
-        return fused, FusedHead(head, native)
-    return fused, head
+        decoder.head = FusedHead(head, kernels.native)
 
 
 class FusedLayers:

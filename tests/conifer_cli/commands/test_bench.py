@@ -11,7 +11,7 @@ from conifer_cli.commands import bench
 from engine import benchmark
 from engine.fit.speed import traffic
 from engine.gguf.reader import open_model
-from engine.kernels import resident_bytes
+from engine.kernels.sizes import resident_bytes
 from engine.model import load
 from support.program import MODELS, run_unplugged
 

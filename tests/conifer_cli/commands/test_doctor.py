@@ -138,7 +138,7 @@ def test_a_machine_without_a_backend_fails(monkeypatch: pytest.MonkeyPatch):
 
 def test_slow_kernels_are_a_warning_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("engine.fit.machine.backend", lambda: "cpu")
-    monkeypatch.setattr("engine.kernels.native.why_not", lambda: "no compiler was there")
+    monkeypatch.setattr("engine.kernels.native.unavailable_reason", lambda: "no compiler was there")
     found = doctor.check_kernels()
     assert found.status == "warn"
     assert "no compiler was there" in found.detail and "compiler" in found.advice

@@ -14,7 +14,7 @@ from engine.fit.estimate import judge_sketch, sketch_needs, sketch_weights
 from engine.fit.machine import Machine, cuda_machine, linux_cpu, metal_machine
 from engine.fit.machine_specs import resized, simulate
 from engine.fit.memory import MARGIN, judge_size, kind_of, reserve_bytes
-from engine.kernels import growth
+from engine.kernels.sizes import loaded_size_ratio
 
 GIB = 1 << 30
 ORDER = ["too_large", "tight", "fits"]
@@ -161,5 +161,5 @@ def test_a_smaller_cache_type_never_needs_more():
 
 def _held(entry: Entry, facts: FileFacts, backend: str) -> int:
     held = sketch_weights(sketch_of(entry, facts), backend, KERNELS[backend])
-    assert held == int(facts.size_bytes * growth(facts.quant, backend, KERNELS[backend]))
+    assert held == int(facts.size_bytes * loaded_size_ratio(facts.quant, backend, KERNELS[backend]))
     return held

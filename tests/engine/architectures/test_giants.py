@@ -9,7 +9,7 @@ import pytest
 from engine.fit.machine import Machine
 from engine.fit.memory import judge
 from engine.gguf.reader import ModelFile, open_model
-from engine.kernels import resident_bytes
+from engine.kernels.sizes import resident_bytes
 from engine.nn.cache import moved_kv_bytes
 from engine.nn.config import count_parameters, read_config
 from support.giants import write_deepseek_v3, write_qwen3_235b

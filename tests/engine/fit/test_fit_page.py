@@ -10,7 +10,7 @@ from engine.fit.memory import needs
 from engine.fit.speed import MEASURED, PACES, Bandwidth, seconds, traffic
 from engine.gguf.reader import TensorInfo
 from engine.gguf.types import TYPE_BY_NAME
-from engine.kernels import resident_bytes
+from engine.kernels.sizes import resident_bytes
 from engine.nn.config import read_config
 
 PAGE = (Path(__file__).parents[3] / "docs" / "fit.md").read_text()

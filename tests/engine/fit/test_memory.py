@@ -19,7 +19,7 @@ from engine.fit.memory import (
 )
 from engine.gguf.reader import TensorInfo, open_model
 from engine.gguf.types import TYPE_BY_NAME
-from engine.kernels import growth
+from engine.kernels.sizes import loaded_size_ratio
 from engine.nn.cache import kv_bytes
 from engine.nn.config import read_config
 from support.models import HERE
@@ -180,13 +180,19 @@ def test_size_alone_is_certain_beyond_what_layers_that_only_draft_take():
 
 def test_an_estimate_counts_what_repacking_adds():
     # Q4_K 6 / 4.5, Q6_K 10 / 6.5625 bits on a CPU: three parts of one and one of the other.
-    assert growth("Q4_K_M", "cpu", "stock") == pytest.approx(0.75 * 6 / 4.5 + 0.25 * 10 / 6.5625)
-    assert growth("Q4_0", "cpu", "stock") == pytest.approx(6 / 4.5)
-    assert growth("Q8_0", "metal", "stock") == pytest.approx(9 / 8.5)
-    assert growth("MXFP4", "cpu", "stock") == growth("IQ1_S", "cpu", "stock") == 1
+    assert loaded_size_ratio("Q4_K_M", "cpu", "stock") == pytest.approx(
+        0.75 * 6 / 4.5 + 0.25 * 10 / 6.5625
+    )
+    assert loaded_size_ratio("Q4_0", "cpu", "stock") == pytest.approx(6 / 4.5)
+    assert loaded_size_ratio("Q8_0", "metal", "stock") == pytest.approx(9 / 8.5)
+    assert (
+        loaded_size_ratio("MXFP4", "cpu", "stock")
+        == loaded_size_ratio("IQ1_S", "cpu", "stock")
+        == 1
+    )
     # Of Qwen3-30B-A3B with 16-bit scales, tensor by tensor: 18.56 GB become 21.8.
-    assert growth("Q4_K_M", "metal", "stock") == pytest.approx(21.8 / 18.56, rel=0.01)
-    assert growth("Q4_K_M", "cpu", "native") == 1
+    assert loaded_size_ratio("Q4_K_M", "metal", "stock") == pytest.approx(21.8 / 18.56, rel=0.01)
+    assert loaded_size_ratio("Q4_K_M", "cpu", "native") == 1
 
 
 @pytest.mark.parametrize("context", [256, 4096, 32_768, 1 << 20])

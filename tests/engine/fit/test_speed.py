@@ -9,7 +9,7 @@ import pytest
 from engine.benchmark import bandwidth
 from engine.fit.speed import MEASURED, PACES, PREDICTED, PRIOR, Bandwidth, Traffic, predict, traffic
 from engine.gguf.reader import open_model
-from engine.kernels import resident_bytes
+from engine.kernels.sizes import resident_bytes
 from engine.nn.config import read_config, token_share, used_tensors
 from support.models import HERE
 

@@ -13,7 +13,7 @@ from engine.architectures import PAGES
 from engine.fit.machine import backend
 from engine.fit.memory import fuses
 from engine.gguf.reader import open_model
-from engine.kernels.native import why_not
+from engine.kernels.native import unavailable_reason
 from engine.nn.cache import STEP, WINDOW_SLACK
 from engine.nn.cache_state import keep, restore
 from support.gguf_writer import Tensor
@@ -21,7 +21,7 @@ from support.models import HERE, stored_models
 from support.rewrite import all_tensors, rewrite
 
 pytestmark = pytest.mark.skipif(
-    backend() != "cpu" or why_not() is not None, reason="no native kernels"
+    backend() != "cpu" or unavailable_reason() is not None, reason="no native kernels"
 )
 
 # One of each form that the core has.

@@ -21,8 +21,10 @@ from engine.errors import BackendError
 from engine.fit.machine import backend
 from engine.gguf.reader import TensorInfo
 from engine.gguf.types import TYPE_BY_NAME
-from engine.kernels import native, resident_bytes, select, selected
-from engine.nn.cache import Rows
+from engine.kernels import native
+from engine.kernels.base import Rows
+from engine.kernels.select import select, selected
+from engine.kernels.sizes import resident_bytes
 from support.models import HERE
 from support.tensors import random_tensor
 
@@ -32,7 +34,7 @@ FLOATS = ("F32", "F16", "BF16")
 # as products of few numbers may be unlucky.
 ROUNDING = 2e-2
 CASES = 2000  # random products in the nightly run
-missing = None if backend() != "cpu" else native.why_not()
+missing = None if backend() != "cpu" else native.unavailable_reason()
 needs_native = pytest.mark.skipif(
     backend() != "cpu" or missing is not None, reason=missing or "no CPU backend"
 )
@@ -379,6 +381,6 @@ def test_without_an_extension_for_this_mlx_auto_is_stock_and_says_why(
 
 
 def test_native_is_refused_where_mlx_runs_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("engine.kernels.backend", lambda: "cuda")
-    with pytest.raises(BackendError, match="for CPUs"):
+    monkeypatch.setattr("engine.kernels.select.backend", lambda: "cuda")
+    with pytest.raises(BackendError, match="on a CPU only"):
         select("native")

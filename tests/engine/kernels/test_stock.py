@@ -9,7 +9,8 @@ import pytest
 from engine.errors import BackendError
 from engine.gguf.reader import TensorInfo
 from engine.gguf.types import TYPE_BY_NAME
-from engine.kernels import resident_bytes, select
+from engine.kernels.select import select
+from engine.kernels.sizes import resident_bytes
 from engine.kernels.stock import StockKernels
 from support.tensors import loss, random_tensor
 
@@ -94,7 +95,7 @@ def test_a_constant_group_is_reencoded_without_dividing_by_zero():
 @pytest.mark.parametrize(
     ("name", "threads", "message"),
     [
-        ("fast", None, "no kernels are called 'fast'"),
+        ("fast", None, "unknown kernels 'fast'"),
         ("stock", 0, "0"),
     ],
 )

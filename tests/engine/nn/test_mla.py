@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 import engine
-from engine import kernels as seam
 from engine.errors import GGUFError
 from engine.gguf.reader import open_model
-from engine.nn.cache import Rows, kv_bytes, moved_kv_bytes, new_layer_cache
+from engine.kernels.base import Rows
+from engine.kernels.select import select
+from engine.kernels.sizes import resident_bytes
+from engine.nn.cache import kv_bytes, moved_kv_bytes, new_layer_cache
 from engine.nn.config import read_config, used_tensors
 from engine.nn.mla import Indexer, LatentAttention, latent_rope, latent_scale
 from engine.nn.weights import Weights
@@ -106,7 +108,7 @@ def test_old_weights_are_judged_by_what_splitting_them_keeps(tmp_path: Path):
     info = open_model(old).tensors["blk.0.attn_kv_b.weight"]
     weights = HEADS * (STAYS + VALUES) * RANK
     assert info.size_bytes == weights * 34 // 32
-    assert seam.resident_bytes(info, "cpu", "native") == 2 * weights
+    assert resident_bytes(info, "cpu", "native") == 2 * weights
 
 
 def test_a_tensor_called_like_no_block_is_no_block():
@@ -201,7 +203,7 @@ def parts_of(name: str, kernels: str, changes: dict | None = None):
     """Config and weights of a fixture."""
     file = open_model(HERE / name / "model.gguf")
     config = read_config(file.metadata | (changes or {}))
-    return config, Weights(file, seam.select(kernels))
+    return config, Weights(file, select(kernels))
 
 
 @pytest.mark.float32
@@ -337,7 +339,7 @@ def test_attention_over_rows_is_the_reference(
     weights = np.exp(np.where(seen, scores - scores.max(), -math.inf))
     weights /= weights.sum(axis=-1, keepdims=True)
     expected = np.einsum("htl,ld->thd", weights, keys[:, :value_dim])
-    mixed = seam.select(kernels).latent_attention(mx.array(q), rows, value_dim)
+    mixed = select(kernels).latent_attention(mx.array(q), rows, value_dim)
     assert mixed.shape == (tokens, heads, value_dim)
     assert np.abs(np.array(mixed) - expected).max() < 5e-6
 

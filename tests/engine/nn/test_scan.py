@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from engine.kernels import select
+from engine.kernels.select import select
 from engine.nn.scan import CHUNK, scan, segment_sums, unit_lower_inverse
 
 # (A, B) heads with keys of (A, 1), (1, B) or (A, B); N key width, P value width.

@@ -1,0 +1,110 @@
+"""The protocols between a model's graph and the kernels that run it.
+
+A weight is a `QTensor`. A model uses four operations of it:
+
+    matmul(x)              (T, in) -> (T, out)
+    gather_matmul(x, ids)  (T, 1 or k, in), ids (T, k) -> (T, k, out)    for a stack of E experts
+    stack_matmul(x)        (T, E, in) -> (T, E, out)                     for a stack of E heads
+    rows(ids)              (T,) -> (T, in)                               for embeddings
+
+`Kernels` makes QTensors from GGUF blocks.
+
+Axes: T tokens, E experts, k chosen experts, L cached tokens, d head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import mlx.core as mx
+
+from engine.gguf.reader import TensorInfo
+
+if TYPE_CHECKING:
+    from engine.sampling import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Cached vectors of a single head, in their storage type."""
+
+    values: mx.array  # (L, d) float16, float32 or int8
+    scales: mx.array | None = None  # (L, d / group) float16; for int8 values only
+
+    def take(self, ids: mx.array | slice) -> Rows:
+        """Return the rows of some tokens: ids (n,), or a slice."""
+        return Rows(self.values[ids], None if self.scales is None else self.scales[ids])
+
+    def floats(self) -> mx.array:
+        """Return the values as (L, d) float32. Leading axes are allowed."""
+        values = self.values.astype(mx.float32)
+        if self.scales is None:
+            return values
+        grouped = values.reshape(*self.scales.shape, -1)
+        return (grouped * self.scales[..., None]).reshape(values.shape)
+
+
+class QTensor(Protocol):
+    """A weight matrix (out, in), or a stack of them (E, out, in), in any storage format."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def matmul(self, x: mx.array) -> mx.array:
+        """Multiply: x (T, in) -> (T, out)."""
+
+    def gather_matmul(self, x: mx.array, ids: mx.array) -> mx.array:
+        """Multiply by chosen experts: x (T, 1 or k, in), ids (T, k) -> (T, k, out)."""
+
+    def stack_matmul(self, x: mx.array) -> mx.array:
+        """Multiply by every matrix of a stack: x (T, E, in) -> (T, E, out)."""
+
+    def rows(self, ids: mx.array) -> mx.array:
+        """Look up rows: ids (T,) -> (T, in)."""
+
+
+class Kernels(Protocol):
+    """One way to hold and multiply weights on one device."""
+
+    name: str  # native | stock
+    fallback_reason: str | None  # why `auto` chose these slower kernels
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The type of activations."""
+
+    def load(self, blocks: memoryview, info: TensorInfo) -> QTensor:
+        """Make a weight from its GGUF blocks. `blocks` must stay unchanged."""
+
+    def convolve(
+        self, x: mx.array, tail: mx.array, taps: mx.array, bias: mx.array | None, activate: bool
+    ) -> tuple[mx.array, mx.array]:
+        """See `engine.nn.scan.convolve`."""
+
+    def scan(
+        self,
+        q: mx.array,
+        k: mx.array,
+        v: mx.array,
+        log_decay: mx.array,
+        state: mx.array,
+        beta: mx.array | None = None,
+        eps: float = 0.0,
+    ) -> tuple[mx.array, mx.array]:
+        """See `engine.nn.scan.scan`."""
+
+    def gated_norm(
+        self, y: mx.array, gate: mx.array, weight: mx.array, eps: float, gate_first: bool
+    ) -> mx.array:
+        """See `engine.nn.scan.gated_norm`."""
+
+    def latent_attention(self, q: mx.array, rows: Rows, value_dim: int) -> mx.array:
+        """Causal attention of all heads over one shared row per token.
+
+        q: (T, H, d), scaled. rows: (L, d); the last T belong to the new tokens. The first
+        `value_dim` values of a row are its value. Returns (T, H, value_dim).
+        """
+
+    def pick(self, logits: mx.array, settings: Settings, bits: int) -> mx.array:
+        """See `engine.sampling.pick`. Equal bits may select a different token than it does."""

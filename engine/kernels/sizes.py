@@ -1,0 +1,70 @@
+"""Bytes of a tensor once loaded, computed from its header or from the name of its quantisation."""
+
+from __future__ import annotations
+
+import math
+
+from engine.gguf.reader import TensorInfo
+from engine.gguf.types import TYPE_BY_NAME
+
+GROUP = 32  # weights that share a scale in MLX's quantised matrices
+# Bits per weight in the stock kernels, without the weight's share of a scale.
+RESIDENT_BITS = {
+    "Q4_0": 4,
+    "Q4_1": 4,
+    "Q4_K": 4,
+    "Q5_0": 5,
+    "Q5_1": 5,
+    "Q5_K": 5,
+    "Q8_0": 8,
+    "Q2_K": 8,
+    "Q3_K": 8,
+    "Q6_K": 8,
+    "IQ4_NL": 8,
+    "IQ4_XS": 8,
+}
+
+
+def resident_bytes(info: TensorInfo, device: str, kernels: str) -> int:
+    """Return the bytes a tensor takes once loaded on cpu, metal or cuda.
+
+    kernels: native, which reads the mapped file in place, or stock. For `attn_kv_b`, which is split
+    at load, this is an upper bound.
+    """
+    if info.name.endswith(".attn_kv_b.weight"):
+        return max(info.size_bytes, 2 * math.prod(info.shape))
+    bits = RESIDENT_BITS.get(info.type.name)
+    if kernels == "native" or bits is None:  # floats and MXFP4 keep their size
+        return info.size_bytes
+    weights = math.prod(info.shape)
+    scale_and_bias = 2 * (4 if device == "cpu" else 2)
+    return weights * bits // 8 + weights // GROUP * scale_and_bias
+
+
+def supports(quant: str) -> bool:
+    """True if the kernels know the block types of a named quantisation."""
+    return _base(quant).startswith((*RESIDENT_BITS, "F32", "F16", "BF16", "MXFP4"))
+
+
+def loaded_size_ratio(quant: str, device: str, kernels: str) -> float:
+    """Estimate the loaded size over the file size of a named quantisation; 1 if it is unknown.
+
+    A mix such as Q4_K_M counts as three parts of Q4_K and one of Q6_K.
+    """
+    name = _base(quant)
+    base = next((kind for kind in RESIDENT_BITS if name.startswith(kind)), None)
+    if kernels == "native" or base is None:
+        return 1.0
+    mixed_in = base if name == base else "Q6_K"
+    return 0.75 * _type_ratio(base, device) + 0.25 * _type_ratio(mixed_in, device)
+
+
+def _base(quant: str) -> str:
+    return quant.upper().removeprefix("UD-")
+
+
+def _type_ratio(type_name: str, device: str) -> float:
+    kind = TYPE_BY_NAME[type_name]
+    block = TensorInfo("", (1, math.lcm(kind.weights, GROUP)), kind, 0, 0)
+    in_file = math.prod(block.shape) // kind.weights * kind.size_bytes
+    return resident_bytes(block, device, "stock") / in_file
