@@ -4,17 +4,13 @@ the way. It answers the last message; which commands there are is not known here
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conifer_cli import errors
 from conifer_cli.interrupts import Interrupts
-from conifer_cli.session.router_report import show_experts
 from conifer_cli.session.session import Messages, Reply, Session
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import tokens as short
@@ -26,7 +22,6 @@ if TYPE_CHECKING:
     from engine.text.reasoning import Part
 
 ANSWER_ROOM = 512  # tokens that must be free before an answer begins, or a quarter of the context
-NOT_ADDED = "Your message was not added."
 
 
 class Conversation:
@@ -69,50 +64,6 @@ class Conversation:
         held = session.cache.tokens if session.cache else []
         return respelled(held, tokens, session.model.tokenizer)
 
-    def say(self, text: str) -> None:
-        """Add what a person typed, and the answer to it."""
-        self.messages.append({"role": "user", "content": "\n\n".join([*self.staged, text])})
-        staged, self.staged = self.staged, []
-        self.attempts = 0
-        try:
-            self.answer()
-        finally:
-            if self.messages[-1]["role"] == "user":
-                self.messages.pop()
-                self.staged = staged
-
-    def answer(self, otherwise: str = NOT_ADDED) -> None:
-        """Answer the last message, and add that; where nothing comes, say why, and `otherwise`."""
-        from conifer_cli.chat.context_limit import make_room
-
-        try:
-            tokens = make_room(self)
-            if tokens is None:
-                console.say(f"{otherwise} /clear begins anew.")
-                return
-            reply, answering, first_s = self.ask(tokens)
-        except errors.foreseen() as error:
-            if isinstance(error, console.OutputError):
-                raise
-            _, message, hint = errors.explain(error)
-            console.say(f"conifer: {message}")
-            console.say(f"{otherwise} {hint} /clear begins anew.")
-            return
-        self.thoughts = reply.thinking
-        if answering.stream.finish == "interrupted" and not reply.text:
-            console.say(f"Stopped before an answer. {otherwise}")
-            return
-        self.messages.append(reply.message())
-        self.turns.add(answering, first_s)
-        if self.shows_stats:
-            console.say(f"{self.turns.last}; {self.meter()}")
-        try:
-            show_experts(self.session)
-        except (console.OutputError, errors.UsageError) as error:  # no reason to end all this
-            console.say(f"conifer: {error}")
-        if answering.cut_by_context:
-            console.say(f"The context of {self.context:,} tokens is full: the answer was cut.")
-
     def ask(self, tokens: list[int], **settings: Any) -> tuple[Reply, Answering, float]:
         """Print the answer to these tokens; also give the seconds to its first piece."""
         session = self.session
@@ -137,7 +88,7 @@ class Conversation:
         Ctrl-C breaks it off. Raises what `errors` foresees.
         """
         from conifer_cli.acquire import locate
-        from conifer_cli.commands.run import open_session
+        from conifer_cli.session.open import open_session
 
         target, before = locate(name), self.session
         before.close()  # both at once may not fit
@@ -232,17 +183,3 @@ class Turns:
             f"the cache, {computed:,} read in {self.prefill_s:.1f} s; "
             f"{self.decoded:,} tokens answered in {self.decode_s:.1f} s",
         ]
-
-
-def history_file() -> Path | None:
-    """Say where what is typed is kept, if it is to be and can."""
-    from conifer_cli import options
-
-    if os.environ.get("CONIFER_NOHISTORY") or not console.is_terminal(sys.stdin):
-        return None
-    if console.dumb():  # there is no line editor that would read it
-        return None
-    try:
-        return options.home() / "history"
-    except errors.UsageError:
-        return None

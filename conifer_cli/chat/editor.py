@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from conifer_cli import errors, options
 from conifer_cli.chat import history
 from conifer_cli.interrupts import Interrupts
 from conifer_cli.terminal import console
@@ -239,3 +240,15 @@ def edited(text: str) -> str | None:
             console.say(f"conifer: the editor {editor!r} failed: {error}")
             return None
     return changed.removesuffix("\n") if done.returncode == 0 else None
+
+
+def history_file() -> Path | None:
+    """Say where what is typed is kept, if it is to be and can."""
+    if os.environ.get("CONIFER_NOHISTORY") or not console.is_terminal(sys.stdin):
+        return None
+    if console.dumb():  # there is no line editor that would read it
+        return None
+    try:
+        return options.home() / "history"
+    except errors.UsageError:
+        return None

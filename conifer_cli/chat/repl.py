@@ -11,9 +11,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from conifer_cli import errors
-from conifer_cli.chat.conversation import Conversation, history_file
-from conifer_cli.chat.editor import Desk, open_editor
+from conifer_cli.chat.conversation import Conversation
+from conifer_cli.chat.editor import Desk, history_file, open_editor
 from conifer_cli.chat.slash_commands import Leave, carry_out, complete, is_command
+from conifer_cli.chat.turn import send
 from conifer_cli.interrupts import owned
 from conifer_cli.session.session import Messages, Session
 from conifer_cli.terminal import console
@@ -48,7 +49,7 @@ def _talk(conversation: Conversation) -> None:
                 with console.keys(quiet=False):
                     carry_out(text, conversation)
             elif text.strip():
-                conversation.say(text)
+                send(conversation, text)
         except KeyboardInterrupt:
             console.write("\n")
             console.say(LEAVING)

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from conifer_cli.chat.completing import of
+from conifer_cli.chat.editor import history_file
 from conifer_cli.errors import UsageError
+from conifer_cli.session.session import JSON_OBJECT
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import count, facts, size
 
@@ -123,8 +125,6 @@ def _thinking(conversation: Conversation, rest: str) -> None:
 def _format(conversation: Conversation, rest: str) -> None:
     if rest not in ("json", "text"):
         raise UsageError("the format can be json or text")
-    from conifer_cli.commands.run import JSON_OBJECT
-
     conversation.session.change(grammar=JSON_OBJECT if rest == "json" else None)
     console.say(f"Answers are {'JSON objects' if rest == 'json' else 'text'} from here on.")
 
@@ -139,8 +139,6 @@ def _stats(shows: bool) -> Callable[[Conversation, str], None]:
 
 def _history(keeps: bool) -> Callable[[Conversation, str], None]:
     def change(conversation: Conversation, rest: str) -> None:
-        from conifer_cli.chat.conversation import history_file
-
         kept = conversation.desk.history = history_file() if keeps else None
         console.say(f"What you type is {'kept' if kept else 'not kept'} for the next time.")
         if keeps and not kept:

@@ -15,6 +15,7 @@ from conifer_cli import errors
 from conifer_cli.chat import files
 from conifer_cli.chat.completing import Words, models, none, paths
 from conifer_cli.chat.settings import set_words, show_words, shown, turn
+from conifer_cli.chat.turn import answer, send
 from conifer_cli.errors import UsageError
 from conifer_cli.session import checkpoint, router_report
 from conifer_cli.terminal import console
@@ -122,7 +123,7 @@ def _regen(conversation: Conversation, rest: str) -> None:
     before = messages.pop()
     conversation.attempts += 1
     try:
-        conversation.answer(otherwise="The answer of before stays.")
+        answer(conversation, otherwise="The answer of before stays.")
     finally:
         if not messages or messages[-1]["role"] != "assistant":
             messages.append(before)
@@ -148,7 +149,7 @@ def _read(conversation: Conversation, rest: str) -> None:
     text = files.read_text(path)
     conversation.staged.append(f"{path.name}:\n{text.rstrip()}")
     if question:
-        conversation.say(question)
+        send(conversation, question)
     else:
         console.say(f"{path.name}, {len(text):,} characters, goes with your next message.")
 

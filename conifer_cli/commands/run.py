@@ -8,28 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from conifer_cli import errors
-from conifer_cli.acquire import Target, judge, locate, ready
+from conifer_cli.acquire import locate
 from conifer_cli.errors import UsageError
-from conifer_cli.fit.plan import Wishes, reading
 from conifer_cli.session import checkpoint, prompt_cache
-from conifer_cli.session.router_report import (
-    experts_document,
-    require_experts,
-    require_format,
-    show_experts,
-)
+from conifer_cli.session.open import open_session
+from conifer_cli.session.router_report import experts_document, require_format, show_experts
 from conifer_cli.session.session import (
+    JSON_OBJECT,
     Answering,
     Messages,
     Reply,
     RunOptions,
     Session,
-    require_template,
 )
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import size
 
-JSON_OBJECT = '{"type": "object", "minProperties": 1}'
 MAX_SCHEMA_BYTES = 1 << 20
 EFFORT = "reasoning_effort"  # what templates call it
 SHOWN = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "max_tokens", "seed")
@@ -72,27 +66,6 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
     if options.save is not None:
         session.save(Path(options.save), messages)
     return code
-
-
-def open_session(target: Target, options: RunOptions, offline: bool = False) -> Session:
-    """Judge a model, fetch it where that is due, and load it.
-
-    offline: fetch nothing this once, whatever the options say.
-    """
-    wishes = Wishes(
-        options.context,
-        options.kv_type,
-        options.force,
-        options.yes,
-        options.kernels,
-        options.offline or offline,
-    )
-    judged = judge(target, wishes)
-    require_template(judged, options)
-    require_experts(judged, options.experts_out)
-    judged = ready(target, judged, wishes)
-    with reading(target.name, target.reference):
-        return Session(judged, options)
 
 
 def whole_prompt(typed: str | None) -> str:

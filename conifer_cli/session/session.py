@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from engine.text.constrained import Guide
     from engine.text.reasoning import Part
 
+JSON_OBJECT = '{"type": "object", "minProperties": 1}'  # the schema of --format json
 TYPED = "typed"  # an origin; the others are an environment variable and the config file
 SLOW = "these are the slow kernels: {}. Install a C++ compiler, then Conifer anew."
 ANSWER_ROOM = 2048  # tokens kept free for an answer when a long prompt makes the context grow
@@ -370,20 +371,6 @@ def is_raw(judged: Judged) -> bool:
     if judged.entry is not None and judged.entry.kind == "base":
         return True
     return judged.metadata is not None and "tokenizer.chat_template" not in judged.metadata
-
-
-def require_template(judged: Judged, options: RunOptions) -> None:
-    """Raise UsageError for what only a chat template could honour."""
-    if is_raw(judged):
-        wishes = {
-            "system": "-s/--system",
-            "think": "--think",
-            "effort": "--effort",
-            "reasoning_budget": "--reasoning-budget",
-        }
-        for name, flag in wishes.items():
-            if getattr(options, name) is not None and options.insists(name):
-                raise UsageError(f"{flag} needs a model with a chat template; this one has none")
 
 
 def settings_for(entry: Entry | None, options: RunOptions) -> Settings:

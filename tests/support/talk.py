@@ -9,8 +9,8 @@ from conifer_cli.acquire import locate
 from conifer_cli.chat.conversation import Conversation
 from conifer_cli.chat.editor import Desk
 from conifer_cli.chat.slash_commands import complete
-from conifer_cli.commands.run import open_session
 from conifer_cli.interrupts import Interrupts
+from conifer_cli.session.open import open_session
 from conifer_cli.session.session import RunOptions
 
 PLAIN = "{% for m in messages %}<|bos|>{{ m.role }}: {{ m.content }}{% endfor %}<|bos|>assistant: "

@@ -28,11 +28,11 @@ from conifer_cli.terminal.output import Answer
 from conifer_cli.terminal.highlight import lexer_for
 from conifer_cli.terminal.markdown import Painter
 from conifer_cli.acquire import locate
-from conifer_cli.commands.run import open_session
+from conifer_cli.session.open import open_session
 from conifer_cli.session.session import Reply, RunOptions
-from conifer_cli import terminal
+from conifer_cli.terminal import console
 path, out, pairs = sys.argv[1], sys.argv[2], int(sys.argv[3])
-terminal.prepare()
+console.prepare()
 session = open_session(locate(path), RunOptions(max_tokens=200, sampling={"temperature": 0.0}))
 ask = "Write a Python function with comments, then explain it in a list with **bold** words."
 tokens = session.encode([{"role": "user", "content": ask}])
@@ -41,7 +41,7 @@ def run(shown):
     start = time.process_time()
     answering = session.answer(tokens)
     if shown:
-        painter = Painter(*terminal.dimensions(), lexer_for)
+        painter = Painter(*console.dimensions(), lexer_for)
         Reply(session.options, Answer(painter=painter)).print(answering)
     else:
         for _ in answering:

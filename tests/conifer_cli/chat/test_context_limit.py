@@ -7,6 +7,7 @@ import signal
 import pytest
 
 from conifer_cli.chat.context_limit import SUMMARY_REQUEST
+from conifer_cli.chat.turn import send
 from engine.errors import NumericError
 from support.program import templated
 from support.talk import PLAIN, conversation
@@ -23,14 +24,14 @@ def begin(tmp_path):
 
 def fill(talk, turns):
     for _ in range(turns):
-        talk.say(WORDS)
+        send(talk, WORDS)
 
 
 def test_the_turns_grow_until_there_is_a_question_and_cancel_changes_nothing(begin, capsys):
     talk = begin("c")
     while not talk.editor.asked:
         before = [dict(message) for message in talk.messages]
-        talk.say(WORDS)
+        send(talk, WORDS)
     assert talk.messages == before
     said = capsys.readouterr().err
     assert "they do not fit the context of 256." in said
@@ -42,11 +43,11 @@ def test_the_turns_grow_until_there_is_a_question_and_cancel_changes_nothing(beg
 def test_growing_keeps_every_message(begin):
     talk = begin("g")
     while not talk.editor.asked:
-        talk.say(WORDS)
+        send(talk, WORDS)
     assert talk.context == 512 == talk.session.cache.context
     assert all(m["content"] == WORDS for m in talk.messages if m["role"] == "user")
     before = len(talk.messages)
-    talk.say(WORDS)
+    send(talk, WORDS)
     assert len(talk.messages) == before + 2
 
 
@@ -54,7 +55,7 @@ def test_dropping_takes_the_oldest_turns_and_says_how_many(begin, capsys):
     talk = begin("d", system="be brief")
     count = 0
     while not talk.editor.asked:
-        talk.say(f"{count} {WORDS}")
+        send(talk, f"{count} {WORDS}")
         count += 1
     users = [m["content"] for m in talk.messages if m["role"] == "user"]
     dropped = count - len(users)
@@ -67,7 +68,7 @@ def test_dropping_takes_the_oldest_turns_and_says_how_many(begin, capsys):
 def test_a_summary_by_the_model_takes_the_place_of_what_was_said(begin):
     talk = begin("s", system="be brief", context=640)
     while not talk.editor.asked:
-        talk.say(WORDS)
+        send(talk, WORDS)
     roles = [m["role"] for m in talk.messages]
     assert roles == ["system", "user", "assistant", "user", "assistant"]
     assert talk.messages[1]["content"] == SUMMARY_REQUEST
@@ -99,7 +100,7 @@ def test_a_summary_that_fails_leaves_everything_as_it_was(begin, capsys, monkeyp
     monkeypatch.setattr(talk.editor, "question", question)
     while not talk.editor.asked:
         before = [dict(message) for message in talk.messages]
-        talk.say(WORDS)
+        send(talk, WORDS)
     said = capsys.readouterr().err
     assert "had to be left out of the summary" in said
     assert "Your message was not added." in said
@@ -108,26 +109,26 @@ def test_a_summary_that_fails_leaves_everything_as_it_was(begin, capsys, monkeyp
 
 def test_an_unknown_reply_asks_again(begin):
     talk = begin("x", "?", "c")
-    talk.say(WORDS * 40)
+    send(talk, WORDS * 40)
     assert len(talk.editor.asked) == 3 and talk.messages == []
 
 
 def test_what_does_not_fit_by_itself_can_only_grow_or_stop(begin):
     talk = begin("")
-    talk.say(WORDS * 40)
+    send(talk, WORDS * 40)
     assert "[g]" in talk.editor.asked[0] and "[d]" not in talk.editor.asked[0]
     assert talk.messages == []
 
 
 def test_what_fits_nowhere_can_only_stop(begin):
     talk = begin("g", "c")
-    talk.say(WORDS * 1000)
+    send(talk, WORDS * 1000)
     assert talk.editor.asked == ["[c] cancel: "] * 2
 
 
 def test_an_answer_that_meets_the_end_is_kept_and_that_is_said(begin, capsys):
     talk = begin(max_tokens=None, context=64)
-    talk.say("hi")
+    send(talk, "hi")
     assert "The context of 64 tokens is full: the answer was cut." in capsys.readouterr().err
     assert talk.messages[-1]["role"] == "assistant"
     assert talk.session.cache.length <= 64

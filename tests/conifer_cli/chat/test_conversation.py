@@ -11,8 +11,10 @@ from conifer_cli.acquire import locate
 from conifer_cli.chat import conversation as module
 from conifer_cli.chat.conversation import Conversation
 from conifer_cli.chat.slash_commands import carry_out
-from conifer_cli.commands.run import answer_once, open_session
+from conifer_cli.chat.turn import send
+from conifer_cli.commands.run import answer_once
 from conifer_cli.interrupts import Ended, Interrupts
+from conifer_cli.session.open import open_session
 from conifer_cli.session.session import RunOptions
 from support.program import MODELS, templated
 from support.talk import PLAIN, conversation
@@ -41,13 +43,13 @@ def test_a_conversation_knows_that_its_context_grew(tmp_path, capsys):
     talk = Conversation(session, messages, Interrupts())
     assert talk.context == session.cache.context == 2 * size
     capsys.readouterr()
-    talk.say("and?")
+    send(talk, "and?")
     assert capsys.readouterr().err == ""
     assert len(talk.messages) == 4
 
 
 def test_a_conversation_that_was_loaded_has_the_context_that_it_needs(talk, tmp_path):
-    talk.say(LONG)
+    send(talk, LONG)
     carry_out(f"/save {tmp_path}/talk", talk)
     session, size = narrow(str(talk.session.judged.paths[0]))
     other = Conversation(session, session.opening(), Interrupts())
@@ -60,13 +62,13 @@ def test_ctrl_c_breaks_off_the_opening_of_another_model(talk, capsys, monkeypatc
     def press(*_):
         talk.interrupts.handle(signal.SIGINT, None)
 
-    talk.say("one")
+    send(talk, "one")
     capsys.readouterr()
-    monkeypatch.setattr("conifer_cli.commands.run.open_session", press)
+    monkeypatch.setattr("conifer_cli.session.open.open_session", press)
     carry_out(f"/model {QWEN}", talk)
     name = talk.session.judged.name
     assert capsys.readouterr().err == f"conifer: stopped: {name} goes on\n"
-    talk.say("two")
+    send(talk, "two")
     assert [message["role"] for message in talk.messages] == ["user", "assistant"] * 2
 
 
@@ -74,7 +76,7 @@ def test_a_signal_while_another_model_is_opened_loads_none_again(talk, monkeypat
     def end(*_):
         raise Ended(signal.SIGTERM)
 
-    monkeypatch.setattr("conifer_cli.commands.run.open_session", end)
+    monkeypatch.setattr("conifer_cli.session.open.open_session", end)
     monkeypatch.setattr(module, "Session", None)
     with pytest.raises(Ended):
         carry_out(f"/model {QWEN}", talk)
@@ -84,11 +86,11 @@ def test_a_signal_in_an_answer_takes_the_message_back(talk, monkeypatch):
     def end(*_):
         raise Ended(signal.SIGHUP)
 
-    talk.say("one")
+    send(talk, "one")
     before = list(talk.messages)
     monkeypatch.setattr(talk, "ask", end)
     with pytest.raises(Ended):
-        talk.say("two")
+        send(talk, "two")
     assert talk.messages == before
     with pytest.raises(Ended):
         carry_out("/regen", talk)

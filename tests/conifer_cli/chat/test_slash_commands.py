@@ -12,6 +12,7 @@ import pytest
 
 from conifer_cli.chat import files
 from conifer_cli.chat.slash_commands import COMMANDS, Leave, carry_out, complete, is_command
+from conifer_cli.chat.turn import send
 from engine.errors import NumericError
 from engine.gguf.reader import open_model
 from support.program import templated
@@ -64,9 +65,9 @@ def test_bye_leaves(talk, word):
 
 
 def test_undo_takes_back_a_message_and_its_answer(talk):
-    talk.say("one")
+    send(talk, "one")
     first = list(talk.messages)
-    talk.say("two")
+    send(talk, "two")
     assert roles(talk) == ["user", "assistant"] * 2
     carry_out("/undo", talk)
     assert talk.messages == first
@@ -79,7 +80,7 @@ def test_regen_answers_the_same_message_anew(tmp_path):
     talk = conversation(
         templated(tmp_path, PLAIN), sampling={"temperature": 2.0}, seed=3, max_tokens=12
     )
-    talk.say("one")
+    send(talk, "one")
     answers = {talk.messages[-1]["content"]}
     for _ in range(4):
         carry_out("/regen", talk)
@@ -92,7 +93,7 @@ def test_regen_that_fails_keeps_the_answer_and_speaks_of_no_message(talk, capsys
     def fail(*_, **__):
         raise NumericError("not finite")
 
-    talk.say("one")
+    send(talk, "one")
     before = list(talk.messages)
     capsys.readouterr()
     monkeypatch.setattr(talk, "ask", fail)
@@ -104,10 +105,10 @@ def test_regen_that_fails_keeps_the_answer_and_speaks_of_no_message(talk, capsys
 
 def test_an_answer_that_is_stopped_before_it_begins_says_what_becomes_of_the_message(talk, capsys):
     talk.interrupts.handle(signal.SIGINT, None)  # noted, as no answer has begun
-    talk.say("one")
+    send(talk, "one")
     assert capsys.readouterr().err == "Stopped before an answer. Your message was not added.\n"
     assert talk.messages == []
-    talk.say("one")
+    send(talk, "one")
     before = list(talk.messages)
     talk.interrupts.handle(signal.SIGINT, None)
     carry_out("/regen", talk)
@@ -122,7 +123,7 @@ def test_regen_without_an_answer_says_so(talk, capsys):
 
 def test_clear_keeps_the_system_message(tmp_path):
     talk = conversation(templated(tmp_path, PLAIN), system="be brief")
-    talk.say("one")
+    send(talk, "one")
     carry_out("/clear", talk)
     assert roles(talk) == ["system"]
 
@@ -173,9 +174,9 @@ def test_a_setting_out_of_range_is_said_and_changes_nothing(talk, capsys, words,
 
 
 def test_another_context_reads_the_conversation_anew(talk):
-    talk.say("one")
+    send(talk, "one")
     carry_out("/set parameter num_ctx 512", talk)
-    talk.say("two")
+    send(talk, "two")
     assert (talk.context, talk.session.cache.context) == (512, 512)
     assert roles(talk) == ["user", "assistant"] * 2
 
@@ -210,7 +211,7 @@ def test_show_shows(talk, capsys, what):
 
 
 def test_a_conversation_is_saved_and_loaded(talk, tmp_path, capsys):
-    talk.say("one")
+    send(talk, "one")
     kept = list(talk.messages)
     path = tmp_path / "a talk"
     carry_out(f"/save {path}", talk)
@@ -227,7 +228,7 @@ def test_a_conversation_is_saved_and_loaded(talk, tmp_path, capsys):
 def test_what_is_no_conversation_is_not_loaded(talk, tmp_path, capsys, data):
     path = tmp_path / "other"
     path.write_bytes(data)
-    talk.say("one")
+    send(talk, "one")
     before = list(talk.messages)
     carry_out(f"/load {path}", talk)
     assert "conifer: " in capsys.readouterr().err
@@ -245,7 +246,7 @@ def test_a_file_of_another_kind_is_not_written_over(talk, tmp_path, capsys):
 
 
 def test_a_name_that_no_file_can_have_ends_nothing(talk, capsys):
-    talk.say("one")
+    send(talk, "one")
     before = list(talk.messages)
     names = ("x" * 300, "/x" * 3000, "a\0b", f"{__file__}/x")
     for command in ("/read", "/save", "/load", "/export", "/experts"):
@@ -257,7 +258,7 @@ def test_a_name_that_no_file_can_have_ends_nothing(talk, capsys):
 
 
 def test_a_model_file_that_was_removed_ends_nothing(talk, tmp_path, capsys):
-    talk.say("one")
+    send(talk, "one")
     talk.session.judged.paths[0].unlink()
     capsys.readouterr()
     carry_out(f"/save {tmp_path}/talk", talk)
@@ -267,7 +268,7 @@ def test_a_model_file_that_was_removed_ends_nothing(talk, tmp_path, capsys):
 
 def test_what_is_loaded_brings_its_system_message(tmp_path, capsys):
     talk = conversation(templated(tmp_path, PLAIN), system="be brief")
-    talk.say("one")
+    send(talk, "one")
     carry_out(f"/save {tmp_path}/talk", talk)
     carry_out("/set system be long", talk)
     carry_out(f"/load {tmp_path}/talk", talk)
@@ -279,7 +280,7 @@ def test_what_is_loaded_brings_its_system_message(tmp_path, capsys):
 
 
 def test_export_writes_markdown_once(talk, tmp_path, capsys):
-    talk.say("one")
+    send(talk, "one")
     path = tmp_path / "talk.md"
     carry_out(f"/export {path}", talk)
     assert path.read_text().startswith("## You\n\none\n\n## templated.gguf\n\n")
@@ -312,7 +313,7 @@ def test_a_file_is_read_with_words_or_the_next_message(talk, tmp_path, capsys):
     assert "not all UTF-8" in capsys.readouterr().err
     carry_out(f"/read {path}", talk)
     assert len(talk.messages) == 2
-    talk.say("and now?")
+    send(talk, "and now?")
     assert talk.messages[2]["content"] == "some file.txt:\ninside\ufffd\n\nand now?"
 
 
@@ -323,23 +324,23 @@ def test_a_file_that_cannot_be_read_is_said(talk, capsys, rest):
 
 
 def test_another_model_goes_on_with_the_same_messages(talk, tmp_path, capsys):
-    talk.say("one")
+    send(talk, "one")
     folder = tmp_path / "other"
     folder.mkdir()
     carry_out(f"/model {templated(folder, PLAIN)}", talk)
-    talk.say("two")
+    send(talk, "two")
     assert roles(talk) == ["user", "assistant"] * 2
     for name in ("no-such-model-at-all", str(tmp_path / "missing.gguf")):
         carry_out(f"/model {name}", talk)
         assert "conifer:" in capsys.readouterr().err
-    talk.say("three")  # the one of before still answers
+    send(talk, "three")  # the one of before still answers
     assert roles(talk) == ["user", "assistant"] * 3
 
 
 def test_stats_count_what_came_from_the_cache(talk, capsys):
     carry_out("/stats", talk)
-    talk.say("one")
-    talk.say("two")
+    send(talk, "one")
+    send(talk, "two")
     carry_out("/stats", talk)
     said = capsys.readouterr().err
     assert "Nothing was answered yet." in said
@@ -350,7 +351,7 @@ def test_stats_count_what_came_from_the_cache(talk, capsys):
 def test_copy_without_a_program_asks_the_terminal(talk, capsys, monkeypatch):
     monkeypatch.setattr(files, "CLIPBOARDS", ())
     carry_out("/copy", talk)
-    talk.say("one")
+    send(talk, "one")
     capsys.readouterr()
     carry_out("/copy", talk)
     out, err = capsys.readouterr()
@@ -372,7 +373,7 @@ def test_copy_takes_the_next_way_where_one_fails(talk, tmp_path, capsys, monkeyp
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr(files, "CLIPBOARDS", tuple(("PATH", (name,)) for name in programs))
     monkeypatch.setattr(files, "COPY_S", 1.0)
-    talk.say("one")
+    send(talk, "one")
     carry_out("/copy", talk)
     assert "Copied, by working: " in capsys.readouterr().err
     assert (tmp_path / "copied").read_bytes() == talk.messages[-1]["content"].encode()
@@ -415,7 +416,7 @@ def test_a_model_that_computes_nonsense_does_not_end_the_conversation(tmp_path, 
     data[norm.offset : norm.offset + 4] = struct.pack("<f", math.nan)
     path.write_bytes(data)
     talk = conversation(path)
-    talk.say("one")
+    send(talk, "one")
     said = capsys.readouterr()
     assert "are not finite" in said.err and "Your message was not added." in said.err
     assert (talk.messages, said.out) == ([], "")
@@ -428,7 +429,7 @@ def test_a_folder_that_has_gone_ends_nothing(tmp_path, capsys):
     folder.mkdir()
     talk = conversation(templated(tmp_path, PLAIN), experts_out=folder / "spread.json")
     folder.rmdir()
-    talk.say("one")
+    send(talk, "one")
     assert "does not exist" in capsys.readouterr().err
     assert roles(talk) == ["user", "assistant"]
 

@@ -12,11 +12,11 @@ import pytest
 
 from catalog import resolve
 from conifer_cli.acquire import locate
-from conifer_cli.commands.run import open_session
 from conifer_cli.fit import history
 from conifer_cli.fit.history import Run
 from conifer_cli.fit.plan import Wishes, judge_disk
 from conifer_cli.fit.predict import Place
+from conifer_cli.session.open import open_session
 from conifer_cli.session.session import RunOptions
 from engine.fit.machine import Machine
 from engine.fit.speed import MEASURED, PREDICTED, Bandwidth, Traffic, predict, seconds

@@ -9,8 +9,8 @@ import threading
 import pytest
 
 from conifer_cli.acquire import locate
-from conifer_cli.commands.run import open_session
 from conifer_cli.errors import UsageError
+from conifer_cli.session.open import open_session
 from conifer_cli.session.session import RunOptions
 from conifer_cli.terminal import console
 from support.program import MODELS

@@ -32,18 +32,18 @@ SEQUENCES = [
 # Prints parts as an answer, or as thinking, as the conversation does; a line between two cases.
 SHOW = """
 import json, sys
-from conifer_cli import terminal
+from conifer_cli.terminal import console
 from conifer_cli.terminal.output import Answer
 from conifer_cli.terminal.highlight import lexer_for
 from conifer_cli.terminal.markdown import Painter
 from conifer_cli.session.session import Reply, RunOptions
 from engine.text.reasoning import Kind
-terminal.prepare()
+console.prepare()
 for kind, styled, parts in json.load(open(sys.argv[1])):
     painter = Painter(80, 24, lexer_for) if styled else None
     answer = Answer(thinking=True, painter=painter)
     Reply(RunOptions(), answer).print([(Kind(kind), part) for part in parts])
-    terminal.write("\\x1e\\n")
+    console.write("\\x1e\\n")
 """
 
 

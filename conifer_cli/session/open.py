@@ -1,0 +1,44 @@
+"""Open a session: decide whether a model fits, download it if it is missing, and load it."""
+
+from __future__ import annotations
+
+from conifer_cli.acquire import Target, judge, ready
+from conifer_cli.errors import UsageError
+from conifer_cli.fit.plan import Judged, Wishes, reading
+from conifer_cli.session.router_report import require_experts
+from conifer_cli.session.session import RunOptions, Session, is_raw
+
+
+def open_session(target: Target, options: RunOptions, offline: bool = False) -> Session:
+    """Decide whether a model fits, download it if it is missing, and load it.
+
+    offline: never download, even if the options allow it.
+    """
+    wishes = Wishes(
+        options.context,
+        options.kv_type,
+        options.force,
+        options.yes,
+        options.kernels,
+        options.offline or offline,
+    )
+    judged = judge(target, wishes)
+    require_template(judged, options)
+    require_experts(judged, options.experts_out)
+    judged = ready(target, judged, wishes)
+    with reading(target.name, target.reference):
+        return Session(judged, options)
+
+
+def require_template(judged: Judged, options: RunOptions) -> None:
+    """Raise UsageError for what only a chat template could honour."""
+    if is_raw(judged):
+        wishes = {
+            "system": "-s/--system",
+            "think": "--think",
+            "effort": "--effort",
+            "reasoning_budget": "--reasoning-budget",
+        }
+        for name, flag in wishes.items():
+            if getattr(options, name) is not None and options.insists(name):
+                raise UsageError(f"{flag} needs a model with a chat template; this one has none")
