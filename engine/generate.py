@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from engine.errors import ContextOverflow, NumericError
-from engine.fit.memory import enough_memory
+from engine.limits import enough_memory
 from engine.nn.cache import Cache
 from engine.sampling import NOT_FINITE, Sampler, Settings
 from engine.text.reasoning import Kind, Part, choose, hidden_markers, overlap, reader

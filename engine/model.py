@@ -12,11 +12,11 @@ import mlx.core as mx
 from engine import architectures
 from engine.errors import NumericError
 from engine.fit.machine import wire
-from engine.fit.memory import enough_memory, prefill_chunk
 from engine.generate import OnPrefill, TokenStream
 from engine.gguf.reader import ModelFile, open_model
 from engine.kernels.native.fused import fuse
 from engine.kernels.select import select
+from engine.limits import enough_memory, prefill_chunk
 from engine.nn.cache import KV_TYPES, Cache
 from engine.nn.config import ModelConfig, read_config
 from engine.nn.decoder import Decoder

@@ -13,7 +13,6 @@ from functools import cache
 from engine.fit.machine import Machine
 from engine.fit.memory import (
     DEFAULT_CONTEXT,
-    SCORE_BYTES,
     Need,
     Verdict,
     judge_needs,
@@ -22,6 +21,7 @@ from engine.fit.memory import (
 from engine.fit.speed import Traffic
 from engine.kernels.select import selected
 from engine.kernels.sizes import loaded_size_ratio
+from engine.limits import SCORE_BYTES
 from engine.nn.cache import kept_bytes, read_bytes, token_bytes
 from engine.nn.config import LayerMemory
 

@@ -6,20 +6,18 @@ weight is read. All sizes are bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
 from engine.architectures.families import SPARSE_MIXER
-from engine.errors import DoesNotFit
 from engine.fit.machine import Machine
 from engine.gguf.reader import TensorInfo
 from engine.kernels.select import selected
 from engine.kernels.sizes import resident_bytes
+from engine.limits import INDEXER_BYTES, MAX_CHUNK, MIN_CHUNK, SCAN_CHUNK, SCORE_BYTES
 from engine.nn.cache import STEP, kv_bytes, token_bytes
 from engine.nn.config import ModelConfig, used_tensors
-from engine.nn.scan import CHUNK
 
 MARGIN = 1.02  # the need is known to about 2 %
 RESERVE_SHARE = 0.04  # of the machine's memory, for everything else that runs
@@ -31,9 +29,6 @@ PROGRAM, WORD_BYTES = 66 << 20, 512
 GPU_RUNTIME = 256 << 20
 DEFAULT_CONTEXT = 32_768
 REPACKED_PIECE = 40 << 20  # eight million weights on their way from one form to the other
-SCORE_BYTES = 128 << 20  # attention scores of one prefill chunk
-INDEXER_BYTES = 64 << 20  # scores that the heads of an indexer give at a time
-MAX_CHUNK, MIN_CHUNK = 512, 16
 # Parts of tensors' names that say of a layer that the native kernels have no task for it.
 UNFUSED = [
     "attn_norm.bias",
@@ -182,36 +177,9 @@ def kind_of(need: Need, machine: Machine) -> str:
     return "tight" if need.total_bytes <= machine.budget_bytes else "too_large"
 
 
-@contextmanager
-def enough_memory() -> Iterator[None]:
-    """Turn an allocation that MLX is refused into DoesNotFit."""
-    try:
-        yield
-    except MemoryError as error:
-        raise DoesNotFit("the memory is used up") from error
-    except RuntimeError as error:  # MLX has no class of its own for it
-        if "alloc" not in str(error).lower():
-            raise
-        raise DoesNotFit(f"the memory is used up: {error}") from error
-
-
 def reserve_bytes(machine: Machine) -> int:
     """Say what must be left over for "fits"."""
     return max(MIN_RESERVE, int(machine.memory_bytes * RESERVE_SHARE))
-
-
-def prefill_chunk(config: ModelConfig, context: int, kernels: str) -> int:
-    """Say how many tokens prefill runs at a time, so that the scores of one chunk stay bounded.
-
-    The native kernels hold the scores of a few tokens only, whatever the chunk; attention on top of
-    them bounds its own.
-    """
-    chunk = MAX_CHUNK
-    if kernels == "native" or config.latent:
-        return chunk
-    while chunk > MIN_CHUNK and 4 * config.heads * chunk * context > SCORE_BYTES:
-        chunk //= 2
-    return chunk
 
 
 def fuses(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> bool:
@@ -317,7 +285,7 @@ def _recurrent_values(config: ModelConfig, kernels: str) -> int:
     if kernels == "native":
         return values
     # In chunks: what each token of one has to do with every other, and the delta rule's keys.
-    return values + recurrent.heads * (6 * CHUNK + 2 * recurrent.state)
+    return values + recurrent.heads * (6 * SCAN_CHUNK + 2 * recurrent.state)
 
 
 def _largest(holds: Callable[[int], bool], most: int) -> int:

@@ -23,6 +23,7 @@ from engine.gguf.types import BlockType
 from engine.kernels.base import QTensor, Rows
 from engine.kernels.repack import Affine, repack, repack_mxfp4
 from engine.kernels.sizes import GROUP
+from engine.limits import SCAN_CHUNK
 from engine.nn import scan as recurrence
 
 Bytes = npt.NDArray[np.uint8]
@@ -150,7 +151,7 @@ class StockKernels:
         self.streams = cpu_streams(threads or cores()) if on_cpu else ()
         mx.set_default_device(mx.cpu if on_cpu else mx.gpu)
         self.on_cpu = on_cpu
-        chunk = recurrence.CPU_CHUNK if on_cpu else recurrence.CHUNK
+        chunk = recurrence.CPU_CHUNK if on_cpu else SCAN_CHUNK
         self.scan = functools.partial(recurrence.scan, chunk=chunk)
 
     @property

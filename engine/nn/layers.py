@@ -13,8 +13,8 @@ from typing import cast
 
 import mlx.core as mx
 
-from engine.fit.memory import MIN_CHUNK, SCORE_BYTES
 from engine.kernels.base import QTensor
+from engine.limits import MIN_CHUNK, SCORE_BYTES
 from engine.nn.cache import TokenCache
 from engine.nn.config import ModelConfig, RopeConfig
 from engine.nn.weights import Weights

@@ -18,8 +18,8 @@ from dataclasses import replace
 import mlx.core as mx
 
 from engine.errors import GGUFError
-from engine.fit.memory import INDEXER_BYTES
 from engine.kernels.base import QTensor, Rows
+from engine.limits import INDEXER_BYTES
 from engine.nn.cache import TokenCache
 from engine.nn.config import ModelConfig, RopeConfig
 from engine.nn.decoder import Decoder, pre_norm_decoder

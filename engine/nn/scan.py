@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-# Tokens, a power of two. Long chunks are few steps, which a GPU wants; short ones are less work.
-CHUNK = 64
+from engine.limits import SCAN_CHUNK
+
 CPU_CHUNK = 16
 
 
@@ -31,7 +31,7 @@ def scan(
     state: mx.array,
     beta: mx.array | None = None,
     eps: float = 0.0,
-    chunk: int = CHUNK,
+    chunk: int = SCAN_CHUNK,
 ) -> tuple[mx.array, mx.array]:
     """Run the recurrence over tokens. With `beta` it is the gated delta rule.
 

@@ -12,9 +12,10 @@ from conifer_cli.fit.alternatives import sketch_of
 from engine.fit.estimate import judge_sketch, sketch_needs
 from engine.fit.machine import Machine, cuda_machine, linux_cpu
 from engine.fit.machine_specs import simulate
-from engine.fit.memory import judge, prefill_chunk
+from engine.fit.memory import judge
 from engine.fit.speed import traffic
 from engine.gguf.reader import open_model
+from engine.limits import prefill_chunk
 from engine.nn.cache import kv_bytes, moved_kv_bytes
 from engine.nn.config import read_config
 from support.giants import write_deepseek_v3, write_qwen3_235b

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from engine.kernels.select import select
-from engine.nn.scan import CHUNK, scan, segment_sums, unit_lower_inverse
+from engine.limits import SCAN_CHUNK
+from engine.nn.scan import scan, segment_sums, unit_lower_inverse
 
 # (A, B) heads with keys of (A, 1), (1, B) or (A, B); N key width, P value width.
 HEADS = [
@@ -17,7 +18,7 @@ HEADS = [
     ((2, 3), (2, 3)),
 ]
 EPS = 1e-6
-LENGTHS = (1, 2, 7, CHUNK, CHUNK + 1, 3 * CHUNK - 5)
+LENGTHS = (1, 2, 7, SCAN_CHUNK, SCAN_CHUNK + 1, 3 * SCAN_CHUNK - 5)
 
 
 def sequential(q, k, v, log_decay, state, beta=None):
@@ -69,20 +70,20 @@ def test_a_prompt_equals_one_token_after_the_other(
     np.testing.assert_allclose(state, expected_state, atol=2e-5)
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 16, CHUNK])
+@pytest.mark.parametrize("chunk", [1, 2, 16, SCAN_CHUNK])
 @pytest.mark.parametrize("delta", [False, True])
 def test_chunks_of_any_size_give_the_same(delta: bool, chunk: int):
-    arrays = inputs(3 * CHUNK - 5, (2, 2), (2, 1))[: 6 if delta else 5]
+    arrays = inputs(3 * SCAN_CHUNK - 5, (2, 2), (2, 1))[: 6 if delta else 5]
     y, state = scan(*map(mx.array, arrays), *([EPS] if delta else []), chunk=chunk)
     expected_y, expected_state = sequential(*arrays)
     np.testing.assert_allclose(np.array(y), expected_y, atol=2e-5)
     np.testing.assert_allclose(np.array(state), expected_state, atol=2e-5)
 
 
-@pytest.mark.parametrize("cut", [1, 7, CHUNK, CHUNK + 3])
+@pytest.mark.parametrize("cut", [1, 7, SCAN_CHUNK, SCAN_CHUNK + 3])
 @pytest.mark.parametrize("delta", [False, True])
 def test_two_runs_equal_one(delta: bool, cut: int, kernels: str):
-    q, k, v, log_decay, state, beta = inputs(2 * CHUNK + 9, (2, 3), (2, 1))
+    q, k, v, log_decay, state, beta = inputs(2 * SCAN_CHUNK + 9, (2, 3), (2, 1))
     betas = [beta] if delta else []
     y, end = run(kernels, [q, k, v, log_decay, state, *betas])
     first, middle = run(
@@ -97,7 +98,7 @@ def test_two_runs_equal_one(delta: bool, cut: int, kernels: str):
 
 def test_the_same_key_over_and_over_stays_exact(kernels: str):
     """The inverse's powers would reach 1e17 here; a prompt of one repeated token does this."""
-    q, k, v, log_decay, state, beta = inputs(2 * CHUNK, (1, 2), (1, 1))
+    q, k, v, log_decay, state, beta = inputs(2 * SCAN_CHUNK, (1, 2), (1, 1))
     k[:] = k[:1]
     log_decay[:], beta[:] = -1e-4, 0.999
     y, end = run(kernels, [q, k, v, log_decay, state, beta])
@@ -107,7 +108,7 @@ def test_the_same_key_over_and_over_stays_exact(kernels: str):
 
 
 def test_a_strong_decay_does_not_blur_what_follows_it(kernels: str):
-    q, k, v, log_decay, state, beta = inputs(CHUNK, (1, 2), (1, 1))
+    q, k, v, log_decay, state, beta = inputs(SCAN_CHUNK, (1, 2), (1, 1))
     log_decay[:] = -1e-3
     log_decay[3:20] = -3e4
     y, _ = run(kernels, [q, k, v, log_decay, state, beta])

@@ -1,0 +1,49 @@
+"""Bounds on scratch memory, shared by the layers that keep them and by the estimate of memory use.
+
+All sizes are bytes. Imports no MLX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from engine.errors import DoesNotFit
+
+if TYPE_CHECKING:
+    from engine.nn.config import ModelConfig
+
+MAX_CHUNK, MIN_CHUNK = 512, 16  # tokens of a prompt that run at a time
+SCORE_BYTES = 128 << 20  # attention scores of one prefill chunk
+INDEXER_BYTES = 64 << 20  # scores that the heads of an indexer compute at a time
+# Tokens per chunk of a recurrence, a power of two. Longer chunks mean fewer steps, which suits a
+# GPU; shorter ones mean less work.
+SCAN_CHUNK = 64
+
+
+def prefill_chunk(config: ModelConfig, context: int, kernels: str) -> int:
+    """Return how many tokens to prefill at a time so that attention scores stay bounded.
+
+    The native kernels hold the scores of a few tokens only, whatever the chunk; attention built on
+    top of them bounds its own.
+    """
+    chunk = MAX_CHUNK
+    if kernels == "native" or config.latent:
+        return chunk
+    while chunk > MIN_CHUNK and 4 * config.heads * chunk * context > SCORE_BYTES:
+        chunk //= 2
+    return chunk
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Raise DoesNotFit when MLX cannot allocate memory."""
+    try:
+        yield
+    except MemoryError as error:
+        raise DoesNotFit("the memory is used up") from error
+    except RuntimeError as error:  # MLX has no class of its own for it
+        if "alloc" not in str(error).lower():
+            raise
+        raise DoesNotFit(f"the memory is used up: {error}") from error
