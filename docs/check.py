@@ -1,4 +1,4 @@
-"""Check that the docs are true of the code: links resolve, the tree in the README is complete,
+"""Check that the docs are true of the code: links resolve, the tree in CONTRIBUTING.md is complete,
 docs/commands.md is what `--help` prints, docs/models.md what the catalog and the tests' records
 say, and tables behind a line `<!-- results: NAME ... -->` what benchmarks/results says.
 
@@ -136,17 +136,13 @@ def unfinished(pages: list[Path]) -> list[str]:
 
 
 def missing_from_tree() -> list[str]:
-    """List source files that the README's tree does not name, but for the architectures' pages."""
-    readme = (ROOT / "README.md").read_text()
-    files = [
-        path for wing in ("conifer_cli", "engine", "catalog") for path in (ROOT / wing).rglob("*")
-    ]
+    """List folders of the product that the tree in CONTRIBUTING.md does not name."""
+    tree = (ROOT / "CONTRIBUTING.md").read_text()
     return [
-        f"README.md: its tree does not name {path.relative_to(ROOT)}"
-        for path in files
-        if path.suffix in (".py", ".toml") and path.name not in ("__init__.py", "__main__.py")
-        if path.parent != ROOT / "engine" / "models"
-        if not re.search(rf"\b{re.escape(path.name)}", readme)
+        f"CONTRIBUTING.md: its tree does not name {path.parent.relative_to(ROOT)}"
+        for wing in ("conifer_cli", "engine", "catalog")
+        for path in sorted((ROOT / wing).glob("*/__init__.py"))
+        if not re.search(rf"^  {path.parent.name}/ ", tree, re.MULTILINE)
     ]
 
 
