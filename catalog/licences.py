@@ -7,15 +7,22 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from catalog.files import read_json, write_atomically
 
 FORMAT = 1
 FILE = "licences.json"
 # How the names of licences begin that restrict what the weights may be used for, or by whom.
 NOT_OPEN = ("llama", "gemma", "lfm", "deepseek", "qwen", "tongyi")
+
+
+@dataclass(frozen=True, slots=True)
+class _Agreements:
+    agreed: dict[str, str]
 
 
 def is_open(licence: str) -> bool:
@@ -34,19 +41,12 @@ def stated(metadata: Mapping[str, Any]) -> str | None:
 
 def agreed(home: Path) -> dict[str, str]:
     """Return the licences agreed to, each with the date; none where the file makes no sense."""
-    try:
-        found = json.loads((home / FILE).read_bytes())
-        if found["format"] != FORMAT:
-            return {}
-        return {str(name): str(date) for name, date in found["agreed"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
+    found = read_json(home / FILE, _Agreements, FORMAT)
+    return found.agreed if found else {}
 
 
 def agree(home: Path, licence: str) -> None:
     """Record an agreement. Raises OSError as the disk does."""
     names = agreed(home) | {licence: datetime.date.today().isoformat()}
-    home.mkdir(parents=True, exist_ok=True)
-    temporary = home / f".{FILE}.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps({"format": FORMAT, "agreed": names}, indent=1) + "\n")
-    os.replace(temporary, home / FILE)
+    text = json.dumps({"format": FORMAT, "agreed": names}, indent=1) + "\n"
+    write_atomically(home / FILE, text)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import typer
 
 from conifer_cli.errors import UsageError, option_message
+from conifer_cli.options import conifer_folder
 
 FORMAT = 1
 NAME = "config.toml"
@@ -29,15 +29,8 @@ TABLE = re.compile(rf"\s*\[\s*({BARE})\s*\]")
 
 def place() -> Path:
     """Say where the file belongs: in CONIFER_HOME if that is set, else where the platform wants."""
-    home, settings = os.environ.get("CONIFER_HOME"), os.environ.get("XDG_CONFIG_HOME")
     try:
-        if home:
-            return Path(home).expanduser() / NAME
-        if settings:
-            return Path(settings) / "conifer" / NAME
-        if sys.platform == "darwin":
-            return Path.home() / "Library" / "Application Support" / "conifer" / NAME
-        return Path.home() / ".config" / "conifer" / NAME
+        return conifer_folder("XDG_CONFIG_HOME", ".config") / NAME
     except RuntimeError:  # no such user, or one without a home: whoever needs it says so
         return Path(os.devnull)
 

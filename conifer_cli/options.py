@@ -85,16 +85,27 @@ def parse_depths(text: str) -> Lengths:
     return Lengths(tuple(sorted({0 if word == "0" else parse_context(word) for word in words})))
 
 
+def conifer_folder(variable: str, below_home: str) -> Path:
+    """Return the folder for Conifer's files: CONIFER_HOME, else the platform's.
+
+    variable: overrides the platform's folder (XDG_DATA_HOME). below_home: its default on Linux.
+    Raises RuntimeError if the user's home folder is unknown.
+    """
+    if chosen := os.environ.get("CONIFER_HOME"):
+        return Path(chosen).expanduser()
+    if base := os.environ.get(variable):
+        return Path(base) / "conifer"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "conifer"
+    return Path.home() / below_home / "conifer"
+
+
 def home() -> Path:
     """Say where Conifer keeps its own files: CONIFER_HOME, or the platform's place for data."""
-    from catalog.store.cache import default_home
-
-    chosen, data = os.environ.get("CONIFER_HOME"), os.environ.get("XDG_DATA_HOME")
     try:
-        if chosen:
-            return Path(chosen).expanduser()
-        return default_home(sys.platform, Path.home(), Path(data) if data else None)
+        return conifer_folder("XDG_DATA_HOME", ".local/share")
     except RuntimeError as error:  # no such user, or one without a home
+        chosen = os.environ.get("CONIFER_HOME")
         what = f"CONIFER_HOME: {chosen!r} names no" if chosen else "this user has no"
         raise UsageError(f"{what} home folder", "Set CONIFER_HOME to a folder.") from error
 

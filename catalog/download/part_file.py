@@ -19,16 +19,31 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from catalog.download import byte_ranges
+from catalog.files import read_json
 
 FORMAT = 1
 RECORD_EVERY_BYTES = 2**20  # the most that a kill makes us fetch again
 MAX_RECORD_BYTES = 2**16
 FOREIGN_IDLE_S = 3600.0  # another host's partial file is left alone for so long
 _numbers = itertools.count()
+
+
+@dataclass
+class _Record:
+    """The JSON file next to a partial file."""
+
+    size_bytes: int
+    etag: str | None
+    boot: str
+    there: list[byte_ranges.Span]
+    lasting: list[byte_ranges.Span]
+
+    def __post_init__(self) -> None:
+        self.there, self.lasting = _merged(self.there), _merged(self.lasting)
 
 
 class Partial:
@@ -179,27 +194,19 @@ class Partial:
     def _take_up(self) -> None:
         """Believe the record as far as it can be true."""
         end = min(os.fstat(self._file.fileno()).st_size, self.limit_bytes)
-        record = _read_record(self._record_path)
-        if record is None or record["size_bytes"] != self.limit_bytes:
+        record = read_json(self._record_path, _Record, FORMAT, MAX_RECORD_BYTES)
+        if record is None or record.size_bytes != self.limit_bytes:
             self._file.truncate(0)
             return
-        there = record["there" if record["boot"] == _boot() else "lasting"]
+        there = record.there if record.boot == _boot() else record.lasting
         self._there = byte_ranges.clip(there, end)
-        self._lasting = byte_ranges.clip(record["lasting"], end)
-        self.etag = record["etag"]
+        self._lasting = byte_ranges.clip(record.lasting, end)
+        self.etag = record.etag
 
     def _record(self) -> None:
         """Write down what is there, in one piece."""
-        text = json.dumps(
-            {
-                "format": FORMAT,
-                "size_bytes": self.limit_bytes,
-                "etag": self.etag,
-                "boot": _boot(),
-                "there": self._there,
-                "lasting": self._lasting,
-            }
-        )
+        record = _Record(self.limit_bytes, self.etag, _boot(), self._there, self._lasting)
+        text = json.dumps({"format": FORMAT, **vars(record)})
         handle = os.open(self._record_path, os.O_WRONLY | os.O_CREAT, 0o644)
         try:
             length = os.fstat(handle).st_size
@@ -264,25 +271,14 @@ def allocated_bytes(path: Path) -> int:
 _open_here: set[str] = set()
 
 
-def _read_record(path: Path) -> dict[str, Any] | None:
-    """Read which bytes are there; None where the record is none of ours."""
-    try:
-        if path.stat().st_size > MAX_RECORD_BYTES:
-            return None
-        record = json.loads(path.read_bytes())
-        if record["format"] != FORMAT:
-            return None
-        for name in ("there", "lasting"):
-            found: list[byte_ranges.Span] = []
-            for first, last in record[name]:
-                if not (type(first) is int and type(last) is int and 0 <= first < last):
-                    return None
-                found = byte_ranges.add(found, first, last)
-            record[name] = found
-        sound = isinstance(record["etag"], str | None) and "boot" in record
-        return record if sound and type(record["size_bytes"]) is int else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
+def _merged(spans: list[byte_ranges.Span]) -> list[byte_ranges.Span]:
+    """Sort and join byte ranges. Raises ValueError for an empty or negative one."""
+    merged: list[byte_ranges.Span] = []
+    for first, last in spans:
+        if not 0 <= first < last:
+            raise ValueError(f"{first}-{last} is not a range of bytes")
+        merged = byte_ranges.add(merged, first, last)
+    return merged
 
 
 def _boot() -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from catalog.download import part_file as partials
 from catalog.download.transfer import Observer, Patience, fill
 from catalog.errors import NotAModel, StoreError, VerificationError
+from catalog.files import write_atomically
 from catalog.hub.client import Hub, RemoteFile
 from catalog.store.cache import Store
 from catalog.store.disk import disk_failures, require_space
@@ -147,10 +148,7 @@ def _write_ref(file: RemoteFile, store: Store) -> None:
     ref = store.ref_path(file)
     if file.revision == file.commit or (ref.exists() and ref.read_text() == file.commit):
         return
-    ref.parent.mkdir(parents=True, exist_ok=True)
-    temporary = ref.with_name(f"{ref.name}.{os.getpid()}.tmp")
-    temporary.write_text(file.commit)
-    os.replace(temporary, ref)
+    write_atomically(ref, file.commit)
 
 
 @contextmanager

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from catalog.errors import ModelNotFound
+from catalog.files import parse_json, write_atomically
 from catalog.names import is_repository, is_safe, select
 from catalog.resolve import Reference
 
@@ -25,6 +24,12 @@ if TYPE_CHECKING:
 
 SUFFIX = ".header"
 MAX_LINE_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class _Version:
+    etag: str
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +61,7 @@ class Headers:
             return
         line = json.dumps({"etag": file.etag, "size_bytes": file.size_bytes})
         with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            number, temporary = tempfile.mkstemp(dir=path.parent)
-            with contextlib.ExitStack() as undo:
-                undo.callback(_unlink, temporary)
-                with open(number, "wb") as out:
-                    out.write(line.encode() + b"\n" + data)
-                os.replace(temporary, path)
-                undo.pop_all()
+            write_atomically(path, line.encode() + b"\n" + data, mode=0o600)
 
     def forget(self, file: RemoteFile) -> None:
         """Drop the header of a file: bytes that came with it were wrong."""
@@ -99,16 +97,16 @@ class Headers:
 
     def _read(self, repository: str, name: str) -> Kept | None:
         path = self._path(repository, name)
-        try:
-            if path is None:
-                return None
-            with path.open("rb") as file:
-                about = json.loads(file.readline(MAX_LINE_BYTES))
-                etag, size_bytes, data = about["etag"], about["size_bytes"], file.read()
-        except (OSError, ValueError, KeyError, TypeError):
+        if path is None:
             return None
-        sound = isinstance(etag, str) and type(size_bytes) is int
-        return Kept(name, etag, size_bytes, data) if sound else None
+        try:
+            with path.open("rb") as file:
+                version = parse_json(file.readline(MAX_LINE_BYTES), _Version)
+                return (
+                    Kept(name, version.etag, version.size_bytes, file.read()) if version else None
+                )
+        except OSError:
+            return None
 
     def _folder(self, repository: str) -> Path | None:
         if not is_repository(repository):
@@ -118,8 +116,3 @@ class Headers:
     def _path(self, repository: str, name: str) -> Path | None:
         folder = self._folder(repository)
         return folder / f"{name}{SUFFIX}" if folder is not None and is_safe(name) else None
-
-
-def _unlink(path: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(path)

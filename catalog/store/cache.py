@@ -44,18 +44,6 @@ class Installed:
     size_bytes: int
 
 
-def default_home(platform: str, user_home: Path, data_home: Path | None = None) -> Path:
-    """Return where Conifer keeps its own files on this `sys.platform`.
-
-    data_home: the user's data folder, where one is set (XDG_DATA_HOME).
-    """
-    if data_home is not None:
-        return data_home / "conifer"
-    if platform == "darwin":
-        return user_home / "Library" / "Application Support" / "conifer"
-    return user_home / ".local" / "share" / "conifer"
-
-
 @dataclass(frozen=True, slots=True)
 class Store:
     """The two folders that models lie in."""

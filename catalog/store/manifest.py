@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from catalog.files import read_json, write_atomically
 from catalog.names import is_repository, is_safe
 
 if TYPE_CHECKING:
@@ -37,6 +37,12 @@ class Receipt:
     size_bytes: int
     since: str
 
+    def __post_init__(self) -> None:
+        if not (
+            is_repository(self.repository) and is_safe(self.name) and _SHA256.fullmatch(self.sha256)
+        ):
+            raise ValueError(f"{self.name!r}: a record of no file of the hub")
+
 
 def write(home: Path, files: Sequence[RemoteFile]) -> None:
     """Record that files are ours. Raises OSError as the disk does."""
@@ -45,24 +51,14 @@ def write(home: Path, files: Sequence[RemoteFile]) -> None:
         receipt = Receipt(
             file.repository, file.name, file.commit, file.sha256 or "", file.size_bytes, since
         )
-        path = _path(home, receipt)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({"format": FORMAT, **asdict(receipt)}, indent=1) + "\n")
-        os.replace(temporary, path)
+        text = json.dumps({"format": FORMAT, **asdict(receipt)}, indent=1) + "\n"
+        write_atomically(_path(home, receipt), text)
 
 
 def read(home: Path) -> list[Receipt]:
     """Return every record, oldest first; one that makes no sense is passed over."""
-    found = []
-    for path in (home / FOLDER).glob("models--*/*.json"):
-        with suppress(OSError, ValueError, TypeError, AttributeError):
-            fields = json.loads(path.read_bytes())
-            if fields.pop("format", None) != FORMAT:
-                continue
-            receipt = Receipt(**fields)
-            if _is_sound(receipt):
-                found.append(receipt)
+    paths = (home / FOLDER).glob("models--*/*.json")
+    found = [receipt for path in paths if (receipt := read_json(path, Receipt, FORMAT))]
     return sorted(found, key=lambda receipt: (receipt.since, receipt.name))
 
 
@@ -77,13 +73,3 @@ def forget(home: Path, receipt: Receipt) -> None:
 def _path(home: Path, receipt: Receipt) -> Path:
     folder = f"models--{receipt.repository.replace('/', '--')}"
     return home / FOLDER / folder / f"{receipt.sha256}.json"
-
-
-def _is_sound(receipt: Receipt) -> bool:
-    return (
-        is_repository(receipt.repository)
-        and is_safe(receipt.name)
-        and bool(_SHA256.fullmatch(receipt.sha256))
-        and type(receipt.size_bytes) is int
-        and isinstance(receipt.since, str)
-    )

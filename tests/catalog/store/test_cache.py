@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import catalog
-from catalog.store.cache import Store, default_home
+from catalog.store.cache import Store
 
 OLD, NEW = "a" * 40, "b" * 40
 REPOSITORY = "Qwen/Qwen3-8B-GGUF"
@@ -166,10 +166,3 @@ def test_hostile_ref_is_ignored(store: Store) -> None:
     (store.repository_folder(REPOSITORY) / "refs" / "main").write_text("../../../../etc")
     assert store.find(catalog.resolve("qwen3-8b")) == [path]
     assert store.find(catalog.resolve(f"hf:{REPOSITORY}@main")) is None
-
-
-def test_default_home_is_the_platforms() -> None:
-    user = Path("/u")
-    assert default_home("linux", user) == Path("/u/.local/share/conifer")
-    assert default_home("linux", user, Path("/data")) == Path("/data/conifer")
-    assert default_home("darwin", user) == Path("/u/Library/Application Support/conifer")
