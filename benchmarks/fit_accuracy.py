@@ -150,11 +150,11 @@ def report(
 ) -> dict[str, Any]:
     """Compare. Ratios are of what was measured to what was predicted."""
     from engine.fit.memory import needs
-    from engine.fit.speed import MEASURED, Bandwidth, seconds, traffic
+    from engine.fit.speed import MEASURED, Bandwidth, bytes_per_token, seconds
 
     config, tensors, backend = judged.config, judged.tensors, judged.verdict.machine.backend
     need = needs(config, tensors, backend, "f16", kernels)(context)
-    moved = traffic(config, tensors, backend, kernels, context - DECODED, "f16")
+    moved = bytes_per_token(config, tensors, backend, kernels, context - DECODED, "f16")
     predicted = [
         1 / seconds(moved, config.layers, Bandwidth(read, MEASURED), backend, kernels)
         for _, read in pairs

@@ -35,7 +35,7 @@ def report(
 
     from engine.benchmark import read_method, read_rates
     from engine.fit.machine import backend
-    from engine.fit.speed import traffic
+    from engine.fit.speed import bytes_per_token
     from engine.gguf.reader import open_model
 
     about = {
@@ -45,7 +45,7 @@ def report(
         "python": platform.python_version(),
     }
     device, tensors = backend(), open_model(Path(job.model)).tensors
-    counted = traffic(model.config, tensors, device, model.kernels.name, 0, "f16")
+    counted = bytes_per_token(model.config, tensors, device, model.kernels.name, 0, "f16")
     moved = counted.total_bytes
     peak = turns.peak_memory_bytes()
     read = statistics.median(read_rates(moved, READS, device))

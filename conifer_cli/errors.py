@@ -113,7 +113,7 @@ TABLE: dict[str, tuple[int, Hint]] = {
         "docs/scripting.md says which schemas an answer can be held to.",
     ),
     "engine.errors.ConstraintError": (FAILURE, "Try another --seed, or a simpler schema."),
-    "engine.errors.KeptError": (BAD_MODEL, ""),
+    "engine.errors.CacheStateError": (BAD_MODEL, ""),
     "engine.errors.BackendError": (FAILURE, ""),
     "engine.errors.DoesNotFit": (
         NO_ROOM,

@@ -8,7 +8,7 @@ EngineError
 │   └── TemplateError      its chat template is missing, hostile or refuses the conversation
 ├── SchemaError            a JSON schema that makes no sense, or asks for what cannot be held to
 ├── ConstraintError        an answer cannot be held to its schema any further
-├── KeptError              what was kept of a cache is not of this model
+├── CacheStateError        a saved cache state is not from this model
 ├── BackendError           MLX has no backend here, or two, or not the kernels asked for
 ├── DoesNotFit             the machine refused memory that was asked for
 ├── ContextOverflow        more tokens than the context holds; carries both counts
@@ -56,7 +56,7 @@ class ConstraintError(EngineError):
     """An answer cannot be held to its schema any further."""
 
 
-class KeptError(EngineError):
+class CacheStateError(EngineError):
     """What was kept of a cache is not of this model."""
 
 

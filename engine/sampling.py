@@ -92,9 +92,9 @@ class Sampler:
         masked = bool(self.settings.processors) or allowed is not None
         finite = mx.isfinite(logits.sum()) if masked else None
         if self.settings.repetition_penalty != 1.0:
-            logits = penalize(logits, self.recent, self.settings.repetition_penalty)
+            logits = apply_repetition_penalty(logits, self.recent, self.settings.repetition_penalty)
         if self.settings.presence_penalty != 0.0:
-            logits = discourage(logits, self.recent, self.settings.presence_penalty)
+            logits = apply_presence_penalty(logits, self.recent, self.settings.presence_penalty)
         for process in self.settings.processors:
             logits = process(self.recent, logits)
         if allowed is not None:
@@ -107,7 +107,7 @@ class Sampler:
         return token
 
 
-def penalize(logits: mx.array, recent: mx.array, penalty: float) -> mx.array:
+def apply_repetition_penalty(logits: mx.array, recent: mx.array, penalty: float) -> mx.array:
     """Make recent tokens less likely (arXiv 1909.05858): shrink logits above 0, grow others."""
     seen = logits[recent]
     logits = mx.array(logits)  # a copy: the caller's logits stay as they are
@@ -115,7 +115,7 @@ def penalize(logits: mx.array, recent: mx.array, penalty: float) -> mx.array:
     return logits
 
 
-def discourage(logits: mx.array, recent: mx.array, penalty: float) -> mx.array:
+def apply_presence_penalty(logits: mx.array, recent: mx.array, penalty: float) -> mx.array:
     """Lower the logit of each recent token by `penalty`, once however often it came."""
     lowered = logits[recent] - penalty
     logits = mx.array(logits)

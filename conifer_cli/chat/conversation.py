@@ -57,12 +57,12 @@ class Conversation:
 
     def encode(self) -> list[int]:
         """Turn the messages into tokens, those of the cache where it holds the same text."""
-        from engine.text.retokenize import respelled
+        from engine.text.retokenize import retokenized
 
         session = self.session
         tokens = session.encode(self.messages)
         held = session.cache.tokens if session.cache else []
-        return respelled(held, tokens, session.model.tokenizer)
+        return retokenized(held, tokens, session.model.tokenizer)
 
     def ask(self, tokens: list[int], **settings: Any) -> tuple[Reply, Answering, float]:
         """Print the answer to these tokens; also give the seconds to its first piece."""

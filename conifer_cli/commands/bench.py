@@ -150,14 +150,14 @@ def _roof(
 ) -> dict[str, Any]:
     """Read as many bytes as one token moves, and say which share of that rate decoding reaches."""
     from engine import benchmark as engine
-    from engine.fit.speed import traffic
+    from engine.fit.speed import bytes_per_token
     from engine.gguf.reader import open_model
 
     assert judged.config is not None
     device = judged.verdict.machine.backend
     tensors = open_model(judged.paths[0]).tensors
     kernels, depth = model.kernels.name, row["depth"]
-    counted = traffic(judged.config, tensors, device, kernels, depth, options.kv_type)
+    counted = bytes_per_token(judged.config, tensors, device, kernels, depth, options.kv_type)
     moved = counted.total_bytes
     read = spread(watch(engine.read_rates(moved, options.repeat, device)))
     return {

@@ -24,7 +24,7 @@ from conifer_cli.terminal import console
 if TYPE_CHECKING:
     from catalog import Entry
     from engine.fit.machine import Machine
-    from engine.fit.speed import Rate, Traffic
+    from engine.fit.speed import BytesPerToken, Rate
 
 HARDLY = 1.25  # times as large: too little to leave the usual quantisation for
 ORDER = ["fits", "tight", "too_large", None]
@@ -45,7 +45,7 @@ class FitOptions:
 class Speed:
     """How fast a model decodes at the start and where the judged context ends, if that is known."""
 
-    moved: Traffic | None
+    moved: BytesPerToken | None
     start: Rate | None
     end: Rate | None
 

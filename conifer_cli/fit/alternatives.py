@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from catalog import Entry, FileFacts
-    from engine.fit.estimate import Sketch
+    from engine.fit.estimate import ModelEstimate
     from engine.fit.machine import Machine
     from engine.fit.memory import Verdict
 
@@ -39,9 +39,9 @@ def best_moe(machine: Machine) -> Entry | None:
     return max(fitting, key=lambda entry: entry.total_parameters or 0, default=None)
 
 
-def sketch_of(entry: Entry, facts: FileFacts | None) -> Sketch | None:
+def estimate_of(entry: Entry, facts: FileFacts | None) -> ModelEstimate | None:
     """Put together what the catalog knows of one file; None if it does not know its size."""
-    from engine.fit.estimate import Sketch
+    from engine.fit.estimate import ModelEstimate
     from engine.nn.config import LayerMemory
 
     if facts is None or facts.size_bytes is None:
@@ -53,7 +53,7 @@ def sketch_of(entry: Entry, facts: FileFacts | None) -> Sketch | None:
     ]
     if entry.state_values:
         memories.append(LayerMemory(state_values=entry.state_values))
-    return Sketch(
+    return ModelEstimate(
         size_bytes=facts.size_bytes,
         quant=facts.quant,
         context=entry.context,
@@ -66,12 +66,12 @@ def sketch_of(entry: Entry, facts: FileFacts | None) -> Sketch | None:
 
 def size_kind(entry: Entry, quant: str | None, machine: Machine) -> str | None:
     """Estimate with a context of some use: fits, tight or too_large; None for an unknown size."""
-    from engine.fit.estimate import judge_sketch
+    from engine.fit.estimate import judge_estimate
 
-    sketch = sketch_of(entry, entry.facts(quant))
-    if sketch is None:
+    estimate = estimate_of(entry, entry.facts(quant))
+    if estimate is None:
         return None
-    return judge_sketch(sketch, machine, useful_context(entry)).kind
+    return judge_estimate(estimate, machine, useful_context(entry)).kind
 
 
 def useful_context(entry: Entry) -> int:

@@ -120,9 +120,9 @@ def ratios(
 
 def by_priors(run: Run, bandwidth: Bandwidth) -> float:
     """Say how many tokens a second the priors give for a run."""
-    from engine.fit.speed import Traffic, seconds
+    from engine.fit.speed import BytesPerToken, seconds
 
-    moved = Traffic(0, run.weights_bytes, 0, 0, run.kv_bytes)
+    moved = BytesPerToken(0, run.weights_bytes, 0, 0, run.kv_bytes)
     return 1 / seconds(moved, run.layers, bandwidth, run.backend, run.kernels)
 
 
@@ -171,7 +171,7 @@ def record(
     """
     from engine.benchmark import peak_memory_bytes
     from engine.fit.memory import needs
-    from engine.fit.speed import traffic
+    from engine.fit.speed import bytes_per_token
 
     if judged.config is None or judged.tensors is None or not judged.paths:
         return
@@ -180,7 +180,7 @@ def record(
     if decode_per_s is None and prefill_per_s is None:
         return
     config, tensors, machine = judged.config, judged.tensors, judged.verdict.machine
-    moved = traffic(config, tensors, machine.backend, kernels, depth, kv_type)
+    moved = bytes_per_token(config, tensors, machine.backend, kernels, depth, kv_type)
     need = needs(config, tensors, machine.backend, kv_type, kernels)
     run = Run(
         date=_now(),

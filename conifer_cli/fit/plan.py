@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from catalog.hub.client import Hub, RemoteFile
     from catalog.hub.header_cache import Headers
     from catalog.store.cache import Store
-    from engine.fit.estimate import Sketch
+    from engine.fit.estimate import ModelEstimate
     from engine.fit.machine import Machine
     from engine.fit.memory import Verdict
     from engine.gguf.reader import Header, ModelFile, TensorInfo
@@ -66,7 +66,7 @@ class Judged:
     q8_fits: bool = False
     parameters: tuple[int, int] | None = None  # in all, and for one token; by the header
     source: str = "the file's header"
-    sketch: Sketch | None = None  # where there was no header
+    estimate: ModelEstimate | None = None  # where there was no header
     damaged: tuple[Path, ...] = ()
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from conifer_cli.errors import UsageError
 from conifer_cli.fit import history
-from conifer_cli.fit.alternatives import sketch_of
+from conifer_cli.fit.alternatives import estimate_of
 from conifer_cli.fit.plan import (
     Judged,
     Wishes,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from catalog.hub.header_cache import Headers
     from catalog.store.cache import Store
     from engine.fit.machine import Machine
-    from engine.fit.speed import Bandwidth, Rate, Traffic
+    from engine.fit.speed import Bandwidth, BytesPerToken, Rate
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def survey(
         require_context(name, entry.context or wishes.context or 0, wishes)
         require_architecture(entry.architecture)
     known = _known(name, reference, wishes, machine, headers)
-    certain = known is not None and known.sketch and settled(reference.facts, machine)
+    certain = known is not None and known.estimate and settled(reference.facts, machine)
     if known is not None and (connect is None or reference.package or certain):
         return known
     if connect is None:
@@ -134,28 +134,28 @@ def survey(
         return known
 
 
-def moves(judged: Judged, there: Place, wishes: Wishes, depth: int) -> Traffic | None:
+def moves(judged: Judged, there: Place, wishes: Wishes, depth: int) -> BytesPerToken | None:
     """Count what one token moves at a depth; None where nothing says how much."""
     backend, kernels, kv_type = there.machine.backend, there.kernels, wishes.kv_type
     if judged.config is not None and judged.tensors is not None:
-        from engine.fit.speed import traffic
+        from engine.fit.speed import bytes_per_token
 
-        return traffic(judged.config, judged.tensors, backend, kernels, depth, kv_type)
-    if judged.sketch is None:
+        return bytes_per_token(judged.config, judged.tensors, backend, kernels, depth, kv_type)
+    if judged.estimate is None:
         return None
-    from engine.fit.estimate import sketch_traffic
+    from engine.fit.estimate import estimate_bytes_per_token
 
-    return sketch_traffic(judged.sketch, backend, kernels, depth, kv_type)
+    return estimate_bytes_per_token(judged.estimate, backend, kernels, depth, kv_type)
 
 
-def speed(judged: Judged, there: Place, moved: Traffic | None) -> Rate | None:
+def speed(judged: Judged, there: Place, moved: BytesPerToken | None) -> Rate | None:
     """Predict how fast a model decodes that moves so much; what ran here is measured."""
     from engine.fit.estimate import GUESSED_LAYERS
     from engine.fit.speed import predict
 
     if moved is None:
         return None
-    layers = judged.config.layers if judged.config else judged.sketch and judged.sketch.layers
+    layers = judged.config.layers if judged.config else judged.estimate and judged.estimate.layers
     file = (judged.paths[0].name, judged.size_bytes) if judged.paths else ("", 0)
     return predict(
         moved,
@@ -174,7 +174,7 @@ def _known(
 ) -> Judged | None:
     """Judge by what is here of a model that is not: its header, or else what the catalog knows."""
     from engine.errors import GGUFError
-    from engine.fit.estimate import judge_sketch
+    from engine.fit.estimate import judge_estimate
     from engine.gguf.reader import merge_parts, read_header
 
     kept = headers.find(reference)
@@ -187,21 +187,23 @@ def _known(
             size_bytes = sum(part.size_bytes for part in kept)
             return replace(judged, size_bytes=size_bytes, source="the header as last seen")
     entry = reference.entry
-    sketch = sketch_of(entry, reference.facts) if entry else None
-    if sketch is None:
+    estimate = estimate_of(entry, reference.facts) if entry else None
+    if estimate is None:
         return None
     kernels, kv_type = wishes.kernels, wishes.kv_type
-    verdict = judge_sketch(sketch, machine, wishes.context, kv_type, kernels)
+    verdict = judge_estimate(estimate, machine, wishes.context, kv_type, kernels)
     q8_fits = verdict.kind == "too_large" and kv_type != "q8"
     if q8_fits:
-        q8_fits = judge_sketch(sketch, machine, wishes.context, "q8", kernels).kind != "too_large"
+        q8_fits = (
+            judge_estimate(estimate, machine, wishes.context, "q8", kernels).kind != "too_large"
+        )
     return Judged(
         name,
         entry,
         verdict,
-        size_bytes=sketch.size_bytes,
+        size_bytes=estimate.size_bytes,
         package=reference.package,
         q8_fits=q8_fits,
         source="what the catalog knows",
-        sketch=sketch,
+        estimate=estimate,
     )

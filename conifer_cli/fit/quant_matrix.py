@@ -63,8 +63,8 @@ def judged_quant(judged: Judged) -> str:
     """Name the quantisation of what was judged."""
     from catalog.names import label
 
-    if judged.sketch is not None:
-        return judged.sketch.quant
+    if judged.estimate is not None:
+        return judged.estimate.quant
     first = judged.paths[0].name if judged.paths else judged.remote[0].name if judged.remote else ""
     return label(first) or "this file"
 
@@ -112,15 +112,15 @@ def _other(
     judged: Judged, there: Place, wishes: Wishes, quant: str, size_bytes: int
 ) -> tuple[Callable[[int], Need], float]:
     """Give the need of a quantisation as a function of the context, and its share of the bytes."""
-    from engine.fit.estimate import sketch_needs
+    from engine.fit.estimate import estimate_needs
     from engine.fit.memory import needs
     from engine.kernels.sizes import loaded_size_ratio
 
     backend, kernels, mine = there.machine.backend, there.kernels, judged_quant(judged)
     if judged.config is None or judged.tensors is None:
-        assert judged.sketch is not None
-        sketch = replace(judged.sketch, quant=quant, size_bytes=size_bytes)
-        need = sketch_needs(sketch, backend, wishes.kv_type, kernels)
+        assert judged.estimate is not None
+        estimate = replace(judged.estimate, quant=quant, size_bytes=size_bytes)
+        need = estimate_needs(estimate, backend, wishes.kv_type, kernels)
         held = need(1).weights_bytes
     else:
         held = judged.verdict.need.weights_bytes
@@ -135,7 +135,7 @@ def _other(
 
 def _contexts(judged: Judged) -> list[int]:
     """Choose contexts for the ladder: the usual ones, the model's own, and the one judged for."""
-    own = judged.config.context if judged.config else judged.sketch and judged.sketch.context
+    own = judged.config.context if judged.config else judged.estimate and judged.estimate.context
     known = judged.entry.context if judged.entry else None
     most = min(own or RUNGS[-1], known or RUNGS[-1])
     usual = [context for context in RUNGS if context < most]

@@ -94,7 +94,7 @@ def _store(session: Session, tokens: list[int]) -> None:
 
 
 def _restored(session: Session, path: Path, cache: Cache) -> bool:
-    from engine.errors import ContextOverflow, KeptError
+    from engine.errors import CacheStateError, ContextOverflow
     from engine.nn.cache_state import restore
 
     try:
@@ -102,7 +102,7 @@ def _restored(session: Session, path: Path, cache: Cache) -> bool:
         restore(session.model, kept, cache)
     except ContextOverflow:  # it is longer than this prompt's context
         return False
-    except (errors.BadSaved, errors.UsageError, KeptError):
+    except (errors.BadSaved, errors.UsageError, CacheStateError):
         _remove(path)
         return False
     with contextlib.suppress(OSError):  # it is another user's, or on a disk that is only read

@@ -133,7 +133,7 @@ def write(session: Session, path: Path) -> None:
 
 def spread(session: Session) -> Spread | None:
     """Collect what was counted for the last answer; None for a dense model."""
-    from engine.fit.speed import traffic
+    from engine.fit.speed import bytes_per_token
     from engine.gguf.reader import open_model
 
     routes, config, judged = session.model.count_routes(), session.model.config, session.judged
@@ -142,7 +142,7 @@ def spread(session: Session) -> Spread | None:
     tensors = (judged.file or open_model(judged.paths[0])).tensors
     device, kernels = judged.verdict.machine.backend, session.model.kernels.name
     moved, dense_bytes = (
-        traffic(one, tensors, device, kernels, 0, session.options.kv_type).weights_bytes
+        bytes_per_token(one, tensors, device, kernels, 0, session.options.kv_type).weights_bytes
         for one in (config, replace(config, experts=None))
     )
     return Spread(

@@ -233,7 +233,7 @@ class Session:
     def resume(self, path: Path) -> Messages:
         """Take up a conversation that `save` wrote. Returns what was said.
 
-        Raises UsageError where there is none or it is another model's, BadSaved, KeptError.
+        Raises UsageError where there is none or it is another model's, BadSaved, CacheStateError.
         """
         from engine.nn.cache_state import restore
 

@@ -18,7 +18,7 @@ from engine.fit.memory import (
     judge_needs,
     program_bytes,
 )
-from engine.fit.speed import Traffic
+from engine.fit.speed import BytesPerToken
 from engine.kernels.select import selected
 from engine.kernels.sizes import loaded_size_ratio
 from engine.limits import SCORE_BYTES
@@ -32,7 +32,7 @@ GUESSED = LayerMemory(buffers=((1, 1024),))  # of every layer, where nothing is 
 
 
 @dataclass(frozen=True, slots=True)
-class Sketch:
+class ModelEstimate:
     """What is known of a model without its header; None or empty is not known.
 
     size_bytes: of the file, all parts. memories: of every layer, as far as they keep something.
@@ -52,57 +52,59 @@ class Sketch:
         return self.memories or (GUESSED,) * (self.layers or GUESSED_LAYERS)
 
 
-def judge_sketch(
-    sketch: Sketch,
+def judge_estimate(
+    estimate: ModelEstimate,
     machine: Machine,
     context: int | None = None,
     kv_type: str = "f16",
     kernels: str = "auto",
 ) -> Verdict:
     """Judge as `engine.fit.memory.judge` does, by an estimate."""
-    most = sketch.context or max(DEFAULT_CONTEXT, context or 0)
-    need = sketch_needs(sketch, machine.backend, kv_type, kernels)
-    return judge_needs(need, machine, most, context, sketch.size_bytes, estimated=True)
+    most = estimate.context or max(DEFAULT_CONTEXT, context or 0)
+    need = estimate_needs(estimate, machine.backend, kv_type, kernels)
+    return judge_needs(need, machine, most, context, estimate.size_bytes, estimated=True)
 
 
-def sketch_needs(sketch: Sketch, backend: str, kv_type: str, kernels: str) -> Callable[[int], Need]:
+def estimate_needs(
+    estimate: ModelEstimate, backend: str, kv_type: str, kernels: str
+) -> Callable[[int], Need]:
     """Give the estimated need as a function of the context, in tokens."""
-    weights_bytes = sketch_weights(sketch, backend, kernels)
-    stored = max(token_bytes(memory, kv_type) for memory in sketch.kept)
-    widened = max(token_bytes(memory, "f32") for memory in sketch.kept)
+    weights_bytes = estimate_weights(estimate, backend, kernels)
+    stored = max(token_bytes(memory, kv_type) for memory in estimate.kept)
+    widened = max(token_bytes(memory, "f32") for memory in estimate.kept)
     program = program_bytes(GUESSED_VOCABULARY, backend)
 
     @cache
     def need(context: int) -> Need:
-        kv = kept_bytes(sketch.kept, context, kv_type)
+        kv = kept_bytes(estimate.kept, context, kv_type)
         scores = 2 * SCORE_BYTES + int(context * (stored + widened))
         return Need(weights_bytes, kv, ROWS_BYTES + scores, program)
 
     return need
 
 
-def sketch_weights(sketch: Sketch, backend: str, kernels: str) -> int:
+def estimate_weights(estimate: ModelEstimate, backend: str, kernels: str) -> int:
     """Estimate what the weights take once loaded."""
     return int(
-        sketch.size_bytes * loaded_size_ratio(sketch.quant, backend, selected(kernels, backend))
+        estimate.size_bytes * loaded_size_ratio(estimate.quant, backend, selected(kernels, backend))
     )
 
 
-def sketch_traffic(
-    sketch: Sketch, backend: str, kernels: str, depth: int, kv_type: str
-) -> Traffic | None:
+def estimate_bytes_per_token(
+    estimate: ModelEstimate, backend: str, kernels: str, depth: int, kv_type: str
+) -> BytesPerToken | None:
     """Estimate what one token moves: of the weights, the share of the active parameters.
 
     None where nothing says how many of them there are.
     """
-    if not sketch.total_parameters or not sketch.active_parameters:
+    if not estimate.total_parameters or not estimate.active_parameters:
         return None
-    share = sketch.active_parameters / sketch.total_parameters
-    weights = int(sketch_weights(sketch, backend, kernels) * share)
-    return Traffic(
+    share = estimate.active_parameters / estimate.total_parameters
+    weights = int(estimate_weights(estimate, backend, kernels) * share)
+    return BytesPerToken(
         experts_bytes=weights if share < 1 else 0,
         attention_bytes=0,
         shared_bytes=0 if share < 1 else weights,
         head_bytes=0,
-        kv_bytes=read_bytes(sketch.kept, depth, kv_type),
+        kv_bytes=read_bytes(estimate.kept, depth, kv_type),
     )

@@ -25,7 +25,7 @@ HEAD = ("output.weight", "output.bias", "output_norm.weight", "token_embd.weight
 
 
 @dataclass(frozen=True, slots=True)
-class Traffic:
+class BytesPerToken:
     """Bytes that one token moves, by what they are for.
 
     experts: those chosen. attention: also what takes its place in some layers. shared: feed-forward
@@ -49,7 +49,7 @@ class Traffic:
         """All of them."""
         return self.weights_bytes + self.kv_bytes
 
-    def scaled(self, share: float) -> Traffic:
+    def scaled(self, share: float) -> BytesPerToken:
         """Give the same with weights `share` times as large."""
         if share == 1:
             return self
@@ -76,7 +76,7 @@ class Rate:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class DecodeCost:
     """What a token costs beside plain reading. low, high: how far the rate may be off, as factors.
 
     weights, kv: how many times longer than a plain read it takes to multiply by what is read.
@@ -94,41 +94,43 @@ class Pace:
 
 # Where nothing ran yet. For the native kernels fitted to runs on a quiet and on a busy machine; for
 # GPUs to other programs' public measurements. docs/fit.md says how well they do.
-PACES = {
-    ("cpu", "native"): Pace(weights=1.15, kv=1.22, layer_bytes=0.5e6, low=0.8, high=1.2),
-    ("cpu", "stock"): Pace(weights=15.0, kv=15.0, layer_bytes=15e6, low=0.5, high=2.0),
-    ("metal", "stock"): Pace(weights=1.4, kv=1.4, layer_s=0.1e-3),
-    ("cuda", "stock"): Pace(weights=1.4, kv=1.4, layer_s=0.1e-3, low=0.5, high=1.6),
+DECODE_COSTS = {
+    ("cpu", "native"): DecodeCost(weights=1.15, kv=1.22, layer_bytes=0.5e6, low=0.8, high=1.2),
+    ("cpu", "stock"): DecodeCost(weights=15.0, kv=15.0, layer_bytes=15e6, low=0.5, high=2.0),
+    ("metal", "stock"): DecodeCost(weights=1.4, kv=1.4, layer_s=0.1e-3),
+    ("cuda", "stock"): DecodeCost(weights=1.4, kv=1.4, layer_s=0.1e-3, low=0.5, high=1.6),
 }
 
 
-def traffic(
+def bytes_per_token(
     config: ModelConfig,
     tensors: Mapping[str, TensorInfo],
     device: str,
     kernels: str,
     depth: int,
     kv_type: str,
-) -> Traffic:
+) -> BytesPerToken:
     """Count what one token moves at `depth`. kernels: native or stock, which hold other sizes."""
     parts = dict.fromkeys(("experts", "attention", "shared", "head"), 0.0)
     for info in used_tensors(config, tensors):
         share = token_share(info, config, tensors)
         parts[_part(info.name)] += resident_bytes(info, device, kernels) * float(share)
     sizes = {f"{part}_bytes": int(size_bytes) for part, size_bytes in parts.items()}
-    return Traffic(**sizes, kv_bytes=moved_kv_bytes(config, depth, kv_type))
+    return BytesPerToken(**sizes, kv_bytes=moved_kv_bytes(config, depth, kv_type))
 
 
-def seconds(moved: Traffic, layers: int, bandwidth: Bandwidth, backend: str, kernels: str) -> float:
+def seconds(
+    moved: BytesPerToken, layers: int, bandwidth: Bandwidth, backend: str, kernels: str
+) -> float:
     """Say how long one token takes by the priors."""
-    pace = PACES[backend, kernels]
+    pace = DECODE_COSTS[backend, kernels]
     stretched = pace.weights * moved.weights_bytes + pace.kv * moved.kv_bytes
     stretched += layers * pace.layer_bytes
     return stretched / bandwidth.bytes_per_s + layers * pace.layer_s
 
 
 def predict(
-    moved: Traffic,
+    moved: BytesPerToken,
     layers: int,
     bandwidth: Bandwidth,
     backend: str,
@@ -144,7 +146,7 @@ def predict(
     estimated: what is moved is not from a header.
     """
     plain = 1 / seconds(moved, layers, bandwidth, backend, kernels)
-    pace = PACES[backend, kernels]
+    pace = DECODE_COSTS[backend, kernels]
     if own:
         return Rate(plain / statistics.median(own), plain / max(own), plain / min(own), MEASURED)
     source = PREDICTED if bandwidth.source == MEASURED else PRIOR

@@ -10,7 +10,7 @@ from engine.errors import GGUFError, UnsupportedError
 from engine.gguf.reader import WHOLE, numbers
 
 
-class Keys:
+class Metadata:
     """Metadata under one architecture's prefix; every read is checked and names its key."""
 
     def __init__(self, metadata: Mapping[str, Any], architecture: str) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from engine.errors import KeptError
+from engine.errors import CacheStateError
 from engine.nn.cache import FloatBuffer, Q8Buffer, StateCache, TokenCache
 
 if TYPE_CHECKING:
@@ -65,14 +65,14 @@ def keep(model: Model, cache: Cache) -> Kept:
 
 
 def restore(model: Model, kept: Kept, cache: Cache) -> None:
-    """Fill an empty cache. Raises KeptError for what is not of this model; then it is still empty.
+    """Fill an empty cache. Raises CacheStateError, leaving it empty, for another model's state.
 
     ContextOverflow where it does not fit in.
     """
     tokens, length = kept.tokens, len(kept.tokens)
     cache.require(length)
     if tokens and not 0 <= min(tokens) <= max(tokens) < model.config.vocab:
-        raise KeptError("it holds tokens outside the vocabulary")
+        raise CacheStateError("it holds tokens outside the vocabulary")
     if isinstance(cache.layers, list):
         _restore_layers(model, kept, cache, length)
     else:
@@ -86,18 +86,18 @@ def restore(model: Model, kept: Kept, cache: Cache) -> None:
 
 
 def _bases(model: Model, kept: Kept, cache: Cache) -> list[int]:
-    """Read the tokens that fused layers begin with. Raises KeptError for what cannot be."""
+    """Read the tokens that fused layers begin with. Raises CacheStateError for what cannot be."""
     slots, length = cache.layers.slots, len(kept.tokens)
     marks = kept.marks[: len(slots)]
     more = len(cache.layers.marks) > 1  # of states
     if len(kept.marks) != len(slots) + more or any(len(mark) != 1 for mark in marks):
-        raise KeptError("it is of another number of layers")
+        raise CacheStateError("it is of another number of layers")
     bases = [mark[0] for mark in marks]
     memory = _attention_memory(model)
     for number, (base, room) in enumerate(zip(bases, slots, strict=True)):
         moves = memory[number].window > 0
         if not 0 <= base <= (length if moves else 0) or length - base > room:
-            raise KeptError("a layer begins where none can")
+            raise CacheStateError("a layer begins where none can")
     return bases
 
 
@@ -108,16 +108,16 @@ def _attention_memory(model: Model) -> list[LayerMemory]:
 
 
 def _states_seen(kept: Kept, cache: Cache) -> list[int]:
-    """Read what fused states have seen. Raises KeptError for what cannot be."""
+    """Read what fused states have seen. Raises CacheStateError for what cannot be."""
     places = len(cache.layers.marks)
     if places == 1:
         return [-1]
     marks = [at - 1 for at in kept.marks[-1]]
     if len(marks) != places or not all(-1 <= at <= len(kept.tokens) for at in marks):
-        raise KeptError("its states are of tokens that it has not")
+        raise CacheStateError("its states are of tokens that it has not")
     held = [at for at in marks[1:] if at >= 0]
     if len(kept.tokens) not in held or len(set(held)) != len(held):
-        raise KeptError("it has no state of its last token")
+        raise CacheStateError("it has no state of its last token")
     return marks
 
 
@@ -175,7 +175,7 @@ def _stored(layer: TokenCache) -> list[mx.array]:
 def _restore_layers(model: Model, kept: Kept, cache: Cache, length: int) -> None:
     """Check everything against what this model makes of a token, and only then fill the layers."""
     if len(kept.marks) != len(cache.layers):
-        raise KeptError("it is of another number of layers")
+        raise CacheStateError("it is of another number of layers")
     probe = model.new_cache(1, "f32")
     if any(isinstance(layer, StateCache) for layer in cache.layers):
         model.step([0], probe)
@@ -209,16 +209,16 @@ def _copied(array: Array) -> mx.array:
 def _shapes(
     layer: object, like: object, marks: list[int], length: int
 ) -> list[tuple[tuple[int, ...], str]]:
-    """Say which arrays a layer has for these numbers; KeptError where they make no sense."""
+    """Say which arrays a layer has for these numbers; CacheStateError where they make no sense."""
     if isinstance(layer, StateCache):
         assert isinstance(like, StateCache)
         if len(marks) < 2 or not all(0 < at <= length for at in marks[1:]) or len(marks) > 9:
-            raise KeptError("its states are of tokens that it has not")
+            raise CacheStateError("its states are of tokens that it has not")
         return [(array.shape, _name(array)) for _ in marks[1:] for array in like.states[1]]
     assert isinstance(layer, TokenCache)
     base = marks[0] if len(marks) == 1 else -1
     if base and not (layer.window and 0 < base <= length - layer.window + 1):
-        raise KeptError("it begins with a token that it has not")
+        raise CacheStateError("it begins with a token that it has not")
     rows = length - base
     return [((*array.shape[:2], rows, array.shape[3]), _name(array)) for array in _stored(layer)]
 
@@ -241,4 +241,4 @@ def _name(array: mx.array) -> str:
 def _require(arrays: Sequence[Array], wanted: Sequence[tuple[tuple[int, ...], str]]) -> None:
     found = [(tuple(array.shape), str(array.dtype)) for array in arrays]
     if found != [(tuple(shape), name) for shape, name in wanted]:
-        raise KeptError("its arrays are not those of this model")
+        raise CacheStateError("its arrays are not those of this model")

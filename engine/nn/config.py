@@ -17,7 +17,7 @@ from typing import Any
 from engine.architectures import require_architecture
 from engine.architectures.families import SIGMOID, SOFTMAX, SOFTMAX_OF_CHOSEN, Family, family_of
 from engine.errors import GGUFError, UnsupportedError
-from engine.gguf.metadata import Keys
+from engine.gguf.metadata import Metadata
 from engine.gguf.reader import TensorInfo, numbers
 
 GATINGS = (SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN)  # those that a file may ask for
@@ -229,7 +229,7 @@ def read_config(metadata: Mapping[str, Any]) -> ModelConfig:
     """
     architecture = architecture_of(metadata)
     require_architecture(architecture)
-    keys, family = Keys(metadata, architecture), family_of(architecture)
+    keys, family = Metadata(metadata, architecture), family_of(architecture)
     blocks = keys.integer("block_count", 1, 512)
     layers = blocks - keys.integer("nextn_predict_layers", 0, blocks - 1, 0)
     width = keys.integer("embedding_length", 1, 1 << 20)
@@ -283,7 +283,7 @@ def read_config(metadata: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _vocabulary_size(metadata: Mapping[str, Any], keys: Keys) -> int:
+def _vocabulary_size(metadata: Mapping[str, Any], keys: Metadata) -> int:
     tokens = metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens:
         raise GGUFError("tokenizer.ggml.tokens is missing or empty")
@@ -293,7 +293,7 @@ def _vocabulary_size(metadata: Mapping[str, Any], keys: Keys) -> int:
 
 
 def _read_kv_heads(
-    keys: Keys, layers: int, heads: int, recurrent: RecurrentConfig | None
+    keys: Metadata, layers: int, heads: int, recurrent: RecurrentConfig | None
 ) -> tuple[int, ...]:
     """Read the kv heads of every layer; 0 marks a recurrent one, as do two other keys."""
     name = "attention.head_count_kv"
@@ -312,7 +312,7 @@ def _read_kv_heads(
     return tuple(0 if m else kv for m, kv in zip(marked, kv_heads, strict=True))
 
 
-def _read_windows(keys: Keys, family: Family, layers: int) -> tuple[int, ...]:
+def _read_windows(keys: Metadata, family: Family, layers: int) -> tuple[int, ...]:
     """Read how many tokens every layer sees, 0 for all."""
     if not family.period:
         return (0,) * layers
@@ -326,7 +326,7 @@ def _read_windows(keys: Keys, family: Family, layers: int) -> tuple[int, ...]:
     return tuple(window if w else 0 for w in windowed)
 
 
-def _read_rope(keys: Keys, family: Family, key_dim: int) -> RopeConfig:
+def _read_rope(keys: Metadata, family: Family, key_dim: int) -> RopeConfig:
     dims = keys.integer("rope.dimension_count", 2, key_dim, key_dim)
     if dims % 2:
         raise GGUFError(f"{keys.prefix}rope.dimension_count is {dims}, an odd number")
@@ -354,7 +354,7 @@ def _read_rope(keys: Keys, family: Family, key_dim: int) -> RopeConfig:
 
 
 def _read_experts(
-    keys: Keys, family: Family, layers: int, dense: int, vocab: int
+    keys: Metadata, family: Family, layers: int, dense: int, vocab: int
 ) -> ExpertConfig | None:
     """Read what routes and its experts. dense: the width of a feed-forward layer without any."""
     count = keys.integer("expert_count", 0, 1024, 0)
@@ -390,7 +390,7 @@ def _read_experts(
     )
 
 
-def _shared_width(keys: Keys, family: Family, width: int) -> int:
+def _shared_width(keys: Metadata, family: Family, width: int) -> int:
     """Read how wide the shared experts are, which a file holds as one."""
     count = keys.integer("expert_shared_count", 0, 1024, 1 if family.shared_expert else 0)
     together = keys.integer("expert_shared_feed_forward_length", 0, 1 << 24, 0)
@@ -400,7 +400,7 @@ def _shared_width(keys: Keys, family: Family, width: int) -> int:
 
 
 def _read_latent(
-    keys: Keys, family: Family, layers: int, key_dim: int, value_dim: int
+    keys: Metadata, family: Family, layers: int, key_dim: int, value_dim: int
 ) -> LatentConfig | None:
     """Read latent attention; files from before April 2025 have no `_mla` keys."""
     if "attention.kv_lora_rank" not in keys:
@@ -414,7 +414,7 @@ def _read_latent(
     )
 
 
-def _read_indexer(keys: Keys, family: Family, layers: int) -> IndexerConfig | None:
+def _read_indexer(keys: Metadata, family: Family, layers: int) -> IndexerConfig | None:
     """Read the indexer; without a key, context and family say which layers have one (GLM-5.2)."""
     if "attention.indexer.top_k" not in keys:
         return None
@@ -433,7 +433,7 @@ def _read_indexer(keys: Keys, family: Family, layers: int) -> IndexerConfig | No
     )
 
 
-def _read_delta(keys: Keys, width: int) -> RecurrentConfig:
+def _read_delta(keys: Metadata, width: int) -> RecurrentConfig:
     """Read a gated delta net: `groups` key heads and `heads` value heads."""
     kernel, state, groups, heads, inner = _read_ssm(keys)
     channels = 2 * groups * state + inner
@@ -441,19 +441,19 @@ def _read_delta(keys: Keys, width: int) -> RecurrentConfig:
     return RecurrentConfig("delta", kernel, kept, state, groups, heads, inner)
 
 
-def _read_mamba2(keys: Keys, width: int) -> RecurrentConfig:
+def _read_mamba2(keys: Metadata, width: int) -> RecurrentConfig:
     kernel, state, groups, heads, inner = _read_ssm(keys)
     kept = (kernel - 1) * (inner + 2 * groups * state) + inner * state
     return RecurrentConfig("mamba2", kernel, kept, state, groups, heads, inner)
 
 
-def _read_conv(keys: Keys, width: int) -> RecurrentConfig:
+def _read_conv(keys: Metadata, width: int) -> RecurrentConfig:
     """Read a gated short convolution, which runs over the whole width."""
     kernel = keys.integer("shortconv.l_cache", 2, 64)
     return RecurrentConfig("conv", kernel, (kernel - 1) * width)
 
 
-def _read_ssm(keys: Keys) -> tuple[int, int, int, int, int]:
+def _read_ssm(keys: Metadata) -> tuple[int, int, int, int, int]:
     kernel = keys.integer("ssm.conv_kernel", 2, 64)
     state = keys.integer("ssm.state_size", 1, 65_536)
     groups = keys.integer("ssm.group_count", 1, 65_536)
@@ -466,7 +466,7 @@ def _read_ssm(keys: Keys) -> tuple[int, int, int, int, int]:
     return kernel, state, groups, heads, inner
 
 
-_RECURRENT: dict[str, Callable[[Keys, int], RecurrentConfig]] = {
+_RECURRENT: dict[str, Callable[[Metadata, int], RecurrentConfig]] = {
     "delta": _read_delta,
     "mamba2": _read_mamba2,
     "conv": _read_conv,

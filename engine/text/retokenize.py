@@ -12,7 +12,7 @@ from itertools import accumulate
 from engine.text.tokenizer import Tokenizer
 
 
-def respelled(held: Sequence[int], wanted: Sequence[int], tokenizer: Tokenizer) -> list[int]:
+def retokenized(held: Sequence[int], wanted: Sequence[int], tokenizer: Tokenizer) -> list[int]:
     """Write the tokens `wanted` with those of `held` for as long as both spell the same text.
 
     Control tokens spell nothing: they have to be the same ones, and text never stands for one.
@@ -26,7 +26,7 @@ def respelled(held: Sequence[int], wanted: Sequence[int], tokenizer: Tokenizer) 
             at, seen = at + 1, seen + 1
             continue
         end = _text_end(held, seen, marks)
-        span = _spelling(wanted, at, tokenizer.spelled(held[seen:end]), tokenizer, marks)
+        span = _spelling(wanted, at, tokenizer.token_bytes(held[seen:end]), tokenizer, marks)
         whole = end < len(held)  # then a mark follows, and has to follow in both
         if not span or (whole and _text_end(wanted, at, marks) != at + span):
             break
@@ -44,6 +44,6 @@ def _spelling(
 ) -> int:
     """Count the ids from `start` on that spell exactly `text`; 0 if none do."""
     part = ids[start : min(_text_end(ids, start, marks), start + len(text))]
-    sizes = accumulate(len(tokenizer.spelled([id])) for id in part)
+    sizes = accumulate(len(tokenizer.token_bytes([id])) for id in part)
     count = next((n for n, size in enumerate(sizes, 1) if size >= len(text)), 0)
-    return count if text and tokenizer.spelled(part[:count]) == text else 0
+    return count if text and tokenizer.token_bytes(part[:count]) == text else 0

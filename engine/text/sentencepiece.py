@@ -11,14 +11,14 @@ import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 
-from engine.text.vocabulary import BYTE_TOKEN, SPACE, UNTYPEABLE, Kind, Vocabulary
+from engine.text.vocabulary import BYTE_TOKEN, SPACE, SPECIAL_TYPES, TokenType, Vocabulary
 
 CACHED_WORDS = 1 << 16
 
 
-def scored_encoder(vocabulary: Vocabulary) -> Callable[[str], list[int]]:
+def sentencepiece_encoder(vocabulary: Vocabulary) -> Callable[[str], list[int]]:
     """Merge neighbours until nothing merges: best score first, and of equals the leftmost."""
-    usable = vocabulary.without(*UNTYPEABLE)
+    usable = vocabulary.without(*SPECIAL_TYPES)
     cost = {text: -vocabulary.scores[id] for text, id in usable.items()}
     byte_ids = _byte_ids(vocabulary)
     # No merge reaches over the start of a word unless some token does; then the text is one word.
@@ -44,7 +44,7 @@ def _byte_ids(vocabulary: Vocabulary) -> Callable[[str], list[int]]:
     """What stands for a character that is no token: its bytes, or else the unknown token."""
     by_value = {
         int(match[1], 16): id
-        for text, id in vocabulary.of_kind(Kind.BYTE).items()
+        for text, id in vocabulary.of_kind(TokenType.BYTE).items()
         if (match := BYTE_TOKEN.fullmatch(text))
     }
     unknown = vocabulary.specials.get("unk")

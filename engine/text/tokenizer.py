@@ -17,14 +17,14 @@ from typing import Any
 
 from engine.errors import GGUFError
 from engine.text.pretokenizers import PreTokenizer, pre_tokenizer
-from engine.text.sentencepiece import scored_encoder
+from engine.text.sentencepiece import sentencepiece_encoder
 from engine.text.vocabulary import (
     BYTE_TOKEN,
     PREFIX,
     SPACE,
     SPACED,
-    UNTYPEABLE,
-    Kind,
+    SPECIAL_TYPES,
+    TokenType,
     Vocabulary,
     read_vocabulary,
 )
@@ -58,9 +58,9 @@ class Tokenizer:
         self._pre = pre
         self._pieces: dict[int, bytes] = {}
         self.vocab_size = len(vocabulary.tokens)
-        self.control = vocabulary.of_kind(Kind.CONTROL)
-        self.unknown = vocabulary.of_kind(Kind.UNKNOWN)
-        self.user_defined = vocabulary.of_kind(Kind.USER_DEFINED)
+        self.control = vocabulary.of_kind(TokenType.CONTROL)
+        self.unknown = vocabulary.of_kind(TokenType.UNKNOWN)
+        self.user_defined = vocabulary.of_kind(TokenType.USER_DEFINED)
         self.bos_id = vocabulary.specials.get("bos")
         self.eos_id = vocabulary.specials.get("eos")
         self.eog_ids = vocabulary.eog_ids
@@ -96,7 +96,7 @@ class Tokenizer:
         text = b"".join(self._piece(id, markup) for id in ids)
         return self._without_prefix(text).decode("utf-8", "replace")
 
-    def spelled(self, ids: Iterable[int]) -> bytes:
+    def token_bytes(self, ids: Iterable[int]) -> bytes:
         """Join the bytes of ids, which need not be whole characters; control tokens have none."""
         return b"".join(map(self._piece, ids))
 
@@ -130,7 +130,7 @@ class Tokenizer:
     def _piece(self, id: int, markup: bool = False) -> bytes:
         """The bytes of one token."""
         kind = self._vocabulary.kinds[id]
-        if kind in (Kind.CONTROL, Kind.UNKNOWN) and not markup:
+        if kind in (TokenType.CONTROL, TokenType.UNKNOWN) and not markup:
             return b""
         if id not in self._pieces:
             self._pieces[id] = _token_bytes(self._vocabulary, id)
@@ -220,11 +220,11 @@ BYTE_OF = {character: bytes([byte]) for byte, character in _byte_alphabet().item
 
 def _token_bytes(vocabulary: Vocabulary, id: int) -> bytes:
     text, kind = vocabulary.tokens[id], vocabulary.kinds[id]
-    if kind == Kind.BYTE and (match := BYTE_TOKEN.fullmatch(text)):
+    if kind == TokenType.BYTE and (match := BYTE_TOKEN.fullmatch(text)):
         return bytes([int(match[1], 16)])
-    if kind in (Kind.CONTROL, Kind.UNKNOWN, Kind.USER_DEFINED):
+    if kind in (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED):
         return text.encode()
-    if kind != Kind.NORMAL:
+    if kind != TokenType.NORMAL:
         return b""
     if vocabulary.model in SPACED:
         return text.replace(SPACE, " ").encode()
@@ -235,14 +235,16 @@ def _byte_encoder(vocabulary: Vocabulary, pre: PreTokenizer) -> Encoder:
     from tokenizers import pre_tokenizers
 
     bytes_as_text = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    return _merging_encoder(vocabulary, pre, UNTYPEABLE, bytes_as_text)
+    return _merging_encoder(vocabulary, pre, SPECIAL_TYPES, bytes_as_text)
 
 
 def _line_encoder(vocabulary: Vocabulary, pre: PreTokenizer) -> Encoder:
     """Merge whole lines of Unicode; line ends together are one token where there is one."""
-    merged = _merging_encoder(vocabulary, pre, (Kind.UNKNOWN, Kind.CONTROL))
+    merged = _merging_encoder(vocabulary, pre, (TokenType.UNKNOWN, TokenType.CONTROL))
     ends = {
-        text: id for text, id in vocabulary.of_kind(Kind.NORMAL).items() if not text.strip("\n")
+        text: id
+        for text, id in vocabulary.of_kind(TokenType.NORMAL).items()
+        if not text.strip("\n")
     }
 
     def encode(text: str) -> list[int]:
@@ -255,7 +257,7 @@ def _line_encoder(vocabulary: Vocabulary, pre: PreTokenizer) -> Encoder:
 
 
 def _merging_encoder(
-    vocabulary: Vocabulary, pre: PreTokenizer, unused: Sequence[Kind], *last: Any
+    vocabulary: Vocabulary, pre: PreTokenizer, unused: Sequence[TokenType], *last: Any
 ) -> Encoder:
     """Cut text, by the patterns and then by `last`, and merge with the `tokenizers` library."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
@@ -280,5 +282,5 @@ def _merging_encoder(
 ENCODERS: dict[str, Callable[[Vocabulary, PreTokenizer], Encoder]] = {
     "gpt2": _byte_encoder,
     "gemma4": _line_encoder,
-    "llama": lambda vocabulary, _: scored_encoder(vocabulary),
+    "llama": lambda vocabulary, _: sentencepiece_encoder(vocabulary),
 }

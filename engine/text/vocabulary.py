@@ -23,7 +23,7 @@ SPACED = ("llama", "gemma4")  # whose words are Unicode, with SPACE for a space,
 SPACE = "▁"
 
 
-class Kind(IntEnum):
+class TokenType(IntEnum):
     """What a token is, numbered as in `tokenizer.ggml.token_type`."""
 
     NORMAL = 1
@@ -53,7 +53,7 @@ INFILLS = """
 ENDS_ANSWER = frozenset((ENDINGS + FILLERS).split())
 LOOKS_LIKE_CONTROL = ENDS_ANSWER.union(INFILLS.split())
 # Kinds that no merge of ordinary text may yield.
-UNTYPEABLE = (Kind.UNKNOWN, Kind.CONTROL, Kind.BYTE)
+SPECIAL_TYPES = (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.BYTE)
 ENDING_KEYS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -82,11 +82,11 @@ class Vocabulary:
     add_space_prefix: bool
     stripping: frozenset[int]
 
-    def of_kind(self, *kinds: Kind) -> dict[str, int]:
+    def of_kind(self, *kinds: TokenType) -> dict[str, int]:
         """Text and id of every token of these kinds."""
         return {self.tokens[id]: id for id in _of_kind(self.kinds, kinds)}
 
-    def without(self, *kinds: Kind) -> dict[str, int]:
+    def without(self, *kinds: TokenType) -> dict[str, int]:
         """Text and id of every token but those of these kinds."""
         left_out = self.of_kind(*kinds)
         return {text: id for text, id in self.ids.items() if text not in left_out}
@@ -182,16 +182,16 @@ def _numbers(metadata: Mapping[str, Any], key: str, count: int) -> list[Any]:
 def _kinds(metadata: Mapping[str, Any], tokens: list[str]) -> list[int]:
     """What the file says each token is."""
     if PREFIX + "token_type" not in metadata:
-        kinds = [int(Kind.NORMAL)] * len(tokens)
+        kinds = [int(TokenType.NORMAL)] * len(tokens)
     else:
         kinds = list(map(int, _numbers(metadata, "token_type", len(tokens))))
-    for id in _of_kind(kinds, (Kind.BYTE,)):
+    for id in _of_kind(kinds, (TokenType.BYTE,)):
         if not BYTE_TOKEN.fullmatch(tokens[id]):
             raise GGUFError(f"{PREFIX}tokens[{id}] is a byte token but reads {tokens[id][:60]!r}")
     return kinds
 
 
-def _of_kind(kinds: list[int], wanted: tuple[Kind, ...]) -> list[int]:
+def _of_kind(kinds: list[int], wanted: tuple[TokenType, ...]) -> list[int]:
     """The ids of all tokens of these kinds."""
     numbers = set(map(int, wanted))  # whole numbers compare much faster than members of an enum
     return [id for id, kind in enumerate(kinds) if kind in numbers]
@@ -220,13 +220,13 @@ def _typed(by_text: Mapping[str, int], kinds: list[int], wholes: list[str]) -> l
     kinds = kinds.copy()
     html = ["</s>"] if "<eos>" in by_text else []
     for text in LOOKS_LIKE_CONTROL.intersection(by_text).difference(wholes, html):
-        kinds[by_text[text]] = Kind.CONTROL
+        kinds[by_text[text]] = TokenType.CONTROL
     return kinds
 
 
 def _typeable(tokens: list[str], kinds: list[int], pairs: Pairs, wholes: list[str]) -> Pairs:
     """Drop the merges that read or write a token which no text may become."""
-    banned = {tokens[id] for id in _of_kind(kinds, UNTYPEABLE)}
+    banned = {tokens[id] for id in _of_kind(kinds, SPECIAL_TYPES)}
     if banned.isdisjoint(wholes) and banned.isdisjoint(chain.from_iterable(pairs)):
         return pairs
     return [
@@ -253,7 +253,7 @@ def _endings(by_text: Mapping[str, int], kinds: list[int], ids: dict[str, int]) 
     texts = {
         text: by_text[text]
         for text in ENDS_ANSWER.intersection(by_text)
-        if kinds[by_text[text]] == Kind.CONTROL
+        if kinds[by_text[text]] == TokenType.CONTROL
     }
     ends = {*texts.values(), *(ids[name] for name in ENDING_KEYS if name in ids)}
     # In these two dialects <|end|> ends a message, and the answer goes on.
@@ -267,7 +267,7 @@ def _stripping(metadata: Mapping[str, Any], tokens: list[str], kinds: list[int])
     name = str(metadata.get("general.name", "")).lower()
     if "phi-3" not in name and "phi3" not in name:
         return frozenset()
-    markers = (Kind.UNKNOWN, Kind.CONTROL, Kind.USER_DEFINED)
+    markers = (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED)
     kept = ("<unk>", "<s>", "<|endoftext|>")
     return frozenset(
         id for id, text in enumerate(tokens) if kinds[id] in markers and text not in kept

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from catalog import entries
-from conifer_cli.fit.alternatives import sketch_of
-from engine.fit.estimate import judge_sketch, sketch_needs
+from conifer_cli.fit.alternatives import estimate_of
+from engine.fit.estimate import estimate_needs, judge_estimate
 from engine.fit.machine import Machine, cuda_machine, linux_cpu
 from engine.fit.machine_specs import simulate
 from engine.fit.memory import judge
-from engine.fit.speed import traffic
+from engine.fit.speed import bytes_per_token
 from engine.gguf.reader import open_model
 from engine.limits import prefill_chunk
 from engine.nn.cache import kv_bytes, moved_kv_bytes
@@ -25,9 +25,9 @@ from support.program import MODELS, run_unplugged
 GIB, GB = 1 << 30, 10**9
 
 
-def sketch(name: str, quant: str | None = None):
+def estimate(name: str, quant: str | None = None):
     entry = entries()[name]
-    return sketch_of(entry, entry.facts(quant))
+    return estimate_of(entry, entry.facts(quant))
 
 
 def cpu(memory_bytes: float) -> Machine:
@@ -36,7 +36,7 @@ def cpu(memory_bytes: float) -> Machine:
 
 def kind(name: str, machine: Machine, context: int | None = None, quant: str | None = None) -> str:
     kernels = "native" if machine.backend == "cpu" else "stock"
-    return judge_sketch(sketch(name, quant), machine, context, kernels=kernels).kind
+    return judge_estimate(estimate(name, quant), machine, context, kernels=kernels).kind
 
 
 def test_1_memory_is_by_all_parameters_and_speed_by_the_active_ones(tmp_path):
@@ -48,7 +48,7 @@ def test_1_memory_is_by_all_parameters_and_speed_by_the_active_ones(tmp_path):
     config = read_config(file.metadata)
     need = judge(config, file.tensors, cpu(300 * GB), kernels="native").need
     assert need.weights_bytes == sum(info.size_bytes for info in file.tensors.values())
-    moved = traffic(config, file.tensors, "cpu", "native", 0, "f16")
+    moved = bytes_per_token(config, file.tensors, "cpu", "native", 0, "f16")
     assert moved.experts_bytes * 128 == pytest.approx(need.weights_bytes * 8, rel=0.05)
     assert moved.weights_bytes < need.weights_bytes / 9
 
@@ -63,29 +63,29 @@ def test_3_a_heads_width_is_the_files_not_width_over_heads(tmp_path):
     config = read_config(open_model(write_qwen3_235b(tmp_path, 1)[0]).metadata)
     assert config.width // config.heads == 64 != config.key_dim
     assert kv_bytes(config, 32_768, "f16") == 2 * 94 * 4 * 128 * 2 * 32_768
-    assert sketch("gpt-oss-20b").kept[0].buffers == ((1, 2 * 8 * 64),)  # and not 2880 / 64 = 45
+    assert estimate("gpt-oss-20b").kept[0].buffers == ((1, 2 * 8 * 64),)  # and not 2880 / 64 = 45
 
 
 def test_4_a_mixtures_cache_is_by_its_layers_not_by_its_parameters():
-    need = sketch_needs(sketch("qwen3-30b-a3b"), "cpu", "f16", "native")
+    need = estimate_needs(estimate("qwen3-30b-a3b"), "cpu", "f16", "native")
     assert need(32_768).kv_bytes == 3 * GIB
 
 
 def test_5_layers_that_keep_less_are_counted_as_less(tmp_path):
     state = 36 * 548_864 * 4 * 3  # bytes, with the states to go back to
-    need = sketch_needs(sketch("qwen3-next-80b-a3b"), "cpu", "f16", "native")
+    need = estimate_needs(estimate("qwen3-next-80b-a3b"), "cpu", "f16", "native")
     assert need(32_768).kv_bytes - state == int(0.75 * GIB)
     config = read_config(open_model(write_deepseek_v3(tmp_path, 1)[0]).metadata)
     for found in (
         kv_bytes(config, 32_768, "f16"),
-        sketch_needs(sketch("deepseek-v3.1"), "cpu", "f16", "native")(32_768).kv_bytes,
+        estimate_needs(estimate("deepseek-v3.1"), "cpu", "f16", "native")(32_768).kv_bytes,
     ):
         assert found == 61 * 576 * 2 * 32_768
         assert found / GIB == pytest.approx(2.14, abs=0.01)
 
 
 def test_6_the_whole_context_is_not_assumed_and_every_figure_is_a_number(tmp_path):
-    verdict = judge_sketch(sketch("qwen3-coder-30b-a3b"), cpu(32 * GIB), kernels="native")
+    verdict = judge_estimate(estimate("qwen3-coder-30b-a3b"), cpu(32 * GIB), kernels="native")
     assert (verdict.kind, verdict.context) == ("fits", 32_768)
     assert verdict.largest_context < 262_144
     done = run_unplugged("fit", "--json", home=tmp_path)

@@ -24,7 +24,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from engine.text.tokenizer import BYTE_OF
-from engine.text.vocabulary import Kind
+from engine.text.vocabulary import TokenType
 from support.gguf_writer import gguf_bytes
 from support.packaged import PACKAGED, Packaged, fetch, metadata_of, part_of
 from support.strings import mixed_strings
@@ -119,7 +119,7 @@ def by_kimi_pattern(metadata: Mapping[str, Any]) -> Ids:
     ranks = {
         b"".join(BYTE_OF[character] for character in text): id
         for id, text in enumerate(tokens)
-        if kinds[id] == Kind.NORMAL
+        if kinds[id] == TokenType.NORMAL
     }
     return ranked(ranks, KIMI_PATTERN)
 

@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 
 from engine.kernels.select import select
-from engine.sampling import NOT_FINITE, Pick, Sampler, Settings, discourage, penalize
+from engine.sampling import (
+    NOT_FINITE,
+    Pick,
+    Sampler,
+    Settings,
+    apply_presence_penalty,
+    apply_repetition_penalty,
+)
 
 # Probabilities 0.5, 0.25, 0.125, 0.0625, 0.0625 at temperature 1.
 PROBS = [0.5, 0.25, 0.125, 0.0625, 0.0625]
@@ -56,7 +63,7 @@ def test_a_tiny_temperature_takes_the_likeliest(pick: Pick):
 
 
 def test_presence_penalty_lowers_what_was_seen_once():
-    lowered = discourage(mx.array([2.0, -2.0, 1.0]), mx.array([0, 1, 0]), 1.5)
+    lowered = apply_presence_penalty(mx.array([2.0, -2.0, 1.0]), mx.array([0, 1, 0]), 1.5)
     assert lowered.tolist() == [0.5, -3.5, 1.0]
 
 
@@ -104,7 +111,7 @@ def test_the_same_seed_draws_the_same_tokens(drawn: Drawn):
 
 def test_penalty_divides_positive_and_multiplies_negative_logits_once():
     logits = mx.array([2.0, -2.0, 1.0])
-    penalized = penalize(logits, mx.array([0, 1, 0, 1]), 2.0)
+    penalized = apply_repetition_penalty(logits, mx.array([0, 1, 0, 1]), 2.0)
     assert penalized.tolist() == [1.0, -4.0, 1.0]
     assert logits.tolist() == [2.0, -2.0, 1.0]
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from engine.gguf import reader
 from engine.text.tokenizer import BYTE_OF
-from engine.text.vocabulary import Kind
+from engine.text.vocabulary import TokenType
 
 CHARACTER_OF = {byte[0]: character for character, byte in BYTE_OF.items()}
 IDS = "conifer.ids"  # the key under which a part keeps the ids of the whole
@@ -168,7 +168,7 @@ def metadata_of(packaged: Packaged, data: bytes) -> dict[str, Any]:
     tokens, merges = FORMS[packaged.form](data)
     size = max(tokens) + 1
     texts = [tokens[id][0] if id in tokens else f"[PAD{id}]" for id in range(size)]
-    kinds = [tokens[id][1] if id in tokens else Kind.UNUSED for id in range(size)]
+    kinds = [tokens[id][1] if id in tokens else TokenType.UNUSED for id in range(size)]
     made = {
         "model": "gpt2",
         "pre": packaged.pre,
@@ -180,14 +180,14 @@ def metadata_of(packaged: Packaged, data: bytes) -> dict[str, Any]:
     return {f"tokenizer.ggml.{key}": value for key, value in made.items()}
 
 
-Tokens = dict[int, tuple[str, Kind]]
+Tokens = dict[int, tuple[str, TokenType]]
 
 
 def _from_json(data: bytes) -> tuple[Tokens, list[str]]:
     source = json.loads(data)
-    tokens = {id: (text, Kind.NORMAL) for text, id in source["model"]["vocab"].items()}
+    tokens = {id: (text, TokenType.NORMAL) for text, id in source["model"]["vocab"].items()}
     for added in source["added_tokens"]:
-        kind = Kind.CONTROL if added["special"] else Kind.USER_DEFINED
+        kind = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
         tokens[added["id"]] = (added["content"], kind)
     merges = source["model"]["merges"]
     return tokens, [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
@@ -196,7 +196,7 @@ def _from_json(data: bytes) -> tuple[Tokens, list[str]]:
 def _from_ranks(data: bytes) -> tuple[Tokens, list[str]]:
     lines = [line.split() for line in data.splitlines() if line]
     ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
-    specials = {id: (text, Kind.CONTROL) for text, id in LLAMA_4_SPECIALS.items()}
+    specials = {id: (text, TokenType.CONTROL) for text, id in LLAMA_4_SPECIALS.items()}
     return _ranked(ranks, 0) | specials, _merges(ranks)
 
 
@@ -206,7 +206,7 @@ def _from_tekken(data: bytes) -> tuple[Tokens, list[str]]:
     count = source["config"]["default_vocab_size"] - first
     ranks = {base64.b64decode(row["token_bytes"]): row["rank"] for row in source["vocab"][:count]}
     named = {0: "<unk>", 1: "<s>", 2: "</s>", 3: "[INST]", 4: "[/INST]"}
-    specials = {id: (text, Kind.CONTROL) for id, text in named.items()}
+    specials = {id: (text, TokenType.CONTROL) for id, text in named.items()}
     return specials | _ranked(ranks, first), _merges(ranks)
 
 
@@ -214,7 +214,7 @@ FORMS = {"json": _from_json, "ranks": _from_ranks, "tekken": _from_tekken}
 
 
 def _ranked(ranks: Mapping[bytes, int], first: int) -> Tokens:
-    return {first + rank: (_text(token), Kind.NORMAL) for token, rank in ranks.items()}
+    return {first + rank: (_text(token), TokenType.NORMAL) for token, rank in ranks.items()}
 
 
 def _merges(ranks: Mapping[bytes, int]) -> list[str]:
@@ -249,7 +249,7 @@ def part_of(whole: Mapping[str, Any], strings: Iterable[str]) -> dict[str, Any]:
     kept = [
         id
         for id, text in enumerate(tokens)
-        if (kinds[id] != Kind.NORMAL and not any(filler in text for filler in FILLERS))
+        if (kinds[id] != TokenType.NORMAL and not any(filler in text for filler in FILLERS))
         or len(text) == 1
         or (all(text[at : at + 2] in pairs for at in range(len(text) - 1)) and text in written)
     ]

@@ -14,7 +14,7 @@ import numpy as np
 
 from engine.gguf import reader
 from engine.text.tokenizer import BYTE_OF, Tokenizer, from_metadata
-from engine.text.vocabulary import Kind
+from engine.text.vocabulary import TokenType
 
 DATA = Path(__file__).parents[1] / "data"
 REAL = ("deepseek-llm", "gpt-2", "llama-bpe", "llama-spm", "qwen2", "qwen35", "smollm")
@@ -47,8 +47,8 @@ def tokenizer(name: str) -> Tokenizer:
 def borrowed(pre: str) -> dict[str, Any]:
     """Qwen2's vocabulary without user-defined tokens, and with another pre-tokenizer."""
     found = metadata("qwen2")
-    kinds = found["tokenizer.ggml.token_type"].copy()
-    kinds[kinds == Kind.USER_DEFINED] = Kind.UNUSED
+    kinds = np.array(found["tokenizer.ggml.token_type"])
+    kinds[kinds == TokenType.USER_DEFINED] = TokenType.UNUSED
     return {**found, "tokenizer.ggml.pre": pre, "tokenizer.ggml.token_type": kinds}
 
 

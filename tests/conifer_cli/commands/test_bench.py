@@ -9,7 +9,7 @@ import pytest
 from conifer_cli import app, errors
 from conifer_cli.commands import bench
 from engine import benchmark
-from engine.fit.speed import traffic
+from engine.fit.speed import bytes_per_token
 from engine.gguf.reader import open_model
 from engine.kernels.sizes import resident_bytes
 from engine.model import load
@@ -113,10 +113,10 @@ def test_a_token_moves_what_it_uses_and_the_cache():
         if name == "token_embd.weight" and "output.weight" in tensors:
             size_bytes /= config.vocab
         expected += size_bytes * share if "_exps" in name else size_bytes
-    at_0 = traffic(config, tensors, "cpu", "stock", 0, "f16").total_bytes
+    at_0 = bytes_per_token(config, tensors, "cpu", "stock", 0, "f16").total_bytes
     assert at_0 == pytest.approx(expected, abs=4)
     per_token = 2 * 2 * config.layers * config.kv_heads[0] * config.key_dim
-    at_10 = traffic(config, tensors, "cpu", "stock", 10, "f16").total_bytes
+    at_10 = bytes_per_token(config, tensors, "cpu", "stock", 10, "f16").total_bytes
     assert at_10 == at_0 + 10 * per_token
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from engine.fit.speed import PACES
+from engine.fit.speed import DECODE_COSTS
 from support.program import MODELS, run_conifer, run_unplugged
 
 QWEN = str(MODELS / "qwen3moe" / "model.gguf")
@@ -105,7 +105,7 @@ def test_a_bar_shows_the_need_within_the_budget_or_the_budget_within_the_need(tm
 
 def test_speed_is_what_is_moved_over_the_bandwidth(tmp_path):
     _, fit = document(QWEN, "--kernels", "stock", home=tmp_path)
-    moved, pace = fit["moved_bytes_per_token"], PACES["cpu", "stock"]
+    moved, pace = fit["moved_bytes_per_token"], DECODE_COSTS["cpu", "stock"]
     weights = sum(moved.values()) - moved["kv_bytes"]
     expected = 10**10 / (pace.weights * weights + 2 * pace.layer_bytes)
     rate = fit["speed"]["at_start"]

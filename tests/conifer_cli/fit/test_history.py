@@ -19,7 +19,7 @@ from conifer_cli.fit.predict import Place
 from conifer_cli.session.open import open_session
 from conifer_cli.session.session import RunOptions
 from engine.fit.machine import Machine
-from engine.fit.speed import MEASURED, PREDICTED, Bandwidth, Traffic, predict, seconds
+from engine.fit.speed import MEASURED, PREDICTED, Bandwidth, BytesPerToken, predict, seconds
 from support.program import MODELS, run_unplugged
 
 QWEN = str(MODELS / "qwen3moe" / "model.gguf")
@@ -105,7 +105,7 @@ def test_what_ran_here_is_measured_and_corrects_the_others(home):
 
 
 def test_a_measurement_is_carried_to_another_depth():
-    shallow, deep = (Traffic(0, 10**8, 0, 0, kv) for kv in (0, 10**8))
+    shallow, deep = (BytesPerToken(0, 10**8, 0, 0, kv) for kv in (0, 10**8))
     by_priors = seconds(shallow, 10, BANDWIDTH, "cpu", "native")
     rate = predict(shallow, 10, BANDWIDTH, "cpu", "native", own=[2.0, 2.5, 1.5])
     assert (rate.per_s, rate.source) == (pytest.approx(1 / (2 * by_priors)), MEASURED)

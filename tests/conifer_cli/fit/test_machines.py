@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from catalog import Entry, FileFacts, entries
-from conifer_cli.fit.alternatives import sketch_of
-from engine.fit.estimate import judge_sketch, sketch_needs, sketch_weights
+from conifer_cli.fit.alternatives import estimate_of
+from engine.fit.estimate import estimate_needs, estimate_weights, judge_estimate
 from engine.fit.machine import Machine, cuda_machine, linux_cpu, metal_machine
 from engine.fit.machine_specs import resized, simulate
 from engine.fit.memory import MARGIN, judge_size, kind_of, reserve_bytes
@@ -88,8 +88,8 @@ FILES = [
 @functools.cache
 def needs_of(id: str, quant: str, backend: str, kv_type: str = "f16"):
     entry = entries()[id]
-    sketch = sketch_of(entry, entry.facts(quant))
-    return sketch_needs(sketch, backend, kv_type, KERNELS[backend])
+    estimate = estimate_of(entry, entry.facts(quant))
+    return estimate_needs(estimate, backend, kv_type, KERNELS[backend])
 
 
 def test_there_are_forty_machines(tmp_path):
@@ -104,8 +104,8 @@ def test_there_are_forty_machines(tmp_path):
 
 def test_no_verdict_is_above_the_budget(tmp_path):
     for machine, (entry, facts) in itertools.product(machines(tmp_path), FILES):
-        sketch = sketch_of(entry, facts)
-        verdict = judge_sketch(sketch, machine, kernels=KERNELS[machine.backend])
+        estimate = estimate_of(entry, facts)
+        verdict = judge_estimate(estimate, machine, kernels=KERNELS[machine.backend])
         need, budget = verdict.need.total_bytes, machine.budget_bytes
         where = (machine, entry.id, facts.quant)
         assert verdict.need.weights_bytes >= facts.size_bytes, where
@@ -160,6 +160,6 @@ def test_a_smaller_cache_type_never_needs_more():
 
 
 def _held(entry: Entry, facts: FileFacts, backend: str) -> int:
-    held = sketch_weights(sketch_of(entry, facts), backend, KERNELS[backend])
+    held = estimate_weights(estimate_of(entry, facts), backend, KERNELS[backend])
     assert held == int(facts.size_bytes * loaded_size_ratio(facts.quant, backend, KERNELS[backend]))
     return held

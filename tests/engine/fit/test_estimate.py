@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from engine.fit.estimate import Sketch, judge_sketch, sketch_needs, sketch_traffic
+from engine.fit.estimate import (
+    ModelEstimate,
+    estimate_bytes_per_token,
+    estimate_needs,
+    judge_estimate,
+)
 from engine.fit.machine import Machine
 from engine.fit.memory import judge, needs
-from engine.fit.speed import PACES, traffic
+from engine.fit.speed import DECODE_COSTS, bytes_per_token
 from engine.gguf.reader import open_model
 from engine.nn.config import read_config
 from support.giants import write_deepseek_v3, write_qwen3_235b
@@ -21,11 +26,11 @@ WRITERS = {
 
 @pytest.fixture(scope="module", params=WRITERS)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
-    """A header, and the sketch of the same model."""
+    """A header, and the estimate of the same model."""
     write, total, active = WRITERS[request.param]
     file = open_model(write(tmp_path_factory.mktemp("giant"), 1)[0])
     config = read_config(file.metadata)
-    sketch = Sketch(
+    estimate = ModelEstimate(
         size_bytes=file.size_bytes,
         quant="Q8_0",
         context=config.context,
@@ -34,15 +39,15 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         active_parameters=int(active),
         memories=tuple(config.memory(layer) for layer in range(config.layers)),
     )
-    return file, config, sketch
+    return file, config, estimate
 
 
-@pytest.mark.parametrize(("backend", "kernels"), PACES)
+@pytest.mark.parametrize(("backend", "kernels"), DECODE_COSTS)
 @pytest.mark.parametrize("kv_type", ["f16", "q8"])
 def test_an_estimate_promises_no_more_than_the_header(pair, backend, kernels, kv_type):
-    file, config, sketch = pair
+    file, config, estimate = pair
     exact = needs(config, file.tensors, backend, kv_type, kernels)
-    guessed = sketch_needs(sketch, backend, kv_type, kernels)
+    guessed = estimate_needs(estimate, backend, kv_type, kernels)
     for context in (512, 8192, 32_768):
         header, estimate = exact(context), guessed(context)
         assert estimate.kv_bytes == header.kv_bytes
@@ -50,9 +55,9 @@ def test_an_estimate_promises_no_more_than_the_header(pair, backend, kernels, kv
 
 
 def test_what_a_token_moves_is_near(pair):
-    file, config, sketch = pair
-    exact = traffic(config, file.tensors, "cpu", "native", 4096, "f16")
-    guessed = sketch_traffic(sketch, "cpu", "native", 4096, "f16")
+    file, config, estimate = pair
+    exact = bytes_per_token(config, file.tensors, "cpu", "native", 4096, "f16")
+    guessed = estimate_bytes_per_token(estimate, "cpu", "native", 4096, "f16")
     assert guessed is not None
     assert guessed.kv_bytes == exact.kv_bytes
     assert guessed.weights_bytes == pytest.approx(exact.weights_bytes, rel=0.1)
@@ -60,15 +65,18 @@ def test_what_a_token_moves_is_near(pair):
 
 def test_a_model_of_which_little_is_known_is_still_judged():
     machine = Machine("made up", "cpu", 32 * GB, 32 * GB, "available memory")
-    verdict = judge_sketch(Sketch(10 * GB, "Q4_K_M"), machine, kernels="native")
+    verdict = judge_estimate(ModelEstimate(10 * GB, "Q4_K_M"), machine, kernels="native")
     assert (verdict.kind, verdict.context, verdict.estimated) == ("fits", 32_768, True)
     assert verdict.need.kv_bytes == 48 * 1024 * 2 * 32_768  # 48 layers of 1,024 values
-    assert sketch_traffic(Sketch(10 * GB, "Q4_K_M"), "cpu", "native", 0, "f16") is None
+    assert (
+        estimate_bytes_per_token(ModelEstimate(10 * GB, "Q4_K_M"), "cpu", "native", 0, "f16")
+        is None
+    )
 
 
-def test_the_same_rule_judges_a_sketch_and_a_header(pair):
-    file, config, sketch = pair
+def test_the_same_rule_judges_an_estimate_and_a_header(pair):
+    file, config, estimate = pair
     for budget in (100 * GB, 500 * GB, 2000 * GB):
         machine = Machine("made up", "cpu", budget, budget, "available memory")
         by_header = judge(config, file.tensors, machine, 4096, kernels="native").kind
-        assert judge_sketch(sketch, machine, 4096, kernels="native").kind == by_header
+        assert judge_estimate(estimate, machine, 4096, kernels="native").kind == by_header

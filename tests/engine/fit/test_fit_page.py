@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.fit.memory import needs
-from engine.fit.speed import MEASURED, PACES, Bandwidth, seconds, traffic
+from engine.fit.speed import DECODE_COSTS, MEASURED, Bandwidth, bytes_per_token, seconds
 from engine.gguf.reader import TensorInfo
 from engine.gguf.types import TYPE_BY_NAME
 from engine.kernels.sizes import resident_bytes
@@ -102,8 +102,8 @@ def test_the_pages_need_is_the_codes():
 
 
 def test_the_pages_speed_is_the_codes():
-    pace, bandwidth = PACES["cpu", "native"], Bandwidth(16e9, MEASURED)
-    start, end = (traffic(CONFIG, TENSORS, "cpu", "native", d, "f16") for d in (0, 32_768))
+    pace, bandwidth = DECODE_COSTS["cpu", "native"], Bandwidth(16e9, MEASURED)
+    start, end = (bytes_per_token(CONFIG, TENSORS, "cpu", "native", d, "f16") for d in (0, 32_768))
     assert_on_page(start.experts_bytes, start.attention_bytes, start.shared_bytes)
     assert_on_page(start.head_bytes, start.weights_bytes, end.kv_bytes)
     for moved, text in ((start, "{:.1f} at the start"), (end, "{:.1f} at 32,768")):
@@ -113,7 +113,7 @@ def test_the_pages_speed_is_the_codes():
     assert f"{pace.kv:g} x {end.kv_bytes:,}" in PAGE
 
 
-@pytest.mark.parametrize("key", PACES)
+@pytest.mark.parametrize("key", DECODE_COSTS)
 def test_the_pages_constants_are_the_codes(key: tuple[str, str]):
     names = {("cpu", "native"): "CPU, native", ("cpu", "stock"): "CPU, stock"} | {
         ("metal", "stock"): "Metal",
@@ -121,7 +121,7 @@ def test_the_pages_constants_are_the_codes(key: tuple[str, str]):
     }
     row = next(line for line in PAGE.splitlines() if line.startswith(f"| {names[key]} |"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    pace = PACES[key]
+    pace = DECODE_COSTS[key]
     assert [float(cells[1]), float(cells[2])] == [pace.weights, pace.kv]
     assert float(cells[3].split()[0]) * 1e6 == pace.layer_bytes
     assert float(cells[4].split()[0]) * 1e-3 == pace.layer_s

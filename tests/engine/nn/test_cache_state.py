@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import engine
-from engine.errors import ContextOverflow, KeptError
+from engine.errors import CacheStateError, ContextOverflow
 from engine.nn.cache_state import Kept, form, keep, restore
 
 HERE = Path(__file__).parents[2] / "fixtures"
@@ -74,7 +74,7 @@ def test_what_is_not_of_this_model_is_refused_and_nothing_is_filled(name: str, k
         ]
     for each in wrong:
         cache = model.new_cache(256, "f16")
-        with pytest.raises(KeptError):
+        with pytest.raises(CacheStateError):
             restore(model, each, cache)
         assert cache.length == 0
 
@@ -106,7 +106,7 @@ def test_states_of_the_same_tokens_are_refused():
     end = len(kept.tokens) + 1  # marks count from one
     twice = [end if at else 0 for at in kept.marks[-1]]
     assert twice.count(end) > 2
-    with pytest.raises(KeptError):
+    with pytest.raises(CacheStateError):
         restore(model, replace(kept, marks=[*kept.marks[:-1], twice]), model.new_cache(256))
 
 

@@ -16,7 +16,7 @@ from engine.text.chat_template import ChatTemplate
 from engine.text.constrained import Guide, check_schema, knows_thinking
 from engine.text.reasoning import Kind
 from engine.text.tokenizer import from_metadata
-from engine.text.vocabulary import Kind as Token
+from engine.text.vocabulary import TokenType
 from support.vocab import byte_vocabulary
 
 HERE = Path(__file__).parents[2] / "fixtures"
@@ -157,7 +157,7 @@ def test_the_vocabulary_has_kinds_that_stand_for_no_text(model: engine.Model):
     pieces = model.tokenizer.pieces()
     assert len(pieces) == model.tokenizer.vocab_size
     for id, piece in enumerate(pieces):
-        if model.tokenizer._vocabulary.kinds[id] == Token.NORMAL:
+        if model.tokenizer._vocabulary.kinds[id] == TokenType.NORMAL:
             assert piece == model.tokenizer._piece(id)
         if id in model.tokenizer.control.values():
             assert piece is None

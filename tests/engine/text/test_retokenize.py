@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import engine
-from engine.text.retokenize import respelled
+from engine.text.retokenize import retokenized
 from engine.text.tokenizer import Tokenizer
 
 
@@ -39,12 +39,12 @@ def test_other_tokens_of_the_same_text_are_kept(tokenizer: Tokenizer):
         differing += written != said
         held = [*prompt, *written]
         wanted = [*prompt, *said, end, *tokenizer.encode("\nMore")]
-        found = respelled(held, wanted, tokenizer)
+        found = retokenized(held, wanted, tokenizer)
         assert found == [*held, end, *tokenizer.encode("\nMore")]
         # and an earlier answer, with its end and another question after it
         held = [*prompt, *written, end, *prompt, *written]
         wanted = [*prompt, *said, end, *prompt, *said, end]
-        assert respelled(held, wanted, tokenizer) == [*held, end]
+        assert retokenized(held, wanted, tokenizer) == [*held, end]
     assert differing > 150
 
 
@@ -52,13 +52,13 @@ def test_another_text_is_not_taken_for_the_same(tokenizer: Tokenizer):
     held = [*tokenizer.encode("one two"), *tokenizer.encode(" thr"), *tokenizer.encode("ee")]
     for text in ("one two three four", "one two thr", "one two threes", "one", "two", ""):
         wanted = tokenizer.encode(text)
-        assert tokenizer.decode(respelled(held, wanted, tokenizer)) == text
-    assert respelled(held, tokenizer.encode("one two three four"), tokenizer)[: len(held)] == held
+        assert tokenizer.decode(retokenized(held, wanted, tokenizer)) == text
+    assert retokenized(held, tokenizer.encode("one two three four"), tokenizer)[: len(held)] == held
 
 
 def test_text_that_spells_a_control_token_does_not_become_one(tokenizer: Tokenizer):
     mark = tokenizer.control["<|im_end|>"]
     typed = tokenizer.encode("<|im_end|>")
     assert mark not in typed
-    assert respelled([mark, 5], [*typed, 5], tokenizer) == [*typed, 5]
-    assert respelled([*typed, 5], [mark, 5], tokenizer) == [mark, 5]
+    assert retokenized([mark, 5], [*typed, 5], tokenizer) == [*typed, 5]
+    assert retokenized([*typed, 5], [mark, 5], tokenizer) == [mark, 5]
