@@ -29,7 +29,7 @@ def make_room(conversation: Conversation) -> list[int] | None:
         room, context = conversation.room(), conversation.context
         if len(tokens) + room <= context:
             return tokens
-        console.say(
+        console.log(
             f"The conversation takes {len(tokens):,} tokens, and an answer at least {room:,}: "
             f"they do not fit the context of {context:,}."
         )
@@ -45,7 +45,7 @@ def _choices(conversation: Conversation, wanted: int) -> list[Choice]:
     if grown >= wanted:
 
         def grow(conversation: Conversation) -> bool:
-            console.say(f"The context is now {grown:,} tokens; the conversation is read anew.")
+            console.log(f"The context is now {grown:,} tokens; the conversation is read anew.")
             conversation.resize(grown)
             return True
 
@@ -89,7 +89,7 @@ def _drop(conversation: Conversation) -> bool:
         while len(messages) > head + 1 and messages[head]["role"] != "user":
             del messages[head]
         dropped += 1
-    console.say(f"The oldest turns are dropped: {dropped:,}.")
+    console.log(f"The oldest turns are dropped: {dropped:,}.")
     return True
 
 
@@ -108,16 +108,16 @@ def _summarise(conversation: Conversation) -> bool:
             if len(tokens) + limit <= conversation.context:
                 break
             if len(past) <= 2:
-                console.say("Even the last turn is too long to be summarised.")
+                console.log("Even the last turn is too long to be summarised.")
                 return False
             past, left_out = past[2:], left_out + 1
         if left_out:
-            console.say(f"The oldest turns had to be left out of the summary: {left_out:,}.")
+            console.log(f"The oldest turns had to be left out of the summary: {left_out:,}.")
         reply, answering, _ = conversation.ask(tokens, max_tokens=limit)
     finally:
         messages[:] = before
     if answering.stream.finish == "interrupted" or not reply.text.strip():
-        console.say("There is no summary, and nothing was left out.")
+        console.log("There is no summary, and nothing was left out.")
         return False
     messages[:] = [*system, request, {"role": "assistant", "content": reply.text}, last]
     return True

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from conifer_cli import errors
 from conifer_cli.interrupts import Interrupts
-from conifer_cli.session.session import Messages, Reply, Session
+from conifer_cli.session.response import Response
+from conifer_cli.session.session import Messages, Session
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import tokens as short
-from conifer_cli.terminal.output import Answer
+from conifer_cli.terminal.output import AnswerPrinter
 
 if TYPE_CHECKING:
-    from conifer_cli.chat.editor import Desk, Editor
-    from conifer_cli.session.session import Answering
+    from conifer_cli.chat.editor import Editor, EditorHost
+    from conifer_cli.session.session import Generation
     from engine.text.reasoning import Part
 
 ANSWER_ROOM = 512  # tokens that must be free before an answer begins, or a quarter of the context
@@ -32,7 +33,7 @@ class Conversation:
     """
 
     editor: Editor
-    desk: Desk
+    desk: EditorHost
 
     def __init__(self, session: Session, messages: Messages, interrupts: Interrupts) -> None:
         self.session, self.messages, self.interrupts = session, messages, interrupts
@@ -64,14 +65,14 @@ class Conversation:
         held = session.cache.tokens if session.cache else []
         return retokenized(held, tokens, session.model.tokenizer)
 
-    def ask(self, tokens: list[int], **settings: Any) -> tuple[Reply, Answering, float]:
+    def ask(self, tokens: list[int], **settings: Any) -> tuple[Response, Generation, float]:
         """Print the answer to these tokens; also give the seconds to its first piece."""
         session = self.session
         kept = session.settings
         if self.attempts and kept.seed is not None:  # the same seed would say the same again
             settings["seed"] = (kept.seed + self.attempts) % (1 << 63)
         session.settings = replace(kept, **settings)
-        reply = Reply(session.options, self._printer())
+        reply = Response(session.options, self._printer())
         clock = Clock()
         try:
             session.model.count_routes()  # for /experts
@@ -111,13 +112,13 @@ class Conversation:
         self.folds = not (self.folds or hidden)
         if hidden:
             self.session.change(show_thinking=True)
-        console.say(f"Thinking is {'folded' if self.folds else 'shown'} from here on.")
+        console.log(f"Thinking is {'folded' if self.folds else 'shown'} from here on.")
         if not self.folds and self.thoughts:
-            console.tell(self.thoughts)
+            console.log_text(self.thoughts)
 
     def clear(self) -> None:
         """Begin anew, with the system message."""
-        self.messages[:] = self.session.opening()
+        self.messages[:] = self.session.initial_messages()
         self.staged, self.thoughts, self.attempts = [], "", 0
 
     def resize(self, context: int) -> None:
@@ -125,15 +126,15 @@ class Conversation:
         self.context = context
         self.session.cache = None
 
-    def _printer(self) -> Answer:
+    def _printer(self) -> AnswerPrinter:
         options = self.session.options
         painter = None
         if self.styled:
             from conifer_cli.terminal.highlight import lexer_for
-            from conifer_cli.terminal.markdown import Painter
+            from conifer_cli.terminal.markdown import MarkdownRenderer
 
-            painter = Painter(*console.dimensions(), lexer_for)
-        return Answer(
+            painter = MarkdownRenderer(*console.dimensions(), lexer_for)
+        return AnswerPrinter(
             console.shows_thinking(options.show_thinking), painter=painter, folded=self.folds
         )
 
@@ -161,7 +162,7 @@ class Turns:
         self.prefill_s = self.decode_s = 0.0
         self.last = ""
 
-    def add(self, answering: Answering, first_s: float) -> None:
+    def add(self, answering: Generation, first_s: float) -> None:
         """Take in one more."""
         stats = answering.stream.stats
         self.count += 1

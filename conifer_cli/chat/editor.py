@@ -36,7 +36,7 @@ Complete = Callable[[str], tuple[int, list[str]]]
 
 
 @dataclass
-class Desk:
+class EditorHost:
     """What an editor is given: who completes, what is remembered, which keys do more.
 
     meter: what stands at the right of the prompt. keys: by prompt_toolkit's names; what they do
@@ -59,7 +59,7 @@ class Editor(Protocol):
         """Ask for a short reply, empty for none."""
 
 
-def open_editor(desk: Desk, interrupts: Interrupts) -> Editor:
+def open_editor(desk: EditorHost, interrupts: Interrupts) -> Editor:
     """Choose the editor that this terminal can bear."""
     return PlainEditor(interrupts) if console.dumb() else LineEditor(desk, interrupts)
 
@@ -106,7 +106,7 @@ class PlainEditor:
             with self._interrupts.raising():
                 return (console.ask(text) or "").strip()
         except KeyboardInterrupt:
-            console.write("\n")
+            console.write_stdout("\n")
             return ""
 
 
@@ -115,7 +115,7 @@ class LineEditor:
     not meant for the answer to what is typed now.
     """
 
-    def __init__(self, desk: Desk, interrupts: Interrupts) -> None:
+    def __init__(self, desk: EditorHost, interrupts: Interrupts) -> None:
         self._desk, self._interrupts = desk, interrupts
         self._session: PromptSession[str] | None = None
 
@@ -151,7 +151,7 @@ def _output() -> Any:
     return output
 
 
-def _session(desk: Desk) -> PromptSession[str]:
+def _session(desk: EditorHost) -> PromptSession[str]:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.application import get_app
     from prompt_toolkit.completion import CompleteEvent, Completer, Completion
@@ -237,7 +237,7 @@ def edited(text: str) -> str | None:
             done = subprocess.run([*shlex.split(editor), str(path)], check=False)
             changed = path.read_text(encoding="utf-8", errors="replace")
         except (OSError, ValueError) as error:
-            console.say(f"conifer: the editor {editor!r} failed: {error}")
+            console.log(f"conifer: the editor {editor!r} failed: {error}")
             return None
     return changed.removesuffix("\n") if done.returncode == 0 else None
 

@@ -63,7 +63,7 @@ def read_text(path: Path) -> str:
         raise UsageError(f"cannot read {path}: {_reason(error)}") from error
     text = data.decode("utf-8", errors="replace")
     if "\ufffd" in text and "\ufffd".encode() not in data:
-        console.say(f"conifer: {path.name} is not all UTF-8; the other bytes were replaced")
+        console.log(f"conifer: {path.name} is not all UTF-8; the other bytes were replaced")
     return text.removeprefix("\ufeff")
 
 
@@ -85,7 +85,7 @@ def copy(text: str) -> str:
         wanted = sys.platform == "darwin" if variable is None else variable in os.environ
         if wanted and shutil.which(words[0]) and _takes(words, data):
             return words[0]
-    console.write(f"\x1b]52;c;{base64.b64encode(data).decode()}\x07")
+    console.write_stdout(f"\x1b]52;c;{base64.b64encode(data).decode()}\x07")
     return "the terminal, if it allows that"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from conifer_cli import errors
 from conifer_cli.chat.conversation import Conversation
-from conifer_cli.chat.editor import Desk, history_file, open_editor
+from conifer_cli.chat.editor import EditorHost, history_file, open_editor
 from conifer_cli.chat.slash_commands import Leave, carry_out, complete, is_command
 from conifer_cli.chat.turn import send
 from conifer_cli.interrupts import owned
@@ -26,13 +26,13 @@ def converse(session: Session, messages: Messages) -> Session:
     """Talk until the person leaves, adding to `messages`. Returns who answered last."""
     with owned() as interrupts, console.keys(quiet=True), ExitStack() as otherwise:
         conversation = Conversation(session, messages, interrupts)
-        conversation.desk = Desk(
+        conversation.desk = EditorHost(
             complete, history_file(), conversation.meter, {"c-o": conversation.fold}
         )
         conversation.editor = open_editor(conversation.desk, interrupts)
-        console.say(f"{session.judged.name}, context {conversation.context:,} tokens. /? for help.")
+        console.log(f"{session.judged.name}, context {conversation.context:,} tokens. /? for help.")
         if session.raw:
-            console.say("This model has no chat template: it continues your text.")
+            console.log("This model has no chat template: it continues your text.")
         otherwise.callback(_rescue, conversation)
         _talk(conversation)
         otherwise.pop_all()  # the person has left: who called saves it, with the model's state
@@ -51,8 +51,8 @@ def _talk(conversation: Conversation) -> None:
             elif text.strip():
                 send(conversation, text)
         except KeyboardInterrupt:
-            console.write("\n")
-            console.say(LEAVING)
+            console.write_stdout("\n")
+            console.log(LEAVING)
         except Leave:
             return
 
@@ -65,4 +65,4 @@ def _rescue(conversation: Conversation) -> None:
     try:
         session.save(Path(session.options.save), messages, with_cache=False)
     except errors.foreseen() as error:
-        console.say(f"conifer: {errors.explain(error)[1]}")
+        console.log(f"conifer: {errors.explain(error)[1]}")

@@ -11,7 +11,7 @@ from conifer_cli.chat.editor import history_file
 from conifer_cli.errors import UsageError
 from conifer_cli.session.session import JSON_OBJECT
 from conifer_cli.terminal import console
-from conifer_cli.terminal.format import count, facts, size
+from conifer_cli.terminal.format import count, labelled, size
 
 if TYPE_CHECKING:
     from conifer_cli.chat.conversation import Conversation
@@ -34,7 +34,7 @@ def turn(conversation: Conversation, rest: str) -> None:
     """Carry out /set."""
     word, _, value = rest.partition(" ")
     if not word:
-        console.tell("\n".join(f"/set {usage:31} {about}" for usage, about, _ in SETS.values()))
+        console.log_text("\n".join(f"/set {usage:31} {about}" for usage, about, _ in SETS.values()))
         return
     if word not in SETS:
         raise UsageError(f"there is no setting {word!r}", "/set lists them.")
@@ -49,7 +49,7 @@ def _parameter(conversation: Conversation, rest: str) -> None:
         _change(conversation, name, text.strip())
     except ValueError as error:
         raise UsageError(f"{name} cannot be {text.strip()!r}: {error}") from error
-    console.say(f"{name} is {text.strip()}.")
+    console.log(f"{name} is {text.strip()}.")
 
 
 def _change(conversation: Conversation, name: str, text: str) -> None:
@@ -89,8 +89,8 @@ def _system(conversation: Conversation, rest: str) -> None:
     messages = conversation.messages
     if messages and messages[0]["role"] == "system":
         del messages[0]
-    messages[:0] = conversation.session.opening()
-    console.say("The system message is set." if text else "There is no system message now.")
+    messages[:0] = conversation.session.initial_messages()
+    console.log("The system message is set." if text else "There is no system message now.")
 
 
 def _unquoted(text: str) -> str:
@@ -106,12 +106,12 @@ def _think(conversation: Conversation, rest: str) -> None:
     if rest not in ("", *EFFORTS):
         raise UsageError(f"thinking can be {', '.join(EFFORTS)}, or left to the model")
     conversation.session.change(think=True, effort=rest or None)
-    console.say("Thinking is asked for, of models that can.")
+    console.log("Thinking is asked for, of models that can.")
 
 
 def _nothink(conversation: Conversation, rest: str) -> None:
     conversation.session.change(think=False, effort=None)
-    console.say("No thinking is asked for.")
+    console.log("No thinking is asked for.")
 
 
 def _thinking(conversation: Conversation, rest: str) -> None:
@@ -119,20 +119,20 @@ def _thinking(conversation: Conversation, rest: str) -> None:
         raise UsageError("thinking can be set to show, fold or hide")
     conversation.folds = rest == "fold"
     conversation.session.change(show_thinking=rest != "hide")
-    console.say(f"Thinking: {rest}.")
+    console.log(f"Thinking: {rest}.")
 
 
 def _format(conversation: Conversation, rest: str) -> None:
     if rest not in ("json", "text"):
         raise UsageError("the format can be json or text")
     conversation.session.change(grammar=JSON_OBJECT if rest == "json" else None)
-    console.say(f"Answers are {'JSON objects' if rest == 'json' else 'text'} from here on.")
+    console.log(f"Answers are {'JSON objects' if rest == 'json' else 'text'} from here on.")
 
 
 def _stats(shows: bool) -> Callable[[Conversation, str], None]:
     def change(conversation: Conversation, rest: str) -> None:
         conversation.shows_stats = shows
-        console.say(f"Counts and rates after each answer: {'yes' if shows else 'no'}.")
+        console.log(f"Counts and rates after each answer: {'yes' if shows else 'no'}.")
 
     return change
 
@@ -140,9 +140,9 @@ def _stats(shows: bool) -> Callable[[Conversation, str], None]:
 def _history(keeps: bool) -> Callable[[Conversation, str], None]:
     def change(conversation: Conversation, rest: str) -> None:
         kept = conversation.desk.history = history_file() if keeps else None
-        console.say(f"What you type is {'kept' if kept else 'not kept'} for the next time.")
+        console.log(f"What you type is {'kept' if kept else 'not kept'} for the next time.")
         if keeps and not kept:
-            console.say("CONIFER_NOHISTORY is set, or there is no line editor here.")
+            console.log("CONIFER_NOHISTORY is set, or there is no line editor here.")
 
     return change
 
@@ -150,7 +150,7 @@ def _history(keeps: bool) -> Callable[[Conversation, str], None]:
 def _markdown(styled: bool) -> Callable[[Conversation, str], None]:
     def change(conversation: Conversation, rest: str) -> None:
         conversation.styled = styled and console.styles()
-        console.say(f"Answers are shown {'styled' if conversation.styled else 'as they are'}.")
+        console.log(f"Answers are shown {'styled' if conversation.styled else 'as they are'}.")
 
     return change
 
@@ -190,7 +190,7 @@ def shown(conversation: Conversation, rest: str) -> None:
     """Carry out /show."""
     if rest not in SHOWS:
         raise UsageError(f"{', '.join(SHOWS)} can be shown")
-    console.tell(SHOWS[rest](conversation))
+    console.log_text(SHOWS[rest](conversation))
 
 
 def _show_info(conversation: Conversation) -> str:
@@ -207,7 +207,7 @@ def _show_info(conversation: Conversation) -> str:
     ]
     if judged.entry is not None:
         rows.insert(3, ("parameters", count(judged.entry.total_parameters)))
-    return "\n".join(facts(rows))
+    return "\n".join(labelled(rows))
 
 
 def _show_system(conversation: Conversation) -> str:
@@ -226,7 +226,7 @@ def _show_parameters(conversation: Conversation) -> str:
     values["num_predict"] = settings.max_tokens or "as many as there is room for"
     values["seed"] = "another for each answer" if settings.seed is None else settings.seed
     values["stop"] = ", ".join(map(repr, settings.stop)) or "none"
-    return "\n".join(facts([(name, str(value)) for name, value in values.items()]))
+    return "\n".join(labelled([(name, str(value)) for name, value in values.items()]))
 
 
 def _show_thinking(conversation: Conversation) -> str:

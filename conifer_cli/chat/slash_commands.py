@@ -64,7 +64,7 @@ def carry_out(text: str, conversation: Conversation) -> None:
     name, *rest = text.split(maxsplit=1)
     command = _find(name)
     if command is None:
-        console.say(f"Unknown command '{name}'. Type /? for help.")
+        console.log(f"Unknown command '{name}'. Type /? for help.")
         return
     try:
         command.act(conversation, rest[0].strip() if rest else "")
@@ -72,9 +72,9 @@ def carry_out(text: str, conversation: Conversation) -> None:
         if isinstance(error, console.OutputError):
             raise
         _, message, hint = errors.explain(error)
-        console.say(f"conifer: {message}")
+        console.log(f"conifer: {message}")
         for line in hint.splitlines():
-            console.say(line)
+            console.log(line)
 
 
 def complete(text: str) -> tuple[int, list[str]]:
@@ -100,7 +100,7 @@ def _help(conversation: Conversation, rest: str) -> None:
     width = max(len(shown) for shown, _ in rows) + 2
     lines = [f"{shown:{width}}{command.about}{_aliases(command)}" for shown, command in rows]
     lines += ["", *(f"{key:{width}}{about}" for key, about in KEYS)]
-    console.tell("\n".join(lines))
+    console.log_text("\n".join(lines))
 
 
 def _aliases(command: Command) -> str:
@@ -113,7 +113,7 @@ def _leave(conversation: Conversation, rest: str) -> None:
 
 def _clear(conversation: Conversation, rest: str) -> None:
     conversation.clear()
-    console.say("The conversation is forgotten.")
+    console.log("The conversation is forgotten.")
 
 
 def _regen(conversation: Conversation, rest: str) -> None:
@@ -136,12 +136,12 @@ def _undo(conversation: Conversation, rest: str) -> None:
     while (gone := messages.pop())["role"] != "user":
         pass
     first, *more = gone["content"].split("\n")
-    console.say(f"Forgotten: {first[:60]}{' ...' if more or first[60:] else ''}")
+    console.log(f"Forgotten: {first[:60]}{' ...' if more or first[60:] else ''}")
 
 
 def _stats(conversation: Conversation, rest: str) -> None:
     for line in [*conversation.turns.lines(), conversation.meter()]:
-        console.say(line)
+        console.log(line)
 
 
 def _read(conversation: Conversation, rest: str) -> None:
@@ -151,15 +151,15 @@ def _read(conversation: Conversation, rest: str) -> None:
     if question:
         send(conversation, question)
     else:
-        console.say(f"{path.name}, {len(text):,} characters, goes with your next message.")
+        console.log(f"{path.name}, {len(text):,} characters, goes with your next message.")
 
 
 def _model(conversation: Conversation, rest: str) -> None:
     if not rest:
-        console.say(f"{conversation.session.judged.name}. /model NAME changes it.")
+        console.log(f"{conversation.session.judged.name}. /model NAME changes it.")
         return
     conversation.switch(rest)
-    console.say(
+    console.log(
         f"{conversation.session.judged.name}, context {conversation.context:,} tokens, "
         "answers from here on."
     )
@@ -172,7 +172,7 @@ def _save(conversation: Conversation, rest: str) -> None:
         conversation.session.save(path, conversation.messages)
     except console.OutputError as error:
         raise UsageError(str(error)) from error
-    console.say(f"Saved to {path}. /load takes it up again, and `conifer run --resume`.")
+    console.log(f"Saved to {path}. /load takes it up again, and `conifer run --resume`.")
 
 
 def _load(conversation: Conversation, rest: str) -> None:
@@ -183,12 +183,12 @@ def _load(conversation: Conversation, rest: str) -> None:
     if session.cache is not None:
         conversation.context = session.cache.context
     count = sum(message["role"] == "user" for message in messages)
-    console.say(f"A conversation of {count:,} turns goes on.")
+    console.log(f"A conversation of {count:,} turns goes on.")
 
 
 def _export(conversation: Conversation, rest: str) -> None:
     name = conversation.session.judged.name
-    console.say(f"Written to {files.export(rest, conversation.messages, name)}.")
+    console.log(f"Written to {files.export(rest, conversation.messages, name)}.")
 
 
 def _experts(conversation: Conversation, rest: str) -> None:
@@ -200,14 +200,14 @@ def _experts(conversation: Conversation, rest: str) -> None:
         router_report.write(conversation.session, path)
     except console.OutputError as error:
         raise UsageError(str(error)) from error
-    console.say(f"Written to {path}.")
+    console.log(f"Written to {path}.")
 
 
 def _copy(conversation: Conversation, rest: str) -> None:
     said = [m["content"] for m in conversation.messages if m["role"] == "assistant"]
     if not said:
         raise UsageError("there is no answer to copy")
-    console.say(f"Copied, by {files.copy(said[-1])}: {len(said[-1]):,} characters.")
+    console.log(f"Copied, by {files.copy(said[-1])}: {len(said[-1]):,} characters.")
 
 
 COMMANDS = (

@@ -30,28 +30,28 @@ def answer(conversation: Conversation, otherwise: str = NOT_ADDED) -> None:
     try:
         tokens = make_room(conversation)
         if tokens is None:
-            console.say(f"{otherwise} /clear begins anew.")
+            console.log(f"{otherwise} /clear begins anew.")
             return
         reply, answering, first_s = conversation.ask(tokens)
     except errors.foreseen() as error:
         if isinstance(error, console.OutputError):
             raise
         _, message, hint = errors.explain(error)
-        console.say(f"conifer: {message}")
-        console.say(f"{otherwise} {hint} /clear begins anew.")
+        console.log(f"conifer: {message}")
+        console.log(f"{otherwise} {hint} /clear begins anew.")
         return
     conversation.thoughts = reply.thinking
     if answering.stream.finish == "interrupted" and not reply.text:
-        console.say(f"Stopped before an answer. {otherwise}")
+        console.log(f"Stopped before an answer. {otherwise}")
         return
     conversation.messages.append(reply.message())
     conversation.turns.add(answering, first_s)
     if conversation.shows_stats:
-        console.say(f"{conversation.turns.last}; {conversation.meter()}")
+        console.log(f"{conversation.turns.last}; {conversation.meter()}")
     try:
         show_experts(conversation.session)
     except (console.OutputError, errors.UsageError) as error:  # no reason to end all this
-        console.say(f"conifer: {error}")
+        console.log(f"conifer: {error}")
     if answering.cut_by_context:
         limit = conversation.context
-        console.say(f"The context of {limit:,} tokens is full: the answer was cut.")
+        console.log(f"The context of {limit:,} tokens is full: the answer was cut.")

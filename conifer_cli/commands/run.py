@@ -12,12 +12,12 @@ from conifer_cli.acquire import locate
 from conifer_cli.errors import UsageError
 from conifer_cli.session import checkpoint, prompt_cache
 from conifer_cli.session.open import open_session
+from conifer_cli.session.response import Response
 from conifer_cli.session.router_report import experts_document, require_format, show_experts
 from conifer_cli.session.session import (
     JSON_OBJECT,
-    Answering,
+    Generation,
     Messages,
-    Reply,
     RunOptions,
     Session,
 )
@@ -55,7 +55,9 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
     if options.verbose:
         _explain(session)
     _require_thinking(session)
-    messages = session.resume(Path(options.resume)) if options.resume else session.opening()
+    messages = (
+        session.resume(Path(options.resume)) if options.resume else session.initial_messages()
+    )
     code = errors.OK
     if not chatting:
         code = answer_once(session, messages, prompt)
@@ -89,7 +91,7 @@ def answer_once(session: Session, messages: Messages, prompt: str) -> int:
     if session.options.cache:
         shared = prompt_cache.recall(session, tokens)
     answering = session.answer(tokens)
-    reply = Reply(session.options)
+    reply = Response(session.options)
     reply.print(answering)
     messages.append(reply.message())
     if session.options.as_json:
@@ -165,7 +167,7 @@ def _require_thinking(session: Session) -> None:
             raise UsageError("--reasoning-budget needs a model that reasons; this one does not")
 
 
-def _record(session: Session, reply: Reply, answering: Answering) -> dict[str, Any]:
+def _record(session: Session, reply: Response, answering: Generation) -> dict[str, Any]:
     """Put together what --json prints."""
     return {
         "model": session.judged.name,

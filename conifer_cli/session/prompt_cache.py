@@ -36,7 +36,7 @@ def folder() -> Path:
 
 def recall(session: Session, tokens: list[int]) -> int:
     """Bring the session's cache as far into `tokens` as any stored prompt goes. Gives how far."""
-    identity, form = session.identity, session.form
+    identity, form = session.identity, session.cache_format
     best, shared = None, session.cache.shared_prefix(tokens) if session.cache else 0
     for path in _files(identity):
         facts = _facts(path)
@@ -48,7 +48,7 @@ def recall(session: Session, tokens: list[int]) -> int:
     if best is None or shared < MIN_TOKENS:
         return 0 if best else shared
     session.cache = None
-    cache = session.memory(len(tokens))
+    cache = session.kv_cache(len(tokens))
     if not _restored(session, best, cache):
         return 0
     cache.trim(shared)
@@ -78,19 +78,19 @@ def _store(session: Session, tokens: list[int]) -> None:
     size_bytes = sum(array.nbytes for array in kept.arrays)
     if size_bytes > MAX_BYTES // 2 or not kept.tokens:
         return
-    name = hashlib.sha256(repr((session.form, kept.tokens)).encode()).hexdigest()[:32]
+    name = hashlib.sha256(repr((session.cache_format, kept.tokens)).encode()).hexdigest()[:32]
     place = folder() / session.identity[:16]
     facts = {
         "model": session.judged.name,
         "identity": session.identity,
-        "form": session.form,
+        "form": session.cache_format,
     }
     try:
         place.mkdir(parents=True, exist_ok=True)
         _make_room(size_bytes)
         checkpoint.write(place / f"{name}{SUFFIX}", checkpoint.PROMPT, facts, kept)
     except (OSError, console.OutputError) as error:
-        console.say(f"conifer: the prompt was not stored: {error}")
+        console.log(f"conifer: the prompt was not stored: {error}")
 
 
 def _restored(session: Session, path: Path, cache: Cache) -> bool:

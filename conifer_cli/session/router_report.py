@@ -43,7 +43,7 @@ PIXELS = 16  # of a cell's side at most
 
 
 @dataclass(frozen=True)
-class Spread:
+class RouterReport:
     """How one answer was spread. hits: (L, E); bytes are those of weights that a token moves.
 
     dense_bytes: of a model that holds as much and uses all of it for every token.
@@ -104,13 +104,13 @@ def draw(session: Session) -> None:
     """Draw the last answer's spread on stderr."""
     found = spread(session)
     if found is None:
-        console.say(f"conifer: {dense(session.judged.name)}")
+        console.log(f"conifer: {dense(session.judged.name)}")
     elif not found.tokens:
-        console.say("conifer: no token was run yet, so no expert was chosen")
+        console.log("conifer: no token was run yet, so no expert was chosen")
     else:
-        console.draw(lambda columns, coloured: picture(found, columns, coloured))
+        console.log_drawing(lambda columns, coloured: picture(found, columns, coloured))
         for line in summary(found):
-            console.say(line)
+            console.log(line)
 
 
 def write(session: Session, path: Path) -> None:
@@ -131,7 +131,7 @@ def write(session: Session, path: Path) -> None:
         raise console.OutputError(f"cannot write {path}: {error.strerror}") from error
 
 
-def spread(session: Session) -> Spread | None:
+def spread(session: Session) -> RouterReport | None:
     """Collect what was counted for the last answer; None for a dense model."""
     from engine.fit.speed import bytes_per_token
     from engine.gguf.reader import open_model
@@ -145,12 +145,12 @@ def spread(session: Session) -> Spread | None:
         bytes_per_token(one, tensors, device, kernels, 0, session.options.kv_type).weights_bytes
         for one in (config, replace(config, experts=None))
     )
-    return Spread(
+    return RouterReport(
         judged.name, routes.layers, routes.used, routes.tokens, routes.hits(), moved, dense_bytes
     )
 
 
-def summary(found: Spread) -> list[str]:
+def summary(found: RouterReport) -> list[str]:
     """Say the figures of all layers together."""
     told = document(found)
     bits, most = told["entropy_bits"], math.log2(found.experts)
@@ -168,7 +168,7 @@ def summary(found: Spread) -> list[str]:
     ]
 
 
-def document(found: Spread) -> dict[str, Any]:
+def document(found: RouterReport) -> dict[str, Any]:
     """Put all of it into one JSON document."""
     from engine.nn.router_stats import covering, entropy_bits
 
@@ -200,7 +200,7 @@ def document(found: Spread) -> dict[str, Any]:
     }
 
 
-def picture(found: Spread, columns: int, coloured: bool) -> list[str]:
+def picture(found: RouterReport, columns: int, coloured: bool) -> list[str]:
     """Draw the heat map: a row for each layer, its busiest cells the hottest."""
     from engine.nn.router_stats import covering, entropy_bits
 
@@ -223,7 +223,7 @@ def picture(found: Spread, columns: int, coloured: bool) -> list[str]:
     return lines
 
 
-def png(found: Spread) -> bytes:
+def png(found: RouterReport) -> bytes:
     """Draw the heat map as a picture of one colour a cell, layers downwards, experts across."""
     import numpy as np
 
@@ -251,7 +251,7 @@ def png(found: Spread) -> bytes:
     )
 
 
-def _cells(found: Spread, per_cell: int) -> NDArray[np.float64]:
+def _cells(found: RouterReport, per_cell: int) -> NDArray[np.float64]:
     """Say how often the experts of each cell were chosen, 1 being an even share: (L, C)."""
     import numpy as np
 

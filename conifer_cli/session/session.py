@@ -9,17 +9,15 @@ from __future__ import annotations
 import functools
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conifer_cli.errors import NoCode, UsageError
+from conifer_cli.errors import UsageError
 from conifer_cli.fit import history
 from conifer_cli.session import checkpoint
 from conifer_cli.terminal import console
-from conifer_cli.terminal.code_block import FirstBlock
-from conifer_cli.terminal.output import Answer
 
 if TYPE_CHECKING:
     from catalog import Entry
@@ -86,57 +84,6 @@ class RunOptions:
         return self.origins.get(name, TYPED) == TYPED
 
 
-class Reply:
-    """An answer as it is printed, and what was said so far: `text`, and `thinking` before it.
-
-    shown: what of the text is for stdout, which `extract` makes less.
-    """
-
-    def __init__(self, options: RunOptions, answer: Answer | None = None) -> None:
-        self.text, self.thinking, self.shown = "", "", ""
-        self._code = FirstBlock() if options.extract else None
-        self._streams = not options.no_stream
-        wish = False if options.as_json and options.show_thinking is None else options.show_thinking
-        self._answer = answer or Answer(
-            console.shows_thinking(wish), raw=options.raw, quiet=options.as_json
-        )
-
-    def print(self, answering: Iterable[Part]) -> None:
-        """Print the parts as they arrive. Only the answer goes to stdout."""
-        from engine.text.reasoning import Kind
-
-        with self._answer as answer:
-            for kind, piece in answering:
-                if kind is not Kind.ANSWER:
-                    self.thinking += piece if kind is Kind.THINKING else ""
-                    answer.think(piece)
-                    continue
-                self.text += piece
-                self._show(self._code.push(piece) if self._code else piece)
-                if self._code and self._code.ended:
-                    break
-            self._finish()
-
-    def _show(self, text: str) -> None:
-        self.shown += text
-        if self._streams:
-            self._answer.push(text)
-
-    def _finish(self) -> None:
-        """Print what waited for the end."""
-        if self._code:
-            self._show(self._code.finish())
-            if not self._code.begun:
-                raise NoCode("the answer has no code block")
-        if not self._streams:
-            self._answer.push(self.shown)
-
-    def message(self) -> dict[str, str]:
-        """The message for the conversation: its template chooses what is kept of the thinking."""
-        said = {"role": "assistant", "content": self.text}
-        return {**said, "reasoning_content": self.thinking} if self.thinking else said
-
-
 class Session:
     """A model, its settings and its cache. `raw`: it completes text and knows no roles."""
 
@@ -146,7 +93,7 @@ class Session:
         self.raw = is_raw(judged)
         self.model = _loaded(judged, options.kernels, chatting=not self.raw)
         if self.model.kernels.fallback_reason is not None:
-            console.say(f"conifer: {SLOW.format(self.model.kernels.fallback_reason)}")
+            console.log(f"conifer: {SLOW.format(self.model.kernels.fallback_reason)}")
         self.settings = settings_for(judged.entry, options)
         self.cache: Cache | None = None
         if options.experts or options.experts_out:
@@ -166,7 +113,7 @@ class Session:
         self.cache = None
         gc.collect()
 
-    def opening(self) -> Messages:
+    def initial_messages(self) -> Messages:
         """Begin a conversation."""
         system = self.options.system
         return [{"role": "system", "content": system}] if system else []
@@ -182,17 +129,17 @@ class Session:
         wishes = reasoning.switches(self.options.think, self.options.effort)
         return template.encode(messages, **wishes)
 
-    def answer(self, tokens: list[int], context: int | None = None) -> Answering:
+    def answer(self, tokens: list[int], context: int | None = None) -> Generation:
         """Begin to answer, as far as the cache goes from there.
 
         context: tokens that the cache is for; None lets it grow for a prompt that needs it.
         """
-        cache = self.memory(len(tokens), context)
+        cache = self.kv_cache(len(tokens), context)
         if self.model.routes is not None:
             self.model.routes.reset()
-        return Answering(self, tokens, cache)
+        return Generation(self, tokens, cache)
 
-    def memory(self, prompt_tokens: int, context: int | None = None) -> Cache:
+    def kv_cache(self, prompt_tokens: int, context: int | None = None) -> Cache:
         """Give the cache; it is made on first use."""
         context = self._context(prompt_tokens) if context is None else context
         if self.cache is None or self.cache.context < context:
@@ -205,7 +152,7 @@ class Session:
         return checkpoint.identity(self.judged)
 
     @functools.cached_property
-    def form(self) -> str:
+    def cache_format(self) -> str:
         """Name the form of this session's caches."""
         from engine.nn.cache_state import form
 
@@ -224,7 +171,7 @@ class Session:
         facts = {
             "model": str(reference.absolute()) if reference else self.judged.name,
             "identity": self.identity,
-            "form": self.form if with_cache else "",
+            "form": self.cache_format if with_cache else "",
             "messages": messages,
         }
         kept = keep(self.model, self.cache) if with_cache and self.cache is not None else None
@@ -243,9 +190,9 @@ class Session:
                 f"{path} was saved with another model file, of {facts['model']}",
                 "Name that model, or leave the model out.",
             )
-        if facts["form"] == self.form and kept.tokens:  # else the text is read anew
+        if facts["form"] == self.cache_format and kept.tokens:  # else the text is read anew
             self.cache = None
-            restore(self.model, kept, self.memory(len(kept.tokens)))
+            restore(self.model, kept, self.kv_cache(len(kept.tokens)))
         messages: Messages = facts["messages"]
         said = messages[0] if messages else {}
         system = said["content"] if said.get("role") == "system" else None
@@ -266,7 +213,7 @@ class Session:
         return max(context, min(max(wanted, 2 * context), self.judged.verdict.largest_context))
 
 
-class Answering:
+class Generation:
     """One answer on its way. Iterate for its parts, thinking and answer; `stream` then has finish
     and stats.
     """

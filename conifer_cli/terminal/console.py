@@ -65,7 +65,7 @@ def finish(code: int) -> NoReturn:
     Queued computations, and output that nobody reads, must not hold the process back.
     """
     if code == 130 and is_terminal(sys.stderr):
-        say()
+        log()
     try:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
@@ -155,7 +155,7 @@ def can_ask() -> bool:
 # Writing
 
 
-def write(text: str) -> None:
+def write_stdout(text: str) -> None:
     """Write text that is already clean to stdout, at once."""
     if sys.stdout is None:
         if text:
@@ -170,27 +170,27 @@ def write(text: str) -> None:
         raise OutputError(f"cannot write to standard output: {error.strerror}") from error
 
 
-def out(lines: Iterable[str]) -> None:
+def print_lines(lines: Iterable[str]) -> None:
     """Print lines of data to stdout."""
-    write("".join(clean(line) + "\n" for line in lines))
+    write_stdout("".join(clean(line) + "\n" for line in lines))
 
 
-def out_json(value: object) -> None:
+def print_json(value: object) -> None:
     """Print one JSON document to stdout, in ASCII."""
-    write(json.dumps(value, indent=2) + "\n")
+    write_stdout(json.dumps(value, indent=2) + "\n")
 
 
-def tell(text: str) -> None:
+def log_text(text: str) -> None:
     """Print several lines to stderr as they are laid out."""
-    note(clean(text).rstrip("\n") + "\n")
+    write_stderr(clean(text).rstrip("\n") + "\n")
 
 
-def say(text: str = "") -> None:
+def log(text: str = "") -> None:
     """Print one line to stderr."""
-    note(clean_line(text) + "\n")
+    write_stderr(clean_line(text) + "\n")
 
 
-def note(text: str) -> None:
+def write_stderr(text: str) -> None:
     """Write text that is already clean to stderr. Nobody listening is no reason to stop."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
@@ -244,13 +244,13 @@ class Progress:
         if self._live:
             self._draw(f"{bar(done, total)} {line}" if total else line)
         else:
-            say(line)
+            log(line)
 
     def clear(self) -> None:
         """Take the live line off the screen."""
         if self._drawn:
             self._draw("")
-            note("\r")
+            write_stderr("\r")
 
     def _line(self, done: int, total: int | None, per_s: float) -> str:
         text, whole, rate = (
@@ -267,7 +267,7 @@ class Progress:
 
     def _draw(self, line: str) -> None:
         line = line[: max(shutil.get_terminal_size().columns - 1, 0)]
-        note("\r" + line.ljust(self._drawn))
+        write_stderr("\r" + line.ljust(self._drawn))
         self._drawn = len(line)
 
 
@@ -286,7 +286,7 @@ def piped() -> str:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
-        say("conifer: standard input is not all UTF-8; the other bytes were replaced by '\ufffd'")
+        log("conifer: standard input is not all UTF-8; the other bytes were replaced by '\ufffd'")
         text = data.decode("utf-8", errors="replace")
     return text.removeprefix("\ufeff")
 
@@ -302,7 +302,7 @@ def _chunks() -> Iterator[bytes]:
     how = " (Ctrl-D ends it)" if is_terminal(sys.stdin) else ""
     while True:
         if not select.select([fd], [], [], patience_s)[0]:
-            say(f"conifer: waiting for the end of standard input{how}")
+            log(f"conifer: waiting for the end of standard input{how}")
             patience_s = None
             continue
         try:
@@ -323,24 +323,28 @@ def ask(prompt: str) -> str | None:
     try:
         return input(prompt)
     except EOFError:
-        write("\n")
+        write_stdout("\n")
         return None
 
 
 def confirm(question: str) -> bool:
     """Ask a person yes or no, through stderr; Enter means yes, the end of input no."""
-    note(clean_line(question) + " [Y/n] ")
+    write_stderr(clean_line(question) + " [Y/n] ")
     reply = sys.stdin.readline()
     if not reply:
-        say()
+        log()
     return reply.strip().lower() in ("y", "yes") or reply == "\n"
 
 
-def draw(picture: Callable[[int, bool], list[str]]) -> None:
+def log_drawing(picture: Callable[[int, bool], list[str]]) -> None:
     """Print a picture of our own making to stderr, with no text of anybody else's in it.
 
     picture: is told how many columns there are and whether it may have colours, as escapes.
     """
     coloured = is_terminal(sys.stderr) and "NO_COLOR" not in os.environ and not dumb()
     lines = picture(shutil.get_terminal_size().columns, coloured)
-    note("".join(line + "\n" for line in lines))
+    write_stderr("".join(line + "\n" for line in lines))
+
+
+# The former names, until every caller has the new ones.
+write, out, out_json, say = write_stdout, print_lines, print_json, log

@@ -22,7 +22,7 @@ def size(size_bytes: int) -> str:
     return f"{size_bytes} B"
 
 
-def memory(size_bytes: int) -> str:
+def gigabytes(size_bytes: int) -> str:
     """Write an amount of memory in both units: 18.6 GB (17.3 GiB)."""
     if size_bytes < 10**8:
         return f"{size_bytes / 10**6:.1f} MB ({size_bytes / 2**20:.1f} MiB)"
@@ -68,6 +68,9 @@ def table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> list[str]
     return [line(row) for row in cells]
 
 
-def facts(pairs: Sequence[tuple[str, str]]) -> list[str]:
+def labelled(pairs: Sequence[tuple[str, str]]) -> list[str]:
     """Lay out labelled facts, one a line."""
     return table([(f"{label}:", value) for label, value in pairs])
+
+
+memory, facts = gigabytes, labelled  # the former names, until every caller has the new ones

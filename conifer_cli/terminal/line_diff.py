@@ -8,7 +8,7 @@ from __future__ import annotations
 from conifer_cli.terminal.inline import Row, cells, width_of
 
 
-class Rows:
+class LineDiff:
     """The rows of what may still change. height: of the screen."""
 
     def __init__(self, height: int) -> None:

@@ -25,7 +25,7 @@ from conifer_cli.terminal.inline import (
     styled,
     width_of,
 )
-from conifer_cli.terminal.line_diff import Rows
+from conifer_cli.terminal.line_diff import LineDiff
 
 Lexer = Callable[[str], Row]  # the next line of a program -> its spans
 
@@ -43,7 +43,7 @@ _PLAIN = re.compile(r"[^*`~\\\[\]()|\n]+")
 _UNDECIDED = re.compile(r"\s*(?:#{1,6}|[-*+_]+|`+|~+|>|\d{1,9}[.)]?)?\s*")
 
 
-class Painter:
+class MarkdownRenderer:
     """Turns pieces of Markdown into what is to be written: `push` each, then `finish` once.
 
     width, height: of the terminal, in cells. lexer_for: gives a highlighter for the name of a
@@ -59,7 +59,7 @@ class Painter:
         self._table: list[str] = []
         self._fence = ""  # what closes the code that is open
         self._lexer: Lexer | None = None
-        self._rows = Rows(height)  # of the block
+        self._rows = LineDiff(height)  # of the block
         self._settled = False  # whether plain words can only change the last row
         self._following = ""  # what the next row begins with
         self._plain = 0  # characters of a very long line that are on the screen
@@ -77,7 +77,7 @@ class Painter:
     def finish(self) -> str:
         """Give what the end of the text still changes. The last line is not ended."""
         drawn = self._draw_line(self._line, ended=True)
-        self._line, self._table, self._fence, self._rows = "", [], "", Rows(self._rows.height)
+        self._line, self._table, self._fence, self._rows = "", [], "", LineDiff(self._rows.height)
         self._plain, self._settled = 0, False
         return drawn
 

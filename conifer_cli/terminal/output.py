@@ -14,19 +14,19 @@ from conifer_cli.terminal.console import (
     ReaderGone,
     dumb,
     is_terminal,
-    note,
-    write,
+    write_stderr,
+    write_stdout,
 )
 from conifer_cli.terminal.format import duration
 from conifer_cli.terminal.sanitize import Filter
 
 if TYPE_CHECKING:
-    from conifer_cli.terminal.markdown import Painter
+    from conifer_cli.terminal.markdown import MarkdownRenderer
 
 DIM, UNDIM = "\x1b[2m", "\x1b[22m"
 
 
-class Answer:
+class AnswerPrinter:
     """Stream a model's answer to stdout: cleaned, and ended by exactly one newline.
 
     thinking: whether what the model thinks is shown, on stderr; folded: only that it does. raw: as
@@ -38,16 +38,16 @@ class Answer:
         thinking: bool = False,
         raw: bool = False,
         quiet: bool = False,
-        painter: Painter | None = None,
+        painter: MarkdownRenderer | None = None,
         folded: bool = False,
     ) -> None:
         self._raw, self._quiet, self._painter = raw, quiet, painter
         self._filter = Filter()
         self._newlines = ""  # held back: they may be the last thing
         self._started = False
-        self._thoughts = Thoughts(folded) if thinking else None
+        self._thoughts = ThinkingPrinter(folded) if thinking else None
 
-    def __enter__(self) -> Answer:
+    def __enter__(self) -> AnswerPrinter:
         return self
 
     def __exit__(
@@ -62,9 +62,9 @@ class Answer:
         if self._raw or self._quiet or isinstance(error, ReaderGone | OutputError):
             return
         if self._painter is not None:
-            write(self._painter.finish())
+            write_stdout(self._painter.finish())
         if error is None or self._started:
-            write("\n")
+            write_stdout("\n")
 
     def think(self, piece: str) -> None:
         """Print a piece of thinking, if it is shown."""
@@ -78,17 +78,17 @@ class Answer:
         if self._quiet:
             return
         if self._raw:
-            write(piece)
+            write_stdout(piece)
             return
         text = self._newlines + self._filter.push(piece)
         body = text.rstrip("\n")
         self._newlines = text[len(body) :]
         if body:
             self._started = True
-            write(body if self._painter is None else self._painter.push(body))
+            write_stdout(body if self._painter is None else self._painter.push(body))
 
 
-class Thoughts:
+class ThinkingPrinter:
     """Stream a model's thinking to stderr: cleaned, dimmed on a terminal, a blank line after it.
 
     folded: on a terminal that can, one line says that the model thinks, and then for how long.
@@ -112,7 +112,7 @@ class Thoughts:
             text = text if self._live else (DIM if self._dims else "") + text
         self._size += len(text)
         if self._live is None:
-            note(text)
+            write_stderr(text)
         else:
             self._live.update(self._size, None)
 
@@ -122,8 +122,8 @@ class Thoughts:
             return
         self._begun = False
         if self._live is None:
-            note((UNDIM if self._dims else "") + "\n\n")
+            write_stderr((UNDIM if self._dims else "") + "\n\n")
         else:
             self._live.clear()
             took = duration(time.monotonic() - self._start)
-            note(f"{DIM}thought for {took}; Ctrl-O shows it{UNDIM}\n\n")
+            write_stderr(f"{DIM}thought for {took}; Ctrl-O shows it{UNDIM}\n\n")

@@ -7,7 +7,7 @@ from typing import Any
 
 from conifer_cli.acquire import locate
 from conifer_cli.chat.conversation import Conversation
-from conifer_cli.chat.editor import Desk
+from conifer_cli.chat.editor import EditorHost
 from conifer_cli.chat.slash_commands import complete
 from conifer_cli.interrupts import Interrupts
 from conifer_cli.session.open import open_session
@@ -35,7 +35,7 @@ def conversation(path: str | Path, *replies: str, **options: Any) -> Conversatio
     """Begin to talk with the model in a file; greedy, four tokens an answer."""
     wishes = {"max_tokens": 4, "sampling": {"temperature": 0.0}, **options}
     session = open_session(locate(str(path)), RunOptions(**wishes))
-    talk = Conversation(session, session.opening(), Interrupts())
+    talk = Conversation(session, session.initial_messages(), Interrupts())
     talk.editor = Replies(*replies)
-    talk.desk = Desk(complete, None, talk.meter, {})
+    talk.desk = EditorHost(complete, None, talk.meter, {})
     return talk

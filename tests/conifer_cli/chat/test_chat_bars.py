@@ -24,12 +24,13 @@ pytestmark = pytest.mark.nightly
 # Answers with and without being shown, in turns; the process's CPU seconds for each.
 PAIRS = """
 import json, sys, time
-from conifer_cli.terminal.output import Answer
+from conifer_cli.terminal.output import AnswerPrinter
 from conifer_cli.terminal.highlight import lexer_for
-from conifer_cli.terminal.markdown import Painter
+from conifer_cli.terminal.markdown import MarkdownRenderer
 from conifer_cli.acquire import locate
 from conifer_cli.session.open import open_session
-from conifer_cli.session.session import Reply, RunOptions
+from conifer_cli.session.response import Response
+from conifer_cli.session.session import RunOptions
 from conifer_cli.terminal import console
 path, out, pairs = sys.argv[1], sys.argv[2], int(sys.argv[3])
 console.prepare()
@@ -41,8 +42,8 @@ def run(shown):
     start = time.process_time()
     answering = session.answer(tokens)
     if shown:
-        painter = Painter(*console.dimensions(), lexer_for)
-        Reply(session.options, Answer(painter=painter)).print(answering)
+        painter = MarkdownRenderer(*console.dimensions(), lexer_for)
+        Response(session.options, AnswerPrinter(painter=painter)).print(answering)
     else:
         for _ in answering:
             pass

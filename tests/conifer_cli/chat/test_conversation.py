@@ -38,7 +38,7 @@ def narrow(path):
 
 def test_a_conversation_knows_that_its_context_grew(tmp_path, capsys):
     session, size = narrow(templated(tmp_path, PLAIN))
-    messages = session.opening()
+    messages = session.initial_messages()
     answer_once(session, messages, LONG)
     talk = Conversation(session, messages, Interrupts())
     assert talk.context == session.cache.context == 2 * size
@@ -52,7 +52,7 @@ def test_a_conversation_that_was_loaded_has_the_context_that_it_needs(talk, tmp_
     send(talk, LONG)
     carry_out(f"/save {tmp_path}/talk", talk)
     session, size = narrow(str(talk.session.judged.paths[0]))
-    other = Conversation(session, session.opening(), Interrupts())
+    other = Conversation(session, session.initial_messages(), Interrupts())
     assert other.context == size
     carry_out(f"/load {tmp_path}/talk", other)
     assert other.context == session.cache.context == 2 * size

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from conifer_cli.session.session import Reply, RunOptions
+from conifer_cli.session.response import Response
+from conifer_cli.session.session import RunOptions
 from engine.text.reasoning import Kind
 from support.program import MODELS, command, environment, run_conifer, templated
 from support.terminal_session import TerminalSession
@@ -71,7 +72,7 @@ def test_a_terminal_shows_thinking_dimmed(tmp_path, plain, more, flags, dimmed, 
 
 
 def test_a_reply_keeps_answer_and_thinking_apart(capsys):
-    reply = Reply(RunOptions(show_thinking=True))
+    reply = Response(RunOptions(show_thinking=True))
     reply.print(iter(PARTS))
     assert capsys.readouterr() == ("Four.\n", "Two and two.\nA tool? No.\n\n")
     assert reply.message() == {
@@ -82,14 +83,14 @@ def test_a_reply_keeps_answer_and_thinking_apart(capsys):
 
 
 def test_a_reply_without_thinking_has_none(capsys):
-    reply = Reply(RunOptions())
+    reply = Response(RunOptions())
     reply.print(iter(PARTS[3:]))
     assert capsys.readouterr() == ("Four.\n", "")
     assert reply.message() == {"role": "assistant", "content": "Four.\n\n"}
 
 
 def test_hidden_thinking_is_still_part_of_the_conversation(capsys):
-    reply = Reply(RunOptions(show_thinking=False))
+    reply = Response(RunOptions(show_thinking=False))
     reply.print(iter(PARTS))
     assert capsys.readouterr() == ("Four.\n", "")
     assert reply.thinking == "Two and two.\x1b[31m"

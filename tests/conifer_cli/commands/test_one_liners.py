@@ -84,7 +84,7 @@ def test_what_a_person_says_is_no_control_token(starter_path):
             counts = []
             for mark in ("harmless", *control):
                 session.change(system=placement.replace("{}", mark) if place == "system" else "Hi")
-                messages = [*session.opening(), {"role": "user", "content": "One"}]
+                messages = [*session.initial_messages(), {"role": "user", "content": "One"}]
                 messages += [{"role": "assistant", "content": "Two"}]
                 messages += [{"role": "user", "content": "Three"}]
                 if place != "system":

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from conifer_cli.errors import NoCode
-from conifer_cli.session.session import Reply, RunOptions
+from conifer_cli.session.response import Response
+from conifer_cli.session.session import RunOptions
 from engine.text.reasoning import Kind
 from support.program import MODELS, run_conifer, templated
 
@@ -88,7 +89,7 @@ def test_a_stop_text_ends_the_answer_and_is_left_out(tmp_path):
 
 
 def test_extract_prints_the_first_block_and_stops_there(capsys):
-    reply = Reply(RunOptions(extract=True))
+    reply = Response(RunOptions(extract=True))
     reply.print(iter(PARTS))
     assert capsys.readouterr() == ("x = 1\n", "")
     assert reply.thinking == "Hm."
@@ -96,7 +97,7 @@ def test_extract_prints_the_first_block_and_stops_there(capsys):
 
 def test_extract_without_a_block_is_an_error(capsys):
     with pytest.raises(NoCode):
-        Reply(RunOptions(extract=True)).print(iter([(Kind.ANSWER, "No code here.")]))
+        Response(RunOptions(extract=True)).print(iter([(Kind.ANSWER, "No code here.")]))
     assert capsys.readouterr() == ("", "")
 
 

@@ -14,7 +14,7 @@ import pytest
 from conifer_cli.session.router_report import (
     COLOURS,
     SHADES,
-    Spread,
+    RouterReport,
     document,
     picture,
     png,
@@ -30,11 +30,11 @@ DENSE = str(MODELS / "qwen3" / "model.gguf")
 ASK = ("hello there", "--max-tokens", "6", "--seed", "1", "--context", "256")
 
 
-def spread(hits: list[list[int]] | np.ndarray, used: int = 1, **more: int) -> Spread:
+def spread(hits: list[list[int]] | np.ndarray, used: int = 1, **more: int) -> RouterReport:
     table = np.array(hits)
     tokens = int(table[0].sum()) // used
     sizes = {"token_bytes": 3 * 10**9, "dense_bytes": 12 * 10**9} | more
-    return Spread("a model", tuple(range(3, 3 + len(table))), used, tokens, table, **sizes)
+    return RouterReport("a model", tuple(range(3, 3 + len(table))), used, tokens, table, **sizes)
 
 
 def drawn(text: str) -> list[str]:

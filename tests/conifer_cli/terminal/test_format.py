@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from conifer_cli.terminal.format import count, duration, memory, size, table
+from conifer_cli.terminal.format import count, duration, gigabytes, size, table
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ def test_size_is_decimal(size_bytes, text):
 
 
 def test_memory_is_given_in_both_units():
-    assert memory(18_556_685_824) == "18.6 GB (17.3 GiB)"
+    assert gigabytes(18_556_685_824) == "18.6 GB (17.3 GiB)"
 
 
 def test_count_writes_parameters_short():

@@ -33,17 +33,18 @@ SEQUENCES = [
 SHOW = """
 import json, sys
 from conifer_cli.terminal import console
-from conifer_cli.terminal.output import Answer
+from conifer_cli.terminal.output import AnswerPrinter
 from conifer_cli.terminal.highlight import lexer_for
-from conifer_cli.terminal.markdown import Painter
-from conifer_cli.session.session import Reply, RunOptions
+from conifer_cli.terminal.markdown import MarkdownRenderer
+from conifer_cli.session.response import Response
+from conifer_cli.session.session import RunOptions
 from engine.text.reasoning import Kind
 console.prepare()
 for kind, styled, parts in json.load(open(sys.argv[1])):
-    painter = Painter(80, 24, lexer_for) if styled else None
-    answer = Answer(thinking=True, painter=painter)
-    Reply(RunOptions(), answer).print([(Kind(kind), part) for part in parts])
-    console.write("\\x1e\\n")
+    painter = MarkdownRenderer(80, 24, lexer_for) if styled else None
+    answer = AnswerPrinter(thinking=True, painter=painter)
+    Response(RunOptions(), answer).print([(Kind(kind), part) for part in parts])
+    console.write_stdout("\\x1e\\n")
 """
 
 

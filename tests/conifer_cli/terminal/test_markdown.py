@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from conifer_cli.terminal.highlight import lexer_for
 from conifer_cli.terminal.inline import inline
-from conifer_cli.terminal.markdown import LONG_LINE, Painter
+from conifer_cli.terminal.markdown import LONG_LINE, MarkdownRenderer
 from support.screen import Screen
 
 PAGE = """# A heading with `code`
@@ -48,7 +48,7 @@ def f(x):
 
 def shown(pieces: list[str], width: int = 60, height: int = 24) -> Screen:
     screen = Screen(width, height)
-    painter = Painter(width, height, lexer_for)
+    painter = MarkdownRenderer(width, height, lexer_for)
     for piece in pieces:
         screen.write(painter.push(piece))
     screen.write(painter.finish())
@@ -144,7 +144,7 @@ def test_rich_markup_and_html_are_text(text):
 
 
 def test_only_what_changes_is_written():
-    painter = Painter(80, 24)
+    painter = MarkdownRenderer(80, 24)
     painter.push("A paragraph of several words ")
     painter.push("that goes on")
     assert painter.push(" and ") == " and"
@@ -153,13 +153,13 @@ def test_only_what_changes_is_written():
 
 
 def test_what_is_finished_is_not_written_again():
-    painter = Painter(80, 24, lexer_for)
+    painter = MarkdownRenderer(80, 24, lexer_for)
     sent = sum(len(painter.push(char)) for char in PAGE * 20)
     assert sent < 12 * len(PAGE) * 20
 
 
 def test_a_very_long_line_costs_no_more_than_its_length():
-    painter = Painter(80, 24)
+    painter = MarkdownRenderer(80, 24)
     words = "word " * 20_000
     screen = Screen()
     for at in range(0, len(words), 5):

@@ -10,8 +10,9 @@ from support.terminal_session import TerminalSession
 THINK = """
 import time
 from conifer_cli.terminal import console
-from conifer_cli.terminal.output import Answer
-from conifer_cli.session.session import Reply, RunOptions
+from conifer_cli.terminal.output import AnswerPrinter
+from conifer_cli.session.response import Response
+from conifer_cli.session.session import RunOptions
 from engine.text.reasoning import Kind
 def parts():
     for _ in range(14):
@@ -19,7 +20,7 @@ def parts():
         time.sleep(0.1)
     yield Kind.ANSWER, "Four."
 console.prepare()
-reply = Reply(RunOptions(), Answer(thinking=True, folded=True))
+reply = Response(RunOptions(), AnswerPrinter(thinking=True, folded=True))
 reply.print(parts())
 assert reply.thinking.count("musing") == 14
 """
