@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from engine import architectures
+from engine.architectures.registry import builder
 from engine.errors import NumericError
 from engine.fit.machine import wire
 from engine.generate import OnPrefill, TokenStream
@@ -176,8 +176,9 @@ def load(
     config = read_config(file.metadata)
     words = tokenizer.from_metadata(file.metadata)
     chat = chat_template.from_metadata(file.metadata, words, sandbox)
+    build = builder(config.architecture)
     with enough_memory():
-        decoder = architectures.build(config, Weights(file, select(kernels, threads), on_load))
+        decoder: Decoder = build(config, Weights(file, select(kernels, threads), on_load))
         fuse(decoder)
     mx.clear_cache()  # what repacking left over
     wire(mx.get_active_memory())

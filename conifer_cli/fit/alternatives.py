@@ -19,9 +19,9 @@ USEFUL_CONTEXT = 8192
 
 def supported() -> frozenset[str]:
     """Return the architectures that the engine implements."""
-    from engine.architectures import PAGES
+    from engine.architectures.registry import ARCHITECTURES
 
-    return frozenset(PAGES)
+    return frozenset(ARCHITECTURES)
 
 
 def best_moe(machine: Machine) -> Entry | None:

@@ -97,7 +97,7 @@ def judge_model(
     if sized is not None and (sized.package or hopeless):
         return sized
     if entry is not None:
-        from engine.architectures import require_architecture
+        from engine.architectures.registry import require_architecture
 
         require_architecture(entry.architecture)
     return judge_hub(name, reference, wishes, machine, connect(), Headers(store.home))
@@ -228,7 +228,7 @@ def judge_header(
     machine: Machine,
 ) -> Judged:
     """Judge what a header says, and whether an 8-bit cache would change it."""
-    from engine.architectures import require_architecture
+    from engine.architectures.registry import require_architecture
     from engine.fit.memory import judge
     from engine.nn.config import count_parameters, read_config
 

@@ -112,7 +112,7 @@ def survey(
     if paths:
         return judge_disk(name, reference, paths[0], wishes, machine)
     if entry is not None:
-        from engine.architectures import require_architecture
+        from engine.architectures.registry import require_architecture
 
         require_context(name, entry.context or wishes.context or 0, wishes)
         require_architecture(entry.architecture)

@@ -1,9 +1,9 @@
 """gpt-oss: gpt-oss-20b and 120b.
 
-Biases everywhere. Every other layer sees a window only; sinks, one logit for each head, take their
-share of the softmax and give nothing. The rotary embedding pairs the halves of a head, stretched by
-YaRN whose ramp does not end on whole pairs. The router's softmax runs over the chosen experts only,
-and these clamp what they gate. The norm before the feed-forward layer is `post_attention_norm`.
+Biases everywhere. Every other layer sees only a window; sinks, one logit per head, take a share of
+the softmax without contributing a value. Rotary embedding on pairs (i, i + dims/2), stretched by
+YaRN with a ramp that need not end on whole pairs. The router's softmax covers the chosen experts
+only; experts clamp their gate and input.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from engine.nn.weights import Weights
 
 
 def build(config: ModelConfig, weights: Weights) -> Decoder:
-    """Build the graph from the weights of a `gpt-oss` file."""
+    """Build the graph of a `gpt-oss` model."""
     rope = Rope(config.rope, interleaved=False)
     return pre_norm_decoder(
         config,
         weights,
         lambda layer: Attention(config, weights, layer, rope),
         lambda layer: feed_forward(config, weights, layer, clamped_swiglu),
-        feed_forward_norm="post_attention_norm",
     )

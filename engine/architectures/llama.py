@@ -1,26 +1,35 @@
-"""llama: Llama 2 and 3, SmolLM2 and Mistral; with experts, Mixtral.
+"""Llama and its twins: Mixtral, Mistral 3, Granite 3 and 4, ERNIE 4.5.
 
-Interleaved rotary embedding over the whole head (the converter permutes q and k for it), its
-frequencies divided by `rope_freqs.weight` in Llama 3. Mixtral: softmax over all experts, the chosen
-weights renormalised, every layer routed, experts as wide as `feed_forward_length`.
+Rotary embedding on interleaved pairs of the whole head (the converter permutes q and k for it).
+Some files add:
+
+- llama: Llama 3 divides rotary frequencies by `rope_freqs.weight`. Mixtral routes every layer:
+  softmax over all experts, renormalised weights, experts as wide as `feed_forward_length`.
+- mistral3: YaRN; with `attention.temperature_scale`, queries grow with the number of original
+  contexts before them.
+- granite, granitemoe: multipliers on the embedding, the attention scores, both residual branches
+  and the logits. No positions if `rope.scaling.finetuned` is false. With experts, every layer is
+  routed as in Mixtral, in some models with a shared expert.
+- ernie4_5-moe: the first layers are dense; routing adds a bias for selection only, renormalises the
+  weights, and shared experts, stored as one, always run.
 """
 
 from __future__ import annotations
 
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Decoder, pre_norm_decoder
-from engine.nn.layers import Attention, Rope
-from engine.nn.moe import feed_forward
+from engine.nn.layers import Attention, Rope, Temperature
 from engine.nn.weights import Weights
 
 
 def build(config: ModelConfig, weights: Weights) -> Decoder:
-    """Build the graph from the weights of a `llama` file."""
+    """Build the graph of a Llama-like model."""
     divisors = weights.optional_vector("rope_freqs.weight", config.rope.dims // 2)
-    rope = Rope(config.rope, interleaved=True, divisors=divisors)
+    rope = Rope(config.rope, interleaved=True, divisors=divisors) if config.rope_enabled else None
+    scale, length = config.temperature_scale, config.rope.original_context
+    temperature = Temperature(scale, length) if scale else None
     return pre_norm_decoder(
         config,
         weights,
-        lambda layer: Attention(config, weights, layer, rope),
-        lambda layer: feed_forward(config, weights, layer),
+        lambda layer: Attention(config, weights, layer, rope, temperature=temperature),
     )

@@ -1,8 +1,8 @@
 """phimoe: Phi-3.5-MoE.
 
-Layer norms and biases, in the head too. Rotary embedding with two sets of factors: the long ones as
-soon as the context exceeds the original one. The sparse mixer chooses two experts, one after the
-other, and weighs each among those close to it.
+Layer norms and biases, also in the head. Rotary embedding with two sets of factors: the long ones
+apply once the context exceeds the original one. The sparse mixer chooses two experts, one after the
+other, and weighs each only against experts with similar scores.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from __future__ import annotations
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Decoder, pre_norm_decoder
 from engine.nn.layers import Attention, LongRope, Rope
-from engine.nn.moe import feed_forward
 from engine.nn.weights import Weights
 
 
 def build(config: ModelConfig, weights: Weights) -> Decoder:
-    """Build the graph from the weights of a `phimoe` file."""
+    """Build the graph of a `phimoe` model."""
     short, long = (
         Rope(
             config.rope,
@@ -25,9 +24,4 @@ def build(config: ModelConfig, weights: Weights) -> Decoder:
         for kind in ("short", "long")
     )
     rope = LongRope(short, long, config.rope.original_context)
-    return pre_norm_decoder(
-        config,
-        weights,
-        lambda layer: Attention(config, weights, layer, rope),
-        lambda layer: feed_forward(config, weights, layer),
-    )
+    return pre_norm_decoder(config, weights, lambda layer: Attention(config, weights, layer, rope))

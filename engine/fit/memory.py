@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from engine.architectures.families import SPARSE_MIXER
+from engine.architectures.registry import SPARSE_MIXER
 from engine.fit.machine import Machine
 from engine.gguf.reader import TensorInfo
 from engine.kernels.select import selected

@@ -14,8 +14,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from engine.architectures import require_architecture
-from engine.architectures.families import SIGMOID, SOFTMAX, SOFTMAX_OF_CHOSEN, Family, family_of
+from engine.architectures.registry import (
+    SIGMOID,
+    SOFTMAX,
+    SOFTMAX_OF_CHOSEN,
+    Architecture,
+    require_architecture,
+)
 from engine.errors import GGUFError, UnsupportedError
 from engine.gguf.metadata import Metadata
 from engine.gguf.reader import TensorInfo, numbers
@@ -228,13 +233,13 @@ def read_config(metadata: Mapping[str, Any]) -> ModelConfig:
     other architectures need; GGUFError naming the key at fault.
     """
     architecture = architecture_of(metadata)
-    require_architecture(architecture)
-    keys, family = Metadata(metadata, architecture), family_of(architecture)
+    defaults = require_architecture(architecture)
+    keys = Metadata(metadata, architecture)
     blocks = keys.integer("block_count", 1, 512)
     layers = blocks - keys.integer("nextn_predict_layers", 0, blocks - 1, 0)
     width = keys.integer("embedding_length", 1, 1 << 20)
     heads = keys.same("attention.head_count", layers, 1, 65_536)
-    recurrent = _RECURRENT[family.recurrent](keys, width) if family.recurrent else None
+    recurrent = _RECURRENT[defaults.recurrent](keys, width) if defaults.recurrent else None
     key_dim = keys.integer("attention.key_length", 1, 65_536, width // heads)
     value_dim = keys.integer("attention.value_length", 1, 65_536, width // heads)
     if "feed_forward_length" in keys or "expert_feed_forward_length" not in keys:
@@ -242,8 +247,8 @@ def read_config(metadata: Mapping[str, Any]) -> ModelConfig:
         feed_forward = keys.integers("feed_forward_length", layers, least, 1 << 24)
     else:
         feed_forward = (0,) * layers
-    latent = _read_latent(keys, family, layers, key_dim, value_dim)
-    rope = _read_rope(keys, family, key_dim)
+    latent = _read_latent(keys, defaults, layers, key_dim, value_dim)
+    rope = _read_rope(keys, defaults, key_dim)
     if latent and rope.dims >= latent.key_dim:
         raise GGUFError(f"{keys.prefix}rope.dimension_count leaves nothing of a key that stays")
     if latent and latent.indexer and rope.dims > latent.indexer.dims:
@@ -266,13 +271,13 @@ def read_config(metadata: Mapping[str, Any]) -> ModelConfig:
         norm_eps=keys.number("attention.layer_norm_rms_epsilon", 0.0, 1.0),
         attention_scale=keys.number("attention.scale", 0.0, 1e6, 0.0) or scored**-0.5,
         rope=rope,
-        experts=_read_experts(keys, family, layers, max(feed_forward), vocab),
-        windows=_read_windows(keys, family, layers),
-        chunked=family.chunked,
-        window_base=keys.number("rope.freq_base_swa", 2.0, 1e12, family.window_base or rope.base),
-        rope_enabled=not family.rope_optional or keys.flag("rope.scaling.finetuned", True),
-        score_cap=keys.number("attn_logit_softcapping", 0.0, 1e6, family.score_cap),
-        logit_cap=keys.number("final_logit_softcapping", 0.0, 1e6, family.logit_cap),
+        experts=_read_experts(keys, defaults, layers, max(feed_forward), vocab),
+        windows=_read_windows(keys, defaults, layers),
+        chunked=defaults.chunked,
+        window_base=keys.number("rope.freq_base_swa", 2.0, 1e12, defaults.window_base or rope.base),
+        rope_enabled=not defaults.rope_optional or keys.flag("rope.scaling.finetuned", True),
+        score_cap=keys.number("attn_logit_softcapping", 0.0, 1e6, defaults.score_cap),
+        logit_cap=keys.number("final_logit_softcapping", 0.0, 1e6, defaults.logit_cap),
         embedding_scale=keys.number("embedding_scale", 0.0, 1e6, 0.0) or 1.0,
         residual_scale=keys.number("residual_scale", 0.0, 1e6, 0.0) or 1.0,
         logit_scale=1 / (keys.number("logit_scale", 0.0, 1e6, 0.0) or 1.0),
@@ -312,21 +317,21 @@ def _read_kv_heads(
     return tuple(0 if m else kv for m, kv in zip(marked, kv_heads, strict=True))
 
 
-def _read_windows(keys: Metadata, family: Family, layers: int) -> tuple[int, ...]:
+def _read_windows(keys: Metadata, defaults: Architecture, layers: int) -> tuple[int, ...]:
     """Read how many tokens every layer sees, 0 for all."""
-    if not family.period:
+    if not defaults.period:
         return (0,) * layers
-    window = keys.integer("attention.sliding_window", 0, 1 << 31, family.window)
+    window = keys.integer("attention.sliding_window", 0, 1 << 31, defaults.window)
     pattern = "attention.sliding_window_pattern"
     if pattern in keys and numbers(keys.metadata[keys.prefix + pattern]) is not None:
         windowed = keys.flags(pattern, layers)
     else:
-        period = keys.integer(pattern, 1, 512, family.period)
+        period = keys.integer(pattern, 1, 512, defaults.period)
         windowed = tuple(layer % period < period - 1 for layer in range(layers))
     return tuple(window if w else 0 for w in windowed)
 
 
-def _read_rope(keys: Metadata, family: Family, key_dim: int) -> RopeConfig:
+def _read_rope(keys: Metadata, defaults: Architecture, key_dim: int) -> RopeConfig:
     dims = keys.integer("rope.dimension_count", 2, key_dim, key_dim)
     if dims % 2:
         raise GGUFError(f"{keys.prefix}rope.dimension_count is {dims}, an odd number")
@@ -348,13 +353,13 @@ def _read_rope(keys: Metadata, family: Family, key_dim: int) -> RopeConfig:
         attention_factor=keys.number("rope.scaling.attn_factor", 0.0, 1e3, 1.0) or 1.0,
         beta_fast=keys.number("rope.scaling.yarn_beta_fast", 1e-3, 1e6, 32.0),
         beta_slow=keys.number("rope.scaling.yarn_beta_slow", 1e-3, 1e6, 1.0),
-        rounded=family.yarn_rounded,
-        log_multiplier=multiplier / family.log_multiplier_unit,
+        rounded=defaults.yarn_rounded,
+        log_multiplier=multiplier / defaults.log_multiplier_unit,
     )
 
 
 def _read_experts(
-    keys: Metadata, family: Family, layers: int, dense: int, vocab: int
+    keys: Metadata, defaults: Architecture, layers: int, dense: int, vocab: int
 ) -> ExpertConfig | None:
     """Read what routes and its experts. dense: the width of a feed-forward layer without any."""
     count = keys.integer("expert_count", 0, 1024, 0)
@@ -364,7 +369,7 @@ def _read_experts(
     if gating and gating not in GATINGS:
         raise UnsupportedError(f"{keys.prefix}expert_gating_func {gating} is not supported")
     used = keys.same("expert_used_count", layers, 1, count)
-    default = dense // used if family.routed_as_dense else dense
+    default = dense // used if defaults.routed_as_dense else dense
     width = keys.same("expert_feed_forward_length", layers, 1, 1 << 24, default)
     groups = keys.integer("expert_group_count", 0, count, 1) or 1
     groups_used = keys.integer("expert_group_used_count", 0, groups, groups) or groups
@@ -378,29 +383,29 @@ def _read_experts(
         count=count,
         used=used,
         width=width,
-        gating=gating or (SIGMOID if vocab == family.sigmoid_vocabulary else family.gating),
-        renormalize=keys.flag("expert_weights_norm", family.renormalize),
+        gating=gating or (SIGMOID if vocab == defaults.sigmoid_vocabulary else defaults.gating),
+        renormalize=keys.flag("expert_weights_norm", defaults.renormalize),
         scale=keys.number("expert_weights_scale", 0.0, 1e6, 0.0) or 1.0,
         groups=groups,
         groups_used=groups_used,
-        weight_on_input=family.weight_on_input,
-        shared_width=_shared_width(keys, family, width),
+        weight_on_input=defaults.weight_on_input,
+        shared_width=_shared_width(keys, defaults, width),
         first=keys.integer("leading_dense_block_count", 0, 512, 0),
         step=keys.integer("interleave_moe_layer_step", 1, 512, 1),
     )
 
 
-def _shared_width(keys: Metadata, family: Family, width: int) -> int:
+def _shared_width(keys: Metadata, defaults: Architecture, width: int) -> int:
     """Read how wide the shared experts are, which a file holds as one."""
-    count = keys.integer("expert_shared_count", 0, 1024, 1 if family.shared_expert else 0)
+    count = keys.integer("expert_shared_count", 0, 1024, 1 if defaults.shared_expert else 0)
     together = keys.integer("expert_shared_feed_forward_length", 0, 1 << 24, 0)
     if not together:
         return width * count
-    return together * max(count, 1) if family.shared_width_is_one else together
+    return together * max(count, 1) if defaults.shared_width_is_one else together
 
 
 def _read_latent(
-    keys: Metadata, family: Family, layers: int, key_dim: int, value_dim: int
+    keys: Metadata, defaults: Architecture, layers: int, key_dim: int, value_dim: int
 ) -> LatentConfig | None:
     """Read latent attention; files from before April 2025 have no `_mla` keys."""
     if "attention.kv_lora_rank" not in keys:
@@ -410,18 +415,18 @@ def _read_latent(
         query_rank=keys.integer("attention.q_lora_rank", 0, 65_536, 0),
         key_dim=keys.integer("attention.key_length_mla", 1, 65_536, key_dim),
         value_dim=keys.integer("attention.value_length_mla", 1, 65_536, value_dim),
-        indexer=_read_indexer(keys, family, layers),
+        indexer=_read_indexer(keys, defaults, layers),
     )
 
 
-def _read_indexer(keys: Metadata, family: Family, layers: int) -> IndexerConfig | None:
-    """Read the indexer; without a key, context and family say which layers have one (GLM-5.2)."""
+def _read_indexer(keys: Metadata, defaults: Architecture, layers: int) -> IndexerConfig | None:
+    """Read the indexer. Without a key, the context length says which layers have one (GLM-5.2)."""
     if "attention.indexer.top_k" not in keys:
         return None
     if "attention.indexer.types" in keys:
         own = keys.flags("attention.indexer.types", layers)
     else:
-        long = 0 < family.indexers_shared_from <= keys.integer("context_length", 1, 1 << 31)
+        long = 0 < defaults.indexers_shared_from <= keys.integer("context_length", 1, 1 << 31)
         own = tuple(not long or layer < 2 or layer % 4 == 2 for layer in range(layers))
     if not own[0]:
         raise GGUFError(f"{keys.prefix}attention.indexer.types leaves the first layer without one")

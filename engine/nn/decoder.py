@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import mlx.core as mx
 
 from engine.kernels.base import QTensor
+from engine.nn import moe
 from engine.nn.cache import Cache, LayerCache, common_reach, new_layer_cache
 from engine.nn.config import LayerMemory, ModelConfig
 from engine.nn.layers import AnyNorm, required_norm
@@ -196,28 +198,35 @@ def pre_norm_decoder(
     config: ModelConfig,
     weights: Weights,
     mixer: Callable[[int], Mixer],
-    feed_forward: Callable[[int], FeedForwardLayer],
+    feed_forward: Callable[[int], FeedForwardLayer] | None = None,
     *,
-    feed_forward_norm: str = "ffn_norm",
     sandwich: bool = False,
     output_norm: str = "output_norm",
     embedding_scale: float | None = None,
 ) -> Decoder:
-    """Put a decoder together whose blocks normalise what their two parts read.
+    """Build a decoder whose blocks normalise the input of their two parts.
 
-    mixer, feed_forward: make those of a layer, given its number. feed_forward_norm: what the file
-    calls the norm before the feed-forward layer. sandwich: norms after both parts, too.
-    A norm with a bias in the file is a layer norm. The rest as in `Decoder`.
+    mixer, feed_forward: make these parts of a layer from its number; by default the file decides
+    whether the second is dense or routed. sandwich: the output of both parts is normalised too.
+    Without `ffn_norm`, `post_attention_norm` is the norm before the feed-forward layer. A norm with
+    a bias in the file is a layer norm. The rest as in `Decoder`.
     """
+    feed_forward = feed_forward or partial(moe.feed_forward, config, weights)
 
     def norm(layer: int, name: str) -> AnyNorm:
         return required_norm(weights, f"blk.{layer}.{name}", config.width, config.norm_eps)
+
+    def feed_forward_norm(layer: int) -> AnyNorm:
+        prefix = f"blk.{layer}"
+        moved = f"{prefix}.ffn_norm.weight" not in weights and not sandwich
+        moved = moved and f"{prefix}.post_attention_norm.weight" in weights
+        return norm(layer, "post_attention_norm" if moved else "ffn_norm")
 
     blocks = [
         Block(
             norm(layer, "attn_norm"),
             mixer(layer),
-            norm(layer, feed_forward_norm),
+            feed_forward_norm(layer),
             feed_forward(layer),
             norm(layer, "post_attention_norm") if sandwich else None,
             norm(layer, "post_ffw_norm") if sandwich else None,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from engine.architectures.families import SIGMOID, SOFTMAX, SOFTMAX_OF_CHOSEN, SPARSE_MIXER
+from engine.architectures.registry import SIGMOID, SOFTMAX, SOFTMAX_OF_CHOSEN, SPARSE_MIXER
 from engine.kernels.base import QTensor
 from engine.nn.config import ExpertConfig, ModelConfig
 from engine.nn.layers import Activation, FeedForward, swiglu

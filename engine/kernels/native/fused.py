@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from engine.architectures.families import SIGMOID, SOFTMAX, SOFTMAX_OF_CHOSEN
+from engine.architectures.registry import SIGMOID, SOFTMAX, SOFTMAX_OF_CHOSEN
 from engine.kernels.base import QTensor
 from engine.kernels.native import NativeKernels, NativeTensor
 from engine.nn.cache import REWIND, STEP, WINDOW_SLACK

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import engine
-from engine.architectures import PAGES
+from engine.architectures.registry import ARCHITECTURES
 from engine.kernels import native
 from engine.kernels.stock import StockKernels
 from support.models import Stored, row_rms, stored_models
@@ -26,7 +26,7 @@ from support.parity import (
 )
 from support.vocab import DATA
 
-MODELS = stored_models(set(PAGES))
+MODELS = stored_models(set(ARCHITECTURES))
 FLOAT = [m for m in MODELS if not m.quantized]
 QUANTIZED = [m for m in MODELS if m.quantized]
 CHUNKS = (1, 7, 64)
@@ -54,7 +54,7 @@ def prompt_logits(model: engine.Model, tokens: list[int], chunk: int) -> np.ndar
 
 
 def test_every_architecture_has_a_stored_float_model():
-    assert {m.meta["gguf_architecture"] for m in FLOAT} == set(PAGES)
+    assert {m.meta["gguf_architecture"] for m in FLOAT} == set(ARCHITECTURES)
 
 
 @pytest.mark.float32
@@ -154,7 +154,7 @@ def test_smaller_kv_types_stay_close(stored: Stored, kv_type: str, kernels: str)
 def test_held_out_shapes_were_within_the_bar():
     # What make_held_out.py measured; the two without a case have not been compared.
     cases = json.loads((DATA / "held_out.json").read_text())
-    assert {case["architecture"] for case in cases.values()} == set(PAGES) - {
+    assert {case["architecture"] for case in cases.values()} == set(ARCHITECTURES) - {
         "bailingmoe2",
         "mistral3",
     }

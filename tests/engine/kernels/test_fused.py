@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import engine
-from engine.architectures import PAGES
+from engine.architectures.registry import ARCHITECTURES
 from engine.fit.machine import backend
 from engine.fit.memory import fuses
 from engine.gguf.reader import open_model
@@ -44,9 +44,11 @@ FUSED = [
 ]
 
 
-@pytest.mark.parametrize("name", [s.name for s in stored_models(set(PAGES)) if not s.quantized])
+@pytest.mark.parametrize(
+    "name", [s.name for s in stored_models(set(ARCHITECTURES)) if not s.quantized]
+)
 def test_the_verdict_knows_which_layers_they_run(name: str):
-    stored = next(s for s in stored_models(set(PAGES)) if s.name == name)
+    stored = next(s for s in stored_models(set(ARCHITECTURES)) if s.name == name)
     model = engine.load(stored.model, kernels="native")
     fused = type(model._decoder.layers).__name__ == "FusedLayers"
     assert fuses(model.config, open_model(stored.model).tensors) == fused

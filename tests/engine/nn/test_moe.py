@@ -8,9 +8,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from engine.architectures.families import SIGMOID, SOFTMAX, SOFTMAX_OF_CHOSEN, SPARSE_MIXER
-from engine.architectures.gpt_oss import clamped_swiglu
+from engine.architectures.registry import SIGMOID, SOFTMAX, SOFTMAX_OF_CHOSEN, SPARSE_MIXER
 from engine.nn.config import ExpertConfig
+from engine.nn.layers import clamped_swiglu
 from engine.nn.moe import route
 
 

@@ -14,8 +14,13 @@ import numpy as np
 import pytest
 
 import engine
-from engine.architectures import PAGES
-from engine.architectures.families import SIGMOID, SOFTMAX, SOFTMAX_OF_CHOSEN, SPARSE_MIXER
+from engine.architectures.registry import (
+    ARCHITECTURES,
+    SIGMOID,
+    SOFTMAX,
+    SOFTMAX_OF_CHOSEN,
+    SPARSE_MIXER,
+)
 from engine.gguf.reader import open_model
 from engine.kernels.native.fused import FusedLayers
 from engine.nn.config import ExpertConfig
@@ -27,7 +32,7 @@ from support.models import HERE, Stored, stored_models
 GREEDY = engine.Settings(temperature=0, max_tokens=12, ignore_end=True)
 ROUTED = [
     stored
-    for stored in stored_models(set(PAGES))
+    for stored in stored_models(set(ARCHITECTURES))
     if not stored.quantized
     and any("ffn_gate_inp" in name for name in open_model(stored.model).tensors)
 ]

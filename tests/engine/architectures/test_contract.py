@@ -1,8 +1,11 @@
-"""The contract that every page of `engine.architectures` keeps, on a model of its architecture."""
+"""The contract of every architecture, tested on a small model of each."""
 
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
+from collections import defaultdict
 from pathlib import Path
 
 import mlx.core as mx
@@ -11,15 +14,20 @@ import pytest
 
 import engine
 from engine import architectures
-from engine.architectures import PAGES
+from engine.architectures.registry import ARCHITECTURES, builder
 from support.models import Stored, stored_models
 
 SOURCES = sorted(path for path in Path(architectures.__file__).parent.glob("*.py"))
 MAX_LINES = 300
-STORED = {s.meta["gguf_architecture"]: s for s in stored_models(set(PAGES)) if not s.quantized}
+STORED = {
+    s.meta["gguf_architecture"]: s for s in stored_models(set(ARCHITECTURES)) if not s.quantized
+}
+ROWS: dict[str, set[str]] = defaultdict(set)  # the functions that rows name, by module
+for row in ARCHITECTURES.values():
+    ROWS[row.build.partition(":")[0]].add(row.build.partition(":")[2] or "build")
 
 
-@pytest.fixture(params=sorted(PAGES))
+@pytest.fixture(params=sorted(ARCHITECTURES))
 def stored(request: pytest.FixtureRequest) -> Stored:
     return STORED[request.param]
 
@@ -123,16 +131,42 @@ def test_a_cache_that_went_back_gives_the_same_again(
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
-def test_a_page_is_short_and_does_not_ask_which_architecture_it_is(path: Path):
+def test_a_module_is_short_and_does_not_ask_which_architecture_it_is(path: Path):
     assert len(path.read_text().splitlines()) <= MAX_LINES
     asked = [
         node
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and node.attr == "architecture"
     ]
-    assert not asked or path.stem == "__init__"
+    assert not asked
 
 
-def test_every_page_is_of_an_architecture():
-    named = {path.stem for path in SOURCES} - {"__init__"}
-    assert named == set(PAGES.values())
+def test_every_module_is_named_by_a_row():
+    assert {path.stem for path in SOURCES} - {"__init__", "registry"} == set(ROWS)
+
+
+@pytest.mark.parametrize("module", sorted(ROWS))
+def test_rows_name_exactly_the_public_functions_of_a_module(module: str):
+    functions = inspect.getmembers(
+        importlib.import_module(f"engine.architectures.{module}"), inspect.isfunction
+    )
+    public = {
+        name: list(inspect.signature(function).parameters.values())
+        for name, function in functions
+        if function.__module__ == f"engine.architectures.{module}" and name[0] != "_"
+    }
+    assert set(public) == ROWS[module]
+    for config, weights, *more in public.values():
+        assert (config.name, weights.name) == ("config", "weights")
+        assert all(parameter.default is not parameter.empty for parameter in more)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_row_has_a_builder(name: str):
+    module, _, function = ARCHITECTURES[name].build.partition(":")
+    found = builder(name)
+    assert (found.__module__, found.__name__) == (
+        f"engine.architectures.{module}",
+        function or "build",
+    )
+    assert function != "build", "`build` is the default"

@@ -1,0 +1,33 @@
+"""deepseek2: DeepSeek V2 to V3.1, Kimi K2; deepseek32: DeepSeek-V3.2; glm-dsa: GLM-5.
+
+Multi-head latent attention with rotary embedding on interleaved pairs. The first layers are dense,
+the others routed, with shared experts that always run. V2-Lite projects queries in one step and
+routes by softmax; V3 and later models project them through a low rank and route by sigmoid with a
+selection bias, from groups of experts. DeepSeek-V3.2 and GLM-5 add a lightning indexer; in GLM-5.2
+only some layers have one, and the layers after it reuse its choice.
+"""
+
+from __future__ import annotations
+
+from engine.nn.config import ModelConfig
+from engine.nn.decoder import Decoder, pre_norm_decoder
+from engine.nn.mla import LatentAttention, latent_rope, sparse_decoder
+from engine.nn.weights import Weights
+
+
+def build(config: ModelConfig, weights: Weights) -> Decoder:
+    """Build DeepSeek V2 to V3.1."""
+    rope = latent_rope(config.rope, interleaved=True)
+    return pre_norm_decoder(
+        config, weights, lambda layer: LatentAttention(config, weights, layer, rope)
+    )
+
+
+def deepseek32(config: ModelConfig, weights: Weights) -> Decoder:
+    """Build DeepSeek-V3.2, whose indexer rotates pairs (i, i + dims/2)."""
+    return sparse_decoder(config, weights, latent_rope(config.rope, interleaved=False))
+
+
+def glm_dsa(config: ModelConfig, weights: Weights) -> Decoder:
+    """Build GLM-5, whose indexer rotates interleaved pairs."""
+    return sparse_decoder(config, weights, latent_rope(config.rope, interleaved=True))

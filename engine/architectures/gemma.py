@@ -1,0 +1,53 @@
+"""gemma2: Gemma 2; gemma3: the text model of Gemma 3.
+
+Embeddings are multiplied by the square root of their width, norms precede and follow both parts of
+a block, and the feed-forward layer uses GELU. Gemma 2: every other layer sees only a window; tanh
+caps attention scores and logits. Gemma 3: five of six layers see only a window and use their own
+rotary base without scaling; each head of q and k is normalised; no caps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from engine.nn.config import ModelConfig, RopeConfig
+from engine.nn.decoder import Decoder, pre_norm_decoder
+from engine.nn.layers import Attention, Rope, geglu
+from engine.nn.moe import feed_forward
+from engine.nn.weights import Weights
+
+# Layers of the 27B models, which scale attention by width / heads. No key states this.
+GEMMA2_27B_LAYERS, GEMMA3_27B_LAYERS = 46, 62
+
+
+def gemma2(config: ModelConfig, weights: Weights) -> Decoder:
+    """Build Gemma 2."""
+    windowed = replace(config.rope, base=config.window_base)
+    return _build(config, weights, windowed, GEMMA2_27B_LAYERS)
+
+
+def gemma3(config: ModelConfig, weights: Weights) -> Decoder:
+    """Build Gemma 3."""
+    windowed = replace(config.rope, base=config.window_base, scaling="none")
+    return _build(config, weights, windowed, GEMMA3_27B_LAYERS)
+
+
+def _build(config: ModelConfig, weights: Weights, windowed: RopeConfig, layers_27b: int) -> Decoder:
+    """Build a Gemma. windowed: the rotary embedding of layers that see only a window."""
+    if config.layers == layers_27b:
+        config = replace(config, attention_scale=(config.width // config.heads) ** -0.5)
+    global_rope, window_rope = (Rope(rope, interleaved=False) for rope in (config.rope, windowed))
+
+    def attention(layer: int) -> Attention:
+        rope = window_rope if config.windows[layer] else global_rope
+        return Attention(config, weights, layer, rope)
+
+    return pre_norm_decoder(
+        config,
+        weights,
+        attention,
+        lambda layer: feed_forward(config, weights, layer, geglu),
+        sandwich=True,
+        embedding_scale=math.sqrt(config.width),
+    )

@@ -1,0 +1,143 @@
+"""The supported architectures: which function builds each, and the defaults its files do not state.
+
+Rows are keyed by the `general.architecture` string of a GGUF file. A key in the file overrides the
+row's default. Imports no MLX: `builder` imports an architecture's module on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from engine.errors import UnsupportedError
+
+# Gating functions, numbered as in the key `expert_gating_func`; SPARSE_MIXER has no number there.
+SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN, SPARSE_MIXER = 1, 2, 3, -1
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """The builder and defaults of one architecture.
+
+    build: "module" or "module:function" in `engine.architectures`; the function is `build` by
+    default.
+    window, period: the last of every `period` layers attends to all tokens, the others only to the
+    last `window` tokens or, if `chunked`, to tokens of the same chunk. Period 0: no windows.
+    indexers_shared_from: the context length from which only some layers have their own indexer.
+    recurrent: the kind of layer that replaces attention in some layers: delta, mamba2 or conv.
+    """
+
+    build: str
+    gating: int = SOFTMAX
+    renormalize: bool = True  # weights of the chosen experts sum to 1
+    weight_on_input: bool = False  # expert weights scale the input of an expert, not its output
+    shared_expert: bool = False  # every routed layer has one, though no key counts it
+    shared_width_is_one: bool = False  # the width key is for one of several shared experts
+    window: int = 0
+    period: int = 0
+    chunked: bool = False
+    window_base: float | None = None  # rotary base of windowed layers; None: same as the others
+    score_cap: float = 0.0  # tanh cap on attention scores; 0: none
+    logit_cap: float = 0.0
+    recurrent: str = ""
+    yarn_rounded: bool = True  # round the ends of YaRN's ramp outwards to whole pairs
+    log_multiplier_unit: float = 1.0  # files store `yarn_log_multiplier` times this
+    rope_optional: bool = False  # `rope.scaling.finetuned` = false disables rotary embedding
+    indexers_shared_from: int = 0  # 0: every layer has its own
+    sigmoid_vocabulary: int = 0  # vocabulary size of the one model that omits sigmoid gating
+    routed_as_dense: bool = False  # expert width is `feed_forward_length` / experts used
+
+
+ARCHITECTURES = {
+    # Ling 2.0, Ring 2.0 (mini to 1T)
+    "bailingmoe2": Architecture("qwen", gating=SIGMOID, shared_width_is_one=True),
+    # DeepSeek-V2, V2-Lite, V3, R1, V3.1; Kimi K2, Mistral Large 3, Moonlight; GLM-4.7-Flash, whose
+    # files omit the gating function
+    "deepseek2": Architecture(
+        "deepseek", renormalize=False, log_multiplier_unit=0.1, sigmoid_vocabulary=154_880
+    ),
+    # DeepSeek-V3.2
+    "deepseek32": Architecture("deepseek:deepseek32", gating=SIGMOID, log_multiplier_unit=0.1),
+    # dots.llm1
+    "dots1": Architecture("qwen", gating=SIGMOID),
+    # ERNIE 4.5 0.3B
+    "ernie4_5": Architecture("llama"),
+    # ERNIE-4.5-21B-A3B, 300B-A47B
+    "ernie4_5-moe": Architecture("llama"),
+    # Gemma 2, 2B to 27B
+    "gemma2": Architecture("gemma:gemma2", window=4096, period=2, score_cap=50.0, logit_cap=30.0),
+    # Gemma 3, 270M to 27B (text)
+    "gemma3": Architecture("gemma:gemma3", period=6, window_base=10_000.0),
+    # GLM-5, 5.1, 5.2
+    "glm-dsa": Architecture(
+        "deepseek:glm_dsa", gating=SIGMOID, log_multiplier_unit=0.1, indexers_shared_from=1 << 20
+    ),
+    # GLM-4.5, 4.5-Air, 4.6, 4.7
+    "glm4moe": Architecture("qwen", gating=SIGMOID),
+    # gpt-oss-20b, 120b
+    "gpt-oss": Architecture("gpt_oss", gating=SOFTMAX_OF_CHOSEN, period=2, yarn_rounded=False),
+    # Granite 3.x and 4.0, dense
+    "granite": Architecture("llama", rope_optional=True),
+    # Granite 4.0-H, dense and with experts
+    "granitehybrid": Architecture("granitehybrid", recurrent="mamba2", rope_optional=True),
+    # Granite 3.x with experts (1B-A400M, 3B-A800M)
+    "granitemoe": Architecture("llama", rope_optional=True),
+    # Hunyuan-A13B
+    "hunyuan-moe": Architecture("hunyuan", shared_width_is_one=True),
+    # LFM2, LFM2.5
+    "lfm2": Architecture("lfm2", recurrent="conv"),
+    "lfm2moe": Architecture("lfm2", gating=SIGMOID, recurrent="conv"),
+    # Llama 2 and 3, SmolLM2, Mistral, Mixtral
+    "llama": Architecture("llama"),
+    # Llama 4 Scout and Maverick
+    "llama4": Architecture(
+        "llama4",
+        gating=SIGMOID,
+        renormalize=False,
+        weight_on_input=True,
+        shared_expert=True,
+        window=8192,
+        period=4,
+        chunked=True,
+    ),
+    # MiniMax M2
+    "minimax-m2": Architecture("qwen", gating=SIGMOID),
+    # Ministral 3, Mistral Small 3
+    "mistral3": Architecture("llama"),
+    # OLMoE-1B-7B
+    "olmoe": Architecture("qwen", renormalize=False),
+    # Phi-3.5-MoE
+    "phimoe": Architecture("phimoe", gating=SPARSE_MIXER, renormalize=False),
+    # Qwen2, Qwen2.5
+    "qwen2": Architecture("qwen"),
+    # Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B
+    "qwen2moe": Architecture("qwen", renormalize=False, routed_as_dense=True),
+    # Qwen3, 0.6B to 32B
+    "qwen3": Architecture("qwen"),
+    # Qwen3.5, Qwen3.6
+    "qwen35": Architecture("qwen_next:qwen35", recurrent="delta"),
+    "qwen35moe": Architecture("qwen_next:qwen35", recurrent="delta"),
+    # Qwen3-30B-A3B, 235B-A22B, Qwen3-Coder
+    "qwen3moe": Architecture("qwen"),
+    # Qwen3-Next-80B-A3B, Qwen3-Coder-Next
+    "qwen3next": Architecture("qwen_next", recurrent="delta"),
+}
+
+
+def require_architecture(name: str) -> Architecture:
+    """Return the row of an architecture. Raises UnsupportedError if there is none."""
+    if name not in ARCHITECTURES:
+        supported = ", ".join(ARCHITECTURES)
+        raise UnsupportedError(f"architecture {name!r} is not supported (supported: {supported})")
+    return ARCHITECTURES[name]
+
+
+def builder(name: str) -> Callable[..., Any]:
+    """Import and return the function `(ModelConfig, Weights) -> Decoder` of an architecture."""
+    module, _, function = require_architecture(name).build.partition(":")
+    found: Callable[..., Any] = getattr(
+        importlib.import_module(f"engine.architectures.{module}"), function or "build"
+    )
+    return found
