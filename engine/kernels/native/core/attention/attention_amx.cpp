@@ -289,6 +289,9 @@ void attend_heads(const HeadView& head, const float* queries, int64_t heads, int
 
 }  // namespace
 
+#if defined(CONIFER_EMULATE_AMX)
+bool amx_granted() { return true; }
+#else
 bool amx_granted() {
   constexpr long REQUEST = 0x1023, TILE_DATA = 18;  // arch_prctl: ask for a state component
   static const bool granted = __builtin_cpu_supports("amx-tile") &&
@@ -296,6 +299,7 @@ bool amx_granted() {
                               syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
   return granted;
 }
+#endif
 
 bool amx_serves(const HeadView& head) {
   return head.type == CacheType::Q8 && head.key_dim % GROUP == 0 && head.value_dim % GROUP == 0 &&

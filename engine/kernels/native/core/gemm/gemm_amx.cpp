@@ -345,8 +345,12 @@ void multiply_given(const Matrix& w, const Halves* x, int64_t tokens, float* y, 
 }  // namespace
 
 bool amx_multiplies() {
-  static const bool has = __builtin_cpu_supports("amx-bf16") &&
-                          __builtin_cpu_supports("avx512bf16") && amx_granted();
+#if defined(CONIFER_EMULATE_AMX)
+  constexpr bool tiles = true;
+#else
+  static const bool tiles = __builtin_cpu_supports("amx-bf16");
+#endif
+  static const bool has = tiles && __builtin_cpu_supports("avx512bf16") && amx_granted();
   return has;
 }
 

@@ -23,13 +23,21 @@ struct alignas(64) TileConfig {
   }
 };
 
+#if !defined(CONIFER_EMULATE_AMX)
+
 // Of GCC's intrinsic the compiler believes, in 12.2, that it reads 8 of these 64 bytes.
 inline __attribute__((always_inline)) void configure(const TileConfig& config) {
   asm volatile("ldtilecfg\t%0" : : "m"(config));
 }
+
+#endif
 
 }  // namespace
 
 #endif
 
 }  // namespace conifer
+
+#if defined(__AMX_INT8__) && defined(CONIFER_EMULATE_AMX)
+#include "isa/amx_emulated.h"
+#endif
