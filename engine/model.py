@@ -179,7 +179,7 @@ def load(
     build = builder(config.architecture)
     with enough_memory():
         decoder: Decoder = build(config, Weights(file, select(kernels, threads), on_load))
-        fuse(decoder)
+        fuse(decoder, config, file.tensors)
     mx.clear_cache()  # what repacking left over
     wire(mx.get_active_memory())
     return Model(config, words, chat, decoder)

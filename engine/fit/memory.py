@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from engine.architectures.registry import SPARSE_MIXER
 from engine.fit.machine import Machine
 from engine.gguf.reader import TensorInfo
+from engine.kernels.fusion import fuses
 from engine.kernels.select import selected
 from engine.kernels.sizes import resident_bytes
 from engine.limits import INDEXER_BYTES, MAX_CHUNK, MIN_CHUNK, SCAN_CHUNK, SCORE_BYTES
@@ -29,17 +29,6 @@ PROGRAM, WORD_BYTES = 66 << 20, 512
 GPU_RUNTIME = 256 << 20
 DEFAULT_CONTEXT = 32_768
 REPACKED_PIECE = 40 << 20  # eight million weights on their way from one form to the other
-# Parts of tensors' names that say of a layer that the native kernels have no task for it.
-UNFUSED = [
-    "attn_norm.bias",
-    "ffn_down.bias",
-    "ffn_gate.bias",
-    "ffn_up.bias",
-    "gate_up_exps",
-    "post_ffw_norm",
-    "rope_factors_long",
-    "shexp.bias",
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,26 +171,6 @@ def reserve_bytes(machine: Machine) -> int:
     return max(MIN_RESERVE, int(machine.memory_bytes * RESERVE_SHARE))
 
 
-def fuses(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> bool:
-    """Say whether the native kernels run all layers as one task, or only multiply for them.
-
-    By config and names what `engine.kernels.native.fused` says by the layers; a test compares them.
-    """
-    experts = config.experts
-    plain = not (config.score_cap or config.temperature_scale)
-    kind = config.recurrent.kind if config.recurrent else ""
-    joined = kind == "delta" and any(".ssm_in." in name for name in tensors)
-    sparse = config.latent is not None and config.latent.indexer is not None
-    chunked = config.chunked and any(config.windows)
-    routed = experts is None or (experts.gating != SPARSE_MIXER and not experts.weight_on_input)
-    return (
-        plain
-        and routed
-        and not (sparse or chunked or joined or kind == "conv")
-        and not any(part in name for name in tensors for part in UNFUSED)
-    )
-
-
 def buffer_bytes(
     config: ModelConfig,
     tensors: Mapping[str, TensorInfo],
@@ -217,16 +186,17 @@ def buffer_bytes(
     """
     chunk = min(MAX_CHUNK, context)
     heads = config.heads * _head_values(config)
-    mixed = max(heads, _recurrent_values(config, kernels))
+    native = kernels == "native"
+    mixed = max(heads, _recurrent_values(config, native))
     logits = 6 * 4 * config.vocab
-    fused = kernels == "native" and fuses(config, tensors)
+    fused = native and fuses(config, tensors)
     rows = 4 * chunk * (4 * config.width + mixed + _hidden_values(config, fused))
     if fused:
         return rows + logits
     indexing = 0
     if config.latent and config.latent.indexer:  # scores of its heads, and its keys in float32
         indexing = 3 * INDEXER_BYTES + 4 * context * config.latent.indexer.dims
-    if kernels == "native" and config.latent:
+    if native and config.latent:
         return rows + logits + indexing
     one_row = 4 * config.heads * context
     scores = 2 * max(min(one_row * chunk, SCORE_BYTES), one_row * min(MIN_CHUNK, chunk))
@@ -234,7 +204,7 @@ def buffer_bytes(
     widened = context * max(token_bytes(layer, "f32") for layer in layers)
     if kv_type != "f32":  # one layer's keys and values, as the attention wants them
         widened += context * max(token_bytes(layer, kv_type) for layer in layers)
-    if kernels == "native":
+    if native:
         return scores + int(widened) + rows + logits + indexing
     # Multiplied in float32: every half-precision matrix on a CPU, a stack of experts anywhere.
     halves = [t for t in tensors.values() if t.type.name in ("F16", "BF16")]
@@ -273,7 +243,7 @@ def _hidden_values(config: ModelConfig, fused: bool) -> int:
     return max(3 * max(config.feed_forward), routed + 3 * experts.shared_width)
 
 
-def _recurrent_values(config: ModelConfig, kernels: str) -> int:
+def _recurrent_values(config: ModelConfig, native: bool) -> int:
     """Count the values that a recurrent layer holds for one token of a prompt at a time."""
     recurrent = config.recurrent
     if recurrent is None:
@@ -282,7 +252,7 @@ def _recurrent_values(config: ModelConfig, kernels: str) -> int:
         return 8 * config.width
     channels = recurrent.inner + 2 * recurrent.groups * recurrent.state
     values = 3 * channels + 5 * recurrent.inner  # projected, in both forms, and mixed
-    if kernels == "native":
+    if native:
         return values
     # In chunks: what each token of one has to do with every other, and the delta rule's keys.
     return values + recurrent.heads * (6 * SCAN_CHUNK + 2 * recurrent.state)

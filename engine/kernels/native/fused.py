@@ -9,23 +9,25 @@ Axes: T tokens, D width.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
 from engine.architectures.registry import SIGMOID, SOFTMAX, SOFTMAX_OF_CHOSEN
+from engine.gguf.reader import TensorInfo
 from engine.kernels.base import QTensor
+from engine.kernels.fusion import fuses
 from engine.kernels.native import NativeKernels, NativeTensor
 from engine.nn.cache import REWIND, STEP, WINDOW_SLACK
+from engine.nn.config import ModelConfig
 from engine.nn.decoder import Block, Blocks, Decoder, Head, Watch
 from engine.nn.layers import (
     Activation,
     Attention,
     FeedForward,
-    Linear,
     Norm,
     Rope,
     clamped_swiglu,
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
     from engine.kernels.native import _native
     from engine.nn.router_stats import Routes
 
-MAX_GROUP = 128  # heads that share keys and values: MAX_ROWS in core/attention.h
 CACHE_TYPES = {"f16": 0, "f32": 1, "q8": 2}  # as in core/attention.h
 RECURRENT = (Mamba2, GatedDeltaNet)
 ACTIVATIONS: dict[Activation, int] = {swiglu: 0, clamped_swiglu: 1}  # as in core/types.h
@@ -49,15 +50,15 @@ PATIENT_BYTES = 64 * 10**9
 POLL_S = 0.01
 
 
-def fuse(decoder: Decoder) -> None:
+def fuse(decoder: Decoder, config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> None:
     """Replace the layers and the head of a decoder by single tasks, where its kernels allow it."""
     kernels, layers, head = decoder.kernels, decoder.layers, decoder.head
     if not isinstance(kernels, NativeKernels):
         return
     assert isinstance(layers, Blocks) and isinstance(head, Head)
-    if all(_has_form(block) for block in layers.blocks):
+    if fuses(config, tensors):
         decoder.layers = FusedLayers(layers.blocks, kernels.native)
-    if isinstance(head.output, NativeTensor) and type(head.norm) is Norm:
+    if type(head.norm) is Norm:
         decoder.head = FusedHead(head, kernels.native)
 
 
@@ -325,92 +326,6 @@ class FusedHead:
         if x.ndim != 2 or x.shape[1] != self.width or x.dtype != mx.float32:
             raise ValueError(f"a head of width {self.width} is given {x.dtype} {x.shape}")
         return self.finish(self.head.run(x))
-
-
-def _has_form(block: Block) -> bool:
-    """Say whether the core computes just what this block does; a subclass may do more."""
-    norms = (block.mixer_norm, block.feed_forward_norm)
-    if type(block) is not Block or any(type(norm) is not Norm for norm in norms):
-        return False
-    if block.post_mixer_norm or block.post_feed_forward_norm:
-        return False
-    layer, mixer = block.feed_forward, block.mixer
-    fits = [form(part) for part in (mixer, layer) for kind, form in FORMS if type(part) is kind]
-    return len(fits) == 2 and all(fits)
-
-
-def _attention_fits(attention: Attention) -> bool:
-    rope, norms = attention.rope, (attention.q_norm, attention.k_norm)
-    whole = {norm.weight.size != attention.key_dim for norm in norms if norm}
-    one_by_one = attention.norm_after_rope or attention.gated  # norms, head by head
-    parts = (attention.q, attention.k, attention.v, attention.output)
-    known = rope is None or type(rope) is Rope
-    known = known and (not attention.gated or attention.key_dim == attention.value_dim)
-    if len(whole) > 1 or (one_by_one and True in whole):
-        return False
-    if attention.heads > MAX_GROUP * attention.kv_heads:
-        return False
-    return attention.plain and known and _all_native(*(part.weight for part in parts))
-
-
-def _latent_fits(attention: LatentAttention) -> bool:
-    if attention.indexer is not None or attention.temperature is not None:
-        return False
-    linears = [attention.q, attention.kv_a, attention.output]
-    linears += [attention.q_a] if attention.q_a else []
-    return _without_bias(*linears) and _all_native(attention.k_b, attention.v_b)
-
-
-def _mamba2_fits(mixer: Mamba2) -> bool:
-    return _without_bias(mixer.input, mixer.output)
-
-
-def _delta_net_fits(mixer: GatedDeltaNet) -> bool:
-    project = mixer.project
-    if project.z is None:
-        return False
-    alpha = [project.alpha] if project.alpha else []
-    return _without_bias(project.qkv, project.z, project.beta, *alpha, mixer.output)
-
-
-def _dense_fits(layer: FeedForward) -> bool:
-    return layer.activation is swiglu and _without_bias(layer.gate, layer.up, layer.down)
-
-
-def _experts_fit(experts: Experts) -> bool:
-    config = experts.config
-    known = config.gating in GATINGS and experts.activation in ACTIVATIONS
-    if not known or config.weight_on_input or experts.gate_up is not None:
-        return False
-    parts = (experts.gate, experts.up, experts.down)
-    return _all_native(experts.router, *(part.weight for part in parts))
-
-
-def _shared_experts_fit(layer: SharedExperts) -> bool:
-    shared, routed = layer.shared, layer.routed
-    if shared.activation is not routed.activation or not _experts_fit(routed):
-        return False
-    return _without_bias(shared.gate, shared.up, shared.down)
-
-
-# What the core has, and what decides whether one of these kinds is of its form.
-FORMS: tuple[tuple[type, Callable[[Any], bool]], ...] = (
-    (Attention, _attention_fits),
-    (LatentAttention, _latent_fits),
-    (Mamba2, _mamba2_fits),
-    (GatedDeltaNet, _delta_net_fits),
-    (FeedForward, _dense_fits),
-    (Experts, _experts_fit),
-    (SharedExperts, _shared_experts_fit),
-)
-
-
-def _without_bias(*linears: Linear) -> bool:
-    return all(part.bias is None for part in linears) and _all_native(*(p.weight for p in linears))
-
-
-def _all_native(*weights: QTensor) -> bool:
-    return all(isinstance(weight, NativeTensor) for weight in weights)
 
 
 def _cache_shape(mixer: object) -> tuple[int, int, int, int]:

@@ -11,11 +11,13 @@ import pytest
 import engine
 from engine.architectures.registry import ARCHITECTURES
 from engine.fit.machine import backend
-from engine.fit.memory import fuses
-from engine.gguf.reader import open_model
+from engine.gguf.reader import TensorInfo, open_model
+from engine.gguf.types import TYPE_BY_NAME
+from engine.kernels.fusion import fuses
 from engine.kernels.native import unavailable_reason
 from engine.nn.cache import STEP, WINDOW_SLACK
 from engine.nn.cache_state import keep, restore
+from engine.nn.config import read_config
 from support.gguf_writer import Tensor
 from support.models import HERE, stored_models
 from support.rewrite import all_tensors, rewrite
@@ -44,21 +46,58 @@ FUSED = [
 ]
 
 
+# A window that ends in chunks, a cap on scores, an indexer, a norm with a bias, a temperature, ...
+UNFUSED = {
+    "deepseek32",
+    "gemma2",
+    "gemma3",
+    "glm-dsa",
+    "lfm2",
+    "lfm2moe",
+    "llama4",
+    "mistral3",
+    "phimoe-long",
+}
+
+
 @pytest.mark.parametrize(
     "name", [s.name for s in stored_models(set(ARCHITECTURES)) if not s.quantized]
 )
-def test_the_verdict_knows_which_layers_they_run(name: str):
+def test_every_model_whose_layers_the_core_has_runs_as_one_task(name: str):
     stored = next(s for s in stored_models(set(ARCHITECTURES)) if s.name == name)
     model = engine.load(stored.model, kernels="native")
     fused = type(model._decoder.layers).__name__ == "FusedLayers"
-    assert fuses(model.config, open_model(stored.model).tensors) == fused
+    assert fused == (name not in UNFUSED)
+
+
+@pytest.mark.parametrize(
+    ("model", "tensor"),
+    [
+        ("llama", "attn_norm.bias"),
+        ("llama", "ffn_up.bias"),
+        ("qwen2moe", "ffn_up_shexp.bias"),
+        ("mixtral", "ffn_gate_up_exps.weight"),
+        ("deepseek2-v3", "attn_q_a.bias"),
+        ("deepseek2-lite", "attn_output.bias"),
+        ("granitehybrid", "ssm_in.bias"),
+        ("qwen35", "ssm_out.bias"),
+        ("qwen35", "attn_gate.bias"),
+        ("qwen3", "attn_q_norm.weight"),  # of all heads, but of each head for keys
+    ],
+)
+def test_a_tensor_that_the_core_cannot_use_keeps_the_layers_apart(model: str, tensor: str):
+    file = open_model(HERE / model / "model.gguf")
+    config, name = read_config(file.metadata), f"blk.0.{tensor}"
+    assert fuses(config, file.tensors)
+    info = TensorInfo(name, (config.heads * config.key_dim,), TYPE_BY_NAME["F32"], 0, 0)
+    assert not fuses(config, file.tensors | {name: info})
 
 
 @pytest.mark.parametrize("name", FUSED)
 def test_fused_layers_are_the_layers_one_by_one(name: str, monkeypatch: pytest.MonkeyPatch):
     tokens = list(range(3, 120))
     fused = engine.load(HERE / name / "model.gguf", kernels="native")
-    monkeypatch.setattr("engine.kernels.native.fused._has_form", lambda block: False)
+    monkeypatch.setattr("engine.kernels.native.fused.fuses", lambda config, tensors: False)
     plain = engine.load(HERE / name / "model.gguf", kernels="native")
     assert type(fused._decoder.layers) is not type(plain._decoder.layers)
     expected = np.array(plain.logits(tokens))

@@ -1,0 +1,61 @@
+"""Decide from a model's header whether the native kernels run all its layers as one task.
+
+Loading and the estimate of memory use share this decision.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from engine.architectures.registry import SPARSE_MIXER
+from engine.gguf.reader import TensorInfo
+from engine.nn.config import ModelConfig, used_tensors
+
+MAX_GROUP = 128  # query heads per key head: MAX_ROWS in core/attention/attention.h
+# Parts of tensor names that mark a layer the C++ core does not have.
+UNFUSED = (
+    "_norm.bias",
+    "ffn_down.bias",
+    "ffn_gate.bias",
+    "ffn_up.bias",
+    "gate_up_exps",
+    "post_ffw_norm",
+    "rope_factors_long",
+    "shexp.bias",
+    *(f"ssm_{part}.bias" for part in ("in", "out", "ba", "beta", "alpha")),
+)
+UNFUSED_DELTA = ("ssm_in.weight", "attn_qkv.bias", "attn_gate.bias")
+
+
+def fuses(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> bool:
+    """True if the C++ core has every layer of this model.
+
+    Otherwise MLX runs the layers, and the native kernels only multiply weights.
+    """
+    if not _has_layers(config):
+        return False
+    used = [info for info in used_tensors(config, tensors) if info.name != "output_norm.bias"]
+    delta = config.recurrent is not None and config.recurrent.kind == "delta"
+    unfused = (*UNFUSED, *UNFUSED_DELTA) if delta else UNFUSED
+    if any(part in info.name for info in used for part in unfused):
+        return False
+    if config.latent:
+        return not any(".attn_" in info.name and info.name.endswith(".bias") for info in used)
+    norms = [info for info in used if info.name.endswith(("attn_q_norm.weight", "k_norm.weight"))]
+    whole = {math.prod(info.shape) != config.key_dim for info in norms}  # not head by head
+    return len(whole) < 2 and not (delta and True in whole)
+
+
+def _has_layers(config: ModelConfig) -> bool:
+    """True if the core has these variants of attention, recurrence and routing."""
+    experts, kind = config.experts, config.recurrent.kind if config.recurrent else ""
+    if experts and (experts.gating == SPARSE_MIXER or experts.weight_on_input):
+        return False
+    if config.score_cap or config.temperature_scale or (config.chunked and any(config.windows)):
+        return False
+    if config.latent:
+        return config.latent.indexer is None
+    if kind == "conv" or (kind == "delta" and config.key_dim != config.value_dim):
+        return False
+    return all(config.heads <= MAX_GROUP * heads for heads in config.kv_heads if heads)
