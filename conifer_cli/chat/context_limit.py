@@ -1,17 +1,11 @@
-"""What to do when a conversation outgrows its context: it is said before, and a person chooses.
-
-Nothing is ever cut in silence.
-"""
+"""Ask what to do when a conversation no longer fits its context. Nothing is dropped silently."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from conifer_cli.chat.conversation import Conversation
 from conifer_cli.terminal import console
-
-if TYPE_CHECKING:
-    from conifer_cli.chat.conversation import Conversation
 
 SUMMARY_REQUEST = (
     "Summarise our conversation so far in at most 150 words. Keep names, numbers, decisions and "
@@ -19,50 +13,47 @@ SUMMARY_REQUEST = (
 )
 SUMMARY_TOKENS = 400
 
-Choice = tuple[str, str, Callable[["Conversation"], bool]]  # (key, what it does, the doing)
+Choice = tuple[str, str, Callable[[Conversation], bool]]  # (key, label, action)
 
 
 def make_room(conversation: Conversation) -> list[int] | None:
-    """Encode the conversation with room for an answer; None if a person would rather stop."""
+    """Encode the conversation with room for an answer. Return None if the user cancels."""
     while True:
         tokens = conversation.encode()
-        room, context = conversation.room(), conversation.context
+        room, context = conversation.answer_room(), conversation.context
         if len(tokens) + room <= context:
             return tokens
         console.log(
-            f"The conversation takes {len(tokens):,} tokens, and an answer at least {room:,}: "
-            f"they do not fit the context of {context:,}."
+            f"The conversation has {len(tokens):,} tokens and an answer needs at least {room:,}, "
+            f"more than the context of {context:,}."
         )
-        if not _chosen(conversation, _choices(conversation, len(tokens) + room)):
+        if not _ask(conversation, _choices(conversation, len(tokens) + room)):
             return None
 
 
-def _choices(conversation: Conversation, wanted: int) -> list[Choice]:
-    """List what can be done now."""
+def _choices(conversation: Conversation, needed: int) -> list[Choice]:
     largest = conversation.session.judged.verdict.largest_context
-    grown = min(max(2 * conversation.context, wanted), largest)
+    grown = min(max(2 * conversation.context, needed), largest)
     choices: list[Choice] = []
-    if grown >= wanted:
+    if grown >= needed:
 
         def grow(conversation: Conversation) -> bool:
-            console.log(f"The context is now {grown:,} tokens; the conversation is read anew.")
+            console.log(f"The context is now {grown:,} tokens. Reading the conversation again.")
             conversation.resize(grown)
             return True
 
-        choices.append(("g", f"grow it to {grown:,}", grow))
-    if len(_past(conversation)) > 0:
-        choices += [
-            ("s", "summarise what was said", _summarise),
-            ("d", "drop the oldest turns", _drop),
-        ]
+        choices.append(("g", f"grow the context to {grown:,}", grow))
+    if _past(conversation):
+        choices.append(("s", "summarise the conversation", _summarise))
+        choices.append(("d", "drop the oldest turns", _drop))
     return choices
 
 
-def _chosen(conversation: Conversation, choices: list[Choice]) -> bool:
-    """Ask, and do it; False for nothing."""
-    shown = ", ".join(f"[{key}] {what}" for key, what, _ in [*choices, ("c", "cancel", None)])
+def _ask(conversation: Conversation, choices: list[Choice]) -> bool:
+    """Ask for a choice and carry it out. False if the user cancels or it fails."""
+    labels = ", ".join(f"[{key}] {label}" for key, label, _ in [*choices, ("c", "cancel", None)])
     while True:
-        reply = conversation.editor.question(f"{shown}: ").lower()[:1]
+        reply = conversation.editor.question(f"{labels}: ").lower()[:1]
         if reply in ("", "c"):
             return False
         for key, _, action in choices:
@@ -71,33 +62,34 @@ def _chosen(conversation: Conversation, choices: list[Choice]) -> bool:
 
 
 def _past(conversation: Conversation) -> list[dict[str, str]]:
-    """Give what was said before the last message, without the system message."""
+    """Return the messages between the system message and the last one."""
     messages = conversation.messages
-    return messages[_head(conversation) : -1] if not conversation.session.raw else []
+    return messages[_start(conversation) : -1] if not conversation.session.raw else []
 
 
-def _head(conversation: Conversation) -> int:
+def _start(conversation: Conversation) -> int:
+    """Return the index after the system message."""
     return int(bool(conversation.messages) and conversation.messages[0]["role"] == "system")
 
 
 def _drop(conversation: Conversation) -> bool:
-    """Drop the oldest turns until half of the context is free, or none is left."""
+    """Drop the oldest turns until half of the context is free."""
     messages, dropped = conversation.messages, 0
-    head = _head(conversation)
+    start = _start(conversation)
     while _past(conversation) and len(conversation.encode()) > conversation.context // 2:
-        del messages[head]
-        while len(messages) > head + 1 and messages[head]["role"] != "user":
-            del messages[head]
+        del messages[start]
+        while len(messages) > start + 1 and messages[start]["role"] != "user":
+            del messages[start]
         dropped += 1
-    console.log(f"The oldest turns are dropped: {dropped:,}.")
+    console.log(f"Oldest turns dropped: {dropped:,}.")
     return True
 
 
 def _summarise(conversation: Conversation) -> bool:
-    """Have the model say what was said in short, and keep that instead; all of it if that fails."""
-    messages, head = conversation.messages, _head(conversation)
+    """Replace the past turns by the model's summary of them. On failure change nothing."""
+    messages, start = conversation.messages, _start(conversation)
     before = list(messages)
-    system, past, last = messages[:head], _past(conversation), messages[-1]
+    system, past, last = messages[:start], _past(conversation), messages[-1]
     limit = min(SUMMARY_TOKENS, conversation.context // 4)
     request = {"role": "user", "content": SUMMARY_REQUEST}
     left_out = 0
@@ -108,16 +100,16 @@ def _summarise(conversation: Conversation) -> bool:
             if len(tokens) + limit <= conversation.context:
                 break
             if len(past) <= 2:
-                console.log("Even the last turn is too long to be summarised.")
+                console.log("Even the last turn is too long to summarise.")
                 return False
             past, left_out = past[2:], left_out + 1
         if left_out:
-            console.log(f"The oldest turns had to be left out of the summary: {left_out:,}.")
-        reply, answering, _ = conversation.ask(tokens, max_tokens=limit)
+            console.log(f"Oldest turns left out of the summary: {left_out:,}.")
+        response, generation, _ = conversation.ask(tokens, max_tokens=limit)
     finally:
         messages[:] = before
-    if answering.stream.finish == "interrupted" or not reply.text.strip():
-        console.log("There is no summary, and nothing was left out.")
+    if generation.stream.finish == "interrupted" or not response.text.strip():
+        console.log("No summary was written. The conversation is unchanged.")
         return False
-    messages[:] = [*system, request, {"role": "assistant", "content": reply.text}, last]
+    messages[:] = [*system, request, {"role": "assistant", "content": response.text}, last]
     return True

@@ -1,6 +1,4 @@
-"""What a conversation is made of: the messages, the model that answers, and what was changed on
-the way. It answers the last message; which commands there are is not known here.
-"""
+"""The state of a conversation: its messages, its session and the settings changed on the way."""
 
 from __future__ import annotations
 
@@ -10,30 +8,31 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from conifer_cli import errors
+from conifer_cli.acquire import locate
+from conifer_cli.chat.editor import Editor, EditorHost
 from conifer_cli.interrupts import Interrupts
+from conifer_cli.session.open import open_session
 from conifer_cli.session.response import Response
-from conifer_cli.session.session import Messages, Session
+from conifer_cli.session.session import Generation, Messages, Session
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import tokens as short
 from conifer_cli.terminal.output import AnswerPrinter
 
 if TYPE_CHECKING:
-    from conifer_cli.chat.editor import Editor, EditorHost
-    from conifer_cli.session.session import Generation
     from engine.text.reasoning import Part
 
-ANSWER_ROOM = 512  # tokens that must be free before an answer begins, or a quarter of the context
+ANSWER_ROOM = 512  # free tokens that an answer needs to start, or a quarter of the context
 
 
 class Conversation:
-    """Messages and who answers them. `editor` and `desk` are set by whoever holds it.
+    """Messages and the session that answers them. `editor` and `host` are set by the loop.
 
-    context: tokens that the cache may hold. staged: texts that go with the next message.
-    thoughts: what went before the last answer; folds: whether thinking is shown in one line.
+    context: capacity of the cache in tokens. staged: texts to send with the next message. folds:
+    show thinking as one line. attempts: how often the last message was answered again.
     """
 
     editor: Editor
-    desk: EditorHost
+    host: EditorHost
 
     def __init__(self, session: Session, messages: Messages, interrupts: Interrupts) -> None:
         self.session, self.messages, self.interrupts = session, messages, interrupts
@@ -41,146 +40,139 @@ class Conversation:
         self.shows_stats = session.options.stats
         self.styled = console.styles()
         self.staged: list[str] = []
-        self.thoughts = ""
+        self.last_thinking = ""
         self.folds = False
-        self.turns = Turns()
-        self.attempts = 0  # at the same answer
+        self.totals = Totals()
+        self.attempts = 0
 
     def meter(self) -> str:
-        """Say how full the context is: `ctx 6.1k/32k`."""
+        """Return how full the context is: `ctx 6.1k/32k`."""
         cache = self.session.cache
         return f"ctx {short(cache.length if cache else 0)}/{short(self.context)}"
 
-    def room(self) -> int:
-        """Count the tokens that an answer must find free."""
-        wish = self.session.options.max_tokens or ANSWER_ROOM
-        return min(wish, ANSWER_ROOM, max(self.context // 4, 1))
+    def answer_room(self) -> int:
+        """Return how many tokens must be free before an answer starts."""
+        limit = self.session.options.max_tokens or ANSWER_ROOM
+        return min(limit, ANSWER_ROOM, max(self.context // 4, 1))
 
     def encode(self) -> list[int]:
-        """Turn the messages into tokens, those of the cache where it holds the same text."""
+        """Encode the messages, with the tokens of the cache where it holds the same text."""
         from engine.text.retokenize import retokenized
 
         session = self.session
-        tokens = session.encode(self.messages)
-        held = session.cache.tokens if session.cache else []
-        return retokenized(held, tokens, session.model.tokenizer)
+        cached = session.cache.tokens if session.cache else []
+        return retokenized(cached, session.encode(self.messages), session.model.tokenizer)
 
     def ask(self, tokens: list[int], **settings: Any) -> tuple[Response, Generation, float]:
-        """Print the answer to these tokens; also give the seconds to its first piece."""
+        """Print the answer to these tokens. Also return the seconds to its first piece."""
         session = self.session
-        kept = session.settings
-        if self.attempts and kept.seed is not None:  # the same seed would say the same again
-            settings["seed"] = (kept.seed + self.attempts) % (1 << 63)
-        session.settings = replace(kept, **settings)
-        reply = Response(session.options, self._printer())
+        saved = session.settings
+        if self.attempts and saved.seed is not None:  # the same seed would repeat the answer
+            settings["seed"] = (saved.seed + self.attempts) % (1 << 63)
+        session.settings = replace(saved, **settings)
+        response = Response(session.options, self._printer())
         clock = Clock()
         try:
             session.model.count_routes()  # for /experts
-            answering = session.answer(tokens, self.context)
-            with console.keys(quiet=True), self.interrupts.calling(answering.stop):
-                reply.print(clock.first_of(answering))
+            generation = session.answer(tokens, self.context)
+            with console.keys(quiet=True), self.interrupts.calling(generation.stop):
+                response.print(clock.first_of(generation))
         finally:
-            session.settings = kept
-        return reply, answering, clock.first_s
+            session.settings = saved
+        return response, generation, clock.first_s
 
-    def switch(self, name: str) -> None:
-        """Let another model go on with the same messages; the one of before if it cannot.
+    def switch_model(self, name: str) -> None:
+        """Continue the messages with another model. If it cannot be opened, reopen the old one.
 
-        Ctrl-C breaks it off. Raises what `errors` foresees.
+        Ctrl-C cancels the switch. Raises the exceptions of the `errors` table.
         """
-        from conifer_cli.acquire import locate
-        from conifer_cli.session.open import open_session
-
-        target, before = locate(name), self.session
-        before.close()  # both at once may not fit
+        target, old = locate(name), self.session
+        old.close()  # both models together may not fit
         failure: BaseException | None = None
         try:
             with self.interrupts.raising():
-                self.session = open_session(target, replace(before.options, context=None))
+                self.session = open_session(target, replace(old.options, context=None))
         except KeyboardInterrupt:
-            failure = errors.UsageError(f"stopped: {before.judged.name} goes on")
+            failure = errors.UsageError(f"cancelled; still using {old.judged.name}")
         except errors.foreseen() as error:
-            failure = error.with_traceback(None)  # its frames hold what was loaded
+            failure = error.with_traceback(None)  # its frames keep the loaded weights alive
         if failure is not None:
-            self.session = Session(before.judged, before.options)
+            self.session = Session(old.judged, old.options)
             raise failure
         self.context = self.session.context
 
-    def fold(self) -> None:
-        """Fold thinking from now on; or show it from now on, and what was thought last."""
+    def toggle_fold(self) -> None:
+        """Fold thinking from now on; or show it, including that of the last answer."""
         hidden = self.session.options.show_thinking is False
         self.folds = not (self.folds or hidden)
         if hidden:
             self.session.change(show_thinking=True)
-        console.log(f"Thinking is {'folded' if self.folds else 'shown'} from here on.")
-        if not self.folds and self.thoughts:
-            console.log_text(self.thoughts)
+        console.log(f"Thinking is now {'folded' if self.folds else 'shown'}.")
+        if not self.folds and self.last_thinking:
+            console.log_text(self.last_thinking)
 
     def clear(self) -> None:
-        """Begin anew, with the system message."""
+        """Start again with only the system message."""
         self.messages[:] = self.session.initial_messages()
-        self.staged, self.thoughts, self.attempts = [], "", 0
+        self.staged, self.last_thinking, self.attempts = [], "", 0
 
     def resize(self, context: int) -> None:
-        """Take another context; what is in the cache has to be read anew."""
+        """Change the context. Drops the cache, so the messages are read again."""
         self.context = context
         self.session.cache = None
 
     def _printer(self) -> AnswerPrinter:
-        options = self.session.options
-        painter = None
+        renderer = None
         if self.styled:
             from conifer_cli.terminal.highlight import lexer_for
             from conifer_cli.terminal.markdown import MarkdownRenderer
 
-            painter = MarkdownRenderer(*console.dimensions(), lexer_for)
-        return AnswerPrinter(
-            console.shows_thinking(options.show_thinking), painter=painter, folded=self.folds
-        )
+            renderer = MarkdownRenderer(*console.dimensions(), lexer_for)
+        thinking = console.shows_thinking(self.session.options.show_thinking)
+        return AnswerPrinter(thinking, renderer=renderer, folded=self.folds)
 
 
 class Clock:
-    """Measures how long the first piece of an answer takes: `first_s`, 0 where none came."""
+    """Measure the seconds until the first piece of an answer: `first_s`, 0 without one."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
         self.first_s = 0.0
 
     def first_of(self, parts: Iterable[Part]) -> Iterator[Part]:
-        """Pass the parts on."""
+        """Pass the parts through."""
         for part in parts:
             if not self.first_s:
                 self.first_s = time.perf_counter() - self._start
             yield part
 
 
-class Turns:
-    """What the answers so far took; `last` says it of the last one."""
+class Totals:
+    """Token counts and seconds over all answers. last: the last answer in one line."""
 
     def __init__(self) -> None:
-        self.count = self.prompt = self.cached = self.decoded = 0
+        self.answers = self.prompt = self.cached = self.decoded = 0
         self.prefill_s = self.decode_s = 0.0
         self.last = ""
 
-    def add(self, answering: Generation, first_s: float) -> None:
-        """Take in one more."""
-        stats = answering.stream.stats
-        self.count += 1
+    def add(self, generation: Generation, first_s: float) -> None:
+        stats = generation.stream.stats
+        self.answers += 1
         self.prompt += stats.prompt_tokens
         self.cached += stats.cached_tokens
         self.decoded += stats.decoded_tokens
         self.prefill_s += stats.prefill_s
         self.decode_s += stats.decode_s
-        self.last = f"{answering.stats()}; first token after {first_s:.2f} s"
+        self.last = f"{generation.stats()}; first token after {first_s:.2f} s"
 
     def lines(self) -> list[str]:
-        """Say it of all of them together."""
-        if not self.count:
-            return ["Nothing was answered yet."]
+        """Return the last answer and the totals, one line each."""
+        if not self.answers:
+            return ["No answers yet."]
         computed = self.prompt - self.cached
         return [
             f"last: {self.last}",
-            f"{self.count:,} answers: {self.prompt:,} prompt tokens, {self.cached:,} of them from "
-            f"the cache, {computed:,} read in {self.prefill_s:.1f} s; "
-            f"{self.decoded:,} tokens answered in {self.decode_s:.1f} s",
+            f"{self.answers:,} answers: {self.prompt:,} prompt tokens, {self.cached:,} of them "
+            f"cached and {computed:,} read in {self.prefill_s:.1f} s; "
+            f"{self.decoded:,} answer tokens in {self.decode_s:.1f} s",
         ]

@@ -1,12 +1,13 @@
-"""Where a person types a message: a line editor, or plain input where the terminal is dumb.
+"""The prompt of a conversation: prompt_toolkit's editor, or plain input on a dumb terminal.
 
-The editor is prompt_toolkit's, imported when the first message is asked for. What a message means
-is not known here.
+Also its completions and the file of typed messages. prompt_toolkit is imported with the first
+message.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 import subprocess
@@ -17,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from catalog.files import parse_json, write_atomically
 from conifer_cli import errors, options
-from conifer_cli.chat import history
 from conifer_cli.interrupts import Interrupts
 from conifer_cli.terminal import console
+from engine.text.tokenizer import without_surrogates
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -30,61 +32,60 @@ PROMPT, CONTINUATION = ">>> ", "... "
 PLACEHOLDER = "Send a message (/? for help)"
 QUOTES = '"""'
 FAINT = "ansibrightblack"
+MAX_NAMES = 200  # file names to offer
+HISTORY_FORMAT = {"format": 1}  # the first line of the file; the others are one JSON string each
+MAX_HISTORY = 1000  # messages
+MAX_MESSAGE = 100_000  # characters; longer messages are not remembered
 
-# The text before the cursor -> where in it the word begins, and what it may become.
-Complete = Callable[[str], tuple[int, list[str]]]
+Complete = Callable[[str], list[str]]  # the text after a command -> candidates for its last word
 
 
 @dataclass
 class EditorHost:
-    """What an editor is given: who completes, what is remembered, which keys do more.
+    """What the conversation provides to its editor.
 
-    meter: what stands at the right of the prompt. keys: by prompt_toolkit's names; what they do
-    may print.
+    complete: text before the cursor -> where its last word starts, and candidates. history: the
+    file of typed messages. meter: the text at the right of the prompt. keys: prompt_toolkit key
+    names and actions, which may print.
     """
 
-    complete: Complete
+    complete: Callable[[str], tuple[int, list[str]]]
     history: Path | None
     meter: Callable[[], str]
     keys: dict[str, Callable[[], None]]
 
 
 class Editor(Protocol):
-    """Asks a person."""
+    """Reads messages and replies from the user."""
 
     def message(self) -> str | None:
-        """Ask for a message; None at the end of input. Raises KeyboardInterrupt for Ctrl-C."""
+        """Read a message; None at the end of input. Raises KeyboardInterrupt for Ctrl-C."""
 
     def question(self, text: str) -> str:
-        """Ask for a short reply, empty for none."""
+        """Ask for a short reply, which may be empty."""
 
 
-def open_editor(desk: EditorHost, interrupts: Interrupts) -> Editor:
-    """Choose the editor that this terminal can bear."""
-    return PlainEditor(interrupts) if console.dumb() else LineEditor(desk, interrupts)
+def open_editor(host: EditorHost, interrupts: Interrupts) -> Editor:
+    """Choose the editor that this terminal supports."""
+    return PlainEditor(interrupts) if console.dumb() else LineEditor(host, interrupts)
 
 
-def closed(text: str) -> bool:
-    """Tell whether a message is complete: what three quotes open, three quotes must close."""
+def is_closed(text: str) -> bool:
+    """True unless a message starts with three quotes and does not end with three."""
     text = text.strip()
     return not text.startswith(QUOTES) or (len(text) >= 6 and text.endswith(QUOTES))
 
 
-def readable(text: str) -> str:
-    """Put U+FFFD for what was typed and is no character."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
 def unquoted(text: str) -> str:
-    """Take the quotes around a message away."""
+    """Remove the three quotes around a message."""
     bare = text.strip()
-    if bare.startswith(QUOTES) and closed(bare):
+    if bare.startswith(QUOTES) and is_closed(bare):
         return bare[len(QUOTES) : -len(QUOTES)].strip("\n")
     return text
 
 
 class PlainEditor:
-    """The terminal's own line, and readline's keys where there is one."""
+    """Plain input, with readline's keys where Python has readline."""
 
     def __init__(self, interrupts: Interrupts) -> None:
         self._interrupts = interrupts
@@ -95,8 +96,8 @@ class PlainEditor:
         with self._interrupts.raising():
             while text is not None:
                 line = console.ask(prompt)
-                text = None if line is None else text + readable(line)
-                if text is None or closed(text):
+                text = None if line is None else text + without_surrogates(line)
+                if text is None or is_closed(text):
                     break
                 text, prompt = text + "\n", CONTINUATION
         return None if text is None else unquoted(text)
@@ -111,24 +112,22 @@ class PlainEditor:
 
 
 class LineEditor:
-    """prompt_toolkit's editor. Ctrl-C is a key here; one that was noted before, as in $EDITOR, is
-    not meant for the answer to what is typed now.
-    """
+    """prompt_toolkit's editor, in which Ctrl-C is a key."""
 
-    def __init__(self, desk: EditorHost, interrupts: Interrupts) -> None:
-        self._desk, self._interrupts = desk, interrupts
+    def __init__(self, host: EditorHost, interrupts: Interrupts) -> None:
+        self._host, self._interrupts = host, interrupts
         self._session: PromptSession[str] | None = None
 
     def message(self) -> str | None:
         if self._session is None:
-            self._session = _session(self._desk)
+            self._session = _session(self._host)
         try:
-            text = readable(self._session.prompt(handle_sigint=False))
+            text = without_surrogates(self._session.prompt(handle_sigint=False))
         except EOFError:
             return None
-        self._interrupts.forget()
-        if self._desk.history is not None and text.strip():
-            history.add(self._desk.history, text)
+        self._interrupts.forget()  # a Ctrl-C pressed in $EDITOR must not stop the answer
+        if self._host.history is not None and text.strip():
+            add_to_history(self._host.history, text)
         return unquoted(text)
 
     def question(self, text: str) -> str:
@@ -143,7 +142,7 @@ class LineEditor:
 
 
 def _output() -> Any:
-    """Say how to draw: without asking the terminal where its cursor is, which not all can tell."""
+    """Return an output that never queries the cursor position, which some terminals ignore."""
     from prompt_toolkit.output.vt100 import Vt100_Output
 
     output = Vt100_Output.from_pty(sys.stdout, term=os.environ.get("TERM"))
@@ -151,7 +150,7 @@ def _output() -> Any:
     return output
 
 
-def _session(desk: EditorHost) -> PromptSession[str]:
+def _session(host: EditorHost) -> PromptSession[str]:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.application import get_app
     from prompt_toolkit.completion import CompleteEvent, Completer, Completion
@@ -159,11 +158,11 @@ def _session(desk: EditorHost) -> PromptSession[str]:
     from prompt_toolkit.history import InMemoryHistory
     from prompt_toolkit.shortcuts import CompleteStyle
 
-    class Words(Completer):
+    class HostCompleter(Completer):
         def get_completions(
             self, document: Document, complete_event: CompleteEvent
         ) -> Iterable[Completion]:
-            start, words = desk.complete(document.text_before_cursor)
+            start, words = host.complete(document.text_before_cursor)
             back = start - len(document.text_before_cursor)
             return [Completion(word, start_position=back) for word in words]
 
@@ -173,18 +172,18 @@ def _session(desk: EditorHost) -> PromptSession[str]:
         multiline=True,
         prompt_continuation=CONTINUATION,
         placeholder=[(faint, PLACEHOLDER)] if faint else None,
-        rprompt=lambda: [(faint, "" if get_app().is_done else desk.meter())],
-        completer=Words(),
+        rprompt=lambda: [(faint, "" if get_app().is_done else host.meter())],
+        completer=HostCompleter(),
         complete_while_typing=False,
         complete_style=CompleteStyle.READLINE_LIKE,
-        history=InMemoryHistory(history.read(desk.history) if desk.history else []),
-        key_bindings=_bindings(desk.keys),
+        history=InMemoryHistory(read_history(host.history) if host.history else []),
+        key_bindings=_bindings(host.keys),
         output=_output(),
     )
 
 
 def _bindings(keys: dict[str, Callable[[], None]]) -> KeyBindings:
-    """Enter sends, Alt-Enter and Ctrl-J break the line, Ctrl-G opens the editor of choice."""
+    """Bind Enter to send, Alt-Enter and Ctrl-J to a new line, Ctrl-G to $EDITOR."""
     from prompt_toolkit.application import run_in_terminal
     from prompt_toolkit.document import Document
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -194,7 +193,7 @@ def _bindings(keys: dict[str, Callable[[], None]]) -> KeyBindings:
     @bindings.add("enter")
     def _send(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
-        if closed(buffer.text):
+        if is_closed(buffer.text):
             buffer.validate_and_handle()
         else:
             buffer.insert_text("\n")
@@ -214,7 +213,7 @@ def _bindings(keys: dict[str, Callable[[], None]]) -> KeyBindings:
     @bindings.add("c-g")
     async def _edit(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
-        text = await run_in_terminal(lambda: edited(buffer.text), in_executor=True)
+        text = await run_in_terminal(lambda: edit_externally(buffer.text), in_executor=True)
         if text is not None:
             buffer.document = Document(text)
 
@@ -227,8 +226,8 @@ def _bindings(keys: dict[str, Callable[[], None]]) -> KeyBindings:
     return bindings
 
 
-def edited(text: str) -> str | None:
-    """Have a person edit text in $VISUAL, $EDITOR or vi; None where that failed."""
+def edit_externally(text: str) -> str | None:
+    """Let the user edit text in $VISUAL, $EDITOR or vi. Return None if that fails."""
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
     with tempfile.TemporaryDirectory(prefix="conifer-") as folder:
         path = Path(folder, "message.md")
@@ -243,12 +242,79 @@ def edited(text: str) -> str | None:
 
 
 def history_file() -> Path | None:
-    """Say where what is typed is kept, if it is to be and can."""
+    """Return the file of typed messages; None if it is turned off or cannot be used."""
     if os.environ.get("CONIFER_NOHISTORY") or not console.is_terminal(sys.stdin):
         return None
-    if console.dumb():  # there is no line editor that would read it
+    if console.dumb():  # there is no line editor to read it
         return None
     try:
         return options.home() / "history"
     except errors.UsageError:
         return None
+
+
+def read_history(path: Path) -> list[str]:
+    """Return the remembered messages, oldest first. Shorten a file that has grown too long.
+
+    A file that is unreadable or of another format is left alone, and counts as empty.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        return []
+    if parse_json(lines[0], dict) != HISTORY_FORMAT:
+        return []
+    found = [text for line in lines[1:] if (text := parse_json(line, str)) is not None]
+    if len(found) > 2 * MAX_HISTORY:
+        with contextlib.suppress(OSError):
+            _write_history(path, found[-MAX_HISTORY:])
+    return found[-MAX_HISTORY:]
+
+
+def add_to_history(path: Path, text: str) -> None:
+    """Remember a message, unless the file cannot be written."""
+    if len(text) > MAX_MESSAGE:
+        return
+    with contextlib.suppress(OSError):
+        if not path.exists():
+            _write_history(path, [])
+        with path.open("r+", encoding="utf-8", errors="replace") as file:
+            if parse_json(file.readline(), dict) == HISTORY_FORMAT:
+                file.seek(0, os.SEEK_END)
+                file.write(json.dumps(text) + "\n")
+
+
+def _write_history(path: Path, texts: list[str]) -> None:
+    lines = "".join(json.dumps(line) + "\n" for line in (HISTORY_FORMAT, *texts))
+    write_atomically(path, lines, mode=0o600)
+
+
+def complete_nothing(typed: str) -> list[str]:
+    return []
+
+
+def complete_words(*words: str) -> Complete:
+    """Return a completion that offers these words."""
+    return lambda typed: [word for word in words if word.startswith(typed.rpartition(" ")[2])]
+
+
+def complete_path(typed: str) -> list[str]:
+    """Offer files and folders."""
+    folder, _, start = typed.rpartition("/")
+    where = Path(os.path.expanduser(folder + "/" if "/" in typed else "."))
+    try:
+        names = sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(where))
+    except OSError:
+        return []
+    hidden = start.startswith(".")
+    found = [n for n in names if n.startswith(start) and n.startswith(".") == hidden]
+    return [f"{folder}/{name}" if "/" in typed else name for name in found[:MAX_NAMES]]
+
+
+def complete_model(typed: str) -> list[str]:
+    """Offer the catalog's models; files if the text looks like a path."""
+    from catalog import entries
+
+    if "/" in typed or typed.startswith((".", "~")):
+        return complete_path(typed)
+    return [name for name in entries() if name.startswith(typed)]

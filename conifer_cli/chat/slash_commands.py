@@ -1,73 +1,91 @@
-"""The commands of a conversation: one table from words to what they do.
+"""The slash commands of a conversation, the settings of /set and the views of /show.
 
-A command is a word such as /clear; a path such as /etc/hosts is a message. What is no command is
-never sent to the model. `settings` has what /set and /show do.
+A command is one word, such as /clear; a path such as /etc/hosts is a message. An unknown command is
+never sent to the model.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import Any
 
-from conifer_cli import errors
-from conifer_cli.chat import files
-from conifer_cli.chat.completing import Words, models, none, paths
-from conifer_cli.chat.settings import set_words, show_words, shown, turn
+from conifer_cli import errors, options
+from conifer_cli.chat import attachments, clipboard
+from conifer_cli.chat.conversation import Conversation
+from conifer_cli.chat.editor import (
+    Complete,
+    complete_model,
+    complete_nothing,
+    complete_path,
+    complete_words,
+    history_file,
+)
 from conifer_cli.chat.turn import answer, send
 from conifer_cli.errors import UsageError
 from conifer_cli.session import checkpoint, router_report
+from conifer_cli.session.session import JSON_OBJECT
 from conifer_cli.terminal import console
+from conifer_cli.terminal.format import count, labelled, size
 
-if TYPE_CHECKING:
-    from conifer_cli.chat.conversation import Conversation
-
+# Parameter names of other tools -> the field of engine.Settings, and how to read a value.
+SAMPLING: dict[str, tuple[str, Callable[[str], float]]] = {
+    "temperature": ("temperature", float),
+    "top_k": ("top_k", int),
+    "top_p": ("top_p", float),
+    "min_p": ("min_p", float),
+    "repeat_penalty": ("repetition_penalty", float),
+    "presence_penalty": ("presence_penalty", float),
+}
+PARAMETERS = (*SAMPLING, "num_ctx", "num_predict", "seed", "stop")
+EFFORTS = ("low", "medium", "high")
 KEYS = (
-    ("Enter", "send; Alt-Enter or Ctrl-J begins a new line"),
-    ('"""', "begins and ends a message of several lines"),
+    ("Enter", "send the message; Alt-Enter or Ctrl-J starts a new line"),
+    ('"""', "start and end a message of several lines"),
     ("Ctrl-G", "write the message in $EDITOR"),
-    ("Ctrl-O", "fold the thinking, or show it again"),
-    ("Ctrl-C", "stop an answer; what was said of it is kept"),
+    ("Ctrl-O", "fold or show thinking"),
+    ("Ctrl-C", "stop the answer and keep its text"),
     ("Ctrl-D", "leave"),
 )
 _COMMAND = re.compile(r"/(?:[A-Za-z_-]+|\?)")
 
 
 class Leave(Exception):
-    """The person wants to go."""
+    """The user leaves the conversation."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its names, the first of which is shown, what follows it, what it is for.
+    """A slash command or a setting of /set.
 
-    act: gets the conversation and the rest of the line. complete: what may follow, by what is
-    typed of it.
+    names: the first one is listed. run: receives the rest of the line. complete: completes it.
     """
 
     names: tuple[str, ...]
     usage: str
-    about: str
-    act: Callable[[Conversation, str], None]
-    complete: Words = none
+    help: str
+    run: Callable[[Conversation, str], None]
+    complete: Complete = complete_nothing
 
 
 def is_command(text: str) -> bool:
-    """Tell whether a message is a command, known or not."""
+    """True if a message is a command, known or not."""
     first, *_ = text.split(maxsplit=1) or [""]
     return _COMMAND.fullmatch(first) is not None
 
 
-def carry_out(text: str, conversation: Conversation) -> None:
-    """Do what a command says; what it cannot do it says. Raises Leave."""
+def run_command(text: str, conversation: Conversation) -> None:
+    """Run a command; print the error if it fails. Raises Leave."""
     name, *rest = text.split(maxsplit=1)
-    command = _find(name)
+    command = _find(COMMANDS, name)
     if command is None:
         console.log(f"Unknown command '{name}'. Type /? for help.")
         return
     try:
-        command.act(conversation, rest[0].strip() if rest else "")
+        command.run(conversation, rest[0].strip() if rest else "")
     except errors.foreseen() as error:
         if isinstance(error, console.OutputError):
             raise
@@ -78,28 +96,28 @@ def carry_out(text: str, conversation: Conversation) -> None:
 
 
 def complete(text: str) -> tuple[int, list[str]]:
-    """Complete what stands before the cursor: where its last word begins, and what that may be."""
+    """Complete the text before the cursor. Return where its last word starts, and candidates."""
     name, space, rest = text.partition(" ")
-    command = _find(name)
+    command = _find(COMMANDS, name)
     if space and command is not None:
-        word = rest if command.complete is paths else rest.rpartition(" ")[2]
+        word = rest if command.complete is complete_path else rest.rpartition(" ")[2]
         return len(text) - len(word), command.complete(rest)
     if not space and text.startswith("/") and text.count("/") == 1:
         names = (name for known in COMMANDS for name in known.names)
         return 0, [f"{name} " for name in names if name.startswith(text)]
     word = text.split("\n")[-1].rpartition(" ")[2]
-    return len(text) - len(word), paths(word) if re.match(r"[~./]", word) else []
+    return len(text) - len(word), complete_path(word) if re.match(r"[~./]", word) else []
 
 
-def _find(name: str) -> Command | None:
-    return next((command for command in COMMANDS if name in command.names), None)
+def _find(commands: Sequence[Command], name: str) -> Command | None:
+    return next((command for command in commands if name in command.names), None)
 
 
 def _help(conversation: Conversation, rest: str) -> None:
     rows = [(" ".join((*command.names[:1], command.usage)), command) for command in COMMANDS]
-    width = max(len(shown) for shown, _ in rows) + 2
-    lines = [f"{shown:{width}}{command.about}{_aliases(command)}" for shown, command in rows]
-    lines += ["", *(f"{key:{width}}{about}" for key, about in KEYS)]
+    width = max(len(usage) for usage, _ in rows) + 2
+    lines = [f"{usage:{width}}{command.help}{_aliases(command)}" for usage, command in rows]
+    lines += ["", *(f"{key:{width}}{effect}" for key, effect in KEYS)]
     console.log_text("\n".join(lines))
 
 
@@ -113,89 +131,87 @@ def _leave(conversation: Conversation, rest: str) -> None:
 
 def _clear(conversation: Conversation, rest: str) -> None:
     conversation.clear()
-    console.log("The conversation is forgotten.")
+    console.log("Started a new conversation.")
 
 
-def _regen(conversation: Conversation, rest: str) -> None:
+def _regenerate(conversation: Conversation, rest: str) -> None:
     messages = conversation.messages
     if not messages or messages[-1]["role"] != "assistant":
-        raise UsageError("there is no answer to give anew")
-    before = messages.pop()
+        raise UsageError("there is no answer to regenerate")
+    previous = messages.pop()
     conversation.attempts += 1
     try:
-        answer(conversation, otherwise="The answer of before stays.")
+        answer(conversation, otherwise="The previous answer is kept.")
     finally:
         if not messages or messages[-1]["role"] != "assistant":
-            messages.append(before)
+            messages.append(previous)
 
 
 def _undo(conversation: Conversation, rest: str) -> None:
     messages = conversation.messages
     if not any(message["role"] == "user" for message in messages):
         raise UsageError("there is nothing to undo")
-    while (gone := messages.pop())["role"] != "user":
+    while (removed := messages.pop())["role"] != "user":
         pass
-    first, *more = gone["content"].split("\n")
-    console.log(f"Forgotten: {first[:60]}{' ...' if more or first[60:] else ''}")
+    first, *more = removed["content"].split("\n")
+    console.log(f"Removed: {first[:60]}{' ...' if more or first[60:] else ''}")
 
 
 def _stats(conversation: Conversation, rest: str) -> None:
-    for line in [*conversation.turns.lines(), conversation.meter()]:
+    for line in [*conversation.totals.lines(), conversation.meter()]:
         console.log(line)
 
 
 def _read(conversation: Conversation, rest: str) -> None:
-    path, question = files.path_and_words(rest)
-    text = files.read_text(path)
+    path, question = attachments.split_path(rest)
+    text = attachments.read_text(path)
     conversation.staged.append(f"{path.name}:\n{text.rstrip()}")
     if question:
         send(conversation, question)
     else:
-        console.log(f"{path.name}, {len(text):,} characters, goes with your next message.")
+        console.log(f"{path.name} ({len(text):,} characters) will be sent with your next message.")
 
 
 def _model(conversation: Conversation, rest: str) -> None:
     if not rest:
-        console.log(f"{conversation.session.judged.name}. /model NAME changes it.")
+        console.log(f"{conversation.session.judged.name}. /model NAME switches to another model.")
         return
-    conversation.switch(rest)
-    console.log(
-        f"{conversation.session.judged.name}, context {conversation.context:,} tokens, "
-        "answers from here on."
-    )
+    conversation.switch_model(rest)
+    name = conversation.session.judged.name
+    console.log(f"Now using {name}, context {conversation.context:,} tokens.")
 
 
 def _save(conversation: Conversation, rest: str) -> None:
-    path = files.only_path(rest)
-    checkpoint.require_place(path)
+    path = attachments.whole_path(rest)
+    checkpoint.require_writable(path)
     try:
         conversation.session.save(path, conversation.messages)
     except console.OutputError as error:
         raise UsageError(str(error)) from error
-    console.log(f"Saved to {path}. /load takes it up again, and `conifer run --resume`.")
+    console.log(f"Saved to {path}. Continue it with /load or `conifer run --resume`.")
 
 
 def _load(conversation: Conversation, rest: str) -> None:
     session = conversation.session
-    messages = session.resume(files.only_path(rest))
+    messages = session.resume(attachments.whole_path(rest))
     conversation.clear()
     conversation.messages[:] = messages
     if session.cache is not None:
         conversation.context = session.cache.context
-    count = sum(message["role"] == "user" for message in messages)
-    console.log(f"A conversation of {count:,} turns goes on.")
+    turns = sum(message["role"] == "user" for message in messages)
+    console.log(f"Loaded a conversation. User messages: {turns:,}.")
 
 
 def _export(conversation: Conversation, rest: str) -> None:
     name = conversation.session.judged.name
-    console.log(f"Written to {files.export(rest, conversation.messages, name)}.")
+    console.log(f"Written to {attachments.export(rest, conversation.messages, name)}.")
 
 
 def _experts(conversation: Conversation, rest: str) -> None:
     if not rest:
-        router_report.draw(conversation.session)
+        router_report.show(conversation.session)
         return
-    path = files.only_path(rest)
+    path = attachments.whole_path(rest)
     try:
         router_report.write(conversation.session, path)
     except console.OutputError as error:
@@ -204,26 +220,246 @@ def _experts(conversation: Conversation, rest: str) -> None:
 
 
 def _copy(conversation: Conversation, rest: str) -> None:
-    said = [m["content"] for m in conversation.messages if m["role"] == "assistant"]
-    if not said:
+    answers = [m["content"] for m in conversation.messages if m["role"] == "assistant"]
+    if not answers:
         raise UsageError("there is no answer to copy")
-    console.log(f"Copied, by {files.copy(said[-1])}: {len(said[-1]):,} characters.")
+    console.log(f"Copied {len(answers[-1]):,} characters with {clipboard.copy(answers[-1])}.")
 
 
+def _set(conversation: Conversation, rest: str) -> None:
+    name, _, value = rest.partition(" ")
+    if not name:
+        usages = [(" ".join((*setting.names, setting.usage)), setting.help) for setting in SETTINGS]
+        console.log_text("\n".join(f"/set {usage:31} {effect}" for usage, effect in usages))
+        return
+    setting = _find(SETTINGS, name)
+    if setting is None:
+        raise UsageError(f"there is no setting {name!r}", "/set lists the settings.")
+    setting.run(conversation, value.strip())
+
+
+def _set_parameter(conversation: Conversation, rest: str) -> None:
+    name, _, text = rest.partition(" ")
+    text = text.strip()
+    if name not in PARAMETERS or not text:
+        raise UsageError(f"name a parameter and its value; parameters: {', '.join(PARAMETERS)}")
+    try:
+        _change_parameter(conversation, name, text)
+    except ValueError as error:
+        raise UsageError(f"{name} cannot be {text!r}: {error}") from error
+    console.log(f"{name} is now {text}.")
+
+
+def _change_parameter(conversation: Conversation, name: str, text: str) -> None:
+    """Raises ValueError."""
+    session = conversation.session
+    if name == "num_ctx":
+        tokens, largest = options.parse_context(text), session.judged.verdict.largest_context
+        if tokens > largest and not session.options.force:
+            raise ValueError(f"at most {largest:,} tokens fit")
+        conversation.resize(tokens)
+    elif name == "stop":
+        session.change(stop=(text,))
+    elif name == "num_predict":
+        session.change(max_tokens=int(text))
+    elif name == "seed":
+        session.change(seed=int(text))
+    else:
+        field, read = SAMPLING[name]
+        value = read(text)
+        if not math.isfinite(value):
+            raise ValueError("not a finite number")
+        session.change(sampling={**session.options.sampling, field: value})
+
+
+def _set_system(conversation: Conversation, rest: str) -> None:
+    if conversation.session.raw:
+        raise UsageError("this model has no chat template, so it takes no system message")
+    text = _unquoted(rest)
+    conversation.session.change(system=text or None)
+    messages = conversation.messages
+    if messages and messages[0]["role"] == "system":
+        del messages[0]
+    messages[:0] = conversation.session.initial_messages()
+    console.log("System message set." if text else "System message removed.")
+
+
+def _unquoted(text: str) -> str:
+    """Remove a pair of quotes around a text, unless it has more of the same quotes inside."""
+    for quote in ('"""', '"', "'"):
+        bare = text.removeprefix(quote).removesuffix(quote)
+        if len(bare) == len(text) - 2 * len(quote) and quote not in bare:
+            return bare
+    return text
+
+
+def _set_think(conversation: Conversation, rest: str) -> None:
+    if rest not in ("", *EFFORTS):
+        raise UsageError(f"the effort can be {', '.join(EFFORTS)}; without one the model chooses")
+    conversation.session.change(think=True, effort=rest or None)
+    console.log("Thinking is on, if the model supports it.")
+
+
+def _set_nothink(conversation: Conversation, rest: str) -> None:
+    conversation.session.change(think=False, effort=None)
+    console.log("Thinking is off, if the model supports that.")
+
+
+def _set_thinking(conversation: Conversation, rest: str) -> None:
+    if rest not in ("show", "fold", "hide"):
+        raise UsageError("thinking can be set to show, fold or hide")
+    conversation.folds = rest == "fold"
+    conversation.session.change(show_thinking=rest != "hide")
+    console.log(f"Thinking: {rest}.")
+
+
+def _set_format(conversation: Conversation, rest: str) -> None:
+    if rest not in ("json", "text"):
+        raise UsageError("the format can be json or text")
+    conversation.session.change(grammar=JSON_OBJECT if rest == "json" else None)
+    console.log(f"Answers are now {'JSON objects' if rest == 'json' else 'plain text'}.")
+
+
+def _set_stats(conversation: Conversation, rest: str, on: bool) -> None:
+    conversation.shows_stats = on
+    console.log(f"Token counts and speed after each answer: {'on' if on else 'off'}.")
+
+
+def _set_markdown(conversation: Conversation, rest: str, on: bool) -> None:
+    conversation.styled = on and console.styles()
+    console.log(f"Markdown rendering: {'on' if conversation.styled else 'off'}.")
+
+
+def _set_history(conversation: Conversation, rest: str, on: bool) -> None:
+    path = conversation.host.history = history_file() if on else None
+    console.log(f"Message history: {'on' if path else 'off'}.")
+    if on and not path:
+        console.log("CONIFER_NOHISTORY is set, or this terminal has no line editor.")
+
+
+SETTINGS = (
+    Command(
+        ("parameter",),
+        "NAME VALUE",
+        ", ".join(PARAMETERS),
+        _set_parameter,
+        complete_words(*PARAMETERS),
+    ),
+    Command(("system",), "TEXT", "set the system message; without TEXT, remove it", _set_system),
+    Command(
+        ("think",), "[low|medium|high]", "turn thinking on", _set_think, complete_words(*EFFORTS)
+    ),
+    Command(("nothink",), "", "turn thinking off", _set_nothink),
+    Command(
+        ("thinking",),
+        "show|fold|hide",
+        "how to show thinking",
+        _set_thinking,
+        complete_words("show", "fold", "hide"),
+    ),
+    Command(
+        ("format",),
+        "json|text",
+        "constrain answers to one JSON object, or not",
+        _set_format,
+        complete_words("json", "text"),
+    ),
+    Command(
+        ("verbose",), "", "print token counts and speed after answers", partial(_set_stats, on=True)
+    ),
+    Command(("quiet",), "", "print no token counts and speed", partial(_set_stats, on=False)),
+    Command(("markdown",), "", "render Markdown", partial(_set_markdown, on=True)),
+    Command(("plain",), "", "print answers as plain text", partial(_set_markdown, on=False)),
+    Command(("history",), "", "remember messages for later runs", partial(_set_history, on=True)),
+    Command(("nohistory",), "", "do not remember messages", partial(_set_history, on=False)),
+)
+
+
+def _complete_set(typed: str) -> list[str]:
+    name, space, rest = typed.partition(" ")
+    if not space:
+        return complete_words(*(setting.names[0] for setting in SETTINGS))(typed)
+    setting = _find(SETTINGS, name)
+    return setting.complete(rest) if setting else []
+
+
+def _show(conversation: Conversation, rest: str) -> None:
+    if rest not in VIEWS:
+        raise UsageError(f"/show takes one of {', '.join(VIEWS)}")
+    console.log_text(VIEWS[rest](conversation))
+
+
+def _show_info(conversation: Conversation) -> str:
+    session = conversation.session
+    judged, config = session.judged, session.model.config
+    rows = [
+        ("model", judged.name),
+        ("file", str(judged.paths[0])),
+        ("size", size(judged.size_bytes)),
+        ("layers", f"{config.layers:,}"),
+        ("vocabulary", f"{config.vocab:,}"),
+        ("context", f"{conversation.context:,} of {config.context:,} tokens"),
+        ("kernels", session.model.kernels.name),
+    ]
+    if judged.entry is not None:
+        rows.insert(3, ("parameters", count(judged.entry.total_parameters)))
+    return "\n".join(labelled(rows))
+
+
+def _show_system(conversation: Conversation) -> str:
+    return conversation.session.options.system or "There is no system message."
+
+
+def _show_template(conversation: Conversation) -> str:
+    template = conversation.session.model.template
+    return template.source if template is not None else "This model has no chat template."
+
+
+def _show_parameters(conversation: Conversation) -> str:
+    settings = conversation.session.settings
+    values: dict[str, Any] = {
+        name: getattr(settings, field) for name, (field, _) in SAMPLING.items()
+    }
+    values["num_ctx"] = conversation.context
+    values["num_predict"] = settings.max_tokens or "unlimited within the context"
+    values["seed"] = "random for each answer" if settings.seed is None else settings.seed
+    values["stop"] = ", ".join(map(repr, settings.stop)) or "none"
+    return "\n".join(labelled([(name, str(value)) for name, value in values.items()]))
+
+
+def _show_thinking(conversation: Conversation) -> str:
+    return conversation.last_thinking or "The last answer had no thinking."
+
+
+VIEWS: dict[str, Callable[[Conversation], str]] = {
+    "info": _show_info,
+    "system": _show_system,
+    "template": _show_template,
+    "parameters": _show_parameters,
+    "thinking": _show_thinking,
+}
 COMMANDS = (
-    Command(("/?", "/help"), "", "these commands", _help),
+    Command(("/?", "/help"), "", "show this help", _help),
     Command(("/bye", "/exit", "/quit"), "", "leave", _leave),
-    Command(("/clear", "/reset", "/new"), "", "forget the conversation", _clear),
-    Command(("/set",), "WHAT [VALUE]", "change a setting; /set alone lists them", turn, set_words),
-    Command(("/show",), "WHAT", "info, system, template, parameters, thinking", shown, show_words),
-    Command(("/save",), "FILE", "keep the conversation", _save, paths),
-    Command(("/load",), "FILE", "take up a conversation that was kept", _load, paths),
-    Command(("/regen", "/retry"), "", "answer the last message anew", _regen),
-    Command(("/undo",), "", "forget the last message and its answer", _undo),
-    Command(("/read",), "FILE [TEXT]", "send a file, with TEXT or the next message", _read, paths),
-    Command(("/model",), "[NAME]", "let another model go on", _model, models),
-    Command(("/stats",), "", "what the answers took", _stats),
-    Command(("/experts",), "[FILE]", "which experts ran for the last answer", _experts, paths),
+    Command(("/clear", "/reset", "/new"), "", "start a new conversation", _clear),
+    Command(
+        ("/set",),
+        "NAME [VALUE]",
+        "change a setting; /set alone lists them",
+        _set,
+        _complete_set,
+    ),
+    Command(("/show",), "VIEW", f"show {', '.join(VIEWS)}", _show, complete_words(*VIEWS)),
+    Command(("/save",), "FILE", "save the conversation", _save, complete_path),
+    Command(("/load",), "FILE", "continue a saved conversation", _load, complete_path),
+    Command(("/regen", "/retry"), "", "answer the last message again", _regenerate),
+    Command(("/undo",), "", "remove the last message and its answer", _undo),
+    Command(
+        ("/read",), "FILE [TEXT]", "send a file with TEXT or the next message", _read, complete_path
+    ),
+    Command(("/model",), "[NAME]", "switch to another model", _model, complete_model),
+    Command(("/stats",), "", "show token counts and speed", _stats),
+    Command(("/experts",), "[FILE]", "show which experts answered", _experts, complete_path),
     Command(("/copy",), "", "copy the last answer to the clipboard", _copy),
-    Command(("/export",), "FILE", "write the conversation as Markdown", _export, paths),
+    Command(("/export",), "FILE", "write the conversation as Markdown", _export, complete_path),
 )

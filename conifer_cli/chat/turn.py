@@ -9,10 +9,11 @@ from conifer_cli.session.router_report import show_experts
 from conifer_cli.terminal import console
 
 NOT_ADDED = "Your message was not added."
+CLEAR_HINT = "/clear starts a new conversation."
 
 
 def send(conversation: Conversation, text: str) -> None:
-    """Add a message from the user and print the answer. Without an answer, remove it again."""
+    """Add a message from the user and answer it. Without an answer, remove it again."""
     messages = conversation.messages
     messages.append({"role": "user", "content": "\n\n".join([*conversation.staged, text])})
     staged, conversation.staged = conversation.staged, []
@@ -30,28 +31,28 @@ def answer(conversation: Conversation, otherwise: str = NOT_ADDED) -> None:
     try:
         tokens = make_room(conversation)
         if tokens is None:
-            console.log(f"{otherwise} /clear begins anew.")
+            console.log(f"{otherwise} {CLEAR_HINT}")
             return
-        reply, answering, first_s = conversation.ask(tokens)
+        response, generation, first_s = conversation.ask(tokens)
     except errors.foreseen() as error:
         if isinstance(error, console.OutputError):
             raise
         _, message, hint = errors.explain(error)
         console.log(f"conifer: {message}")
-        console.log(f"{otherwise} {hint} /clear begins anew.")
+        console.log(f"{otherwise} {hint} {CLEAR_HINT}")
         return
-    conversation.thoughts = reply.thinking
-    if answering.stream.finish == "interrupted" and not reply.text:
-        console.log(f"Stopped before an answer. {otherwise}")
+    conversation.last_thinking = response.thinking
+    if generation.stream.finish == "interrupted" and not response.text:
+        console.log(f"Stopped with no answer. {otherwise}")
         return
-    conversation.messages.append(reply.message())
-    conversation.turns.add(answering, first_s)
+    conversation.messages.append(response.message())
+    conversation.totals.add(generation, first_s)
     if conversation.shows_stats:
-        console.log(f"{conversation.turns.last}; {conversation.meter()}")
+        console.log(f"{conversation.totals.last}; {conversation.meter()}")
     try:
         show_experts(conversation.session)
-    except (console.OutputError, errors.UsageError) as error:  # no reason to end all this
+    except (console.OutputError, errors.UsageError) as error:  # the answer is already printed
         console.log(f"conifer: {error}")
-    if answering.cut_by_context:
+    if generation.cut_by_context:
         limit = conversation.context
-        console.log(f"The context of {limit:,} tokens is full: the answer was cut.")
+        console.log(f"The context of {limit:,} tokens is full, so the answer was cut off.")

@@ -40,7 +40,7 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
         options = replace(options, grammar=_grammar(options.schema))
     require_format(options.experts_out)
     if options.save is not None:
-        checkpoint.require_place(Path(options.save))
+        checkpoint.require_writable(Path(options.save))
     target = locate(name)
     typed = words if words is not None else options.prompt
     chatting = typed is None and console.conversing()

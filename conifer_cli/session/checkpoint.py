@@ -60,13 +60,13 @@ def _take_samples(path: Path, digest: Any) -> None:
             digest.update(file.read(SAMPLE_BYTES))
 
 
-def require_place(path: Path) -> None:
+def require_writable(path: Path) -> None:
     """Raise UsageError where a conversation cannot be saved, or would take something else's place.
 
     One of ours may be written over.
     """
     if os.path.exists(path) and not is_one(path, CONVERSATION):
-        raise UsageError(f"{path} is there already, and is no conversation")
+        raise UsageError(f"refusing to overwrite {path}: not a Conifer conversation")
     folder = path.parent
     if not os.path.isdir(folder):
         raise UsageError(f"the folder {str(folder)!r} does not exist")

@@ -89,7 +89,7 @@ def show_experts(session: Session) -> None:
     """Do after an answer what --experts and --experts-out ask for; --json prints the former."""
     options = session.options
     if options.experts and not options.as_json:
-        draw(session)
+        show(session)
     if options.experts_out is not None:
         write(session, options.experts_out)
 
@@ -100,7 +100,7 @@ def experts_document(session: Session) -> dict[str, Any] | None:
     return None if found is None else document(found)
 
 
-def draw(session: Session) -> None:
+def show(session: Session) -> None:
     """Draw the last answer's spread on stderr."""
     found = spread(session)
     if found is None:

@@ -30,7 +30,7 @@ class AnswerPrinter:
     """Stream a model's answer to stdout: cleaned, and ended by exactly one newline.
 
     thinking: whether what the model thinks is shown, on stderr; folded: only that it does. raw: as
-    it is, and no newline is added. quiet: nothing goes to stdout. painter: styles what it says.
+    it is, and no newline is added. quiet: nothing goes to stdout. renderer: styles what it says.
     """
 
     def __init__(
@@ -38,10 +38,10 @@ class AnswerPrinter:
         thinking: bool = False,
         raw: bool = False,
         quiet: bool = False,
-        painter: MarkdownRenderer | None = None,
+        renderer: MarkdownRenderer | None = None,
         folded: bool = False,
     ) -> None:
-        self._raw, self._quiet, self._painter = raw, quiet, painter
+        self._raw, self._quiet, self._renderer = raw, quiet, renderer
         self._filter = Filter()
         self._newlines = ""  # held back: they may be the last thing
         self._started = False
@@ -61,8 +61,8 @@ class AnswerPrinter:
             self._thoughts.end()
         if self._raw or self._quiet or isinstance(error, ReaderGone | OutputError):
             return
-        if self._painter is not None:
-            write_stdout(self._painter.finish())
+        if self._renderer is not None:
+            write_stdout(self._renderer.finish())
         if error is None or self._started:
             write_stdout("\n")
 
@@ -85,7 +85,7 @@ class AnswerPrinter:
         self._newlines = text[len(body) :]
         if body:
             self._started = True
-            write_stdout(body if self._painter is None else self._painter.push(body))
+            write_stdout(body if self._renderer is None else self._renderer.push(body))
 
 
 class ThinkingPrinter:

@@ -112,7 +112,7 @@ class Tokenizer:
         vocabulary = self._vocabulary
         ids: list[int] = []
         after_mark = True
-        for fragment in _partition(_unicode(text), marks, vocabulary.stripping):
+        for fragment in _partition(without_surrogates(text), marks, vocabulary.stripping):
             if isinstance(fragment, int):
                 ids.append(fragment)
             else:
@@ -197,7 +197,7 @@ def _restored(text: str, quoted: Mapping[str, str]) -> str:
     return text
 
 
-def _unicode(text: str) -> str:
+def without_surrogates(text: str) -> str:
     """Join surrogate pairs; a lone surrogate, which is no character, becomes U+FFFD."""
     try:
         text.encode()

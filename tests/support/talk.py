@@ -37,5 +37,5 @@ def conversation(path: str | Path, *replies: str, **options: Any) -> Conversatio
     session = open_session(locate(str(path)), RunOptions(**wishes))
     talk = Conversation(session, session.initial_messages(), Interrupts())
     talk.editor = Replies(*replies)
-    talk.desk = EditorHost(complete, None, talk.meter, {})
+    talk.host = EditorHost(complete, None, talk.meter, {})
     return talk

@@ -43,7 +43,7 @@ def run(shown):
     answering = session.answer(tokens)
     if shown:
         painter = MarkdownRenderer(*console.dimensions(), lexer_for)
-        Response(session.options, AnswerPrinter(painter=painter)).print(answering)
+        Response(session.options, AnswerPrinter(renderer=painter)).print(answering)
     else:
         for _ in answering:
             pass

@@ -34,7 +34,7 @@ def test_the_turns_grow_until_there_is_a_question_and_cancel_changes_nothing(beg
         send(talk, WORDS)
     assert talk.messages == before
     said = capsys.readouterr().err
-    assert "they do not fit the context of 256." in said
+    assert "more than the context of 256." in said
     assert "Your message was not added." in said
     for choice in ("[g] grow", "[s] summarise", "[d] drop", "[c] cancel"):
         assert choice in talk.editor.asked[0]
@@ -59,7 +59,7 @@ def test_dropping_takes_the_oldest_turns_and_says_how_many(begin, capsys):
         count += 1
     users = [m["content"] for m in talk.messages if m["role"] == "user"]
     dropped = count - len(users)
-    assert dropped > 0 and f"The oldest turns are dropped: {dropped}." in capsys.readouterr().err
+    assert dropped > 0 and f"Oldest turns dropped: {dropped}." in capsys.readouterr().err
     assert users == [f"{n} {WORDS}" for n in range(dropped, count)]
     assert talk.messages[0] == {"role": "system", "content": "be brief"}
     assert talk.messages[1]["role"] == "user" and talk.messages[-1]["role"] == "assistant"
@@ -102,7 +102,7 @@ def test_a_summary_that_fails_leaves_everything_as_it_was(begin, capsys, monkeyp
         before = [dict(message) for message in talk.messages]
         send(talk, WORDS)
     said = capsys.readouterr().err
-    assert "had to be left out of the summary" in said
+    assert "left out of the summary" in said
     assert "Your message was not added." in said
     assert talk.messages == before
 
@@ -129,6 +129,6 @@ def test_what_fits_nowhere_can_only_stop(begin):
 def test_an_answer_that_meets_the_end_is_kept_and_that_is_said(begin, capsys):
     talk = begin(max_tokens=None, context=64)
     send(talk, "hi")
-    assert "The context of 64 tokens is full: the answer was cut." in capsys.readouterr().err
+    assert "The context of 64 tokens is full, so the answer was cut off." in capsys.readouterr().err
     assert talk.messages[-1]["role"] == "assistant"
     assert talk.session.cache.length <= 64

@@ -10,7 +10,7 @@ import pytest
 from conifer_cli.acquire import locate
 from conifer_cli.chat import conversation as module
 from conifer_cli.chat.conversation import Conversation
-from conifer_cli.chat.slash_commands import carry_out
+from conifer_cli.chat.slash_commands import run_command
 from conifer_cli.chat.turn import send
 from conifer_cli.commands.run import answer_once
 from conifer_cli.interrupts import Ended, Interrupts
@@ -50,11 +50,11 @@ def test_a_conversation_knows_that_its_context_grew(tmp_path, capsys):
 
 def test_a_conversation_that_was_loaded_has_the_context_that_it_needs(talk, tmp_path):
     send(talk, LONG)
-    carry_out(f"/save {tmp_path}/talk", talk)
+    run_command(f"/save {tmp_path}/talk", talk)
     session, size = narrow(str(talk.session.judged.paths[0]))
     other = Conversation(session, session.initial_messages(), Interrupts())
     assert other.context == size
-    carry_out(f"/load {tmp_path}/talk", other)
+    run_command(f"/load {tmp_path}/talk", other)
     assert other.context == session.cache.context == 2 * size
 
 
@@ -64,10 +64,10 @@ def test_ctrl_c_breaks_off_the_opening_of_another_model(talk, capsys, monkeypatc
 
     send(talk, "one")
     capsys.readouterr()
-    monkeypatch.setattr("conifer_cli.session.open.open_session", press)
-    carry_out(f"/model {QWEN}", talk)
+    monkeypatch.setattr("conifer_cli.chat.conversation.open_session", press)
+    run_command(f"/model {QWEN}", talk)
     name = talk.session.judged.name
-    assert capsys.readouterr().err == f"conifer: stopped: {name} goes on\n"
+    assert capsys.readouterr().err == f"conifer: cancelled; still using {name}\n"
     send(talk, "two")
     assert [message["role"] for message in talk.messages] == ["user", "assistant"] * 2
 
@@ -76,10 +76,10 @@ def test_a_signal_while_another_model_is_opened_loads_none_again(talk, monkeypat
     def end(*_):
         raise Ended(signal.SIGTERM)
 
-    monkeypatch.setattr("conifer_cli.session.open.open_session", end)
+    monkeypatch.setattr("conifer_cli.chat.conversation.open_session", end)
     monkeypatch.setattr(module, "Session", None)
     with pytest.raises(Ended):
-        carry_out(f"/model {QWEN}", talk)
+        run_command(f"/model {QWEN}", talk)
 
 
 def test_a_signal_in_an_answer_takes_the_message_back(talk, monkeypatch):
@@ -93,5 +93,5 @@ def test_a_signal_in_an_answer_takes_the_message_back(talk, monkeypatch):
         send(talk, "two")
     assert talk.messages == before
     with pytest.raises(Ended):
-        carry_out("/regen", talk)
+        run_command("/regen", talk)
     assert talk.messages == before

@@ -8,8 +8,7 @@ import time
 
 import pytest
 
-from conifer_cli.chat import history
-from conifer_cli.chat.editor import closed, edited, unquoted
+from conifer_cli.chat.editor import edit_externally, is_closed, read_history, unquoted
 from support.program import command, environment, templated
 from support.talk import PLAIN
 from support.terminal_session import TerminalSession
@@ -35,7 +34,7 @@ def begin(tmp_path):
 @pytest.fixture
 def kept(tmp_path):
     """What was typed, from the file."""
-    return lambda: history.read(tmp_path / "conifer" / "history")
+    return lambda: read_history(tmp_path / "conifer" / "history")
 
 
 def ready(session):
@@ -105,11 +104,11 @@ def test_what_cannot_be_kept_is_not_promised(begin):
     with begin(CONIFER_NOHISTORY="1") as session:
         ready(session)
         session.type("/set history" + ENTER)
-        session.expect("What you type is not kept for the next time.")
+        session.expect("Message history: off.")
     with begin(TERM="dumb") as session:
         session.expect(">>> ")
         session.type("/set history\n")
-        session.expect("What you type is not kept for the next time.")
+        session.expect("Message history: off.")
 
 
 def test_ctrl_g_opens_the_editor_of_choice(begin, kept, tmp_path):
@@ -142,7 +141,7 @@ def test_tab_completes_commands_paths_and_models(begin, tmp_path):
     with begin() as session:
         for typed, shown in (
             ("/und\t", "nothing to undo"),
-            (f"/read {tmp_path}/a-lo\t", "a-long-name.txt, 1 characters"),
+            (f"/read {tmp_path}/a-lo\t", "a-long-name.txt (1 characters)"),
             ("/model smollm2-13\t-no", "smollm2-135m-no"),
         ):
             ready(session)
@@ -241,13 +240,13 @@ def test_any_width_will_do(begin, columns):
     ],
 )
 def test_three_quotes_hold_several_lines(text, complete, message):
-    assert (closed(text), unquoted(text)) == (complete, message)
+    assert (is_closed(text), unquoted(text)) == (complete, message)
 
 
 @pytest.mark.parametrize("editor", ["false", "/no/such/editor", "'unclosed"])
 def test_an_editor_that_fails_leaves_the_message(monkeypatch, editor):
     monkeypatch.setenv("VISUAL", editor)
-    assert edited("draft") is None
+    assert edit_externally("draft") is None
 
 
 def test_what_is_kept_is_one_line_of_json_each(begin, kept, tmp_path):

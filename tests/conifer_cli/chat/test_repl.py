@@ -64,7 +64,7 @@ def test_help_names_every_command(chat):
 
 def test_clear_forgets_the_conversation(chat):
     chat.type("/clear\n")
-    chat.expect("forgotten")
+    chat.expect("Started a new conversation.")
 
 
 def test_an_empty_line_asks_again(chat):
@@ -136,7 +136,7 @@ def test_ctrl_c_at_the_question_about_another_model_keeps_the_one_of_before(tmp_
             session.type("/model hf:org/tiny\n")
             session.expect("and fetch it? [Y/n] ")
             session.type("\x03")
-            session.expect("model.gguf goes on")
+            session.expect("cancelled; still using ")
             session.expect(">>> ")
             session.type("hello\n")
             session.expect("answer: 4 tokens")
@@ -147,8 +147,8 @@ def test_a_message_over_the_context_is_said_with_both_counts_and_a_choice(tmp_pa
     with TerminalSession(arguments, environment(tmp_path, TERM="dumb")) as session:
         session.expect(">>> ")
         session.type("word " * 40 + "\n")
-        session.expect("they do not fit the context of 16.")
-        session.expect("[g] grow it to ")
+        session.expect("more than the context of 16.")
+        session.expect("[g] grow the context to ")
         session.expect("[c] cancel: ")
         session.type("c\n")
         session.expect("Your message was not added.")

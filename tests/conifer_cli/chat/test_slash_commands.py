@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from conifer_cli.chat import files
-from conifer_cli.chat.slash_commands import COMMANDS, Leave, carry_out, complete, is_command
+from conifer_cli.chat import clipboard
+from conifer_cli.chat.slash_commands import COMMANDS, Leave, complete, is_command, run_command
 from conifer_cli.chat.turn import send
 from engine.errors import NumericError
 from engine.gguf.reader import open_model
@@ -47,13 +47,13 @@ def test_a_command_is_a_word_and_a_path_is_a_message(text, expected):
 
 
 def test_an_unknown_command_does_nothing_but_say_so(talk, capsys):
-    carry_out("/cls now", talk)
+    run_command("/cls now", talk)
     assert capsys.readouterr().err == "Unknown command '/cls'. Type /? for help.\n"
     assert talk.messages == []
 
 
 def test_every_command_is_in_the_help(talk, capsys):
-    carry_out("/?", talk)
+    run_command("/?", talk)
     said = capsys.readouterr().err
     assert all(name in said for command in COMMANDS for name in command.names)
 
@@ -61,7 +61,7 @@ def test_every_command_is_in_the_help(talk, capsys):
 @pytest.mark.parametrize("word", ["/bye", "/exit", "/quit"])
 def test_bye_leaves(talk, word):
     with pytest.raises(Leave):
-        carry_out(word, talk)
+        run_command(word, talk)
 
 
 def test_undo_takes_back_a_message_and_its_answer(talk):
@@ -69,10 +69,10 @@ def test_undo_takes_back_a_message_and_its_answer(talk):
     first = list(talk.messages)
     send(talk, "two")
     assert roles(talk) == ["user", "assistant"] * 2
-    carry_out("/undo", talk)
+    run_command("/undo", talk)
     assert talk.messages == first
-    carry_out("/undo", talk)
-    carry_out("/undo", talk)  # says that there is nothing
+    run_command("/undo", talk)
+    run_command("/undo", talk)  # says that there is nothing
     assert talk.messages == []
 
 
@@ -83,7 +83,7 @@ def test_regen_answers_the_same_message_anew(tmp_path):
     send(talk, "one")
     answers = {talk.messages[-1]["content"]}
     for _ in range(4):
-        carry_out("/regen", talk)
+        run_command("/regen", talk)
         assert roles(talk) == ["user", "assistant"]
         answers.add(talk.messages[-1]["content"])
     assert len(answers) > 2
@@ -97,34 +97,34 @@ def test_regen_that_fails_keeps_the_answer_and_speaks_of_no_message(talk, capsys
     before = list(talk.messages)
     capsys.readouterr()
     monkeypatch.setattr(talk, "ask", fail)
-    carry_out("/regen", talk)
+    run_command("/regen", talk)
     said = capsys.readouterr().err
-    assert "conifer: not finite\nThe answer of before stays." in said and "not added" not in said
+    assert "conifer: not finite\nThe previous answer is kept." in said and "not added" not in said
     assert talk.messages == before
 
 
 def test_an_answer_that_is_stopped_before_it_begins_says_what_becomes_of_the_message(talk, capsys):
     talk.interrupts.handle(signal.SIGINT, None)  # noted, as no answer has begun
     send(talk, "one")
-    assert capsys.readouterr().err == "Stopped before an answer. Your message was not added.\n"
+    assert capsys.readouterr().err == "Stopped with no answer. Your message was not added.\n"
     assert talk.messages == []
     send(talk, "one")
     before = list(talk.messages)
     talk.interrupts.handle(signal.SIGINT, None)
-    carry_out("/regen", talk)
-    assert capsys.readouterr().err == "Stopped before an answer. The answer of before stays.\n"
+    run_command("/regen", talk)
+    assert capsys.readouterr().err == "Stopped with no answer. The previous answer is kept.\n"
     assert talk.messages == before
 
 
 def test_regen_without_an_answer_says_so(talk, capsys):
-    carry_out("/regen", talk)
-    assert "there is no answer to give anew" in capsys.readouterr().err
+    run_command("/regen", talk)
+    assert "there is no answer to regenerate" in capsys.readouterr().err
 
 
 def test_clear_keeps_the_system_message(tmp_path):
     talk = conversation(templated(tmp_path, PLAIN), system="be brief")
     send(talk, "one")
-    carry_out("/clear", talk)
+    run_command("/clear", talk)
     assert roles(talk) == ["system"]
 
 
@@ -143,7 +143,7 @@ def test_clear_keeps_the_system_message(tmp_path):
     ],
 )
 def test_set_parameter_changes_how_the_next_answers_are_drawn(talk, words, name, value):
-    carry_out(f"/set parameter {words}", talk)
+    run_command(f"/set parameter {words}", talk)
     assert getattr(talk.session.settings, name) == value
 
 
@@ -158,9 +158,9 @@ def test_set_parameter_changes_how_the_next_answers_are_drawn(talk, words, name,
         ("parameter num_predict 0", "must be at least 1"),
         ("parameter num_ctx 99999999", "not a number of tokens"),
         ("parameter num_ctx 16m", "not a number of tokens"),
-        ("parameter num_ctx 8k", "are the most that fit"),
-        ("parameter heat 1", "a parameter is one of"),
-        ("parameter", "a parameter is one of"),
+        ("parameter num_ctx 8k", "tokens fit"),
+        ("parameter heat 1", "name a parameter and its value"),
+        ("parameter", "name a parameter and its value"),
         ("thinking loudly", "show, fold or hide"),
         ("think hard", "low, medium, high"),
         ("nosuch", "there is no setting"),
@@ -168,14 +168,14 @@ def test_set_parameter_changes_how_the_next_answers_are_drawn(talk, words, name,
 )
 def test_a_setting_out_of_range_is_said_and_changes_nothing(talk, capsys, words, said):
     before = talk.session.settings, talk.session.options, talk.context
-    carry_out(f"/set {words}", talk)
+    run_command(f"/set {words}", talk)
     assert said in capsys.readouterr().err
     assert before == (talk.session.settings, talk.session.options, talk.context)
 
 
 def test_another_context_reads_the_conversation_anew(talk):
     send(talk, "one")
-    carry_out("/set parameter num_ctx 512", talk)
+    run_command("/set parameter num_ctx 512", talk)
     send(talk, "two")
     assert (talk.context, talk.session.cache.context) == (512, 512)
     assert roles(talk) == ["user", "assistant"] * 2
@@ -183,9 +183,9 @@ def test_another_context_reads_the_conversation_anew(talk):
 
 def test_set_system_takes_the_place_of_the_one_before(talk):
     for text in ("first", "second"):
-        carry_out(f"/set system {text}", talk)
+        run_command(f"/set system {text}", talk)
         assert [m["content"] for m in talk.messages if m["role"] == "system"] == [text]
-    carry_out("/set system", talk)
+    run_command("/set system", talk)
     assert talk.messages == []
 
 
@@ -199,13 +199,13 @@ def test_only_a_pair_of_quotes_around_all_of_a_system_message_is_taken_away(talk
         ("it's", "it's"),
         ('"', '"'),
     ):
-        carry_out(f"/set system {typed}", talk)
+        run_command(f"/set system {typed}", talk)
         assert [message["content"] for message in talk.messages] == [meant]
 
 
 @pytest.mark.parametrize("what", ["info", "system", "template", "parameters", "thinking"])
 def test_show_shows(talk, capsys, what):
-    carry_out(f"/show {what}", talk)
+    run_command(f"/show {what}", talk)
     said = capsys.readouterr().err
     assert said.strip() and "conifer:" not in said
 
@@ -214,11 +214,11 @@ def test_a_conversation_is_saved_and_loaded(talk, tmp_path, capsys):
     send(talk, "one")
     kept = list(talk.messages)
     path = tmp_path / "a talk"
-    carry_out(f"/save {path}", talk)
-    carry_out("/clear", talk)
-    carry_out(f"/load {path}", talk)
+    run_command(f"/save {path}", talk)
+    run_command("/clear", talk)
+    run_command(f"/load {path}", talk)
     assert talk.messages == kept
-    carry_out(f"/save {path}", talk)  # over itself
+    run_command(f"/save {path}", talk)  # over itself
     assert "conifer:" not in capsys.readouterr().err
 
 
@@ -230,7 +230,7 @@ def test_what_is_no_conversation_is_not_loaded(talk, tmp_path, capsys, data):
     path.write_bytes(data)
     send(talk, "one")
     before = list(talk.messages)
-    carry_out(f"/load {path}", talk)
+    run_command(f"/load {path}", talk)
     assert "conifer: " in capsys.readouterr().err
     assert talk.messages == before
 
@@ -238,10 +238,10 @@ def test_what_is_no_conversation_is_not_loaded(talk, tmp_path, capsys, data):
 def test_a_file_of_another_kind_is_not_written_over(talk, tmp_path, capsys):
     path = tmp_path / "other"
     path.write_text("dear diary")
-    carry_out(f"/save {path}", talk)
-    assert "is there already" in capsys.readouterr().err
+    run_command(f"/save {path}", talk)
+    assert "refusing to overwrite" in capsys.readouterr().err
     assert path.read_text() == "dear diary"
-    carry_out(f"/save {tmp_path}/no/such/folder", talk)
+    run_command(f"/save {tmp_path}/no/such/folder", talk)
     assert "does not exist" in capsys.readouterr().err
 
 
@@ -252,7 +252,7 @@ def test_a_name_that_no_file_can_have_ends_nothing(talk, capsys):
     for command in ("/read", "/save", "/load", "/export", "/experts"):
         for name in names:
             capsys.readouterr()
-            carry_out(f"{command} {name}.json", talk)
+            run_command(f"{command} {name}.json", talk)
             assert capsys.readouterr().err.startswith("conifer: "), (command, name)
     assert talk.messages == before and talk.staged == []
 
@@ -261,7 +261,7 @@ def test_a_model_file_that_was_removed_ends_nothing(talk, tmp_path, capsys):
     send(talk, "one")
     talk.session.judged.paths[0].unlink()
     capsys.readouterr()
-    carry_out(f"/save {tmp_path}/talk", talk)
+    run_command(f"/save {tmp_path}/talk", talk)
     assert capsys.readouterr().err.startswith("conifer: cannot read ")
     assert not (tmp_path / "talk").exists()
 
@@ -269,30 +269,30 @@ def test_a_model_file_that_was_removed_ends_nothing(talk, tmp_path, capsys):
 def test_what_is_loaded_brings_its_system_message(tmp_path, capsys):
     talk = conversation(templated(tmp_path, PLAIN), system="be brief")
     send(talk, "one")
-    carry_out(f"/save {tmp_path}/talk", talk)
-    carry_out("/set system be long", talk)
-    carry_out(f"/load {tmp_path}/talk", talk)
+    run_command(f"/save {tmp_path}/talk", talk)
+    run_command("/set system be long", talk)
+    run_command(f"/load {tmp_path}/talk", talk)
     capsys.readouterr()
-    carry_out("/show system", talk)
+    run_command("/show system", talk)
     assert capsys.readouterr().err == "be brief\n"
-    carry_out("/clear", talk)
+    run_command("/clear", talk)
     assert talk.messages == [{"role": "system", "content": "be brief"}]
 
 
 def test_export_writes_markdown_once(talk, tmp_path, capsys):
     send(talk, "one")
     path = tmp_path / "talk.md"
-    carry_out(f"/export {path}", talk)
+    run_command(f"/export {path}", talk)
     assert path.read_text().startswith("## You\n\none\n\n## templated.gguf\n\n")
     capsys.readouterr()
-    carry_out(f"/export {path}", talk)
-    assert "is there already" in capsys.readouterr().err
+    run_command(f"/export {path}", talk)
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_export_writes_any_text_as_utf8(talk, tmp_path):
     talk.messages.append({"role": "user", "content": "caf\u00e9 \ud800"})
     path = tmp_path / "talk.md"
-    carry_out(f"/export {path}", talk)
+    run_command(f"/export {path}", talk)
     assert path.read_bytes() == "## You\n\ncaf\u00e9 ?\n\n".encode()
     assert path.stat().st_mode & 0o777 == 0o600
 
@@ -301,17 +301,17 @@ def test_words_after_a_file_may_be_longer_than_a_name(talk, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_text("inside")
     question = "what is it about? " * 20
-    carry_out(f"/read notes.txt {question}", talk)
+    run_command(f"/read notes.txt {question}", talk)
     assert talk.messages[0]["content"] == f"notes.txt:\ninside\n\n{question.strip()}"
 
 
 def test_a_file_is_read_with_words_or_the_next_message(talk, tmp_path, capsys):
     path = tmp_path / "some file.txt"
     path.write_bytes(b"inside\xff\n")
-    carry_out(f"/read '{path}' what is it?", talk)
+    run_command(f"/read '{path}' what is it?", talk)
     assert talk.messages[0]["content"] == "some file.txt:\ninside\ufffd\n\nwhat is it?"
-    assert "not all UTF-8" in capsys.readouterr().err
-    carry_out(f"/read {path}", talk)
+    assert "not valid UTF-8" in capsys.readouterr().err
+    run_command(f"/read {path}", talk)
     assert len(talk.messages) == 2
     send(talk, "and now?")
     assert talk.messages[2]["content"] == "some file.txt:\ninside\ufffd\n\nand now?"
@@ -319,7 +319,7 @@ def test_a_file_is_read_with_words_or_the_next_message(talk, tmp_path, capsys):
 
 @pytest.mark.parametrize("rest", ["", "/nosuch/file", "~nosuchuser/x", "/"])
 def test_a_file_that_cannot_be_read_is_said(talk, capsys, rest):
-    carry_out(f"/read {rest}", talk)
+    run_command(f"/read {rest}", talk)
     assert capsys.readouterr().err.startswith("conifer: ")
 
 
@@ -327,33 +327,33 @@ def test_another_model_goes_on_with_the_same_messages(talk, tmp_path, capsys):
     send(talk, "one")
     folder = tmp_path / "other"
     folder.mkdir()
-    carry_out(f"/model {templated(folder, PLAIN)}", talk)
+    run_command(f"/model {templated(folder, PLAIN)}", talk)
     send(talk, "two")
     assert roles(talk) == ["user", "assistant"] * 2
     for name in ("no-such-model-at-all", str(tmp_path / "missing.gguf")):
-        carry_out(f"/model {name}", talk)
+        run_command(f"/model {name}", talk)
         assert "conifer:" in capsys.readouterr().err
     send(talk, "three")  # the one of before still answers
     assert roles(talk) == ["user", "assistant"] * 3
 
 
 def test_stats_count_what_came_from_the_cache(talk, capsys):
-    carry_out("/stats", talk)
+    run_command("/stats", talk)
     send(talk, "one")
     send(talk, "two")
-    carry_out("/stats", talk)
+    run_command("/stats", talk)
     said = capsys.readouterr().err
-    assert "Nothing was answered yet." in said
+    assert "No answers yet." in said
     assert "2 answers:" in said and "first token after" in said and "ctx " in said
-    assert talk.turns.cached > 0
+    assert talk.totals.cached > 0
 
 
 def test_copy_without_a_program_asks_the_terminal(talk, capsys, monkeypatch):
-    monkeypatch.setattr(files, "CLIPBOARDS", ())
-    carry_out("/copy", talk)
+    monkeypatch.setattr(clipboard, "PROGRAMS", ())
+    run_command("/copy", talk)
     send(talk, "one")
     capsys.readouterr()
-    carry_out("/copy", talk)
+    run_command("/copy", talk)
     out, err = capsys.readouterr()
     assert out.startswith("\x1b]52;c;") and out.endswith("\x07")
     assert "the terminal" in err
@@ -371,11 +371,11 @@ def test_copy_takes_the_next_way_where_one_fails(talk, tmp_path, capsys, monkeyp
         (tmp_path / name).chmod(0o755)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setattr(files, "CLIPBOARDS", tuple(("PATH", (name,)) for name in programs))
-    monkeypatch.setattr(files, "COPY_S", 1.0)
+    monkeypatch.setattr(clipboard, "PROGRAMS", tuple(("PATH", (name,)) for name in programs))
+    monkeypatch.setattr(clipboard, "TIMEOUT_S", 1.0)
     send(talk, "one")
-    carry_out("/copy", talk)
-    assert "Copied, by working: " in capsys.readouterr().err
+    run_command("/copy", talk)
+    assert "characters with working." in capsys.readouterr().err
     assert (tmp_path / "copied").read_bytes() == talk.messages[-1]["content"].encode()
 
 
@@ -420,8 +420,8 @@ def test_a_model_that_computes_nonsense_does_not_end_the_conversation(tmp_path, 
     said = capsys.readouterr()
     assert "are not finite" in said.err and "Your message was not added." in said.err
     assert (talk.messages, said.out) == ([], "")
-    carry_out("/stats", talk)
-    assert "Nothing was answered yet." in capsys.readouterr().err
+    run_command("/stats", talk)
+    assert "No answers yet." in capsys.readouterr().err
 
 
 def test_a_folder_that_has_gone_ends_nothing(tmp_path, capsys):
@@ -435,19 +435,19 @@ def test_a_folder_that_has_gone_ends_nothing(tmp_path, capsys):
 
 
 def test_fold_shows_thinking_that_was_hidden(talk, capsys):
-    carry_out("/set thinking hide", talk)
-    talk.thoughts = "two and two"
+    run_command("/set thinking hide", talk)
+    talk.last_thinking = "two and two"
     capsys.readouterr()
-    talk.fold()
-    assert capsys.readouterr().err == "Thinking is shown from here on.\ntwo and two\n"
+    talk.toggle_fold()
+    assert capsys.readouterr().err == "Thinking is now shown.\ntwo and two\n"
     assert talk.session.options.show_thinking and not talk.folds
-    talk.fold()
+    talk.toggle_fold()
     assert talk.folds
 
 
 def test_fold_shows_what_was_thought_last(talk, capsys):
-    talk.thoughts = "two and two\x1b[31m"
-    talk.fold()
+    talk.last_thinking = "two and two\x1b[31m"
+    talk.toggle_fold()
     assert talk.folds and "two and" not in capsys.readouterr().err
-    talk.fold()
-    assert capsys.readouterr().err == "Thinking is shown from here on.\ntwo and two\n"
+    talk.toggle_fold()
+    assert capsys.readouterr().err == "Thinking is now shown.\ntwo and two\n"

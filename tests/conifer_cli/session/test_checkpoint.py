@@ -121,10 +121,10 @@ def test_a_file_that_is_not_there_exits_2(tmp_path):
 @pytest.mark.parametrize(
     ("place", "said"),
     [
-        ("notes.md", "notes.md is there already, and is no conversation"),
-        ("pipe", "is there already"),  # which nobody writes to
-        (".", "is there already"),
-        ("", "is there already"),
+        ("notes.md", "refusing to overwrite notes.md: not a Conifer conversation"),
+        ("pipe", "refusing to overwrite"),  # which nobody writes to
+        (".", "refusing to overwrite"),
+        ("", "refusing to overwrite"),
         ("none/talk", "the folder 'none' does not exist"),
         ("notes.md/talk", "the folder 'notes.md' does not exist"),
     ],

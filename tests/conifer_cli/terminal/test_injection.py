@@ -42,7 +42,7 @@ from engine.text.reasoning import Kind
 console.prepare()
 for kind, styled, parts in json.load(open(sys.argv[1])):
     painter = MarkdownRenderer(80, 24, lexer_for) if styled else None
-    answer = AnswerPrinter(thinking=True, painter=painter)
+    answer = AnswerPrinter(thinking=True, renderer=painter)
     Response(RunOptions(), answer).print([(Kind(kind), part) for part in parts])
     console.write_stdout("\\x1e\\n")
 """

@@ -1,0 +1,75 @@
+"""Files named in a conversation: text files to send, and the Markdown export."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from catalog.files import open_atomically
+from conifer_cli.errors import UsageError
+from conifer_cli.session.session import Messages
+from conifer_cli.terminal import console
+from conifer_cli.terminal.format import size
+
+MAX_FILE_BYTES = 20 * 10**6
+
+
+def split_path(text: str) -> tuple[Path, str]:
+    """Split a line into a path, which may be quoted, and the text after it."""
+    if not text:
+        raise UsageError("a file name is missing")
+    if text[0] in "\"'" and (end := text.find(text[0], 1)) > 0:
+        return _path(text[1:end]), text[end + 1 :].strip()
+    whole = _path(text)
+    if os.path.exists(whole):  # Path.exists raises if the text is too long for a file name
+        return whole, ""
+    name, _, rest = text.partition(" ")
+    return _path(name), rest.strip()
+
+
+def whole_path(text: str) -> Path:
+    """Read a line that is one path, which may be quoted."""
+    path, rest = split_path(text)
+    return _path(text) if rest else path
+
+
+def _path(name: str) -> Path:
+    if "\0" in name:
+        raise UsageError("a file name cannot contain a NUL character")
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"no home folder found for {name!r}") from error
+
+
+def read_text(path: Path) -> str:
+    """Read a text file. Replaces bytes that are not UTF-8, and prints a note about it."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise UsageError(f"{path} is larger than the limit of {size(MAX_FILE_BYTES)}")
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {path}: {_reason(error)}") from error
+    text = data.decode("utf-8", errors="replace")
+    if "\ufffd" in text and "\ufffd".encode() not in data:
+        console.log(f"conifer: {path.name} is not valid UTF-8; invalid bytes were replaced")
+    return text.removeprefix("\ufeff")
+
+
+def export(name: str, messages: Messages, model: str) -> Path:
+    """Write the conversation as Markdown to a new file that only its owner may read."""
+    path = whole_path(name)
+    if os.path.exists(path):
+        raise UsageError(f"{path} already exists")
+    names = {"system": "System", "user": "You", "assistant": Path(model).name}
+    parts = [f"## {names[m['role']]}\n\n{m['content'].strip()}\n" for m in messages]
+    try:
+        with open_atomically(path, mode=0o600) as file:
+            file.write(("\n".join(parts) + "\n").encode(errors="replace"))
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {_reason(error)}") from error
+    return path
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
