@@ -118,7 +118,7 @@ def warm_up(session: Any) -> None:
 
 def tokens_a_page(config: Any) -> int:
     """Count the tokens of a head of the cache, in f16, that surely share a page."""
-    remembered = (config.memory(layer).buffers for layer in range(config.layers))
+    remembered = (spec.buffers for spec in config.cache_specs)
     widest = max(values for buffers in remembered for _, values in buffers)
     return max(1, PAGE_BYTES // (2 * int(widest)))
 

@@ -181,13 +181,13 @@ def _windows(config: ModelConfig) -> str:
 def _document(header: Header) -> dict[str, Any]:
     """Put together what a header says, and what follows from it, as data."""
     from engine.fit.speed import bytes_per_token
-    from engine.nn.cache import token_bytes
+    from engine.nn.cache_spec import token_bytes
     from engine.nn.config import count_parameters
 
     config, tensors = header.config, header.tensors
     total, active = count_parameters(config, tensors)
     moved = bytes_per_token(config, tensors, "cpu", "native", 0, "f16")  # as the file has them
-    layers = [config.memory(layer) for layer in range(config.layers)]
+    layers = config.cache_specs
     kept = {
         kv_type: int(TOKENS * sum(token_bytes(layer, kv_type) for layer in layers))
         for kv_type in ("f16", "q8", "f32")

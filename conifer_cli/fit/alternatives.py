@@ -42,17 +42,17 @@ def best_moe(machine: Machine) -> Entry | None:
 def estimate_of(entry: Entry, facts: FileFacts | None) -> ModelEstimate | None:
     """Put together what the catalog knows of one file; None if it does not know its size."""
     from engine.fit.estimate import ModelEstimate
-    from engine.nn.config import LayerMemory
+    from engine.nn.cache_spec import CacheSpec
 
     if facts is None or facts.size_bytes is None:
         return None
-    memories = [
-        LayerMemory(buffers=((1, values),), window=window)
+    layer_specs = [
+        CacheSpec(buffers=((1, values),), window=window)
         for count, values, window in entry.kv
         for _ in range(count)
     ]
     if entry.state_values:
-        memories.append(LayerMemory(state_values=entry.state_values))
+        layer_specs.append(CacheSpec(state_values=entry.state_values))
     return ModelEstimate(
         size_bytes=facts.size_bytes,
         quant=facts.quant,
@@ -60,7 +60,7 @@ def estimate_of(entry: Entry, facts: FileFacts | None) -> ModelEstimate | None:
         layers=entry.layers,
         total_parameters=entry.total_parameters,
         active_parameters=entry.active_parameters,
-        memories=tuple(memories),
+        layer_specs=tuple(layer_specs),
     )
 
 

@@ -22,20 +22,20 @@ from engine.fit.speed import BytesPerToken
 from engine.kernels.select import selected
 from engine.kernels.sizes import loaded_size_ratio
 from engine.limits import SCORE_BYTES
-from engine.nn.cache import kept_bytes, read_bytes, token_bytes
-from engine.nn.config import LayerMemory
+from engine.nn.cache_spec import CacheSpec, kv_bytes, kv_read_bytes, token_bytes
 
 ROWS_BYTES = 384 << 20  # of one prefill chunk, in the widest models of the catalog
 GUESSED_LAYERS = 48
 GUESSED_VOCABULARY = 160_000
-GUESSED = LayerMemory(buffers=((1, 1024),))  # of every layer, where nothing is known
+GUESSED = CacheSpec(buffers=((1, 1024),))  # of every layer, where nothing is known
 
 
 @dataclass(frozen=True, slots=True)
 class ModelEstimate:
     """What is known of a model without its header; None or empty is not known.
 
-    size_bytes: of the file, all parts. memories: of every layer, as far as they keep something.
+    size_bytes: of the file, all parts. layer_specs: what each layer caches; layers that cache
+    nothing are left out.
     """
 
     size_bytes: int
@@ -44,12 +44,12 @@ class ModelEstimate:
     layers: int | None = None
     total_parameters: int | None = None
     active_parameters: int | None = None
-    memories: tuple[LayerMemory, ...] = ()
+    layer_specs: tuple[CacheSpec, ...] = ()
 
     @property
-    def kept(self) -> tuple[LayerMemory, ...]:
-        """What its layers keep, or a guess that is rather too much."""
-        return self.memories or (GUESSED,) * (self.layers or GUESSED_LAYERS)
+    def cache_specs(self) -> tuple[CacheSpec, ...]:
+        """What each layer caches, or a guess on the high side."""
+        return self.layer_specs or (GUESSED,) * (self.layers or GUESSED_LAYERS)
 
 
 def judge_estimate(
@@ -70,13 +70,13 @@ def estimate_needs(
 ) -> Callable[[int], Need]:
     """Give the estimated need as a function of the context, in tokens."""
     weights_bytes = estimate_weights(estimate, backend, kernels)
-    stored = max(token_bytes(memory, kv_type) for memory in estimate.kept)
-    widened = max(token_bytes(memory, "f32") for memory in estimate.kept)
+    stored = max(token_bytes(spec, kv_type) for spec in estimate.cache_specs)
+    widened = max(token_bytes(spec, "f32") for spec in estimate.cache_specs)
     program = program_bytes(GUESSED_VOCABULARY, backend)
 
     @cache
     def need(context: int) -> Need:
-        kv = kept_bytes(estimate.kept, context, kv_type)
+        kv = kv_bytes(estimate.cache_specs, context, kv_type)
         scores = 2 * SCORE_BYTES + int(context * (stored + widened))
         return Need(weights_bytes, kv, ROWS_BYTES + scores, program)
 
@@ -106,5 +106,5 @@ def estimate_bytes_per_token(
         attention_bytes=0,
         shared_bytes=0 if share < 1 else weights,
         head_bytes=0,
-        kv_bytes=read_bytes(estimate.kept, depth, kv_type),
+        kv_bytes=kv_read_bytes(estimate.cache_specs, depth, kv_type),
     )

@@ -16,7 +16,7 @@ from engine.kernels.fusion import fuses
 from engine.kernels.select import selected
 from engine.kernels.sizes import resident_bytes
 from engine.limits import INDEXER_BYTES, MAX_CHUNK, MIN_CHUNK, SCAN_CHUNK, SCORE_BYTES
-from engine.nn.cache import STEP, kv_bytes, token_bytes
+from engine.nn.cache_spec import STEP, kv_bytes, token_bytes
 from engine.nn.config import ModelConfig, used_tensors
 
 MARGIN = 1.02  # the need is known to about 2 %
@@ -111,7 +111,7 @@ def needs(
     @cache
     def need(context: int) -> Need:
         buffers = buffer_bytes(config, tensors, backend, context, kv_type, kernels)
-        return Need(weights_bytes, kv_bytes(config, context, kv_type), buffers, program)
+        return Need(weights_bytes, kv_bytes(config.cache_specs, context, kv_type), buffers, program)
 
     return need
 
@@ -200,7 +200,7 @@ def buffer_bytes(
         return rows + logits + indexing
     one_row = 4 * config.heads * context
     scores = 2 * max(min(one_row * chunk, SCORE_BYTES), one_row * min(MIN_CHUNK, chunk))
-    layers = [config.memory(layer) for layer in range(config.layers)]
+    layers = config.cache_specs
     widened = context * max(token_bytes(layer, "f32") for layer in layers)
     if kv_type != "f32":  # one layer's keys and values, as the attention wants them
         widened += context * max(token_bytes(layer, kv_type) for layer in layers)

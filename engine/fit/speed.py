@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from engine.gguf.reader import TensorInfo
 from engine.kernels.sizes import resident_bytes
-from engine.nn.cache import moved_kv_bytes
+from engine.nn.cache_spec import kv_read_bytes
 from engine.nn.config import OF_EXPERTS, ModelConfig, token_share, used_tensors
 
 MEASURED, PREDICTED, PRIOR = "measured", "predicted", "prior"
@@ -116,7 +116,7 @@ def bytes_per_token(
         share = token_share(info, config, tensors)
         parts[_part(info.name)] += resident_bytes(info, device, kernels) * float(share)
     sizes = {f"{part}_bytes": int(size_bytes) for part, size_bytes in parts.items()}
-    return BytesPerToken(**sizes, kv_bytes=moved_kv_bytes(config, depth, kv_type))
+    return BytesPerToken(**sizes, kv_bytes=kv_read_bytes(config.cache_specs, depth, kv_type))
 
 
 def seconds(

@@ -11,20 +11,15 @@ Axes: K kv heads, T tokens, d head width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import mlx.core as mx
 
 from engine.errors import ContextOverflow
 from engine.kernels.base import Rows
-from engine.nn.config import LayerMemory, ModelConfig
+from engine.nn.cache_spec import Q8_GROUP, STEP, WINDOW_SLACK, CacheSpec
 
-STEP = 256  # tokens by which the buffers grow
-KV_TYPES = ("f16", "q8", "f32")
-Q8_GROUP = 32
-WINDOW_SLACK = 512  # tokens that a window keeps beyond itself: how far back it can go
-SNAPSHOTS = 3  # states that a recurrent layer keeps
 REWIND = 16  # tokens before a prompt's end: more than a template puts before an answer
 
 
@@ -214,12 +209,12 @@ class Cache:
         return next((i for i, (a, b) in enumerate(pairs) if a != b), min(self.length, len(tokens)))
 
 
-def new_layer_cache(memory: LayerMemory, context: int, kv_type: str) -> LayerCache:
+def new_layer_cache(spec: CacheSpec, context: int, kv_type: str) -> LayerCache:
     """Make the empty cache of one layer."""
-    if memory.state_values:
+    if spec.state_values:
         return StateCache(context)
-    buffers = [_buffer(heads, dims, kv_type) for heads, dims in memory.buffers]
-    return TokenCache(buffers, context, memory.window)
+    buffers = [_buffer(heads, dims, kv_type) for heads, dims in spec.buffers]
+    return TokenCache(buffers, context, spec.window)
 
 
 def common_reach(caches: Sequence[LayerCache], length: int) -> int:
@@ -227,51 +222,6 @@ def common_reach(caches: Sequence[LayerCache], length: int) -> int:
     while (shortest := min(cache.reach(length) for cache in caches)) < length:
         length = shortest
     return length
-
-
-def kv_bytes(config: ModelConfig, context: int, kv_type: str) -> int:
-    """Say how many bytes a cache of `context` tokens takes when full."""
-    return kept_bytes(map(config.memory, range(config.layers)), context, kv_type)
-
-
-def kept_bytes(layers: Iterable[LayerMemory], context: int, kv_type: str) -> int:
-    """Say how many bytes layers keep of `context` tokens."""
-    return sum(_layer_bytes(memory, context, kv_type) for memory in layers)
-
-
-def moved_kv_bytes(config: ModelConfig, depth: int, kv_type: str) -> int:
-    """Say how many bytes of its cache one token at `depth` reads, and of states writes too."""
-    return read_bytes(map(config.memory, range(config.layers)), depth, kv_type)
-
-
-def read_bytes(layers: Iterable[LayerMemory], depth: int, kv_type: str) -> int:
-    """Say how many bytes of what these layers keep one token at `depth` reads."""
-    total = 0.0
-    for memory in layers:
-        tokens = min(depth, memory.window or depth)
-        total += tokens * token_bytes(memory, kv_type) + 2 * 4 * memory.state_values
-        if memory.chosen < depth and memory.chosen:
-            first = LayerMemory(memory.buffers[:1])
-            total -= (depth - memory.chosen) * token_bytes(first, kv_type)
-    return int(total)
-
-
-def token_bytes(memory: LayerMemory, kv_type: str) -> float:
-    """Say what one layer keeps for one token, in this storage type, its share of scales too."""
-    return sum(heads * dims * _value_bytes(dims, kv_type) for heads, dims in memory.buffers)
-
-
-def _layer_bytes(memory: LayerMemory, context: int, kv_type: str) -> int:
-    if memory.window:  # rounding up may meet an odd number of tokens
-        context = min(context, memory.window + WINDOW_SLACK + STEP)
-    tokens = math.ceil(context / STEP) * STEP
-    return int(tokens * token_bytes(memory, kv_type)) + SNAPSHOTS * 4 * memory.state_values
-
-
-def _value_bytes(dims: int, kv_type: str) -> float:
-    if kv_type == "q8":
-        return 1 + 2 / math.gcd(dims, Q8_GROUP)
-    return {"f16": 2.0, "f32": 4.0}[kv_type]
 
 
 def _buffer(heads: int, dims: int, kv_type: str) -> Buffer:

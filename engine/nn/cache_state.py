@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from engine.model import Model
     from engine.nn.cache import Cache
-    from engine.nn.config import LayerMemory
+    from engine.nn.cache_spec import CacheSpec
 
     Array = NDArray[Any]
 
@@ -93,18 +93,17 @@ def _bases(model: Model, kept: Kept, cache: Cache) -> list[int]:
     if len(kept.marks) != len(slots) + more or any(len(mark) != 1 for mark in marks):
         raise CacheStateError("it is of another number of layers")
     bases = [mark[0] for mark in marks]
-    memory = _attention_memory(model)
+    specs = _attention_specs(model)
     for number, (base, room) in enumerate(zip(bases, slots, strict=True)):
-        moves = memory[number].window > 0
+        moves = specs[number].window > 0
         if not 0 <= base <= (length if moves else 0) or length - base > room:
             raise CacheStateError("a layer begins where none can")
     return bases
 
 
-def _attention_memory(model: Model) -> list[LayerMemory]:
-    """List what the layers remember that keep something of each token."""
-    layers = (model.config.memory(layer) for layer in range(model.config.layers))
-    return [memory for memory in layers if memory.buffers]
+def _attention_specs(model: Model) -> list[CacheSpec]:
+    """List the cache specs of layers that keep a row per token."""
+    return [spec for spec in model.config.cache_specs if spec.buffers]
 
 
 def _states_seen(kept: Kept, cache: Cache) -> list[int]:
@@ -139,9 +138,9 @@ def _views(model: Model, cache: Cache, bases: list[int], length: int | None = No
     bases: the token that each begins with. length: that of the cache unless given.
     """
     length = cache.length if length is None else length
-    parts, views, memory = iter(cache.layers.memory()), [], _attention_memory(model)
+    parts, views, specs = iter(cache.layers.memory()), [], _attention_specs(model)
     for number, (base, slots) in enumerate(zip(bases, cache.layers.slots, strict=True)):
-        for heads, dims in memory[number].buffers:
+        for heads, dims in specs[number].buffers:
             values = next(parts)
             width = values.nbytes // (heads * slots * dims)
             whole = [values.view({4: "f4", 2: "f2", 1: "i1"}[width]).reshape(heads, slots, dims)]

@@ -24,6 +24,7 @@ from engine.architectures.registry import (
 from engine.errors import GGUFError, UnsupportedError
 from engine.gguf.metadata import Metadata
 from engine.gguf.reader import TensorInfo, numbers
+from engine.nn.cache_spec import CacheSpec
 
 GATINGS = (SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN)  # those that a file may ask for
 # `blk.0.ffn_up_exps.weight`, or in files from before April 2024 `blk.0.ffn_up.7.weight`.
@@ -119,21 +120,6 @@ class RecurrentConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerMemory:
-    """What one layer remembers of a sequence.
-
-    buffers: (heads, values of a head) of each thing kept for each token. window: the last tokens
-    for which they are kept, 0 for all. chosen: of how many tokens one reads the first thing at
-    most, 0 for all. state_values: float32 values kept whatever the length.
-    """
-
-    buffers: tuple[tuple[int, int], ...] = ()
-    chosen: int = 0
-    window: int = 0
-    state_values: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """What the graph of a model is built from. Widths count values, contexts count tokens."""
 
@@ -166,20 +152,25 @@ class ModelConfig:
     latent: LatentConfig | None = None
     recurrent: RecurrentConfig | None = None
 
-    def memory(self, layer: int) -> LayerMemory:
-        """Say what a layer remembers."""
+    def cache_spec(self, layer: int) -> CacheSpec:
+        """Return what a layer caches."""
         if self.recurrent and not self.kv_heads[layer]:
-            return LayerMemory(state_values=self.recurrent.state_values)
+            return CacheSpec(state_values=self.recurrent.state_values)
         if self.latent:
             indexer = self.latent.indexer
             kept = (1, self.latent.rank + self.rope.dims)
             if indexer is None:
-                return LayerMemory((kept,))
+                return CacheSpec((kept,))
             keys = ((1, indexer.dims),) if indexer.own[layer] else ()
-            return LayerMemory((kept, *keys), chosen=indexer.top)
+            return CacheSpec((kept, *keys), chosen=indexer.top)
         heads = self.kv_heads[layer]
         window = self.windows[layer] if self.windows else 0
-        return LayerMemory(((heads, self.key_dim), (heads, self.value_dim)), window=window)
+        return CacheSpec(((heads, self.key_dim), (heads, self.value_dim)), window=window)
+
+    @property
+    def cache_specs(self) -> tuple[CacheSpec, ...]:
+        """What each layer caches."""
+        return tuple(self.cache_spec(layer) for layer in range(self.layers))
 
     def routed(self, layer: int) -> bool:
         """Say whether a layer's feed-forward is a mixture of experts."""

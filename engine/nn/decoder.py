@@ -17,7 +17,8 @@ import mlx.core as mx
 from engine.kernels.base import QTensor
 from engine.nn import moe
 from engine.nn.cache import Cache, LayerCache, common_reach, new_layer_cache
-from engine.nn.config import LayerMemory, ModelConfig
+from engine.nn.cache_spec import CacheSpec
+from engine.nn.config import ModelConfig
 from engine.nn.layers import AnyNorm, required_norm
 from engine.nn.moe import Experts, SharedExperts
 from engine.nn.weights import Weights
@@ -26,9 +27,8 @@ if TYPE_CHECKING:
     from engine.nn.router_stats import Routes
 
 Scorer = Callable[[mx.array], mx.array]  # (T, D) -> (T, V) float32
-# What mixes tokens: attention or a recurrent layer. (T, D), its cache, the position of the first
-# token -> (T, D). The cache is what `ModelConfig.memory` says of the layer; without one the tokens
-# see only each other.
+# Attention or a recurrent layer: (T, D), its cache, the position of the first token -> (T, D).
+# `ModelConfig.cache_spec` describes the cache; without one, tokens see only each other.
 Mixer = Callable[[mx.array, Any, int], mx.array]
 FeedForwardLayer = Callable[[mx.array], mx.array]  # (T, D) -> (T, D)
 # Is told now and then, by layers that can stop early, which share of a long step is done.
@@ -87,14 +87,14 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """Blocks run one after the other. memory: what each remembers."""
+    """Blocks run one after the other. cache_specs: what each caches."""
 
     blocks: Sequence[Block]
-    memory: Sequence[LayerMemory]
+    cache_specs: Sequence[CacheSpec]
 
     def new_caches(self, context: int, kv_type: str) -> list[LayerCache]:
         """Make the cache of every block. They grow as tokens come, up to any context."""
-        return [new_layer_cache(memory, context, kv_type) for memory in self.memory]
+        return [new_layer_cache(spec, context, kv_type) for spec in self.cache_specs]
 
     def reach(self, caches: Sequence[LayerCache], length: int) -> int:
         """Say how many tokens, `length` at most, these caches can go back to."""
@@ -169,8 +169,7 @@ class Decoder:
         tied = "output.weight" not in weights
         output = self.embedding if tied else weights.matrix("output.weight", *shape)
         bias = weights.optional_vector("output.bias", config.vocab)
-        memory = [config.memory(layer) for layer in range(config.layers)]
-        self.layers: Layers = Blocks(blocks, memory)
+        self.layers: Layers = Blocks(blocks, config.cache_specs)
         self.head: Scorer = Head(norm, output, bias, config.logit_scale, config.logit_cap)
         self.kernels = weights.kernels
         self.routes: Routes | None = None

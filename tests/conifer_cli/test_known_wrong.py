@@ -16,7 +16,7 @@ from engine.fit.memory import judge
 from engine.fit.speed import bytes_per_token
 from engine.gguf.reader import open_model
 from engine.limits import prefill_chunk
-from engine.nn.cache import kv_bytes, moved_kv_bytes
+from engine.nn.cache_spec import kv_bytes, kv_read_bytes
 from engine.nn.config import read_config
 from support.giants import write_deepseek_v3, write_qwen3_235b
 from support.headers import metadata
@@ -62,8 +62,9 @@ def test_2_mixtral_needs_what_its_file_weighs(gib: int):
 def test_3_a_heads_width_is_the_files_not_width_over_heads(tmp_path):
     config = read_config(open_model(write_qwen3_235b(tmp_path, 1)[0]).metadata)
     assert config.width // config.heads == 64 != config.key_dim
-    assert kv_bytes(config, 32_768, "f16") == 2 * 94 * 4 * 128 * 2 * 32_768
-    assert estimate("gpt-oss-20b").kept[0].buffers == ((1, 2 * 8 * 64),)  # and not 2880 / 64 = 45
+    assert kv_bytes(config.cache_specs, 32_768, "f16") == 2 * 94 * 4 * 128 * 2 * 32_768
+    spec = estimate("gpt-oss-20b").cache_specs[0]
+    assert spec.buffers == ((1, 2 * 8 * 64),)  # and not 2880 / 64 = 45
 
 
 def test_4_a_mixtures_cache_is_by_its_layers_not_by_its_parameters():
@@ -77,7 +78,7 @@ def test_5_layers_that_keep_less_are_counted_as_less(tmp_path):
     assert need(32_768).kv_bytes - state == int(0.75 * GIB)
     config = read_config(open_model(write_deepseek_v3(tmp_path, 1)[0]).metadata)
     for found in (
-        kv_bytes(config, 32_768, "f16"),
+        kv_bytes(config.cache_specs, 32_768, "f16"),
         estimate_needs(estimate("deepseek-v3.1"), "cpu", "f16", "native")(32_768).kv_bytes,
     ):
         assert found == 61 * 576 * 2 * 32_768
@@ -132,7 +133,7 @@ def test_9_every_option_ends_in_a_verdict_and_drafting_blocks_are_not_counted(tm
         else read_config(metadata("qwen3moe", block_count=count))
         for count, extra in ((2, 0), (3, 1))
     )
-    assert kv_bytes(plain, 4096, "f16") == kv_bytes(drafting, 4096, "f16")
+    assert kv_bytes(plain.cache_specs, 4096, "f16") == kv_bytes(drafting.cache_specs, 4096, "f16")
     file = open_model(Path(path))
     config = read_config(file.metadata)
     beyond = {
@@ -165,4 +166,5 @@ def test_11_the_peak_of_prefill_is_counted(tmp_path):
     need = judge(config, file.tensors, cpu(400 * GB), context=32_768, kernels="stock").need
     scores = 4 * config.heads * prefill_chunk(config, 32_768, "stock") * 32_768
     assert need.buffers_bytes > 2 * scores > 0
-    assert moved_kv_bytes(config, 32_768, "f16") == kv_bytes(config, 32_768, "f16")
+    specs = config.cache_specs
+    assert kv_read_bytes(specs, 32_768, "f16") == kv_bytes(specs, 32_768, "f16")

@@ -26,5 +26,5 @@ def metadata(architecture: str, **changes: object) -> dict[str, object]:
 
 def kv_values(config: ModelConfig) -> int:
     """Count the values that one token adds to the KV cache, over all layers."""
-    layers = (config.memory(layer) for layer in range(config.layers))
+    layers = config.cache_specs
     return sum(heads * dims for layer in layers for heads, dims in layer.buffers)

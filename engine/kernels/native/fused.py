@@ -21,7 +21,8 @@ from engine.gguf.reader import TensorInfo
 from engine.kernels.base import QTensor
 from engine.kernels.fusion import fuses
 from engine.kernels.native import NativeKernels, NativeTensor
-from engine.nn.cache import REWIND, STEP, WINDOW_SLACK
+from engine.nn.cache import REWIND
+from engine.nn.cache_spec import STEP, WINDOW_SLACK
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Block, Blocks, Decoder, Head, Watch
 from engine.nn.layers import (

@@ -10,7 +10,7 @@ from engine.fit.machine import Machine
 from engine.fit.memory import judge
 from engine.gguf.reader import ModelFile, open_model
 from engine.kernels.sizes import resident_bytes
-from engine.nn.cache import moved_kv_bytes
+from engine.nn.cache_spec import kv_read_bytes
 from engine.nn.config import count_parameters, read_config
 from support.giants import write_deepseek_v3, write_qwen3_235b
 
@@ -61,7 +61,7 @@ def test_the_cache_takes_what_the_shapes_say(giant: tuple[str, ModelFile], kv_ty
     config = read_config(file.metadata)
     verdict = judge(config, file.tensors, machine(2 << 40), 8192, kv_type)
     assert verdict.need.kv_bytes == 8192 * KV[name] * {"f16": 2, "f32": 4}[kv_type]
-    assert moved_kv_bytes(config, 4096, "f16") == 4096 * KV[name] * 2
+    assert kv_read_bytes(config.cache_specs, 4096, "f16") == 4096 * KV[name] * 2
 
 
 def test_the_verdict_turns_where_the_memory_is(giant: tuple[str, ModelFile]):

@@ -37,7 +37,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         layers=config.layers,
         total_parameters=int(total),
         active_parameters=int(active),
-        memories=tuple(config.memory(layer) for layer in range(config.layers)),
+        layer_specs=config.cache_specs,
     )
     return file, config, estimate
 

@@ -20,7 +20,7 @@ from engine.gguf.reader import TensorInfo, open_model
 from engine.gguf.types import TYPE_BY_NAME
 from engine.kernels.sizes import loaded_size_ratio
 from engine.limits import SCORE_BYTES, prefill_chunk
-from engine.nn.cache import kv_bytes
+from engine.nn.cache_spec import kv_bytes
 from engine.nn.config import read_config
 from support.models import HERE
 
@@ -64,13 +64,13 @@ def q4_tensor(gigabytes: float) -> dict[str, TensorInfo]:
 def test_kv_of_qwen3_30b_at_32k_is_three_gib():
     # 2 (k and v) * 48 layers * 4 heads * 128 values * 2 bytes * 32768 tokens
     config = read_config(QWEN3_30B)
-    assert kv_bytes(config, 32_768, "f16") == 2 * 48 * 4 * 128 * 2 * 32_768 == 3 << 30
+    assert kv_bytes(config.cache_specs, 32_768, "f16") == 2 * 48 * 4 * 128 * 2 * 32_768 == 3 << 30
 
 
 def test_kv_in_eight_bits_carries_its_scales():
     config = read_config(QWEN3_30B)
-    assert kv_bytes(config, 32_768, "q8") == (3 << 30) // 2 * 34 // 32
-    assert kv_bytes(config, 32_768, "f32") == 6 << 30
+    assert kv_bytes(config.cache_specs, 32_768, "q8") == (3 << 30) // 2 * 34 // 32
+    assert kv_bytes(config.cache_specs, 32_768, "f32") == 6 << 30
 
 
 def test_weights_count_what_the_stock_kernels_really_hold():

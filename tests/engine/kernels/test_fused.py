@@ -15,7 +15,7 @@ from engine.gguf.reader import TensorInfo, open_model
 from engine.gguf.types import TYPE_BY_NAME
 from engine.kernels.fusion import fuses
 from engine.kernels.native import unavailable_reason
-from engine.nn.cache import STEP, WINDOW_SLACK
+from engine.nn.cache_spec import STEP, WINDOW_SLACK
 from engine.nn.cache_state import keep, restore
 from engine.nn.config import read_config
 from support.gguf_writer import Tensor

@@ -7,16 +7,9 @@ import numpy as np
 import pytest
 
 import engine.nn.cache
-from engine.nn.cache import (
-    SNAPSHOTS,
-    StateCache,
-    TokenCache,
-    common_reach,
-    kv_bytes,
-    moved_kv_bytes,
-    new_layer_cache,
-)
-from engine.nn.config import LayerMemory, read_config
+from engine.nn.cache import StateCache, TokenCache, common_reach, new_layer_cache
+from engine.nn.cache_spec import SNAPSHOTS, CacheSpec, kv_bytes, kv_read_bytes
+from engine.nn.config import read_config
 from support.headers import kv_values, metadata
 
 
@@ -27,7 +20,7 @@ def marks(start: int, count: int) -> mx.array:
 
 def window_cache(monkeypatch: pytest.MonkeyPatch, window: int, slack: int) -> TokenCache:
     monkeypatch.setattr(engine.nn.cache, "WINDOW_SLACK", slack)
-    cache = new_layer_cache(LayerMemory(((1, 1), (1, 1)), window=window), 1000, "f32")
+    cache = new_layer_cache(CacheSpec(((1, 1), (1, 1)), window=window), 1000, "f32")
     assert isinstance(cache, TokenCache)
     return cache
 
@@ -72,9 +65,11 @@ def test_windowed_layers_cost_their_window():
     config = read_config(metadata("gpt-oss", attention__sliding_window=128))
     assert config.windows == (128, 0)
     token = 2 * 2 * 64 * 2  # keys and values, 2 heads of 64, 2 bytes
-    assert kv_bytes(config, 131_072, "f16") == token * (131_072 + 1024)  # 128 + 512 + a step
-    assert kv_bytes(config, 256, "f16") == token * 512
-    assert moved_kv_bytes(config, 1000, "f16") == token * (1000 + 128)
+    assert kv_bytes(config.cache_specs, 131_072, "f16") == token * (
+        131_072 + 1024
+    )  # 128 + 512 + a step
+    assert kv_bytes(config.cache_specs, 256, "f16") == token * 512
+    assert kv_read_bytes(config.cache_specs, 1000, "f16") == token * (1000 + 128)
 
 
 def test_a_recurrent_layer_costs_its_states_whatever_the_context():
@@ -84,10 +79,11 @@ def test_a_recurrent_layer_costs_its_states_whatever_the_context():
     header = metadata("granitehybrid", attention__head_count_kv=heads, **changes)
     config = read_config(header)
     state = 3 * (128 + 2 * 32) + 128 * 32
-    assert config.memory(0).state_values == state and not config.memory(0).buffers
+    assert config.cache_spec(0).state_values == state and not config.cache_spec(0).buffers
     token = 2 * 2 * 64 * 2
-    assert kv_bytes(config, 256, "f16") == 256 * token + SNAPSHOTS * 4 * state
-    assert kv_bytes(config, 4096, "f16") - kv_bytes(config, 256, "f16") == 3840 * token
+    small, large = (kv_bytes(config.cache_specs, context, "f16") for context in (256, 4096))
+    assert small == 256 * token + SNAPSHOTS * 4 * state
+    assert large - small == 3840 * token
 
 
 def test_latent_attention_keeps_576_values_a_token_and_layer():
@@ -103,4 +99,4 @@ def test_latent_attention_keeps_576_values_a_token_and_layer():
     )
     config = read_config(header)
     assert kv_values(config) == 2 * 576
-    assert kv_bytes(config, 256, "f16") == 256 * 2 * 576 * 2
+    assert kv_bytes(config.cache_specs, 256, "f16") == 256 * 2 * 576 * 2

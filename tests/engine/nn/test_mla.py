@@ -16,7 +16,8 @@ from engine.gguf.reader import open_model
 from engine.kernels.base import Rows
 from engine.kernels.select import select
 from engine.kernels.sizes import resident_bytes
-from engine.nn.cache import kv_bytes, moved_kv_bytes, new_layer_cache
+from engine.nn.cache import new_layer_cache
+from engine.nn.cache_spec import kv_bytes, kv_read_bytes
 from engine.nn.config import read_config, used_tensors
 from engine.nn.mla import Indexer, LatentAttention, latent_rope, latent_scale
 from engine.nn.weights import Weights
@@ -131,17 +132,17 @@ DEEPSEEK_V32 = {k.replace("deepseek2.", "deepseek32."): v for k, v in DEEPSEEK_V
 
 def test_deepseek_v3_keeps_576_values_a_token_and_layer():
     config = read_config(DEEPSEEK_V3)
-    assert kv_bytes(config, 4096, "f16") == 61 * 4096 * 576 * 2
-    assert kv_bytes(config, 4096, "f32") == 61 * 4096 * 576 * 4
-    assert kv_bytes(config, 4096, "q8") == 61 * 4096 * (576 + 18 * 2)
-    assert moved_kv_bytes(config, 4096, "f16") == 61 * 4096 * 576 * 2
+    assert kv_bytes(config.cache_specs, 4096, "f16") == 61 * 4096 * 576 * 2
+    assert kv_bytes(config.cache_specs, 4096, "f32") == 61 * 4096 * 576 * 4
+    assert kv_bytes(config.cache_specs, 4096, "q8") == 61 * 4096 * (576 + 18 * 2)
+    assert kv_read_bytes(config.cache_specs, 4096, "f16") == 61 * 4096 * 576 * 2
 
 
 def test_an_indexer_keeps_a_key_and_spares_reading_the_rest():
     config = read_config(DEEPSEEK_V32)
-    assert kv_bytes(config, 4096, "f16") == 61 * 4096 * (576 + 128) * 2
-    assert moved_kv_bytes(config, 1024, "f16") == 61 * 1024 * (576 + 128) * 2
-    assert moved_kv_bytes(config, 4096, "f16") == 61 * (2048 * 576 + 4096 * 128) * 2
+    assert kv_bytes(config.cache_specs, 4096, "f16") == 61 * 4096 * (576 + 128) * 2
+    assert kv_read_bytes(config.cache_specs, 1024, "f16") == 61 * 1024 * (576 + 128) * 2
+    assert kv_read_bytes(config.cache_specs, 4096, "f16") == 61 * (2048 * 576 + 4096 * 128) * 2
 
 
 @pytest.mark.parametrize("kv_type", ["f16", "f32", "q8"])
@@ -150,12 +151,12 @@ def test_a_cache_takes_the_bytes_that_are_foretold(name: str, kv_type: str):
     config = read_config(open_model(HERE / name / "model.gguf").metadata)
     held = 0
     for layer in range(config.layers):
-        cache = new_layer_cache(config.memory(layer), 512, kv_type)
-        cache.extend(0, [mx.zeros((h, 1, 300, d)) for h, d in config.memory(layer).buffers])
+        cache = new_layer_cache(config.cache_spec(layer), 512, kv_type)
+        cache.extend(0, [mx.zeros((h, 1, 300, d)) for h, d in config.cache_spec(layer).buffers])
         for buffer in cache.buffers:
             arrays = [value for value in vars(buffer).values() if isinstance(value, mx.array)]
             held += sum(array.nbytes for array in arrays)
-    assert held == kv_bytes(config, 300, kv_type)
+    assert held == kv_bytes(config.cache_specs, 300, kv_type)
 
 
 def test_yarn_raises_the_scale_by_its_magnitude_squared():
@@ -222,7 +223,7 @@ def test_queries_grow_with_the_chunk_they_are_in(kernels: str):
     mixed = []
     for config in (warm, scaled):
         layer = LatentAttention(config, weights, 1, rope)
-        cache = new_layer_cache(config.memory(1), 32, "f32")
+        cache = new_layer_cache(config.cache_spec(1), 32, "f32")
         layer(x[:24], cache, 0)
         mixed.append(np.array(layer(x[24:], cache, 24)))
     assert np.allclose(*mixed, atol=1e-5)
@@ -236,7 +237,7 @@ def test_a_layer_without_an_indexer_follows_the_choice_before_it(kernels: str):
     """Its attention is that over the chosen tokens alone, whatever its own indexer would say."""
     types = {"glm-dsa.attention.indexer.types": np.array([True, False, True])}
     config, weights = parts_of("glm-dsa", kernels, types)
-    assert [len(config.memory(layer).buffers) for layer in range(3)] == [2, 1, 2]
+    assert [len(spec.buffers) for spec in config.cache_specs[:3]] == [2, 1, 2]
     rope = latent_rope(config.rope, interleaved=True)
     indexer = Indexer(config, weights, 0, rope)
     follower = LatentAttention(config, weights, 1, rope, indexer)
@@ -347,7 +348,7 @@ def test_attention_over_rows_is_the_reference(
 def stored(values: np.ndarray, kind: str) -> Rows:
     """Rows (L, d) as a cache of this type stores them."""
     config = read_config(DEEPSEEK_V3)
-    memory = replace(config.memory(0), buffers=((1, values.shape[1]),))
-    cache = new_layer_cache(memory, len(values), kind)
+    spec = replace(config.cache_spec(0), buffers=((1, values.shape[1]),))
+    cache = new_layer_cache(spec, len(values), kind)
     cache.extend(0, [mx.array(values)[None, None]])
     return cache.buffers[0].rows(len(values))

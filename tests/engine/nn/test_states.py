@@ -12,7 +12,8 @@ import pytest
 import engine
 from engine.fit.memory import buffer_bytes
 from engine.gguf.reader import open_model
-from engine.nn.cache import REWIND, SNAPSHOTS, StateCache, kv_bytes
+from engine.nn.cache import REWIND, StateCache
+from engine.nn.cache_spec import SNAPSHOTS, kv_bytes
 from engine.nn.config import read_config
 from support.gguf_writer import Tensor
 from support.models import HERE
@@ -121,10 +122,10 @@ def test_states_count_in_the_need_whatever_the_context(name: str, kernels: str):
         held = [sum(array.nbytes for array in states[max(states)]) for states in kept]
     else:
         held = [cache.layers.state_bytes // SNAPSHOTS]
-    layers = [config.memory(layer).state_values for layer in range(config.layers)]
+    layers = [spec.state_values for spec in config.cache_specs]
     assert sum(held) == 4 * sum(layers)
     attention = dataclasses.replace(config, recurrent=None)
-    states = kv_bytes(config, 256, "f16") - kv_bytes(attention, 256, "f16")
+    states = kv_bytes(config.cache_specs, 256, "f16") - kv_bytes(attention.cache_specs, 256, "f16")
     assert states == SNAPSHOTS * sum(held)
 
 
