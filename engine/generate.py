@@ -1,7 +1,7 @@
 """Prefill and decode as one stream of tokens.
 
-The next step is launched before the current token is read, so the device never waits for Python.
-What that step has stored past the end of an answer is not counted in the cache and is written over.
+The next step starts before the current token is read, so the device never waits for Python. Cache
+entries that this step writes past the end of an answer are not counted and get overwritten.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import mlx.core as mx
 
@@ -17,24 +17,48 @@ from engine.errors import ContextOverflow, NumericError
 from engine.limits import enough_memory
 from engine.nn.cache import Cache
 from engine.sampling import NOT_FINITE, Sampler, Settings
-from engine.text.reasoning import Kind, Part, choose, hidden_markers, overlap, reader
+from engine.text.reasoning import Kind, Part, control_markers, find_dialect, new_reader, overlap
 
 if TYPE_CHECKING:
-    from engine.model import Model
+    from engine.kernels.base import Kernels
+    from engine.nn.router_stats import Routes
+    from engine.text.chat_template import ChatTemplate
     from engine.text.constrained import Guide
+    from engine.text.tokenizer import Tokenizer
 
-OnPrefill = Callable[[int, int], None]  # (tokens done, tokens to do)
+OnPrefill = Callable[[int, int], None]  # (tokens done, total tokens)
+
+
+class LanguageModel(Protocol):
+    """The parts of a model that generation uses; `engine.model.Model` has them."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    kernels: Kernels
+
+    @property
+    def routes(self) -> Routes | None: ...
+
+    def prefill(
+        self,
+        tokens: list[int],
+        cache: Cache,
+        on_prefill: OnPrefill | None,
+        check: Callable[[], None],
+    ) -> mx.array: ...
+
+    def forward(self, tokens: mx.array, cache: Cache) -> mx.array: ...
 
 
 @dataclass(slots=True)
 class Stats:
-    """What an answer took. Seconds are wall time; the first token counts as prefill."""
+    """Token counts and wall time of one answer. The first token counts as prefill."""
 
     prompt_tokens: int = 0
-    cached_tokens: int = 0  # of the prompt, found in the cache
+    cached_tokens: int = 0  # prompt tokens already in the cache
     prefill_s: float = 0.0
     decoded_tokens: int = 0
-    thinking_tokens: int = 0  # of those decoded, before the answer began; `parts()` counts them
+    thinking_tokens: int = 0  # decoded before the answer began; set by `parts()`
     decode_s: float = 0.0
 
     @property
@@ -50,22 +74,20 @@ class Stats:
 
 
 class _Stopped(Exception):
-    """The prompt is not read to its end, as the answer is not wanted any more."""
+    """`stop` was called during prefill."""
 
 
 class TokenStream:
-    """The answer to a sequence of tokens. Iterate over it for ids, `text()` for text, or `parts()`.
-
-    Once: what has been read is gone.
+    """The answer to a sequence of tokens. Iterate for ids, or use `text()` or `parts()`; only once.
 
     finish: "stop" (an end-of-generation token or a stop string), "length", or "interrupted" (by
     `stop`); None until the end.
-    cut_by: where finish is "length", "max_tokens" or "context".
+    cut_by: "max_tokens" or "context" if finish is "length".
     """
 
     def __init__(
         self,
-        model: Model,
+        model: LanguageModel,
         tokens: list[int],
         settings: Settings,
         cache: Cache,
@@ -83,9 +105,9 @@ class TokenStream:
         self._stopping = False
 
     def stop(self) -> None:
-        """End the answer after the step under way. May be called from a signal's handler.
+        """End the answer after the current step. Safe to call from a signal handler.
 
-        The cache stays whole: it holds what was fed to the model, and the next answer uses it.
+        The cache stays valid: it holds the tokens fed so far, and the next answer reuses it.
         """
         self._stopping = True
 
@@ -95,28 +117,28 @@ class TokenStream:
                 yield token
 
     def text(self) -> Iterator[str]:
-        """Yield the answer in pieces that split no character, without the stop string."""
+        """Yield the answer in pieces of whole characters, without the stop string."""
         for _, piece in self._steps:
             if piece:
                 yield piece
 
     def parts(self) -> Iterator[Part]:
-        """Yield the answer as `text()` does, each piece with its kind: thinking or answer."""
+        """Yield the pieces of `text()`, each with its kind, such as thinking or answer."""
         tokenizer = self.model.tokenizer
-        dialect = choose(self.model.template, tokenizer)
-        self._shown = hidden_markers(dialect, tokenizer)
-        parting = reader(dialect, tokenizer, self.tokens)
+        dialect = find_dialect(tokenizer, self.model.template)
+        self._shown = control_markers(dialect, tokenizer)
+        reader = new_reader(dialect, tokenizer, self.tokens)
         before, thinks = 0, False
         for token, piece in self._steps:
-            for part in parting.push(piece):
+            for part in reader.push(piece):
                 thinks = thinks or part[0] is Kind.THINKING
                 yield part
-            before += token is not None and not parting.answering
+            before += token is not None and not reader.answering
             self.stats.thinking_tokens = before if thinks else 0
-        yield from parting.finish()
+        yield from reader.finish()
 
     def _run(self) -> Iterator[tuple[int | None, str]]:
-        """Yield (id, text that is certain by now), and at the end (None, what was held back)."""
+        """Yield (id, text that is complete by now), and at the end (None, the remaining text)."""
         decoder = self.model.tokenizer.stream(self._shown)
         stops = StopFilter(self.settings.stop)
         for token in self._decode():
@@ -155,7 +177,7 @@ class TokenStream:
             with enough_memory():
                 value = read(token)
             ended = value in endings
-            if count == 1 or not ended:  # the end itself is no token of the answer
+            if count == 1 or not ended:  # the end token is not part of the answer
                 started = self._clock(count, started)
             if value == NOT_FINITE:
                 raise NumericError(f"the logits after token {self.cache.length:,} are not finite")
@@ -169,14 +191,14 @@ class TokenStream:
                     self.model.routes.keep()
             else:
                 self.finish = "length"
-            if ahead and guide:  # works out what may follow while the device is at the logits
+            if ahead and guide:  # computes the mask while the device computes the logits
                 guide.accept(value)
                 pending = sampler.choose(logits, guide.allowed())
                 mx.async_eval(pending)
             yield value
 
     def _limit(self) -> int:
-        """Say how many tokens may follow the prompt, and by what that is limited."""
+        """Return how many tokens may follow the prompt, and set `cut_by` to the limit's name."""
         room = self.cache.context - len(self.tokens)
         if self.settings.max_tokens is not None and self.settings.max_tokens <= room:
             self.cut_by = "max_tokens"
@@ -187,7 +209,7 @@ class TokenStream:
         return room
 
     def _prefill(self) -> mx.array:
-        """Bring the cache to the end of the prompt: logits (V,) for what comes next."""
+        """Feed the rest of the prompt to the cache. Returns the next token's logits (V,)."""
         self.cache.trim(min(self.cache.shared_prefix(self.tokens), len(self.tokens) - 1))
         cached = self.cache.length
         self.stats.cached_tokens = cached
@@ -210,14 +232,14 @@ class TokenStream:
 
 
 def read(token: mx.array) -> int:
-    """Wait for a token and read it."""
+    """Wait for a token and return its id."""
     value = token.item()
     assert isinstance(value, int)
     return value
 
 
 class StopFilter:
-    """Passes text on until a stop string, holding back what might be the start of one."""
+    """Pass text through up to the first stop string, holding back a possible start of one."""
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self.stops = stops
@@ -225,7 +247,7 @@ class StopFilter:
         self.found = False
 
     def push(self, piece: str) -> str:
-        """Take the next text; give back what can no longer belong to a stop string."""
+        """Add text; return the part that cannot belong to a stop string."""
         text = self.held + piece
         cuts = [at for stop in self.stops if (at := text.find(stop)) >= 0]
         if cuts:
@@ -236,6 +258,6 @@ class StopFilter:
         return text[: len(text) - kept]
 
     def finish(self) -> str:
-        """Give back what is held: the text ended without a stop string."""
+        """Return the held text: no stop string came."""
         held, self.held = self.held, ""
         return held

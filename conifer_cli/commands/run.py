@@ -161,9 +161,9 @@ def _require_thinking(session: Session) -> None:
     if options.effort is not None and options.insists("effort") and not knows_effort:
         raise UsageError(f"--effort needs a chat template that knows {EFFORT}; here is none")
     if options.reasoning_budget is not None and options.insists("reasoning_budget"):
-        from engine.text.constrained import knows_thinking
+        from engine.text.reasoning import supports_thinking
 
-        if not knows_thinking(session.model):
+        if not supports_thinking(session.model.tokenizer, template):
             raise UsageError("--reasoning-budget needs a model that reasons; this one does not")
 
 

@@ -295,7 +295,8 @@ def _guide(session: Session, tokens: list[int]) -> Guide | None:
         return None
     from engine.text.constrained import Guide
 
-    return Guide(session.model, tokens, options.grammar, options.reasoning_budget, options.think)
+    model, budget = session.model, options.reasoning_budget
+    return Guide(model.tokenizer, model.template, tokens, options.grammar, budget, options.think)
 
 
 def _loaded(judged: Judged, kernels: str, chatting: bool) -> Model:

@@ -1,8 +1,8 @@
-"""Steers an answer token by token: it ends thinking whose budget is spent, and holds the answer to
-a JSON schema. What is thought before the answer is free.
+"""Constrain an answer token by token: to a JSON schema, and its thinking to a token budget.
 
-The schema is compiled by the library llguidance, which says of every state which tokens may come
-next; this module turns the model's vocabulary into its terms and knows where the answer begins.
+The llguidance library compiles the schema and computes the allowed tokens of each state. This
+module gives it the model's vocabulary and finds where the answer begins; thinking before it is
+unconstrained.
 
 Axes: V vocabulary.
 """
@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from engine.errors import ConstraintError, SchemaError
-from engine.text.reasoning import HARMONY, Kind, choose, hidden_markers, reader
-from engine.text.tokenizer import Tokenizer
+from engine.text.reasoning import HARMONY, Kind, control_markers, find_dialect, new_reader
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
     from llguidance._lib import JsonCompileOptions
 
-    from engine.model import Model
+    from engine.text.chat_template import ChatTemplate
+    from engine.text.tokenizer import Tokenizer
 
-# One way to write a document, on one line: small models lose themselves in white space.
+# Exactly one layout, on one line: small models get lost in white space.
 LAYOUT: JsonCompileOptions = {
     "whitespace_flexible": False,
     "item_separator": ", ",
@@ -35,74 +35,75 @@ HARMONY_ANSWER = "<|end|><|start|>assistant<|channel|>final<|message|>"
 
 
 class Guide:
-    """Steers one answer to one prompt.
+    """Constrain one answer to one prompt.
 
-    schema: a JSON schema as text, or None. budget: tokens that thinking may take, or None. think:
-    whether thinking was asked for, None where the model may choose. Raises SchemaError.
+    schema: a JSON schema as text, or None. budget: the most thinking tokens, or None. think:
+    whether the user asked for thinking; None lets the model decide. Raises SchemaError.
     """
 
     def __init__(
         self,
-        model: Model,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
         prompt: list[int],
         schema: str | None = None,
         budget: int | None = None,
         think: bool | None = None,
     ) -> None:
-        tokenizer = model.tokenizer
         self._tokenizer, self._budget = tokenizer, budget
-        self._dialect = choose(model.template, tokenizer)
-        self._reader = reader(self._dialect, tokenizer, prompt)
-        self._text = tokenizer.stream(hidden_markers(self._dialect, tokenizer))
+        self._dialect = find_dialect(tokenizer, template)
+        self._reader = new_reader(self._dialect, tokenizer, prompt)
+        self._text = tokenizer.stream(control_markers(self._dialect, tokenizer))
         self._matcher = None if schema is None else _matcher(tokenizer, schema)
-        self._free = ~_marked(tokenizer, sorted(tokenizer.eog_ids))
-        self._forced: deque[int] = deque()
-        self._door: int | None = None  # a token that opens thinking where the answer may begin
+        self._not_an_end = ~_mask(tokenizer, sorted(tokenizer.eog_ids))
+        self._forced_tokens: deque[int] = deque()
+        self._think_opener: int | None = None  # may open thinking instead of the answer
         self._at_start = False
-        self._held = False  # whether the schema chooses the token that comes now
+        self._constrained_now = False  # the schema constrains the next token
         self._thought = 0
         if schema is not None and not (self._reader.answering or self._reader.thinking):
             self._begin(think)
 
     def allowed(self) -> mx.array | None:
-        """Say which tokens may come next: (V,) bool, or None for all of them."""
-        if self._reader.thinking and self._thought == self._budget and not self._forced:
-            self._forced.extend(self._closing())
-        if self._forced:
-            return _marked(self._tokenizer, [self._forced[0]])
+        """Return the mask of tokens that may come next, (V,) bool, or None for all of them."""
+        if self._reader.thinking and self._thought == self._budget and not self._forced_tokens:
+            self._forced_tokens.extend(self._closing())
+        if self._forced_tokens:
+            return _mask(self._tokenizer, [self._forced_tokens[0]])
         if self._matcher is None:
             return None
-        self._held = self._at_start or self._reader.answering
-        if not self._held:
-            return self._free  # thinking must not end the whole
-        allowed = _next(self._matcher)
-        return allowed if self._door is None else allowed | _marked(self._tokenizer, [self._door])
+        self._constrained_now = self._at_start or self._reader.answering
+        if not self._constrained_now:
+            return self._not_an_end  # the output must not end within the thinking
+        allowed = _next_mask(self._matcher)
+        opener = self._think_opener
+        return allowed if opener is None else allowed | _mask(self._tokenizer, [opener])
 
     def accept(self, token: int) -> None:
-        """Take the token that came. Raises ConstraintError if the schema cannot go on."""
-        if self._forced:
-            self._forced.popleft()
+        """Advance by one token. Raises ConstraintError if the schema cannot continue."""
+        if self._forced_tokens:
+            self._forced_tokens.popleft()
         thinking, leftover = self._reader.thinking, ""
         for kind, text in self._reader.push(self._text.push(token)):
             leftover += text if kind is Kind.ANSWER else ""
         self._thought += thinking and self._reader.thinking
         if self._matcher is not None:
-            if self._held and token != self._door:
+            if self._constrained_now and token != self._think_opener:
                 _consume(self._matcher, [token])
-            elif not self._held and leftover.strip():  # the answer began within this token
+            elif not self._constrained_now and leftover.strip():  # the answer began in this token
                 _consume(self._matcher, self._tokenizer.encode(leftover.lstrip()))
-        self._held, self._at_start, self._door = False, False, None
+        self._constrained_now, self._at_start, self._think_opener = False, False, None
 
     def _begin(self, think: bool | None) -> None:
-        """Choose what may come first where the prompt leaves it to the model whether to think."""
+        """Set what may come first if the prompt leaves it to the model whether to think."""
         assert self._dialect is not None
         opens = self._tokenizer.encode(self._dialect.opens, markup=True)
         if think or self._dialect is HARMONY:
-            self._forced.extend(opens)
+            self._forced_tokens.extend(opens)
             return
         self._at_start = True
         if think is None and len(opens) == 1:
-            self._door = opens[0]
+            self._think_opener = opens[0]
 
     def _closing(self) -> list[int]:
         assert self._dialect is not None
@@ -110,21 +111,16 @@ class Guide:
         return self._tokenizer.encode(text, markup=True)
 
 
-def knows_thinking(model: Model) -> bool:
-    """Tell whether a model's template or tokens know thinking."""
-    return choose(model.template, model.tokenizer) is not None
-
-
 def check_schema(schema: str, name: str) -> None:
-    """Raise SchemaError, naming it, unless this text is a schema that an answer can be held to."""
+    """Raise SchemaError, naming the schema, unless this text is a usable JSON schema."""
     from llguidance import LLMatcher
 
     try:
-        wrong, said = LLMatcher.validate_grammar_with_warnings(_grammar(schema))
+        failed, messages = LLMatcher.validate_grammar_with_warnings(_grammar(schema))
     except SchemaError as error:
         raise SchemaError(f"{name}: {error}") from error
-    if wrong:
-        raise SchemaError(f"{name}: {_first_line(said[0])}")
+    if failed:
+        raise SchemaError(f"{name}: {_first_line(messages[0])}")
 
 
 def _grammar(schema: str) -> str:
@@ -147,23 +143,23 @@ def _matcher(tokenizer: Tokenizer, schema: str) -> LLMatcher:
 
 @lru_cache(maxsize=1)
 def _vocabulary(tokenizer: Tokenizer) -> LLTokenizer:
-    """Put a vocabulary into the library's terms."""
+    """Convert a vocabulary to llguidance's type."""
     from llguidance import LLTokenizer, TokenizerWrapper
 
     if not tokenizer.eog_ids:
-        raise SchemaError("no answer can be held to a schema: no token of this model ends one")
-    return LLTokenizer(TokenizerWrapper(_Words(tokenizer)), eos_token=sorted(tokenizer.eog_ids))
+        raise SchemaError("this model has no end-of-generation token, which a schema needs")
+    wrapped = TokenizerWrapper(_TokenizerAdapter(tokenizer))
+    return LLTokenizer(wrapped, eos_token=sorted(tokenizer.eog_ids))
 
 
-class _Words:
-    """What the library asks of a tokenizer."""
+class _TokenizerAdapter:
+    """The attributes that llguidance's TokenizerWrapper reads."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        ends = sorted(tokenizer.eog_ids)
         pieces = tokenizer.pieces()
-        self.eos_token_id, self.bos_token_id = ends[0], tokenizer.bos_id
+        self.eos_token_id, self.bos_token_id = min(tokenizer.eog_ids), tokenizer.bos_id
         self.special_token_ids = [id for id, piece in enumerate(pieces) if piece is None]
-        # a text of their own, which cannot be written: every token needs one
+        # Every token needs a text of its own; \xff cannot occur in UTF-8.
         self.tokens = [
             b"\xff%d" % id if piece is None else piece for id, piece in enumerate(pieces)
         ]
@@ -173,9 +169,9 @@ class _Words:
         return self._encode(text if isinstance(text, str) else text.decode())
 
 
-def _next(matcher: LLMatcher) -> mx.array:
-    """Ask which tokens may come next: (V,) bool."""
-    biases = memoryview(matcher.compute_logit_bias())  # a byte for each token
+def _next_mask(matcher: LLMatcher) -> mx.array:
+    """Return the mask of tokens that the schema allows next: (V,) bool."""
+    biases = memoryview(matcher.compute_logit_bias())  # one byte per token
     allowed = mx.array(biases) != 0  # type: ignore[arg-type]
     if matcher.is_error():
         raise ConstraintError(_first_line(matcher.get_error()))
@@ -187,11 +183,11 @@ def _consume(matcher: LLMatcher, tokens: list[int]) -> None:
         raise ConstraintError(_first_line(matcher.get_error()))
 
 
-def _marked(tokenizer: Tokenizer, ids: list[int]) -> mx.array:
-    """Mark these ids in the vocabulary: (V,) bool."""
-    marked = mx.zeros((tokenizer.vocab_size,), dtype=mx.bool_)
-    marked[mx.array(ids, dtype=mx.int32)] = True
-    return marked
+def _mask(tokenizer: Tokenizer, ids: list[int]) -> mx.array:
+    """Return a mask of these ids: (V,) bool."""
+    mask = mx.zeros((tokenizer.vocab_size,), dtype=mx.bool_)
+    mask[mx.array(ids, dtype=mx.int32)] = True
+    return mask
 
 
 def _first_line(text: str) -> str:

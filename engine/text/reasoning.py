@@ -1,10 +1,9 @@
-"""Tells a model's thinking from its answer while the text arrives.
+"""Separate a model's thinking from its answer while the text streams.
 
-Which markers a model writes is a table, chosen from by its chat template and its special tokens.
-A marker counts only where the family writes it: thinking begins an output or does not come at all,
-and nothing in an answer, whatever it spells, makes it thinking again. Markers, and the blank lines
-around them, belong to neither side; all other text is passed on, as soon as it is certain what it
-is. This module knows text only, and neither the model nor the terminal.
+A table lists the markers of each model family; the chat template and the special tokens select a
+row. A marker counts only where the family writes it: thinking can only begin an output, and no text
+within an answer turns it back into thinking. Markers and the blank lines around them are dropped;
+all other text passes through as soon as its kind is certain.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Kind(StrEnum):
-    """What a piece of output is; COMMENTARY is what is said to a tool, or about calling one."""
+    """The kind of a piece of output. COMMENTARY is a message to a tool, or about a tool call."""
 
     THINKING = "thinking"
     ANSWER = "answer"
@@ -34,7 +33,7 @@ NOTHING: Part = (Kind.ANSWER, "")
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """The markers of a family: around its thinking and, in some, around the answer after that."""
+    """The markers of a model family: around its thinking and, in some, around the answer."""
 
     opens: str
     closes: str
@@ -43,7 +42,7 @@ class Dialect:
 
     @property
     def markers(self) -> tuple[str, ...]:
-        """Every text that may have to be seen although it is a control token."""
+        """Every marker that the reader must see even if it is a control token."""
         found = (self.opens, self.closes, self.answer_opens, self.answer_closes)
         return HARMONY_MARKERS if self is HARMONY else tuple(filter(None, found))
 
@@ -51,7 +50,7 @@ class Dialect:
 HARMONY_MARKERS = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>")
 # Messages with a header each: <|channel|>analysis<|message|>...<|end|><|start|>assistant<|channel|>
 HARMONY = Dialect("<|channel|>", "<|channel|>")
-# The first that fits is a model's: those with more to recognise go before plain <think>.
+# The first match wins, so rows with more markers come before plain <think>.
 DIALECTS = (
     HARMONY,  # gpt-oss
     Dialect("<|channel>thought", "<channel|>"),  # Gemma 4
@@ -62,8 +61,8 @@ DIALECTS = (
     Dialect("◁think▷", "◁/think▷"),  # Kimi-VL
     Dialect("<think>", "</think>"),  # DeepSeek, ERNIE, GLM, Kimi, MiniMax, Qwen, Ring
 )
-PROMPT_END_TOKENS = 24  # room for the longest marker, cut small, and the white space after it
-HEADER_CHARACTERS = 512  # a longer header is none
+PROMPT_END_TOKENS = 24  # the longest marker in small tokens, and the white space after it
+HEADER_CHARACTERS = 512  # longer text is not a header
 HEADER_STARTS = (*HARMONY_MARKERS, "to=")
 MESSAGE, END = "<|message|>", "<|end|>"
 MESSAGE_ENDS = (f"{END}<|start|>", f"{END}<|channel|>")
@@ -73,17 +72,17 @@ CHANNELS = {"analysis": Kind.THINKING, "commentary": Kind.COMMENTARY}
 
 
 def switches(think: bool | None, effort: str | None = None) -> dict[str, Any]:
-    """Ask for thinking or for none, and how much, by every name that templates know the wish by.
+    """Return the template variables that turn thinking on or off, under every name in use.
 
-    None leaves it to the template.
+    None leaves the choice to the template.
     """
-    wish: dict[str, Any] = {} if think is None else {"enable_thinking": think, "thinking": think}
+    names: dict[str, Any] = {} if think is None else {"enable_thinking": think, "thinking": think}
     effort = "low" if think is False else effort
-    return wish if effort is None else {**wish, "reasoning_effort": effort}
+    return names if effort is None else {**names, "reasoning_effort": effort}
 
 
-def choose(template: ChatTemplate | None, tokenizer: Tokenizer) -> Dialect | None:
-    """Find how a model writes its thinking; None for one that cannot or has no template."""
+def find_dialect(tokenizer: Tokenizer, template: ChatTemplate | None) -> Dialect | None:
+    """Return the markers of a model's thinking; None if it cannot think or has no template."""
     if template is None:
         return None
 
@@ -100,14 +99,19 @@ def choose(template: ChatTemplate | None, tokenizer: Tokenizer) -> Dialect | Non
     return next(fitting, None)
 
 
-def hidden_markers(dialect: Dialect | None, tokenizer: Tokenizer) -> frozenset[int]:
-    """Ids of the markers that decoding would drop, because they are control tokens."""
+def supports_thinking(tokenizer: Tokenizer, template: ChatTemplate | None) -> bool:
+    """True if a model's template or special tokens have thinking markers."""
+    return find_dialect(tokenizer, template) is not None
+
+
+def control_markers(dialect: Dialect | None, tokenizer: Tokenizer) -> frozenset[int]:
+    """Return the ids of markers that are control tokens, which decoding would drop."""
     markers = dialect.markers if dialect is not None else ()
     return frozenset(tokenizer.control[text] for text in markers if text in tokenizer.control)
 
 
-def reader(dialect: Dialect | None, tokenizer: Tokenizer, prompt: Sequence[int]) -> Reader:
-    """Begin to read what follows a prompt, which may have opened the thinking, or closed it."""
+def new_reader(dialect: Dialect | None, tokenizer: Tokenizer, prompt: Sequence[int]) -> Reader:
+    """Return the reader for the output after a prompt, which may end with open thinking."""
     if dialect is None:
         return Reader()
     if dialect is HARMONY:
@@ -116,7 +120,7 @@ def reader(dialect: Dialect | None, tokenizer: Tokenizer, prompt: Sequence[int])
     text = tokenizer.decode(end, markup=True).rstrip()
     markers = (dialect.opens, dialect.closes)
     marker = next((marker for marker in markers if text.endswith(marker)), "")
-    # Where the marker is a token, the same letters without it are a message's.
+    # If the marker is a token, the same characters in other tokens belong to a message.
     id = {**tokenizer.user_defined, **tokenizer.control}.get(marker)
     if not marker or (id is not None and id not in end):
         return TagReader(dialect)
@@ -124,35 +128,35 @@ def reader(dialect: Dialect | None, tokenizer: Tokenizer, prompt: Sequence[int])
 
 
 def overlap(text: str, marker: str) -> int:
-    """Measure the longest end of `text` that begins `marker` without being all of it."""
+    """Return the length of the longest end of `text` that is a proper prefix of `marker`."""
     sizes = range(min(len(text), len(marker) - 1), 0, -1)
     return next((size for size in sizes if text.endswith(marker[:size])), 0)
 
 
 class Reader:
-    """Takes text in pieces and gives it back in parts. This one knows no thinking."""
+    """Turn pieces of text into parts. This base class treats all text as the answer."""
 
     def __init__(self) -> None:
         self._held = ""
-        self._state = self._answer  # the method that reads what comes now
+        self._state = self._answer  # the method that reads the next text
 
     @property
     def answering(self) -> bool:
-        """Whether it is certain that the answer has begun, or comes next."""
+        """True once the answer has begun or certainly comes next."""
         return True
 
     @property
     def thinking(self) -> bool:
-        """Whether it is certain that what comes next is thinking."""
+        """True if the next text is certainly thinking."""
         return False
 
     def push(self, piece: str) -> Iterator[Part]:
-        """Take the next text; give what is certain now."""
+        """Add text; yield the parts that are certain."""
         self._held += piece
         yield from self._read(False)
 
     def finish(self) -> Iterator[Part]:
-        """Give what was held back: the text has ended."""
+        """Yield the held text: the output has ended."""
         yield from self._read(True)
 
     def _read(self, ended: bool) -> Iterator[Part]:
@@ -167,12 +171,12 @@ class Reader:
         return Kind.ANSWER, self._take(len(self._held))
 
     def _take(self, size: int, skip: int = 0) -> str:
-        """Cut `size` characters off what is held, and drop `skip` more."""
+        """Cut `size` characters off the held text, and drop `skip` more."""
         text, self._held = self._held[:size], self._held[size + skip :]
         return text
 
     def _at_text(self, ended: bool) -> bool:
-        """Drop blank lines; tell whether something else has come, or nothing will."""
+        """Drop blank lines; True if other text has come or none will."""
         text = self._held.lstrip()
         if text or ended:
             space = self._held[: len(self._held) - len(text)]
@@ -180,7 +184,7 @@ class Reader:
         return bool(text) or ended
 
     def _at_marker(self, marker: str, ended: bool) -> bool | None:
-        """Drop white space and a marker; False if something else is there, None if it may come."""
+        """Drop white space and a marker. False if absent, None if it may still come."""
         text = self._held.lstrip()
         if text.startswith(marker):
             self._held = text[len(marker) :]
@@ -189,9 +193,9 @@ class Reader:
 
 
 class TagReader(Reader):
-    """Reads thinking between two markers, and then the answer, maybe between two others.
+    """Read thinking between two markers, then the answer, possibly between two others.
 
-    begun: THINKING if the prompt has opened it, ANSWER if it has also closed it.
+    begun: THINKING if the prompt opened the thinking, ANSWER if it also closed it.
     """
 
     def __init__(self, dialect: Dialect, begun: Kind | None = None) -> None:
@@ -245,7 +249,7 @@ class TagReader(Reader):
         return NOTHING
 
     def _wrapped(self, ended: bool) -> Part:
-        """Pass the answer on; its closing marker is one only at the very end."""
+        """Pass the answer on; its closing marker counts only at the very end."""
         text, closes = self._held.rstrip(), self._dialect.answer_closes
         if text.endswith(closes):
             certain = text.removesuffix(closes).rstrip()
@@ -257,7 +261,7 @@ class TagReader(Reader):
 
 
 class HarmonyReader(Reader):
-    """Reads messages with headers. The final channel's is the last: nothing ends it but the end."""
+    """Read messages with headers. The final channel's message runs to the end of the output."""
 
     def __init__(self) -> None:
         super().__init__()

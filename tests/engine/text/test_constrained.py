@@ -13,8 +13,8 @@ import pytest
 import engine
 from engine.errors import SchemaError
 from engine.text.chat_template import ChatTemplate
-from engine.text.constrained import Guide, check_schema, knows_thinking
-from engine.text.reasoning import Kind
+from engine.text.constrained import Guide, check_schema
+from engine.text.reasoning import Kind, supports_thinking
 from engine.text.tokenizer import from_metadata
 from engine.text.vocabulary import TokenType
 from support.vocab import byte_vocabulary
@@ -65,7 +65,9 @@ def test_an_answer_is_of_its_schema_whatever_the_model_wants(model: engine.Model
     text = json.dumps(schema)
     check_schema(text, "test")
     for seed in range(4):
-        value = json.loads(answer(model, Guide(model, prompt, text), prompt, seed))
+        value = json.loads(
+            answer(model, Guide(model.tokenizer, model.template, prompt, text), prompt, seed)
+        )
         if "enum" in schema:
             assert value in schema["enum"]
         elif "anyOf" in schema:
@@ -80,13 +82,15 @@ def test_a_document_is_one_line_as_pythons_own(model: engine.Model):
     schema = {"type": "object", "required": ["a", "b"], "additionalProperties": False}
     schema["properties"] = {"a": {"enum": [1, 2]}, "b": {"enum": ["x", "y"]}}
     prompt = model.tokenizer.encode("x")
-    text = answer(model, Guide(model, prompt, json.dumps(schema)), prompt, 1)
+    text = answer(
+        model, Guide(model.tokenizer, model.template, prompt, json.dumps(schema)), prompt, 1
+    )
     assert text == json.dumps(json.loads(text))
 
 
 def test_control_tokens_are_never_text_of_a_document(model: engine.Model):
     prompt = model.tokenizer.encode("x")
-    guide = Guide(model, prompt, '{"type": "string"}')
+    guide = Guide(model.tokenizer, model.template, prompt, '{"type": "string"}')
     banned = {*model.tokenizer.control.values(), *model.tokenizer.unknown.values()}
     for _ in range(2):  # at the start, and within the text
         allowed = guide.allowed()
@@ -115,11 +119,11 @@ def thinking_then_answer(model: engine.Model, guide: Guide, prompt: list[int], s
 def test_thinking_ends_when_its_budget_is_spent_and_the_schema_begins(
     thinker: engine.Model, budget: int
 ):
-    assert knows_thinking(thinker)
+    assert supports_thinking(thinker.tokenizer, thinker.template)
     prompt = thinker.tokenizer.encode("hello<think>\n", markup=True)
     schema = '{"enum": ["red", "green"]}'
     for seed in range(3):
-        guide = Guide(thinker, prompt, schema, budget)
+        guide = Guide(thinker.tokenizer, thinker.template, prompt, schema, budget)
         thought, said, stream = thinking_then_answer(thinker, guide, prompt, seed)
         assert json.loads(said) in ("red", "green")
         assert bool(thought.strip()) <= bool(budget)
@@ -129,13 +133,15 @@ def test_thinking_ends_when_its_budget_is_spent_and_the_schema_begins(
 
 def test_without_a_schema_the_answer_after_the_budget_is_free(thinker: engine.Model):
     prompt = thinker.tokenizer.encode("hello<think>\n", markup=True)
-    _, said, stream = thinking_then_answer(thinker, Guide(thinker, prompt, None, 3), prompt, 1)
+    _, said, stream = thinking_then_answer(
+        thinker, Guide(thinker.tokenizer, thinker.template, prompt, None, 3), prompt, 1
+    )
     assert said.strip() and stream.finish == "length"
 
 
 def test_thinking_is_outside_the_schema_and_does_not_end_the_whole(thinker: engine.Model):
     prompt = thinker.tokenizer.encode("hello<think>\n", markup=True)
-    guide = Guide(thinker, prompt, '{"enum": ["red"]}')
+    guide = Guide(thinker.tokenizer, thinker.template, prompt, '{"enum": ["red"]}')
     allowed = guide.allowed()
     assert allowed is not None
     for id in range(thinker.tokenizer.vocab_size):
@@ -145,7 +151,7 @@ def test_thinking_is_outside_the_schema_and_does_not_end_the_whole(thinker: engi
 def test_where_thinking_is_not_wanted_the_schema_holds_from_the_start(thinker: engine.Model):
     prompt = thinker.tokenizer.encode("hello", markup=True)
     for think, begins in ((False, '"'), (True, "<think>")):
-        guide = Guide(thinker, prompt, '{"enum": ["red"]}', None, think)
+        guide = Guide(thinker.tokenizer, thinker.template, prompt, '{"enum": ["red"]}', None, think)
         allowed = guide.allowed()
         assert allowed is not None
         first = {id for id in range(thinker.tokenizer.vocab_size) if allowed[id].item()}
@@ -202,8 +208,8 @@ def texts(model: SimpleNamespace, guide: Guide) -> set[str]:
 
 def test_a_model_that_ends_no_answer_cannot_be_held_to_a_schema():
     vocabulary = from_metadata(byte_vocabulary())
-    with pytest.raises(SchemaError, match="no token of this model ends one"):
-        Guide(SimpleNamespace(tokenizer=vocabulary, template=None), [1], "{}")
+    with pytest.raises(SchemaError, match="no end-of-generation token, which a schema needs"):
+        Guide(vocabulary, None, [1], "{}")
 
 
 @pytest.mark.parametrize("name", DIALECTS)
@@ -211,7 +217,7 @@ def test_a_schema_begins_where_the_answer_does_in_every_dialect(name: str):
     control, words, source, start, thinking = DIALECTS[name]
     model = made(control, words, source)
     encode = functools.partial(model.tokenizer.encode, markup=True)
-    guide = Guide(model, encode(start), '{"const": "red"}')
+    guide = Guide(model.tokenizer, model.template, encode(start), '{"const": "red"}')
     for id in encode(thinking.replace("{}", THOUGHT)):
         allowed = guide.allowed()
         assert allowed is not None and allowed[id].item()
@@ -228,7 +234,7 @@ def test_a_spent_budget_leads_to_the_answer_in_every_dialect(name: str):
     control, words, source, start, thinking = DIALECTS[name]
     model = made(control, words, source)
     encode = functools.partial(model.tokenizer.encode, markup=True)
-    guide = Guide(model, encode(start), '{"const": "red"}', budget=5)
+    guide = Guide(model.tokenizer, model.template, encode(start), '{"const": "red"}', budget=5)
     said = ""
     wanted = deque(encode(thinking.replace("{}", THOUGHT * 5)))
     for _ in range(200):

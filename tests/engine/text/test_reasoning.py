@@ -14,9 +14,9 @@ from engine.text.reasoning import (
     Part,
     Reader,
     TagReader,
-    choose,
-    hidden_markers,
-    reader,
+    control_markers,
+    find_dialect,
+    new_reader,
     switches,
 )
 from engine.text.tokenizer import from_metadata
@@ -217,15 +217,15 @@ STORED = {
 @pytest.mark.parametrize("name", sorted(path.name for path in (DATA / "templates").iterdir()))
 def test_the_dialect_is_found_in_the_template(name: str) -> None:
     found = from_metadata(byte_vocabulary())
-    assert choose(ChatTemplate(template_source(name), found), found) == STORED[name]
+    assert find_dialect(found, ChatTemplate(template_source(name), found)) == STORED[name]
 
 
 def test_the_dialect_is_found_in_the_vocabulary() -> None:
     found = from_metadata(byte_vocabulary(control=["[THINK]", "[/THINK]"]))
-    assert choose(ChatTemplate("x", found), found) == TAGS["[THINK]"]
-    assert choose(None, found) is None
-    assert choose(ChatTemplate("x", tokenizer("gpt-oss")), tokenizer("gpt-oss")) == HARMONY
-    assert choose(ChatTemplate("x", tokenizer("gpt-2")), tokenizer("gpt-2")) is None
+    assert find_dialect(found, ChatTemplate("x", found)) == TAGS["[THINK]"]
+    assert find_dialect(found, None) is None
+    assert find_dialect(tokenizer("gpt-oss"), ChatTemplate("x", tokenizer("gpt-oss"))) == HARMONY
+    assert find_dialect(tokenizer("gpt-2"), ChatTemplate("x", tokenizer("gpt-2"))) is None
 
 
 @pytest.mark.parametrize(
@@ -254,14 +254,14 @@ def test_the_prompt_says_what_has_begun(
     chat = ChatTemplate(template_source(name), found)
     for question in ("Hello", "Say <think>", "</think>"):
         prompt = chat.encode([{"role": "user", "content": question}], **variables)
-        parting = reader(choose(chat, found), found, prompt)
+        parting = new_reader(find_dialect(found, chat), found, prompt)
         expected: list[Part] = {
             "no": [(ANSWER, "a</think>b")],
             "open": [(THINK, "a"), (ANSWER, "b")],
             "closed": [(ANSWER, "a</think>b")],
         }[begun]
         assert read(parting, ["a</think>", "b"]) == expected
-        again = read(reader(choose(chat, found), found, prompt), ["<think>a</think>b"])
+        again = read(new_reader(find_dialect(found, chat), found, prompt), ["<think>a</think>b"])
         thought = {"no": [(THINK, "a"), (ANSWER, "b")], "closed": [(ANSWER, "<think>a</think>b")]}
         assert again == thought.get(begun, [(THINK, "<think>a"), (ANSWER, "b")])
 
@@ -270,19 +270,19 @@ def test_what_a_person_types_last_opens_nothing() -> None:
     found = from_metadata(byte_vocabulary(user_defined=["<think>", "</think>"]))
     chat = ChatTemplate("{{ messages[0].content }}", found)
     prompt = chat.encode([{"role": "user", "content": "<think>"}])
-    assert read(reader(PLAIN, found, prompt), ["Hi"]) == [(ANSWER, "Hi")]
+    assert read(new_reader(PLAIN, found, prompt), ["Hi"]) == [(ANSWER, "Hi")]
 
 
 def test_control_tokens_are_shown_where_they_are_markers() -> None:
     found = tokenizer("gpt-oss")
     text = f"{STARTED}Sum.{NEXT}final<|message|>Four."
     ids = found.encode(text, markup=True)
-    decoder = found.stream(hidden_markers(HARMONY, found))
+    decoder = found.stream(control_markers(HARMONY, found))
     pieces = [*(decoder.push(id) for id in ids), decoder.finish()]
     assert "".join(pieces) == text
     assert read(HarmonyReader(), pieces) == [(THINK, "Sum."), (ANSWER, "Four.")]
     assert found.decode(ids) == "analysisSum.assistantfinalFour."
-    assert hidden_markers(None, found) == frozenset()
+    assert control_markers(None, found) == frozenset()
 
 
 def test_wishes_go_by_all_their_names() -> None:
