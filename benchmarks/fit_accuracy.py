@@ -77,8 +77,9 @@ def case(file: Path, context: int, touch: bool, kernels: str) -> dict[str, Any]:
     from conifer_cli.acquire import judge, locate
     from conifer_cli.fit.plan import Wishes
     from conifer_cli.session.session import RunOptions, Session
-    from engine.benchmark import peak_memory_bytes, prompt, read_rates
-    from engine.fit.machine import backend
+    from engine.benchmark import prompt
+    from engine.device import backend
+    from engine.fit.bandwidth import peak_memory_bytes, read_rates
     from engine.sampling import Settings
 
     wishes = Wishes(context=context, kernels=kernels)

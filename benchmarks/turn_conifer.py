@@ -33,8 +33,8 @@ def report(
     import statistics
     from pathlib import Path
 
-    from engine.benchmark import read_method, read_rates
-    from engine.fit.machine import backend
+    from engine.device import backend
+    from engine.fit.bandwidth import read_method, read_rates
     from engine.fit.speed import bytes_per_token
     from engine.gguf.reader import open_model
 

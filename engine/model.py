@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from engine.architectures.registry import builder
+from engine.device import backend, set_wired_limit
 from engine.errors import NumericError
-from engine.fit.machine import wire
+from engine.fit.machine import this_machine
 from engine.generate import OnPrefill, TokenStream
 from engine.gguf.reader import ModelFile, open_model
 from engine.kernels.native.fused import fuse
@@ -182,5 +183,6 @@ def load(
         decoder: Decoder = build(config, Weights(file, select(kernels, threads), on_load))
         fuse(decoder, config, file.tensors)
     mx.clear_cache()  # what repacking left over
-    wire(mx.get_active_memory())
+    if backend() == "metal":
+        set_wired_limit(mx.get_active_memory(), this_machine().budget_bytes)
     return Model(config, words, chat, decoder)

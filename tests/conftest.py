@@ -15,7 +15,7 @@ import pytest
 import catalog
 from catalog.download.package_index import fetch
 from catalog.store.cache import Store
-from engine.fit.machine import backend
+from engine.device import backend
 from engine.kernels.select import selected
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -97,6 +97,7 @@ def measure(
 ) -> dict[str, Any]:
     """Run every measurement: the document that is printed."""
     from engine import benchmark as engine
+    from engine.fit.bandwidth import peak_memory_bytes
 
     repeat, kv_type = options.repeat, options.kv_type
     total = repeat * (len(prompts) + 2 * len(depths))
@@ -113,7 +114,7 @@ def measure(
             }
             for n in depths
         ]
-        peak = engine.peak_memory_bytes()  # before the buffers of the plain reads
+        peak = peak_memory_bytes()  # before the buffers of the plain reads
         for row in decode:
             row |= _roof(model, judged, row, watch, options)
     return {**_circumstances(model, judged, options), "prefill": prefill, "decode": decode} | {
@@ -149,7 +150,7 @@ def _roof(
     model: Model, judged: Judged, row: dict[str, Any], watch: _Watch, options: BenchOptions
 ) -> dict[str, Any]:
     """Read as many bytes as one token moves, and say which share of that rate decoding reaches."""
-    from engine import benchmark as engine
+    from engine.fit.bandwidth import read_rates
     from engine.fit.speed import bytes_per_token
     from engine.gguf.reader import open_model
 
@@ -159,7 +160,7 @@ def _roof(
     kernels, depth = model.kernels.name, row["depth"]
     counted = bytes_per_token(judged.config, tensors, device, kernels, depth, options.kv_type)
     moved = counted.total_bytes
-    read = spread(watch(engine.read_rates(moved, options.repeat, device)))
+    read = spread(watch(read_rates(moved, options.repeat, device)))
     return {
         "moved_bytes": moved,
         "read_bytes_per_s": read["per_s"],
@@ -196,8 +197,8 @@ class _Watch:
 
 def _circumstances(model: Model, judged: Judged, options: BenchOptions) -> dict[str, Any]:
     """Say what was measured, and on what."""
-    from engine.benchmark import read_method
-    from engine.fit.machine import cores
+    from engine.device import cores
+    from engine.fit.bandwidth import read_method
 
     machine = judged.verdict.machine
     return {

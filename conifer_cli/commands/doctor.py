@@ -70,8 +70,9 @@ def _line(check: Check) -> str:
 
 def check_backend() -> Check:
     """Say what computes."""
+    from engine.device import cores
     from engine.errors import BackendError
-    from engine.fit.machine import cores, this_machine
+    from engine.fit.machine import this_machine
 
     try:
         machine = this_machine()
@@ -87,8 +88,8 @@ def check_backend() -> Check:
 
 def check_kernels() -> Check:
     """Say which kernels multiply."""
+    from engine.device import backend
     from engine.errors import BackendError
-    from engine.fit.machine import backend
     from engine.kernels import native
 
     try:
@@ -131,7 +132,8 @@ def check_cgroup() -> Check:
     """Say what a container or a service manager allows."""
     if sys.platform != "linux":
         return Check("cgroup", OK, "this system has none")
-    from engine.fit.machine import cgroup_available, cgroup_cores
+    from engine.device import cgroup_cores
+    from engine.fit.machine import cgroup_available
 
     root = Path("/")
     room, share = cgroup_available(root), cgroup_cores(root)

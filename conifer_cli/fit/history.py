@@ -63,7 +63,7 @@ class Run:
 
 def machine_key(machine: Machine) -> str:
     """Name a machine as far as its speed goes."""
-    from engine.fit.machine import cores
+    from engine.device import cores
 
     threads = f", {cores()} threads" if machine.backend == "cpu" else ""
     return f"{machine.backend}: {machine.name}{threads}"
@@ -83,7 +83,7 @@ def bandwidth_of(machine: Machine) -> Bandwidth:
     rates = [float(entry["bytes_per_s"]) for entry in known]
     if len(rates) >= MEASUREMENTS or (rates and _since_s(known[-1].get("date")) < APART_S):
         return Bandwidth(max(rates), MEASURED)
-    from engine.benchmark import BANDWIDTH_BYTES, bandwidth, buffer_bytes
+    from engine.fit.bandwidth import BANDWIDTH_BYTES, bandwidth, buffer_bytes
 
     telling = buffer_bytes(machine.budget_bytes) >= BANDWIDTH_BYTES
     if telling or not rates:
@@ -169,7 +169,7 @@ def record(
 
     peak_bytes: None is what this process has held until now.
     """
-    from engine.benchmark import peak_memory_bytes
+    from engine.fit.bandwidth import peak_memory_bytes
     from engine.fit.memory import needs
     from engine.fit.speed import bytes_per_token
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from engine.device import backend
 from engine.errors import BackendError
-from engine.fit.machine import backend
 
 if TYPE_CHECKING:
     from engine.kernels.base import Kernels

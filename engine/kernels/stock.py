@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import sampling
-from engine.fit.machine import cores
+from engine.device import cores
 from engine.gguf.reader import TensorInfo
 from engine.gguf.types import BlockType
 from engine.kernels.base import QTensor, Rows

@@ -170,7 +170,7 @@ def test_without_one_mlx_backend_the_extras_are_named(
     tmp_path, monkeypatch, capsys, arguments, found
 ):
     monkeypatch.setenv("CONIFER_HOME", str(tmp_path))
-    monkeypatch.setattr("engine.fit.machine._installed_backends", lambda: list(found))
+    monkeypatch.setattr("engine.device._installed_backends", lambda: list(found))
     monkeypatch.setattr(sys, "stdin", None)
     assert app._outcome(list(arguments)) == 1
     captured = capsys.readouterr()

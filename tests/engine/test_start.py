@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.fit.machine import backend
+from engine.device import backend
 from engine.kernels.select import selected
 
 MODEL = Path(__file__).parents[1] / "fixtures" / "qwen3moe" / "model.gguf"

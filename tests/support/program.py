@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import conifer_cli
-from engine.fit.machine import cores
+from engine.device import cores
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "tests" / "fixtures"

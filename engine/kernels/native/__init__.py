@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
+from engine.device import cores
 from engine.errors import BackendError
-from engine.fit.machine import cores
 from engine.gguf.reader import TensorInfo
 from engine.kernels.base import Rows
 

@@ -9,6 +9,7 @@ import pytest
 from conifer_cli import app, errors
 from conifer_cli.commands import bench
 from engine import benchmark
+from engine.fit.bandwidth import read_rates
 from engine.fit.speed import bytes_per_token
 from engine.gguf.reader import open_model
 from engine.kernels.sizes import resident_bytes
@@ -128,5 +129,5 @@ def test_a_measured_answer_goes_on_past_its_end():
 
 
 def test_a_plain_read_reads_at_some_rate():
-    rates = list(benchmark.read_rates(1 << 20, 3, "cpu"))
+    rates = list(read_rates(1 << 20, 3, "cpu"))
     assert len(rates) == 3 and min(rates) > 0

@@ -120,7 +120,7 @@ def test_memory_is_judged_by_what_fits_in_it(tmp_path: Path, gib: float, status:
 @pytest.mark.parametrize("backend", ["metal", "cuda"])
 def test_a_gpu_is_not_yet_measured(backend: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("engine.fit.machine.this_machine", lambda: machine(backend))
-    monkeypatch.setattr("engine.fit.machine.backend", lambda: backend)
+    monkeypatch.setattr("engine.device.backend", lambda: backend)
     found = doctor.check_backend()
     assert found.status == "warn" and f"{backend}: not yet measured" in found.detail.lower()
     assert doctor.check_kernels().status == "ok"
@@ -130,14 +130,14 @@ def test_a_machine_without_a_backend_fails(monkeypatch: pytest.MonkeyPatch):
     def none():
         raise BackendError("MLX has no backend here: install one")
 
-    monkeypatch.setattr("engine.fit.machine.backend", none)
+    monkeypatch.setattr("engine.device.backend", none)
     found = [doctor.check_backend(), doctor.check_kernels(), doctor.check_memory()]
     assert [(c.status, c.code) for c in found] == [("fail", 1)] * 3
     assert "install one" in found[0].detail
 
 
 def test_slow_kernels_are_a_warning_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("engine.fit.machine.backend", lambda: "cpu")
+    monkeypatch.setattr("engine.device.backend", lambda: "cpu")
     monkeypatch.setattr("engine.kernels.native.unavailable_reason", lambda: "no compiler was there")
     found = doctor.check_kernels()
     assert found.status == "warn"
@@ -151,7 +151,7 @@ def test_slow_kernels_are_a_warning_that_says_what_to_install(monkeypatch: pytes
 def test_a_cgroup_says_what_it_allows(room, share, status, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setattr("engine.fit.machine.cgroup_available", lambda root: room)
-    monkeypatch.setattr("engine.fit.machine.cgroup_cores", lambda root: share)
+    monkeypatch.setattr("engine.device.cgroup_cores", lambda root: share)
     found = doctor.check_cgroup()
     assert found.status == status
     assert ("8.6 GB" in found.detail) == (room is not None)

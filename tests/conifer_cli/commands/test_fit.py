@@ -139,8 +139,8 @@ def test_another_size_of_memory_is_judged_for_this_machine(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--machine", "m4-max"), "say how much memory: m4-max-64gb"),
-        (("--machine", "m7-max-64gb"), "no machine is called 'm7-max-64gb'; did you mean"),
+        (("--machine", "m4-max"), "add the memory size: m4-max-64gb"),
+        (("--machine", "m7-max-64gb"), "unknown machine 'm7-max-64gb'; did you mean"),
         (("--memory", "32"), "is not an amount of memory"),
         (("--memory", "1MB"), "is not an amount of memory"),
     ],

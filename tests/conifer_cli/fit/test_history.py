@@ -64,7 +64,7 @@ def keep(*runs: Run) -> None:
 def measured(monkeypatch) -> list[float]:
     """What measuring the memory gives, one after the other; what is left of it was not measured."""
     rates = [5e9, 9e9, 7e9, 8e9]
-    monkeypatch.setattr("engine.benchmark.bandwidth", lambda *_: rates.pop(0))
+    monkeypatch.setattr("engine.fit.bandwidth.bandwidth", lambda *_: rates.pop(0))
     return rates
 
 

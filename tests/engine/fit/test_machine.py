@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from engine import device
 from engine.errors import BackendError
 from engine.fit import machine
 from engine.fit.memory import Need, kind_of, reserve_bytes
@@ -76,53 +77,13 @@ def test_an_idle_machine_gives_all_but_what_it_keeps_for_itself(tmp_path: Path):
     [
         (22 * GIB, 30 * GIB, 0.95 * 22 * GIB, "Metal working set"),
         (22 * GIB, 4 * GIB, 4 * GIB, "available memory"),
-        (31.9 * GIB, None, 32 * GIB - 3.2 * GIB, "memory beside the system's"),
+        (31.9 * GIB, None, 32 * GIB - 3.2 * GIB, "memory not used by the system"),
     ],
 )
 def test_a_mac_is_held_by_the_least_of_three_limits(working_set, available, budget, limit):
     found = machine.metal_machine("Mac", 32 * GIB, int(working_set), available)
     assert found.budget_bytes == pytest.approx(budget, abs=1)
     assert found.limited_by == limit
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({"proc/self/cgroup": "0::/job\n", "sys/fs/cgroup/job/cpu.max": "150000 100000\n"}, 1.5),
-        ({"proc/self/cgroup": "0::/job\n", "sys/fs/cgroup/job/cpu.max": "max 100000\n"}, None),
-        (
-            {
-                "proc/self/cgroup": "0::/user/job\n",
-                "sys/fs/cgroup/user/job/cpu.max": "400000 100000\n",
-                "sys/fs/cgroup/user/cpu.max": "200000 100000\n",
-            },
-            2.0,
-        ),
-        (
-            {
-                "proc/self/cgroup": "3:cpu,cpuacct:/job\n",
-                "sys/fs/cgroup/cpu/job/cpu.cfs_quota_us": "50000\n",
-                "sys/fs/cgroup/cpu/job/cpu.cfs_period_us": "100000\n",
-                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
-                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
-            },
-            0.5,
-        ),
-        ({}, None),
-    ],
-)
-def test_a_cgroups_share_of_cpu_time_counts_as_cores(
-    tmp_path: Path, files: dict[str, str], expected: float | None
-):
-    assert machine.cgroup_cores(linux(tmp_path, files)) == expected
-
-
-def test_a_share_of_less_than_one_core_is_still_a_thread(tmp_path: Path, monkeypatch):
-    files = {"proc/self/cgroup": "0::/job\n", "sys/fs/cgroup/job/cpu.max": "20000 100000\n"}
-    monkeypatch.setattr(machine.sys, "platform", "linux")
-    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
-    assert machine.cores(linux(tmp_path, files)) == 1
-    assert machine.cores(tmp_path / "nowhere") == 4
 
 
 def test_the_tightest_of_nested_cgroups_counts(tmp_path: Path):
@@ -197,51 +158,11 @@ def test_a_cgroup_looser_than_the_machine_does_not_limit(tmp_path: Path):
 
 
 def test_a_machine_that_hides_its_memory_is_an_error(tmp_path: Path):
-    with pytest.raises(BackendError, match="does not say how much memory"):
+    with pytest.raises(BackendError, match="cannot read this machine's memory size"):
         machine.linux_cpu(tmp_path)
-
-
-def install(names: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make a machine on which these distributions are all that is installed."""
-    for name in ["mlx", *names]:
-        (folder / f"{name.replace('-', '_')}-0.32.4.dist-info").mkdir()
-    monkeypatch.setattr("sys.platform", "linux")
-    monkeypatch.setattr("sys.path", [str(folder / "missing"), str(folder)])
-
-
-@pytest.mark.parametrize(
-    ("installed", "message"),
-    [
-        ([], r"no backend here: install conifer-cli\[cpu\]"),
-        (["mlx-cpu", "mlx-cuda-13"], "two backends here, mlx-cpu and mlx-cuda-13"),
-    ],
-)
-def test_no_backend_or_two_name_the_extras(
-    installed: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    install(installed, tmp_path, monkeypatch)
-    with pytest.raises(BackendError, match=message):
-        machine.backend()
-
-
-@pytest.mark.parametrize(("name", "kind"), [("mlx-cpu", "cpu"), ("mlx-cuda-12", "cuda")])
-def test_one_backend_is_used(name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    install([name], tmp_path, monkeypatch)
-    assert machine.backend() == kind
 
 
 def test_this_machine_has_memory_and_cores():
     found = machine.this_machine()
     assert 0 < found.budget_bytes <= found.memory_bytes
-    assert machine.cores() >= 1
-
-
-@pytest.mark.parametrize(("weights", "wired"), [(2 * GIB, 2 * GIB), (40 * GIB, 9 * GIB)])
-def test_no_more_is_wired_on_metal_than_the_budget_leaves(monkeypatch, weights: int, wired: int):
-    asked = []
-    metal = machine.Machine("M", "metal", 16 * GIB, 10 * GIB, "Metal working set")
-    monkeypatch.setattr(machine, "backend", lambda: "metal")
-    monkeypatch.setattr(machine, "_metal", lambda: metal)
-    monkeypatch.setattr("mlx.core.set_wired_limit", asked.append)
-    machine.wire(weights)
-    assert asked == [wired]
+    assert device.cores() >= 1

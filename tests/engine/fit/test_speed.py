@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from engine.benchmark import bandwidth
+from engine.fit.bandwidth import bandwidth
 from engine.fit.speed import (
     DECODE_COSTS,
     MEASURED,

@@ -10,7 +10,7 @@ import pytest
 
 import engine
 from engine.architectures.registry import ARCHITECTURES
-from engine.fit.machine import backend
+from engine.device import backend
 from engine.gguf.reader import TensorInfo, open_model
 from engine.gguf.types import TYPE_BY_NAME
 from engine.kernels.fusion import fuses

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 import engine
+from engine.device import backend
 from engine.errors import BackendError
-from engine.fit.machine import backend
 from engine.gguf.reader import TensorInfo
 from engine.gguf.types import TYPE_BY_NAME
 from engine.kernels import native

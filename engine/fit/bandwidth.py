@@ -1,0 +1,110 @@
+"""Measure this machine's read bandwidth, the bound on decoding speed, and the peak memory use.
+
+NumPy and MLX load inside the functions: importing this module costs nothing.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.device import backend, cores
+
+if TYPE_CHECKING:
+    import numpy as np
+
+WORD_BYTES = 8
+BANDWIDTH_BYTES = 512 << 20  # larger than any cache
+BANDWIDTH_S = 1.5
+MAX_READS = 1000
+PIECE_BYTES = 8 << 20  # read by one thread at a time
+
+
+def bandwidth(
+    device: str, budget_bytes: int, on_read: Callable[[int, int | None], None] | None = None
+) -> float:
+    """Measure this machine's read bandwidth in bytes per second, in about two seconds.
+
+    budget_bytes: available memory; at most a quarter is used. on_read: receives (reads done, None).
+    """
+    size_bytes = buffer_bytes(budget_bytes)
+    rates, started = [], time.perf_counter()
+    for rate in read_rates(size_bytes, MAX_READS, device):
+        rates.append(rate)
+        if on_read is not None:
+            on_read(len(rates), None)
+        if len(rates) > 3 and time.perf_counter() - started > BANDWIDTH_S:
+            break
+    return statistics.quantiles(rates, n=4)[-1]  # other programs only ever slow a read down
+
+
+def buffer_bytes(budget_bytes: int) -> int:
+    """Return the buffer size `bandwidth` reads; one below BANDWIDTH_BYTES may fit in a cache."""
+    return max(1 << 20, min(BANDWIDTH_BYTES, budget_bytes // 4))
+
+
+def read_rates(size_bytes: int, repeat: int, device: str) -> Iterator[float]:
+    """Yield the bytes per second of each of `repeat` reads of a buffer, after a warm-up read."""
+    count = max(1, size_bytes // WORD_BYTES)
+    runs = _read_cpu(count) if device == "cpu" else _read_gpu(count)
+    for run, read in zip(range(repeat + 1), runs, strict=False):
+        started = time.perf_counter()
+        read()
+        if run > 0:
+            yield count * WORD_BYTES / (time.perf_counter() - started)
+
+
+def read_method(device: str) -> str:
+    """Describe how `read_rates` reads."""
+    if device == "cpu":
+        return f"NumPy's maximum over 64-bit words, {cores()} threads"
+    return "MLX's maximum over 64-bit words, on the GPU"
+
+
+def _read_cpu(count: int) -> Iterator[Callable[[], object]]:
+    """Yield the same read again and again; NumPy's maximum is as fast as plain C.
+
+    A free thread takes the next piece, as in decoding, so one slow core does not hold up the rest.
+    """
+    import numpy as np
+
+    buffer = np.ones(count, np.uint64)
+    parts = np.array_split(buffer, max(cores(), count * WORD_BYTES // PIECE_BYTES))
+
+    def read_some(left: Iterator[np.ndarray]) -> None:
+        for part in left:
+            np.maximum.reduce(part)
+
+    with ThreadPoolExecutor(cores()) as pool:
+        while True:
+            yield lambda: list(pool.map(read_some, [iter(parts)] * cores()))
+
+
+def _read_gpu(count: int) -> Iterator[Callable[[], object]]:
+    import mlx.core as mx
+
+    buffer = mx.ones(count, dtype=mx.uint64)
+    mx.eval(buffer)
+    while True:
+        yield lambda: mx.eval(buffer.max())
+
+
+def peak_memory_bytes() -> int:
+    """Return this process's peak memory, mapped files included; on a GPU, MLX's peak there."""
+    if backend() != "cpu":
+        import mlx.core as mx
+
+        return int(mx.get_peak_memory())
+    if sys.platform == "linux":
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
