@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import subprocess
+import sys
 
 import pytest
 
@@ -240,3 +242,9 @@ def test_repacking_holds_the_largest_matrix_once_more():
     assert need.buffers_bytes == need.weights_bytes / 100 + memory.REPACKED_PIECE
     native = judge(CONFIG, tensors, machine(60 * GB), context=256, kernels="native").need
     assert native.buffers_bytes < need.buffers_bytes / 10
+
+
+@pytest.mark.parametrize("name", ["memory", "speed", "estimate", "machine", "machine_specs"])
+def test_the_arithmetic_imports_no_mlx_and_no_numpy(name: str):
+    code = f"import sys, engine.fit.{name}; assert not {{'mlx', 'numpy'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
