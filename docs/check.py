@@ -57,48 +57,50 @@ ACCURACY = "file|context|peak memory, of the predicted|tokens/s, of the predicte
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 MODELS_PAGE = """# Models
 
-What has been proved of each model of the catalog, and no more; made by `docs/check.py --write` from
-the catalog and from what the tests record.
+What has been proved for each model of the catalog, and no more. `docs/check.py --write` generates
+this page from the catalog and the tests' records.
 
-- **Fixture parity**: small models of the same architecture, with random weights, against the logits
-  of the published model's code: the largest difference, prompt or decoded, in standard deviations
-  of the logits. `tests/engine/architectures/test_parity.py` holds it below 1e-3, and the record to
-  what it measures. It says that the architecture is right; it is not a run of the model.
-- **Tokenizer exact**: 2,000 strings give the ids of the publisher's own library, or of llama.cpp,
-  on the named vocabularies, which are of the same kind: their files name the same pre-tokenizer, or
-  have scores and none. The model's own words may be others. "regex only": on borrowed words, text
-  is cut as the reference cuts it. "unknown": no source says which pre-tokenizer its files name.
-- **Real weights run**: a published file of this very model was run, and a test holds its answer.
+- **Fixture parity**: small models of the same architecture, with random weights, compared with
+  the logits of the published model's code: the largest difference, for prompts and decoding, in
+  standard deviations of the logits. `tests/engine/architectures/test_parity.py` keeps it below
+  1e-3 and keeps the record up to date. It shows that the architecture is right; it is not a run
+  of the model.
+- **Tokenizer exact**: 2,000 strings give the same ids as the publisher's own library or
+  llama.cpp, on the named vocabularies. They are of the same kind: their files name the same
+  pre-tokenizer, or have scores and no pre-tokenizer. The model's own vocabulary may differ.
+  "regex only": on another vocabulary, text is split as the reference splits it. "unknown": no
+  source names the pre-tokenizer.
+- **Real weights run**: a published file of this model was run, and a test checks its answer.
 
-A dash is a number that no source gives.
+A dash means that no source gives the number.
 
 {models}
 
 ## Fixtures
 
-The models behind the column on parity, the native and the stock kernels. A float model's figure is
-as above. A quantised one's is the median over positions of the root mean square difference from the
-published code, over llama.cpp's on the same file; the tests hold it to 1.1. Stock kernels lose
-nothing of the types without a figure.
+The models behind the parity column, with the native and the stock kernels. For a float model the
+figure is as above. For a quantised model it is the median over positions of the root mean square
+difference from the published code, divided by llama.cpp's on the same file; the tests allow 1.1.
+Stock kernels lose nothing for the types without a figure.
 
 {fixtures}
 
 ## Held-out shapes
 
-Other shapes and seeds than the fixtures' (odd head counts, other numbers of experts, groups, ranks,
-windows and rotary parts): `tests/data/make_held_out.py` makes the models with transformers, has
-llama.cpp's converter write them, and compares; the shapes are in `tests/data/held_out.json`. The
-difference is as above, over a prompt of 61 tokens and 12 decoded. `bailingmoe2`, of which
-transformers 5.23 has no class, and `mistral3` have no row.
+Models with other shapes and seeds than the fixtures' (odd head counts, other numbers of experts,
+groups, ranks, windows and rotary dimensions). `tests/data/make_held_out.py` makes them with
+transformers, converts them with llama.cpp's converter, and compares; the shapes are in
+`tests/data/held_out.json`. The difference is as above, over a prompt of 61 tokens and 12 decoded.
+`bailingmoe2`, which transformers 5.23 does not have, and `mistral3` have no row.
 
 {held_out}
 
 ## Chat templates
 
-The templates in `tests/data/templates` render as transformers renders them, and no text of a
-message becomes a control token there; `tests/data/templates.md` says where each is from. Of
-Phi-3.5-MoE, OLMoE, dots.llm1, Hunyuan-A13B and the thinking model of ERNIE 4.5 no source had the
-published template: theirs is run as any file's is, and no test holds it.
+The templates in `tests/data/templates` render as in transformers, and no message's text becomes a
+control token; `tests/data/templates.md` gives their sources. The published templates of
+Phi-3.5-MoE, OLMoE, dots.llm1, Hunyuan-A13B and the thinking model of ERNIE 4.5 could not be
+obtained: theirs run like any file's template, without a test.
 """
 
 
