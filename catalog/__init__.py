@@ -1,14 +1,12 @@
-"""Conifer's catalog: which models exist, and where their weights are.
+"""The catalog of models: which exist, where their files are, and how to get them.
 
-It knows names, facts, the hub and the disk. It knows no terminal, no tensors and no environment
-variable of Conifer's. Importing it costs no network library: `catalog.hub.client`,
-`catalog.download.pull`, `catalog.download.package_index` and `catalog.store.cache` are imported by
-those who need them.
+`registry` reads `models.toml`; `resolve` turns a name into a `Reference`; `hub` reads from the
+Hugging Face Hub, `download` writes to disk, and `store` finds what is there. Settings come from the
+caller. Importing this package loads no network library.
 """
 
 from __future__ import annotations
 
-from catalog.entry import Entry, FileFacts, PackageSource, Sampling, status
 from catalog.errors import (
     AccessDenied,
     BadSetting,
@@ -22,21 +20,21 @@ from catalog.errors import (
     UnknownModel,
     VerificationError,
 )
-from catalog.facts import entries, starter_entry
+from catalog.registry import CatalogFile, Entry, Package, Sampling, entries, starter_entry, status
 from catalog.resolve import Reference, resolve
 
 __all__ = [
     "AccessDenied",
     "BadSetting",
     "CatalogError",
+    "CatalogFile",
     "Entry",
-    "FileFacts",
     "HubUnreachable",
     "IndexUnreachable",
     "ModelNotFound",
     "NoSpace",
     "NotAModel",
-    "PackageSource",
+    "Package",
     "Reference",
     "Sampling",
     "StoreError",

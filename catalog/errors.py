@@ -1,27 +1,27 @@
-"""What can go wrong between a name and a verified file.
+"""Every error the catalog raises.
 
 CatalogError
-├── UnknownModel       no entry of that name; carries the closest one
-├── ModelNotFound      a path, repository or file that does not exist
-├── AccessDenied       the hub wants a token, or the licence accepted
-├── HubUnreachable     no answer from the hub, or we are offline
-│   ├── BadSetting     a variable that the hub's client reads has a value it cannot use
-│   └── IndexUnreachable  no answer from the Python package index, or nothing to ask it with
-├── VerificationError  the bytes that came are not the bytes that were promised
-├── NotAModel          the bytes that came are no GGUF file
-└── StoreError         the disk: read-only, not ours to write, full while it was written
-    └── NoSpace        a transfer would fill it; nothing was written
+├── UnknownModel           no catalog entry has this name; carries the closest one
+├── ModelNotFound          a path, repository, file or quantisation that does not exist
+├── AccessDenied           the Hub needs a token or an accepted licence
+├── HubUnreachable         the Hub did not answer, or offline mode is on
+│   ├── BadSetting         an environment variable for the Hub's client has an unusable value
+│   └── IndexUnreachable   the Python package index did not answer, or pip and uv are missing
+├── VerificationError      downloaded bytes do not have the expected SHA-256
+├── NotAModel              downloaded bytes are not a GGUF file
+└── StoreError             the disk is read-only, forbidden, or full
+    └── NoSpace            a download would fill the disk; nothing was written
 """
 
 from __future__ import annotations
 
 
 class CatalogError(Exception):
-    """Any failure the catalog foresees."""
+    """Base class of the catalog's errors."""
 
 
 class UnknownModel(CatalogError):
-    """No catalog entry has this name. `closest` is the id that resembles it most, if one does."""
+    """No catalog entry has this name. `closest` is the most similar id, or None."""
 
     def __init__(self, name: str, closest: str | None = None) -> None:
         super().__init__(f"no model is called {name!r}")
@@ -30,27 +30,27 @@ class UnknownModel(CatalogError):
 
 
 class ModelNotFound(CatalogError):
-    """A path, repository, file or quantisation that is not there."""
+    """A path, repository, file or quantisation does not exist."""
 
 
 class AccessDenied(CatalogError):
-    """The hub refuses this file to us: a token or an accepted licence is needed."""
+    """The Hub needs a token or an accepted licence."""
 
 
 class HubUnreachable(CatalogError):
-    """The hub did not answer, or this process is offline."""
+    """The Hub did not answer, or offline mode is on."""
 
 
 class BadSetting(HubUnreachable):
-    """A variable that sets up the hub's client makes no sense; the message names it."""
+    """An environment variable for the Hub's client is invalid; the message names it."""
 
 
 class IndexUnreachable(HubUnreachable):
-    """The Python package index did not answer, or there is neither pip nor uv to ask it."""
+    """The Python package index did not answer, or neither pip nor uv is installed."""
 
 
 class VerificationError(CatalogError):
-    """The bytes received are not the bytes promised. `want` and `got` are SHA-256 hex digests."""
+    """Downloaded bytes have the wrong SHA-256. `want` and `got` are hex digests."""
 
     def __init__(self, name: str, want: str, got: str) -> None:
         super().__init__(f"{name}: SHA-256 is {got}, expected {want}")
@@ -59,12 +59,12 @@ class VerificationError(CatalogError):
 
 
 class NotAModel(CatalogError):
-    """The bytes received are no GGUF file; none are kept."""
+    """Downloaded bytes are not a GGUF file; none are kept."""
 
 
 class StoreError(CatalogError):
-    """The disk is read-only, not ours to write to, or became full."""
+    """The disk is read-only, not writable for this user, or full."""
 
 
 class NoSpace(StoreError):
-    """A transfer would leave less than 1 GiB of the disk free; it was not begun."""
+    """A download would leave less than 1 GiB of disk space free; it was not started."""

@@ -1,7 +1,4 @@
-"""Which licences are open, and to which others the user has agreed.
-
-Agreements lie in `<home>/licences.json`, each with its date. What a licence says is not known here.
-"""
+"""Which licences are open, and which others the user has accepted (`<home>/licences.json`)."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from catalog.files import read_json, write_atomically
 
 FORMAT = 1
 FILE = "licences.json"
-# How the names of licences begin that restrict what the weights may be used for, or by whom.
+# Prefixes of licences that restrict who may use the weights, or for what.
 NOT_OPEN = ("llama", "gemma", "lfm", "deepseek", "qwen", "tongyi")
 
 
@@ -26,12 +23,12 @@ class _Agreements:
 
 
 def is_open(licence: str) -> bool:
-    """Say whether a licence asks for no agreement; one that is not stated or not known does not."""
+    """True if a licence needs no agreement; also true if it is unstated or unknown."""
     return not licence.lower().startswith(NOT_OPEN)
 
 
 def stated(metadata: Mapping[str, Any]) -> str | None:
-    """Return the licence that a GGUF header states; its own name where it is no common one."""
+    """Return the licence in a GGUF header: the common identifier, or the name of a custom one."""
     common, own = metadata.get("general.license"), metadata.get("general.license.name")
     for name in (common if common != "other" else own, own, common):
         if isinstance(name, str) and name:
@@ -40,13 +37,13 @@ def stated(metadata: Mapping[str, Any]) -> str | None:
 
 
 def agreed(home: Path) -> dict[str, str]:
-    """Return the licences agreed to, each with the date; none where the file makes no sense."""
+    """Return accepted licences with dates; none if the file is damaged."""
     found = read_json(home / FILE, _Agreements, FORMAT)
     return found.agreed if found else {}
 
 
 def agree(home: Path, licence: str) -> None:
-    """Record an agreement. Raises OSError as the disk does."""
+    """Record that the user accepted a licence today. Raises OSError."""
     names = agreed(home) | {licence: datetime.date.today().isoformat()}
     text = json.dumps({"format": FORMAT, "agreed": names}, indent=1) + "\n"
     write_atomically(home / FILE, text)

@@ -1,7 +1,6 @@
-"""What file names say: quantisation, part numbers, and whether a name may become a path.
+"""Parse file names: quantisation, part numbers, and whether a name is a safe path.
 
-Works on text alone. It knows neither the hub nor the disk, so that a hub's listing and a folder
-of the cache are searched by the very same rules.
+The same rules search the Hub's listings and the local cache.
 """
 
 from __future__ import annotations
@@ -29,22 +28,22 @@ _NOT_A_MODEL = re.compile(r"(?:^|[-._])(?:mmproj|imatrix)(?:[-._]|$)", re.IGNORE
 
 @dataclass(frozen=True, slots=True)
 class FileSet:
-    """One model as one or more GGUF files. `names` are in the order of their parts."""
+    """One model in one or more GGUF files; `names` are in the order of the parts."""
 
-    label: str | None
+    quant: str | None
     names: tuple[str, ...]
     missing: tuple[int, ...] = ()
 
 
 def is_repository(text: str) -> bool:
-    """Say whether `text` is a well-formed `organisation/repository`."""
+    """True if `text` is a well-formed `organisation/repository`."""
     return bool(_REPOSITORY.fullmatch(text)) and not {"--", ".."} & {
         text[i : i + 2] for i in range(len(text))
     }
 
 
 def is_safe(name: str) -> bool:
-    """Say whether a name from outside stays inside the folder it is joined to."""
+    """True if an untrusted name, joined to a folder, stays inside it."""
     try:
         segments = name.encode().split(b"/")
     except UnicodeEncodeError:
@@ -58,12 +57,12 @@ def is_safe(name: str) -> bool:
 
 
 def normal_quant(text: str) -> str | None:
-    """Return a quantisation as we write it ("q4_k_m" -> "Q4_K_M"), or None if it can't be one."""
+    """Normalise a quantisation ("q4_k_m" -> "Q4_K_M"); None if it cannot be one."""
     return text.upper() if _ASKED.fullmatch(text) else None
 
 
-def label(name: str) -> str | None:
-    """Return the quantisation that a file's name, or else its folder, ends in."""
+def quant_of(name: str) -> str | None:
+    """Return the quantisation at the end of a file's name, or else of its folder."""
     *folders, last = _PART.sub(".gguf", name).split("/")
     found = _LABEL.search(last.removesuffix(".gguf").removesuffix(".GGUF"))
     if found:
@@ -74,7 +73,7 @@ def label(name: str) -> str | None:
 
 
 def parts(first: str) -> tuple[str, ...]:
-    """Return the names of all parts of the set that `first` opens; itself if it is not split."""
+    """Return the names of all parts, given the first; only `first` if the model is not split."""
     found = _PART.search(first)
     if not found:
         return (first,)
@@ -83,7 +82,7 @@ def parts(first: str) -> tuple[str, ...]:
 
 
 def file_sets(names: Iterable[str]) -> tuple[FileSet, ...]:
-    """Group GGUF names into models, parts together; projectors and importance matrices left out."""
+    """Group GGUF names into models. Skips vision projectors and importance matrices."""
     groups: dict[tuple[str, int], dict[int, str]] = {}
     for name in sorted(names):
         if not name.lower().endswith(".gguf") or _NOT_A_MODEL.search(name.rsplit("/", 1)[-1][:-5]):
@@ -94,7 +93,7 @@ def file_sets(names: Iterable[str]) -> tuple[FileSet, ...]:
         groups.setdefault((stem, count), {})[number] = name
     return tuple(
         FileSet(
-            label=label(next(iter(members.values()))),
+            quant=quant_of(next(iter(members.values()))),
             names=tuple(members[i] for i in sorted(members)),
             # Capped: a name may claim 99,999 parts.
             missing=tuple(i for i in range(1, min(count, 1000) + 1) if i not in members),
@@ -111,10 +110,10 @@ def select(
     file: str | None = None,
     known: tuple[str, ...] = (),
 ) -> FileSet:
-    """Choose one model among the files of a repository.
+    """Choose one model in a repository.
 
-    A file named outright wins, then the spellings the catalog knows, then the quantisation. Without
-    any: Q4_K_M, else the only model there. Raises ModelNotFound naming what there is instead.
+    In order of preference: `file`, the catalog's `known` names, the quantisation. By default:
+    Q4_K_M, else the only model. Raises ModelNotFound listing the choices.
     """
     sets = file_sets(names)
     if file is not None:
@@ -122,12 +121,12 @@ def select(
     else:
         found = [s for s in sets if set(known) & set(s.names)] or _labelled(sets, quant)
     if not found:
-        wanted = file or (f"a {quant} file" if quant else "one GGUF model to prefer")
-        there = ", ".join(sorted({s.label or s.names[0] for s in sets})) or "no GGUF file"
-        raise ModelNotFound(f"{where} has not {wanted}; it has: {there}")
+        wanted = file or (f"a {quant} file" if quant else "a default GGUF model")
+        there = ", ".join(sorted({s.quant or s.names[0] for s in sets})) or "no GGUF file"
+        raise ModelNotFound(f"{wanted} not found in {where}; available: {there}")
     if len(found) > 1 and not set(known) & set(found[0].names):
         listed = ", ".join(s.names[0] for s in found)
-        raise ModelNotFound(f"{where} has several {found[0].label} models, name one: {listed}")
+        raise ModelNotFound(f"{where} has several {found[0].quant} models; name one of: {listed}")
     if found[0].missing:
         absent = ", ".join(str(i) for i in found[0].missing[:5])
         raise ModelNotFound(f"{where}: {found[0].names[0]}: part {absent} is missing")
@@ -136,7 +135,7 @@ def select(
 
 def _labelled(sets: tuple[FileSet, ...], quant: str | None) -> list[FileSet]:
     for wanted in (quant or DEFAULT_QUANT, f"UD-{quant or DEFAULT_QUANT}"):
-        found = [s for s in sets if s.label == wanted]
+        found = [s for s in sets if s.quant == wanted]
         if found:
             return found
     return list(sets) if quant is None and len(sets) == 1 else []

@@ -1,8 +1,8 @@
-"""What a person typed -> which model, which file of it, and where.
+"""Resolve a model name from the command line to a model, a file and a repository.
 
 In this order: a pasted link or `hf:` name; a path, if it contains a separator, starts with `.` or
-`~`, or ends in `.gguf`; else an id of the catalog, with `:QUANT` or `@QUANT`. Only a path is looked
-up on the disk; nothing here knows the store or the network.
+`~`, or ends in `.gguf`; else a catalog id, with an optional `:QUANT` or `@QUANT`. Only paths touch
+the disk, and nothing touches the network.
 """
 
 from __future__ import annotations
@@ -10,29 +10,29 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from catalog.entry import Entry, FileFacts, PackageSource
 from catalog.errors import ModelNotFound, UnknownModel
-from catalog.facts import entries
-from catalog.names import is_repository, is_safe, normal_quant
+from catalog.names import FileSet, is_repository, is_safe, normal_quant, select
+from catalog.registry import CatalogFile, Entry, Package, entries
 
 _HUB_NAME = re.compile(r"hf:(?://)?(.*)", re.IGNORECASE | re.DOTALL)
 _LINK = re.compile(
     r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^?#]*)(?:[?#].*)?",
     re.IGNORECASE | re.DOTALL,
 )
-MIN_SHARED = 3  # characters of an id that must be typed for it to be meant
+MIN_SHARED = 3  # the fewest characters that can match an id
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A resolved name. `kind` is "path", "catalog" or "hub"; what was not typed is None.
+    """A resolved name. `kind` is "path", "catalog" or "hub"; unspecified fields are None.
 
-    `repository` of a catalog reference is where the wanted quantisation lies.
+    The `repository` of a catalog reference is the one with the wanted quantisation.
     """
 
     kind: str
@@ -45,23 +45,33 @@ class Reference:
 
     @property
     def wanted_quant(self) -> str | None:
-        """The quantisation asked for, else the entry's default; None: whatever is preferred."""
+        """The requested quantisation, else the entry's default, else None."""
         return self.quant or (self.entry.default_quant if self.entry else None)
 
     @property
-    def facts(self) -> FileFacts | None:
-        """What the catalog knows of the wanted quantisation."""
-        return self.entry.facts(self.quant) if self.entry else None
+    def catalog_file(self) -> CatalogFile | None:
+        """The catalog's record of the wanted quantisation."""
+        return self.entry.file(self.quant) if self.entry else None
 
     @property
-    def package(self) -> PackageSource | None:
-        """The wheel that holds the wanted file, if it comes from the package index."""
+    def package(self) -> Package | None:
+        """The wheel with the wanted file, if it comes from the package index."""
         package = self.entry.package if self.entry else None
         return package if package and package.quant == self.wanted_quant else None
 
+    def select(self, names: Iterable[str]) -> FileSet:
+        """Choose this model among file names of its repository. Raises ModelNotFound."""
+        return select(
+            names,
+            self.repository or "",
+            quant=self.wanted_quant,
+            file=self.file,
+            known=self.catalog_file.names if self.catalog_file else (),
+        )
+
 
 def resolve(text: str) -> Reference:
-    """Say what `text` means. Raises ModelNotFound for a missing path, UnknownModel for a name."""
+    """Resolve a name. Raises ModelNotFound for a missing path, UnknownModel for an unknown name."""
     if found := _LINK.fullmatch(text):
         return _link(found[1], text)
     if found := _HUB_NAME.fullmatch(text):
@@ -82,7 +92,7 @@ def _path(text: str) -> Reference:
             return Reference("path", path=path)
         is_folder = path.is_dir()
     except (OSError, ValueError, RuntimeError) as error:  # too long, NUL, no such user
-        raise ModelNotFound(f"{text!r} cannot be a path: {error}") from error
+        raise ModelNotFound(f"{text!r} is not a valid path: {error}") from error
     raise ModelNotFound(f"{text!r} is a folder" if is_folder else f"no file at {text!r}")
 
 
@@ -93,13 +103,13 @@ def _catalog_name(text: str) -> Reference:
     quant = normal_quant(asked)
     if entry is None or (separator and quant is None):
         raise UnknownModel(text, _closest(name.lower()))
-    facts = entry.facts(quant)
+    facts = entry.file(quant)
     repository = facts.repository if facts else entry.repository
     return Reference("catalog", entry=entry, repository=repository, quant=quant)
 
 
 def _closest(name: str) -> str | None:
-    """Return the first id that begins with the name, else holds it, else resembles it."""
+    """Return the first id that starts with the name, else contains it, else resembles it."""
     bare = _bare(name)
     if len(bare) >= MIN_SHARED:
         starting = [id for id in entries() if _bare(id).startswith(bare)]
@@ -111,19 +121,19 @@ def _closest(name: str) -> str | None:
 
 
 def _bare(name: str) -> str:
-    """Leave out what people write differently: "llama-3.1" and "llama3.1" are the same."""
+    """Drop punctuation, so that "llama-3.1" and "llama3.1" are equal."""
     return re.sub(r"[\W_]", "", name)
 
 
 def _hub_name(rest: str, text: str) -> Reference:
-    """Read `org/repo[/file][:QUANT][@revision]`."""
+    """Parse `org/repo[/file][:QUANT][@revision]`."""
     rest, _, revision = rest.partition("@")
     rest, _, asked = rest.partition(":")
     return _hub(text, rest.split("/"), asked or None, revision or None)
 
 
 def _link(rest: str, text: str) -> Reference:
-    """Read a page's address: `org/repo`, `org/repo/tree/REV`, `org/repo/blob|resolve/REV/file`."""
+    """Parse a page's path: `org/repo`, `org/repo/tree/REV`, `org/repo/blob|resolve/REV/file`."""
     segments = [unquote(segment) for segment in rest.rstrip("/").split("/")]
     last, _, asked = segments[-1].partition(":")
     segments[-1] = last

@@ -106,7 +106,7 @@ def _fetch(target: Target, judged: Judged, wishes: Wishes, store: Store) -> Judg
         console.say(f"conifer: {demonstration(judged)}")
     _require_consent(target, judged, wishes)
     for path in judged.damaged:
-        store.discard(path)
+        store.delete(path)
     if judged.remote:
         return replace(judged, paths=_transfer(judged, store))
     if judged.package:
@@ -123,8 +123,8 @@ def _transfer(judged: Judged, store: Store) -> tuple[Path, ...]:
     """Fetch files from the hub. What we fetch is recorded as ours before its first byte."""
     from catalog import NotAModel, VerificationError
     from catalog.download.pull import is_here, pull
-    from catalog.download.transfer import Observer
-    from catalog.hub.header_cache import Headers
+    from catalog.download.transfer import Callbacks
+    from catalog.hub.header_cache import HeaderCache
     from catalog.store import manifest
 
     with console.Progress(judged.name) as progress:
@@ -144,16 +144,16 @@ def _transfer(judged: Judged, store: Store) -> tuple[Path, ...]:
         missing = [file for file in judged.remote if not is_here(file, store)]
         with suppress(OSError):  # without a record they count as another tool's
             manifest.write(store.home, missing)
-        observer = Observer(progress.update, waiting, retrying, checking)
+        callbacks = Callbacks(progress.update, waiting, retrying, checking)
         try:
-            return tuple(pull(connect(), judged.remote, store, observer))
+            return tuple(pull(connect(), judged.remote, store, callbacks))
         except KeyboardInterrupt:
             progress.clear()
             console.say("conifer: stopped; the same command goes on from here")
             raise
         except (NotAModel, VerificationError):
             for file in judged.remote:
-                Headers(store.home).forget(file)
+                HeaderCache(store.home).remove(file)
             raise
 
 
@@ -185,7 +185,7 @@ def _begun(judged: Judged) -> str:
     from catalog.download.pull import missing_bytes
 
     store = open_store()
-    sound = [file for file in judged.remote if store.pointer_path(file) not in judged.damaged]
+    sound = [file for file in judged.remote if store.hub.snapshot_link(file) not in judged.damaged]
     here = sum(file.size_bytes for file in sound) - missing_bytes(sound, store)
     return f" ({size(here)} of it here already)" if here > 0 else ""
 

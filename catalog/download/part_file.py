@@ -1,11 +1,10 @@
-"""A download's partial file: this process's alone, filled in any order, taken up after any death.
+"""A download's partial file: filled in any order by one process, resumable after any crash.
 
-Its name carries who writes it, so that two processes never share one:
-`<blob>.<host>-<pid>-<n>.part`. A record beside it, `.json`, says which bytes are there. It is
-written after them, so a killed process leaves one that is true; what the disk has for certain is
-noted apart from it, and is all that counts once the machine was started anew.
+Its name carries its writer, so that two processes never share one: `<blob>.<host>-<pid>-<n>.part`.
+A JSON record with the same stem lists the present bytes. It is written after them, so it is true
+even after a kill. After a reboot only fsynced ranges count.
 
-A byte is written once: what was hashed is never written over.
+Each byte is written once: hashed bytes are never overwritten.
 """
 
 from __future__ import annotations
@@ -26,140 +25,137 @@ from catalog.download import byte_ranges
 from catalog.files import read_json
 
 FORMAT = 1
-RECORD_EVERY_BYTES = 2**20  # the most that a kill makes us fetch again
+RECORD_EVERY_BYTES = 2**20  # the most that a kill can lose
 MAX_RECORD_BYTES = 2**16
-FOREIGN_IDLE_S = 3600.0  # another host's partial file is left alone for so long
+FOREIGN_IDLE_S = 3600.0  # a partial file of another host counts as abandoned after this time
 _numbers = itertools.count()
 
 
 @dataclass
 class _Record:
-    """The JSON file next to a partial file."""
+    """The JSON record of a partial file. Keys as on disk: `there` is present, `lasting` fsynced."""
 
     size_bytes: int
     etag: str | None
     boot: str
-    there: list[byte_ranges.Span]
-    lasting: list[byte_ranges.Span]
+    there: list[byte_ranges.ByteRange]
+    lasting: list[byte_ranges.ByteRange]
 
     def __post_init__(self) -> None:
         self.there, self.lasting = _merged(self.there), _merged(self.lasting)
 
 
-class Partial:
-    """A file that fills up. Any thread may call anything here.
+class PartFile:
+    """A partial file. Thread-safe.
 
-    `etag` is the one under which its bytes were sent. `edition` counts how often all bytes were
-    forgotten: what is written for an earlier one is dropped.
+    etag: the ETag of the bytes in it. version: incremented when all bytes are dropped; writes for
+    an earlier version are ignored.
     """
 
     def __init__(self, path: Path, size_bytes: int) -> None:
         self.path = path
         self.limit_bytes = size_bytes
-        self.edition = 0
+        self.version = 0
         self.etag: str | None = None
         self._etags_count = True
-        self._there: list[byte_ranges.Span] = []
-        self._lasting: list[byte_ranges.Span] = []  # there even after a power cut
+        self._present: list[byte_ranges.ByteRange] = []
+        self._fsynced: list[byte_ranges.ByteRange] = []  # survive a power cut
         self._recorded_bytes = 0
         self._closed = False
         self._changed = threading.Condition()
         self._file = path.open("r+b" if path.exists() else "x+b", buffering=0)
-        self._take_up()
+        self._load()
         self._record()
 
     @property
     def size_bytes(self) -> int:
-        """How many bytes are there."""
-        return byte_ranges.count(self._there)
+        """The number of present bytes."""
+        return byte_ranges.count(self._present)
 
-    def missing(self) -> list[byte_ranges.Span]:
-        """Return which bytes are not there."""
+    def missing(self) -> list[byte_ranges.ByteRange]:
+        """Return the missing byte ranges."""
         with self._changed:
-            return byte_ranges.missing(self._there, 0, self.limit_bytes)
+            return byte_ranges.missing(self._present, 0, self.limit_bytes)
 
-    def write(self, start: int, chunk: bytes, edition: int) -> bool:
-        """Write those bytes of a chunk that are not there yet; False if nobody wants them any more.
-
-        Raises OSError as the disk does.
-        """
+    def write(self, start: int, chunk: bytes, version: int) -> bool:
+        """Write the missing bytes of a chunk. False if closed or outdated. Raises OSError."""
         with self._changed:
-            if self._closed or edition != self.edition:
+            if self._closed or version != self.version:
                 return False
-            for first, last in byte_ranges.missing(self._there, start, start + len(chunk)):
+            for first, last in byte_ranges.missing(self._present, start, start + len(chunk)):
                 view = memoryview(chunk)[first - start : last - start]
                 at = first
                 while at < last:
                     at += os.pwrite(self._file.fileno(), view[at - first :], at)
-                self._there = byte_ranges.add(self._there, first, last)
-            if byte_ranges.count(self._there) >= self._recorded_bytes + RECORD_EVERY_BYTES:
+                self._present = byte_ranges.add(self._present, first, last)
+            if byte_ranges.count(self._present) >= self._recorded_bytes + RECORD_EVERY_BYTES:
                 self._record()
             self._changed.notify_all()
         return True
 
-    def agree(self, etag: str | None, edition: int) -> int | None:
-        """Compare an answer's ETag with that of the bytes here, and return the edition to write to.
+    def check_etag(self, etag: str | None, version: int) -> int | None:
+        """Compare a response's ETag with `etag` and return the version to write to.
 
-        All bytes are forgotten if the file changed on the server; where that is said a second time,
-        the server's ETags mean nothing, and the hash is left to decide. None: as for `write`.
+        If the file changed on the server, all bytes are dropped. A second change means that the
+        server's ETags are unreliable, and the final hash decides. None: closed or outdated.
         """
         with self._changed:
-            if self._closed or edition != self.edition:
+            if self._closed or version != self.version:
                 return None
             if etag and self.etag and etag != self.etag:
-                if self.edition:
+                if self.version:
                     self._etags_count = False
                 else:
-                    self._forget()
+                    self._drop()
             self.etag = (self.etag or etag) if self._etags_count else None
             self._record()
-            return self.edition
+            return self.version
 
-    def wait_for(self, beyond: int, edition: int) -> tuple[int, int] | None:
-        """Wait until more than `beyond` bytes are there from 0 on, or all are forgotten.
+    def wait_for(self, beyond: int, version: int) -> tuple[int, int] | None:
+        """Wait for more than `beyond` contiguous bytes from 0, or for a new version.
 
-        Returns (bytes from 0 on, edition), or None once the file is closed.
+        Returns (contiguous bytes, version), or None if the file is closed.
         """
         with self._changed:
             while not self._closed:
-                ready = byte_ranges.prefix(self._there)
-                if ready > beyond or edition != self.edition or ready == self.limit_bytes:
-                    return ready, self.edition
+                ready = byte_ranges.prefix(self._present)
+                if ready > beyond or version != self.version or ready == self.limit_bytes:
+                    return ready, self.version
                 self._changed.wait()
         return None
 
     def sync(self) -> None:
-        """Have the disk keep what is there, also through a power cut."""
+        """Flush the present bytes, so that they survive a power cut."""
         with self._changed:
             if self._closed:
                 return
             handle = os.dup(self._file.fileno())
-            there, edition = self._there, self.edition
+            there, version = self._present, self.version
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
         with self._changed:
-            if not self._closed and edition == self.edition:
-                self._lasting = there
+            if not self._closed and version == self.version:
+                self._fsynced = there
                 self._record()
 
-    def discard(self) -> None:
-        """Delete the file: its bytes are wrong."""
+    def delete(self) -> None:
+        """Delete the file, for example because its bytes are wrong."""
         with self._changed:
-            self._there = []
+            self._present = []
             self.path.unlink(missing_ok=True)
             self._record_path.unlink(missing_ok=True)
 
     def publish(self, blob: Path) -> None:
-        """Make the finished file the blob, atomically and lastingly, and read-only."""
+        """Rename the finished file to the blob: atomic, fsynced and read-only."""
         with self._changed:
             os.ftruncate(self._file.fileno(), self.limit_bytes)
             os.fchmod(self._file.fileno(), 0o444)
             os.fsync(self._file.fileno())
             os.replace(self.path, blob)
             self._record_path.unlink(missing_ok=True)
-        with suppress(OSError):  # not every file system can sync a folder
+        with suppress(OSError):  # some file systems cannot sync a folder
             folder = os.open(blob.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)
@@ -167,16 +163,16 @@ class Partial:
                 os.close(folder)
 
     def close(self) -> None:
-        """Close the file; an empty one goes. What is written later is dropped."""
+        """Close the file, and delete it if empty. Later writes are ignored."""
         with self._changed:
             if self._closed:
                 return
             self._closed = True
             self._changed.notify_all()
-            if not self._there:
-                self.discard()
+            if not self._present:
+                self.delete()
             elif self.path.exists():
-                with suppress(OSError):  # on a full disk the record stays as it was
+                with suppress(OSError):  # on a full disk the old record stays
                     self._record()
             self._file.close()
 
@@ -184,52 +180,52 @@ class Partial:
     def _record_path(self) -> Path:
         return self.path.with_suffix(".json")
 
-    def _forget(self) -> None:
-        self._there, self._lasting, self._recorded_bytes = [], [], 0
+    def _drop(self) -> None:
+        self._present, self._fsynced, self._recorded_bytes = [], [], 0
         self.etag = None
-        self.edition += 1
+        self.version += 1
         self._file.truncate(0)
         self._changed.notify_all()
 
-    def _take_up(self) -> None:
-        """Believe the record as far as it can be true."""
+    def _load(self) -> None:
+        """Load the record of an earlier process, clipped to the file's size."""
         end = min(os.fstat(self._file.fileno()).st_size, self.limit_bytes)
         record = read_json(self._record_path, _Record, FORMAT, MAX_RECORD_BYTES)
         if record is None or record.size_bytes != self.limit_bytes:
             self._file.truncate(0)
             return
         there = record.there if record.boot == _boot() else record.lasting
-        self._there = byte_ranges.clip(there, end)
-        self._lasting = byte_ranges.clip(record.lasting, end)
+        self._present = byte_ranges.clip(there, end)
+        self._fsynced = byte_ranges.clip(record.lasting, end)
         self.etag = record.etag
 
     def _record(self) -> None:
-        """Write down what is there, in one piece."""
-        record = _Record(self.limit_bytes, self.etag, _boot(), self._there, self._lasting)
+        """Write the record in place with a single write: no new disk blocks on a full disk."""
+        record = _Record(self.limit_bytes, self.etag, _boot(), self._present, self._fsynced)
         text = json.dumps({"format": FORMAT, **vars(record)})
         handle = os.open(self._record_path, os.O_WRONLY | os.O_CREAT, 0o644)
         try:
             length = os.fstat(handle).st_size
-            os.pwrite(handle, text.ljust(length).encode(), 0)  # shorter than before: blanks follow
+            os.pwrite(handle, text.ljust(length).encode(), 0)  # pad over the old text
         finally:
             os.close(handle)
-        self._recorded_bytes = byte_ranges.count(self._there)
+        self._recorded_bytes = byte_ranges.count(self._present)
 
 
 @contextmanager
-def claim(blob: Path, size_bytes: int) -> Iterator[Partial]:
-    """Open a partial file for a blob: the fullest that a dead process left, else a new one."""
+def claim(blob: Path, size_bytes: int) -> Iterator[PartFile]:
+    """Open a partial file for a blob: the largest one from a dead process, else a new one."""
     me = blob.with_name(f"{blob.name}.{_host()}-{os.getpid()}-{next(_numbers)}.part")
     _open_here.add(me.name)
     for path in sorted(abandoned(blob), key=allocated_bytes, reverse=True):
-        with suppress(OSError):  # someone else took it, or it is not ours to write to
-            os.utime(path)  # from now on it has changed since we started: nobody takes it from us
+        with suppress(OSError):  # another process took it, or it is not writable
+            os.utime(path)  # newer than our process, so no other process adopts it
             os.rename(path, me)
             with suppress(OSError):
                 os.rename(path.with_suffix(".json"), me.with_suffix(".json"))
             break
     try:
-        partial = Partial(me, size_bytes)
+        partial = PartFile(me, size_bytes)
         try:
             yield partial
         finally:
@@ -239,12 +235,12 @@ def claim(blob: Path, size_bytes: int) -> Iterator[Partial]:
 
 
 def abandoned(blob: Path) -> list[Path]:
-    """Return the partial files of a blob that nobody writes any more."""
+    """Return the partial files of a blob whose writers are gone."""
     return [path for path in blob.parent.glob(f"{blob.name}.*.part") if _is_abandoned(path)]
 
 
 def sweep(blob: Path) -> None:
-    """Delete what dead processes left of a blob that is here."""
+    """Delete the partial files of dead processes for a complete blob."""
     for path in abandoned(blob):
         path.unlink(missing_ok=True)
     for record in blob.parent.glob(f"{blob.name}.*.json"):
@@ -253,36 +249,36 @@ def sweep(blob: Path) -> None:
 
 
 def unfinished(hub_cache: Path) -> list[Path]:
-    """Return what transfers that nobody goes on with have left in a cache."""
+    """Return the partial files and records of all abandoned downloads in a cache."""
     found = hub_cache.glob("models--*/blobs/*.part")
     left = [path for path in found if _is_abandoned(path)]
     return [*left, *(record for path in left if (record := path.with_suffix(".json")).exists())]
 
 
 def allocated_bytes(path: Path) -> int:
-    """Return how much of the disk a file takes; 0 if it is not there."""
+    """Return the disk usage of a file; 0 if it does not exist."""
     with suppress(OSError):
         status = path.stat()
         return min(status.st_blocks * 512, status.st_size)
     return 0
 
 
-# Names of the partial files that this process writes now.
+# Names of the partial files that this process has open.
 _open_here: set[str] = set()
 
 
-def _merged(spans: list[byte_ranges.Span]) -> list[byte_ranges.Span]:
-    """Sort and join byte ranges. Raises ValueError for an empty or negative one."""
-    merged: list[byte_ranges.Span] = []
+def _merged(spans: list[byte_ranges.ByteRange]) -> list[byte_ranges.ByteRange]:
+    """Sort and merge byte ranges. Raises ValueError for an invalid one."""
+    merged: list[byte_ranges.ByteRange] = []
     for first, last in spans:
         if not 0 <= first < last:
-            raise ValueError(f"{first}-{last} is not a range of bytes")
+            raise ValueError(f"{first}-{last} is not a byte range")
         merged = byte_ranges.add(merged, first, last)
     return merged
 
 
 def _boot() -> str:
-    """Name this start of the machine."""
+    """Return an id of the current boot."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -296,7 +292,7 @@ def _host() -> str:
 
 
 def _is_abandoned(path: Path) -> bool:
-    """Say whether nobody writes this file any more. Saying no wrongly costs bandwidth only."""
+    """True if the writer is gone. A false negative only wastes bandwidth."""
     host, _, rest = path.name.split(".")[-2].partition("-")
     pid = rest.partition("-")[0]
     try:
@@ -311,7 +307,7 @@ def _is_abandoned(path: Path) -> bool:
 
 
 def _alive(pid: int, changed: float) -> bool:
-    """Say whether the process of this number is the one that wrote at the time `changed`."""
+    """True if a process with this id exists and started before `changed`."""
     import psutil
 
     try:

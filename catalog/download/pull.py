@@ -1,10 +1,8 @@
-"""Files of the hub into the cache: verified before they are published, taken up where they stopped.
+"""Download files from the Hub into the cache: resumable, and verified before they are published.
 
-Bytes go to a partial file of this process alone; only when the SHA-256 is the one that the hub
-promised does an atomic rename make them a blob, and only then does a snapshot point at it. A
-partial file that its process left behind is adopted by renaming it, which one process alone can
-win. So the lock, which is the one huggingface_hub takes, saves bandwidth and nothing else depends
-on it. It knows no terminal: progress is told to the caller.
+Bytes go to a partial file that only this process writes. If the SHA-256 matches the Hub's, a rename
+makes it a blob, and only then does a snapshot link to it. An abandoned partial file is adopted by
+renaming it; only one process can win. The lock, shared with huggingface_hub, only saves bandwidth.
 """
 
 from __future__ import annotations
@@ -16,74 +14,72 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from catalog.download import part_file as partials
-from catalog.download.transfer import Observer, Patience, fill
+from catalog.download import part_file
+from catalog.download.transfer import Callbacks, RetryPolicy, download
 from catalog.errors import NotAModel, StoreError, VerificationError
 from catalog.files import write_atomically
 from catalog.hub.client import Hub, RemoteFile
 from catalog.store.cache import Store
-from catalog.store.disk import disk_failures, require_space
+from catalog.store.source import disk_failures, require_space
 
-UNOBSERVED, PATIENT = Observer(), Patience()
+NO_CALLBACKS, DEFAULT_RETRY = Callbacks(), RetryPolicy()
 LOCK_POLL_S = 0.2
-LOCK_IDLE_S = 600.0  # whoever holds a lock and brings nothing for so long is not waited for
+LOCK_IDLE_S = 600.0  # ignore a lock whose holder makes no progress for this long
 
 
 def pull(
     hub: Hub,
     files: Sequence[RemoteFile],
     store: Store,
-    observer: Observer = UNOBSERVED,
-    patience: Patience = PATIENT,
+    callbacks: Callbacks = NO_CALLBACKS,
+    retry: RetryPolicy = DEFAULT_RETRY,
 ) -> list[Path]:
-    """Fetch files that are not here yet, one after the other, and return their paths in order.
+    """Download missing files one after the other, and return the paths of all in order.
 
-    The room on the disk is not asked for: `require_room` does. Raises HubUnreachable once patience
-    is at its end, VerificationError (and publishes nothing) for other bytes than promised,
-    StoreError for what the disk refuses. What was fetched of an unfinished file is kept, and the
-    next pull goes on from there.
+    Does not check disk space; see `require_room`. Raises HubUnreachable after too many failures,
+    VerificationError (nothing is published) for wrong bytes, StoreError. Partial files are kept,
+    and the next call resumes them.
     """
     total = sum(file.size_bytes for file in files)
     done = 0
     for file in files:
-        before = done
 
-        def tell(of_file: int, before: int = before) -> None:
-            observer.progress(before + of_file, total)
+        def on_progress(of_file: int, before: int = done) -> None:
+            callbacks.on_progress(before + of_file, total)
 
         with disk_failures(store.hub_cache):
             if not is_here(file, store):
-                _fetch(hub, file, store, tell, patience, observer)
-            _point(file, store)
+                _fetch(hub, file, store, on_progress, retry, callbacks)
+            _link(file, store)
         done += file.size_bytes
-        observer.progress(done, total)
-    with suppress(OSError):  # a read-only cache that holds the files is as good
+        callbacks.on_progress(done, total)
+    with suppress(OSError):  # a read-only cache is fine if it has the files
         for file in files:
             _write_ref(file, store)
-    return [store.pointer_path(file) for file in files]
+    return [store.hub.snapshot_link(file) for file in files]
 
 
 def require_room(files: Sequence[RemoteFile], store: Store) -> None:
-    """Raise NoSpace unless what is still to fetch leaves 1 GiB of the disk free."""
+    """Raise NoSpace unless the remaining download leaves 1 GiB free."""
     with disk_failures(store.hub_cache):
         if need_bytes := missing_bytes(files, store):
             require_space(store.hub_cache, need_bytes)
 
 
 def missing_bytes(files: Sequence[RemoteFile], store: Store) -> int:
-    """Return how many bytes are still to fetch, less what lies in partial files."""
+    """Return the number of bytes left to download, less partial files."""
     need = 0
     for file in files:
         if not is_here(file, store):
-            parts = _parts(store.blob_path(file), "*.part")
-            kept = max(map(partials.allocated_bytes, parts), default=0)
+            parts = _parts(store.hub.blob_path(file), "*.part")
+            kept = max(map(part_file.allocated_bytes, parts), default=0)
             need += max(file.size_bytes - kept, 0)
     return need
 
 
 def is_here(file: RemoteFile, store: Store) -> bool:
-    """Say whether a file's bytes lie in the cache, ours or another tool's."""
-    for path in (store.pointer_path(file), store.blob_path(file)):
+    """True if the file is in the cache, whichever tool downloaded it."""
+    for path in (store.hub.snapshot_link(file), store.hub.blob_path(file)):
         with suppress(OSError):
             if path.stat().st_size == file.size_bytes:
                 return True
@@ -94,58 +90,60 @@ def _fetch(
     hub: Hub,
     file: RemoteFile,
     store: Store,
-    tell: Callable[[int], None],
-    patience: Patience,
-    observer: Observer,
+    on_progress: Callable[[int], None],
+    retry: RetryPolicy,
+    callbacks: Callbacks,
 ) -> None:
-    """Fetch, verify and publish one blob."""
-    blob = store.blob_path(file)
+    """Download, verify and publish one blob."""
+    blob = store.hub.blob_path(file)
     blob.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(store, file, tell, observer.waiting):
-        if is_here(file, store):  # another process was quicker
+    with _lock(store, file, on_progress, callbacks.on_wait):
+        if is_here(file, store):  # another process finished it
             return
-        with partials.claim(blob, file.size_bytes) as partial:
-            tell(partial.size_bytes)
+        with part_file.claim(blob, file.size_bytes) as partial:
+            on_progress(partial.size_bytes)
             try:
-                got = fill(hub, file, partial, patience, tell, observer)
+                got = download(hub, file, partial, retry, on_progress, callbacks)
             except NotAModel:
-                partial.discard()
+                partial.delete()
                 raise
             if got != file.sha256:
-                partial.discard()
+                partial.delete()
                 raise VerificationError(file.name, file.sha256 or "", got)
             try:
                 partial.publish(blob)
             except FileNotFoundError as error:
                 if not is_here(file, store):
-                    raise StoreError(f"{partial.path} was taken away; try again") from error
-        partials.sweep(blob)
+                    raise StoreError(
+                        f"{partial.path} was deleted during the download; try again"
+                    ) from error
+        part_file.sweep(blob)
 
 
 def _parts(blob: Path, *patterns: str) -> Iterator[Path]:
-    """Yield what there is of a blob that is not whole."""
+    """Yield the partial files of a blob."""
     for pattern in patterns:
         yield from blob.parent.glob(f"{blob.name}.{pattern}")
 
 
-def _point(file: RemoteFile, store: Store) -> None:
-    """Make the snapshot's name lead to the blob; where links can't be made, move the blob there."""
-    pointer, blob = store.pointer_path(file), store.blob_path(file)
-    if pointer.exists() and pointer.stat().st_size == file.size_bytes:
+def _link(file: RemoteFile, store: Store) -> None:
+    """Link the snapshot's name to the blob. Without symlinks, move the blob there."""
+    link, blob = store.hub.snapshot_link(file), store.hub.blob_path(file)
+    if link.exists() and link.stat().st_size == file.size_bytes:
         return
-    pointer.parent.mkdir(parents=True, exist_ok=True)
-    temporary = pointer.with_name(f".{os.getpid()}-{random.randrange(2**32):08x}.tmp")
+    link.parent.mkdir(parents=True, exist_ok=True)
+    temporary = link.with_name(f".{os.getpid()}-{random.randrange(2**32):08x}.tmp")
     try:
-        temporary.symlink_to(os.path.relpath(blob, pointer.parent))
+        temporary.symlink_to(os.path.relpath(blob, link.parent))
     except OSError:
-        os.replace(blob, pointer)
+        os.replace(blob, link)
     else:
-        os.replace(temporary, pointer)
+        os.replace(temporary, link)
 
 
 def _write_ref(file: RemoteFile, store: Store) -> None:
-    """Record which commit the branch is at, as huggingface_hub does."""
-    ref = store.ref_path(file)
+    """Record the commit of the branch, as huggingface_hub does."""
+    ref = store.hub.ref_path(file)
     if file.revision == file.commit or (ref.exists() and ref.read_text() == file.commit):
         return
     write_atomically(ref, file.commit)
@@ -153,16 +151,16 @@ def _write_ref(file: RemoteFile, store: Store) -> None:
 
 @contextmanager
 def _lock(
-    store: Store, file: RemoteFile, tell: Callable[[int], None], on_wait: Callable[[], None]
+    store: Store, file: RemoteFile, on_progress: Callable[[int], None], on_wait: Callable[[], None]
 ) -> Iterator[None]:
-    """Hold the lock that huggingface_hub takes for this blob; go on without it if there is none."""
-    folder = store.hub_cache / ".locks" / store.repository_folder(file.repository).name
+    """Hold huggingface_hub's lock for this blob; proceed without it if locking fails."""
+    folder = store.hub_cache / ".locks" / store.hub.repository_folder(file.repository).name
     handle = -1
     try:
         with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             handle = os.open(folder / f"{file.sha256}.lock", os.O_RDWR | os.O_CREAT, 0o644)
-            _wait_for_lock(handle, store, file, tell, on_wait)
+            _wait_for_lock(handle, store, file, on_progress, on_wait)
         yield
     finally:
         if handle >= 0:
@@ -173,25 +171,25 @@ def _wait_for_lock(
     handle: int,
     store: Store,
     file: RemoteFile,
-    tell: Callable[[int], None],
+    on_progress: Callable[[int], None],
     on_wait: Callable[[], None],
 ) -> None:
-    """Wait as long as the one who holds the lock brings something, and tell how far that is."""
+    """Wait while the holder of the lock makes progress, and report it."""
     import fcntl
 
-    blob, best, since, told = store.blob_path(file), -1, time.monotonic(), False
-    while not (told and is_here(file, store)):
+    blob, best, since, waited = store.hub.blob_path(file), -1, time.monotonic(), False
+    while not (waited and is_here(file, store)):
         try:
             return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if not told:
+            if not waited:
                 on_wait()
-                told = True
-        parts = _parts(blob, "*.part", "*.incomplete")  # ours, or those of the hub's client
-        size_bytes = max(map(partials.allocated_bytes, parts), default=0)
+                waited = True
+        parts = _parts(blob, "*.part", "*.incomplete")  # ours, or huggingface_hub's
+        size_bytes = max(map(part_file.allocated_bytes, parts), default=0)
         if size_bytes > best:
             best, since = size_bytes, time.monotonic()
-            tell(min(size_bytes, file.size_bytes))
+            on_progress(min(size_bytes, file.size_bytes))
         if time.monotonic() - since > LOCK_IDLE_S:
             return None
         time.sleep(LOCK_POLL_S)

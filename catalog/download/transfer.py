@@ -1,9 +1,8 @@
-"""Fetching one file's missing bytes by several ranges at once, hashed as they come.
+"""Download the missing bytes of one file in parallel byte ranges, and hash them on the way.
 
-It starts with one request; once that has brought something, others join it, unless it is as fast
-as this machine can take. A failure leaves one stream to try again, after a wait that doubles, or is
-as long as the server asks. Streams and the hash run in threads of their own; whoever called waits,
-and is told how far it is.
+The first request runs alone; more join it unless it saturates this machine. After a failure one
+stream retries, with exponential backoff or the delay the server sent. Streams and the hash run in
+threads; the calling thread reports progress.
 """
 
 from __future__ import annotations
@@ -21,102 +20,101 @@ from dataclasses import dataclass
 from typing import Any
 
 from catalog.download import byte_ranges
-from catalog.download.part_file import Partial
+from catalog.download.part_file import PartFile
 from catalog.errors import NotAModel
-from catalog.hub.client import Answer, Hub, Interrupted, RemoteFile
+from catalog.hub.client import Hub, RangeResponse, RemoteFile, TransientError
 
 MAGIC = b"GGUF"
 STREAMS = 4
-MOST_BYTES = 64 * 2**20  # of one request: what a hash has to catch up with stays in memory
-LEAST_BYTES = 4 * 2**20  # towards the end requests shrink, so that streams end together
-MADE_HEADWAY_BYTES = 2**20  # so much new forgives the failures before it
-PACE_BYTES = 8 * 2**20  # over so much the rate is taken
-FAST_BYTES_PER_S = 150e6  # faster than that, more streams only wait for each other's Python
-SYNC_EVERY_BYTES = 256 * 2**20  # the most that a power cut makes us fetch again
+MOST_BYTES = 64 * 2**20  # per request, so that the hash reads from the page cache
+LEAST_BYTES = 4 * 2**20  # requests shrink near the end, so that streams finish together
+PROGRESS_BYTES = 2**20  # resets the failure count
+RATE_BYTES = 8 * 2**20  # the rate is measured over this much
+FAST_BYTES_PER_S = 150e6  # above this rate more streams only wait for the GIL
+SYNC_EVERY_BYTES = 256 * 2**20  # the most that a power cut can lose
 HASH_BYTES = 2**20
 MAX_WAIT_S = 300.0
-TELL_EVERY_S = 0.1
-CHECKING_S = 1.0  # a hash that takes longer than the bytes by so much is told
-END_S = 2.0  # threads that are told to end have so long before they are left to themselves
+PROGRESS_EVERY_S = 0.1
+CHECKING_S = 1.0  # report a hash that lags behind the download by this much
+END_S = 2.0  # how long to wait for stopped threads
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How a transfer takes failures: `retries` in a row, waiting `wait_s`, twice that, ..."""
+class RetryPolicy:
+    """Give up after `retries` failures in a row; wait `wait_s`, then twice that, and so on."""
 
     retries: int = 5
     wait_s: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Observer:
-    """Who is told what, always in the thread that called.
+class Callbacks:
+    """Functions that run in the calling thread.
 
-    progress: (bytes here, bytes in all) of everything that was asked for.
-    waiting: another process fetches this file; it is waited for.
-    retrying: (what went wrong, seconds until it is tried again).
-    checking: all bytes of a file are here, and their hash takes a while.
+    on_progress: (bytes done, total bytes) of all files.
+    on_wait: another process is downloading this file.
+    on_retry: (reason, seconds until the next attempt).
+    on_hash: the download is complete, but its hash is not.
     """
 
-    progress: Callable[[int, int], None] = lambda done, total: None
-    waiting: Callable[[], None] = lambda: None
-    retrying: Callable[[str, float], None] = lambda reason, wait_s: None
-    checking: Callable[[], None] = lambda: None
+    on_progress: Callable[[int, int], None] = lambda done, total: None
+    on_wait: Callable[[], None] = lambda: None
+    on_retry: Callable[[str, float], None] = lambda reason, wait_s: None
+    on_hash: Callable[[], None] = lambda: None
 
 
-def fill(
+def download(
     hub: Hub,
     file: RemoteFile,
-    partial: Partial,
-    patience: Patience,
-    tell: Callable[[int], None],
-    observer: Observer,
+    partial: PartFile,
+    retry: RetryPolicy,
+    on_progress: Callable[[int], None],
+    callbacks: Callbacks,
 ) -> str:
-    """Fetch what a partial file lacks; return the SHA-256 of the whole, as hex.
+    """Download the missing bytes of a partial file; return the SHA-256 of the whole as hex.
 
-    Raises NotAModel for other than GGUF, Interrupted once patience is at its end, OSError as the
-    disk does.
+    Raises NotAModel if it is not GGUF, TransientError after too many failures, OSError.
     """
-    partial.write(0, hub.head(file), partial.edition)
-    plan = _Plan(partial, patience)
+    partial.write(0, hub.head(file), partial.version)
+    scheduler = RangeScheduler(partial, retry)
     pool = ThreadPoolExecutor(STREAMS + 1, thread_name_prefix="transfer")
     threads: list[Future[Any]] = []
-    whole_since, told = 0.0, False
+    complete_since, reported = 0.0, False
     try:  # a signal may come as soon as the first thread runs
         threads.append(digest := pool.submit(_hash, file, partial))
         for _ in range(STREAMS):
-            threads.append(pool.submit(_stream, hub, file, partial, plan))
+            threads.append(pool.submit(_stream, hub, file, partial, scheduler))
         running = set(threads)
         while running:
-            ended, running = wait(running, TELL_EVERY_S, FIRST_EXCEPTION)
+            ended, running = wait(running, PROGRESS_EVERY_S, FIRST_EXCEPTION)
             for future in ended:
                 future.result()
-            while plan.failures_to_tell:
-                observer.retrying(*plan.failures_to_tell.popleft())
-            tell(partial.size_bytes)
+            while scheduler.failures:
+                callbacks.on_retry(*scheduler.failures.popleft())
+            on_progress(partial.size_bytes)
             if running == {digest}:
-                whole_since = whole_since or time.monotonic()
-                if not told and time.monotonic() - whole_since > CHECKING_S:
-                    told = True
-                    observer.checking()
+                complete_since = complete_since or time.monotonic()
+                if not reported and time.monotonic() - complete_since > CHECKING_S:
+                    reported = True
+                    callbacks.on_hash()
         return digest.result()
     finally:
-        plan.stop()
+        scheduler.stop()
         if not all(thread.done() for thread in threads):
-            partial.close()  # what a thread that does not end still brings is dropped
+            partial.close()  # drop the bytes of threads that do not stop
         pool.shutdown(wait=False, cancel_futures=True)
         wait(threads, END_S)
 
 
-def _hash(file: RemoteFile, partial: Partial) -> str:
-    """Hash the file as it fills up from its start, and have the disk keep it now and then."""
-    edition, done, synced = partial.edition, 0, 0
+def _hash(file: RemoteFile, partial: PartFile) -> str:
+    """Hash the file as its start fills up, and fsync it at intervals."""
+    version, done, synced = partial.version, 0, 0
     digest = hashlib.sha256()
     with partial.path.open("rb", buffering=0) as source:
-        while found := partial.wait_for(done, edition):
+        while found := partial.wait_for(done, version):
             ready, now = found
-            if now != edition:
-                edition, done, synced, digest = now, 0, 0, hashlib.sha256()
+            if now != version:
+                version, done, synced, digest = now, 0, 0, hashlib.sha256()
                 source.seek(0)
                 continue
             while done < ready and (chunk := source.read(min(HASH_BYTES, ready - done))):
@@ -124,8 +122,8 @@ def _hash(file: RemoteFile, partial: Partial) -> str:
                     raise NotAModel(f"{file.name} is not a GGUF file")
                 digest.update(chunk)
                 done += len(chunk)
-            if done < ready and edition == partial.edition:
-                raise OSError(errno.EIO, "shrank while it was read", str(partial.path))
+            if done < ready and version == partial.version:
+                raise OSError(errno.EIO, "file shrank while it was being hashed", str(partial.path))
             if done == partial.limit_bytes:
                 break
             if done >= synced + SYNC_EVERY_BYTES:
@@ -134,58 +132,62 @@ def _hash(file: RemoteFile, partial: Partial) -> str:
     return digest.hexdigest()
 
 
-def _stream(hub: Hub, file: RemoteFile, partial: Partial, plan: _Plan) -> None:
-    """Fetch one range after the other until none is left."""
-    while (span := plan.take()) is not None:
+def _stream(hub: Hub, file: RemoteFile, partial: PartFile, scheduler: RangeScheduler) -> None:
+    """Download one range after the other until none is missing."""
+    while (span := scheduler.take()) is not None:
         try:
-            edition = partial.edition
-            with hub.open(file, *span, partial.etag) as answer, plan.watching(answer):
-                if not answer.whole or plan.may_take_all(span):
-                    _receive(answer, file, partial, edition, plan)
-        except Interrupted as error:
-            plan.failed(span, error)
+            version = partial.version
+            with hub.open(file, *span, partial.etag) as response, scheduler.watching(response):
+                if not response.whole or scheduler.may_take_all(span):
+                    _receive(response, file, partial, version, scheduler)
+        except TransientError as error:
+            scheduler.failed(span, error)
         finally:
-            plan.give_back(span)
+            scheduler.release(span)
 
 
 def _receive(
-    answer: Answer, file: RemoteFile, partial: Partial, asked_in: int, plan: _Plan
+    response: RangeResponse,
+    file: RemoteFile,
+    partial: PartFile,
+    requested_version: int,
+    scheduler: RangeScheduler,
 ) -> None:
-    """Write one answer's bytes. Raises Interrupted if it ends before its range does."""
-    edition = partial.agree(answer.etag, asked_in)
-    at = answer.start
-    for chunk in answer.chunks:
-        if at + len(chunk) > answer.end:
-            raise Interrupted(f"{file.name}: the server sent more than it said")
-        if edition is None or not partial.write(at, chunk, edition):
+    """Write the bytes of one response. Raises TransientError if it ends early."""
+    version = partial.check_etag(response.etag, requested_version)
+    at = response.start
+    for chunk in response.chunks:
+        if at + len(chunk) > response.end:
+            raise TransientError(f"{file.name}: the server sent too many bytes")
+        if version is None or not partial.write(at, chunk, version):
             return
         at += len(chunk)
-        plan.progressed()
-        if partial.size_bytes == file.size_bytes:  # an answer with the whole file brings more
+        scheduler.progressed()
+        if partial.size_bytes == file.size_bytes:  # a response with the whole file goes on
             return
-    if at < answer.end:
-        raise Interrupted(f"{file.name}: the answer ended early")
+    if at < response.end:
+        raise TransientError(f"{file.name}: the connection closed early")
 
 
-class _Plan:
-    """Which stream fetches what, and when. Any thread may call anything here."""
+class RangeScheduler:
+    """Decide which stream downloads which range, and when. Thread-safe."""
 
-    def __init__(self, partial: Partial, patience: Patience) -> None:
-        self.failures_to_tell: deque[tuple[str, float]] = deque()
-        self._partial, self._patience = partial, patience
+    def __init__(self, partial: PartFile, retry: RetryPolicy) -> None:
+        self.failures: deque[tuple[str, float]] = deque()
+        self._partial, self._retry = partial, retry
         self._changed = threading.Condition()
-        self._taken: dict[byte_ranges.Span, float] = {}  # and since when
-        self._answers: list[Answer] = []
-        self._all: byte_ranges.Span | None = None  # whose stream takes the whole file
-        self._streams = 1  # that may run
+        self._taken: dict[byte_ranges.ByteRange, float] = {}  # range -> start time
+        self._responses: list[RangeResponse] = []
+        self._all: byte_ranges.ByteRange | None = None  # the range whose stream gets the whole file
+        self._streams = 1  # the allowed number
         self._failures, self._failed_at, self._wait_until = 0, 0.0, 0.0
-        self._mark_bytes = partial.size_bytes  # headway is what is beyond
-        self._pace = (partial.size_bytes, time.monotonic())  # since when the rate is taken
+        self._mark_bytes = partial.size_bytes  # progress is counted from here
+        self._rate_from = (partial.size_bytes, time.monotonic())
         self._measured = False  # since the start, or the last failure
         self._stopped = False
 
-    def take(self) -> byte_ranges.Span | None:
-        """Wait for something to fetch; None once there is nothing left."""
+    def take(self) -> byte_ranges.ByteRange | None:
+        """Wait for a range to download; None if none is left."""
         with self._changed:
             while not self._stopped:
                 missing = self._partial.missing()
@@ -204,76 +206,80 @@ class _Plan:
                 self._changed.wait(pause_s if pause_s > 0 else None)
         return None
 
-    def give_back(self, span: byte_ranges.Span) -> None:
-        """Say that a stream is done with what it took, for better or worse."""
+    def release(self, span: byte_ranges.ByteRange) -> None:
+        """Release a range, complete or not."""
         with self._changed:
             del self._taken[span]
             if self._all == span:
                 self._all = None
             self._changed.notify_all()
 
-    def may_take_all(self, span: byte_ranges.Span) -> bool:
-        """Give the whole file to a stream whose server knows no ranges, unless another has it."""
+    def may_take_all(self, span: byte_ranges.ByteRange) -> bool:
+        """Let one stream receive the whole file from a server without ranges; False for others."""
         with self._changed:
             self._all = self._all or span
             return self._all == span
 
     def progressed(self) -> None:
-        """Note headway: it forgives failures, and lets other streams join in or not."""
+        """Record progress: reset the failure count and adapt the number of streams."""
         size_bytes = self._partial.size_bytes
-        if self._mark_bytes <= size_bytes < self._mark_bytes + MADE_HEADWAY_BYTES:
+        if self._mark_bytes <= size_bytes < self._mark_bytes + PROGRESS_BYTES:
             return
         with self._changed:
-            if size_bytes > self._mark_bytes:  # and not begun anew
+            if size_bytes > self._mark_bytes:  # unless the file was dropped
                 self._failures = 0
-                self._keep_pace(size_bytes)
+                self._adapt(size_bytes)
             self._mark_bytes = size_bytes
 
-    def _keep_pace(self, size_bytes: int) -> None:
-        """Let several streams run only where one is slow."""
-        before_bytes, before = self._pace
+    def _adapt(self, size_bytes: int) -> None:
+        """Allow several streams only if one is slow."""
+        before_bytes, before = self._rate_from
         brought, now = size_bytes - before_bytes, time.monotonic()
-        if self._measured and 0 <= brought < PACE_BYTES:
+        if self._measured and 0 <= brought < RATE_BYTES:
             return
         fast = brought > FAST_BYTES_PER_S * (now - before)
-        self._streams, self._measured, self._pace = 1 if fast else STREAMS, True, (size_bytes, now)
+        self._streams, self._measured, self._rate_from = (
+            1 if fast else STREAMS,
+            True,
+            (size_bytes, now),
+        )
         self._changed.notify_all()
 
-    def failed(self, span: byte_ranges.Span, error: Interrupted) -> None:
-        """Plan another try. Raises the error instead, once patience is at its end."""
+    def failed(self, span: byte_ranges.ByteRange, error: TransientError) -> None:
+        """Schedule a retry. Raises the error after too many failures."""
         with self._changed:
             if self._stopped:
                 return
-            if self._taken[span] >= self._failed_at:  # else it failed along with the last one
+            if self._taken[span] >= self._failed_at:  # else it belongs to the previous failure
                 self._failures += 1
             self._streams, self._measured, self._failed_at = 1, False, time.monotonic()
-            if self._failures > self._patience.retries:
+            if self._failures > self._retry.retries:
                 self._stopped = True
                 raise error
-            wait_s = self._patience.wait_s * 2.0 ** (self._failures - 1) * random.uniform(1, 1.25)
+            wait_s = self._retry.wait_s * 2.0 ** (self._failures - 1) * random.uniform(1, 1.25)
             wait_s = min(max(wait_s, error.retry_after_s or 0), MAX_WAIT_S)
             self._wait_until = max(self._wait_until, self._failed_at + wait_s)
-            self.failures_to_tell.append((str(error), wait_s))
+            self.failures.append((str(error), wait_s))
 
     @contextmanager
-    def watching(self, answer: Answer) -> Iterator[None]:
-        """Break an answer off when everything is stopped."""
+    def watching(self, response: RangeResponse) -> Iterator[None]:
+        """Abort a response when the scheduler stops."""
         with self._changed:
-            self._answers.append(answer)
+            self._responses.append(response)
             if not self._measured:
-                self._pace = (self._partial.size_bytes, time.monotonic())
+                self._rate_from = (self._partial.size_bytes, time.monotonic())
             if self._stopped:
-                answer.abort()
+                response.abort()
         try:
             yield
         finally:
             with self._changed:
-                self._answers.remove(answer)
+                self._responses.remove(response)
 
     def stop(self) -> None:
-        """Have every stream end."""
+        """Stop all streams."""
         with self._changed:
             self._stopped = True
-            for answer in self._answers:
-                answer.abort()
+            for response in self._responses:
+                response.abort()
             self._changed.notify_all()

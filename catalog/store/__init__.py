@@ -1,5 +1,6 @@
-"""What is on the disk: finding, listing, removing and verifying models in the Hub cache.
+"""Models on disk: find, list, remove and verify them.
 
-`cache` maps references to files, `disk` checks free space, `manifest` records what Conifer
-downloaded, and `verify` hashes files again.
+`source` defines what the two sources, the Hub and the package index, have in common, and checks
+disk space. `cache` implements both and combines them in `Store`. `manifest` records what Conifer
+downloaded, and the SHA-256 to expect.
 """

@@ -1,115 +1,72 @@
-"""What is on disk: where a model's files belong, which are there, and taking them away.
+"""Both sources of models on disk, and the store that combines them.
 
-Hub files lie in huggingface_hub's own cache layout, so that other tools find ours and we find
-theirs: `models--org--repo/{blobs,refs,snapshots/<commit>/<name>}`. The starter lies under
-`<home>/models/<id>/`. Looking never writes and never opens a socket. Neither this file nor its
-callers below the program know environment variables: both folders are given.
+Hub files use huggingface_hub's cache layout, shared with other tools:
+`models--org--repo/{blobs,refs,snapshots/<commit>/<name>}`. A package's file is
+`<home>/models/<id>/<name>`. Lookups never write and never open a socket.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from catalog.entry import PackageSource
 from catalog.errors import ModelNotFound, StoreError
-from catalog.facts import entries
-from catalog.names import file_sets, is_repository, is_safe, select
+from catalog.hub.paths import COMMIT, FOLDERS, SHA256, folder_name, repository_of
+from catalog.names import file_sets, is_safe
+from catalog.registry import Package, entries
 from catalog.resolve import Reference
+from catalog.store import manifest
+from catalog.store.source import Installed, Source
 
 if TYPE_CHECKING:
     from catalog.hub.client import RemoteFile
 
-_COMMIT = re.compile(r"[0-9a-f]{7,64}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True, slots=True)
-class Installed:
-    """A model on disk: all its parts, in order. `model_id` is its id in the catalog, if it has one.
-
-    `repository` and `commit` are None for a file from the package index.
-    """
-
-    model_id: str | None
-    repository: str | None
-    commit: str | None
-    quant: str | None
-    name: str
-    paths: tuple[Path, ...]
-    size_bytes: int
-
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """The two folders that models lie in."""
+    """All models on disk. home: Conifer's own folder. hub_cache: huggingface_hub's cache."""
 
     home: Path
     hub_cache: Path
 
+    @property
+    def hub(self) -> HubCache:
+        """The files from the Hub."""
+        return HubCache(self.hub_cache, self.home)
+
+    @property
+    def packages(self) -> PackageFolder:
+        """The files from the package index."""
+        return PackageFolder(self.home / "models")
+
     def find(self, reference: Reference) -> list[Path] | None:
-        """Return the files a reference means, all parts in order, or None if they aren't here."""
+        """Return the files of a reference, all parts in order; None if any is missing."""
         if reference.path is not None:
             return [reference.path]
         installed = self.locate(reference)
         return list(installed.paths) if installed else None
 
     def locate(self, reference: Reference) -> Installed | None:
-        """Return the installed model that a catalog or hub reference means, if it is whole."""
-        if reference.package is not None:
-            return self._package(reference.package)
-        if reference.repository is None:
-            return None
-        folder = self.repository_folder(reference.repository)
-        facts = reference.facts
-        for snapshot in _snapshots(folder, reference.revision):
-            try:
-                chosen = select(
-                    _names(snapshot),
-                    reference.repository,
-                    quant=reference.wanted_quant,
-                    file=reference.file,
-                    known=facts.names if facts else (),
-                )
-            except ModelNotFound:
-                continue
-            return _installed(reference.repository, snapshot, chosen.names, chosen.label)
-        return None
+        """Return the complete model of a catalog or Hub reference, or None."""
+        sources: tuple[Source, ...] = (self.packages, self.hub)
+        return next((found for source in sources if (found := source.locate(reference))), None)
 
     def installed(self) -> list[Installed]:
-        """List every whole model on disk, the catalog's package files first."""
-        packages = (entry.package for entry in entries().values())
-        found = [self._package(package) for package in packages if package is not None]
-        for folder in sorted(self.hub_cache.glob("models--*--*")):
-            repository = folder.name.removeprefix("models--").replace("--", "/")
-            if not is_repository(repository):
-                continue
-            for snapshot in _snapshots(folder, None):
-                for files in file_sets(_names(snapshot)):
-                    if not files.missing:
-                        found.append(_installed(repository, snapshot, files.names, files.label))
-        return [installed for installed in found if installed is not None]
+        """List all complete models, those from packages first."""
+        return [*self.packages.installed(), *self.hub.installed()]
 
     def remove(self, installed: Installed) -> int:
-        """Delete a model's files and whatever only they needed. Returns the bytes freed."""
+        """Delete a model's files and what only they need. Returns the bytes freed."""
         try:
-            if installed.repository is None:
-                freed = sum(_unlink(path) for path in installed.paths)
-                _remove_empty(installed.paths[0].parent)
-            else:
-                folder = self.repository_folder(installed.repository)
-                freed = sum(_remove_pointer(path, folder) for path in installed.paths)
-                _prune(folder)
+            return installed.source.remove(installed)
         except OSError as error:
             raise StoreError(f"cannot remove {installed.name}: {error}") from error
-        return freed
 
-    def discard(self, path: Path) -> None:
-        """Delete a file whose bytes are wrong, and the blob it leads to, whatever else does too."""
+    def delete(self, path: Path) -> None:
+        """Delete a damaged file and its blob, even if other links share it."""
         blob = path.resolve()
         try:
             path.unlink(missing_ok=True)
@@ -118,61 +75,163 @@ class Store:
         except OSError as error:
             raise StoreError(f"cannot remove {path}: {error.strerror or error}") from error
 
-    def package_path(self, package: PackageSource) -> Path:
-        """Return where the file of a package belongs."""
-        return self.home / "models" / package.model_id / package.file_name
+
+@dataclass(frozen=True, slots=True)
+class PackageFolder:
+    """The catalog's files from the package index. Implements `Source`."""
+
+    folder: Path
+
+    def path(self, package: Package) -> Path:
+        """Return where a package's file is stored."""
+        return self.folder / package.model_id / package.file_name
+
+    def paths(self) -> list[Path]:
+        """Return where the files of all packages are stored, present or not."""
+        return [self.path(package) for package in _packages()]
+
+    def locate(self, reference: Reference) -> Installed | None:
+        """Return the package's file of a reference, if it has its full size."""
+        return self._installed(reference.package) if reference.package else None
+
+    def installed(self) -> Iterator[Installed]:
+        """Yield the files of all packages in the catalog."""
+        yield from (found for package in _packages() if (found := self._installed(package)))
+
+    def is_ours(self, installed: Installed) -> bool:
+        """True: no other tool writes to this folder."""
+        return True
+
+    def expected_hashes(
+        self, installed: Installed, listed: Iterable[RemoteFile]
+    ) -> list[str | None]:
+        """Return the SHA-256 pinned in the catalog."""
+        return [p.sha256 for p in _packages() if self.path(p) in installed.paths]
+
+    def remove(self, installed: Installed) -> int:
+        """Delete the file and its empty folder."""
+        freed = sum(_unlink(path) for path in installed.paths)
+        _remove_empty(installed.paths[0].parent)
+        return freed
+
+    def _installed(self, package: Package) -> Installed | None:
+        path, size_bytes = self.path(package), package.size_bytes
+        if _size(path) != size_bytes:
+            return None
+        id, quant, name = package.model_id, package.quant, package.file_name
+        return Installed(id, None, None, quant, name, (path,), size_bytes, self)
+
+
+@dataclass(frozen=True, slots=True)
+class HubCache:
+    """The files from the Hub. Implements `Source`. home: the folder of the manifest."""
+
+    folder: Path
+    home: Path
+
+    def locate(self, reference: Reference) -> Installed | None:
+        """Return a model from the first snapshot that has all its parts."""
+        if reference.repository is None:
+            return None
+        for snapshot in _snapshots(
+            self.repository_folder(reference.repository), reference.revision
+        ):
+            try:
+                chosen = reference.select(_names(snapshot))
+            except ModelNotFound:
+                continue
+            return self._installed(reference.repository, snapshot, chosen.names, chosen.quant)
+        return None
+
+    def installed(self) -> Iterator[Installed]:
+        """Yield all complete models of all snapshots."""
+        for folder in sorted(self.folder.glob(FOLDERS)):
+            if (repository := repository_of(folder.name)) is None:
+                continue
+            for snapshot in _snapshots(folder, None):
+                for files in file_sets(_names(snapshot)):
+                    if not files.missing:
+                        yield self._installed(repository, snapshot, files.names, files.quant)
+
+    def is_ours(self, installed: Installed) -> bool:
+        """True if the manifest lists a file of this model."""
+        return bool(_entries_of(installed, manifest.read(self.home)))
+
+    def expected_hashes(
+        self, installed: Installed, listed: Iterable[RemoteFile]
+    ) -> list[str | None]:
+        """Return hashes from blob names, which are hashes for large files, or the manifest."""
+        known = {(file.repository, file.commit, file.name): file.sha256 for file in listed}
+        for entry in manifest.read(self.home):
+            known[entry.repository, entry.commit, entry.name] = entry.sha256
+        snapshot = self.repository_folder(installed.repository or "") / "snapshots"
+        found = []
+        for path in installed.paths:
+            blob = path.resolve().name
+            commit, _, name = path.relative_to(snapshot).as_posix().partition("/")
+            hash = known.get((installed.repository or "", commit, name))
+            found.append(blob if SHA256.fullmatch(blob) else hash)
+        return found
+
+    def remove(self, installed: Installed) -> int:
+        """Delete a model's links, the blobs that no other link shares, and unused records."""
+        folder = self.repository_folder(installed.repository or "")
+        known = _entries_of(installed, manifest.read(self.home))  # while the links still resolve
+        freed = sum(_remove_link(path, folder) for path in installed.paths)
+        _prune(folder)
+        left = list(self.installed()) if known else []
+        for entry in known:
+            if not any(_entries_of(other, [entry]) for other in left):
+                manifest.remove(self.home, entry)
+        return freed
 
     def repository_folder(self, repository: str) -> Path:
-        """Return a repository's folder in the cache. Raises StoreError for a hostile name."""
-        if not is_repository(repository):
-            raise StoreError(f"{repository!r} is not the name of a repository")
-        return self.hub_cache / f"models--{repository.replace('/', '--')}"
+        """Return a repository's folder. Raises StoreError for a malformed name."""
+        return self.folder / folder_name(repository)
 
     def blob_path(self, file: RemoteFile) -> Path:
-        """Return where the bytes of a remote file belong."""
-        if not file.sha256 or not _SHA256.fullmatch(file.sha256):
-            raise StoreError(f"{file.name}: the hub names no SHA-256 for it")
+        """Return where the bytes of a remote file are stored."""
+        if not file.sha256 or not SHA256.fullmatch(file.sha256):
+            raise StoreError(f"{file.name}: the Hub lists no SHA-256 for this file")
         return self._inside(self.repository_folder(file.repository) / "blobs" / file.sha256)
 
-    def pointer_path(self, file: RemoteFile) -> Path:
-        """Return the path under which a remote file is opened."""
-        if not is_safe(file.name) or not _COMMIT.fullmatch(file.commit):
-            raise StoreError(f"{file.name!r} may not become a path")
+    def snapshot_link(self, file: RemoteFile) -> Path:
+        """Return the path through which a remote file is opened."""
+        if not is_safe(file.name) or not COMMIT.fullmatch(file.commit):
+            raise StoreError(f"{file.name!r} is not a safe path")
         folder = self.repository_folder(file.repository) / "snapshots" / file.commit
         return self._inside(folder / file.name)
 
     def ref_path(self, file: RemoteFile) -> Path:
-        """Return the path that holds the commit of a branch or tag."""
+        """Return the file that stores the commit of a branch or tag."""
         if not is_safe(file.revision):
-            raise StoreError(f"{file.revision!r} may not become a path")
+            raise StoreError(f"{file.revision!r} is not a safe path")
         return self._inside(self.repository_folder(file.repository) / "refs" / file.revision)
 
     def _inside(self, path: Path) -> Path:
-        """Refuse a path that a link already on disk would lead out of the cache."""
-        if not path.parent.resolve().is_relative_to(self.hub_cache.resolve()):
-            raise StoreError(f"{path.parent} leads out of {self.hub_cache}")
+        """Reject a path if a symlink on disk leads it out of the cache."""
+        if not path.parent.resolve().is_relative_to(self.folder.resolve()):
+            raise StoreError(f"{path.parent} leads out of {self.folder}")
         return path
 
-    def _package(self, package: PackageSource) -> Installed | None:
-        path = self.package_path(package)
-        if _size(path) != package.size_bytes:
-            return None
-        return Installed(
-            model_id=package.model_id,
-            repository=None,
-            commit=None,
-            quant=package.quant,
-            name=package.file_name,
-            paths=(path,),
-            size_bytes=package.size_bytes,
-        )
+    def _installed(
+        self, repository: str, snapshot: Path, names: tuple[str, ...], quant: str | None
+    ) -> Installed:
+        paths = tuple(snapshot / name for name in names)
+        sizes = sum(_size(path) or 0 for path in paths)
+        id, commit = _model_id(repository, quant), snapshot.name
+        return Installed(id, repository, commit, quant, names[0], paths, sizes, self)
+
+
+def _packages() -> Iterator[Package]:
+    yield from (entry.package for entry in entries().values() if entry.package is not None)
 
 
 def _snapshots(folder: Path, revision: str | None) -> Iterator[Path]:
-    """Yield the snapshots that a revision may mean: its own; for None main's, then the newest."""
+    """Yield the snapshot of a revision; for None, that of main, then the others by age."""
     commit = _ref(folder, revision or "main")
     if revision is not None:
-        if commit is None and _COMMIT.fullmatch(revision):
+        if commit is None and COMMIT.fullmatch(revision):
             commit = revision
         if commit is not None and (folder / "snapshots" / commit).is_dir():
             yield folder / "snapshots" / commit
@@ -182,7 +241,7 @@ def _snapshots(folder: Path, revision: str | None) -> Iterator[Path]:
         found.sort(key=lambda s: (s.name == commit, s.stat().st_mtime, s.name), reverse=True)
     except OSError:
         return
-    yield from (s for s in found if _COMMIT.fullmatch(s.name))
+    yield from (s for s in found if COMMIT.fullmatch(s.name))
 
 
 def _ref(folder: Path, revision: str) -> str | None:
@@ -192,11 +251,11 @@ def _ref(folder: Path, revision: str) -> str | None:
         commit = (folder / "refs" / revision).read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):
         return None
-    return commit if _COMMIT.fullmatch(commit) else None
+    return commit if COMMIT.fullmatch(commit) else None
 
 
 def _names(snapshot: Path) -> list[str]:
-    """Return the names of the GGUF files of a snapshot whose bytes are there."""
+    """Return the names of a snapshot's GGUF files whose bytes exist."""
     found = []
     for folder, _, files in os.walk(snapshot):
         for file in files:
@@ -206,22 +265,23 @@ def _names(snapshot: Path) -> list[str]:
     return found
 
 
-def _installed(
-    repository: str, snapshot: Path, names: tuple[str, ...], quant: str | None
-) -> Installed:
-    paths = tuple(snapshot / name for name in names)
-    sizes = sum(_size(path) or 0 for path in paths)
-    model_id = _model_id(repository, quant)
-    return Installed(model_id, repository, snapshot.name, quant, names[0], paths, sizes)
-
-
 def _model_id(repository: str, quant: str | None) -> str | None:
-    """Return the id of the catalog entry that this quantisation of a repository belongs to."""
+    """Return the catalog id of a quantisation in a repository."""
     for entry in entries().values():
-        facts = next((f for f in entry.files if f.quant == quant), None)
-        if (facts.repository if facts else entry.repository) == repository:
+        file = next((file for file in entry.files if file.quant == quant), None)
+        if (file.repository if file else entry.repository) == repository:
             return entry.id
     return None
+
+
+def _entries_of(
+    model: Installed, known: Iterable[manifest.ManifestEntry]
+) -> list[manifest.ManifestEntry]:
+    return [
+        entry
+        for entry in known
+        if entry.repository == model.repository and any(map(entry.matches, model.paths))
+    ]
 
 
 def _size(path: Path) -> int | None:
@@ -237,8 +297,8 @@ def _unlink(path: Path) -> int:
     return size
 
 
-def _remove_pointer(path: Path, folder: Path) -> int:
-    """Unlink a snapshot's file, and its blob once no other snapshot points there."""
+def _remove_link(path: Path, folder: Path) -> int:
+    """Unlink a file of a snapshot, and its blob if no other snapshot links to it."""
     if not path.is_symlink():
         return _unlink(path)
     blob = path.resolve()
@@ -249,7 +309,7 @@ def _remove_pointer(path: Path, folder: Path) -> int:
 
 
 def _prune(folder: Path) -> None:
-    """Remove a repository's empty folders, and refs to snapshots that are gone."""
+    """Remove a repository's empty folders, and refs to deleted snapshots."""
     for snapshot in (folder / "snapshots").iterdir():
         _remove_empty(snapshot)
     for ref in (folder / "refs").rglob("*"):
@@ -263,7 +323,7 @@ def _ref_text(ref: Path) -> str:
 
 
 def _remove_empty(folder: Path) -> None:
-    """Remove a folder and those in it, as far as they hold no file."""
+    """Remove a folder and its subfolders if they contain no files."""
     for path, _, _ in os.walk(folder, topdown=False):
         if not any(Path(path).iterdir()):
             Path(path).rmdir()

@@ -1,14 +1,13 @@
-"""What Conifer itself fetched: a small record of each file, so that it knows its own from others'.
+"""The record of files that Conifer downloaded from the Hub.
 
-One file of JSON for each, `<home>/pulled/models--org--repo/<sha256>.json`, written before the first
-byte. A file of the cache without one was fetched by another tool, and is left to it.
+One JSON file each, `<home>/pulled/models--org--repo/<sha256>.json`, written before the first byte.
+Files in the cache without a record belong to other tools.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from catalog.files import read_json, write_atomically
+from catalog.hub.paths import SHA256, folder_name
 from catalog.names import is_repository, is_safe
 
 if TYPE_CHECKING:
@@ -23,12 +23,11 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 FOLDER = "pulled"
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
-class Receipt:
-    """A file that was fetched: under which name, of which commit, with which SHA-256."""
+class ManifestEntry:
+    """One downloaded file: its name, commit and SHA-256."""
 
     repository: str
     name: str
@@ -38,38 +37,41 @@ class Receipt:
     since: str
 
     def __post_init__(self) -> None:
-        if not (
-            is_repository(self.repository) and is_safe(self.name) and _SHA256.fullmatch(self.sha256)
-        ):
-            raise ValueError(f"{self.name!r}: a record of no file of the hub")
+        sound = is_repository(self.repository) and is_safe(self.name)
+        if not sound or not SHA256.fullmatch(self.sha256):
+            raise ValueError(f"{self.name!r} cannot be a file of the Hub")
+
+    def matches(self, path: Path) -> bool:
+        """True if a path has these bytes, or this name at this commit."""
+        at_commit = f"/{self.commit}/{self.name}"
+        return path.resolve().name == self.sha256 or path.as_posix().endswith(at_commit)
 
 
 def write(home: Path, files: Sequence[RemoteFile]) -> None:
-    """Record that files are ours. Raises OSError as the disk does."""
+    """Record that Conifer downloads these files. Raises OSError."""
     since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     for file in files:
-        receipt = Receipt(
+        entry = ManifestEntry(
             file.repository, file.name, file.commit, file.sha256 or "", file.size_bytes, since
         )
-        text = json.dumps({"format": FORMAT, **asdict(receipt)}, indent=1) + "\n"
-        write_atomically(_path(home, receipt), text)
+        text = json.dumps({"format": FORMAT, **asdict(entry)}, indent=1) + "\n"
+        write_atomically(_path(home, entry), text)
 
 
-def read(home: Path) -> list[Receipt]:
-    """Return every record, oldest first; one that makes no sense is passed over."""
+def read(home: Path) -> list[ManifestEntry]:
+    """Return all valid records, oldest first."""
     paths = (home / FOLDER).glob("models--*/*.json")
-    found = [receipt for path in paths if (receipt := read_json(path, Receipt, FORMAT))]
-    return sorted(found, key=lambda receipt: (receipt.since, receipt.name))
+    found = [entry for path in paths if (entry := read_json(path, ManifestEntry, FORMAT))]
+    return sorted(found, key=lambda entry: (entry.since, entry.name))
 
 
-def forget(home: Path, receipt: Receipt) -> None:
-    """Delete a record, and its folder once it is empty."""
-    path = _path(home, receipt)
+def remove(home: Path, entry: ManifestEntry) -> None:
+    """Delete a record, and its folder if that is now empty."""
+    path = _path(home, entry)
     path.unlink(missing_ok=True)
-    with suppress(OSError):  # others are left in it
+    with suppress(OSError):  # the folder is not empty
         path.parent.rmdir()
 
 
-def _path(home: Path, receipt: Receipt) -> Path:
-    folder = f"models--{receipt.repository.replace('/', '--')}"
-    return home / FOLDER / folder / f"{receipt.sha256}.json"
+def _path(home: Path, entry: ManifestEntry) -> Path:
+    return home / FOLDER / folder_name(entry.repository) / f"{entry.sha256}.json"

@@ -149,7 +149,7 @@ def check_cgroup() -> Check:
 
 def check_cache() -> Check:
     """Say where models go, and whether there is room for them."""
-    from catalog.store.disk import SPARE_BYTES
+    from catalog.store.source import SPARE_BYTES
 
     try:
         store = open_store()

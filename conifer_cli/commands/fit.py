@@ -89,7 +89,7 @@ def fit_model(name: str, options: FitOptions) -> int:
 
 def _name_of(judged: Judged, quant: str) -> str:
     """Name another quantisation of a judged model. Those of the catalog may lie elsewhere."""
-    if judged.entry is not None and judged.entry.facts(quant) is not None:
+    if judged.entry is not None and judged.entry.file(quant) is not None:
         return f"{judged.entry.id}:{quant}"
     return f"hf:{judged.remote[0].repository}:{quant}"
 
@@ -154,7 +154,7 @@ def _best_quant(entry: Entry, machine: Machine) -> str:
 
 def _row_document(row: Row) -> dict[str, Any]:
     verdict = row.judged.verdict if row.judged else None
-    facts = row.entry.facts(row.quant)
+    facts = row.entry.file(row.quant)
     return {
         "id": row.entry.id,
         "total_parameters": row.entry.total_parameters,

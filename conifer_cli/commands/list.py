@@ -13,7 +13,7 @@ from conifer_cli.terminal.format import count, size, table
 
 if TYPE_CHECKING:
     from catalog import Entry
-    from catalog.store.cache import Installed
+    from catalog.store.source import Installed
 
 
 def list_installed(as_json: bool) -> int:

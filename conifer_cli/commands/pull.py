@@ -22,7 +22,7 @@ from conifer_cli.terminal.format import size
 
 if TYPE_CHECKING:
     from catalog.hub.client import RemoteFile
-    from catalog.store.cache import Installed
+    from catalog.store.source import Installed
 
 
 def pull_model(name: str, wishes: Wishes, update: bool = False, as_json: bool = False) -> int:
@@ -61,7 +61,6 @@ def _newer(target: Target) -> Sequence[RemoteFile]:
     here = store.locate(reference)
     if here is None or here.repository is None or reference.revision is not None:
         return ()
-    from catalog.store.verify import promised
 
     try:
         files = connect().find(reference)
@@ -69,7 +68,7 @@ def _newer(target: Target) -> Sequence[RemoteFile]:
         console.say(f"conifer: whether there is a newer revision is not known: {error}")
         return ()
     hashes = [file.sha256 for file in files]
-    same = files[0].commit == here.commit or hashes == promised(here, store)
+    same = files[0].commit == here.commit or hashes == here.expected_hashes()
     return () if same else files
 
 
@@ -95,13 +94,12 @@ def _judge_hashed(target: Target, wishes: Wishes) -> Judged:
 
 
 def _damaged(target: Target, here: Installed) -> tuple[Path, ...]:
-    """Hash the files of a model, and return those that are not what was promised."""
+    """Hash the files of a model, and return the damaged ones."""
     from catalog import CatalogError
-    from catalog.store.verify import promised
     from conifer_cli.commands.verify import DAMAGED, UNKNOWN, hashed
 
     listed: Sequence[RemoteFile] = ()
-    if here.repository is not None and None in promised(here, open_store()):
+    if here.repository is not None and None in here.expected_hashes():
         with suppress(CatalogError):  # then nobody says what they should be
             listed = connect().files(here.repository, target.reference.revision)
     found = list(hashed(here, listed))
@@ -116,11 +114,10 @@ def _damaged(target: Target, here: Installed) -> tuple[Path, ...]:
 def _document(
     target: Target, judged: Judged, was_here: bool, newer: Sequence[RemoteFile]
 ) -> dict[str, Any]:
-    from catalog.store.verify import promised
 
     store = open_store()
     here = store.locate(target.reference)
-    hashes = promised(here, store) if here else [None] * len(judged.paths)
+    hashes = here.expected_hashes() if here else [None] * len(judged.paths)
     return {
         "name": judged.name,
         "model": judged.entry.id if judged.entry else None,

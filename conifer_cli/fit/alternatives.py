@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from catalog import Entry, FileFacts
+    from catalog import CatalogFile, Entry
     from engine.fit.estimate import ModelEstimate
     from engine.fit.machine import Machine
     from engine.fit.memory import Verdict
@@ -39,7 +39,7 @@ def best_moe(machine: Machine) -> Entry | None:
     return max(fitting, key=lambda entry: entry.total_parameters or 0, default=None)
 
 
-def estimate_of(entry: Entry, facts: FileFacts | None) -> ModelEstimate | None:
+def estimate_of(entry: Entry, facts: CatalogFile | None) -> ModelEstimate | None:
     """Put together what the catalog knows of one file; None if it does not know its size."""
     from engine.fit.estimate import ModelEstimate
     from engine.nn.cache_spec import CacheSpec
@@ -68,7 +68,7 @@ def size_kind(entry: Entry, quant: str | None, machine: Machine) -> str | None:
     """Estimate with a context of some use: fits, tight or too_large; None for an unknown size."""
     from engine.fit.estimate import judge_estimate
 
-    estimate = estimate_of(entry, entry.facts(quant))
+    estimate = estimate_of(entry, entry.file(quant))
     if estimate is None:
         return None
     return judge_estimate(estimate, machine, useful_context(entry)).kind

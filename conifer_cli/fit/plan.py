@@ -19,9 +19,9 @@ from conifer_cli.fit.alternatives import ways_out
 from conifer_cli.terminal.format import memory
 
 if TYPE_CHECKING:
-    from catalog import Entry, FileFacts, PackageSource, Reference
+    from catalog import CatalogFile, Entry, Package, Reference
     from catalog.hub.client import Hub, RemoteFile
-    from catalog.hub.header_cache import Headers
+    from catalog.hub.header_cache import HeaderCache
     from catalog.store.cache import Store
     from engine.fit.estimate import ModelEstimate
     from engine.fit.machine import Machine
@@ -58,7 +58,7 @@ class Judged:
     size_bytes: int  # of the file, all parts
     paths: tuple[Path, ...] = ()
     file: ModelFile | None = None  # whose header was read, where it is on disk
-    package: PackageSource | None = None
+    package: Package | None = None
     remote: tuple[RemoteFile, ...] = ()
     metadata: Mapping[str, Any] | None = None
     config: ModelConfig | None = None
@@ -82,7 +82,7 @@ def judge_model(
 
     anew: as if it were not on the disk.
     """
-    from catalog.hub.header_cache import Headers
+    from catalog.hub.header_cache import HeaderCache
     from engine.fit.machine import this_machine
 
     machine = this_machine()
@@ -93,14 +93,14 @@ def judge_model(
     if entry is not None and entry.context is not None:
         require_context(name, entry.context, wishes)
     sized = _judge_catalog(name, reference, machine)
-    hopeless = settled(reference.facts, machine) and not wishes.force
+    hopeless = settled(reference.catalog_file, machine) and not wishes.force
     if sized is not None and (sized.package or hopeless):
         return sized
     if entry is not None:
         from engine.architectures.registry import require_architecture
 
         require_architecture(entry.architecture)
-    return judge_hub(name, reference, wishes, machine, connect(), Headers(store.home))
+    return judge_hub(name, reference, wishes, machine, connect(), HeaderCache(store.home))
 
 
 def enforce(judged: Judged, wishes: Wishes) -> None:
@@ -123,7 +123,7 @@ def shortage(judged: Judged) -> str:
     return f"{at} {need}, and there are {budget} of {limit}"
 
 
-def settled(facts: FileFacts | None, machine: Machine) -> bool:
+def settled(facts: CatalogFile | None, machine: Machine) -> bool:
     """Tell whether no header could change the verdict: a file is too large by its exact size."""
     from engine.fit.memory import surely_too_large
 
@@ -167,7 +167,7 @@ def _judge_catalog(name: str, reference: Reference, machine: Machine) -> Judged 
     """Judge by the size that the catalog knows, if it knows one."""
     from engine.fit.memory import judge_size
 
-    facts = reference.facts
+    facts = reference.catalog_file
     if facts is None or facts.size_bytes is None:
         return None
     return Judged(
@@ -185,7 +185,7 @@ def judge_hub(
     wishes: Wishes,
     machine: Machine,
     hub: Hub,
-    headers: Headers,
+    headers: HeaderCache,
 ) -> Judged:
     """Judge by the headers of all parts, read from the hub."""
     from engine.gguf.reader import merge_parts
@@ -199,12 +199,12 @@ def judge_hub(
     return replace(judged, size_bytes=size_bytes, remote=remote, source="the header on the hub")
 
 
-def _read_header(hub: Hub, file: RemoteFile, part: int, headers: Headers) -> Header:
+def _read_header(hub: Hub, file: RemoteFile, part: int, headers: HeaderCache) -> Header:
     """Read as much of a remote file as its header takes, unless it was read before."""
     from engine.errors import GGUFError, MoreNeeded
     from engine.gguf.reader import read_header
 
-    if (kept := headers.of(file)) is not None:
+    if (kept := headers.get(file)) is not None:
         with suppress(GGUFError):  # cut short, or damaged on the disk
             return read_header(kept, file.size_bytes, part)
     size_bytes = FIRST_READ
@@ -215,7 +215,7 @@ def _read_header(hub: Hub, file: RemoteFile, part: int, headers: Headers) -> Hea
         except MoreNeeded as more:
             size_bytes = max(2 * size_bytes, more.size_bytes)
         else:
-            headers.keep(file, data[: header.data_start])
+            headers.put(file, data[: header.data_start])
             return header
 
 

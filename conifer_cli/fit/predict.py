@@ -30,7 +30,7 @@ from conifer_cli.terminal import console
 if TYPE_CHECKING:
     from catalog import Reference
     from catalog.hub.client import Hub
-    from catalog.hub.header_cache import Headers
+    from catalog.hub.header_cache import HeaderCache
     from catalog.store.cache import Store
     from engine.fit.machine import Machine
     from engine.fit.speed import Bandwidth, BytesPerToken, Rate
@@ -105,9 +105,9 @@ def survey(
     Raises what the hub raised, where nothing at all is known.
     """
     from catalog import CatalogError
-    from catalog.hub.header_cache import Headers
+    from catalog.hub.header_cache import HeaderCache
 
-    entry, headers = reference.entry, Headers(store.home)
+    entry, headers = reference.entry, HeaderCache(store.home)
     paths = store.find(reference)
     if paths:
         return judge_disk(name, reference, paths[0], wishes, machine)
@@ -117,7 +117,7 @@ def survey(
         require_context(name, entry.context or wishes.context or 0, wishes)
         require_architecture(entry.architecture)
     known = _known(name, reference, wishes, machine, headers)
-    certain = known is not None and known.estimate and settled(reference.facts, machine)
+    certain = known is not None and known.estimate and settled(reference.catalog_file, machine)
     if known is not None and (connect is None or reference.package or certain):
         return known
     if connect is None:
@@ -170,7 +170,7 @@ def speed(judged: Judged, there: Place, moved: BytesPerToken | None) -> Rate | N
 
 
 def _known(
-    name: str, reference: Reference, wishes: Wishes, machine: Machine, headers: Headers
+    name: str, reference: Reference, wishes: Wishes, machine: Machine, headers: HeaderCache
 ) -> Judged | None:
     """Judge by what is here of a model that is not: its header, or else what the catalog knows."""
     from engine.errors import GGUFError
@@ -187,7 +187,7 @@ def _known(
             size_bytes = sum(part.size_bytes for part in kept)
             return replace(judged, size_bytes=size_bytes, source="the header as last seen")
     entry = reference.entry
-    estimate = estimate_of(entry, reference.facts) if entry else None
+    estimate = estimate_of(entry, reference.catalog_file) if entry else None
     if estimate is None:
         return None
     kernels, kv_type = wishes.kernels, wishes.kv_type

@@ -61,12 +61,12 @@ def ladder(judged: Judged, there: Place, wishes: Wishes, sizes: Mapping[str, int
 
 def judged_quant(judged: Judged) -> str:
     """Name the quantisation of what was judged."""
-    from catalog.names import label
+    from catalog.names import quant_of
 
     if judged.estimate is not None:
         return judged.estimate.quant
     first = judged.paths[0].name if judged.paths else judged.remote[0].name if judged.remote else ""
-    return label(first) or "this file"
+    return quant_of(first) or "this file"
 
 
 def sizes_of(entry: Entry | None) -> dict[str, int]:
@@ -91,9 +91,9 @@ def listed_sizes(judged: Judged, connect: Callable[[], Hub]) -> dict[str, int]:
         return {}
     sizes = {file.name: file.size_bytes for file in files}
     return {
-        found.label: sum(sizes[name] for name in found.names)
+        found.quant: sum(sizes[name] for name in found.names)
         for found in file_sets(sizes)
-        if found.label and not found.missing and supports(found.label)
+        if found.quant and not found.missing and supports(found.quant)
     }
 
 

@@ -93,7 +93,7 @@ def catalog(rows: Sequence[Row], there: Place, wishes: Wishes) -> list[str]:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    entry, facts = row.entry, row.entry.facts(row.quant)
+    entry, facts = row.entry, row.entry.file(row.quant)
     verdict = row.judged.verdict if row.judged else None
     sized = facts.size_bytes if facts else None
     word = WORDS[row.kind] + (" ~" if verdict and verdict.estimated else "")

@@ -10,9 +10,15 @@ from typing import Any
 import pytest
 
 import catalog
-from catalog.entry import ANSWER_VERIFIED, ARCHITECTURE_IMPLEMENTED, NOT_YET
-from catalog.facts import KINDS, LICENCES, load
-from catalog.names import label
+from catalog.names import quant_of
+from catalog.registry import (
+    ANSWER_VERIFIED,
+    ARCHITECTURE_IMPLEMENTED,
+    KINDS,
+    LICENCES,
+    NOT_YET,
+    load,
+)
 
 TABLES = tomllib.loads(Path(catalog.__file__).with_name("models.toml").read_text("utf-8"))
 ENTRIES = catalog.entries()
@@ -26,9 +32,9 @@ def test_entry_has_what_every_entry_must_have(entry: catalog.Entry) -> None:
     assert entry.kind in KINDS
     assert entry.architecture
     assert entry.repository
-    assert entry.facts() is not None
+    assert entry.file() is not None
     for facts in entry.files:
-        assert all(label(name) == facts.quant for name in facts.names)
+        assert all(quant_of(name) == facts.quant for name in facts.names)
 
 
 def test_catalog_holds_all_models_of_the_plan() -> None:
@@ -52,7 +58,7 @@ def test_catalog_holds_all_models_of_the_plan() -> None:
     ],
 )
 def test_size_is_the_recorded_one(id: str, quant: str, size_bytes: int, approximate: bool) -> None:
-    facts = ENTRIES[id].facts(quant)
+    facts = ENTRIES[id].file(quant)
     assert facts is not None
     assert (facts.size_bytes, facts.approximate) == (size_bytes, approximate)
 
@@ -67,7 +73,7 @@ def test_unverified_facts_are_absent() -> None:
     assert ENTRIES["smollm2-135m"].sampling == catalog.Sampling()
     assert ENTRIES["phi-3.5-moe-instruct"].total_parameters is None
     assert ENTRIES["mistral-large-3"].layers is None
-    facts = ENTRIES["gemma-3-27b"].facts()
+    facts = ENTRIES["gemma-3-27b"].file()
     assert facts is not None
     assert facts.size_bytes is None
 
@@ -79,7 +85,7 @@ def test_dense_model_uses_all_its_parameters() -> None:
 
 
 def test_split_file_lists_all_its_parts() -> None:
-    facts = ENTRIES["llama-4-scout"].facts()
+    facts = ENTRIES["llama-4-scout"].file()
     assert facts is not None
     stem = "Q4_K_M/Llama-4-Scout-17B-16E-Instruct-Q4_K_M"
     assert facts.parts == (f"{stem}-00001-of-00002.gguf", f"{stem}-00002-of-00002.gguf")
@@ -114,14 +120,14 @@ def test_status_says_no_more_than_was_proved() -> None:
         ("default_quant", "Q5_K_S", "default_quant: contradicts"),
         ("hybrid", "yes", "hybrid"),
         ("sources", [], "sources"),
-        ("sources", ["HEARSAY"], "'HEARSAY' is not explained"),
+        ("sources", ["HEARSAY"], "'HEARSAY' is not defined"),
         ("status", "verified", "status: no such key"),
         ("sampling", {"temperature": 3}, r"sampling\.temperature"),
         ("sampling", {"heat": 1}, r"sampling\.heat: no such key"),
         ("files", [{"quant": "q4_k_m"}], r"files\[0\]\.quant"),
-        ("files", [{"quant": "Q8_0", "names": ["a-Q4_0.gguf"]}], "is not called Q8_0"),
+        ("files", [{"quant": "Q8_0", "names": ["a-Q4_0.gguf"]}], "does not name Q8_0"),
         ("files", [{"quant": "Q4_K_M", "names": ["../a-Q4_K_M.gguf"]}], "names"),
-        ("files", [{"quant": "Q4_K_M", "size_gb": 1, "size_gib": 1}], "given beside"),
+        ("files", [{"quant": "Q4_K_M", "size_gb": 1, "size_gib": 1}], "conflicts with size_gib"),
         ("files", [{"quant": "Q4_K_M"}, {"quant": "Q4_K_M"}], "files: contradicts"),
         ("package", {"wheel": "x==1"}, r"package\.member: missing"),
     ],

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import catalog
-from catalog.names import file_sets, is_repository, is_safe, label, parts, select
+from catalog.names import file_sets, is_repository, is_safe, parts, quant_of, select
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_missing_path_is_not_found(text: str) -> None:
     ],
 )
 def test_label_is_read_off_the_name(name: str, expected: str | None) -> None:
-    assert label(name) == expected
+    assert quant_of(name) == expected
 
 
 def test_parts_follow_from_the_first() -> None:
@@ -196,7 +196,9 @@ def test_select_prefers_the_spelling_the_catalog_knows() -> None:
 
 
 def test_select_names_what_is_missing() -> None:
-    with pytest.raises(catalog.ModelNotFound, match="r has not a Q2_K file; it has: Q4_K_M, Q8_0"):
+    with pytest.raises(
+        catalog.ModelNotFound, match="a Q2_K file not found in r; available: Q4_K_M, Q8_0"
+    ):
         select(LISTING, "r", quant="Q2_K")
     with pytest.raises(catalog.ModelNotFound, match="part 2 is missing"):
         select(LISTING, "r", quant="Q8_0")

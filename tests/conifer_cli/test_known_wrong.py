@@ -27,7 +27,7 @@ GIB, GB = 1 << 30, 10**9
 
 def estimate(name: str, quant: str | None = None):
     entry = entries()[name]
-    return estimate_of(entry, entry.facts(quant))
+    return estimate_of(entry, entry.file(quant))
 
 
 def cpu(memory_bytes: float) -> Machine:

@@ -8,14 +8,14 @@ import random
 from catalog.download import byte_ranges
 
 
-def numbers(found: list[byte_ranges.Span]) -> set[int]:
+def numbers(found: list[byte_ranges.ByteRange]) -> set[int]:
     return {at for first, last in found for at in range(first, last)}
 
 
 def test_spans_behave_as_sets_of_numbers_do() -> None:
     draw = random.Random(0)
     for _ in range(300):
-        here: list[byte_ranges.Span] = []
+        here: list[byte_ranges.ByteRange] = []
         for _ in range(6):
             start = draw.randrange(30)
             here = byte_ranges.add(here, start, start + draw.randrange(1, 8))

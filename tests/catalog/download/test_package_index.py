@@ -17,7 +17,7 @@ import pytest
 
 import catalog
 from catalog.download.package_index import fetch
-from catalog.entry import PackageSource
+from catalog.registry import Package
 from catalog.store.cache import Store
 
 DATA = b"GGUF" + bytes(range(256)) * 1000
@@ -34,7 +34,7 @@ def nothing(done: int, total: int) -> None:
 
 
 @pytest.fixture
-def package(tmp_path: Path) -> PackageSource:
+def package(tmp_path: Path) -> Package:
     """A package whose wheel lies in `tmp_path / "index"`."""
     index = tmp_path / "index"
     index.mkdir()
@@ -51,7 +51,7 @@ def package(tmp_path: Path) -> PackageSource:
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in files.items():
             archive.writestr(name, data)
-    return PackageSource(
+    return Package(
         model_id="tiny",
         quant="Q4_1",
         wheel="tiny-model==1.0",
@@ -68,7 +68,7 @@ def _record(data: bytes) -> str:
 
 
 @pytest.fixture
-def local_index(package: PackageSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def local_index(package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Set pip up, by its own variables, for the folder `index` alone."""
     for name in list(os.environ):
         if name.startswith(("PIP_", "UV_")):
@@ -92,7 +92,7 @@ def no_leftovers(store: Store) -> bool:
 
 @needs_pip
 def test_pip_fetches_and_only_the_model_is_kept(
-    package: PackageSource, local_index: Path, store: Store
+    package: Package, local_index: Path, store: Store
 ) -> None:
     told: list[tuple[int, int]] = []
     path = fetch(package, store, lambda done, total: told.append((done, total)))
@@ -105,9 +105,7 @@ def test_pip_fetches_and_only_the_model_is_kept(
 
 
 @needs_pip
-def test_wrong_hash_publishes_nothing(
-    package: PackageSource, local_index: Path, store: Store
-) -> None:
+def test_wrong_hash_publishes_nothing(package: Package, local_index: Path, store: Store) -> None:
     with pytest.raises(catalog.VerificationError) as caught:
         fetch(replace(package, sha256="0" * 64), store, nothing)
     assert caught.value.got == package.sha256
@@ -117,7 +115,7 @@ def test_wrong_hash_publishes_nothing(
 
 @needs_pip
 def test_member_that_is_longer_than_pinned_is_refused(
-    package: PackageSource, local_index: Path, store: Store
+    package: Package, local_index: Path, store: Store
 ) -> None:
     with pytest.raises(catalog.VerificationError):
         fetch(replace(package, size_bytes=1000), store, nothing)
@@ -125,23 +123,23 @@ def test_member_that_is_longer_than_pinned_is_refused(
 
 
 @needs_pip
-def test_missing_member_is_named(package: PackageSource, local_index: Path, store: Store) -> None:
-    with pytest.raises(catalog.CatalogError, match=r"tiny-model==1\.0 has no \.\./x\.gguf"):
+def test_missing_member_is_named(package: Package, local_index: Path, store: Store) -> None:
+    with pytest.raises(catalog.CatalogError, match=r"\.\./x\.gguf not found in tiny-model==1\.0"):
         fetch(replace(package, member="../x.gguf"), store, nothing)
 
 
 @needs_pip
-def test_pips_own_words_say_why(package: PackageSource, local_index: Path, store: Store) -> None:
+def test_pips_own_words_say_why(package: Package, local_index: Path, store: Store) -> None:
     with pytest.raises(catalog.IndexUnreachable, match="ERROR: No matching distribution found"):
         fetch(replace(package, wheel="tiny-model==2.0"), store, nothing)
     assert no_leftovers(store)
 
 
 def test_present_file_is_kept_without_running_anything(
-    package: PackageSource, store: Store, monkeypatch: pytest.MonkeyPatch
+    package: Package, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    path = store.package_path(package)
+    path = store.packages.path(package)
     path.parent.mkdir(parents=True)
     path.write_bytes(DATA)
     assert fetch(package, store, nothing) == path
@@ -151,7 +149,7 @@ NO_PIP = "sys.stderr.write(sys.executable + ': No module named pip\\n'); sys.exi
 
 
 def test_neither_pip_nor_uv_names_both(
-    package: PackageSource, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    package: Package, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", stand_in(tmp_path / "python", NO_PIP))
     monkeypatch.setenv("PATH", str(tmp_path / "index"))
@@ -161,7 +159,7 @@ def test_neither_pip_nor_uv_names_both(
 
 
 def test_uv_is_asked_where_there_is_no_pip(
-    package: PackageSource, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    package: Package, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wheel = next((tmp_path / "index").iterdir())
     unpack = f"""
@@ -179,7 +177,7 @@ zipfile.ZipFile({str(wheel)!r}).extractall(sys.argv[4])
 
 
 def test_damaged_wheel_is_refused(
-    package: PackageSource, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    package: Package, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = "open(os.path.join(sys.argv[sys.argv.index('-d') + 1], 'x.whl'), 'wb').write(b'PK??')"
     monkeypatch.setattr(sys, "executable", stand_in(tmp_path / "python", write))
@@ -189,7 +187,7 @@ def test_damaged_wheel_is_refused(
 
 
 def test_ctrl_c_ends_the_child_and_leaves_nothing(
-    package: PackageSource, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    package: Package, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wait = f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     monkeypatch.setattr(sys, "executable", stand_in(tmp_path / "python", wait))
@@ -206,27 +204,25 @@ def test_ctrl_c_ends_the_child_and_leaves_nothing(
 
 
 def test_full_disk_is_refused_before_anything_runs(
-    package: PackageSource, store: Store, monkeypatch: pytest.MonkeyPatch
+    package: Package, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     need = 2 * package.wheel_size_bytes + package.size_bytes
     usage = shutil.disk_usage("/")._replace(free=2**30 + need - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    with pytest.raises(catalog.NoSpace, match="has 1 bytes too few"):
+    with pytest.raises(catalog.NoSpace, match=" 1 bytes short"):
         fetch(package, store, nothing)
     assert not store.home.exists()
 
 
-def test_file_where_the_home_should_be_is_a_store_error(
-    package: PackageSource, store: Store
-) -> None:
+def test_file_where_the_home_should_be_is_a_store_error(package: Package, store: Store) -> None:
     store.home.write_bytes(b"")
     with pytest.raises(catalog.StoreError, match=str(store.home)):
         fetch(package, store, nothing)
 
 
 @needs_pip
-def test_concurrent_fetches_agree(package: PackageSource, local_index: Path, store: Store) -> None:
+def test_concurrent_fetches_agree(package: Package, local_index: Path, store: Store) -> None:
     found: list[Path] = []
     threads = [
         threading.Thread(target=lambda: found.append(fetch(package, store, nothing)))
@@ -236,6 +232,6 @@ def test_concurrent_fetches_agree(package: PackageSource, local_index: Path, sto
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [store.package_path(package)] * 2
+    assert found == [store.packages.path(package)] * 2
     assert found[0].read_bytes() == DATA
     assert no_leftovers(store)

@@ -34,7 +34,7 @@ def test_what_is_there_and_what_is_not_is_known(blob: Path) -> None:
 
 def test_next_claim_goes_on_where_the_last_stopped(blob: Path) -> None:
     with claim(blob, len(DATA)) as partial:
-        partial.agree('"a"', 0)
+        partial.check_etag('"a"', 0)
         partial.write(MIB, DATA[MIB : 2 * MIB + 7], 0)
     with claim(blob, len(DATA)) as partial:
         assert partial.missing() == [(0, MIB), (2 * MIB + 7, len(DATA))]
@@ -102,15 +102,15 @@ def test_file_that_shrank_is_believed_up_to_its_end(blob: Path) -> None:
 
 def test_changed_etag_forgets_all_once_and_then_counts_for_nothing(blob: Path) -> None:
     with claim(blob, len(DATA)) as partial:
-        assert partial.agree('"a"', 0) == 0
+        assert partial.check_etag('"a"', 0) == 0
         partial.write(0, DATA[:9], 0)
-        assert partial.agree(None, 0) == 0  # nothing said, nothing changed
-        assert partial.agree('"b"', 0) == 1
+        assert partial.check_etag(None, 0) == 0  # nothing said, nothing changed
+        assert partial.check_etag('"b"', 0) == 1
         assert partial.size_bytes == 0
         assert not partial.write(9, DATA[9:20], 0)  # of the version that is gone
-        assert partial.agree('"a"', 0) is None
+        assert partial.check_etag('"a"', 0) is None
         assert partial.write(0, DATA[:9], 1)
-        assert partial.agree('"a"', 1) == 1
+        assert partial.check_etag('"a"', 1) == 1
         assert partial.size_bytes == 9
         assert partial.etag is None
 
@@ -124,7 +124,7 @@ def test_closed_file_takes_nothing_and_wakes_who_waits(blob: Path) -> None:
     waiting.join(5)
     assert found == [None]
     assert not partial.write(9, DATA[9:20], 0)
-    assert partial.agree('"a"', 0) is None
+    assert partial.check_etag('"a"', 0) is None
     partial.sync()
     partial.close()
 

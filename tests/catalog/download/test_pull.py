@@ -19,16 +19,16 @@ from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
 import catalog
 import catalog.hub.client
-from catalog.download.part_file import Partial, claim
+from catalog.download.part_file import PartFile, claim
 from catalog.download.pull import pull, require_room
-from catalog.download.transfer import Observer, Patience
+from catalog.download.transfer import Callbacks, RetryPolicy
 from catalog.hub.client import Hub, RemoteFile
 from catalog.store.cache import Store
 from support.hub_server import COMMIT, Fault, HubServer, Request, sha256
 
 MIB = 2**20
 DATA = b"GGUF" + random.Random(1).randbytes(4 * MIB)
-QUICK = Patience(retries=5, wait_s=0.001)
+QUICK = RetryPolicy(retries=5, wait_s=0.001)
 
 
 def remote(server: HubServer, data: bytes = DATA) -> tuple[Hub, tuple[RemoteFile, ...]]:
@@ -53,7 +53,7 @@ def leftovers(store: Store) -> list[str]:
 def test_pull_publishes_into_the_hubs_cache_layout(hub_server: HubServer, store: Store) -> None:
     hub, files = remote(hub_server)
     told: list[tuple[int, int]] = []
-    (path,) = pull(hub, files, store, Observer(lambda done, total: told.append((done, total))))
+    (path,) = pull(hub, files, store, Callbacks(lambda done, total: told.append((done, total))))
     folder = store.hub_cache / "models--org--repo"
     assert path == folder / "snapshots" / COMMIT / "m-Q8_0.gguf"
     assert path.read_bytes() == DATA
@@ -96,7 +96,7 @@ def test_file_of_another_tool_is_used(hub_server: HubServer, store: Store) -> No
 def test_cut_connections_are_resumed_by_range(hub_server: HubServer, store: Store) -> None:
     hub, files = remote(hub_server)
     hub_server.faults = [Fault("cut", at=MIB + 7), Fault("cut", at=MIB), Fault("cut", at=0)]
-    (path,) = pull(hub, files, store, patience=QUICK)
+    (path,) = pull(hub, files, store, retry=QUICK)
     assert path.read_bytes() == DATA
     requests = hub_server.sent_to("storage")
     assert len(requests) == 4
@@ -113,7 +113,7 @@ def test_interrupted_pull_is_resumed_by_the_next(hub_server: HubServer, store: S
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pull(hub, files, store, Observer(stop))
+        pull(hub, files, store, Callbacks(stop))
     hub_server.bytes_served = 0
     (path,) = pull(hub, files, store)
     assert path.read_bytes() == DATA
@@ -162,7 +162,7 @@ def test_flipped_bits_are_never_published_and_the_next_pull_repairs(
     for at in (0, 3, 4, MIB, len(DATA) - 1, *(draw.randrange(len(DATA)) for _ in range(15))):
         hub_server.faults = [Fault("flip", at=at)]
         with pytest.raises(catalog.CatalogError) as caught:
-            pull(hub, files, store, patience=QUICK)
+            pull(hub, files, store, retry=QUICK)
         assert not list(store.hub_cache.rglob("*.gguf"))
         assert leftovers(store) == []
         if at >= 4:  # else it is not even GGUF
@@ -175,7 +175,7 @@ def test_flipped_bits_are_never_published_and_the_next_pull_repairs(
 
 def test_damaged_partial_file_is_not_trusted(hub_server: HubServer, store: Store) -> None:
     hub, files = remote(hub_server)
-    blob = store.blob_path(files[0])
+    blob = store.hub.blob_path(files[0])
     blob.parent.mkdir(parents=True)
     with claim(blob, len(DATA)) as partial:
         partial.write(0, b"GGUF" + bytes(2 * MIB), 0)
@@ -200,7 +200,7 @@ def test_damaged_partial_file_is_not_trusted(hub_server: HubServer, store: Store
 def test_misbehaving_server_is_survived(hub_server: HubServer, store: Store, fault: Fault) -> None:
     hub, files = remote(hub_server)
     hub_server.faults = [Fault("cut", at=MIB), fault]
-    (path,) = pull(hub, files, store, patience=QUICK)
+    (path,) = pull(hub, files, store, retry=QUICK)
     assert path.read_bytes() == DATA
     assert leftovers(store) == []
 
@@ -211,36 +211,36 @@ def test_silent_server_is_given_up_and_asked_again(
     monkeypatch.setattr(catalog.hub.client, "STALL_TIMEOUT_S", 0.2)
     hub, files = remote(hub_server)
     hub_server.faults = [Fault("stall", at=MIB, headers={"seconds": "0.6"})]
-    assert pull(hub, files, store, patience=QUICK)[0].read_bytes() == DATA
+    assert pull(hub, files, store, retry=QUICK)[0].read_bytes() == DATA
 
 
 def test_redirect_loop_is_refused(hub_server: HubServer, store: Store) -> None:
     hub, files = remote(hub_server)
     hub_server.redirect = "loop"
     with pytest.raises(catalog.HubUnreachable, match="more than 5 redirects"):
-        pull(hub, files, store, patience=QUICK)
+        pull(hub, files, store, retry=QUICK)
     assert leftovers(store) == []
 
 
 def test_compressed_answer_is_refused(hub_server: HubServer, store: Store) -> None:
     hub, files = remote(hub_server)
     hub_server.faults = [Fault("gzip")]
-    with pytest.raises(catalog.HubUnreachable, match="compresses"):
-        pull(hub, files, store, patience=QUICK)
+    with pytest.raises(catalog.HubUnreachable, match="compressed"):
+        pull(hub, files, store, retry=QUICK)
 
 
 def test_patience_ends_after_five_retries(hub_server: HubServer, store: Store) -> None:
     hub, files = remote(hub_server)
     hub_server.faults = [Fault("status", 500) for _ in range(9)]
     with pytest.raises(catalog.HubUnreachable, match="answered 500"):
-        pull(hub, files, store, patience=QUICK)
+        pull(hub, files, store, retry=QUICK)
     assert len(hub_server.sent_to("storage")) == 6
 
 
-def test_headway_renews_patience(hub_server: HubServer, store: Store) -> None:
+def test_progress_resets_the_failure_count(hub_server: HubServer, store: Store) -> None:
     hub, files = remote(hub_server)
     hub_server.faults = [Fault("cut", at=MIB + 1) for _ in range(3)]
-    assert pull(hub, files, store, patience=Patience(1, 0.001))[0].read_bytes() == DATA
+    assert pull(hub, files, store, retry=RetryPolicy(1, 0.001))[0].read_bytes() == DATA
 
 
 def test_retry_after_is_waited_for_and_told(hub_server: HubServer, store: Store) -> None:
@@ -248,8 +248,8 @@ def test_retry_after_is_waited_for_and_told(hub_server: HubServer, store: Store)
     hub, files = remote(hub_server)
     hub_server.faults = [Fault("status", 429, {"Retry_After": "1"}), Fault("status", 503)]
     start = time.monotonic()
-    observer = Observer(retrying=lambda reason, wait_s: told.append((reason, wait_s)))
-    pull(hub, files, store, observer, Patience(wait_s=0.01))
+    observer = Callbacks(on_retry=lambda reason, wait_s: told.append((reason, wait_s)))
+    pull(hub, files, store, observer, RetryPolicy(wait_s=0.01))
     assert time.monotonic() - start >= 1
     assert [reason[-3:] for reason, _ in told] == ["429", "503"]
     assert told[0][1] == 1
@@ -278,7 +278,7 @@ def test_full_disk_is_refused_before_the_first_byte(
     _, files = remote(hub_server)
     usage = shutil.disk_usage(store.home.parent)._replace(free=2**30 + 100)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(catalog.NoSpace, match=f"has {len(DATA) - 100:,} bytes too few"):
+    with pytest.raises(catalog.NoSpace, match=f"{len(DATA) - 100:,} bytes short"):
         require_room(files, store)
     assert not store.hub_cache.exists()
 
@@ -287,17 +287,17 @@ def test_disk_that_fills_up_keeps_what_came(
     hub_server: HubServer, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub, files = remote(hub_server)
-    write = Partial.write
+    write = PartFile.write
 
-    def fill(partial: Partial, start: int, chunk: bytes, edition: int) -> bool:
+    def fill(partial: PartFile, start: int, chunk: bytes, version: int) -> bool:
         if partial.size_bytes >= 2 * MIB:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return write(partial, start, chunk, edition)
+        return write(partial, start, chunk, version)
 
-    monkeypatch.setattr(Partial, "write", fill)
+    monkeypatch.setattr(PartFile, "write", fill)
     with pytest.raises(catalog.StoreError, match="the disk is full"):
         pull(hub, files, store)
-    monkeypatch.setattr(Partial, "write", write)
+    monkeypatch.setattr(PartFile, "write", write)
     assert pull(hub, files, store)[0].read_bytes() == DATA
     assert first_byte(hub_server.sent_to("storage")[-1]) >= 2 * MIB
 
@@ -332,7 +332,7 @@ def test_concurrent_pulls_end_with_one_sound_blob(
     for thread in threads:
         thread.join()
     assert failures == []
-    assert store.pointer_path(files[0]).read_bytes() == DATA
+    assert store.hub.snapshot_link(files[0]).read_bytes() == DATA
     assert leftovers(store) == []
     if lock_works:
         assert hub_server.bytes_served == len(DATA)
@@ -366,7 +366,7 @@ def test_there_are_sixty_hostile_names() -> None:
 @pytest.mark.parametrize("name", HOSTILE, ids=repr)
 def test_hostile_name_never_becomes_a_path(hub_server: HubServer, store: Store, name: str) -> None:
     evil = RemoteFile("org/repo", name, len(DATA), sha256(DATA), "x", COMMIT, "main")
-    with pytest.raises(catalog.StoreError, match="may not become a path"):
+    with pytest.raises(catalog.StoreError, match="not a safe path"):
         pull(Hub(), [evil], store)
     assert hub_server.requests == []
     assert not store.hub_cache.exists()
@@ -382,7 +382,7 @@ def test_generated_names_never_leave_the_store(store: Store, count: int) -> None
         facts = {"repository": "org/repo", "name": "m.gguf", "commit": COMMIT, "revision": "main"}
         facts[draw.choice(sorted(facts))] = text
         file = RemoteFile(size_bytes=9, sha256=sha256(DATA), etag="x", **facts)
-        for place in (store.blob_path, store.pointer_path, store.ref_path):
+        for place in (store.hub.blob_path, store.hub.snapshot_link, store.hub.ref_path):
             with contextlib.suppress(catalog.StoreError):
                 assert place(file).resolve().is_relative_to(root)
                 accepted += 1
@@ -406,7 +406,11 @@ def test_hostile_listing_never_becomes_a_path(store: Store, change: dict[str, st
     facts |= {"etag": "x", "commit": COMMIT, "revision": "main"}
     file = RemoteFile(**{**facts, **change})  # type: ignore[arg-type]
     with pytest.raises(catalog.StoreError):
-        for path in (store.blob_path(file), store.pointer_path(file), store.ref_path(file)):
+        for path in (
+            store.hub.blob_path(file),
+            store.hub.snapshot_link(file),
+            store.hub.ref_path(file),
+        ):
             assert path
     assert not store.hub_cache.exists()
 
@@ -431,7 +435,7 @@ def test_gone_watcher_is_not_taken_for_the_disk(hub_server: HubServer, store: St
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     with pytest.raises(BrokenPipeError):
-        pull(hub, files, store, Observer(gone))
+        pull(hub, files, store, Callbacks(gone))
 
 
 def test_another_process_that_fetches_is_waited_for_and_that_is_told(
@@ -448,6 +452,6 @@ def test_another_process_that_fetches_is_waited_for_and_that_is_told(
             told.append("waiting")
             fcntl.flock(theirs, fcntl.LOCK_UN)
 
-        pull(hub, files, store, Observer(waiting=finished))
-    pull(hub, files, store, Observer(waiting=finished))
+        pull(hub, files, store, Callbacks(on_wait=finished))
+    pull(hub, files, store, Callbacks(on_wait=finished))
     assert told == ["waiting"]

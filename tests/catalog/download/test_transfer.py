@@ -14,16 +14,16 @@ import pytest
 import catalog
 import catalog.hub.client
 from catalog.download import transfer
-from catalog.download.part_file import Partial
+from catalog.download.part_file import PartFile
 from catalog.download.pull import pull
-from catalog.download.transfer import Observer, Patience
+from catalog.download.transfer import Callbacks, RetryPolicy
 from catalog.hub.client import Hub, RemoteFile
 from catalog.store.cache import Store
 from support.hub_server import Fault, HubServer
 
 MIB = 2**20
 DATA = b"GGUF" + random.Random(3).randbytes(32 * MIB)
-QUICK = Patience(retries=5, wait_s=0.001)
+QUICK = RetryPolicy(retries=5, wait_s=0.001)
 
 
 def remote(server: HubServer) -> tuple[Hub, tuple[RemoteFile, ...]]:
@@ -64,7 +64,7 @@ def test_first_request_is_alone_until_it_brought_something(
 ) -> None:
     hub, files = remote(hub_server)
     hub_server.faults = [Fault("stall", at=1000, headers={"seconds": "1"})]
-    thread = threading.Thread(target=lambda: pull(hub, files, store, patience=QUICK))
+    thread = threading.Thread(target=lambda: pull(hub, files, store, retry=QUICK))
     thread.start()
     while not hub_server.sent_to("storage"):
         time.sleep(0.01)
@@ -87,7 +87,7 @@ def test_server_that_loses_its_ranges_midway_is_survived(
 ) -> None:
     hub, files = remote(hub_server)
     hub_server.faults = [Fault("none"), *(Fault("no-range") for _ in range(3))]
-    assert pull(hub, files, store, patience=QUICK)[0].read_bytes() == DATA
+    assert pull(hub, files, store, retry=QUICK)[0].read_bytes() == DATA
 
 
 def test_server_without_any_ranges_costs_one_file_and_little_more(
@@ -96,7 +96,7 @@ def test_server_without_any_ranges_costs_one_file_and_little_more(
     hub, files = remote(hub_server)
     hub_server.ranges = False
     hub_server.throttle_bytes_per_s = 256 * MIB
-    assert pull(hub, files, store, patience=QUICK)[0].read_bytes() == DATA
+    assert pull(hub, files, store, retry=QUICK)[0].read_bytes() == DATA
     assert len(hub_server.sent_to("storage")) == 1
     assert hub_server.bytes_served == len(DATA)
 
@@ -106,7 +106,7 @@ def test_server_whose_etags_differ_from_host_to_host_is_survived(
 ) -> None:
     hub, files = remote(hub_server)
     hub_server.etags = iter(f'"{i}"' for i in range(1000))
-    assert pull(hub, files, store, patience=QUICK)[0].read_bytes() == DATA
+    assert pull(hub, files, store, retry=QUICK)[0].read_bytes() == DATA
     assert hub_server.bytes_served <= 2 * len(DATA)
 
 
@@ -117,8 +117,8 @@ def test_failures_of_all_streams_at_one_moment_count_once(
     hub_server.throttle_bytes_per_s = 16 * MIB
     hub_server.faults = [Fault("none"), *(Fault("cut", at=100_000) for _ in range(3))]
     told: list[str] = []
-    observer = Observer(retrying=lambda reason, wait_s: told.append(reason))
-    pull(hub, files, store, observer, Patience(retries=1, wait_s=0.2))
+    observer = Callbacks(on_retry=lambda reason, wait_s: told.append(reason))
+    pull(hub, files, store, observer, RetryPolicy(retries=1, wait_s=0.2))
     assert told
 
 
@@ -132,7 +132,7 @@ def test_ctrl_c_ends_a_silent_transfer_at_once(hub_server: HubServer, store: Sto
 
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        pull(hub, files, store, Observer(stop))
+        pull(hub, files, store, Callbacks(stop))
     assert time.monotonic() - start < 2
     streams = [t for t in threading.enumerate() if t.name.startswith("transfer")]
     for thread in streams:  # their work is done, they may still be on their way out
@@ -166,7 +166,7 @@ def test_hash_that_takes_longer_than_the_bytes_is_told(
 ) -> None:
     hashing = transfer._hash
 
-    def slowly(file: RemoteFile, partial: Partial) -> str:
+    def slowly(file: RemoteFile, partial: PartFile) -> str:
         time.sleep(1)
         return hashing(file, partial)
 
@@ -174,7 +174,7 @@ def test_hash_that_takes_longer_than_the_bytes_is_told(
     monkeypatch.setattr(transfer, "CHECKING_S", 0.1)
     hub, files = remote(hub_server)
     told: list[str] = []
-    pull(hub, files, store, Observer(checking=lambda: told.append("checking")))
+    pull(hub, files, store, Callbacks(on_hash=lambda: told.append("checking")))
     assert told == ["checking"]
 
 
@@ -190,7 +190,7 @@ def test_partial_file_that_someone_cuts_short_is_never_published(
                 os.truncate(path, 0)
 
     with pytest.raises((catalog.StoreError, catalog.VerificationError)):  # as the moment has it
-        pull(hub, files, store, Observer(cut))
+        pull(hub, files, store, Callbacks(cut))
     assert not list(store.hub_cache.rglob("*.gguf"))
 
 
@@ -218,5 +218,5 @@ def test_what_is_read_from_the_connection_itself_is_sound(
     monkeypatch.setattr(transfer, "LEAST_BYTES", 16 * MIB)
     hub, files = remote(hub_server)
     hub_server.faults = faults
-    assert pull(hub, files, store, patience=QUICK)[0].read_bytes() == DATA
+    assert pull(hub, files, store, retry=QUICK)[0].read_bytes() == DATA
     assert hub_server.bytes_served <= len(DATA) + 16 * MIB

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import close_session, constants
 
 import catalog
-from catalog.hub.client import Hub, Interrupted, _next_url, cache_folder
+from catalog.hub.client import Hub, TransientError, _next_url, cache_folder
 from support.hub_server import COMMIT, Fault, HubServer, sha256
 
 BIG = b"GGUF" + bytes(range(256)) * 40_000  # 10,240,004 bytes
@@ -107,9 +107,9 @@ def test_gated_repository_is_explained(hub_server: HubServer) -> None:
     hub_server.files = {"org/gated/m.gguf": BIG}
     hub_server.gated = {"org/gated"}
     page = f"{hub_server.url}/org/gated"
-    with pytest.raises(catalog.AccessDenied, match=f"must be accepted at {page}, and a token"):
+    with pytest.raises(catalog.AccessDenied, match=f"accept its terms at {page} and set HF_TOKEN"):
         Hub().files("org/gated")
-    with pytest.raises(catalog.AccessDenied, match=f"has not been let in: see {page}"):
+    with pytest.raises(catalog.AccessDenied, match=f"has no access: see {page}"):
         Hub(token="hf_other").files("org/gated")
     assert Hub(token="hf_secret").files("org/gated")
 
@@ -119,7 +119,7 @@ def test_storage_that_refuses_is_asked_again(hub_server: HubServer) -> None:
     hub_server.faults = [Fault("status", 403)]  # as where a signed link has run out
     hub = Hub()
     (file,) = hub.find(catalog.resolve("hf:org/repo"))
-    with pytest.raises(Interrupted, match="its storage answered 403"):
+    with pytest.raises(TransientError, match="its storage answered 403"):
         hub.header(file, 10)
 
 
@@ -129,7 +129,7 @@ def test_server_may_say_when_as_seconds_or_as_a_date(hub_server: HubServer, text
     hub_server.faults = [Fault("status", 429, {"Retry_After": text})]
     hub = Hub()
     (file,) = hub.find(catalog.resolve("hf:org/repo"))
-    with pytest.raises(Interrupted) as caught:
+    with pytest.raises(TransientError) as caught:
         hub.header(file, 10)
     assert caught.value.retry_after_s == {"7": 7, "soon": None, "": None}.get(text, 0)
 
@@ -197,7 +197,7 @@ def test_busy_server_says_when_to_come_back(hub_server: HubServer) -> None:
     hub_server.faults = [Fault("status", 503, {"Retry_After": "7"})]
     hub = Hub()
     (file,) = hub.find(catalog.resolve("hf:org/repo"))
-    with pytest.raises(Interrupted, match="storage answered 503") as caught:
+    with pytest.raises(TransientError, match="storage answered 503") as caught:
         hub.header(file, 10)
     assert caught.value.retry_after_s == 7
 
@@ -205,7 +205,7 @@ def test_busy_server_says_when_to_come_back(hub_server: HubServer) -> None:
 def test_answer_that_is_no_listing_is_unreachable(hub_server: HubServer, monkeypatch) -> None:
     hub_server.files = {"org/repo/m.gguf": BIG}
     monkeypatch.setattr(hub_server, "listing", lambda repository: ["captive portal"])
-    with pytest.raises(catalog.HubUnreachable, match="not a listing"):
+    with pytest.raises(catalog.HubUnreachable, match="not a file listing"):
         Hub().files("org/repo")
 
 

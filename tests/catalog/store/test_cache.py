@@ -20,7 +20,7 @@ def place(
     store: Store, name: str, data: bytes, commit: str = NEW, repository: str = REPOSITORY
 ) -> Path:
     """Put a file where huggingface_hub would."""
-    folder = store.repository_folder(repository)
+    folder = store.hub.repository_folder(repository)
     blob = folder / "blobs" / f"{sum(data):064x}"
     pointer = folder / "snapshots" / commit / name
     for path in (blob, pointer, folder / "refs" / "main"):
@@ -35,7 +35,7 @@ def place_starter(store: Store) -> Path:
     """Put a file of the starter's size where the starter belongs."""
     package = catalog.starter_entry().package
     assert package is not None
-    path = store.package_path(package)
+    path = store.packages.path(package)
     path.parent.mkdir(parents=True)
     with path.open("wb") as file:
         file.truncate(package.size_bytes)
@@ -71,7 +71,7 @@ def test_main_comes_before_other_snapshots(store: Store) -> None:
     os.utime(old.parents[0], (2e9, 2e9))
     assert store.find(catalog.resolve("qwen3-8b")) == [new]
     other = place(store, "Qwen3-8B-Q8_0.gguf", b"GGUF 8", OLD)
-    (store.repository_folder(REPOSITORY) / "refs" / "main").write_text(NEW)
+    (store.hub.repository_folder(REPOSITORY) / "refs" / "main").write_text(NEW)
     assert store.find(catalog.resolve("qwen3-8b:Q8_0")) == [other]
 
 
@@ -135,7 +135,7 @@ def test_remove_starter(store: Store) -> None:
 def test_remove_never_follows_a_link_out_of_the_repository(store: Store, tmp_path: Path) -> None:
     precious = tmp_path / "precious.gguf"
     precious.write_bytes(b"GGUF")
-    pointer = store.repository_folder(REPOSITORY) / "snapshots" / NEW / NAME
+    pointer = store.hub.repository_folder(REPOSITORY) / "snapshots" / NEW / NAME
     pointer.parent.mkdir(parents=True)
     pointer.symlink_to(precious)
     (installed,) = store.installed()
@@ -163,6 +163,6 @@ def test_looking_writes_nothing_and_opens_no_socket(
 
 def test_hostile_ref_is_ignored(store: Store) -> None:
     path = place(store, NAME, b"GGUF")
-    (store.repository_folder(REPOSITORY) / "refs" / "main").write_text("../../../../etc")
+    (store.hub.repository_folder(REPOSITORY) / "refs" / "main").write_text("../../../../etc")
     assert store.find(catalog.resolve("qwen3-8b")) == [path]
     assert store.find(catalog.resolve(f"hf:{REPOSITORY}@main")) is None

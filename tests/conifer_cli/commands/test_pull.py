@@ -129,7 +129,7 @@ def test_no_room_on_the_disk_is_said_before_anyone_is_asked(monkeypatch, capsys,
     target, judged = large(2**62)
     file = RemoteFile("org/tiny", "tiny-F32.gguf", 2**62, "a" * 64, "", COMMIT, "main")
     judged = replace(judged, remote=(file,))
-    with pytest.raises(NoSpace, match="bytes too few"):
+    with pytest.raises(NoSpace, match="bytes short"):
         acquire._fetch(target, judged, Wishes(), Store(Path("/tmp/a"), Path("/tmp/b")))
     assert capsys.readouterr().err == ""
     with pytest.raises(Declined):  # --force goes past that

@@ -132,7 +132,7 @@ def test_a_damaged_starter_is_fetched_again(tmp_path, monkeypatch):
     home(monkeypatch, tmp_path, "http://127.0.0.1:9")
     package = starter_entry().package
     assert package is not None
-    path = acquire.open_store().package_path(package)
+    path = acquire.open_store().packages.path(package)
     path.parent.mkdir(parents=True)
     with path.open("wb") as file:
         file.truncate(package.size_bytes)  # the right size, of other bytes

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from catalog import Entry, FileFacts, entries
+from catalog import CatalogFile, Entry, entries
 from conifer_cli.fit.alternatives import estimate_of
 from engine.fit.estimate import estimate_needs, estimate_weights, judge_estimate
 from engine.fit.machine import Machine, cuda_machine, linux_cpu, metal_machine
@@ -88,7 +88,7 @@ FILES = [
 @functools.cache
 def needs_of(id: str, quant: str, backend: str, kv_type: str = "f16"):
     entry = entries()[id]
-    estimate = estimate_of(entry, entry.facts(quant))
+    estimate = estimate_of(entry, entry.file(quant))
     return estimate_needs(estimate, backend, kv_type, KERNELS[backend])
 
 
@@ -159,7 +159,7 @@ def test_a_smaller_cache_type_never_needs_more():
             assert totals == sorted(totals)
 
 
-def _held(entry: Entry, facts: FileFacts, backend: str) -> int:
+def _held(entry: Entry, facts: CatalogFile, backend: str) -> int:
     held = estimate_weights(estimate_of(entry, facts), backend, KERNELS[backend])
     assert held == int(facts.size_bytes * loaded_size_ratio(facts.quant, backend, KERNELS[backend]))
     return held

@@ -138,7 +138,7 @@ def test_the_ladder_has_what_lies_beside_the_file_on_the_hub(tmp_path, hub):
 )
 def test_another_quantisation_is_named_by_where_it_lies(quant: str, name: str):
     reference = resolve("qwen3-30b-a3b")  # of which the catalog has Q2_K in another repository
-    assert reference.entry.facts("Q2_K").repository != reference.repository
+    assert reference.entry.file("Q2_K").repository != reference.repository
     first = RemoteFile(reference.repository, "m.gguf", 1, None, "", COMMIT, "main")
     judged = Judged("qwen3-30b-a3b", reference.entry, None, 1, remote=(first,))
     assert _name_of(judged, quant) == name and resolve(name).wanted_quant == quant
@@ -165,7 +165,7 @@ def test_fit_and_pull_end_alike_on_a_size_of_the_catalog(
 ):
     reference, wishes = resolve(name), Wishes()
     store = Store(tmp_path / "home", tmp_path / "hub")
-    budget = int(share * reference.facts.size_bytes)
+    budget = int(share * reference.catalog_file.size_bytes)
     machine = Machine("", "cpu", budget, budget, "available memory")
     monkeypatch.setattr("engine.fit.machine.this_machine", lambda: machine)
     for judge in (

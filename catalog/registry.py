@@ -1,20 +1,25 @@
-"""Reads `models.toml`: every key known, typed and in range, or an error naming entry and key.
+"""The catalog of known models: its types, and the reader that checks `models.toml`.
 
-It knows nothing of what the facts are used for.
+Every number comes from the publisher or from a file. An unverified fact is absent, read as None. A
+parameter count is as precise as published: "30.5B" is 30,500,000,000.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from catalog.entry import Entry, FileFacts, PackageSource, Sampling
 from catalog.errors import CatalogError
-from catalog.names import is_repository, is_safe, label, normal_quant
+from catalog.names import is_repository, is_safe, normal_quant, parts, quant_of
 
+# Values of `status`, from the most to the least proven.
+ANSWER_VERIFIED = "answer verified"
+ARCHITECTURE_IMPLEMENTED = "architecture implemented"
+NOT_YET = "not yet"
 KINDS = ("instruct", "base", "reasoning", "coder")
 LICENCES = (
     *("Apache-2.0", "MIT", "modified-MIT", "llama3.1", "llama3.2", "llama3.3", "llama4"),
@@ -23,9 +28,116 @@ LICENCES = (
 SIZE_UNITS = {"size_bytes": 1, "size_mib": 2**20, "size_gib": 2**30, "size_gb": 10**9}
 
 
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """The publisher's recommended settings; None if unstated. `temperature` 0 is greedy."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogFile:
+    """One quantisation of a model on the Hub.
+
+    names: current and former names of the first part, the current one first; empty if unknown.
+    size_bytes: the total of all parts; rounded if `approximate`.
+    """
+
+    quant: str
+    repository: str | None
+    names: tuple[str, ...] = ()
+    size_bytes: int | None = None
+    approximate: bool = False
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of all parts in order; empty if unknown."""
+        return parts(self.names[0]) if self.names else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A model file inside a wheel on the Python package index."""
+
+    model_id: str
+    quant: str
+    wheel: str
+    member: str
+    wheel_size_bytes: int
+    size_bytes: int
+    sha256: str
+
+    @property
+    def file_name(self) -> str:
+        """The name of the file on disk."""
+        return self.member.rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A model of the catalog.
+
+    hybrid: a reasoning model with optional thinking; `sampling` applies with thinking,
+    `sampling_no_think` without. kv: (layers, values per token, window or 0) for each kind of layer
+    with a KV cache; empty if unknown. state_values: float32 values of all recurrent layers.
+    """
+
+    id: str
+    name: str
+    kind: str
+    hybrid: bool
+    starter: bool
+    architecture: str
+    tokenizer: str | None
+    total_parameters: int | None
+    active_parameters: int | None
+    layers: int | None
+    experts: int | None
+    experts_used: int | None
+    experts_shared: int | None
+    kv: tuple[tuple[int, int, int], ...]
+    state_values: int | None
+    context: int | None
+    licence: str
+    original: str | None
+    repository: str | None
+    files: tuple[CatalogFile, ...]
+    default_quant: str
+    sampling: Sampling
+    sampling_no_think: Sampling | None
+    package: Package | None
+    sources: tuple[str, ...] = field(repr=False)
+
+    @property
+    def moe(self) -> bool:
+        """True if each token uses only some of the weights."""
+        return self.experts is not None or self.active_parameters != self.total_parameters
+
+    def file(self, quant: str | None = None) -> CatalogFile | None:
+        """Return the file of a quantisation (None: the default one)."""
+        return next((f for f in self.files if f.quant == (quant or self.default_quant)), None)
+
+
+def status(entry: Entry, architectures: Collection[str]) -> str:
+    """Return how well support for a model is proven.
+
+    architectures: those the engine implements. "answer verified": the default file's answer equals
+    the reference token for token. "architecture implemented": tested on small models, not with this
+    model's own file. "not yet": the engine lacks the architecture.
+    """
+    if entry.architecture not in architectures:
+        return NOT_YET
+    return ANSWER_VERIFIED if entry.starter else ARCHITECTURE_IMPLEMENTED
+
+
 @cache
 def entries() -> dict[str, Entry]:
-    """Return every entry of `models.toml` by id, read once."""
+    """Return all entries of `models.toml` by id."""
     import tomllib
 
     text = Path(__file__).with_name("models.toml").read_text(encoding="utf-8")
@@ -33,12 +145,12 @@ def entries() -> dict[str, Entry]:
 
 
 def starter_entry() -> Entry:
-    """Return the entry that `run` uses when none is named."""
+    """Return the model that `run` uses by default."""
     return next(entry for entry in entries().values() if entry.starter)
 
 
 def load(tables: Mapping[str, Any]) -> dict[str, Entry]:
-    """Check parsed `models.toml` and return entries by id. Raises CatalogError naming the key."""
+    """Check parsed TOML and return entries by id. Raises CatalogError naming entry and key."""
     tags = tables.get("sources", {})
     loaded: dict[str, Entry] = {}
     for number, table in enumerate(tables.get("model", ()), start=1):
@@ -79,8 +191,8 @@ def _gguf(value: Any) -> bool:
     return isinstance(value, str) and is_safe(value) and value.endswith(".gguf")
 
 
-def _kept(value: Any) -> bool:
-    """Check [layers, values a token] or [layers, values a token, window], one for each kind."""
+def _kv(value: Any) -> bool:
+    """Check a list of [layers, values per token] or [layers, values per token, window]."""
     small = _whole(1, 2**24)
     return isinstance(value, list) and all(
         isinstance(kind, list) and len(kind) in (2, 3) and all(map(small, kind)) for kind in value
@@ -106,7 +218,7 @@ _ENTRY_KEYS: dict[str, Callable[[Any], bool]] = {
     "experts": _whole(2, 1024),
     "experts_used": _whole(1, 1024),
     "experts_shared": _whole(0, 64),
-    "kv": _kept,
+    "kv": _kv,
     "state_values": _whole(1, 2**32),
     "context": _whole(512, 2**24),
     "licence": lambda v: v in LICENCES,
@@ -144,7 +256,7 @@ _PACKAGE_KEYS: dict[str, Callable[[Any], bool]] = {
 
 
 class _Reader:
-    """One table of the file, and how to name it in an error."""
+    """One model table, and its name in error messages."""
 
     def __init__(self, table: Mapping[str, Any], where: str) -> None:
         self.table = table
@@ -160,7 +272,7 @@ class _Reader:
         required: Collection[str],
         prefix: str = "",
     ) -> None:
-        """Raise on a key that is unknown, missing, of the wrong type or out of range."""
+        """Raise if a key is unknown, missing, of the wrong type or out of range."""
         for key, value in table.items():
             if key not in keys:
                 raise self.fail(prefix + key, "no such key")
@@ -183,17 +295,15 @@ class _Reader:
         plain["files"] = tuple(self.file(f, i) for i, f in enumerate(self.table["files"]))
         if package:
             names, size = (package.file_name,), package.size_bytes
-            plain["files"] += (FileFacts(package.quant, None, names, size),)
+            plain["files"] += (CatalogFile(package.quant, None, names, size),)
         plain["sources"] = tuple(self.source(tag, tags) for tag in self.table["sources"])
         if plain["experts"] is None and plain["active_parameters"] is None:
-            plain["active_parameters"] = plain[
-                "total_parameters"
-            ]  # dense: every weight, every time
+            plain["active_parameters"] = plain["total_parameters"]  # a dense model
         return self.consistent(Entry(**plain))
 
     def source(self, tag: str, tags: Mapping[str, str]) -> str:
         if tag not in tags:
-            raise self.fail("sources", f"{tag!r} is not explained under [sources]")
+            raise self.fail("sources", f"{tag!r} is not defined under [sources]")
         return f"{tag}: {tags[tag]}"
 
     def sampling(self, key: str) -> Sampling | None:
@@ -203,17 +313,17 @@ class _Reader:
         self.check(table, _SAMPLING_KEYS, (), f"{key}.")
         return Sampling(**table)
 
-    def file(self, table: Mapping[str, Any], number: int) -> FileFacts:
+    def file(self, table: Mapping[str, Any], number: int) -> CatalogFile:
         prefix = f"files[{number}]."
         self.check(table, _FILE_KEYS, ("quant",), prefix)
         sizes = [unit for unit in SIZE_UNITS if unit in table]
         if len(sizes) > 1:
-            raise self.fail(prefix + sizes[1], f"given beside {sizes[0]}")
+            raise self.fail(prefix + sizes[1], f"conflicts with {sizes[0]}")
         names = tuple(table.get("names", ()))
         for name in names:
-            if label(name) != table["quant"]:
-                raise self.fail(prefix + "names", f"{name} is not called {table['quant']}")
-        return FileFacts(
+            if quant_of(name) != table["quant"]:
+                raise self.fail(prefix + "names", f"{name} does not name {table['quant']}")
+        return CatalogFile(
             quant=table["quant"],
             repository=table.get("repository", self.table.get("repository")),
             names=names,
@@ -221,16 +331,16 @@ class _Reader:
             approximate=bool(sizes) and sizes[0] != "size_bytes",
         )
 
-    def package(self) -> PackageSource | None:
+    def package(self) -> Package | None:
         table = self.table.get("package")
         if table is None:
             return None
         self.check(table, _PACKAGE_KEYS, _PACKAGE_KEYS, "package.")
-        quant = label(table["member"]) or ""
-        return PackageSource(model_id=self.table["id"], quant=quant, **table)
+        quant = quant_of(table["member"]) or ""
+        return Package(model_id=self.table["id"], quant=quant, **table)
 
     def consistent(self, entry: Entry) -> Entry:
-        """Check what one key says of another."""
+        """Check that the keys of an entry agree."""
         total, active = entry.total_parameters, entry.active_parameters
         quants = [f.quant for f in entry.files]
         unplaced = [f for f in entry.files if f.repository is None]
