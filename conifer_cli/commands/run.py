@@ -118,8 +118,7 @@ def _resumed_model(name: str | None, options: RunOptions, path: Path) -> str:
         raise UsageError("-s/--system and --resume exclude each other: what was said stays")
     if name is not None:
         return name
-    model: str = checkpoint.read_facts(path, checkpoint.CONVERSATION)["model"]
-    return model
+    return checkpoint.read_header(path, checkpoint.ConversationHeader).model
 
 
 def _for_talking(options: RunOptions) -> RunOptions:

@@ -1,9 +1,8 @@
-"""Files of what a model's cache held: a conversation to go on with, or the start of a prompt.
+"""Files that hold a model's cache: saved conversations and stored prompts.
 
-One file: a line that says what it is and its format, a line of JSON (facts, and the shapes of the
-arrays), the arrays' bytes, and the SHA-256 of all that. It is written aside and put in place whole,
-for its owner alone to read. What is read is not trusted: every size is checked before anything is
-allocated.
+A file has a line with its kind and format, a line of JSON (`Header`), the bytes of the arrays, and
+the SHA-256 of all that. Only its owner may read it. Files are not trusted: every size is checked
+before anything is allocated. docs/decisions/0008-saved-conversations.md has the reasons.
 """
 
 from __future__ import annotations
@@ -15,9 +14,11 @@ import mmap
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, TypeVar
 
+from catalog.files import open_atomically, parse_json
 from conifer_cli.errors import BadSaved, Unreadable, UsageError
 from conifer_cli.terminal.console import OutputError
 
@@ -26,18 +27,75 @@ if TYPE_CHECKING:
     from engine.nn.cache_state import Kept
 
 FORMAT = 1
-CONVERSATION, PROMPT = "conversation", "prompt"
 MAX_LINE_BYTES = 64 << 20
 DIGEST_BYTES = 32
-TYPES = ("float16", "float32", "int8")
+ITEM_BYTES = {"float16": 2, "float32": 4, "int8": 1}
 ROLES = ("system", "user", "assistant")
 FIELDS = ("role", "content", "reasoning_content")
-MAX_ARRAYS = 1 << 16
-START_BYTES, SAMPLE_BYTES, SAMPLES = 16 << 20, 4096, 64  # of a model file, for its identity
+MAX_ARRAYS, MAX_DIMS = 1 << 16, 8
+START_BYTES, SAMPLE_BYTES, SAMPLES = 16 << 20, 4096, 64  # read from a model file to identify it
+
+
+@dataclass(frozen=True)
+class Header:
+    """The JSON of a stored prompt. form: of its cache. arrays: [type, shape] each."""
+
+    kind: ClassVar[str] = "prompt"
+    model: str
+    identity: str
+    form: str
+    tokens: list[Any]
+    marks: list[Any]
+    arrays: list[Any]
+
+    def __post_init__(self) -> None:
+        sound = (
+            _whole_numbers(self.tokens)
+            and all(map(_whole_numbers, self.marks))
+            and len(self.arrays) <= MAX_ARRAYS
+            and all(
+                isinstance(row, list)
+                and len(row) == 2
+                and row[0] in tuple(ITEM_BYTES)
+                and _whole_numbers(row[1])
+                and len(row[1]) <= MAX_DIMS
+                for row in self.arrays
+            )
+        )
+        if not sound:
+            raise ValueError("a value has the wrong type")
+
+    def layout(self) -> Iterator[tuple[str, list[int], int]]:
+        """Yield type, shape and size in bytes of each array."""
+        for name, shape in self.arrays:
+            yield name, shape, math.prod(shape) * ITEM_BYTES[name]
+
+
+@dataclass(frozen=True)
+class ConversationHeader(Header):
+    """The JSON of a saved conversation."""
+
+    kind: ClassVar[str] = "conversation"
+    messages: list[dict[str, str]]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for message in self.messages:
+            if message.get("role") not in ROLES or "content" not in message:
+                raise ValueError("a message lacks its role or content")
+            if not set(message) <= set(FIELDS):
+                raise ValueError("a message has an unknown field")
+
+
+H = TypeVar("H", bound=Header)
+
+
+def _whole_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
 
 
 def identity(judged: Judged) -> str:
-    """Tell a model's files from others: their sizes, their starts, and samples of all the rest.
+    """Identify a model's files by their sizes, their starts, and samples of the rest.
 
     Raises Unreadable.
     """
@@ -45,7 +103,7 @@ def identity(judged: Judged) -> str:
     for path in judged.paths:
         try:
             _take_samples(path, digest)
-        except OSError as error:  # it may be removed while it runs
+        except OSError as error:  # the file may be removed while the model runs
             raise Unreadable(f"cannot read {path}: {error.strerror}") from error
     return digest.hexdigest()
 
@@ -61,40 +119,31 @@ def _take_samples(path: Path, digest: Any) -> None:
 
 
 def require_writable(path: Path) -> None:
-    """Raise UsageError where a conversation cannot be saved, or would take something else's place.
+    """Raise UsageError if a conversation cannot be saved to `path`.
 
-    One of ours may be written over.
+    It may overwrite a saved conversation, and nothing else.
     """
-    if os.path.exists(path) and not is_one(path, CONVERSATION):
+    if os.path.exists(path) and not _is_conversation(path):
         raise UsageError(f"refusing to overwrite {path}: not a Conifer conversation")
     folder = path.parent
     if not os.path.isdir(folder):
         raise UsageError(f"the folder {str(folder)!r} does not exist")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"the folder {str(folder)!r} may not be written to")
+        raise UsageError(f"no permission to write to the folder {str(folder)!r}")
+
+
+def _is_conversation(path: Path) -> bool:
+    try:
+        if not path.is_file():  # opening a pipe would wait for its writer
+            return False
+        with path.open("rb") as file:
+            return file.readline(80).startswith(f"conifer {ConversationHeader.kind} ".encode())
+    except OSError:
+        return False
 
 
 def write(path: Path, kind: str, facts: Mapping[str, Any], kept: Kept | None) -> None:
-    """Write a file whole or not at all. Raises OutputError naming what the disk refused."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        try:
-            with open(aside, "xb", opener=_private) as file:
-                _write(file, kind, facts, kept)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from error
-
-
-def _private(name: str, flags: int) -> int:
-    return os.open(name, flags, 0o600)
-
-
-def _write(file: BinaryIO, kind: str, facts: Mapping[str, Any], kept: Kept | None) -> None:
+    """Write a file whole or not at all. facts: the header without the cache. Raises OutputError."""
     arrays = kept.arrays if kept else []
     header = {
         **facts,
@@ -103,56 +152,49 @@ def _write(file: BinaryIO, kind: str, facts: Mapping[str, Any], kept: Kept | Non
         "arrays": [[str(array.dtype), list(array.shape)] for array in arrays],
     }
     digest = hashlib.sha256()
+    try:
+        with open_atomically(path, mode=0o600, sync=True) as file:
 
-    def put(data: bytes | memoryview) -> None:
-        digest.update(data)
-        file.write(data)
+            def put(data: bytes | memoryview) -> None:
+                digest.update(data)
+                file.write(data)
 
-    put(f"conifer {kind} {FORMAT}\n".encode())
-    put(json.dumps(header).encode() + b"\n")
-    for array in arrays:
-        put(array.tobytes())
-    file.write(digest.digest())
+            put(f"conifer {kind} {FORMAT}\n".encode())
+            put(json.dumps(header).encode() + b"\n")
+            for array in arrays:
+                put(array.tobytes())
+            file.write(digest.digest())
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
 
 
-def read(path: Path, kind: str) -> tuple[dict[str, Any], Kept]:
-    """Read a file back: its facts, and what was kept.
+def read(path: Path, kind: type[H]) -> tuple[H, Kept]:
+    """Read a file's header and cache.
 
-    Raises UsageError where there is none, BadSaved naming what is wrong with it.
+    Raises UsageError if there is no file, BadSaved if it is damaged or of another format.
     """
     with _opened(path, kind) as file:
         return _read(path, file, kind)
 
 
-def read_facts(path: Path, kind: str) -> dict[str, Any]:
-    """Read the facts alone, unverified. Raises as `read`."""
+def read_header(path: Path, kind: type[H]) -> H:
+    """Read the header alone, without the checksum. Raises as `read`."""
     with _opened(path, kind) as file:
         return _header(path, file, kind, hashlib.sha256())
 
 
-def is_one(path: Path, kind: str) -> bool:
-    """Tell whether a file begins as ours do."""
-    try:
-        if not path.is_file():  # to open a pipe is to wait for whoever writes to it
-            return False
-        with path.open("rb") as file:
-            return file.readline(80).startswith(f"conifer {kind} ".encode())
-    except OSError:
-        return False
-
-
 @contextmanager
-def _opened(path: Path, kind: str) -> Iterator[BinaryIO]:
+def _opened(path: Path, kind: type[Header]) -> Iterator[BinaryIO]:
     try:
         with path.open("rb") as file:
             yield file
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise UsageError(f"no saved {kind} at {str(path)!r}") from error
+        raise UsageError(f"no saved {kind.kind} at {str(path)!r}") from error
     except OSError as error:
         raise BadSaved(f"cannot read {path}: {error.strerror}") from error
 
 
-def _read(path: Path, file: BinaryIO, kind: str) -> tuple[dict[str, Any], Kept]:
+def _read(path: Path, file: BinaryIO, kind: type[H]) -> tuple[H, Kept]:
     import numpy as np
 
     from engine.nn.cache_state import Kept
@@ -160,73 +202,31 @@ def _read(path: Path, file: BinaryIO, kind: str) -> tuple[dict[str, Any], Kept]:
     digest = hashlib.sha256()
     header = _header(path, file, kind, digest)
     at = file.tell()
-    # Mapped: beside the cache that it fills, a copy would take memory that no verdict counted.
-    whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    if len(whole) - at - DIGEST_BYTES != sum(size for _, _, size in _arrays(header)):
-        raise BadSaved(f"{path} is cut short, or longer than it says")
+    # Mapped, because a copy next to the cache would need memory that the verdict does not count.
+    data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    if len(data) - at - DIGEST_BYTES != sum(size_bytes for _, _, size_bytes in header.layout()):
+        raise BadSaved(f"{path} is damaged: its size does not match its header")
     arrays = []
-    for name, shape, size_bytes in _arrays(header):
-        data = whole[at : at + size_bytes]
-        digest.update(data)
-        arrays.append(np.frombuffer(data, dtype=name).reshape(shape))
+    for name, shape, size_bytes in header.layout():
+        part = data[at : at + size_bytes]
+        digest.update(part)
+        arrays.append(np.frombuffer(part, dtype=name).reshape(shape))
         at += size_bytes
-    if whole[at:] != digest.digest():
-        raise BadSaved(f"{path} is damaged: its checksum is of other bytes")
-    return header, Kept(header["tokens"], header["marks"], arrays)
+    if data[at:] != digest.digest():
+        raise BadSaved(f"{path} is damaged: its checksum does not match")
+    return header, Kept(header.tokens, header.marks, arrays)
 
 
-def _header(path: Path, file: BinaryIO, kind: str, digest: Any) -> dict[str, Any]:
+def _header(path: Path, file: BinaryIO, kind: type[H], digest: Any) -> H:
     first = file.readline(80)
     start, _, version = first.rstrip(b"\n").rpartition(b" ")
-    if start != f"conifer {kind}".encode():
-        raise BadSaved(f"{path} is no saved {kind}")
+    if start != f"conifer {kind.kind}".encode():
+        raise BadSaved(f"{path} is not a saved {kind.kind}")
     if version != str(FORMAT).encode():
-        raise BadSaved(f"{path} has a format of another version of Conifer; this one has {FORMAT}")
+        raise BadSaved(f"{path} was written by another version of Conifer (not format {FORMAT})")
     line = file.readline(MAX_LINE_BYTES)
     digest.update(first + line)
-    try:
-        header = json.loads(line) if line.endswith(b"\n") else None
-    except (ValueError, RecursionError):
-        header = None
-    if not isinstance(header, dict) or not _sound(header):
-        raise BadSaved(f"{path} is damaged: its second line is not what was written")
+    header = parse_json(line, kind) if line.endswith(b"\n") else None
+    if header is None:
+        raise BadSaved(f"{path} is damaged: its header is not valid")
     return header
-
-
-def _sound(header: dict[str, Any]) -> bool:
-    """Check every type in a header."""
-
-    def whole(numbers: Any) -> bool:
-        return isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers)
-
-    def message(value: Any) -> bool:
-        return (
-            isinstance(value, dict)
-            and value.get("role") in ROLES
-            and "content" in value
-            and all(name in FIELDS and isinstance(text, str) for name, text in value.items())
-        )
-
-    arrays, messages = header.get("arrays"), header.get("messages", [])
-    return (
-        whole(header.get("tokens"))
-        and isinstance(header.get("marks"), list)
-        and all(map(whole, header["marks"]))
-        and isinstance(arrays, list)
-        and len(arrays) <= MAX_ARRAYS
-        and all(
-            isinstance(row, list) and len(row) == 2 and row[0] in TYPES and whole(row[1])
-            for row in arrays
-        )
-        and all(len(row[1]) <= 8 for row in arrays)
-        and isinstance(messages, list)
-        and all(map(message, messages))
-        and all(isinstance(header.get(name), str) for name in ("model", "identity", "form"))
-    )
-
-
-def _arrays(header: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...], int]]:
-    """Yield type, shape and size in bytes of every array."""
-    widths = {"float16": 2, "float32": 4, "int8": 1}
-    for name, shape in header["arrays"]:
-        yield name, tuple(shape), math.prod(shape) * widths[name]

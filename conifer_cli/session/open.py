@@ -31,14 +31,14 @@ def open_session(target: Target, options: RunOptions, offline: bool = False) -> 
 
 
 def require_template(judged: Judged, options: RunOptions) -> None:
-    """Raise UsageError for what only a chat template could honour."""
+    """Raise UsageError if an option needs a chat template and the model has none."""
     if is_raw(judged):
-        wishes = {
+        flags = {
             "system": "-s/--system",
             "think": "--think",
             "effort": "--effort",
             "reasoning_budget": "--reasoning-budget",
         }
-        for name, flag in wishes.items():
+        for name, flag in flags.items():
             if getattr(options, name) is not None and options.insists(name):
                 raise UsageError(f"{flag} needs a model with a chat template; this one has none")

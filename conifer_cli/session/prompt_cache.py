@@ -1,8 +1,7 @@
-"""Prompts that were read once: `run --cache` stores them, and a later run starts where they agree.
+"""Stored prompts for `run --cache`: a later run starts where a stored prompt agrees with its own.
 
-One file each under CONIFER_HOME/prompts, by the model's identity; the least recently used go first
-when there are too many or too large ones. A file that cannot be used is removed in silence: this is
-a cache.
+One file each under CONIFER_HOME/prompts, by the model's identity. The least recently used are
+removed at MAX_BYTES or MAX_FILES, and an unusable file silently: this is a cache.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,27 +20,27 @@ if TYPE_CHECKING:
     from conifer_cli.session.session import Session
     from engine.nn.cache import Cache
 
-MIN_TOKENS = 64  # fewer are read as fast as found
-NEW_SHARE = 4  # a prompt is stored if more than one in so many of its tokens is new
+MIN_TOKENS = 64  # shorter prompts are read as fast as restored
+NEW_SHARE = 4  # store a prompt if at least 1 in 4 of its tokens is new
 MAX_BYTES = 4 << 30
 MAX_FILES = 64
 SUFFIX = ".prompt"
 
 
 def folder() -> Path:
-    """Say where they lie."""
+    """Return the folder of the stored prompts."""
     return options.home() / "prompts"
 
 
 def recall(session: Session, tokens: list[int]) -> int:
-    """Bring the session's cache as far into `tokens` as any stored prompt goes. Gives how far."""
-    identity, form = session.identity, session.cache_format
+    """Restore the stored prompt that shares most of `tokens`. Return how many tokens it shares."""
+    key = session.identity, session.cache_format
     best, shared = None, session.cache.shared_prefix(tokens) if session.cache else 0
-    for path in _files(identity):
-        facts = _facts(path)
-        if facts is None or (facts["identity"], facts["form"]) != (identity, form):
+    for path in (folder() / session.identity[:16]).glob(f"*{SUFFIX}"):
+        header = _header(path)
+        if header is None or (header.identity, header.form) != key:
             continue
-        common = _common(facts["tokens"], tokens)
+        common = _common(header.tokens, tokens)
         if common > shared:
             best, shared = path, common
     if best is None or shared < MIN_TOKENS:
@@ -53,7 +51,7 @@ def recall(session: Session, tokens: list[int]) -> int:
         return 0
     cache.trim(shared)
     if shared - cache.length >= MIN_TOKENS:
-        # A recurrent layer cannot go back to where two prompts part, so this point is kept too.
+        # A recurrent layer cannot rewind to where two prompts differ, so store this point too.
         with console.Progress("reading the prompt", "tokens", always=False) as progress:
             session.model.prefill(tokens[cache.length : shared], cache, progress.update)
         _store(session, tokens[:shared])
@@ -61,14 +59,14 @@ def recall(session: Session, tokens: list[int]) -> int:
 
 
 def remember(session: Session, tokens: list[int], shared: int) -> None:
-    """Store a prompt that was answered, unless most of it came out of the cache."""
+    """Store an answered prompt, unless most of it came from the cache."""
     new = len(tokens) - shared
     if len(tokens) >= MIN_TOKENS and new * NEW_SHARE >= len(tokens):
         _store(session, tokens)
 
 
 def _store(session: Session, tokens: list[int]) -> None:
-    """Store the state after these tokens, and make room for it."""
+    """Store the state after these tokens, removing old prompts to make room."""
     from engine.nn.cache_state import keep
 
     cache = session.cache
@@ -88,7 +86,7 @@ def _store(session: Session, tokens: list[int]) -> None:
     try:
         place.mkdir(parents=True, exist_ok=True)
         _make_room(size_bytes)
-        checkpoint.write(place / f"{name}{SUFFIX}", checkpoint.PROMPT, facts, kept)
+        checkpoint.write(place / f"{name}{SUFFIX}", checkpoint.Header.kind, facts, kept)
     except (OSError, console.OutputError) as error:
         console.log(f"conifer: the prompt was not stored: {error}")
 
@@ -98,32 +96,28 @@ def _restored(session: Session, path: Path, cache: Cache) -> bool:
     from engine.nn.cache_state import restore
 
     try:
-        _, kept = checkpoint.read(path, checkpoint.PROMPT)
+        _, kept = checkpoint.read(path, checkpoint.Header)
         restore(session.model, kept, cache)
-    except ContextOverflow:  # it is longer than this prompt's context
+    except ContextOverflow:  # longer than the context of this run
         return False
     except (errors.BadSaved, errors.UsageError, CacheStateError):
         _remove(path)
         return False
-    with contextlib.suppress(OSError):  # it is another user's, or on a disk that is only read
+    with contextlib.suppress(OSError):  # another user's file, or a read-only disk
         os.utime(path)
     return True
 
 
 def _remove(path: Path) -> None:
-    """Remove a file that cannot be used, where that is allowed."""
+    """Remove an unusable file, if permitted."""
     with contextlib.suppress(OSError):
         path.unlink()
 
 
-def _files(identity: str) -> Iterator[Path]:
-    yield from (folder() / identity[:16]).glob(f"*{SUFFIX}")
-
-
-def _facts(path: Path) -> dict[str, object] | None:
+def _header(path: Path) -> checkpoint.Header | None:
     try:
-        return checkpoint.read_facts(path, checkpoint.PROMPT)
-    except errors.UsageError:  # another process was quicker to remove it
+        return checkpoint.read_header(path, checkpoint.Header)
+    except errors.UsageError:  # another process has removed it
         return None
     except errors.BadSaved:
         _remove(path)
@@ -131,7 +125,7 @@ def _facts(path: Path) -> dict[str, object] | None:
 
 
 def _make_room(size_bytes: int) -> None:
-    """Remove the least recently used until one more of this size has room."""
+    """Remove the least recently used prompts until one more of this size fits."""
     found = []
     for path in folder().glob(f"*/*{SUFFIX}"):
         try:
@@ -147,7 +141,7 @@ def _make_room(size_bytes: int) -> None:
         total -= size
 
 
-def _common(stored: object, tokens: list[int]) -> int:
-    assert isinstance(stored, list)
+def _common(stored: list[int], tokens: list[int]) -> int:
+    """Return the length of the common prefix."""
     pairs = zip(stored, tokens, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(stored), len(tokens)))

@@ -1,19 +1,17 @@
-"""What `--experts` and `/experts` show: how a model's routers spread the tokens of one answer.
+"""Report how a model's routers chose experts for the last answer: `--experts`, `/experts`.
 
-The engine counts; here the counts become a heat map for a terminal, a PNG or a JSON document. All
-of it is about the tokens that were run for the last answer: what was new of the prompt, and the
-answer itself. docs/experts.md says what the figures mean.
+The engine counts the choices; this module makes a heat map for the terminal, a PNG or a JSON
+document of them. docs/experts.md explains the figures.
 
 Axes: L layers with experts, E experts, C cells of a row.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
-import struct
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,23 +28,23 @@ if TYPE_CHECKING:
     from conifer_cli.session.session import Session
     from engine.nn.router_stats import Hits
 
-SHARE = 0.9  # of a layer's hits, that its busiest experts cover
+SHARE = 0.9  # part of the hits that the busiest experts cover
 FORMATS = (".png", ".json")
-BESIDE_CELLS = 19  # columns that a row needs for its layer and its figures
+LABEL_COLUMNS = 19  # of a row, for its layer and figures
 SHADES = " ▁▂▃▄▅▆▇█"
-# Cold to hot in the 256 colours of terminals; the first is for experts that were never chosen.
+# Cold to hot in the 256 terminal colours; the first is for experts that were never chosen.
 COLOURS = (16, 17, 54, 90, 126, 161, 197, 203, 209, 215, 221, 227, 231)
-# The same for a picture: red, green, blue at even steps between which it is interpolated.
+# The same for the PNG: red, green, blue at even steps, interpolated between them.
 RAMP = ((0, 0, 40), (60, 0, 110), (160, 20, 110), (235, 80, 50), (250, 190, 60), (255, 255, 230))
-PICTURE_WIDTH = 1024  # pixels at most, unless there are more experts than that
-PIXELS = 16  # of a cell's side at most
+PICTURE_WIDTH = 1024  # pixels at most, unless a layer has more experts
+PIXELS = 16  # side of a square at most
 
 
 @dataclass(frozen=True)
 class RouterReport:
-    """How one answer was spread. hits: (L, E); bytes are those of weights that a token moves.
+    """Router choices for one answer. hits: (L, E); used: experts that a token chooses in a layer.
 
-    dense_bytes: of a model that holds as much and uses all of it for every token.
+    token_bytes: weights that a decoded token reads; dense_bytes: the same if it read all experts.
     """
 
     model: str
@@ -59,13 +57,13 @@ class RouterReport:
 
     @property
     def experts(self) -> int:
-        """How many experts a layer has."""
+        """Number of experts in a layer."""
         count: int = self.hits.shape[1]
         return count
 
 
 def require_format(path: Path | None) -> None:
-    """Raise UsageError for a file that could not be written at the end."""
+    """Raise UsageError for a name or folder that cannot be written after the answer."""
     if path is None:
         return
     if path.suffix.lower() not in FORMATS:
@@ -75,18 +73,17 @@ def require_format(path: Path | None) -> None:
 
 
 def require_experts(judged: Judged, path: Path | None) -> None:
-    """Raise UsageError where a file was asked for and there will be nothing to write to it."""
+    """Raise UsageError if --experts-out is given and the model has no experts."""
     if path is not None and judged.config is not None and judged.config.experts is None:
-        raise UsageError(f"--experts-out: {dense(judged.name)}")
+        raise UsageError(f"--experts-out: {_dense(judged.name)}")
 
 
-def dense(name: str) -> str:
-    """Say that a model has no experts."""
+def _dense(name: str) -> str:
     return f"{name} is a dense model: it has no experts to show"
 
 
 def show_experts(session: Session) -> None:
-    """Do after an answer what --experts and --experts-out ask for; --json prints the former."""
+    """Show and write the report after an answer, as --experts and --experts-out request."""
     options = session.options
     if options.experts and not options.as_json:
         show(session)
@@ -95,44 +92,44 @@ def show_experts(session: Session) -> None:
 
 
 def experts_document(session: Session) -> dict[str, Any] | None:
-    """Put the last answer's spread into a JSON object; None for a dense model."""
-    found = spread(session)
-    return None if found is None else document(found)
+    """Return the report as a JSON object; None for a dense model."""
+    report = collect(session)
+    return None if report is None else document(report)
 
 
 def show(session: Session) -> None:
-    """Draw the last answer's spread on stderr."""
-    found = spread(session)
-    if found is None:
-        console.log(f"conifer: {dense(session.judged.name)}")
-    elif not found.tokens:
-        console.log("conifer: no token was run yet, so no expert was chosen")
+    """Print the report of the last answer to stderr."""
+    report = collect(session)
+    if report is None:
+        console.log(f"conifer: {_dense(session.judged.name)}")
+    elif not report.tokens:
+        console.log("conifer: no tokens have been run yet")
     else:
-        console.log_drawing(lambda columns, coloured: picture(found, columns, coloured))
-        for line in summary(found):
+        console.log_drawing(lambda columns, coloured: heat_map(report, columns, coloured))
+        for line in summary(report):
             console.log(line)
 
 
 def write(session: Session, path: Path) -> None:
-    """Write the last answer's spread as a PNG or a JSON document, as the name says.
+    """Write the report of the last answer as a PNG or a JSON document, by the file's suffix.
 
-    Raises UsageError for another name and where there is nothing to write, OutputError.
+    Raises UsageError for another suffix or without a report, OutputError.
     """
     require_format(path)
-    found = spread(session)
-    if found is None or not found.tokens:
-        what = dense(session.judged.name) if found is None else "no token was run yet"
-        raise UsageError(f"there is nothing to write to {path.name!r}: {what}")
+    report = collect(session)
+    if report is None or not report.tokens:
+        reason = _dense(session.judged.name) if report is None else "no tokens have been run yet"
+        raise UsageError(f"nothing to write to {path.name!r}: {reason}")
     as_json = path.suffix.lower() == ".json"
-    data = (json.dumps(document(found), indent=1) + "\n").encode() if as_json else png(found)
+    data = (json.dumps(document(report), indent=1) + "\n").encode() if as_json else png(report)
     try:
         path.write_bytes(data)
     except OSError as error:
         raise console.OutputError(f"cannot write {path}: {error.strerror}") from error
 
 
-def spread(session: Session) -> RouterReport | None:
-    """Collect what was counted for the last answer; None for a dense model."""
+def collect(session: Session) -> RouterReport | None:
+    """Collect the counts of the last answer; None for a dense model."""
     from engine.fit.speed import bytes_per_token
     from engine.gguf.reader import open_model
 
@@ -150,44 +147,44 @@ def spread(session: Session) -> RouterReport | None:
     )
 
 
-def summary(found: RouterReport) -> list[str]:
-    """Say the figures of all layers together."""
-    told = document(found)
-    bits, most = told["entropy_bits"], math.log2(found.experts)
-    covered, total = told["experts_for_90_percent"], found.hits.size
-    factor = found.dense_bytes / found.token_bytes
+def summary(report: RouterReport) -> list[str]:
+    """Return the figures over all layers, as lines of text."""
+    figures = document(report)
+    bits, most = figures["entropy_bits"], math.log2(report.experts)
+    covered, total = figures["experts_for_90_percent"], report.hits.size
+    factor = report.dense_bytes / report.token_bytes
     return [
-        f"{found.tokens:,} tokens, {found.used} of {found.experts} experts in each of "
-        f"{len(found.layers)} layers",
+        f"{report.tokens:,} tokens, {report.used} of {report.experts} experts in each of "
+        f"{len(report.layers)} layers",
         f"entropy: {bits['mean']:.2f} of {most:.2f} bits (layers from {bits['low']:.2f} to "
-        f"{bits['high']:.2f}); 90 % of the hits: {covered:.1f} experts of a layer, "
-        f"{covered / found.experts:.0%}",
-        f"never chosen: {told['never_chosen']:,} of {total:,} experts",
-        f"weights moved for a token: {size(found.token_bytes)}; a dense model of the same total: "
-        f"{size(found.dense_bytes)}, {factor:.1f} times as much",
+        f"{bits['high']:.2f}); 90 % of the hits: {covered:.1f} experts per layer, "
+        f"{covered / report.experts:.0%}",
+        f"never chosen: {figures['never_chosen']:,} of {total:,} experts",
+        f"weights read per token: {size(report.token_bytes)}; by a dense model of the same size: "
+        f"{size(report.dense_bytes)}, {factor:.1f} times as much",
     ]
 
 
-def document(found: RouterReport) -> dict[str, Any]:
-    """Put all of it into one JSON document."""
+def document(report: RouterReport) -> dict[str, Any]:
+    """Return the report as a JSON document."""
     from engine.nn.router_stats import covering, entropy_bits
 
-    bits, covered = entropy_bits(found.hits), covering(found.hits, SHARE)
-    rows = zip(found.layers, found.hits.tolist(), bits.tolist(), covered.tolist(), strict=True)
+    bits, covered = entropy_bits(report.hits), covering(report.hits, SHARE)
+    rows = zip(report.layers, report.hits.tolist(), bits.tolist(), covered.tolist(), strict=True)
     return {
-        "model": found.model,
-        "tokens": found.tokens,
-        "experts": found.experts,
-        "experts_used": found.used,
+        "model": report.model,
+        "tokens": report.tokens,
+        "experts": report.experts,
+        "experts_used": report.used,
         "entropy_bits": {
             "mean": round(float(bits.mean()), 4),
             "low": round(float(bits.min()), 4),
             "high": round(float(bits.max()), 4),
         },
         "experts_for_90_percent": round(float(covered.mean()), 4),
-        "never_chosen": int((found.hits == 0).sum()),
-        "token_bytes": found.token_bytes,
-        "dense_token_bytes": found.dense_bytes,
+        "never_chosen": int((report.hits == 0).sum()),
+        "token_bytes": report.token_bytes,
+        "dense_token_bytes": report.dense_bytes,
         "layers": [
             {
                 "layer": layer,
@@ -200,22 +197,22 @@ def document(found: RouterReport) -> dict[str, Any]:
     }
 
 
-def picture(found: RouterReport, columns: int, coloured: bool) -> list[str]:
-    """Draw the heat map: a row for each layer, its busiest cells the hottest."""
+def heat_map(report: RouterReport, columns: int, coloured: bool) -> list[str]:
+    """Draw a row of cells for each layer; the hottest cells were chosen most often."""
     from engine.nn.router_stats import covering, entropy_bits
 
-    per_cell = -(-found.experts // max(8, columns - BESIDE_CELLS))
-    heat = _cells(found, per_cell)
+    per_cell = -(-report.experts // max(8, columns - LABEL_COLUMNS))
+    heat = _cells(report, per_cell)
     steps = len(COLOURS if coloured else SHADES)
     rows = _levels(heat, steps).tolist()
     width = heat.shape[1]
-    cell = "an expert" if per_cell == 1 else f"{per_cell} experts"
+    cell = "one expert each" if per_cell == 1 else f"{per_cell} experts each"
     lines = [
-        f"A row is a layer, a cell {cell}; its entropy; experts that took 90 % of the hits.",
+        f"Rows: layers. Cells: {cell}. Then the entropy, and the experts with 90 % of the hits.",
         f"layer {'':{width}}   bits  90 %",
     ]
-    bits, covered = entropy_bits(found.hits), covering(found.hits, SHARE)
-    for layer, row, entropy, count in zip(found.layers, rows, bits, covered, strict=True):
+    bits, covered = entropy_bits(report.hits), covering(report.hits, SHARE)
+    for layer, row, entropy, count in zip(report.layers, rows, bits, covered, strict=True):
         cells = _coloured(row) if coloured else "".join(SHADES[level] for level in row)
         lines.append(f"{layer:5d} {cells}  {entropy:5.2f}  {count:4d}")
     scale = _coloured(list(range(steps))) if coloured else SHADES
@@ -223,47 +220,42 @@ def picture(found: RouterReport, columns: int, coloured: bool) -> list[str]:
     return lines
 
 
-def png(found: RouterReport) -> bytes:
-    """Draw the heat map as a picture of one colour a cell, layers downwards, experts across."""
+def png(report: RouterReport) -> bytes:
+    """Draw the heat map as a PNG: a square for each expert, layers downwards."""
     import numpy as np
+    import png as pypng
 
-    side = max(1, min(PIXELS, PICTURE_WIDTH // found.experts))
-    heat = _cells(found, 1)
+    side = max(1, min(PIXELS, PICTURE_WIDTH // report.experts))
+    heat = _cells(report, 1)
     levels = _levels(heat, 256).astype(np.uint8)
     pixels = np.repeat(np.repeat(levels, side, axis=0), side, axis=1)
-    height, width = pixels.shape
-    lines = np.hstack([np.zeros((height, 1), np.uint8), pixels])  # each begins with: no filter
     text = (
-        f"Rows: layers {found.layers[0]} to {found.layers[-1]}; columns: experts 0 to "
-        f"{found.experts - 1}; hottest: {heat.max():.2f} times an even share of "
-        f"{found.tokens} tokens"
+        f"Rows: layers {report.layers[0]} to {report.layers[-1]}; columns: experts 0 to "
+        f"{report.experts - 1}; hottest: {heat.max():.2f} times an even share of "
+        f"{report.tokens} tokens"
     )
-    chunks = [
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)),
-        (b"PLTE", _palette()),
-        (b"tEXt", b"Description\0" + text.encode("latin-1")),
-        (b"IDAT", zlib.compress(lines.tobytes(), 9)),
-        (b"IEND", b""),
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        for name, data in chunks
-    )
+    height, width = pixels.shape
+    image, described = io.BytesIO(), io.BytesIO()
+    pypng.Writer(width, height, palette=_palette(), compression=9).write(image, pixels)
+    first, *rest = pypng.Reader(bytes=image.getvalue()).chunks()
+    description = (b"tEXt", b"Description\0" + text.encode("latin-1"))
+    pypng.write_chunks(described, [first, description, *rest])
+    return described.getvalue()
 
 
-def _cells(found: RouterReport, per_cell: int) -> NDArray[np.float64]:
-    """Say how often the experts of each cell were chosen, 1 being an even share: (L, C)."""
+def _cells(report: RouterReport, per_cell: int) -> NDArray[np.float64]:
+    """Return how often the experts of each cell were chosen, in even shares: (L, C)."""
     import numpy as np
 
-    starts = np.arange(0, found.experts, per_cell)
-    counts = np.diff(np.append(starts, found.experts))
-    even = found.tokens * found.used / found.experts
-    cells: NDArray[np.float64] = np.add.reduceat(found.hits, starts, axis=1) / counts / even
+    starts = np.arange(0, report.experts, per_cell)
+    counts = np.diff(np.append(starts, report.experts))
+    even = report.tokens * report.used / report.experts
+    cells: NDArray[np.float64] = np.add.reduceat(report.hits, starts, axis=1) / counts / even
     return cells
 
 
 def _levels(heat: NDArray[np.float64], steps: int) -> NDArray[np.int64]:
-    """Sort values into steps; the lowest is for nothing at all."""
+    """Quantise values to steps; only a value of 0 gets the lowest."""
     import numpy as np
 
     levels: NDArray[np.int64] = np.ceil(heat / heat.max() * (steps - 1)).astype(np.int64)
@@ -274,11 +266,11 @@ def _coloured(levels: list[int]) -> str:
     return "".join(f"\x1b[48;5;{COLOURS[level]}m " for level in levels) + "\x1b[0m"
 
 
-def _palette() -> bytes:
+def _palette() -> list[tuple[int, int, int]]:
+    """Return 256 colours; 0 is black, for experts that were never chosen."""
     import numpy as np
 
     at = np.linspace(0, len(RAMP) - 1, 256)
     columns = [np.interp(at, range(len(RAMP)), column) for column in zip(*RAMP, strict=True)]
-    palette = np.rint(np.stack(columns, axis=1)).astype(np.uint8)
-    palette[0] = 0  # black: never chosen
-    return bytes(palette.tobytes())
+    rows = np.rint(np.stack(columns, axis=1)).astype(int).tolist()
+    return [(0, 0, 0), *(tuple(row) for row in rows[1:])]

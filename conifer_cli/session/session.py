@@ -1,7 +1,6 @@
-"""A loaded model and one conversation with it: messages in, a stream of text out.
+"""A loaded model with its cache and settings: messages in, a stream of text out.
 
-`run` asks it once, `chat` again and again; what both share is here. It prints only the progress of
-reading the prompt.
+One-shot answers and conversations share it. It prints only progress while it loads and reads.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ if TYPE_CHECKING:
 
 JSON_OBJECT = '{"type": "object", "minProperties": 1}'  # the schema of --format json
 TYPED = "typed"  # an origin; the others are an environment variable and the config file
-SLOW = "these are the slow kernels: {}. Install a C++ compiler, then Conifer anew."
-ANSWER_ROOM = 2048  # tokens kept free for an answer when a long prompt makes the context grow
-SEED_BITS = 53  # of a seed that is drawn: what every reader of JSON keeps exactly
+SLOW = "using the slow kernels: {}. Install a C++ compiler, then reinstall Conifer."
+ANSWER_ROOM = 2048  # tokens to keep free for an answer when a long prompt grows the context
+SEED_BITS = 53  # of random seeds: every JSON reader keeps such integers exactly
 
 Messages = list[dict[str, str]]
 
@@ -85,7 +84,7 @@ class RunOptions:
 
 
 class Session:
-    """A model, its settings and its cache. `raw`: it completes text and knows no roles."""
+    """A model, its settings and its cache. raw: the model completes text and has no roles."""
 
     def __init__(self, judged: Judged, options: RunOptions) -> None:
         self.judged = judged
@@ -99,14 +98,14 @@ class Session:
         if options.experts or options.experts_out:
             self.model.count_routes()
 
-    def change(self, **wishes: Any) -> None:
-        """Change options for the answers to come, by the names that RunOptions has for them."""
-        options = replace(self.options, **wishes)
+    def change(self, **changes: Any) -> None:
+        """Change fields of RunOptions for the next answers. Raises ValueError."""
+        options = replace(self.options, **changes)
         self.settings = settings_for(self.judged.entry, options)
         self.options = options
 
     def close(self) -> None:
-        """Give the memory back; the session is of no use then."""
+        """Free the memory. The session cannot be used afterwards."""
         import gc
 
         del self.model
@@ -114,25 +113,25 @@ class Session:
         gc.collect()
 
     def initial_messages(self) -> Messages:
-        """Begin a conversation."""
+        """Return the system message, if there is one."""
         system = self.options.system
         return [{"role": "system", "content": system}] if system else []
 
     def encode(self, messages: Messages) -> list[int]:
-        """Turn a conversation into tokens; for a raw model its last message is all there is."""
+        """Encode a conversation; for a raw model, its last message only."""
         from engine.text import reasoning
 
         template, tokenizer = self.model.template, self.model.tokenizer
         if self.raw or template is None:
             start = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
             return start + tokenizer.encode(messages[-1]["content"])
-        wishes = reasoning.switches(self.options.think, self.options.effort)
-        return template.encode(messages, **wishes)
+        switches = reasoning.switches(self.options.think, self.options.effort)
+        return template.encode(messages, **switches)
 
     def answer(self, tokens: list[int], context: int | None = None) -> Generation:
-        """Begin to answer, as far as the cache goes from there.
+        """Start an answer, reusing the prefix of `tokens` in the cache.
 
-        context: tokens that the cache is for; None lets it grow for a prompt that needs it.
+        context: capacity of the cache in tokens; None lets it grow for a long prompt.
         """
         cache = self.kv_cache(len(tokens), context)
         if self.model.routes is not None:
@@ -140,7 +139,7 @@ class Session:
         return Generation(self, tokens, cache)
 
     def kv_cache(self, prompt_tokens: int, context: int | None = None) -> Cache:
-        """Give the cache; it is made on first use."""
+        """Return the cache. Creates it on first use and when it is too small."""
         context = self._context(prompt_tokens) if context is None else context
         if self.cache is None or self.cache.context < context:
             self.cache = self.model.new_cache(context, self.options.kv_type)
@@ -148,25 +147,25 @@ class Session:
 
     @functools.cached_property
     def identity(self) -> str:
-        """Tell this model's files from others."""
+        """A digest that identifies the model's files."""
         return checkpoint.identity(self.judged)
 
     @functools.cached_property
     def cache_format(self) -> str:
-        """Name the form of this session's caches."""
+        """Name the format of this session's caches; other formats cannot be restored."""
         from engine.nn.cache_state import form
 
         return f"{self.model.kernels.name} {form(self.model, self.options.kv_type)}"
 
     def save(self, path: Path, messages: Messages, with_cache: bool = True) -> None:
-        """Write the conversation, and what the cache holds of it, to a file.
+        """Write the conversation and its cache to a file.
 
-        with_cache: without it the text alone, which `resume` reads anew; the model is not touched
-        then. Raises OutputError, and Unreadable where the model's file has gone.
+        with_cache: False writes the messages alone and does not touch the model; `resume` then
+        reads them again. Raises OutputError, and Unreadable if the model's file is gone.
         """
         from engine.nn.cache_state import keep
 
-        # As it was found: what a link in the hub's cache leads to has no name that tells of parts.
+        # Blob names do not carry the shard number, so keep the link's path.
         reference = self.judged.paths[0] if self.judged.entry is None else None
         facts = {
             "model": str(reference.absolute()) if reference else self.judged.name,
@@ -175,48 +174,45 @@ class Session:
             "messages": messages,
         }
         kept = keep(self.model, self.cache) if with_cache and self.cache is not None else None
-        checkpoint.write(path, checkpoint.CONVERSATION, facts, kept)
+        checkpoint.write(path, checkpoint.ConversationHeader.kind, facts, kept)
 
     def resume(self, path: Path) -> Messages:
-        """Take up a conversation that `save` wrote. Returns what was said.
+        """Load a conversation that `save` wrote. Return its messages.
 
-        Raises UsageError where there is none or it is another model's, BadSaved, CacheStateError.
+        Raises UsageError if the file is missing or of another model, BadSaved, CacheStateError.
         """
         from engine.nn.cache_state import restore
 
-        facts, kept = checkpoint.read(path, checkpoint.CONVERSATION)
-        if facts["identity"] != self.identity:
+        header, kept = checkpoint.read(path, checkpoint.ConversationHeader)
+        if header.identity != self.identity:
             raise UsageError(
-                f"{path} was saved with another model file, of {facts['model']}",
-                "Name that model, or leave the model out.",
+                f"{path} was saved with another model file, of {header.model}",
+                "Name that model, or omit the model.",
             )
-        if facts["form"] == self.cache_format and kept.tokens:  # else the text is read anew
+        if header.form == self.cache_format and kept.tokens:  # otherwise read the text again
             self.cache = None
             restore(self.model, kept, self.kv_cache(len(kept.tokens)))
-        messages: Messages = facts["messages"]
-        said = messages[0] if messages else {}
-        system = said["content"] if said.get("role") == "system" else None
+        first = header.messages[0] if header.messages else {}
+        system = first["content"] if first.get("role") == "system" else None
         self.options = replace(self.options, system=system)
-        return messages
+        return header.messages
 
     @property
     def context(self) -> int:
-        """How many tokens the cache is for, or will be."""
+        """Capacity of the cache in tokens, or of the one to be created."""
         return self.cache.context if self.cache else self.judged.verdict.context
 
     def _context(self, prompt_tokens: int) -> int:
-        """Choose a context: what was asked for, else the verdict's, doubled while there is need."""
+        """Return the requested context, or the verdict's, at least doubled for a long prompt."""
         context = self.context
-        wanted = prompt_tokens + min(self.options.max_tokens or ANSWER_ROOM, ANSWER_ROOM)
-        if self.options.context is not None or wanted <= context:
+        needed = prompt_tokens + min(self.options.max_tokens or ANSWER_ROOM, ANSWER_ROOM)
+        if self.options.context is not None or needed <= context:
             return context
-        return max(context, min(max(wanted, 2 * context), self.judged.verdict.largest_context))
+        return max(context, min(max(needed, 2 * context), self.judged.verdict.largest_context))
 
 
 class Generation:
-    """One answer on its way. Iterate for its parts, thinking and answer; `stream` then has finish
-    and stats.
-    """
+    """One answer being generated. Iterate over its parts; then `stream` has finish and stats."""
 
     def __init__(self, session: Session, tokens: list[int], cache: Cache) -> None:
         self._session = session
@@ -244,21 +240,23 @@ class Generation:
                 yield part
         self.total_s = time.perf_counter() - self._started
         kernels, kv_type = self._session.model.kernels.name, self._session.options.kv_type
-        if self.stream.guide is None and not self._session.settings.processors:  # these take time
+        if (
+            self.stream.guide is None and not self._session.settings.processors
+        ):  # these slow it down
             faults = history.disk_faults() - self._faults
             history.record_answer(self._session.judged, kernels, kv_type, self.stream.stats, faults)
 
     def stop(self) -> None:
-        """End the answer after the token under way. May be called from a signal's handler."""
+        """End the answer after the current token. Safe to call from a signal handler."""
         self.stream.stop()
 
     @property
     def cut_by_context(self) -> bool:
-        """Whether the answer ended because the context was full."""
+        """True if the answer ended because the context was full."""
         return self.stream.finish == "length" and self.stream.cut_by == "context"
 
     def record(self) -> dict[str, Any]:
-        """Say how the answer ended and what it took, as data."""
+        """Return the finish reason, token counts and rates for --json."""
         stats = self.stream.stats
         return {
             "finish_reason": self.stream.finish or "stop",
@@ -279,7 +277,7 @@ class Generation:
         }
 
     def stats(self) -> str:
-        """Say what the answer took, in one line."""
+        """Return token counts and rates in one line."""
         stats = self.stream.stats
         cached = f" ({stats.cached_tokens:,} from the cache)" if stats.cached_tokens else ""
         return (
@@ -289,7 +287,7 @@ class Generation:
 
 
 def _guide(session: Session, tokens: list[int]) -> Guide | None:
-    """Make what steers an answer, if anything is to."""
+    """Return the guide for a schema or a reasoning budget, if there is one."""
     options = session.options
     if options.grammar is None and options.reasoning_budget is None:
         return None
@@ -315,14 +313,14 @@ def _loaded(judged: Judged, kernels: str, chatting: bool) -> Model:
 
 
 def is_raw(judged: Judged) -> bool:
-    """Tell whether a model completes text and knows no roles, as far as its header was read."""
+    """True if a model completes text and has no roles, as far as its header has been read."""
     if judged.entry is not None and judged.entry.kind == "base":
         return True
     return judged.metadata is not None and "tokenizer.chat_template" not in judged.metadata
 
 
 def settings_for(entry: Entry | None, options: RunOptions) -> Settings:
-    """Choose how to sample: what was typed, else what the catalog recommends, else the defaults."""
+    """Return sampling settings: typed options, else the catalog's, else the defaults."""
     from engine.sampling import Settings
 
     chosen: dict[str, Any] = {}

@@ -1,46 +1,46 @@
-"""The first fenced code block of a text that arrives in pieces.
-
-Fences are Markdown's: three or more backticks or tildes at the start of a line; those that close a
-block are at least as many as those that opened it, with nothing behind them.
-"""
+"""Fenced code blocks of Markdown: their fences, and the first block of a text in pieces."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 
-_OPENS = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})")
+from conifer_cli.errors import NoCode
+
+FENCE = re.compile(r"(?P<indent>\s*)(?P<fence>`{3,}(?=[^`]*$)|~{3,})\s*(?P<language>[\w+#.-]*).*")
 
 
-class FirstBlock:
-    """Passes on the lines between the first pair of fences.
+def closes(line: str, fence: str) -> bool:
+    """True if a line closes the block that `fence` opened: as long or longer, and alone."""
+    line = line.strip()
+    return len(line) >= len(fence) and not line.strip(fence[0])
 
-    begun: the first of the pair has come; ended: both have.
+
+def first_code_block(pieces: Iterable[str]) -> Iterator[str]:
+    """Yield the complete lines of the first code block after each piece, maybe none.
+
+    Stops reading at the end of the block. Raises NoCode if the text has no block.
     """
+    fence = line = ""
+    for piece in pieces:
+        *lines, line = (line + piece).split("\n")
+        code = ""
+        for whole in lines:
+            if not fence:
+                fence = _opened(whole)
+            elif closes(whole, fence):
+                yield code
+                return
+            else:
+                code += whole + "\n"
+        yield code
+    if not fence and not _opened(line):
+        raise NoCode("the answer has no code block")
+    if fence and not closes(line, fence):
+        yield line
 
-    def __init__(self) -> None:
-        self.begun = self.ended = False
-        self._line = self._fence = ""
 
-    def push(self, piece: str) -> str:
-        """Take the next text; give the lines of the block that are complete."""
-        *lines, self._line = (self._line + piece).split("\n")
-        return "".join(map(self._take, lines))
-
-    def finish(self) -> str:
-        """Give what is left of a block that nothing closed."""
-        return self._take(self._line).rstrip("\n")
-
-    def _take(self, line: str) -> str:
-        """Read one line; give it back, with its end, if it lies in the block."""
-        if self.ended:
-            return ""
-        if not self.begun:
-            opening = _OPENS.match(line)
-            if opening:
-                self.begun, self._fence = True, opening[1]
-            return ""
-        bare = line.strip()
-        if len(bare) >= len(self._fence) and not bare.strip(self._fence[0]):
-            self.ended = True
-            return ""
-        return line + "\n"
+def _opened(line: str) -> str:
+    """Return the fence that a line opens; four spaces of indentation open none."""
+    found = FENCE.fullmatch(line)
+    return found["fence"] if found and len(found["indent"].expandtabs(4)) < 4 else ""

@@ -93,8 +93,8 @@ def test_a_file_is_mapped_until_the_cache_is_filled(tmp_path, kernels, name):
     greedy = engine.Settings(temperature=0, max_tokens=4, ignore_end=True)
     list(model.generate([5, 9, 3, 7] * 10, greedy, cache))
     facts = {"model": name, "identity": "i", "form": "f", "messages": []}
-    checkpoint.write(tmp_path / "talk", checkpoint.CONVERSATION, facts, keep(model, cache))
-    _, kept = checkpoint.read(tmp_path / "talk", checkpoint.CONVERSATION)
+    checkpoint.write(tmp_path / "talk", "conversation", facts, keep(model, cache))
+    _, kept = checkpoint.read(tmp_path / "talk", checkpoint.ConversationHeader)
     assert str(tmp_path) in MAPS.read_text()
     restore(model, kept, other)
     del kept

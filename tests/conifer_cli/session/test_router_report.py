@@ -16,7 +16,7 @@ from conifer_cli.session.router_report import (
     SHADES,
     RouterReport,
     document,
-    picture,
+    heat_map,
     png,
     summary,
 )
@@ -30,7 +30,7 @@ DENSE = str(MODELS / "qwen3" / "model.gguf")
 ASK = ("hello there", "--max-tokens", "6", "--seed", "1", "--context", "256")
 
 
-def spread(hits: list[list[int]] | np.ndarray, used: int = 1, **more: int) -> RouterReport:
+def report(hits: list[list[int]] | np.ndarray, used: int = 1, **more: int) -> RouterReport:
     table = np.array(hits)
     tokens = int(table[0].sum()) // used
     sizes = {"token_bytes": 3 * 10**9, "dense_bytes": 12 * 10**9} | more
@@ -43,12 +43,12 @@ def drawn(text: str) -> list[str]:
 
 
 def test_the_figures_are_those_that_one_would_count_by_hand():
-    told = document(spread([[4, 4, 4, 4], [16, 0, 0, 0]], used=2))
-    assert (told["tokens"], told["experts"], told["experts_used"]) == (8, 4, 2)
-    assert told["entropy_bits"] == {"mean": 1.0, "low": 0.0, "high": 2.0}
-    assert told["experts_for_90_percent"] == 2.5 and told["never_chosen"] == 3
-    assert [layer["layer"] for layer in told["layers"]] == [3, 4]
-    assert told["layers"][1] == {
+    figures = document(report([[4, 4, 4, 4], [16, 0, 0, 0]], used=2))
+    assert (figures["tokens"], figures["experts"], figures["experts_used"]) == (8, 4, 2)
+    assert figures["entropy_bits"] == {"mean": 1.0, "low": 0.0, "high": 2.0}
+    assert figures["experts_for_90_percent"] == 2.5 and figures["never_chosen"] == 3
+    assert [layer["layer"] for layer in figures["layers"]] == [3, 4]
+    assert figures["layers"][1] == {
         "layer": 4,
         "entropy_bits": 0.0,
         "experts_for_90_percent": 1,
@@ -57,15 +57,15 @@ def test_the_figures_are_those_that_one_would_count_by_hand():
 
 
 def test_the_summary_compares_with_a_dense_model():
-    text = "\n".join(summary(spread([[4, 4, 4, 4], [16, 0, 0, 0]], used=2)))
+    text = "\n".join(summary(report([[4, 4, 4, 4], [16, 0, 0, 0]], used=2)))
     assert "8 tokens, 2 of 4 experts in each of 2 layers" in text
-    assert "1.00 of 2.00 bits" in text and "2.5 experts of a layer, 62%" in text
+    assert "1.00 of 2.00 bits" in text and "2.5 experts per layer, 62%" in text
     assert "never chosen: 3 of 8 experts" in text
-    assert "3.0 GB; a dense model of the same total: 12.0 GB, 4.0 times as much" in text
+    assert "3.0 GB; by a dense model of the same size: 12.0 GB, 4.0 times as much" in text
 
 
 def test_the_hottest_cell_is_full_and_an_expert_never_chosen_is_empty():
-    lines = picture(spread([[8, 4, 0, 1], [13, 0, 0, 0]]), 80, coloured=False)
+    lines = heat_map(report([[8, 4, 0, 1], [13, 0, 0, 0]]), 80, coloured=False)
     assert lines[2].startswith("    3 ") and lines[3].startswith("    4 ")
     assert lines[2][6:10] == "▅▃ ▁" and lines[3][6:10] == "█   "
     assert lines[-1] == f"never {SHADES} 4.0 times even"
@@ -74,7 +74,7 @@ def test_the_hottest_cell_is_full_and_an_expert_never_chosen_is_empty():
 def test_experts_that_have_no_cell_of_their_own_share_one():
     hits = np.zeros((1, 128), int)
     hits[0, :3], hits[0, 127] = 2, 9
-    caption, _, row, _ = picture(spread(hits), 80, coloured=False)
+    caption, _, row, _ = heat_map(report(hits), 80, coloured=False)
     assert "3 experts" in caption
     assert row[6:49] == "▄" + " " * 41 + "█"  # 6 hits of three, 9 of two: the mean counts
 
@@ -85,7 +85,7 @@ def test_experts_that_have_no_cell_of_their_own_share_one():
 def test_a_picture_is_no_wider_than_the_terminal(experts: int, columns: int, coloured: bool):
     hits = np.random.default_rng(0).integers(0, 9, (4, experts))
     hits[:, 0] = 10
-    lines = picture(spread(hits), columns, coloured)
+    lines = heat_map(report(hits), columns, coloured)
     plain = [ESCAPES.sub("", line) for line in lines]
     assert not any("\x1b" in line for line in plain)
     assert all(len(line) <= columns for line in plain[1:])
@@ -113,7 +113,7 @@ def decoded(data: bytes) -> tuple[np.ndarray, dict[bytes, bytes]]:
 
 
 def test_the_png_has_a_square_for_each_expert_of_each_layer():
-    pixels, chunks = decoded(png(spread([[8, 4, 0, 1], [13, 0, 0, 0]])))
+    pixels, chunks = decoded(png(report([[8, 4, 0, 1], [13, 0, 0, 0]])))
     assert pixels.shape == (2 * 16, 4 * 16)
     cells = pixels[::16, ::16]
     assert (pixels == np.kron(cells, np.ones((16, 16), int))).all()
@@ -124,7 +124,7 @@ def test_the_png_has_a_square_for_each_expert_of_each_layer():
 
 
 def test_a_png_of_many_experts_stays_small():
-    pixels, _ = decoded(png(spread(np.ones((94, 512), int))))
+    pixels, _ = decoded(png(report(np.ones((94, 512), int))))
     assert pixels.shape == (94 * 2, 512 * 2)
 
 
@@ -139,33 +139,35 @@ def test_the_answer_is_the_same_and_the_picture_is_on_stderr(tmp_path: Path):
 
 
 def test_json_has_the_counts_of_what_was_run(tmp_path: Path):
-    out = tmp_path / "spread.json"
+    out = tmp_path / "report.json"
     done = run_conifer("run", QWEN, *ASK, "--experts-out", str(out), "--json", home=tmp_path)
     assert (done.returncode, done.stderr) == (0, b"")
-    told, answer = json.loads(out.read_text()), json.loads(done.stdout)
+    figures, answer = json.loads(out.read_text()), json.loads(done.stdout)
     assert "experts" not in answer
-    assert told["tokens"] == answer["usage"]["prompt_tokens"] + 5  # the sixth was not run
-    assert [sum(layer["hits"]) for layer in told["layers"]] == [2 * told["tokens"]] * 2
+    assert figures["tokens"] == answer["usage"]["prompt_tokens"] + 5  # the sixth was not run
+    assert [sum(layer["hits"]) for layer in figures["layers"]] == [2 * figures["tokens"]] * 2
     done = run_conifer("run", QWEN, *ASK, "--experts", "--json", home=tmp_path)
-    assert json.loads(done.stdout)["experts"]["layers"] == told["layers"]
+    assert json.loads(done.stdout)["experts"]["layers"] == figures["layers"]
     assert done.stderr == b""
 
 
 def test_the_bytes_are_those_of_the_tensors(tmp_path: Path):
-    out = tmp_path / "spread.json"
+    out = tmp_path / "report.json"
     run_conifer("run", QWEN, *ASK, "--experts-out", str(out), home=tmp_path)
-    told, tensors = json.loads(out.read_text()), open_model(Path(QWEN)).tensors
+    figures, tensors = json.loads(out.read_text()), open_model(Path(QWEN)).tensors
     sizes = {name: info.size_bytes for name, info in tensors.items()}
     experts = sum(size for name, size in sizes.items() if "_exps." in name)
     unread = 0
     if "output.weight" in sizes:  # of the embedding one row is read
         unread = sizes["token_embd.weight"] * (1 - 1 / tensors["token_embd.weight"].shape[0])
-    assert told["dense_token_bytes"] == pytest.approx(sum(sizes.values()) - unread, abs=4)
-    assert told["token_bytes"] == pytest.approx(told["dense_token_bytes"] - experts * 6 / 8, abs=4)
+    assert figures["dense_token_bytes"] == pytest.approx(sum(sizes.values()) - unread, abs=4)
+    assert figures["token_bytes"] == pytest.approx(
+        figures["dense_token_bytes"] - experts * 6 / 8, abs=4
+    )
 
 
 def test_a_png_is_written_and_nothing_is_drawn(tmp_path: Path):
-    out = tmp_path / "spread.PNG"
+    out = tmp_path / "report.PNG"
     done = run_conifer("run", QWEN, *ASK, "--experts-out", str(out), home=tmp_path)
     assert (done.returncode, done.stderr) == (0, b"")
     assert decoded(out.read_bytes())[0].shape == (32, 128)
@@ -184,9 +186,9 @@ def test_a_dense_model_answers_and_says_that_it_has_no_experts(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "code", "said"),
     [
-        ("spread.svg", 2, "does not end in .png or .json"),
-        ("nowhere/spread.png", 2, "the folder 'nowhere' does not exist"),
-        (f"{'x' * 300}/spread.png", 2, "does not exist"),
+        ("report.svg", 2, "does not end in .png or .json"),
+        ("nowhere/report.png", 2, "the folder 'nowhere' does not exist"),
+        (f"{'x' * 300}/report.png", 2, "does not exist"),
         ("folder.json", 1, "cannot write folder.json"),
     ],
 )
@@ -202,7 +204,7 @@ def test_a_terminal_gets_colours_and_nothing_else(tmp_path: Path):
     with TerminalSession([*command(), "run", QWEN, *ASK, "--experts"], settings) as session:
         assert session.wait() == 0
         assert len(re.findall(r"\x1b\[48;5;\d+m ", session.screen)) >= 16
-        assert "a dense model of the same total" in session.screen
+        assert "a dense model of the same size" in session.screen
     settings |= {"NO_COLOR": "1"}
     with TerminalSession([*command(), "run", QWEN, *ASK, "--experts"], settings) as session:
         assert session.wait() == 0
@@ -212,18 +214,18 @@ def test_a_terminal_gets_colours_and_nothing_else(tmp_path: Path):
 def test_a_conversation_shows_the_last_answer(tmp_path: Path):
     settings = environment(tmp_path, TERM="dumb", COLUMNS="80")
     arguments = ["run", QWEN, *ASK[1:]]
-    out = tmp_path / "spread.json"
+    out = tmp_path / "report.json"
     with TerminalSession([*command(), *arguments], settings) as session:
         session.expect(">>> ")
         session.type("/experts\n")
-        session.expect("no token was run yet")
+        session.expect("no tokens have been run yet")
         session.type("hello there\n")
         session.expect(">>> ")
         session.type("/experts\n")
-        session.expect("a dense model of the same total")
+        session.expect("a dense model of the same size")
         session.type(f"/experts {out}\n")
         session.expect("Written to")
-        session.type("/experts spread.svg\n")
+        session.type("/experts report.svg\n")
         session.expect("does not end in .png or .json")
         session.type("/bye\n")
         assert session.wait() == 0

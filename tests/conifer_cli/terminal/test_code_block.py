@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from conifer_cli.terminal.code_block import FirstBlock
+from conifer_cli.errors import NoCode
+from conifer_cli.terminal.code_block import first_code_block
 
 BLOCKS = [
     ("Here:\n```python\nx = 1\n\ny\n```\nand\n```\nno\n```\n", "x = 1\n\ny\n", True),
@@ -17,23 +18,17 @@ BLOCKS = [
 NONE = ["", "no code", "`inline`", "```inline``` too\n", "    ```\nindented by four\n"]
 
 
-def extracted(pieces):
-    block = FirstBlock()
-    text = "".join(map(block.push, pieces)) + block.finish()
-    return text, block
-
-
 @pytest.mark.parametrize(("text", "code", "ended"), BLOCKS)
 def test_the_first_block_is_the_same_at_every_split(text, code, ended):
-    whole, block = extracted([text])
-    assert (whole, block.begun) == (code, True)
-    for at in range(len(text) + 1):
-        assert extracted([text[:at], text[at:]])[0] == code
-    assert extracted(text)[0] == code
-    assert not ended or block.ended
+    for pieces in ([text], text, *([text[:at], text[at:]] for at in range(len(text) + 1))):
+        assert "".join(first_code_block(pieces)) == code
+    unread = iter([text + "\n", "next"])
+    assert "".join(first_code_block(unread)).startswith(code)
+    assert list(unread) == ["next"] * ended
 
 
 @pytest.mark.parametrize("text", NONE)
 def test_a_text_without_a_block_gives_nothing(text):
-    code, block = extracted([text])
-    assert (code, block.begun) == ("", False)
+    for pieces in ([text], text):
+        with pytest.raises(NoCode):
+            assert "".join(first_code_block(pieces)) == ""
