@@ -188,7 +188,7 @@ class TokenStream:
             if ahead:
                 self.cache.tokens.append(value)
                 if self.model.routes is not None:
-                    self.model.routes.keep()
+                    self.model.routes.commit_step()
             else:
                 self.finish = "length"
             if ahead and guide:  # computes the mask while the device computes the logits

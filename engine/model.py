@@ -27,7 +27,7 @@ from engine.sampling import Settings
 from engine.text import chat_template, tokenizer
 
 if TYPE_CHECKING:
-    from engine.nn.router_stats import Routes
+    from engine.nn.router_stats import RouterStats
     from engine.text.chat_template import ChatTemplate
     from engine.text.constrained import Guide
     from engine.text.sandbox import Sandbox
@@ -52,7 +52,7 @@ class Model:
         self.kernels = decoder.kernels
         self._decoder = decoder
 
-    def count_routes(self) -> Routes | None:
+    def count_routes(self) -> RouterStats | None:
         """Count from now on which experts are chosen for the tokens that a cache takes in.
 
         None where no layer has experts. Of what is counted, `reset` forgets everything.
@@ -62,13 +62,14 @@ class Model:
         if config.experts is None or not layers:
             return None
         if self._decoder.routes is None:
-            from engine.nn.router_stats import Routes
+            from engine.nn.router_stats import RouterStats
 
-            self._decoder.watch(Routes(layers, config.experts.count, config.experts.used))
+            stats = RouterStats(layers, config.experts.count, config.experts.used)
+            self._decoder.record_routes(stats)
         return self._decoder.routes
 
     @property
-    def routes(self) -> Routes | None:
+    def routes(self) -> RouterStats | None:
         """What `count_routes` has begun to count, if it was asked."""
         return self._decoder.routes
 
@@ -80,7 +81,7 @@ class Model:
             raise ValueError(f"context is {context}, and must be at least 1")
         layers = self._decoder.layers
         caches = layers.new_caches(context, kv_type)
-        return Cache(caches, context, lambda length: layers.reach(caches, length))
+        return Cache(caches, context, lambda length: layers.rewindable_length(caches, length))
 
     def logits(self, tokens: list[int]) -> mx.array:
         """Score every position without a cache: (T, V) float32."""
@@ -140,12 +141,12 @@ class Model:
             fed = range(cache.length, cache.length + len(part))
             with enough_memory():
                 logits = self.forward(mx.array(part), cache)
-                self._decoder.layers.compute(
+                self._decoder.layers.evaluate(
                     logits, cache.layers, fed, partial(tell, start, len(part))
                 )
             cache.tokens.extend(part)
             if self.routes is not None:
-                self.routes.keep()
+                self.routes.commit_step()
             tell(start, len(part), 1.0)
         return logits
 

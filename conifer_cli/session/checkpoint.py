@@ -24,7 +24,7 @@ from conifer_cli.terminal.console import OutputError
 
 if TYPE_CHECKING:
     from conifer_cli.fit.plan import Judged
-    from engine.nn.cache_state import Kept
+    from engine.nn.cache_state import CacheState
 
 FORMAT = 1
 MAX_LINE_BYTES = 64 << 20
@@ -142,13 +142,13 @@ def _is_conversation(path: Path) -> bool:
         return False
 
 
-def write(path: Path, kind: str, facts: Mapping[str, Any], kept: Kept | None) -> None:
+def write(path: Path, kind: str, facts: Mapping[str, Any], kept: CacheState | None) -> None:
     """Write a file whole or not at all. facts: the header without the cache. Raises OutputError."""
     arrays = kept.arrays if kept else []
     header = {
         **facts,
         "tokens": kept.tokens if kept else [],
-        "marks": kept.marks if kept else [],
+        "marks": kept.positions if kept else [],
         "arrays": [[str(array.dtype), list(array.shape)] for array in arrays],
     }
     digest = hashlib.sha256()
@@ -168,7 +168,7 @@ def write(path: Path, kind: str, facts: Mapping[str, Any], kept: Kept | None) ->
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
 
 
-def read(path: Path, kind: type[H]) -> tuple[H, Kept]:
+def read(path: Path, kind: type[H]) -> tuple[H, CacheState]:
     """Read a file's header and cache.
 
     Raises UsageError if there is no file, BadSaved if it is damaged or of another format.
@@ -194,10 +194,10 @@ def _opened(path: Path, kind: type[Header]) -> Iterator[BinaryIO]:
         raise BadSaved(f"cannot read {path}: {error.strerror}") from error
 
 
-def _read(path: Path, file: BinaryIO, kind: type[H]) -> tuple[H, Kept]:
+def _read(path: Path, file: BinaryIO, kind: type[H]) -> tuple[H, CacheState]:
     import numpy as np
 
-    from engine.nn.cache_state import Kept
+    from engine.nn.cache_state import CacheState
 
     digest = hashlib.sha256()
     header = _header(path, file, kind, digest)
@@ -214,7 +214,7 @@ def _read(path: Path, file: BinaryIO, kind: type[H]) -> tuple[H, Kept]:
         at += size_bytes
     if data[at:] != digest.digest():
         raise BadSaved(f"{path} is damaged: its checksum does not match")
-    return header, Kept(header.tokens, header.marks, arrays)
+    return header, CacheState(header.tokens, header.marks, arrays)
 
 
 def _header(path: Path, file: BinaryIO, kind: type[H], digest: Any) -> H:

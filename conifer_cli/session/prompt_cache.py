@@ -67,12 +67,12 @@ def remember(session: Session, tokens: list[int], shared: int) -> None:
 
 def _store(session: Session, tokens: list[int]) -> None:
     """Store the state after these tokens, removing old prompts to make room."""
-    from engine.nn.cache_state import keep
+    from engine.nn.cache_state import dump
 
     cache = session.cache
     assert cache is not None
     cache.trim(len(tokens))
-    kept = keep(session.model, cache)
+    kept = dump(session.model, cache)
     size_bytes = sum(array.nbytes for array in kept.arrays)
     if size_bytes > MAX_BYTES // 2 or not kept.tokens:
         return
@@ -93,11 +93,11 @@ def _store(session: Session, tokens: list[int]) -> None:
 
 def _restored(session: Session, path: Path, cache: Cache) -> bool:
     from engine.errors import CacheStateError, ContextOverflow
-    from engine.nn.cache_state import restore
+    from engine.nn.cache_state import load
 
     try:
         _, kept = checkpoint.read(path, checkpoint.Header)
-        restore(session.model, kept, cache)
+        load(session.model, kept, cache)
     except ContextOverflow:  # longer than the context of this run
         return False
     except (errors.BadSaved, errors.UsageError, CacheStateError):

@@ -153,9 +153,9 @@ class Session:
     @functools.cached_property
     def cache_format(self) -> str:
         """Name the format of this session's caches; other formats cannot be restored."""
-        from engine.nn.cache_state import form
+        from engine.nn.cache_state import cache_format
 
-        return f"{self.model.kernels.name} {form(self.model, self.options.kv_type)}"
+        return f"{self.model.kernels.name} {cache_format(self.model, self.options.kv_type)}"
 
     def save(self, path: Path, messages: Messages, with_cache: bool = True) -> None:
         """Write the conversation and its cache to a file.
@@ -163,7 +163,7 @@ class Session:
         with_cache: False writes the messages alone and does not touch the model; `resume` then
         reads them again. Raises OutputError, and Unreadable if the model's file is gone.
         """
-        from engine.nn.cache_state import keep
+        from engine.nn.cache_state import dump
 
         # Blob names do not carry the shard number, so keep the link's path.
         reference = self.judged.paths[0] if self.judged.entry is None else None
@@ -173,7 +173,7 @@ class Session:
             "form": self.cache_format if with_cache else "",
             "messages": messages,
         }
-        kept = keep(self.model, self.cache) if with_cache and self.cache is not None else None
+        kept = dump(self.model, self.cache) if with_cache and self.cache is not None else None
         checkpoint.write(path, checkpoint.ConversationHeader.kind, facts, kept)
 
     def resume(self, path: Path) -> Messages:
@@ -181,7 +181,7 @@ class Session:
 
         Raises UsageError if the file is missing or of another model, BadSaved, CacheStateError.
         """
-        from engine.nn.cache_state import restore
+        from engine.nn.cache_state import load
 
         header, kept = checkpoint.read(path, checkpoint.ConversationHeader)
         if header.identity != self.identity:
@@ -191,7 +191,7 @@ class Session:
             )
         if header.form == self.cache_format and kept.tokens:  # otherwise read the text again
             self.cache = None
-            restore(self.model, kept, self.kv_cache(len(kept.tokens)))
+            load(self.model, kept, self.kv_cache(len(kept.tokens)))
         first = header.messages[0] if header.messages else {}
         system = first["content"] if first.get("role") == "system" else None
         self.options = replace(self.options, system=system)

@@ -1,9 +1,9 @@
-"""What a sequence remembers, layer by layer: keys and values of its tokens, or a recurrent state.
+"""The cache of a sequence, layer by layer: keys and values of its tokens, or a recurrent state.
 
-A cache also keeps the ids it was fed, so that the next turn of a conversation can find the prefix
-that it shares with this one. The whole context is promised at the start and allocated in steps.
-Keys and values of all tokens can go back to any of them; a window, only as far as it still holds
-what that token saw; a recurrent state, only to where it was kept.
+A cache also stores its token ids, so that the next turn of a conversation can reuse the prefix it
+shares with this one. Buffers grow in steps up to the context length. Keys and values of all tokens
+can be rewound to any token, a window only as far as it still holds every token needed there, and a
+recurrent state only to a saved snapshot.
 
 Axes: K kv heads, T tokens, d head width.
 """
@@ -20,7 +20,7 @@ from engine.errors import ContextOverflow
 from engine.kernels.base import Rows
 from engine.nn.cache_spec import Q8_GROUP, STEP, WINDOW_SLACK, CacheSpec
 
-REWIND = 16  # tokens before a prompt's end: more than a template puts before an answer
+REWIND = 16  # tokens before a prompt's end; a template adds fewer before an answer
 
 
 class Buffer(Protocol):
@@ -30,13 +30,13 @@ class Buffer(Protocol):
         """Store values (1, K, n, d) at tokens start..start+n."""
 
     def read(self, length: int) -> mx.array:
-        """Give back the first `length` tokens: (1, K, length, d)."""
+        """Return the first `length` tokens: (1, K, length, d)."""
 
     def rows(self, length: int) -> Rows:
-        """Give back the first `length` tokens of the only head as they are stored."""
+        """Return the first `length` tokens of the only head, as stored."""
 
     def drop(self, count: int) -> None:
-        """Forget the first `count` tokens; those behind them move up."""
+        """Remove the first `count` tokens and move the others up."""
 
 
 class FloatBuffer:
@@ -60,7 +60,7 @@ class FloatBuffer:
 
 
 class Q8Buffer:
-    """Keys or values as 8-bit numbers, one float16 scale for each 32 (or a divisor) of a head."""
+    """Keys or values as int8, with a float16 scale per 32 values (or a divisor) of a head."""
 
     def __init__(self, heads: int, dims: int) -> None:
         self.group = math.gcd(dims, Q8_GROUP)
@@ -89,31 +89,31 @@ class Q8Buffer:
 
 
 class LayerCache(Protocol):
-    """What one layer remembers; the layer itself writes and reads it."""
+    """The cache of one layer, written and read by that layer."""
 
-    context: int  # tokens of the sequence at most
+    context: int  # maximum tokens of the sequence
 
-    def reach(self, length: int) -> int:
-        """Say how many tokens, `length` at most, it can go back to; 0 is starting anew."""
+    def rewindable_length(self, length: int) -> int:
+        """Return the most tokens, up to `length`, this cache can be rewound to; 0 if none."""
 
 
 class TokenCache:
-    """What an attention layer keeps for each token, such as keys and values.
+    """Tensors with a row per token, such as keys and values.
 
-    window: the last tokens that are to be kept, 0 for all of them.
+    window: how many of the last tokens to keep, 0 for all.
     """
 
     def __init__(self, buffers: list[Buffer], context: int, window: int = 0) -> None:
         self.buffers, self.context, self.window = buffers, context, window
-        self.base = 0  # the token that the buffers begin with
+        self.base = 0  # the first token in the buffers
 
     def extend(
         self, start: int, parts: Sequence[mx.array], first: int = 0
     ) -> tuple[list[mx.array], int]:
-        """Add the next tokens, one part (1, K, n, d) for each buffer.
+        """Append tokens, one part (1, K, n, d) per buffer.
 
-        first: the first token that any of the new ones sees. Returns for each buffer
-        (1, K, start+n - base, d), and base, the token it begins with: `first`.
+        first: the first token that any new token attends to. Returns (1, K, start+n - first, d) per
+        buffer, and `first`, the token they begin with.
         """
         added = parts[0].shape[2]
         if start == 0:
@@ -129,19 +129,19 @@ class TokenCache:
         since = first - self.base
         return [buffer.read(held + added)[:, :, since:] for buffer in self.buffers], first
 
-    def reach(self, length: int) -> int:
+    def rewindable_length(self, length: int) -> int:
         sees_all = self.base == 0 or self.base <= length - self.window + 1
         return length if sees_all else 0
 
 
 class StateCache:
-    """The state of a recurrent layer, which cannot go back but to where it was kept.
+    """Recurrent state; can only be rewound to a saved snapshot.
 
-    Kept are the newest state, the one before it (generation runs one token ahead), and the one a
-    little before the end of the last prompt: there a conversation goes on whose answer was dropped,
-    or was stored without its thinking, and so its opening.
+    Snapshots: the newest state, the one before it (generation runs one token ahead), and one
+    shortly before the end of the last prompt. A conversation continues from the last one if its
+    answer was dropped, or stored without its thinking and hence without its opening.
 
-    states: the arrays, by the tokens that they have seen. mark: where that last one is.
+    states: the arrays, by number of tokens seen. mark: the number for the last snapshot.
     """
 
     def __init__(self, context: int) -> None:
@@ -150,13 +150,13 @@ class StateCache:
         self.mark = 0
 
     def state(self, start: int) -> tuple[mx.array, ...] | None:
-        """Give back the arrays as they were after `start` tokens; None stands for nothing seen."""
+        """Return the state after `start` tokens, None for 0."""
         return self.states[start] if start else None
 
     def stops(self, start: int, count: int) -> list[int]:
-        """Say after which tokens, of `count` that follow `start`, the state is to be kept.
+        """Return where to save snapshots while running `count` tokens from `start`.
 
-        What was kept of other tokens behind `start` is forgotten.
+        Deletes snapshots after `start`, which belong to other tokens.
         """
         self.states = {at: old for at, old in self.states.items() if at <= start}
         end = start + count
@@ -165,61 +165,62 @@ class StateCache:
         self.mark = end - REWIND
         return [end] if self.mark == start else [self.mark, end]
 
-    def keep(self, end: int, state: tuple[mx.array, ...]) -> None:
-        """Store the arrays as they are after `end` tokens."""
+    def save(self, end: int, state: tuple[mx.array, ...]) -> None:
+        """Save the state after `end` tokens, and delete the snapshots it replaces."""
         kept = (self.mark, end - 1)
         self.states = {at: old for at, old in self.states.items() if at in kept}
         self.states[end] = state
 
-    def reach(self, length: int) -> int:
+    def rewindable_length(self, length: int) -> int:
         return max((at for at in self.states if at <= length), default=0)
 
 
 class Cache:
-    """The memory of one sequence of at most `context` tokens.
+    """The cache of one sequence of at most `context` tokens.
 
-    tokens: the ids that have been seen, in order. layers: what the model's layers made to remember
-    them. reach: how many tokens, some number at most, those can go back to.
+    tokens: the ids fed so far. layers: the caches of the model's layers. rewindable_length: the
+    most tokens, up to a given number, that all layers can be rewound to.
     """
 
-    def __init__(self, layers: Any, context: int, reach: Callable[[int], int]) -> None:
-        self.layers, self.context, self._reach = layers, context, reach
+    def __init__(self, layers: Any, context: int, rewindable_length: Callable[[int], int]) -> None:
+        self.layers, self.context = layers, context
+        self._rewindable_length = rewindable_length
         self.tokens: list[int] = []
 
     @property
     def length(self) -> int:
-        """Count the tokens held."""
+        """Number of cached tokens."""
         return len(self.tokens)
 
     def require(self, count: int) -> None:
-        """Raise ContextOverflow unless `count` more tokens have room."""
+        """Raise ContextOverflow unless `count` more tokens fit."""
         if self.length + count > self.context:
             raise ContextOverflow(self.length + count, self.context)
 
     def trim(self, length: int) -> None:
-        """Forget all but the first `length` tokens, or fewer where a layer cannot go back to there.
+        """Rewind to the first `length` tokens, or fewer if a layer cannot be rewound to there.
 
-        What is stored beyond is written over. `length` says afterwards what is left.
+        Read `length` afterwards. Later rows are overwritten by the next tokens.
         """
-        del self.tokens[self._reach(min(length, self.length)) :]
+        del self.tokens[self._rewindable_length(min(length, self.length)) :]
 
     def shared_prefix(self, tokens: list[int]) -> int:
-        """Count the leading tokens that this sequence has in common with `tokens`."""
+        """Return the number of leading tokens shared with `tokens`."""
         pairs = zip(self.tokens, tokens, strict=False)
         return next((i for i, (a, b) in enumerate(pairs) if a != b), min(self.length, len(tokens)))
 
 
 def new_layer_cache(spec: CacheSpec, context: int, kv_type: str) -> LayerCache:
-    """Make the empty cache of one layer."""
+    """Create the empty cache of one layer."""
     if spec.state_values:
         return StateCache(context)
     buffers = [_buffer(heads, dims, kv_type) for heads, dims in spec.buffers]
     return TokenCache(buffers, context, spec.window)
 
 
-def common_reach(caches: Sequence[LayerCache], length: int) -> int:
-    """Say how many tokens, `length` at most, all of these layers can go back to."""
-    while (shortest := min(cache.reach(length) for cache in caches)) < length:
+def rewindable_length(caches: Sequence[LayerCache], length: int) -> int:
+    """Return the most tokens, up to `length`, that all of these layers can be rewound to."""
+    while (shortest := min(cache.rewindable_length(length) for cache in caches)) < length:
         length = shortest
     return length
 
@@ -231,7 +232,7 @@ def _buffer(heads: int, dims: int, kv_type: str) -> Buffer:
 
 
 def _with_room(array: mx.array, tokens: int) -> mx.array:
-    """Grow the token axis, in steps, until it holds `tokens`."""
+    """Grow the token axis in steps to hold at least `tokens`."""
     missing = tokens - array.shape[2]
     if missing <= 0:
         return array

@@ -1,7 +1,7 @@
-"""A cache as arrays that can be stored, and back: what makes a conversation go on another day.
+"""A cache as arrays that can be stored, so that a conversation can continue in a later session.
 
-The arrays are those of the layers, in their order and storage types. What comes back is not
-trusted: its shapes are held to those that this model makes. This module knows no files.
+The arrays are those of the layers, in order and in their storage types. Loading does not trust
+them: their shapes and types must be those this model creates.
 
 Axes: K kv heads, T tokens, d head width.
 """
@@ -28,100 +28,103 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What a cache held: its tokens, whole numbers for each layer, and all layers' arrays."""
+class CacheState:
+    """The contents of a cache: its tokens, the positions each layer stores, and all arrays.
+
+    positions: of a layer with a row per token, the first token it holds. Of a recurrent layer, the
+    mark of its last snapshot, then the tokens seen by each snapshot. Layers that the native kernels
+    run as one task list only first tokens, followed by one list for all states, counted from 1.
+    """
 
     tokens: list[int]
-    marks: list[list[int]]
+    positions: list[list[int]]
     arrays: list[Array]
 
 
-def form(model: Model, kv_type: str) -> str:
-    """Name the form of a model's caches: what was kept in another one does not fit them."""
+def cache_format(model: Model, kv_type: str) -> str:
+    """Name the format of a model's caches. A state loads only into caches of the same format."""
     fused = not isinstance(model.new_cache(1, kv_type).layers, list)
     return f"{'fused' if fused else 'plain'} {kv_type}"
 
 
-def keep(model: Model, cache: Cache) -> Kept:
-    """Take what a cache holds. Views where they can be: use them before the cache goes on."""
+def dump(model: Model, cache: Cache) -> CacheState:
+    """Return the state of a cache. Arrays may be views: use them before the cache changes."""
     import numpy as np
 
     mx.synchronize()
     length = cache.length
     if not isinstance(cache.layers, list):
-        bases, states = cache.layers.bases, cache.layers.marks
-        marks, arrays = [[base] for base in bases], _views(model, cache, bases)
-        if len(states) > 1:
-            states = [states[0], *(at if at <= length else -1 for at in states[1:])]
-            marks.append([at + 1 for at in states])  # none is 0
-            arrays += _states(cache, states)
-        return Kept(list(cache.tokens), marks, arrays)
-    marks, arrays = [], []
+        bases, marks = cache.layers.bases, cache.layers.marks
+        positions, arrays = [[base] for base in bases], _views(model, cache, bases)
+        if len(marks) > 1:
+            marks = [marks[0], *(at if at <= length else -1 for at in marks[1:])]
+            positions.append([at + 1 for at in marks])  # 0: no snapshot
+            arrays += _states(cache, marks)
+        return CacheState(list(cache.tokens), positions, arrays)
+    positions, arrays = [], []
     for layer in cache.layers:
-        numbers, held = _held(layer, length)
-        marks.append(numbers)
+        numbers, held = _dump_layer(layer, length)
+        positions.append(numbers)
         arrays += [np.asarray(array) for array in held]
-    return Kept(list(cache.tokens), marks, arrays)
+    return CacheState(list(cache.tokens), positions, arrays)
 
 
-def restore(model: Model, kept: Kept, cache: Cache) -> None:
+def load(model: Model, state: CacheState, cache: Cache) -> None:
     """Fill an empty cache. Raises CacheStateError, leaving it empty, for another model's state.
 
-    ContextOverflow where it does not fit in.
+    Raises ContextOverflow if the cache is too small.
     """
-    tokens, length = kept.tokens, len(kept.tokens)
+    tokens, length = state.tokens, len(state.tokens)
     cache.require(length)
     if tokens and not 0 <= min(tokens) <= max(tokens) < model.config.vocab:
         raise CacheStateError("it holds tokens outside the vocabulary")
     if isinstance(cache.layers, list):
-        _restore_layers(model, kept, cache, length)
+        _load_layers(model, state, cache, length)
     else:
-        bases, states = _bases(model, kept, cache), _states_seen(kept, cache)
-        views = _views(model, cache, bases, length) + _states(cache, states)
-        _require(kept.arrays, [(view.shape, str(view.dtype)) for view in views])
-        for view, array in zip(views, kept.arrays, strict=True):
+        bases, marks = _read_bases(model, state, cache), _read_marks(state, cache)
+        views = _views(model, cache, bases, length) + _states(cache, marks)
+        _require(state.arrays, [(view.shape, str(view.dtype)) for view in views])
+        for view, array in zip(views, state.arrays, strict=True):
             view[:] = array
-        cache.layers.bases, cache.layers.marks = bases, states
+        cache.layers.bases, cache.layers.marks = bases, marks
     cache.tokens[:] = tokens
 
 
-def _bases(model: Model, kept: Kept, cache: Cache) -> list[int]:
-    """Read the tokens that fused layers begin with. Raises CacheStateError for what cannot be."""
-    slots, length = cache.layers.slots, len(kept.tokens)
-    marks = kept.marks[: len(slots)]
-    more = len(cache.layers.marks) > 1  # of states
-    if len(kept.marks) != len(slots) + more or any(len(mark) != 1 for mark in marks):
-        raise CacheStateError("it is of another number of layers")
-    bases = [mark[0] for mark in marks]
-    specs = _attention_specs(model)
-    for number, (base, room) in enumerate(zip(bases, slots, strict=True)):
-        moves = specs[number].window > 0
-        if not 0 <= base <= (length if moves else 0) or length - base > room:
-            raise CacheStateError("a layer begins where none can")
+def _read_bases(model: Model, state: CacheState, cache: Cache) -> list[int]:
+    """Read the first token of each fused layer. Raises CacheStateError for invalid ones."""
+    slots, length = cache.layers.slots, len(state.tokens)
+    positions = state.positions[: len(slots)]
+    recurrent = len(cache.layers.marks) > 1
+    if len(state.positions) != len(slots) + recurrent or any(len(at) != 1 for at in positions):
+        raise CacheStateError("it has another number of layers")
+    bases = [at[0] for at in positions]
+    for spec, base, room in zip(_attention_specs(model), bases, slots, strict=True):
+        if not 0 <= base <= (length if spec.window else 0) or length - base > room:
+            raise CacheStateError("a layer begins with an impossible token")
     return bases
 
 
 def _attention_specs(model: Model) -> list[CacheSpec]:
-    """List the cache specs of layers that keep a row per token."""
+    """List the cache specs of layers with a row per token."""
     return [spec for spec in model.config.cache_specs if spec.buffers]
 
 
-def _states_seen(kept: Kept, cache: Cache) -> list[int]:
-    """Read what fused states have seen. Raises CacheStateError for what cannot be."""
+def _read_marks(state: CacheState, cache: Cache) -> list[int]:
+    """Read the tokens seen by fused states. Raises CacheStateError for invalid ones."""
     places = len(cache.layers.marks)
     if places == 1:
         return [-1]
-    marks = [at - 1 for at in kept.marks[-1]]
-    if len(marks) != places or not all(-1 <= at <= len(kept.tokens) for at in marks):
-        raise CacheStateError("its states are of tokens that it has not")
+    marks = [at - 1 for at in state.positions[-1]]
+    if len(marks) != places or not all(-1 <= at <= len(state.tokens) for at in marks):
+        raise CacheStateError("it has states of tokens that are missing")
     held = [at for at in marks[1:] if at >= 0]
-    if len(kept.tokens) not in held or len(set(held)) != len(held):
+    if len(state.tokens) not in held or len(set(held)) != len(held):
         raise CacheStateError("it has no state of its last token")
     return marks
 
 
 def _states(cache: Cache, marks: list[int]) -> list[Array]:
-    """View the fused states that are in use, float32."""
+    """View the fused states in use, float32."""
     parts = [view.view("f4") for view in cache.layers.states()]
     each = len(parts) // max(len(marks) - 1, 1)
     return [
@@ -133,14 +136,14 @@ def _states(cache: Cache, marks: list[int]) -> list[Array]:
 
 
 def _views(model: Model, cache: Cache, bases: list[int], length: int | None = None) -> list[Array]:
-    """View what fused layers hold of `length` tokens: (K, T, d) in the types of the memory.
+    """View the rows of `length` tokens in fused layers: (K, T, d) in their storage types.
 
-    bases: the token that each begins with. length: that of the cache unless given.
+    bases: the first token of each layer. length: that of the cache by default.
     """
     length = cache.length if length is None else length
-    parts, views, specs = iter(cache.layers.memory()), [], _attention_specs(model)
-    for number, (base, slots) in enumerate(zip(bases, cache.layers.slots, strict=True)):
-        for heads, dims in specs[number].buffers:
+    parts, views = iter(cache.layers.memory()), []
+    for spec, base, slots in zip(_attention_specs(model), bases, cache.layers.slots, strict=True):
+        for heads, dims in spec.buffers:
             values = next(parts)
             width = values.nbytes // (heads * slots * dims)
             whole = [values.view({4: "f4", 2: "f2", 1: "i1"}[width]).reshape(heads, slots, dims)]
@@ -150,8 +153,8 @@ def _views(model: Model, cache: Cache, bases: list[int], length: int | None = No
     return views
 
 
-def _held(layer: object, length: int) -> tuple[list[int], list[mx.array]]:
-    """Take what one layer's cache holds of the first `length` tokens."""
+def _dump_layer(layer: object, length: int) -> tuple[list[int], list[mx.array]]:
+    """Return the positions and arrays that one layer holds of the first `length` tokens."""
     if isinstance(layer, StateCache):
         states = {at: state for at, state in layer.states.items() if at <= length}
         return [layer.mark, *states], [array for state in states.values() for array in state]
@@ -171,53 +174,53 @@ def _stored(layer: TokenCache) -> list[mx.array]:
     return found
 
 
-def _restore_layers(model: Model, kept: Kept, cache: Cache, length: int) -> None:
-    """Check everything against what this model makes of a token, and only then fill the layers."""
-    if len(kept.marks) != len(cache.layers):
-        raise CacheStateError("it is of another number of layers")
+def _load_layers(model: Model, state: CacheState, cache: Cache, length: int) -> None:
+    """Check all arrays against those the model creates, then fill the layers."""
+    if len(state.positions) != len(cache.layers):
+        raise CacheStateError("it has another number of layers")
     probe = model.new_cache(1, "f32")
     if any(isinstance(layer, StateCache) for layer in cache.layers):
         model.step([0], probe)
     else:
         probe.layers = cache.layers
-    wanted: list[tuple[tuple[int, ...], str]] = []
-    for layer, like, marks in zip(cache.layers, probe.layers, kept.marks, strict=True):
-        wanted += _shapes(layer, like, marks, length)
-    _require(kept.arrays, wanted)
-    rest = iter(kept.arrays)
-    for layer, like, marks in zip(cache.layers, probe.layers, kept.marks, strict=True):
-        arrays = [_copied(next(rest)) for _ in _shapes(layer, like, marks, length)]
+    layers = list(zip(cache.layers, probe.layers, state.positions, strict=True))
+    expected = [_shapes(layer, like, positions, length) for layer, like, positions in layers]
+    _require(state.arrays, [shape for shapes in expected for shape in shapes])
+    rest = iter(state.arrays)
+    for (layer, like, positions), shapes in zip(layers, expected, strict=True):
+        arrays = [_copied(next(rest)) for _ in shapes]
         if isinstance(layer, StateCache):
             each = len(like.states[1])
             cut = range(0, len(arrays), each)
-            layer.mark = marks[0]
+            layer.mark = positions[0]
             layer.states = dict(
-                zip(marks[1:], (tuple(arrays[i : i + each]) for i in cut), strict=True)
+                zip(positions[1:], (tuple(arrays[i : i + each]) for i in cut), strict=True)
             )
         else:
-            _fill(layer, marks[0], arrays)
+            _fill(layer, positions[0], arrays)
 
 
 def _copied(array: Array) -> mx.array:
-    """Copy an array, which may lie at any byte of a file, for MLX."""
+    """Copy an array for MLX. It may start at any byte of a file."""
     import numpy as np
 
     return mx.array(np.require(array, requirements=["ALIGNED"]))
 
 
 def _shapes(
-    layer: object, like: object, marks: list[int], length: int
+    layer: object, like: object, positions: list[int], length: int
 ) -> list[tuple[tuple[int, ...], str]]:
-    """Say which arrays a layer has for these numbers; CacheStateError where they make no sense."""
+    """Return the array shapes and types of a layer. Raises CacheStateError for bad positions."""
     if isinstance(layer, StateCache):
         assert isinstance(like, StateCache)
-        if len(marks) < 2 or not all(0 < at <= length for at in marks[1:]) or len(marks) > 9:
-            raise CacheStateError("its states are of tokens that it has not")
-        return [(array.shape, _name(array)) for _ in marks[1:] for array in like.states[1]]
+        seen = positions[1:]
+        if not 1 <= len(seen) <= 8 or not all(0 < at <= length for at in seen):
+            raise CacheStateError("it has states of tokens that are missing")
+        return [(array.shape, _name(array)) for _ in seen for array in like.states[1]]
     assert isinstance(layer, TokenCache)
-    base = marks[0] if len(marks) == 1 else -1
+    base = positions[0] if len(positions) == 1 else -1
     if base and not (layer.window and 0 < base <= length - layer.window + 1):
-        raise CacheStateError("it begins with a token that it has not")
+        raise CacheStateError("a layer begins with an impossible token")
     rows = length - base
     return [((*array.shape[:2], rows, array.shape[3]), _name(array)) for array in _stored(layer)]
 
@@ -237,7 +240,7 @@ def _name(array: mx.array) -> str:
     return str(array.dtype).removeprefix("mlx.core.")
 
 
-def _require(arrays: Sequence[Array], wanted: Sequence[tuple[tuple[int, ...], str]]) -> None:
+def _require(arrays: Sequence[Array], expected: Sequence[tuple[tuple[int, ...], str]]) -> None:
     found = [(tuple(array.shape), str(array.dtype)) for array in arrays]
-    if found != [(tuple(shape), name) for shape, name in wanted]:
-        raise CacheStateError("its arrays are not those of this model")
+    if found != [(tuple(shape), name) for shape, name in expected]:
+        raise CacheStateError("its arrays do not match this model")

@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from engine.kernels.base import QTensor
 from engine.nn import moe
-from engine.nn.cache import Cache, LayerCache, common_reach, new_layer_cache
+from engine.nn.cache import Cache, LayerCache, new_layer_cache, rewindable_length
 from engine.nn.cache_spec import CacheSpec
 from engine.nn.config import ModelConfig
 from engine.nn.layers import AnyNorm, required_norm
@@ -24,34 +24,36 @@ from engine.nn.moe import Experts, SharedExperts
 from engine.nn.weights import Weights
 
 if TYPE_CHECKING:
-    from engine.nn.router_stats import Routes
+    from engine.nn.router_stats import RouterStats
 
 Scorer = Callable[[mx.array], mx.array]  # (T, D) -> (T, V) float32
 # Attention or a recurrent layer: (T, D), its cache, the position of the first token -> (T, D).
 # `ModelConfig.cache_spec` describes the cache; without one, tokens see only each other.
 Mixer = Callable[[mx.array, Any, int], mx.array]
 FeedForwardLayer = Callable[[mx.array], mx.array]  # (T, D) -> (T, D)
-# Is told now and then, by layers that can stop early, which share of a long step is done.
-Watch = Callable[[float], None]
+# Called from time to time with the completed share of a long step; may raise to stop it.
+OnProgress = Callable[[float], None]
 
 
 class Layers(Protocol):
     """All layers between embedding and head."""
 
     def new_caches(self, context: int, kv_type: str) -> Any:
-        """Make what remembers a sequence for all layers, in the form that these want."""
+        """Create the caches of all layers for one sequence."""
 
-    def reach(self, caches: Any, length: int) -> int:
-        """Say how many tokens, `length` at most, these caches can go back to."""
+    def rewindable_length(self, caches: Any, length: int) -> int:
+        """Return the most tokens, up to `length`, that these caches can be rewound to."""
 
-    def compute(self, result: mx.array, caches: Any, tokens: range, watch: Watch) -> None:
-        """Compute what follows from these layers for `tokens`, by their positions.
+    def evaluate(
+        self, result: mx.array, caches: Any, tokens: range, on_progress: OnProgress
+    ) -> None:
+        """Evaluate `result`, computed from these layers for the positions `tokens`.
 
-        What `watch` raises goes on to the caller, and the caches are as if they had never come.
+        An exception from `on_progress` propagates and leaves the caches without these tokens.
         """
 
-    def watch(self, routes: Routes) -> None:
-        """Tell `routes` from now on which experts are chosen, layer after layer."""
+    def record_routes(self, stats: RouterStats) -> None:
+        """Record in `stats` which experts every layer chooses from now on."""
 
     def __call__(self, x: mx.array, caches: Any, offset: int) -> mx.array:
         """x (T, D), its first token at position `offset` -> (T, D)."""
@@ -87,30 +89,32 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """Blocks run one after the other. cache_specs: what each caches."""
+    """Blocks run in sequence. cache_specs: what each caches."""
 
     blocks: Sequence[Block]
     cache_specs: Sequence[CacheSpec]
 
     def new_caches(self, context: int, kv_type: str) -> list[LayerCache]:
-        """Make the cache of every block. They grow as tokens come, up to any context."""
+        """Create the cache of every block. They grow with the sequence, whatever the context."""
         return [new_layer_cache(spec, context, kv_type) for spec in self.cache_specs]
 
-    def reach(self, caches: Sequence[LayerCache], length: int) -> int:
-        """Say how many tokens, `length` at most, these caches can go back to."""
-        return common_reach(caches, length)
+    def rewindable_length(self, caches: Sequence[LayerCache], length: int) -> int:
+        """Return the most tokens, up to `length`, that these caches can be rewound to."""
+        return rewindable_length(caches, length)
 
-    def compute(self, result: mx.array, caches: Any, tokens: range, watch: Watch) -> None:
-        """Compute it. There is no stopping early."""
+    def evaluate(
+        self, result: mx.array, caches: Any, tokens: range, on_progress: OnProgress
+    ) -> None:
+        """Evaluate `result` in one go: these layers cannot stop early."""
         mx.eval(result)
 
-    def watch(self, routes: Routes) -> None:
-        """Tell `routes` from now on which experts are chosen, layer after layer."""
+    def record_routes(self, stats: RouterStats) -> None:
+        """Record in `stats` which experts every layer chooses from now on."""
         for block in self.blocks:
             layer = block.feed_forward
             routed = layer.routed if isinstance(layer, SharedExperts) else layer
             if isinstance(routed, Experts):
-                routed.routes = routes
+                routed.stats = stats
 
     def __call__(self, x: mx.array, caches: Sequence[LayerCache] | None, offset: int) -> mx.array:
         """x (T, D), its first token at position `offset` -> (T, D)."""
@@ -172,12 +176,12 @@ class Decoder:
         self.layers: Layers = Blocks(blocks, config.cache_specs)
         self.head: Scorer = Head(norm, output, bias, config.logit_scale, config.logit_cap)
         self.kernels = weights.kernels
-        self.routes: Routes | None = None
+        self.routes: RouterStats | None = None
 
-    def watch(self, routes: Routes) -> None:
-        """Count in `routes` from now on which experts are chosen."""
-        self.routes = routes
-        self.layers.watch(routes)
+    def record_routes(self, stats: RouterStats) -> None:
+        """Record in `stats` which experts are chosen from now on."""
+        self.routes = stats
+        self.layers.record_routes(stats)
 
     def hidden(self, tokens: mx.array, cache: Cache | None, offset: int) -> mx.array:
         """Run the blocks over tokens (T,), the first at position `offset`: (T, D)."""
@@ -185,7 +189,7 @@ class Decoder:
         if self.embedding_scale != 1.0:
             x = x * self.embedding_scale
         if self.routes is not None:
-            self.routes.begin()
+            self.routes.begin_step()
         return self.layers(x, cache.layers if cache else None, offset)
 
     def logits(self, hidden: mx.array) -> mx.array:

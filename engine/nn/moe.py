@@ -22,7 +22,7 @@ from engine.nn.layers import Activation, FeedForward, swiglu
 from engine.nn.weights import Weights
 
 if TYPE_CHECKING:
-    from engine.nn.router_stats import Routes
+    from engine.nn.router_stats import RouterStats
 
 MIN_WEIGHT_SUM = 6.103515625e-05  # smallest normal float16: keeps renormalisation finite
 SORT_FROM = 64  # chosen rows from which grouping them by expert pays on a GPU
@@ -168,7 +168,7 @@ class Experts:
             self.up = expert_linear(weights, prefix, "ffn_up", count, hidden, width)
         self.down = expert_linear(weights, prefix, "ffn_down", count, width, hidden)
         self.sorts = weights.kernels.name != "native"  # those group rows by expert themselves
-        self.routes: Routes | None = None  # who is told what is chosen
+        self.stats: RouterStats | None = None  # records the chosen experts
 
     def __call__(self, x: mx.array) -> mx.array:
         """x (T, D) -> (T, D)."""
@@ -176,8 +176,8 @@ class Experts:
         if self.router_bias is not None:
             logits = logits + self.router_bias
         weights, ids = route(logits, self.config, self.selection_bias)
-        if self.routes is not None:
-            self.routes.tell(ids)
+        if self.stats is not None:
+            self.stats.record(ids)
         weights = weights.astype(x.dtype)
         if self.config.weight_on_input:
             return self.run(x[:, None, :] * weights[..., None], ids).sum(axis=-2)

@@ -166,7 +166,7 @@ def remember(
     outputs, start = [], 0
     for end in cache.stops(offset, len(parts[0])):
         y, state = advance([part[start : end - offset] for part in parts], state)
-        cache.keep(end, state)
+        cache.save(end, state)
         outputs.append(y)
         start = end - offset
     y = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs)

@@ -1,8 +1,8 @@
-"""Which experts the routers of a model chose: counted by layer, without waiting for any of it.
+"""Which experts the routers of a model choose, counted per layer without blocking on the device.
 
-A layer tells the ids that it chose as it builds its part of the graph. They are read once the step
-is over that they belong to; a step that is thrown away, as the one launched behind the last token
-of an answer, is never counted.
+Each layer records its chosen ids while its part of the graph is built. The ids are read only after
+their step is committed; a discarded step, such as the one launched past the last token of an
+answer, is never counted.
 
 Axes: L layers with experts, T tokens, k chosen experts, E experts.
 """
@@ -18,10 +18,10 @@ FOLD_AT = 256  # tokens whose ids are held before they are counted
 Hits = NDArray[np.int64]
 
 
-class Routes:
-    """How often each expert was chosen. layers: the numbers of the L layers that have experts.
+class RouterStats:
+    """How often each expert was chosen. layers: the numbers of the L layers with experts.
 
-    tokens: how many were counted; the hits of every layer add up to `used` times that.
+    tokens: the number of counted tokens. The hits of every layer add up to `used` times that.
     """
 
     def __init__(self, layers: tuple[int, ...], experts: int, used: int) -> None:
@@ -30,40 +30,40 @@ class Routes:
         self.reset()
 
     def reset(self) -> None:
-        """Start counting anew."""
+        """Set all counts to zero."""
         self.tokens = 0
         self._hits = np.zeros((len(self.layers), self.experts), np.int64)
-        self._kept: list[list[mx.array]] = []
-        self._held = 0  # tokens of `_kept`
+        self._pending: list[list[mx.array]] = []
+        self._pending_tokens = 0
 
-    def begin(self) -> None:
-        """Begin a step; what was told of one that was not kept is forgotten."""
+    def begin_step(self) -> None:
+        """Begin a step. Discards the ids of one that was not committed."""
         self._step = []
 
-    def tell(self, ids: mx.array) -> None:
-        """Note what the next layer chose (T, k), or the next layers did: (layers, T, k)."""
+    def record(self, ids: mx.array) -> None:
+        """Record the ids chosen by the next layer (T, k), or by the next layers (layers, T, k)."""
         self._step.append(ids if ids.ndim == 3 else ids[None])
 
-    def keep(self) -> None:
-        """Count the step that was told last. It may still be under way."""
+    def commit_step(self) -> None:
+        """Count the current step, which may still be running."""
         if not self._step:
             return
         tokens = self._step[0].shape[1]
-        if self._held >= FOLD_AT:
+        if self._pending_tokens >= FOLD_AT:
             self._fold()
-        self._kept.append(self._step)
+        self._pending.append(self._step)
         self._step = []
-        self._held += tokens
+        self._pending_tokens += tokens
         self.tokens += tokens
 
     def hits(self) -> Hits:
-        """Say how often each expert of each layer was chosen: (L, E). Waits for the last step."""
+        """Return how often each layer chose each expert: (L, E). Waits for the last step."""
         self._fold()
         return self._hits.copy()
 
     def _fold(self) -> None:
-        steps = [np.concatenate([np.array(ids) for ids in step]) for step in self._kept]
-        self._kept, self._held = [], 0
+        steps = [np.concatenate([np.array(ids) for ids in step]) for step in self._pending]
+        self._pending, self._pending_tokens = [], 0
         if not steps:
             return
         chosen = np.concatenate(steps, axis=1).astype(np.int64)  # (L, T, k)
@@ -73,7 +73,7 @@ class Routes:
 
 
 def entropy_bits(hits: Hits) -> NDArray[np.float64]:
-    """Say how evenly each layer spread its tokens: (L, E) -> (L,), at most log2(E)."""
+    """Return the entropy of each layer's choices: (L, E) -> (L,), at most log2(E)."""
     shares = hits / np.maximum(hits.sum(axis=-1, keepdims=True), 1)
     logs = np.log2(shares, out=np.zeros_like(shares), where=shares > 0)
     bits: NDArray[np.float64] = -(shares * logs).sum(axis=-1)
@@ -81,7 +81,7 @@ def entropy_bits(hits: Hits) -> NDArray[np.float64]:
 
 
 def covering(hits: Hits, share: float) -> Hits:
-    """Count the experts that, busiest first, take `share` of each layer's hits: (L, E) -> (L,)."""
+    """Count the busiest experts that take `share` of each layer's hits: (L, E) -> (L,)."""
     busiest = -np.sort(-hits, axis=-1)
     reached = np.cumsum(busiest, axis=-1) < share * hits.sum(axis=-1, keepdims=True)
     return np.where(hits.sum(axis=-1) > 0, reached.sum(axis=-1) + 1, 0)

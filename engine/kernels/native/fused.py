@@ -24,7 +24,7 @@ from engine.kernels.native import NativeKernels, NativeTensor
 from engine.nn.cache import REWIND
 from engine.nn.cache_spec import STEP, WINDOW_SLACK
 from engine.nn.config import ModelConfig
-from engine.nn.decoder import Block, Blocks, Decoder, Head, Watch
+from engine.nn.decoder import Block, Blocks, Decoder, Head, OnProgress
 from engine.nn.layers import (
     Activation,
     Attention,
@@ -40,7 +40,7 @@ from engine.nn.recurrent import GatedDeltaNet, Mamba2
 
 if TYPE_CHECKING:
     from engine.kernels.native import _native
-    from engine.nn.router_stats import Routes
+    from engine.nn.router_stats import RouterStats
 
 CACHE_TYPES = {"f16": 0, "f32": 1, "q8": 2}  # as in core/attention.h
 RECURRENT = (Mamba2, GatedDeltaNet)
@@ -73,7 +73,7 @@ class FusedLayers:
         self.states = [_state_shape(mixer) for mixer in mixers if isinstance(mixer, RECURRENT)]
         self.shapes = [_cache_shape(mixer) for mixer in mixers if not isinstance(mixer, RECURRENT)]
         self.stack: _native.Stack = native.Stack()
-        self.routes: Routes | None = None
+        self.stats: RouterStats | None = None
         self.ropes: dict[Rope, _native.Rope] = {}  # layers share them, and what they work out
         for block in blocks:
             if isinstance(block.mixer, LatentAttention):
@@ -99,24 +99,24 @@ class FusedLayers:
         )
         return caches
 
-    def reach(self, caches: _native.Caches, length: int) -> int:
-        """Say how many tokens, `length` at most, these caches can go back to."""
+    def rewindable_length(self, caches: _native.Caches, length: int) -> int:
+        """Return the most tokens, up to `length`, that these caches can be rewound to."""
         return caches.reach(length)
 
-    def compute(
-        self, result: mx.array, caches: _native.Caches, tokens: range, watch: Watch
+    def evaluate(
+        self, result: mx.array, caches: _native.Caches, tokens: range, on_progress: OnProgress
     ) -> None:
-        """Compute what follows from these layers; give it up after a layer if `watch` raises."""
+        """Evaluate `result`; stop between layers if `on_progress` raises."""
         if len(tokens) * self.bytes < PATIENT_BYTES:
             mx.eval(result)
             return
         mx.async_eval(result)
         with ExitStack() as unless_done:
             unless_done.callback(self._give_up, result, caches, tokens.start)
-            watch(0.0)
+            on_progress(0.0)
             while not self.native.ready(result):
                 time.sleep(POLL_S)
-                watch(self.stack.done)
+                on_progress(self.stack.done)
             mx.eval(result)  # raises what went wrong on the way
             unless_done.pop_all()
 
@@ -129,9 +129,9 @@ class FusedLayers:
             self.stack.give_up(False)
             caches.undo(offset)
 
-    def watch(self, routes: Routes) -> None:
-        """Tell `routes` from now on which experts are chosen, in all layers at once."""
-        self.routes = routes
+    def record_routes(self, stats: RouterStats) -> None:
+        """Record in `stats` which experts are chosen from now on, all layers at once."""
+        self.stats = stats
 
     def __call__(self, x: mx.array, caches: _native.Caches | None, offset: int) -> mx.array:
         """x (T, D) float32 -> (T, D)."""
@@ -144,10 +144,10 @@ class FusedLayers:
         if caches is not None and any(shape[-1] for shape in self.shapes):
             step = WINDOW_SLACK
         starts = range(0, max(x.shape[0], 1), max(step, 1))
-        if self.routes is None:
+        if self.stats is None:
             return _joined([self.stack.run(x[i : i + step], caches, offset + i) for i in starts], 0)
         told = [self.stack.run_and_tell(x[i : i + step], caches, offset + i) for i in starts]
-        self.routes.tell(_joined([ids for _, ids in told], 1))
+        self.stats.record(_joined([ids for _, ids in told], 1))
         return _joined([y for y, _ in told], 0)
 
     def _rope(self, rope: Rope) -> _native.Rope:

@@ -18,7 +18,7 @@ import engine
 from conifer_cli import app
 from conifer_cli.session import checkpoint
 from engine.gguf.reader import open_model
-from engine.nn.cache_state import keep, restore
+from engine.nn.cache_state import dump, load
 from support.gguf_writer import split_bytes
 from support.hub_server import running_hub
 from support.program import MODELS, command, environment, run_conifer, templated
@@ -93,13 +93,13 @@ def test_a_file_is_mapped_until_the_cache_is_filled(tmp_path, kernels, name):
     greedy = engine.Settings(temperature=0, max_tokens=4, ignore_end=True)
     list(model.generate([5, 9, 3, 7] * 10, greedy, cache))
     facts = {"model": name, "identity": "i", "form": "f", "messages": []}
-    checkpoint.write(tmp_path / "talk", "conversation", facts, keep(model, cache))
+    checkpoint.write(tmp_path / "talk", "conversation", facts, dump(model, cache))
     _, kept = checkpoint.read(tmp_path / "talk", checkpoint.ConversationHeader)
     assert str(tmp_path) in MAPS.read_text()
-    restore(model, kept, other)
+    load(model, kept, other)
     del kept
     assert str(tmp_path) not in MAPS.read_text()
-    pairs = zip(keep(model, cache).arrays, keep(model, other).arrays, strict=True)
+    pairs = zip(dump(model, cache).arrays, dump(model, other).arrays, strict=True)
     assert all(np.array_equal(mine, theirs) for mine, theirs in pairs)
 
 

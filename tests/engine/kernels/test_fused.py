@@ -16,7 +16,7 @@ from engine.gguf.types import TYPE_BY_NAME
 from engine.kernels.fusion import fuses
 from engine.kernels.native import unavailable_reason
 from engine.nn.cache_spec import STEP, WINDOW_SLACK
-from engine.nn.cache_state import keep, restore
+from engine.nn.cache_state import dump, load
 from engine.nn.config import read_config
 from support.gguf_writer import Tensor
 from support.models import HERE, stored_models
@@ -222,7 +222,7 @@ def test_a_window_moves_on_and_goes_back_as_far_as_it_holds():
         cache.tokens.append(token)
     assert np.abs(np.array(made) - expected[-1]).max() < 1e-3 * expected.std()
     other = model.new_cache(context=len(tokens), kv_type="f32")
-    restore(model, keep(model, cache), other)
+    load(model, dump(model, cache), other)
     other.trim(len(tokens) - 1)
     again = model.forward(mx.array(tokens[-1:]), other)
     assert np.array_equal(np.array(again), np.array(made))

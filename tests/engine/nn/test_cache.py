@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import engine.nn.cache
-from engine.nn.cache import StateCache, TokenCache, common_reach, new_layer_cache
+from engine.nn.cache import StateCache, TokenCache, new_layer_cache, rewindable_length
 from engine.nn.cache_spec import SNAPSHOTS, CacheSpec, kv_bytes, kv_read_bytes
 from engine.nn.config import read_config
 from support.headers import kv_values, metadata
@@ -46,19 +46,19 @@ def test_a_window_goes_back_only_while_it_holds_what_was_seen(monkeypatch: pytes
     for position in range(30):
         cache.extend(position, (marks(position, 1),) * 2, max(0, position - 7))
     base = cache.base
-    assert cache.reach(30) == 30 and cache.reach(29) == 29
-    assert cache.reach(base + 7) == base + 7  # it sees base .. base + 6, and itself
-    assert cache.reach(base + 6) == 0
+    assert cache.rewindable_length(30) == 30 and cache.rewindable_length(29) == 29
+    assert cache.rewindable_length(base + 7) == base + 7  # it sees base .. base + 6, and itself
+    assert cache.rewindable_length(base + 6) == 0
     (keys, _), _ = cache.extend(0, (marks(0, 3),) * 2, 0)  # and so it starts anew
     assert keys.reshape(-1).tolist() == [0, 1, 2]
 
 
 def test_layers_go_back_together():
     state, tokens = StateCache(1000), TokenCache([], 1000)
-    state.keep(20, (mx.array(0),))
-    assert common_reach([tokens, state], 25) == 20
-    assert common_reach([tokens, state], 19) == 0
-    assert common_reach([tokens], 19) == 19
+    state.save(20, (mx.array(0),))
+    assert rewindable_length([tokens, state], 25) == 20
+    assert rewindable_length([tokens, state], 19) == 0
+    assert rewindable_length([tokens], 19) == 19
 
 
 def test_windowed_layers_cost_their_window():

@@ -10,7 +10,7 @@ import pytest
 
 import engine
 from engine.errors import CacheStateError, ContextOverflow
-from engine.nn.cache_state import Kept, form, keep, restore
+from engine.nn.cache_state import CacheState, cache_format, dump, load
 
 HERE = Path(__file__).parents[2] / "fixtures"
 # full attention (fused where the kernels are native), a window, latent attention, recurrent layers
@@ -28,11 +28,11 @@ PROMPT = [5, 9, 3, 7] * 10
 GREEDY = engine.Settings(temperature=0, max_tokens=8, ignore_end=True)
 
 
-def answered(model: engine.Model, kv_type: str) -> tuple[engine.Cache, list[int], Kept]:
+def answered(model: engine.Model, kv_type: str) -> tuple[engine.Cache, list[int], CacheState]:
     """A cache after an answer, the sequence to go on with, and what was kept, in its own memory."""
     cache = model.new_cache(256, kv_type)
     sequence = PROMPT + list(model.generate(PROMPT, GREEDY, cache)) + [4, 4]
-    kept = keep(model, cache)
+    kept = dump(model, cache)
     return cache, sequence, replace(kept, arrays=[np.array(array) for array in kept.arrays])
 
 
@@ -42,7 +42,7 @@ def test_an_answer_goes_on_from_what_was_kept(name: str, kv_type: str, kernels: 
     model = engine.load(HERE / name / "model.gguf", kernels)
     cache, sequence, kept = answered(model, kv_type)
     other = model.new_cache(256, kv_type)
-    restore(model, kept, other)
+    load(model, kept, other)
     streams = [model.generate(sequence, GREEDY, used) for used in (cache, other)]
     answers = [list(stream) for stream in streams]
     assert answers[0] == answers[1]
@@ -65,17 +65,17 @@ def test_what_is_not_of_this_model_is_refused_and_nothing_is_filled(name: str, k
         replace(kept, tokens=[model.config.vocab, *kept.tokens[1:]]),
         replace(kept, tokens=[-1, *kept.tokens[1:]]),
     ]
-    if kept.marks:
+    if kept.positions:
         wrong += [
-            replace(kept, marks=kept.marks[1:]),
-            replace(kept, marks=[[1 << 40], *kept.marks[1:]]),
-            replace(kept, marks=[[], *kept.marks[1:]]),
-            replace(kept, marks=[[*kept.marks[0], 1 << 40], *kept.marks[1:]]),
+            replace(kept, positions=kept.positions[1:]),
+            replace(kept, positions=[[1 << 40], *kept.positions[1:]]),
+            replace(kept, positions=[[], *kept.positions[1:]]),
+            replace(kept, positions=[[*kept.positions[0], 1 << 40], *kept.positions[1:]]),
         ]
     for each in wrong:
         cache = model.new_cache(256, "f16")
         with pytest.raises(CacheStateError):
-            restore(model, each, cache)
+            load(model, each, cache)
         assert cache.length == 0
 
 
@@ -83,7 +83,7 @@ def test_more_than_the_context_is_an_error_with_both_counts(kernels: str):
     model = engine.load(HERE / "llama" / "model.gguf", kernels)
     _, _, kept = answered(model, "f16")
     with pytest.raises(ContextOverflow) as caught:
-        restore(model, kept, model.new_cache(32, "f16"))
+        load(model, kept, model.new_cache(32, "f16"))
     assert (caught.value.used, caught.value.limit) == (len(kept.tokens), 32)
 
 
@@ -95,7 +95,7 @@ def test_a_short_conversation_after_a_long_one_is_kept_too(name: str, kernels: s
     list(model.generate(PROMPT, GREEDY, cache))
     sequence = [3, 9, 4]
     sequence += list(model.generate(sequence, GREEDY, cache))
-    restore(model, keep(model, cache), other)
+    load(model, dump(model, cache), other)
     answers = [list(model.generate([*sequence, 7], GREEDY, used)) for used in (cache, other)]
     assert answers[0] == answers[1]
 
@@ -104,14 +104,14 @@ def test_states_of_the_same_tokens_are_refused():
     model = engine.load(HERE / "qwen3next" / "model.gguf", "native")
     _, _, kept = answered(model, "f16")
     end = len(kept.tokens) + 1  # marks count from one
-    twice = [end if at else 0 for at in kept.marks[-1]]
+    twice = [end if at else 0 for at in kept.positions[-1]]
     assert twice.count(end) > 2
     with pytest.raises(CacheStateError):
-        restore(model, replace(kept, marks=[*kept.marks[:-1], twice]), model.new_cache(256))
+        load(model, replace(kept, positions=[*kept.positions[:-1], twice]), model.new_cache(256))
 
 
 def test_forms_differ_where_caches_do(kernels: str):
     llama = engine.load(HERE / "llama" / "model.gguf", kernels)
     hybrid = engine.load(HERE / "lfm2" / "model.gguf", kernels)
-    assert form(llama, "f16") != form(llama, "q8")
-    assert form(hybrid, "f16") == "plain f16"
+    assert cache_format(llama, "f16") != cache_format(llama, "q8")
+    assert cache_format(hybrid, "f16") == "plain f16"

@@ -25,7 +25,7 @@ from engine.gguf.reader import open_model
 from engine.kernels.native.fused import FusedLayers
 from engine.nn.config import ExpertConfig
 from engine.nn.moe import Experts
-from engine.nn.router_stats import FOLD_AT, Routes, covering, entropy_bits
+from engine.nn.router_stats import FOLD_AT, RouterStats, covering, entropy_bits
 from engine.nn.weights import Weights
 from support.models import HERE, Stored, stored_models
 
@@ -158,25 +158,25 @@ def test_an_answer_that_is_broken_off_counts_what_the_cache_took_in(kernels: str
     assert routes.hits().sum() == routes.tokens * routes.used * len(routes.layers)
 
 
-def test_a_step_that_is_not_kept_is_forgotten():
-    routes = Routes(layers=(0, 2), experts=4, used=1)
+def test_a_step_that_is_not_committed_is_forgotten():
+    routes = RouterStats(layers=(0, 2), experts=4, used=1)
     for ids, kept in [([[0]], True), ([[3]], False), ([[1]], True)]:
-        routes.begin()
-        routes.tell(mx.array(ids))
-        routes.tell(mx.array([[2]]))
+        routes.begin_step()
+        routes.record(mx.array(ids))
+        routes.record(mx.array([[2]]))
         if kept:
-            routes.keep()
+            routes.commit_step()
     assert routes.hits().tolist() == [[1, 1, 0, 0], [0, 0, 2, 0]]
     assert routes.tokens == 2
 
 
 def test_many_steps_are_counted_on_the_way():
-    routes = Routes(layers=(0,), experts=2, used=2)
+    routes = RouterStats(layers=(0,), experts=2, used=2)
     for _ in range(3 * FOLD_AT):
-        routes.begin()
-        routes.tell(mx.array([[[0, 1]]]))
-        routes.keep()
-        assert len(routes._kept) <= FOLD_AT
+        routes.begin_step()
+        routes.record(mx.array([[[0, 1]]]))
+        routes.commit_step()
+        assert len(routes._pending) <= FOLD_AT
     assert routes.hits().tolist() == [[3 * FOLD_AT, 3 * FOLD_AT]]
     assert routes.hits().tolist() == [[3 * FOLD_AT, 3 * FOLD_AT]]  # asking changes nothing
 

@@ -79,13 +79,13 @@ def test_many_turns_on_one_cache_equal_fresh_runs(model: engine.Model):
 
 def test_a_state_cache_keeps_the_newest_the_one_before_and_the_mark():
     cache = StateCache(context=1000)
-    assert cache.state(0) is None and cache.reach(5) == 0
+    assert cache.state(0) is None and cache.rewindable_length(5) == 0
     for end in cache.stops(0, 100):
-        cache.keep(end, (mx.array(end),))
+        cache.save(end, (mx.array(end),))
     for end in (101, 102, 103):
         assert cache.stops(end - 1, 1) == [end]
-        cache.keep(end, (mx.array(end),))
-    assert [cache.reach(at) for at in (50, 84, 101, 102, 103)] == [0, 84, 84, 102, 103]
+        cache.save(end, (mx.array(end),))
+    assert [cache.rewindable_length(at) for at in (50, 84, 101, 102, 103)] == [0, 84, 84, 102, 103]
     state = cache.state(84)
     assert state is not None and state[0].item() == 84
 
@@ -93,21 +93,21 @@ def test_a_state_cache_keeps_the_newest_the_one_before_and_the_mark():
 def test_a_state_cache_that_went_back_forgets_what_came_later():
     cache = StateCache(context=1000)
     for end in (*cache.stops(0, 100), 101):
-        cache.keep(end, (mx.array(end),))
+        cache.save(end, (mx.array(end),))
     for end in cache.stops(84, 10):
-        cache.keep(end, (mx.array(-end),))
-    assert [cache.reach(at) for at in (84, 94, 101)] == [84, 94, 94]
+        cache.save(end, (mx.array(-end),))
+    assert [cache.rewindable_length(at) for at in (84, 94, 101)] == [84, 94, 94]
 
 
 def test_a_state_of_other_tokens_is_not_taken_for_one_of_these():
     cache = StateCache(context=1000)
     for start, count in ((0, 94), (78, 5), (83, 1)):
         for end in cache.stops(start, count):
-            cache.keep(end, (mx.array(end),))
-    assert [cache.reach(at) for at in (82, 83, 84)] == [78, 83, 84]
+            cache.save(end, (mx.array(end),))
+    assert [cache.rewindable_length(at) for at in (82, 83, 84)] == [78, 83, 84]
     assert cache.stops(78, 6) == [84]  # six others: nothing is known of 83 of them
-    cache.keep(84, (mx.array(-84),))
-    assert [cache.reach(at) for at in (83, 84)] == [78, 84]
+    cache.save(84, (mx.array(-84),))
+    assert [cache.rewindable_length(at) for at in (83, 84)] == [78, 84]
 
 
 @pytest.mark.parametrize("name", NAMES)
