@@ -21,7 +21,7 @@ from engine.text.reasoning import Kind, Part, control_markers, find_dialect, new
 
 if TYPE_CHECKING:
     from engine.kernels.base import Kernels
-    from engine.nn.router_stats import Routes
+    from engine.nn.router_stats import RouterStats
     from engine.text.chat_template import ChatTemplate
     from engine.text.constrained import Guide
     from engine.text.tokenizer import Tokenizer
@@ -37,7 +37,7 @@ class LanguageModel(Protocol):
     kernels: Kernels
 
     @property
-    def routes(self) -> Routes | None: ...
+    def routes(self) -> RouterStats | None: ...
 
     def prefill(
         self,
