@@ -75,16 +75,16 @@ def identity(made: dict[str, Any]) -> tuple[object, ...]:
 def case(file: Path, context: int, touch: bool, kernels: str) -> dict[str, Any]:
     """Measure one file at one context."""
     from conifer_cli.acquire import judge, locate
-    from conifer_cli.fit.plan import Wishes
+    from conifer_cli.fit.plan import FitRequest
     from conifer_cli.session.session import RunOptions, Session
     from engine.benchmark import prompt
     from engine.device import backend
     from engine.fit.bandwidth import peak_memory_bytes, read_rates
     from engine.sampling import Settings
 
-    wishes = Wishes(context=context, kernels=kernels)
-    judged = judge(locate(str(file)), wishes)
-    session = Session(judged, RunOptions(context=context, kernels=kernels, max_tokens=8))
+    request = FitRequest(context=context, kernels=kernels)
+    report = judge(locate(str(file)), request)
+    session = Session(report, RunOptions(context=context, kernels=kernels, max_tokens=8))
     warm_up(session)
     model = session.model
     cache = model.new_cache(context)
@@ -103,7 +103,7 @@ def case(file: Path, context: int, touch: bool, kernels: str) -> dict[str, Any]:
     peak = peak_memory_bytes()
     reads = read_rates(READ_BYTES, sys.maxsize, backend())
     pairs = [alternate(lambda: decode(model, tokens, cache, TURN), reads) for _ in range(ROUNDS)]
-    return report(judged, model.kernels.name, context, peak, pairs)
+    return summarise(report, model.kernels.name, context, peak, pairs)
 
 
 def warm_up(session: Any) -> None:
@@ -146,14 +146,14 @@ def alternate(decode: Callable[[], float], reads: Iterator[float]) -> tuple[floa
     return TURNS * TURN / decoding, read_bytes / reading
 
 
-def report(
-    judged: Any, kernels: str, context: int, peak: int, pairs: list[tuple[float, float]]
+def summarise(
+    report: Any, kernels: str, context: int, peak: int, pairs: list[tuple[float, float]]
 ) -> dict[str, Any]:
     """Compare. Ratios are of what was measured to what was predicted."""
     from engine.fit.memory import needs
     from engine.fit.speed import MEASURED, Bandwidth, bytes_per_token, seconds
 
-    config, tensors, backend = judged.config, judged.tensors, judged.verdict.machine.backend
+    config, tensors, backend = report.config, report.tensors, report.verdict.machine.backend
     need = needs(config, tensors, backend, "f16", kernels)(context)
     moved = bytes_per_token(config, tensors, backend, kernels, context - DECODED, "f16")
     predicted = [
@@ -163,7 +163,7 @@ def report(
     ratios = [rate / by for (rate, _), by in zip(pairs, predicted, strict=True)]
     share = peak / need.total_bytes
     return {
-        "file": Path(judged.paths[0]).name,
+        "file": Path(report.paths[0]).name,
         "layers": config.layers,
         "context": context,
         "kernels": kernels,

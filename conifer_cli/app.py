@@ -239,9 +239,9 @@ def pull(
     model that is here already, a newer revision on the hub is reported.
     """
     from conifer_cli.commands.pull import pull_model
-    from conifer_cli.fit.plan import Wishes
+    from conifer_cli.fit.plan import FitRequest
 
-    return pull_model(model, Wishes(context, kv_type.value, force, yes), update, as_json)
+    return pull_model(model, FitRequest(context, kv_type.value, force, yes), update, as_json)
 
 
 @app.command(
@@ -285,10 +285,10 @@ def fit(
     --machine, which asks no hub, 2 where nothing is known of it on this machine.
     """
     from conifer_cli.commands.fit import FitOptions, fit_all, fit_model
-    from conifer_cli.fit.plan import Wishes
+    from conifer_cli.fit.plan import FitRequest
 
-    wishes = Wishes(context, kv_type.value, kernels=kernels.value)
-    asked = FitOptions(wishes, machine, memory, total, as_json)
+    request = FitRequest(context, kv_type.value, kernels=kernels.value)
+    asked = FitOptions(request, machine, memory, total, as_json)
     return fit_all(asked) if model is None else fit_model(model, asked)
 
 

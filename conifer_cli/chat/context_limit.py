@@ -32,7 +32,7 @@ def make_room(conversation: Conversation) -> list[int] | None:
 
 
 def _choices(conversation: Conversation, needed: int) -> list[Choice]:
-    largest = conversation.session.judged.verdict.largest_context
+    largest = conversation.session.report.verdict.largest_context
     grown = min(max(2 * conversation.context, needed), largest)
     choices: list[Choice] = []
     if grown >= needed:

@@ -93,11 +93,11 @@ class Conversation:
             with self.interrupts.raising():
                 self.session = open_session(target, replace(old.options, context=None))
         except KeyboardInterrupt:
-            failure = errors.UsageError(f"cancelled; still using {old.judged.name}")
+            failure = errors.UsageError(f"cancelled; still using {old.report.name}")
         except errors.foreseen() as error:
             failure = error.with_traceback(None)  # its frames keep the loaded weights alive
         if failure is not None:
-            self.session = Session(old.judged, old.options)
+            self.session = Session(old.report, old.options)
             raise failure
         self.context = self.session.context
 

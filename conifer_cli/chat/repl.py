@@ -29,7 +29,7 @@ def converse(session: Session, messages: Messages) -> Session:
             complete, history_file(), conversation.meter, {"c-o": conversation.toggle_fold}
         )
         conversation.editor = open_editor(conversation.host, interrupts)
-        console.log(f"{session.judged.name}, context {conversation.context:,} tokens. /? for help.")
+        console.log(f"{session.report.name}, context {conversation.context:,} tokens. /? for help.")
         if session.raw:
             console.log("This model has no chat template: it continues your text.")
         on_failure.callback(_rescue, conversation)

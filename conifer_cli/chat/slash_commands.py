@@ -174,10 +174,10 @@ def _read(conversation: Conversation, rest: str) -> None:
 
 def _model(conversation: Conversation, rest: str) -> None:
     if not rest:
-        console.log(f"{conversation.session.judged.name}. /model NAME switches to another model.")
+        console.log(f"{conversation.session.report.name}. /model NAME switches to another model.")
         return
     conversation.switch_model(rest)
-    name = conversation.session.judged.name
+    name = conversation.session.report.name
     console.log(f"Now using {name}, context {conversation.context:,} tokens.")
 
 
@@ -203,7 +203,7 @@ def _load(conversation: Conversation, rest: str) -> None:
 
 
 def _export(conversation: Conversation, rest: str) -> None:
-    name = conversation.session.judged.name
+    name = conversation.session.report.name
     console.log(f"Written to {attachments.export(rest, conversation.messages, name)}.")
 
 
@@ -254,7 +254,7 @@ def _change_parameter(conversation: Conversation, name: str, text: str) -> None:
     """Raises ValueError."""
     session = conversation.session
     if name == "num_ctx":
-        tokens, largest = options.parse_context(text), session.judged.verdict.largest_context
+        tokens, largest = options.parse_context(text), session.report.verdict.largest_context
         if tokens > largest and not session.options.force:
             raise ValueError(f"at most {largest:,} tokens fit")
         conversation.resize(tokens)
@@ -391,18 +391,18 @@ def _show(conversation: Conversation, rest: str) -> None:
 
 def _show_info(conversation: Conversation) -> str:
     session = conversation.session
-    judged, config = session.judged, session.model.config
+    report, config = session.report, session.model.config
     rows = [
-        ("model", judged.name),
-        ("file", str(judged.paths[0])),
-        ("size", size(judged.size_bytes)),
+        ("model", report.name),
+        ("file", str(report.paths[0])),
+        ("size", size(report.size_bytes)),
         ("layers", f"{config.layers:,}"),
         ("vocabulary", f"{config.vocab:,}"),
         ("context", f"{conversation.context:,} of {config.context:,} tokens"),
         ("kernels", session.model.kernels.name),
     ]
-    if judged.entry is not None:
-        rows.insert(3, ("parameters", count(judged.entry.total_parameters)))
+    if report.entry is not None:
+        rows.insert(3, ("parameters", count(report.entry.total_parameters)))
     return "\n".join(labelled(rows))
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from conifer_cli import errors
 from conifer_cli.acquire import judge, locate, ready
 from conifer_cli.errors import NoRoom, UsageError
-from conifer_cli.fit.plan import Judged, Wishes
+from conifer_cli.fit.plan import FitReport, FitRequest
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import memory, size, table
 
@@ -47,39 +47,39 @@ class BenchOptions:
 def bench_model(name: str | None, options: BenchOptions) -> int:
     """Measure, and print a table and the same as JSON. Returns the exit code."""
     target = locate(name)
-    wishes = Wishes(None, options.kv_type, options.force, options.yes, options.kernels)
-    judged = ready(target, judge(target, wishes), wishes)
-    prompts, depths = lengths(judged, options)
+    request = FitRequest(None, options.kv_type, options.force, options.yes, options.kernels)
+    report = ready(target, judge(target, request), request)
+    prompts, depths = lengths(report, options)
 
     from engine.model import load
 
-    model = load(judged.paths[0], kernels=options.kernels)
-    document = measure(model, judged, prompts, depths, options)
-    _keep(document, judged, options)
+    model = load(report.paths[0], kernels=options.kernels)
+    document = measure(model, report, prompts, depths, options)
+    _keep(document, report, options)
     if not options.as_json:
         console.out([*_report(document), ""])
     console.out([json.dumps(document, separators=(",", ":"))])
     return errors.OK
 
 
-def lengths(judged: Judged, options: BenchOptions) -> tuple[list[int], list[int]]:
+def lengths(report: FitReport, options: BenchOptions) -> tuple[list[int], list[int]]:
     """Choose the prompts and depths. Raises UsageError or NoRoom for one beyond the context."""
     from engine.benchmark import decode_context
 
-    assert judged.config is not None
-    most = judged.config.context
-    fits = most if options.force else min(most, judged.verdict.largest_context)
+    assert report.config is not None
+    most = report.config.context
+    fits = most if options.force else min(most, report.verdict.largest_context)
     chosen: list[list[int]] = []
     for asked, default, more in (
         (options.prompts, PROMPTS, 1),
         (options.depths, DEPTHS, decode_context(0, options.tokens)),
     ):
         for length in asked or ():
-            _require(judged.name, length + more, most, fits)
+            _require(report.name, length + more, most, fits)
         chosen.append([n for n in (asked or default) if n + more <= fits])
     if not any(chosen):
         raise UsageError(
-            f"the context of {judged.name} is {fits:,} tokens, too few for the usual lengths",
+            f"the context of {report.name} is {fits:,} tokens, too few for the usual lengths",
             "Choose some with --prompt, --depth and --tokens.",
         )
     return chosen[0], chosen[1]
@@ -93,7 +93,7 @@ def _require(name: str, need: int, most: int, fits: int) -> None:
 
 
 def measure(
-    model: Model, judged: Judged, prompts: list[int], depths: list[int], options: BenchOptions
+    model: Model, report: FitReport, prompts: list[int], depths: list[int], options: BenchOptions
 ) -> dict[str, Any]:
     """Run every measurement: the document that is printed."""
     from engine import benchmark as engine
@@ -116,13 +116,13 @@ def measure(
         ]
         peak = peak_memory_bytes()  # before the buffers of the plain reads
         for row in decode:
-            row |= _roof(model, judged, row, watch, options)
-    return {**_circumstances(model, judged, options), "prefill": prefill, "decode": decode} | {
+            row |= _roof(model, report, row, watch, options)
+    return {**_circumstances(model, report, options), "prefill": prefill, "decode": decode} | {
         "peak_memory_bytes": peak
     }
 
 
-def _keep(document: dict[str, Any], judged: Judged, options: BenchOptions) -> None:
+def _keep(document: dict[str, Any], report: FitReport, options: BenchOptions) -> None:
     """Write the medians into the ledger."""
     from conifer_cli.fit import history
 
@@ -130,7 +130,7 @@ def _keep(document: dict[str, Any], judged: Judged, options: BenchOptions) -> No
     most += [row["depth"] + options.tokens for row in document["decode"]]
     keep = functools.partial(
         history.record,
-        judged,
+        report,
         document["kernels"],
         options.kv_type,
         tokens=max(most),
@@ -147,18 +147,18 @@ def _keep(document: dict[str, Any], judged: Judged, options: BenchOptions) -> No
 
 
 def _roof(
-    model: Model, judged: Judged, row: dict[str, Any], watch: _Watch, options: BenchOptions
+    model: Model, report: FitReport, row: dict[str, Any], watch: _Watch, options: BenchOptions
 ) -> dict[str, Any]:
     """Read as many bytes as one token moves, and say which share of that rate decoding reaches."""
     from engine.fit.bandwidth import read_rates
     from engine.fit.speed import bytes_per_token
     from engine.gguf.reader import open_model
 
-    assert judged.config is not None
-    device = judged.verdict.machine.backend
-    tensors = open_model(judged.paths[0]).tensors
+    assert report.config is not None
+    device = report.verdict.machine.backend
+    tensors = open_model(report.paths[0]).tensors
     kernels, depth = model.kernels.name, row["depth"]
-    counted = bytes_per_token(judged.config, tensors, device, kernels, depth, options.kv_type)
+    counted = bytes_per_token(report.config, tensors, device, kernels, depth, options.kv_type)
     moved = counted.total_bytes
     read = spread(watch(read_rates(moved, options.repeat, device)))
     return {
@@ -195,16 +195,16 @@ class _Watch:
             yield rate
 
 
-def _circumstances(model: Model, judged: Judged, options: BenchOptions) -> dict[str, Any]:
+def _circumstances(model: Model, report: FitReport, options: BenchOptions) -> dict[str, Any]:
     """Say what was measured, and on what."""
     from engine.device import cores
     from engine.fit.bandwidth import read_method
 
-    machine = judged.verdict.machine
+    machine = report.verdict.machine
     return {
-        "model": judged.name if judged.entry else Path(judged.name).name,
+        "model": report.name if report.entry else Path(report.name).name,
         "architecture": model.config.architecture,
-        "file_bytes": judged.size_bytes,
+        "file_bytes": report.size_bytes,
         "kernels": model.kernels.name,
         "kv_type": options.kv_type,
         "machine": machine.name,

@@ -9,8 +9,8 @@ from conifer_cli import errors
 from conifer_cli.acquire import connect, locate, open_store
 from conifer_cli.fit import view
 from conifer_cli.fit.alternatives import size_kind, supported, ways_out
-from conifer_cli.fit.plan import Judged, Wishes
-from conifer_cli.fit.predict import Place, moves, place, speed, survey
+from conifer_cli.fit.plan import FitReport, FitRequest
+from conifer_cli.fit.predict import Target, choose_target, moves, speed, survey
 from conifer_cli.fit.quant_matrix import (
     Rung,
     judged_quant,
@@ -34,7 +34,7 @@ ORDER = ["fits", "tight", "too_large", None]
 class FitOptions:
     """What was asked of `fit`: for which machine, and how to print it."""
 
-    wishes: Wishes
+    request: FitRequest
     machine: str | None = None
     memory_bytes: int | None = None
     idle: bool = False
@@ -56,85 +56,85 @@ class Row:
 
     entry: Entry
     quant: str
-    judged: Judged | None
+    report: FitReport | None
     rate: Rate | None
 
     @property
     def kind(self) -> str | None:
         """fits, tight, too_large, or None for what cannot be told."""
-        return self.judged.verdict.kind if self.judged else None
+        return self.report.verdict.kind if self.report else None
 
 
 def fit_model(name: str, options: FitOptions) -> int:
     """Print the verdict on one model. Exit code 0: fits or tight; 4: too large."""
-    wishes, target = options.wishes, locate(name)
-    there = place(options.machine, options.memory_bytes, options.idle, wishes.kernels)
+    request, model = options.request, locate(name)
+    target = choose_target(options.machine, options.memory_bytes, options.idle, request.kernels)
     hub = None if options.machine else connect
-    judged = survey(name, target.reference, wishes, there.machine, open_store(), hub)
-    found = _speed(judged, there, wishes)
-    sizes = {**sizes_of(judged.entry), **(listed_sizes(judged, hub) if hub else {})}
-    rungs = ladder(judged, there, wishes, sizes)
-    hints = list(ways_out(name, judged.entry, judged.verdict, judged.q8_fits))
-    smaller = smaller_rung(rungs, judged)
-    if judged.remote and smaller:
-        command = f"`conifer run {_name_of(judged, smaller)}`"
+    report = survey(name, model.reference, request, target.machine, open_store(), hub)
+    found = _speed(report, target, request)
+    sizes = {**sizes_of(report.entry), **(listed_sizes(report, hub) if hub else {})}
+    rungs = ladder(report, target, request, sizes)
+    hints = list(ways_out(name, report.entry, report.verdict, report.q8_fits))
+    smaller = smaller_rung(rungs, report)
+    if report.remote and smaller:
+        command = f"`conifer run {_name_of(report, smaller)}`"
         if not any(command in hint for hint in hints):
             hints.insert(0, f"A smaller quantisation fits: {command}")
     if options.as_json:
-        console.out_json(_document(judged, there, found, rungs, hints, wishes))
+        console.out_json(_document(report, target, found, rungs, hints, request))
     else:
-        console.out(view.report(judged, there, found, rungs, hints, wishes))
-    return errors.NO_ROOM if judged.verdict.kind == "too_large" else errors.OK
+        console.out(view.verdict_lines(report, target, found, rungs, hints, request))
+    return errors.NO_ROOM if report.verdict.kind == "too_large" else errors.OK
 
 
-def _name_of(judged: Judged, quant: str) -> str:
+def _name_of(report: FitReport, quant: str) -> str:
     """Name another quantisation of a judged model. Those of the catalog may lie elsewhere."""
-    if judged.entry is not None and judged.entry.file(quant) is not None:
-        return f"{judged.entry.id}:{quant}"
-    return f"hf:{judged.remote[0].repository}:{quant}"
+    if report.entry is not None and report.entry.file(quant) is not None:
+        return f"{report.entry.id}:{quant}"
+    return f"hf:{report.remote[0].repository}:{quant}"
 
 
 def fit_all(options: FitOptions) -> int:
     """Print every model of the catalog: what fits first, the largest first."""
     from catalog import entries
 
-    wishes = options.wishes
-    there = place(options.machine, options.memory_bytes, options.idle, wishes.kernels)
-    rows = [_row(entry, there, wishes) for entry in entries().values()]
+    request = options.request
+    target = choose_target(options.machine, options.memory_bytes, options.idle, request.kernels)
+    rows = [_row(entry, target, request) for entry in entries().values()]
     rows.sort(key=lambda row: (ORDER.index(row.kind), -(row.entry.total_parameters or 0)))
     if options.as_json:
         models = [_row_document(row) for row in rows]
-        estimated = any(row.judged is None or row.judged.verdict.estimated for row in rows)
-        machine = _machine(there)
+        estimated = any(row.report is None or row.report.verdict.estimated for row in rows)
+        machine = _machine(target)
         console.out_json({"estimated": estimated, "machine": machine, "models": models})
     else:
-        console.out(view.catalog(rows, there, wishes))
+        console.out(view.catalog(rows, target, request))
     return errors.OK
 
 
-def _speed(judged: Judged, there: Place, wishes: Wishes) -> Speed:
-    context = judged.verdict.context
-    moved, later = (moves(judged, there, wishes, depth) for depth in (0, context))
-    if judged.verdict.kind == "too_large":  # what spills out of memory has no rate worth printing
+def _speed(report: FitReport, target: Target, request: FitRequest) -> Speed:
+    context = report.verdict.context
+    moved, later = (moves(report, target, request, depth) for depth in (0, context))
+    if report.verdict.kind == "too_large":  # what spills out of memory has no rate worth printing
         return Speed(moved, None, None)
-    return Speed(moved, speed(judged, there, moved), speed(judged, there, later))
+    return Speed(moved, speed(report, target, moved), speed(report, target, later))
 
 
-def _row(entry: Entry, there: Place, wishes: Wishes) -> Row:
+def _row(entry: Entry, target: Target, request: FitRequest) -> Row:
     from catalog import resolve
     from engine.errors import ModelFileError
 
-    quant = _best_quant(entry, there.machine)
-    if wishes.context is not None and entry.context is not None:
-        wishes = replace(wishes, context=min(wishes.context, entry.context))
+    quant = _best_quant(entry, target.machine)
+    if request.context is not None and entry.context is not None:
+        request = replace(request, context=min(request.context, entry.context))
     if entry.architecture not in supported():
         return Row(entry, quant, None, None)
     name = entry.id if quant == entry.default_quant else f"{entry.id}:{quant}"
     try:
-        judged = survey(name, resolve(name), wishes, there.machine, open_store(), None)
+        report = survey(name, resolve(name), request, target.machine, open_store(), None)
     except (errors.UsageError, errors.Unreadable, ModelFileError):
         return Row(entry, quant, None, None)
-    return Row(entry, quant, judged, _speed(judged, there, wishes).start)
+    return Row(entry, quant, report, _speed(report, target, request).start)
 
 
 def _best_quant(entry: Entry, machine: Machine) -> str:
@@ -153,7 +153,7 @@ def _best_quant(entry: Entry, machine: Machine) -> str:
 
 
 def _row_document(row: Row) -> dict[str, Any]:
-    verdict = row.judged.verdict if row.judged else None
+    verdict = row.report.verdict if row.report else None
     facts = row.entry.file(row.quant)
     return {
         "id": row.entry.id,
@@ -179,12 +179,12 @@ def _rate(rate: Rate | None) -> dict[str, Any] | None:
     return {**rounded, "source": rate.source}
 
 
-def _machine(there: Place) -> dict[str, Any]:
-    machine, bandwidth = there.machine, there.bandwidth
+def _machine(target: Target) -> dict[str, Any]:
+    machine, bandwidth = target.machine, target.bandwidth
     return {
         "name": machine.name,
         "backend": machine.backend,
-        "kernels": there.kernels,
+        "kernels": target.kernels,
         "memory_bytes": machine.memory_bytes,
         "budget_bytes": machine.budget_bytes,
         "limited_by": machine.limited_by,
@@ -193,21 +193,21 @@ def _machine(there: Place) -> dict[str, Any]:
 
 
 def _document(
-    judged: Judged,
-    there: Place,
+    report: FitReport,
+    target: Target,
     found: Speed,
     rungs: list[Rung],
     hints: list[str],
-    wishes: Wishes,
+    request: FitRequest,
 ) -> dict[str, Any]:
-    verdict, need = judged.verdict, judged.verdict.need
+    verdict, need = report.verdict, report.verdict.need
     return {
-        "model": judged.name,
+        "model": report.name,
         "verdict": verdict.kind,
         "estimated": verdict.estimated,
-        "judged_by": judged.source,
-        "quant": judged_quant(judged),
-        "size_bytes": judged.size_bytes,
+        "judged_by": report.source,
+        "quant": judged_quant(report),
+        "size_bytes": report.size_bytes,
         "need_bytes": {
             "weights": need.weights_bytes,
             "kv": need.kv_bytes,
@@ -216,7 +216,7 @@ def _document(
             "total": need.total_bytes,
         },
         "reserve_bytes": verdict.reserve_bytes,
-        "kv_type": wishes.kv_type,
+        "kv_type": request.kv_type,
         "context": verdict.context,
         "largest_context": verdict.largest_context,
         "moved_bytes_per_token": asdict(found.moved) if found.moved else None,
@@ -234,5 +234,5 @@ def _document(
             for rung in rungs
         ],
         "ways_out": hints if verdict.kind == "too_large" else [],
-        "machine": _machine(there),
+        "machine": _machine(target),
     }

@@ -15,8 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conifer_cli import errors
-from conifer_cli.acquire import Target, connect, judge, licence_of, locate, open_store, ready
-from conifer_cli.fit.plan import Judged, Wishes
+from conifer_cli.acquire import (
+    RequestedModel,
+    connect,
+    judge,
+    licence_of,
+    locate,
+    open_store,
+    ready,
+)
+from conifer_cli.fit.plan import FitReport, FitRequest
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import size
 
@@ -25,7 +33,7 @@ if TYPE_CHECKING:
     from catalog.store.source import Installed
 
 
-def pull_model(name: str, wishes: Wishes, update: bool = False, as_json: bool = False) -> int:
+def pull_model(name: str, request: FitRequest, update: bool = False, as_json: bool = False) -> int:
     """Fetch a model and print the path of its file, or of its first part.
 
     update: fetch the hub's newest revision although an older one is here.
@@ -33,24 +41,24 @@ def pull_model(name: str, wishes: Wishes, update: bool = False, as_json: bool = 
     target = locate(name)
     newer = _newer(target)
     if newer and update:
-        judged = _judge_newer(target, newer, wishes)
+        report = _judge_newer(target, newer, request)
     else:
-        judged = _judge_hashed(target, wishes) if wishes.force else judge(target, wishes)
-    was_here = bool(judged.paths)
-    judged = ready(target, judged, wishes)
-    console.say(f"conifer: {judged.name} is here, {size(judged.size_bytes)}")
+        report = _judge_hashed(target, request) if request.force else judge(target, request)
+    was_here = bool(report.paths)
+    report = ready(target, report, request)
+    console.say(f"conifer: {report.name} is here, {size(report.size_bytes)}")
     if newer and not update:
         commit = newer[0].commit[:7]
         console.say(f"conifer: the hub has a newer revision of it, {commit}")
         console.say(f"`conifer pull {name} --update` fetches it.")
     if as_json:
-        console.out_json(_document(target, judged, was_here, newer if not update else ()))
+        console.out_json(_document(target, report, was_here, newer if not update else ()))
     else:
-        console.out([str(judged.paths[0])])
+        console.out([str(report.paths[0])])
     return errors.OK
 
 
-def _newer(target: Target) -> Sequence[RemoteFile]:
+def _newer(target: RequestedModel) -> Sequence[RemoteFile]:
     """Return the hub's files where they differ from those that are here; else nothing.
 
     A hub that does not answer is no failure: the model is here.
@@ -72,14 +80,16 @@ def _newer(target: Target) -> Sequence[RemoteFile]:
     return () if same else files
 
 
-def _judge_newer(target: Target, files: Sequence[RemoteFile], wishes: Wishes) -> Judged:
+def _judge_newer(
+    target: RequestedModel, files: Sequence[RemoteFile], request: FitRequest
+) -> FitReport:
     """Judge the hub's revision instead of the one that is here."""
     pinned = replace(target.reference, revision=files[0].commit)
-    judged = judge(replace(target, reference=pinned), wishes)
-    return replace(judged, remote=tuple(files), paths=())
+    report = judge(replace(target, reference=pinned), request)
+    return replace(report, remote=tuple(files), paths=())
 
 
-def _judge_hashed(target: Target, wishes: Wishes) -> Judged:
+def _judge_hashed(target: RequestedModel, request: FitRequest) -> FitReport:
     """Judge what is here once its hashes were compared; where one is wrong, the same revision anew.
 
     No header is read before: that may be what is damaged.
@@ -87,13 +97,13 @@ def _judge_hashed(target: Target, wishes: Wishes) -> Judged:
     here = open_store().locate(target.reference)
     damaged = _damaged(target, here) if here else ()
     if not here or not damaged:
-        return judge(target, wishes)
+        return judge(target, request)
     pinned = replace(target.reference, revision=here.commit, file=here.name)
-    judged = judge(replace(target, reference=pinned), wishes, anew=True)
-    return replace(judged, damaged=damaged)
+    report = judge(replace(target, reference=pinned), request, anew=True)
+    return replace(report, damaged=damaged)
 
 
-def _damaged(target: Target, here: Installed) -> tuple[Path, ...]:
+def _damaged(target: RequestedModel, here: Installed) -> tuple[Path, ...]:
     """Hash the files of a model, and return the damaged ones."""
     from catalog import CatalogError
     from conifer_cli.commands.verify import DAMAGED, UNKNOWN, hashed
@@ -112,24 +122,24 @@ def _damaged(target: Target, here: Installed) -> tuple[Path, ...]:
 
 
 def _document(
-    target: Target, judged: Judged, was_here: bool, newer: Sequence[RemoteFile]
+    target: RequestedModel, report: FitReport, was_here: bool, newer: Sequence[RemoteFile]
 ) -> dict[str, Any]:
 
     store = open_store()
     here = store.locate(target.reference)
-    hashes = here.expected_hashes() if here else [None] * len(judged.paths)
+    hashes = here.expected_hashes() if here else [None] * len(report.paths)
     return {
-        "name": judged.name,
-        "model": judged.entry.id if judged.entry else None,
+        "name": report.name,
+        "model": report.entry.id if report.entry else None,
         "repository": here.repository if here else None,
         "commit": here.commit if here else None,
-        "licence": licence_of(judged),
-        "size_bytes": judged.size_bytes,
+        "licence": licence_of(report),
+        "size_bytes": report.size_bytes,
         "was_here": was_here,
         "newer_commit": newer[0].commit if newer else None,
-        "verdict": judged.verdict.kind,
+        "verdict": report.verdict.kind,
         "files": [
             {"path": str(path), "size_bytes": path.stat().st_size, "sha256": digest}
-            for path, digest in zip(judged.paths, hashes, strict=True)
+            for path, digest in zip(report.paths, hashes, strict=True)
         ],
     }

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conifer_cli import errors
-from conifer_cli.acquire import Target, locate, open_store
+from conifer_cli.acquire import RequestedModel, locate, open_store
 from conifer_cli.commands.list import name_of
 from conifer_cli.errors import Declined, Unreadable, UsageError
 from conifer_cli.terminal import console
@@ -87,7 +87,7 @@ def remove_models(names: Sequence[str], everything: bool, yes: bool) -> int:
     return errors.OK
 
 
-def installed_model(target: Target) -> Installed:
+def installed_model(target: RequestedModel) -> Installed:
     """Return the model of a name, as the store has it. Raises UsageError where it has not."""
     if target.reference.path is not None:
         raise UsageError(f"{target.name} is a file of yours, and none that was pulled")
@@ -97,7 +97,7 @@ def installed_model(target: Target) -> Installed:
     return model
 
 
-def _revisions(target: Target, store: Store) -> list[Installed]:
+def _revisions(target: RequestedModel, store: Store) -> list[Installed]:
     """Return the model of a name, and its other revisions unless the name says which."""
     model = installed_model(target)
     if target.reference.revision is not None:

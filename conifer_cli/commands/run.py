@@ -169,7 +169,7 @@ def _require_thinking(session: Session) -> None:
 def _record(session: Session, reply: Response, answering: Generation) -> dict[str, Any]:
     """Put together what --json prints."""
     return {
-        "model": session.judged.name,
+        "model": session.report.name,
         "answer": reply.shown,
         "thinking": reply.thinking,
         **answering.record(),
@@ -181,13 +181,13 @@ def _record(session: Session, reply: Response, answering: Generation) -> dict[st
 
 def _explain(session: Session) -> None:
     """Say what runs, and where each setting came from."""
-    judged, options = session.judged, session.options
-    console.say(f"conifer: {judged.name} is {judged.paths[0]}, {size(judged.size_bytes)}")
+    report, options = session.report, session.options
+    console.say(f"conifer: {report.name} is {report.paths[0]}, {size(report.size_bytes)}")
     console.say(
-        f"conifer: context {judged.verdict.context:,} tokens, KV cache in {options.kv_type}, "
+        f"conifer: context {report.verdict.context:,} tokens, KV cache in {options.kv_type}, "
         f"{session.model.kernels.name} kernels"
     )
-    catalogued = judged.entry.sampling if judged.entry else None
+    catalogued = report.entry.sampling if report.entry else None
     for name in SHOWN:
         value = getattr(session.settings, name)
         origin = options.origins.get(name, "default")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conifer_cli import errors
-from conifer_cli.acquire import Target, locate, open_store
+from conifer_cli.acquire import RequestedModel, locate, open_store
 from conifer_cli.commands.list import entry_document
 from conifer_cli.errors import UsageError
 from conifer_cli.fit.alternatives import supported
@@ -63,7 +63,7 @@ def show_model(name: str, as_json: bool) -> int:
     return errors.OK
 
 
-def _header(target: Target) -> Header | None:
+def _header(target: RequestedModel) -> Header | None:
     """Read the header that is here, if one is."""
     from catalog.hub.header_cache import HeaderCache
     from engine.errors import GGUFError

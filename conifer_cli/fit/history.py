@@ -22,7 +22,7 @@ from conifer_cli import options
 from conifer_cli.terminal import console
 
 if TYPE_CHECKING:
-    from conifer_cli.fit.plan import Judged
+    from conifer_cli.fit.plan import FitReport
     from engine.fit.machine import Machine
     from engine.fit.speed import Bandwidth
     from engine.generate import Stats
@@ -135,7 +135,7 @@ def disk_faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
 
 
-def record_answer(judged: Judged, kernels: str, kv_type: str, stats: Stats, faults: int) -> None:
+def record_answer(report: FitReport, kernels: str, kv_type: str, stats: Stats, faults: int) -> None:
     """Keep what an answer took.
 
     faults: how often it waited for the disk. Where weights are mapped, the first answer after a
@@ -145,7 +145,7 @@ def record_answer(judged: Judged, kernels: str, kv_type: str, stats: Stats, faul
     if faults > computed + stats.decoded_tokens:
         return
     record(
-        judged,
+        report,
         kernels,
         kv_type,
         tokens=stats.prompt_tokens + stats.decoded_tokens,
@@ -156,7 +156,7 @@ def record_answer(judged: Judged, kernels: str, kv_type: str, stats: Stats, faul
 
 
 def record(
-    judged: Judged,
+    report: FitReport,
     kernels: str,
     kv_type: str,
     tokens: int,
@@ -173,21 +173,21 @@ def record(
     from engine.fit.memory import needs
     from engine.fit.speed import bytes_per_token
 
-    if judged.config is None or judged.tensors is None or not judged.paths:
+    if report.config is None or report.tensors is None or not report.paths:
         return
-    if judged.verdict.kind == "too_large":  # it ran from the disk, which says nothing of others
+    if report.verdict.kind == "too_large":  # it ran from the disk, which says nothing of others
         return
     if decode_per_s is None and prefill_per_s is None:
         return
-    config, tensors, machine = judged.config, judged.tensors, judged.verdict.machine
+    config, tensors, machine = report.config, report.tensors, report.verdict.machine
     moved = bytes_per_token(config, tensors, machine.backend, kernels, depth, kv_type)
     need = needs(config, tensors, machine.backend, kv_type, kernels)
     run = Run(
         date=_now(),
         machine=machine_key(machine),
-        model=judged.name if judged.entry else judged.paths[0].name,
-        file=judged.paths[0].name,
-        size_bytes=judged.size_bytes,
+        model=report.name if report.entry else report.paths[0].name,
+        file=report.paths[0].name,
+        size_bytes=report.size_bytes,
         kernels=kernels,
         backend=machine.backend,
         kv_type=kv_type,

@@ -33,7 +33,7 @@ FIRST_READ = 4 << 20  # enough for the header of a small vocabulary; more is ask
 
 
 @dataclass(frozen=True)
-class Wishes:
+class FitRequest:
     """What was asked of the machine, and how firmly."""
 
     context: int | None = None
@@ -45,7 +45,7 @@ class Wishes:
 
 
 @dataclass(frozen=True)
-class Judged:
+class FitReport:
     """A model, where it is (on disk, in a package, or on the hub), and its verdict.
 
     q8_fits: an 8-bit cache would make the difference. metadata: None where only a size was judged.
@@ -73,11 +73,11 @@ class Judged:
 def judge_model(
     name: str,
     reference: Reference,
-    wishes: Wishes,
+    request: FitRequest,
     store: Store,
     connect: Callable[[], Hub],
     anew: bool = False,
-) -> Judged:
+) -> FitReport:
     """Judge a model, from the disk if it is there; `connect` is called only for the hub.
 
     anew: as if it were not on the disk.
@@ -89,30 +89,30 @@ def judge_model(
     entry = reference.entry
     paths = None if anew else store.find(reference)
     if paths:
-        return judge_disk(name, reference, paths[0], wishes, machine)
+        return judge_disk(name, reference, paths[0], request, machine)
     if entry is not None and entry.context is not None:
-        require_context(name, entry.context, wishes)
+        require_context(name, entry.context, request)
     sized = _judge_catalog(name, reference, machine)
-    hopeless = settled(reference.catalog_file, machine) and not wishes.force
+    hopeless = settled(reference.catalog_file, machine) and not request.force
     if sized is not None and (sized.package or hopeless):
         return sized
     if entry is not None:
         from engine.architectures.registry import require_architecture
 
         require_architecture(entry.architecture)
-    return judge_hub(name, reference, wishes, machine, connect(), HeaderCache(store.home))
+    return judge_hub(name, reference, request, machine, connect(), HeaderCache(store.home))
 
 
-def enforce(judged: Judged, wishes: Wishes) -> None:
+def enforce(report: FitReport, request: FitRequest) -> None:
     """Raise NoRoom unless the model fits, or --force was given."""
-    if _hopeless(judged, wishes):
-        hints = ways_out(judged.name, judged.entry, judged.verdict, judged.q8_fits)
-        raise NoRoom(f"{judged.name} does not fit this machine: {shortage(judged)}", tuple(hints))
+    if _hopeless(report, request):
+        hints = ways_out(report.name, report.entry, report.verdict, report.q8_fits)
+        raise NoRoom(f"{report.name} does not fit this machine: {shortage(report)}", tuple(hints))
 
 
-def shortage(judged: Judged) -> str:
+def shortage(report: FitReport) -> str:
     """Say what it needs and what there is."""
-    verdict = judged.verdict
+    verdict = report.verdict
     need = memory(verdict.need.total_bytes)
     at = (
         "it needs at least"
@@ -132,9 +132,9 @@ def settled(facts: CatalogFile | None, machine: Machine) -> bool:
     return surely_too_large(facts.size_bytes, machine)
 
 
-def _hopeless(judged: Judged, wishes: Wishes) -> bool:
+def _hopeless(report: FitReport, request: FitRequest) -> bool:
     """Tell whether a model is too large, and nobody insists."""
-    return judged.verdict.kind == "too_large" and not wishes.force
+    return report.verdict.kind == "too_large" and not request.force
 
 
 @contextmanager
@@ -153,24 +153,24 @@ def reading(name: str, reference: Reference) -> Iterator[None]:
 
 
 def judge_disk(
-    name: str, reference: Reference, path: Path, wishes: Wishes, machine: Machine
-) -> Judged:
+    name: str, reference: Reference, path: Path, request: FitRequest, machine: Machine
+) -> FitReport:
     from engine.gguf.reader import open_model
 
     with reading(name, reference):
         file = open_model(path)
-    judged = judge_header(name, reference.entry, file.metadata, file.tensors, wishes, machine)
-    return replace(judged, size_bytes=file.size_bytes, paths=file.parts, file=file)
+    report = judge_header(name, reference.entry, file.metadata, file.tensors, request, machine)
+    return replace(report, size_bytes=file.size_bytes, paths=file.parts, file=file)
 
 
-def _judge_catalog(name: str, reference: Reference, machine: Machine) -> Judged | None:
+def _judge_catalog(name: str, reference: Reference, machine: Machine) -> FitReport | None:
     """Judge by the size that the catalog knows, if it knows one."""
     from engine.fit.memory import judge_size
 
     facts = reference.catalog_file
     if facts is None or facts.size_bytes is None:
         return None
-    return Judged(
+    return FitReport(
         name,
         reference.entry,
         verdict=judge_size(facts.size_bytes, machine),
@@ -182,11 +182,11 @@ def _judge_catalog(name: str, reference: Reference, machine: Machine) -> Judged 
 def judge_hub(
     name: str,
     reference: Reference,
-    wishes: Wishes,
+    request: FitRequest,
     machine: Machine,
     hub: Hub,
     headers: HeaderCache,
-) -> Judged:
+) -> FitReport:
     """Judge by the headers of all parts, read from the hub."""
     from engine.gguf.reader import merge_parts
 
@@ -194,9 +194,9 @@ def judge_hub(
     metadata, tensors = merge_parts(
         [_read_header(hub, file, part, headers) for part, file in enumerate(remote)]
     )
-    judged = judge_header(name, reference.entry, metadata, tensors, wishes, machine)
+    report = judge_header(name, reference.entry, metadata, tensors, request, machine)
     size_bytes = sum(file.size_bytes for file in remote)
-    return replace(judged, size_bytes=size_bytes, remote=remote, source="the header on the hub")
+    return replace(report, size_bytes=size_bytes, remote=remote, source="the header on the hub")
 
 
 def _read_header(hub: Hub, file: RemoteFile, part: int, headers: HeaderCache) -> Header:
@@ -224,9 +224,9 @@ def judge_header(
     entry: Entry | None,
     metadata: Mapping[str, Any],
     tensors: Mapping[str, TensorInfo],
-    wishes: Wishes,
+    request: FitRequest,
     machine: Machine,
-) -> Judged:
+) -> FitReport:
     """Judge what a header says, and whether an 8-bit cache would change it."""
     from engine.architectures.registry import require_architecture
     from engine.fit.memory import judge
@@ -236,23 +236,23 @@ def judge_header(
     require_architecture(config.architecture)
     known = entry.context if entry else None
     most = min(config.context, known or config.context)
-    require_context(name, most, wishes)
+    require_context(name, most, request)
     asked = functools.partial(
         judge,
         config,
         tensors,
         machine,
-        wishes.context,
+        request.context,
         default_context=known,
-        kernels=wishes.kernels,
+        kernels=request.kernels,
     )
-    verdict = asked(kv_type=wishes.kv_type)
+    verdict = asked(kv_type=request.kv_type)
     q8_fits = (
         verdict.kind == "too_large"
-        and wishes.kv_type != "q8"
+        and request.kv_type != "q8"
         and asked(kv_type="q8").kind != "too_large"
     )
-    return Judged(
+    return FitReport(
         name,
         entry,
         verdict,
@@ -265,8 +265,8 @@ def judge_header(
     )
 
 
-def require_context(name: str, most: int, wishes: Wishes) -> None:
-    if wishes.context is not None and wishes.context > most and not wishes.force:
+def require_context(name: str, most: int, request: FitRequest) -> None:
+    if request.context is not None and request.context > most and not request.force:
         raise UsageError(
-            f"a context of {wishes.context:,} is more than the {most:,} tokens of {name}"
+            f"a context of {request.context:,} is more than the {most:,} tokens of {name}"
         )

@@ -17,8 +17,8 @@ from conifer_cli.errors import UsageError
 from conifer_cli.fit import history
 from conifer_cli.fit.alternatives import estimate_of
 from conifer_cli.fit.plan import (
-    Judged,
-    Wishes,
+    FitReport,
+    FitRequest,
     judge_disk,
     judge_header,
     judge_hub,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Place:
+class Target:
     """The machine that is judged for, and the kernels there.
 
     here: the machine whose measurements count, None for one that is elsewhere.
@@ -72,7 +72,9 @@ class Place:
         ]
 
 
-def place(machine: str | None, memory_bytes: int | None, idle: bool, kernels: str) -> Place:
+def choose_target(
+    machine: str | None, memory_bytes: int | None, idle: bool, kernels: str
+) -> Target:
     """Choose the machine. machine: a name such as m4-max-64gb; None is this one.
 
     memory_bytes: instead of what it has. idle: as if nothing else ran. Raises UsageError.
@@ -83,23 +85,23 @@ def place(machine: str | None, memory_bytes: int | None, idle: bool, kernels: st
 
     if machine is not None:
         try:
-            there, prior = machine_specs.simulate(machine, memory_bytes)
+            elsewhere, prior = machine_specs.simulate(machine, memory_bytes)
         except machine_specs.UnknownMachine as error:
             raise UsageError(f"--machine: {error}") from error
-        return Place(there, selected(kernels, there.backend), None, prior)
+        return Target(elsewhere, selected(kernels, elsewhere.backend), None, prior)
     here = this_machine(idle=idle)
-    there = here if memory_bytes is None else machine_specs.resized(here, memory_bytes)
-    return Place(there, selected(kernels, there.backend), here)
+    resized = here if memory_bytes is None else machine_specs.resized(here, memory_bytes)
+    return Target(resized, selected(kernels, resized.backend), here)
 
 
 def survey(
     name: str,
     reference: Reference,
-    wishes: Wishes,
+    request: FitRequest,
     machine: Machine,
     store: Store,
     connect: Callable[[], Hub] | None,
-) -> Judged:
+) -> FitReport:
     """Judge one model by the best that is known of it. connect: None asks no hub.
 
     Raises what the hub raised, where nothing at all is known.
@@ -110,13 +112,13 @@ def survey(
     entry, headers = reference.entry, HeaderCache(store.home)
     paths = store.find(reference)
     if paths:
-        return judge_disk(name, reference, paths[0], wishes, machine)
+        return judge_disk(name, reference, paths[0], request, machine)
     if entry is not None:
         from engine.architectures.registry import require_architecture
 
-        require_context(name, entry.context or wishes.context or 0, wishes)
+        require_context(name, entry.context or request.context or 0, request)
         require_architecture(entry.architecture)
-    known = _known(name, reference, wishes, machine, headers)
+    known = _known(name, reference, request, machine, headers)
     certain = known is not None and known.estimate and settled(reference.catalog_file, machine)
     if known is not None and (connect is None or reference.package or certain):
         return known
@@ -126,7 +128,7 @@ def survey(
             f"`conifer fit {name}` reads its header from the hub; it is kept from then on.",
         )
     try:
-        return judge_hub(name, reference, wishes, machine, connect(), headers)
+        return judge_hub(name, reference, request, machine, connect(), headers)
     except CatalogError as error:
         if known is None:
             raise
@@ -134,44 +136,46 @@ def survey(
         return known
 
 
-def moves(judged: Judged, there: Place, wishes: Wishes, depth: int) -> BytesPerToken | None:
+def moves(
+    report: FitReport, target: Target, request: FitRequest, depth: int
+) -> BytesPerToken | None:
     """Count what one token moves at a depth; None where nothing says how much."""
-    backend, kernels, kv_type = there.machine.backend, there.kernels, wishes.kv_type
-    if judged.config is not None and judged.tensors is not None:
+    backend, kernels, kv_type = target.machine.backend, target.kernels, request.kv_type
+    if report.config is not None and report.tensors is not None:
         from engine.fit.speed import bytes_per_token
 
-        return bytes_per_token(judged.config, judged.tensors, backend, kernels, depth, kv_type)
-    if judged.estimate is None:
+        return bytes_per_token(report.config, report.tensors, backend, kernels, depth, kv_type)
+    if report.estimate is None:
         return None
     from engine.fit.estimate import estimate_bytes_per_token
 
-    return estimate_bytes_per_token(judged.estimate, backend, kernels, depth, kv_type)
+    return estimate_bytes_per_token(report.estimate, backend, kernels, depth, kv_type)
 
 
-def speed(judged: Judged, there: Place, moved: BytesPerToken | None) -> Rate | None:
+def speed(report: FitReport, target: Target, moved: BytesPerToken | None) -> Rate | None:
     """Predict how fast a model decodes that moves so much; what ran here is measured."""
     from engine.fit.estimate import GUESSED_LAYERS
     from engine.fit.speed import predict
 
     if moved is None:
         return None
-    layers = judged.config.layers if judged.config else judged.estimate and judged.estimate.layers
-    file = (judged.paths[0].name, judged.size_bytes) if judged.paths else ("", 0)
+    layers = report.config.layers if report.config else report.estimate and report.estimate.layers
+    file = (report.paths[0].name, report.size_bytes) if report.paths else ("", 0)
     return predict(
         moved,
         layers or GUESSED_LAYERS,
-        there.bandwidth,
-        there.machine.backend,
-        there.kernels,
-        own=there.ratios.get(file, ()),
-        others=there.telling,
-        estimated=judged.config is None,
+        target.bandwidth,
+        target.machine.backend,
+        target.kernels,
+        own=target.ratios.get(file, ()),
+        others=target.telling,
+        estimated=report.config is None,
     )
 
 
 def _known(
-    name: str, reference: Reference, wishes: Wishes, machine: Machine, headers: HeaderCache
-) -> Judged | None:
+    name: str, reference: Reference, request: FitRequest, machine: Machine, headers: HeaderCache
+) -> FitReport | None:
     """Judge by what is here of a model that is not: its header, or else what the catalog knows."""
     from engine.errors import GGUFError
     from engine.fit.estimate import judge_estimate
@@ -183,21 +187,21 @@ def _known(
             metadata, tensors = merge_parts(
                 [read_header(part.data, part.size_bytes, i) for i, part in enumerate(kept)]
             )
-            judged = judge_header(name, reference.entry, metadata, tensors, wishes, machine)
+            report = judge_header(name, reference.entry, metadata, tensors, request, machine)
             size_bytes = sum(part.size_bytes for part in kept)
-            return replace(judged, size_bytes=size_bytes, source="the header as last seen")
+            return replace(report, size_bytes=size_bytes, source="the header as last seen")
     entry = reference.entry
     estimate = estimate_of(entry, reference.catalog_file) if entry else None
     if estimate is None:
         return None
-    kernels, kv_type = wishes.kernels, wishes.kv_type
-    verdict = judge_estimate(estimate, machine, wishes.context, kv_type, kernels)
+    kernels, kv_type = request.kernels, request.kv_type
+    verdict = judge_estimate(estimate, machine, request.context, kv_type, kernels)
     q8_fits = verdict.kind == "too_large" and kv_type != "q8"
     if q8_fits:
         q8_fits = (
-            judge_estimate(estimate, machine, wishes.context, "q8", kernels).kind != "too_large"
+            judge_estimate(estimate, machine, request.context, "q8", kernels).kind != "too_large"
         )
-    return Judged(
+    return FitReport(
         name,
         entry,
         verdict,

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from conifer_cli.fit.plan import Judged, Wishes
-from conifer_cli.fit.predict import Place, moves, speed
+from conifer_cli.fit.plan import FitReport, FitRequest
+from conifer_cli.fit.predict import Target, moves, speed
 
 if TYPE_CHECKING:
     from catalog import Entry
@@ -34,38 +34,40 @@ class Rung:
     steps: tuple[tuple[int, str, Rate | None], ...]  # context, kind, rate at its end
 
 
-def ladder(judged: Judged, there: Place, wishes: Wishes, sizes: Mapping[str, int]) -> list[Rung]:
+def ladder(
+    report: FitReport, target: Target, request: FitRequest, sizes: Mapping[str, int]
+) -> list[Rung]:
     """Judge quantisations by contexts. sizes: of the files that there are, by quantisation.
 
     That which was judged itself is exact; another one's weights are taken in proportion to it.
     """
     from engine.fit.memory import kind_of
 
-    quant = judged_quant(judged)
-    moved = {context: moves(judged, there, wishes, context) for context in _contexts(judged)}
+    quant = judged_quant(report)
+    moved = {context: moves(report, target, request, context) for context in _contexts(report)}
     rungs = []
-    files = {**sizes, quant: judged.size_bytes}
+    files = {**sizes, quant: report.size_bytes}
     for name, size_bytes in sorted(files.items(), key=lambda pair: pair[1]):
-        need, share = _other(judged, there, wishes, name, size_bytes)
+        need, share = _other(report, target, request, name, size_bytes)
         steps = []
-        of_it = judged if share == 1 else replace(judged, paths=())
+        of_it = report if share == 1 else replace(report, paths=())
         for context, traffic in moved.items():
-            kind = kind_of(need(context), there.machine)
+            kind = kind_of(need(context), target.machine)
             rate = None
             if kind != "too_large" and traffic is not None:
-                rate = speed(of_it, there, traffic.scaled(share))
+                rate = speed(of_it, target, traffic.scaled(share))
             steps.append((context, kind, rate))
         rungs.append(Rung(name, size_bytes, name == quant, tuple(steps)))
     return rungs
 
 
-def judged_quant(judged: Judged) -> str:
+def judged_quant(report: FitReport) -> str:
     """Name the quantisation of what was judged."""
     from catalog.names import quant_of
 
-    if judged.estimate is not None:
-        return judged.estimate.quant
-    first = judged.paths[0].name if judged.paths else judged.remote[0].name if judged.remote else ""
+    if report.estimate is not None:
+        return report.estimate.quant
+    first = report.paths[0].name if report.paths else report.remote[0].name if report.remote else ""
     return quant_of(first) or "this file"
 
 
@@ -75,16 +77,16 @@ def sizes_of(entry: Entry | None) -> dict[str, int]:
     return {facts.quant: facts.size_bytes for facts in files if facts.size_bytes is not None}
 
 
-def listed_sizes(judged: Judged, connect: Callable[[], Hub]) -> dict[str, int]:
+def listed_sizes(report: FitReport, connect: Callable[[], Hub]) -> dict[str, int]:
     """Say which quantisations that can be run lie beside the judged file on the hub, and their
     sizes; none where it was not judged there."""
     from catalog import CatalogError
     from catalog.names import file_sets
     from engine.kernels.sizes import supports
 
-    if not judged.remote:
+    if not report.remote:
         return {}
-    first = judged.remote[0]
+    first = report.remote[0]
     try:
         files = connect().files(first.repository, first.commit)
     except CatalogError:
@@ -97,46 +99,46 @@ def listed_sizes(judged: Judged, connect: Callable[[], Hub]) -> dict[str, int]:
     }
 
 
-def smaller_rung(rungs: list[Rung], judged: Judged) -> str | None:
+def smaller_rung(rungs: list[Rung], report: FitReport) -> str | None:
     """Name the largest quantisation below the judged one that fits, with a context of some use."""
     fitting = [
         rung.quant
         for rung in rungs
-        if rung.size_bytes < judged.size_bytes
+        if rung.size_bytes < report.size_bytes
         and any(kind == "fits" and context >= RUNGS[0] for context, kind, _ in rung.steps)
     ]
     return fitting[-1] if fitting else None
 
 
 def _other(
-    judged: Judged, there: Place, wishes: Wishes, quant: str, size_bytes: int
+    report: FitReport, target: Target, request: FitRequest, quant: str, size_bytes: int
 ) -> tuple[Callable[[int], Need], float]:
     """Give the need of a quantisation as a function of the context, and its share of the bytes."""
     from engine.fit.estimate import estimate_needs
     from engine.fit.memory import needs
     from engine.kernels.sizes import loaded_size_ratio
 
-    backend, kernels, mine = there.machine.backend, there.kernels, judged_quant(judged)
-    if judged.config is None or judged.tensors is None:
-        assert judged.estimate is not None
-        estimate = replace(judged.estimate, quant=quant, size_bytes=size_bytes)
-        need = estimate_needs(estimate, backend, wishes.kv_type, kernels)
+    backend, kernels, mine = target.machine.backend, target.kernels, judged_quant(report)
+    if report.config is None or report.tensors is None:
+        assert report.estimate is not None
+        estimate = replace(report.estimate, quant=quant, size_bytes=size_bytes)
+        need = estimate_needs(estimate, backend, request.kv_type, kernels)
         held = need(1).weights_bytes
     else:
-        held = judged.verdict.need.weights_bytes
+        held = report.verdict.need.weights_bytes
         if quant != mine:
             grown = loaded_size_ratio(quant, backend, kernels) / loaded_size_ratio(
                 mine, backend, kernels
             )
-            held = int(held * size_bytes / judged.size_bytes * grown)
-        need = needs(judged.config, judged.tensors, backend, wishes.kv_type, kernels, held)
-    return need, held / judged.verdict.need.weights_bytes
+            held = int(held * size_bytes / report.size_bytes * grown)
+        need = needs(report.config, report.tensors, backend, request.kv_type, kernels, held)
+    return need, held / report.verdict.need.weights_bytes
 
 
-def _contexts(judged: Judged) -> list[int]:
+def _contexts(report: FitReport) -> list[int]:
     """Choose contexts for the ladder: the usual ones, the model's own, and the one judged for."""
-    own = judged.config.context if judged.config else judged.estimate and judged.estimate.context
-    known = judged.entry.context if judged.entry else None
+    own = report.config.context if report.config else report.estimate and report.estimate.context
+    known = report.entry.context if report.entry else None
     most = min(own or RUNGS[-1], known or RUNGS[-1])
     usual = [context for context in RUNGS if context < most]
-    return sorted({*usual, min(most, RUNGS[-1]), judged.verdict.context})
+    return sorted({*usual, min(most, RUNGS[-1]), report.verdict.context})

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from conifer_cli.fit.plan import Judged, Wishes
+from conifer_cli.fit.plan import FitReport, FitRequest
 from conifer_cli.terminal.format import count, memory, size, table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from conifer_cli.commands.fit import Row, Speed
-    from conifer_cli.fit.predict import Place
+    from conifer_cli.fit.predict import Target
     from conifer_cli.fit.quant_matrix import Rung
     from engine.fit.memory import Verdict
     from engine.fit.speed import Rate
@@ -37,22 +37,22 @@ _SOURCES = {
 }
 
 
-def report(
-    judged: Judged,
-    there: Place,
+def verdict_lines(
+    report: FitReport,
+    target: Target,
     found: Speed,
     rungs: list[Rung],
     hints: list[str],
-    wishes: Wishes,
+    request: FitRequest,
 ) -> list[str]:
     """Lay out one verdict for a person."""
-    verdict = judged.verdict
-    lines = [_title(judged), f"judged by {judged.source}", "", *bar(verdict), ""]
-    lines += [*_parts(judged, wishes), ""]
+    verdict = report.verdict
+    lines = [_title(report), f"judged by {report.source}", "", *bar(verdict), ""]
+    lines += [*_parts(report, request), ""]
     lines.append(f"verdict: {WORDS[verdict.kind]}" + (" (estimated)" if verdict.estimated else ""))
     largest = f"{verdict.largest_context:,}" if verdict.largest_context else "none"
     lines.append(f"context: {verdict.context:,}; the largest that fits: {largest}")
-    lines += _speeds(found, there, verdict.context)
+    lines += _speeds(found, target, verdict.context)
     if verdict.need.weights_bytes > 1.25 * verdict.file_bytes:
         lines.append(_REPACKED.format(verdict.need.weights_bytes / verdict.file_bytes))
     if verdict.kind == "too_large":
@@ -82,9 +82,9 @@ def bar(verdict: Verdict) -> list[str]:
     return [f"[{drawn}]", "W weights, K KV cache, B buffers, P program, . free, r reserve"]
 
 
-def catalog(rows: Sequence[Row], there: Place, wishes: Wishes) -> list[str]:
+def catalog(rows: Sequence[Row], target: Target, request: FitRequest) -> list[str]:
     """Lay out the catalog on one machine."""
-    machine, bandwidth = there.machine, there.bandwidth
+    machine, bandwidth = target.machine, target.bandwidth
     rate = f"{size(int(bandwidth.bytes_per_s))}/s of memory bandwidth ({bandwidth.source})"
     first = f"{machine.name}: {memory(machine.budget_bytes)} of {machine.limited_by}; {rate}"
     heading = ("MODEL", "TOTAL", "ACTIVE", "QUANT", "FILE", "VERDICT", "CONTEXT", "TOKENS/S", "")
@@ -94,7 +94,7 @@ def catalog(rows: Sequence[Row], there: Place, wishes: Wishes) -> list[str]:
 
 def _cells(row: Row) -> tuple[str, ...]:
     entry, facts = row.entry, row.entry.file(row.quant)
-    verdict = row.judged.verdict if row.judged else None
+    verdict = row.report.verdict if row.report else None
     sized = facts.size_bytes if facts else None
     word = WORDS[row.kind] + (" ~" if verdict and verdict.estimated else "")
     return (
@@ -121,15 +121,15 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     return [text for source, text in means.items() if source in said]
 
 
-def _title(judged: Judged) -> str:
-    entry, config = judged.entry, judged.config
+def _title(report: FitReport) -> str:
+    entry, config = report.entry, report.config
     if entry is not None:
         sizes = _sizes(entry.total_parameters, entry.active_parameters, entry.moe)
-        return f"{judged.name}: {entry.name}, {sizes}"
-    if config is None or judged.parameters is None:
-        return judged.name
-    sizes = _sizes(*judged.parameters, config.experts is not None)
-    return f"{judged.name}: {config.name}, {config.architecture}, {sizes}"
+        return f"{report.name}: {entry.name}, {sizes}"
+    if config is None or report.parameters is None:
+        return report.name
+    sizes = _sizes(*report.parameters, config.experts is not None)
+    return f"{report.name}: {config.name}, {config.architecture}, {sizes}"
 
 
 def _sizes(total: int | None, active: int | None, moe: bool) -> str:
@@ -138,13 +138,13 @@ def _sizes(total: int | None, active: int | None, moe: bool) -> str:
     return f"{text}, {count(active)} active for each token" if moe else text
 
 
-def _parts(judged: Judged, wishes: Wishes) -> list[str]:
-    verdict, need = judged.verdict, judged.verdict.need
+def _parts(report: FitReport, request: FitRequest) -> list[str]:
+    verdict, need = report.verdict, report.verdict.need
     machine = verdict.machine
     about = ", estimated" if verdict.estimated else ""
     parts = [
-        ("weights", need.weights_bytes, f"the file is {size(judged.size_bytes)}"),
-        ("KV cache", need.kv_bytes, f"{verdict.context:,} tokens, {wishes.kv_type}{about}"),
+        ("weights", need.weights_bytes, f"the file is {size(report.size_bytes)}"),
+        ("KV cache", need.kv_bytes, f"{verdict.context:,} tokens, {request.kv_type}{about}"),
         ("buffers", need.buffers_bytes, about.removeprefix(", ")),
         ("program", need.program_bytes, ""),
         ("total", need.total_bytes, ""),
@@ -155,12 +155,12 @@ def _parts(judged: Judged, wishes: Wishes) -> list[str]:
     return table([("", "GB", "GiB", ""), *rows], right=(1, 2))
 
 
-def _speeds(found: Speed, there: Place, context: int) -> list[str]:
+def _speeds(found: Speed, target: Target, context: int) -> list[str]:
     """Say how fast it decodes, by what, and what a token moves."""
     moved, lines = found.moved, []
     if found.start and found.end:
         rates = f"{_ranged(found.start)} at the start, {_ranged(found.end)} at {context:,}"
-        read = f"{size(int(there.bandwidth.bytes_per_s))}/s"
+        read = f"{size(int(target.bandwidth.bytes_per_s))}/s"
         lines = [f"tokens/s: {rates}", f"  {_SOURCES[found.start.source].format(read)}"]
     if moved is not None:
         parts = (

@@ -23,7 +23,7 @@ from conifer_cli.errors import BadSaved, Unreadable, UsageError
 from conifer_cli.terminal.console import OutputError
 
 if TYPE_CHECKING:
-    from conifer_cli.fit.plan import Judged
+    from conifer_cli.fit.plan import FitReport
     from engine.nn.cache_state import CacheState
 
 FORMAT = 1
@@ -94,13 +94,13 @@ def _whole_numbers(value: Any) -> bool:
     return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
 
 
-def identity(judged: Judged) -> str:
+def identity(report: FitReport) -> str:
     """Identify a model's files by their sizes, their starts, and samples of the rest.
 
     Raises Unreadable.
     """
     digest = hashlib.sha256()
-    for path in judged.paths:
+    for path in report.paths:
         try:
             _take_samples(path, digest)
         except OSError as error:  # the file may be removed while the model runs

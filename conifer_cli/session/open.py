@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from conifer_cli.acquire import Target, judge, ready
+from conifer_cli.acquire import RequestedModel, judge, ready
 from conifer_cli.errors import UsageError
-from conifer_cli.fit.plan import Judged, Wishes, reading
+from conifer_cli.fit.plan import FitReport, FitRequest, reading
 from conifer_cli.session.router_report import require_experts
 from conifer_cli.session.session import RunOptions, Session, is_raw
 
 
-def open_session(target: Target, options: RunOptions, offline: bool = False) -> Session:
+def open_session(target: RequestedModel, options: RunOptions, offline: bool = False) -> Session:
     """Decide whether a model fits, download it if it is missing, and load it.
 
     offline: never download, even if the options allow it.
     """
-    wishes = Wishes(
+    request = FitRequest(
         options.context,
         options.kv_type,
         options.force,
@@ -22,17 +22,17 @@ def open_session(target: Target, options: RunOptions, offline: bool = False) -> 
         options.kernels,
         options.offline or offline,
     )
-    judged = judge(target, wishes)
-    require_template(judged, options)
-    require_experts(judged, options.experts_out)
-    judged = ready(target, judged, wishes)
+    report = judge(target, request)
+    require_template(report, options)
+    require_experts(report, options.experts_out)
+    report = ready(target, report, request)
     with reading(target.name, target.reference):
-        return Session(judged, options)
+        return Session(report, options)
 
 
-def require_template(judged: Judged, options: RunOptions) -> None:
+def require_template(report: FitReport, options: RunOptions) -> None:
     """Raise UsageError if an option needs a chat template and the model has none."""
-    if is_raw(judged):
+    if is_raw(report):
         flags = {
             "system": "-s/--system",
             "think": "--think",

@@ -79,7 +79,7 @@ def _store(session: Session, tokens: list[int]) -> None:
     name = hashlib.sha256(repr((session.cache_format, kept.tokens)).encode()).hexdigest()[:32]
     place = folder() / session.identity[:16]
     facts = {
-        "model": session.judged.name,
+        "model": session.report.name,
         "identity": session.identity,
         "form": session.cache_format,
     }

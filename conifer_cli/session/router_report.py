@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from conifer_cli.fit.plan import Judged
+    from conifer_cli.fit.plan import FitReport
     from conifer_cli.session.session import Session
     from engine.nn.router_stats import Hits
 
@@ -72,10 +72,10 @@ def require_format(path: Path | None) -> None:
         raise UsageError(f"the folder {str(path.parent)!r} does not exist")
 
 
-def require_experts(judged: Judged, path: Path | None) -> None:
+def require_experts(report: FitReport, path: Path | None) -> None:
     """Raise UsageError if --experts-out is given and the model has no experts."""
-    if path is not None and judged.config is not None and judged.config.experts is None:
-        raise UsageError(f"--experts-out: {_dense(judged.name)}")
+    if path is not None and report.config is not None and report.config.experts is None:
+        raise UsageError(f"--experts-out: {_dense(report.name)}")
 
 
 def _dense(name: str) -> str:
@@ -101,7 +101,7 @@ def show(session: Session) -> None:
     """Print the report of the last answer to stderr."""
     report = collect(session)
     if report is None:
-        console.log(f"conifer: {_dense(session.judged.name)}")
+        console.log(f"conifer: {_dense(session.report.name)}")
     elif not report.tokens:
         console.log("conifer: no tokens have been run yet")
     else:
@@ -118,7 +118,7 @@ def write(session: Session, path: Path) -> None:
     require_format(path)
     report = collect(session)
     if report is None or not report.tokens:
-        reason = _dense(session.judged.name) if report is None else "no tokens have been run yet"
+        reason = _dense(session.report.name) if report is None else "no tokens have been run yet"
         raise UsageError(f"nothing to write to {path.name!r}: {reason}")
     as_json = path.suffix.lower() == ".json"
     data = (json.dumps(document(report), indent=1) + "\n").encode() if as_json else png(report)
@@ -133,17 +133,17 @@ def collect(session: Session) -> RouterReport | None:
     from engine.fit.speed import bytes_per_token
     from engine.gguf.reader import open_model
 
-    routes, config, judged = session.model.count_routes(), session.model.config, session.judged
+    routes, config, report = session.model.count_routes(), session.model.config, session.report
     if routes is None:
         return None
-    tensors = (judged.file or open_model(judged.paths[0])).tensors
-    device, kernels = judged.verdict.machine.backend, session.model.kernels.name
+    tensors = (report.file or open_model(report.paths[0])).tensors
+    device, kernels = report.verdict.machine.backend, session.model.kernels.name
     moved, dense_bytes = (
         bytes_per_token(one, tensors, device, kernels, 0, session.options.kv_type).weights_bytes
         for one in (config, replace(config, experts=None))
     )
     return RouterReport(
-        judged.name, routes.layers, routes.used, routes.tokens, routes.hits(), moved, dense_bytes
+        report.name, routes.layers, routes.used, routes.tokens, routes.hits(), moved, dense_bytes
     )
 
 

@@ -20,7 +20,7 @@ from conifer_cli.terminal import console
 
 if TYPE_CHECKING:
     from catalog import Entry
-    from conifer_cli.fit.plan import Judged
+    from conifer_cli.fit.plan import FitReport
     from engine.generate import TokenStream
     from engine.model import Model
     from engine.nn.cache import Cache
@@ -86,14 +86,14 @@ class RunOptions:
 class Session:
     """A model, its settings and its cache. raw: the model completes text and has no roles."""
 
-    def __init__(self, judged: Judged, options: RunOptions) -> None:
-        self.judged = judged
+    def __init__(self, report: FitReport, options: RunOptions) -> None:
+        self.report = report
         self.options = options
-        self.raw = is_raw(judged)
-        self.model = _loaded(judged, options.kernels, chatting=not self.raw)
+        self.raw = is_raw(report)
+        self.model = _loaded(report, options.kernels, chatting=not self.raw)
         if self.model.kernels.fallback_reason is not None:
             console.log(f"conifer: {SLOW.format(self.model.kernels.fallback_reason)}")
-        self.settings = settings_for(judged.entry, options)
+        self.settings = settings_for(report.entry, options)
         self.cache: Cache | None = None
         if options.experts or options.experts_out:
             self.model.count_routes()
@@ -101,7 +101,7 @@ class Session:
     def change(self, **changes: Any) -> None:
         """Change fields of RunOptions for the next answers. Raises ValueError."""
         options = replace(self.options, **changes)
-        self.settings = settings_for(self.judged.entry, options)
+        self.settings = settings_for(self.report.entry, options)
         self.options = options
 
     def close(self) -> None:
@@ -148,7 +148,7 @@ class Session:
     @functools.cached_property
     def identity(self) -> str:
         """A digest that identifies the model's files."""
-        return checkpoint.identity(self.judged)
+        return checkpoint.identity(self.report)
 
     @functools.cached_property
     def cache_format(self) -> str:
@@ -166,9 +166,9 @@ class Session:
         from engine.nn.cache_state import dump
 
         # Blob names do not carry the shard number, so keep the link's path.
-        reference = self.judged.paths[0] if self.judged.entry is None else None
+        reference = self.report.paths[0] if self.report.entry is None else None
         facts = {
-            "model": str(reference.absolute()) if reference else self.judged.name,
+            "model": str(reference.absolute()) if reference else self.report.name,
             "identity": self.identity,
             "form": self.cache_format if with_cache else "",
             "messages": messages,
@@ -200,7 +200,7 @@ class Session:
     @property
     def context(self) -> int:
         """Capacity of the cache in tokens, or of the one to be created."""
-        return self.cache.context if self.cache else self.judged.verdict.context
+        return self.cache.context if self.cache else self.report.verdict.context
 
     def _context(self, prompt_tokens: int) -> int:
         """Return the requested context, or the verdict's, at least doubled for a long prompt."""
@@ -208,7 +208,7 @@ class Session:
         needed = prompt_tokens + min(self.options.max_tokens or ANSWER_ROOM, ANSWER_ROOM)
         if self.options.context is not None or needed <= context:
             return context
-        return max(context, min(max(needed, 2 * context), self.judged.verdict.largest_context))
+        return max(context, min(max(needed, 2 * context), self.report.verdict.largest_context))
 
 
 class Generation:
@@ -244,7 +244,7 @@ class Generation:
             self.stream.guide is None and not self._session.settings.processors
         ):  # these slow it down
             faults = history.disk_faults() - self._faults
-            history.record_answer(self._session.judged, kernels, kv_type, self.stream.stats, faults)
+            history.record_answer(self._session.report, kernels, kv_type, self.stream.stats, faults)
 
     def stop(self) -> None:
         """End the answer after the current token. Safe to call from a signal handler."""
@@ -297,7 +297,7 @@ def _guide(session: Session, tokens: list[int]) -> Guide | None:
     return Guide(model.tokenizer, model.template, tokens, options.grammar, budget, options.think)
 
 
-def _loaded(judged: Judged, kernels: str, chatting: bool) -> Model:
+def _loaded(report: FitReport, kernels: str, chatting: bool) -> Model:
     """Load a model, while the process that renders its chat template starts."""
     from engine.text.sandbox import Sandbox
 
@@ -308,15 +308,15 @@ def _loaded(judged: Judged, kernels: str, chatting: bool) -> Model:
 
     with console.Progress("loading", always=False) as progress:
         return load(
-            judged.file or judged.paths[0], kernels, sandbox=sandbox, on_load=progress.update
+            report.file or report.paths[0], kernels, sandbox=sandbox, on_load=progress.update
         )
 
 
-def is_raw(judged: Judged) -> bool:
+def is_raw(report: FitReport) -> bool:
     """True if a model completes text and has no roles, as far as its header has been read."""
-    if judged.entry is not None and judged.entry.kind == "base":
+    if report.entry is not None and report.entry.kind == "base":
         return True
-    return judged.metadata is not None and "tokenizer.chat_template" not in judged.metadata
+    return report.metadata is not None and "tokenizer.chat_template" not in report.metadata
 
 
 def settings_for(entry: Entry | None, options: RunOptions) -> Settings:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from conifer_cli import app, config_file, errors
-from conifer_cli.fit.plan import Wishes
+from conifer_cli.fit.plan import FitRequest
 
 WRONG = [
     ("temprature = 1", "line 1, temprature: no command has this option", "Did you mean temp"),
@@ -44,8 +44,8 @@ def asked(monkeypatch):
     """What `run` and `pull` were asked for, in place of doing it."""
     found = []
 
-    def take(*wishes):
-        found.append(wishes)
+    def take(*request):
+        found.append(request)
         return 0
 
     monkeypatch.setattr("conifer_cli.commands.run.run_model", take)
@@ -95,7 +95,7 @@ def test_a_key_at_the_top_is_for_all_commands_and_a_table_for_one(config, asked)
     config.write_text("context = 2048\n[run]\ncontext = 512\nyes = true\n")
     app._outcome(["pull", "smollm2-135m"])
     app._outcome(["run", "smollm2-135m", "hi"])
-    assert asked[0][1] == Wishes(context=2048)
+    assert asked[0][1] == FitRequest(context=2048)
     assert (asked[1][2].context, asked[1][2].yes) == (512, True)
 
 

@@ -32,7 +32,7 @@ def narrow(path):
     """A session with a context that LONG fills, and that may grow; and how many tokens that is."""
     session = open_session(locate(path), RunOptions(max_tokens=4))
     size = len(session.encode([{"role": "user", "content": LONG}]))
-    session.judged = replace(session.judged, verdict=replace(session.judged.verdict, context=size))
+    session.report = replace(session.report, verdict=replace(session.report.verdict, context=size))
     return session, size
 
 
@@ -51,7 +51,7 @@ def test_a_conversation_knows_that_its_context_grew(tmp_path, capsys):
 def test_a_conversation_that_was_loaded_has_the_context_that_it_needs(talk, tmp_path):
     send(talk, LONG)
     run_command(f"/save {tmp_path}/talk", talk)
-    session, size = narrow(str(talk.session.judged.paths[0]))
+    session, size = narrow(str(talk.session.report.paths[0]))
     other = Conversation(session, session.initial_messages(), Interrupts())
     assert other.context == size
     run_command(f"/load {tmp_path}/talk", other)
@@ -66,7 +66,7 @@ def test_ctrl_c_breaks_off_the_opening_of_another_model(talk, capsys, monkeypatc
     capsys.readouterr()
     monkeypatch.setattr("conifer_cli.chat.conversation.open_session", press)
     run_command(f"/model {QWEN}", talk)
-    name = talk.session.judged.name
+    name = talk.session.report.name
     assert capsys.readouterr().err == f"conifer: cancelled; still using {name}\n"
     send(talk, "two")
     assert [message["role"] for message in talk.messages] == ["user", "assistant"] * 2

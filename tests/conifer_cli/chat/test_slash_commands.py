@@ -259,7 +259,7 @@ def test_a_name_that_no_file_can_have_ends_nothing(talk, capsys):
 
 def test_a_model_file_that_was_removed_ends_nothing(talk, tmp_path, capsys):
     send(talk, "one")
-    talk.session.judged.paths[0].unlink()
+    talk.session.report.paths[0].unlink()
     capsys.readouterr()
     run_command(f"/save {tmp_path}/talk", talk)
     assert capsys.readouterr().err.startswith("conifer: cannot read ")

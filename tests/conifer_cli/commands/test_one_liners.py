@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from conifer_cli.acquire import judge, locate, ready
-from conifer_cli.fit.plan import Wishes
+from conifer_cli.fit.plan import FitRequest
 from conifer_cli.session.session import RunOptions, Session
 from support.program import run_conifer
 
@@ -75,8 +75,10 @@ def test_a_text_that_is_stored_is_not_read_again(starter_path, tmp_path):
 
 def test_what_a_person_says_is_no_control_token(starter_path):
     target = locate(str(starter_path))
-    wishes = Wishes()
-    session = Session(ready(target, judge(target, wishes), wishes), RunOptions(system="Be brief."))
+    request = FitRequest()
+    session = Session(
+        ready(target, judge(target, request), request), RunOptions(system="Be brief.")
+    )
     control = session.model.tokenizer.control
     checks = 0
     for place in ("system", "user", "assistant"):

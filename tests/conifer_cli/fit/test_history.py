@@ -14,8 +14,8 @@ from catalog import resolve
 from conifer_cli.acquire import locate
 from conifer_cli.fit import history
 from conifer_cli.fit.history import Run
-from conifer_cli.fit.plan import Wishes, judge_disk
-from conifer_cli.fit.predict import Place
+from conifer_cli.fit.plan import FitRequest, judge_disk
+from conifer_cli.fit.predict import Target
 from conifer_cli.session.open import open_session
 from conifer_cli.session.session import RunOptions
 from engine.fit.machine import Machine
@@ -127,7 +127,7 @@ def test_ratios_are_of_this_machine_and_these_kernels():
 @pytest.mark.parametrize("size_bytes", [300_000, 98_362_432, 511 << 20])  # the starter is one
 def test_a_file_that_a_cache_may_hold_says_nothing_of_others(size_bytes: int, measured):
     keep(run_of(), run_of("small.gguf", size_bytes=size_bytes, decode_per_s=0.1))
-    there = Place(MACHINE, "native", MACHINE)
+    there = Target(MACHINE, "native", MACHINE)
     assert len(there.ratios) == 2
     by_priors = history.by_priors(run_of(), there.bandwidth)
     assert there.telling == pytest.approx([by_priors / 20])
@@ -164,8 +164,8 @@ def test_a_measurement_without_a_date_is_no_reason_not_to_measure(date, measured
 @pytest.mark.parametrize(("budget_bytes", "kept"), [(1 << 34, 1), (40 << 20, 0)])
 def test_what_was_forced_to_run_from_the_disk_is_not_kept(budget_bytes: int, kept: int):
     machine = dataclasses.replace(MACHINE, budget_bytes=budget_bytes)
-    judged = judge_disk("m", resolve(QWEN), Path(QWEN), Wishes(force=True), machine)
-    history.record(judged, "stock", "f16", 100, 50, decode_per_s=10.0, prefill_per_s=None)
+    report = judge_disk("m", resolve(QWEN), Path(QWEN), FitRequest(force=True), machine)
+    history.record(report, "stock", "f16", 100, 50, decode_per_s=10.0, prefill_per_s=None)
     assert len(history.runs()) == kept
 
 

@@ -11,7 +11,7 @@ from catalog import resolve
 from catalog.hub.client import Hub, RemoteFile
 from catalog.store.cache import Store
 from conifer_cli.commands.fit import _name_of
-from conifer_cli.fit.plan import Judged, Wishes, judge_model
+from conifer_cli.fit.plan import FitReport, FitRequest, judge_model
 from conifer_cli.fit.predict import survey
 from conifer_cli.fit.quant_matrix import Rung, smaller_rung
 from engine.fit.machine import Machine
@@ -80,12 +80,12 @@ def test_a_kept_header_that_was_damaged_is_fetched_anew(tmp_path, hub, damage):
 
 
 def test_what_is_pulled_after_a_fit_is_what_was_judged(tmp_path, hub):
-    _, judged, _ = fit(NAME, tmp_path, hub)
+    _, report, _ = fit(NAME, tmp_path, hub)
     more = {"HF_ENDPOINT": hub.url}
     assert run_conifer("pull", NAME, "--yes", home=tmp_path, **more).returncode == 0
     _, pulled, _ = fit(NAME, tmp_path)
     assert pulled["judged_by"] == "the file's header"
-    assert pulled["need_bytes"] == judged["need_bytes"]
+    assert pulled["need_bytes"] == report["need_bytes"]
 
 
 def test_a_catalog_model_without_a_network_is_an_estimate(tmp_path):
@@ -140,8 +140,8 @@ def test_another_quantisation_is_named_by_where_it_lies(quant: str, name: str):
     reference = resolve("qwen3-30b-a3b")  # of which the catalog has Q2_K in another repository
     assert reference.entry.file("Q2_K").repository != reference.repository
     first = RemoteFile(reference.repository, "m.gguf", 1, None, "", COMMIT, "main")
-    judged = Judged("qwen3-30b-a3b", reference.entry, None, 1, remote=(first,))
-    assert _name_of(judged, quant) == name and resolve(name).wanted_quant == quant
+    report = FitReport("qwen3-30b-a3b", reference.entry, None, 1, remote=(first,))
+    assert _name_of(report, quant) == name and resolve(name).wanted_quant == quant
 
 
 class Asked(Exception):
@@ -163,14 +163,14 @@ def connect() -> Hub:
 def test_fit_and_pull_end_alike_on_a_size_of_the_catalog(
     tmp_path, monkeypatch, name: str, share: float, asked: bool
 ):
-    reference, wishes = resolve(name), Wishes()
+    reference, request = resolve(name), FitRequest()
     store = Store(tmp_path / "home", tmp_path / "hub")
     budget = int(share * reference.catalog_file.size_bytes)
     machine = Machine("", "cpu", budget, budget, "available memory")
     monkeypatch.setattr("engine.fit.machine.this_machine", lambda: machine)
     for judge in (
-        lambda: judge_model(name, reference, wishes, store, connect),
-        lambda: survey(name, reference, wishes, machine, store, connect),
+        lambda: judge_model(name, reference, request, store, connect),
+        lambda: survey(name, reference, request, machine, store, connect),
     ):
         if asked:
             with pytest.raises(Asked):
@@ -187,12 +187,12 @@ def test_the_largest_smaller_file_that_fits_is_a_way_out():
     need = Need(8 * 10**9, 0, 0, 0)
     machine = Machine("", "cpu", 10**10, 6 * 10**9, "")
     verdict = Verdict("too_large", need, machine, 0, 4096, 0, 8 * 10**9)
-    judged = Judged("m", None, verdict, 8 * 10**9)
+    report = FitReport("m", None, verdict, 8 * 10**9)
     rungs = [
         rung("Q2_K", 3, "fits", "fits", "fits"),
         rung("Q3_K_M", 4, "fits", "fits", "tight"),
         rung("Q4_0", 5, "fits", "tight", "too_large"),  # with too few tokens to be of use
         rung("Q8_0", 8, "too_large", "too_large", "too_large"),
     ]
-    assert smaller_rung(rungs, judged) == "Q3_K_M"
-    assert smaller_rung(rungs[2:], judged) is None
+    assert smaller_rung(rungs, report) == "Q3_K_M"
+    assert smaller_rung(rungs[2:], report) is None
