@@ -11,10 +11,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig, RopeConfig
 from engine.nn.decoder import Decoder, pre_norm_decoder
-from engine.nn.layers import Attention, Rope, geglu
+from engine.nn.mlp import geglu
 from engine.nn.moe import feed_forward
+from engine.nn.rope import Rope
 from engine.nn.weights import Weights
 
 # Layers of the 27B models, which scale attention by width / heads. No key states this.

@@ -8,10 +8,12 @@ only; experts clamp their gate and input.
 
 from __future__ import annotations
 
+from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Decoder, pre_norm_decoder
-from engine.nn.layers import Attention, Rope, clamped_swiglu
+from engine.nn.mlp import clamped_swiglu
 from engine.nn.moe import feed_forward
+from engine.nn.rope import Rope
 from engine.nn.weights import Weights
 
 

@@ -7,10 +7,11 @@ scales the embedding, attention scores, both residual branches and the logits.
 
 from __future__ import annotations
 
+from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Decoder, pre_norm_decoder
-from engine.nn.layers import Attention, Rope
 from engine.nn.recurrent import Mamba2
+from engine.nn.rope import Rope
 from engine.nn.weights import Weights
 
 

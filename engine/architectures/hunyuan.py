@@ -6,9 +6,10 @@ Every layer is routed: softmax, weights renormalised, plus a shared expert that 
 
 from __future__ import annotations
 
+from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Decoder, pre_norm_decoder
-from engine.nn.layers import Attention, Rope
+from engine.nn.rope import Rope
 from engine.nn.weights import Weights
 
 

@@ -16,9 +16,10 @@ Some files add:
 
 from __future__ import annotations
 
+from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Decoder, pre_norm_decoder
-from engine.nn.layers import Attention, Rope, Temperature
+from engine.nn.rope import Rope, Temperature
 from engine.nn.weights import Weights
 
 

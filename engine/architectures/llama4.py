@@ -8,9 +8,10 @@ sigmoid; a shared expert always runs.
 
 from __future__ import annotations
 
+from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Decoder, pre_norm_decoder
-from engine.nn.layers import Attention, Rope, Temperature
+from engine.nn.rope import Rope, Temperature
 from engine.nn.weights import Weights
 
 TEMPERATURE = Temperature(scale=0.1, length=8192, shift=1)

@@ -7,9 +7,10 @@ other, and weighs each only against experts with similar scores.
 
 from __future__ import annotations
 
+from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Decoder, pre_norm_decoder
-from engine.nn.layers import Attention, LongRope, Rope
+from engine.nn.rope import LongRope, Rope
 from engine.nn.weights import Weights
 
 

@@ -21,9 +21,10 @@ width / heads. Tensors and keys of the file select the rest:
 
 from __future__ import annotations
 
+from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Decoder, pre_norm_decoder
-from engine.nn.layers import Attention, Rope
+from engine.nn.rope import Rope
 from engine.nn.weights import Weights
 
 

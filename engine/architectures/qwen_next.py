@@ -9,10 +9,11 @@ rotary embedding of qwen35 are one.
 
 from __future__ import annotations
 
+from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Decoder, pre_norm_decoder
-from engine.nn.layers import Attention, Rope
 from engine.nn.recurrent import GatedDeltaNet
+from engine.nn.rope import Rope
 from engine.nn.weights import Weights
 
 

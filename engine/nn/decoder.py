@@ -19,8 +19,8 @@ from engine.nn import moe
 from engine.nn.cache import Cache, LayerCache, new_layer_cache, rewindable_length
 from engine.nn.cache_spec import CacheSpec
 from engine.nn.config import ModelConfig
-from engine.nn.layers import AnyNorm, required_norm
 from engine.nn.moe import Experts, SharedExperts
+from engine.nn.norm import AnyNorm, required_norm
 from engine.nn.weights import Weights
 
 if TYPE_CHECKING:

@@ -20,11 +20,13 @@ import mlx.core as mx
 from engine.errors import GGUFError
 from engine.kernels.base import QTensor, Rows
 from engine.limits import INDEXER_BYTES
+from engine.nn.attention import split_heads
 from engine.nn.cache import TokenCache
 from engine.nn.config import ModelConfig, RopeConfig
 from engine.nn.decoder import Decoder, pre_norm_decoder
-from engine.nn.layers import LayerNorm, Norm, Rope, Temperature, heads_of, linear, yarn_magnitude
 from engine.nn.moe import feed_forward
+from engine.nn.norm import LayerNorm, RMSNorm
+from engine.nn.rope import Rope, Temperature, yarn_magnitude
 from engine.nn.weights import Weights
 
 LATENT_EPS = 1e-6  # of the norms inside the attention: fixed in the models' own code, in no file
@@ -59,20 +61,20 @@ class LatentAttention:
         queries = self.heads * latent.key_dim
         self.q_a = self.q_norm = None
         if latent.query_rank:
-            self.q_a = linear(weights, name + "q_a", latent.query_rank, width)
+            self.q_a = weights.linear(name + "q_a", latent.query_rank, width)
             self.q_norm = latent_norm(weights, name + "q_a_norm", latent.query_rank)
-            self.q = linear(weights, name + "q_b", queries, latent.query_rank)
+            self.q = weights.linear(name + "q_b", queries, latent.query_rank)
         else:
-            self.q = linear(weights, name + "q", queries, width)
-        self.kv_a = linear(weights, name + "kv_a_mqa", self.rank + rope.dims, width)
+            self.q = weights.linear(name + "q", queries, width)
+        self.kv_a = weights.linear(name + "kv_a_mqa", self.rank + rope.dims, width)
         self.kv_norm = latent_norm(weights, name + "kv_a_norm", self.rank)
         self.k_b, self.v_b = head_projections(config, weights, name)
-        self.output = linear(weights, name + "output", width, self.heads * latent.value_dim)
+        self.output = weights.linear(name + "output", width, self.heads * latent.value_dim)
 
     def __call__(self, x: mx.array, cache: TokenCache | None, offset: int) -> mx.array:
         """x (T, D) -> (T, D). Without a cache the tokens see only each other."""
         source = x if self.q_a is None or self.q_norm is None else self.q_norm(self.q_a(x))
-        q = heads_of(self.q(source), self.heads)  # (1, H, T, d)
+        q = split_heads(self.q(source), self.heads)  # (1, H, T, d)
         if self.temperature is not None:
             q = self.temperature(q, offset)
         kv = self.kv_a(x)[None, None]  # (1, 1, T, R + rope)
@@ -130,9 +132,9 @@ class Indexer:
         self.chosen: mx.array | None = None
         name = f"blk.{layer}.indexer."
         rows = sizes.heads * sizes.dims
-        self.q = linear(weights, name + "attn_q_b", rows, config.latent.query_rank)
-        self.k = linear(weights, name + "attn_k", sizes.dims, config.width)
-        self.proj = linear(weights, name + "proj", sizes.heads, config.width)
+        self.q = weights.linear(name + "attn_q_b", rows, config.latent.query_rank)
+        self.k = weights.linear(name + "attn_k", sizes.dims, config.width)
+        self.proj = weights.linear(name + "proj", sizes.heads, config.width)
         self.k_norm = LayerNorm(
             weights.vector(name + "k_norm.weight", sizes.dims),
             weights.vector(name + "k_norm.bias", sizes.dims),
@@ -149,7 +151,7 @@ class Indexer:
         if dense >= tokens:
             self.chosen = None
             return
-        q = by_token(self.rope(heads_of(self.q(source), self.heads), offset))  # (T, I, d)
+        q = by_token(self.rope(split_heads(self.q(source), self.heads), offset))  # (T, I, d)
         q, weights = q.astype(mx.float32), self.proj(x).astype(mx.float32)[:, None]  # (T, 1, I)
         columns = keys.floats().T
         step = max(1, INDEXER_BYTES // (4 * self.heads * columns.shape[1]))
@@ -200,9 +202,9 @@ def latent_scale(config: ModelConfig) -> float:
     return config.attention_scale * yarn_magnitude(rope.factor, rope.log_multiplier) ** 2
 
 
-def latent_norm(weights: Weights, name: str, size: int) -> Norm:
+def latent_norm(weights: Weights, name: str, size: int) -> RMSNorm:
     """Load a norm of a low-rank vector."""
-    return Norm(weights.vector(name + ".weight", size), LATENT_EPS)
+    return RMSNorm(weights.vector(name + ".weight", size), LATENT_EPS)
 
 
 def head_projections(config: ModelConfig, weights: Weights, name: str) -> tuple[QTensor, QTensor]:
@@ -222,8 +224,8 @@ def head_projections(config: ModelConfig, weights: Weights, name: str) -> tuple[
         )
     shape = (heads, stays + values, rank)
     return (
-        weights.turned_stack_of(name + "kv_b.weight", shape, 0, stays),
-        weights.stack_of(name + "kv_b.weight", shape, stays, stays + values),
+        weights.transposed(name + "kv_b.weight", shape, 0, stays),
+        weights.stacked(name + "kv_b.weight", shape, stays, stays + values),
     )
 
 

@@ -18,7 +18,7 @@ import mlx.core as mx
 from engine.architectures.registry import SIGMOID, SOFTMAX, SOFTMAX_OF_CHOSEN, SPARSE_MIXER
 from engine.kernels.base import QTensor
 from engine.nn.config import ExpertConfig, ModelConfig
-from engine.nn.layers import Activation, FeedForward, swiglu
+from engine.nn.mlp import Activation, FeedForward, swiglu
 from engine.nn.weights import Weights
 
 if TYPE_CHECKING:

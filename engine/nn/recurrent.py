@@ -15,8 +15,7 @@ import mlx.core as mx
 
 from engine.nn.cache import LayerCache, StateCache
 from engine.nn.config import ModelConfig, RecurrentConfig
-from engine.nn.layers import Linear, linear
-from engine.nn.weights import Weights
+from engine.nn.weights import Linear, Weights
 
 State = tuple[mx.array, ...]
 Advance = Callable[[Sequence[mx.array], State], tuple[mx.array, State]]
@@ -30,7 +29,7 @@ class Mamba2:
         self.kernels = weights.kernels
         self.channels = shape.inner + 2 * shape.groups * shape.state
         heads, name = shape.heads, f"blk.{layer}.ssm_"
-        self.input = linear(weights, name + "in", shape.inner + self.channels + heads, config.width)
+        self.input = weights.linear(name + "in", shape.inner + self.channels + heads, config.width)
         self.taps = _taps(weights, name + "conv1d.weight", self.channels, shape.kernel)
         self.bias = weights.optional_vector(name + "conv1d.bias", self.channels)
         self.dt_bias = weights.vector(name + "dt.bias", heads)
@@ -38,7 +37,7 @@ class Mamba2:
         self.skip = weights.array(name + "d", heads, 1).reshape(shape.groups, -1, 1)
         self.norm = weights.array(name + "norm.weight", shape.groups, shape.inner // shape.groups)
         self.eps = config.norm_eps
-        self.output = linear(weights, name + "out", config.width, shape.inner)
+        self.output = weights.linear(name + "out", config.width, shape.inner)
 
     def __call__(self, x: mx.array, cache: LayerCache | None, offset: int) -> mx.array:
         """x (T, D) -> (T, D)."""
@@ -90,7 +89,7 @@ class GatedDeltaNet:
         self.value_dim = shape.inner // shape.heads
         self.norm = weights.vector(name + "ssm_norm.weight", self.value_dim)[None]
         self.eps = config.norm_eps
-        self.output = linear(weights, name + "ssm_out", config.width, shape.inner)
+        self.output = weights.linear(name + "ssm_out", config.width, shape.inner)
         shared = shape.heads // shape.groups
         self.heads = (shared, shape.groups) if tiled else (shape.groups, shared)
         self.key_heads = (1, shape.groups) if tiled else (shape.groups, 1)
@@ -130,9 +129,9 @@ class ShortConvolution:
         self.config = _recurrent(config)
         self.kernels = weights.kernels
         self.width, name = config.width, f"blk.{layer}.shortconv."
-        self.input = linear(weights, name + "in_proj", 3 * self.width, self.width)
+        self.input = weights.linear(name + "in_proj", 3 * self.width, self.width)
         self.taps = _taps(weights, name + "conv.weight", self.width, self.config.kernel)
-        self.output = linear(weights, name + "out_proj", self.width, self.width)
+        self.output = weights.linear(name + "out_proj", self.width, self.width)
 
     def __call__(self, x: mx.array, cache: LayerCache | None, offset: int) -> mx.array:
         """x (T, D) -> (T, D)."""
@@ -189,15 +188,15 @@ class DeltaProjections:
         self.z: Linear | None = None
         self.alpha: Linear | None = None
         if name + "ssm_in.weight" in weights:
-            self.qkv = linear(weights, name + "ssm_in", 2 * keys + 2 * shape.inner, width)
+            self.qkv = weights.linear(name + "ssm_in", 2 * keys + 2 * shape.inner, width)
         else:
-            self.qkv = linear(weights, name + "attn_qkv", 2 * keys + shape.inner, width)
-            self.z = linear(weights, name + "attn_gate", shape.inner, width)
+            self.qkv = weights.linear(name + "attn_qkv", 2 * keys + shape.inner, width)
+            self.z = weights.linear(name + "attn_gate", shape.inner, width)
         if name + "ssm_ba.weight" in weights:
-            self.beta = linear(weights, name + "ssm_ba", 2 * heads, width)
+            self.beta = weights.linear(name + "ssm_ba", 2 * heads, width)
         else:
-            self.beta = linear(weights, name + "ssm_beta", heads, width)
-            self.alpha = linear(weights, name + "ssm_alpha", heads, width)
+            self.beta = weights.linear(name + "ssm_beta", heads, width)
+            self.alpha = weights.linear(name + "ssm_alpha", heads, width)
 
     def __call__(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
         """x (T, D) -> qkv (T, C), z (T, H*P), beta and alpha (T, H)."""

@@ -1,14 +1,16 @@
-"""The tensors of a model file, by their GGUF names, as weights that multiply.
+"""The tensors of a model file, loaded by GGUF name into the form the kernels multiply.
 
-Shapes are held against what the architecture expects, so that a file whose tensors contradict its
-metadata ends in an error that names the tensor. Knows files and kernels; knows no architecture.
+Every load states the expected shape: a file whose tensors contradict its metadata raises an error
+that names the tensor.
+
+Axes: E matrices of a stack.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import mmap
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -19,8 +21,21 @@ from engine.gguf.types import TYPE_BY_NAME
 from engine.kernels.base import Kernels, QTensor
 
 
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A projection with an optional bias."""
+
+    weight: QTensor  # (out, in)
+    bias: mx.array | None = None  # (out,)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x (T, in) -> (T, out)."""
+        y = self.weight.matmul(x)
+        return y if self.bias is None else y + self.bias.astype(y.dtype)
+
+
 class Weights:
-    """A model file, mapped; each tensor is made into a weight when it is asked for."""
+    """A memory-mapped model file. on_load: called with (bytes loaded, total bytes)."""
 
     def __init__(
         self, file: ModelFile, kernels: Kernels, on_load: Callable[[int, int], None] | None = None
@@ -36,15 +51,20 @@ class Weights:
         return name in self.tensors
 
     def matrix(self, name: str, *shape: int) -> QTensor:
-        """Load a matrix (out, in) or a stack (E, out, in), which must have this shape."""
+        """Load a matrix (out, in) or a stack (E, out, in) of this shape."""
         info = self._info(name, shape)
         return self.kernels.load(self._blocks(info), info)
 
-    def rows_of(self, name: str, rows: int, start: int, end: int, columns: int) -> QTensor:
-        """Load rows start..end of the matrix `name` (rows, columns) as a matrix."""
+    def linear(self, name: str, rows: int, columns: int) -> Linear:
+        """Load the projection `name.weight` (rows, columns) and its optional `name.bias`."""
+        weight = self.matrix(name + ".weight", rows, columns)
+        return Linear(weight, self.optional_vector(name + ".bias", rows))
+
+    def matrix_rows(self, name: str, rows: int, start: int, end: int, columns: int) -> QTensor:
+        """Load rows start..end of the matrix `name` (rows, columns)."""
         info = self._info(name, (rows, columns))
         row_bytes = info.size_bytes // rows
-        part = dataclasses.replace(
+        part = replace(
             info,
             shape=(end - start, columns),
             offset=info.offset + start * row_bytes,
@@ -52,17 +72,15 @@ class Weights:
         )
         return self.kernels.load(self._blocks(part), part)
 
-    def stack_of(self, name: str, shape: tuple[int, int, int], start: int, end: int) -> QTensor:
+    def stacked(self, name: str, shape: tuple[int, int, int], start: int, end: int) -> QTensor:
         """Load rows start..end of each of E equal parts of a matrix as a stack.
 
-        shape: (E, rows of a part, columns).
+        shape: (E, rows per part, columns).
         """
         return self._load_copy(*self._copy(name, shape, start, end))
 
-    def turned_stack_of(
-        self, name: str, shape: tuple[int, int, int], start: int, end: int
-    ) -> QTensor:
-        """As `stack_of`, each matrix transposed; blocks of several weights become float16."""
+    def transposed(self, name: str, shape: tuple[int, int, int], start: int, end: int) -> QTensor:
+        """Load as `stacked`, with each matrix transposed. Quantised blocks become float16."""
         import numpy as np
 
         copy, info = self._copy(name, shape, start, end)
@@ -73,14 +91,14 @@ class Weights:
 
             values = dequantize(values, kind).astype(np.float16).view(np.uint8)
             kind = TYPE_BY_NAME["F16"]
-        turned = values.reshape(count, rows, columns, kind.size_bytes).swapaxes(1, 2)
-        info = dataclasses.replace(info, type=kind, shape=(count, columns, rows))
-        return self._load_copy(turned.tobytes(), info)
+        transposed = values.reshape(count, rows, columns, kind.size_bytes).swapaxes(1, 2)
+        info = replace(info, type=kind, shape=(count, columns, rows))
+        return self._load_copy(transposed.tobytes(), info)
 
     def _copy(
         self, name: str, shape: tuple[int, int, int], start: int, end: int
     ) -> tuple[bytes, TensorInfo]:
-        """Copy the blocks of a stack as `stack_of` describes it."""
+        """Copy the blocks that `stacked` loads."""
         count, rows, columns = shape
         info = self._info(name, (count * rows, columns))
         blocks, row_bytes = self._blocks(info), info.size_bytes // (count * rows)
@@ -88,39 +106,39 @@ class Weights:
         copy = b"".join(
             [blocks[row * row_bytes : (row + end - start) * row_bytes] for row in firsts]
         )
-        return copy, dataclasses.replace(info, shape=(count, end - start, columns))
+        return copy, replace(info, shape=(count, end - start, columns))
 
     def _load_copy(self, blocks: bytes, info: TensorInfo) -> QTensor:
-        info = dataclasses.replace(info, size_bytes=len(blocks))
+        info = replace(info, size_bytes=len(blocks))
         return self.kernels.load(memoryview(blocks), info)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Say what shape a tensor has, () where the file has none of that name."""
+        """Return the shape of a tensor, () if the file does not have it."""
         info = self.tensors.get(name)
         return info.shape if info else ()
 
     def array(self, name: str, *shape: int) -> mx.array:
-        """Load a float32 tensor, which must have this shape, but for axes of size 1."""
+        """Load a float32 tensor of this shape; axes of size 1 may differ."""
         held = self.shape(name)
         same = [size for size in held if size > 1] == [size for size in shape if size > 1]
         info = self._info(name, held if held and same else shape)
         if info.type.name != "F32":
             raise GGUFError(f"tensor {name!r} is {info.type.name}, expected F32")
         floats = self._blocks(info).cast("f")
-        return mx.array(floats).reshape(shape)  # type: ignore[arg-type]  # it takes any buffer
+        return mx.array(floats).reshape(shape)  # type: ignore[arg-type]  # accepts any buffer
 
     def vector(self, name: str, size: int) -> mx.array:
-        """Load a float32 vector, which must have this size; the file may hold it as one row."""
+        """Load a float32 vector of this size, which may be stored as one row."""
         return self.array(name, size)
 
     def optional_vector(self, name: str, size: int) -> mx.array | None:
-        """Load a float32 vector, or None where the file has none."""
+        """Load a float32 vector, None if the file does not have it."""
         return self.vector(name, size) if name in self else None
 
     def experts(self, prefix: str, projection: str, *shape: int) -> QTensor:
         """Load the stack `prefix.projection_exps.weight` (E, out, in).
 
-        Files from before April 2024 hold one tensor for each expert; those are stacked.
+        Files from before April 2024 have one tensor per expert, which are stacked here.
         """
         name = f"{prefix}.{projection}_exps.weight"
         if name in self:
@@ -130,7 +148,7 @@ class Weights:
         if len({info.type.name for info in infos}) != 1:
             raise GGUFError(f"the experts of {prefix}.{projection} differ in type")
         blocks = b"".join([self._blocks(info) for info in infos])
-        return self._load_copy(blocks, dataclasses.replace(infos[0], name=name, shape=tuple(shape)))
+        return self._load_copy(blocks, replace(infos[0], name=name, shape=tuple(shape)))
 
     def _info(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
         info = self.tensors.get(name)

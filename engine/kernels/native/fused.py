@@ -21,22 +21,17 @@ from engine.gguf.reader import TensorInfo
 from engine.kernels.base import QTensor
 from engine.kernels.fusion import fuses
 from engine.kernels.native import NativeKernels, NativeTensor
+from engine.nn.attention import Attention
 from engine.nn.cache import REWIND
 from engine.nn.cache_spec import STEP, WINDOW_SLACK
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Block, Blocks, Decoder, Head, OnProgress
-from engine.nn.layers import (
-    Activation,
-    Attention,
-    FeedForward,
-    Norm,
-    Rope,
-    clamped_swiglu,
-    swiglu,
-)
 from engine.nn.mla import LatentAttention
+from engine.nn.mlp import Activation, FeedForward, clamped_swiglu, swiglu
 from engine.nn.moe import Experts, SharedExperts
+from engine.nn.norm import RMSNorm
 from engine.nn.recurrent import GatedDeltaNet, Mamba2
+from engine.nn.rope import Rope
 
 if TYPE_CHECKING:
     from engine.kernels.native import _native
@@ -59,7 +54,7 @@ def fuse(decoder: Decoder, config: ModelConfig, tensors: Mapping[str, TensorInfo
     assert isinstance(layers, Blocks) and isinstance(head, Head)
     if fuses(config, tensors):
         decoder.layers = FusedLayers(layers.blocks, kernels.native)
-    if type(head.norm) is Norm:
+    if type(head.norm) is RMSNorm:
         decoder.head = FusedHead(head, kernels.native)
 
 

@@ -78,7 +78,7 @@ def test_attention_over_some_queries_at_a_time_changes_nothing(
     tokens = prompt(STORED[name])
     model = engine.load(STORED[name].model, kernels=kernels)
     whole = np.array(model.logits(tokens))
-    monkeypatch.setattr("engine.nn.layers.SCORE_BYTES", 0)  # so 16 at a time
+    monkeypatch.setattr("engine.nn.attention.SCORE_BYTES", 0)  # so 16 at a time
     assert close(np.array(model.logits(tokens)), whole)
     assert close(fed(model, tokens, 48), whole[-1])
     assert close(fed(model, tokens, 20), whole[-1])

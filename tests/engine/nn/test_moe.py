@@ -10,7 +10,7 @@ import pytest
 
 from engine.architectures.registry import SIGMOID, SOFTMAX, SOFTMAX_OF_CHOSEN, SPARSE_MIXER
 from engine.nn.config import ExpertConfig
-from engine.nn.layers import clamped_swiglu
+from engine.nn.mlp import clamped_swiglu
 from engine.nn.moe import route
 
 

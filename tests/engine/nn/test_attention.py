@@ -8,8 +8,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from engine.nn.attention import capped_attention
 from engine.nn.config import RopeConfig
-from engine.nn.layers import Temperature, capped_attention, geglu, rope_periods
+from engine.nn.mlp import geglu
+from engine.nn.rope import Temperature, rope_periods
 
 
 def test_plain_periods_are_powers_of_the_base():

@@ -1,0 +1,196 @@
+"""Grouped-query attention over a cache.
+
+Axes: T tokens, S cached tokens, D width, H query heads, K kv heads, d head width. One sequence at a
+time: MLX's operations on heads take four axes, the first of which is always 1.
+"""
+
+from __future__ import annotations
+
+import math
+
+import mlx.core as mx
+
+from engine.limits import MIN_CHUNK, SCORE_BYTES
+from engine.nn.cache import TokenCache
+from engine.nn.config import ModelConfig
+from engine.nn.norm import RMSNorm, head_norm
+from engine.nn.rope import Rotary, Temperature
+from engine.nn.weights import Linear, Weights
+
+
+class Attention:
+    """Grouped-query attention in all its variants.
+
+    The file's tensors select biases, sinks, norms of q and k per head or of the whole projection,
+    and whether q, k and v are stored as one `attn_qkv`. The config selects the window or chunk, the
+    cap on scores and their scale.
+
+    rope: None for a layer without positions. norm_after_rope: norms follow the rotary embedding.
+    l2_norm: q and k of each head are normalised after it, without a gain. gated: q_proj also yields
+    a gate per head; output *= sigmoid(gate).
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        layer: int,
+        rope: Rotary | None,
+        *,
+        norm_after_rope: bool = False,
+        l2_norm: bool = False,
+        gated: bool = False,
+        temperature: Temperature | None = None,
+    ) -> None:
+        self.heads, self.kv_heads = config.heads, config.kv_heads[layer]
+        self.key_dim, self.value_dim = config.key_dim, config.value_dim
+        self.scale, self.score_cap = config.attention_scale, config.score_cap
+        self.window = config.windows[layer] if config.windows else 0
+        self.chunked = config.chunked
+        self.rope = rope
+        self.norm_after_rope, self.gated, self.temperature = norm_after_rope, gated, temperature
+        self.l2_eps = config.norm_eps if l2_norm else None
+        name = f"blk.{layer}.attn_"
+        width = config.width
+        queries = self.heads * self.key_dim * (2 if gated else 1)
+        keys, values = self.kv_heads * self.key_dim, self.kv_heads * self.value_dim
+        self.q, self.k, self.v = qkv(weights, name, (queries, keys, values), width)
+        self.output = weights.linear(name + "output", width, self.heads * self.value_dim)
+        self.q_norm = head_norm(weights, name + "q_norm", self.heads, self.key_dim, config.norm_eps)
+        self.k_norm = head_norm(
+            weights, name + "k_norm", self.kv_heads, self.key_dim, config.norm_eps
+        )
+        self.sinks = weights.optional_vector(name + "sinks.weight", self.heads)
+
+    def __call__(self, x: mx.array, cache: TokenCache | None, offset: int) -> mx.array:
+        """x (T, D) -> (T, D). Without a cache, the tokens attend only to each other."""
+        q, gate = self.q(x), None
+        if self.gated:
+            q, gate = mx.split(q.reshape(x.shape[0], self.heads, -1), 2, axis=-1)
+        q = self._rotate(q, self.heads, self.q_norm, offset, cache)
+        k = self._rotate(self.k(x), self.kv_heads, self.k_norm, offset, cache)
+        v = split_heads(self.v(x), self.kv_heads)
+        if self.temperature is not None:
+            q = self.temperature(q, offset)
+        base = offset
+        if cache is not None:
+            (k, v), base = cache.extend(offset, (k, v), self._first_visible(offset))
+        mixed = self._attend_in_parts(q, k.astype(q.dtype), v.astype(q.dtype), offset, base)
+        mixed = mixed.squeeze(0).swapaxes(0, 1).reshape(x.shape[0], -1)
+        if gate is not None:
+            mixed = mixed * mx.sigmoid(gate.reshape(mixed.shape))
+        return self.output(mixed)
+
+    def _rotate(
+        self, x: mx.array, heads: int, norm: RMSNorm | None, offset: int, cache: TokenCache | None
+    ) -> mx.array:
+        """Normalise and rotate projected queries or keys: (T, heads * d) -> (1, heads, T, d)."""
+        if norm is not None and not self.norm_after_rope:
+            x = norm(x.reshape(x.shape[0], -1, norm.weight.size))
+        x = split_heads(x.reshape(x.shape[0], -1), heads)
+        if self.rope is not None:
+            context = cache.context if cache is not None else offset + x.shape[2]
+            x = self.rope(x, offset, context)
+        if norm is not None and self.norm_after_rope:
+            x = norm(x)
+        if self.l2_eps is not None:
+            x = mx.fast.rms_norm(x, None, self.l2_eps)
+        return x
+
+    def _first_visible(self, position: int) -> int:
+        """Return the first token that the token at `position` attends to."""
+        if not self.window:
+            return 0
+        if self.chunked:
+            return position // self.window * self.window
+        return max(0, position - self.window + 1)
+
+    def _attend_in_parts(
+        self, q: mx.array, k: mx.array, v: mx.array, offset: int, base: int
+    ) -> mx.array:
+        """Attend for some queries at a time, to bound the memory of their scores.
+
+        q (1, H, T, d) starts at token `offset`; k, v (1, K, S, d) at token `base`. Returns
+        (1, H, T, d).
+        """
+        tokens = q.shape[2]
+        rows = max(MIN_CHUNK, SCORE_BYTES // (4 * self.heads * k.shape[2]))
+        if tokens <= rows:
+            return self._attend(q, k, v, offset, base)
+        parts = []
+        for start in range(0, tokens, rows):
+            end = min(start + rows, tokens)
+            first = max(self._first_visible(offset + start) - base, 0)
+            visible = slice(first, offset + end - base)
+            queries, keys, values = q[:, :, start:end], k[:, :, visible], v[:, :, visible]
+            parts.append(self._attend(queries, keys, values, offset + start, base + first))
+        return mx.concatenate(parts, axis=2)
+
+    def _attend(self, q: mx.array, k: mx.array, v: mx.array, offset: int, base: int) -> mx.array:
+        mask = self._mask(q.shape[2], k.shape[2], offset, base)
+        if self.score_cap:
+            return capped_attention(q, k, v, self.scale, self.score_cap, mask)
+        sinks = None if self.sinks is None else self.sinks.astype(q.dtype)
+        return mx.fast.scaled_dot_product_attention(
+            q, k, v, scale=self.scale, mask=mask, sinks=sinks
+        )
+
+    def _mask(self, tokens: int, keys: int, offset: int, base: int) -> mx.array | str | None:
+        """Return which keys each token attends to: (T, S) bool, or MLX's shorthand for it."""
+        if self._first_visible(offset + tokens - 1) <= base:
+            return "causal" if tokens > 1 else None
+        first = mx.array([self._first_visible(offset + token) for token in range(tokens)])
+        positions, visible = mx.arange(offset, offset + tokens), mx.arange(base, base + keys)
+        return (visible <= positions[:, None]) & (visible >= first[:, None])
+
+
+def capped_attention(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    scale: float,
+    cap: float,
+    mask: mx.array | str | None,
+) -> mx.array:
+    """Attend with scores bounded by cap * tanh(score / cap).
+
+    q (1, H, T, d); k, v (1, K, S, d); the last query is at the last key. mask: as in MLX's
+    attention. Returns (1, H, T, d).
+    """
+    tokens, keys = q.shape[2], k.shape[2]
+    if isinstance(mask, str):
+        mask = mx.tri(tokens, keys, keys - tokens, dtype=mx.bool_)
+    groups = q.reshape(1, k.shape[1], -1, tokens, q.shape[3])
+    scores = (groups * scale) @ k[:, :, None].swapaxes(-1, -2)
+    scores = cap * mx.tanh(scores.astype(mx.float32) / cap)
+    if mask is not None:
+        scores = mx.where(mask, scores, -math.inf)
+    mixed = mx.softmax(scores, axis=-1).astype(v.dtype) @ v[:, :, None]
+    return mixed.reshape(*q.shape[:3], -1)
+
+
+def split_heads(x: mx.array, heads: int) -> mx.array:
+    """(T, heads * d) -> (1, heads, T, d)."""
+    return x.reshape(x.shape[0], heads, -1).swapaxes(0, 1)[None]
+
+
+def qkv(
+    weights: Weights, name: str, rows: tuple[int, int, int], columns: int
+) -> tuple[Linear, Linear, Linear]:
+    """Load the projections `name` + q, k and v, which may be stored as one `name` + qkv."""
+    if name + "qkv.weight" not in weights:
+        q, k, v = (
+            weights.linear(name + part, r, columns) for part, r in zip("qkv", rows, strict=True)
+        )
+        return q, k, v
+    total = sum(rows)
+    bias = weights.optional_vector(name + "qkv.bias", total)
+    ends = (rows[0], rows[0] + rows[1], total)
+    q, k, v = (
+        Linear(
+            weights.matrix_rows(name + "qkv.weight", total, end - count, end, columns),
+            None if bias is None else bias[end - count : end],
+        )
+        for count, end in zip(rows, ends, strict=True)
+    )
+    return q, k, v

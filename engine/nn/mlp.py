@@ -1,0 +1,68 @@
+"""The gated feed-forward layer and its activations.
+
+Axes: T tokens, D width, F hidden width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import mlx.core as mx
+
+from engine.nn.config import ModelConfig
+from engine.nn.weights import Weights
+
+CLAMP_SLOPE = 1.702  # of the sigmoid in `clamped_swiglu`
+CLAMP_LIMIT = 7.0
+
+Activation = Callable[[mx.array, mx.array], mx.array]  # gate (..., F), up (..., F) -> (..., F)
+
+
+def silu(x: mx.array) -> mx.array:
+    """x * sigmoid(x)."""
+    return x * mx.sigmoid(x)
+
+
+def swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    """silu(gate) * up."""
+    return silu(gate) * up
+
+
+def clamped_swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    """gate * sigmoid(1.702 gate) * (up + 1), with gate at most 7 and up within -7..7."""
+    gate = mx.minimum(gate, CLAMP_LIMIT)
+    return gate * mx.sigmoid(CLAMP_SLOPE * gate) * (mx.clip(up, -CLAMP_LIMIT, CLAMP_LIMIT) + 1)
+
+
+def geglu(gate: mx.array, up: mx.array) -> mx.array:
+    """gelu(gate) * up, with the tanh approximation of GELU."""
+    inner = math.sqrt(2 / math.pi) * (gate + 0.044715 * gate * gate * gate)
+    return 0.5 * gate * (1 + mx.tanh(inner)) * up
+
+
+class FeedForward:
+    """The gated feed-forward layer: down(activation(gate(x), up(x))).
+
+    suffix: appended to the tensor names. width: hidden width, by default that of the config.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        layer: int,
+        activation: Activation = swiglu,
+        suffix: str = "",
+        width: int | None = None,
+    ) -> None:
+        hidden = config.feed_forward[layer] if width is None else width
+        prefix = f"blk.{layer}.ffn_"
+        self.activation = activation
+        self.gate = weights.linear(f"{prefix}gate{suffix}", hidden, config.width)
+        self.up = weights.linear(f"{prefix}up{suffix}", hidden, config.width)
+        self.down = weights.linear(f"{prefix}down{suffix}", config.width, hidden)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x (T, D) -> (T, D)."""
+        return self.down(self.activation(self.gate(x), self.up(x)))

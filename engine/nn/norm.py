@@ -1,0 +1,51 @@
+"""Normalisation of activations and of attention heads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from engine.nn.weights import Weights
+
+
+@dataclass(frozen=True, slots=True)
+class RMSNorm:
+    """Root-mean-square normalisation with a learned gain."""
+
+    weight: mx.array  # (D,)
+    eps: float
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.fast.rms_norm(x, self.weight.astype(x.dtype), self.eps)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNorm:
+    """Normalisation to mean 0 and variance 1 with a learned gain and bias."""
+
+    weight: mx.array  # (D,)
+    bias: mx.array  # (D,)
+    eps: float
+
+    def __call__(self, x: mx.array) -> mx.array:
+        weight, bias = self.weight.astype(x.dtype), self.bias.astype(x.dtype)
+        return mx.fast.layer_norm(x, weight, bias, self.eps)
+
+
+AnyNorm = RMSNorm | LayerNorm
+
+
+def required_norm(weights: Weights, name: str, size: int, eps: float) -> AnyNorm:
+    """Load the norm `name.weight`, a layer norm if the file also has `name.bias`."""
+    weight = weights.vector(name + ".weight", size)
+    bias = weights.optional_vector(name + ".bias", size)
+    return RMSNorm(weight, eps) if bias is None else LayerNorm(weight, bias, eps)
+
+
+def head_norm(weights: Weights, name: str, heads: int, dims: int, eps: float) -> RMSNorm | None:
+    """Load the optional norm `name.weight`: of each head, or of all heads as one vector."""
+    if name + ".weight" not in weights:
+        return None
+    whole = weights.shape(name + ".weight") == (heads * dims,)
+    return RMSNorm(weights.vector(name + ".weight", heads * dims if whole else dims), eps)

@@ -1,0 +1,116 @@
+"""Rotary position embedding and its extensions to longer contexts.
+
+Axes: H heads, T tokens, d head width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import mlx.core as mx
+
+from engine.nn.config import RopeConfig
+
+# x (1, H, T, d), position of its first token, maximum tokens of the sequence -> rotated x
+Rotary = Callable[[mx.array, int, int], mx.array]
+
+
+class Rope:
+    """Rotary embedding of the first `dims` values of each head.
+
+    interleaved: pairs are (2i, 2i+1) as in GGUF's NORM type, else (i, i + dims/2) as in NEOX.
+    divisors: `rope_freqs.weight` (dims/2,), by which Llama 3 divides each frequency.
+    """
+
+    def __init__(
+        self, config: RopeConfig, interleaved: bool, divisors: mx.array | None = None
+    ) -> None:
+        periods, self.magnitude = rope_periods(config)
+        if divisors is not None:
+            scales = cast("list[float]", divisors.tolist())
+            periods = [period * scale for period, scale in zip(periods, scales, strict=True)]
+        self.dims = config.dims
+        self.interleaved = interleaved
+        self.periods = mx.array(periods, mx.float32)
+
+    def __call__(self, x: mx.array, offset: int, context: int = 0) -> mx.array:
+        """Rotate x (1, H, T, d), whose first token is at position `offset`."""
+        if self.magnitude != 1.0:
+            rotated, rest = x[..., : self.dims] * self.magnitude, x[..., self.dims :]
+            x = mx.concatenate([rotated, rest], axis=-1) if rest.shape[-1] else rotated
+        return mx.fast.rope(
+            x,
+            self.dims,
+            traditional=self.interleaved,
+            base=None,
+            scale=1.0,
+            offset=offset,
+            freqs=self.periods,
+        )
+
+
+class LongRope:
+    """Rotary embedding with frequencies for short and for long sequences.
+
+    `long` applies if the sequence may exceed `original` tokens.
+    """
+
+    def __init__(self, short: Rope, long: Rope, original: int) -> None:
+        self.short, self.long, self.original = short, long, original
+
+    def __call__(self, x: mx.array, offset: int, context: int) -> mx.array:
+        """Rotate x (1, H, T, d) of a sequence of at most `context` tokens."""
+        return (self.long if context > self.original else self.short)(x, offset)
+
+
+def rope_periods(config: RopeConfig) -> tuple[list[float], float]:
+    """Return the period / 2 pi of every pair, (dims/2,), and the factor on cos and sin.
+
+    YaRN (arXiv 2309.00071): fast pairs keep their period, slow ones are stretched by `factor`, and
+    a linear ramp lies between; if `rounded`, its ends are rounded outwards to whole pairs.
+    """
+    periods = [config.base ** (pair / config.dims) for pair in range(0, config.dims, 2)]
+    if config.scaling == "linear":
+        return [period * config.factor for period in periods], config.attention_factor
+    if config.scaling != "yarn":
+        return periods, config.attention_factor
+
+    def pair_of(rotations: float) -> float:
+        wavelengths = config.original_context / (rotations * 2 * math.pi)
+        return config.dims * math.log(wavelengths) / (2 * math.log(config.base))
+
+    low, high = pair_of(config.beta_fast), pair_of(config.beta_slow)
+    if config.rounded:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, config.dims - 1)
+    for pair, period in enumerate(periods):
+        ramp = min(max((pair - low) / max(high - low, 0.001), 0.0), 1.0)
+        periods[pair] = 1 / ((1 - ramp) / period + ramp / (period * config.factor))
+    magnitude = yarn_magnitude(config.factor, 1.0)
+    if config.log_multiplier:
+        magnitude /= yarn_magnitude(config.factor, config.log_multiplier)
+    return periods, config.attention_factor * magnitude
+
+
+def yarn_magnitude(factor: float, multiplier: float) -> float:
+    """Return YaRN's factor on q and k for a context stretched by `factor`."""
+    return 1.0 if factor <= 1 else 0.1 * multiplier * math.log(factor) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Temperature:
+    """Scales queries by 1 + scale * ln(1 + floor((position + shift) / length))."""
+
+    scale: float
+    length: int
+    shift: int = 0
+
+    def __call__(self, q: mx.array, offset: int) -> mx.array:
+        """Scale q (1, H, T, d), whose first token is at position `offset`."""
+        first = offset + self.shift
+        stretches = mx.arange(first, first + q.shape[2], dtype=mx.int64) // self.length
+        factors = 1 + self.scale * mx.log1p(stretches.astype(mx.float32))
+        return q * factors[:, None].astype(q.dtype)
