@@ -1,14 +1,5 @@
 """The protocols between a model's graph and the kernels that run it.
 
-A weight is a `QTensor`. A model uses four operations of it:
-
-    matmul(x)              (T, in) -> (T, out)
-    gather_matmul(x, ids)  (T, 1 or k, in), ids (T, k) -> (T, k, out)    for a stack of E experts
-    stack_matmul(x)        (T, E, in) -> (T, E, out)                     for a stack of E heads
-    rows(ids)              (T,) -> (T, in)                               for embeddings
-
-`Kernels` makes QTensors from GGUF blocks.
-
 Axes: T tokens, E experts, k chosen experts, L cached tokens, d head width.
 """
 

@@ -10,18 +10,9 @@ from engine.gguf.types import TYPE_BY_NAME
 GROUP = 32  # weights that share a scale in MLX's quantised matrices
 # Bits per weight in the stock kernels, without the weight's share of a scale.
 RESIDENT_BITS = {
-    "Q4_0": 4,
-    "Q4_1": 4,
-    "Q4_K": 4,
-    "Q5_0": 5,
-    "Q5_1": 5,
-    "Q5_K": 5,
-    "Q8_0": 8,
-    "Q2_K": 8,
-    "Q3_K": 8,
-    "Q6_K": 8,
-    "IQ4_NL": 8,
-    "IQ4_XS": 8,
+    **dict.fromkeys(("Q4_0", "Q4_1", "Q4_K"), 4),
+    **dict.fromkeys(("Q5_0", "Q5_1", "Q5_K"), 5),
+    **dict.fromkeys(("Q8_0", "Q2_K", "Q3_K", "Q6_K", "IQ4_NL", "IQ4_XS"), 8),
 }
 
 

@@ -1,8 +1,8 @@
-"""Stock kernels: GGUF blocks as MLX's own quantised matrices, multiplied by MLX's own operations.
+"""Stock kernels: GGUF blocks converted to MLX's quantised matrices and multiplied by MLX.
 
-Blocks of 32 map onto MLX's affine quantisation with groups of 32 exactly (w = scale * q + bias),
-and MXFP4 onto its `mxfp4` mode; `engine.kernels.repack` does the mapping. On a CPU activations,
-scales and biases are float32; on Metal and CUDA they are bfloat16.
+Blocks of 32 map exactly to MLX's affine quantisation with groups of 32 (w = scale * q + bias), and
+MXFP4 to its `mxfp4` mode; see `engine.kernels.repack`. Activations, scales and biases are float32
+on a CPU, and bfloat16 on Metal and CUDA.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import functools
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -29,14 +30,14 @@ from engine.nn import scan as recurrence
 Bytes = npt.NDArray[np.uint8]
 
 FLOATS = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
-CHUNK_WEIGHTS = 1 << 23  # weights repacked at a time: bounds what loading needs on top
+CHUNK_WEIGHTS = 1 << 23  # weights converted at a time, which bounds the extra memory for loading
 LATENT_BYTES = 32 << 20  # scores of latent attention at a time
-SPLIT_WORK = 1 << 18  # multiply-adds from which a second CPU stream pays for its hand-over
+SPLIT_WORK = 1 << 18  # multiply-adds from which a second CPU stream pays off
 
 
 @dataclass(frozen=True, slots=True)
 class FloatTensor:
-    """A matrix or stack in floating point, multiplied in the activations' or its own precision."""
+    """A floating-point matrix or stack, multiplied in its own precision or that of activations."""
 
     w: mx.array  # (out, in) or (E, out, in)
 
@@ -51,9 +52,9 @@ class FloatTensor:
 
     def gather_matmul(self, x: mx.array, ids: mx.array) -> mx.array:
         w = self.w
-        if ids.size < w.shape[0]:  # fewer rows than experts: widen only what is used
+        if ids.size < w.shape[0]:  # fewer rows than experts: widen only the chosen ones
             w, ids = w[ids.reshape(-1)], mx.arange(ids.size).reshape(ids.shape)
-        w = w.astype(mx.float32).swapaxes(-1, -2)  # MLX's gather_mm on a CPU takes nothing else
+        w = w.astype(mx.float32).swapaxes(-1, -2)  # the only type of MLX's gather_mm on a CPU
         y = mx.gather_mm(x[..., None, :].astype(mx.float32), w, rhs_indices=ids)
         return y.squeeze(-2).astype(x.dtype)
 
@@ -69,13 +70,13 @@ class FloatTensor:
 
 @dataclass(frozen=True, slots=True)
 class QuantizedTensor:
-    """A matrix or stack in one of MLX's quantised forms, in groups of 32."""
+    """A matrix or stack in one of MLX's quantised formats, with groups of 32."""
 
     packed: Affine
     shape: tuple[int, ...]
-    mode: str  # affine | mxfp4
+    format: dict[str, Any]  # group_size, bits and mode, as MLX takes them
     dtype: mx.Dtype  # of activations
-    streams: tuple[mx.Stream, ...]  # CPU streams, a thread each; empty for the default one
+    streams: tuple[mx.Stream, ...]  # CPU streams, one thread each; empty: the default stream
 
     def matmul(self, x: mx.array) -> mx.array:
         rows = self.shape[0]
@@ -87,17 +88,7 @@ class QuantizedTensor:
         return mx.concatenate(parts, axis=-1)
 
     def _matmul(self, x: mx.array, packed: Affine, stream: mx.Stream | None) -> mx.array:
-        return mx.quantized_matmul(
-            x,
-            packed.q,
-            packed.scales,
-            packed.biases,
-            transpose=True,
-            group_size=GROUP,
-            bits=self.packed.bits,
-            mode=self.mode,
-            stream=stream,
-        )
+        return mx.quantized_matmul(x, *packed.arrays, stream=stream, **self.format)
 
     def gather_matmul(self, x: mx.array, ids: mx.array) -> mx.array:
         return self._gather(x[..., None, :], ids).squeeze(-2)
@@ -106,36 +97,17 @@ class QuantizedTensor:
         return self._gather(x.swapaxes(0, 1), mx.arange(self.shape[0])).swapaxes(0, 1)
 
     def _gather(self, x: mx.array, ids: mx.array) -> mx.array:
-        """Multiply rows x (*ids.shape, T, in) by one matrix of the stack each: (*, T, out)."""
-        return mx.gather_qmm(
-            x,
-            self.packed.q,
-            self.packed.scales,
-            self.packed.biases,
-            rhs_indices=ids,
-            transpose=True,
-            group_size=GROUP,
-            bits=self.packed.bits,
-            mode=self.mode,
-        )
+        """Multiply each x (*ids.shape, T, in) by a matrix of the stack: (*ids.shape, T, out)."""
+        return mx.gather_qmm(x, *self.packed.arrays, rhs_indices=ids, **self.format)
 
     def rows(self, ids: mx.array) -> mx.array:
-        chosen = self.packed.at(ids)
-        rows = mx.dequantize(
-            chosen.q,
-            chosen.scales,
-            chosen.biases,
-            group_size=GROUP,
-            bits=chosen.bits,
-            mode=self.mode,
-        )
-        return rows.astype(self.dtype)
+        return mx.dequantize(*self.packed.at(ids).arrays, **self.format).astype(self.dtype)
 
 
 class StockKernels:
-    """Plain MLX operations on the device that `backend` names: cpu, metal or cuda.
+    """MLX operations on the device that `backend` names: cpu, metal or cuda.
 
-    threads: CPU streams that share a large product; None is one for each core this process may use.
+    threads: CPU streams that share a large product; None is one per core of this process.
     """
 
     name = "stock"
@@ -164,7 +136,8 @@ class StockKernels:
             return FloatTensor(self._load_float(np.frombuffer(blocks, np.uint8), info))
         mode = "mxfp4" if info.type.name == "MXFP4" else "affine"
         packed = self._load_blocks(np.frombuffer(blocks, np.uint8), info)
-        return QuantizedTensor(packed, info.shape, mode, self.dtype, self.streams)
+        format = {"group_size": GROUP, "bits": packed.bits, "mode": mode}
+        return QuantizedTensor(packed, info.shape, format, self.dtype, self.streams)
 
     def latent_attention(self, q: mx.array, rows: Rows, value_dim: int) -> mx.array:
         keys = rows.floats().astype(q.dtype)
@@ -183,23 +156,20 @@ class StockKernels:
 
     def _load_float(self, blocks: Bytes, info: TensorInfo) -> mx.array:
         w = mx.array(blocks).view(FLOATS[info.type.name]).reshape(info.shape)
-        # A router or a norm stays float32; half precision follows the activations on a GPU.
-        wide = self.dtype == mx.float32 or info.type.name == "F32"
-        w = w if wide else w.astype(self.dtype)
+        if info.type.name != "F32" and self.dtype != mx.float32:
+            w = w.astype(self.dtype)  # routers and norms stay float32
         mx.eval(w)
         return w
 
     def _load_blocks(self, blocks: Bytes, info: TensorInfo) -> Affine:
-        """Repack some rows at a time, and join them."""
+        """Convert some rows at a time and join them."""
         width = info.shape[-1]
         raw = blocks.reshape(-1, width // info.type.weights, info.type.size_bytes)
         chunk = max(1, CHUNK_WEIGHTS // width)
-        parts = [
-            self._repack(mx.array(raw[start : start + chunk]), info.type)
-            for start in range(0, len(raw), chunk)
-        ]
+        starts = range(0, len(raw), chunk)
+        parts = [self._repack(mx.array(raw[at : at + chunk]), info.type) for at in starts]
         joined = Affine.join(parts, info.shape[:-1])
-        mx.eval(joined.q, joined.scales, *([] if joined.biases is None else [joined.biases]))
+        mx.eval([array for array in joined.arrays if array is not None])
         return joined
 
     def _repack(self, raw: mx.array, type: BlockType) -> Affine:
@@ -210,5 +180,5 @@ class StockKernels:
 
 @functools.cache
 def cpu_streams(count: int) -> tuple[mx.Stream, ...]:
-    """Make CPU streams, each with a thread of its own, that all models of this process share."""
+    """Return CPU streams, one thread each, shared by all models of this process."""
     return (mx.default_stream(mx.cpu), *(mx.new_stream(mx.cpu) for _ in range(count - 1)))

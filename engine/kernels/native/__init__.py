@@ -1,9 +1,9 @@
-"""Native kernels: C++ on the CPU, over GGUF blocks read where they lie in the mapped file.
+"""Native kernels: C++ on the CPU, over GGUF blocks read in place from the mapped file.
 
-Shapes and types are checked here, so that C++ is entered only with what it can take. Activations
-are float32; within a product with quantised weights they are rounded to 8 bits, in groups of 32, or
-for many tokens to bfloat16 where the processor has tiles (AMX).
-The extension is there where pip found a C++ compiler; `unavailable_reason` says why it is missing.
+Shapes and types are checked here, before C++ is entered. Activations are float32; a product with
+quantised weights rounds them to 8 bits in groups of 32, or for many tokens to bfloat16 if the
+processor has tiles (AMX). The extension is built if pip finds a C++ compiler;
+`unavailable_reason` says why it does not load.
 
 Axes: T tokens, E experts, k chosen experts.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from engine.kernels.native import _native
     from engine.sampling import Settings
 
-MAX_TAPS = 64  # of a convolution, as in core/recurrence.h
+MAX_TAPS = 64  # of a convolution, as in core/recurrent/recurrence.h
 BUILT_FOR = Path(__file__).with_name("mlx-version")
 
 
@@ -42,27 +42,27 @@ def unavailable_reason() -> str | None:
 
 
 def isa() -> str:
-    """Name the instruction sets that the kernels use here, as in `AVX-512 VNNI, AMX`."""
+    """Return the instruction sets that the kernels use here, such as `AVX-512 VNNI, AMX`."""
     name: str = _extension().isa()
     return name
 
 
 def _extension() -> ModuleType:
-    """Import the extension. Raises BackendError where it is not there, or not for this MLX."""
+    """Import the extension. Raises BackendError if it is missing or built for another MLX."""
     if not BUILT_FOR.exists():
         raise BackendError("the native CPU kernels are not part of this build")
     built, running = BUILT_FOR.read_text().strip(), mx.__version__  # type: ignore[attr-defined]
-    if built != running:  # its layout of an array may differ: never opened
+    if built != running:  # the layout of an array may differ: do not load it
         raise BackendError(f"the native CPU kernels were built for MLX {built}, not {running}")
     try:
         return importlib.import_module("engine.kernels.native._native")
     except ImportError as error:
-        raise BackendError(f"the native CPU kernels do not load: {error}") from error
+        raise BackendError(f"the native CPU kernels failed to load: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
 class NativeTensor:
-    """A matrix or stack in the blocks of its file."""
+    """A matrix or stack as GGUF blocks."""
 
     weight: _native.Weight
     shape: tuple[int, ...]
@@ -71,7 +71,7 @@ class NativeTensor:
     def matmul(self, x: mx.array) -> mx.array:
         rank, columns = len(self.shape), self.shape[-1]
         if rank != 2 or x.ndim != 2 or x.shape[1] != columns:
-            raise ValueError(f"matmul: {x.shape} with a weight of {self.shape}")
+            raise ValueError(f"matmul: x is {x.shape}, the weight {self.shape}")
         product: mx.array = self.native.matmul(_floats(x), self.weight)
         return product
 
@@ -79,27 +79,27 @@ class NativeTensor:
         fits = len(self.shape) == x.ndim == 3 and ids.ndim == 2
         fits = fits and x.shape[2] == self.shape[2] and x.shape[0] == ids.shape[0]
         if not fits or x.shape[1] not in (1, ids.shape[1]):
-            raise ValueError(f"gather_matmul: {x.shape} by {ids.shape} of a stack of {self.shape}")
+            raise ValueError(f"gather_matmul: x is {x.shape}, ids {ids.shape}, stack {self.shape}")
         product: mx.array = self.native.gather_matmul(_floats(x), _ids(ids), self.weight)
         return product
 
     def stack_matmul(self, x: mx.array) -> mx.array:
         if len(self.shape) != 3 or x.ndim != 3 or x.shape[1:] != (self.shape[0], self.shape[2]):
-            raise ValueError(f"stack_matmul: {x.shape} by a stack of {self.shape}")
+            raise ValueError(f"stack_matmul: x is {x.shape}, the stack {self.shape}")
         ids = mx.broadcast_to(mx.arange(x.shape[1]), x.shape[:2])
         return self.gather_matmul(x, ids)
 
     def rows(self, ids: mx.array) -> mx.array:
         if len(self.shape) != 2 or ids.ndim != 1:
-            raise ValueError(f"rows: {ids.shape} of a weight of {self.shape}")
+            raise ValueError(f"rows: ids are {ids.shape}, the weight {self.shape}")
         found: mx.array = self.native.rows(_ids(ids), self.weight)
         return found
 
 
 class NativeKernels:
-    """C++ on the CPU. Raises BackendError where the extension does not load.
+    """C++ on the CPU. Raises BackendError if the extension does not load.
 
-    threads: of the pool that this process has for all its models; None is one for each core.
+    threads: size of the pool that all models of this process share; None is one per core.
     """
 
     name = "native"
@@ -124,7 +124,7 @@ class NativeKernels:
         fits = q.ndim == 3 and values.ndim == 2 and q.shape[2] == values.shape[1] >= value_dim > 0
         if not fits or not q.shape[0] <= values.shape[0]:
             raise ValueError(
-                f"latent_attention: {q.shape} over {values.shape}, of them {value_dim}"
+                f"latent_attention: q is {q.shape}, rows {values.shape}, values {value_dim}"
             )
         if scales is None and values.dtype != mx.float16:
             values = _floats(values)
@@ -134,7 +134,7 @@ class NativeKernels:
             or scales.dtype != mx.float16
             or scales.shape != (values.shape[0], groups)
         ):
-            raise ValueError(f"latent_attention: {values.dtype} with scales {scales.shape}")
+            raise ValueError(f"latent_attention: rows are {values.dtype}, scales {scales.shape}")
         mixed: mx.array = self.native.latent_attention(_floats(q), values, scales, value_dim)
         return mixed
 
@@ -164,7 +164,7 @@ class NativeKernels:
         count, a, b, values = v.shape
         shared = (count, min(q.shape[1], a), min(q.shape[2], b), q.shape[3])
         if any(size not in (1, heads) for size, heads in ((shared[1], a), (shared[2], b))):
-            raise ValueError(f"scan: keys of {q.shape} for values of {v.shape}")
+            raise ValueError(f"scan: q is {q.shape}, v {v.shape}")
         for name, array in (("q", q), ("k", k)):
             _require_shape(name, array, shared)
         _require_shape("log_decay", log_decay, v.shape[:3])
@@ -187,7 +187,7 @@ class NativeKernels:
 
     def pick(self, logits: mx.array, settings: Settings, bits: int) -> mx.array:
         if logits.ndim != 1 or logits.size == 0:
-            raise ValueError(f"pick: logits of {logits.shape}")
+            raise ValueError(f"pick: logits are {logits.shape}")
         token: mx.array = self.native.pick(
             _floats(logits),
             settings.temperature,
