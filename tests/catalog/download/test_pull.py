@@ -136,6 +136,7 @@ pull(hub, files, Store(Path(home), Path(hub_cache)))
 """
 
 
+@pytest.mark.process
 def test_killed_pull_is_resumed_by_another_process(hub_server: HubServer, store: Store) -> None:
     hub, files = remote(hub_server)
     hub_server.throttle_bytes_per_s = 8 * MIB

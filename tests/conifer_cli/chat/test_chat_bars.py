@@ -19,7 +19,7 @@ import pytest
 from support.program import command, environment
 from support.terminal_session import TerminalSession
 
-pytestmark = pytest.mark.nightly
+pytestmark = [pytest.mark.nightly, pytest.mark.process]
 
 # Answers with and without being shown, in turns; the process's CPU seconds for each.
 PAIRS = """

@@ -12,6 +12,8 @@ from engine.errors import NumericError
 from support.program import templated
 from support.talk import PLAIN, conversation
 
+pytestmark = pytest.mark.process
+
 WORDS = "several words that are said once more "
 
 

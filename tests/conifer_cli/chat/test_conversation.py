@@ -19,6 +19,8 @@ from conifer_cli.session.session import RunOptions
 from support.program import MODELS, templated
 from support.talk import PLAIN, conversation
 
+pytestmark = pytest.mark.process
+
 QWEN = str(MODELS / "qwen3moe" / "model.gguf")
 LONG = "several words that are said once more " * 10
 

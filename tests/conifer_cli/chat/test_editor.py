@@ -13,6 +13,8 @@ from support.program import command, environment, templated
 from support.talk import PLAIN
 from support.terminal_session import TerminalSession
 
+pytestmark = pytest.mark.process
+
 ENTER, LINE, PASTE, PASTED = "\r", "\x1b\r", "\x1b[200~", "\x1b[201~"
 READY = "\x1b[?25h"  # the editor shows the cursor when it waits
 

@@ -14,6 +14,8 @@ from support.program import MODELS, command, environment, templated
 from support.rewrite import all_tensors, rewrite
 from support.terminal_session import TerminalSession
 
+pytestmark = pytest.mark.process
+
 QWEN = str(MODELS / "qwen3moe" / "model.gguf")
 
 

@@ -18,6 +18,8 @@ from engine.gguf.reader import open_model
 from support.program import templated
 from support.talk import PLAIN, conversation
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def talk(tmp_path):

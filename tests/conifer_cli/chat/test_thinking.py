@@ -10,6 +10,8 @@ from engine.text.reasoning import Kind
 from support.program import MODELS, command, environment, run_conifer, templated
 from support.terminal_session import TerminalSession
 
+pytestmark = pytest.mark.process
+
 QWEN = str(MODELS / "qwen3moe" / "model.gguf")
 GREEDY = ("--temperature", "0", "--max-tokens", "8")
 OPEN = "{{ messages[0].content }}<think>\n"

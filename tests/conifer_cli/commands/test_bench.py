@@ -24,6 +24,7 @@ def run_bench(*arguments, home):
     return run_unplugged("bench", QWEN, *arguments, home=home)
 
 
+@pytest.mark.process
 def test_the_last_line_is_the_whole_as_json(tmp_path):
     done = run_bench(*SMALL, home=tmp_path)
     *table, last = done.stdout.decode().splitlines()
@@ -38,6 +39,7 @@ def test_the_last_line_is_the_whole_as_json(tmp_path):
         assert label in labels
 
 
+@pytest.mark.process
 def test_every_median_lies_within_its_five_runs(tmp_path):
     document = json.loads(run_bench(*SMALL, "--json", home=tmp_path).stdout)
     for row in document["prefill"] + document["decode"]:
@@ -50,6 +52,7 @@ def test_every_median_lies_within_its_five_runs(tmp_path):
         )
 
 
+@pytest.mark.process
 def test_the_share_of_the_bandwidth_follows_from_the_other_figures(tmp_path):
     document = json.loads(run_bench(*SMALL, "--json", home=tmp_path).stdout)
     for row in document["decode"]:
@@ -57,11 +60,13 @@ def test_the_share_of_the_bandwidth_follows_from_the_other_figures(tmp_path):
         assert row["bandwidth_share"] == pytest.approx(share, abs=1e-4)
 
 
+@pytest.mark.process
 def test_json_alone_is_one_line(tmp_path):
     done = run_bench(*SMALL, "--json", home=tmp_path)
     assert done.stdout.count(b"\n") == 1 and done.stdout.endswith(b"}\n")
 
 
+@pytest.mark.process
 def test_a_usual_depth_beyond_the_context_is_left_out(tmp_path):
     document = json.loads(
         run_bench("--prompt", "3", "--tokens", "2", "--json", home=tmp_path).stdout

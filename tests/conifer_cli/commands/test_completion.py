@@ -88,6 +88,7 @@ def test_a_path_is_left_to_the_shell(home: Path):
     assert words("run ./mod") == words("run /tmp/") == []
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("shell", [shell.value for shell in Shell])
 def test_the_script_is_printed_and_only_for_a_known_shell(shell: str, tmp_path: Path):
     done = run_conifer("completion", shell, home=tmp_path)
@@ -96,6 +97,7 @@ def test_the_script_is_printed_and_only_for_a_known_shell(shell: str, tmp_path: 
     assert run_conifer("completion", "csh", home=tmp_path).returncode == 2
 
 
+@pytest.mark.process
 def test_asking_opens_no_socket_and_any_words_will_do(tmp_path: Path):
     done = run_unplugged("__complete", "--", "run", "", home=tmp_path)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -105,6 +107,7 @@ def test_asking_opens_no_socket_and_any_words_will_do(tmp_path: Path):
         assert (done.returncode, done.stderr) == (0, b""), odd
 
 
+@pytest.mark.process
 def test_completion_loads_neither_mlx_nor_what_talks_to_the_hub():
     code = (
         "import sys\n"
@@ -116,6 +119,7 @@ def test_completion_loads_neither_mlx_nor_what_talks_to_the_hub():
     assert not {b"mlx.core", b"numpy", b"httpx2", b"rich"} & {*done.stdout.split()}
 
 
+@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.parametrize("shell", START)
 def test_a_real_shell_completes(shell: str, home: Path):

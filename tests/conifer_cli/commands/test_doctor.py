@@ -38,6 +38,7 @@ def machine(backend: str = "cpu", gib: float = 64) -> Machine:
     return Machine("a machine", backend, int(gib * 2**30), int(gib * 2**30), "available memory")
 
 
+@pytest.mark.process
 def test_there_is_one_line_a_check_and_nothing_on_stderr(tmp_path: Path, server: HubServer):
     done = run_conifer("doctor", home=tmp_path, HF_ENDPOINT=server.url)
     lines = done.stdout.decode().splitlines()
@@ -51,6 +52,7 @@ def test_there_is_one_line_a_check_and_nothing_on_stderr(tmp_path: Path, server:
     assert not (tmp_path / "conifer").exists()  # looking writes nothing
 
 
+@pytest.mark.process
 def test_json_has_the_same_checks(tmp_path: Path, server: HubServer):
     done = run_conifer("doctor", "--json", home=tmp_path, HF_ENDPOINT=server.url)
     document = json.loads(done.stdout)
@@ -61,6 +63,7 @@ def test_json_has_the_same_checks(tmp_path: Path, server: HubServer):
     assert all(request.host == "hub" for request in server.requests)  # no file was asked for
 
 
+@pytest.mark.process
 def test_a_hub_that_does_not_answer_fails_with_the_code_of_the_network(tmp_path: Path):
     done = run_conifer("doctor", "--json", home=tmp_path)  # nobody listens at this endpoint
     found = check(done)["hub"]
@@ -69,17 +72,20 @@ def test_a_hub_that_does_not_answer_fails_with_the_code_of_the_network(tmp_path:
     assert "HF_ENDPOINT" in found["advice"]
 
 
+@pytest.mark.process
 def test_offline_mode_opens_no_socket(tmp_path: Path):
     done = run_unplugged("doctor", "--json", home=tmp_path, HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stderr
     assert "was not asked" in check(done)["hub"]["detail"]
 
 
+@pytest.mark.process
 def test_an_endpoint_that_is_no_address_is_named(tmp_path: Path):
     done = run_conifer("doctor", "--json", home=tmp_path, HF_ENDPOINT="nonsense")
     assert done.returncode == 5 and "HF_ENDPOINT" in check(done)["hub"]["detail"]
 
 
+@pytest.mark.process
 def test_a_token_that_is_refused_is_a_warning(tmp_path: Path, server: HubServer):
     server.files[f"{doctor.ASKED_FOR}/model.gguf"] = b"GGUF"
     server.gated.add(doctor.ASKED_FOR)
@@ -91,6 +97,7 @@ def test_a_token_that_is_refused_is_a_warning(tmp_path: Path, server: HubServer)
     assert b"hf_wrong" not in done.stdout + done.stderr
 
 
+@pytest.mark.process
 def test_a_home_that_is_a_file_fails_with_the_code_of_the_store(tmp_path: Path):
     (tmp_path / "conifer").write_text("")
     done = run_conifer("doctor", "--json", home=tmp_path, HF_HUB_OFFLINE="1")
@@ -99,6 +106,7 @@ def test_a_home_that_is_a_file_fails_with_the_code_of_the_store(tmp_path: Path):
     assert found["status"] == "fail" and "CONIFER_HOME" in found["advice"]
 
 
+@pytest.mark.process
 def test_a_name_that_no_folder_can_have_fails_with_the_code_of_the_store(tmp_path: Path):
     place = str(tmp_path / ("x" * 300))
     done = run_conifer("doctor", "--json", home=tmp_path, HF_HOME=place, HF_HUB_OFFLINE="1")
@@ -107,6 +115,7 @@ def test_a_name_that_no_folder_can_have_fails_with_the_code_of_the_store(tmp_pat
     assert found["status"] == "fail" and "HF_HOME" in found["advice"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("gib", "status", "code"), [(0.2, "fail", 4), (1.2, "warn", 0), (64, "ok", 0)]
 )

@@ -9,6 +9,8 @@ import pytest
 from engine.fit.speed import DECODE_COSTS
 from support.program import MODELS, run_conifer, run_unplugged
 
+pytestmark = pytest.mark.process
+
 QWEN = str(MODELS / "qwen3moe" / "model.gguf")
 
 

@@ -10,6 +10,8 @@ import pytest
 from support.hub_server import running_hub
 from support.program import MODELS, know_bandwidth, run_conifer, run_unplugged
 
+pytestmark = pytest.mark.process
+
 COMMIT = "0" * 40
 
 

@@ -13,7 +13,8 @@ from conifer_cli.fit.plan import FitRequest
 from conifer_cli.session.session import RunOptions, Session
 from support.program import run_conifer
 
-pytestmark = pytest.mark.network  # the starter comes from the package index, once
+# the starter comes from the package index, once
+pytestmark = [pytest.mark.network, pytest.mark.process]
 
 PERSON = """{"type": "object", "additionalProperties": false, "required": ["name", "city", "year"],
 "properties": {"name": {"type": "string"}, "city": {"type": "string"}, "year": {"type": "integer"}}}

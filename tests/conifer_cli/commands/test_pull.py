@@ -36,6 +36,7 @@ def conifer(*arguments, hub, home):
     return run_conifer(*arguments, home=home, HF_ENDPOINT=hub.url, NO_PROXY="127.0.0.1")
 
 
+@pytest.mark.process
 def test_fit_reads_a_header_and_downloads_nothing(tmp_path, hub):
     done = conifer("fit", "hf:org/tiny", hub=hub, home=tmp_path)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -44,6 +45,7 @@ def test_fit_reads_a_header_and_downloads_nothing(tmp_path, hub):
     assert all("range" in request.headers for request in hub.sent_to("storage"))
 
 
+@pytest.mark.process
 def test_pull_says_what_comes_from_where_and_prints_the_path(tmp_path, hub):
     done = conifer("pull", "hf:org/tiny", hub=hub, home=tmp_path)
     assert done.returncode == 0
@@ -54,6 +56,7 @@ def test_pull_says_what_comes_from_where_and_prints_the_path(tmp_path, hub):
     assert "licence not stated" in said and str(tmp_path / "hf" / "hub") in said
 
 
+@pytest.mark.process
 def test_a_newer_revision_is_reported_and_fetched_only_when_asked(tmp_path, hub):
     first = conifer("pull", "hf:org/tiny", hub=hub, home=tmp_path).stdout
     hub.commit = "a" * 40  # the same bytes under another commit are not news
@@ -75,6 +78,7 @@ def test_a_newer_revision_is_reported_and_fetched_only_when_asked(tmp_path, hub)
     assert Path(file["path"]).read_bytes() == newer and file["sha256"] == sha256(newer)
 
 
+@pytest.mark.process
 def test_rm_takes_every_revision_unless_the_name_says_which(tmp_path, hub):
     conifer("pull", "hf:org/tiny", hub=hub, home=tmp_path)
     hub.files[NAME], hub.commit = TINY[:-1] + bytes([TINY[-1] ^ 1]), "b" * 40
@@ -96,6 +100,7 @@ def test_rm_takes_every_revision_unless_the_name_says_which(tmp_path, hub):
     assert done.stderr.count(b"tiny-F32.gguf, 866.1 kB") == 2
 
 
+@pytest.mark.process
 def test_a_model_that_is_here_needs_no_hub(tmp_path, hub):
     first = conifer("pull", "hf:org/tiny", hub=hub, home=tmp_path).stdout
     away = run_conifer("pull", "hf:org/tiny", home=tmp_path, HF_HUB_OFFLINE="1")
@@ -105,6 +110,7 @@ def test_a_model_that_is_here_needs_no_hub(tmp_path, hub):
     assert absent.returncode == 5 and b"HF_HUB_OFFLINE" in absent.stderr
 
 
+@pytest.mark.process
 def test_json_says_what_is_where(tmp_path, hub):
     done = conifer("pull", "hf:org/tiny", "--json", hub=hub, home=tmp_path)
     document = json.loads(done.stdout)
@@ -138,12 +144,14 @@ def test_no_room_on_the_disk_is_said_before_anyone_is_asked(monkeypatch, capsys,
         )
 
 
+@pytest.mark.process
 def test_run_fetches_what_is_not_here(tmp_path, hub):
     done = conifer("run", "hf:org/tiny", "hi", "--max-tokens", "2", hub=hub, home=tmp_path)
     assert done.returncode == 0
     assert done.stdout.strip() and done.stderr.startswith(b"conifer: fetching tiny-F32.gguf")
 
 
+@pytest.mark.process
 def test_damaged_bytes_exit_5_and_are_not_kept(tmp_path, hub):
     hub.faults += [Fault("flip", at=500_000)]
     done = conifer("pull", "hf:org/tiny", hub=hub, home=tmp_path)
@@ -153,6 +161,7 @@ def test_damaged_bytes_exit_5_and_are_not_kept(tmp_path, hub):
     assert conifer("pull", "hf:org/tiny", hub=hub, home=tmp_path).returncode == 0
 
 
+@pytest.mark.process
 def test_a_file_of_a_type_we_lack_is_refused_before_the_download(tmp_path, hub):
     name = b"token_embd.weight"
     at = TINY.index(name) + len(name) + 4 + 2 * 8  # dims, and then the type
@@ -163,12 +172,14 @@ def test_a_file_of_a_type_we_lack_is_refused_before_the_download(tmp_path, hub):
     assert not list(tmp_path.rglob("*.gguf"))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["hf:org/none", "hf:org/tiny:Q8_0", "hf:org/tiny/no.gguf"])
 def test_what_the_hub_lacks_exits_5(tmp_path, hub, name):
     done = conifer("pull", name, hub=hub, home=tmp_path)
     assert (done.returncode, done.stdout) == (5, b"")
 
 
+@pytest.mark.process
 def test_a_gated_repository_is_explained(tmp_path, hub):
     hub.gated.add("org/tiny")
     done = conifer("pull", "hf:org/tiny", hub=hub, home=tmp_path)
@@ -176,6 +187,7 @@ def test_a_gated_repository_is_explained(tmp_path, hub):
     assert b"HF_TOKEN" in done.stderr and f"{hub.url}/org/tiny".encode() in done.stderr
 
 
+@pytest.mark.process
 def test_a_licence_that_is_not_open_is_agreed_to_once(tmp_path, hub):
     name = "hf:org/tiny"
     hub.files[NAME] = licensed("llama3.1")

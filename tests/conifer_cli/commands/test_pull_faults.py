@@ -26,6 +26,8 @@ from support.program import MODELS, command, environment, run_conifer, run_unplu
 from support.rewrite import all_tensors, rewrite
 from support.terminal_session import TerminalSession
 
+pytestmark = pytest.mark.process
+
 MIB = 2**20
 TINY = MODELS / "qwen3moe" / "model.gguf"
 NAME, FILE = "hf:org/big", "org/big/big-F32.gguf"

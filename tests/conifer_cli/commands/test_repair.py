@@ -17,6 +17,8 @@ from support.hub_server import COMMIT, running_hub, sha256
 from support.program import MODELS, run_conifer
 from support.rewrite import all_tensors
 
+pytestmark = pytest.mark.process
+
 MODEL = MODELS / "qwen3moe" / "model.gguf"
 TINY = MODEL.read_bytes()
 NAME, FILE = "hf:org/tiny", "org/tiny/tiny-F32.gguf"

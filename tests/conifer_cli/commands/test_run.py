@@ -24,6 +24,8 @@ from support.program import (
     templated,
 )
 
+pytestmark = pytest.mark.process
+
 QWEN = str(MODELS / "qwen3moe" / "model.gguf")
 GREEDY = ("--temperature", "0", "--max-tokens", "8")
 

@@ -12,6 +12,8 @@ from conifer_cli.session.session import RunOptions
 from engine.text.reasoning import Kind
 from support.program import MODELS, run_conifer, templated
 
+pytestmark = pytest.mark.process
+
 QWEN = str(MODELS / "qwen3moe" / "model.gguf")
 GREEDY = ("--temperature", "0", "--max-tokens", "8")
 THINKS = "{{ messages[0].content }}<think>\n"

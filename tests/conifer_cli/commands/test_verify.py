@@ -12,6 +12,8 @@ import pytest
 from support.hub_server import running_hub, sha256
 from support.program import MODELS, run_conifer
 
+pytestmark = pytest.mark.process
+
 TINY = (MODELS / "qwen3moe" / "model.gguf").read_bytes()
 OTHER = (MODELS / "llama" / "model.gguf").read_bytes()
 

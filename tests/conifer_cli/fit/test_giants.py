@@ -14,6 +14,8 @@ from support.giants import write_deepseek_v3, write_qwen3_235b
 from support.program import MODELS, run_unplugged
 from support.rewrite import all_tensors
 
+pytestmark = pytest.mark.process
+
 
 def test_a_giant_in_parts_is_too_large_by_its_header_and_exits_4(tmp_path: Path):
     path = write_deepseek_v3(tmp_path, 13)[0]

@@ -74,6 +74,7 @@ def at(monkeypatch, hour: float) -> None:
     monkeypatch.setattr(history, "_now", now.isoformat)
 
 
+@pytest.mark.process
 def test_a_run_is_kept_and_listed_beside_its_prediction(home):
     done = run_unplugged(
         *("run", QWEN, "-p", "word " * 80, "--max-tokens", "20", "--temperature", "0"), home=home
@@ -92,6 +93,7 @@ def test_a_run_is_kept_and_listed_beside_its_prediction(home):
     assert "model.gguf" in text and "PREDICTED" in text
 
 
+@pytest.mark.process
 def test_what_ran_here_is_measured_and_corrects_the_others(home):
     arguments = ("run", QWEN, "-p", "word", "--max-tokens", "32", "--temperature", "0")
     before = json.loads(run_unplugged("fit", QWEN, "--json", home=home).stdout)
@@ -208,6 +210,7 @@ def test_a_ledger_stays_small(home, monkeypatch):
     assert os.listdir(home / "conifer") == ["ledger.jsonl"]
 
 
+@pytest.mark.process
 def test_a_home_that_takes_nothing_is_no_failure(home):
     (home / "conifer").write_text("a file, not a folder")
     keep(run_of())
@@ -215,6 +218,7 @@ def test_a_home_that_takes_nothing_is_no_failure(home):
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.process
 def test_two_lists_at_once_exit_2(home):
     done = run_unplugged("list", "--catalog", "--speeds", home=home)
     assert done.returncode == 2

@@ -19,6 +19,8 @@ from engine.fit.memory import Need, Verdict
 from support.hub_server import COMMIT, HubServer, running_hub
 from support.program import MODELS, know_bandwidth, run_conifer, run_unplugged
 
+pytestmark = pytest.mark.process
+
 QWEN = MODELS / "qwen3moe" / "model.gguf"
 NAME = "hf:org/repo:Q4_K_M"
 

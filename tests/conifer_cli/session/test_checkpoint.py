@@ -25,6 +25,8 @@ from support.program import MODELS, command, environment, run_conifer, templated
 from support.rewrite import all_tensors
 from support.terminal_session import TerminalSession
 
+pytestmark = pytest.mark.process
+
 MAPS = Path("/proc/self/maps")
 QWEN = str(MODELS / "qwen3moe" / "model.gguf")
 SAID = "{% for m in messages %}{{ m.role }}={{ m.content }};{% endfor %}"

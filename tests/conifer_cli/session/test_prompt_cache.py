@@ -14,6 +14,8 @@ from conifer_cli import app
 from conifer_cli.session import prompt_cache
 from support.program import MODELS, run_conifer
 
+pytestmark = pytest.mark.process
+
 GREEDY = ("--temperature", "0", "--max-tokens", "6", "--json")
 TEXT = "A long text that several questions are about. " * 8
 

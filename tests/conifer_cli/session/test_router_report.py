@@ -128,6 +128,7 @@ def test_a_png_of_many_experts_stays_small():
     assert pixels.shape == (94 * 2, 512 * 2)
 
 
+@pytest.mark.process
 def test_the_answer_is_the_same_and_the_picture_is_on_stderr(tmp_path: Path):
     plain = run_conifer("run", QWEN, *ASK, home=tmp_path)
     done = run_conifer("run", QWEN, *ASK, "--experts", home=tmp_path)
@@ -138,6 +139,7 @@ def test_the_answer_is_the_same_and_the_picture_is_on_stderr(tmp_path: Path):
     assert "2 of 8 experts in each of 2 layers" in text and "a dense model" in text
 
 
+@pytest.mark.process
 def test_json_has_the_counts_of_what_was_run(tmp_path: Path):
     out = tmp_path / "report.json"
     done = run_conifer("run", QWEN, *ASK, "--experts-out", str(out), "--json", home=tmp_path)
@@ -151,6 +153,7 @@ def test_json_has_the_counts_of_what_was_run(tmp_path: Path):
     assert done.stderr == b""
 
 
+@pytest.mark.process
 def test_the_bytes_are_those_of_the_tensors(tmp_path: Path):
     out = tmp_path / "report.json"
     run_conifer("run", QWEN, *ASK, "--experts-out", str(out), home=tmp_path)
@@ -166,6 +169,7 @@ def test_the_bytes_are_those_of_the_tensors(tmp_path: Path):
     )
 
 
+@pytest.mark.process
 def test_a_png_is_written_and_nothing_is_drawn(tmp_path: Path):
     out = tmp_path / "report.PNG"
     done = run_conifer("run", QWEN, *ASK, "--experts-out", str(out), home=tmp_path)
@@ -173,6 +177,7 @@ def test_a_png_is_written_and_nothing_is_drawn(tmp_path: Path):
     assert decoded(out.read_bytes())[0].shape == (32, 128)
 
 
+@pytest.mark.process
 def test_a_dense_model_answers_and_says_that_it_has_no_experts(tmp_path: Path):
     done = run_conifer("run", DENSE, *ASK, "--experts", home=tmp_path)
     assert done.returncode == 0 and done.stdout
@@ -183,6 +188,7 @@ def test_a_dense_model_answers_and_says_that_it_has_no_experts(tmp_path: Path):
     assert (done.returncode, done.stdout) == (2, b"") and b"is a dense model" in done.stderr
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("name", "code", "said"),
     [
@@ -199,6 +205,7 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, name: str, code:
     assert bool(done.stdout) == (code == 1)  # what is known beforehand is said beforehand
 
 
+@pytest.mark.process
 def test_a_terminal_gets_colours_and_nothing_else(tmp_path: Path):
     settings = environment(tmp_path, TERM="xterm-256color", COLUMNS="80")
     with TerminalSession([*command(), "run", QWEN, *ASK, "--experts"], settings) as session:
@@ -211,6 +218,7 @@ def test_a_terminal_gets_colours_and_nothing_else(tmp_path: Path):
         assert "\x1b[48" not in session.screen
 
 
+@pytest.mark.process
 def test_a_conversation_shows_the_last_answer(tmp_path: Path):
     settings = environment(tmp_path, TERM="dumb", COLUMNS="80")
     arguments = ["run", QWEN, *ASK[1:]]

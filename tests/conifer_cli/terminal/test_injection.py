@@ -12,6 +12,8 @@ from conifer_cli.terminal.sanitize import clean
 from support.program import environment
 from support.terminal_session import TerminalSession
 
+pytestmark = pytest.mark.process
+
 ESC, ST, BEL = "\x1b", "\x1b\\", "\x07"
 SEQUENCES = [
     *[f"{ESC}[{body}" for body in ("31m", "2J", "10;20H", "?1049h", "6n", "1;2;3;4m", "38:2::1m")],

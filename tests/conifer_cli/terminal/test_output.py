@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import sys
 
+import pytest
+
 from support.program import environment
 from support.terminal_session import TerminalSession
+
+pytestmark = pytest.mark.process
 
 THINK = """
 import time

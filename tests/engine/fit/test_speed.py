@@ -80,6 +80,7 @@ def test_another_quantisation_moves_its_share_of_the_weights_and_the_same_cache(
     assert (moved.weights_bytes, moved.kv_bytes) == (350, 50)
 
 
+@pytest.mark.alone
 def test_bandwidth_is_measured_in_about_two_seconds():
     started = time.perf_counter()
     rate = bandwidth("cpu", 1 << 30)

@@ -180,6 +180,7 @@ def test_writer_is_understood_by_the_gguf_package(tmp_path: Path) -> None:
     assert [tuple(t.shape) for t in oracle.tensors] == [(32, 4), (8, 3, 2)]
 
 
+@pytest.mark.alone
 def test_vocabulary_of_150_000_tokens_is_read_in_half_a_second(tmp_path: Path) -> None:
     tokens = [f"Ġtoken{i}" for i in range(150_000)]
     path = tmp_path / "vocabulary.gguf"
@@ -202,6 +203,7 @@ def test_vocabulary_of_150_000_tokens_is_read_in_half_a_second(tmp_path: Path) -
     assert min(seconds) < 0.5
 
 
+@pytest.mark.process
 def test_importing_the_reader_imports_neither_mlx_nor_gguf() -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(Path(engine.__file__).parents[1])!r}); "

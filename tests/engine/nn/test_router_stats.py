@@ -192,6 +192,7 @@ def test_the_busiest_experts_cover_a_share():
     assert covering(hits, 0.5).tolist() == [1, 1, 2, 0]
 
 
+@pytest.mark.process
 @pytest.mark.nightly
 def test_counting_costs_at_most_two_percent_of_cpu_time(tmp_path: Path):
     """By CPU time, over 12 pairs of runs, on layers as wide as a published model's."""

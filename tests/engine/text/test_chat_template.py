@@ -17,6 +17,8 @@ from engine.text.tokenizer import from_metadata
 from support.conversations import BOS, CONVERSATIONS, EOS, NOW
 from support.vocab import DATA, byte_vocabulary, metadata, renderings, template_source, tokenizer
 
+pytestmark = pytest.mark.process
+
 STORED = renderings()
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -146,6 +148,7 @@ def test_odd_text_passes_unchanged() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(STORED))
+@pytest.mark.alone
 def test_rendering_is_quick(name: str) -> None:
     found = chat(template_source(name))
     kind = "turns" if STORED[name]["turns"] is not None else "think"

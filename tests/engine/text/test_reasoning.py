@@ -228,6 +228,7 @@ def test_the_dialect_is_found_in_the_vocabulary() -> None:
     assert find_dialect(tokenizer("gpt-2"), ChatTemplate("x", tokenizer("gpt-2"))) is None
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("name", "variables", "begun"),
     [
@@ -266,6 +267,7 @@ def test_the_prompt_says_what_has_begun(
         assert again == thought.get(begun, [(THINK, "<think>a"), (ANSWER, "b")])
 
 
+@pytest.mark.process
 def test_what_a_person_types_last_opens_nothing() -> None:
     found = from_metadata(byte_vocabulary(user_defined=["<think>", "</think>"]))
     chat = ChatTemplate("{{ messages[0].content }}", found)

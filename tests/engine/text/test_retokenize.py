@@ -12,6 +12,8 @@ import engine
 from engine.text.retokenize import retokenized
 from engine.text.tokenizer import Tokenizer
 
+pytestmark = [pytest.mark.network, pytest.mark.process]
+
 
 @pytest.fixture(scope="module")
 def tokenizer(starter_path: Path) -> Tokenizer:

@@ -20,6 +20,8 @@ from engine.text.chat_template import ChatTemplate
 from engine.text.tokenizer import from_metadata
 from support.vocab import byte_vocabulary
 
+pytestmark = pytest.mark.process
+
 HELLO = [{"role": "user", "content": "Hello", "tool_calls": [{"id": 1}]}]
 TOKENIZER = from_metadata(byte_vocabulary())
 SECRET = "canary-in-the-environment"
@@ -191,6 +193,7 @@ class Highest:
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
+@pytest.mark.alone
 def test_a_bomb_is_an_error_within_two_seconds_and_bounded_memory(bomb: str) -> None:
     before = psutil.Process().memory_info().rss
     found = sandbox.Sandbox()

@@ -14,6 +14,8 @@ from engine.text.tokenizer import Tokenizer, from_metadata
 from support.conversations import CONVERSATIONS, NOW
 from support.vocab import byte_vocabulary, renderings, template_source, tokenizer
 
+pytestmark = pytest.mark.process
+
 TEMPLATES = sorted(renderings())
 WITH_TOOLS = [name for name in TEMPLATES if renderings()[name]["tools"]]
 ROLES = ("system", "user", "assistant")

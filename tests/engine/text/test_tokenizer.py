@@ -220,6 +220,7 @@ def test_merges_into_a_control_token_are_dropped() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_large_vocabulary_loads_in_time() -> None:
     large = metadata("qwen2")
     assert len(large["tokenizer.ggml.tokens"]) > 150_000

@@ -25,6 +25,8 @@ from support.vocab import (
     tokenizer,
 )
 
+pytestmark = pytest.mark.process
+
 STRINGS = mixed_strings(2000)
 # Aliases of a vocabulary that is stored under one name; and qwen35's, which has Qwen2's words.
 ALIASES = {"llama3", "llama-v3"}
