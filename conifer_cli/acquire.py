@@ -19,6 +19,7 @@ from conifer_cli.fit.alternatives import best_moe
 from conifer_cli.fit.plan import FitReport, FitRequest, enforce, judge_model, shortage
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import duration, size
+from conifer_cli.terminal.progress import Progress
 
 if TYPE_CHECKING:
     from catalog import Reference
@@ -114,7 +115,7 @@ def _fetch(
     if report.package:
         from catalog.download.package_index import fetch
 
-        with console.Progress(report.name) as progress:
+        with Progress(report.name) as progress:
             fetch(report.package, store, progress.update)
     report = judge(target, request)  # a package had no header to read beforehand
     enforce(report, request)
@@ -129,7 +130,7 @@ def _transfer(report: FitReport, store: Store) -> tuple[Path, ...]:
     from catalog.hub.header_cache import HeaderCache
     from catalog.store import manifest
 
-    with console.Progress(report.name) as progress:
+    with Progress(report.name) as progress:
 
         def waiting() -> None:
             progress.clear()

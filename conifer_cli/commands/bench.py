@@ -21,6 +21,7 @@ from conifer_cli.errors import NoRoom, UsageError
 from conifer_cli.fit.plan import FitReport, FitRequest
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import memory, size, table
+from conifer_cli.terminal.progress import Progress
 
 if TYPE_CHECKING:
     from engine.model import Model
@@ -180,7 +181,7 @@ class _Watch:
 
     def __init__(self, total: int) -> None:
         self._total, self._done = total, 0
-        self._progress = console.Progress("measuring", "runs")
+        self._progress = Progress("measuring", "runs")
 
     def __enter__(self) -> _Watch:
         return self

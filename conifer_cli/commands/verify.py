@@ -14,6 +14,7 @@ from conifer_cli.commands.rm import installed_model
 from conifer_cli.errors import UsageError
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import table
+from conifer_cli.terminal.progress import Progress
 
 if TYPE_CHECKING:
     from catalog.hub.client import RemoteFile
@@ -69,7 +70,7 @@ def hashed(model: Installed, listed: Sequence[RemoteFile] = ()) -> Iterator[Chec
 
     for path, want in zip(model.paths, model.expected_hashes(listed), strict=True):
         total = path.stat().st_size
-        with console.Progress(path.name) as progress:
+        with Progress(path.name) as progress:
             got = hash_file(path, lambda done, total=total: progress.update(done, total))  # type: ignore[misc]
         yield Check(name_of(model), path, want, got)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conifer_cli import options
-from conifer_cli.terminal import console
+from conifer_cli.terminal.progress import Progress
 
 if TYPE_CHECKING:
     from conifer_cli.fit.plan import FitReport
@@ -87,7 +87,7 @@ def bandwidth_of(machine: Machine) -> Bandwidth:
 
     telling = buffer_bytes(machine.budget_bytes) >= BANDWIDTH_BYTES
     if telling or not rates:
-        with console.Progress("measuring how fast this machine reads memory", "reads") as progress:
+        with Progress("measuring how fast this machine reads memory", "reads") as progress:
             rates.append(round(bandwidth(machine.backend, machine.budget_bytes, progress.update)))
     if telling:
         _append("bandwidth", {"machine": key, "bytes_per_s": rates[-1], "date": _now()})

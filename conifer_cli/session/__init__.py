@@ -1,6 +1,6 @@
-"""A loaded model and one conversation with it: generation, saved conversations, router reports.
+"""A loaded model ready to answer.
 
-Messages and options go in, text goes out through `terminal.output`. `checkpoint` saves and resumes
-a conversation, `prompt_cache` keeps the KV cache of a long prompt between runs, and `router_report`
-shows which experts answered.
+`open` turns a model name into a `Session`, which encodes messages and starts a `Generation`;
+`response` prints it. `checkpoint` has the files of saved conversations, `prompt_cache` the folder
+of prompts for `--cache`, and `router_report` the experts chosen for the last answer.
 """

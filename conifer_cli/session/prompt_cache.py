@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from conifer_cli import errors, options
 from conifer_cli.session import checkpoint
 from conifer_cli.terminal import console
+from conifer_cli.terminal.progress import Progress
 
 if TYPE_CHECKING:
     from conifer_cli.session.session import Session
@@ -52,7 +53,7 @@ def recall(session: Session, tokens: list[int]) -> int:
     cache.trim(shared)
     if shared - cache.length >= MIN_TOKENS:
         # A recurrent layer cannot rewind to where two prompts differ, so store this point too.
-        with console.Progress("reading the prompt", "tokens", always=False) as progress:
+        with Progress("reading the prompt", "tokens", always=False) as progress:
             session.model.prefill(tokens[cache.length : shared], cache, progress.update)
         _store(session, tokens[:shared])
     return shared

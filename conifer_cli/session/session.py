@@ -17,6 +17,7 @@ from conifer_cli.errors import UsageError
 from conifer_cli.fit import history
 from conifer_cli.session import checkpoint
 from conifer_cli.terminal import console
+from conifer_cli.terminal.progress import Progress
 
 if TYPE_CHECKING:
     from catalog import Entry
@@ -216,7 +217,7 @@ class Generation:
 
     def __init__(self, session: Session, tokens: list[int], cache: Cache) -> None:
         self._session = session
-        self._progress = console.Progress("reading the prompt", "tokens", session.options.verbose)
+        self._progress = Progress("reading the prompt", "tokens", session.options.verbose)
         self._started = time.perf_counter()
         self._faults = history.disk_faults()
         self.total_s = 0.0
@@ -306,7 +307,7 @@ def _loaded(report: FitReport, kernels: str, chatting: bool) -> Model:
         sandbox.start()
     from engine.model import load
 
-    with console.Progress("loading", always=False) as progress:
+    with Progress("loading", always=False) as progress:
         return load(
             report.file or report.paths[0], kernels, sandbox=sandbox, on_load=progress.update
         )

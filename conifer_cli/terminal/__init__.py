@@ -1,5 +1,7 @@
-"""Everything that reaches the terminal: streams, progress bars, Markdown, number formats.
+"""Everything that reaches the terminal: streams, progress, Markdown, number formats.
 
-`console` is the only module that writes to stdout and stderr. Model output passes `sanitize` before
-it is printed, so that it cannot drive the terminal. Nothing here knows about models.
+`console` is the only module that writes to stdout and stderr; `progress` and `output` (answers and
+thinking) write through it. `sanitize` cleans text from models, files and servers. `markdown` with
+`inline` and `highlight` renders answers while they stream; `code_block` finds fences. `format`
+turns values into text.
 """

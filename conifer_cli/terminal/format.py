@@ -1,7 +1,6 @@
-"""How numbers and tables look. Pure functions from values to text; nothing here prints.
+"""Format numbers and tables for people.
 
-Bytes are decimal (1 GB = 10^9) wherever they are written; memory is also given in GiB (2^30),
-because machines are sold in those.
+Bytes are decimal (1 GB = 10^9); memory is also given in GiB (2^30), the unit machines are sold in.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ _COUNTS = (("T", 10**12), ("B", 10**9), ("M", 10**6))
 
 
 def size(size_bytes: int) -> str:
-    """Write a number of bytes in decimal units: 98.4 MB, 18.6 GB."""
+    """Format bytes: 98.4 MB, 18.6 GB."""
     for unit, scale in _DECIMAL:
         if size_bytes >= scale:
             return f"{size_bytes / scale:,.1f} {unit}"
@@ -23,14 +22,14 @@ def size(size_bytes: int) -> str:
 
 
 def gigabytes(size_bytes: int) -> str:
-    """Write an amount of memory in both units: 18.6 GB (17.3 GiB)."""
+    """Format memory in both units: 18.6 GB (17.3 GiB)."""
     if size_bytes < 10**8:
         return f"{size_bytes / 10**6:.1f} MB ({size_bytes / 2**20:.1f} MiB)"
     return f"{size_bytes / 10**9:.1f} GB ({size_bytes / 2**30:.1f} GiB)"
 
 
 def count(number: int | None) -> str:
-    """Write a number of parameters: 30.5B, 135M; a dash where it is not known."""
+    """Format a number of parameters: 30.5B, 135M; a dash if unknown."""
     if number is None:
         return "-"
     for unit, scale in _COUNTS:
@@ -40,12 +39,12 @@ def count(number: int | None) -> str:
 
 
 def tokens(number: int) -> str:
-    """Write a number of tokens, k for 1,024: 820, 6.1k, 32k."""
+    """Format a number of tokens, k for 1,024: 820, 6.1k, 32k."""
     return f"{number}" if number < 1024 else f"{number / 1024:.1f}".removesuffix(".0") + "k"
 
 
 def duration(seconds: float) -> str:
-    """Write a time the way a person says it: 48 s, 12 min, 3 h 05 min."""
+    """Format a duration: 48 s, 12 min, 3 h 05 min."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -53,7 +52,7 @@ def duration(seconds: float) -> str:
 
 
 def table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> list[str]:
-    """Lay out rows as lines of aligned columns, the columns in `right` flush right."""
+    """Align rows in columns; the columns in `right` are flush right."""
     cells = [[clean_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     flush_right = frozenset(right)
@@ -69,7 +68,7 @@ def table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> list[str]
 
 
 def labelled(pairs: Sequence[tuple[str, str]]) -> list[str]:
-    """Lay out labelled facts, one a line."""
+    """Align pairs of label and value, one per line."""
     return table([(f"{label}:", value) for label, value in pairs])
 
 

@@ -1,7 +1,7 @@
-"""Colours for programs in an answer, line by line, by Pygments' lexers.
+"""Syntax highlighting for code in an answer, line by line, with Pygments' lexers.
 
-A line is read together with the ones before it, so that a string over several lines is one; with
-so many of them that a long program costs no more for each line than a short one.
+Each line is lexed after the CONTEXT characters before it, so that strings over several lines work
+and the cost per line does not grow with the program.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 Span = tuple[str, str]  # (SGR parameters, text)
 
-CONTEXT = 1500  # characters before a line that are read with it
-LONGEST_LINE = 500  # characters; a longer line keeps the plain colour
-COLOURS = {  # Pygments' kinds of tokens; the nearest parent counts
+CONTEXT = 1500  # characters
+LONGEST_LINE = 500  # characters; longer lines are not highlighted
+COLOURS = {  # Pygments token type -> SGR parameters; a type without a row uses its parent's
     "Comment": "2",
     "Keyword": "35",
     "Keyword.Constant": "36",
@@ -32,7 +32,7 @@ COLOURS = {  # Pygments' kinds of tokens; the nearest parent counts
 
 
 def lexer_for(name: str) -> Callable[[str], list[Span]] | None:
-    """Find the highlighter for a language; None for one that is not known."""
+    """Return a function that highlights the next line; None for an unknown language."""
     from pygments.lexers import get_lexer_by_name
     from pygments.util import ClassNotFound
 
@@ -59,6 +59,6 @@ def lexer_for(name: str) -> Callable[[str], list[Span]] | None:
 
 
 def _colour(kind: tuple[str, ...]) -> str:
-    """Choose for a kind of token, by its path from the root."""
+    """Return the colour of a token type, given its path from the root."""
     names = (".".join(kind[:size]) for size in range(len(kind), 0, -1))
     return next((COLOURS[name] for name in names if name in COLOURS), "")

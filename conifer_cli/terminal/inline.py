@@ -1,8 +1,6 @@
-"""Emphasis, code and links within a line of Markdown, as spans of a style each.
+"""Inline Markdown: emphasis, code and links of a line, as styled spans. Text must be clean.
 
-Underscores are letters: in answers they stand in names far more often than around emphasis.
-
-Text must be clean (`escapes`). It knows neither blocks nor the width of a terminal.
+Underscores are literal: in answers they are in names far more often than around emphasis.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ _STRONG = {"***": f"{BOLD};{ITALIC}", "**": BOLD, "~~": STRUCK}
 
 
 def cells(text: str) -> int:
-    """Count the columns that text takes on a terminal."""
+    """Return the width of text on a terminal, in columns."""
     if text.isascii():
         return len(text)
     from rich.cells import cell_len
@@ -36,7 +34,7 @@ def width_of(row: Row) -> int:
 
 
 def joined(row: Row) -> Row:
-    """Put neighbours of one style together."""
+    """Merge neighbouring spans of the same style."""
     whole: Row = []
     for style, text in row:
         if whole and whole[-1][0] == style:
@@ -47,12 +45,12 @@ def joined(row: Row) -> Row:
 
 
 def settled(text: str) -> bool:
-    """Tell whether no mark in an unfinished line waits for what closes it."""
+    """True if no marker in an unfinished line waits for its closing marker."""
     return inline(text, "", True) == inline(text, "", False)
 
 
 def inline(text: str, style: str, ended: bool) -> Row:
-    """Read emphasis, code and links in a line of text; of one not `ended`, as if they closed."""
+    """Parse a line into spans. Unless `ended`, treat unclosed markers as closed at its end."""
     if not ended:
         text = _MARKS_AT_END.sub("", text)
     row: Row = []
@@ -92,7 +90,7 @@ def _read_em(text: str, mark: re.Match[str], style: str, ended: bool) -> tuple[R
 def _emphasis(
     text: str, mark: re.Match[str], style: str, added: str, ended: bool
 ) -> tuple[Row, int]:
-    """Read what stands between two marks; one that cannot open anything is text."""
+    """Parse text between two markers; a marker that opens nothing is text."""
     before, after = text[mark.start() - 1 : mark.start()], text[mark.end() : mark.end() + 1]
     within_word = before.isalnum() and after.isalnum()
     if (
@@ -132,5 +130,5 @@ _READERS = {
 
 
 def styled(style: str, more: str) -> str:
-    """Put two styles together."""
+    """Combine two styles."""
     return f"{style};{more}" if style else more

@@ -1,10 +1,9 @@
-"""Markdown as styled rows of a terminal, while it arrives.
+"""Render Markdown as styled terminal rows while it streams. Text must be clean.
 
-A block is what may still change: the line that is being written, or a table. With every piece of
-text only that block is laid out anew, and of its rows only what differs from the screen is written
-again, so that nothing flickers and a long answer costs no more than a short one. Marks are taken
-for what they open until their line has ended without what closes them. Text must be clean
-(`escapes`) before it comes here; where it goes is not known here.
+Only the open block can change: the current line, or a table. Each piece of text lays out that
+block again and writes the rows that differ from the screen, so nothing flickers and the cost per
+token does not grow with the answer. Unclosed markers render as styled until the line ends.
+docs/decisions/0007-live-markdown.md has the reasons.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from conifer_cli.terminal.code_block import FENCE, closes
 from conifer_cli.terminal.inline import (
     BOLD,
     DIM,
@@ -25,15 +25,13 @@ from conifer_cli.terminal.inline import (
     styled,
     width_of,
 )
-from conifer_cli.terminal.line_diff import LineDiff
 
-Lexer = Callable[[str], Row]  # the next line of a program -> its spans
+Lexer = Callable[[str], Row]  # the next line of code -> its spans
 
-LONG_LINE = 3000  # characters of a paragraph beyond which it is not laid out anew
+LONG_LINE = 3000  # characters; the rest of a longer line is written unrendered
 RULE_WIDTH = 40
 MIN_WIDTH = 20
 
-_FENCE = re.compile(r"\s*(`{3,}|~{3,})\s*([\w+#.-]*)[^`]*")
 _HEADING = re.compile(r"\s{0,3}(#{1,6})\s+(.*?)(?:\s+#+)?\s*")
 _ITEM = re.compile(r"(\s*)([-*+]|\d{1,9}[.)])(\s+)(.*)", re.DOTALL)
 _QUOTE = re.compile(r"\s{0,3}>\s?(.*)")
@@ -44,30 +42,29 @@ _UNDECIDED = re.compile(r"\s*(?:#{1,6}|[-*+_]+|`+|~+|>|\d{1,9}[.)]?)?\s*")
 
 
 class MarkdownRenderer:
-    """Turns pieces of Markdown into what is to be written: `push` each, then `finish` once.
+    """Turn pieces of Markdown into terminal output: `push` each piece, then `finish` once.
 
-    width, height: of the terminal, in cells. lexer_for: gives a highlighter for the name of a
-    language, or None.
+    width, height: of the terminal, in cells. lexer_for: language name -> highlighter or None.
     """
 
     def __init__(
         self, width: int, height: int, lexer_for: Callable[[str], Lexer | None] | None = None
     ) -> None:
-        self._width = max(width - 1, MIN_WIDTH)  # the last column wraps, or does not yet
+        self._width = max(width - 1, MIN_WIDTH)  # terminals differ in when the last column wraps
         self._lexer_for = lexer_for
-        self._line = ""  # what has come of the last line
+        self._line = ""  # the current line so far
         self._table: list[str] = []
-        self._fence = ""  # what closes the code that is open
+        self._fence = ""  # the fence of the open code block
         self._lexer: Lexer | None = None
-        self._rows = LineDiff(height)  # of the block
-        self._settled = False  # whether plain words can only change the last row
-        self._following = ""  # what the next row begins with
-        self._plain = 0  # characters of a very long line that are on the screen
+        self._rows = LineDiff(height)  # of the open block
+        self._settled = False  # plain text can change only the last row
+        self._following = ""  # indentation of the next row
+        self._plain = 0  # characters of a long line already written
 
     def push(self, text: str) -> str:
-        """Take the next text; give what is to be written now."""
+        """Take the next piece and return the output for it."""
         if self._settled and _PLAIN.fullmatch(text):
-            return self._go_on(text)
+            return self._append_plain(text)
         *lines, rest = (self._line + text).split("\n")
         drawn = [self._end_line(line) for line in lines]
         self._line = rest
@@ -75,14 +72,14 @@ class MarkdownRenderer:
         return "".join(drawn)
 
     def finish(self) -> str:
-        """Give what the end of the text still changes. The last line is not ended."""
+        """Return the last output. Does not end the last line."""
         drawn = self._draw_line(self._line, ended=True)
         self._line, self._table, self._fence, self._rows = "", [], "", LineDiff(self._rows.height)
         self._plain, self._settled = 0, False
         return drawn
 
-    def _go_on(self, text: str) -> str:
-        """Add plain words to a paragraph: only its last row can change."""
+    def _append_plain(self, text: str) -> str:
+        """Add plain text to a paragraph: only its last row can change."""
         spaces = self._line[len(self._line.rstrip(" ")) :]
         self._line += text
         self._settled = len(self._line) <= LONG_LINE
@@ -95,15 +92,15 @@ class MarkdownRenderer:
         self._plain = 0
         if self._table and self._table[-1] is line:
             return drawn
-        if not self._fence and (found := _FENCE.fullmatch(line)):
-            self._fence = found[1]
-            self._lexer = self._lexer_for(found[2]) if self._lexer_for and found[2] else None
-        elif self._fence and self._closes(line):
+        if not self._fence and (found := FENCE.fullmatch(line)):
+            self._fence, language = found["fence"], found["language"]
+            self._lexer = self._lexer_for(language) if self._lexer_for and language else None
+        elif self._fence and closes(line, self._fence):
             self._fence, self._lexer = "", None
         return drawn + self._rows.leave()
 
     def _draw_line(self, line: str, ended: bool) -> str:
-        """Draw the block that `line` belongs to, which is the last one."""
+        """Draw the open block, to which `line` belongs."""
         self._settled = False
         is_row = not self._fence and line.lstrip().startswith("|")
         if is_row:
@@ -121,7 +118,7 @@ class MarkdownRenderer:
         return before + self._rows.show(self._layout(line, ended))
 
     def _append(self, line: str) -> str:
-        """Write what is new of a very long line as it is; the terminal breaks it."""
+        """Write the new part of a long line unrendered; the terminal wraps it."""
         start = self._plain or 0
         before = ""
         if not start:
@@ -136,7 +133,7 @@ class MarkdownRenderer:
             return self._code(line, ended)
         if not ended and _UNDECIDED.fullmatch(line):
             return [[]]
-        if _FENCE.fullmatch(line):
+        if FENCE.fullmatch(line):
             return self._cut([(DIM, line)])
         if found := _HEADING.fullmatch(line):
             style = f"{BOLD};{UNDERLINE}" if len(found[1]) == 1 else BOLD
@@ -157,19 +154,15 @@ class MarkdownRenderer:
         self._following = following
         return self._wrap(inline(text, "", ended), first, following)
 
-    def _closes(self, line: str) -> bool:
-        line = line.strip()
-        return len(line) >= len(self._fence) and not line.strip(self._fence[0])
-
     def _code(self, line: str, ended: bool) -> list[Row]:
-        if self._closes(line):
+        if closes(line, self._fence):
             return [[(DIM, line)]]
         if ended and self._lexer:
             return self._cut(self._lexer(line))
         return self._cut([("", line)])
 
     def _table_rows(self, lines: list[str]) -> list[Row]:
-        """Lay out a table with columns as wide as their widest cell, if there is room for them."""
+        """Lay out a table; as plain text if it is wider than the terminal."""
         plain = [row for line in lines for row in self._cut([("", line)])]
         if len(lines) < 2 or not _TABLE_RULE.fullmatch(lines[1]):
             return plain
@@ -184,7 +177,7 @@ class MarkdownRenderer:
         return [rows[0], rule, *rows[1:]]
 
     def _cut(self, row: Row) -> list[Row]:
-        """Break a row wherever it reaches the width."""
+        """Break a row at the terminal's width."""
         rows, col = [[]], 0  # type: list[Row], int
         for style, text in row:
             text = text.expandtabs(4)
@@ -200,7 +193,7 @@ class MarkdownRenderer:
         return rows
 
     def _wrap(self, row: Row, first: str = "", following: str = "") -> list[Row]:
-        """Break a row between words, where one is not wider than the width by itself."""
+        """Break a row between words; a word wider than the terminal is cut."""
         rows: list[Row] = [[("", first)] if first else []]
         col, gap = cells(first), ""
         if cells(following) > self._width // 2:
@@ -230,7 +223,7 @@ class MarkdownRenderer:
 
 
 def _words(row: Row) -> list[Row]:
-    """Cut a row into words, of maybe several styles, and the spaces between them."""
+    """Split a row into words, which may have several styles, and the spaces between them."""
     words: list[Row] = []
     open_word = False
     for style, text in row:
@@ -247,7 +240,7 @@ def _words(row: Row) -> list[Row]:
 
 
 def _fitting(text: str, room: int) -> str:
-    """Give the longest start of text that takes at most `room` cells."""
+    """Return the longest start of text that fits in `room` cells."""
     if text.isascii():
         return text[: max(room, 0)]
     end = 0
@@ -272,3 +265,70 @@ def _table_row(row: list[Row], widths: list[int], bold: bool) -> Row:
         spans += [(styled(style, BOLD) if bold else style, text) for style, text in cell]
         spans.append(("", " " * (size - width_of(cell))))
     return joined([span for span in spans if span[1]])
+
+
+class LineDiff:
+    """The rows of the open block on the screen; writes only what differs.
+
+    The cursor stays at the end of the last row. Rows that have scrolled off (height: of the screen)
+    stay unchanged.
+    """
+
+    def __init__(self, height: int) -> None:
+        self.height = height
+        self.shown: list[Row] = [[]]
+
+    def leave(self) -> str:
+        """Start a new block below."""
+        self.shown = [[]]
+        return "\n"
+
+    def show(self, rows: list[Row]) -> str:
+        """Return the output that replaces the shown rows by these."""
+        old, self.shown = self.shown, rows
+        same = 0
+        while same < min(len(old), len(rows)) and old[same] == rows[same]:
+            same += 1
+        if same == len(old):
+            return "".join("\n" + _painted(row) for row in rows[same:])
+        at = max(min(same, len(rows) - 1), len(old) - self.height + 1)
+        if at >= len(rows):  # the rows that differ have scrolled off
+            return ""
+        col, rest = _beyond(old[at], rows[at])
+        up = len(old) - 1 - at
+        if not up and col == width_of(old[at]):
+            drawn = _painted(rest)
+        else:
+            move = (f"\x1b[{up}A" if up else "") + "\r" + (f"\x1b[{col}C" if col else "")
+            drawn = f"{move}{_painted(rest)}\x1b[K"
+        drawn += "".join(f"\n{_painted(row)}\x1b[K" for row in rows[at + 1 :])
+        return drawn + ("\x1b[J" if len(old) > len(rows) else "")
+
+
+def _beyond(old: Row, new: Row) -> tuple[int, Row]:
+    """Return the width of the common start of two rows, and the rest of the new one."""
+    col = 0
+    for at, (style, text) in enumerate(new):
+        if at < len(old) and old[at] == (style, text):
+            col += cells(text)
+            continue
+        if at < len(old) and old[at][0] == style:
+            shared = _shared(old[at][1], text)
+            return col + cells(text[:shared]), [(style, text[shared:]), *new[at + 1 :]]
+        return col, new[at:]
+    return col, []
+
+
+def _shared(a: str, b: str) -> int:
+    """Return the length of the common start, without splitting combining characters."""
+    if b.startswith(a):
+        same = len(a)
+    else:
+        same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(b))
+    while 0 < same < len(b) and not b[same].isascii() and cells(b[same]) == 0:
+        same -= 1
+    return same
+
+
+def _painted(row: Row) -> str:
+    return "".join(f"\x1b[{style}m{text}\x1b[0m" if style else text for style, text in row if text)

@@ -1,8 +1,7 @@
-"""What a model says, on its way to stdout, and what it thinks, on its way to stderr: cleaned."""
+"""Stream a model's answer to stdout and its thinking to stderr, both cleaned."""
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from types import TracebackType
@@ -10,14 +9,13 @@ from typing import TYPE_CHECKING
 
 from conifer_cli.terminal.console import (
     OutputError,
-    Progress,
     ReaderGone,
-    dumb,
-    is_terminal,
+    supports_styles,
     write_stderr,
     write_stdout,
 )
 from conifer_cli.terminal.format import duration
+from conifer_cli.terminal.progress import Progress
 from conifer_cli.terminal.sanitize import Filter
 
 if TYPE_CHECKING:
@@ -27,10 +25,10 @@ DIM, UNDIM = "\x1b[2m", "\x1b[22m"
 
 
 class AnswerPrinter:
-    """Stream a model's answer to stdout: cleaned, and ended by exactly one newline.
+    """Print an answer to stdout, cleaned and ended by exactly one newline.
 
-    thinking: whether what the model thinks is shown, on stderr; folded: only that it does. raw: as
-    it is, and no newline is added. quiet: nothing goes to stdout. renderer: styles what it says.
+    thinking: show thinking on stderr; folded: as one line. raw: print the answer unchanged. quiet:
+    print nothing to stdout. renderer: render the answer as Markdown.
     """
 
     def __init__(
@@ -43,9 +41,9 @@ class AnswerPrinter:
     ) -> None:
         self._raw, self._quiet, self._renderer = raw, quiet, renderer
         self._filter = Filter()
-        self._newlines = ""  # held back: they may be the last thing
+        self._newlines = ""  # held back, as they may be the last ones
         self._started = False
-        self._thoughts = ThinkingPrinter(folded) if thinking else None
+        self._thinking = ThinkingPrinter(folded) if thinking else None
 
     def __enter__(self) -> AnswerPrinter:
         return self
@@ -56,9 +54,9 @@ class AnswerPrinter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End the line, but print nothing at all where nothing was answered because of an error."""
-        if self._thoughts is not None:
-            self._thoughts.end()
+        """End the line. Print nothing if an error came before the answer."""
+        if self._thinking is not None:
+            self._thinking.end()
         if self._raw or self._quiet or isinstance(error, ReaderGone | OutputError):
             return
         if self._renderer is not None:
@@ -67,14 +65,14 @@ class AnswerPrinter:
             write_stdout("\n")
 
     def think(self, piece: str) -> None:
-        """Print a piece of thinking, if it is shown."""
-        if self._thoughts is not None:
-            self._thoughts.push(piece)
+        """Print a piece of thinking, unless it is hidden."""
+        if self._thinking is not None:
+            self._thinking.push(piece)
 
     def push(self, piece: str) -> None:
-        """Print what of `piece` is safe to print now."""
-        if self._thoughts is not None:
-            self._thoughts.end()
+        """Print a piece of the answer, as far as it is safe to print now."""
+        if self._thinking is not None:
+            self._thinking.end()
         if self._quiet:
             return
         if self._raw:
@@ -89,27 +87,27 @@ class AnswerPrinter:
 
 
 class ThinkingPrinter:
-    """Stream a model's thinking to stderr: cleaned, dimmed on a terminal, a blank line after it.
+    """Print thinking to stderr, cleaned, dimmed on a terminal, and followed by a blank line.
 
-    folded: on a terminal that can, one line says that the model thinks, and then for how long.
+    folded: on a terminal with styles, show one live line instead, then how long it took.
     """
 
     def __init__(self, folded: bool = False) -> None:
         self._filter = Filter()
         self._begun = False
-        plain = "NO_COLOR" in os.environ or dumb()
-        self._dims = is_terminal(sys.stderr) and not plain
+        self._dims = supports_styles(sys.stderr)
         self._live = Progress("thinking", "characters") if folded and self._dims else None
         self._start = time.monotonic()
         self._size = 0
 
     def push(self, piece: str) -> None:
-        """Print what of `piece` is safe to print now."""
+        """Print a piece of thinking, as far as it is safe to print now."""
         text = self._filter.push(piece)
         if text and not self._begun:
             self._begun = True
             self._start = time.monotonic()
-            text = text if self._live else (DIM if self._dims else "") + text
+            if self._dims and not self._live:
+                text = DIM + text
         self._size += len(text)
         if self._live is None:
             write_stderr(text)
@@ -117,7 +115,7 @@ class ThinkingPrinter:
             self._live.update(self._size, None)
 
     def end(self) -> None:
-        """Say that no thinking follows, at least for now."""
+        """End the thinking. More may follow later."""
         if not self._begun:
             return
         self._begun = False

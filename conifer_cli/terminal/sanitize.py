@@ -1,27 +1,26 @@
-"""A filter between text from elsewhere and the terminal: what comes out cannot drive one.
+"""Remove control sequences from foreign text, so that it cannot control the terminal.
 
-Models, file names, metadata and servers all write text that we print. The filter drops control
-sequences whole (CSI, OSC, DCS, SOS, PM, APC, their 8-bit forms), every other control character but
-newline and tab, and the characters that reverse the order of text; a carriage return becomes a
-newline. It is one state machine fed a character at a time, so that where a stream is split cannot
-change what comes out. It knows nothing of styles or widths.
+Models, file names, metadata and servers are the sources. The filter drops control sequences (CSI,
+OSC, DCS, SOS, PM, APC and their 8-bit forms), control characters except newline and tab, and
+bidirectional overrides; a carriage return becomes a newline. It is a state machine over characters,
+so the result does not depend on how a stream is split.
 """
 
 from __future__ import annotations
 
 import re
 
-# Ground state: everything that is not plain text on its own.
+# Characters that need the state machine.
 _SUSPECT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _INVISIBLE = frozenset(map(chr, [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]))
 
-# What follows ESC and opens a payload that only a string terminator ends, and the same as one C1.
+# Characters after ESC that open a payload up to a string terminator, and their C1 forms.
 _STRING_OPENERS = frozenset("]PX^_")
 _STRING_C1 = frozenset("\x9d\x90\x98\x9e\x9f")
 _CSI_C1 = "\x9b"
 _TERMINATOR_C1 = "\x9c"
 
-# A payload longer than this was never one: the rest is shown instead of lost.
+# A longer payload was probably plain text: print the rest instead of losing it.
 PAYLOAD_LIMIT = 4096
 
 GROUND, RETURN, ESCAPE, CSI, STRING, STRING_ESCAPE = range(6)
@@ -35,19 +34,19 @@ class Filter:
         self._payload = 0
 
     def push(self, text: str) -> str:
-        """Return the part of the stream that is now safe to print."""
+        """Return the text that is now safe to print."""
         if self._state == GROUND and not _SUSPECT.search(text):
             return text
         return "".join(self._step(char) for char in text)
 
     def finish(self) -> str:
-        """Return what was held back; an unfinished sequence is dropped."""
+        """Return the held-back newline, if any. Drops an unfinished sequence."""
         held = "\n" if self._state == RETURN else ""
         self._state = GROUND
         return held
 
     def _step(self, char: str) -> str:
-        """Advance by one character and return what it lets through."""
+        """Advance by one character and return the text it releases."""
         if self._state == GROUND:
             return self._ground(char)
         if self._state == RETURN:
@@ -78,7 +77,7 @@ class Filter:
         elif char in _STRING_OPENERS:
             self._open_string()
         elif " " <= char <= "/":
-            pass  # an intermediate byte: the final one is still to come
+            pass  # an intermediate byte, before the final one
         elif "0" <= char <= "~":
             self._state = GROUND
         else:
@@ -97,7 +96,7 @@ class Filter:
         self._payload = 0
 
     def _string(self, char: str) -> str:
-        """Inside a payload: BEL, ST and CAN or SUB end it, and so does its length."""
+        """Skip a payload. BEL, ST, CAN, SUB or its length end it."""
         if self._state == STRING_ESCAPE:
             self._state = GROUND if char == "\\" else ESCAPE
             return "" if char == "\\" else self._escape(char)
@@ -110,11 +109,11 @@ class Filter:
 
 
 def clean(text: str) -> str:
-    """Clean a whole text; newlines and tabs stay."""
-    sieve = Filter()
-    return sieve.push(text) + sieve.finish()
+    """Clean a whole text, keeping newlines and tabs."""
+    stream = Filter()
+    return stream.push(text) + stream.finish()
 
 
 def clean_line(text: str) -> str:
-    """Clean a name, a message or a metadata value down to one line."""
+    """Clean a name, a message or a metadata value, and reduce it to one line."""
     return re.sub(r"[\s\u2028\u2029]+", " ", clean(text)).strip()

@@ -184,7 +184,7 @@ def test_invalid_utf8_on_stdin_is_replaced_and_noted_once(tmp_path):
             "run", QWEN, *GREEDY, home=tmp_path, stdin=b"a\xff\xfeb\xc3", LC_ALL=locale
         )
         assert done.returncode == 0
-        assert done.stderr.decode().count("not all UTF-8") == 1
+        assert done.stderr.decode().count("not valid UTF-8") == 1
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-16"])

@@ -12,7 +12,7 @@ from conifer_cli.acquire import locate
 from conifer_cli.errors import UsageError
 from conifer_cli.session.open import open_session
 from conifer_cli.session.session import RunOptions
-from conifer_cli.terminal import console
+from conifer_cli.terminal import console, progress
 from support.program import MODELS
 
 
@@ -28,7 +28,7 @@ def pipe(monkeypatch):
 def test_stdin_has_a_limit(pipe, monkeypatch):
     monkeypatch.setattr(console, "MAX_STDIN_BYTES", 1000)
     os.write(pipe, bytes(1001))
-    with pytest.raises(UsageError, match="longer than"):
+    with pytest.raises(UsageError, match="larger than"):
         console.piped()
     os.close(pipe)
 
@@ -66,8 +66,8 @@ def test_a_terminal_is_dumb_by_its_name(monkeypatch, name):
 
 
 def test_loading_says_nothing_where_stderr_is_no_terminal(monkeypatch, capsys):
-    monkeypatch.setattr(console, "SILENT_START_S", 0.0)
-    monkeypatch.setattr(console, "PROGRESS_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "SILENT_START_S", 0.0)
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
     open_session(locate(str(MODELS / "qwen3moe" / "model.gguf")), RunOptions())
     assert "loading" not in capsys.readouterr().err
 
@@ -83,9 +83,9 @@ def test_a_prompt_is_counted_from_its_start_and_a_transfer_from_where_it_was(
     monkeypatch, capsys, unit, line
 ):
     now_s = [100.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: now_s[-1])
-    monkeypatch.setattr(console, "PROGRESS_EVERY_S", 1.0)
-    progress = console.Progress("x", unit)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now_s[-1])
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 1.0)
+    shown = progress.Progress("x", unit)
     now_s.append(105.0)
-    progress.update(50, 100)
+    shown.update(50, 100)
     assert capsys.readouterr().err == line

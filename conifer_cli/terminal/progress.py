@@ -1,0 +1,87 @@
+"""Progress of loading, reading and transfers: one live line on a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from conifer_cli.terminal.console import dimensions, dumb, is_terminal, log, write_stderr
+from conifer_cli.terminal.format import duration, size
+from conifer_cli.terminal.sanitize import clean_line
+
+LINE_EVERY_S = 10.0  # without a terminal
+REDRAW_EVERY_S = 0.1  # on a terminal
+SILENT_START_S = 1.0  # shorter work shows no progress
+BAR_WIDTH = 20
+
+
+def bar(done: int, total: int) -> str:
+    """Return a bar of fixed width: `[#####...............]`."""
+    filled = min(BAR_WIDTH * done // max(total, 1), BAR_WIDTH)
+    return f"[{'#' * filled}{'.' * (BAR_WIDTH - filled)}]"
+
+
+class Progress:
+    """Progress on stderr: a live line on a terminal, else a line every ten seconds.
+
+    always: False prints nothing unless stderr is a terminal.
+    """
+
+    def __init__(self, label: str, unit: str = "bytes", always: bool = True) -> None:
+        self._label = clean_line(label)
+        self._unit = unit
+        self._start = self._last = time.monotonic()
+        self._first = None if unit == "bytes" else 0  # a resumed transfer starts in the middle
+        self._drawn = 0  # width of the live line on the screen
+        self._live = is_terminal(sys.stderr) and not dumb()
+        self._silent = not (always or is_terminal(sys.stderr))
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.clear()
+
+    def update(self, done: int, total: int | None) -> None:
+        """Show the progress, at most once per interval."""
+        if self._silent:
+            return
+        now = time.monotonic()
+        self._first = done if self._first is None else self._first
+        pause_s = REDRAW_EVERY_S if self._live else LINE_EVERY_S
+        if now - self._start < SILENT_START_S or now - self._last < pause_s:
+            return
+        self._last = now
+        line = self._line(done, total, (done - self._first) / (now - self._start))
+        if self._live:
+            self._draw(f"{bar(done, total)} {line}" if total else line)
+        else:
+            log(line)
+
+    def clear(self) -> None:
+        """Remove the live line from the screen."""
+        if self._drawn:
+            self._draw("")
+            write_stderr("\r")
+
+    def _line(self, done: int, total: int | None, per_s: float) -> str:
+        if self._unit == "bytes":
+            text, whole, rate = size(done), size(total or 0), f"{size(int(per_s))}/s"
+        else:
+            text, whole = f"{done:,}", f"{total or 0:,} {self._unit}"
+            rate = f"{per_s:,.0f} {self._unit}/s"
+        if total:
+            text += f" of {whole}"
+            rate += f", {duration((total - done) / per_s)} left" if per_s > 0 else ""
+        return f"{self._label}: {text}, {rate}"
+
+    def _draw(self, line: str) -> None:
+        line = line[: max(dimensions()[0] - 1, 0)]
+        write_stderr("\r" + line.ljust(self._drawn))
+        self._drawn = len(line)
