@@ -79,11 +79,8 @@ def _outcome(arguments: list[str]) -> int:
         return 128 + signal.number
     except console.ReaderGone:
         return errors.READER_GONE
-    except errors.foreseen() as error:
-        code, message, hints = errors.explain(error)
-        console.say(f"conifer: {message}")
-        for hint in hints.splitlines():
-            console.say(hint)
+    except errors.known_exceptions() as error:
+        return console.report(error)
     return code
 
 
@@ -95,7 +92,7 @@ def _run(arguments: list[str]) -> int:
     except OSError as error:
         if not set(arguments) & set(HELP):  # typer writes help by itself; any other is our bug
             raise
-        raise console.OutputError(f"cannot write to standard output: {error.strerror}") from error
+        raise errors.OutputError(f"cannot write to standard output: {error.strerror}") from error
 
 
 @app.callback(invoke_without_command=True)
@@ -439,8 +436,10 @@ def completion(
     add_help_option=False,
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
-def complete(words: Annotated[list[str] | None, typer.Argument()] = None) -> int:
-    """Print what may stand in place of the last word: the scripts of `completion` ask for it."""
+def complete(
+    command_line: typer.Context, words: Annotated[list[str] | None, typer.Argument()] = None
+) -> int:
+    """Print completions of the last word. The scripts of `completion` call this."""
     from conifer_cli.commands.completion import print_candidates
 
-    return print_candidates(words or [])
+    return print_candidates(command_line.find_root().command, words or [])

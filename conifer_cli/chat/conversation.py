@@ -94,7 +94,7 @@ class Conversation:
                 self.session = open_session(target, replace(old.options, context=None))
         except KeyboardInterrupt:
             failure = errors.UsageError(f"cancelled; still using {old.report.name}")
-        except errors.foreseen() as error:
+        except errors.known_exceptions() as error:
             failure = error.with_traceback(None)  # its frames keep the loaded weights alive
         if failure is not None:
             self.session = Session(old.report, old.options)

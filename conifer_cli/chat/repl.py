@@ -63,5 +63,5 @@ def _rescue(conversation: Conversation) -> None:
         return
     try:
         session.save(Path(session.options.save), messages, with_cache=False)
-    except errors.foreseen() as error:
+    except errors.known_exceptions() as error:
         console.log(f"conifer: {errors.explain(error)[1]}")

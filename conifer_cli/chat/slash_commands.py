@@ -86,13 +86,10 @@ def run_command(text: str, conversation: Conversation) -> None:
         return
     try:
         command.run(conversation, rest[0].strip() if rest else "")
-    except errors.foreseen() as error:
-        if isinstance(error, console.OutputError):
+    except errors.known_exceptions() as error:
+        if isinstance(error, errors.OutputError):
             raise
-        _, message, hint = errors.explain(error)
-        console.log(f"conifer: {message}")
-        for line in hint.splitlines():
-            console.log(line)
+        console.report(error)
 
 
 def complete(text: str) -> tuple[int, list[str]]:
@@ -186,7 +183,7 @@ def _save(conversation: Conversation, rest: str) -> None:
     checkpoint.require_writable(path)
     try:
         conversation.session.save(path, conversation.messages)
-    except console.OutputError as error:
+    except errors.OutputError as error:
         raise UsageError(str(error)) from error
     console.log(f"Saved to {path}. Continue it with /load or `conifer run --resume`.")
 
@@ -214,7 +211,7 @@ def _experts(conversation: Conversation, rest: str) -> None:
     path = attachments.whole_path(rest)
     try:
         router_report.write(conversation.session, path)
-    except console.OutputError as error:
+    except errors.OutputError as error:
         raise UsageError(str(error)) from error
     console.log(f"Written to {path}.")
 

@@ -34,8 +34,8 @@ def answer(conversation: Conversation, otherwise: str = NOT_ADDED) -> None:
             console.log(f"{otherwise} {CLEAR_HINT}")
             return
         response, generation, first_s = conversation.ask(tokens)
-    except errors.foreseen() as error:
-        if isinstance(error, console.OutputError):
+    except errors.known_exceptions() as error:
+        if isinstance(error, errors.OutputError):
             raise
         _, message, hint = errors.explain(error)
         console.log(f"conifer: {message}")
@@ -51,7 +51,7 @@ def answer(conversation: Conversation, otherwise: str = NOT_ADDED) -> None:
         console.log(f"{conversation.totals.last}; {conversation.meter()}")
     try:
         show_experts(conversation.session)
-    except (console.OutputError, errors.UsageError) as error:  # the answer is already printed
+    except (errors.OutputError, errors.UsageError) as error:  # the answer is already printed
         console.log(f"conifer: {error}")
     if generation.cut_by_context:
         limit = conversation.context

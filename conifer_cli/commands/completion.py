@@ -103,26 +103,21 @@ def print_script(shell: Shell) -> int:
     return errors.OK
 
 
-def print_candidates(words: list[str]) -> int:
-    """Print what could stand in place of the last word."""
+def print_candidates(program: Any, words: list[str]) -> int:
+    """Print completions of the last word, each with a tab and its description."""
     *before, current = words or [""]
-    console.out(f"{found.word}\t{found.about}" for found in candidates(before, current))
+    console.out(f"{found.word}\t{found.about}" for found in candidates(program, before, current))
     return errors.OK
 
 
-def candidates(before: list[str], current: str) -> Iterator[Candidate]:
-    """Yield what could stand after the words `before`, and begins as `current` does."""
-    for found in _possible(before, current):
+def candidates(program: Any, before: list[str], current: str) -> Iterator[Candidate]:
+    """Yield completions of `current` after the words `before`. program: the tree of commands."""
+    for found in _possible(program, before, current):
         if found.word.startswith(current):
             yield found
 
 
-def _possible(before: list[str], current: str) -> Iterator[Candidate]:
-    import typer
-
-    from conifer_cli.app import app
-
-    program: Any = typer.main.get_command(app)
+def _possible(program: Any, before: list[str], current: str) -> Iterator[Candidate]:
     name = next((word for word in before if not word.startswith("-")), None)
     if name is None:
         yield from _options(program) if current.startswith("-") else _commands(program)

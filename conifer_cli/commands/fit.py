@@ -19,12 +19,13 @@ from conifer_cli.fit.quant_matrix import (
     sizes_of,
     smaller_rung,
 )
+from conifer_cli.fit.view import CatalogRow, DecodeSpeed
 from conifer_cli.terminal import console
 
 if TYPE_CHECKING:
     from catalog import Entry
     from engine.fit.machine import Machine
-    from engine.fit.speed import BytesPerToken, Rate
+    from engine.fit.speed import Rate
 
 HARDLY = 1.25  # times as large: too little to leave the usual quantisation for
 ORDER = ["fits", "tight", "too_large", None]
@@ -39,30 +40,6 @@ class FitOptions:
     memory_bytes: int | None = None
     idle: bool = False
     as_json: bool = False
-
-
-@dataclass(frozen=True)
-class Speed:
-    """How fast a model decodes at the start and where the judged context ends, if that is known."""
-
-    moved: BytesPerToken | None
-    start: Rate | None
-    end: Rate | None
-
-
-@dataclass(frozen=True)
-class Row:
-    """One model of the table. judged is None where nothing tells."""
-
-    entry: Entry
-    quant: str
-    report: FitReport | None
-    rate: Rate | None
-
-    @property
-    def kind(self) -> str | None:
-        """fits, tight, too_large, or None for what cannot be told."""
-        return self.report.verdict.kind if self.report else None
 
 
 def fit_model(name: str, options: FitOptions) -> int:
@@ -112,15 +89,15 @@ def fit_all(options: FitOptions) -> int:
     return errors.OK
 
 
-def _speed(report: FitReport, target: Target, request: FitRequest) -> Speed:
+def _speed(report: FitReport, target: Target, request: FitRequest) -> DecodeSpeed:
     context = report.verdict.context
     moved, later = (moves(report, target, request, depth) for depth in (0, context))
     if report.verdict.kind == "too_large":  # what spills out of memory has no rate worth printing
-        return Speed(moved, None, None)
-    return Speed(moved, speed(report, target, moved), speed(report, target, later))
+        return DecodeSpeed(moved, None, None)
+    return DecodeSpeed(moved, speed(report, target, moved), speed(report, target, later))
 
 
-def _row(entry: Entry, target: Target, request: FitRequest) -> Row:
+def _row(entry: Entry, target: Target, request: FitRequest) -> CatalogRow:
     from catalog import resolve
     from engine.errors import ModelFileError
 
@@ -128,13 +105,13 @@ def _row(entry: Entry, target: Target, request: FitRequest) -> Row:
     if request.context is not None and entry.context is not None:
         request = replace(request, context=min(request.context, entry.context))
     if entry.architecture not in supported():
-        return Row(entry, quant, None, None)
+        return CatalogRow(entry, quant, None, None)
     name = entry.id if quant == entry.default_quant else f"{entry.id}:{quant}"
     try:
         report = survey(name, resolve(name), request, target.machine, open_store(), None)
     except (errors.UsageError, errors.Unreadable, ModelFileError):
-        return Row(entry, quant, None, None)
-    return Row(entry, quant, report, _speed(report, target, request).start)
+        return CatalogRow(entry, quant, None, None)
+    return CatalogRow(entry, quant, report, _speed(report, target, request).start)
 
 
 def _best_quant(entry: Entry, machine: Machine) -> str:
@@ -152,7 +129,7 @@ def _best_quant(entry: Entry, machine: Machine) -> str:
     return fitting[max(fitting)]
 
 
-def _row_document(row: Row) -> dict[str, Any]:
+def _row_document(row: CatalogRow) -> dict[str, Any]:
     verdict = row.report.verdict if row.report else None
     facts = row.entry.file(row.quant)
     return {
@@ -195,7 +172,7 @@ def _machine(target: Target) -> dict[str, Any]:
 def _document(
     report: FitReport,
     target: Target,
-    found: Speed,
+    found: DecodeSpeed,
     rungs: list[Rung],
     hints: list[str],
     request: FitRequest,

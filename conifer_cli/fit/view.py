@@ -5,6 +5,7 @@ Pure functions from what was judged to lines of text; nothing here judges or pri
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from conifer_cli.fit.plan import FitReport, FitRequest
@@ -13,11 +14,11 @@ from conifer_cli.terminal.format import count, memory, size, table
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from conifer_cli.commands.fit import Row, Speed
+    from catalog import Entry
     from conifer_cli.fit.predict import Target
     from conifer_cli.fit.quant_matrix import Rung
     from engine.fit.memory import Verdict
-    from engine.fit.speed import Rate
+    from engine.fit.speed import BytesPerToken, Rate
 
 WORDS = {"fits": "fits", "tight": "tight", "too_large": "too large", None: "can't tell"}
 SHORT = {"fits": "", "tight": " tight", "too_large": "-"}
@@ -37,10 +38,34 @@ _SOURCES = {
 }
 
 
+@dataclass(frozen=True)
+class DecodeSpeed:
+    """Decoding speed at the start and at the end of the context; None if unknown."""
+
+    moved: BytesPerToken | None
+    start: Rate | None
+    end: Rate | None
+
+
+@dataclass(frozen=True)
+class CatalogRow:
+    """One model of the table. report: None if nothing is known of its files."""
+
+    entry: Entry
+    quant: str
+    report: FitReport | None
+    rate: Rate | None
+
+    @property
+    def kind(self) -> str | None:
+        """fits, tight, too_large, or None if unknown."""
+        return self.report.verdict.kind if self.report else None
+
+
 def verdict_lines(
     report: FitReport,
     target: Target,
-    found: Speed,
+    found: DecodeSpeed,
     rungs: list[Rung],
     hints: list[str],
     request: FitRequest,
@@ -82,7 +107,7 @@ def bar(verdict: Verdict) -> list[str]:
     return [f"[{drawn}]", "W weights, K KV cache, B buffers, P program, . free, r reserve"]
 
 
-def catalog(rows: Sequence[Row], target: Target, request: FitRequest) -> list[str]:
+def catalog(rows: Sequence[CatalogRow], target: Target, request: FitRequest) -> list[str]:
     """Lay out the catalog on one machine."""
     machine, bandwidth = target.machine, target.bandwidth
     rate = f"{size(int(bandwidth.bytes_per_s))}/s of memory bandwidth ({bandwidth.source})"
@@ -92,7 +117,7 @@ def catalog(rows: Sequence[Row], target: Target, request: FitRequest) -> list[st
     return [first, "", *table([heading, *cells], right=(1, 2, 4, 6, 7)), "", _CAVEAT, *_notes(rows)]
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: CatalogRow) -> tuple[str, ...]:
     entry, facts = row.entry, row.entry.file(row.quant)
     verdict = row.report.verdict if row.report else None
     sized = facts.size_bytes if facts else None
@@ -110,7 +135,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def _notes(rows: Sequence[Row]) -> list[str]:
+def _notes(rows: Sequence[CatalogRow]) -> list[str]:
     """Say what the words in the last column mean, as far as they occur."""
     means = {
         "measured": "measured: by real runs on this machine.",
@@ -155,7 +180,7 @@ def _parts(report: FitReport, request: FitRequest) -> list[str]:
     return table([("", "GB", "GiB", ""), *rows], right=(1, 2))
 
 
-def _speeds(found: Speed, target: Target, context: int) -> list[str]:
+def _speeds(found: DecodeSpeed, target: Target, context: int) -> list[str]:
     """Say how fast it decodes, by what, and what a token moves."""
     moved, lines = found.moved, []
     if found.start and found.end:

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, TypeVar
 
 from catalog.files import open_atomically, parse_json
-from conifer_cli.errors import BadSaved, Unreadable, UsageError
-from conifer_cli.terminal.console import OutputError
+from conifer_cli.errors import BadSaved, OutputError, Unreadable, UsageError
 
 if TYPE_CHECKING:
     from conifer_cli.fit.plan import FitReport

@@ -88,7 +88,7 @@ def _store(session: Session, tokens: list[int]) -> None:
         place.mkdir(parents=True, exist_ok=True)
         _make_room(size_bytes)
         checkpoint.write(place / f"{name}{SUFFIX}", checkpoint.Header.kind, facts, kept)
-    except (OSError, console.OutputError) as error:
+    except (OSError, errors.OutputError) as error:
         console.log(f"conifer: the prompt was not stored: {error}")
 
 

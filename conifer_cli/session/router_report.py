@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conifer_cli.errors import UsageError
+from conifer_cli.errors import OutputError, UsageError
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import size
 
@@ -125,7 +125,7 @@ def write(session: Session, path: Path) -> None:
     try:
         path.write_bytes(data)
     except OSError as error:
-        raise console.OutputError(f"cannot write {path}: {error.strerror}") from error
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
 
 
 def collect(session: Session) -> RouterReport | None:

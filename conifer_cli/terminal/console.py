@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import NoReturn, TextIO
 
-from conifer_cli.errors import UsageError
+from conifer_cli.errors import OutputError, UsageError, explain
 from conifer_cli.terminal.format import size
 from conifer_cli.terminal.sanitize import clean, clean_line
 
@@ -26,10 +26,6 @@ MAX_STDIN_BYTES = 64 * 10**6
 
 class ReaderGone(Exception):
     """The reader of stdout has closed it."""
-
-
-class OutputError(Exception):
-    """stdout or a file cannot be written."""
 
 
 def prepare() -> None:
@@ -182,6 +178,14 @@ def log_text(text: str) -> None:
 def log(text: str = "") -> None:
     """Print one line to stderr."""
     write_stderr(clean_line(text) + "\n")
+
+
+def report(error: BaseException) -> int:
+    """Print a known exception and its hint to stderr. Return its exit code."""
+    code, message, hint = explain(error)
+    for line in (f"conifer: {message}", *hint.splitlines()):
+        log(line)
+    return code
 
 
 def write_stderr(text: str) -> None:

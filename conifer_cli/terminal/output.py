@@ -7,8 +7,8 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from conifer_cli.errors import OutputError
 from conifer_cli.terminal.console import (
-    OutputError,
     ReaderGone,
     supports_styles,
     write_stderr,

@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from catalog import entries
 from conifer_cli import acquire
+from conifer_cli.app import app
 from conifer_cli.commands.completion import SCRIPTS, Shell, candidates
 from support.program import MODELS, environment, run_conifer, run_unplugged
 from support.terminal_session import TerminalSession
@@ -45,7 +47,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def words(line: str) -> list[str]:
     """What may stand in place of the last word of a line that begins after `conifer `."""
     *before, current = line.split(" ")
-    return [found.word for found in candidates(before, current)]
+    return [found.word for found in candidates(typer.main.get_command(app), before, current)]
 
 
 def test_commands_are_those_of_the_program_and_none_that_is_hidden(home: Path):
@@ -112,7 +114,8 @@ def test_completion_loads_neither_mlx_nor_what_talks_to_the_hub():
     code = (
         "import sys\n"
         "from conifer_cli.commands.completion import candidates\n"
-        "list(candidates(['run'], 'qwen'))\n"
+        "from conifer_cli.app import app, typer\n"
+        "list(candidates(typer.main.get_command(app), ['run'], 'qwen'))\n"
         "print(*sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, check=True)
