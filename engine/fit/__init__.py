@@ -1,6 +1,6 @@
-"""The arithmetic of a verdict: memory, speed, and machines, from a header alone.
+"""Memory, speed and machines: the arithmetic behind a verdict, from a model's header alone.
 
-`memory` computes what a model takes, `speed` how fast it decodes, `machine` what this machine has
-and `machine_specs` what other machines have; `estimate` stands in where there is no header. No
-weight is read.
+`memory` computes what a model needs and `speed` how fast it decodes; `estimate` does both from
+catalog facts when there is no header. `machine` and `bandwidth` measure this machine;
+`machine_specs` describes others. No weights are read, and only measuring imports MLX.
 """

@@ -1,7 +1,7 @@
-"""A model before its header was read: judged by the size of its file and what else is known of it.
+"""Estimate memory use and decode rate from catalog facts, for a model whose header is not here.
 
-The file's size is what it is; what a layer keeps is as published. Buffers are taken for large, and
-where nothing says what layers keep, it is taken to be much: an estimate should not promise.
+File sizes and cache sizes are exact where the catalog has them. Scratch buffers and unknown caches
+are assumed to be large: an estimate must not promise more than the header would.
 """
 
 from __future__ import annotations
@@ -24,18 +24,17 @@ from engine.kernels.sizes import loaded_size_ratio
 from engine.limits import SCORE_BYTES
 from engine.nn.cache_spec import CacheSpec, kv_bytes, kv_read_bytes, token_bytes
 
-ROWS_BYTES = 384 << 20  # of one prefill chunk, in the widest models of the catalog
+ROWS_BYTES = 384 << 20  # of one prefill chunk, in the catalog's widest models
 GUESSED_LAYERS = 48
 GUESSED_VOCABULARY = 160_000
-GUESSED = CacheSpec(buffers=((1, 1024),))  # of every layer, where nothing is known
+GUESSED = CacheSpec(buffers=((1, 1024),))  # for every layer of an unknown model
 
 
 @dataclass(frozen=True, slots=True)
 class ModelEstimate:
-    """What is known of a model without its header; None or empty is not known.
+    """Catalog facts of a model; None or empty means unknown.
 
-    size_bytes: of the file, all parts. layer_specs: what each layer caches; layers that cache
-    nothing are left out.
+    size_bytes: all parts of the file. layer_specs: one per layer that caches anything.
     """
 
     size_bytes: int
@@ -48,7 +47,7 @@ class ModelEstimate:
 
     @property
     def cache_specs(self) -> tuple[CacheSpec, ...]:
-        """What each layer caches, or a guess on the high side."""
+        """What each layer caches, or a high guess."""
         return self.layer_specs or (GUESSED,) * (self.layers or GUESSED_LAYERS)
 
 
@@ -59,7 +58,7 @@ def judge_estimate(
     kv_type: str = "f16",
     kernels: str = "auto",
 ) -> Verdict:
-    """Judge as `engine.fit.memory.judge` does, by an estimate."""
+    """Return the verdict for an estimate; see `engine.fit.memory.judge`."""
     most = estimate.context or max(DEFAULT_CONTEXT, context or 0)
     need = estimate_needs(estimate, machine.backend, kv_type, kernels)
     return judge_needs(need, machine, most, context, estimate.size_bytes, estimated=True)
@@ -68,43 +67,37 @@ def judge_estimate(
 def estimate_needs(
     estimate: ModelEstimate, backend: str, kv_type: str, kernels: str
 ) -> Callable[[int], Need]:
-    """Give the estimated need as a function of the context, in tokens."""
+    """Return a function from the context, in tokens, to the estimated memory needed."""
     weights_bytes = estimate_weights(estimate, backend, kernels)
-    stored = max(token_bytes(spec, kv_type) for spec in estimate.cache_specs)
-    widened = max(token_bytes(spec, "f32") for spec in estimate.cache_specs)
+    specs = estimate.cache_specs
+    layer_bytes = sum(max(token_bytes(spec, kind) for spec in specs) for kind in (kv_type, "f32"))
     program = program_bytes(GUESSED_VOCABULARY, backend)
 
     @cache
     def need(context: int) -> Need:
-        kv = kv_bytes(estimate.cache_specs, context, kv_type)
-        scores = 2 * SCORE_BYTES + int(context * (stored + widened))
-        return Need(weights_bytes, kv, ROWS_BYTES + scores, program)
+        buffers = ROWS_BYTES + 2 * SCORE_BYTES + int(context * layer_bytes)
+        return Need(weights_bytes, kv_bytes(specs, context, kv_type), buffers, program)
 
     return need
 
 
 def estimate_weights(estimate: ModelEstimate, backend: str, kernels: str) -> int:
-    """Estimate what the weights take once loaded."""
-    return int(
-        estimate.size_bytes * loaded_size_ratio(estimate.quant, backend, selected(kernels, backend))
-    )
+    """Estimate the bytes of the loaded weights."""
+    ratio = loaded_size_ratio(estimate.quant, backend, selected(kernels, backend))
+    return int(estimate.size_bytes * ratio)
 
 
 def estimate_bytes_per_token(
     estimate: ModelEstimate, backend: str, kernels: str, depth: int, kv_type: str
 ) -> BytesPerToken | None:
-    """Estimate what one token moves: of the weights, the share of the active parameters.
+    """Estimate the bytes that one token moves, from the share of active parameters.
 
-    None where nothing says how many of them there are.
+    None if the catalog does not have the parameter counts.
     """
     if not estimate.total_parameters or not estimate.active_parameters:
         return None
     share = estimate.active_parameters / estimate.total_parameters
     weights = int(estimate_weights(estimate, backend, kernels) * share)
-    return BytesPerToken(
-        experts_bytes=weights if share < 1 else 0,
-        attention_bytes=0,
-        shared_bytes=0 if share < 1 else weights,
-        head_bytes=0,
-        kv_bytes=kv_read_bytes(estimate.cache_specs, depth, kv_type),
-    )
+    experts, shared = (weights, 0) if share < 1 else (0, weights)
+    kv = kv_read_bytes(estimate.cache_specs, depth, kv_type)
+    return BytesPerToken(experts, attention_bytes=0, shared_bytes=shared, head_bytes=0, kv_bytes=kv)

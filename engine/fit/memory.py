@@ -1,7 +1,7 @@
-"""Whether a model fits this machine, with how much context: the one verdict.
+"""Decide whether a model fits a machine, and with how much context.
 
-`fit` prints it, `pull` and `run` enforce it. It is arithmetic on the header and the machine; no
-weight is read. All sizes are bytes.
+`fit` prints this verdict; `pull` and `run` enforce it. It follows from the model's header and the
+machine; no weights are read. All sizes are bytes.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from engine.limits import INDEXER_BYTES, MAX_CHUNK, MIN_CHUNK, SCAN_CHUNK, SCORE
 from engine.nn.cache_spec import STEP, kv_bytes, token_bytes
 from engine.nn.config import ModelConfig, used_tensors
 
-MARGIN = 1.02  # the need is known to about 2 %
-RESERVE_SHARE = 0.04  # of the machine's memory, for everything else that runs
+MARGIN = 1.02  # the need is accurate to about 2 %
+RESERVE_SHARE = 0.04  # of the machine's memory, kept free for other programs
 MIN_RESERVE = 512 << 20
-UNREAD_SHARE = 0.03  # of a file at most is of layers that only draft, which are not loaded
-# Python, MLX and this program, and for each word of the vocabulary what the tokenizer keeps, as
-# measured on Linux in a conversation; a GPU has its runtime on top.
+UNREAD_SHARE = 0.03  # at most, of a file: draft layers, which are not loaded
+# Python, MLX and this program, and the tokenizer per token of the vocabulary, measured on Linux
+# during a chat; a GPU adds its runtime.
 PROGRAM, WORD_BYTES = 66 << 20, 512
 GPU_RUNTIME = 256 << 20
 DEFAULT_CONTEXT = 32_768
-REPACKED_PIECE = 40 << 20  # eight million weights on their way from one form to the other
+REPACKED_PIECE = 40 << 20  # eight million weights being repacked
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What running the model takes."""
+    """The memory a model needs to run."""
 
     weights_bytes: int
     kv_bytes: int
@@ -42,17 +42,17 @@ class Need:
 
     @property
     def total_bytes(self) -> int:
-        """All of it together."""
+        """The sum of all parts."""
         return self.weights_bytes + self.kv_bytes + self.buffers_bytes + self.program_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Fits, tight or too large; for how much context, and of which budget.
+    """Whether a model fits, at which context, and on which machine.
 
-    context: tokens it was judged for. largest_context: the most that is not too large, 0 for none.
-    file_bytes: the block bytes in the file, which repacked weights may exceed.
-    estimated: judged without the header, by what is known of the model.
+    context: tokens assumed. largest_context: the most that is not too large, 0 for none.
+    file_bytes: size of the tensors in the file; repacked weights may take more.
+    estimated: based on catalog facts, not on the header.
     """
 
     kind: str  # fits | tight | too_large
@@ -66,7 +66,7 @@ class Verdict:
 
     @property
     def budget_bytes(self) -> int:
-        """What the machine can give."""
+        """The memory available on the machine."""
         return self.machine.budget_bytes
 
 
@@ -79,10 +79,10 @@ def judge(
     default_context: int | None = None,
     kernels: str = "auto",
 ) -> Verdict:
-    """Judge a model by its header.
+    """Return the verdict for a model's header.
 
-    context: tokens asked for; None is the smallest of the model's own, `default_context`, 32,768
-    and the largest that fits. kernels: what it will be loaded with, auto, native or stock.
+    context: tokens; None is the smallest of the model's maximum, `default_context`, 32,768 and the
+    largest that fits. kernels: auto, native or stock.
     """
     most = min(config.context, default_context or config.context)
     need = needs(config, tensors, machine.backend, kv_type, kernels)
@@ -98,9 +98,9 @@ def needs(
     kernels: str,
     weights_bytes: int | None = None,
 ) -> Callable[[int], Need]:
-    """Give the need as a function of the context, in tokens.
+    """Return a function from the context, in tokens, to the memory needed.
 
-    weights_bytes: of the same model in another quantisation; None is what these tensors take.
+    weights_bytes: for the same model in another quantisation; None is the size of these tensors.
     """
     kernels = selected(kernels, backend)
     if weights_bytes is None:
@@ -124,7 +124,7 @@ def judge_needs(
     file_bytes: int,
     estimated: bool = False,
 ) -> Verdict:
-    """Judge what is needed for a context. most: the context of the model itself."""
+    """Return the verdict for a need. most: the model's own maximum context."""
     largest = _largest(lambda tokens: kind_of(need(tokens), machine) != "too_large", most)
     if context is None:
         roomy = _largest(lambda tokens: kind_of(need(tokens), machine) == "fits", most)
@@ -142,32 +142,32 @@ def judge_needs(
 
 
 def judge_size(size_bytes: int, machine: Machine) -> Verdict:
-    """Judge a file by its size alone: only what is `surely_too_large` is certain."""
+    """Return a verdict from the file size alone; only `surely_too_large` is certain."""
     need = Need(size_bytes, 0, 0, PROGRAM)
     kind, reserve = kind_of(need, machine), reserve_bytes(machine)
     return Verdict(kind, need, machine, reserve, 0, 0, size_bytes, estimated=True)
 
 
 def surely_too_large(size_bytes: int, machine: Machine) -> bool:
-    """Say whether a file of this size is too large whatever its header says."""
+    """True if a file of this size is too large, whatever its header says."""
     need = Need(int((1 - UNREAD_SHARE) * size_bytes), 0, 0, PROGRAM)
     return kind_of(need, machine) == "too_large"
 
 
 def program_bytes(vocab: int, backend: str) -> int:
-    """Say what takes memory beside the model, given the words of its vocabulary."""
+    """Return the memory of the program itself, for a vocabulary of `vocab` tokens."""
     return PROGRAM + WORD_BYTES * vocab + (GPU_RUNTIME if backend != "cpu" else 0)
 
 
 def kind_of(need: Need, machine: Machine) -> str:
-    """Say whether a need fits, is tight or too_large: the rule that all verdicts follow."""
+    """Return fits, tight or too_large. All verdicts follow this rule."""
     if MARGIN * need.total_bytes + reserve_bytes(machine) <= machine.budget_bytes:
         return "fits"
     return "tight" if need.total_bytes <= machine.budget_bytes else "too_large"
 
 
 def reserve_bytes(machine: Machine) -> int:
-    """Say what must be left over for "fits"."""
+    """Return the memory that must stay free for "fits"."""
     return max(MIN_RESERVE, int(machine.memory_bytes * RESERVE_SHARE))
 
 
@@ -179,10 +179,10 @@ def buffer_bytes(
     kv_type: str,
     kernels: str,
 ) -> int:
-    """Estimate the scratch memory at its highest, while the last chunk of a full context runs.
+    """Estimate the peak scratch memory, reached in the last prefill chunk of a full context.
 
-    It never falls as the context grows: where `prefill_chunk` halves a chunk, the bound stays.
-    The native kernels widen nothing and keep no scores where they run layers of their own.
+    It never falls as the context grows: the bound stays when `prefill_chunk` halves a chunk.
+    Fused native layers need neither float32 copies of the cache nor attention scores.
     """
     chunk = min(MAX_CHUNK, context)
     heads = config.heads * _head_values(config)
@@ -194,7 +194,7 @@ def buffer_bytes(
     if fused:
         return rows + logits
     indexing = 0
-    if config.latent and config.latent.indexer:  # scores of its heads, and its keys in float32
+    if config.latent and config.latent.indexer:  # the indexer's scores, and its keys in float32
         indexing = 3 * INDEXER_BYTES + 4 * context * config.latent.indexer.dims
     if native and config.latent:
         return rows + logits + indexing
@@ -202,11 +202,11 @@ def buffer_bytes(
     scores = 2 * max(min(one_row * chunk, SCORE_BYTES), one_row * min(MIN_CHUNK, chunk))
     layers = config.cache_specs
     widened = context * max(token_bytes(layer, "f32") for layer in layers)
-    if kv_type != "f32":  # one layer's keys and values, as the attention wants them
+    if kv_type != "f32":  # one layer's keys and values, converted to float32
         widened += context * max(token_bytes(layer, kv_type) for layer in layers)
     if native:
         return scores + int(widened) + rows + logits + indexing
-    # Multiplied in float32: every half-precision matrix on a CPU, a stack of experts anywhere.
+    # A CPU multiplies half-precision matrices in float32; stacks of experts always are.
     halves = [t for t in tensors.values() if t.type.name in ("F16", "BF16")]
     widest = max((t.size_bytes for t in halves if backend == "cpu" or len(t.shape) == 3), default=0)
     running = scores + int(widened) + rows + logits + indexing + 2 * widest
@@ -214,24 +214,24 @@ def buffer_bytes(
 
 
 def _loading_bytes(tensors: Mapping[str, TensorInfo], backend: str) -> int:
-    """Say what repacking holds beside the weights: its largest matrix once more, and a piece."""
+    """Return the extra memory of repacking: a second copy of the largest matrix, and a piece."""
     blocks = [info for info in tensors.values() if info.type.name not in ("F32", "F16", "BF16")]
     held = [resident_bytes(info, backend, "stock") for info in blocks]
     return max(held) + REPACKED_PIECE if held else 0
 
 
 def _head_values(config: ModelConfig) -> int:
-    """Count the values of one head, for one token, that attention holds at a time."""
+    """Return how many values attention holds per head and token."""
     if config.latent is None:
         return 2 * (config.key_dim + config.value_dim)
-    rank, turned = config.latent.rank, config.rope.dims
-    return 2 * (2 * rank + turned) + config.latent.key_dim + config.latent.value_dim
+    rank, rope_dims = config.latent.rank, config.rope.dims
+    return 2 * (2 * rank + rope_dims) + config.latent.key_dim + config.latent.value_dim
 
 
 def _hidden_values(config: ModelConfig, fused: bool) -> int:
-    """Count the values of one token that a feed-forward part holds at a time.
+    """Return how many values a feed-forward layer holds per token.
 
-    Where all layers are one task, an expert is done with before the next begins.
+    Fused layers run the experts one after another.
     """
     experts = config.experts
     if experts is None:
@@ -244,22 +244,22 @@ def _hidden_values(config: ModelConfig, fused: bool) -> int:
 
 
 def _recurrent_values(config: ModelConfig, native: bool) -> int:
-    """Count the values that a recurrent layer holds for one token of a prompt at a time."""
+    """Return how many values a recurrent layer holds per prompt token."""
     recurrent = config.recurrent
     if recurrent is None:
         return 0
     if recurrent.kind == "conv":
         return 8 * config.width
     channels = recurrent.inner + 2 * recurrent.groups * recurrent.state
-    values = 3 * channels + 5 * recurrent.inner  # projected, in both forms, and mixed
+    values = 3 * channels + 5 * recurrent.inner  # projected (two copies) and mixed
     if native:
         return values
-    # In chunks: what each token of one has to do with every other, and the delta rule's keys.
+    # Per chunk: the pairwise products of its tokens, and the delta rule's keys.
     return values + recurrent.heads * (6 * SCAN_CHUNK + 2 * recurrent.state)
 
 
 def _largest(holds: Callable[[int], bool], most: int) -> int:
-    """Find the most tokens, in steps of the cache, for which `holds`; 0 for none."""
+    """Return the largest context, in cache steps, for which `holds`; 0 for none."""
     if holds(most):
         return most
     low, high = 0, most // STEP

@@ -1,8 +1,7 @@
-"""How fast a model decodes: the bytes that one token moves, over the rate at which memory is read.
+"""Predict the decode rate: the bytes that one token moves, divided by the memory bandwidth.
 
-It is arithmetic on the header. What was measured on this machine, its rate of reading and how long
-real tokens took, is handed in; what was not measured here comes from the priors below, and every
-answer says which of the two it is. A token takes
+Measurements of this machine (its bandwidth, the duration of real tokens) are passed in; anything
+not measured comes from the priors below. Each result names its source. A token takes
 
     (weights x bytes of weights + kv x bytes of the cache + layers x layer_bytes) / bandwidth
     + layers x layer_s
@@ -20,17 +19,17 @@ from engine.nn.cache_spec import kv_read_bytes
 from engine.nn.config import OF_EXPERTS, ModelConfig, token_share, used_tensors
 
 MEASURED, PREDICTED, PRIOR = "measured", "predicted", "prior"
-GUESS = 0.8  # how much wider the range is where no header says what a token moves
+GUESS = 0.8  # widens the range when the bytes per token are an estimate
 HEAD = ("output.weight", "output.bias", "output_norm.weight", "token_embd.weight")
 
 
 @dataclass(frozen=True, slots=True)
 class BytesPerToken:
-    """Bytes that one token moves, by what they are for.
+    """Bytes that one token moves, by purpose.
 
-    experts: those chosen. attention: also what takes its place in some layers. shared: feed-forward
-    parts that every token uses, routers among them. head: with one row of the embedding. kv: the
-    keys and values, or the states, of the tokens so far.
+    experts: the chosen ones. attention: including recurrent layers. shared: feed-forward weights
+    that every token uses, including routers. head: including one embedding row. kv: the keys and
+    values, or the states, of earlier tokens.
     """
 
     experts_bytes: int
@@ -41,16 +40,16 @@ class BytesPerToken:
 
     @property
     def weights_bytes(self) -> int:
-        """The weights among them."""
+        """The bytes of weights."""
         return self.experts_bytes + self.attention_bytes + self.shared_bytes + self.head_bytes
 
     @property
     def total_bytes(self) -> int:
-        """All of them."""
+        """The bytes of weights and cache."""
         return self.weights_bytes + self.kv_bytes
 
     def scaled(self, share: float) -> BytesPerToken:
-        """Give the same with weights `share` times as large."""
+        """Return the same with the weights scaled by `share`."""
         if share == 1:
             return self
         names = ("experts_bytes", "attention_bytes", "shared_bytes", "head_bytes")
@@ -59,7 +58,7 @@ class BytesPerToken:
 
 @dataclass(frozen=True, slots=True)
 class Bandwidth:
-    """The rate at which a machine reads memory, and whether that was measured or is a prior."""
+    """A machine's memory bandwidth. source: measured or prior."""
 
     bytes_per_s: float
     source: str
@@ -67,7 +66,7 @@ class Bandwidth:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Tokens per second, with the range in which they may lie, and where they are from."""
+    """Tokens per second, with the likely range."""
 
     per_s: float
     low: float
@@ -77,11 +76,10 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class DecodeCost:
-    """What a token costs beside plain reading. low, high: how far the rate may be off, as factors.
+    """Cost of a token relative to reading its bytes. low, high: error bounds, as factors.
 
-    weights, kv: how many times longer than a plain read it takes to multiply by what is read.
-    layer_bytes, layer_s: what else a layer takes, as bytes that could have been read, and in
-    seconds; a CPU that reads faster is done with everything else sooner too.
+    weights, kv: time to multiply by the bytes read, relative to a plain read. layer_bytes, layer_s:
+    overhead per layer, in bytes or in seconds; on a CPU it shrinks as bandwidth grows.
     """
 
     weights: float
@@ -92,8 +90,8 @@ class DecodeCost:
     high: float = 1.35
 
 
-# Where nothing ran yet. For the native kernels fitted to runs on a quiet and on a busy machine; for
-# GPUs to other programs' public measurements. docs/fit.md says how well they do.
+# Priors. The native kernels' are fitted to runs on an idle and a busy machine, the GPUs' to public
+# measurements of other programs. docs/fit.md reports their accuracy.
 DECODE_COSTS = {
     ("cpu", "native"): DecodeCost(weights=1.15, kv=1.22, layer_bytes=0.5e6, low=0.8, high=1.2),
     ("cpu", "stock"): DecodeCost(weights=15.0, kv=15.0, layer_bytes=15e6, low=0.5, high=2.0),
@@ -110,7 +108,7 @@ def bytes_per_token(
     depth: int,
     kv_type: str,
 ) -> BytesPerToken:
-    """Count what one token moves at `depth`. kernels: native or stock, which hold other sizes."""
+    """Return the bytes that one token moves at `depth`. kernels: native or stock."""
     parts = dict.fromkeys(("experts", "attention", "shared", "head"), 0.0)
     for info in used_tensors(config, tensors):
         share = token_share(info, config, tensors)
@@ -122,11 +120,11 @@ def bytes_per_token(
 def seconds(
     moved: BytesPerToken, layers: int, bandwidth: Bandwidth, backend: str, kernels: str
 ) -> float:
-    """Say how long one token takes by the priors."""
-    pace = DECODE_COSTS[backend, kernels]
-    stretched = pace.weights * moved.weights_bytes + pace.kv * moved.kv_bytes
-    stretched += layers * pace.layer_bytes
-    return stretched / bandwidth.bytes_per_s + layers * pace.layer_s
+    """Return the seconds one token takes, by the priors."""
+    cost = DECODE_COSTS[backend, kernels]
+    equivalent_bytes = cost.weights * moved.weights_bytes + cost.kv * moved.kv_bytes
+    equivalent_bytes += layers * cost.layer_bytes
+    return equivalent_bytes / bandwidth.bytes_per_s + layers * cost.layer_s
 
 
 def predict(
@@ -139,25 +137,25 @@ def predict(
     others: Sequence[float] = (),
     estimated: bool = False,
 ) -> Rate:
-    """Say how many tokens a second there will be.
+    """Predict the tokens per second.
 
-    own: of real runs of this very file here, how many times longer a token took than `seconds`
-    says; others: the same of other files. The first make it a measurement, carried to this depth.
-    estimated: what is moved is not from a header.
+    own, others: measured over predicted `seconds`, of runs on this machine with this file and with
+    other files. With `own`, the result is a measurement, extrapolated to this depth.
+    estimated: `moved` is not from a header.
     """
     plain = 1 / seconds(moved, layers, bandwidth, backend, kernels)
-    pace = DECODE_COSTS[backend, kernels]
+    cost = DECODE_COSTS[backend, kernels]
     if own:
         return Rate(plain / statistics.median(own), plain / max(own), plain / min(own), MEASURED)
     source = PREDICTED if bandwidth.source == MEASURED else PRIOR
     if others:
         plain, source = plain / statistics.median(others), PREDICTED
-    low, high = (GUESS * pace.low, pace.high / GUESS) if estimated else (pace.low, pace.high)
+    low, high = (GUESS * cost.low, cost.high / GUESS) if estimated else (cost.low, cost.high)
     return Rate(plain, plain * low, plain * high, source)
 
 
 def _part(name: str) -> str:
-    """Say what a tensor is for, by its name."""
+    """Return the purpose of a tensor, by its name."""
     if OF_EXPERTS.fullmatch(name):
         return "experts"
     if name in HEAD:
