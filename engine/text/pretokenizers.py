@@ -1,9 +1,8 @@
-"""How a byte-level BPE vocabulary wants its text cut before merging, by `tokenizer.ggml.pre`.
+"""Patterns that split text before byte-level BPE merges it, by `tokenizer.ggml.pre`.
 
-One row per name: the patterns, and two habits that go with the name. Patterns are applied in
-sequence, each to the pieces the one before it left; what lies between two matches is a piece too.
-They are in the dialect of the `tokenizers` library's regular expressions, and the publishers' own:
-llama.cpp approximates those of gpt-4o, tekken and kimi-k2. This module knows no vocabulary.
+Patterns apply in sequence, each to the pieces of the one before; text between two matches is a
+piece too. They are the publishers' own, in the regex dialect of the `tokenizers` library; llama.cpp
+approximates those of gpt-4o, tekken and kimi-k2.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ BAILING = (
 
 
 def _cased(contractions: str, exclude: str = "") -> str:
-    """Words that end where lower case turns to upper case."""
+    """Return a pattern for words that end where lower case turns to upper case."""
     upper, lower = f"[{UPPER}{exclude}]", f"[{LOWER}{exclude}]"
     lead = r"[^\r\n\p{L}\p{N}]?"
     return f"{lead}{upper}*{lower}+{contractions}|{lead}{upper}+{lower}*{contractions}"
@@ -48,14 +47,14 @@ TEKKEN = (rf"{_cased('')}|\p{{N}}|{PATHS}|{SPACES}",)
 NOT_HAN = r"&&[^\p{Han}]"
 KIMI = (rf"[\p{{Han}}]+|{_cased(ANY_CASE, NOT_HAN)}|{DIGITS}|{PUNCTUATION}|{SPACES}",)
 
-# The letters DeepSeek's first tokenizer calls letters: cased alphabets as Unicode 6 had them.
+# The letters of DeepSeek's first tokenizer: the cased alphabets of Unicode 6.
 DEEPSEEK_LETTERS = (
     "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷ"
     "ᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-\u1f7dᾀ-ᾴᾶ-ᾼ\u1fbeῂ-ῄῆ-ῌῐ-\u1fd3ῖ-\u1fdbῠ-Ῥῲ-ῴῶ-ῼℂ"
     "ℇℊ-ℓℕℙ-ℝℤ\u2126ℨ\u212a-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚ"
     "ａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
 )
-# The ranges for ideographs and symbols span wide spaces too, which llama.cpp takes for spaces.
+# The ranges of ideographs and symbols include wide spaces, which llama.cpp treats as spaces.
 DEEPSEEK_LLM = (
     r"[\r\n]",
     rf"\s?[{DEEPSEEK_LETTERS}]+",
@@ -74,7 +73,7 @@ DEEPSEEK_V3 = (
 
 @dataclass(frozen=True, slots=True)
 class PreTokenizer:
-    """`whole_words`: a piece that is a token is not merged. `add_bos`: unless the file says no."""
+    """whole_words: do not merge a piece that is a token. add_bos: if the file does not say."""
 
     patterns: tuple[str, ...]
     whole_words: bool = False
@@ -100,8 +99,8 @@ _ROWS: dict[str, PreTokenizer] = {
 }
 PRE_TOKENIZERS = {name: row for names, row in _ROWS.items() for name in names.split()}
 
-# Names whose ids are compared with the publisher's own library, or llama.cpp, on a vocabulary that
-# files of this name have. The others are compared on borrowed words: only the cutting is known.
+# Names whose ids the tests compare with the publisher's library or llama.cpp on a matching
+# vocabulary. The others are tested on a borrowed vocabulary, which checks only the splitting.
 EXACT = {
     "gpt-2": "GPT-2",
     "olmo": "OLMo",
@@ -122,17 +121,17 @@ EXACT = {
     "llama4": "Llama 4",
     "gemma4": "Gemma 4",
 }
-# The same of vocabularies with scores, which have no pre-tokenizer.
+# The same for scored vocabularies, which have no pre-tokenizer.
 EXACT_SCORED = ("Llama 2", "Gemma 3", "Phi-3")
 
 
 def verified(name: str) -> str:
-    """Say how a pre-tokenizer is verified: "exact" or "regex only"."""
+    """Return how a pre-tokenizer is tested: "exact" or "regex only"."""
     return "exact" if name in EXACT else "regex only"
 
 
 def pre_tokenizer(name: str) -> PreTokenizer:
-    """Look a pre-tokenizer up; raise UnsupportedError for a name that is not in the table."""
+    """Return a pre-tokenizer by name. Raises UnsupportedError for an unknown name."""
     if name not in PRE_TOKENIZERS:
-        raise UnsupportedError(f"the engine does not have the pre-tokenizer {name!r}")
+        raise UnsupportedError(f"the pre-tokenizer {name!r} is not supported")
     return PRE_TOKENIZERS[name]

@@ -1,7 +1,7 @@
-"""Find what a cache holds in a conversation that was cut into tokens anew.
+"""Reuse the cached tokens of a conversation after tokenising its text again.
 
-A model may write a word in other tokens than those into which its text is cut the next time. The
-words are the same, and what the cache holds of them is what the model wrote: those ids stay.
+A model may split a word differently from the tokenizer. The text is the same, so the ids in the
+cache, which the model wrote, take precedence.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from engine.text.tokenizer import Tokenizer
 
 
 def retokenized(held: Sequence[int], wanted: Sequence[int], tokenizer: Tokenizer) -> list[int]:
-    """Write the tokens `wanted` with those of `held` for as long as both spell the same text.
+    """Return `wanted` with the ids of `held` for the leading part where both have the same text.
 
-    Control tokens spell nothing: they have to be the same ones, and text never stands for one.
+    Control tokens have no text: they must be the same ids in both.
     """
     marks = {*tokenizer.control.values(), *tokenizer.unknown.values(), *tokenizer.eog_ids}
     ids: list[int] = []
@@ -26,8 +26,8 @@ def retokenized(held: Sequence[int], wanted: Sequence[int], tokenizer: Tokenizer
             at, seen = at + 1, seen + 1
             continue
         end = _text_end(held, seen, marks)
-        span = _spelling(wanted, at, tokenizer.token_bytes(held[seen:end]), tokenizer, marks)
-        whole = end < len(held)  # then a mark follows, and has to follow in both
+        span = _count_matching(wanted, at, tokenizer.token_bytes(held[seen:end]), tokenizer, marks)
+        whole = end < len(held)  # a control token follows, which must follow in both
         if not span or (whole and _text_end(wanted, at, marks) != at + span):
             break
         ids += held[seen:end]
@@ -39,10 +39,10 @@ def _text_end(ids: Sequence[int], start: int, marks: set[int]) -> int:
     return next((i for i in range(start, len(ids)) if ids[i] in marks), len(ids))
 
 
-def _spelling(
+def _count_matching(
     ids: Sequence[int], start: int, text: bytes, tokenizer: Tokenizer, marks: set[int]
 ) -> int:
-    """Count the ids from `start` on that spell exactly `text`; 0 if none do."""
+    """Return how many ids from `start` have exactly this text; 0 for none."""
     part = ids[start : min(_text_end(ids, start, marks), start + len(text))]
     sizes = accumulate(len(tokenizer.token_bytes([id])) for id in part)
     count = next((n for n, size in enumerate(sizes, 1) if size >= len(text)), 0)

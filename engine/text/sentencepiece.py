@@ -1,7 +1,8 @@
-"""Byte-pair merging by score, as SentencePiece vocabularies want it.
+"""Merge characters by score, as SentencePiece BPE vocabularies require.
 
-The text is one row of characters; neighbours that together are a token merge, the best score first,
-and characters that are no token become their bytes. This module knows nothing of markup.
+Neighbours whose concatenation is a token merge, best score first; characters that are not tokens
+become their bytes. The `tokenizers` library merges by rank instead: that gives other ids where
+scores are equal, as in Gemma 3, and takes 0.7 s to prepare for Llama 2.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ CACHED_WORDS = 1 << 16
 
 
 def sentencepiece_encoder(vocabulary: Vocabulary) -> Callable[[str], list[int]]:
-    """Merge neighbours until nothing merges: best score first, and of equals the leftmost."""
+    """Return an encoder that merges by score, and by position from the left for equal scores."""
     usable = vocabulary.without(*SPECIAL_TYPES)
     cost = {text: -vocabulary.scores[id] for text, id in usable.items()}
     byte_ids = _byte_ids(vocabulary)
-    # No merge reaches over the start of a word unless some token does; then the text is one word.
+    # Words merge separately unless some token spans the start of a word.
     inner = re.compile(f"[^{SPACE}]{SPACE}")
     starts = f"(?<=[^{SPACE}])(?={SPACE})"
     words = re.compile("(?!)" if any(map(inner.search, usable)) else starts)
@@ -41,10 +42,10 @@ def sentencepiece_encoder(vocabulary: Vocabulary) -> Callable[[str], list[int]]:
 
 
 def _byte_ids(vocabulary: Vocabulary) -> Callable[[str], list[int]]:
-    """What stands for a character that is no token: its bytes, or else the unknown token."""
+    """Return a function from a character that is not a token to its byte or unknown ids."""
     by_value = {
         int(match[1], 16): id
-        for text, id in vocabulary.of_kind(TokenType.BYTE).items()
+        for text, id in vocabulary.of_type(TokenType.BYTE).items()
         if (match := BYTE_TOKEN.fullmatch(text))
     }
     unknown = vocabulary.specials.get("unk")
@@ -57,7 +58,7 @@ def _byte_ids(vocabulary: Vocabulary) -> Callable[[str], list[int]]:
 
 
 def _merged(word: str, cost: Mapping[str, float]) -> list[str]:
-    """The symbols left of a word when no two neighbours make a token any more."""
+    """Return the symbols of a word after all merges."""
     symbols = list(word)
     after = [*range(1, len(symbols)), -1]
     before = list(range(-1, len(symbols) - 1))
@@ -73,7 +74,7 @@ def _merged(word: str, cost: Mapping[str, float]) -> list[str]:
         offer(left, left + 1)
     while queue:
         _, left, right, pair = heapq.heappop(queue)
-        # Stale when either side has been merged away or has grown since.
+        # Skip stale entries: a side has been merged since.
         if not symbols[left] or not symbols[right] or symbols[left] + symbols[right] != pair:
             continue
         symbols[left], symbols[right] = pair, ""

@@ -58,9 +58,9 @@ class Tokenizer:
         self._pre = pre
         self._pieces: dict[int, bytes] = {}
         self.vocab_size = len(vocabulary.tokens)
-        self.control = vocabulary.of_kind(TokenType.CONTROL)
-        self.unknown = vocabulary.of_kind(TokenType.UNKNOWN)
-        self.user_defined = vocabulary.of_kind(TokenType.USER_DEFINED)
+        self.control = vocabulary.of_type(TokenType.CONTROL)
+        self.unknown = vocabulary.of_type(TokenType.UNKNOWN)
+        self.user_defined = vocabulary.of_type(TokenType.USER_DEFINED)
         self.bos_id = vocabulary.specials.get("bos")
         self.eos_id = vocabulary.specials.get("eos")
         self.eog_ids = vocabulary.eog_ids
@@ -129,7 +129,7 @@ class Tokenizer:
 
     def _piece(self, id: int, markup: bool = False) -> bytes:
         """The bytes of one token."""
-        kind = self._vocabulary.kinds[id]
+        kind = self._vocabulary.types[id]
         if kind in (TokenType.CONTROL, TokenType.UNKNOWN) and not markup:
             return b""
         if id not in self._pieces:
@@ -219,7 +219,7 @@ BYTE_OF = {character: bytes([byte]) for byte, character in _byte_alphabet().item
 
 
 def _token_bytes(vocabulary: Vocabulary, id: int) -> bytes:
-    text, kind = vocabulary.tokens[id], vocabulary.kinds[id]
+    text, kind = vocabulary.tokens[id], vocabulary.types[id]
     if kind == TokenType.BYTE and (match := BYTE_TOKEN.fullmatch(text)):
         return bytes([int(match[1], 16)])
     if kind in (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED):
@@ -243,7 +243,7 @@ def _line_encoder(vocabulary: Vocabulary, pre: PreTokenizer) -> Encoder:
     merged = _merging_encoder(vocabulary, pre, (TokenType.UNKNOWN, TokenType.CONTROL))
     ends = {
         text: id
-        for text, id in vocabulary.of_kind(TokenType.NORMAL).items()
+        for text, id in vocabulary.of_type(TokenType.NORMAL).items()
         if not text.strip("\n")
     }
 

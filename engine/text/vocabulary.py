@@ -1,7 +1,7 @@
-"""The vocabulary in a model file, checked: tokens, their kinds and scores, and ids with a meaning.
+"""Read and check the vocabulary of a model file: tokens, types, scores, merges and special ids.
 
-The file is not trusted: whatever could make a lookup go wrong later is refused here, with the
-metadata key in the message. This module does not cut text or merge anything.
+The file is not trusted: anything that could break a lookup later is rejected here, with the
+metadata key in the message.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from engine.gguf.reader import REAL, WHOLE, numbers
 
 PREFIX = "tokenizer.ggml."
 MODELS = ("gpt2", "llama", "gemma4")
-SPACED = ("llama", "gemma4")  # whose words are Unicode, with SPACE for a space, not bytes
+SPACED = ("llama", "gemma4")  # tokens are Unicode text with SPACE for a space, not bytes
 SPACE = "▁"
 
 
 class TokenType(IntEnum):
-    """What a token is, numbered as in `tokenizer.ggml.token_type`."""
+    """The type of a token, numbered as in `tokenizer.ggml.token_type`."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -34,13 +34,13 @@ class TokenType(IntEnum):
     BYTE = 6
 
 
-# Files often leave these untyped or unnamed; a model that emits one of them has finished.
+# End-of-generation tokens, which files often leave without a type or a key.
 ENDINGS = """
 <|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|>
 </s> <|eom_id|> <EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> [e~[
 <｜end▁of▁sentence｜> <turn|> <|tool_response> <|eot|> <|eom|> <|role_end|>
 """
-# What a code model writes between files or as filler ends an answer too.
+# Separators and fillers of code models end an answer too.
 FILLERS = """
 <|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD] <|file_sep|>
 <|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame>
@@ -52,28 +52,29 @@ INFILLS = """
 """
 ENDS_ANSWER = frozenset((ENDINGS + FILLERS).split())
 LOOKS_LIKE_CONTROL = ENDS_ANSWER.union(INFILLS.split())
-# Kinds that no merge of ordinary text may yield.
+# Types that merging ordinary text must not produce.
 SPECIAL_TYPES = (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.BYTE)
 ENDING_KEYS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+SPECIAL_KEYS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
 Pairs = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Tokens by id, with their kinds.
+    """Tokens by id, with their types.
 
-    `scores` is empty for byte-level BPE, `merges` for scored vocabularies. `specials` maps "bos",
-    "eos", "unk" and "pad" to ids, where there are any. White space after a token of `stripping` is
-    swallowed.
+    scores: empty for byte-level BPE. merges: empty for scored vocabularies. specials: the ids of
+    "bos", "eos", "unk" and "pad", if any. stripping: tokens that drop the white space after them.
     """
 
     model: str
     pre: str
     tokens: list[str]
-    ids: dict[str, int]  # of the tokens, by their texts
-    kinds: list[int]
+    ids: dict[str, int]  # by token text
+    types: list[int]
     scores: list[float]
     merges: Pairs
     specials: dict[str, int]
@@ -82,32 +83,32 @@ class Vocabulary:
     add_space_prefix: bool
     stripping: frozenset[int]
 
-    def of_kind(self, *kinds: TokenType) -> dict[str, int]:
-        """Text and id of every token of these kinds."""
-        return {self.tokens[id]: id for id in _of_kind(self.kinds, kinds)}
+    def of_type(self, *types: TokenType) -> dict[str, int]:
+        """Return text and id of every token of these types."""
+        return {self.tokens[id]: id for id in _ids_of_type(self.types, types)}
 
-    def without(self, *kinds: TokenType) -> dict[str, int]:
-        """Text and id of every token but those of these kinds."""
-        left_out = self.of_kind(*kinds)
-        return {text: id for text, id in self.ids.items() if text not in left_out}
+    def without(self, *types: TokenType) -> dict[str, int]:
+        """Return text and id of every token except those of these types."""
+        excluded = self.of_type(*types)
+        return {text: id for text, id in self.ids.items() if text not in excluded}
 
 
 def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
-    """Check a file's vocabulary.
+    """Read a file's vocabulary.
 
-    Raises UnsupportedError for an unknown model, GGUFError naming the key for nonsense.
+    Raises UnsupportedError for an unknown tokenizer model, GGUFError, naming the key, if invalid.
     """
     model = _value(metadata, "model", str, None)
     if model is None:
         raise GGUFError(f"{PREFIX}model is missing")
     if model not in MODELS:
-        raise UnsupportedError(f"the engine does not have the tokenizer {model!r}")
+        raise UnsupportedError(f"the tokenizer {model!r} is not supported")
     tokens = _tokens(metadata)
     by_text = dict(zip(tokens, range(len(tokens)), strict=True))
     scored = model == "llama"
-    pairs, wholes = ([], []) if scored else _merges(metadata, by_text)
-    kinds = _typed(by_text, _kinds(metadata, tokens), wholes)
-    merges = _typeable(tokens, kinds, pairs, wholes)
+    pairs, merged = ([], []) if scored else _merges(metadata, by_text)
+    types = _with_control(by_text, _types(metadata, tokens), merged)
+    merges = _without_special(tokens, types, pairs, merged)
     defaults = {"bos": 1, "eos": 2, "unknown": 0} if scored else {}
     ids = _ids(metadata, len(tokens), defaults)
     return Vocabulary(
@@ -115,23 +116,14 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
         pre=model if model == "gemma4" else _value(metadata, "pre", str, "default") or "default",
         tokens=tokens,
         ids=by_text,
-        kinds=kinds,
+        types=types,
         scores=_numbers(metadata, "scores", len(tokens)) if scored else [],
         merges=merges,
-        specials={
-            name: ids[key]
-            for name, key in (
-                ("bos", "bos"),
-                ("eos", "eos"),
-                ("unk", "unknown"),
-                ("pad", "padding"),
-            )
-            if key in ids
-        },
-        eog_ids=_endings(by_text, kinds, ids),
+        specials={name: ids[key] for name, key in SPECIAL_KEYS.items() if key in ids},
+        eog_ids=_eog_ids(by_text, types, ids),
         add_bos=_value(metadata, "add_bos_token", bool, None),
         add_space_prefix=_value(metadata, "add_space_prefix", bool, scored),
-        stripping=_stripping(metadata, tokens, kinds),
+        stripping=_stripping(metadata, tokens, types),
     )
 
 
@@ -149,12 +141,12 @@ def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
     try:
         "".join(strings).encode()
     except UnicodeEncodeError as error:
-        raise GGUFError(f"{PREFIX}{key} holds text that is not Unicode") from error
+        raise GGUFError(f"{PREFIX}{key} contains text that is not Unicode") from error
     return strings
 
 
 def _tokens(metadata: Mapping[str, Any]) -> list[str]:
-    """The token texts. An empty one gets a name, so that texts are unique and ids stay."""
+    """Return the token texts. Empty ones get a unique name, so that ids do not shift."""
     tokens = _strings(metadata, "tokens")
     if "" in tokens:
         tokens = [text or f"[EMPTY_{id}]" for id, text in enumerate(tokens)]
@@ -164,7 +156,7 @@ def _tokens(metadata: Mapping[str, Any]) -> list[str]:
         seen: set[str] = set()
         for id, text in enumerate(tokens):
             if text in seen:
-                raise GGUFError(f"{PREFIX}tokens[{id}] is there twice: {text[:60]!r}")
+                raise GGUFError(f"{PREFIX}tokens[{id}] is a duplicate: {text[:60]!r}")
             seen.add(text)
     return tokens
 
@@ -175,67 +167,66 @@ def _numbers(metadata: Mapping[str, Any], key: str, count: int) -> list[Any]:
         raise GGUFError(f"{PREFIX}{key} is not an array of {count:,} numbers")
     values = array.tolist()
     if array.format in REAL and not all(map(math.isfinite, values)):
-        raise GGUFError(f"{PREFIX}{key} holds a number that is not finite")
+        raise GGUFError(f"{PREFIX}{key} contains NaN or infinity")
     return values
 
 
-def _kinds(metadata: Mapping[str, Any], tokens: list[str]) -> list[int]:
-    """What the file says each token is."""
+def _types(metadata: Mapping[str, Any], tokens: list[str]) -> list[int]:
+    """Return the type that the file gives each token."""
     if PREFIX + "token_type" not in metadata:
-        kinds = [int(TokenType.NORMAL)] * len(tokens)
+        types = [int(TokenType.NORMAL)] * len(tokens)
     else:
-        kinds = list(map(int, _numbers(metadata, "token_type", len(tokens))))
-    for id in _of_kind(kinds, (TokenType.BYTE,)):
+        types = list(map(int, _numbers(metadata, "token_type", len(tokens))))
+    for id in _ids_of_type(types, (TokenType.BYTE,)):
         if not BYTE_TOKEN.fullmatch(tokens[id]):
             raise GGUFError(f"{PREFIX}tokens[{id}] is a byte token but reads {tokens[id][:60]!r}")
-    return kinds
+    return types
 
 
-def _of_kind(kinds: list[int], wanted: tuple[TokenType, ...]) -> list[int]:
-    """The ids of all tokens of these kinds."""
-    numbers = set(map(int, wanted))  # whole numbers compare much faster than members of an enum
-    return [id for id, kind in enumerate(kinds) if kind in numbers]
+def _ids_of_type(types: list[int], wanted: tuple[TokenType, ...]) -> list[int]:
+    numbers = set(map(int, wanted))  # ints compare much faster than enum members
+    return [id for id, kind in enumerate(types) if kind in numbers]
 
 
 def _merges(metadata: Mapping[str, Any], known: Mapping[str, int]) -> tuple[Pairs, list[str]]:
-    """The pairs that merge, most urgent first, and what each makes."""
+    """Return the pairs that merge, by priority, and the token each makes."""
     lines = dict.fromkeys(_strings(metadata, "merges"))
     pairs = [(left, right) for left, _, right in map(str.partition, lines, repeat(" "))]
-    wholes = [left + right for left, right in pairs]
-    if not all(map(known.__contains__, chain(wholes, chain.from_iterable(pairs)))):
+    merged = [left + right for left, right in pairs]
+    if not all(map(known.__contains__, chain(merged, chain.from_iterable(pairs)))):
         for left, right in pairs:
             if not known.keys() >= {left, right, left + right}:
                 raise GGUFError(
-                    f"{PREFIX}merges joins {left[:60]!r} and {right[:60]!r}: not all are tokens"
+                    f"{PREFIX}merges joins {left[:60]!r} and {right[:60]!r}: unknown token"
                 )
-    return pairs, wholes
+    return pairs, merged
 
 
-def _typed(by_text: Mapping[str, int], kinds: list[int], wholes: list[str]) -> list[int]:
-    """Make control what only looks like control.
+def _with_control(by_text: Mapping[str, int], types: list[int], merged: list[str]) -> list[int]:
+    """Give tokens that look like control tokens that type.
 
-    A token that merges build is ordinary text, whatever it looks like: some vocabularies have
-    "</s>" from HTML. So has Gemma's, whose texts end with <eos>.
+    Tokens that merges produce are ordinary text: some vocabularies have "</s>" from HTML, as has
+    Gemma's, which ends texts with <eos>.
     """
-    kinds = kinds.copy()
+    types = types.copy()
     html = ["</s>"] if "<eos>" in by_text else []
-    for text in LOOKS_LIKE_CONTROL.intersection(by_text).difference(wholes, html):
-        kinds[by_text[text]] = TokenType.CONTROL
-    return kinds
+    for text in LOOKS_LIKE_CONTROL.intersection(by_text).difference(merged, html):
+        types[by_text[text]] = TokenType.CONTROL
+    return types
 
 
-def _typeable(tokens: list[str], kinds: list[int], pairs: Pairs, wholes: list[str]) -> Pairs:
-    """Drop the merges that read or write a token which no text may become."""
-    banned = {tokens[id] for id in _of_kind(kinds, SPECIAL_TYPES)}
-    if banned.isdisjoint(wholes) and banned.isdisjoint(chain.from_iterable(pairs)):
+def _without_special(tokens: list[str], types: list[int], pairs: Pairs, merged: list[str]) -> Pairs:
+    """Drop merges from or to a special token."""
+    banned = {tokens[id] for id in _ids_of_type(types, SPECIAL_TYPES)}
+    if banned.isdisjoint(merged) and banned.isdisjoint(chain.from_iterable(pairs)):
         return pairs
     return [
-        pair for pair, whole in zip(pairs, wholes, strict=True) if banned.isdisjoint((*pair, whole))
+        pair for pair, whole in zip(pairs, merged, strict=True) if banned.isdisjoint((*pair, whole))
     ]
 
 
 def _ids(metadata: Mapping[str, Any], count: int, defaults: dict[str, int]) -> dict[str, int]:
-    """The ids that keys of the file give a meaning; a wrong one that steers generation is fatal."""
+    """Return the special ids that the file names. Rejects invalid ids that affect generation."""
     ids = {name: id for name, id in defaults.items() if id < count}
     for name in (*ENDING_KEYS, "bos", "unknown", "padding"):
         key = f"{PREFIX}{name}_token_id"
@@ -249,26 +240,26 @@ def _ids(metadata: Mapping[str, Any], count: int, defaults: dict[str, int]) -> d
     return ids
 
 
-def _endings(by_text: Mapping[str, int], kinds: list[int], ids: dict[str, int]) -> frozenset[int]:
+def _eog_ids(by_text: Mapping[str, int], types: list[int], ids: dict[str, int]) -> frozenset[int]:
     texts = {
         text: by_text[text]
         for text in ENDS_ANSWER.intersection(by_text)
-        if kinds[by_text[text]] == TokenType.CONTROL
+        if types[by_text[text]] == TokenType.CONTROL
     }
     ends = {*texts.values(), *(ids[name] for name in ENDING_KEYS if name in ids)}
-    # In these two dialects <|end|> ends a message, and the answer goes on.
+    # In these two dialects <|end|> ends a message, not the answer.
     if {"<|return|>", "<|call|>"} <= texts.keys() or {"<|flush|>", "<|calls|>"} <= texts.keys():
         ends.discard(texts.get("<|end|>", -1))
     return frozenset(ends)
 
 
-def _stripping(metadata: Mapping[str, Any], tokens: list[str], kinds: list[int]) -> frozenset[int]:
-    """Phi-3 swallows the white space after its markers; files cannot say so, hence by name."""
+def _stripping(metadata: Mapping[str, Any], tokens: list[str], types: list[int]) -> frozenset[int]:
+    """Return Phi-3's markers, which drop the white space after them; GGUF has no key for it."""
     name = str(metadata.get("general.name", "")).lower()
     if "phi-3" not in name and "phi3" not in name:
         return frozenset()
     markers = (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED)
     kept = ("<unk>", "<s>", "<|endoftext|>")
     return frozenset(
-        id for id, text in enumerate(tokens) if kinds[id] in markers and text not in kept
+        id for id, text in enumerate(tokens) if types[id] in markers and text not in kept
     )

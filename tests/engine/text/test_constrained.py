@@ -163,7 +163,7 @@ def test_the_vocabulary_has_kinds_that_stand_for_no_text(model: engine.Model):
     pieces = model.tokenizer.pieces()
     assert len(pieces) == model.tokenizer.vocab_size
     for id, piece in enumerate(pieces):
-        if model.tokenizer._vocabulary.kinds[id] == TokenType.NORMAL:
+        if model.tokenizer._vocabulary.types[id] == TokenType.NORMAL:
             assert piece == model.tokenizer._piece(id)
         if id in model.tokenizer.control.values():
             assert piece is None
