@@ -1,5 +1,5 @@
-"""The GGUF format: a bounded header reader, block types, and a NumPy reference for each.
+"""The GGUF format: a bounded header reader, block types, and a NumPy reference dequantiser.
 
-Bytes go in; metadata, a tensor table and, in tests, float arrays come out. `reader` treats the file
-as hostile input. Nothing here needs MLX.
+`reader` turns untrusted bytes into metadata and a tensor table; `metadata`
+reads typed values from it; `types` lists the block types, which `dequant` unpacks. None needs MLX.
 """

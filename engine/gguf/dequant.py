@@ -1,10 +1,9 @@
-"""How to read blocks back: a block is a few scales and its packed weights.
+"""Dequantise blocks with NumPy: exact but slow, one function per format.
 
-The dequantisers here are the reference for the kernels: plain NumPy, exact, one function per
-format, not fast. Nothing here knows about files or MLX.
+This is the independent reference for the kernels. A block holds a few scales and packed weights.
 
-`n` is the number of blocks. Packed weights are spread over their bytes low bits first: of a group
-of bytes, all the low nibbles come before all the high ones.
+`n` is the number of blocks. Packed weights fill their bytes low bits first: in a group of bytes,
+all low nibbles come before all high ones.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from engine.gguf.types import BlockType
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
-# The 4-bit codebooks of IQ4_NL and IQ4_XS, and of MXFP4 (twice its value, to stay whole).
+# The 4-bit codebooks of IQ4_NL and IQ4_XS, and of MXFP4 (doubled to be integers).
 IQ4_VALUES = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
 )
@@ -43,14 +42,14 @@ def _f16(blocks: Bytes, start: int) -> Floats:
 
 
 def _unpack(packed: Bytes, bits: int, group: int) -> Bytes:
-    """Spread fields of `bits` bits; the bytes come in groups of `group`, low bits first."""
+    """Unpack fields of `bits` bits from groups of `group` bytes, low bits first."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
     fields = packed.reshape(len(packed), -1, 1, group) >> shifts  # (n, groups, 8 / bits, group)
     return (fields & np.uint8((1 << bits) - 1)).reshape(len(packed), -1)
 
 
 def _scaled(scales: Floats, weights: NDArray[np.generic]) -> Floats:
-    """Multiply scales (n, s) with weights (n, w), each scale covering w / s weights in a row."""
+    """Multiply scales (n, s) with weights (n, w); each scale covers w / s consecutive weights."""
     n, count = scales.shape
     grouped = weights.astype(np.float32).reshape(n, count, -1)
     return (scales[:, :, None] * grouped).reshape(n, -1)
@@ -101,7 +100,7 @@ def _q3_k(b: Bytes) -> Floats:
 
 
 def _k_scales(packed: Bytes) -> tuple[Bytes, Bytes]:
-    """Unpack the 8 scales and 8 minima of 6 bits that Q4_K and Q5_K keep in 12 bytes."""
+    """Unpack the 8 scales and 8 minima, 6 bits each in 12 bytes, of Q4_K and Q5_K."""
     first, second, rest = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
     scales = np.concatenate([first & 63, rest & 15 | first >> 6 << 4], axis=1)
     minima = np.concatenate([second & 63, rest >> 4 | second >> 6 << 4], axis=1)

@@ -1,4 +1,4 @@
-"""GGUF metadata under one architecture's prefix: every read is typed, range-checked and named."""
+"""Typed, range-checked reads of GGUF metadata."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.gguf.reader import WHOLE, numbers
 
 
 class Metadata:
-    """Metadata under one architecture's prefix; every read is checked and names its key."""
+    """Metadata under one architecture's prefix. Every error names the key."""
 
     def __init__(self, metadata: Mapping[str, Any], architecture: str) -> None:
         self.metadata = metadata
@@ -21,29 +21,29 @@ class Metadata:
         return self.prefix + key in self.metadata
 
     def integer(self, key: str, low: int, high: int, default: int | None = None) -> int:
-        """Read a whole number in low..high."""
+        """Read an integer in low..high."""
         value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, int):
-            raise GGUFError(f"{self.prefix + key} is not a whole number")
+            raise GGUFError(f"{self.prefix + key} is not an integer")
         if not low <= value <= high:
             raise GGUFError(f"{self.prefix + key} is {value:,}, outside {low:,}..{high:,}")
         return value
 
     def integers(self, key: str, count: int, low: int, high: int) -> tuple[int, ...]:
-        """Read a whole number per layer: one for all of them, or an array of `count`."""
+        """Read an integer per layer: one for all layers, or an array of `count`."""
         value = self._value(key, None)
         array = numbers(value)
         if array is None:
             return (self.integer(key, low, high),) * count
         if array.format not in WHOLE or len(array) < count:
-            raise GGUFError(f"{self.prefix + key} is not an array of {count} whole numbers")
+            raise GGUFError(f"{self.prefix + key} is not an array of {count} integers")
         values = tuple(array[:count].tolist())
         if not all(low <= v <= high for v in values):
             raise GGUFError(f"{self.prefix + key} has a value outside {low:,}..{high:,}")
         return values
 
     def same(self, key: str, count: int, low: int, high: int, default: int | None = None) -> int:
-        """Read a whole number that an array may give for each of `count` layers, all alike."""
+        """Read an integer, possibly stored as an array of `count` equal values."""
         if key not in self:
             return self.integer(key, low, high, default)
         values = set(self.integers(key, count, low, high))
@@ -71,7 +71,7 @@ class Metadata:
         """Read a boolean."""
         value = self._value(key, default)
         if not isinstance(value, bool):
-            raise GGUFError(f"{self.prefix + key} is not true or false")
+            raise GGUFError(f"{self.prefix + key} is not a boolean")
         return value
 
     def word(self, key: str, default: str) -> str:

@@ -1,18 +1,17 @@
-"""The header of a GGUF file: bytes in, metadata and tensor table out.
+"""Read the header of a GGUF file: metadata and the tensor table, no weights.
 
-The file is not trusted. Every count, length and offset is checked against a limit and against the
-bytes there are before anything is allocated or sliced, so that a hostile file costs one error, not
-memory or time. This module does not know what a key means, but for what the format itself needs:
-the alignment, the length of a chat template, the split of a model over files. It locates weights
-and never reads them.
+The file is not trusted. Every count, length and offset is checked against a limit and the available
+bytes before anything is allocated or sliced, so a hostile file costs an error, not memory or time.
+Keys have no meaning here except those of the format itself: the alignment, the chat template's
+length limit, and the split of a model over files.
 
 Layout (versions 2 and 3, little-endian): magic, version u32, tensor count u64, key count u64; the
 keys (name, type u32, value); the tensors (name, number of dims u32, dims u64 innermost first, type
 u32, offset u64); padding to the alignment; the data, each tensor padded to the alignment. A string
 is its length u64 and its UTF-8 bytes; an array its element type u32, count u64 and elements.
 
-The last tensor's padding may be missing. Bytes beyond it are an error: a header that has lost a
-tensor, and so finds every other one at the wrong place, shows only there.
+The last tensor's padding may be missing. Bytes beyond it are an error: they are the only sign of a
+header that lost a tensor, which shifts all the others.
 """
 
 from __future__ import annotations
@@ -39,15 +38,15 @@ MAX_KEY_BYTES = 65_535
 MAX_NAME_BYTES = 63
 MAX_STRING_BYTES = 16 << 20
 MAX_TEMPLATE_BYTES = 1 << 20
-MAX_ELEMENTS = 4 << 20  # of one array; for strings, of all arrays together
+MAX_ELEMENTS = 4 << 20  # per array; for strings, over all arrays
 MAX_DIMS = 4
 MAX_WEIGHTS = 1 << 40
 ALIGNMENTS = tuple(1 << bits for bits in range(3, 13))  # 8 .. 4,096
 DEFAULT_ALIGNMENT = 32
 
-BATCH, BATCH_BYTES = 2048, 1 << 20  # strings that are decoded at once
+BATCH, BATCH_BYTES = 2048, 1 << 20  # strings decoded at once
 
-# The least a key (length, type, a byte) and a tensor (length, dims, type, offset) can take.
+# The smallest key (length, type, one byte) and tensor (length, dims, type, offset).
 MIN_KEY_BYTES = 13
 MIN_TENSOR_BYTES = 24
 
@@ -71,7 +70,9 @@ WHOLE, REAL = tuple("bBhHiIlLqQ"), ("f", "d")
 PART_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 Data = bytes | bytearray | memoryview | mmap.mmap
-Value = int | float | bool | str | list[str] | memoryview  # of numbers, as NUMBERS has them
+Value = (
+    int | float | bool | str | list[str] | memoryview
+)  # a memoryview of numbers, with a format of NUMBERS
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
@@ -79,7 +80,7 @@ _U64 = struct.Struct("<Q")
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where a tensor lies: `offset` is from the start of its part, `shape` outermost first."""
+    """Location of a tensor. offset: from the start of its part file. shape: outermost first."""
 
     name: str
     shape: tuple[int, ...]
@@ -91,7 +92,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """What one file says about itself; `size_bytes` is where its last tensor ends."""
+    """The header of one file. size_bytes: the end of its last tensor."""
 
     version: int
     metadata: dict[str, Value]
@@ -102,7 +103,7 @@ class Header:
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A whole model, in one file or several; `size_bytes` is the sum of the files."""
+    """A whole model, in one file or several. size_bytes: the sum of the files."""
 
     metadata: dict[str, Value]
     tensors: dict[str, TensorInfo]
@@ -113,13 +114,13 @@ class ModelFile:
 def read_header(data: Data, file_size: int | None = None, part: int = 0) -> Header:
     """Read and check a header.
 
-    data: the file, or its first bytes with the size of the whole in `file_size`. Raises MoreNeeded
-    if the header goes on past `data`, UnsupportedError for a tensor type the engine does not have,
-    GGUFError for anything else.
+    data: the file, or its first bytes with the file's size in `file_size`. Raises MoreNeeded if the
+    header continues past `data`, UnsupportedError for an unsupported tensor type, GGUFError for
+    anything else.
     """
     file_size = len(data) if file_size is None else file_size
     if file_size < len(data):
-        raise GGUFError(f"{len(data):,} bytes of a file that has only {file_size:,}")
+        raise GGUFError(f"{len(data):,} bytes given, but the file has only {file_size:,}")
     if isinstance(data, memoryview):
         data = bytes(data[:MAX_HEADER_BYTES])
     cursor = _Cursor(data, file_size)
@@ -139,8 +140,8 @@ def read_header(data: Data, file_size: int | None = None, part: int = 0) -> Head
 def open_model(path: Path) -> ModelFile:
     """Read the header of a model file, and of all its parts if it is split.
 
-    path: the file, or part 1. Raises what `read_header` raises, naming the file; GGUFError for a
-    missing or foreign part; OSError if `path` cannot be opened.
+    path: the file, or part 1. Raises the errors of `read_header`, naming the file; GGUFError for a
+    missing part or a part of another model; OSError if `path` cannot be opened.
     """
     first, size_bytes = _read_file(path, 0)
     paths = _part_paths(path, first.metadata)
@@ -157,7 +158,7 @@ def open_model(path: Path) -> ModelFile:
 
 
 def numbers(value: object) -> memoryview | None:
-    """View an array of numbers in the metadata, whatever holds it; None for any other value."""
+    """Return a view of an array of numbers in the metadata; None for any other value."""
     try:
         return memoryview(value)  # type: ignore[arg-type]
     except TypeError:
@@ -165,9 +166,9 @@ def numbers(value: object) -> memoryview | None:
 
 
 def merge_parts(headers: list[Header]) -> tuple[dict[str, Value], dict[str, TensorInfo]]:
-    """Join the headers of a model's parts, in order, to part 1's metadata and one tensor table.
+    """Merge the headers of a model's parts, in order: part 1's metadata and one tensor table.
 
-    Raises GGUFError, naming the part, if they are not all of the parts of one model.
+    Raises GGUFError, naming the part, unless they are all parts of one model.
     """
     metadata = headers[0].metadata
     if len(headers) == _split_count(metadata) == 1:
@@ -178,18 +179,18 @@ def merge_parts(headers: list[Header]) -> tuple[dict[str, Value], dict[str, Tens
         for name, tensor in header.tensors.items():
             assert tensor.part == part
             if name in tensors:
-                raise GGUFError(f"part {part + 1}: tensor {name!r} is in an earlier part too")
+                raise GGUFError(f"part {part + 1}: tensor {name!r} is also in an earlier part")
             tensors[name] = tensor
     expected = _split_number(metadata, "split.tensors.count", 0)
     if len(tensors) != expected:
         raise GGUFError(
-            f"part 1: 'split.tensors.count' is {expected:,}, all parts have {len(tensors):,}"
+            f"part 1: 'split.tensors.count' is {expected:,}, but the parts have {len(tensors):,}"
         )
     return metadata, tensors
 
 
 class _Cursor:
-    """A position in the header; `where` names what is being read, for errors."""
+    """A position in the header. where: the item being read, for error messages."""
 
     __slots__ = ("data", "file_size", "pos", "strings_left", "where")
 
@@ -207,7 +208,9 @@ class _Cursor:
         """Check that `size_bytes` follow, and return where they end."""
         end = self.pos + size_bytes
         if end > self.file_size:
-            raise self.error(f"{size_bytes:,} bytes needed, the file ends at {self.file_size:,}")
+            raise self.error(
+                f"{size_bytes:,} bytes needed, but the file ends at {self.file_size:,}"
+            )
         if end > MAX_HEADER_BYTES:
             raise self.error(f"the header is longer than {MAX_HEADER_BYTES:,} bytes")
         if end > len(self.data):
@@ -229,12 +232,12 @@ class _Cursor:
     def string(self, longest: int, shortest: int = 0) -> str:
         size_bytes = self.u64()
         if not shortest <= size_bytes <= longest:
-            raise self.error(f"a string of {size_bytes:,} bytes, {shortest}..{longest:,} allowed")
+            raise self.error(f"string of {size_bytes:,} bytes; {shortest}..{longest:,} allowed")
         end = self.require(size_bytes)
         try:
             text = self.data[self.pos : end].decode()
         except UnicodeDecodeError as error:
-            raise self.error(f"a string that is not UTF-8 ({error.reason})") from error
+            raise self.error(f"string is not UTF-8 ({error.reason})") from error
         self.pos = end
         return text
 
@@ -248,17 +251,17 @@ def _read_version(cursor: _Cursor) -> int:
     if version in VERSIONS:
         return version
     if version.to_bytes(4, "big") in (_U32.pack(known) for known in VERSIONS):
-        raise cursor.error("the file is big-endian; only little-endian is read")
-    raise cursor.error(f"GGUF version {version:,}; versions 2 and 3 are read")
+        raise cursor.error("big-endian files are not supported")
+    raise cursor.error(f"GGUF version {version:,} is not supported, only 2 and 3")
 
 
 def _read_counts(cursor: _Cursor) -> tuple[int, int]:
     tensor_count = cursor.u64()
     if tensor_count > MAX_TENSORS:
-        raise cursor.error(f"{tensor_count:,} tensors, at most {MAX_TENSORS:,} allowed")
+        raise cursor.error(f"{tensor_count:,} tensors; at most {MAX_TENSORS:,} allowed")
     key_count = cursor.u64()
     if key_count > MAX_KEYS:
-        raise cursor.error(f"{key_count:,} keys, at most {MAX_KEYS:,} allowed")
+        raise cursor.error(f"{key_count:,} keys; at most {MAX_KEYS:,} allowed")
     cursor.require(key_count * MIN_KEY_BYTES + tensor_count * MIN_TENSOR_BYTES)
     return tensor_count, key_count
 
@@ -270,10 +273,10 @@ def _read_metadata(cursor: _Cursor, key_count: int) -> dict[str, Value]:
         key = cursor.string(MAX_KEY_BYTES, shortest=1)
         cursor.where = f"key {key[:80]!r}"
         if key in metadata:
-            raise cursor.error("it was there before")
+            raise cursor.error("duplicate name")
         type_id = cursor.u32()
         if key == "general.alignment" and type_id != UINT32:
-            raise cursor.error("it is not a uint32")
+            raise cursor.error("not a uint32")
         metadata[key] = _read_value(cursor, key, type_id)
     return metadata
 
@@ -293,12 +296,12 @@ def _read_value(cursor: _Cursor, key: str, type_id: int) -> Value:
 def _read_array(cursor: _Cursor) -> list[str] | memoryview:
     type_id = cursor.u32()
     if type_id == ARRAY:
-        raise cursor.error("an array of arrays")
+        raise cursor.error("arrays of arrays are not supported")
     if type_id != STRING and type_id not in NUMBERS:
         raise cursor.error(f"unknown element type {type_id}")
     count = cursor.u64()
     if count > MAX_ELEMENTS:
-        raise cursor.error(f"an array of {count:,} elements, at most {MAX_ELEMENTS:,} allowed")
+        raise cursor.error(f"array of {count:,} elements; at most {MAX_ELEMENTS:,} allowed")
     if type_id == STRING:
         return _read_strings(cursor, count)
     return _read_numbers(cursor, NUMBERS[type_id], count)
@@ -306,10 +309,10 @@ def _read_array(cursor: _Cursor) -> list[str] | memoryview:
 
 def _read_numbers(cursor: _Cursor, format: str, count: int) -> memoryview:
     end = cursor.require(count * struct.calcsize(format))
-    # A copy: the array must not keep the mapping of the file alive.
+    # Copy, so that the array does not keep the file mapped.
     raw = bytes(cursor.data[cursor.pos : end])
     if format == "?" and count and max(raw) > 1:
-        raise cursor.error(f"a bool of {max(raw)}, neither 0 nor 1")
+        raise cursor.error(f"a bool of {max(raw)}, not 0 or 1")
     cursor.pos = end
     view: memoryview = memoryview(raw).cast(format)  # type: ignore[call-overload]
     return view
@@ -320,7 +323,7 @@ def _read_strings(cursor: _Cursor, count: int) -> list[str]:
         raise cursor.error(f"more than {MAX_ELEMENTS:,} strings in the arrays of the header")
     cursor.strings_left -= count
     cursor.require(count * _U64.size)
-    # A vocabulary is most of a header: this is `cursor.string` written out, in a third of its time.
+    # Vocabularies dominate headers: this inlines `cursor.string` and takes a third of its time.
     strings: list[str] = []
     while len(strings) < count:
         wanted = min(BATCH, count - len(strings))
@@ -328,15 +331,15 @@ def _read_strings(cursor: _Cursor, count: int) -> list[str]:
         texts = _decoded(pieces)
         strings += texts
         cursor.pos += len(texts) * _U64.size + sum(map(len, pieces[: len(texts)]))
-        if len(texts) < wanted:  # whatever it was, `cursor.string` has the words for it
+        if len(texts) < wanted:  # `cursor.string` raises the error
             cursor.where = f"{cursor.where}[{len(strings)}]"
             cursor.string(MAX_STRING_BYTES)
-            raise AssertionError("the string that stopped the loop reads well")
+            raise AssertionError("the string that stopped the loop is valid")
     return strings
 
 
 def _cut(data: bytes | bytearray | mmap.mmap, pos: int, count: int) -> list[bytes | bytearray]:
-    """Cut out `count` strings from `pos` on, or those before the first that is not there."""
+    """Slice `count` strings from `pos` on, stopping before the first one out of bounds."""
     limit = min(len(data), MAX_HEADER_BYTES)
     length_at = _U64.unpack_from
     pieces: list[bytes | bytearray] = []
@@ -352,11 +355,11 @@ def _cut(data: bytes | bytearray | mmap.mmap, pos: int, count: int) -> list[byte
 
 
 def _decoded(pieces: list[bytes | bytearray]) -> list[str]:
-    """Decode strings, or those before the first that is not UTF-8."""
+    """Decode strings, stopping before the first one that is not UTF-8."""
     with contextlib.suppress(UnicodeDecodeError):
         if sum(map(len, pieces)) <= BATCH_BYTES:
             texts = b"\0".join(pieces).decode().split("\0")
-            if len(texts) == len(pieces):  # no string holds a NUL of its own
+            if len(texts) == len(pieces):  # no string contains a NUL
                 return texts
     texts = []
     with contextlib.suppress(UnicodeDecodeError):
@@ -368,14 +371,14 @@ def _decoded(pieces: list[bytes | bytearray]) -> list[str]:
 def _read_tensors(
     cursor: _Cursor, count: int, alignment: int, part: int
 ) -> tuple[dict[str, TensorInfo], int, int]:
-    """Read the table; return it, where the data starts and where the last tensor ends."""
+    """Return the tensor table, the start of the data, and the end of the last tensor."""
     tensors: dict[str, TensorInfo] = {}
     offset = 0
     for index in range(count):
         cursor.where = f"tensor {index}"
         tensor = _read_tensor(cursor, offset, part)
         if tensor.name in tensors:
-            raise cursor.error("it was there before")
+            raise cursor.error("duplicate name")
         tensors[tensor.name] = tensor
         offset = _align(offset + tensor.size_bytes, alignment)
     data_start, size_bytes = _align(cursor.pos, alignment), cursor.pos
@@ -391,20 +394,20 @@ def _read_tensors(
 
 
 def _read_tensor(cursor: _Cursor, expected_offset: int, part: int) -> TensorInfo:
-    """Read one row of the table; its offset still counts from the start of the data."""
+    """Read one row of the table. Its offset is relative to the start of the data."""
     name = cursor.string(MAX_NAME_BYTES, shortest=1)
     cursor.where = f"tensor {name!r}"
     dims = cursor.u32()
     if dims > MAX_DIMS:
-        raise cursor.error(f"{dims:,} dimensions, at most {MAX_DIMS} allowed")
+        raise cursor.error(f"{dims:,} dimensions; at most {MAX_DIMS} allowed")
     shape = tuple(cursor.u64() for _ in range(dims))[::-1]
     weights = math.prod(shape)
     if max(weights, *shape, 0) > MAX_WEIGHTS:
-        raise cursor.error(f"shape {shape} is more than 2^40 weights")
+        raise cursor.error(f"shape {shape} has more than 2^40 weights")
     type_id = cursor.u32()
     if type_id not in TYPES:
         label = KNOWN_NAMES.get(type_id, str(type_id))
-        raise UnsupportedError(f"tensor {name!r} has the type {label}, which is not supported")
+        raise UnsupportedError(f"tensor {name!r} has the unsupported type {label}")
     block = TYPES[type_id]
     row = shape[-1] if shape else 1
     if row % block.weights:
@@ -422,9 +425,9 @@ def _align(offset: int, alignment: int) -> int:
 
 
 def _read_file(path: Path, part: int) -> tuple[Header, int]:
-    """Read one file's header, through a mapping that is closed again, and its size."""
+    """Return one file's header and size. The file is mapped only while reading."""
     mode = path.stat().st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # open() would wait for a pipe
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # open() would block on a pipe
         raise GGUFError(f"{path.name}: not a regular file")
     try:
         with path.open("rb") as file:
@@ -437,14 +440,14 @@ def _read_file(path: Path, part: int) -> tuple[Header, int]:
 
 
 def _part_paths(path: Path, metadata: dict[str, Value]) -> tuple[Path, ...]:
-    """Name all files of the model, from its first part's own name and its key `split.count`."""
+    """Return all files of the model, from part 1's name and its key `split.count`."""
     count = _split_count(metadata)
     if count == 1:
         return (path,)
     match = PART_NAME.fullmatch(path.name)
     if match is None or int(match["count"]) != count:
         raise GGUFError(
-            f"{path.name}: 'split.count' is {count}, but the name is not -00001-of-{count:05}.gguf"
+            f"{path.name}: 'split.count' is {count}; the name must end in -00001-of-{count:05}.gguf"
         )
     names = [f"{match['stem']}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
     if path.name != names[0]:
@@ -453,7 +456,7 @@ def _part_paths(path: Path, metadata: dict[str, Value]) -> tuple[Path, ...]:
 
 
 def _check_part(header: Header, part: int, headers: list[Header]) -> None:
-    """Check that this is the part of that index of the model that `headers[0]` begins."""
+    """Raise GGUFError unless this header is that part of the model of `headers[0]`."""
     first = headers[0].metadata
     expected = {
         "split.no": part,
@@ -466,11 +469,11 @@ def _check_part(header: Header, part: int, headers: list[Header]) -> None:
             raise GGUFError(f"part {part + 1}: key {key!r} is {found:,}, expected {value:,}")
     architecture = first.get("general.architecture")
     if header.metadata.get("general.architecture", architecture) != architecture:
-        raise GGUFError(f"part {part + 1}: key 'general.architecture' is not that of part 1")
+        raise GGUFError(f"part {part + 1}: key 'general.architecture' differs from part 1")
 
 
 def _split_count(metadata: dict[str, Value]) -> int:
-    """Return the number of parts. A model merged again from its parts says 0."""
+    """Return the number of parts. A model merged from parts has 0."""
     return max(1, _split_number(metadata, "split.count", 0)) if "split.count" in metadata else 1
 
 

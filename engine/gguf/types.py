@@ -1,7 +1,6 @@
-"""GGML's block types: how many weights a block holds, and in how many bytes.
+"""GGML's block types: weights and bytes per block. A tensor row is a sequence of blocks.
 
-A row of a tensor is a run of blocks. What is in a block is `engine.gguf.dequant`' to know; this
-table alone is all that a header needs, and costs no NumPy.
+Reading a header needs only this table, without NumPy; `engine.gguf.dequant` unpacks blocks.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ TYPES: dict[int, BlockType] = {
 
 TYPE_BY_NAME: dict[str, BlockType] = {block.name: block for block in TYPES.values()}
 
-# Every id GGML has given out, so that an error can name a type the engine does not read.
+# All type ids of GGML, so that errors can name unsupported types.
 KNOWN_NAMES: dict[int, str] = {id: block.name for id, block in TYPES.items()} | {
     4: "Q4_2",
     5: "Q4_3",

@@ -1,9 +1,8 @@
-"""Chat messages to a prompt, by the template in the model file.
+"""Render chat messages to a prompt with the template in the model file.
 
-The template is foreign code and runs in a process of its own. What it writes is markup; what the
-messages say is not, and stays text whatever it spells: before the template sees a message, the
-texts of control tokens in it are replaced by words that nobody can guess, and those are put back
-after the markup has been cut out. This module knows no terminal and no model.
+The template is untrusted code and runs in a child process. Its output is markup; the messages are
+not: before rendering, control token texts in messages are replaced by random placeholders, which
+are replaced back after the markup has been split off.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from engine.text.sandbox import Sandbox
 from engine.text.tokenizer import Tokenizer
 
 KEY = "tokenizer.chat_template"
-# Whose user-defined tokens, such as <think>, a template may act on: it splits an assistant's past
-# at them. In anyone else's text they are words.
+# Roles whose user-defined tokens, such as <think>, stay visible to the template, which splits past
+# answers at them. In other messages they are plain text.
 TRUSTED_ROLES = ("system", "developer", "assistant", "model")
 TAG = re.compile(r"[<\[].+[>\]]", re.DOTALL)
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
@@ -32,7 +31,7 @@ Message = Mapping[str, Any]
 def from_metadata(
     metadata: Mapping[str, Any], tokenizer: Tokenizer, sandbox: Sandbox | None = None
 ) -> ChatTemplate | None:
-    """Take the chat template from a file's metadata; None if there is none."""
+    """Return the chat template of a file's metadata, None if it has none."""
     source = metadata.get(KEY)
     if source is None:
         return None
@@ -42,9 +41,9 @@ def from_metadata(
 
 
 class ChatTemplate:
-    """A template and the tokenizer it writes for. `digest` is the SHA-256 of the source, in hex.
+    """A template and its tokenizer. digest: the SHA-256 of the source, in hex.
 
-    sandbox: where it runs; None is one of its own, started when something is rendered.
+    sandbox: where the template runs; None starts a new one on the first rendering.
     """
 
     def __init__(
@@ -68,11 +67,11 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         **variables: Any,
     ) -> str:
-        """Write the prompt as text, exactly as the template's author sees it.
+        """Return the prompt as text, as transformers' `apply_chat_template` would.
 
-        `variables` are the template's own switches, such as enable_thinking. Everything must be
-        plain data: str, int, float, bool, None, lists and dicts of these (TypeError otherwise).
-        Raises TemplateError if the template fails or refuses the conversation.
+        variables: the template's own, such as enable_thinking. Everything must be plain data: str,
+        int, float, bool, None, lists and dicts of these; raises TypeError otherwise. Raises
+        TemplateError if the template fails or rejects the conversation.
         """
         plain = _Quotes({}, {})
         return self._render(plain, messages, tools, add_generation_prompt, variables)
@@ -85,9 +84,9 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         **variables: Any,
     ) -> list[int]:
-        """Write the prompt as ids, BOS included where the model wants it.
+        """Return the prompt as ids, with BOS if the model needs it.
 
-        As `render`, but only the template's own words can become control tokens.
+        Only text that the template itself writes can become control tokens. See `render`.
         """
         tokenizer = self._tokenizer
         tags = {text: id for text, id in tokenizer.user_defined.items() if TAG.fullmatch(text)}
@@ -119,10 +118,10 @@ class ChatTemplate:
 
 
 class _Quotes:
-    """Stands secret words in for texts of special tokens; `words` maps each back to its text."""
+    """Replace special token texts by random placeholders; `words` maps each to its text."""
 
     def __init__(self, control: Mapping[str, int], tags: Mapping[str, int]) -> None:
-        # Longest first, so that a text within another is not cut out of it.
+        # Longest first, so that no text matches inside a longer one.
         self._control = sorted(control, key=len, reverse=True)
         self._all = sorted([*control, *tags], key=len, reverse=True)
         self._secret = secrets.token_hex(8)
@@ -130,11 +129,11 @@ class _Quotes:
         self.words: dict[str, str] = {}
 
     def message(self, message: Message) -> Any:
-        """Rebuild a message, quoted as its role demands."""
+        """Return a copy of a message, quoted according to its role."""
         return self.data(message, trusted=message.get("role") in TRUSTED_ROLES)
 
     def data(self, value: Any, trusted: bool) -> Any:
-        """Rebuild plain data with every string in it quoted; TypeError for anything else."""
+        """Return a copy of plain data with all strings quoted. Raises TypeError for other types."""
         if isinstance(value, str):
             return self._text(str(value), trusted)
         if value is None or isinstance(value, bool | int | float):
@@ -146,7 +145,7 @@ class _Quotes:
             }
         if isinstance(value, list | tuple):
             return [self.data(item, trusted) for item in value]
-        raise TypeError(f"chat templates take plain data, not {type(value).__name__}")
+        raise TypeError(f"chat templates accept plain data, not {type(value).__name__}")
 
     def _text(self, text: str, trusted: bool) -> str:
         literals = self._control if trusted else self._all
@@ -158,7 +157,7 @@ class _Quotes:
     def _stand_in(self, match: re.Match[str]) -> str:
         literal = match[0]
         if literal not in self._stand_ins:
-            # Letters and digits only: nothing a template does to text takes it apart.
+            # Only letters and digits: template filters do not change or split it.
             word = f"q{self._secret}x{len(self.words)}q"
             self._stand_ins[literal] = word
             self.words[word] = literal
@@ -167,12 +166,12 @@ class _Quotes:
 
 def _name(key: Any) -> str:
     if not isinstance(key, str):
-        raise TypeError(f"chat templates take names, not {type(key).__name__}, as keys")
+        raise TypeError(f"chat templates accept only str keys, not {type(key).__name__}")
     return key
 
 
 def _with_reasoning(message: Message) -> Message:
-    """Offer an assistant's reasoning under every name that templates read it by."""
+    """Return the message with its reasoning under every name that templates use."""
     found = [message[name] for name in REASONING_FIELDS if message.get(name) is not None]
     if not found:
         return message

@@ -1,8 +1,7 @@
-"""Renders foreign templates at arm's length: starts the child process, talks to it, ends it.
+"""Run untrusted chat templates in a child process, `engine/text/sandbox_worker.py`.
 
-The child is `engine/text/sandbox_worker.py`. It takes as long to be ready as a small model to load:
-whoever is going to chat starts it first. It lives as long as its Sandbox, and is replaced after it
-had to be killed. What a chat is or means is not known here.
+The child takes as long to start as a small model to load, so a chat starts it first. It lives as
+long as its Sandbox and is replaced if it has to be killed.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ from typing import Any
 
 from engine.errors import TemplateError
 
-# All of the environment that the child gets: where its Python may have to look for libraries.
+# The child's whole environment: paths where Python may need to find libraries.
 KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 PROGRAM = Path(__file__).with_name("sandbox_worker.py")
 START_S = 30.0
-ANSWER_S = 10.0  # by the clock; CPU time is limited by the child itself, and much lower
+ANSWER_S = 10.0  # wall time; the child limits its own CPU time to much less
 POLL_S = 0.02
 MEMORY_BYTES = 256 << 20
 ANSWER_BYTES = 64 << 20
@@ -44,15 +43,14 @@ class Sandbox:
         self._ready = False
 
     def start(self) -> None:
-        """Start the process without waiting for it; `render` does so too, if there is none."""
+        """Start the process without waiting for it. `render` starts it too if needed."""
         with self._lock:
             self._running()
 
     def render(self, source: str, context: Mapping[str, Any], now: datetime) -> str:
         """Render a jinja2 template with plain data.
 
-        Raises TemplateError if it does not compile, refuses, or asks for more time or memory than
-        a prompt can need.
+        Raises TemplateError if it does not compile, raises, or exceeds the time or memory limit.
         """
         request = {"source": source, "context": context, "now": now.isoformat()}
         line = json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogatepass")
@@ -63,7 +61,7 @@ class Sandbox:
         return answer["text"]
 
     def _running(self) -> subprocess.Popen[bytes]:
-        """Give the process there is, or a new one for one that has ended."""
+        """Return the running process, or a new one."""
         if self._child is not None and self._child.poll() is None:
             return self._child
         self._end()
@@ -73,7 +71,7 @@ class Sandbox:
         return self._child
 
     def _ask(self, line: bytes) -> dict[str, str]:
-        """Send a request and wait for its answer; a child that gave none is not used again."""
+        """Send a request and return the answer; end the child if there is none."""
         child = self._running()
         answer: dict[str, str] = {}
         try:
@@ -96,7 +94,7 @@ class Sandbox:
 
 
 def _start() -> subprocess.Popen[bytes]:
-    # `-I` and `-S` leave out packages; the child is told where the two are that it needs.
+    # `-I` and `-S` hide installed packages, so pass the paths of the two the child needs.
     found = [importlib.util.find_spec(name) for name in ("jinja2", "markupsafe")]
     places = [str(Path(spec.origin).parents[1]) for spec in found if spec and spec.origin]
     return subprocess.Popen(
@@ -116,11 +114,11 @@ def _send(child: subprocess.Popen[bytes], line: bytes) -> None:
         while view:
             view = view[child.stdin.write(view) :]
     except BrokenPipeError as error:
-        raise TemplateError("the process that renders chat templates has died") from error
+        raise TemplateError("the chat template process has died") from error
 
 
 def _answer(child: subprocess.Popen[bytes], patience_s: float) -> dict[str, str]:
-    """Read one line, as long as the child stays within its limits."""
+    """Read one line. Raises TemplateError if the child exceeds a limit."""
     assert child.stdout is not None
     deadline = time.monotonic() + patience_s
     line = bytearray()
@@ -135,25 +133,25 @@ def _answer(child: subprocess.Popen[bytes], patience_s: float) -> dict[str, str]
             elif sys.platform == "darwin" and _resident_bytes(child) > MEMORY_BYTES:
                 raise TemplateError("the chat template failed: it ran out of memory")
             if time.monotonic() > deadline or len(line) > ANSWER_BYTES:
-                raise TemplateError("the chat template failed: it did not end")
+                raise TemplateError("the chat template failed: it did not finish in time")
     answer: dict[str, str] = json.loads(line)
     return answer
 
 
 def _resident_bytes(child: subprocess.Popen[bytes]) -> int:
-    """Say how much memory the child holds, where its own limit on it is not enforced."""
+    """Return the child's resident memory, where the kernel does not enforce its limit."""
     import psutil
 
     try:
         return int(psutil.Process(child.pid).memory_info().rss)
-    except psutil.Error:  # it has just ended; the pipe will say so
+    except psutil.Error:  # it has just ended, which closes the pipe
         return 0
 
 
 def _epitaph(child: subprocess.Popen[bytes]) -> str:
     if child.wait() == -signal.SIGPROF:
-        return "the chat template failed: it takes too long"
-    return f"the chat template broke its process (exit status {child.returncode})"
+        return "the chat template failed: it used too much CPU time"
+    return f"the chat template crashed its process (exit status {child.returncode})"
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

@@ -1,14 +1,13 @@
-"""The program that renders chat templates: a child process, because a template is foreign code.
+"""The child process that renders chat templates, which are untrusted code.
 
-Started as a script with `python -I`, it imports nothing of the engine. It answers one line that
-says it is ready, and then one line to each line it reads; each line is a JSON object:
+It runs as a script with `python -I` and imports nothing from the engine. It writes one line when it
+is ready, then one line per line it reads; each is a JSON object:
 
     {"source": template, "context": variables, "now": ISO time}  ->  {"text": ...} or {"error": ...}
 
-A template can loop for ever, nest a list until its text fills the memory, or find a hole in the
-sandbox. Here it costs at most CPU_S seconds and MEMORY_BYTES, finds no environment variables, as
-the parent hands none on, and cannot write to a file. The text is what transformers'
-`apply_chat_template` would give.
+A template may loop for ever, fill the memory or find a hole in jinja2's sandbox. It gets at most
+CPU_S seconds and MEMORY_BYTES, no environment variables, and cannot write files. The text equals
+the output of transformers' `apply_chat_template`.
 """
 
 from __future__ import annotations
@@ -22,24 +21,24 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-JINJA = (3, 1, 6)  # earlier sandboxes have known holes
+JINJA = (3, 1, 6)  # earlier versions have known sandbox escapes
 CPU_S = 0.6
 MEMORY_BYTES = 256 << 20
-TEXT_CHARACTERS = 8 << 20  # and twice what it was given: a long prompt is not the template's fault
+TEXT_CHARACTERS = 8 << 20  # plus twice the input: long prompts are allowed
 MESSAGE_CHARACTERS = 500
 FAULTS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def main() -> None:
-    """Answer requests until the input ends."""
-    sys.path += sys.argv[1:]  # where the parent found jinja2: `-I` leaves out a user's own packages
+    """Answer requests until stdin closes."""
+    sys.path += sys.argv[1:]  # where the parent found jinja2, which `-I` may hide
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     _answer(_ready())
     _limit()
     for line in sys.stdin.buffer:
         request = json.loads(line)
-        # The kernel ends the process when this much CPU time is gone, whatever the code is doing.
+        # The kernel kills the process after this much CPU time, whatever it is doing.
         signal.setitimer(signal.ITIMER_PROF, CPU_S)
         most = TEXT_CHARACTERS + 2 * len(line)
         answer = _render(request["source"], request["context"], request["now"], most)
@@ -54,14 +53,14 @@ def _ready() -> dict[str, str]:
         return {"error": "chat templates need jinja2, which is not installed"}
     version = jinja2.__version__
     if tuple(int(part) for part in version.split(".")[:3] if part.isdigit()) < JINJA:
-        return {"error": f"chat templates need jinja2 3.1.6 or newer; {version} has known holes"}
+        return {"error": f"chat templates need jinja2 3.1.6 or newer; {version} is unsafe"}
     _compiled("")
     return {}
 
 
 def _limit() -> None:
     limits = {
-        resource.RLIMIT_AS: MEMORY_BYTES,  # not enforced on macOS: there the parent watches
+        resource.RLIMIT_AS: MEMORY_BYTES,  # macOS does not enforce it; the parent watches instead
         resource.RLIMIT_FSIZE: 0,
         resource.RLIMIT_CORE: 0,
     }
@@ -77,26 +76,26 @@ def _answer(answer: dict[str, str]) -> None:
 
 
 def _render(source: str, context: dict[str, Any], now: str, most: int) -> dict[str, str]:
-    """Render one template. What goes wrong inside it is its own fault, and only a message."""
+    """Render one template. Errors in it are returned as messages."""
     import jinja2
 
     try:
         moment = datetime.fromisoformat(now)
         text = _compiled(source).render(context, strftime_now=moment.strftime)
         if len(text) > most:
-            return {"error": f"it wrote {len(text):,} characters"}
+            return {"error": f"its output of {len(text):,} characters is too long"}
         return {"text": text}
     except MemoryError:
         return {"error": "it ran out of memory"}
     except RecursionError:
-        return {"error": "it calls itself without end"}
+        return {"error": "infinite recursion"}
     except (jinja2.TemplateError, *FAULTS) as error:
         return {"error": str(error)[:MESSAGE_CHARACTERS] or type(error).__name__}
 
 
 @lru_cache(maxsize=1)
 def _compiled(source: str) -> Any:
-    """Compile a template in the environment that template authors write for."""
+    """Compile a template in the environment that transformers provides."""
     import jinja2
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -121,7 +120,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Write JSON as a prompt wants it; jinja2's own filter escapes for HTML."""
+    """Format JSON for a prompt; jinja2's own filter escapes it for HTML."""
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,
@@ -132,7 +131,7 @@ def _to_json(
 
 
 def _generation_tag() -> Any:
-    """Accept `{% generation %}`, which marks for training what an assistant wrote."""
+    """Accept `{% generation %}`, which marks an assistant's text for training."""
     from jinja2 import nodes
     from jinja2.ext import Extension
     from jinja2.parser import Parser

@@ -1,10 +1,9 @@
 """Text to token ids and back, with the vocabulary in the model file.
 
 Two families: BPE over bytes (Gemma 4: over lines), merged by the `tokenizers` library, and
-SentencePiece-style vocabularies, whose merges are ranked by score and done here. Either gives the
-ids of the model's own tokenizer, but for one promise: without `markup=True` no text, whatever it
-spells, becomes a control token. Nor is Unicode normalised first, which a model file cannot ask for.
-This module knows no chat template and adds no token that was not asked for.
+SentencePiece vocabularies, merged by score in `engine.text.sentencepiece`. Both give the ids of the
+model's own tokenizer, with two exceptions: without `markup=True` no text becomes a control token,
+and Unicode is not normalised, which GGUF has no key for.
 """
 
 from __future__ import annotations
@@ -32,23 +31,22 @@ from engine.text.vocabulary import (
 WHITE_SPACE = " \t\n\v\f\r"
 
 Encoder = Callable[[str], list[int]]
-Mark = tuple[str, int]  # the text of a token that is found before anything is merged, and its id
+Mark = tuple[str, int]  # a token matched before merging: its text and id
 
 
 def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
     """Build the tokenizer that a file's metadata describes.
 
-    Raises UnsupportedError for a kind of tokenizer the engine does not have, GGUFError naming the
-    key for a vocabulary that makes no sense.
+    Raises UnsupportedError for an unsupported tokenizer, GGUFError, naming the key, if invalid.
     """
     return Tokenizer(read_vocabulary(metadata))
 
 
 class Tokenizer:
-    """A vocabulary and the way it cuts text.
+    """A vocabulary and its way of splitting text.
 
-    `control`, `unknown` and `user_defined` map the texts of those tokens to ids; `eog_ids` end an
-    answer; `add_bos` says that a prompt begins with `bos_id`.
+    control, unknown, user_defined: ids by token text. eog_ids: ids that end an answer. add_bos:
+    whether a prompt begins with `bos_id`.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -72,40 +70,37 @@ class Tokenizer:
         self._all_marks = _longest_first({**self.user_defined, **self.unknown, **self.control})
 
     def special_texts(self) -> dict[str, str]:
-        """Name the special tokens as chat templates do: "bos_token", "eos_token" and so on."""
+        """Return the special tokens under their chat template names, such as "bos_token"."""
         vocabulary = self._vocabulary
         return {f"{name}_token": vocabulary.tokens[id] for name, id in vocabulary.specials.items()}
 
     def encode(self, text: str, *, markup: bool = False) -> list[int]:
-        """Cut text into ids, without BOS. With `markup`, control tokens in it are recognised."""
+        """Encode text, without BOS. markup: recognise control tokens in the text."""
         return self._encode(text, self._all_marks if markup else self._typed_marks, {})
 
     def encode_quoted(self, text: str, quoted: Mapping[str, str]) -> list[int]:
-        """Cut text with markup in which each key of `quoted` stands for words that are not markup.
+        """Encode text with markup, where each key of `quoted` stands for text that is not markup.
 
-        The words are put back only once the markup has been found, and are then cut together with
-        the text around them: nothing they spell is a control or user-defined token.
+        That text is put back after the markup has been split off, and encoded with its
+        surroundings, so it cannot become a control or user-defined token.
         """
         return self._encode(text, self._all_marks, quoted)
 
     def decode(self, ids: Iterable[int], *, markup: bool = False) -> str:
-        """Put ids back together, dropping control tokens unless `markup`.
-
-        Bytes that are no UTF-8 become U+FFFD.
-        """
+        """Decode ids, dropping control tokens unless `markup`. Invalid UTF-8 becomes U+FFFD."""
         text = b"".join(self._piece(id, markup) for id in ids)
         return self._without_prefix(text).decode("utf-8", "replace")
 
     def token_bytes(self, ids: Iterable[int]) -> bytes:
-        """Join the bytes of ids, which need not be whole characters; control tokens have none."""
+        """Return the bytes of ids, possibly partial characters; control tokens have none."""
         return b"".join(map(self._piece, ids))
 
     def stream(self, shown: frozenset[int] = frozenset()) -> StreamDecoder:
-        """Start to decode ids that arrive one at a time; `shown` control tokens are not dropped."""
+        """Return a decoder for ids that arrive one at a time. shown: control tokens to keep."""
         return StreamDecoder(lambda id: self._piece(id, id in shown), self._without_prefix)
 
     def pieces(self) -> list[bytes | None]:
-        """The bytes that each id stands for in text; None for those that stand for none."""
+        """Return the bytes of each id; None for an id without text."""
         return [self._piece(id) or None for id in range(self.vocab_size)]
 
     def _encode(self, text: str, marks: Sequence[Mark], quoted: Mapping[str, str]) -> list[int]:
@@ -124,11 +119,11 @@ class Tokenizer:
 
     @functools.cached_property
     def _words(self) -> Encoder:
-        """Cuts text without marks. Made when first used: an answer to ids needs none."""
+        """The encoder for text without marks, built on first use: plain ids do not need it."""
         return ENCODERS[self._vocabulary.model](self._vocabulary, self._pre)
 
     def _piece(self, id: int, markup: bool = False) -> bytes:
-        """The bytes of one token."""
+        """Return the bytes of one token."""
         kind = self._vocabulary.types[id]
         if kind in (TokenType.CONTROL, TokenType.UNKNOWN) and not markup:
             return b""
@@ -137,12 +132,12 @@ class Tokenizer:
         return self._pieces[id]
 
     def _without_prefix(self, text: bytes) -> bytes:
-        """Take away the space that encoding put before the text."""
+        """Remove the space that encoding puts before the text."""
         return text.removeprefix(b" ") if self._vocabulary.add_space_prefix else text
 
 
 class StreamDecoder:
-    """Decode ids one by one: the pieces join to what `decode` gives; none splits a character."""
+    """Decode ids one by one, into whole characters. The pieces join to the output of `decode`."""
 
     def __init__(
         self, piece: Callable[[int], bytes], without_prefix: Callable[[bytes], bytes]
@@ -153,7 +148,7 @@ class StreamDecoder:
         self._at_start = True
 
     def push(self, id: int) -> str:
-        """Take one id; return the text that is certain now, maybe none."""
+        """Add one id; return the text that is complete, possibly none."""
         piece = self._piece(id)
         if self._at_start and piece:
             self._at_start = False
@@ -161,7 +156,7 @@ class StreamDecoder:
         return self._utf8.decode(piece)
 
     def finish(self) -> str:
-        """Return what an unfinished character leaves."""
+        """Return U+FFFD for an unfinished character."""
         return self._utf8.decode(b"", final=True)
 
 
@@ -207,7 +202,7 @@ def without_surrogates(text: str) -> str:
 
 
 def _byte_alphabet() -> dict[int, str]:
-    """How byte-level BPE writes a byte: as itself if printable, or as the next from U+0100 on."""
+    """Return byte-level BPE's characters: printable bytes as themselves, others from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {
@@ -239,7 +234,7 @@ def _byte_encoder(vocabulary: Vocabulary, pre: PreTokenizer) -> Encoder:
 
 
 def _line_encoder(vocabulary: Vocabulary, pre: PreTokenizer) -> Encoder:
-    """Merge whole lines of Unicode; line ends together are one token where there is one."""
+    """Return an encoder of whole Unicode lines; a run of line ends is one token if it exists."""
     merged = _merging_encoder(vocabulary, pre, (TokenType.UNKNOWN, TokenType.CONTROL))
     ends = {
         text: id
@@ -259,7 +254,7 @@ def _line_encoder(vocabulary: Vocabulary, pre: PreTokenizer) -> Encoder:
 def _merging_encoder(
     vocabulary: Vocabulary, pre: PreTokenizer, unused: Sequence[TokenType], *last: Any
 ) -> Encoder:
-    """Cut text, by the patterns and then by `last`, and merge with the `tokenizers` library."""
+    """Return an encoder that splits by the patterns and `last`, then merges with `tokenizers`."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
     model = models.BPE(

@@ -77,7 +77,7 @@ def broken(kind: str, folder: Path) -> Path:
         ("a part missing", "part 2 of 3 is missing: m-00002-of-00003.gguf"),
         ("parts swapped", "part 2: key 'split.no' is 2, expected 1"),
         ("another count", "part 3: key 'split.count' is 4, expected 3"),
-        ("a tensor twice", "is in an earlier part too"),
+        ("a tensor twice", "is also in an earlier part"),
         ("fewer tensors than promised", "'split.tensors.count' is 999"),
         ("a part cut short", "m-00003-of-00003.gguf: tensor"),
         ("not the first part", "not the first part; open m-00001-of-00003.gguf"),

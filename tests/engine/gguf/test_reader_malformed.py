@@ -83,31 +83,31 @@ def raw_array(type_id: int, payload: bytes, count: int) -> bytes:
 
 MALFORMED: dict[str, tuple[bytes, str]] = {
     # Preamble
-    "empty file": (b"", "byte 0: 4 bytes needed, the file ends at 0"),
+    "empty file": (b"", "byte 0: 4 bytes needed, but the file ends at 0"),
     "wrong magic": (gguf_bytes(magic=b"GGUG"), "not a GGUF file: it starts with b'GGUG'"),
     "older magic": (gguf_bytes(magic=b"ggml"), "not a GGUF file"),
-    "magic only": (b"GGUF", "byte 4: 4 bytes needed, the file ends at 4"),
+    "magic only": (b"GGUF", "byte 4: 4 bytes needed, but the file ends at 4"),
     "version 0": (gguf_bytes(version=0), "GGUF version 0"),
     "version 1": (gguf_bytes(version=1), "GGUF version 1"),
-    "version 4": (gguf_bytes(version=4), "GGUF version 4;"),
+    "version 4": (gguf_bytes(version=4), "GGUF version 4 is not supported"),
     "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian"),
     "no counts": (b"GGUF" + u32(3), "byte 8: 8 bytes needed"),
     "no key count": (b"GGUF" + u32(3) + u64(0), "byte 16: 8 bytes needed"),
-    "too many tensors": (gguf_bytes(tensor_count=65_537), "65,537 tensors, at most 65,536"),
-    "too many keys": (gguf_bytes(key_count=65_537), "65,537 keys, at most 65,536"),
+    "too many tensors": (gguf_bytes(tensor_count=65_537), "65,537 tensors; at most 65,536"),
+    "too many keys": (gguf_bytes(key_count=65_537), "65,537 keys; at most 65,536"),
     "more keys than bytes": (gguf_bytes(key_count=65_536), "851,968 bytes needed"),
     "more tensors than bytes": (gguf_bytes(tensor_count=100), "2,400 bytes needed"),
     # Keys
-    "empty key": (gguf_bytes({"": 1}), "key 0, byte 32: a string of 0 bytes, 1..65,535"),
-    "key too long": (gguf_bytes({"k" * 65_536: 1}), "a string of 65,536 bytes"),
+    "empty key": (gguf_bytes({"": 1}), "key 0, byte 32: string of 0 bytes; 1..65,535"),
+    "key too long": (gguf_bytes({"k" * 65_536: 1}), "string of 65,536 bytes"),
     "long key with a bad value": (gguf_bytes({"k" * 65_535: Raw(99)}), "type 99"),
     "key past the end": (gguf_bytes([(string("k", 60_000), 1)]), "key 0, byte 32: 60,000 bytes"),
     "key not UTF-8": (gguf_bytes([(string(b"\xff\xfe"), 1)]), "key 0, .* not UTF-8"),
     "key with a lone surrogate": (gguf_bytes([(string(b"\xed\xa0\x80"), 1)]), "not UTF-8"),
-    "key twice": (gguf_bytes([("k", 1), ("k", 2)]), "key 'k', .* there before"),
+    "key twice": (gguf_bytes([("k", 1), ("k", 2)]), "key 'k', .* duplicate name"),
     "one key fewer than counted": (
         gguf_bytes({"k": "x" * 20}, key_count=2, pad_last=False),
-        "key 1, byte 65: 8 bytes needed, the file ends at 65",
+        "key 1, byte 65: 8 bytes needed, but the file ends at 65",
     ),
     "key without a type": (gguf_bytes()[:16] + u64(1) + string("k" * 5), "key 'kkkkk', byte 37"),
     # Values
@@ -117,7 +117,7 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     "bool of 7": (raw_key(BOOL, b"\x07"), "key 'k', .* a bool of 7"),
     "bool of 255": (raw_key(BOOL, b"\xff"), "a bool of 255"),
     "string past the end": (raw_key(STRING, string("abc", 4)), "key 'k', .* 4 bytes needed"),
-    "string over 16 MiB": (raw_key(STRING, string("abc", 2**24 + 1)), "16,777,217 bytes, 0.."),
+    "string over 16 MiB": (raw_key(STRING, string("abc", 2**24 + 1)), "16,777,217 bytes; 0.."),
     "string not UTF-8": (raw_key(STRING, string(b"\xc0\x80")), "key 'k', .* not UTF-8"),
     "template over 1 MiB": (
         gguf_bytes({"tokenizer.chat_template": Raw(STRING, u64(2**20 + 1) + bytes(2**20 + 1))}),
@@ -129,7 +129,7 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     ),
     # Arrays
     "array without a type": (raw_key(ARRAY), "key 'k', .* 4 bytes needed"),
-    "array of arrays": (raw_array(ARRAY, bytes(32), 1), "'k', .* array of arrays"),
+    "array of arrays": (raw_array(ARRAY, bytes(32), 1), "'k', .* arrays of arrays"),
     "array of an unknown type": (raw_array(13, b"", 0), "unknown element type 13"),
     "array over 4 Mi": (raw_array(U8, b"", 2**22 + 1), "4,194,305 elements"),
     "array past the end": (raw_array(U32, bytes(8), 3), "'k', .* 12 bytes needed"),
@@ -159,14 +159,14 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     "alignment 48": (gguf_bytes({"general.alignment": 48}), "is 48, not a power of two"),
     "alignment 8192": (gguf_bytes({"general.alignment": 8192}), "is 8192, not"),
     # Tensors
-    "empty tensor name": (gguf_bytes({}, [Tensor("", (1,))]), "tensor 0, byte 32: a string of 0"),
-    "tensor name of 64": (gguf_bytes({}, [Tensor("w" * 64, (1,))]), "64 bytes, 1..63 allowed"),
+    "empty tensor name": (gguf_bytes({}, [Tensor("", (1,))]), "tensor 0, byte 32: string of 0"),
+    "tensor name of 64": (gguf_bytes({}, [Tensor("w" * 64, (1,))]), "64 bytes; 1..63 allowed"),
     "tensor name not UTF-8": (gguf_bytes({}, [Tensor(string(b"\xff"), (1,))]), "not UTF-8"),
-    "tensor twice": (gguf_bytes({}, [W, W]), "tensor 'w', .* there before"),
+    "tensor twice": (gguf_bytes({}, [W, W]), "tensor 'w', .* duplicate name"),
     "five dimensions": (gguf_bytes({}, [Tensor("w", (1,) * 5)]), "tensor 'w', .* 5 dimensions"),
     "2^32 - 1 dimensions": (
         gguf_bytes({}, [Tensor("w", (1,), dim_count=2**32 - 1)]),
-        "4,294,967,295 dimensions, at most 4",
+        "4,294,967,295 dimensions; at most 4",
     ),
     "too many weights": (
         gguf_bytes({}, [Tensor("w", (), dims=(2**20, 2**20, 2))]),
@@ -185,10 +185,10 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
         "tensor 'w', .* rows of 48 weights, not a multiple of Q4_0's 32",
     ),
     "scalar of a block type": (gguf_bytes({}, [Tensor("w", (), "Q8_0")]), "rows of 1 weights"),
-    "unsupported type": (gguf_bytes({}, [Tensor("w", (256,), 16)]), "'w' has the type IQ2_XXS"),
-    "removed type": (gguf_bytes({}, [Tensor("w", (32,), 4)]), "'w' has the type Q4_2"),
-    "unknown type": (gguf_bytes({}, [Tensor("w", (32,), 1000)]), "'w' has the type 1000"),
-    "one tensor fewer than counted": (gguf_bytes({}, [W], tensor_count=2), "tensor 1, byte 65: a"),
+    "unsupported type": (gguf_bytes({}, [Tensor("w", (256,), 16)]), "'w' has the unsupported type IQ2_XXS"),
+    "removed type": (gguf_bytes({}, [Tensor("w", (32,), 4)]), "'w' has the unsupported type Q4_2"),
+    "unknown type": (gguf_bytes({}, [Tensor("w", (32,), 1000)]), "'w' has the unsupported type 1000"),
+    "one tensor fewer than counted": (gguf_bytes({}, [W], tensor_count=2), "tensor 1, byte 65: string"),
     "one tensor more than counted": (
         gguf_bytes({}, [W, Tensor("v", (99,))], tensor_count=1),
         "byte 192: 448 bytes after the last tensor",
@@ -223,7 +223,7 @@ def test_unsupported_type_is_not_called_damage() -> None:
 
 
 def test_bytes_beyond_the_file_size_are_refused() -> None:
-    with pytest.raises(GGUFError, match="64 bytes of a file that has only 63"):
+    with pytest.raises(GGUFError, match="64 bytes given, but the file has only 63"):
         read_header(gguf_bytes({"k": 1}), file_size=63)
 
 
@@ -369,7 +369,7 @@ def test_part_with_another_count_is_named(tmp_path: Path) -> None:
 def test_part_of_another_model_is_named(tmp_path: Path) -> None:
     blobs = split_bytes(KEYS, PARTS)
     blobs[2] = split_bytes({}, PARTS, **{"general.architecture": "qwen3"})[2]
-    assert opening(tmp_path, blobs) == "part 3: key 'general.architecture' is not that of part 1"
+    assert opening(tmp_path, blobs) == "part 3: key 'general.architecture' differs from part 1"
     blobs[2] = split_bytes({}, [*PARTS[:2], [Tensor("c", (1,)), Tensor("d", (1,))]])[2]
     assert opening(tmp_path, blobs) == "part 3: key 'split.tensors.count' is 4, expected 3"
 
@@ -381,7 +381,7 @@ def test_swapped_parts_are_named(tmp_path: Path) -> None:
 
 def test_tensor_in_two_parts_is_named(tmp_path: Path) -> None:
     blobs = split_bytes(KEYS, [PARTS[0], PARTS[1], PARTS[0]])
-    assert opening(tmp_path, blobs) == "part 3: tensor 'a' is in an earlier part too"
+    assert opening(tmp_path, blobs) == "part 3: tensor 'a' is also in an earlier part"
 
 
 def test_bad_last_part_is_named(tmp_path: Path) -> None:
@@ -392,7 +392,7 @@ def test_bad_last_part_is_named(tmp_path: Path) -> None:
 
 def test_tensors_that_no_part_holds_are_missed(tmp_path: Path) -> None:
     blobs = split_bytes(KEYS, PARTS, **{"split.tensors.count": np.int32(4)})
-    assert "'split.tensors.count' is 4, all parts have 3" in opening(tmp_path, blobs)
+    assert "'split.tensors.count' is 4, but the parts have 3" in opening(tmp_path, blobs)
 
 
 def test_other_part_than_the_first_is_refused_naming_the_first(tmp_path: Path) -> None:
@@ -404,7 +404,7 @@ def test_other_part_than_the_first_is_refused_naming_the_first(tmp_path: Path) -
 def test_part_under_another_name_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "renamed.gguf"
     path.write_bytes(split_bytes(KEYS, PARTS)[0])
-    with pytest.raises(GGUFError, match=r"'split.count' is 3, but the name is not"):
+    with pytest.raises(GGUFError, match=r"'split.count' is 3; the name must end in"):
         open_model(path)
 
 

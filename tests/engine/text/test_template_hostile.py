@@ -212,7 +212,7 @@ def test_a_template_works_again_after_its_process_was_killed() -> None:
     source += "{% endfor %}{% endfor %}{% endif %}fine"
     found = ChatTemplate(source, TOKENIZER)
     assert found.render(HELLO) == "fine"
-    with pytest.raises(TemplateError, match="takes too long"):
+    with pytest.raises(TemplateError, match="too much CPU time"):
         found.render([{"role": "user", "bomb": True}])
     assert found.render(HELLO) == "fine"
 
