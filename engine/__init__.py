@@ -1,11 +1,11 @@
-"""Conifer's engine: weights in, tokens out. It knows no terminal, no network and no catalog.
+"""Conifer's inference engine: load a GGUF model and generate tokens.
 
     model = engine.load("model.gguf")
     cache = model.new_cache(context=4096)
     stream = model.generate(tokens, engine.Settings(temperature=0), cache)
     for token in stream: ...
 
-Names are imported when first used, so that `import engine` costs nothing.
+The names below are imported on first use, so `import engine` costs nothing.
 """
 
 from __future__ import annotations

@@ -1,27 +1,27 @@
-"""What can go wrong between a file and a token: a class for each thing that is handled differently.
+"""Exceptions of the engine: one class per failure that callers handle differently.
 
 EngineError
-├── ModelFileError         the file cannot be used as it is
-│   ├── GGUFError          it is damaged, cut short, or not GGUF
-│   │   └── MoreNeeded     the bytes given end before the header does: read further and ask again
-│   ├── UnsupportedError   an architecture, tensor type or tokenizer that the engine does not have
-│   └── TemplateError      its chat template is missing, hostile or refuses the conversation
-├── SchemaError            a JSON schema that makes no sense, or asks for what cannot be held to
-├── ConstraintError        an answer cannot be held to its schema any further
+├── ModelFileError         the model file cannot be used
+│   ├── GGUFError          damaged, truncated or not GGUF
+│   │   └── MoreNeeded     the given bytes end inside the header: read more and retry
+│   ├── UnsupportedError   an unsupported architecture, tensor type or tokenizer
+│   └── TemplateError      the chat template is missing, hostile or rejects the conversation
+├── SchemaError            a JSON schema is invalid or not supported
+├── ConstraintError        an answer cannot continue within its schema
 ├── CacheStateError        a saved cache state is not from this model
-├── BackendError           MLX has no backend here, or two, or not the kernels asked for
-├── DoesNotFit             the machine refused memory that was asked for
-├── ContextOverflow        more tokens than the context holds; carries both counts
-└── NumericError           the logits hold NaN or infinity
+├── BackendError           MLX has no backend, several, or not the requested kernels
+├── DoesNotFit             memory allocation failed
+├── ContextOverflow        more tokens than the context holds
+└── NumericError           the logits contain NaN or infinity
 
-The engine says what and where; what to do about it is for the program that called it to say.
+Messages say what is wrong and where; the caller adds what to do about it.
 """
 
 from __future__ import annotations
 
 
 class EngineError(Exception):
-    """Any failure the engine foresees."""
+    """Base class of all expected failures."""
 
 
 class ModelFileError(EngineError):
@@ -29,47 +29,47 @@ class ModelFileError(EngineError):
 
 
 class GGUFError(ModelFileError):
-    """The file is damaged, cut short, or not GGUF."""
+    """The file is damaged, truncated or not GGUF."""
 
 
 class MoreNeeded(GGUFError):
-    """The bytes given end inside the header; at least `size_bytes` of the file are needed."""
+    """The given bytes end inside the header; the first `size_bytes` of the file are needed."""
 
     def __init__(self, size_bytes: int) -> None:
-        super().__init__(f"the header goes on past the bytes given: at least {size_bytes:,} needed")
+        super().__init__(f"the header continues: at least {size_bytes:,} bytes are needed")
         self.size_bytes = size_bytes
 
 
 class UnsupportedError(ModelFileError):
-    """The file is sound but uses something the engine does not have."""
+    """The file is valid but uses a feature the engine does not support."""
 
 
 class TemplateError(ModelFileError):
-    """The chat template is missing, hostile, or refuses this conversation."""
+    """The chat template is missing, hostile, or rejects this conversation."""
 
 
 class SchemaError(EngineError):
-    """A JSON schema makes no sense, or asks for what cannot be held to."""
+    """A JSON schema is invalid or not supported."""
 
 
 class ConstraintError(EngineError):
-    """An answer cannot be held to its schema any further."""
+    """An answer cannot continue within its schema."""
 
 
 class CacheStateError(EngineError):
-    """What was kept of a cache is not of this model."""
+    """A saved cache state is not from this model."""
 
 
 class BackendError(EngineError):
-    """MLX has no usable backend here, or the kernels asked for are not there."""
+    """MLX has no usable backend, or the requested kernels are unavailable."""
 
 
 class DoesNotFit(EngineError):
-    """The machine refused memory that was asked for."""
+    """Memory allocation failed."""
 
 
 class ContextOverflow(EngineError):
-    """A sequence is longer than the context. `used` and `limit` are counts of tokens."""
+    """A sequence is longer than the context. used, limit: token counts."""
 
     def __init__(self, used: int, limit: int) -> None:
         super().__init__(f"{used:,} tokens do not fit a context of {limit:,}")
@@ -78,4 +78,4 @@ class ContextOverflow(EngineError):
 
 
 class NumericError(EngineError):
-    """The model's logits hold NaN or infinity."""
+    """The model's logits contain NaN or infinity."""

@@ -1,4 +1,4 @@
-"""A model ready to run: its configuration, tokenizer, template and graph, from one GGUF file."""
+"""A loaded model: the configuration, tokenizer, template and graph of a GGUF file."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
 
 class Model:
-    """A loaded model. One sequence at a time; not for use from several threads at once.
+    """A loaded model. Runs one sequence at a time and is not thread-safe.
 
-    template is None where the file has no chat template. kernels: those that run it; their
-    `fallback_reason` says why they are the slow ones, if they are.
+    template: None if the file has no chat template. kernels: `kernels.fallback_reason` says why the
+    slow ones are in use, if they are.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class Model:
         self._decoder = decoder
 
     def count_routes(self) -> RouterStats | None:
-        """Count from now on which experts are chosen for the tokens that a cache takes in.
+        """Start counting the experts chosen for tokens fed to a cache; None without experts.
 
-        None where no layer has experts. Of what is counted, `reset` forgets everything.
+        `reset` on the result sets all counts to zero.
         """
         config = self.config
         layers = tuple(layer for layer in range(config.layers) if config.routed(layer))
@@ -70,28 +70,28 @@ class Model:
 
     @property
     def routes(self) -> RouterStats | None:
-        """What `count_routes` has begun to count, if it was asked."""
+        """The counts that `count_routes` started, if any."""
         return self._decoder.routes
 
     def new_cache(self, context: int = 4096, kv_type: str = "f16") -> Cache:
-        """Make the memory of one sequence. context: tokens; kv_type: f16, q8 or f32."""
+        """Return an empty cache for one sequence. context: tokens. kv_type: f16, q8 or f32."""
         if kv_type not in KV_TYPES:
-            raise ValueError(f"kv_type is {kv_type!r}; there are {', '.join(KV_TYPES)}")
+            raise ValueError(f"kv_type is {kv_type!r}; it must be one of {', '.join(KV_TYPES)}")
         if context < 1:
-            raise ValueError(f"context is {context}, and must be at least 1")
+            raise ValueError(f"context is {context}; it must be at least 1")
         layers = self._decoder.layers
         caches = layers.new_caches(context, kv_type)
         return Cache(caches, context, lambda length: layers.rewindable_length(caches, length))
 
     def logits(self, tokens: list[int]) -> mx.array:
-        """Score every position without a cache: (T, V) float32."""
+        """Return the logits of every position, without a cache: (T, V) float32."""
         self._check(tokens)
         return self._decoder.logits(self._decoder.hidden(mx.array(tokens), None, 0))
 
     def step(self, tokens: list[int], cache: Cache) -> mx.array:
-        """Feed the next tokens: (V,) float32 for the one after. The cache advances.
+        """Feed the next tokens to the cache. Returns the following token's logits, (V,) float32.
 
-        Raises ContextOverflow before it computes anything, NumericError for logits not finite.
+        Raises ContextOverflow before computing anything, NumericError for NaN or infinite logits.
         """
         self._check(tokens)
         cache.require(len(tokens))
@@ -108,10 +108,10 @@ class Model:
         on_prefill: OnPrefill | None = None,
         guide: Guide | None = None,
     ) -> TokenStream:
-        """Answer `tokens`, the whole sequence so far; a prefix held by the cache is not run again.
+        """Generate the tokens after `tokens`, the whole sequence; a cached prefix is reused.
 
-        on_prefill is told (tokens done, tokens to do). guide: says which tokens may come.
-        The stream raises ContextOverflow, NumericError.
+        on_prefill: receives (tokens done, total tokens). guide: constrains the answer.
+        The stream raises ContextOverflow and NumericError.
         """
         self._check(tokens)
         cache = self.new_cache() if cache is None else cache
@@ -124,10 +124,10 @@ class Model:
         on_prefill: OnPrefill | None,
         check: Callable[[], None] = lambda: None,
     ) -> mx.array:
-        """Feed tokens in chunks that bound the scratch memory: (V,) for what comes next.
+        """Feed tokens in chunks of bounded scratch memory. Returns the next token's logits (V,).
 
-        check: is called between chunks, and now and then within those that take long. What it
-        raises leaves the cache whole.
+        check: called between chunks and during long ones. An exception it raises leaves the cache
+        valid.
         """
         chunk = prefill_chunk(self.config, cache.context, self.kernels.name)
 
@@ -151,15 +151,15 @@ class Model:
         return logits
 
     def forward(self, tokens: mx.array, cache: Cache) -> mx.array:
-        """Launch one step over tokens (T,): (V,) for what comes next. The cache's ids stay."""
+        """Start one step over tokens (T,): logits (V,). Does not add to `cache.tokens`."""
         hidden = self._decoder.hidden(tokens, cache, cache.length)
         return self._decoder.logits(hidden[-1:]).squeeze(0)
 
     def _check(self, tokens: list[int]) -> None:
         if not tokens:
-            raise ValueError("there are no tokens")
+            raise ValueError("tokens is empty")
         if not 0 <= min(tokens) <= max(tokens) < self.config.vocab:
-            raise ValueError(f"a token is outside the vocabulary of {self.config.vocab:,}")
+            raise ValueError(f"a token id is outside the vocabulary of {self.config.vocab:,}")
 
 
 def load(
@@ -169,11 +169,11 @@ def load(
     sandbox: Sandbox | None = None,
     on_load: Callable[[int, int], None] | None = None,
 ) -> Model:
-    """Load a GGUF file, or the first part of a split one; or what `open_model` has read of it.
+    """Load a GGUF file. path: the file, part 1 of a split model, or the result of `open_model`.
 
-    kernels: auto, native or stock; threads: for kernels with threads of their own; sandbox: for the
-    chat template; on_load: is told (bytes done, bytes to do). Raises GGUFError or UnsupportedError
-    for the file, BackendError for this machine's MLX.
+    kernels: auto, native or stock. threads: for the native kernels. sandbox: for the chat template.
+    on_load: receives (bytes done, total bytes). Raises GGUFError or UnsupportedError for the file,
+    BackendError if MLX has no usable backend here.
     """
     file = path if isinstance(path, ModelFile) else open_model(Path(path))
     config = read_config(file.metadata)
@@ -183,7 +183,7 @@ def load(
     with enough_memory():
         decoder: Decoder = build(config, Weights(file, select(kernels, threads), on_load))
         fuse(decoder, config, file.tensors)
-    mx.clear_cache()  # what repacking left over
+    mx.clear_cache()  # frees repacking's buffers
     if backend() == "metal":
         set_wired_limit(mx.get_active_memory(), this_machine().budget_bytes)
     return Model(config, words, chat, decoder)

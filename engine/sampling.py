@@ -1,12 +1,12 @@
-"""Logits to a token: penalty, temperature, top-k, top-p, min-p, and the draw, all on the device.
+"""Sample a token from logits on the device: penalties, temperature, top-k, top-p and min-p.
 
-`pick` is the reference, in MLX; kernels may have their own. It sorts all of the vocabulary where
-only top-p or min-p cut it, which a GPU does not mind.
+`pick` is the reference in MLX; kernels may have their own. With only top-p or min-p it sorts the
+whole vocabulary, which is cheap on a GPU.
 
-The order is that of the model cards whose settings the catalog repeats: temperature first, then
-top-k, top-p and min-p on the probabilities it leaves.
+Temperature applies first, then top-k, top-p and min-p on the resulting probabilities, as the model
+cards behind the catalog's settings assume.
 
-Axes: V vocabulary, C candidates that are left.
+Axes: V vocabulary, C remaining candidates.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-PENALTY_WINDOW = 64  # tokens back that the repetition penalty looks
+PENALTY_WINDOW = 64  # recent tokens that penalties apply to
 MIN_TEMPERATURE = 1e-6
-NOT_FINITE = -1  # what is given instead of a token where a logit is NaN or infinite
-FORBIDDEN = -1e30  # the logit of what may not come: finite, and so is a sum of many
+NOT_FINITE = -1  # returned instead of a token if a logit is NaN or infinite
+FORBIDDEN = -1e30  # the logit of a masked token; sums of many stay finite
 SEED_BITS = 64
 
 Processor = Callable[[mx.array, mx.array], mx.array]  # (recent tokens, logits (V,)) -> logits (V,)
@@ -29,13 +29,12 @@ Processor = Callable[[mx.array, mx.array], mx.array]  # (recent tokens, logits (
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to draw tokens, and when to stop. The defaults draw, they are not greedy.
+    """How to sample tokens, and when to stop. The defaults sample at temperature 0.7.
 
-    max_tokens None is as many as the context holds. temperature 0 is greedy. top_k 0, top_p 1,
+    max_tokens: None is as many as the context holds. temperature: 0 is greedy. top_k 0, top_p 1,
     min_p 0, repetition_penalty 1 and presence_penalty 0 are off. stop: strings that end the answer.
-    processors: functions of (recent tokens (n,), logits (V,)) that give new logits. ignore_end: go
-    on past end-of-generation tokens, so that every answer is max_tokens long. Raises ValueError
-    naming what is out of range.
+    processors: functions of (recent tokens (n,), logits (V,)) that return new logits. ignore_end:
+    continue past end-of-generation tokens. Raises ValueError for a value out of range.
     """
 
     max_tokens: int | None = None
@@ -60,19 +59,19 @@ class Settings:
             ("repetition_penalty", 0 < self.repetition_penalty <= 100, "above 0, at most 100"),
             ("presence_penalty", -2 <= self.presence_penalty <= 2, "-2 to 2"),
             ("seed", self.seed is None or 0 <= self.seed < 1 << 64, "0 to 2^64 - 1"),
-            ("stop", all(self.stop), "strings that are not empty"),
+            ("stop", all(self.stop), "non-empty strings"),
         )
         for name, holds, allowed in ranges:
             if not holds:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, and must be {allowed}")
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {allowed}")
 
 
-# (logits (V,), settings, random bits) -> token () int32. The bits are SEED_BITS new ones each time.
+# (logits (V,), settings, SEED_BITS fresh random bits) -> token () int32
 Pick = Callable[[mx.array, Settings, int], mx.array]
 
 
 class Sampler:
-    """Draws tokens as `settings` say. Holds the last few of them, and the source of chance."""
+    """Sample tokens by `settings`. Holds the recent tokens and the random generator."""
 
     def __init__(self, settings: Settings, prompt: list[int], pick: Pick) -> None:
         self.settings = settings
@@ -85,9 +84,9 @@ class Sampler:
         self.chance = random.Random(seed)
 
     def choose(self, logits: mx.array, allowed: mx.array | None = None) -> mx.array:
-        """Draw from logits (V,): a token () int32, or NOT_FINITE. Nothing is read back.
+        """Sample from logits (V,): a token () int32, or NOT_FINITE. Does not wait for the device.
 
-        allowed: (V,) bool, the only tokens that may come; None is all of them.
+        allowed: (V,) bool mask of tokens that may come; None is all of them.
         """
         masked = bool(self.settings.processors) or allowed is not None
         finite = mx.isfinite(logits.sum()) if masked else None
@@ -99,7 +98,7 @@ class Sampler:
             logits = process(self.recent, logits)
         if allowed is not None:
             logits = mx.where(allowed, logits, FORBIDDEN)
-        if finite is not None:  # what the masks hide is told from what they forbid
+        if finite is not None:  # masks must not hide NaN, nor infinity be a mask
             logits = mx.where(finite, mx.maximum(logits, FORBIDDEN), mx.nan)
         token = self.pick(logits, self.settings, self.chance.getrandbits(SEED_BITS))
         if self.looks_back:
@@ -108,15 +107,18 @@ class Sampler:
 
 
 def apply_repetition_penalty(logits: mx.array, recent: mx.array, penalty: float) -> mx.array:
-    """Make recent tokens less likely (arXiv 1909.05858): shrink logits above 0, grow others."""
+    """Make recent tokens less likely: divide positive logits, multiply the others.
+
+    From arXiv 1909.05858.
+    """
     seen = logits[recent]
-    logits = mx.array(logits)  # a copy: the caller's logits stay as they are
+    logits = mx.array(logits)  # a copy, to leave the caller's logits unchanged
     logits[recent] = mx.where(seen > 0, seen / penalty, seen * penalty)
     return logits
 
 
 def apply_presence_penalty(logits: mx.array, recent: mx.array, penalty: float) -> mx.array:
-    """Lower the logit of each recent token by `penalty`, once however often it came."""
+    """Lower the logit of each recent token by `penalty`, once however often it occurred."""
     lowered = logits[recent] - penalty
     logits = mx.array(logits)
     logits[recent] = lowered
@@ -124,7 +126,7 @@ def apply_presence_penalty(logits: mx.array, recent: mx.array, penalty: float) -
 
 
 def pick(logits: mx.array, settings: Settings, bits: int) -> mx.array:
-    """Pick a token: logits (V,) -> () int32, or NOT_FINITE."""
+    """Sample a token: logits (V,) -> () int32, or NOT_FINITE."""
     finite = mx.isfinite(logits.sum())
     if settings.temperature == 0:
         token = logits.argmax()
@@ -134,18 +136,18 @@ def pick(logits: mx.array, settings: Settings, bits: int) -> mx.array:
 
 
 def draw(logits: mx.array, settings: Settings, key: mx.array) -> mx.array:
-    """Draw a token from logits (V,) at a temperature above 0, among the candidates left."""
-    # Against their maximum, so that a tiny temperature makes the rest -inf and nothing NaN.
+    """Sample a token from logits (V,) at a temperature above 0."""
+    # Subtract the maximum: a tiny temperature then gives -inf, not NaN.
     logits = (logits - logits.max()) / max(settings.temperature, MIN_TEMPERATURE)
     if settings.top_k == 0 and settings.top_p == 1.0 and settings.min_p == 0.0:
         return mx.random.categorical(logits, key=key)
     ids = mx.arange(logits.size)
     if 0 < settings.top_k < logits.size:
         ids = mx.argpartition(-logits, kth=settings.top_k - 1)[: settings.top_k]
-    ids = ids[mx.argsort(-logits[ids])]  # (C,), likeliest first
+    ids = ids[mx.argsort(-logits[ids])]  # (C,), most likely first
     logits = logits[ids]
     probs = mx.softmax(logits, precise=True)
-    if settings.top_p < 1.0:  # keep up to the one that crosses top_p
+    if settings.top_p < 1.0:  # keep the candidate that crosses top_p
         keep = mx.cumsum(probs) - probs < settings.top_p
         logits = mx.where(keep, logits, -mx.inf)
         probs = mx.where(keep, probs, 0)

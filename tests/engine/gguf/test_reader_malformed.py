@@ -185,10 +185,19 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
         "tensor 'w', .* rows of 48 weights, not a multiple of Q4_0's 32",
     ),
     "scalar of a block type": (gguf_bytes({}, [Tensor("w", (), "Q8_0")]), "rows of 1 weights"),
-    "unsupported type": (gguf_bytes({}, [Tensor("w", (256,), 16)]), "'w' has the unsupported type IQ2_XXS"),
+    "unsupported type": (
+        gguf_bytes({}, [Tensor("w", (256,), 16)]),
+        "'w' has the unsupported type IQ2_XXS",
+    ),
     "removed type": (gguf_bytes({}, [Tensor("w", (32,), 4)]), "'w' has the unsupported type Q4_2"),
-    "unknown type": (gguf_bytes({}, [Tensor("w", (32,), 1000)]), "'w' has the unsupported type 1000"),
-    "one tensor fewer than counted": (gguf_bytes({}, [W], tensor_count=2), "tensor 1, byte 65: string"),
+    "unknown type": (
+        gguf_bytes({}, [Tensor("w", (32,), 1000)]),
+        "'w' has the unsupported type 1000",
+    ),
+    "one tensor fewer than counted": (
+        gguf_bytes({}, [W], tensor_count=2),
+        "tensor 1, byte 65: string",
+    ),
     "one tensor more than counted": (
         gguf_bytes({}, [W, Tensor("v", (99,))], tensor_count=1),
         "byte 192: 448 bytes after the last tensor",
