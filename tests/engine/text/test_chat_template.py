@@ -138,7 +138,7 @@ def test_a_broken_template_is_an_error_and_the_next_rendering_works(source: str)
 
 @pytest.mark.parametrize("data", [object(), {1: "x"}, [b"x"], {"a": {"b": np.float32(1)}}, len])
 def test_only_plain_data_enters(data: object) -> None:
-    with pytest.raises(TypeError, match="chat templates take"):
+    with pytest.raises(TypeError, match="chat templates accept"):
         chat("x").render([{"role": "user", "content": data}])
 
 
