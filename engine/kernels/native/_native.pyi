@@ -4,6 +4,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+def block_types() -> list[tuple[int, str, int, int]]: ...  # id, name, weights, bytes
 def isa() -> str: ...
 def set_threads(threads: int) -> None: ...
 

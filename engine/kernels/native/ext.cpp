@@ -11,7 +11,8 @@
 #include <tuple>
 #include <vector>
 
-#include "core/gemm/gemm_amx.h"
+#include "core/gemm/matmul.h"
+#include "core/isa/isa.h"
 #include "layers.h"
 #include "core/blocks/pick.h"
 #include "recurrent.h"
@@ -343,9 +344,14 @@ void bind_layers(nb::module_& m) {
 NB_MODULE(_native, m) {
   // A model that lives until the end of the program is no leak worth a word on stderr.
   nb::set_leak_warnings(false);
+  m.def("block_types", [] {
+    std::vector<std::tuple<int, std::string, int64_t, int64_t>> types;
+    for (const BlockType& type : BLOCK_TYPES)
+      types.emplace_back(static_cast<int>(type.type), type.name, type.weights, type.bytes);
+    return types;
+  });
   m.def("isa", [] {
-    const bool tiles = isa() == Isa::Avx512 && amx_multiplies();
-    return std::string(isa_name(isa())) + (tiles ? ", AMX" : "");
+    return std::string(isa::name(isa::current())) + (tiles_in_use() ? ", AMX" : "");
   });
   m.def("set_threads", [](int threads) {
     const std::lock_guard<std::mutex> lock(shared().mutex);  // tasks count on what they began with

@@ -7,11 +7,20 @@
 #include <vector>
 
 #include "core/blocks/block.h"
+#include "core/recurrent/recurrence.h"
 #include "mlx/array.h"
 
 namespace conifer {
 
 namespace mx = mlx::core;
+
+// The extension works with all rooms of the core.
+using namespace attention;
+using namespace blocks;
+using namespace gemm;
+using namespace quant;
+using namespace recurrent;
+using namespace threads;
 
 using Sources = std::vector<const void*>;  // the inputs' data, rows packed
 using Targets = std::vector<void*>;        // the outputs' memory

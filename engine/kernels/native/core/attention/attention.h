@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-namespace conifer {
+namespace conifer::attention {
 
 enum class CacheType : int32_t { F16 = 0, F32 = 1, Q8 = 2 };
 
@@ -42,8 +42,18 @@ struct Partial {
   float* mixed;  // (G, padded(dv)) sum of e^(score - top) * value
 };
 
-int64_t q8_group(int64_t dims);
-int64_t padded(int64_t dims);  // rows of queries and results are this long: whole vectors
+// Values that share a scale in Q8: gcd(dims, 32).
+static constexpr int64_t q8_group(int64_t dims) {
+  int64_t group = 32;
+  while (dims % group != 0) group /= 2;
+  return group;
+}
+
+// Floats that any instruction set's vector divides.
+static constexpr int64_t LONGEST = 16;
+
+// The length of rows of queries and results: whole vectors.
+static constexpr int64_t padded(int64_t dims) { return (dims + LONGEST - 1) / LONGEST * LONGEST; }
 
 HeadView head_view(const KVCache& cache, int64_t head, int64_t key_dim, int64_t value_dim);
 
@@ -69,12 +79,12 @@ struct Sight {
   int64_t begin, end;
   float sink;
 };
-constexpr float NO_SINK = -3.0e38f;
+static constexpr float NO_SINK = -3.0e38f;
 
 // Many tokens: row r, (rows, padded(d)), already scaled, sees sights[r], whose begins and ends do not
 // decrease. At most MAX_ROWS rows; out is (rows, padded(dv)).
-constexpr int64_t MAX_ROWS = 128;
+static constexpr int64_t MAX_ROWS = 128;
 void attend_many(const HeadView& head, const float* queries, int64_t rows, const Sight* sights,
                  float* out, float* scratch);
 
-}  // namespace conifer
+}  // namespace conifer::attention

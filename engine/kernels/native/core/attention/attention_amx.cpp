@@ -9,12 +9,11 @@
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__AMX_INT8__)
 
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #include "isa/simd.h"
 
-namespace conifer {
+namespace conifer::attention {
+
+using namespace isa;  // vectors and tiles
 
 namespace {
 
@@ -101,7 +100,7 @@ void load_queries(const float* queries, int64_t stride, int64_t heads, int64_t d
 void load_scales(const uint16_t* halves, int64_t count, float* out) {
   int64_t i = 0;
   for (; i + 16 <= count; i += 16) store(out + i, load_half(halves + i));
-  for (; i < count; ++i) out[i] = half_to_float(halves[i]);
+  for (; i < count; ++i) out[i] = quant::f16_to_float(halves[i]);
 }
 
 // Scores of a whole block into room.weights.
@@ -232,7 +231,7 @@ void attend_heads(const HeadView& head, const float* queries, int64_t heads, int
                   int64_t end, Partial partial, const Room& room) {
   const int64_t key_dim = head.key_dim, value_dim = head.value_dim;
   const int64_t key_groups = key_dim / GROUP, value_groups = value_dim / GROUP;
-  const int64_t query_stride = (key_dim + 15) / 16 * 16, mixed_stride = (value_dim + 15) / 16 * 16;
+  const int64_t query_stride = padded(key_dim), mixed_stride = padded(value_dim);
   load_queries(queries, query_stride, heads, key_dim, room);
   for (int64_t i = 0; i < HEADS * value_dim; i += 16) store(room.mixed + i, fill(0.0f));
   VF totals[HEADS];
@@ -289,18 +288,6 @@ void attend_heads(const HeadView& head, const float* queries, int64_t heads, int
 
 }  // namespace
 
-#if defined(CONIFER_EMULATE_AMX)
-bool amx_granted() { return true; }
-#else
-bool amx_granted() {
-  constexpr long REQUEST = 0x1023, TILE_DATA = 18;  // arch_prctl: ask for a state component
-  static const bool granted = __builtin_cpu_supports("amx-tile") &&
-                              __builtin_cpu_supports("amx-int8") &&
-                              syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
-  return granted;
-}
-#endif
-
 bool amx_serves(const HeadView& head) {
   return head.type == CacheType::Q8 && head.key_dim % GROUP == 0 && head.value_dim % GROUP == 0 &&
          head.value_stride == head.value_dim && head.value_dim <= 64 * GROUP;
@@ -317,8 +304,8 @@ void attend_one_amx(const HeadView& head, const float* queries, int64_t group, i
                     int64_t end, Partial partial, float* scratch) {
   const Room room(scratch, head.key_dim, head.value_dim);
   configure(tile_config());
-  const int64_t query_stride = (head.key_dim + 15) / 16 * 16;
-  const int64_t mixed_stride = (head.value_dim + 15) / 16 * 16;
+  const int64_t query_stride = padded(head.key_dim);
+  const int64_t mixed_stride = padded(head.value_dim);
   for (int64_t g = 0; g < group; g += HEADS)
     attend_heads(head, queries + g * query_stride, group - g < HEADS ? group - g : HEADS, begin,
                  end, {partial.top + g, partial.total + g, partial.mixed + g * mixed_stride},
@@ -326,17 +313,16 @@ void attend_one_amx(const HeadView& head, const float* queries, int64_t group, i
   _tile_release();
 }
 
-}  // namespace conifer
+}  // namespace conifer::attention
 
 #else
 
-namespace conifer {
+namespace conifer::attention {
 
-bool amx_granted() { return false; }
 bool amx_serves(const HeadView&) { return false; }
 int64_t amx_scratch(int64_t, int64_t) { return 0; }
 void attend_one_amx(const HeadView&, const float*, int64_t, int64_t, int64_t, Partial, float*) {}
 
-}  // namespace conifer
+}  // namespace conifer::attention
 
 #endif

@@ -3,7 +3,7 @@
 
 #include "attention/attention.h"
 
-namespace conifer {
+namespace conifer::attention {
 
 // Whether attend_one_amx can serve this head: Q8, whole scale groups of 32.
 bool amx_serves(const HeadView& head);
@@ -14,4 +14,4 @@ void attend_one_amx(const HeadView& head, const float* queries, int64_t group, i
 
 int64_t amx_scratch(int64_t key_dim, int64_t value_dim);  // floats
 
-}  // namespace conifer
+}  // namespace conifer::attention

@@ -10,15 +10,14 @@
 #include "attention/attention.h"
 #include "isa/simd.h"
 
-namespace conifer {
+namespace conifer::attention {
 namespace {
+
+using namespace isa;  // vectors
 
 constexpr int64_t BLOCK = 64;       // tokens
 constexpr int64_t SHORT_BLOCK = 32; // of one token's: three of keys or values in the first cache
-constexpr int64_t LONGEST = 16;     // floats that any W divides: rows are padded to this
 constexpr float LOWEST = -3.0e38f;  // below every score, and a difference of two is no overflow
-
-CONIFER_INLINE int64_t pad(int64_t dims) { return (dims + LONGEST - 1) / LONGEST * LONGEST; }
 
 // Rows of a cache, `stride` apart, as vectors of floats.
 template <CacheType C>
@@ -31,7 +30,7 @@ struct Rows {
     const int64_t n = token * stride + i;
     if constexpr (C == CacheType::F32) return load(static_cast<const float*>(data) + n);
     if constexpr (C == CacheType::F16) return load_half(static_cast<const uint16_t*>(data) + n);
-    return load_int8(static_cast<const int8_t*>(data) + n) * half_to_float(scales[n / group]);
+    return load_int8(static_cast<const int8_t*>(data) + n) * quant::f16_to_float(scales[n / group]);
   }
   CONIFER_INLINE const char* address(int64_t token) const {
     constexpr int64_t SIZE = C == CacheType::F32 ? 4 : C == CacheType::F16 ? 2 : 1;
@@ -39,17 +38,11 @@ struct Rows {
   }
 };
 
-CONIFER_INLINE int64_t q8_group_of(int64_t dims) {
-  int64_t group = 32;
-  while (dims % group != 0) group /= 2;
-  return group;
-}
-
 // Convert n tokens to floats, rows padded with zeros.
 template <CacheType C>
 void unpack(const void* data, const uint16_t* scales, int64_t dims, int64_t stride, int64_t begin,
             int64_t n, float* out) {
-  const int64_t group = q8_group_of(stride), width = pad(dims);
+  const int64_t group = q8_group(stride), width = padded(dims);
   const Rows<C> rows{data, scales, dims, stride, group};
   const bool whole = C != CacheType::Q8 || group % W == 0;
   for (int64_t t = 0; t < n; ++t, out += width) {
@@ -60,9 +53,9 @@ void unpack(const void* data, const uint16_t* scales, int64_t dims, int64_t stri
       const int64_t k = (begin + t) * stride + i;
       if constexpr (C == CacheType::F32) out[i] = static_cast<const float*>(data)[k];
       if constexpr (C == CacheType::F16)
-        out[i] = half_to_float(static_cast<const uint16_t*>(data)[k]);
+        out[i] = quant::f16_to_float(static_cast<const uint16_t*>(data)[k]);
       if constexpr (C == CacheType::Q8)
-        out[i] = static_cast<const int8_t*>(data)[k] * half_to_float(scales[k / group]);
+        out[i] = static_cast<const int8_t*>(data)[k] * quant::f16_to_float(scales[k / group]);
     }
     for (; i < width; ++i) out[i] = 0.0f;
   }
@@ -211,7 +204,7 @@ CONIFER_INLINE void one_block(const Rows<C>& keys, const Rows<C>& values, const 
 template <int G, CacheType C>
 void one_group(const HeadView& head, const float* queries, int64_t heads, int64_t begin,
                int64_t end, Partial partial, float* scratch) {
-  const int64_t query_stride = pad(head.key_dim), mixed_stride = pad(head.value_dim);
+  const int64_t query_stride = padded(head.key_dim), mixed_stride = padded(head.value_dim);
   float* weights = scratch;
   float* own_queries = weights + 8 * SHORT_BLOCK + LONGEST;
   float* mixed = own_queries + 8 * query_stride;
@@ -222,9 +215,9 @@ void one_group(const HeadView& head, const float* queries, int64_t heads, int64_
   for (int64_t i = 0; i < G * mixed_stride; ++i) mixed[i] = 0.0f;
 
   const Rows<C> keys{head.keys, head.key_scales, head.key_dim, head.key_dim,
-                     q8_group_of(head.key_dim)};
+                     q8_group(head.key_dim)};
   const Rows<C> values{head.values, head.value_scales, head.value_dim, head.value_stride,
-                       q8_group_of(head.value_stride)};
+                       q8_group(head.value_stride)};
   const bool direct = head.key_dim % W == 0 && head.value_dim % W == 0 &&
                       (C != CacheType::Q8 || (keys.group % W == 0 && values.group % W == 0));
   Running<G> state{fill(LOWEST), fill(0.0f)};
@@ -259,9 +252,9 @@ void attend_one_typed(const HeadView& head, const float* queries, int64_t group,
   constexpr int MOST = W < 8 ? W : 8;
   for (int64_t g = 0; g < group;) {
     const int64_t left = group - g, heads = left < MOST ? left : MOST;
-    const float* q = queries + g * pad(head.key_dim);
+    const float* q = queries + g * padded(head.key_dim);
     const Partial p{partial.top + g, partial.total + g,
-                    partial.mixed + g * pad(head.value_dim)};
+                    partial.mixed + g * padded(head.value_dim)};
     if (heads > 4) one_group<MOST, C>(head, q, heads, begin, end, p, scratch);
     else if (heads > 2) one_group<4, C>(head, q, heads, begin, end, p, scratch);
     else if (heads > 1) one_group<2, C>(head, q, heads, begin, end, p, scratch);
@@ -282,9 +275,9 @@ void attend_one_isa(const HeadView& head, const float* queries, int64_t group, i
 
 // --- many tokens ----------------------------------------------------------------------------
 
-// A tile of c (M, N vectors) = or += a (M, depth) b (depth, N vectors).
+// A block of c (M, N vectors) = or += a (M, depth) b (depth, N vectors).
 template <int M, int N>
-CONIFER_INLINE void multiply_tile(const float* a, int64_t a_stride, const float* b,
+CONIFER_INLINE void product_block(const float* a, int64_t a_stride, const float* b,
                                   int64_t b_stride, int64_t depth, bool add, float* c,
                                   int64_t c_stride) {
   VF sums[M][N];
@@ -318,11 +311,11 @@ void multiply(const float* a, int64_t a_stride, const float* b, int64_t b_stride
     const bool wide = n + N * W <= columns;
     for (int64_t m = 0; m < rows; m += 4) {
       const float* rows_a = a + m * a_stride;
-      float* tile = c + m * c_stride + n;
+      float* block = c + m * c_stride + n;
       if (wide)
-        multiply_tile<4, N>(rows_a, a_stride, b + n, b_stride, depth, add, tile, c_stride);
+        product_block<4, N>(rows_a, a_stride, b + n, b_stride, depth, add, block, c_stride);
       else
-        multiply_tile<4, 1>(rows_a, a_stride, b + n, b_stride, depth, add, tile, c_stride);
+        product_block<4, 1>(rows_a, a_stride, b + n, b_stride, depth, add, block, c_stride);
     }
     n += wide ? N * W : W;
   }
@@ -363,7 +356,7 @@ CONIFER_INLINE float weigh(float* scores, int64_t begin, int64_t end, float& top
 
 void attend_many_isa(const HeadView& head, const float* queries, int64_t rows,
                      const Sight* sights, float* out, float* scratch) {
-  const int64_t key_width = pad(head.key_dim), value_width = pad(head.value_dim);
+  const int64_t key_width = padded(head.key_dim), value_width = padded(head.value_dim);
   const int64_t padded_rows = (rows + 3) / 4 * 4;
   float* keys = scratch;  // then the values of the same block
   float* columns = keys + BLOCK * (key_width > value_width ? key_width : value_width);
@@ -414,5 +407,38 @@ void attend_many_isa(const HeadView& head, const float* queries, int64_t rows,
   }
 }
 
+// --- storing ---------------------------------------------------------------------------------
+
+void store_q8(const float* x, int64_t dims, int8_t* numbers, uint16_t* scales) {
+  const int64_t group = q8_group(dims);
+  for (int64_t begin = 0; begin < dims; begin += group, ++scales) {
+    float top = 0.0f;
+    for (int64_t i = begin; i < begin + group; ++i) {
+      const float size = __builtin_fabsf(x[i]);
+      top = size > top ? size : top;
+    }
+    const float scale = top / 127.0f, inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+    *scales = quant::float_to_f16(scale);
+    for (int64_t i = begin; i < begin + group; ++i) {
+      constexpr float ROUND = 12582912.0f;  // to nearest, ties to even
+      numbers[i] = int8_t(int(x[i] * inverse + ROUND - ROUND));
+    }
+  }
+}
+
+void store_head_row(CacheType type, const float* x, int64_t dims, void* values,
+                    uint16_t* scales) {
+  if (type == CacheType::F32) {
+    memcpy(values, x, size_t(dims) * 4);
+  } else if (type == CacheType::Q8) {
+    store_q8(x, dims, static_cast<int8_t*>(values), scales);
+  } else {
+    uint16_t* halves = static_cast<uint16_t*>(values);
+    int64_t i = 0;
+    for (; i + W <= dims; i += W) store_half(halves + i, load(x + i));
+    for (; i < dims; ++i) halves[i] = quant::float_to_f16(x[i]);
+  }
+}
+
 }  // namespace
-}  // namespace conifer
+}  // namespace conifer::attention

@@ -1,20 +1,16 @@
-// The attention, dense and head blocks. See block.h.
+// The attention block. See block.h.
 //
 // One token is the hot path: every thread norms and quantises the whole input for itself, so that
 // the only barriers are those where one thread needs what another multiplied.
-#include "blocks/block.h"
-
 #include <algorithm>
 #include <atomic>
 
-#include "isa/float_kernels.h"
-#include "gemm/gemm_amx.h"
+#include "isa/kernels.h"
 #include "blocks/steps.h"
 
-namespace conifer {
+namespace conifer::blocks {
 
-Workspace::Workspace() : parts(std::make_unique<Parts>()) {}
-Workspace::~Workspace() = default;
+using namespace attention;
 
 namespace {
 
@@ -83,7 +79,7 @@ void copy_queries(const AttentionCall& call, int64_t head, int64_t token, const 
     std::copy(row, row + dims, out);
     std::fill(out + dims, out + stride, 0.0f);
     if (!turned) rotate_head(call, layer.q_norm, token, out);
-    float_kernels().scale(out, layer.scale, dims, out);
+    isa::kernels().scale(out, layer.scale, dims, out);
   }
 }
 
@@ -93,7 +89,7 @@ void finish_head(const AttentionCall& call, int64_t head, int64_t token, const f
   const AttentionLayer& layer = call.layer;
   const float* gate =
       call.projected + token * call.width + head * call.query_step + layer.key_dim;
-  if (layer.gated) float_kernels().sigmoid_multiply(gate, mixed, layer.value_dim, out);
+  if (layer.gated) isa::kernels().sigmoid_multiply(gate, mixed, layer.value_dim, out);
   else if (out != mixed) std::copy(mixed, mixed + layer.value_dim, out);
 }
 
@@ -271,9 +267,9 @@ void attention_block(const AttentionLayer& layer, const KVCache* cache, int64_t 
   } else {
     float* mixed = parts.mixed.need(tokens * layer.output.cols);
     parts.input.prepare(normed, tokens, layer.q.cols, layer.q.cols,
-                        tiles_serve(tokens, {&layer.q, &layer.k, &layer.v}));
+                        gemm::tiles_serve(tokens, {&layer.q, &layer.k, &layer.v}));
     parts.hidden.prepare(mixed, tokens, layer.output.cols, layer.output.cols,
-                         tiles_serve(tokens, {&layer.output}));
+                         gemm::tiles_serve(tokens, {&layer.output}));
   }
   KVCache own{CacheType::F32, tokens, 0, {}, {}};
   if (!cache) {
@@ -305,92 +301,4 @@ void attention_block(const AttentionLayer& layer, const KVCache* cache, int64_t 
   });
 }
 
-void add_residual(const float* x, float factor, float* sums, int64_t n, float* y) {
-  if (factor != 1.0f) float_kernels().scale(sums, factor, n, sums);
-  float_kernels().add(x, sums, n, y);
-}
-
-void dense_block(const DenseLayer& layer, const float* x, int64_t tokens, float* y,
-                 Workspace& work, Pool& pool) {
-  Workspace::Parts& parts = *work.parts;
-  const int64_t width = layer.gate.cols, hidden = layer.gate.rows;
-  parts.need_threads(pool.threads());
-  float* normed = parts.normed.need(tokens * width);
-  const bool tiled =
-      hidden % ROW_GRAIN == 0 && tiles_serve(tokens, {&layer.gate, &layer.up, &layer.down});
-  float* gate = tiled ? nullptr : parts.gate.need(tokens * hidden);
-  float* up = tiled ? nullptr : parts.up.need(tokens * hidden);
-  if (tokens > 1) {
-    parts.input.prepare(normed, tokens, width, width, tiled);
-    parts.hidden.prepare(gate, tokens, hidden, hidden, tiled);
-  }
-  const FloatKernels& kernels = float_kernels();
-  RowSharing hidden_rows, output_rows;  // of one token
-  pool.run([&](int thread, int threads) {
-    Thread& own = *parts.threads[size_t(thread)];
-    const bool one = tokens == 1;
-    Activations& input = one ? own.input : parts.input;
-    Activations& middle = one ? own.hidden : parts.hidden;
-    if (one) {
-      float* own_normed = own.normed.need(width);
-      rms_norm(x, layer.norm, width, own_normed);
-      input.load(own_normed, 1, width, width);
-    } else {
-      const Range mine = share(tokens, thread, threads, 1);
-      for (int64_t t = mine.begin; t < mine.end; ++t)
-        rms_norm(x + t * width, layer.norm, width, normed + t * width);
-      pool.barrier();
-      input.quantize(thread, threads);
-      pool.barrier();
-    }
-    const auto gate_rows = [&](Range rows) {
-      if (tiled) return gate_tiles(layer.gate, layer.up, input, middle, rows.begin, rows.end);
-      multiply_rows(layer.gate, input, gate, rows);
-      multiply_rows(layer.up, input, up, rows);
-      for (int64_t t = 0; t < tokens; ++t) {
-        const int64_t at = t * hidden + rows.begin;
-        kernels.silu_multiply(gate + at, up + at, rows.end - rows.begin, gate + at);
-      }
-    };
-    if (one) hidden_rows.share_out(hidden, thread, threads, gate_rows);
-    else gate_rows(share(hidden, thread, threads));
-    pool.barrier();
-    if (one) {
-      middle.load(gate, 1, hidden, hidden);
-    } else if (!tiled) {
-      middle.quantize(thread, threads);
-      pool.barrier();
-    }
-    const auto down_rows = [&](Range rows) {
-      multiply_rows(layer.down, middle, normed, rows);
-      for (int64_t t = 0; t < tokens; ++t) {
-        const int64_t at = t * width + rows.begin;
-        add_residual(x + at, layer.residual, normed + at, rows.end - rows.begin, y + at);
-      }
-    };
-    if (one) output_rows.share_out(width, thread, threads, down_rows);
-    else down_rows(share(width, thread, threads));
-  });
-}
-
-void head_block(const Head& head, const float* x, int64_t tokens, float* logits, Workspace& work,
-                Pool& pool) {
-  Workspace::Parts& parts = *work.parts;
-  const int64_t width = head.output.cols;
-  float* normed = parts.normed.need(tokens * width);
-  parts.input.prepare(normed, tokens, width, width);
-  RowSharing rows;
-  pool.run([&](int thread, int threads) {
-    const Range tokens_here = share(tokens, thread, threads, 1);
-    for (int64_t t = tokens_here.begin; t < tokens_here.end; ++t)
-      rms_norm(x + t * width, head.norm, width, normed + t * width);
-    pool.barrier();
-    parts.input.quantize(thread, threads);
-    pool.barrier();
-    rows.share_out(head.output.rows, thread, threads, [&](Range some) {
-      multiply_rows(head.output, parts.input, logits, some);
-    });
-  });
-}
-
-}  // namespace conifer
+}  // namespace conifer::blocks

@@ -12,9 +12,21 @@
 #include "gemm/matmul.h"
 #include "blocks/norm_rope.h"
 #include "threads/pool.h"
+#include "threads/share.h"
 #include "quant/types.h"
 
-namespace conifer {
+namespace conifer::blocks {
+
+using attention::KVCache;
+using gemm::Activations;
+using quant::Matrix;
+using threads::Pool;
+using threads::Range;
+using threads::share;
+
+// The activation of a feed-forward layer. Silu: gate * sigmoid(gate) * up. Clamped: gate *
+// sigmoid(1.702 gate) * (up + 1), gate at most 7 and up within -7..7.
+enum class Activation : int32_t { Silu = 0, Clamped = 1 };
 
 // Scratch memory of the blocks: grows to the largest call and is kept. One call at a time.
 struct Workspace {
@@ -183,11 +195,8 @@ struct Head {
   Matrix output;  // (V, D)
 };
 
-// y = x + factor * sums; sums are lost.
-void add_residual(const float* x, float factor, float* sums, int64_t n, float* y);
-
 // logits (T, V) = output(norm(x)).
 void head_block(const Head& head, const float* x, int64_t tokens, float* logits, Workspace& work,
                 Pool& pool);
 
-}  // namespace conifer
+}  // namespace conifer::blocks

@@ -6,7 +6,9 @@
 
 #include "blocks/workspace.h"
 
-namespace conifer {
+namespace conifer::blocks {
+
+using namespace attention;
 
 namespace {
 
@@ -115,4 +117,4 @@ void latent_attention(const LatentCall& call, Workspace& work, Pool& pool) {
   });
 }
 
-}  // namespace conifer
+}  // namespace conifer::blocks

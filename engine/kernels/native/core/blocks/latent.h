@@ -8,12 +8,12 @@
 
 #include "blocks/block.h"
 
-namespace conifer {
+namespace conifer::blocks {
 
 // rows (L, d) in one type, the last T of them the new tokens' own; row i of q, (T, H, d), already
 // scaled, sees all but the T - 1 - i last. Writes out (T, H, dv).
 struct LatentCall {
-  CacheType type;
+  attention::CacheType type;
   const void* rows;
   const uint16_t* scales;  // (L, d / group), null unless Q8
   int64_t key_dim, value_dim, length;
@@ -30,4 +30,4 @@ void prepare_latent(const LatentCall& call, Workspace& work, int threads);
 void attend_latent(const LatentCall& call, Workspace& work, Pool& pool, std::atomic<int64_t>& next,
                    int thread, int threads);
 
-}  // namespace conifer
+}  // namespace conifer::blocks

@@ -2,12 +2,13 @@
 #include <algorithm>
 #include <atomic>
 
-#include "isa/float_kernels.h"
-#include "gemm/gemm_amx.h"
+#include "isa/kernels.h"
 #include "blocks/latent.h"
-#include "blocks/workspace.h"
+#include "blocks/steps.h"
 
-namespace conifer {
+namespace conifer::blocks {
+
+using namespace attention;
 
 namespace {
 
@@ -32,7 +33,7 @@ struct HeadProduct {
       Matrix matrix = first;
       matrix.data += h * first.rows * first.stride();
       for (int64_t t = 0; t < tokens; ++t) ids[size_t(t)] = int32_t(t * heads + h);
-      matmul_rows(matrix, x, ids.data(), tokens, y + h * stride, heads * stride, begin, end);
+      gemm::matmul_rows(matrix, x, ids.data(), tokens, y + h * stride, heads * stride, begin, end);
     }
   }
 };
@@ -105,7 +106,7 @@ void turn_queries(const Call& call, int64_t token, Range heads) {
     float* to = call.absorbed.y + row * call.absorbed.stride + call.rank();
     std::copy(from, from + r, to);
     turn(call, token, to);
-    float_kernels().scale(to, call.layer.scale, r, to);
+    isa::kernels().scale(to, call.layer.scale, r, to);
   }
 }
 
@@ -173,7 +174,7 @@ void absorb(const Call& call, int thread, int threads) {
   const Range rows = share(call.tokens * layer.heads, thread, threads, 1);
   for (int64_t i = rows.begin; i < rows.end; ++i) {
     float* query = call.absorbed.y + i * call.absorbed.stride;
-    float_kernels().scale(query, layer.scale, call.rank(), query);
+    isa::kernels().scale(query, layer.scale, call.rank(), query);
   }
   call.pool.barrier();
 }
@@ -235,15 +236,15 @@ void latent_block(const LatentLayer& layer, const KVCache* cache, int64_t offset
                              past + tokens, absorbed, tokens, heads, mixed};
   prepare_latent(attention, work, pool.threads());
   if (tokens > 1) {
-    const bool tiled = layer.q_a.data ? tiles_serve(tokens, {&layer.q_a, &layer.kv_a})
-                                      : tiles_serve(tokens, {&layer.q, &layer.kv_a});
+    const bool tiled = layer.q_a.data ? gemm::tiles_serve(tokens, {&layer.q_a, &layer.kv_a})
+                                      : gemm::tiles_serve(tokens, {&layer.q, &layer.kv_a});
     parts.input.prepare(parts.normed.need(0), tokens, width, width, tiled);
     if (low)
-      parts.hidden.prepare(low, tokens, layer.q.cols, layer.q.cols, tiles_serve(tokens, {&layer.q}));
+      parts.hidden.prepare(low, tokens, layer.q.cols, layer.q.cols, gemm::tiles_serve(tokens, {&layer.q}));
     parts.queries.prepare(queries, tokens * heads, key - layer.rope.dims, key);
     parts.latents.prepare(mixed, tokens * heads, rank, rank);
     parts.shared_hidden.prepare(concatenated, tokens, columns, columns,
-                                tiles_serve(tokens, {&layer.output}));
+                                gemm::tiles_serve(tokens, {&layer.output}));
   }
   const Call call{.layer = layer,
                   .cache = kept,
@@ -270,4 +271,4 @@ void latent_block(const LatentLayer& layer, const KVCache* cache, int64_t offset
   });
 }
 
-}  // namespace conifer
+}  // namespace conifer::blocks

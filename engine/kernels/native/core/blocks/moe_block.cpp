@@ -8,11 +8,10 @@
 #include <utility>
 
 #include "blocks/block.h"
-#include "isa/float_kernels.h"
-#include "gemm/gemm_amx.h"
-#include "blocks/workspace.h"
+#include "isa/kernels.h"
+#include "blocks/steps.h"
 
-namespace conifer {
+namespace conifer::blocks {
 
 namespace {
 
@@ -44,7 +43,7 @@ struct Gated {
 
   // Rows of what n tokens give are gated, in place of `gate`; both are (n, hidden).
   void finish(float* gate_out, float* up_out, int64_t n, Range rows) const {
-    const FloatKernels& kernels = float_kernels();
+    const isa::KernelTable& kernels = isa::kernels();
     const int64_t hidden = gate.rows, count = rows.end - rows.begin;
     for (int64_t i = 0; i < n; ++i) {
       float* g = gate_out + i * hidden + rows.begin;
@@ -92,7 +91,7 @@ float shared_weight(const ExpertLayer& layer, const float* h) {
 void one_token(const ExpertCall& call, const Activations& input, const int32_t* ids,
                const float* weights, float shared, int thread, int threads) {
   const int64_t used = call.used(), hidden = call.hidden(), width = call.width();
-  const FloatKernels& kernels = float_kernels();
+  const isa::KernelTable& kernels = isa::kernels();
   Thread& own = *call.parts.threads[size_t(thread)];
   float* gate = call.parts.gate.need(0);
   float* up = call.parts.up.need(0);
@@ -120,7 +119,7 @@ void one_token(const ExpertCall& call, const Activations& input, const int32_t* 
     float* sums = own.mixed.need(width) + rows.begin;
     std::fill(sums, sums + count, 0.0f);
     for (int64_t j = 0; j < used; ++j) {
-      matmul_rows(expert(call.layer.down, ids[j]), own.hidden, j, j + 1, out - rows.begin, width,
+      gemm::matmul_rows(expert(call.layer.down, ids[j]), own.hidden, j, j + 1, out - rows.begin, width,
                   rows.begin, rows.end);
       if (const float* bias = bias_of(call.layer.down_bias, ids[j], width))
         kernels.add(out, bias + rows.begin, count, out);
@@ -168,7 +167,7 @@ void for_each_piece(const ExpertCall& call, F&& fn) {
 void many_tokens(const ExpertCall& call, const float* weights, const float* shared, int thread,
                  int threads) {
   const int64_t used = call.used(), hidden = call.hidden(), width = call.width();
-  const FloatKernels& kernels = float_kernels();
+  const isa::KernelTable& kernels = isa::kernels();
   Parts& parts = call.parts;
   float* gate = parts.gate.need(0);
   float* up = parts.up.need(0);
@@ -177,15 +176,15 @@ void many_tokens(const ExpertCall& call, const float* weights, const float* shar
     float* rows = gate + begin * hidden;
     const int32_t* tokens = parts.ids.data() + begin;
     const Gated gated = call.gated(e);
-    matmul_rows(gated.gate, parts.input, tokens, count, rows, hidden, mine.begin, mine.end);
-    matmul_rows(gated.up, parts.input, tokens, count, up, hidden, mine.begin, mine.end);
+    gemm::matmul_rows(gated.gate, parts.input, tokens, count, rows, hidden, mine.begin, mine.end);
+    gemm::matmul_rows(gated.up, parts.input, tokens, count, up, hidden, mine.begin, mine.end);
     gated.finish(rows, up, count, mine);
   });
   if (call.shared()) {
     const Gated gated = call.gated_shared();
     const Range rows = share(call.shared(), thread, threads);
     if (parts.shared_hidden.tile(0)) {
-      gate_tiles(gated.gate, gated.up, parts.shared_input, parts.shared_hidden, rows.begin,
+      gemm::gate_tiles(gated.gate, gated.up, parts.shared_input, parts.shared_hidden, rows.begin,
                  rows.end);
     } else {
       float* made = parts.shared.need(0);
@@ -209,7 +208,7 @@ void many_tokens(const ExpertCall& call, const float* weights, const float* shar
   }
   float* out = parts.mixed.need(0);  // (piece, D): threads write columns of their own
   for_each_piece(call, [&](int64_t e, int64_t begin, int64_t count) {
-    matmul_rows(expert(call.layer.down, e), parts.hidden, begin, begin + count, out, width,
+    gemm::matmul_rows(expert(call.layer.down, e), parts.hidden, begin, begin + count, out, width,
                 rows.begin, rows.end);
     for (int64_t i = 0; i < count; ++i) {
       const int32_t slot = parts.slots[size_t(begin + i)];
@@ -232,8 +231,8 @@ void prepare_shared(const ExpertCall& call, const float* input) {
   const ExpertLayer& layer = call.layer;
   const int64_t tokens = call.tokens, hidden = call.shared(), width = call.width();
   const bool tiled =
-      layer.activation == Activation::Silu && hidden % ROW_GRAIN == 0 &&
-      tiles_serve(tokens, {&layer.shared_gate, &layer.shared_up, &layer.shared_down});
+      layer.activation == Activation::Silu && hidden % threads::ROW_GRAIN == 0 &&
+      gemm::tiles_serve(tokens, {&layer.shared_gate, &layer.shared_up, &layer.shared_down});
   float* made = tiled ? nullptr : parts.shared.need(tokens * hidden);
   if (tiled) parts.shared_input.prepare(input, tokens, width, width, true);
   else parts.shared_up.need(tokens * hidden);
@@ -376,7 +375,7 @@ void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* 
   float* weights = parts.weights.need(tokens * used);
   float* shared = parts.shared_weights.need(tokens);
   const auto choose = [&](float* scored, int32_t* best, float* weighed) {
-    if (layer.router_bias) float_kernels().add(scored, layer.router_bias, experts, scored);
+    if (layer.router_bias) isa::kernels().add(scored, layer.router_bias, experts, scored);
     route(routing, scored, best, weighed);
     for (int64_t j = 0; j < used; ++j) weighed[j] *= layer.residual;
   };
@@ -407,7 +406,7 @@ void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* 
     quantize_input(call, thread, threads);
     pool.barrier();
     if (mine.begin < mine.end)
-      matmul_rows(layer.router, parts.input, mine.begin, mine.end, logits + mine.begin * experts,
+      gemm::matmul_rows(layer.router, parts.input, mine.begin, mine.end, logits + mine.begin * experts,
                   experts, 0, experts);
     for (int64_t t = mine.begin; t < mine.end; ++t) {
       choose(logits + t * experts, ids + t * used, weights + t * used);
@@ -420,4 +419,4 @@ void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* 
   });
 }
 
-}  // namespace conifer
+}  // namespace conifer::blocks

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-namespace conifer {
+namespace conifer::blocks {
 
 struct Norm {
   const float* weight;  // (n,); null where there is no norm
@@ -41,4 +41,4 @@ class Rotations {
   float magnitude_ = 1.0f;
 };
 
-}  // namespace conifer
+}  // namespace conifer::blocks

@@ -6,9 +6,9 @@
 #include <limits>
 #include <vector>
 
-#include "isa/float_kernels.h"
+#include "isa/kernels.h"
 
-namespace conifer {
+namespace conifer::blocks {
 
 namespace {
 
@@ -32,7 +32,7 @@ struct Peak {
 Peak find_peak(const float* logits, int64_t n) {
   Peak peak{-std::numeric_limits<float>::infinity(), 0};
   for (int64_t i = 0; i < n; i += CHUNK) {
-    const float top = float_kernels().peak(logits + i, std::min(CHUNK, n - i));
+    const float top = isa::kernels().peak(logits + i, std::min(CHUNK, n - i));
     if (std::isnan(top)) return {top, i};
     if (top > peak.value) peak = {top, i};
   }
@@ -80,7 +80,7 @@ int32_t pick(const float* logits, int64_t n, const Drawing& how, double uniform)
   const float factor = 1.0f / std::max(how.temperature, MIN_TEMPERATURE);
   double total = 0.0;
   for (int64_t i = 0; i < n; i += CHUNK)
-    total += float_kernels().weigh(logits + i, peak.value, factor, std::min(CHUNK, n - i),
+    total += isa::kernels().weigh(logits + i, peak.value, factor, std::min(CHUNK, n - i),
                                    weights.data() + i);
   if (how.top_k == 0 && how.top_p == 1.0f && how.min_p == 0.0f)
     return int32_t(walk(n, uniform * total, [](int64_t i) { return weights[size_t(i)]; }));
@@ -112,4 +112,4 @@ int32_t pick(const float* logits, int64_t n, const Drawing& how, double uniform)
   return last[-walk(candidates.end() - rest, uniform * mass, weight)].id;
 }
 
-}  // namespace conifer
+}  // namespace conifer::blocks

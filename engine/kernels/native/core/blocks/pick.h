@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-namespace conifer {
+namespace conifer::blocks {
 
 struct Drawing {
   float temperature;  // 0 is greedy
@@ -16,4 +16,4 @@ constexpr int32_t NOT_FINITE = -1;
 // Draw one of n logits, or NOT_FINITE where one is not. uniform, 0 <= uniform < 1: which one.
 int32_t pick(const float* logits, int64_t n, const Drawing& how, double uniform);
 
-}  // namespace conifer
+}  // namespace conifer::blocks

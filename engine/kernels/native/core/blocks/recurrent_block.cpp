@@ -5,12 +5,13 @@
 #include <algorithm>
 #include <cmath>
 
-#include "isa/float_kernels.h"
-#include "gemm/gemm_amx.h"
+#include "isa/kernels.h"
 #include "recurrent/recurrence.h"
 #include "blocks/steps.h"
 
-namespace conifer {
+namespace conifer::blocks {
+
+using namespace recurrent;
 
 namespace {
 
@@ -49,7 +50,7 @@ void convolve_range(const RecurrentCall& call, Range channels) {
   const float* tail = states.from ? states.from->tail : call.nothing;
   const Convolution convolution{call.projected + layer.mixed_at, tail, layer.taps, layer.bias,
                                 call.tokens, layer.channels, layer.kernel, call.width, true};
-  float_kernels().convolve(convolution, channels.begin, channels.end, call.convolved);
+  isa::kernels().convolve(convolution, channels.begin, channels.end, call.convolved);
   if (states.mark)
     copy_tail(convolution, states.mark_tokens, channels.begin, channels.end, states.mark->tail);
   if (states.end)
@@ -114,7 +115,7 @@ void scan_heads(const RecurrentCall& call, Range heads, Thread& own) {
                           .skip = layer.skip ? layer.skip[head] : 0.0f,
                           .delta = layer.delta};
       for (int64_t column = 0; column < layer.values; column += SCAN_COLUMNS)
-        float_kernels().scan(scan, column, std::min(column + SCAN_COLUMNS, layer.values), scratch);
+        isa::kernels().scan(scan, column, std::min(column + SCAN_COLUMNS, layer.values), scratch);
       from = behind;
       begin = end;
     };
@@ -224,7 +225,7 @@ void recurrent_block(const RecurrentLayer& layer, const RecurrentStates& states,
   for (int64_t i = 0; i < layer.input_count; ++i) {
     call.projections[i] = {&layer.inputs[i], nullptr};
     call.width += layer.inputs[i].rows;
-    tiled = tiled && tiles_serve(tokens, {&layer.inputs[i]});
+    tiled = tiled && gemm::tiles_serve(tokens, {&layer.inputs[i]});
   }
   call.projected = parts.projected.need(tokens * call.width);
   if (!states.from) {
@@ -235,7 +236,7 @@ void recurrent_block(const RecurrentLayer& layer, const RecurrentStates& states,
   float* normed = parts.normed.need(tokens * width);
   if (tokens > 1) {
     parts.input.prepare(normed, tokens, width, width, tiled);
-    parts.hidden.prepare(call.mixed, tokens, inner, inner, tiles_serve(tokens, {&layer.output}));
+    parts.hidden.prepare(call.mixed, tokens, inner, inner, gemm::tiles_serve(tokens, {&layer.output}));
   }
   pool.run([&](int thread, int threads) {
     if (tokens == 1) one_token(call, thread, threads);
@@ -243,4 +244,4 @@ void recurrent_block(const RecurrentLayer& layer, const RecurrentStates& states,
   });
 }
 
-}  // namespace conifer
+}  // namespace conifer::blocks

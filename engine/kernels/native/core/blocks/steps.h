@@ -4,8 +4,10 @@
 #include <algorithm>
 
 #include "blocks/workspace.h"
+#include "gemm/gemm_amx.h"
+#include "isa/kernels.h"
 
-namespace conifer {
+namespace conifer::blocks {
 
 // Rows of several matrices side by side in y, so that one split serves them all.
 struct Projection {
@@ -30,4 +32,19 @@ inline void multiply_range(const Projection* projections, int64_t count, const A
   }
 }
 
-}  // namespace conifer
+// y = x + factor * sums. Overwrites sums.
+inline void add_residual(const float* x, float factor, float* sums, int64_t n, float* y) {
+  const isa::KernelTable& kernels = isa::kernels();
+  if (factor != 1.0f) kernels.scale(sums, factor, n, sums);
+  kernels.add(x, sums, n, y);
+}
+
+// y = activation(gate, up), of n values; y may be gate.
+inline void activate(Activation activation, const float* gate, const float* up, int64_t n,
+                     float* y) {
+  const isa::KernelTable& kernels = isa::kernels();
+  (activation == Activation::Clamped ? kernels.clamped_multiply : kernels.silu_multiply)(gate, up,
+                                                                                        n, y);
+}
+
+}  // namespace conifer::blocks

@@ -9,7 +9,7 @@
 
 #include "blocks/block.h"
 
-namespace conifer {
+namespace conifer::blocks {
 
 // Floats on cache lines of their own, not initialised; their contents are lost when they grow.
 class Floats {
@@ -58,7 +58,7 @@ class RowSharing {
 
 // Rows of w for every token of x: y[t * w.rows + r].
 inline void multiply_rows(const Matrix& w, const Activations& x, float* y, Range rows) {
-  matmul_rows(w, x, int64_t{0}, x.tokens(), y, w.rows, rows.begin, rows.end);
+  gemm::matmul_rows(w, x, int64_t{0}, x.tokens(), y, w.rows, rows.begin, rows.end);
 }
 
 struct Workspace::Parts {
@@ -67,9 +67,9 @@ struct Workspace::Parts {
   struct Thread {
     Activations input, hidden, shared;
     Floats normed, mixed, queries, scratch, out, weights;
-    std::vector<Sight> sights;
+    std::vector<attention::Sight> sights;
     std::vector<int32_t> ids;
-    std::vector<Partial> partials;
+    std::vector<attention::Partial> partials;
   };
 
   std::vector<std::unique_ptr<Thread>> threads;
@@ -85,4 +85,4 @@ struct Workspace::Parts {
   }
 };
 
-}  // namespace conifer
+}  // namespace conifer::blocks

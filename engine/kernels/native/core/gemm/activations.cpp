@@ -6,9 +6,10 @@
 #include <new>
 
 #include "isa/kernels.h"
+#include "threads/share.h"
 #include "gemm/gemm_amx.h"
 
-namespace conifer {
+namespace conifer::gemm {
 
 namespace {
 
@@ -35,7 +36,7 @@ void Activations::prepare(const float* x, int64_t tokens, int64_t cols, int64_t 
   capacity_ = needed;
 }
 
-TokenView Activations::token(int64_t index) const {
+quant::TokenSlot Activations::slot(int64_t index) const {
   uint8_t* base = buffer_.get() + index * token_bytes_;
   const int64_t blocks = padded_ / 32;
   float* floats = reinterpret_cast<float*>(base + padded_);
@@ -44,9 +45,9 @@ TokenView Activations::token(int64_t index) const {
           floats + 2 * blocks, ints, ints + blocks};
 }
 
-void Activations::quantize(int thread, int threads) {
+void Activations::quantize(int thread, int count) {
   if (tiled_) {
-    const Range mine = share(whole_tiles(tokens_), thread, threads);
+    const threads::Range mine = threads::share(whole_tiles(tokens_), thread, count);
     for (int64_t t = mine.begin; t < mine.end; t += 16) {
       const int64_t left = tokens_ - t;
       fill_tile(x_ + t * stride_, stride_, left < 0 ? 0 : left, cols_, tile(t));
@@ -54,28 +55,18 @@ void Activations::quantize(int thread, int threads) {
     return;
   }
   const int64_t chunks = padded_ / CHUNK;  // by chunks, so that one token has work for all threads
-  const int64_t end = tokens_ * chunks * (thread + 1) / threads;
-  for (int64_t i = tokens_ * chunks * thread / threads; i < end; ++i) {
+  const int64_t end = tokens_ * chunks * (thread + 1) / count;
+  for (int64_t i = tokens_ * chunks * thread / count; i < end; ++i) {
     const int64_t n = i % chunks * CHUNK;
-    const TokenView t = token(i / chunks);
-    const TokenView part = {t.x + n,         t.q + n,           t.scale + n / 32,
-                            t.sum + n / 32,  t.sum16 + n / 16,  t.isum + n / 32,
-                            t.isum16 + n / 16};
+    const quant::TokenSlot part = slot(i / chunks).from(n);
     const int64_t given = std::min(CHUNK, cols_ - n);
     const int64_t whole = given / 32 * 32;
-    kernels().quantize(part.x, whole, part);
+    isa::kernels().quantize(part.x, whole, part);
     if (whole == CHUNK) continue;
     float padded[CHUNK] = {};
     std::memcpy(padded, part.x + whole, static_cast<size_t>(given - whole) * sizeof(float));
-    const TokenView rest = {padded,
-                            part.q + whole,
-                            part.scale + whole / 32,
-                            part.sum + whole / 32,
-                            part.sum16 + whole / 16,
-                            part.isum + whole / 32,
-                            part.isum16 + whole / 16};
-    kernels().quantize(padded, CHUNK - whole, rest);
+    isa::kernels().quantize(padded, CHUNK - whole, part.from(whole));
   }
 }
 
-}  // namespace conifer
+}  // namespace conifer::gemm

@@ -1,35 +1,23 @@
-// Activations for the quantised dot products: int8 with a float scale for every 32 values.
-//
-// Also kept are the sums of the int8 values, so that a minimum or a zero point costs one
-// multiply-add per block instead of one per weight. Columns are padded with zeros to a multiple
-// of 256; kernels may read (not use) up to there.
-//
-// Or, for many tokens where the processor has tiles, bfloat16 as these want it (gemm_amx.h).
+// The activations of a product: quantised to int8 (quant/token.h), columns padded with zeros to a
+// multiple of 256, up to which kernels may read; or, for many tokens on a processor with AMX tiles,
+// bfloat16 in the order of the tiles (gemm_amx.h).
 #pragma once
 
 #include <cstdint>
 #include <memory>
 
-namespace conifer {
+#include "quant/token.h"
 
-// One token, as the kernels see it. n counts from the start of the padded row.
-struct TokenView {
-  const float* x;        // the floats it was made from, not padded
-  const int8_t* q;       // [n] within -127..127
-  const float* scale;    // [n / 32]
-  const float* sum;      // [n / 32] scale * sum of q
-  const float* sum16;    // [n / 16] scale * sum of q, by 16 values
-  const int32_t* isum;   // [n / 32] sum of q
-  const int32_t* isum16; // [n / 16]
-};
+namespace conifer::gemm {
 
-// Scratch that the caller keeps and reuses; it only grows. One `prepare` outside the parallel
-// region (or by one thread, before a barrier), then every thread its `quantize`, then a barrier.
+// Scratch memory that the caller keeps and reuses; it only grows. Call `prepare` once outside the
+// parallel region (or on one thread, before a barrier), then `quantize` on every thread, then a
+// barrier.
 class Activations {
  public:
   // Remember `tokens` rows of `cols` floats, `stride` floats apart; x must outlive the use.
-  // tiled: for products with all of the tokens, if `tiles_serve`; x may be null where something
-  // else fills the tiles.
+  // tiled: for products with all of the tokens, if `tiles_serve`; x may be null if the caller
+  // fills the tiles.
   void prepare(const float* x, int64_t tokens, int64_t cols, int64_t stride, bool tiled = false);
   // Quantise this thread's share. Not needed if only F32, F16 and BF16 weights will be used.
   void quantize(int thread, int threads);
@@ -39,15 +27,17 @@ class Activations {
   }
 
   int64_t tokens() const { return tokens_; }
-  TokenView token(int64_t index) const;
+  quant::TokenView token(int64_t index) const { return slot(index).view(); }
 
-  // The tile of 16 tokens from `token` on, (cols / 32, 16 pairs of columns, 16 tokens, 2); null
-  // unless tiled.
+  // The tile of 16 tokens from `token` on, (cols / 32, 16 pairs of columns, 16 tokens, 2), or null
+  // if not tiled.
   uint16_t* tile(int64_t token) const {
     return tiled_ ? reinterpret_cast<uint16_t*>(buffer_.get()) + token * cols_ : nullptr;
   }
 
  private:
+  quant::TokenSlot slot(int64_t index) const;
+
   struct Free {
     void operator()(uint8_t* p) const;
   };
@@ -58,4 +48,4 @@ class Activations {
   std::unique_ptr<uint8_t[], Free> buffer_;
 };
 
-}  // namespace conifer
+}  // namespace conifer::gemm

@@ -7,7 +7,7 @@
 
 #include "gemm/rowwise.h"
 
-namespace conifer {
+namespace conifer::gemm {
 namespace {
 
 struct Avx2 {
@@ -33,16 +33,16 @@ struct Avx2 {
     return _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
 
-  template <class F>
+  template <class T>
   static Acc dot(Acc acc, const Unpacked& w, const TokenView& x, int64_t n) {
     const float* scales = x.scale + n / 32;
     Acc other = zero();  // two sums, so that additions overlap
     for (int i = 0; i < 8; i += 2) {
-      acc = _mm256_fmadd_ps(products(w.q + 32 * i, x.q + n + 32 * i), scale<F>(w, scales, i), acc);
+      acc = _mm256_fmadd_ps(products(w.q + 32 * i, x.q + n + 32 * i), scale<T>(w, scales, i), acc);
       other = _mm256_fmadd_ps(products(w.q + 32 * i + 32, x.q + n + 32 * i + 32),
-                              scale<F>(w, scales, i + 1), other);
+                              scale<T>(w, scales, i + 1), other);
     }
-    if constexpr (F::MINS) {
+    if constexpr (T::MINS) {
       const float* sums = x.sum16 + n / 16;
       acc = _mm256_fmadd_ps(_mm256_loadu_ps(w.min), _mm256_loadu_ps(sums), acc);
       other = _mm256_fmadd_ps(_mm256_loadu_ps(w.min + 8), _mm256_loadu_ps(sums + 8), other);
@@ -89,10 +89,10 @@ struct Avx2 {
   }
 
  private:
-  template <class F>
+  template <class T>
   static __m256 scale(const Unpacked& w, const float* scales, int i) {
     const __m256 x = _mm256_broadcast_ss(scales + i);
-    if constexpr (F::GROUP == 32) return _mm256_mul_ps(_mm256_broadcast_ss(w.scale + 2 * i), x);
+    if constexpr (T::GROUP == 32) return _mm256_mul_ps(_mm256_broadcast_ss(w.scale + 2 * i), x);
     const __m256 both = _mm256_insertf128_ps(
         _mm256_castps128_ps256(_mm_broadcast_ss(w.scale + 2 * i)),
         _mm_broadcast_ss(w.scale + 2 * i + 1), 1);
@@ -100,11 +100,16 @@ struct Avx2 {
   }
 };
 
-constexpr Kernels AVX2 = {quantize<Avx2>, multiply<Avx2>};
-
 }  // namespace
 
-const Kernels* kernels_avx2() { return &AVX2; }
+void quantize_avx2(const float* x, int64_t n, const quant::TokenSlot& out) {
+  quantize<Avx2>(x, n, out);
+}
 
-}  // namespace conifer
+void multiply_avx2(const Matrix& w, const TokenView* x, int64_t tokens, float* y, int64_t y_stride,
+                   int64_t row0, int64_t row1) {
+  multiply<Avx2>(w, x, tokens, y, y_stride, row0, row1);
+}
+
+}  // namespace conifer::gemm
 #endif

@@ -1,16 +1,17 @@
 // AVX-512 (F, BW, DQ, VL, VNNI): few tokens at a time, and the quantisation of activations.
 #if defined(__x86_64__)
-#include "isa/avx512.h"  // first: it silences warnings about the intrinsics it includes
+#include "isa/avx512.h"
 
 #include <cstdlib>
 
 #include "gemm/gemm_amx.h"
 #include "gemm/gemm_avx512.h"
-#include "gemm/gemv_avx512_super.h"
 #include "gemm/rowwise.h"
 
-namespace conifer {
+namespace conifer::gemm {
 namespace {
+
+using namespace isa;  // the small vector functions
 
 struct Avx512 {
   static constexpr int LANES = 16;
@@ -32,29 +33,6 @@ struct Avx512 {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_halves(w)), 16));
   }
 };
-
-void quantize_avx512(const float* x, int64_t n, const TokenView& out) {
-  for (int64_t i = 0; i < n / 32; ++i) {
-    const __m512 a = _mm512_loadu_ps(x + 32 * i), b = _mm512_loadu_ps(x + 32 * i + 16);
-    float largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
-    if (_mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q)) largest = NAN;  // which a maximum may overlook
-    const float scale = largest / 127.0f;
-    const __m512 inverse = _mm512_set1_ps(largest > SMALLEST ? 127.0f / largest : 0.0f);
-    const __m512i qa = _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse));
-    const __m512i qb = _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse));
-    __m128i* q = reinterpret_cast<__m128i*>(const_cast<int8_t*>(out.q) + 32 * i);
-    _mm_storeu_si128(q, _mm512_cvtsepi32_epi8(qa));
-    _mm_storeu_si128(q + 1, _mm512_cvtsepi32_epi8(qb));
-    const int32_t first = _mm512_reduce_add_epi32(qa), second = _mm512_reduce_add_epi32(qb);
-    const_cast<float*>(out.scale)[i] = scale;
-    const_cast<float*>(out.sum)[i] = scale * static_cast<float>(first + second);
-    const_cast<float*>(out.sum16)[2 * i] = scale * static_cast<float>(first);
-    const_cast<float*>(out.sum16)[2 * i + 1] = scale * static_cast<float>(second);
-    const_cast<int32_t*>(out.isum)[i] = first + second;
-    const_cast<int32_t*>(out.isum16)[2 * i] = first;
-    const_cast<int32_t*>(out.isum16)[2 * i + 1] = second;
-  }
-}
 
 // Scratch of one thread; it only grows.
 void* scratch(size_t bytes) {
@@ -105,12 +83,12 @@ void multiply_group(const uint8_t* data, int64_t stride, int64_t cols, const typ
       for (int t = 0; t < TOKENS; ++t) acc[t][r] = G::dot(w, x[t * x_stride + g], acc[t][r]);
     }
   }
-  if constexpr (G::WEIGHTS == 128) {
+  if constexpr (G::PARTIAL) {
     if (const int64_t rest = cols % G::WEIGHTS) {  // blocks that do not fill a group
-      const int last = static_cast<int>(rest / 32) - 1;
 #pragma GCC unroll 4
       for (int r = 0; r < ROWS; ++r) {
-        const typename G::Part part = {data + r * stride + groups * G::BYTES, last};
+        const typename G::Part part{data + r * stride + groups * G::BYTES,
+                                    static_cast<int>(rest)};
         const typename G::W w = G::unpack(part);
 #pragma GCC unroll 4
         for (int t = 0; t < TOKENS; ++t)
@@ -159,32 +137,45 @@ void multiply_quantized_few(const Matrix& w, const TokenView* x, int64_t tokens,
   }
 }
 
+}  // namespace
+
+void quantize_avx512(const float* x, int64_t n, const quant::TokenSlot& out) {
+  for (int64_t i = 0; i < n / 32; ++i) {
+    const __m512 a = _mm512_loadu_ps(x + 32 * i), b = _mm512_loadu_ps(x + 32 * i + 16);
+    float largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
+    if (_mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q)) largest = NAN;  // which a maximum may overlook
+    const float scale = largest / 127.0f;
+    const __m512 inverse = _mm512_set1_ps(largest > SMALLEST ? 127.0f / largest : 0.0f);
+    const __m512i qa = _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse));
+    const __m512i qb = _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse));
+    __m128i* q = reinterpret_cast<__m128i*>(out.q + 32 * i);
+    _mm_storeu_si128(q, _mm512_cvtsepi32_epi8(qa));
+    _mm_storeu_si128(q + 1, _mm512_cvtsepi32_epi8(qb));
+    const int32_t first = _mm512_reduce_add_epi32(qa), second = _mm512_reduce_add_epi32(qb);
+    out.scale[i] = scale;
+    out.sum[i] = scale * static_cast<float>(first + second);
+    out.sum16[2 * i] = scale * static_cast<float>(first);
+    out.sum16[2 * i + 1] = scale * static_cast<float>(second);
+    out.isum[i] = first + second;
+    out.isum16[2 * i] = first;
+    out.isum16[2 * i + 1] = second;
+  }
+}
+
 void multiply_avx512(const Matrix& w, const TokenView* x, int64_t tokens, float* y,
                      int64_t y_stride, int64_t row0, int64_t row1) {
   if (tokens <= 0 || row0 >= row1) return;
-  switch (w.type) {
-#define CONIFER_FLOAT(T)                                                                  \
-  case Type::T:                                                                           \
-    return multiply_float<Avx512, Type::T>(w, x, tokens, y, y_stride, row0, row1);
-    CONIFER_FLOAT(F32)
-    CONIFER_FLOAT(F16)
-    CONIFER_FLOAT(BF16)
-#undef CONIFER_FLOAT
-    default: break;
-  }
+  quant::with_float(w.type, [&](auto type) {
+    multiply_float<Avx512, decltype(type)>(w, x, tokens, y, y_stride, row0, row1);
+  });
+  if (quant::is_float(w.type)) return;
   if (tokens >= AMX_TOKENS && amx_multiplies())
     return multiply_many_amx(w, x, tokens, y, y_stride, row0, row1);
   if (tokens >= GEMM_TOKENS) return multiply_many_avx512(w, x, tokens, y, y_stride, row0, row1);
-  with_type(w.type, [&](auto type) {
-    multiply_quantized_few<Gemv<decltype(type)::value>>(w, x, tokens, y, y_stride, row0, row1);
+  quant::with_quantized(w.type, [&](auto type) {
+    multiply_quantized_few<quant::Avx512Of<decltype(type)>>(w, x, tokens, y, y_stride, row0, row1);
   });
 }
 
-constexpr Kernels AVX512 = {quantize_avx512, multiply_avx512};
-
-}  // namespace
-
-const Kernels* kernels_avx512() { return &AVX512; }
-
-}  // namespace conifer
+}  // namespace conifer::gemm
 #endif

@@ -4,7 +4,7 @@
 
 #include "gemm/rowwise.h"
 
-namespace conifer {
+namespace conifer::gemm {
 namespace {
 
 struct Neon {
@@ -14,7 +14,7 @@ struct Neon {
   static Acc zero() { return vdupq_n_f32(0); }
   static float total(Acc acc) { return vaddvq_f32(acc); }
 
-  template <class F>
+  template <class T>
   static Acc dot(Acc acc, const Unpacked& w, const TokenView& x, int64_t n) {
     const float* scales = x.scale + n / 32;
     const int8_t* q = x.q + n;
@@ -23,7 +23,7 @@ struct Neon {
       const int32x4_t none = vdupq_n_s32(0);
       const int32x4_t first = vdotq_s32(none, vld1q_s8(w.q + 32 * i), vld1q_s8(q + 32 * i));
       const int8x16_t w1 = vld1q_s8(w.q + 32 * i + 16), x1 = vld1q_s8(q + 32 * i + 16);
-      if constexpr (F::GROUP == 32) {
+      if constexpr (T::GROUP == 32) {
         Acc& sum = i % 2 ? other : acc;
         sum = vfmaq_n_f32(sum, vcvtq_f32_s32(vdotq_s32(first, w1, x1)), w.scale[2 * i] * scales[i]);
       } else {
@@ -32,7 +32,7 @@ struct Neon {
         other = vfmaq_n_f32(other, vcvtq_f32_s32(second), w.scale[2 * i + 1] * scales[i]);
       }
     }
-    if constexpr (F::MINS)
+    if constexpr (T::MINS)
       for (int i = 0; i < 16; i += 4)
         acc = vfmaq_f32(acc, vld1q_f32(w.min + i), vld1q_f32(x.sum16 + n / 16 + i));
     return vaddq_f32(acc, other);
@@ -68,11 +68,16 @@ struct Neon {
   }
 };
 
-constexpr Kernels NEON = {quantize<Neon>, multiply<Neon>};
-
 }  // namespace
 
-const Kernels* kernels_neon() { return &NEON; }
+void quantize_neon(const float* x, int64_t n, const quant::TokenSlot& out) {
+  quantize<Neon>(x, n, out);
+}
 
-}  // namespace conifer
+void multiply_neon(const Matrix& w, const TokenView* x, int64_t tokens, float* y, int64_t y_stride,
+                   int64_t row0, int64_t row1) {
+  multiply<Neon>(w, x, tokens, y, y_stride, row0, row1);
+}
+
+}  // namespace conifer::gemm
 #endif

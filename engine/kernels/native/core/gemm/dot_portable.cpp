@@ -3,7 +3,7 @@
 
 #include "gemm/rowwise.h"
 
-namespace conifer {
+namespace conifer::gemm {
 namespace {
 
 struct Portable {
@@ -20,9 +20,9 @@ struct Portable {
     return sum;
   }
 
-  template <class F>
+  template <class T>
   static Acc dot(Acc acc, const Unpacked& w, const TokenView& x, int64_t n) {
-    constexpr int GROUP = F::GROUP;
+    constexpr int GROUP = T::GROUP;
     const float* sums = GROUP == 16 ? x.sum16 + n / 16 : x.sum + n / 32;
     for (int g = 0; g < 256 / GROUP; ++g) {
       int32_t dot = 0;
@@ -30,7 +30,7 @@ struct Portable {
       const int i = g * GROUP / 16;
       const float scale = w.scale[i] * x.scale[n / 32 + i / 2];
       acc.lane[g % LANES] += scale * static_cast<float>(dot);
-      if constexpr (F::MINS) acc.lane[g % LANES] += w.min[i] * sums[g];
+      if constexpr (T::MINS) acc.lane[g % LANES] += w.min[i] * sums[g];
     }
     return acc;
   }
@@ -40,15 +40,15 @@ struct Portable {
     return acc;
   }
 
-  template <Type type>
+  template <class T>
   static Acc load(const uint8_t* w) {
     Acc out;
-    for (int i = 0; i < LANES; ++i) out.lane[i] = read_float<type>(w + i * block_bytes(type));
+    for (int i = 0; i < LANES; ++i) out.lane[i] = T::read(w + i * T::BYTES);
     return out;
   }
-  static Acc load_f32(const uint8_t* w) { return load<Type::F32>(w); }
-  static Acc load_f16(const uint8_t* w) { return load<Type::F16>(w); }
-  static Acc load_bf16(const uint8_t* w) { return load<Type::BF16>(w); }
+  static Acc load_f32(const uint8_t* w) { return load<quant::F32>(w); }
+  static Acc load_f16(const uint8_t* w) { return load<quant::F16>(w); }
+  static Acc load_bf16(const uint8_t* w) { return load<quant::BF16>(w); }
 
   static float quantize(const float* x, int8_t* q) {
     float largest = 0;
@@ -63,10 +63,15 @@ struct Portable {
   }
 };
 
-constexpr Kernels PORTABLE = {quantize<Portable>, multiply<Portable>};
-
 }  // namespace
 
-const Kernels* kernels_portable() { return &PORTABLE; }
+void quantize_portable(const float* x, int64_t n, const quant::TokenSlot& out) {
+  quantize<Portable>(x, n, out);
+}
 
-}  // namespace conifer
+void multiply_portable(const Matrix& w, const TokenView* x, int64_t tokens, float* y, int64_t y_stride,
+                   int64_t row0, int64_t row1) {
+  multiply<Portable>(w, x, tokens, y, y_stride, row0, row1);
+}
+
+}  // namespace conifer::gemm

@@ -8,11 +8,11 @@
 #include "gemm/gemm_amx.h"
 
 #include "isa/amx.h"
-#include "isa/float_kernels.h"
+#include "isa/kernels.h"
 
 #if defined(__x86_64__) && defined(__AMX_BF16__) && defined(__AVX512BF16__)
 
-#include "isa/avx512.h"  // first: it silences warnings about the intrinsics it includes
+#include "isa/avx512.h"
 
 #include <algorithm>
 #include <cstdlib>
@@ -20,7 +20,12 @@
 
 #include "gemm/panel_avx512.h"
 
-namespace conifer {
+namespace conifer::gemm {
+
+using quant::Matrix;
+using quant::TokenView;
+using namespace isa;  // the small vector functions, and tiles
+
 namespace {
 
 constexpr int SIDE = 16;       // rows of weights, or tokens, of a tile
@@ -43,29 +48,6 @@ CONIFER_INLINE __m512i to_bf16(__m512 first, __m512 second) {
 template <class L>
 constexpr bool HALVED = L::column(1, 0) == 16;
 
-// Types of 16 different weights under a scale: what they are in its steps, and where a row's chunk
-// has the bytes of a group, low nibbles before high ones, or of two groups.
-struct Nibbles {
-  const int8_t* values;
-  int first, step;  // bytes; a step of none: another kind of type
-  bool pairs;
-};
-
-constexpr int8_t WHOLE[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-constexpr int8_t CENTRED[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
-
-constexpr Nibbles nibbles_of(Type type) {
-  switch (type) {
-    case Type::Q4_0: return {CENTRED, 2, 18, false};
-    case Type::Q4_1: return {WHOLE, 4, 20, false};
-    case Type::Q4_K: return {WHOLE, 16, 32, true};
-    case Type::IQ4_NL: return {IQ4_VALUES, 2, 18, false};
-    case Type::IQ4_XS: return {IQ4_VALUES, 8, 16, false};
-    case Type::MXFP4: return {MXFP4_VALUES, 1, 17, false};
-    default: return {nullptr, 0, 0, false};
-  }
-}
-
 // The 16 weights that a group can hold, by their nibble.
 template <class L>
 CONIFER_INLINE __m512i choices(__m512 values, const float* scales, int group) {
@@ -78,10 +60,10 @@ CONIFER_INLINE __m512i choices(__m512 values, const float* scales, int group) {
   return _mm512_castsi256_si512((__m256i)_mm512_cvtneps_pbh(w));
 }
 
-template <Type type>
+template <class T>
 CONIFER_INLINE void look_up(const uint8_t* row, int groups, const float* scales, Halves* out) {
-  using L = Layout<type>;
-  constexpr Nibbles N = nibbles_of(type);
+  using L = quant::Avx512Of<T>;
+  constexpr quant::Nibbles N = T::NIBBLES;
   const __m512 values = _mm512_cvtepi32_ps(
       _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(N.values))));
   const __m512i mask = _mm512_set1_epi16(15);
@@ -112,12 +94,14 @@ CONIFER_INLINE void look_up(const uint8_t* row, int groups, const float* scales,
   }
 }
 
-template <Type type>
+template <class T>
 CONIFER_INLINE void convert(const RowVectors& v, const float* scale, Halves* out) {
-  using L = Layout<type>;
+  using L = quant::Avx512Of<T>;
   alignas(64) float min[16];
   alignas(64) uint8_t q[4][64];
   if constexpr (!L::MINS) _mm512_store_ps(min, times(v.scale, -L::OFFSET));
+  else if constexpr (L::OFFSET != 0)
+    _mm512_store_ps(min, _mm512_fmadd_ps(v.scale, _mm512_set1_ps(-L::OFFSET), v.min));
   else _mm512_store_ps(min, L::SPLIT_MINS ? v.min : v.scale);
   for (int i = 0; i < 4; ++i) _mm512_store_si512(q[i], v.q[i]);
   // Lane `lane` of vector `i`: 16 weights under one scale.
@@ -144,9 +128,9 @@ CONIFER_INLINE void convert(const RowVectors& v, const float* scale, Halves* out
 }
 
 // A chunk of a row: 256 weights, or fewer blocks that end it.
-template <Type type>
+template <class T>
 CONIFER_INLINE void unpack_row(const uint8_t* row, int cols, Halves* out) {
-  using L = Layout<type>;
+  using L = quant::Avx512Of<T>;
   alignas(64) uint8_t padded[L::CHUNK_BYTES];
   if (cols == COLS) {
     for (int i = 0; i < L::CHUNK_BYTES; i += 64)
@@ -157,11 +141,11 @@ CONIFER_INLINE void unpack_row(const uint8_t* row, int cols, Halves* out) {
     row = padded;
   }
   RowVectors v;
-  L::unpack(row, v);
+  L::unpack_chunk(row, v);
   alignas(64) float scale[16];
   _mm512_store_ps(scale, v.scale);
-  if constexpr (nibbles_of(type).step > 0) look_up<type>(row, cols / 32, scale, out);
-  else convert<type>(v, scale, out);
+  if constexpr (T::NIBBLES.step > 0 && L::GROUP == 32) look_up<T>(row, cols / 32, scale, out);
+  else convert<T>(v, scale, out);
 }
 
 // 32 columns of 16 tokens, of which `tokens` are given: (16 pairs of columns, 16 tokens, 2).
@@ -282,14 +266,14 @@ class Kept {
 };
 
 // Rows row .. row + 32 of the chunk from column n on.
-template <Type type>
+template <class T>
 void unpack_rows(const Matrix& w, int64_t row, int rows, int64_t n, int64_t cols, Halves* out,
                  int64_t stride) {
-  constexpr int64_t BYTES = Layout<type>::CHUNK_BYTES;
+  constexpr int64_t BYTES = quant::Avx512Of<T>::CHUNK_BYTES;
   const uint8_t* data = w.data + row * w.stride() + n / COLS * BYTES;
   for (int64_t c = 0; c < cols; c += COLS)
     for (int r = 0; r < rows; ++r)
-      unpack_row<type>(data + r * w.stride() + c / COLS * BYTES,
+      unpack_row<T>(data + r * w.stride() + c / COLS * BYTES,
                        static_cast<int>(std::min<int64_t>(COLS, cols - c)), out + r * stride + c);
 }
 
@@ -311,8 +295,8 @@ void sum_rows(const Matrix& w, int64_t row, int rows, const Halves* x, int64_t t
   Halves* unpacked = room().rows.need(ROWS * (stride + COLS));
   for (int64_t n = 0; n < w.cols; n += MOST_COLS) {
     const int64_t cols = std::min<int64_t>(MOST_COLS, w.cols - n);
-    with_type(w.type, [&](auto type) {
-      unpack_rows<decltype(type)::value>(w, row, rows, n, cols, unpacked, stride);
+    quant::with_quantized(w.type, [&](auto type) {
+      unpack_rows<decltype(type)>(w, row, rows, n, cols, unpacked, stride);
     });
     asm volatile("" : : : "memory");  // tiles are loaded behind the compiler's back
     const Halves* given = x + n * SIDE;
@@ -388,7 +372,7 @@ void gate_tiles(const Matrix& gate, const Matrix& up, const Activations& x, Acti
     sum_rows(gate, row, ROWS, x.tile(0), tokens, gates);
     sum_rows(up, row, ROWS, x.tile(0), tokens, ups);
     for (int64_t t = 0; t < tokens; t += SIDE) {
-      float_kernels().silu_multiply(gates + t * ROWS, ups + t * ROWS, SIDE * ROWS,
+      kernels().silu_multiply(gates + t * ROWS, ups + t * ROWS, SIDE * ROWS,
                                     gates + t * ROWS);
       Halves* out = y.tile(t) + row * SIDE;
       for (int r = 0; r < ROWS; r += 2) {
@@ -401,20 +385,20 @@ void gate_tiles(const Matrix& gate, const Matrix& up, const Activations& x, Acti
   _tile_release();
 }
 
-}  // namespace conifer
+}  // namespace conifer::gemm
 
 #else
 
-namespace conifer {
+namespace conifer::gemm {
 
 bool amx_multiplies() { return false; }
 void fill_tile(const float*, int64_t, int64_t, int64_t, uint16_t*) {}
-void multiply_many_amx(const Matrix&, const TokenView*, int64_t, float*, int64_t, int64_t,
+void multiply_many_amx(const quant::Matrix&, const quant::TokenView*, int64_t, float*, int64_t, int64_t,
                        int64_t) {}
-void multiply_tiles(const Matrix&, const Activations&, float*, int64_t, int64_t, int64_t) {}
-void gate_tiles(const Matrix&, const Matrix&, const Activations&, Activations&, int64_t,
+void multiply_tiles(const quant::Matrix&, const Activations&, float*, int64_t, int64_t, int64_t) {}
+void gate_tiles(const quant::Matrix&, const quant::Matrix&, const Activations&, Activations&, int64_t,
                 int64_t) {}
 
-}  // namespace conifer
+}  // namespace conifer::gemm
 
 #endif

@@ -1,39 +1,35 @@
 // Products with many tokens in AMX tiles, where the processor has them.
 #pragma once
 
-#include <initializer_list>
+#include "gemm/activations.h"
+#include "gemm/dot.h"
 
-#include "isa/kernels.h"
-
-namespace conifer {
+namespace conifer::gemm {
 
 // Tokens from which tiles are worth it; below, bytes are.
-constexpr int64_t AMX_TOKENS = 24;
+static constexpr int64_t AMX_TOKENS = 24;
 
 // Whether the functions below can be called here.
 bool amx_multiplies();
 
-// Whether they serve products of so many tokens with all of these matrices.
-bool tiles_serve(int64_t tokens, std::initializer_list<const Matrix*> matrices);
-
 // Tokens come in pairs of tiles.
-constexpr int64_t whole_tiles(int64_t tokens) { return (tokens + 31) / 32 * 32; }
+static constexpr int64_t whole_tiles(int64_t tokens) { return (tokens + 31) / 32 * 32; }
 
 // One tile of up to 16 tokens, `stride` floats apart: bfloat16, laid out as in Activations::tile;
 // tokens that are not given are zero.
 void fill_tile(const float* x, int64_t stride, int64_t tokens, int64_t cols, uint16_t* tile);
 
 // As Kernels::multiply, for weights in blocks.
-void multiply_many_amx(const Matrix& w, const TokenView* x, int64_t tokens, float* y,
+void multiply_many_amx(const quant::Matrix& w, const quant::TokenView* x, int64_t tokens, float* y,
                        int64_t y_stride, int64_t row0, int64_t row1);
 
 // The same for all tokens of x, which is tiled.
-void multiply_tiles(const Matrix& w, const Activations& x, float* y, int64_t y_stride,
+void multiply_tiles(const quant::Matrix& w, const Activations& x, float* y, int64_t y_stride,
                     int64_t row0, int64_t row1);
 
 // y = silu(gate x) * (up x): rows [row0, row1) of both become columns of y; x and y are tiled.
 // row0 and the number of rows of the matrices are multiples of 32.
-void gate_tiles(const Matrix& gate, const Matrix& up, const Activations& x, Activations& y,
+void gate_tiles(const quant::Matrix& gate, const quant::Matrix& up, const Activations& x, Activations& y,
                 int64_t row0, int64_t row1);
 
-}  // namespace conifer
+}  // namespace conifer::gemm

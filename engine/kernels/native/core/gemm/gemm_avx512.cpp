@@ -4,7 +4,7 @@
 // panel stays in the first-level cache; sums over columns gather in a buffer of 32 floats for each
 // token, and reach y once.
 #if defined(__x86_64__)
-#include "isa/avx512.h"  // first: it silences warnings about the intrinsics it includes
+#include "isa/avx512.h"
 
 #include "gemm/gemm_avx512.h"
 
@@ -14,14 +14,18 @@
 
 #include "gemm/panel_avx512.h"
 
-namespace conifer {
+namespace conifer::gemm {
+
+using quant::Matrix;
+using quant::TokenView;
+
 namespace {
 
 constexpr int TILE = 6;  // tokens: 12 sums in whole numbers and 12 in floats fill the registers
 
 // sums (TOKENS, 32) += panel times the tokens' values from column n on.
 template <class L, int TOKENS>
-void multiply_tile(const Panel& panel, const TokenView* x, int64_t n, float* sums) {
+void multiply_tokens(const Panel& panel, const TokenView* x, int64_t n, float* sums) {
   constexpr int GROUP = L::GROUP;
   const int8_t* q[TOKENS];
   __m512 total[TOKENS][2];
@@ -48,7 +52,7 @@ void multiply_tile(const Panel& panel, const TokenView* x, int64_t n, float* sum
       const __m512i w1 = _mm512_load_si512(panel.q[g * (GROUP / 4) + k][1]);
 #pragma GCC unroll 6
       for (int t = 0; t < TOKENS; ++t) {
-        const __m512i values = _mm512_set1_epi32(read<int32_t>(q[t] + g * GROUP + 4 * k));
+        const __m512i values = _mm512_set1_epi32(read_as<int32_t>(q[t] + g * GROUP + 4 * k));
         dot[t][0] = _mm512_dpbusd_epi32(dot[t][0], w0, values);
         dot[t][1] = _mm512_dpbusd_epi32(dot[t][1], w1, values);
       }
@@ -82,16 +86,16 @@ void multiply_tile(const Panel& panel, const TokenView* x, int64_t n, float* sum
 }
 
 template <class L>
-void multiply_tiles(const Panel& panel, const TokenView* x, int64_t tokens, int64_t n,
+void multiply_panel(const Panel& panel, const TokenView* x, int64_t tokens, int64_t n,
                     float* sums) {
   for (int64_t t = 0; t < tokens; t += TILE, x += TILE, sums += TILE * ROWS) {
     switch (std::min<int64_t>(TILE, tokens - t)) {
-      case 1: multiply_tile<L, 1>(panel, x, n, sums); break;
-      case 2: multiply_tile<L, 2>(panel, x, n, sums); break;
-      case 3: multiply_tile<L, 3>(panel, x, n, sums); break;
-      case 4: multiply_tile<L, 4>(panel, x, n, sums); break;
-      case 5: multiply_tile<L, 5>(panel, x, n, sums); break;
-      default: multiply_tile<L, TILE>(panel, x, n, sums);
+      case 1: multiply_tokens<L, 1>(panel, x, n, sums); break;
+      case 2: multiply_tokens<L, 2>(panel, x, n, sums); break;
+      case 3: multiply_tokens<L, 3>(panel, x, n, sums); break;
+      case 4: multiply_tokens<L, 4>(panel, x, n, sums); break;
+      case 5: multiply_tokens<L, 5>(panel, x, n, sums); break;
+      default: multiply_tokens<L, TILE>(panel, x, n, sums);
     }
   }
 }
@@ -128,7 +132,7 @@ void multiply_panels(const Matrix& w, const TokenView* x, int64_t tokens, float*
       unpack_half<L>(data, stride, std::min(rows, 16), cols, 0, panel);
       const int second = std::min(16, rows - 1);  // of 16 rows or fewer: any, it is not stored
       unpack_half<L>(data + second * stride, stride, std::max(rows - 16, 1), cols, 1, panel);
-      multiply_tiles<L>(panel, x, tokens, n, sums);
+      multiply_panel<L>(panel, x, tokens, n, sums);
     }
     const uint32_t stored = rows == ROWS ? ~0u : (1u << rows) - 1;
     for (int64_t t = 0; t < tokens; ++t) {
@@ -145,10 +149,10 @@ void multiply_panels(const Matrix& w, const TokenView* x, int64_t tokens, float*
 
 void multiply_many_avx512(const Matrix& w, const TokenView* x, int64_t tokens, float* y,
                           int64_t y_stride, int64_t row0, int64_t row1) {
-  with_type(w.type, [&](auto type) {
-    multiply_panels<Layout<decltype(type)::value>>(w, x, tokens, y, y_stride, row0, row1);
+  quant::with_quantized(w.type, [&](auto type) {
+    multiply_panels<quant::Avx512Of<decltype(type)>>(w, x, tokens, y, y_stride, row0, row1);
   });
 }
 
-}  // namespace conifer
+}  // namespace conifer::gemm
 #endif

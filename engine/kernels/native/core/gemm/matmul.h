@@ -6,19 +6,17 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 
 #include "threads/pool.h"
 #include "gemm/activations.h"
 #include "quant/types.h"
+#include "threads/share.h"
 
-namespace conifer {
+namespace conifer::gemm {
 
-// What the CPU can do, best last. Kernels for the best are chosen at first use.
-enum class Isa : int32_t { Portable = 0, Avx2 = 1, Neon = 2, Avx512 = 3 };
-Isa isa();                 // the one in use
-bool isa_supported(Isa);   // by this CPU and this build
-void force_isa(Isa);       // for tests and benchmarks; not while a product runs
-const char* isa_name(Isa);
+using quant::Matrix;
+using threads::Pool;
 
 // y[(t - token0) * y_stride + r] for t in [token0, token1), r in [row0, row1): r is not
 // renumbered, so threads share one y. Other rows of y are left alone.
@@ -32,21 +30,15 @@ void matmul_rows(const Matrix& w, const Activations& x, const int32_t* token_ids
 // out[i * cols + c]: rows of a matrix as floats, for embeddings.
 void dequantize_rows(const Matrix& w, const int32_t* ids, int64_t n, float* out);
 
-// A thread's share [begin, end) of n rows, in whole panels of `grain` rows.
-struct Range {
-  int64_t begin, end;
-};
-constexpr int64_t ROW_GRAIN = 32;
-constexpr Range share(int64_t n, int thread, int threads, int64_t grain = ROW_GRAIN) {
-  const int64_t grains = (n + grain - 1) / grain;
-  const int64_t begin = grains * thread / threads * grain;
-  const int64_t end = grains * (thread + 1) / threads * grain;
-  return {begin < n ? begin : n, end < n ? end : n};
-}
+// True if products of so many tokens with all of these matrices can use AMX tiles.
+bool tiles_serve(int64_t tokens, std::initializer_list<const Matrix*> matrices);
+
+// True if AMX tiles serve products of many tokens on the instruction set in use.
+bool tiles_in_use();
 
 // Quantise and multiply on the pool: x (tokens, cols) and y (tokens, rows), both contiguous.
 void matmul(const Matrix& w, const float* x, int64_t tokens, float* y, Pool& pool);
 void matmul(const Matrix& w, const float* x, int64_t tokens, float* y, Pool& pool,
             Activations& scratch);
 
-}  // namespace conifer
+}  // namespace conifer::gemm

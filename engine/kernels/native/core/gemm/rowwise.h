@@ -11,25 +11,28 @@
 
 #include <cmath>
 
-#include "isa/kernels.h"
-#include "quant/unpack.h"
+#include "gemm/dot.h"
 
-namespace conifer {
+namespace conifer::gemm {
 namespace {
 
+using quant::Matrix;
+using quant::TokenView;
+using quant::Unpacked;
+
 template <class Ops>
-void quantize(const float* x, int64_t n, const TokenView& out) {
+void quantize(const float* x, int64_t n, const quant::TokenSlot& out) {
   for (int64_t i = 0; i < n / 32; ++i) {
-    int8_t* q = const_cast<int8_t*>(out.q) + 32 * i;
+    int8_t* q = out.q + 32 * i;
     const float scale = Ops::quantize(x + 32 * i, q);
     int32_t halves[2] = {0, 0};
     for (int j = 0; j < 32; ++j) halves[j / 16] += q[j];
-    const_cast<float*>(out.scale)[i] = scale;
-    const_cast<float*>(out.sum)[i] = scale * static_cast<float>(halves[0] + halves[1]);
-    const_cast<int32_t*>(out.isum)[i] = halves[0] + halves[1];
+    out.scale[i] = scale;
+    out.sum[i] = scale * static_cast<float>(halves[0] + halves[1]);
+    out.isum[i] = halves[0] + halves[1];
     for (int h = 0; h < 2; ++h) {
-      const_cast<float*>(out.sum16)[2 * i + h] = scale * static_cast<float>(halves[h]);
-      const_cast<int32_t*>(out.isum16)[2 * i + h] = halves[h];
+      out.sum16[2 * i + h] = scale * static_cast<float>(halves[h]);
+      out.isum16[2 * i + h] = halves[h];
     }
   }
 }
@@ -39,7 +42,7 @@ constexpr float SMALLEST = 1e-35f;
 constexpr int ROWS_AT_ONCE = 4;
 constexpr int TOKENS_AT_ONCE = 64;
 
-template <class Ops, class F>
+template <class Ops, class T>
 void multiply_quantized(const Matrix& w, const TokenView* x, int64_t tokens, float* y,
                         int64_t y_stride, int64_t row0, int64_t row1) {
   typename Ops::Acc acc[TOKENS_AT_ONCE][ROWS_AT_ONCE];
@@ -54,11 +57,11 @@ void multiply_quantized(const Matrix& w, const TokenView* x, int64_t tokens, flo
       for (int64_t n = 0; n < w.cols; n += 256) {
         const int weights = static_cast<int>(n + 256 < w.cols ? 256 : w.cols - n);
         for (int r = 0; r < rows; ++r)
-          unpack_chunk<F>(w.data + (row + r) * stride + n / F::WEIGHTS * F::BYTES, weights,
+          quant::unpack_chunk<T>(w.data + (row + r) * stride + n / T::WEIGHTS * T::BYTES, weights,
                           chunk[r]);
         for (int64_t t = t0; t < t1; ++t)
           for (int r = 0; r < rows; ++r)
-            acc[t - t0][r] = Ops::template dot<F>(acc[t - t0][r], chunk[r], x[t], n);
+            acc[t - t0][r] = Ops::template dot<T>(acc[t - t0][r], chunk[r], x[t], n);
       }
       for (int64_t t = t0; t < t1; ++t)
         for (int r = 0; r < rows; ++r) y[t * y_stride + row + r] = Ops::total(acc[t - t0][r]);
@@ -66,37 +69,17 @@ void multiply_quantized(const Matrix& w, const TokenView* x, int64_t tokens, flo
   }
 }
 
-template <class Ops, Type type>
-auto load(const uint8_t* w) {
-  if constexpr (type == Type::F32) return Ops::load_f32(w);
-  else if constexpr (type == Type::F16) return Ops::load_f16(w);
-  else return Ops::load_bf16(w);
-}
-
-template <Type type>
-float read_float(const uint8_t* w) {
-  if constexpr (type == Type::F32) {
-    float x;
-    std::memcpy(&x, w, 4);
-    return x;
-  } else {
-    uint16_t x;
-    std::memcpy(&x, w, 2);
-    return type == Type::F16 ? f16_to_float(x) : bf16_to_float(x);
-  }
-}
-
 // TOKENS tokens against one row, with two accumulators each so that additions overlap.
-template <class Ops, Type type, int TOKENS>
+template <class Ops, class T, int TOKENS>
 void multiply_row(const uint8_t* w, int64_t cols, const TokenView* x, float* y, int64_t y_stride) {
   constexpr int LANES = Ops::LANES;
-  constexpr int64_t SIZE = block_bytes(type);
+  constexpr int64_t SIZE = T::BYTES;
   typename Ops::Acc acc[TOKENS][2];
   for (int t = 0; t < TOKENS; ++t) acc[t][0] = acc[t][1] = Ops::zero();
   int64_t n = 0;
   for (; n + 2 * LANES <= cols; n += 2 * LANES) {
-    const auto first = load<Ops, type>(w + n * SIZE);
-    const auto second = load<Ops, type>(w + (n + LANES) * SIZE);
+    const auto first = T::template load<Ops>(w + n * SIZE);
+    const auto second = T::template load<Ops>(w + (n + LANES) * SIZE);
     for (int t = 0; t < TOKENS; ++t) {
       acc[t][0] = Ops::fma(acc[t][0], first, x[t].x + n);
       acc[t][1] = Ops::fma(acc[t][1], second, x[t].x + n + LANES);
@@ -104,12 +87,12 @@ void multiply_row(const uint8_t* w, int64_t cols, const TokenView* x, float* y, 
   }
   for (int t = 0; t < TOKENS; ++t) {
     float total = Ops::total(acc[t][0]) + Ops::total(acc[t][1]);
-    for (int64_t i = n; i < cols; ++i) total += read_float<type>(w + i * SIZE) * x[t].x[i];
+    for (int64_t i = n; i < cols; ++i) total += T::read(w + i * SIZE) * x[t].x[i];
     y[t * y_stride] = total;
   }
 }
 
-template <class Ops, Type type>
+template <class Ops, class T>
 void multiply_float(const Matrix& w, const TokenView* x, int64_t tokens, float* y,
                     int64_t y_stride, int64_t row0, int64_t row1) {
   const int64_t stride = w.stride();
@@ -119,9 +102,9 @@ void multiply_float(const Matrix& w, const TokenView* x, int64_t tokens, float* 
       const uint8_t* data = w.data + row * stride;
       int64_t t = t0;
       for (; t + 4 <= t1; t += 4)
-        multiply_row<Ops, type, 4>(data, w.cols, x + t, y + t * y_stride + row, y_stride);
+        multiply_row<Ops, T, 4>(data, w.cols, x + t, y + t * y_stride + row, y_stride);
       for (; t < t1; ++t)
-        multiply_row<Ops, type, 1>(data, w.cols, x + t, y + t * y_stride + row, y_stride);
+        multiply_row<Ops, T, 1>(data, w.cols, x + t, y + t * y_stride + row, y_stride);
     }
   }
 }
@@ -129,20 +112,13 @@ void multiply_float(const Matrix& w, const TokenView* x, int64_t tokens, float* 
 template <class Ops>
 void multiply(const Matrix& w, const TokenView* x, int64_t tokens, float* y, int64_t y_stride,
               int64_t row0, int64_t row1) {
-  switch (w.type) {
-    case Type::F32:
-      return multiply_float<Ops, Type::F32>(w, x, tokens, y, y_stride, row0, row1);
-    case Type::F16:
-      return multiply_float<Ops, Type::F16>(w, x, tokens, y, y_stride, row0, row1);
-    case Type::BF16:
-      return multiply_float<Ops, Type::BF16>(w, x, tokens, y, y_stride, row0, row1);
-    default:
-      with_type(w.type, [&](auto type) {
-        multiply_quantized<Ops, Format<decltype(type)::value>>(w, x, tokens, y, y_stride, row0,
-                                                               row1);
-      });
-  }
+  quant::with_float(w.type, [&](auto type) {
+    multiply_float<Ops, decltype(type)>(w, x, tokens, y, y_stride, row0, row1);
+  });
+  quant::with_quantized(w.type, [&](auto type) {
+    multiply_quantized<Ops, decltype(type)>(w, x, tokens, y, y_stride, row0, row1);
+  });
 }
 
 }  // namespace
-}  // namespace conifer
+}  // namespace conifer::gemm

@@ -3,9 +3,11 @@
 
 #include <cstdint>
 
-namespace conifer {
+#include "isa/inline.h"
 
-// Whether the processor and the kernel grant tiles; asks once.
+namespace conifer::isa {
+
+// True if the processor and the kernel grant tiles. Asks once.
 bool amx_granted();
 
 #if defined(__AMX_INT8__)
@@ -25,8 +27,8 @@ struct alignas(64) TileConfig {
 
 #if !defined(CONIFER_EMULATE_AMX)
 
-// Of GCC's intrinsic the compiler believes, in 12.2, that it reads 8 of these 64 bytes.
-inline __attribute__((always_inline)) void configure(const TileConfig& config) {
+// GCC 12.2 believes that its own intrinsic reads only 8 of these 64 bytes.
+CONIFER_INLINE void configure(const TileConfig& config) {
   asm volatile("ldtilecfg\t%0" : : "m"(config));
 }
 
@@ -36,7 +38,7 @@ inline __attribute__((always_inline)) void configure(const TileConfig& config) {
 
 #endif
 
-}  // namespace conifer
+}  // namespace conifer::isa
 
 #if defined(__AMX_INT8__) && defined(CONIFER_EMULATE_AMX)
 #include "isa/amx_emulated.h"

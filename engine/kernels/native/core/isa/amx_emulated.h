@@ -5,14 +5,14 @@
 // processor, TDPBF16PS here keeps denormals, which only makes sums more exact.
 #pragma once
 
-#include "isa/avx512.h"  // first: it silences warnings about the intrinsics it includes
+#include "isa/avx512.h"
 
 #include <bit>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 
-namespace conifer {
+namespace conifer::isa {
 namespace {
 
 struct EmulatedTiles {
@@ -86,7 +86,7 @@ void configure(const TileConfig& config) {
 }
 
 }  // namespace
-}  // namespace conifer
+}  // namespace conifer::isa
 
 #undef _tile_zero
 #undef _tile_loadd
@@ -94,9 +94,9 @@ void configure(const TileConfig& config) {
 #undef _tile_dpbssd
 #undef _tile_dpbf16ps
 #undef _tile_release
-#define _tile_zero(tile) ::conifer::tiles.zero(tile)
-#define _tile_loadd(tile, from, stride) ::conifer::tiles.load(tile, from, stride)
-#define _tile_stored(tile, to, stride) ::conifer::tiles.store(tile, to, stride)
-#define _tile_dpbssd(sums, a, b) ::conifer::tiles.dot_int8(sums, a, b)
-#define _tile_dpbf16ps(sums, a, b) ::conifer::tiles.dot_bf16(sums, a, b)
-#define _tile_release() (::conifer::tiles.configured = false)
+#define _tile_zero(tile) ::conifer::isa::tiles.zero(tile)
+#define _tile_loadd(tile, from, stride) ::conifer::isa::tiles.load(tile, from, stride)
+#define _tile_stored(tile, to, stride) ::conifer::isa::tiles.store(tile, to, stride)
+#define _tile_dpbssd(sums, a, b) ::conifer::isa::tiles.dot_int8(sums, a, b)
+#define _tile_dpbf16ps(sums, a, b) ::conifer::isa::tiles.dot_bf16(sums, a, b)
+#define _tile_release() (::conifer::isa::tiles.configured = false)

@@ -1,11 +1,12 @@
-// The float32 kernels for AVX2, FMA and F16C: the build gives this file the flags.
+// The kernels for AVX2 with FMA and F16C.
 #if defined(__x86_64__)
-#include "isa/kernels_impl.h"
+#include "isa/table.h"
 
-namespace conifer {
+namespace conifer::isa {
 
-// Constant-initialised: no code of this file may run before the processor was asked.
-constinit const FloatKernels FLOAT_AVX2 = float_table();
+// Constant-initialised: no code of this file may run before isa.cpp has asked the processor.
+constinit const KernelTable KERNELS_avx2 =
+    kernel_table(gemm::quantize_avx2, gemm::multiply_avx2);
 
-}  // namespace conifer
+}  // namespace conifer::isa
 #endif

@@ -1,11 +1,12 @@
-// The float32 kernels for AVX-512 (F, BW, DQ, VL): the build gives this file the flags.
+// The kernels for AVX-512 (F, BW, DQ, VL, VNNI), with AMX tiles where the processor has them.
 #if defined(__x86_64__)
-#include "isa/kernels_impl.h"
+#include "isa/table.h"
 
-namespace conifer {
+namespace conifer::isa {
 
-// Constant-initialised: no code of this file may run before the processor was asked.
-constinit const FloatKernels FLOAT_AVX512 = float_table();
+// Constant-initialised: no code of this file may run before isa.cpp has asked the processor.
+constinit const KernelTable KERNELS_avx512 =
+    kernel_table(gemm::quantize_avx512, gemm::multiply_avx512, true);
 
-}  // namespace conifer
+}  // namespace conifer::isa
 #endif

@@ -1,21 +1,15 @@
 // Small pieces that the AVX-512 kernels share. All of it has internal linkage.
 #pragma once
 
-#if defined(__GNUC__) && !defined(__clang__)
-// GCC 12 takes the deliberately undefined operands inside its own intrinsics for mistakes.
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-
 #include <immintrin.h>
 
 #include <cstdint>
 #include <cstring>
 
-namespace conifer {
-namespace {
+#include "isa/inline.h"
 
-#define CONIFER_INLINE inline __attribute__((always_inline))
+namespace conifer::isa {
+namespace {
 
 CONIFER_INLINE __m512i load512(const void* p) { return _mm512_loadu_si512(p); }
 
@@ -80,11 +74,11 @@ CONIFER_INLINE __m512 spread_words(__m512i w) {
 }
 
 template <class T>
-CONIFER_INLINE T read(const void* p) {
+CONIFER_INLINE T read_as(const void* p) {
   T value;
   std::memcpy(&value, p, sizeof value);
   return value;
 }
 
 }  // namespace
-}  // namespace conifer
+}  // namespace conifer::isa

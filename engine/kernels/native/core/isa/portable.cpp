@@ -1,8 +1,10 @@
-// The float32 kernels with what every processor of the target has: SSE2, or NEON.
-#include "isa/kernels_impl.h"
+// The kernels for every processor of the target: SSE2, or NEON without the dot product.
+#include "isa/table.h"
 
-namespace conifer {
+namespace conifer::isa {
 
-constinit const FloatKernels FLOAT_PORTABLE = float_table();
+// Constant-initialised: no code of this file may run before isa.cpp has asked the processor.
+constinit const KernelTable KERNELS_portable =
+    kernel_table(gemm::quantize_portable, gemm::multiply_portable);
 
-}  // namespace conifer
+}  // namespace conifer::isa

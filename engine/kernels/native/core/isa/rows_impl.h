@@ -1,11 +1,9 @@
-// Row by row arithmetic in float32, for one instruction set. See float_kernels.h.
+// Row by row arithmetic in float32, for one instruction set. See isa/kernels.h.
 #pragma once
 
-#include "attention/attention.h"
 #include "isa/simd.h"
-#include "quant/types.h"
 
-namespace conifer {
+namespace conifer::isa {
 namespace {
 
 float squares_row(const float* x, int64_t n) {
@@ -70,6 +68,10 @@ void silu_multiply_row(const float* gate, const float* up, int64_t n, float* y) 
   map(gate, up, n, y, [](VF g, VF u) { return g * u / (1.0f + exponential(-g)); });
 }
 
+// gate * sigmoid(CLAMP_SLOPE gate) * (up + 1), gate at most CLAMP_LIMIT and up within
+// -CLAMP_LIMIT..CLAMP_LIMIT.
+constexpr float CLAMP_SLOPE = 1.702f, CLAMP_LIMIT = 7.0f;
+
 void clamped_multiply_row(const float* gate, const float* up, int64_t n, float* y) {
   map(gate, up, n, y, [](VF g, VF u) {
     g = smaller(g, fill(CLAMP_LIMIT));
@@ -132,37 +134,5 @@ float weigh_row(const float* x, float top, float factor, int64_t n, float* y) {
   return total;
 }
 
-void store_q8(const float* x, int64_t dims, int8_t* numbers, uint16_t* scales) {
-  int64_t group = 32;
-  while (dims % group != 0) group /= 2;
-  for (int64_t begin = 0; begin < dims; begin += group, ++scales) {
-    float top = 0.0f;
-    for (int64_t i = begin; i < begin + group; ++i) {
-      const float size = __builtin_fabsf(x[i]);
-      top = size > top ? size : top;
-    }
-    const float scale = top / 127.0f, inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
-    *scales = float_to_half(scale);
-    for (int64_t i = begin; i < begin + group; ++i) {
-      constexpr float ROUND = 12582912.0f;  // to nearest, ties to even
-      numbers[i] = int8_t(int(x[i] * inverse + ROUND - ROUND));
-    }
-  }
-}
-
-void store_head_row(CacheType type, const float* x, int64_t dims, void* values,
-                    uint16_t* scales) {
-  if (type == CacheType::F32) {
-    memcpy(values, x, size_t(dims) * 4);
-  } else if (type == CacheType::Q8) {
-    store_q8(x, dims, static_cast<int8_t*>(values), scales);
-  } else {
-    uint16_t* halves = static_cast<uint16_t*>(values);
-    int64_t i = 0;
-    for (; i + W <= dims; i += W) store_half(halves + i, load(x + i));
-    for (; i < dims; ++i) halves[i] = float_to_half(x[i]);
-  }
-}
-
 }  // namespace
-}  // namespace conifer
+}  // namespace conifer::isa

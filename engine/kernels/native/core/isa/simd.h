@@ -11,9 +11,10 @@
 #include <arm_neon.h>
 #endif
 
-#define CONIFER_INLINE inline __attribute__((always_inline))
+#include "isa/inline.h"
+#include "quant/half.h"
 
-namespace conifer {
+namespace conifer::isa {
 namespace {
 
 #if defined(__AVX512F__)
@@ -115,43 +116,6 @@ CONIFER_INLINE VF exponential(VF x) {
   return p * (VF)power;
 }
 
-CONIFER_INLINE float half_to_float(uint16_t h) {
-#if defined(__F16C__)
-  return _cvtsh_ss(h);
-#endif
-  const uint32_t magnitude = uint32_t(h & 0x7fff) << 13, sign = uint32_t(h & 0x8000) << 16;
-  float x;
-  if (magnitude >= 0x0f800000) {  // infinity or no number
-    const uint32_t bits = magnitude | 0x7f800000;
-    memcpy(&x, &bits, 4);
-  } else {
-    memcpy(&x, &magnitude, 4);
-    x *= 5.192296858534828e33f;  // 2^112 moves the exponent's bias, and mends subnormals too
-  }
-  uint32_t bits;
-  memcpy(&bits, &x, 4);
-  bits |= sign;
-  memcpy(&x, &bits, 4);
-  return x;
-}
-
-CONIFER_INLINE uint16_t float_to_half(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, 4);
-  const uint32_t sign = bits >> 16 & 0x8000;
-  bits &= 0x7fffffff;
-  if (bits > 0x7f800000) return uint16_t(sign | 0x7e00);
-  if (bits >= 0x477ff000) return uint16_t(sign | 0x7c00);
-  if (bits < 0x38800000) {  // subnormal: let an addition do the rounding
-    memcpy(&x, &bits, 4);
-    x += 0.5f;
-    memcpy(&bits, &x, 4);
-    return uint16_t(sign | (bits - 0x3f000000));
-  }
-  bits += 0xfff + (bits >> 13 & 1);  // to nearest, ties to even
-  return uint16_t(sign | ((bits - 0x38000000) >> 13));
-}
-
 CONIFER_INLINE VF load_half(const uint16_t* p) {
 #if defined(__AVX512F__)
   return (VF)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
@@ -160,7 +124,7 @@ CONIFER_INLINE VF load_half(const uint16_t* p) {
 #elif defined(__aarch64__)
   return (VF)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
 #else
-  return VF{half_to_float(p[0]), half_to_float(p[1]), half_to_float(p[2]), half_to_float(p[3])};
+  return VF{quant::f16_to_float(p[0]), quant::f16_to_float(p[1]), quant::f16_to_float(p[2]), quant::f16_to_float(p[3])};
 #endif
 }
 
@@ -174,7 +138,7 @@ CONIFER_INLINE void store_half(uint16_t* p, VF v) {
 #elif defined(__aarch64__)
   vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v)));
 #else
-  for (int i = 0; i < W; ++i) p[i] = float_to_half(v[i]);
+  for (int i = 0; i < W; ++i) p[i] = quant::float_to_f16(v[i]);
 #endif
 }
 
@@ -191,4 +155,4 @@ CONIFER_INLINE VF load_int8(const int8_t* p) {
 }
 
 }  // namespace
-}  // namespace conifer
+}  // namespace conifer::isa

@@ -5,10 +5,13 @@
 #include <cmath>
 #include <vector>
 
-#include "isa/float_kernels.h"
-#include "gemm/matmul.h"
+#include "isa/kernels.h"
+#include "threads/share.h"
 
-namespace conifer {
+namespace conifer::recurrent {
+
+using threads::Range;
+using threads::share;
 
 namespace {
 
@@ -25,7 +28,7 @@ void run(Pool& pool, int64_t work, F&& part) {
 void convolve(const Convolution& call, float* y, float* tail, Pool& pool) {
   run(pool, call.tokens * call.channels * call.kernel, [&](int thread, int threads) {
     const Range mine = share(call.channels, thread, threads, SCAN_COLUMNS);
-    float_kernels().convolve(call, mine.begin, mine.end, y);
+    isa::kernels().convolve(call, mine.begin, mine.end, y);
   });
   copy_tail(call, call.tokens, 0, call.channels, tail);
 }
@@ -41,7 +44,7 @@ void copy_tail(const Convolution& call, int64_t tokens, int64_t begin, int64_t e
 }
 
 void to_length(float* x, int64_t heads, int64_t n, float eps, float factor) {
-  const FloatKernels& kernels = float_kernels();
+  const isa::KernelTable& kernels = isa::kernels();
   for (int64_t h = 0; h < heads; ++h, x += n)
     kernels.scale(x, factor / std::sqrt(kernels.squares(x, n) + eps), n, x);
 }
@@ -85,7 +88,7 @@ void scan(const Recurrence& call, float* y, float* state, Pool& pool) {
                          .values = call.values,
                          .skip = 0.0f,
                          .delta = call.beta != nullptr};
-      float_kernels().scan(one, begin, std::min(begin + SCAN_COLUMNS, call.values),
+      isa::kernels().scan(one, begin, std::min(begin + SCAN_COLUMNS, call.values),
                            scratch.data());
     }
   });
@@ -93,7 +96,7 @@ void scan(const Recurrence& call, float* y, float* state, Pool& pool) {
 
 void gated_norm_row(const float* y, const float* gate, const float* weight, int64_t n, float eps,
                     bool gate_first, float* out) {
-  const FloatKernels& kernels = float_kernels();
+  const isa::KernelTable& kernels = isa::kernels();
   if (gate_first) {
     kernels.silu_multiply(gate, y, n, out);
     kernels.rms_norm(out, weight, eps, n, out);
@@ -114,4 +117,4 @@ void gated_norm(const GatedNorm& call, float* out, Pool& pool) {
   });
 }
 
-}  // namespace conifer
+}  // namespace conifer::recurrent

@@ -9,7 +9,9 @@
 
 #include "threads/pool.h"
 
-namespace conifer {
+namespace conifer::recurrent {
+
+using threads::Pool;
 
 constexpr int64_t MAX_TAPS = 64;
 
@@ -79,4 +81,4 @@ void gated_norm(const GatedNorm& call, float* out, Pool& pool);
 void gated_norm_row(const float* y, const float* gate, const float* weight, int64_t n, float eps,
                     bool gate_first, float* out);
 
-}  // namespace conifer
+}  // namespace conifer::recurrent

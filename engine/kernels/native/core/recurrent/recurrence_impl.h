@@ -7,9 +7,11 @@
 #include "recurrent/recurrence.h"
 #include "isa/simd.h"
 
-namespace conifer {
+namespace conifer::recurrent {
 
 namespace {
+
+using namespace isa;  // vectors
 
 template <class V>
 constexpr int LANES = std::is_same_v<V, float> ? 1 : W;
@@ -112,4 +114,4 @@ void scan_columns(const HeadScan& head, int64_t begin, int64_t end, float* scrat
 }
 
 }  // namespace
-}  // namespace conifer
+}  // namespace conifer::recurrent

@@ -13,8 +13,12 @@
 
 #include "blocks/block.h"
 #include "blocks/workspace.h"
+#include "isa/isa.h"
 
 using namespace conifer;
+using namespace conifer::attention;
+using namespace conifer::blocks;
+using quant::Type;
 
 namespace {
 
@@ -53,7 +57,7 @@ struct Weights {
   Matrix matrix;
 
   Weights(Type type, int64_t rows, int64_t cols, int64_t stack = 1)
-      : bytes(size_t(stack * rows * row_bytes(type, cols)) + 64),
+      : bytes(size_t(stack * rows * quant::row_bytes(type, cols)) + 64),
         matrix{bytes.data(), type, rows, cols} {
     for (size_t i = 0; i + 8 <= bytes.size(); i += 8) {
       const uint64_t random = generator() & 0x1b1b1b1b1b1b1b1bu;
@@ -224,7 +228,7 @@ void bench_layers(const Shapes& s, Pool& pool) {
 int main(int argc, char** argv) {
   Pool pool(argc > 1 ? std::atoi(argv[1]) : 2);
   const std::string part = argc > 2 ? argv[2] : "";
-  std::printf("%s, %d threads\n", isa_name(isa()), pool.threads());
+  std::printf("%s, %d threads\n", isa::name(isa::current()), pool.threads());
   if (part.empty() || part == "pool") bench_pool(pool);
   if (part.empty() || part == "attend") bench_attend(pool);
   if (part.empty() || part == "smol")

@@ -11,8 +11,14 @@
 #include <vector>
 
 #include "blocks/block.h"
+#include "everywhere.h"
 
 using namespace conifer;
+using namespace conifer::attention;
+using namespace conifer::blocks;
+using namespace conifer::tests;
+using quant::Type;
+
 
 namespace {
 
@@ -20,8 +26,6 @@ using Doubles = std::vector<double>;
 using Floats32 = std::vector<float>;
 
 std::mt19937_64 generator(7);
-int failures = 0;
-int checks = 0;
 
 float gaussian(double size = 1.0) {
   return float(std::normal_distribution<double>(0.0, size)(generator));
@@ -31,13 +35,6 @@ Floats32 gaussians(int64_t n, double size = 1.0, double mean = 0.0) {
   Floats32 x(static_cast<size_t>(n));
   for (float& value : x) value = float(mean) + gaussian(size);
   return x;
-}
-
-void expect(bool good, const std::string& what) {
-  ++checks;
-  if (good) return;
-  ++failures;
-  std::printf("FAIL %s\n", what.c_str());
 }
 
 // The root mean square difference is at most `tolerance` of the wanted values' own.
@@ -59,7 +56,7 @@ struct Weights {
   Matrix matrix;
 
   Weights(Type type, int64_t rows, int64_t cols, int64_t stack = 1, double size = 0.0)
-      : bytes(size_t(stack * rows * row_bytes(type, cols))) {
+      : bytes(size_t(stack * rows * quant::row_bytes(type, cols))) {
     if (size == 0.0) size = 1.0 / std::sqrt(double(cols));
     matrix = {bytes.data(), type, rows, cols};
     const Matrix all{bytes.data(), type, stack * rows, cols};
@@ -67,18 +64,18 @@ struct Weights {
     for (int64_t i = 0; i < weights; ++i) {
       if (type == Type::F32) reinterpret_cast<float*>(bytes.data())[i] = gaussian(size);
       if (type == Type::F16)
-        reinterpret_cast<uint16_t*>(bytes.data())[i] = float_to_f16(gaussian(size));
+        reinterpret_cast<uint16_t*>(bytes.data())[i] = quant::float_to_f16(gaussian(size));
     }
     if (type == Type::Q8_0)
       for (int64_t i = 0; i < weights / 32; ++i) {
-        BlockQ8_0& block = reinterpret_cast<BlockQ8_0*>(bytes.data())[i];
-        block.d = float_to_f16(float(size / 50.0));
+        quant::BlockQ8_0& block = reinterpret_cast<quant::BlockQ8_0*>(bytes.data())[i];
+        block.d = quant::float_to_f16(float(size / 50.0));
         for (int8_t& q : block.q) q = int8_t(std::clamp(gaussian(50.0), -127.0f, 127.0f));
       }
     floats.resize(size_t(weights));
     std::vector<int32_t> ids(size_t(all.rows));
     std::iota(ids.begin(), ids.end(), 0);
-    dequantize_rows(all, ids.data(), all.rows, floats.data());
+    gemm::dequantize_rows(all, ids.data(), all.rows, floats.data());
   }
 };
 
@@ -144,33 +141,15 @@ struct TestCache {
     const uint8_t* bytes = memory[which].data();
     if (cache.type == CacheType::F32) return reinterpret_cast<const float*>(bytes)[n];
     if (cache.type == CacheType::F16)
-      return f16_to_float(reinterpret_cast<const uint16_t*>(bytes)[n]);
+      return quant::f16_to_float(reinterpret_cast<const uint16_t*>(bytes)[n]);
     return reinterpret_cast<const int8_t*>(bytes)[n] *
-           double(f16_to_float(scales[which][n / size_t(q8_group(dims))]));
+           double(quant::f16_to_float(scales[which][n / size_t(q8_group(dims))]));
   }
 };
 
 void add_bias(Doubles& x, const float* bias, int64_t n) {
   if (bias)
     for (size_t i = 0; i < x.size(); ++i) x[i] += bias[int64_t(i) % n];
-}
-
-// Call test(Pool&) with every instruction set of this processor and 1, 2 and 3 threads. Returns what
-// main() does: the number of failures, at most 1.
-template <class F>
-int run_everywhere(F&& test) {
-  for (Isa isa : {Isa::Portable, Isa::Avx2, Isa::Neon, Isa::Avx512}) {
-    if (!isa_supported(isa)) continue;
-    force_isa(isa);
-    const int before = failures;
-    for (int threads : {1, 2, 3}) {
-      Pool pool(threads);
-      test(pool);
-    }
-    std::printf("%s: %s\n", isa_name(isa), failures == before ? "ok" : "failed");
-  }
-  std::printf("%d checks, %d failures\n", checks, failures);
-  return failures ? 1 : 0;
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// How fast the products are: core_bench [type ...], with --threads N, --tokens N, --cols N.
+// How fast the products are: core_bench [type ...], with --threads N, --tokens N, --cols N,
+// --isa ID.
 //
 // Decode is measured as bytes of weights per second, against a plain read of the same bytes by the
 // same threads; prefill as multiply-adds per second. Both are the best of several turns, taken by
@@ -13,22 +14,17 @@
 #include <vector>
 
 #include "gemm/matmul.h"
+#include "isa/isa.h"
+#include "reference.h"
 
 using namespace conifer;
+using namespace conifer::gemm;
+using namespace conifer::quant;
+using namespace conifer::tests;
+using threads::Range;
+using threads::share;
 
 namespace {
-
-struct Named {
-  const char* name;
-  Type type;
-};
-constexpr Named NAMES[] = {
-    {"F32", Type::F32},   {"F16", Type::F16},   {"BF16", Type::BF16},     {"Q4_0", Type::Q4_0},
-    {"Q4_1", Type::Q4_1}, {"Q5_0", Type::Q5_0}, {"Q5_1", Type::Q5_1},     {"Q8_0", Type::Q8_0},
-    {"Q2_K", Type::Q2_K}, {"Q3_K", Type::Q3_K}, {"Q4_K", Type::Q4_K},     {"Q5_K", Type::Q5_K},
-    {"Q6_K", Type::Q6_K}, {"IQ4_NL", Type::IQ4_NL}, {"IQ4_XS", Type::IQ4_XS},
-    {"MXFP4", Type::MXFP4},
-};
 
 double seconds() {
   using Clock = std::chrono::steady_clock;
@@ -61,24 +57,22 @@ uint64_t read_all(const std::vector<uint8_t>& bytes, Pool& pool) {
   return total;
 }
 
-void bench(const Named& named, int64_t cols, int64_t tokens, Pool& pool) {
+void force_isa(const std::string& id) {
+  for (isa::Isa isa : isa::ALL)
+    if (isa::id(isa) == id) isa::force(isa);
+}
+
+void bench(const TypeReference& type, int64_t cols, int64_t tokens, Pool& pool) {
   const int64_t bytes_wanted = 256 << 20;
-  const int64_t rows = bytes_wanted / row_bytes(named.type, cols) / 64 * 64;
-  std::vector<uint8_t> bytes(static_cast<size_t>(rows * row_bytes(named.type, cols)));
-  std::mt19937_64 generator(1);
-  for (size_t i = 0; i + 8 <= bytes.size(); i += 8) {
-    const uint64_t bits = generator() & 0x3bff3bff3bff3bff;  // no infinities among the halves
-    std::memcpy(bytes.data() + i, &bits, 8);
-  }
-  // Of the types with 8 bits of exponent that would give subnormal weights, which are slow.
-  const size_t step = named.type == Type::MXFP4 ? 17 : named.type == Type::F32 ? 4 : 2;
-  if (named.type == Type::MXFP4)
-    for (size_t i = 0; i < bytes.size(); i += step) bytes[i] = 120;
-  if (named.type == Type::F32 || named.type == Type::BF16)
-    for (size_t i = step - 1; i < bytes.size(); i += step) bytes[i] = 0x3f;
+  const int64_t rows = bytes_wanted / row_bytes(type.block.type, cols) / 64 * 64;
+  Random generator(1);
+  const std::vector<uint8_t> some = random_weights(type, 1 << 20, generator);
+  std::vector<uint8_t> bytes(static_cast<size_t>(rows * row_bytes(type.block.type, cols)));
+  for (size_t at = 0; at < bytes.size(); at += some.size())
+    std::memcpy(bytes.data() + at, some.data(), std::min(some.size(), bytes.size() - at));
   std::vector<float> x(static_cast<size_t>(tokens * cols)), y(static_cast<size_t>(tokens * rows));
   for (float& value : x) value = std::normal_distribution<float>()(generator);
-  const Matrix w = {bytes.data(), named.type, rows, cols};
+  const Matrix w = {bytes.data(), type.block.type, rows, cols};
   Activations scratch;
 
   volatile uint64_t kept = 0;
@@ -88,11 +82,11 @@ void bench(const Named& named, int64_t cols, int64_t tokens, Pool& pool) {
     one = std::min(one, timed([&] { matmul(w, x.data(), 1, y.data(), pool, scratch); }));
   }
   const double size = static_cast<double>(bytes.size()) / 1e9;
-  std::printf("%-7s decode %6.2f GB/s of %6.2f (%3.0f %%)", named.name, size / one, size / read,
+  std::printf("%-7s decode %6.2f GB/s of %6.2f (%3.0f %%)", type.block.name, size / one, size / read,
               100 * read / one);
 
   const int64_t some_rows = std::min<int64_t>(rows, 2048);
-  const Matrix part = {bytes.data(), named.type, some_rows, cols};
+  const Matrix part = {bytes.data(), type.block.type, some_rows, cols};
   for (int64_t n : {tokens, std::min<int64_t>(tokens, 32), std::min<int64_t>(tokens, 4)}) {
     double many = 1e9;
     for (int turn = 0; turn < 5; ++turn)
@@ -115,12 +109,12 @@ int main(int count, char** arguments) {
     if (argument == "--threads" && i + 1 < count) threads = std::atoi(arguments[++i]);
     else if (argument == "--tokens" && i + 1 < count) tokens = std::atol(arguments[++i]);
     else if (argument == "--cols" && i + 1 < count) cols = std::atol(arguments[++i]);
-    else if (argument == "--isa" && i + 1 < count) force_isa(Isa(std::atoi(arguments[++i])));
+    else if (argument == "--isa" && i + 1 < count) force_isa(arguments[++i]);
     else wanted.push_back(argument);
   }
   Pool pool(threads);
-  std::printf("%s, %d threads, %ld columns\n", isa_name(isa()), threads, cols);
-  for (const Named& named : NAMES)
-    if (wanted.empty() || std::find(wanted.begin(), wanted.end(), named.name) != wanted.end())
-      bench(named, cols, tokens, pool);
+  std::printf("%s, %d threads, %ld columns\n", isa::name(isa::current()), threads, cols);
+  for (const TypeReference& type : REFERENCES)
+    if (wanted.empty() || std::find(wanted.begin(), wanted.end(), type.block.name) != wanted.end())
+      bench(type, cols, tokens, pool);
 }

@@ -13,99 +13,44 @@
 #include <vector>
 
 #include "gemm/gemm_amx.h"
+#include "everywhere.h"
 #include "gemm/matmul.h"
+#include "reference.h"
 
 using namespace conifer;
+using namespace conifer::gemm;
+using namespace conifer::quant;
+using namespace conifer::tests;
 
 namespace {
 
-std::mt19937_64 generator;
+Random generator;
 
 int64_t pick(int64_t low, int64_t high) {
   return std::uniform_int_distribution<int64_t>(low, high)(generator);
 }
 
-float normal() { return std::normal_distribution<float>()(generator); }
-
-const char* name(Type type) {
-  switch (type) {
-    case Type::F32: return "F32";
-    case Type::F16: return "F16";
-    case Type::BF16: return "BF16";
-    case Type::Q4_0: return "Q4_0";
-    case Type::Q4_1: return "Q4_1";
-    case Type::Q5_0: return "Q5_0";
-    case Type::Q5_1: return "Q5_1";
-    case Type::Q8_0: return "Q8_0";
-    case Type::Q2_K: return "Q2_K";
-    case Type::Q3_K: return "Q3_K";
-    case Type::Q4_K: return "Q4_K";
-    case Type::Q5_K: return "Q5_K";
-    case Type::Q6_K: return "Q6_K";
-    case Type::IQ4_NL: return "IQ4_NL";
-    case Type::IQ4_XS: return "IQ4_XS";
-    case Type::MXFP4: return "MXFP4";
-  }
-  return "?";
-}
-
-// Where the halves that are scales lie in a block.
-std::vector<int64_t> halves(Type type) {
-  switch (type) {
-    case Type::Q4_1:
-    case Type::Q5_1:
-    case Type::Q4_K:
-    case Type::Q5_K: return {0, 2};
-    case Type::Q2_K: return {80, 82};
-    case Type::Q3_K: return {108};
-    case Type::Q6_K: return {208};
-    case Type::MXFP4: return {};
-    default: return {0};
-  }
-}
-
-// Random bits are weights of every pattern, but scales must be numbers of a common size. `bytes`
-// is exactly as long as the tensor, so that a sanitizer sees any read past its end.
-std::vector<uint8_t> random_weights(Type type, int64_t rows, int64_t cols) {
-  std::vector<uint8_t> bytes(static_cast<size_t>(rows * row_bytes(type, cols)));
-  for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(generator());
-  for (size_t at = 0; at < bytes.size(); at += static_cast<size_t>(block_bytes(type))) {
-    uint8_t* block = bytes.data() + at;
-    const float value = normal();
-    const uint16_t half = float_to_f16(value);
-    const uint16_t brain = static_cast<uint16_t>(float_bits(value) >> 16);
-    if (type == Type::F32) std::memcpy(block, &value, 4);
-    if (type == Type::F16) std::memcpy(block, &half, 2);
-    if (type == Type::BF16) std::memcpy(block, &brain, 2);
-    if (type == Type::MXFP4) block[0] = static_cast<uint8_t>(pick(122, 132));
-    if (is_float(type)) continue;
-    for (int64_t offset : halves(type)) {
-      const uint16_t scale = float_to_f16(0.1f * normal());
-      std::memcpy(block + offset, &scale, 2);
-    }
-  }
-  return bytes;
-}
+float normal() { return tests::normal(generator); }
 
 struct Case {
-  Type type;
+  const TypeReference* type;
   int64_t rows, cols, tokens;
   std::vector<uint8_t> bytes;
   std::vector<float> weights, x;
   Activations activations;
 
-  Matrix matrix() const { return {bytes.data(), type, rows, cols}; }
+  Matrix matrix() const { return {bytes.data(), type->block.type, rows, cols}; }
   float weight(int64_t r, int64_t c) const { return weights[static_cast<size_t>(r * cols + c)]; }
 };
 
-Case random_case(Type type) {
+Case random_case(const TypeReference& type) {
   Case c;
-  c.type = type;
+  c.type = &type;
   c.rows = pick(1, 70);
-  const int64_t block = block_weights(type);
-  c.cols = block == 1 ? pick(1, 600) : block * pick(1, block == 32 ? 40 : 6);
+  const int64_t block = type.block.weights;
+  c.cols = block == 1 ? pick(1, 600) : block * pick(1, block < 256 ? 40 * 32 / block : 6);
   c.tokens = pick(0, 3) ? pick(1, 80) : pick(1, 4);
-  c.bytes = random_weights(type, c.rows, c.cols);
+  c.bytes = random_weights(type, c.rows * c.cols, generator);
   c.weights.resize(static_cast<size_t>(c.rows * c.cols));
   std::vector<int32_t> ids(static_cast<size_t>(c.rows));
   for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i);
@@ -117,13 +62,28 @@ Case random_case(Type type) {
   return c;
 }
 
+// Compare the weights as the core reads them with the reference, as shares of a block's largest.
+bool weights_hold(const Case& c) {
+  const BlockType& block = c.type->block;
+  std::vector<double> want(static_cast<size_t>(block.weights));
+  for (int64_t at = 0; at < c.rows * c.cols; at += block.weights) {
+    c.type->decode(c.bytes.data() + at / block.weights * block.bytes, want.data());
+    double largest = 0;
+    for (double weight : want) largest = std::max(largest, std::fabs(weight));
+    for (size_t i = 0; i < want.size(); ++i)
+      if (!(std::fabs(c.weights[static_cast<size_t>(at) + i] - want[i]) <= 1e-6 * largest))
+        return false;
+  }
+  return true;
+}
+
 struct Worst {
   double tight = 0, loose = 0;
   double tiles = 0;  // of products that round weights and activations to bfloat16
 };
 
 bool in_tiles(const Case& c, int64_t tokens) {
-  return !is_float(c.type) && isa() == Isa::Avx512 && tokens >= AMX_TOKENS && amx_multiplies();
+  return !is_float(c.type->block.type) && tiles_in_use() && tokens >= AMX_TOKENS;
 }
 
 // Of one output of a product with `tokens`, as shares of the root of the sum of squared terms.
@@ -132,7 +92,7 @@ void compare(const Case& c, int64_t tokens, int64_t token, int64_t row, float y,
   double exact = 0, quantized = 0, size = 0;
   for (int64_t i = 0; i < c.cols; ++i) {
     const double w = c.weight(row, i), x = view.x[i];
-    const double q = is_float(c.type) ? x : double(view.scale[i / 32]) * view.q[i];
+    const double q = is_float(c.type->block.type) ? x : double(view.scale[i / 32]) * view.q[i];
     exact += w * x;
     quantized += w * q;
     size += w * x * w * x;
@@ -164,6 +124,7 @@ bool sums_hold(const Case& c) {
 constexpr float UNTOUCHED = 12345.0f;
 
 bool run(Case& c, Worst& worst) {
+  if (!weights_hold(c)) return false;
   c.activations.prepare(c.x.data(), c.tokens, c.cols, c.cols);
   const int threads = static_cast<int>(pick(1, 3));
   for (int thread = 0; thread < threads; ++thread) c.activations.quantize(thread, threads);
@@ -224,10 +185,8 @@ int main(int count, char** arguments) {
   const uint64_t seed = count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 1;
   bool failed = !halves_hold();
   if (failed) std::printf("half-precision conversions are wrong\n");
-  for (Isa isa : {Isa::Portable, Isa::Avx2, Isa::Neon, Isa::Avx512}) {
-    if (!isa_supported(isa)) continue;
-    force_isa(isa);
-    for (Type type : TYPES) {
+  for_each_isa([&] {
+    for (const TypeReference& type : REFERENCES) {
       generator.seed(seed);
       Worst worst;
       bool good = true;
@@ -244,9 +203,9 @@ int main(int count, char** arguments) {
       const bool bad = !good || !(worst.tight < 3e-5) || !(worst.loose < 0.08) ||
                        !(worst.tiles < 0.03);
       failed |= bad;
-      std::printf("%-13s %-7s %.1e %.1e %.1e%s\n", isa_name(isa), name(type), worst.tight,
+      std::printf("%-13s %-7s %.1e %.1e %.1e%s\n", isa::name(isa::current()), type.block.name, worst.tight,
                   worst.loose, worst.tiles, bad ? "  FAILED" : "");
     }
-  }
+  });
   return failed;
 }

@@ -9,7 +9,7 @@
 
 #include "threads/pool.h"
 
-using namespace conifer;
+using namespace conifer::threads;
 
 namespace {
 

@@ -6,10 +6,12 @@
 #include <string>
 #include <vector>
 
-#include "gemm/matmul.h"
+#include "everywhere.h"
 #include "recurrent/recurrence.h"
 
 using namespace conifer;
+using namespace conifer::recurrent;
+using namespace conifer::tests;
 
 namespace {
 
@@ -17,9 +19,6 @@ using Doubles = std::vector<double>;
 using Floats = std::vector<float>;
 
 std::mt19937_64 generator(11);
-int failures = 0;
-int checks = 0;
-
 Floats gaussians(int64_t n) {
   Floats x(static_cast<size_t>(n));
   for (float& value : x) value = std::normal_distribution<float>()(generator);
@@ -150,17 +149,4 @@ void test_all(Pool& pool) {
 
 }  // namespace
 
-int main() {
-  for (Isa isa : {Isa::Portable, Isa::Avx2, Isa::Neon, Isa::Avx512}) {
-    if (!isa_supported(isa)) continue;
-    force_isa(isa);
-    const int before = failures;
-    for (int threads : {1, 2, 3}) {
-      Pool pool(threads);
-      test_all(pool);
-    }
-    std::printf("%s: %s\n", isa_name(isa), failures == before ? "ok" : "failed");
-  }
-  std::printf("%d checks, %d failures\n", checks, failures);
-  return failures ? 1 : 0;
-}
+int main() { return run_everywhere(test_all); }

@@ -7,7 +7,7 @@
 #include <immintrin.h>
 #endif
 
-namespace conifer {
+namespace conifer::threads {
 
 namespace {
 
@@ -103,4 +103,4 @@ void Pool::change(std::atomic<uint32_t>& word) {
   wake_.notify_all();
 }
 
-}  // namespace conifer
+}  // namespace conifer::threads

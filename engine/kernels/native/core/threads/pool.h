@@ -12,7 +12,7 @@
 #include <type_traits>
 #include <vector>
 
-namespace conifer {
+namespace conifer::threads {
 
 class Pool {
  public:
@@ -72,4 +72,4 @@ class Pool {
   std::condition_variable wake_;
 };
 
-}  // namespace conifer
+}  // namespace conifer::threads

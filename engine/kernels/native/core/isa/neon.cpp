@@ -1,0 +1,12 @@
+// The kernels for NEON with the dot product extension.
+#if defined(__aarch64__)
+#include "isa/table.h"
+
+namespace conifer::isa {
+
+// Constant-initialised: no code of this file may run before isa.cpp has asked the processor.
+constinit const KernelTable KERNELS_neon =
+    kernel_table(gemm::quantize_neon, gemm::multiply_neon);
+
+}  // namespace conifer::isa
+#endif

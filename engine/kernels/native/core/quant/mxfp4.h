@@ -1,0 +1,55 @@
+// MXFP4: 32 weights from a codebook of 16, under a power of two.
+#pragma once
+
+#include "quant/avx512.h"
+#include "quant/format.h"
+
+namespace conifer::quant {
+namespace {
+
+// Twice the value of each code, so that all are whole numbers.
+constexpr int8_t MXFP4_VALUES[16] = {0, 1,  2,  3,  4,  6,  8,  12,
+                                     0, -1, -2, -3, -4, -6, -8, -12};
+
+// The shared exponent's value, halved because the codebook is doubled: 2^(e - 128).
+inline float mxfp4_scale(uint8_t e) {
+  return bits_float(e > 1 ? static_cast<uint32_t>(e - 1) << 23 : 0x00200000u << e);
+}
+
+#pragma pack(push, 1)
+struct BlockMXFP4 {
+  uint8_t e;  // a power of two
+  uint8_t q[16];
+};
+#pragma pack(pop)
+
+struct MXFP4 : Quantized<BlockMXFP4, 32, 32, false> {
+  static constexpr int32_t ID = 39;
+  static constexpr Nibbles NIBBLES = {MXFP4_VALUES, 1, 17, false};
+
+  static void unpack(const uint8_t* data, int index, Unpacked& out) {
+    const BlockMXFP4& b = read(data);
+    put_scale(out, index, mxfp4_scale(b.e));
+    put_codes(out.q + 32 * index, b.q, MXFP4_VALUES);
+  }
+
+#if defined(CONIFER_AVX512)
+  struct Avx512 : FourBlocks<Avx512, 17, 12> {
+    template <class Blocks>
+    static CONIFER_INLINE W unpack(const Blocks& blocks) {
+      const __m512i q = four_lanes(blocks, 1), codes = codebook(MXFP4_VALUES, 12);
+      const uint32_t e = blocks.block(0)[0] | uint32_t{blocks.block(1)[0]} << 8 |
+                         uint32_t{blocks.block(2)[0]} << 16 | uint32_t{blocks.block(3)[0]} << 24;
+      // The exponent field of 2^(e - 128) is e - 1. What is less than a normal float counts as zero.
+      __m128i exponents = _mm_subs_epu8(_mm_cvtsi32_si128(static_cast<int>(e)), _mm_set1_epi8(1));
+      exponents = _mm_slli_epi32(_mm_cvtepu8_epi32(exponents), 23);
+      const __m512 scale = spread(_mm512_castps128_ps512(_mm_castsi128_ps(exponents)), 0, 1, 2, 3);
+      return {_mm512_shuffle_epi8(codes, low_nibbles(q)), _mm512_shuffle_epi8(codes, high_nibbles(q)),
+              scale, times(scale, -12)};
+    }
+  };
+#endif
+};
+
+}  // namespace
+}  // namespace conifer::quant

@@ -1,0 +1,57 @@
+// Q2_K: 256 weights of 2 bits, with a scale and a minimum of 4 bits for every 16.
+#pragma once
+
+#include "quant/avx512.h"
+#include "quant/format.h"
+
+namespace conifer::quant {
+namespace {
+
+#pragma pack(push, 1)
+struct BlockQ2_K {
+  uint8_t scales[16];  // low nibble scale, high nibble minimum, of 16 weights each
+  uint8_t q[64];
+  uint16_t d, dmin;
+};
+#pragma pack(pop)
+
+struct Q2_K : Quantized<BlockQ2_K, 256, 16, true> {
+  static constexpr int32_t ID = 10;
+
+  static void unpack(const uint8_t* data, int, Unpacked& out) {
+    const BlockQ2_K& b = read(data);
+    const float d = f16_to_float(b.d), dmin = -f16_to_float(b.dmin);
+    for (int i = 0; i < 16; ++i) {
+      out.scale[i] = d * static_cast<float>(b.scales[i] & 15);
+      out.min[i] = dmin * static_cast<float>(b.scales[i] >> 4);
+    }
+    for (int i = 0; i < 8; ++i)
+      for (int j = 0; j < 32; j += 16)
+        store(out.q + 32 * i + j, field(load(b.q + 32 * (i / 4) + j), 2 * (i % 4), 2));
+  }
+
+#if defined(CONIFER_AVX512)
+  struct Avx512 : Sixteens<Avx512, 84, 0, true> {
+    static CONIFER_INLINE W unpack(const uint8_t* data) {
+      const __m512i packed =
+          _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(data)));
+      W w;
+      w.scale = _mm512_mul_ps(
+          _mm512_cvtepi32_ps(_mm512_and_si512(packed, _mm512_set1_epi32(15))),
+          half(read_as<uint16_t>(data + 80)));
+      w.min = times(_mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_srli_epi32(packed, 4)),
+                                  half(read_as<uint16_t>(data + 82))),
+                    -1);
+      for (int i = 0; i < 4; ++i) {
+        const __m512i q = broadcast256(data + 16 + 32 * (i / 2));
+        w.q[i] = _mm512_and_si512(_mm512_srlv_epi32(q, i % 2 ? halves(4, 6) : halves(0, 2)),
+                                  bytes(3));
+      }
+      return w;
+    }
+  };
+#endif
+};
+
+}  // namespace
+}  // namespace conifer::quant

@@ -1,0 +1,40 @@
+// Q4_1: 32 weights of 4 bits under one scale, with a minimum.
+#pragma once
+
+#include "quant/avx512.h"
+#include "quant/format.h"
+
+namespace conifer::quant {
+namespace {
+
+#pragma pack(push, 1)
+struct BlockQ4_1 {
+  uint16_t d, m;
+  uint8_t q[16];
+};
+#pragma pack(pop)
+
+struct Q4_1 : Quantized<BlockQ4_1, 32, 32, true> {
+  static constexpr int32_t ID = 3;
+  static constexpr Nibbles NIBBLES = {WHOLE, 4, 20, false};
+
+  static void unpack(const uint8_t* data, int index, Unpacked& out) {
+    const BlockQ4_1& b = read(data);
+    put_scale(out, index, f16_to_float(b.d), f16_to_float(b.m));
+    put_nibbles(out.q + 32 * index, b.q, 16, 0);
+  }
+
+#if defined(CONIFER_AVX512)
+  struct Avx512 : FourBlocks<Avx512, 20, 0, true> {
+    template <class Blocks>
+    static CONIFER_INLINE W unpack(const Blocks& blocks) {
+      const __m512i q = four_lanes(blocks, 4);
+      return {low_nibbles(q), high_nibbles(q), blocks.template halves<0>(),
+              blocks.template halves<1>()};
+    }
+  };
+#endif
+};
+
+}  // namespace
+}  // namespace conifer::quant

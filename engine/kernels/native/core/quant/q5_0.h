@@ -1,0 +1,41 @@
+// Q5_0: 32 weights of 5 bits, less 16, under one scale; the fifth bits lie apart.
+#pragma once
+
+#include "quant/avx512.h"
+#include "quant/format.h"
+
+namespace conifer::quant {
+namespace {
+
+#pragma pack(push, 1)
+struct BlockQ5_0 {
+  uint16_t d;
+  uint8_t high[4];
+  uint8_t q[16];
+};
+#pragma pack(pop)
+
+struct Q5_0 : Quantized<BlockQ5_0, 32, 32, false> {
+  static constexpr int32_t ID = 6;
+
+  static void unpack(const uint8_t* data, int index, Unpacked& out) {
+    const BlockQ5_0& b = read(data);
+    put_scale(out, index, f16_to_float(b.d));
+    put_fives(out.q + 32 * index, b.q, b.high, 16);
+  }
+
+#if defined(CONIFER_AVX512)
+  struct Avx512 : FourBlocks<Avx512, 22, 16> {
+    template <class Blocks>
+    static CONIFER_INLINE W unpack(const Blocks& blocks) {
+      const __m512i q = four_lanes(blocks, 6);
+      const __m512 scale = spread_halves(four_words(blocks, 0));
+      return {add_fifth(low_nibbles(q), four_words(blocks, 2)),
+              add_fifth(high_nibbles(q), four_words(blocks, 4)), scale, times(scale, -16)};
+    }
+  };
+#endif
+};
+
+}  // namespace
+}  // namespace conifer::quant

@@ -1,0 +1,41 @@
+// Q5_1: 32 weights of 5 bits under one scale, with a minimum; the fifth bits lie apart.
+#pragma once
+
+#include "quant/avx512.h"
+#include "quant/format.h"
+
+namespace conifer::quant {
+namespace {
+
+#pragma pack(push, 1)
+struct BlockQ5_1 {
+  uint16_t d, m;
+  uint8_t high[4];
+  uint8_t q[16];
+};
+#pragma pack(pop)
+
+struct Q5_1 : Quantized<BlockQ5_1, 32, 32, true> {
+  static constexpr int32_t ID = 7;
+
+  static void unpack(const uint8_t* data, int index, Unpacked& out) {
+    const BlockQ5_1& b = read(data);
+    put_scale(out, index, f16_to_float(b.d), f16_to_float(b.m));
+    put_fives(out.q + 32 * index, b.q, b.high, 0);
+  }
+
+#if defined(CONIFER_AVX512)
+  struct Avx512 : FourBlocks<Avx512, 24, 0, true> {
+    template <class Blocks>
+    static CONIFER_INLINE W unpack(const Blocks& blocks) {
+      const __m512i q = four_lanes(blocks, 8);
+      return {add_fifth(low_nibbles(q), four_words(blocks, 4)),
+              add_fifth(high_nibbles(q), four_words(blocks, 6)),
+              spread_halves(four_words(blocks, 0)), spread_halves(four_words(blocks, 2))};
+    }
+  };
+#endif
+};
+
+}  // namespace
+}  // namespace conifer::quant

@@ -1,0 +1,59 @@
+// Q6_K: 256 weights of 6 bits, less 32, with a scale of 8 bits for every 16; the top two bits lie
+// apart.
+#pragma once
+
+#include "quant/avx512.h"
+#include "quant/format.h"
+
+namespace conifer::quant {
+namespace {
+
+#pragma pack(push, 1)
+struct BlockQ6_K {
+  uint8_t q[128];
+  uint8_t high[64];
+  int8_t scales[16];  // of 16 weights each
+  uint16_t d;
+};
+#pragma pack(pop)
+
+struct Q6_K : Quantized<BlockQ6_K, 256, 16, false> {
+  static constexpr int32_t ID = 14;
+
+  static void unpack(const uint8_t* data, int, Unpacked& out) {
+    const BlockQ6_K& b = read(data);
+    const float d = f16_to_float(b.d);
+    for (int i = 0; i < 16; ++i) {
+      out.scale[i] = d * static_cast<float>(b.scales[i]);
+      out.min[i] = 0;
+    }
+    for (int i = 0; i < 8; ++i)
+      for (int j = 0; j < 32; j += 16) {
+        const Bytes low = field(load(b.q + 64 * (i / 4) + 32 * (i % 2) + j), 4 * (i / 2 % 2), 4);
+        const Bytes high = field(load(b.high + 32 * (i / 4) + j), 2 * (i % 4), 2);
+        store(out.q + 32 * i + j, (low | high << fill(4)) - fill(32));
+      }
+  }
+
+#if defined(CONIFER_AVX512)
+  struct Avx512 : Sixteens<Avx512, 210, 32> {
+    static CONIFER_INLINE W unpack(const uint8_t* data) {
+      const __m512 scales = _mm512_cvtepi32_ps(
+          _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(data + 192))));
+      W w;
+      w.scale = _mm512_mul_ps(scales, half(read_as<uint16_t>(data + 208)));
+      w.min = times(w.scale, -32);
+      for (int i = 0; i < 2; ++i) {
+        const __m512i q = load512(data + 64 * i), high = broadcast256(data + 128 + 32 * i);
+        const __m512i mask = bytes(0x30);
+        w.q[2 * i] = merge_bits(low_nibbles(q), _mm512_rolv_epi32(high, halves(4, 2)), mask);
+        w.q[2 * i + 1] = merge_bits(high_nibbles(q), _mm512_rolv_epi32(high, halves(0, 30)), mask);
+      }
+      return w;
+    }
+  };
+#endif
+};
+
+}  // namespace
+}  // namespace conifer::quant

@@ -1,0 +1,40 @@
+// One token's activations, quantised to meet quantised weights: int8 with a float scale for every
+// 32 values. The sums of the int8 values are stored too, so that a minimum or a zero point costs
+// one multiply-add per block instead of one per weight.
+#pragma once
+
+#include <cstdint>
+
+namespace conifer::quant {
+
+// A token as the kernels read it. n counts from the start of the padded row.
+struct TokenView {
+  const float* x;         // the source floats, not padded
+  const int8_t* q;        // [n] within -127..127
+  const float* scale;     // [n / 32]
+  const float* sum;       // [n / 32] scale * sum of q
+  const float* sum16;     // [n / 16] scale * sum of q, per 16 values
+  const int32_t* isum;    // [n / 32] sum of q
+  const int32_t* isum16;  // [n / 16]
+};
+
+// The same memory as the quantiser writes it.
+struct TokenSlot {
+  const float* x;
+  int8_t* q;
+  float* scale;
+  float* sum;
+  float* sum16;
+  int32_t* isum;
+  int32_t* isum16;
+
+  TokenView view() const { return {x, q, scale, sum, sum16, isum, isum16}; }
+
+  // The slot from value n on, a multiple of 32.
+  TokenSlot from(int64_t n) const {
+    return {x + n,           q + n,          scale + n / 32, sum + n / 32,
+            sum16 + n / 16, isum + n / 32, isum16 + n / 16};
+  }
+};
+
+}  // namespace conifer::quant

@@ -1,0 +1,258 @@
+// What each block type means, decoded one weight at a time in double, and random blocks of it.
+//
+// Every type of CONIFER_BLOCK_TYPES needs a Reference here: REFERENCES instantiates one for each,
+// so a type without one does not compile.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "quant/types.h"
+
+namespace conifer::tests {
+namespace {
+
+using quant::Type;
+
+using Random = std::mt19937_64;
+
+inline float normal(Random& random) { return std::normal_distribution<float>()(random); }
+
+inline double half_at(const uint8_t* p) {
+  uint16_t half;
+  std::memcpy(&half, p, 2);
+  return quant::f16_to_float(half);
+}
+
+inline void put_half(uint8_t* p, float value) {
+  const uint16_t half = quant::float_to_f16(value);
+  std::memcpy(p, &half, 2);
+}
+
+// randomise: given a block of random bits, make its scales numbers of a common size.
+// decode: the weights of a block.
+template <Type>
+struct Reference;
+
+template <>
+struct Reference<Type::F32> {
+  static void randomise(uint8_t* block, Random& random) {
+    const float value = normal(random);
+    std::memcpy(block, &value, 4);
+  }
+  static void decode(const uint8_t* block, double* out) {
+    float value;
+    std::memcpy(&value, block, 4);
+    out[0] = value;
+  }
+};
+
+template <>
+struct Reference<Type::F16> {
+  static void randomise(uint8_t* block, Random& random) { put_half(block, normal(random)); }
+  static void decode(const uint8_t* block, double* out) { out[0] = half_at(block); }
+};
+
+template <>
+struct Reference<Type::BF16> {
+  static void randomise(uint8_t* block, Random& random) {
+    const uint16_t upper = static_cast<uint16_t>(quant::float_bits(normal(random)) >> 16);
+    std::memcpy(block, &upper, 2);
+  }
+  static void decode(const uint8_t* block, double* out) {
+    out[0] = quant::bits_float(uint32_t{block[0]} << 16 | uint32_t{block[1]} << 24);
+  }
+};
+
+// Types whose scales are halves at bytes AT of a block.
+template <int... AT>
+struct Halves {
+  static void randomise(uint8_t* block, Random& random) {
+    (put_half(block + AT, 0.1f * normal(random)), ...);
+  }
+};
+
+// Weight i of 32, of 4 bits.
+inline int nibble(const uint8_t* q, int i) { return q[i % 16] >> 4 * (i / 16) & 15; }
+
+inline int bit(const uint8_t* bits, int i) { return bits[i / 8] >> i % 8 & 1; }
+
+template <>
+struct Reference<Type::Q4_0> : Halves<0> {
+  static void decode(const uint8_t* block, double* out) {
+    for (int i = 0; i < 32; ++i) out[i] = half_at(block) * (nibble(block + 2, i) - 8);
+  }
+};
+
+template <>
+struct Reference<Type::Q4_1> : Halves<0, 2> {
+  static void decode(const uint8_t* block, double* out) {
+    for (int i = 0; i < 32; ++i)
+      out[i] = half_at(block) * nibble(block + 4, i) + half_at(block + 2);
+  }
+};
+
+template <>
+struct Reference<Type::Q5_0> : Halves<0> {
+  static void decode(const uint8_t* block, double* out) {
+    for (int i = 0; i < 32; ++i)
+      out[i] = half_at(block) * (nibble(block + 6, i) + 16 * bit(block + 2, i) - 16);
+  }
+};
+
+template <>
+struct Reference<Type::Q5_1> : Halves<0, 2> {
+  static void decode(const uint8_t* block, double* out) {
+    for (int i = 0; i < 32; ++i)
+      out[i] = half_at(block) * (nibble(block + 8, i) + 16 * bit(block + 4, i)) +
+               half_at(block + 2);
+  }
+};
+
+template <>
+struct Reference<Type::Q8_0> : Halves<0> {
+  static void decode(const uint8_t* block, double* out) {
+    for (int i = 0; i < 32; ++i)
+      out[i] = half_at(block) * static_cast<int8_t>(block[2 + i]);
+  }
+};
+
+// Weight i of 256, of 2 bits.
+inline int pair(const uint8_t* q, int i) { return q[i / 128 * 32 + i % 32] >> i % 128 / 32 * 2 & 3; }
+
+template <>
+struct Reference<Type::Q2_K> : Halves<80, 82> {
+  static void decode(const uint8_t* block, double* out) {
+    for (int i = 0; i < 256; ++i)
+      out[i] = half_at(block + 80) * (block[i / 16] & 15) * pair(block + 16, i) -
+               half_at(block + 82) * (block[i / 16] >> 4);
+  }
+};
+
+template <>
+struct Reference<Type::Q3_K> : Halves<108> {
+  static void decode(const uint8_t* block, double* out) {
+    const uint8_t* packed = block + 96;
+    for (int i = 0; i < 256; ++i) {
+      const int group = i / 16;
+      const int low = packed[group % 8] >> 4 * (group / 8) & 15;
+      const int high = packed[8 + group % 4] >> 2 * (group / 4) & 3;
+      const int third = block[i % 32] >> i / 32 & 1;
+      out[i] = half_at(block + 108) * (low + 16 * high - 32) *
+               (pair(block + 32, i) + 4 * third - 4);
+    }
+  }
+};
+
+// Scale (which = 0) or minimum (1) of group 0..7, of 6 bits, in 12 bytes.
+inline int k_scale(const uint8_t* packed, int group, int which) {
+  if (group < 4) return packed[group + 4 * which] & 63;
+  const int low = packed[group + 4] >> 4 * which & 15;
+  return low + 16 * (packed[group - 4 + 4 * which] >> 6);
+}
+
+// Weight i of 256, of 4 bits: the low nibbles of 32 bytes, then the high ones.
+inline int k_nibble(const uint8_t* q, int i) {
+  return q[i / 64 * 32 + i % 32] >> i % 64 / 32 * 4 & 15;
+}
+
+template <>
+struct Reference<Type::Q4_K> : Halves<0, 2> {
+  static void decode(const uint8_t* block, double* out) {
+    for (int i = 0; i < 256; ++i)
+      out[i] = half_at(block) * k_scale(block + 4, i / 32, 0) * k_nibble(block + 16, i) -
+               half_at(block + 2) * k_scale(block + 4, i / 32, 1);
+  }
+};
+
+template <>
+struct Reference<Type::Q5_K> : Halves<0, 2> {
+  static void decode(const uint8_t* block, double* out) {
+    for (int i = 0; i < 256; ++i) {
+      const int q = k_nibble(block + 48, i) + 16 * (block[16 + i % 32] >> i / 32 & 1);
+      out[i] = half_at(block) * k_scale(block + 4, i / 32, 0) * q -
+               half_at(block + 2) * k_scale(block + 4, i / 32, 1);
+    }
+  }
+};
+
+template <>
+struct Reference<Type::Q6_K> : Halves<208> {
+  static void decode(const uint8_t* block, double* out) {
+    for (int i = 0; i < 256; ++i) {
+      const int part = i % 128 / 32;
+      const int low = block[i / 128 * 64 + part % 2 * 32 + i % 32] >> 4 * (part / 2) & 15;
+      out[i] = half_at(block + 208) * static_cast<int8_t>(block[192 + i / 16]) *
+               (low + 16 * pair(block + 128, i) - 32);
+    }
+  }
+};
+
+constexpr int IQ4_CODES[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                               1,    13,   25,  38,  53,  69,  89,  113};
+
+template <>
+struct Reference<Type::IQ4_NL> : Halves<0> {
+  static void decode(const uint8_t* block, double* out) {
+    for (int i = 0; i < 32; ++i) out[i] = half_at(block) * IQ4_CODES[nibble(block + 2, i)];
+  }
+};
+
+template <>
+struct Reference<Type::IQ4_XS> : Halves<0> {
+  static void decode(const uint8_t* block, double* out) {
+    for (int i = 0; i < 256; ++i) {
+      const int group = i / 32;
+      const int low = block[4 + group / 2] >> 4 * (group % 2) & 15;
+      const int high = (block[2] | block[3] << 8) >> 2 * group & 3;
+      out[i] = half_at(block) * (low + 16 * high - 32) *
+               IQ4_CODES[nibble(block + 8 + 16 * group, i % 32)];
+    }
+  }
+};
+
+template <>
+struct Reference<Type::MXFP4> {
+  static void randomise(uint8_t* block, Random& random) {
+    block[0] = static_cast<uint8_t>(122 + random() % 11);
+  }
+  static void decode(const uint8_t* block, double* out) {
+    constexpr double CODES[8] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
+    for (int i = 0; i < 32; ++i) {
+      const int code = nibble(block + 1, i);
+      out[i] = std::ldexp(code & 8 ? -CODES[code & 7] : CODES[code], block[0] - 127);
+    }
+  }
+};
+
+struct TypeReference {
+  quant::BlockType block;
+  void (*randomise)(uint8_t* block, Random& random);
+  void (*decode)(const uint8_t* block, double* out);
+};
+
+constexpr TypeReference REFERENCES[] = {
+#define X(T)                                                  \
+  {{Type::T, #T, quant::T::WEIGHTS, quant::T::BYTES},         \
+   Reference<Type::T>::randomise,                             \
+   Reference<Type::T>::decode},
+    CONIFER_BLOCK_TYPES(X)
+#undef X
+};
+
+// Random bits are weights of every pattern, with scales that are numbers. The result is exactly as
+// long as the tensor, so that a sanitizer sees any read past its end.
+inline std::vector<uint8_t> random_weights(const TypeReference& type, int64_t weights,
+                                           Random& random) {
+  const int64_t blocks = weights / type.block.weights;
+  std::vector<uint8_t> bytes(static_cast<size_t>(blocks * type.block.bytes));
+  for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(random());
+  for (int64_t i = 0; i < blocks; ++i) type.randomise(bytes.data() + i * type.block.bytes, random);
+  return bytes;
+}
+
+}  // namespace
+}  // namespace conifer::tests
