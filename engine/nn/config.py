@@ -1,15 +1,14 @@
 """A model's hyper-parameters, read from GGUF metadata with every key typed and range-checked.
 
-A nonsense file ends here, in a GGUFError that names the key. Nothing below this page divides by a
-number that it has not checked. It knows no tensors: shapes are held against the config by
-`engine.nn.weights`.
+An invalid value raises a GGUFError that names the key, so the layers can divide by any number
+here. `engine.nn.weights` checks the shapes of tensors against the config.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -26,18 +25,18 @@ from engine.gguf.metadata import Metadata
 from engine.gguf.reader import TensorInfo, numbers
 from engine.nn.cache_spec import CacheSpec
 
-GATINGS = (SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN)  # those that a file may ask for
-# `blk.0.ffn_up_exps.weight`, or in files from before April 2024 `blk.0.ffn_up.7.weight`.
+GATINGS = (SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN)  # allowed in files
+# `blk.0.ffn_up_exps.weight`; in files from before April 2024 `blk.0.ffn_up.7.weight`.
 OF_EXPERTS = re.compile(r"blk\.\d+\.\w+(_exps|\.\d+)\.\w+")
 SCALINGS = ("none", "linear", "yarn", "longrope")
 
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
-    """Rotary embedding: `dims` of each head turn, at base `base`, stretched as `scaling` says.
+    """Rotary embedding of the first `dims` values of each head.
 
-    attention_factor: on cos and sin, on top of what YaRN itself says. log_multiplier: of YaRN's
-    magnitude (`mscale_all_dim`), 0 where the file has none.
+    attention_factor: on cos and sin, in addition to YaRN's own. log_multiplier: of YaRN's magnitude
+    (`mscale_all_dim`), 0 if the file has none.
     """
 
     dims: int
@@ -48,23 +47,23 @@ class RopeConfig:
     attention_factor: float = 1.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
-    rounded: bool = True  # YaRN's ramp ends on whole pairs
+    rounded: bool = True  # round the ends of YaRN's ramp to whole pairs
     log_multiplier: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertConfig:
-    """The routed experts of a layer: `used` of `count`, each of `width` hidden units.
+    """The routed experts of a layer: `used` of `count`, each with hidden width `width`.
 
-    Of the layers from `first` on every `step`th is routed. Experts are chosen from the best
-    `groups_used` of `groups`. shared_width: of the expert that always runs, 0 where there is none.
+    From layer `first` on, every `step`th layer is routed. Experts are chosen from the best
+    `groups_used` of `groups`. shared_width: of the expert that always runs, 0 if there is none.
     """
 
     count: int
     used: int
     width: int
     gating: int = SOFTMAX
-    renormalize: bool = True  # the chosen weights
+    renormalize: bool = True  # weights of the chosen experts sum to 1
     scale: float = 1.0
     groups: int = 1
     groups_used: int = 1
@@ -76,9 +75,9 @@ class ExpertConfig:
 
 @dataclass(frozen=True, slots=True)
 class IndexerConfig:
-    """The lightning indexer: which `top` of the tokens so far a token attends to.
+    """The lightning indexer, which chooses the `top` tokens that a token attends to.
 
-    own: for each layer, whether it has an indexer or follows the choice of the one before.
+    own: per layer, true if it has an indexer, false if it reuses the previous layer's choice.
     """
 
     heads: int
@@ -89,9 +88,9 @@ class IndexerConfig:
 
 @dataclass(frozen=True, slots=True)
 class LatentConfig:
-    """Multi-head latent attention: keys and values are kept as one vector of `rank` a token.
+    """Multi-head latent attention: keys and values are cached as one vector of `rank` per token.
 
-    key_dim, value_dim: of a head; `rope.dims` of a key's values turn. query_rank: 0 where queries
+    key_dim, value_dim: per head; `rope.dims` values of a key are rotated. query_rank: 0 if queries
     are projected in one step.
     """
 
@@ -104,10 +103,10 @@ class LatentConfig:
 
 @dataclass(frozen=True, slots=True)
 class RecurrentConfig:
-    """A recurrent layer: a causal convolution over `kernel` tokens and, but for `conv`, a state.
+    """A recurrent layer: a causal convolution over `kernel` tokens and, except for `conv`, a state.
 
-    groups: of keys (delta) or of B and C (mamba2); heads: of values; state: its width for a head;
-    inner: values of all heads. state_values: what one layer keeps, float32, however long the text.
+    groups: of keys (delta) or of B and C (mamba2). heads: of values. state: key width per head.
+    inner: values of all heads. state_values: float32 values that one layer caches.
     """
 
     kind: str  # delta | mamba2 | conv
@@ -121,11 +120,11 @@ class RecurrentConfig:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """What the graph of a model is built from. Widths count values, contexts count tokens."""
+    """The hyper-parameters of a model. Widths count values, contexts count tokens."""
 
     architecture: str
     name: str
-    layers: int  # without those that only draft
+    layers: int  # without layers that only draft
     width: int
     vocab: int
     context: int
@@ -138,17 +137,17 @@ class ModelConfig:
     attention_scale: float
     rope: RopeConfig
     experts: ExpertConfig | None = None
-    windows: tuple[int, ...] = ()  # one per layer: the tokens it sees, 0 for all
-    chunked: bool = False  # windows do not slide: a token sees those of its own chunk
+    windows: tuple[int, ...] = ()  # one per layer: tokens it attends to, 0 for all
+    chunked: bool = False  # windows do not slide: a token attends within its own chunk
     window_base: float = 0.0  # rotary base of windowed layers
     rope_enabled: bool = True
     score_cap: float = 0.0
     logit_cap: float = 0.0
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
-    logit_scale: float = 1.0  # logits are multiplied by it
-    temperature_scale: float = 0.0  # queries grow by this times the log of the chunk they are in
-    temperature_length: int = 0  # tokens of such a chunk
+    logit_scale: float = 1.0  # factor on the logits
+    temperature_scale: float = 0.0  # queries grow by this times the log of their chunk number
+    temperature_length: int = 0  # tokens per chunk
     latent: LatentConfig | None = None
     recurrent: RecurrentConfig | None = None
 
@@ -158,11 +157,11 @@ class ModelConfig:
             return CacheSpec(state_values=self.recurrent.state_values)
         if self.latent:
             indexer = self.latent.indexer
-            kept = (1, self.latent.rank + self.rope.dims)
+            latents = (1, self.latent.rank + self.rope.dims)
             if indexer is None:
-                return CacheSpec((kept,))
+                return CacheSpec((latents,))
             keys = ((1, indexer.dims),) if indexer.own[layer] else ()
-            return CacheSpec((kept, *keys), chosen=indexer.top)
+            return CacheSpec((latents, *keys), chosen=indexer.top)
         heads = self.kv_heads[layer]
         window = self.windows[layer] if self.windows else 0
         return CacheSpec(((heads, self.key_dim), (heads, self.value_dim)), window=window)
@@ -173,13 +172,13 @@ class ModelConfig:
         return tuple(self.cache_spec(layer) for layer in range(self.layers))
 
     def routed(self, layer: int) -> bool:
-        """Say whether a layer's feed-forward is a mixture of experts."""
+        """True if the feed-forward part of a layer is a mixture of experts."""
         experts = self.experts
         return bool(experts and layer >= experts.first and (layer + 1) % experts.step == 0)
 
 
 def used_tensors(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> Iterator[TensorInfo]:
-    """List the tensors that the graph reads: not those of blocks that only draft."""
+    """Yield the tensors that the graph reads, without blocks that only draft."""
     for name, info in tensors.items():
         first, _, rest = name.partition(".")
         layer = rest.partition(".")[0]
@@ -190,9 +189,9 @@ def used_tensors(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> Iter
 def token_share(
     info: TensorInfo, config: ModelConfig, tensors: Mapping[str, TensorInfo]
 ) -> Fraction:
-    """Say which part of a tensor one token uses.
+    """Return the fraction of a tensor that one token uses.
 
-    Of a stack of experts those that are chosen; of an embedding, if it is not the head too, a row.
+    Of a stack of experts, the chosen ones; of an embedding that is not also the head, one row.
     """
     if info.name == "token_embd.weight" and "output.weight" in tensors:
         return Fraction(1, config.vocab)
@@ -202,7 +201,7 @@ def token_share(
 
 
 def count_parameters(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> tuple[int, int]:
-    """Count the weights that the graph holds, and those of them that one token uses."""
+    """Return the number of weights in the graph, and the number that one token uses."""
     used = list(used_tensors(config, tensors))
     total = sum(math.prod(info.shape) for info in used)
     active = sum(math.prod(info.shape) * token_share(info, config, tensors) for info in used)
@@ -210,7 +209,7 @@ def count_parameters(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> 
 
 
 def architecture_of(metadata: Mapping[str, Any]) -> str:
-    """Read the architecture string. Raises GGUFError where there is none."""
+    """Read the architecture string. Raises GGUFError if it is missing."""
     value = metadata.get("general.architecture")
     if not isinstance(value, str) or not value:
         raise GGUFError("general.architecture is missing or not a string")
@@ -220,8 +219,8 @@ def architecture_of(metadata: Mapping[str, Any]) -> str:
 def read_config(metadata: Mapping[str, Any]) -> ModelConfig:
     """Read and check the hyper-parameters.
 
-    Raises UnsupportedError for an architecture without a page, before its keys are judged by what
-    other architectures need; GGUFError naming the key at fault.
+    Raises UnsupportedError for an unknown architecture, before reading its other keys, and
+    GGUFError naming an invalid key.
     """
     architecture = architecture_of(metadata)
     defaults = require_architecture(architecture)
@@ -230,7 +229,7 @@ def read_config(metadata: Mapping[str, Any]) -> ModelConfig:
     layers = blocks - keys.integer("nextn_predict_layers", 0, blocks - 1, 0)
     width = keys.integer("embedding_length", 1, 1 << 20)
     heads = keys.same("attention.head_count", layers, 1, 65_536)
-    recurrent = _RECURRENT[defaults.recurrent](keys, width) if defaults.recurrent else None
+    recurrent = _read_recurrent(keys, defaults.recurrent, width)
     key_dim = keys.integer("attention.key_length", 1, 65_536, width // heads)
     value_dim = keys.integer("attention.value_length", 1, 65_536, width // heads)
     if "feed_forward_length" in keys or "expert_feed_forward_length" not in keys:
@@ -239,11 +238,7 @@ def read_config(metadata: Mapping[str, Any]) -> ModelConfig:
     else:
         feed_forward = (0,) * layers
     latent = _read_latent(keys, defaults, layers, key_dim, value_dim)
-    rope = _read_rope(keys, defaults, key_dim)
-    if latent and rope.dims >= latent.key_dim:
-        raise GGUFError(f"{keys.prefix}rope.dimension_count leaves nothing of a key that stays")
-    if latent and latent.indexer and rope.dims > latent.indexer.dims:
-        raise GGUFError(f"{keys.prefix}attention.indexer.key_length is less than what turns of it")
+    rope = _read_rope(keys, defaults, key_dim, latent)
     scored = latent.key_dim if latent else key_dim
     vocab = _vocabulary_size(metadata, keys)
     name = metadata.get("general.name")
@@ -284,14 +279,14 @@ def _vocabulary_size(metadata: Mapping[str, Any], keys: Metadata) -> int:
     if not isinstance(tokens, list) or not tokens:
         raise GGUFError("tokenizer.ggml.tokens is missing or empty")
     if "vocab_size" in keys and keys.integer("vocab_size", 1, 1 << 24) != len(tokens):
-        raise GGUFError(f"{keys.prefix}vocab_size is not the {len(tokens):,} tokens of the file")
+        raise GGUFError(f"{keys.prefix}vocab_size differs from the {len(tokens):,} tokens listed")
     return len(tokens)
 
 
 def _read_kv_heads(
     keys: Metadata, layers: int, heads: int, recurrent: RecurrentConfig | None
 ) -> tuple[int, ...]:
-    """Read the kv heads of every layer; 0 marks a recurrent one, as do two other keys."""
+    """Read the kv heads of every layer. 0 marks a recurrent layer, as do two other keys."""
     name = "attention.head_count_kv"
     kv_heads = (heads,) * layers
     if name in keys:
@@ -309,7 +304,7 @@ def _read_kv_heads(
 
 
 def _read_windows(keys: Metadata, defaults: Architecture, layers: int) -> tuple[int, ...]:
-    """Read how many tokens every layer sees, 0 for all."""
+    """Read how many tokens every layer attends to, 0 for all."""
     if not defaults.period:
         return (0,) * layers
     window = keys.integer("attention.sliding_window", 0, 1 << 31, defaults.window)
@@ -322,10 +317,16 @@ def _read_windows(keys: Metadata, defaults: Architecture, layers: int) -> tuple[
     return tuple(window if w else 0 for w in windowed)
 
 
-def _read_rope(keys: Metadata, defaults: Architecture, key_dim: int) -> RopeConfig:
+def _read_rope(
+    keys: Metadata, defaults: Architecture, key_dim: int, latent: LatentConfig | None
+) -> RopeConfig:
     dims = keys.integer("rope.dimension_count", 2, key_dim, key_dim)
     if dims % 2:
-        raise GGUFError(f"{keys.prefix}rope.dimension_count is {dims}, an odd number")
+        raise GGUFError(f"{keys.prefix}rope.dimension_count is {dims}, which is odd")
+    if latent and dims >= latent.key_dim:
+        raise GGUFError(f"{keys.prefix}rope.dimension_count is not less than the key length")
+    if latent and latent.indexer and dims > latent.indexer.dims:
+        raise GGUFError(f"{keys.prefix}attention.indexer.key_length is less than {dims}")
     scaling = keys.word("rope.scaling.type", "none")
     if scaling not in SCALINGS:
         raise UnsupportedError(f"{keys.prefix}rope.scaling.type {scaling!r} is not supported")
@@ -352,7 +353,7 @@ def _read_rope(keys: Metadata, defaults: Architecture, key_dim: int) -> RopeConf
 def _read_experts(
     keys: Metadata, defaults: Architecture, layers: int, dense: int, vocab: int
 ) -> ExpertConfig | None:
-    """Read what routes and its experts. dense: the width of a feed-forward layer without any."""
+    """Read routing and experts. dense: the width of a dense feed-forward layer."""
     count = keys.integer("expert_count", 0, 1024, 0)
     if count == 0:
         return None
@@ -368,7 +369,7 @@ def _read_experts(
         raise GGUFError(f"{keys.prefix}expert_group_count does not divide the {count} experts")
     if used > groups_used * (count // groups):
         raise GGUFError(
-            f"{keys.prefix}expert_used_count is {used}, more than the chosen groups have"
+            f"{keys.prefix}expert_used_count is {used}, more than the chosen groups contain"
         )
     return ExpertConfig(
         count=count,
@@ -387,7 +388,7 @@ def _read_experts(
 
 
 def _shared_width(keys: Metadata, defaults: Architecture, width: int) -> int:
-    """Read how wide the shared experts are, which a file holds as one."""
+    """Read the total width of the shared experts, which a file stores as one."""
     count = keys.integer("expert_shared_count", 0, 1024, 1 if defaults.shared_expert else 0)
     together = keys.integer("expert_shared_feed_forward_length", 0, 1 << 24, 0)
     if not together:
@@ -398,7 +399,7 @@ def _shared_width(keys: Metadata, defaults: Architecture, width: int) -> int:
 def _read_latent(
     keys: Metadata, defaults: Architecture, layers: int, key_dim: int, value_dim: int
 ) -> LatentConfig | None:
-    """Read latent attention; files from before April 2025 have no `_mla` keys."""
+    """Read latent attention. Files from before April 2025 have no `_mla` keys."""
     if "attention.kv_lora_rank" not in keys:
         return None
     return LatentConfig(
@@ -420,7 +421,7 @@ def _read_indexer(keys: Metadata, defaults: Architecture, layers: int) -> Indexe
         long = 0 < defaults.indexers_shared_from <= keys.integer("context_length", 1, 1 << 31)
         own = tuple(not long or layer < 2 or layer % 4 == 2 for layer in range(layers))
     if not own[0]:
-        raise GGUFError(f"{keys.prefix}attention.indexer.types leaves the first layer without one")
+        raise GGUFError(f"{keys.prefix}attention.indexer.types gives the first layer no indexer")
     return IndexerConfig(
         heads=keys.integer("attention.indexer.head_count", 1, 65_536),
         dims=keys.integer("attention.indexer.key_length", 2, 65_536),
@@ -429,27 +430,13 @@ def _read_indexer(keys: Metadata, defaults: Architecture, layers: int) -> Indexe
     )
 
 
-def _read_delta(keys: Metadata, width: int) -> RecurrentConfig:
-    """Read a gated delta net: `groups` key heads and `heads` value heads."""
-    kernel, state, groups, heads, inner = _read_ssm(keys)
-    channels = 2 * groups * state + inner
-    kept = (kernel - 1) * channels + inner * state
-    return RecurrentConfig("delta", kernel, kept, state, groups, heads, inner)
-
-
-def _read_mamba2(keys: Metadata, width: int) -> RecurrentConfig:
-    kernel, state, groups, heads, inner = _read_ssm(keys)
-    kept = (kernel - 1) * (inner + 2 * groups * state) + inner * state
-    return RecurrentConfig("mamba2", kernel, kept, state, groups, heads, inner)
-
-
-def _read_conv(keys: Metadata, width: int) -> RecurrentConfig:
-    """Read a gated short convolution, which runs over the whole width."""
-    kernel = keys.integer("shortconv.l_cache", 2, 64)
-    return RecurrentConfig("conv", kernel, (kernel - 1) * width)
-
-
-def _read_ssm(keys: Metadata) -> tuple[int, int, int, int, int]:
+def _read_recurrent(keys: Metadata, kind: str, width: int) -> RecurrentConfig | None:
+    """Read the recurrent layers: delta, mamba2 or conv; None for an empty kind."""
+    if not kind:
+        return None
+    if kind == "conv":  # a convolution over the whole width
+        kernel = keys.integer("shortconv.l_cache", 2, 64)
+        return RecurrentConfig(kind, kernel, (kernel - 1) * width)
     kernel = keys.integer("ssm.conv_kernel", 2, 64)
     state = keys.integer("ssm.state_size", 1, 65_536)
     groups = keys.integer("ssm.group_count", 1, 65_536)
@@ -459,11 +446,5 @@ def _read_ssm(keys: Metadata) -> tuple[int, int, int, int, int]:
         raise GGUFError(f"{keys.prefix}ssm.inner_size is not a multiple of the {heads} heads")
     if heads % groups:
         raise GGUFError(f"{keys.prefix}ssm.group_count does not divide the {heads} heads")
-    return kernel, state, groups, heads, inner
-
-
-_RECURRENT: dict[str, Callable[[Metadata, int], RecurrentConfig]] = {
-    "delta": _read_delta,
-    "mamba2": _read_mamba2,
-    "conv": _read_conv,
-}
+    values = (kernel - 1) * (2 * groups * state + inner) + inner * state
+    return RecurrentConfig(kind, kernel, values, state, groups, heads, inner)
