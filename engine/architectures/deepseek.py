@@ -7,11 +7,10 @@ selection bias, from groups of experts. DeepSeek-V3.2 and GLM-5 add a lightning 
 only some layers have one, and the layers after it reuse its choice.
 """
 
-from __future__ import annotations
-
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Decoder, pre_norm_decoder
-from engine.nn.mla import LatentAttention, latent_rope, sparse_decoder
+from engine.nn.mla import Indexer, LatentAttention, latent_rope, require_indexer
+from engine.nn.rope import Rope
 from engine.nn.weights import Weights
 
 
@@ -25,9 +24,22 @@ def build(config: ModelConfig, weights: Weights) -> Decoder:
 
 def deepseek32(config: ModelConfig, weights: Weights) -> Decoder:
     """Build DeepSeek-V3.2, whose indexer rotates pairs (i, i + dims/2)."""
-    return sparse_decoder(config, weights, latent_rope(config.rope, interleaved=False))
+    return _sparse(config, weights, latent_rope(config.rope, interleaved=False))
 
 
 def glm_dsa(config: ModelConfig, weights: Weights) -> Decoder:
     """Build GLM-5, whose indexer rotates interleaved pairs."""
-    return sparse_decoder(config, weights, latent_rope(config.rope, interleaved=True))
+    return _sparse(config, weights, latent_rope(config.rope, interleaved=True))
+
+
+def _sparse(config: ModelConfig, weights: Weights, indexer_rope: Rope) -> Decoder:
+    """Build a model in which every layer has an indexer or reuses the previous one."""
+    rope = latent_rope(config.rope, interleaved=True)
+    indexers: list[Indexer] = []
+    for layer, own in enumerate(require_indexer(config).own):
+        indexers.append(Indexer(config, weights, layer, indexer_rope) if own else indexers[-1])
+    return pre_norm_decoder(
+        config,
+        weights,
+        lambda layer: LatentAttention(config, weights, layer, rope, indexers[layer]),
+    )

@@ -6,8 +6,6 @@ caps attention scores and logits. Gemma 3: five of six layers see only a window 
 rotary base without scaling; each head of q and k is normalised; no caps.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

@@ -6,8 +6,6 @@ YaRN with a ramp that need not end on whole pairs. The router's softmax covers t
 only; experts clamp their gate and input.
 """
 
-from __future__ import annotations
-
 from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Decoder, pre_norm_decoder

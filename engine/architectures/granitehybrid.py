@@ -5,8 +5,6 @@ rotary embedding). A layer's second part is routed experts with a shared one, or
 scales the embedding, attention scores, both residual branches and the logits.
 """
 
-from __future__ import annotations
-
 from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Decoder, pre_norm_decoder

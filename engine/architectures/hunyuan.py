@@ -4,8 +4,6 @@ Each head of q and k is normalised after the rotary embedding, which rotates pai
 Every layer is routed: softmax, weights renormalised, plus a shared expert that always runs.
 """
 
-from __future__ import annotations
-
 from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Decoder, pre_norm_decoder

@@ -5,8 +5,6 @@ head. With experts, the first layers are dense; the rest route by sigmoid with a
 only, and renormalise the weights. The last norm is stored as `token_embd_norm`.
 """
 
-from __future__ import annotations
-
 from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Decoder, pre_norm_decoder

@@ -14,8 +14,6 @@ Some files add:
   weights, and shared experts, stored as one, always run.
 """
 
-from __future__ import annotations
-
 from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Decoder, pre_norm_decoder

@@ -6,8 +6,6 @@ and k after rotating them. Router: the best expert by logit, its input scaled by
 sigmoid; a shared expert always runs.
 """
 
-from __future__ import annotations
-
 from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Decoder, pre_norm_decoder

@@ -5,8 +5,6 @@ apply once the context exceeds the original one. The sparse mixer chooses two ex
 other, and weighs each only against experts with similar scores.
 """
 
-from __future__ import annotations
-
 from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Decoder, pre_norm_decoder

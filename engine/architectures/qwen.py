@@ -19,8 +19,6 @@ width / heads. Tensors and keys of the file select the rest:
   head; routing as in dots1.
 """
 
-from __future__ import annotations
-
 from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Decoder, pre_norm_decoder

@@ -7,8 +7,6 @@ shared expert. The converter has added 1 to norms stored around 0. For text, the
 rotary embedding of qwen35 are one.
 """
 
-from __future__ import annotations
-
 from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Decoder, pre_norm_decoder

@@ -53,46 +53,35 @@ class Architecture:
 ARCHITECTURES = {
     # Ling 2.0, Ring 2.0 (mini to 1T)
     "bailingmoe2": Architecture("qwen", gating=SIGMOID, shared_width_is_one=True),
-    # DeepSeek-V2, V2-Lite, V3, R1, V3.1; Kimi K2, Mistral Large 3, Moonlight; GLM-4.7-Flash, whose
-    # files omit the gating function
+    # DeepSeek-V2 to V3.1, R1, Kimi K2, Mistral Large 3, Moonlight; GLM-4.7-Flash (omits gating)
     "deepseek2": Architecture(
         "deepseek", renormalize=False, log_multiplier_unit=0.1, sigmoid_vocabulary=154_880
     ),
     # DeepSeek-V3.2
     "deepseek32": Architecture("deepseek:deepseek32", gating=SIGMOID, log_multiplier_unit=0.1),
-    # dots.llm1
-    "dots1": Architecture("qwen", gating=SIGMOID),
-    # ERNIE 4.5 0.3B
-    "ernie4_5": Architecture("llama"),
-    # ERNIE-4.5-21B-A3B, 300B-A47B
-    "ernie4_5-moe": Architecture("llama"),
+    "dots1": Architecture("qwen", gating=SIGMOID),  # dots.llm1
+    "ernie4_5": Architecture("llama"),  # ERNIE 4.5 0.3B
+    "ernie4_5-moe": Architecture("llama"),  # ERNIE-4.5-21B-A3B, 300B-A47B
     # Gemma 2, 2B to 27B
     "gemma2": Architecture("gemma:gemma2", window=4096, period=2, score_cap=50.0, logit_cap=30.0),
     # Gemma 3, 270M to 27B (text)
     "gemma3": Architecture("gemma:gemma3", period=6, window_base=10_000.0),
-    # GLM-5, 5.1, 5.2
-    "glm-dsa": Architecture(
+    "glm-dsa": Architecture(  # GLM-5, 5.1, 5.2
         "deepseek:glm_dsa", gating=SIGMOID, log_multiplier_unit=0.1, indexers_shared_from=1 << 20
     ),
-    # GLM-4.5, 4.5-Air, 4.6, 4.7
-    "glm4moe": Architecture("qwen", gating=SIGMOID),
+    "glm4moe": Architecture("qwen", gating=SIGMOID),  # GLM-4.5, 4.5-Air, 4.6, 4.7
     # gpt-oss-20b, 120b
     "gpt-oss": Architecture("gpt_oss", gating=SOFTMAX_OF_CHOSEN, period=2, yarn_rounded=False),
-    # Granite 3.x and 4.0, dense
-    "granite": Architecture("llama", rope_optional=True),
+    "granite": Architecture("llama", rope_optional=True),  # Granite 3.x and 4.0, dense
     # Granite 4.0-H, dense and with experts
     "granitehybrid": Architecture("granitehybrid", recurrent="mamba2", rope_optional=True),
     # Granite 3.x with experts (1B-A400M, 3B-A800M)
     "granitemoe": Architecture("llama", rope_optional=True),
-    # Hunyuan-A13B
-    "hunyuan-moe": Architecture("hunyuan", shared_width_is_one=True),
-    # LFM2, LFM2.5
-    "lfm2": Architecture("lfm2", recurrent="conv"),
+    "hunyuan-moe": Architecture("hunyuan", shared_width_is_one=True),  # Hunyuan-A13B
+    "lfm2": Architecture("lfm2", recurrent="conv"),  # LFM2, LFM2.5
     "lfm2moe": Architecture("lfm2", gating=SIGMOID, recurrent="conv"),
-    # Llama 2 and 3, SmolLM2, Mistral, Mixtral
-    "llama": Architecture("llama"),
-    # Llama 4 Scout and Maverick
-    "llama4": Architecture(
+    "llama": Architecture("llama"),  # Llama 2 and 3, SmolLM2, Mistral, Mixtral
+    "llama4": Architecture(  # Llama 4 Scout and Maverick
         "llama4",
         gating=SIGMOID,
         renormalize=False,
@@ -102,25 +91,17 @@ ARCHITECTURES = {
         period=4,
         chunked=True,
     ),
-    # MiniMax M2
-    "minimax-m2": Architecture("qwen", gating=SIGMOID),
-    # Ministral 3, Mistral Small 3
-    "mistral3": Architecture("llama"),
-    # OLMoE-1B-7B
-    "olmoe": Architecture("qwen", renormalize=False),
-    # Phi-3.5-MoE
-    "phimoe": Architecture("phimoe", gating=SPARSE_MIXER, renormalize=False),
-    # Qwen2, Qwen2.5
-    "qwen2": Architecture("qwen"),
+    "minimax-m2": Architecture("qwen", gating=SIGMOID),  # MiniMax M2
+    "mistral3": Architecture("llama"),  # Ministral 3, Mistral Small 3
+    "olmoe": Architecture("qwen", renormalize=False),  # OLMoE-1B-7B
+    "phimoe": Architecture("phimoe", gating=SPARSE_MIXER, renormalize=False),  # Phi-3.5-MoE
+    "qwen2": Architecture("qwen"),  # Qwen2, Qwen2.5
     # Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B
     "qwen2moe": Architecture("qwen", renormalize=False, routed_as_dense=True),
-    # Qwen3, 0.6B to 32B
-    "qwen3": Architecture("qwen"),
-    # Qwen3.5, Qwen3.6
-    "qwen35": Architecture("qwen_next:qwen35", recurrent="delta"),
+    "qwen3": Architecture("qwen"),  # Qwen3, 0.6B to 32B
+    "qwen35": Architecture("qwen_next:qwen35", recurrent="delta"),  # Qwen3.5, Qwen3.6
     "qwen35moe": Architecture("qwen_next:qwen35", recurrent="delta"),
-    # Qwen3-30B-A3B, 235B-A22B, Qwen3-Coder
-    "qwen3moe": Architecture("qwen"),
+    "qwen3moe": Architecture("qwen"),  # Qwen3-30B-A3B, 235B-A22B, Qwen3-Coder
     # Qwen3-Next-80B-A3B, Qwen3-Coder-Next
     "qwen3next": Architecture("qwen_next", recurrent="delta"),
 }

@@ -23,69 +23,55 @@ from engine.nn.cache_spec import Q8_GROUP, STEP, WINDOW_SLACK, CacheSpec
 REWIND = 16  # tokens before a prompt's end; a template adds fewer before an answer
 
 
-class Buffer(Protocol):
-    """One growing tensor (1, K, T, d) in some storage type."""
+class Buffer:
+    """A growing tensor (1, K, T, d) in float16 or float32.
+
+    arrays: the stored arrays, which all have the token axis 2.
+    """
+
+    def __init__(self, heads: int, dims: int, dtype: mx.Dtype) -> None:
+        self.arrays = [mx.zeros((1, heads, 0, dims), dtype=dtype)]
 
     def write(self, start: int, values: mx.array) -> None:
         """Store values (1, K, n, d) at tokens start..start+n."""
+        self._store(start, values)
 
     def read(self, length: int) -> mx.array:
         """Return the first `length` tokens: (1, K, length, d)."""
+        return self.arrays[0][:, :, :length]
 
     def rows(self, length: int) -> Rows:
         """Return the first `length` tokens of the only head, as stored."""
+        return Rows(*(array[0, 0, :length] for array in self.arrays))
 
     def drop(self, count: int) -> None:
         """Remove the first `count` tokens and move the others up."""
+        self.arrays = [array[:, :, count:] for array in self.arrays]
+
+    def _store(self, start: int, *parts: mx.array) -> None:
+        end = start + parts[0].shape[2]
+        self.arrays = [_with_room(array, end) for array in self.arrays]
+        for array, part in zip(self.arrays, parts, strict=True):
+            array[:, :, start:end] = part.astype(array.dtype)
 
 
-class FloatBuffer:
-    """Keys or values in float16 or float32."""
-
-    def __init__(self, heads: int, dims: int, dtype: mx.Dtype) -> None:
-        self.array = mx.zeros((1, heads, 0, dims), dtype=dtype)
-
-    def write(self, start: int, values: mx.array) -> None:
-        self.array = _with_room(self.array, start + values.shape[2])
-        self.array[:, :, start : start + values.shape[2]] = values.astype(self.array.dtype)
-
-    def read(self, length: int) -> mx.array:
-        return self.array[:, :, :length]
-
-    def rows(self, length: int) -> Rows:
-        return Rows(self.array[0, 0, :length])
-
-    def drop(self, count: int) -> None:
-        self.array = self.array[:, :, count:]
-
-
-class Q8Buffer:
-    """Keys or values as int8, with a float16 scale per 32 values (or a divisor) of a head."""
+class Q8Buffer(Buffer):
+    """A growing tensor as int8, with a float16 scale per 32 values (or a divisor) of a head."""
 
     def __init__(self, heads: int, dims: int) -> None:
         self.group = math.gcd(dims, Q8_GROUP)
-        self.numbers = mx.zeros((1, heads, 0, dims), dtype=mx.int8)
-        self.scales = mx.zeros((1, heads, 0, dims // self.group), dtype=mx.float16)
+        numbers = mx.zeros((1, heads, 0, dims), dtype=mx.int8)
+        self.arrays = [numbers, mx.zeros((1, heads, 0, dims // self.group), dtype=mx.float16)]
 
     def write(self, start: int, values: mx.array) -> None:
-        end = start + values.shape[2]
         grouped = values.astype(mx.float32).reshape(*values.shape[:3], -1, self.group)
         scales = mx.abs(grouped).max(axis=-1) / 127
         inverse = mx.where(scales > 0, 1 / scales, 0)
         numbers = mx.round(grouped * inverse[..., None]).astype(mx.int8)
-        self.numbers = _with_room(self.numbers, end)
-        self.scales = _with_room(self.scales, end)
-        self.numbers[:, :, start:end] = numbers.reshape(values.shape)
-        self.scales[:, :, start:end] = scales.astype(mx.float16)
+        self._store(start, numbers.reshape(values.shape), scales)
 
     def read(self, length: int) -> mx.array:
-        return Rows(self.numbers[:, :, :length], self.scales[:, :, :length]).floats()
-
-    def rows(self, length: int) -> Rows:
-        return Rows(self.numbers[0, 0, :length], self.scales[0, 0, :length])
-
-    def drop(self, count: int) -> None:
-        self.numbers, self.scales = self.numbers[:, :, count:], self.scales[:, :, count:]
+        return Rows(*(array[:, :, :length] for array in self.arrays)).floats()
 
 
 class LayerCache(Protocol):
@@ -228,7 +214,7 @@ def rewindable_length(caches: Sequence[LayerCache], length: int) -> int:
 def _buffer(heads: int, dims: int, kv_type: str) -> Buffer:
     if kv_type == "q8":
         return Q8Buffer(heads, dims)
-    return FloatBuffer(heads, dims, mx.float16 if kv_type == "f16" else mx.float32)
+    return Buffer(heads, dims, mx.float16 if kv_type == "f16" else mx.float32)
 
 
 def _with_room(array: mx.array, tokens: int) -> mx.array:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from engine.errors import CacheStateError
-from engine.nn.cache import FloatBuffer, Q8Buffer, StateCache, TokenCache
+from engine.nn.cache import StateCache, TokenCache
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -164,14 +164,7 @@ def _dump_layer(layer: object, length: int) -> tuple[list[int], list[mx.array]]:
 
 
 def _stored(layer: TokenCache) -> list[mx.array]:
-    found = []
-    for buffer in layer.buffers:
-        if isinstance(buffer, Q8Buffer):
-            found += [buffer.numbers, buffer.scales]
-        else:
-            assert isinstance(buffer, FloatBuffer)
-            found.append(buffer.array)
-    return found
+    return [array for buffer in layer.buffers for array in buffer.arrays]
 
 
 def _load_layers(model: Model, state: CacheState, cache: Cache, length: int) -> None:
@@ -197,7 +190,9 @@ def _load_layers(model: Model, state: CacheState, cache: Cache, length: int) -> 
                 zip(positions[1:], (tuple(arrays[i : i + each]) for i in cut), strict=True)
             )
         else:
-            _fill(layer, positions[0], arrays)
+            layer.base, stored = positions[0], iter(arrays)
+            for buffer in layer.buffers:
+                buffer.arrays = [next(stored) for _ in buffer.arrays]
 
 
 def _copied(array: Array) -> mx.array:
@@ -223,17 +218,6 @@ def _shapes(
         raise CacheStateError("a layer begins with an impossible token")
     rows = length - base
     return [((*array.shape[:2], rows, array.shape[3]), _name(array)) for array in _stored(layer)]
-
-
-def _fill(layer: TokenCache, base: int, arrays: list[mx.array]) -> None:
-    layer.base = base
-    rest = iter(arrays)
-    for buffer in layer.buffers:
-        if isinstance(buffer, Q8Buffer):
-            buffer.numbers, buffer.scales = next(rest), next(rest)
-        else:
-            assert isinstance(buffer, FloatBuffer)
-            buffer.array = next(rest)
 
 
 def _name(array: mx.array) -> str:

@@ -1,4 +1,4 @@
-"""A decoder: embedding, a pile of blocks, a final norm and a head. The pages in `models/` fill it.
+"""The decoder: embedding, blocks, final norm and head, as `engine.architectures` combines them.
 
 `engine.kernels.native.fused` may replace `layers` and `head` with faster equivalents.
 
@@ -61,10 +61,10 @@ class Layers(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A mixer, then feed-forward, each on normalised input and added to the stream.
+    """A mixer, then a feed-forward part, each on normalised input and added to the stream.
 
-    post_mixer_norm, post_feed_forward_norm: normalise what is added, before it is.
-    residual_scale: what is added is multiplied by it.
+    post_mixer_norm, post_feed_forward_norm: applied to the output of a part before it is added.
+    residual_scale: factor on both outputs.
     """
 
     mixer_norm: AnyNorm
@@ -95,21 +95,17 @@ class Blocks:
     cache_specs: Sequence[CacheSpec]
 
     def new_caches(self, context: int, kv_type: str) -> list[LayerCache]:
-        """Create the cache of every block. They grow with the sequence, whatever the context."""
         return [new_layer_cache(spec, context, kv_type) for spec in self.cache_specs]
 
     def rewindable_length(self, caches: Sequence[LayerCache], length: int) -> int:
-        """Return the most tokens, up to `length`, that these caches can be rewound to."""
         return rewindable_length(caches, length)
 
     def evaluate(
         self, result: mx.array, caches: Any, tokens: range, on_progress: OnProgress
     ) -> None:
-        """Evaluate `result` in one go: these layers cannot stop early."""
-        mx.eval(result)
+        mx.eval(result)  # these layers cannot stop early
 
     def record_routes(self, stats: RouterStats) -> None:
-        """Record in `stats` which experts every layer chooses from now on."""
         for block in self.blocks:
             layer = block.feed_forward
             routed = layer.routed if isinstance(layer, SharedExperts) else layer
@@ -117,7 +113,6 @@ class Blocks:
                 routed.stats = stats
 
     def __call__(self, x: mx.array, caches: Sequence[LayerCache] | None, offset: int) -> mx.array:
-        """x (T, D), its first token at position `offset` -> (T, D)."""
         for i, block in enumerate(self.blocks):
             x = block(x, caches[i] if caches else None, offset)
         return x
@@ -125,9 +120,9 @@ class Blocks:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The last norm and the projection to the vocabulary.
+    """The final norm and the projection to the vocabulary.
 
-    The logits are multiplied by `scale`; `cap`, if any, bounds them: cap * tanh(logits / cap).
+    Logits are multiplied by `scale`, then bounded by cap * tanh(logits / cap) if `cap` is set.
     """
 
     norm: AnyNorm
@@ -141,7 +136,7 @@ class Head:
         return self.finish(self.output.matmul(self.norm(x)).astype(mx.float32))
 
     def finish(self, logits: mx.array) -> mx.array:
-        """Make logits of what the projection gives: (T, V) -> (T, V)."""
+        """Apply bias, scale and cap to the projection's output: (T, V) -> (T, V)."""
         if self.bias is not None:
             logits = logits + self.bias
         if self.scale != 1.0:
@@ -150,10 +145,10 @@ class Head:
 
 
 class Decoder:
-    """The graph of a model. The head is the embedding where the file has none of its own.
+    """The graph of a model. Without `output.weight`, the embedding is also the head.
 
-    output_norm: the tensor of the last norm. embedding_scale: on what is looked up; None is what
-    the file says.
+    output_norm: name of the final norm. embedding_scale: factor on embeddings, by default that of
+    the file.
     """
 
     def __init__(
@@ -184,7 +179,7 @@ class Decoder:
         self.layers.record_routes(stats)
 
     def hidden(self, tokens: mx.array, cache: Cache | None, offset: int) -> mx.array:
-        """Run the blocks over tokens (T,), the first at position `offset`: (T, D)."""
+        """Run the blocks on tokens (T,), the first at position `offset`: (T, D)."""
         x = self.embedding.rows(tokens).astype(self.kernels.dtype)
         if self.embedding_scale != 1.0:
             x = x * self.embedding_scale

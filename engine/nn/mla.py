@@ -1,13 +1,12 @@
-"""Multi-head latent attention, with the heads' key and value projections absorbed into the query
-and the output, and the indexer that makes it sparse.
+"""Multi-head latent attention (MLA) in its absorbed form, and the indexer that makes it sparse.
 
-A token keeps one vector, its latent and a rotary part that all heads share, and no keys or values:
-head h scores it by (k_b[h] q_nope | q_pe) . (latent | pe), and its output is v_b[h] times the mix
-of latents (DeepSeek-V2, arXiv 2405.04434, section 2.1.2). Prefill is absorbed as well; decision 3
-has the measurements.
+Each token caches one vector, its latent and a rotary part shared by all heads, instead of keys and
+values. Head h scores it by (k_b[h] q_nope | q_pe) . (latent | pe) and outputs v_b[h] times the mix
+of latents (DeepSeek-V2, arXiv 2405.04434, section 2.1.2). Prefill uses the absorbed form too;
+decision 3 has the measurements.
 
-Axes: T tokens, D width, H heads, I heads of the indexer, d width of what is attended to, L tokens
-so far with the new ones, R rank of the latent.
+Axes: T tokens, D width, H heads, I indexer heads, d width of a cached vector or a head, L cached
+tokens including new ones, R rank of the latent.
 """
 
 from __future__ import annotations
@@ -22,21 +21,19 @@ from engine.kernels.base import QTensor, Rows
 from engine.limits import INDEXER_BYTES
 from engine.nn.attention import split_heads
 from engine.nn.cache import TokenCache
-from engine.nn.config import ModelConfig, RopeConfig
-from engine.nn.decoder import Decoder, pre_norm_decoder
-from engine.nn.moe import feed_forward
+from engine.nn.config import IndexerConfig, ModelConfig, RopeConfig
 from engine.nn.norm import LayerNorm, RMSNorm
 from engine.nn.rope import Rope, Temperature, yarn_magnitude
 from engine.nn.weights import Weights
 
-LATENT_EPS = 1e-6  # of the norms inside the attention: fixed in the models' own code, in no file
+LATENT_EPS = 1e-6  # of the norms inside the attention; fixed in the models' code, not in files
 INDEXER_EPS = 1e-6
 
 
 class LatentAttention:
-    """Attention over latents, for all tokens or for those that an indexer chooses.
+    """Attention over the latents of all tokens, or of those an indexer chooses.
 
-    indexer: that of this layer, or of an earlier one whose choice this layer follows.
+    indexer: of this layer, or of an earlier one whose choice this layer reuses.
     """
 
     def __init__(
@@ -50,7 +47,7 @@ class LatentAttention:
         assert config.latent is not None
         latent, width = config.latent, config.width
         self.heads, self.rank, self.rope = config.heads, latent.rank, rope
-        self.stays = latent.key_dim - rope.dims  # values of a head's query that do not turn
+        self.nope_dims = latent.key_dim - rope.dims  # values of a head's query without rotation
         self.scale = latent_scale(config)
         self.kernels = weights.kernels
         self.indexer, self.indexes = indexer, indexer is not None and indexer.layer == layer
@@ -72,24 +69,24 @@ class LatentAttention:
         self.output = weights.linear(name + "output", width, self.heads * latent.value_dim)
 
     def __call__(self, x: mx.array, cache: TokenCache | None, offset: int) -> mx.array:
-        """x (T, D) -> (T, D). Without a cache the tokens see only each other."""
+        """x (T, D) -> (T, D). Without a cache, the tokens attend only to each other."""
         source = x if self.q_a is None or self.q_norm is None else self.q_norm(self.q_a(x))
         q = split_heads(self.q(source), self.heads)  # (1, H, T, d)
         if self.temperature is not None:
             q = self.temperature(q, offset)
         kv = self.kv_a(x)[None, None]  # (1, 1, T, R + rope)
         latents = self.kv_norm(kv[..., : self.rank])
-        turned = mx.concatenate([q[..., self.stays :], kv[..., self.rank :]], axis=1)
-        turned = self.rope(turned, offset)
-        absorbed = self.k_b.stack_matmul(by_token(q[..., : self.stays]))  # (T, H, R)
-        q = mx.concatenate([absorbed, by_token(turned[:, : self.heads])], axis=-1) * self.scale
-        kept = [mx.concatenate([latents, turned[:, self.heads :]], axis=-1)]
+        rotated = mx.concatenate([q[..., self.nope_dims :], kv[..., self.rank :]], axis=1)
+        rotated = self.rope(rotated, offset)
+        absorbed = self.k_b.stack_matmul(by_token(q[..., : self.nope_dims]))  # (T, H, R)
+        q = mx.concatenate([absorbed, by_token(rotated[:, : self.heads])], axis=-1) * self.scale
+        cached = [mx.concatenate([latents, rotated[:, self.heads :]], axis=-1)]
         if self.indexes and self.indexer is not None:
-            kept.append(self.indexer.keys(x, offset))
+            cached.append(self.indexer.keys(x, offset))
         if cache is None:
-            rows = [Rows(part[0, 0]) for part in kept]
+            rows = [Rows(part[0, 0]) for part in cached]
         else:
-            cache.extend(offset, kept)
+            cache.extend(offset, cached)
             rows = [buffer.rows(offset + x.shape[0]) for buffer in cache.buffers]
         if self.indexes and self.indexer is not None:
             self.indexer.choose(x, source, rows[1], offset)
@@ -97,36 +94,36 @@ class LatentAttention:
         return self.output(self.v_b.stack_matmul(mixed).reshape(x.shape[0], -1))
 
     def _attend(self, q: mx.array, rows: Rows, offset: int) -> mx.array:
-        """Attend: q (T, H, d) scaled, rows (L, d) -> (T, H, R).
+        """Attend: scaled q (T, H, d), rows (L, d) -> (T, H, R).
 
-        Beyond the indexer's `top` every token has rows of its own, and is attended to by itself.
+        After the first `top` tokens, each token attends to its own choice of rows, one at a time.
         """
         if self.indexer is None or self.indexer.chosen is None:
             return self.kernels.latent_attention(q, rows, self.rank)
-        dense = max(0, self.indexer.top - offset)  # new tokens that see no more than `top`
+        dense = max(0, self.indexer.top - offset)  # new tokens that attend to all others
         mixed = []
         if dense:
-            seen = rows.take(slice(0, offset + dense))
-            mixed.append(self.kernels.latent_attention(q[:dense], seen, self.rank))
+            visible = rows.take(slice(0, offset + dense))
+            mixed.append(self.kernels.latent_attention(q[:dense], visible, self.rank))
         for i in range(dense, q.shape[0]):
-            seen = rows.take(self.indexer.chosen[i - dense])
-            mixed.append(self.kernels.latent_attention(q[i : i + 1], seen, self.rank))
+            visible = rows.take(self.indexer.chosen[i - dense])
+            mixed.append(self.kernels.latent_attention(q[i : i + 1], visible, self.rank))
         return mx.concatenate(mixed, axis=0)
 
 
 class Indexer:
-    """The lightning indexer: scores every token so far for each new one, and keeps the best `top`.
+    """The lightning indexer: scores all cached tokens for each new one and chooses the best `top`.
 
-    A key of one head for each token and I queries: sum over heads of weight * relu(query . key)
-    (DeepSeek-V3.2-Exp, section 2.1). The published models also turn both by the same Hadamard
+    Each token has one key and I queries; a score is the sum over heads of weight * relu(q . k)
+    (DeepSeek-V3.2-Exp, section 2.1). The published models also multiply both by the same Hadamard
     matrix, which changes no score, and scale the weights, which changes no order.
-    chosen: of the last call, the ids (T', top) of what each new token sees, but for those that see
-    no more than `top`; None where those are all. Layers after this one may follow it.
+    chosen: the ids (T', top) chosen in the last call, without tokens that attend to at most `top`
+    tokens; None if that is all of them. Later layers may reuse it.
     """
 
     def __init__(self, config: ModelConfig, weights: Weights, layer: int, rope: Rope) -> None:
-        assert config.latent is not None and config.latent.indexer is not None
-        sizes = config.latent.indexer
+        assert config.latent is not None
+        sizes = require_indexer(config)
         self.layer, self.rope = layer, rope
         self.heads, self.top = sizes.heads, sizes.top
         self.chosen: mx.array | None = None
@@ -142,11 +139,11 @@ class Indexer:
         )
 
     def keys(self, x: mx.array, offset: int) -> mx.array:
-        """Make the keys of new tokens: (T, D) -> (1, 1, T, d)."""
+        """Compute the keys of new tokens: (T, D) -> (1, 1, T, d)."""
         return self.rope(self.k_norm(self.k(x))[None, None], offset)
 
     def choose(self, x: mx.array, source: mx.array, keys: Rows, offset: int) -> None:
-        """Set `chosen` for x (T, D), whose queries come from `source`; keys (L, d)."""
+        """Set `chosen` for x (T, D) with keys (L, d). source: the input of the query projection."""
         tokens, dense = x.shape[0], max(0, self.top - offset)
         if dense >= tokens:
             self.chosen = None
@@ -167,35 +164,25 @@ class Indexer:
         self.chosen = mx.concatenate(found, axis=0)
 
 
-def sparse_decoder(config: ModelConfig, weights: Weights, indexer_rope: Rope) -> Decoder:
-    """Put a decoder of latent attention together in which every layer has or follows an indexer."""
+def require_indexer(config: ModelConfig) -> IndexerConfig:
+    """Return the indexer's configuration. Raises GGUFError if the file has none."""
     if config.latent is None or config.latent.indexer is None:
         raise GGUFError(f"{config.architecture}.attention.indexer.top_k is missing")
-    rope = latent_rope(config.rope, interleaved=True)
-    indexers: list[Indexer] = []
-    for layer, own in enumerate(config.latent.indexer.own):
-        made = Indexer(config, weights, layer, indexer_rope) if own else indexers[-1]
-        indexers.append(made)
-    return pre_norm_decoder(
-        config,
-        weights,
-        lambda layer: LatentAttention(config, weights, layer, rope, indexers[layer]),
-        lambda layer: feed_forward(config, weights, layer),
-    )
+    return config.latent.indexer
 
 
 def latent_rope(config: RopeConfig, interleaved: bool) -> Rope:
-    """Make the rotary embedding of latent attention, which YaRN does not magnify.
+    """Create the rotary embedding of latent attention, without YaRN's magnitude.
 
-    Published models give `mscale` and `mscale_all_dim` as one number; a file holds the latter only,
-    and `latent_scale` heeds it. Where it holds neither, cos and sin are magnified as usual.
+    Published models set `mscale` and `mscale_all_dim` to the same number. Files contain only the
+    latter, which `latent_scale` applies. Without it, YaRN scales cos and sin as usual.
     """
     multiplier = 1.0 if config.log_multiplier else 0.0
     return Rope(replace(config, log_multiplier=multiplier), interleaved)
 
 
 def latent_scale(config: ModelConfig) -> float:
-    """Say what scores are multiplied by: that of the width of a head, and YaRN's magnitude."""
+    """Return the factor on scores: the attention scale and YaRN's squared magnitude."""
     rope = config.rope
     if rope.scaling != "yarn" or not rope.log_multiplier:
         return config.attention_scale
@@ -203,32 +190,32 @@ def latent_scale(config: ModelConfig) -> float:
 
 
 def latent_norm(weights: Weights, name: str, size: int) -> RMSNorm:
-    """Load a norm of a low-rank vector."""
+    """Load the norm of a low-rank vector."""
     return RMSNorm(weights.vector(name + ".weight", size), LATENT_EPS)
 
 
 def head_projections(config: ModelConfig, weights: Weights, name: str) -> tuple[QTensor, QTensor]:
     """Load k_b (H, R, nope) and v_b (H, value, R).
 
-    Files from before April 2025 hold both as one matrix `attn_kv_b`. Its rows for values are
-    copied as they are; those for keys must be turned, which blocks of quantised rows cannot be, and
-    are kept in float16: 2 bytes for each of H * R * nope weights, 17 MB a layer of DeepSeek-V3.
+    Files from before April 2025 store both as one matrix `attn_kv_b`. Its value rows are copied.
+    Its key rows must be transposed, which quantised blocks do not allow, so they become float16: 2
+    bytes for each of H * R * nope weights, 17 MB per layer of DeepSeek-V3.
     """
     assert config.latent is not None
     heads, rank, values = config.heads, config.latent.rank, config.latent.value_dim
-    stays = config.latent.key_dim - config.rope.dims
+    nope = config.latent.key_dim - config.rope.dims
     if name + "kv_b.weight" not in weights:
         return (
-            weights.matrix(name + "k_b.weight", heads, rank, stays),
+            weights.matrix(name + "k_b.weight", heads, rank, nope),
             weights.matrix(name + "v_b.weight", heads, values, rank),
         )
-    shape = (heads, stays + values, rank)
+    shape = (heads, nope + values, rank)
     return (
-        weights.transposed(name + "kv_b.weight", shape, 0, stays),
-        weights.stacked(name + "kv_b.weight", shape, stays, stays + values),
+        weights.stacked(name + "kv_b.weight", shape, 0, nope, transpose=True),
+        weights.stacked(name + "kv_b.weight", shape, nope, nope + values),
     )
 
 
 def by_token(x: mx.array) -> mx.array:
-    """Bring tokens first: (1, H, T, d) -> (T, H, d)."""
+    """(1, H, T, d) -> (T, H, d)."""
     return x[0].swapaxes(0, 1)

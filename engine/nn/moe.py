@@ -1,21 +1,19 @@
-"""Mixture of experts: a router scores every expert for every token, and a few of them run.
+"""Mixture of experts: a router scores all experts for each token, and the best few run.
 
-Scores, choices and weights stay on the device: nothing here is read back. What is chosen is told to
-`engine.nn.router_stats`, where somebody counts.
+Scores, choices and weights stay on the device. `engine.nn.router_stats` can record the choices.
 
-Axes: T tokens, D width, E experts, k chosen of them, G groups of them, F hidden width of an expert.
+Axes: T tokens, D width, E experts, k chosen experts, G groups of experts, F hidden width.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from engine.architectures.registry import SIGMOID, SOFTMAX, SOFTMAX_OF_CHOSEN, SPARSE_MIXER
+from engine.architectures.registry import SOFTMAX, SOFTMAX_OF_CHOSEN, SPARSE_MIXER
 from engine.kernels.base import QTensor
 from engine.nn.config import ExpertConfig, ModelConfig
 from engine.nn.mlp import Activation, FeedForward, swiglu
@@ -24,47 +22,26 @@ from engine.nn.weights import Weights
 if TYPE_CHECKING:
     from engine.nn.router_stats import RouterStats
 
-MIN_WEIGHT_SUM = 6.103515625e-05  # smallest normal float16: keeps renormalisation finite
-SORT_FROM = 64  # chosen rows from which grouping them by expert pays on a GPU
-JITTER = 0.01  # PhiMoE's `router_jitter_noise`, which no file holds
-
-Route = Callable[[mx.array, ExpertConfig, mx.array | None], tuple[mx.array, mx.array]]
-
-
-def route(
-    logits: mx.array, experts: ExpertConfig, bias: mx.array | None = None
-) -> tuple[mx.array, mx.array]:
-    """Choose k experts per token.
-
-    logits: (T, E) float32. bias: (E,), added to the scores for choosing only. Returns weights
-    (T, k) float32 and expert ids (T, k), in no order.
-    """
-    return _ROUTES[experts.gating](logits, experts, bias)
-
-
-def _by_softmax(
-    logits: mx.array, experts: ExpertConfig, bias: mx.array | None
-) -> tuple[mx.array, mx.array]:
-    return _by_score(mx.softmax(logits, axis=-1, precise=True), logits, experts, bias)
-
-
-def _by_sigmoid(
-    logits: mx.array, experts: ExpertConfig, bias: mx.array | None
-) -> tuple[mx.array, mx.array]:
-    return _by_score(mx.sigmoid(logits), logits, experts, bias)
+MIN_WEIGHT_SUM = 6.103515625e-05  # smallest normal float16; keeps renormalisation finite
+SORT_FROM = 64  # chosen rows from which grouping by expert is faster on a GPU
+JITTER = 0.01  # PhiMoE's `router_jitter_noise`, which files do not state
 
 
 def _by_score(
-    scores: mx.array, logits: mx.array, experts: ExpertConfig, bias: mx.array | None
+    logits: mx.array, experts: ExpertConfig, bias: mx.array | None
 ) -> tuple[mx.array, mx.array]:
-    """Choose by score plus bias, from the best groups where there are any; weigh by score."""
-    # Scores saturate where logits do not, and both have the same order.
-    wanted = logits if bias is None and experts.groups == 1 else scores
-    wanted = wanted if bias is None else wanted + bias
+    """Choose by score plus bias, from the best groups if there are groups; weigh by score."""
+    if experts.gating == SOFTMAX:
+        scores = mx.softmax(logits, axis=-1, precise=True)
+    else:
+        scores = mx.sigmoid(logits)
+    # Select by logits if possible: they have the order of scores but do not saturate.
+    selection = logits if bias is None and experts.groups == 1 else scores
+    selection = selection if bias is None else selection + bias
     if experts.groups > 1:
         counted = 1 if experts.gating == SOFTMAX else 2
-        wanted = _best_groups(wanted, experts.groups, experts.groups_used, counted)
-    ids = _largest(wanted, experts.used)
+        selection = _best_groups(selection, experts.groups, experts.groups_used, counted)
+    ids = _largest(selection, experts.used)
     weights = mx.take_along_axis(scores, ids, axis=-1)  # (T, k)
     if experts.renormalize:
         total = weights.sum(axis=-1, keepdims=True)
@@ -80,12 +57,10 @@ def _by_softmax_of_chosen(
     return mx.softmax(chosen, axis=-1, precise=True) * experts.scale, ids
 
 
-def _by_sparse_mixer(
-    logits: mx.array, experts: ExpertConfig, bias: mx.array | None
-) -> tuple[mx.array, mx.array]:
-    """PhiMoE's choice: one expert after the other, each weighed among those close to it only.
+def _by_sparse_mixer(logits: mx.array, experts: ExpertConfig) -> tuple[mx.array, mx.array]:
+    """Choose one expert after another, each weighed only against experts with similar scores.
 
-    arXiv 2310.00811; `sparsemixer` in transformers' PhiMoE, as it runs outside training.
+    arXiv 2310.00811; `sparsemixer` of PhiMoE in transformers, in inference mode.
     """
     left, weights, ids = logits, [], []
     for _ in range(experts.used):
@@ -100,34 +75,41 @@ def _by_sparse_mixer(
 
 
 def _best_groups(scores: mx.array, groups: int, used: int, counted: int) -> mx.array:
-    """Leave out all but the best groups: (T, E) -> (T, E).
+    """Set scores outside the best groups to -inf: (T, E) -> (T, E).
 
-    counted: of how many experts the best scores are what a group scores: two, or one in DeepSeek-V2
+    counted: how many of its best experts a group's score sums: two, or one in DeepSeek-V2
     (`group_limited_greedy`), which routes by softmax.
     """
     grouped = scores.reshape(scores.shape[0], groups, -1)  # (T, G, E / G)
     best = mx.topk(grouped, min(counted, grouped.shape[-1]), axis=-1).sum(axis=-1)  # (T, G)
-    kept = mx.zeros(best.shape, dtype=mx.bool_)
-    kept = mx.put_along_axis(kept, _largest(best, used), mx.array(True), axis=-1)
-    return mx.where(kept[..., None], grouped, -math.inf).reshape(scores.shape)
+    chosen = mx.zeros(best.shape, dtype=mx.bool_)
+    chosen = mx.put_along_axis(chosen, _largest(best, used), mx.array(True), axis=-1)
+    return mx.where(chosen[..., None], grouped, -math.inf).reshape(scores.shape)
 
 
 def _largest(scores: mx.array, count: int) -> mx.array:
-    """Find the ids of the `count` largest along the last axis, in no order."""
+    """Return the indices of the `count` largest values on the last axis, unordered."""
     return mx.argpartition(-scores, kth=count - 1, axis=-1)[..., :count]
 
 
-_ROUTES: dict[int, Route] = {
-    SOFTMAX: _by_softmax,
-    SIGMOID: _by_sigmoid,
-    SOFTMAX_OF_CHOSEN: _by_softmax_of_chosen,
-    SPARSE_MIXER: _by_sparse_mixer,
-}
+def route(
+    logits: mx.array, experts: ExpertConfig, bias: mx.array | None = None
+) -> tuple[mx.array, mx.array]:
+    """Choose k experts per token.
+
+    logits: (T, E) float32. bias: (E,), added to scores for selection only. Returns weights (T, k)
+    float32 and expert ids (T, k), unordered.
+    """
+    if experts.gating == SPARSE_MIXER:
+        return _by_sparse_mixer(logits, experts)
+    if experts.gating == SOFTMAX_OF_CHOSEN:
+        return _by_softmax_of_chosen(logits, experts, bias)
+    return _by_score(logits, experts, bias)
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertLinear:
-    """One projection of every expert, with optional biases."""
+    """One projection of all experts, with optional biases."""
 
     weight: QTensor  # (E, out, in)
     bias: mx.array | None = None  # (E, out)
@@ -141,8 +123,8 @@ class ExpertLinear:
 class Experts:
     """The routed feed-forward layer of one block.
 
-    What the file says by its tensors: biases of the router, for choosing, and of the experts; gate
-    and up apart or as one `ffn_gate_up_exps`.
+    The file's tensors select biases of the router, for selection and of the experts, and whether
+    gate and up are stored as one `ffn_gate_up_exps`.
     """
 
     def __init__(
@@ -167,7 +149,7 @@ class Experts:
             self.gate = expert_linear(weights, prefix, "ffn_gate", count, hidden, width)
             self.up = expert_linear(weights, prefix, "ffn_up", count, hidden, width)
         self.down = expert_linear(weights, prefix, "ffn_down", count, width, hidden)
-        self.sorts = weights.kernels.name != "native"  # those group rows by expert themselves
+        self.sorts = weights.kernels.name != "native"  # native kernels group rows themselves
         self.stats: RouterStats | None = None  # records the chosen experts
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -187,7 +169,7 @@ class Experts:
         """Run the chosen experts: x (T, 1 or k, D), ids (T, k) -> (T, k, D)."""
         if not self.sorts or ids.size < SORT_FROM:
             return self.down(self._hidden(x, ids), ids)
-        # Bring the rows of each expert together, so that its weights are read once.
+        # Group rows by expert, so that the weights of each are read once.
         order = mx.argsort(ids.reshape(-1))
         rows = x.reshape(-1, x.shape[-1])[order if x.shape[1] > 1 else order // ids.shape[1]]
         chosen = ids.reshape(-1)[order][:, None]
@@ -201,7 +183,7 @@ class Experts:
 
 
 class SharedExperts:
-    """Routed experts and one that always runs, which a sigmoid weighs where it has a gate."""
+    """Routed experts plus a shared expert, optionally sigmoid-gated."""
 
     def __init__(
         self,
@@ -229,7 +211,7 @@ class SharedExperts:
 def feed_forward(
     config: ModelConfig, weights: Weights, layer: int, activation: Activation = swiglu
 ) -> FeedForward | Experts | SharedExperts:
-    """Load the feed-forward part of a layer: dense, routed, or routed with a shared expert."""
+    """Load the feed-forward part of a layer: dense, routed, or routed plus a shared expert."""
     if not config.routed(layer):
         return FeedForward(config, weights, layer, activation)
     assert config.experts is not None
@@ -238,14 +220,14 @@ def feed_forward(
 
 
 def expert_linear(weights: Weights, prefix: str, part: str, *shape: int) -> ExpertLinear:
-    """Load the projection `prefix.part_exps` (E, out, in) of every expert."""
+    """Load the projection `prefix.part_exps` (E, out, in) of all experts."""
     name = f"{prefix}.{part}_exps.bias"
     bias = weights.array(name, *shape[:2]) if name in weights else None
     return ExpertLinear(weights.experts(prefix, part, *shape), bias)
 
 
 def _selection_bias(weights: Weights, prefix: str, count: int) -> mx.array | None:
-    """Load `exp_probs_b.bias`, which older files call just `exp_probs_b`."""
+    """Load `exp_probs_b.bias`, named `exp_probs_b` in older files."""
     for name in (f"{prefix}.exp_probs_b.bias", f"{prefix}.exp_probs_b"):
         if name in weights:
             return weights.vector(name, count)

@@ -1,7 +1,7 @@
-"""Layers that remember a state of one size instead of every token: they mix as attention does.
+"""Recurrent layers, which replace attention and cache a state of fixed size.
 
-Each projects its input, runs a short causal convolution over it and, but for `ShortConvolution`, a
-recurrence (`engine.nn.scan`). What they keep between steps, and the recurrence, is float32.
+Each projects its input, runs a short causal convolution and, except for `ShortConvolution`, a
+recurrence (`engine.nn.scan`). States and the recurrence are float32.
 
 Axes: T tokens, D width, C channels of the convolution, H heads in G groups of R, K taps, N key
 width of the state, P its value width.
@@ -17,12 +17,13 @@ from engine.nn.cache import LayerCache, StateCache
 from engine.nn.config import ModelConfig, RecurrentConfig
 from engine.nn.weights import Linear, Weights
 
-State = tuple[mx.array, ...]
+State = tuple[mx.array, ...]  # the last K-1 inputs of the convolution (K-1, C), then the matrix
+# inputs (T, ...), state before them -> output (T, ...), state after them
 Advance = Callable[[Sequence[mx.array], State], tuple[mx.array, State]]
 
 
 class Mamba2:
-    """A selective state space (arXiv 2405.21060), gated before a norm over each group of heads."""
+    """A selective state space (arXiv 2405.21060), gated before a norm per group of heads."""
 
     def __init__(self, config: ModelConfig, weights: Weights, layer: int) -> None:
         self.config = shape = _recurrent(config)
@@ -45,14 +46,14 @@ class Mamba2:
         projected = self.input(x).astype(mx.float32)
         z, xbc, dt = _split(projected, shape.inner, self.channels, shape.heads)
         dt = mx.logaddexp(dt + self.dt_bias, 0)  # softplus
-        y = remember(cache, offset, [xbc, dt], self._empty(), self._advance)
+        y = run_cached(cache, offset, [xbc, dt], self._empty(), self._advance)
         y, z = (rows.reshape(len(x), *self.norm.shape) for rows in (y, z))
         y = self.kernels.gated_norm(y, z, self.norm, self.eps, gate_first=True)
         return self.output(y.reshape(len(x), -1).astype(x.dtype))
 
     def _advance(self, parts: Sequence[mx.array], state: State) -> tuple[mx.array, State]:
-        """Go through xbc (T, C) and dt (T, H): (T, G, R, P), and the state behind them."""
-        shape, (xbc, dt), (tail, memory) = self.config, parts, state
+        """Process xbc (T, C) and dt (T, H): returns (T, G, R, P) and the new state."""
+        shape, (xbc, dt), (tail, matrix) = self.config, parts, state
         xbc, tail = self.kernels.convolve(xbc, tail, self.taps, self.bias, activate=True)
         keys = shape.groups * shape.state
         v, b, c = _split(xbc, shape.inner, keys, keys)
@@ -61,20 +62,20 @@ class Mamba2:
         b, c = (keys.reshape(len(dt), shape.groups, 1, shape.state) for keys in (b, c))
         decay = (dt * self.rate).reshape(grouped)
         u = v * dt.reshape(grouped)[..., None]
-        y, memory = self.kernels.scan(c, b, u, decay, memory)
-        return y + v * self.skip, (tail, memory)
+        y, matrix = self.kernels.scan(c, b, u, decay, matrix)
+        return y + v * self.skip, (tail, matrix)
 
     def _empty(self) -> State:
         shape = self.config
         heads = (shape.groups, shape.heads // shape.groups)
-        memory = (*heads, shape.state, shape.inner // shape.heads)
-        return mx.zeros((shape.kernel - 1, self.channels)), mx.zeros(memory)
+        matrix = mx.zeros((*heads, shape.state, shape.inner // shape.heads))
+        return mx.zeros((shape.kernel - 1, self.channels)), matrix
 
 
 class GatedDeltaNet:
-    """The gated delta rule (arXiv 2412.06464), its output normalised by head and gated.
+    """The gated delta rule (arXiv 2412.06464), with its output normalised per head and gated.
 
-    tiled: value head j goes with key head j % G, else with j // R.
+    tiled: value head j uses key head j % G, otherwise j // R.
     """
 
     def __init__(self, config: ModelConfig, weights: Weights, layer: int, tiled: bool) -> None:
@@ -99,22 +100,22 @@ class GatedDeltaNet:
         qkv, z, beta, alpha = (part.astype(mx.float32) for part in self.project(x))
         beta = mx.sigmoid(beta)
         decay = self.rate * mx.logaddexp(alpha + self.dt_bias, 0)  # softplus
-        y = remember(cache, offset, [qkv, beta, decay], self._empty(), self._advance)
+        y = run_cached(cache, offset, [qkv, beta, decay], self._empty(), self._advance)
         y, z = (rows.reshape(len(x), -1, self.value_dim) for rows in (y, z))
         y = self.kernels.gated_norm(y, z, self.norm, self.eps, gate_first=False)
         return self.output(y.reshape(len(x), -1).astype(x.dtype))
 
     def _advance(self, parts: Sequence[mx.array], state: State) -> tuple[mx.array, State]:
-        """Go through qkv (T, C), beta and decay (T, H): (T, heads, P), and the state behind."""
-        (qkv, beta, decay), (tail, memory) = parts, state
+        """Process qkv (T, C), beta and decay (T, H): returns (T, heads, P) and the new state."""
+        (qkv, beta, decay), (tail, matrix) = parts, state
         count, width = len(qkv), self.config.state
         qkv, tail = self.kernels.convolve(qkv, tail, self.taps, None, activate=True)
         q, k, v = _split(qkv, self.keys, self.keys, self.config.inner)
         q, k = (part.reshape(count, *self.key_heads, width) for part in (q, k))
         v = v.reshape(count, *self.heads, self.value_dim)
         beta, decay = (part.reshape(count, *self.heads) for part in (beta, decay))
-        y, memory = self.kernels.scan(q, k, v, decay, memory, beta, self.eps)
-        return y, (tail, memory)
+        y, matrix = self.kernels.scan(q, k, v, decay, matrix, beta, self.eps)
+        return y, (tail, matrix)
 
     def _empty(self) -> State:
         shape = self.config
@@ -136,27 +137,27 @@ class ShortConvolution:
     def __call__(self, x: mx.array, cache: LayerCache | None, offset: int) -> mx.array:
         """x (T, D) -> (T, D)."""
         projected = self.input(x).astype(mx.float32)
-        before, behind, values = _split(projected, self.width, self.width, self.width)
+        before, after, values = _split(projected, self.width, self.width, self.width)
         empty = (mx.zeros((self.config.kernel - 1, self.width)),)
-        y = remember(cache, offset, [before * values], empty, self._advance)
-        return self.output((behind * y).astype(x.dtype))
+        y = run_cached(cache, offset, [before * values], empty, self._advance)
+        return self.output((after * y).astype(x.dtype))
 
     def _advance(self, parts: Sequence[mx.array], state: State) -> tuple[mx.array, State]:
         y, tail = self.kernels.convolve(parts[0], state[0], self.taps, None, activate=False)
         return y, (tail,)
 
 
-def remember(
+def run_cached(
     cache: LayerCache | None,
     offset: int,
     parts: Sequence[mx.array],
     empty: State,
     advance: Advance,
 ) -> mx.array:
-    """Go through tokens from the state that the cache holds, and leave there what it wants to keep.
+    """Run tokens from the cached state, and save the snapshots that the cache requests.
 
-    parts: of the tokens, the first of them at position `offset`; their first axis is T.
-    advance: gives the output (T, ...) for a stretch of `parts`, and the state behind it.
+    parts: the inputs (T, ...) of `advance`, the first at position `offset`. empty: the state before
+    any token.
     """
     if cache is None:
         return advance(parts, empty)[0]
@@ -169,21 +170,21 @@ def remember(
         outputs.append(y)
         start = end - offset
     y = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs)
-    # The state is worked out with the output: until then it would hold on to all it is made of.
+    # Evaluate the state with the output. Otherwise it keeps every input alive until then.
     held: list[mx.array] = mx.depends([y], list(state))
     return held[0]
 
 
 class DeltaProjections:
-    """What makes qkv (T, C), z (T, H*P), and beta and alpha (T, H) of x (T, D).
+    """The projections of x (T, D) to qkv (T, C), z (T, H*P), beta and alpha (T, H).
 
-    Both pairs come as one projection in some files, in a section for each key head: z or alpha is
-    then None, and qkv or beta is both.
+    Some files store qkv and z, or beta and alpha, as one projection with a section per key head. z
+    or alpha is then None, and qkv or beta contains both.
     """
 
     def __init__(self, shape: RecurrentConfig, weights: Weights, name: str, width: int) -> None:
         self.config = shape
-        self.shared = shape.heads // shape.groups  # value heads of a key head
+        self.shared = shape.heads // shape.groups  # value heads per key head
         keys, heads = shape.groups * shape.state, shape.heads
         self.z: Linear | None = None
         self.alpha: Linear | None = None
@@ -200,24 +201,23 @@ class DeltaProjections:
 
     def __call__(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
         """x (T, D) -> qkv (T, C), z (T, H*P), beta and alpha (T, H)."""
-        qkv, z = self._qkv(x)
-        return qkv, z, *self._beta(x)
+        qkv, beta = self.qkv(x), self.beta(x)
+        if self.z is None:
+            values = self.shared * self.config.inner // self.config.heads
+            q, k, v, z = self._sections(qkv, self.config.state, self.config.state, values, values)
+            qkv = mx.concatenate([q, k, v], axis=-1)
+        else:
+            z = self.z(x)
+        if self.alpha is None:
+            beta, alpha = self._sections(beta, self.shared, self.shared)
+        else:
+            alpha = self.alpha(x)
+        return qkv, z, beta, alpha
 
-    def _qkv(self, x: mx.array) -> tuple[mx.array, mx.array]:
-        if self.z is not None:
-            return self.qkv(x), self.z(x)
-        values = self.shared * self.config.inner // self.config.heads
-        sections = self.qkv(x).reshape(len(x), self.config.groups, -1)
-        parts = _split(sections, self.config.state, self.config.state, values, values)
-        q, k, v, z = (part.reshape(len(x), -1) for part in parts)
-        return mx.concatenate([q, k, v], axis=-1), z
-
-    def _beta(self, x: mx.array) -> tuple[mx.array, mx.array]:
-        if self.alpha is not None:
-            return self.beta(x), self.alpha(x)
-        sections = self.beta(x).reshape(len(x), self.config.groups, -1)
-        beta, alpha = (p.reshape(len(x), -1) for p in _split(sections, self.shared, self.shared))
-        return beta, alpha
+    def _sections(self, y: mx.array, *sizes: int) -> list[mx.array]:
+        """Split the section of every key head into parts of these sizes, each (T, G * size)."""
+        parts = _split(y.reshape(len(y), self.config.groups, -1), *sizes)
+        return [part.reshape(len(y), -1) for part in parts]
 
 
 def _recurrent(config: ModelConfig) -> RecurrentConfig:
@@ -226,11 +226,11 @@ def _recurrent(config: ModelConfig) -> RecurrentConfig:
 
 
 def _taps(weights: Weights, name: str, channels: int, kernel: int) -> mx.array:
-    """Load the weights of a convolution as (K, C), as they multiply."""
+    """Load the weights of a convolution, transposed to (K, C)."""
     return mx.contiguous(weights.array(name, channels, kernel).T)
 
 
 def _split(x: mx.array, *sizes: int) -> list[mx.array]:
-    """Cut the last axis into parts of these sizes."""
+    """Split the last axis into parts of these sizes."""
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
     return list(mx.split(x, ends, axis=-1))

@@ -1,17 +1,17 @@
-"""Recurrences over tokens: what a state-space layer or a delta rule does instead of attention.
+"""The recurrences of state-space and delta-rule layers.
 
-Both keep one matrix S per head and go from token to token by
+Both hold one matrix S per head and update it per token:
 
     S = exp(log_decay) S + k u^T,    y = S^T q
 
-where u is v itself (Mamba-2, arXiv 2405.21060), or what the state, asked for k, does not know yet
-(gated delta rule, arXiv 2412.06464): u = beta (v - exp(log_decay) S^T k).
+where u is v (Mamba-2, arXiv 2405.21060), or v minus the state's prediction for k (gated delta
+rule, arXiv 2412.06464): u = beta (v - exp(log_decay) S^T k).
 
-A prompt runs in chunks: within one every token sees the others through products of matrices, and
-only the states between chunks follow one another. Everything is float32.
+A prompt runs in chunks: matrix products relate all tokens of a chunk, and only the states between
+chunks are sequential. Everything is float32.
 
-Axes: T tokens, A and B heads (two axes, so that keys shared among heads have size 1 in one of
-them), N key width, P value width, c chunks, Q tokens of a chunk, C channels, K taps.
+Axes: T tokens, A and B heads (two axes, so that keys shared by heads have size 1 in one of them), N
+key width, P value width, c chunks, Q tokens of a chunk, C channels, K taps.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ def scan(
     eps: float = 0.0,
     chunk: int = SCAN_CHUNK,
 ) -> tuple[mx.array, mx.array]:
-    """Run the recurrence over tokens. With `beta` it is the gated delta rule.
+    """Run the recurrence over tokens; with `beta`, the gated delta rule.
 
-    That brings q and k to length 1, `eps` added to its square, and divides q by sqrt(N).
+    The delta rule normalises q and k to length 1, with `eps` added to the squared length, and
+    divides q by sqrt(N).
     q, k: (T, A or 1, B or 1, N). v: (T, A, B, P). log_decay: (T, A, B), at most 0. beta:
     (T, A, B). state: (A, B, N, P), before the first token.
     Returns y (T, A, B, P) and the state after the last token.
@@ -54,10 +55,10 @@ def scan(
 def convolve(
     x: mx.array, tail: mx.array, taps: mx.array, bias: mx.array | None, activate: bool
 ) -> tuple[mx.array, mx.array]:
-    """Mix each channel over the last K tokens, the newest last.
+    """Convolve each channel over the last K tokens.
 
-    x: (T, C). tail: (K-1, C), the tokens before. taps: (K, C). bias: (C,). activate: with silu.
-    Returns (T, C) and the new tail.
+    x: (T, C). tail: (K-1, C), the previous tokens. taps: (K, C), the newest last. bias: (C,).
+    activate: apply silu. Returns (T, C) and the new tail.
     """
     count, width = x.shape[0], taps.shape[0]
     x = mx.concatenate([tail, x])
@@ -71,13 +72,13 @@ def convolve(
         y = y + bias
     if activate:
         y = y * mx.sigmoid(y)
-    return y, mx.contiguous(x[count:])  # a copy: a view would hold all of x
+    return y, mx.contiguous(x[count:])  # a view would keep all of x alive
 
 
 def gated_norm(
     y: mx.array, gate: mx.array, weight: mx.array, eps: float, gate_first: bool
 ) -> mx.array:
-    """Normalise rows of y, and multiply them by silu(gate), before that or after.
+    """Normalise rows of y and multiply by silu(gate), before the norm if `gate_first`, else after.
 
     y, gate: (T, M, n). weight: (M or 1, n). Returns (T, M, n).
     """
@@ -95,7 +96,7 @@ def _step(
     state: mx.array,
     beta: mx.array | None,
 ) -> tuple[mx.array, mx.array]:
-    """Run one token; all as in `scan` without T."""
+    """Run one token: `scan` without the axis T."""
     decay = mx.exp(log_decay)[..., None]  # (A, B, 1)
     if beta is None:
         read, u = (q[..., None, :] @ state).squeeze(-2) * decay, v
@@ -119,27 +120,27 @@ def _scan_chunks(
     count = v.shape[0]
     size = min(chunk, 1 << (count - 1).bit_length())
     q, k, v, log_decay = (_chunks(x, size) for x in (q, k, v, log_decay))
-    k_turned = k.swapaxes(-1, -2)
+    k_transposed = k.swapaxes(-1, -2)
     decay = mx.exp(segment_sums(log_decay))  # (c, A, B, Q, Q): from one token to a later one
     from_start = mx.exp(mx.cumsum(log_decay, axis=-1))[..., None]  # (c, A, B, Q, 1)
     to_end = decay[..., -1, :, None]
-    scores = (q @ k_turned) * decay
-    if beta is not None:  # u of all tokens at once, but for what the state before them knows
+    scores = (q @ k_transposed) * decay
+    if beta is not None:  # u of all tokens, apart from the prediction of the state before the chunk
         beta = _chunks(beta, size)[..., None]
-        known = mx.tril((k @ k_turned) * decay * beta, -1)
+        known = mx.tril((k @ k_transposed) * decay * beta, -1)
         inverse = unit_lower_inverse(known)
         v, w = inverse @ (v * beta), inverse @ (k * (beta * from_start))
     chunks = []
     for i in range(v.shape[0]):
         u = v[i] if beta is None else v[i] - w[i] @ state
         chunks.append(scores[i] @ u + (q[i] @ state) * from_start[i])
-        state = state * from_start[i, ..., -1:, :] + k_turned[i] @ (u * to_end[i])
+        state = state * from_start[i, ..., -1:, :] + k_transposed[i] @ (u * to_end[i])
     y = mx.moveaxis(mx.stack(chunks), 3, 1)  # (c, Q, A, B, P)
     return y.reshape(-1, *y.shape[2:])[:count], state
 
 
 def _chunks(x: mx.array, size: int) -> mx.array:
-    """Cut (T, A, B, ...) into chunks (c, A, B, Q, ...); zeros fill the last and change nothing."""
+    """Split (T, A, B, ...) into chunks (c, A, B, Q, ...), the last padded with zeros."""
     missing = -x.shape[0] % size
     if missing:
         x = mx.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
@@ -147,9 +148,9 @@ def _chunks(x: mx.array, size: int) -> mx.array:
 
 
 def segment_sums(x: mx.array) -> mx.array:
-    """Sum x over tokens i+1..t for every pair t >= i, and -inf else: (..., Q) -> (..., Q, Q).
+    """Sum x over tokens i+1..t for each pair t >= i, otherwise -inf: (..., Q) -> (..., Q, Q).
 
-    Summed pair by pair: differences of running sums lose what is small behind what is large.
+    Each pair is summed separately: differences of running sums lose small terms after large ones.
     """
     size = x.shape[-1]
     sums = mx.cumsum(mx.tril(mx.broadcast_to(x[..., None], (*x.shape, size)), -1), axis=-2)
@@ -159,7 +160,7 @@ def segment_sums(x: mx.array) -> mx.array:
 def unit_lower_inverse(lower: mx.array) -> mx.array:
     """Invert 1 + lower, where lower (..., Q, Q) is zero on and above the diagonal.
 
-    Block by block of doubling size; unlike a series of powers, it grows no large terms.
+    Inverts blocks of doubling size. A series of powers would produce large terms.
     """
     *lead, size, _ = lower.shape
     inverse = mx.ones((*lead, size, 1, 1), dtype=lower.dtype)  # of the blocks on the diagonal

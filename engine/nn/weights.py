@@ -72,33 +72,14 @@ class Weights:
         )
         return self.kernels.load(self._blocks(part), part)
 
-    def stacked(self, name: str, shape: tuple[int, int, int], start: int, end: int) -> QTensor:
+    def stacked(
+        self, name: str, shape: tuple[int, int, int], start: int, end: int, transpose: bool = False
+    ) -> QTensor:
         """Load rows start..end of each of E equal parts of a matrix as a stack.
 
-        shape: (E, rows per part, columns).
+        shape: (E, rows per part, columns). transpose: transpose each matrix of the stack; quantised
+        blocks become float16.
         """
-        return self._load_copy(*self._copy(name, shape, start, end))
-
-    def transposed(self, name: str, shape: tuple[int, int, int], start: int, end: int) -> QTensor:
-        """Load as `stacked`, with each matrix transposed. Quantised blocks become float16."""
-        import numpy as np
-
-        copy, info = self._copy(name, shape, start, end)
-        count, rows, columns = info.shape
-        kind, values = info.type, np.frombuffer(copy, np.uint8).reshape(-1, info.type.size_bytes)
-        if kind.weights > 1:
-            from engine.gguf.dequant import dequantize
-
-            values = dequantize(values, kind).astype(np.float16).view(np.uint8)
-            kind = TYPE_BY_NAME["F16"]
-        transposed = values.reshape(count, rows, columns, kind.size_bytes).swapaxes(1, 2)
-        info = replace(info, type=kind, shape=(count, columns, rows))
-        return self._load_copy(transposed.tobytes(), info)
-
-    def _copy(
-        self, name: str, shape: tuple[int, int, int], start: int, end: int
-    ) -> tuple[bytes, TensorInfo]:
-        """Copy the blocks that `stacked` loads."""
         count, rows, columns = shape
         info = self._info(name, (count * rows, columns))
         blocks, row_bytes = self._blocks(info), info.size_bytes // (count * rows)
@@ -106,7 +87,8 @@ class Weights:
         copy = b"".join(
             [blocks[row * row_bytes : (row + end - start) * row_bytes] for row in firsts]
         )
-        return copy, replace(info, shape=(count, end - start, columns))
+        info = replace(info, shape=(count, end - start, columns))
+        return self._load_copy(*(_transposed(copy, info) if transpose else (copy, info)))
 
     def _load_copy(self, blocks: bytes, info: TensorInfo) -> QTensor:
         info = replace(info, size_bytes=len(blocks))
@@ -172,3 +154,18 @@ class Weights:
 def _map(path: Path) -> mmap.mmap:
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _transposed(blocks: bytes, info: TensorInfo) -> tuple[bytes, TensorInfo]:
+    """Transpose every matrix of a stack. Quantised blocks become float16."""
+    import numpy as np
+
+    count, rows, columns = info.shape
+    kind, values = info.type, np.frombuffer(blocks, np.uint8).reshape(-1, info.type.size_bytes)
+    if kind.weights > 1:
+        from engine.gguf.dequant import dequantize
+
+        values = dequantize(values, kind).astype(np.float16).view(np.uint8)
+        kind = TYPE_BY_NAME["F16"]
+    transposed = values.reshape(count, rows, columns, kind.size_bytes).swapaxes(1, 2)
+    return transposed.tobytes(), replace(info, type=kind, shape=(count, columns, rows))
