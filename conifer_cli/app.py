@@ -357,8 +357,7 @@ def list_(
     as_json: options.Json = False,
 ) -> int:
     """List the models on this machine, or with --catalog those that could be."""
-    from conifer_cli.commands.list import list_catalog, list_installed
-    from conifer_cli.commands.list_speeds import list_speeds
+    from conifer_cli.commands.list import list_catalog, list_installed, list_speeds
 
     if catalog and speeds:
         raise errors.UsageError("--catalog and --speeds are two lists; ask for one")

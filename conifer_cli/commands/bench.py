@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conifer_cli import errors
-from conifer_cli.acquire import judge, locate, ready
+from conifer_cli.acquire import ensure, judge, locate
 from conifer_cli.errors import NoRoom, UsageError
 from conifer_cli.fit.plan import FitReport, FitRequest
 from conifer_cli.terminal import console
@@ -49,7 +49,7 @@ def bench_model(name: str | None, options: BenchOptions) -> int:
     """Measure, and print a table and the same as JSON. Returns the exit code."""
     target = locate(name)
     request = FitRequest(None, options.kv_type, options.force, options.yes, options.kernels)
-    report = ready(target, judge(target, request), request)
+    report = ensure(target, judge(target, request), request)
     prompts, depths = lengths(report, options)
 
     from engine.model import load

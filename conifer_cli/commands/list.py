@@ -1,12 +1,15 @@
-"""`conifer list`: the models on this machine, and those that could be."""
+"""`conifer list`: the models on this machine, the catalog, or the rates measured here."""
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+import statistics
 from typing import TYPE_CHECKING, Any
 
 from conifer_cli import errors
 from conifer_cli.acquire import open_store
+from conifer_cli.fit import history
 from conifer_cli.fit.alternatives import supported
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import count, size, table
@@ -15,51 +18,57 @@ if TYPE_CHECKING:
     from catalog import Entry
     from catalog.store.source import Installed
 
+SPEEDS = (
+    *("MODEL", "KERNELS", "KV", "DECODE", "PREDICTED", "PREFILL", "PEAK", "PREDICTED"),
+    *("RUNS", "LAST"),
+)
+
 
 def list_installed(as_json: bool) -> int:
     """Print the models on this machine."""
     installed = open_store().installed()
     if as_json:
-        console.out_json([_installed_document(model) for model in installed])
+        console.print_json([_installed_document(model) for model in installed])
     elif not installed:
-        console.say("No model is here yet. `conifer run` fetches the starter, 98 MB.")
+        console.log("No models yet. `conifer run` downloads the starter, 98 MB.")
     else:
         rows = [
             (name_of(model), size(model.size_bytes), _modified(model)[:16], str(model.paths[0]))
             for model in installed
         ]
-        console.out(table([("NAME", "SIZE", "MODIFIED", "WHERE"), *rows], right=(1,)))
+        console.print_lines(table([("NAME", "SIZE", "MODIFIED", "WHERE"), *rows], right=(1,)))
     return errors.OK
 
 
 def list_catalog(as_json: bool) -> int:
-    """Print every model that Conifer knows, and what has been proved of it."""
+    """Print every model of the catalog, and how well its support is proven."""
     from catalog import entries, status
 
     known = supported()
     pairs = [(entry, status(entry, known)) for entry in entries().values()]
     if as_json:
-        console.out_json([entry_document(entry) | {"status": text} for entry, text in pairs])
+        documents = [dataclasses.asdict(entry) | {"status": text} for entry, text in pairs]
+        console.print_json(documents)
         return errors.OK
     heading = ("MODEL", "TOTAL", "ACTIVE", "KIND", "CONTEXT", "LICENCE", "STATUS")
-    rows = [
-        (
-            entry.id,
-            count(entry.total_parameters),
-            count(entry.active_parameters) if entry.moe else "dense",
-            entry.kind,
-            f"{entry.context:,}" if entry.context else "-",
-            entry.licence,
-            text,
-        )
-        for entry, text in pairs
-    ]
-    console.out(table([heading, *rows], right=(1, 2, 4)))
+    rows = [(*_catalog_row(entry), text) for entry, text in pairs]
+    console.print_lines(table([heading, *rows], right=(1, 2, 4)))
     return errors.OK
 
 
+def _catalog_row(entry: Entry) -> tuple[str, ...]:
+    return (
+        entry.id,
+        count(entry.total_parameters),
+        count(entry.active_parameters) if entry.moe else "dense",
+        entry.kind,
+        f"{entry.context:,}" if entry.context else "-",
+        entry.licence,
+    )
+
+
 def name_of(model: Installed) -> str:
-    """Write the name by which `run` and `rm` find this very file."""
+    """Return the name by which `run` and `rm` find exactly this file."""
     if model.model_id is not None:
         return f"{model.model_id}:{model.quant}" if model.quant else model.model_id
     return f"hf:{model.repository}/{model.name}"
@@ -81,8 +90,60 @@ def _installed_document(model: Installed) -> dict[str, Any]:
     }
 
 
-def entry_document(entry: Entry) -> dict[str, Any]:
-    """Put together what the catalog says of a model, as data."""
-    import dataclasses
+def list_speeds(as_json: bool) -> int:
+    """Print every model that ran on this machine: medians of its last runs, and predictions."""
+    from engine.fit.machine import this_machine
 
-    return dataclasses.asdict(entry)
+    machine = this_machine()
+    key = history.machine_key(machine)
+    groups: dict[tuple[str, ...], list[history.Run]] = {}
+    for run in history.runs():
+        if run.machine == key:
+            name = (run.model, run.file, str(run.size_bytes), run.kernels, run.kv_type)
+            groups.setdefault(name, []).append(run)
+    bandwidth = history.bandwidth_of(machine) if groups else None
+    documents = [_speed_document(group, bandwidth) for group in groups.values()]
+    documents.sort(key=lambda document: document["last"], reverse=True)
+    if as_json:
+        console.print_json(documents)
+    elif not documents:
+        console.log("No runs yet. `conifer run` and `conifer bench` record their rates.")
+    else:
+        rows = [_speed_row(document) for document in documents]
+        note = "Tokens/s, medians of the last runs. Peak memory approaches the prediction as more "
+        note += "experts are used."
+        console.print_lines([*table([SPEEDS, *rows], right=range(3, 9)), "", note])
+    return errors.OK
+
+
+def _speed_document(group: list[history.Run], bandwidth: Any) -> dict[str, Any]:
+    last = group[-history.LAST :]
+    decoded = [run for run in group if run.decode_per_s is not None][-history.LAST :]
+    predicted = [history.by_priors(run, bandwidth) for run in decoded]
+    most = max(last, key=lambda run: run.peak_bytes)
+    return {
+        **{
+            name: getattr(last[-1], name)
+            for name in ("model", "file", "size_bytes", "kernels", "kv_type")
+        },
+        "decode_per_s": history.median(run.decode_per_s for run in decoded),
+        "predicted_decode_per_s": statistics.median(predicted) if predicted else None,
+        "depth": round(statistics.median(run.depth for run in decoded)) if decoded else None,
+        "prefill_per_s": history.median(run.prefill_per_s for run in group),
+        "peak_bytes": most.peak_bytes,
+        "predicted_peak_bytes": most.predicted_bytes,
+        "runs": len(group),
+        "last": last[-1].date,
+    }
+
+
+def _speed_row(document: dict[str, Any]) -> tuple[str, ...]:
+    rates = ("decode_per_s", "predicted_decode_per_s", "prefill_per_s")
+    return (
+        *(document[name] for name in ("model", "kernels", "kv_type")),
+        *("-" if document[name] is None else f"{document[name]:.4g}" for name in rates),
+        size(document["peak_bytes"]),
+        size(document["predicted_peak_bytes"]),
+        str(document["runs"]),
+        document["last"][:16].replace("T", " "),
+    )

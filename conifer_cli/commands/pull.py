@@ -1,9 +1,7 @@
-"""`conifer pull`: bring a model here, after the same verdict that `run` and `fit` give.
+"""`conifer pull`: download a model, if `fit` says that it fits.
 
-In this order: resolve the name, read the header, judge the fit, look at the disk, ask a person,
-transfer, verify, publish. Of a model that is here, a newer revision on the hub is reported, and
-fetched only with --update; with --force its files are hashed, and those that are damaged fetched
-again.
+For a downloaded model: reports a newer revision on the Hub, and downloads it with --update. --force
+hashes its files and downloads damaged ones again.
 """
 
 from __future__ import annotations
@@ -18,12 +16,13 @@ from conifer_cli import errors
 from conifer_cli.acquire import (
     RequestedModel,
     connect,
+    ensure,
     judge,
     licence_of,
     locate,
     open_store,
-    ready,
 )
+from conifer_cli.commands.verify import DAMAGED, UNKNOWN, hashed
 from conifer_cli.fit.plan import FitReport, FitRequest
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import size
@@ -34,46 +33,44 @@ if TYPE_CHECKING:
 
 
 def pull_model(name: str, request: FitRequest, update: bool = False, as_json: bool = False) -> int:
-    """Fetch a model and print the path of its file, or of its first part.
+    """Download a model and print the path of its file, or of its first part.
 
-    update: fetch the hub's newest revision although an older one is here.
+    update: download the newest revision even if an older one is on disk.
     """
-    target = locate(name)
-    newer = _newer(target)
+    model = locate(name)
+    newer = _newer(model)
     if newer and update:
-        report = _judge_newer(target, newer, request)
+        report = _judge_newer(model, newer, request)
     else:
-        report = _judge_hashed(target, request) if request.force else judge(target, request)
+        report = _judge_hashed(model, request) if request.force else judge(model, request)
     was_here = bool(report.paths)
-    report = ready(target, report, request)
-    console.say(f"conifer: {report.name} is here, {size(report.size_bytes)}")
+    report = ensure(model, report, request)
+    console.log(f"conifer: {report.name} is downloaded, {size(report.size_bytes)}")
     if newer and not update:
-        commit = newer[0].commit[:7]
-        console.say(f"conifer: the hub has a newer revision of it, {commit}")
-        console.say(f"`conifer pull {name} --update` fetches it.")
+        console.log(f"conifer: the Hub has a newer revision, {newer[0].commit[:7]}")
+        console.log(f"`conifer pull {name} --update` downloads it.")
     if as_json:
-        console.out_json(_document(target, report, was_here, newer if not update else ()))
+        console.print_json(_document(model, report, was_here, newer if not update else ()))
     else:
-        console.out([str(report.paths[0])])
+        console.print_lines([str(report.paths[0])])
     return errors.OK
 
 
-def _newer(target: RequestedModel) -> Sequence[RemoteFile]:
-    """Return the hub's files where they differ from those that are here; else nothing.
+def _newer(model: RequestedModel) -> Sequence[RemoteFile]:
+    """Return the Hub's files if they differ from those on disk; else nothing.
 
-    A hub that does not answer is no failure: the model is here.
+    An unreachable Hub is only reported: the model is on disk.
     """
     from catalog import CatalogError
 
-    reference, store = target.reference, open_store()
-    here = store.locate(reference)
-    if here is None or here.repository is None or reference.revision is not None:
+    reference = model.reference
+    here = open_store().locate(reference)
+    if here is None or here.commit is None or reference.revision is not None:
         return ()
-
     try:
         files = connect().find(reference)
     except CatalogError as error:
-        console.say(f"conifer: whether there is a newer revision is not known: {error}")
+        console.log(f"conifer: cannot check for a newer revision: {error}")
         return ()
     hashes = [file.sha256 for file in files]
     same = files[0].commit == here.commit or hashes == here.expected_hashes()
@@ -81,52 +78,49 @@ def _newer(target: RequestedModel) -> Sequence[RemoteFile]:
 
 
 def _judge_newer(
-    target: RequestedModel, files: Sequence[RemoteFile], request: FitRequest
+    model: RequestedModel, files: Sequence[RemoteFile], request: FitRequest
 ) -> FitReport:
-    """Judge the hub's revision instead of the one that is here."""
-    pinned = replace(target.reference, revision=files[0].commit)
-    report = judge(replace(target, reference=pinned), request)
+    """Decide whether the Hub's revision fits, instead of the one on disk."""
+    pinned = replace(model.reference, revision=files[0].commit)
+    report = judge(replace(model, reference=pinned), request)
     return replace(report, remote=tuple(files), paths=())
 
 
-def _judge_hashed(target: RequestedModel, request: FitRequest) -> FitReport:
-    """Judge what is here once its hashes were compared; where one is wrong, the same revision anew.
+def _judge_hashed(model: RequestedModel, request: FitRequest) -> FitReport:
+    """Hash the files on disk. If one is damaged, decide on the same revision from the Hub.
 
-    No header is read before: that may be what is damaged.
+    Headers on disk are read only if their hashes match.
     """
-    here = open_store().locate(target.reference)
-    damaged = _damaged(target, here) if here else ()
+    here = open_store().locate(model.reference)
+    damaged = _damaged(model, here) if here else ()
     if not here or not damaged:
-        return judge(target, request)
-    pinned = replace(target.reference, revision=here.commit, file=here.name)
-    report = judge(replace(target, reference=pinned), request, anew=True)
+        return judge(model, request)
+    pinned = replace(model.reference, revision=here.commit, file=here.name)
+    report = judge(replace(model, reference=pinned), request, ignore_disk=True)
     return replace(report, damaged=damaged)
 
 
-def _damaged(target: RequestedModel, here: Installed) -> tuple[Path, ...]:
-    """Hash the files of a model, and return the damaged ones."""
+def _damaged(model: RequestedModel, here: Installed) -> tuple[Path, ...]:
+    """Hash a model's files, and return the damaged ones."""
     from catalog import CatalogError
-    from conifer_cli.commands.verify import DAMAGED, UNKNOWN, hashed
 
     listed: Sequence[RemoteFile] = ()
     if here.repository is not None and None in here.expected_hashes():
-        with suppress(CatalogError):  # then nobody says what they should be
-            listed = connect().files(here.repository, target.reference.revision)
+        with suppress(CatalogError):  # without the Hub the hash stays unknown
+            listed = connect().files(here.repository, model.reference.revision)
     found = list(hashed(here, listed))
     for file in found:
         if file.outcome == UNKNOWN:
-            console.say(f"conifer: {file.path.name}: {UNKNOWN}; it stays as it is")
+            console.log(f"conifer: {file.path.name}: {UNKNOWN}; the file was left as it is")
         if file.outcome == DAMAGED:
-            console.say(f"conifer: {file.path}: SHA-256 is {file.got}, expected {file.want}")
+            console.log(f"conifer: {file.problem}")
     return tuple(file.path for file in found if file.outcome == DAMAGED)
 
 
 def _document(
-    target: RequestedModel, report: FitReport, was_here: bool, newer: Sequence[RemoteFile]
+    model: RequestedModel, report: FitReport, was_here: bool, newer: Sequence[RemoteFile]
 ) -> dict[str, Any]:
-
-    store = open_store()
-    here = store.locate(target.reference)
+    here = open_store().locate(model.reference)
     hashes = here.expected_hashes() if here else [None] * len(report.paths)
     return {
         "name": report.name,

@@ -1,7 +1,7 @@
-"""`conifer rm`: take models away, or with --all everything that Conifer wrote.
+"""`conifer rm`: delete models, or with --all everything that Conifer wrote.
 
-Files that another tool fetched into the shared cache go only where they are named: without --all.
-Conifer's own folder may be one in which other things lie too: there, only what it writes goes.
+--all keeps models that other tools downloaded into the shared cache, and any other files in
+Conifer's home folder.
 """
 
 from __future__ import annotations
@@ -24,29 +24,19 @@ if TYPE_CHECKING:
     from catalog.store.source import Installed
 
 _HEX = "[0-9a-f]"
-FETCHING = ".fetch-"  # how the folders begin in which the starter's wheel is unpacked
-# What Conifer writes into its own folder beside the starter, and what a kill leaves of writing it;
-# docs/files.md says what each is. All but the first are files.
+FETCHING = ".fetch-"  # prefix of the temporary folders of package downloads
+# What Conifer writes into its home, except package files, with the temporary files that a kill
+# leaves; see docs/files.md. Only the first is a folder.
 OURS = (
     f"models/{FETCHING}*",
-    "headers/models--*/**/*.header",
-    "history",
-    "ledger.jsonl",
-    "licences.json",
-    f"prompts/{16 * _HEX}/{32 * _HEX}.prompt",
-    f"prompts/{16 * _HEX}/.*.prompt.*.part",
-    "pulled/models--*/*.json",
-    *(
-        f"{folder}.{name}.{8 * _HEX}.tmp"
-        for folder, name in (
-            ("headers/models--*/**/", "*.header"),
-            *(("", name) for name in ("history", "ledger.jsonl", "licences.json")),
-            (f"prompts/{16 * _HEX}/", "*.prompt"),
-            ("pulled/models--*/", "*.json"),
-        )
-    ),
+    *("history", "ledger.jsonl", "licences.json"),
+    *("headers/models--*/**/*.header", "pulled/models--*/*.json"),
+    *(f"prompts/{16 * _HEX}/{name}" for name in (f"{32 * _HEX}.prompt", ".*.prompt.*.part")),
+    *(f"{folder}.*.{8 * _HEX}.tmp" for folder in ("headers/models--*/**/", "pulled/models--*/")),
+    *(f".{name}.{8 * _HEX}.tmp" for name in ("history", "ledger.jsonl", "licences.json")),
+    f"prompts/{16 * _HEX}/.*.prompt.{8 * _HEX}.tmp",
 )
-# The folders that these lie in, the inner ones first.
+# The folders of these files, inner ones first.
 FOLDERS = (
     "headers/models--*/**",
     f"prompts/{16 * _HEX}",
@@ -56,59 +46,63 @@ FOLDERS = (
 
 
 def remove_models(names: Sequence[str], everything: bool, yes: bool) -> int:
-    """Show what goes, ask, and remove it. everything: what is ours, models or not."""
+    """List what will be deleted, ask, and delete it. everything: all that Conifer wrote."""
     if everything == bool(names):
-        raise UsageError("rm takes the names of models, or --all", "`conifer list` shows them.")
+        raise UsageError("rm takes model names, or --all", "`conifer list` shows the names.")
     store = open_store()
     named = [model for name in names for model in _revisions(locate(name), store)]
-    going = list({model.paths: model for model in named}.values())  # one may have two names
+    going = list({model.paths: model for model in named}.values())  # two names may mean one model
     rest: dict[Path, list[Path]] = {}
     if everything:
         going = [model for model in store.installed() if model.source.is_ours(model)]
         rest = _leftovers(store, going)
     if not going and not rest:
-        console.say("conifer: nothing of ours is here")
+        console.log("conifer: nothing to remove")
         return errors.OK
     for model in going:
-        console.say(f"{name_of(model)}, {size(model.size_bytes)}, {model.paths[0]}")
+        console.log(f"{name_of(model)}, {size(model.size_bytes)}, {model.paths[0]}")
     for place, paths in rest.items():
-        of = f" in {len(paths):,} of its files" if place.is_dir() else ""
-        console.say(f"{place}, {size(sum(map(_size, paths)))}{of}")
+        of = f" in {len(paths):,} files" if place.is_dir() else ""
+        console.log(f"{place}, {size(sum(map(_size, paths)))}{of}")
     if not yes:
         if not console.can_ask():
-            raise UsageError("removing needs --yes, as nobody can be asked here")
+            raise UsageError("removing needs --yes: there is no terminal to ask on")
         if not console.confirm("Remove?"):
             raise Declined("nothing was removed")
     freed = sum(store.remove(model) for model in going)
     freed += sum(_delete(path) for paths in rest.values() for path in paths)
     if everything:
         _tidy(store)
-    console.say(f"{size(freed)} freed")
+    console.log(f"{size(freed)} freed")
     return errors.OK
 
 
-def installed_model(target: RequestedModel) -> Installed:
-    """Return the model of a name, as the store has it. Raises UsageError where it has not."""
-    if target.reference.path is not None:
-        raise UsageError(f"{target.name} is a file of yours, and none that was pulled")
-    model = open_store().locate(target.reference)
+def installed_model(named: RequestedModel) -> Installed:
+    """Return the model on disk. Raises UsageError if it is not there."""
+    if named.reference.path is not None:
+        raise UsageError(f"{named.name} is your own file, not a downloaded model")
+    model = open_store().locate(named.reference)
     if model is None:
-        raise UsageError(f"{target.name} is not on this machine", "`conifer list` shows what is.")
+        raise UsageError(
+            f"{named.name} is not on this machine", "`conifer list` shows downloaded models."
+        )
     return model
 
 
-def _revisions(target: RequestedModel, store: Store) -> list[Installed]:
-    """Return the model of a name, and its other revisions unless the name says which."""
-    model = installed_model(target)
-    if target.reference.revision is not None:
+def _revisions(named: RequestedModel, store: Store) -> list[Installed]:
+    """Return a model with all its revisions, unless the name includes one."""
+    model = installed_model(named)
+    if named.reference.revision is not None:
         return [model]
     same = (model.repository, model.name)
     return [other for other in store.installed() if (other.repository, other.name) == same]
 
 
 def _leftovers(store: Store, going: Iterable[Installed]) -> dict[Path, list[Path]]:
-    """Return what else is ours, by the place that is shown: unfinished transfers, each by itself,
-    and the files of our own folder."""
+    """Return Conifer's other files, grouped for display: by top folder of Conifer's home.
+
+    Unfinished downloads are one group each.
+    """
     from catalog.download.part_file import unfinished
 
     found = {path: [path] for path in unfinished(store.hub_cache)}
@@ -129,7 +123,7 @@ def _size(path: Path) -> int:
 def _delete(path: Path) -> int:
     try:
         if not path.exists():
-            return 0  # it went with a model
+            return 0  # deleted with a model
         freed = _size(path)
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -141,10 +135,10 @@ def _delete(path: Path) -> int:
 
 
 def _tidy(store: Store) -> None:
-    """Remove those of our own folders in which nothing is left."""
+    """Remove empty folders of Conifer's home."""
     folders = [path.parent for path in store.packages.paths()]
     for glob in FOLDERS:
-        folders += sorted(store.home.glob(glob), reverse=True)  # what lies in one comes first
+        folders += sorted(store.home.glob(glob), reverse=True)  # inner folders first
     for folder in folders:
-        with suppress(OSError):  # something is left
+        with suppress(OSError):  # not empty
             folder.rmdir()

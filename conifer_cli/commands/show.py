@@ -1,7 +1,6 @@
-"""`conifer show`: the facts of a model, by the catalog and by the header of its file.
+"""`conifer show`: what the catalog and the file's header say about a model.
 
-The header is that of the file on this machine, or the one that `fit` read from the hub and kept.
-Nothing here opens a socket.
+The header comes from the file on disk, or from the cache that `fit` fills. Opens no socket.
 """
 
 from __future__ import annotations
@@ -14,24 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 from conifer_cli import errors
 from conifer_cli.acquire import RequestedModel, locate, open_store
-from conifer_cli.commands.list import entry_document
 from conifer_cli.errors import UsageError
 from conifer_cli.fit.alternatives import supported
 from conifer_cli.fit.plan import reading
 from conifer_cli.terminal import console
-from conifer_cli.terminal.format import count, facts, size
+from conifer_cli.terminal.format import count, labelled, size
 
 if TYPE_CHECKING:
     from catalog import Entry
     from engine.gguf.reader import TensorInfo
     from engine.nn.config import ModelConfig
 
-TOKENS = 1000  # for which the size of the KV cache is given
+TOKENS = 1000  # the length for KV cache sizes
 
 
 @dataclass(frozen=True)
-class Header:
-    """What was read of a file. `paths` is empty for one that is not on this machine."""
+class ShownHeader:
+    """The header of a model. `paths` is empty if only the header is on this machine."""
 
     metadata: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
@@ -42,61 +40,61 @@ class Header:
 
 
 def show_model(name: str, as_json: bool) -> int:
-    """Print the catalog's facts, and those of the file's header where one was read."""
-    target = locate(name)
-    entry, header = target.reference.entry, _header(target)
+    """Print the catalog's entry, and the file's header if there is one."""
+    model = locate(name)
+    entry, header = model.reference.entry, _header(model)
     if entry is None and header is None:
         raise UsageError(
             f"{name} is not on this machine",
-            f"`conifer fit {name}` reads its header, `conifer pull {name}` fetches it.",
+            f"`conifer fit {name}` reads its header; `conifer pull {name}` downloads it.",
         )
     if as_json:
-        catalog = entry_document(entry) if entry else None
-        console.out_json({"catalog": catalog, "file": _document(header) if header else None})
+        catalog = dataclasses.asdict(entry) if entry else None
+        console.print_json({"catalog": catalog, "file": _document(header) if header else None})
         return errors.OK
-    pairs = _entry_facts(entry) if entry else []
+    pairs = _entry_rows(entry) if entry else []
     if header is None:
-        pairs += [("on this machine", f"no; `conifer fit {name}` reads the file's header")]
+        pairs += [("on this machine", f"no; `conifer fit {name}` reads its header from the Hub")]
     else:
-        pairs += _header_facts(header)
-    console.out(facts(pairs))
+        pairs += _header_rows(header)
+    console.print_lines(labelled(pairs))
     return errors.OK
 
 
-def _header(target: RequestedModel) -> Header | None:
-    """Read the header that is here, if one is."""
+def _header(model: RequestedModel) -> ShownHeader | None:
+    """Read the header from the file on disk or from the cache, or return None."""
     from catalog.hub.header_cache import HeaderCache
     from engine.errors import GGUFError
     from engine.gguf.reader import merge_parts, open_model, read_header
     from engine.nn.config import read_config
 
-    store, reference = open_store(), target.reference
+    store, reference = open_store(), model.reference
     if paths := store.find(reference):
-        with reading(target.name, reference):
+        with reading(model.name, reference):
             file = open_model(paths[0])
         config = read_config(file.metadata)
         parts = len(file.parts)
-        return Header(file.metadata, file.tensors, config, file.parts, parts, file.size_bytes)
-    kept = HeaderCache(store.home).find(reference)
-    if kept is None:
+        return ShownHeader(file.metadata, file.tensors, config, file.parts, parts, file.size_bytes)
+    cached = HeaderCache(store.home).find(reference)
+    if cached is None:
         return None
     try:
         metadata, tensors = merge_parts(
-            [read_header(part.data, part.size_bytes, i) for i, part in enumerate(kept)]
+            [read_header(part.data, part.size_bytes, i) for i, part in enumerate(cached)]
         )
-    except GGUFError:  # damaged on the disk, where losing it is no failure
+    except GGUFError:  # damaged on disk: treat as missing
         return None
-    size_bytes = sum(part.size_bytes for part in kept)
-    return Header(metadata, tensors, read_config(metadata), (), len(kept), size_bytes)
+    size_bytes = sum(part.size_bytes for part in cached)
+    return ShownHeader(metadata, tensors, read_config(metadata), (), len(cached), size_bytes)
 
 
-def _entry_facts(entry: Entry) -> list[tuple[str, str]]:
+def _entry_rows(entry: Entry) -> list[tuple[str, str]]:
     from catalog import status
 
-    experts = "none: every weight is used for every token"
+    experts = "none (dense model)"
     if entry.experts:
-        experts = f"{entry.experts_used} of {entry.experts} a layer and token"
-        experts += f", and {entry.experts_shared} always" if entry.experts_shared else ""
+        experts = f"{entry.experts_used} of {entry.experts} per layer and token"
+        experts += f", plus {entry.experts_shared} shared" if entry.experts_shared else ""
     files = [f"{f.quant} {size(f.size_bytes)}" if f.size_bytes else f.quant for f in entry.files]
     return [
         ("model", f"{entry.id} ({entry.name})"),
@@ -104,8 +102,7 @@ def _entry_facts(entry: Entry) -> list[tuple[str, str]]:
         ("status", status(entry, supported())),
         (
             "parameters",
-            f"{count(entry.total_parameters)}, "
-            f"{count(entry.active_parameters)} active for each token",
+            f"{count(entry.total_parameters)}, {count(entry.active_parameters)} active per token",
         ),
         ("experts", experts),
         ("layers", str(entry.layers or "-")),
@@ -119,20 +116,20 @@ def _entry_facts(entry: Entry) -> list[tuple[str, str]]:
     ]
 
 
-def _header_facts(header: Header) -> list[tuple[str, str]]:
+def _header_rows(header: ShownHeader) -> list[tuple[str, str]]:
     config, metadata, tensors = header.config, header.metadata, header.tensors
     types = sorted({tensor.type.name for tensor in tensors.values()})
     told = _document(header)
     routed = told["experts"]
-    experts = "none: every weight is used for every token"
+    experts = "none (dense model)"
     if routed:
-        experts = f"{routed['used']} of {routed['count']} for each token, in {routed['layers']} of "
-        experts += f"{config.layers} layers; {routed['shared']} always"
+        experts = f"{routed['used']} of {routed['count']} per token, in {routed['layers']} of "
+        experts += f"{config.layers} layers; {routed['shared']} shared"
     moved = told["bytes_per_token"]
     shares = f"always {_share(moved['always'], moved)}, routed {_share(moved['routed'], moved)}"
     template = metadata.get("tokenizer.chat_template")
     kept = told["kv_bytes_per_1000_tokens"]
-    where = str(header.paths[0]) if header.paths else "not on this machine; its header was kept"
+    where = str(header.paths[0]) if header.paths else "not on this machine (cached header)"
     return [
         ("file", where),
         ("file size", f"{size(header.size_bytes)} in {header.parts} part(s)"),
@@ -141,13 +138,13 @@ def _header_facts(header: Header) -> list[tuple[str, str]]:
         ("file layers", f"{config.layers}, {config.width} wide"),
         (
             "file parameters",
-            f"{told['total_parameters']:,}, {told['active_parameters']:,} active for each token",
+            f"{told['total_parameters']:,}, {told['active_parameters']:,} active per token",
         ),
         ("file experts", experts),
         ("an expert", size(routed["expert_bytes"]) if routed else "-"),
         ("a token reads", f"{size(moved['total'])}: {shares}"),
-        ("KV cache", f"{size(kept['f16'])} for 1,000 tokens in f16, {size(kept['q8'])} in q8"),
-        ("state", f"{size(told['state_bytes'])}, whatever the length" if _state(told) else "none"),
+        ("KV cache", f"{size(kept['f16'])} per 1,000 tokens in f16, {size(kept['q8'])} in q8"),
+        ("state", f"{size(told['state_bytes'])} at any length" if _state(told) else "none"),
         ("window", _windows(config)),
         ("file context", f"{config.context:,}"),
         ("vocabulary", f"{config.vocab:,}"),
@@ -170,7 +167,7 @@ def _state(told: dict[str, Any]) -> bool:
 
 
 def _windows(config: ModelConfig) -> str:
-    """Say how many layers see only the last tokens, and how many."""
+    """Describe the layers with a limited attention window."""
     windows = [window for window in config.windows if window]
     if not windows:
         return "none"
@@ -178,15 +175,15 @@ def _windows(config: ModelConfig) -> str:
     return f"{len(windows)} of {config.layers} layers see {shape} {max(windows):,} tokens"
 
 
-def _document(header: Header) -> dict[str, Any]:
-    """Put together what a header says, and what follows from it, as data."""
+def _document(header: ShownHeader) -> dict[str, Any]:
+    """Return the header, and figures derived from it, as JSON data."""
     from engine.fit.speed import bytes_per_token
     from engine.nn.cache_spec import token_bytes
     from engine.nn.config import count_parameters
 
     config, tensors = header.config, header.tensors
     total, active = count_parameters(config, tensors)
-    moved = bytes_per_token(config, tensors, "cpu", "native", 0, "f16")  # as the file has them
+    moved = bytes_per_token(config, tensors, "cpu", "native", 0, "f16")  # types as in the file
     layers = config.cache_specs
     kept = {
         kv_type: int(TOKENS * sum(token_bytes(layer, kv_type) for layer in layers))
@@ -223,7 +220,7 @@ def _document(header: Header) -> dict[str, Any]:
 
 
 def _experts(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> dict[str, Any] | None:
-    """Count the routed layers, and what one expert of one layer weighs, on average."""
+    """Count the routed layers and return the mean size of one expert in one layer."""
     from engine.nn.config import OF_EXPERTS, used_tensors
 
     if config.experts is None:

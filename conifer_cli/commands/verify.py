@@ -1,4 +1,4 @@
-"""`conifer verify`: hash models again and compare with the expected SHA-256."""
+"""`conifer verify`: hash downloaded models again and compare with the expected SHA-256."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ OK, DAMAGED, UNKNOWN = "ok", "damaged", "no hash is known"
 
 
 @dataclass(frozen=True)
-class Check:
-    """One file of a model: what its SHA-256 must be, if anyone said, and what it is."""
+class HashedFile:
+    """A file of a model: its expected SHA-256, if known, and its actual one."""
 
     name: str
     path: Path
@@ -34,51 +34,55 @@ class Check:
 
     @property
     def outcome(self) -> str:
-        """Say how it ended."""
+        """One of OK, DAMAGED and UNKNOWN."""
         return UNKNOWN if self.want is None else OK if self.got == self.want else DAMAGED
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with a damaged file."""
+        return f"{self.path}: SHA-256 is {self.got}, expected {self.want}"
 
 
 def verify_models(names: list[str], as_json: bool) -> int:
-    """Hash models again, all that are here where none is named. Exit code 3 if one is damaged."""
-    checks = list(_checks(names))
+    """Hash the named models, or all on disk. Returns exit code 3 if one is damaged."""
+    files = list(_hashed_files(names))
     if as_json:
-        console.out_json(
+        console.print_json(
             [
                 {
-                    "name": check.name,
-                    "path": str(check.path),
-                    "expected_sha256": check.want,
-                    "sha256": check.got,
-                    "outcome": check.outcome,
+                    "name": file.name,
+                    "path": str(file.path),
+                    "expected_sha256": file.want,
+                    "sha256": file.got,
+                    "outcome": file.outcome,
                 }
-                for check in checks
+                for file in files
             ]
         )
     else:
-        console.out(table([(check.name, check.outcome, str(check.path)) for check in checks]))
-    damaged = [check for check in checks if check.outcome == DAMAGED]
-    for check in damaged:
-        console.say(f"conifer: {check.path}: SHA-256 is {check.got}, expected {check.want}")
-    for name in dict.fromkeys(check.name for check in damaged):
-        console.say(f"`conifer rm {name}` and `conifer pull {name}` fetch it again.")
+        console.print_lines(table([(file.name, file.outcome, str(file.path)) for file in files]))
+    damaged = [file for file in files if file.outcome == DAMAGED]
+    for file in damaged:
+        console.log(f"conifer: {file.problem}")
+    for name in dict.fromkeys(file.name for file in damaged):
+        console.log(f"`conifer rm {name}` and `conifer pull {name}` download it again.")
     return errors.BAD_MODEL if damaged else errors.OK
 
 
-def hashed(model: Installed, listed: Sequence[RemoteFile] = ()) -> Iterator[Check]:
-    """Hash a model's files. listed: the hub's, whose hashes count where none is known here."""
+def hashed(model: Installed, listed: Sequence[RemoteFile] = ()) -> Iterator[HashedFile]:
+    """Hash a model's files. listed: the Hub's files, for hashes that nothing on disk records."""
     from catalog.store.source import hash_file
 
     for path, want in zip(model.paths, model.expected_hashes(listed), strict=True):
         total = path.stat().st_size
         with Progress(path.name) as progress:
             got = hash_file(path, lambda done, total=total: progress.update(done, total))  # type: ignore[misc]
-        yield Check(name_of(model), path, want, got)
+        yield HashedFile(name_of(model), path, want, got)
 
 
-def _checks(names: list[str]) -> Iterator[Check]:
-    store = open_store()
-    models = [installed_model(locate(name)) for name in names] or store.installed()
+def _hashed_files(names: list[str]) -> Iterator[HashedFile]:
+    models = [installed_model(locate(name)) for name in names] or open_store().installed()
     if not models:
-        raise UsageError("no model is here to verify", "`conifer list` shows what is.")
+        raise UsageError("there are no models to verify", "`conifer list` shows downloaded models.")
     for model in models:
         yield from hashed(model)

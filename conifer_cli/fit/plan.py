@@ -19,7 +19,7 @@ from conifer_cli.fit.alternatives import ways_out
 from conifer_cli.terminal.format import memory
 
 if TYPE_CHECKING:
-    from catalog import CatalogFile, Entry, Package, Reference
+    from catalog import CatalogFile, Entry, Reference
     from catalog.hub.client import Hub, RemoteFile
     from catalog.hub.header_cache import HeaderCache
     from catalog.store.cache import Store
@@ -58,7 +58,6 @@ class FitReport:
     size_bytes: int  # of the file, all parts
     paths: tuple[Path, ...] = ()
     file: ModelFile | None = None  # whose header was read, where it is on disk
-    package: Package | None = None
     remote: tuple[RemoteFile, ...] = ()
     metadata: Mapping[str, Any] | None = None
     config: ModelConfig | None = None
@@ -76,25 +75,25 @@ def judge_model(
     request: FitRequest,
     store: Store,
     connect: Callable[[], Hub],
-    anew: bool = False,
+    ignore_disk: bool = False,
 ) -> FitReport:
     """Judge a model, from the disk if it is there; `connect` is called only for the hub.
 
-    anew: as if it were not on the disk.
+    ignore_disk: judge as if the model were not on disk.
     """
     from catalog.hub.header_cache import HeaderCache
     from engine.fit.machine import this_machine
 
     machine = this_machine()
     entry = reference.entry
-    paths = None if anew else store.find(reference)
+    paths = None if ignore_disk else store.find(reference)
     if paths:
         return judge_disk(name, reference, paths[0], request, machine)
     if entry is not None and entry.context is not None:
         require_context(name, entry.context, request)
     sized = _judge_catalog(name, reference, machine)
     hopeless = settled(reference.catalog_file, machine) and not request.force
-    if sized is not None and (sized.package or hopeless):
+    if sized is not None and (reference.package or hopeless):
         return sized
     if entry is not None:
         from engine.architectures.registry import require_architecture
@@ -175,7 +174,6 @@ def _judge_catalog(name: str, reference: Reference, machine: Machine) -> FitRepo
         reference.entry,
         verdict=judge_size(facts.size_bytes, machine),
         size_bytes=facts.size_bytes,
-        package=reference.package,
     )
 
 

@@ -206,7 +206,6 @@ def _known(
         entry,
         verdict,
         size_bytes=estimate.size_bytes,
-        package=reference.package,
         q8_fits=q8_fits,
         source="what the catalog knows",
         estimate=estimate,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conifer_cli.acquire import RequestedModel, judge, ready
+from conifer_cli.acquire import RequestedModel, ensure, judge
 from conifer_cli.errors import UsageError
 from conifer_cli.fit.plan import FitReport, FitRequest, reading
 from conifer_cli.session.router_report import require_experts
@@ -25,7 +25,7 @@ def open_session(target: RequestedModel, options: RunOptions, offline: bool = Fa
     report = judge(target, request)
     require_template(report, options)
     require_experts(report, options.experts_out)
-    report = ready(target, report, request)
+    report = ensure(target, report, request)
     with reading(target.name, target.reference):
         return Session(report, options)
 

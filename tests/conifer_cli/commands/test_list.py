@@ -80,7 +80,7 @@ def test_show_tells_what_a_kept_header_says(tmp_path):
     shown = json.loads(done.stdout)["file"]
     assert (done.returncode, shown["paths"]) == (0, [])
     assert shown["state_bytes"] > 0
-    assert b"its header was kept" in run_unplugged("show", "hf:org/tiny", home=tmp_path).stdout
+    assert b"cached header" in run_unplugged("show", "hf:org/tiny", home=tmp_path).stdout
 
 
 def test_show_of_a_catalog_model_needs_no_file(tmp_path):

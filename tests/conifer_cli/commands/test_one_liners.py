@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from conifer_cli.acquire import judge, locate, ready
+from conifer_cli.acquire import ensure, judge, locate
 from conifer_cli.fit.plan import FitRequest
 from conifer_cli.session.session import RunOptions, Session
 from support.program import run_conifer
@@ -78,7 +78,7 @@ def test_what_a_person_says_is_no_control_token(starter_path):
     target = locate(str(starter_path))
     request = FitRequest()
     session = Session(
-        ready(target, judge(target, request), request), RunOptions(system="Be brief.")
+        ensure(target, judge(target, request), request), RunOptions(system="Be brief.")
     )
     control = session.model.tokenizer.control
     checks = 0

@@ -68,7 +68,7 @@ def test_a_newer_revision_is_reported_and_fetched_only_when_asked(tmp_path, hub)
     hub.files[NAME], hub.commit = newer, "b" * 40
     said = conifer("pull", "hf:org/tiny", hub=hub, home=tmp_path)
     assert (said.returncode, said.stdout) == (0, first)
-    assert b"newer revision of it, bbbbbbb\n`conifer pull hf:org/tiny --update`" in said.stderr
+    assert b"newer revision, bbbbbbb\n`conifer pull hf:org/tiny --update`" in said.stderr
     assert hub.bytes_served == served
     done = conifer("pull", "hf:org/tiny", "--update", "--json", hub=hub, home=tmp_path)
     assert done.returncode == 0
@@ -105,7 +105,7 @@ def test_a_model_that_is_here_needs_no_hub(tmp_path, hub):
     first = conifer("pull", "hf:org/tiny", hub=hub, home=tmp_path).stdout
     away = run_conifer("pull", "hf:org/tiny", home=tmp_path, HF_HUB_OFFLINE="1")
     assert (away.returncode, away.stdout) == (0, first)
-    assert b"newer revision is not known: org/tiny: offline mode is on" in away.stderr
+    assert b"cannot check for a newer revision: org/tiny: offline mode is on" in away.stderr
     absent = run_conifer("pull", "hf:org/other", home=tmp_path, HF_HUB_OFFLINE="1")
     assert absent.returncode == 5 and b"HF_HUB_OFFLINE" in absent.stderr
 
@@ -136,10 +136,10 @@ def test_no_room_on_the_disk_is_said_before_anyone_is_asked(monkeypatch, capsys,
     file = RemoteFile("org/tiny", "tiny-F32.gguf", 2**62, "a" * 64, "", COMMIT, "main")
     report = replace(report, remote=(file,))
     with pytest.raises(NoSpace, match="bytes short"):
-        acquire._fetch(target, report, FitRequest(), Store(Path("/tmp/a"), Path("/tmp/b")))
+        acquire._download(target, report, FitRequest(), Store(Path("/tmp/a"), Path("/tmp/b")))
     assert capsys.readouterr().err == ""
     with pytest.raises(Declined):  # --force goes past that
-        acquire._fetch(
+        acquire._download(
             target, report, FitRequest(force=True), Store(Path("/tmp/a"), Path("/tmp/b"))
         )
 
@@ -148,7 +148,7 @@ def test_no_room_on_the_disk_is_said_before_anyone_is_asked(monkeypatch, capsys,
 def test_run_fetches_what_is_not_here(tmp_path, hub):
     done = conifer("run", "hf:org/tiny", "hi", "--max-tokens", "2", hub=hub, home=tmp_path)
     assert done.returncode == 0
-    assert done.stdout.strip() and done.stderr.startswith(b"conifer: fetching tiny-F32.gguf")
+    assert done.stdout.strip() and done.stderr.startswith(b"conifer: downloading tiny-F32.gguf")
 
 
 @pytest.mark.process
@@ -193,7 +193,7 @@ def test_a_licence_that_is_not_open_is_agreed_to_once(tmp_path, hub):
     hub.files[NAME] = licensed("llama3.1")
     asked = conifer("pull", name, hub=hub, home=tmp_path)
     assert (asked.returncode, asked.stdout) == (2, b"")
-    assert b"licence llama3.1, which is not an open one, needs --yes" in asked.stderr
+    assert b"licence llama3.1, which is not open, needs --yes" in asked.stderr
     assert hub.bytes_served <= len(hub.files[NAME])  # its header
     assert conifer("pull", name, "--yes", hub=hub, home=tmp_path).returncode == 0
     hub.files["org/other/other-F32.gguf"] = hub.files[NAME]
@@ -237,12 +237,12 @@ def test_a_person_is_asked(monkeypatch, capsys, typed, agreed):
     else:
         with pytest.raises(Declined):
             acquire._require_consent(*large(10**9), FitRequest())
-    assert capsys.readouterr().err == "Fetch it? [Y/n] "
+    assert capsys.readouterr().err == "Download it? [Y/n] "
 
 
 def test_the_end_of_input_is_no_consent(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO())
-    assert not console.confirm("Fetch it?")
+    assert not console.confirm("Download it?")
 
 
 def test_the_starter_needs_no_consent(monkeypatch):

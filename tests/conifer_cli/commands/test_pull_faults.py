@@ -102,7 +102,7 @@ def kill_and_resume(hub: HubServer, home: Path, big: bytes, at_bytes: int) -> tu
 def test_a_killed_pull_goes_on_where_it_stopped(hub, tmp_path, big):
     hub.throttle_bytes_per_s = 24 * MIB
     sent, said = kill_and_resume(hub, tmp_path, big, 20 * MIB)
-    assert sent <= 1.10 and re.search(rb"68\.0 MB \(\d+\.\d MB of it here already\), from", said)
+    assert sent <= 1.10 and re.search(rb"68\.0 MB \(\d+\.\d MB already downloaded\), from", said)
     assert any("if-range" in request.headers for request in hub.sent_to("storage"))
 
 
@@ -215,7 +215,7 @@ def test_a_second_pull_waits_and_says_so(hub, tmp_path, big):
         time.sleep(0.01)
     second = pull(hub, tmp_path)
     assert (first.wait(), second.returncode) == (0, 0)
-    assert b"another process is fetching this file; waiting for it" in second.stderr
+    assert b"another process is downloading this file; waiting for it" in second.stderr
     assert first.communicate()[0] == second.stdout
     assert hub.bytes_served == len(big) and is_whole(tmp_path, big)
 
@@ -325,14 +325,14 @@ def test_on_a_terminal_one_live_line_tells_rate_and_time_left(hub, tmp_path):
     hub.throttle_bytes_per_s = 2 * MIB
     where = environment(tmp_path, HF_ENDPOINT=hub.url, NO_PROXY="127.0.0.1", TERM="xterm")
     with TerminalSession([*command(), "pull", NAME], where) as session:
-        session.expect("conifer: fetching big-F32.gguf, 68.0 MB, from 127.0.0.1")
+        session.expect("conifer: downloading big-F32.gguf, 68.0 MB, from 127.0.0.1")
         line = session.expect(" left").rpartition("\r")[2]
         rates = r"hf:org/big: \d+\.\d MB of 68\.0 MB, \d+\.\d MB/s, \d+ s"
         assert re.fullmatch(rf"(\[#*\.*\] )?{rates}", line), line
         session.expect(" left")  # it is drawn anew
         assert "\n" not in session.screen
         session.type("\x03")
-        session.expect("conifer: stopped; the same command goes on from here")
+        session.expect("conifer: stopped; run the same command again to resume")
         assert session.wait() == 130
 
 

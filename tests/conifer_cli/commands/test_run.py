@@ -175,7 +175,7 @@ def test_force_runs_what_does_not_fit(tmp_path):
     )
     assert (refused.returncode, refused.stdout) == (4, b"")
     assert forced.returncode == 0 and forced.stdout.strip()
-    assert b"model.gguf does not fit this machine, and --force goes on" in forced.stderr
+    assert b"model.gguf does not fit this machine; continuing because of --force" in forced.stderr
 
 
 def test_invalid_utf8_on_stdin_is_replaced_and_noted_once(tmp_path):

@@ -61,7 +61,7 @@ def test_a_damaged_model_exits_3_and_says_how_to_repair_it(tmp_path, here):
     assert done.returncode == 3
     assert b"damaged" in done.stdout
     assert f"expected {sha256(TINY)}".encode() in done.stderr
-    assert b"`conifer pull hf:org/tiny/tiny-F32.gguf` fetch it again" in done.stderr
+    assert b"`conifer pull hf:org/tiny/tiny-F32.gguf` download it again" in done.stderr
     [check] = json.loads(conifer("verify", "hf:org/tiny", "--json", home=tmp_path).stdout)
     assert check["outcome"] == "damaged" and check["expected_sha256"] == sha256(TINY)
 
@@ -107,7 +107,7 @@ def test_rm_all_takes_what_is_ours_and_leaves_what_is_not(tmp_path, here):
     names = {"main", "mine.txt", "other-F32.gguf", sha256(OTHER)}
     assert {path.name for path in left} == names
     assert [p.name for p in home.iterdir()] == ["mine.txt"]
-    assert b"nothing of ours" in conifer("rm", "--all", "--yes", home=tmp_path).stderr
+    assert b"nothing to remove" in conifer("rm", "--all", "--yes", home=tmp_path).stderr
 
 
 def test_rm_all_leaves_what_another_tool_fetched_from_the_same_repository(tmp_path, here):
@@ -171,5 +171,5 @@ def test_rm_all_leaves_folders_that_have_the_names_of_ours(tmp_path):
     for path in mine:
         path.parent.mkdir(parents=True)
         path.write_bytes(b"")
-    assert b"nothing of ours" in conifer("rm", "--all", "--yes", home=tmp_path).stderr
+    assert b"nothing to remove" in conifer("rm", "--all", "--yes", home=tmp_path).stderr
     assert all(path.exists() for path in mine)
