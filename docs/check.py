@@ -22,6 +22,7 @@ from engine.text.pretokenizers import EXACT, EXACT_SCORED, verified
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "tests" / "data"
 RESULTS = ROOT / "benchmarks" / "results"
+DECISIONS = ROOT / "docs" / "decisions"
 COMMANDS = (
     "",
     "run",
@@ -54,6 +55,8 @@ FIGURES = {
     "start_s": "start to first token, s",
 }
 ACCURACY = "file|context|peak memory, of the predicted|tokens/s, of the predicted, median of 9"
+# Title, date and status of a decision record.
+RECORD = re.compile(r"# (\d+\. .+)\n\n- Date: (\d{4}-\d\d-\d\d)\n- Status: (.+)\n")
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 MODELS_PAGE = """# Models
 
@@ -104,16 +107,32 @@ obtained: theirs run like any file's template, without a test.
 """
 
 
+DECISIONS_PAGE = """# Decisions
+
+Choices that could have gone the other way, with the numbers behind them. A record is not rewritten
+when a later one replaces it; its status changes. `docs/check.py --write` generates this list.
+
+{table}
+"""
+
+
 def main() -> int:
     """Print what is wrong, one line each. Gives the number of faults."""
     pages = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
     made = {page: with_results(page.read_text()) for page in pages}
     made[ROOT / "docs" / "commands.md"] = commands_page()
     made[ROOT / "docs" / "models.md"] = models_page()
+    made[DECISIONS / "README.md"] = decisions_page()
     if "--write" in sys.argv[1:]:
         for page, text in made.items():
             page.write_text(text)
-    faults = [*broken_links(pages), *missing_from_tree(), *unfinished(pages), *unknown_runs()]
+    faults = [
+        *broken_links(pages),
+        *missing_from_tree(),
+        *unfinished(pages),
+        *unknown_runs(),
+        *undated(),
+    ]
     for page, text in made.items():
         if not page.exists() or page.read_text() != text:
             faults.append(f"{page.relative_to(ROOT)} is stale: run docs/check.py --write")
@@ -206,6 +225,15 @@ def models_page() -> str:
     )
 
 
+def decisions_page() -> str:
+    """List the decision records with the date and status that each of them states."""
+    rows = []
+    for path in sorted(DECISIONS.glob("0*.md")):
+        found = RECORD.match(path.read_text())
+        rows.append([f"[{found[1]}]({path.name})", found[2], found[3]] if found else [path.name])
+    return DECISIONS_PAGE.format(table=markdown_table(["Record", "Date", "Status"], rows))
+
+
 def with_results(text: str) -> str:
     """Put the results into a page's tables."""
     return TABLE.sub(lambda found: found[1] + results_table(found[2].split()) + "\n", text)
@@ -292,6 +320,16 @@ def unknown_runs() -> list[str]:
         f"tests/data/runs.json: {name} has no {run['file']} file in the catalog"
         for name, run in read_json("runs.json").items()
         if (name, run["file"]) not in known
+    ]
+
+
+def undated() -> list[str]:
+    """List decision records that do not begin with a numbered title, a date and a status."""
+    return [
+        f"docs/decisions/{path.name}: must begin with '# N. Title', '- Date: ' and '- Status: '"
+        for path in sorted(DECISIONS.glob("0*.md"))
+        if not (found := RECORD.match(path.read_text()))
+        or int(path.name[:4]) != int(found[1].split(".")[0])
     ]
 
 
