@@ -105,7 +105,7 @@ def _summarise(conversation: Conversation) -> bool:
             past, left_out = past[2:], left_out + 1
         if left_out:
             console.log(f"Oldest turns left out of the summary: {left_out:,}.")
-        response, generation, _ = conversation.ask(tokens, max_tokens=limit)
+        response, generation = conversation.ask(tokens, max_tokens=limit)
     finally:
         messages[:] = before
     if generation.stream.finish == "interrupted" or not response.text.strip():

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from conifer_cli import errors
 from conifer_cli.acquire import locate
@@ -17,9 +15,6 @@ from conifer_cli.session.session import Generation, Messages, Session
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import tokens as short
 from conifer_cli.terminal.output import AnswerPrinter
-
-if TYPE_CHECKING:
-    from engine.text.reasoning import Part
 
 ANSWER_ROOM = 512  # free tokens that an answer needs to start, or a quarter of the context
 
@@ -63,23 +58,22 @@ class Conversation:
         cached = session.cache.tokens if session.cache else []
         return retokenized(cached, session.encode(self.messages), session.model.tokenizer)
 
-    def ask(self, tokens: list[int], **settings: Any) -> tuple[Response, Generation, float]:
-        """Print the answer to these tokens. Also return the seconds to its first piece."""
+    def ask(self, tokens: list[int], **settings: Any) -> tuple[Response, Generation]:
+        """Generate and print the answer to these tokens."""
         session = self.session
         saved = session.settings
         if self.attempts and saved.seed is not None:  # the same seed would repeat the answer
             settings["seed"] = (saved.seed + self.attempts) % (1 << 63)
         session.settings = replace(saved, **settings)
         response = Response(session.options, self._printer())
-        clock = Clock()
         try:
             session.model.count_routes()  # for /experts
             generation = session.answer(tokens, self.context)
             with console.keys(quiet=True), self.interrupts.calling(generation.stop):
-                response.print(clock.first_of(generation))
+                response.print(generation)
         finally:
             session.settings = saved
-        return response, generation, clock.first_s
+        return response, generation
 
     def switch_model(self, name: str) -> None:
         """Continue the messages with another model. If it cannot be opened, reopen the old one.
@@ -132,21 +126,6 @@ class Conversation:
         return AnswerPrinter(thinking, renderer=renderer, folded=self.folds)
 
 
-class Clock:
-    """Measure the seconds until the first piece of an answer: `first_s`, 0 without one."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-        self.first_s = 0.0
-
-    def first_of(self, parts: Iterable[Part]) -> Iterator[Part]:
-        """Pass the parts through."""
-        for part in parts:
-            if not self.first_s:
-                self.first_s = time.perf_counter() - self._start
-            yield part
-
-
 class Totals:
     """Token counts and seconds over all answers. last: the last answer in one line."""
 
@@ -155,7 +134,7 @@ class Totals:
         self.prefill_s = self.decode_s = 0.0
         self.last = ""
 
-    def add(self, generation: Generation, first_s: float) -> None:
+    def add(self, generation: Generation) -> None:
         stats = generation.stream.stats
         self.answers += 1
         self.prompt += stats.prompt_tokens
@@ -163,7 +142,7 @@ class Totals:
         self.decoded += stats.decoded_tokens
         self.prefill_s += stats.prefill_s
         self.decode_s += stats.decode_s
-        self.last = f"{generation.stats()}; first token after {first_s:.2f} s"
+        self.last = f"{generation.stats()}; first token after {generation.first_s:.2f} s"
 
     def lines(self) -> list[str]:
         """Return the last answer and the totals, one line each."""

@@ -293,7 +293,7 @@ def complete_nothing(typed: str) -> list[str]:
     return []
 
 
-def complete_words(*words: str) -> Complete:
+def words(*words: str) -> Complete:
     """Return a completion that offers these words."""
     return lambda typed: [word for word in words if word.startswith(typed.rpartition(" ")[2])]
 

@@ -21,8 +21,8 @@ from conifer_cli.chat.editor import (
     complete_model,
     complete_nothing,
     complete_path,
-    complete_words,
     history_file,
+    words,
 )
 from conifer_cli.chat.turn import answer, send
 from conifer_cli.errors import UsageError
@@ -42,6 +42,8 @@ SAMPLING: dict[str, tuple[str, Callable[[str], float]]] = {
 }
 PARAMETERS = (*SAMPLING, "num_ctx", "num_predict", "seed", "stop")
 EFFORTS = ("low", "medium", "high")
+SHOWN = ("show", "fold", "hide")
+FORMATS = ("json", "text")
 KEYS = (
     ("Enter", "send the message; Alt-Enter or Ctrl-J starts a new line"),
     ('"""', "start and end a message of several lines"),
@@ -61,14 +63,18 @@ class Leave(Exception):
 class Command:
     """A slash command or a setting of /set.
 
-    names: the first one is listed. run: receives the rest of the line. complete: completes it.
+    spellings: its name and aliases. run: receives the rest of the line. complete: completes it.
     """
 
-    names: tuple[str, ...]
+    spellings: str
     usage: str
     help: str
     run: Callable[[Conversation, str], None]
     complete: Complete = complete_nothing
+
+    @property
+    def names(self) -> list[str]:
+        return self.spellings.split()
 
 
 def is_command(text: str) -> bool:
@@ -303,7 +309,7 @@ def _set_nothink(conversation: Conversation, rest: str) -> None:
 
 
 def _set_thinking(conversation: Conversation, rest: str) -> None:
-    if rest not in ("show", "fold", "hide"):
+    if rest not in SHOWN:
         raise UsageError("thinking can be set to show, fold or hide")
     conversation.folds = rest == "fold"
     conversation.session.change(show_thinking=rest != "hide")
@@ -311,7 +317,7 @@ def _set_thinking(conversation: Conversation, rest: str) -> None:
 
 
 def _set_format(conversation: Conversation, rest: str) -> None:
-    if rest not in ("json", "text"):
+    if rest not in FORMATS:
         raise UsageError("the format can be json or text")
     conversation.session.change(grammar=JSON_OBJECT if rest == "json" else None)
     console.log(f"Answers are now {'JSON objects' if rest == 'json' else 'plain text'}.")
@@ -335,47 +341,25 @@ def _set_history(conversation: Conversation, rest: str, on: bool) -> None:
 
 
 SETTINGS = (
-    Command(
-        ("parameter",),
-        "NAME VALUE",
-        ", ".join(PARAMETERS),
-        _set_parameter,
-        complete_words(*PARAMETERS),
-    ),
-    Command(("system",), "TEXT", "set the system message; without TEXT, remove it", _set_system),
-    Command(
-        ("think",), "[low|medium|high]", "turn thinking on", _set_think, complete_words(*EFFORTS)
-    ),
-    Command(("nothink",), "", "turn thinking off", _set_nothink),
-    Command(
-        ("thinking",),
-        "show|fold|hide",
-        "how to show thinking",
-        _set_thinking,
-        complete_words("show", "fold", "hide"),
-    ),
-    Command(
-        ("format",),
-        "json|text",
-        "constrain answers to one JSON object, or not",
-        _set_format,
-        complete_words("json", "text"),
-    ),
-    Command(
-        ("verbose",), "", "print token counts and speed after answers", partial(_set_stats, on=True)
-    ),
-    Command(("quiet",), "", "print no token counts and speed", partial(_set_stats, on=False)),
-    Command(("markdown",), "", "render Markdown", partial(_set_markdown, on=True)),
-    Command(("plain",), "", "print answers as plain text", partial(_set_markdown, on=False)),
-    Command(("history",), "", "remember messages for later runs", partial(_set_history, on=True)),
-    Command(("nohistory",), "", "do not remember messages", partial(_set_history, on=False)),
+    Command("parameter", "NAME VALUE", ", ".join(PARAMETERS), _set_parameter, words(*PARAMETERS)),
+    Command("system", "TEXT", "set the system message; without TEXT, remove it", _set_system),
+    Command("think", "[low|medium|high]", "turn thinking on", _set_think, words(*EFFORTS)),
+    Command("nothink", "", "turn thinking off", _set_nothink),
+    Command("thinking", "show|fold|hide", "how to show thinking", _set_thinking, words(*SHOWN)),
+    Command("format", "json|text", "answer with JSON or text", _set_format, words(*FORMATS)),
+    Command("verbose", "", "print token counts and speed", partial(_set_stats, on=True)),
+    Command("quiet", "", "print no token counts and speed", partial(_set_stats, on=False)),
+    Command("markdown", "", "render Markdown", partial(_set_markdown, on=True)),
+    Command("plain", "", "print answers as plain text", partial(_set_markdown, on=False)),
+    Command("history", "", "remember messages for later runs", partial(_set_history, on=True)),
+    Command("nohistory", "", "do not remember messages", partial(_set_history, on=False)),
 )
 
 
 def _complete_set(typed: str) -> list[str]:
     name, space, rest = typed.partition(" ")
     if not space:
-        return complete_words(*(setting.names[0] for setting in SETTINGS))(typed)
+        return words(*(setting.names[0] for setting in SETTINGS))(typed)
     setting = _find(SETTINGS, name)
     return setting.complete(rest) if setting else []
 
@@ -436,27 +420,19 @@ VIEWS: dict[str, Callable[[Conversation], str]] = {
     "thinking": _show_thinking,
 }
 COMMANDS = (
-    Command(("/?", "/help"), "", "show this help", _help),
-    Command(("/bye", "/exit", "/quit"), "", "leave", _leave),
-    Command(("/clear", "/reset", "/new"), "", "start a new conversation", _clear),
-    Command(
-        ("/set",),
-        "NAME [VALUE]",
-        "change a setting; /set alone lists them",
-        _set,
-        _complete_set,
-    ),
-    Command(("/show",), "VIEW", f"show {', '.join(VIEWS)}", _show, complete_words(*VIEWS)),
-    Command(("/save",), "FILE", "save the conversation", _save, complete_path),
-    Command(("/load",), "FILE", "continue a saved conversation", _load, complete_path),
-    Command(("/regen", "/retry"), "", "answer the last message again", _regenerate),
-    Command(("/undo",), "", "remove the last message and its answer", _undo),
-    Command(
-        ("/read",), "FILE [TEXT]", "send a file with TEXT or the next message", _read, complete_path
-    ),
-    Command(("/model",), "[NAME]", "switch to another model", _model, complete_model),
-    Command(("/stats",), "", "show token counts and speed", _stats),
-    Command(("/experts",), "[FILE]", "show which experts answered", _experts, complete_path),
-    Command(("/copy",), "", "copy the last answer to the clipboard", _copy),
-    Command(("/export",), "FILE", "write the conversation as Markdown", _export, complete_path),
+    Command("/? /help", "", "show this help", _help),
+    Command("/bye /exit /quit", "", "leave", _leave),
+    Command("/clear /reset /new", "", "start a new conversation", _clear),
+    Command("/set", "NAME [VALUE]", "change a setting; /set alone lists them", _set, _complete_set),
+    Command("/show", "VIEW", f"show {', '.join(VIEWS)}", _show, words(*VIEWS)),
+    Command("/save", "FILE", "save the conversation", _save, complete_path),
+    Command("/load", "FILE", "continue a saved conversation", _load, complete_path),
+    Command("/regen /retry", "", "answer the last message again", _regenerate),
+    Command("/undo", "", "remove the last message and its answer", _undo),
+    Command("/read", "FILE [TEXT]", "send a file, with TEXT or later", _read, complete_path),
+    Command("/model", "[NAME]", "switch to another model", _model, complete_model),
+    Command("/stats", "", "show token counts and speed", _stats),
+    Command("/experts", "[FILE]", "show which experts answered", _experts, complete_path),
+    Command("/copy", "", "copy the last answer to the clipboard", _copy),
+    Command("/export", "FILE", "write the conversation as Markdown", _export, complete_path),
 )

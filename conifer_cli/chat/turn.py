@@ -33,7 +33,7 @@ def answer(conversation: Conversation, otherwise: str = NOT_ADDED) -> None:
         if tokens is None:
             console.log(f"{otherwise} {CLEAR_HINT}")
             return
-        response, generation, first_s = conversation.ask(tokens)
+        response, generation = conversation.ask(tokens)
     except errors.known_exceptions() as error:
         if isinstance(error, errors.OutputError):
             raise
@@ -46,7 +46,7 @@ def answer(conversation: Conversation, otherwise: str = NOT_ADDED) -> None:
         console.log(f"Stopped with no answer. {otherwise}")
         return
     conversation.messages.append(response.message())
-    conversation.totals.add(generation, first_s)
+    conversation.totals.add(generation)
     if conversation.shows_stats:
         console.log(f"{conversation.totals.last}; {conversation.meter()}")
     try:

@@ -220,7 +220,7 @@ class Generation:
         self._progress = Progress("reading the prompt", "tokens", session.options.verbose)
         self._started = time.perf_counter()
         self._faults = history.disk_faults()
-        self.total_s = 0.0
+        self.first_s = self.total_s = 0.0  # until the first and the last part
         settings = session.settings
         if settings.seed is None:
             settings = replace(settings, seed=secrets.randbits(SEED_BITS))
@@ -238,6 +238,7 @@ class Generation:
             for part in self.stream.parts():
                 self._progress.clear()
                 self.total_s = time.perf_counter() - self._started
+                self.first_s = self.first_s or self.total_s
                 yield part
         self.total_s = time.perf_counter() - self._started
         kernels, kv_type = self._session.model.kernels.name, self._session.options.kv_type

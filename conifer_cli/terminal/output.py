@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from conifer_cli.errors import OutputError
@@ -48,12 +47,7 @@ class AnswerPrinter:
     def __enter__(self) -> AnswerPrinter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         """End the line. Print nothing if an error came before the answer."""
         if self._thinking is not None:
             self._thinking.end()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 
 from conifer_cli.terminal.console import dimensions, dumb, is_terminal, log, write_stderr
 from conifer_cli.terminal.format import duration, size
@@ -40,12 +39,7 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.clear()
 
     def update(self, done: int, total: int | None) -> None:
