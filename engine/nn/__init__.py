@@ -1,6 +1,7 @@
-"""The layers of a model and what they remember: configuration, attention, experts, caches.
+"""The layers that architectures share, and the caches they fill.
 
-`config` checks the header's keys, `weights` maps its tensors, and the pages of
-`engine.architectures` join layers to a `decoder`. A weight multiplies through `engine.kernels`;
-nothing here depends on the device.
+`config` reads and checks a file's keys, `weights` loads its tensors, and the modules of
+`engine.architectures` join layers into the `Decoder`. Activations are MLX arrays of one sequence,
+(T, D); weights multiply through the `Kernels` of `engine.kernels`, whatever the device.
+`cache_spec` and `config` import no MLX, so `engine.fit` can use them.
 """

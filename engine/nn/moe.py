@@ -27,6 +27,21 @@ SORT_FROM = 64  # chosen rows from which grouping by expert is faster on a GPU
 JITTER = 0.01  # PhiMoE's `router_jitter_noise`, which files do not state
 
 
+def route(
+    logits: mx.array, experts: ExpertConfig, bias: mx.array | None = None
+) -> tuple[mx.array, mx.array]:
+    """Choose k experts per token.
+
+    logits: (T, E) float32. bias: (E,), added to scores for selection only. Returns weights (T, k)
+    float32 and expert ids (T, k), unordered.
+    """
+    if experts.gating == SPARSE_MIXER:
+        return _by_sparse_mixer(logits, experts)
+    if experts.gating == SOFTMAX_OF_CHOSEN:
+        return _by_softmax_of_chosen(logits, experts, bias)
+    return _by_score(logits, experts, bias)
+
+
 def _by_score(
     logits: mx.array, experts: ExpertConfig, bias: mx.array | None
 ) -> tuple[mx.array, mx.array]:
@@ -90,21 +105,6 @@ def _best_groups(scores: mx.array, groups: int, used: int, counted: int) -> mx.a
 def _largest(scores: mx.array, count: int) -> mx.array:
     """Return the indices of the `count` largest values on the last axis, unordered."""
     return mx.argpartition(-scores, kth=count - 1, axis=-1)[..., :count]
-
-
-def route(
-    logits: mx.array, experts: ExpertConfig, bias: mx.array | None = None
-) -> tuple[mx.array, mx.array]:
-    """Choose k experts per token.
-
-    logits: (T, E) float32. bias: (E,), added to scores for selection only. Returns weights (T, k)
-    float32 and expert ids (T, k), unordered.
-    """
-    if experts.gating == SPARSE_MIXER:
-        return _by_sparse_mixer(logits, experts)
-    if experts.gating == SOFTMAX_OF_CHOSEN:
-        return _by_softmax_of_chosen(logits, experts, bias)
-    return _by_score(logits, experts, bias)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -170,3 +171,11 @@ def test_every_row_has_a_builder(name: str):
         function or "build",
     )
     assert function != "build", "`build` is the default"
+
+
+def test_the_code_in_the_docs_is_the_code():
+    root = Path(architectures.__file__).parents[2]
+    page = (root / "docs" / "adding-an-architecture.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    sources = [path.read_text() for path in SOURCES]
+    assert blocks and all(any(block in source for source in sources) for block in blocks)
