@@ -1,4 +1,4 @@
-"""Bounds on scratch memory, shared by the layers that keep them and by the estimate of memory use.
+"""Bounds on scratch memory, used by the layers and by the estimate of memory use.
 
 All sizes are bytes. Imports no MLX.
 """

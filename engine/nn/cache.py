@@ -127,7 +127,8 @@ class StateCache:
     shortly before the end of the last prompt. A conversation continues from the last one if its
     answer was dropped, or stored without its thinking and hence without its opening.
 
-    states: the arrays, by number of tokens seen. mark: the number for the last snapshot.
+    states: the arrays, by number of tokens seen. mark: that number for the snapshot before
+    the end of the prompt.
     """
 
     def __init__(self, context: int) -> None:
@@ -153,8 +154,8 @@ class StateCache:
 
     def save(self, end: int, state: tuple[mx.array, ...]) -> None:
         """Save the state after `end` tokens, and delete the snapshots it replaces."""
-        kept = (self.mark, end - 1)
-        self.states = {at: old for at, old in self.states.items() if at in kept}
+        recent = (self.mark, end - 1)
+        self.states = {at: old for at, old in self.states.items() if at in recent}
         self.states[end] = state
 
     def rewindable_length(self, length: int) -> int:

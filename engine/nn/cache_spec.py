@@ -13,8 +13,8 @@ from dataclasses import dataclass
 STEP = 256  # tokens by which buffers grow
 KV_TYPES = ("f16", "q8", "f32")
 Q8_GROUP = 32  # values that share a scale
-WINDOW_SLACK = 512  # tokens that a window keeps beyond itself, so that it can be rewound
-SNAPSHOTS = 3  # states that a recurrent layer keeps
+WINDOW_SLACK = 512  # extra tokens that a window holds, so that it can be rewound
+SNAPSHOTS = 3  # saved states of a recurrent layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +22,8 @@ class CacheSpec:
     """What one layer caches.
 
     buffers: (heads, values per head) of each tensor with a row per token. window: how many of the
-    last tokens the buffers keep, 0 for all. chosen: how many tokens a new token reads from the
-    first buffer at most, 0 for all. state_values: float32 values kept whatever the length.
+    last tokens the buffers hold, 0 for all. chosen: how many tokens a new token reads from the
+    first buffer at most, 0 for all. state_values: float32 values, independent of the length.
     """
 
     buffers: tuple[tuple[int, int], ...] = ()

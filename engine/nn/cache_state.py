@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 class CacheState:
     """The contents of a cache: its tokens, the positions each layer stores, and all arrays.
 
-    positions: of a layer with a row per token, the first token it holds. Of a recurrent layer, the
-    mark of its last snapshot, then the tokens seen by each snapshot. Layers that the native kernels
-    run as one task list only first tokens, followed by one list for all states, counted from 1.
+    positions: for a layer with a row per token, its first token; for a recurrent layer, `mark`,
+    then the number of tokens of each snapshot. Fused layers list their first tokens, followed by
+    one such list, counted from 1, for all recurrent layers.
     """
 
     tokens: list[int]
@@ -110,7 +110,7 @@ def _attention_specs(model: Model) -> list[CacheSpec]:
 
 
 def _read_marks(state: CacheState, cache: Cache) -> list[int]:
-    """Read the tokens seen by fused states. Raises CacheStateError for invalid ones."""
+    """Read the token numbers of fused states. Raises CacheStateError for invalid ones."""
     places = len(cache.layers.marks)
     if places == 1:
         return [-1]

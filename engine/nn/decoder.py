@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 Scorer = Callable[[mx.array], mx.array]  # (T, D) -> (T, V) float32
 # Attention or a recurrent layer: (T, D), its cache, the position of the first token -> (T, D).
-# `ModelConfig.cache_spec` describes the cache; without one, tokens see only each other.
+# `ModelConfig.cache_spec` describes the cache; without one, tokens attend only to each other.
 Mixer = Callable[[mx.array, Any, int], mx.array]
 FeedForwardLayer = Callable[[mx.array], mx.array]  # (T, D) -> (T, D)
-# Called from time to time with the completed share of a long step; may raise to stop it.
+# Called repeatedly with the completed share of a long step; may raise to stop it.
 OnProgress = Callable[[float], None]
 
 
@@ -89,7 +89,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """Blocks run in sequence. cache_specs: what each caches."""
+    """The layers as blocks run in sequence. cache_specs: what each block caches."""
 
     blocks: Sequence[Block]
     cache_specs: Sequence[CacheSpec]
@@ -147,8 +147,8 @@ class Head:
 class Decoder:
     """The graph of a model. Without `output.weight`, the embedding is also the head.
 
-    output_norm: name of the final norm. embedding_scale: factor on embeddings, by default that of
-    the file.
+    output_norm: name of the final norm. embedding_scale: factor on embeddings, 0 for that of the
+    file.
     """
 
     def __init__(
@@ -157,13 +157,11 @@ class Decoder:
         weights: Weights,
         blocks: Sequence[Block],
         output_norm: str = "output_norm",
-        embedding_scale: float | None = None,
+        embedding_scale: float = 0.0,
     ) -> None:
         shape = (config.vocab, config.width)
         self.embedding = weights.matrix("token_embd.weight", *shape)
-        self.embedding_scale = (
-            config.embedding_scale if embedding_scale is None else embedding_scale
-        )
+        self.embedding_scale = embedding_scale or config.embedding_scale
         norm = required_norm(weights, output_norm, config.width, config.norm_eps)
         tied = "output.weight" not in weights
         output = self.embedding if tied else weights.matrix("output.weight", *shape)
@@ -200,14 +198,14 @@ def pre_norm_decoder(
     *,
     sandwich: bool = False,
     output_norm: str = "output_norm",
-    embedding_scale: float | None = None,
+    embedding_scale: float = 0.0,
 ) -> Decoder:
     """Build a decoder whose blocks normalise the input of their two parts.
 
-    mixer, feed_forward: make these parts of a layer from its number; by default the file decides
-    whether the second is dense or routed. sandwich: the output of both parts is normalised too.
-    Without `ffn_norm`, `post_attention_norm` is the norm before the feed-forward layer. A norm with
-    a bias in the file is a layer norm. The rest as in `Decoder`.
+    mixer, feed_forward: return these parts of a layer, given its number. By default, the file
+    selects a dense or routed feed-forward part. sandwich: also normalise the output of both parts.
+    If `ffn_norm` is missing, `post_attention_norm` precedes the feed-forward part. Other parameters
+    as in `Decoder`.
     """
     feed_forward = feed_forward or partial(moe.feed_forward, config, weights)
 

@@ -19,14 +19,9 @@ CLAMP_LIMIT = 7.0
 Activation = Callable[[mx.array, mx.array], mx.array]  # gate (..., F), up (..., F) -> (..., F)
 
 
-def silu(x: mx.array) -> mx.array:
-    """x * sigmoid(x)."""
-    return x * mx.sigmoid(x)
-
-
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:
     """silu(gate) * up."""
-    return silu(gate) * up
+    return gate * mx.sigmoid(gate) * up
 
 
 def clamped_swiglu(gate: mx.array, up: mx.array) -> mx.array:

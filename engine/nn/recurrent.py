@@ -39,6 +39,8 @@ class Mamba2:
         self.norm = weights.array(name + "norm.weight", shape.groups, shape.inner // shape.groups)
         self.eps = config.norm_eps
         self.output = weights.linear(name + "out", config.width, shape.inner)
+        matrix = (shape.groups, heads // shape.groups, shape.state, shape.inner // heads)
+        self.state_shapes = ((shape.kernel - 1, self.channels), matrix)
 
     def __call__(self, x: mx.array, cache: LayerCache | None, offset: int) -> mx.array:
         """x (T, D) -> (T, D)."""
@@ -46,7 +48,7 @@ class Mamba2:
         projected = self.input(x).astype(mx.float32)
         z, xbc, dt = _split(projected, shape.inner, self.channels, shape.heads)
         dt = mx.logaddexp(dt + self.dt_bias, 0)  # softplus
-        y = run_cached(cache, offset, [xbc, dt], self._empty(), self._advance)
+        y = run_cached(cache, offset, [xbc, dt], self.state_shapes, self._advance)
         y, z = (rows.reshape(len(x), *self.norm.shape) for rows in (y, z))
         y = self.kernels.gated_norm(y, z, self.norm, self.eps, gate_first=True)
         return self.output(y.reshape(len(x), -1).astype(x.dtype))
@@ -64,12 +66,6 @@ class Mamba2:
         u = v * dt.reshape(grouped)[..., None]
         y, matrix = self.kernels.scan(c, b, u, decay, matrix)
         return y + v * self.skip, (tail, matrix)
-
-    def _empty(self) -> State:
-        shape = self.config
-        heads = (shape.groups, shape.heads // shape.groups)
-        matrix = mx.zeros((*heads, shape.state, shape.inner // shape.heads))
-        return mx.zeros((shape.kernel - 1, self.channels)), matrix
 
 
 class GatedDeltaNet:
@@ -94,13 +90,15 @@ class GatedDeltaNet:
         shared = shape.heads // shape.groups
         self.heads = (shared, shape.groups) if tiled else (shape.groups, shared)
         self.key_heads = (1, shape.groups) if tiled else (shape.groups, 1)
+        matrix = (*self.heads, shape.state, self.value_dim)
+        self.state_shapes = ((shape.kernel - 1, channels), matrix)
 
     def __call__(self, x: mx.array, cache: LayerCache | None, offset: int) -> mx.array:
         """x (T, D) -> (T, D)."""
         qkv, z, beta, alpha = (part.astype(mx.float32) for part in self.project(x))
         beta = mx.sigmoid(beta)
         decay = self.rate * mx.logaddexp(alpha + self.dt_bias, 0)  # softplus
-        y = run_cached(cache, offset, [qkv, beta, decay], self._empty(), self._advance)
+        y = run_cached(cache, offset, [qkv, beta, decay], self.state_shapes, self._advance)
         y, z = (rows.reshape(len(x), -1, self.value_dim) for rows in (y, z))
         y = self.kernels.gated_norm(y, z, self.norm, self.eps, gate_first=False)
         return self.output(y.reshape(len(x), -1).astype(x.dtype))
@@ -116,11 +114,6 @@ class GatedDeltaNet:
         beta, decay = (part.reshape(count, *self.heads) for part in (beta, decay))
         y, matrix = self.kernels.scan(q, k, v, decay, matrix, beta, self.eps)
         return y, (tail, matrix)
-
-    def _empty(self) -> State:
-        shape = self.config
-        tail = mx.zeros((shape.kernel - 1, 2 * self.keys + shape.inner))
-        return tail, mx.zeros((*self.heads, shape.state, self.value_dim))
 
 
 class ShortConvolution:
@@ -138,8 +131,8 @@ class ShortConvolution:
         """x (T, D) -> (T, D)."""
         projected = self.input(x).astype(mx.float32)
         before, after, values = _split(projected, self.width, self.width, self.width)
-        empty = (mx.zeros((self.config.kernel - 1, self.width)),)
-        y = run_cached(cache, offset, [before * values], empty, self._advance)
+        shapes = ((self.config.kernel - 1, self.width),)
+        y = run_cached(cache, offset, [before * values], shapes, self._advance)
         return self.output((after * y).astype(x.dtype))
 
     def _advance(self, parts: Sequence[mx.array], state: State) -> tuple[mx.array, State]:
@@ -151,14 +144,14 @@ def run_cached(
     cache: LayerCache | None,
     offset: int,
     parts: Sequence[mx.array],
-    empty: State,
+    state_shapes: Sequence[tuple[int, ...]],
     advance: Advance,
 ) -> mx.array:
     """Run tokens from the cached state, and save the snapshots that the cache requests.
 
-    parts: the inputs (T, ...) of `advance`, the first at position `offset`. empty: the state before
-    any token.
+    parts: the inputs (T, ...) of `advance`, the first at position `offset`.
     """
+    empty = tuple(mx.zeros(shape) for shape in state_shapes)
     if cache is None:
         return advance(parts, empty)[0]
     assert isinstance(cache, StateCache)
