@@ -1,17 +1,4 @@
-"""Every error the catalog raises.
-
-CatalogError
-├── UnknownModel           no catalog entry has this name; carries the closest one
-├── ModelNotFound          a path, repository, file or quantisation that does not exist
-├── AccessDenied           the Hub needs a token or an accepted licence
-├── HubUnreachable         the Hub did not answer, or offline mode is on
-│   ├── BadSetting         an environment variable for the Hub's client has an unusable value
-│   └── IndexUnreachable   the Python package index did not answer, or pip and uv are missing
-├── VerificationError      downloaded bytes do not have the expected SHA-256
-├── NotAModel              downloaded bytes are not a GGUF file
-└── StoreError             the disk is read-only, forbidden, or full
-    └── NoSpace            a download would fill the disk; nothing was written
-"""
+"""Every error the catalog raises; all derive from CatalogError."""
 
 from __future__ import annotations
 

