@@ -289,13 +289,12 @@ def _write_history(path: Path, texts: list[str]) -> None:
     write_atomically(path, lines, mode=0o600)
 
 
-def complete_nothing(typed: str) -> list[str]:
-    return []
-
-
 def words(*words: str) -> Complete:
     """Return a completion that offers these words."""
     return lambda typed: [word for word in words if word.startswith(typed.rpartition(" ")[2])]
+
+
+complete_nothing = words()
 
 
 def complete_path(typed: str) -> list[str]:

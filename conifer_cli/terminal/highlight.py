@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-Span = tuple[str, str]  # (SGR parameters, text)
+from conifer_cli.terminal.inline import Row
 
 CONTEXT = 1500  # characters
 LONGEST_LINE = 500  # characters; longer lines are not highlighted
@@ -31,7 +31,7 @@ COLOURS = {  # Pygments token type -> SGR parameters; a type without a row uses 
 }
 
 
-def lexer_for(name: str) -> Callable[[str], list[Span]] | None:
+def lexer_for(name: str) -> Callable[[str], Row] | None:
     """Return a function that highlights the next line; None for an unknown language."""
     from pygments.lexers import get_lexer_by_name
     from pygments.util import ClassNotFound
@@ -42,14 +42,14 @@ def lexer_for(name: str) -> Callable[[str], list[Span]] | None:
         return None
     before: list[str] = []
 
-    def line(text: str) -> list[Span]:
+    def line(text: str) -> Row:
         start = "".join(before)
         before.append(text + "\n")
         while sum(map(len, before)) > CONTEXT and len(before) > 1:
             del before[0]
         if len(text) > LONGEST_LINE:
             return [("", text)]
-        spans = []
+        spans: Row = []
         for at, kind, part in lexer.get_tokens_unprocessed(start + text + "\n"):
             if at + len(part) > len(start):
                 spans.append((_colour(tuple(kind)), part[max(len(start) - at, 0) :].rstrip("\n")))

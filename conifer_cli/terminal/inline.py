@@ -14,10 +14,10 @@ BOLD, DIM, ITALIC, UNDERLINE, STRUCK, CODE = "1", "2", "3", "4", "9", "36"
 
 _MARKS_AT_END = re.compile(r"[*`~\\]+$")
 _INLINE = re.compile(
-    r"\\(?P<escaped>[\\`*_{}\[\]()#+.!|>~-])|(?P<code>`+)|(?P<strong>\*\*\*|\*\*|~~)|(?P<em>\*)"
+    r"\\(?P<escaped>[\\`*_{}\[\]()#+.!|>~-])|(?P<code>`+)|(?P<emphasis>\*\*\*|\*\*|~~|\*)"
     r"|\[(?P<link>[^\]\[]+)\]\((?P<target>[^()\s]*)\)"
 )
-_STRONG = {"***": f"{BOLD};{ITALIC}", "**": BOLD, "~~": STRUCK}
+_EMPHASIS = {"***": f"{BOLD};{ITALIC}", "**": BOLD, "~~": STRUCK, "*": ITALIC}
 
 
 def cells(text: str) -> int:
@@ -79,18 +79,9 @@ def _read_code(text: str, mark: re.Match[str], style: str, ended: bool) -> tuple
     return [(styled(style, CODE), code)], closing.end() if closing else end
 
 
-def _read_strong(text: str, mark: re.Match[str], style: str, ended: bool) -> tuple[Row, int]:
-    return _emphasis(text, mark, style, _STRONG[mark[0]], ended)
-
-
-def _read_em(text: str, mark: re.Match[str], style: str, ended: bool) -> tuple[Row, int]:
-    return _emphasis(text, mark, style, ITALIC, ended)
-
-
-def _emphasis(
-    text: str, mark: re.Match[str], style: str, added: str, ended: bool
-) -> tuple[Row, int]:
+def _read_emphasis(text: str, mark: re.Match[str], style: str, ended: bool) -> tuple[Row, int]:
     """Parse text between two markers; a marker that opens nothing is text."""
+    inner_style = styled(style, _EMPHASIS[mark[0]])
     before, after = text[mark.start() - 1 : mark.start()], text[mark.end() : mark.end() + 1]
     within_word = before.isalnum() and after.isalnum()
     if (
@@ -108,8 +99,8 @@ def _emphasis(
     if closing is None:
         if ended:
             return [(style, mark[0])], mark.end()
-        return inline(text[mark.end() :], styled(style, added), False), len(text)
-    inner = inline(text[mark.end() : closing.start()], styled(style, added), True)
+        return inline(text[mark.end() :], inner_style, False), len(text)
+    inner = inline(text[mark.end() : closing.start()], inner_style, True)
     return inner, closing.end()
 
 
@@ -123,8 +114,7 @@ def _read_link(text: str, mark: re.Match[str], style: str, ended: bool) -> tuple
 _READERS = {
     "escaped": _read_escaped,
     "code": _read_code,
-    "strong": _read_strong,
-    "em": _read_em,
+    "emphasis": _read_emphasis,
     "link": _read_link,
 }
 
