@@ -17,7 +17,6 @@ from typing import Any
 
 from catalog import Entry, entries
 from conifer_cli.terminal.format import count
-from engine.text.pretokenizers import EXACT, EXACT_SCORED, verified
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "tests" / "data"
@@ -302,10 +301,13 @@ def tokenizer_proof(entry: Entry) -> str:
     """Say how far the ids of a model's tokenizer are proved, and on whose vocabulary."""
     if entry.tokenizer is None:
         return "unknown"
+    exact = read_json("exact_tokenizers.json")
     if entry.tokenizer == "llama":
-        return f"exact: scored, on {', '.join(EXACT_SCORED)}"
-    on = f", on {EXACT[entry.tokenizer]}" if entry.tokenizer in EXACT else ""
-    return f"{verified(entry.tokenizer)}: `{entry.tokenizer}`{on}"
+        return f"exact: scored, on {', '.join(exact['scored'])}"
+    vocabulary = exact["by_pre_tokenizer"].get(entry.tokenizer)
+    if vocabulary is None:
+        return f"regex only: `{entry.tokenizer}`"
+    return f"exact: `{entry.tokenizer}`, on {vocabulary}"
 
 
 def run_proof(run: dict[str, str] | None) -> str:

@@ -13,21 +13,19 @@ from typing import TYPE_CHECKING
 from engine.sampling import Settings
 
 if TYPE_CHECKING:
+    from engine.generate import Stats
     from engine.model import Model
+    from engine.nn.cache import Cache
 
 SEED = 0
 
 
 def prefill_rates(model: Model, length: int, repeat: int, kv_type: str) -> Iterator[float]:
     """Yield prefill rates, in tokens per second, of `length` tokens and the first answer token."""
-    tokens = prompt(model.config.vocab, length)
-    settings = Settings(max_tokens=1, temperature=0, ignore_end=True)
     for run in range(repeat + 1):
-        stream = model.generate(tokens, settings, model.new_cache(length + 1, kv_type))
-        for _ in stream:
-            pass
+        stats = _run(model, length, 1, model.new_cache(length + 1, kv_type))
         if run > 0:
-            yield stream.stats.prompt_per_s
+            yield stats.prompt_per_s
 
 
 def decode_rates(
@@ -37,15 +35,19 @@ def decode_rates(
 
     The `depth` tokens are prefilled once; the cache holds them for later runs.
     """
-    tokens = prompt(model.config.vocab, depth + 1)
-    settings = Settings(max_tokens=count + 1, temperature=0, ignore_end=True)
     cache = model.new_cache(decode_context(depth, count), kv_type)
     for run in range(repeat + 1):
-        stream = model.generate(tokens, settings, cache)
-        for _ in stream:
-            pass
+        stats = _run(model, depth + 1, count + 1, cache)
         if run > 0:
-            yield stream.stats.decode_per_s
+            yield stats.decode_per_s
+
+
+def _run(model: Model, length: int, count: int, cache: Cache) -> Stats:
+    settings = Settings(max_tokens=count, temperature=0, ignore_end=True)
+    stream = model.generate(prompt(model.config.vocab, length), settings, cache)
+    for _ in stream:
+        pass
+    return stream.stats
 
 
 def decode_context(depth: int, count: int) -> int:

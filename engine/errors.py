@@ -1,21 +1,4 @@
-"""Exceptions of the engine: one class per failure that callers handle differently.
-
-EngineError
-├── ModelFileError         the model file cannot be used
-│   ├── GGUFError          damaged, truncated or not GGUF
-│   │   └── MoreNeeded     the given bytes end inside the header: read more and retry
-│   ├── UnsupportedError   an unsupported architecture, tensor type or tokenizer
-│   └── TemplateError      the chat template is missing, hostile or rejects the conversation
-├── SchemaError            a JSON schema is invalid or not supported
-├── ConstraintError        an answer cannot continue within its schema
-├── CacheStateError        a saved cache state is not from this model
-├── BackendError           MLX has no backend, several, or not the requested kernels
-├── DoesNotFit             memory allocation failed
-├── ContextOverflow        more tokens than the context holds
-└── NumericError           the logits contain NaN or infinity
-
-Messages say what is wrong and where; the caller adds what to do about it.
-"""
+"""Exceptions of the engine. Messages say what is wrong and where; callers add what to do."""
 
 from __future__ import annotations
 

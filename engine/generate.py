@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from engine.text.tokenizer import Tokenizer
 
 OnPrefill = Callable[[int, int], None]  # (tokens done, total tokens)
+Check = Callable[[], None]
 
 
 class LanguageModel(Protocol):
@@ -40,11 +41,7 @@ class LanguageModel(Protocol):
     def routes(self) -> RouterStats | None: ...
 
     def prefill(
-        self,
-        tokens: list[int],
-        cache: Cache,
-        on_prefill: OnPrefill | None,
-        check: Callable[[], None],
+        self, tokens: list[int], cache: Cache, on_prefill: OnPrefill | None, check: Check
     ) -> mx.array: ...
 
     def forward(self, tokens: mx.array, cache: Cache) -> mx.array: ...

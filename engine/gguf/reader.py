@@ -51,20 +51,8 @@ MIN_KEY_BYTES = 13
 MIN_TENSOR_BYTES = 24
 
 UINT32, BOOL, STRING, ARRAY = 4, 7, 8, 9
-# Formats of `memoryview`.
-NUMBERS = {
-    0: "B",
-    1: "b",
-    2: "H",
-    3: "h",
-    UINT32: "I",
-    5: "i",
-    6: "f",
-    BOOL: "?",
-    10: "Q",
-    11: "q",
-    12: "d",
-}
+# Formats of `memoryview`, by type id.
+NUMBERS = {**dict(enumerate("BbHhIif?")), 10: "Q", 11: "q", 12: "d"}
 WHOLE, REAL = tuple("bBhHiIlLqQ"), ("f", "d")
 
 PART_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
@@ -218,14 +206,14 @@ class _Cursor:
         return end
 
     def u32(self) -> int:
-        end = self.require(4)
-        (value,) = _U32.unpack_from(self.data, self.pos)
-        self.pos = end
-        return int(value)
+        return self._integer(_U32)
 
     def u64(self) -> int:
-        end = self.require(8)
-        (value,) = _U64.unpack_from(self.data, self.pos)
+        return self._integer(_U64)
+
+    def _integer(self, layout: struct.Struct) -> int:
+        end = self.require(layout.size)
+        (value,) = layout.unpack_from(self.data, self.pos)
         self.pos = end
         return int(value)
 

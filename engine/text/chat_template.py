@@ -59,31 +59,17 @@ class ChatTemplate:
         self._clock = clock
         self._sandbox = sandbox or Sandbox()
 
-    def render(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
-        **variables: Any,
-    ) -> str:
+    def render(self, messages: Sequence[Message], **variables: Any) -> str:
         """Return the prompt as text, as transformers' `apply_chat_template` would.
 
-        variables: the template's own, such as enable_thinking. Everything must be plain data: str,
-        int, float, bool, None, lists and dicts of these; raises TypeError otherwise. Raises
-        TemplateError if the template fails or rejects the conversation.
+        variables: the standard `tools` and `add_generation_prompt` (default True), and the
+        template's own, such as `enable_thinking`. Everything must be plain data: str, int, float,
+        bool, None, lists and dicts of these; raises TypeError otherwise. Raises TemplateError if
+        the template fails or rejects the conversation.
         """
-        plain = _Quotes({}, {})
-        return self._render(plain, messages, tools, add_generation_prompt, variables)
+        return self._render(_Quotes({}, {}), messages, variables)
 
-    def encode(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
-        **variables: Any,
-    ) -> list[int]:
+    def encode(self, messages: Sequence[Message], **variables: Any) -> list[int]:
         """Return the prompt as ids, with BOS if the model needs it.
 
         Only text that the template itself writes can become control tokens. See `render`.
@@ -91,7 +77,7 @@ class ChatTemplate:
         tokenizer = self._tokenizer
         tags = {text: id for text, id in tokenizer.user_defined.items() if TAG.fullmatch(text)}
         quotes = _Quotes({**tokenizer.control, **tokenizer.unknown}, tags)
-        text = self._render(quotes, messages, tools, add_generation_prompt, variables)
+        text = self._render(quotes, messages, variables)
         ids = tokenizer.encode_quoted(text, quotes.words)
         bos = tokenizer.bos_id
         if tokenizer.add_bos and bos is not None and ids[:1] != [bos]:
@@ -99,19 +85,14 @@ class ChatTemplate:
         return ids
 
     def _render(
-        self,
-        quotes: _Quotes,
-        messages: Sequence[Message],
-        tools: Sequence[Mapping[str, Any]] | None,
-        add_generation_prompt: bool,
-        variables: Mapping[str, Any],
+        self, quotes: _Quotes, messages: Sequence[Message], variables: Mapping[str, Any]
     ) -> str:
         context = {
             **self._tokenizer.special_texts(),
             "messages": [quotes.message(_with_reasoning(message)) for message in messages],
-            "tools": quotes.data(tools, trusted=True),
+            "tools": None,
             "documents": None,
-            "add_generation_prompt": add_generation_prompt,
+            "add_generation_prompt": True,
             **{name: quotes.data(value, trusted=True) for name, value in variables.items()},
         }
         return self._sandbox.render(self.source, context, self._clock())

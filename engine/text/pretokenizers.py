@@ -99,36 +99,6 @@ _ROWS: dict[str, PreTokenizer] = {
 }
 PRE_TOKENIZERS = {name: row for names, row in _ROWS.items() for name in names.split()}
 
-# Names whose ids the tests compare with the publisher's library or llama.cpp on a matching
-# vocabulary. The others are tested on a borrowed vocabulary, which checks only the splitting.
-EXACT = {
-    "gpt-2": "GPT-2",
-    "olmo": "OLMo",
-    "mpt": "MPT",
-    "smollm": "SmolLM2",
-    "starcoder": "StarCoder",
-    "refact": "Refact",
-    "command-r": "Command R",
-    "qwen2": "Qwen2, Qwen3",
-    "llama-bpe": "Llama 3, Llama 3.1",
-    "llama3": "Llama 3",
-    "llama-v3": "Llama 3",
-    "dbrx": "cl100k",
-    "deepseek-llm": "DeepSeek LLM",
-    "deepseek-v3": "DeepSeek-V3",
-    "tekken": "Tekken",
-    "gpt-4o": "gpt-oss",
-    "llama4": "Llama 4",
-    "gemma4": "Gemma 4",
-}
-# The same for scored vocabularies, which have no pre-tokenizer.
-EXACT_SCORED = ("Llama 2", "Gemma 3", "Phi-3")
-
-
-def verified(name: str) -> str:
-    """Return how a pre-tokenizer is tested: "exact" or "regex only"."""
-    return "exact" if name in EXACT else "regex only"
-
 
 def pre_tokenizer(name: str) -> PreTokenizer:
     """Return a pre-tokenizer by name. Raises UnsupportedError for an unknown name."""

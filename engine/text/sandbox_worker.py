@@ -122,11 +122,7 @@ def _to_json(
 ) -> str:
     """Format JSON for a prompt; jinja2's own filter escapes it for HTML."""
     return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
 
 
