@@ -59,6 +59,7 @@ class Kernels(Protocol):
     """One way to hold and multiply weights on one device."""
 
     name: str  # native | stock
+    groups_by_expert: bool  # gather_matmul brings the rows of each expert together
     fallback_reason: str | None  # why `auto` chose these slower kernels
 
     @property

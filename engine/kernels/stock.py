@@ -111,6 +111,7 @@ class StockKernels:
     """
 
     name = "stock"
+    groups_by_expert = False
     convolve = staticmethod(recurrence.convolve)
     gated_norm = staticmethod(recurrence.gated_norm)
     pick = staticmethod(sampling.pick)

@@ -141,7 +141,7 @@ def _views(model: Model, cache: Cache, bases: list[int], length: int | None = No
     bases: the first token of each layer. length: that of the cache by default.
     """
     length = cache.length if length is None else length
-    parts, views = iter(cache.layers.memory()), []
+    parts, views = iter(cache.layers.buffers()), []
     for spec, base, slots in zip(_attention_specs(model), bases, cache.layers.slots, strict=True):
         for heads, dims in spec.buffers:
             values = next(parts)

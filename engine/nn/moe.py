@@ -149,7 +149,7 @@ class Experts:
             self.gate = expert_linear(weights, prefix, "ffn_gate", count, hidden, width)
             self.up = expert_linear(weights, prefix, "ffn_up", count, hidden, width)
         self.down = expert_linear(weights, prefix, "ffn_down", count, width, hidden)
-        self.sorts = weights.kernels.name != "native"  # native kernels group rows themselves
+        self.sorts = not weights.kernels.groups_by_expert
         self.stats: RouterStats | None = None  # records the chosen experts
 
     def __call__(self, x: mx.array) -> mx.array:

@@ -103,6 +103,7 @@ class NativeKernels:
     """
 
     name = "native"
+    groups_by_expert = True
     dtype = mx.float32
     fallback_reason: str | None = None
 
@@ -194,7 +195,7 @@ class NativeKernels:
             settings.top_k,
             settings.top_p,
             settings.min_p,
-            uniform=(bits >> 11) * 2.0**-53,
+            (bits >> 11) * 2.0**-53,
         )
         return token
 

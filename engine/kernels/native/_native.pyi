@@ -1,4 +1,6 @@
-"""The C++ extension. Types are GGML ids, cache types those of `engine.kernels.native`."""
+"""The C++ extension. Types are GGML ids."""
+
+from enum import Enum
 
 import mlx.core as mx
 import numpy as np
@@ -35,38 +37,47 @@ def latent_attention(
     q: mx.array, rows: mx.array, scales: mx.array | None, value_dim: int
 ) -> mx.array: ...
 def pick(
-    logits: mx.array,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    uniform: float,
+    logits: mx.array, temperature: float, top_k: int, top_p: float, min_p: float, uniform: float
 ) -> mx.array: ...  # () int32
-def ready(x: mx.array) -> bool: ...  # whether what was launched has been computed
+def ready(x: mx.array) -> bool: ...  # True once a launched array is computed
+
+class CacheType(Enum):
+    f16, f32, q8 = range(3)
 
 class Caches:
-    # layers: kv heads, key dim, value dim, window and room for tokens of each. states: values of
-    # the tail and of the memory. rewind: tokens before a prompt's end, where a state is kept.
-    def __init__(
-        self,
-        layers: list[tuple[int, int, int, int, int]],
-        states: list[tuple[int, int]],
-        capacity: int,
-        type: int,
-        rewind: int,
-    ) -> None: ...
     @property
     def capacity(self) -> int: ...
     @property
-    def state_bytes(self) -> int: ...  # of all states that are kept
-    marks: list[int]  # the mark; the tokens that each kept state has seen, -1 for none
-    def states(self) -> list[NDArray[np.uint8]]: ...  # of each state and layer: tail, memory
-    def memory(self) -> list[NDArray[np.uint8]]: ...  # the memory itself, for reading and writing
-    def reach(self, length: int) -> int: ...
-    def undo(self, offset: int) -> None: ...  # of the step from there on, which was given up
+    def state_bytes(self) -> int: ...  # of all saved states
+    marks: list[int]  # the mark, then the tokens that each saved state has seen; -1: none
+    bases: list[int]  # the first token in each layer's buffers
     @property
-    def slots(self) -> list[int]: ...  # for how many tokens each layer has room
-    bases: list[int]  # the token that each layer's memory begins with
+    def slots(self) -> list[int]: ...  # tokens that each layer has room for
+    def states(self) -> list[NDArray[np.uint8]]: ...  # tail and memory of each state and layer
+    def buffers(self) -> list[NDArray[np.uint8]]: ...  # writable views
+    def rewindable_length(self, length: int) -> int: ...
+    def undo(self, offset: int) -> None: ...  # roll back a cancelled step
+
+# Layers of core/blocks/block.h. Their fields are set one by one, and not read. A field that points
+# to floats takes an array or None; a norm takes (weight, eps) or None; a matrix with a bias takes
+# (weight, bias or None).
+class _Layer:
+    def __setattr__(self, name: str, value: object) -> None: ...
+
+class AttentionLayer(_Layer): ...
+class LatentLayer(_Layer): ...
+class RecurrentLayer(_Layer): ...
+class DenseLayer(_Layer): ...
+class ExpertLayer(_Layer): ...
+
+class Activation(Enum):
+    silu, clamped = range(2)
+
+class Gating(Enum):
+    softmax, sigmoid, softmax_of_chosen = range(3)
+
+class HeadColumns:
+    def __init__(self, at: int, group: int, step: int) -> None: ...
 
 class Rope:
     def __init__(self, periods: mx.array, interleaved: bool, magnitude: float) -> None: ...
@@ -76,124 +87,15 @@ class Stack:
     @property
     def bytes(self) -> int: ...  # of all weights
     @property
-    def done(self) -> float: ...  # the share of its layers that the task under way has behind it
-    def give_up(self, yes: bool) -> None: ...  # while True, tasks end after the layer they are at
-    def add_attention(
-        self,
-        *,
-        norm: mx.array,
-        eps: float,
-        q: Weight,
-        k: Weight,
-        v: Weight,
-        output: Weight,
-        q_bias: mx.array | None,
-        k_bias: mx.array | None,
-        v_bias: mx.array | None,
-        output_bias: mx.array | None,
-        q_norm: mx.array | None,
-        k_norm: mx.array | None,
-        gated: bool,
-        whole_norms: bool,
-        norms_last: bool,
-        rope: Rope | None,
-        sinks: mx.array | None,
-        heads: int,
-        kv_heads: int,
-        key_dim: int,
-        value_dim: int,
-        window: int,
-        scale: float,
-        residual: float,
-    ) -> None: ...
-    def add_latent(
-        self,
-        *,
-        norm: mx.array,
-        eps: float,
-        q_a: Weight | None,
-        q_norm: mx.array | None,
-        q: Weight,
-        kv_a: Weight,
-        kv_norm: mx.array,
-        latent_eps: float,
-        k_b: Weight,
-        v_b: Weight,
-        output: Weight,
-        rope: Rope,
-        heads: int,
-        scale: float,
-        residual: float,
-    ) -> None: ...
-    # step, beta: (at, group, step) of each head's column: at + h // group * step + h % group.
-    def add_recurrent(
-        self,
-        *,
-        norm: mx.array,
-        eps: float,
-        inputs: list[Weight],
-        output: Weight,
-        taps: mx.array,
-        bias: mx.array | None,
-        mixed_at: int,
-        gate_at: int,
-        step: tuple[int, int, int],
-        beta: tuple[int, int, int] | None,
-        step_bias: mx.array,
-        rate: mx.array,
-        skip: mx.array | None,
-        q_at: int,
-        k_at: int,
-        v_at: int,
-        heads: tuple[int, int],
-        key_heads: tuple[int, int],
-        width: int,
-        values: int,
-        gated_norm: mx.array,
-        gate_first: bool,
-        residual: float,
-    ) -> None: ...
-    def add_dense(
-        self,
-        *,
-        norm: mx.array,
-        eps: float,
-        gate: Weight,
-        up: Weight,
-        down: Weight,
-        residual: float,
-    ) -> None: ...
-    def add_experts(
-        self,
-        *,
-        norm: mx.array,
-        eps: float,
-        router: Weight,
-        gate: Weight,
-        up: Weight,
-        down: Weight,
-        router_bias: mx.array | None,
-        gate_bias: mx.array | None,
-        up_bias: mx.array | None,
-        down_bias: mx.array | None,
-        activation: int,
-        gating: int,
-        selection_bias: mx.array | None,
-        used: int,
-        groups: int,
-        groups_used: int,
-        renormalize: bool,
-        scale: float,
-        shared_gate: Weight | None,
-        shared_up: Weight | None,
-        shared_down: Weight | None,
-        shared_score: mx.array | None,
-        residual: float,
-    ) -> None: ...
+    def done(self) -> float: ...  # the share of layers that the current task has finished
+    def add(self, layer: _Layer) -> None: ...
+    def cancel(self, yes: bool) -> None: ...  # while True, tasks stop after their current layer
+    # rewind: tokens before a prompt's end where a state is saved. slack: room beyond a window.
+    def new_caches(self, capacity: int, type: CacheType, rewind: int, slack: int) -> Caches: ...
     def run(self, x: mx.array, caches: Caches | None, offset: int) -> mx.array: ...
-    def run_and_tell(
+    def run_with_routes(
         self, x: mx.array, caches: Caches | None, offset: int
-    ) -> tuple[mx.array, mx.array]: ...  # (T, D), and the experts chosen (L, T, k) int32
+    ) -> tuple[mx.array, mx.array]: ...  # (T, D), and the chosen experts (L, T, k) int32
 
 class Head:
     def __init__(self, norm: mx.array, eps: float, output: Weight) -> None: ...

@@ -1,4 +1,4 @@
-// The Python module `_native`. It checks nothing that engine/kernels/native has checked already.
+// The Python module `_native`. engine/kernels/native has checked all shapes before it calls this.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -8,13 +8,16 @@
 #include <nanobind/stl/vector.h>
 
 #include <mutex>
+#include <optional>
 #include <tuple>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
+#include "core/blocks/pick.h"
 #include "core/gemm/matmul.h"
 #include "core/isa/isa.h"
 #include "layers.h"
-#include "core/blocks/pick.h"
 #include "recurrent.h"
 #include "weight.h"
 
@@ -25,26 +28,28 @@ namespace {
 
 using namespace conifer;
 using Blocks = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Bytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>;
+using MaybeArray = std::optional<mx::array>;
 
-// A stream's thread may be the last to drop a weight, without the interpreter's lock and unable to
-// wait for it: whoever holds the lock may be waiting for that thread. So what it drops is left to
-// the main thread.
-class Dropped {
+// Python objects to release. The last reference to a weight may go on a stream's thread, which does
+// not hold the interpreter's lock and must not wait for it: the lock's holder may be waiting for
+// that thread. The main thread releases them instead.
+class ReleaseQueue {
  public:
   void add(PyObject* object) {
     const std::lock_guard<std::mutex> lock(mutex_);
     objects_.push_back(object);
-    if (!asked_) asked_ = Py_AddPendingCall(&Dropped::clear, this) == 0;
+    if (!pending_) pending_ = Py_AddPendingCall(&ReleaseQueue::clear, this) == 0;
   }
 
  private:
   static int clear(void* self) {
-    auto* dropped = static_cast<Dropped*>(self);
+    auto* queue = static_cast<ReleaseQueue*>(self);
     std::vector<PyObject*> objects;
     {
-      const std::lock_guard<std::mutex> lock(dropped->mutex_);
-      objects.swap(dropped->objects_);
-      dropped->asked_ = false;
+      const std::lock_guard<std::mutex> lock(queue->mutex_);
+      objects.swap(queue->objects_);
+      queue->pending_ = false;
     }
     for (PyObject* object : objects) Py_DECREF(object);
     return 0;
@@ -52,99 +57,126 @@ class Dropped {
 
   std::mutex mutex_;
   std::vector<PyObject*> objects_;
-  bool asked_ = false;
+  bool pending_ = false;
 };
 
-std::shared_ptr<const void> keep(nb::handle object) {
-  static auto* dropped = new Dropped;
+std::shared_ptr<const void> keep_alive(nb::handle object) {
+  static auto* queue = new ReleaseQueue;
   return {object.inc_ref().ptr(),
-          [](const void* p) { dropped->add(static_cast<PyObject*>(const_cast<void*>(p))); }};
+          [](const void* p) { queue->add(static_cast<PyObject*>(const_cast<void*>(p))); }};
 }
 
 Weight make_weight(nb::object buffer, int type, int64_t experts, int64_t rows, int64_t cols) {
   const auto blocks = nb::cast<Blocks>(buffer);
-  const Weight weight{keep(buffer), blocks.data(), static_cast<Type>(type), experts, rows, cols};
+  const Weight weight{keep_alive(buffer), blocks.data(), static_cast<Type>(type),
+                      experts,            rows,          cols};
   if (static_cast<int64_t>(blocks.size()) < experts * rows * row_bytes(weight.type, cols))
-    throw nb::value_error("the blocks end before the weight does");
+    throw nb::value_error("the buffer is smaller than the weight");
   return weight;
 }
 
-using MaybeArray = std::optional<mx::array>;
+// A rotary embedding with the periods that it points into.
+struct OwnedRope {
+  OwnedRope(const mx::array& array, bool interleaved, float magnitude)
+      : periods(array),
+        rope{periods.data(), 2 * static_cast<int64_t>(array.size()), interleaved, magnitude} {}
 
-struct PyRope {
   Vector periods;
   Rope rope;
 };
 
-// Collects what a layer points into, and gives out the pointers.
-class Kept {
- public:
-  const float* vector(const MaybeArray& values) {
+using PyNorm = std::optional<std::pair<mx::array, float>>;  // weight, eps
+using PyLinear = std::pair<Weight, MaybeArray>;             // weight, bias
+using Linear = std::tuple<Matrix&, const float*&>;
+
+// The Python type of a field.
+template <class T>
+struct PyType {
+  using type = T;
+};
+template <>
+struct PyType<Matrix> {
+  using type = const Weight&;
+};
+template <>
+struct PyType<const float*> {
+  using type = const MaybeArray&;
+};
+template <>
+struct PyType<Norm> {
+  using type = const PyNorm&;
+};
+template <>
+struct PyType<Rope> {
+  using type = const OwnedRope&;
+};
+template <>
+struct PyType<Linear> {
+  using type = const PyLinear&;
+};
+
+// A layer whose fields are being set, with the weights and vectors that they point into.
+template <class L>
+struct LayerBuilder {
+  L layer{};
+  std::vector<Weight> weights;
+  std::vector<Vector> vectors;
+
+  template <class T>
+  T convert(T value) {
+    return value;
+  }
+  Matrix convert(const Weight& weight) {
+    weights.push_back(weight);
+    return weight.matrix();
+  }
+  const float* convert(const MaybeArray& values) {
     vectors.emplace_back(values);
     return vectors.back().data();
   }
-  Matrix matrix(const Weight* weight) {
-    if (!weight) return {};
-    weights.push_back(*weight);
-    return weight->matrix();
+  Norm convert(const PyNorm& norm) {
+    return norm ? Norm{convert(MaybeArray(norm->first)), norm->second} : Norm{};
   }
-  Matrix matrix(const Weight& weight) { return matrix(&weight); }
-  Rope rope(const PyRope* rope) {
-    if (!rope) return {nullptr, 0, false, 1.0f};
-    vectors.push_back(rope->periods);
-    return rope->rope;
+  Rope convert(const OwnedRope& rope) {
+    vectors.push_back(rope.periods);
+    return rope.rope;
   }
-
-  std::vector<Weight> weights;
-  std::vector<Vector> vectors;
+  std::tuple<Matrix, const float*> convert(const PyLinear& linear) {
+    return {convert(linear.first), convert(linear.second)};
+  }
 };
 
-using Columns = std::tuple<int64_t, int64_t, int64_t>;
-using Heads = std::tuple<int64_t, int64_t>;
+template <class Find>
+struct Field {
+  const char* name;
+  Find find;  // in a layer
+};
+#define FIELD_AT(name, path) Field{#name, [](auto& layer) -> auto& { return layer.path; }}
+#define FIELD(name) FIELD_AT(name, name)
+#define LINEAR(name) Field{#name, [](auto& layer) { return std::tie(layer.name, layer.name##_bias); }}
 
-void add_recurrent(Stack& self, const mx::array& norm, float eps, const std::vector<Weight>& inputs,
-                   const Weight& output, const mx::array& taps, const MaybeArray& bias,
-                   int64_t mixed_at, int64_t gate_at, const Columns& step,
-                   const std::optional<Columns>& beta, const mx::array& step_bias,
-                   const mx::array& rate, const MaybeArray& skip, int64_t q_at, int64_t k_at,
-                   int64_t v_at, const Heads& heads, const Heads& key_heads, int64_t width,
-                   int64_t values, const mx::array& gated_norm, bool gate_first,
-                   float residual) {
-  Kept kept;
-  const auto columns = [](const Columns& from) {
-    const auto [first, group, apart] = from;
-    return HeadColumns{first, group, apart};
+// Bind a layer's fields as write-only properties of a class that `Stack.add` takes.
+template <class L, class... Finds>
+nb::class_<LayerBuilder<L>> bind_layer(nb::module_& m, nb::class_<Stack>& stack, const char* name,
+                                       Field<Finds>... fields) {
+  using Builder = LayerBuilder<L>;
+  nb::class_<Builder> type(m, name);
+  const auto bind = [&](auto field) {
+    using T = std::remove_reference_t<decltype(field.find(std::declval<L&>()))>;
+    type.def_prop_rw(field.name, nullptr,
+                     [find = field.find](Builder& builder, typename PyType<T>::type value) {
+                       find(builder.layer) = builder.convert(value);
+                     });
   };
-  const auto [a, b] = heads;
-  const auto [key_a, key_b] = key_heads;
-  RecurrentLayer layer{};
-  layer.norm = {kept.vector(norm), eps};
-  for (const Weight& input : inputs) layer.inputs[layer.input_count++] = kept.matrix(input);
-  layer.output = kept.matrix(output);
-  layer.taps = kept.vector(taps), layer.bias = kept.vector(bias);
-  layer.kernel = taps.shape(0), layer.channels = taps.shape(1);
-  layer.mixed_at = mixed_at, layer.gate_at = gate_at;
-  layer.step = columns(step);
-  layer.delta = beta.has_value();
-  if (beta) layer.beta = columns(*beta);
-  layer.step_bias = kept.vector(step_bias), layer.rate = kept.vector(rate);
-  layer.skip = kept.vector(skip);
-  layer.q_at = q_at, layer.k_at = k_at, layer.v_at = v_at;
-  layer.a = a, layer.b = b, layer.key_heads = key_a * key_b;
-  layer.key_step_a = key_a > 1 ? key_b : 0, layer.key_step_b = key_b > 1 ? 1 : 0;
-  layer.width = width, layer.values = values;
-  layer.length_eps = eps;
-  layer.gated_norm = {kept.vector(gated_norm), eps};
-  layer.norm_weights = gated_norm.shape(0);
-  layer.norm_rows = layer.inner() / gated_norm.shape(1);
-  layer.gate_first = gate_first;
-  layer.residual = residual;
-  self.add(layer, kept.weights, kept.vectors);
+  type.def(nb::init<>());
+  (bind(fields), ...);
+  stack.def("add", [](Stack& self, const Builder& builder) {
+    self.add(builder.layer, builder.weights, builder.vectors);
+  });
+  return type;
 }
 
-// Bytes of the caches as arrays, each of which keeps them.
-using Bytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>;
-
+// Views of a cache's memory, each of which keeps the cache alive.
 std::vector<Bytes> views(nb::object caches, const std::vector<Caches::Part>& parts) {
   std::vector<Bytes> found;
   for (const Caches::Part& part : parts) {
@@ -154,250 +186,129 @@ std::vector<Bytes> views(nb::object caches, const std::vector<Caches::Part>& par
   return found;
 }
 
-void bind_layers(nb::module_& m) {
+void bind_caches(nb::module_& m) {
+  nb::enum_<CacheType>(m, "CacheType")
+      .value("f16", CacheType::F16)
+      .value("f32", CacheType::F32)
+      .value("q8", CacheType::Q8);
   nb::class_<Caches>(m, "Caches")
-      .def("__init__",
-           [](Caches* self,
-              const std::vector<std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>>& layers,
-              const std::vector<std::tuple<int64_t, int64_t>>& states, int64_t capacity, int type,
-              int64_t rewind) {
-             std::vector<CacheShape> shapes;
-             for (const auto& [heads, key_dim, value_dim, window, slots] : layers)
-               shapes.push_back({heads, key_dim, value_dim, window, slots});
-             std::vector<StateShape> state_shapes;
-             for (const auto& [tail, memory] : states) state_shapes.push_back({tail, memory});
-             new (self)
-                 Caches(shapes, state_shapes, capacity, static_cast<CacheType>(type), rewind);
-           })
       .def_prop_ro("capacity", &Caches::capacity)
       .def_prop_ro("state_bytes", &Caches::state_bytes)
-      .def("reach", &Caches::reach)
+      .def("rewindable_length", &Caches::rewindable_length)
       .def("undo", &Caches::undo)
       .def_prop_ro("slots", &Caches::slots)
       .def_prop_rw("bases", &Caches::bases, &Caches::set_bases)
       .def_prop_rw("marks", &Caches::marks, &Caches::set_marks)
-      .def("memory",
-           [](nb::object self) { return views(self, nb::cast<const Caches&>(self).memory()); })
+      .def("buffers",
+           [](nb::object self) { return views(self, nb::cast<const Caches&>(self).buffers()); })
       .def("states",
            [](nb::object self) { return views(self, nb::cast<const Caches&>(self).states()); });
+}
 
-  nb::class_<PyRope>(m, "Rope")
-      .def("__init__", [](PyRope* self, const mx::array& periods, bool interleaved,
-                          float magnitude) {
-        const Vector kept{periods};
-        const int64_t dims = 2 * static_cast<int64_t>(periods.size());
-        new (self) PyRope{kept, {kept.data(), dims, interleaved, magnitude}};
-      });
-
-  nb::class_<Stack>(m, "Stack")
-      .def(nb::init<>())
+void bind_layers(nb::module_& m) {
+  nb::enum_<Activation>(m, "Activation")
+      .value("silu", Activation::Silu)
+      .value("clamped", Activation::Clamped);
+  nb::enum_<Gating>(m, "Gating")
+      .value("softmax", Gating::Softmax)
+      .value("sigmoid", Gating::Sigmoid)
+      .value("softmax_of_chosen", Gating::SoftmaxOfChosen);
+  nb::class_<OwnedRope>(m, "Rope").def(nb::init<const mx::array&, bool, float>());
+  nb::class_<HeadColumns>(m, "HeadColumns").def(nb::init<int64_t, int64_t, int64_t>());
+  nb::class_<Stack> stack(m, "Stack");
+  stack.def(nb::init<>())
       .def_prop_ro("bytes", &Stack::bytes)
       .def_prop_ro("done", &Stack::done)
-      .def("give_up", &Stack::give_up)
-      .def(
-          "add_attention",
-          [](Stack& self, const mx::array& norm, float eps, const Weight& q, const Weight& k,
-             const Weight& v, const Weight& output, const MaybeArray& q_bias,
-             const MaybeArray& k_bias, const MaybeArray& v_bias, const MaybeArray& output_bias,
-             const MaybeArray& q_norm, const MaybeArray& k_norm, bool gated, bool whole_norms,
-             bool norms_last, const PyRope* rope, const MaybeArray& sinks, int64_t heads,
-             int64_t kv_heads,
-             int64_t key_dim, int64_t value_dim, int64_t window, float scale, float residual) {
-            Kept kept;
-            const AttentionLayer layer{.norm = {kept.vector(norm), eps},
-                                       .q = kept.matrix(q),
-                                       .k = kept.matrix(k),
-                                       .v = kept.matrix(v),
-                                       .output = kept.matrix(output),
-                                       .q_bias = kept.vector(q_bias),
-                                       .k_bias = kept.vector(k_bias),
-                                       .v_bias = kept.vector(v_bias),
-                                       .output_bias = kept.vector(output_bias),
-                                       .q_norm = {kept.vector(q_norm), eps},
-                                       .k_norm = {kept.vector(k_norm), eps},
-                                       .gated = gated,
-                                       .whole_norms = whole_norms,
-                                       .norms_last = norms_last,
-                                       .rope = kept.rope(rope),
-                                       .sinks = kept.vector(sinks),
-                                       .heads = heads,
-                                       .kv_heads = kv_heads,
-                                       .key_dim = key_dim,
-                                       .value_dim = value_dim,
-                                       .window = window,
-                                       .scale = scale,
-                                       .residual = residual};
-            self.add(layer, kept.weights, kept.vectors);
-          },
-          nb::kw_only(), nb::arg("norm"), nb::arg("eps"), nb::arg("q"), nb::arg("k"), nb::arg("v"),
-          nb::arg("output"), nb::arg("q_bias").none(), nb::arg("k_bias").none(),
-          nb::arg("v_bias").none(), nb::arg("output_bias").none(), nb::arg("q_norm").none(),
-          nb::arg("k_norm").none(), nb::arg("gated"), nb::arg("whole_norms"),
-          nb::arg("norms_last"), nb::arg("rope").none(),
-          nb::arg("sinks").none(), nb::arg("heads"), nb::arg("kv_heads"), nb::arg("key_dim"),
-          nb::arg("value_dim"), nb::arg("window"), nb::arg("scale"), nb::arg("residual"))
-      .def(
-          "add_latent",
-          [](Stack& self, const mx::array& norm, float eps, const Weight* q_a,
-             const MaybeArray& q_norm, const Weight& q, const Weight& kv_a,
-             const mx::array& kv_norm, float latent_eps, const Weight& k_b, const Weight& v_b,
-             const Weight& output, const PyRope& rope, int64_t heads, float scale,
-             float residual) {
-            Kept kept;
-            const LatentLayer layer{.norm = {kept.vector(norm), eps},
-                                    .q_a = kept.matrix(q_a),
-                                    .q_norm = {kept.vector(q_norm), latent_eps},
-                                    .q = kept.matrix(q),
-                                    .kv_a = kept.matrix(kv_a),
-                                    .kv_norm = {kept.vector(kv_norm), latent_eps},
-                                    .k_b = kept.matrix(k_b),
-                                    .v_b = kept.matrix(v_b),
-                                    .output = kept.matrix(output),
-                                    .rope = kept.rope(&rope),
-                                    .heads = heads,
-                                    .scale = scale,
-                                    .residual = residual};
-            self.add(layer, kept.weights, kept.vectors);
-          },
-          nb::kw_only(), nb::arg("norm"), nb::arg("eps"), nb::arg("q_a").none(),
-          nb::arg("q_norm").none(), nb::arg("q"), nb::arg("kv_a"), nb::arg("kv_norm"),
-          nb::arg("latent_eps"), nb::arg("k_b"), nb::arg("v_b"), nb::arg("output"),
-          nb::arg("rope"), nb::arg("heads"), nb::arg("scale"), nb::arg("residual"))
-      .def("add_recurrent", &add_recurrent, nb::kw_only(), nb::arg("norm"), nb::arg("eps"),
-           nb::arg("inputs"), nb::arg("output"), nb::arg("taps"), nb::arg("bias").none(),
-           nb::arg("mixed_at"), nb::arg("gate_at"), nb::arg("step"), nb::arg("beta").none(),
-           nb::arg("step_bias"), nb::arg("rate"), nb::arg("skip").none(), nb::arg("q_at"),
-           nb::arg("k_at"), nb::arg("v_at"), nb::arg("heads"), nb::arg("key_heads"),
-           nb::arg("width"), nb::arg("values"), nb::arg("gated_norm"), nb::arg("gate_first"),
-           nb::arg("residual"))
-      .def(
-          "add_dense",
-          [](Stack& self, const mx::array& norm, float eps, const Weight& gate, const Weight& up,
-             const Weight& down, float residual) {
-            Kept kept;
-            const DenseLayer layer{.norm = {kept.vector(norm), eps},
-                                   .gate = kept.matrix(gate),
-                                   .up = kept.matrix(up),
-                                   .down = kept.matrix(down),
-                                   .residual = residual};
-            self.add(layer, kept.weights, kept.vectors);
-          },
-          nb::kw_only(), nb::arg("norm"), nb::arg("eps"), nb::arg("gate"), nb::arg("up"),
-          nb::arg("down"), nb::arg("residual"))
-      .def(
-          "add_experts",
-          [](Stack& self, const mx::array& norm, float eps, const Weight& router,
-             const Weight& gate, const Weight& up, const Weight& down,
-             const MaybeArray& router_bias, const MaybeArray& gate_bias,
-             const MaybeArray& up_bias, const MaybeArray& down_bias, int activation, int gating,
-             const MaybeArray& selection_bias, int64_t used, int64_t groups, int64_t groups_used,
-             bool renormalize, float scale, const Weight* shared_gate, const Weight* shared_up,
-             const Weight* shared_down, const MaybeArray& shared_score, float residual) {
-            Kept kept;
-            const Routing routing{.experts = gate.experts,
-                                  .used = used,
-                                  .renormalize = renormalize,
-                                  .scale = scale,
-                                  .gating = static_cast<Gating>(gating),
-                                  .bias = kept.vector(selection_bias),
-                                  .groups = groups,
-                                  .groups_used = groups_used};
-            const ExpertLayer layer{.norm = {kept.vector(norm), eps},
-                                    .router = kept.matrix(router),
-                                    .gate = kept.matrix(gate),
-                                    .up = kept.matrix(up),
-                                    .down = kept.matrix(down),
-                                    .routing = routing,
-                                    .activation = static_cast<Activation>(activation),
-                                    .router_bias = kept.vector(router_bias),
-                                    .gate_bias = kept.vector(gate_bias),
-                                    .up_bias = kept.vector(up_bias),
-                                    .down_bias = kept.vector(down_bias),
-                                    .shared_gate = kept.matrix(shared_gate),
-                                    .shared_up = kept.matrix(shared_up),
-                                    .shared_down = kept.matrix(shared_down),
-                                    .shared_score = kept.vector(shared_score),
-                                    .residual = residual};
-            self.add(layer, kept.weights, kept.vectors);
-          },
-          nb::kw_only(), nb::arg("norm"), nb::arg("eps"), nb::arg("router"), nb::arg("gate"),
-          nb::arg("up"), nb::arg("down"), nb::arg("router_bias").none(),
-          nb::arg("gate_bias").none(), nb::arg("up_bias").none(), nb::arg("down_bias").none(),
-          nb::arg("activation"), nb::arg("gating"), nb::arg("selection_bias").none(),
-          nb::arg("used"), nb::arg("groups"), nb::arg("groups_used"), nb::arg("renormalize"),
-          nb::arg("scale"), nb::arg("shared_gate").none(), nb::arg("shared_up").none(),
-          nb::arg("shared_down").none(), nb::arg("shared_score").none(), nb::arg("residual"))
+      .def("cancel", &Stack::cancel)
+      .def("new_caches", &Stack::new_caches)
       .def("run", &Stack::run, nb::arg("x"), nb::arg("caches").none(), nb::arg("offset"))
-      .def("run_and_tell", &Stack::run_and_tell, nb::arg("x"), nb::arg("caches").none(),
+      .def("run_with_routes", &Stack::run_with_routes, nb::arg("x"), nb::arg("caches").none(),
            nb::arg("offset"));
-
+  bind_layer<AttentionLayer>(
+      m, stack, "AttentionLayer", FIELD(norm), FIELD(residual), LINEAR(q), LINEAR(k), LINEAR(v),
+      LINEAR(output), FIELD(q_norm), FIELD(k_norm), FIELD(gated), FIELD(whole_norms),
+      FIELD(norms_last), FIELD(rope), FIELD(sinks), FIELD(heads), FIELD(kv_heads), FIELD(key_dim),
+      FIELD(value_dim), FIELD(window), FIELD(scale));
+  bind_layer<LatentLayer>(m, stack, "LatentLayer", FIELD(norm), FIELD(residual), FIELD(q_a),
+                          FIELD(q_norm), FIELD(q), FIELD(kv_a), FIELD(kv_norm), FIELD(k_b),
+                          FIELD(v_b), FIELD(output), FIELD(rope), FIELD(heads), FIELD(scale));
+  bind_layer<RecurrentLayer>(
+      m, stack, "RecurrentLayer", FIELD(norm), FIELD(residual), FIELD(output), FIELD(taps),
+      FIELD(bias), FIELD(kernel), FIELD(channels), FIELD(mixed_at), FIELD(gate_at), FIELD(step),
+      FIELD(beta), FIELD(step_bias), FIELD(rate), FIELD(skip), FIELD(q_at), FIELD(k_at),
+      FIELD(v_at), FIELD(a), FIELD(b), FIELD(key_heads), FIELD(key_step_a), FIELD(key_step_b),
+      FIELD(width), FIELD(values), FIELD(delta), FIELD(length_eps), FIELD(gated_norm),
+      FIELD(norm_rows), FIELD(norm_weights), FIELD(gate_first))
+      .def_prop_rw("inputs", nullptr,
+                   [](LayerBuilder<RecurrentLayer>& builder, const std::vector<Weight>& inputs) {
+                     RecurrentLayer& layer = builder.layer;
+                     for (const Weight& input : inputs)
+                       layer.inputs[layer.input_count++] = builder.convert(input);
+                   });
+  bind_layer<DenseLayer>(m, stack, "DenseLayer", FIELD(norm), FIELD(residual), FIELD(gate),
+                         FIELD(up), FIELD(down));
+  bind_layer<ExpertLayer>(
+      m, stack, "ExpertLayer", FIELD(norm), FIELD(residual), LINEAR(router), LINEAR(gate),
+      LINEAR(up), LINEAR(down), FIELD(activation), FIELD_AT(experts, routing.experts),
+      FIELD_AT(used, routing.used), FIELD_AT(renormalize, routing.renormalize),
+      FIELD_AT(scale, routing.scale), FIELD_AT(gating, routing.gating),
+      FIELD_AT(selection_bias, routing.bias), FIELD_AT(groups, routing.groups),
+      FIELD_AT(groups_used, routing.groups_used), FIELD(shared_gate), FIELD(shared_up),
+      FIELD(shared_down), FIELD(shared_score));
   nb::class_<HeadLayer>(m, "Head")
-      .def("__init__",
-           [](HeadLayer* self, const mx::array& norm, float eps, const Weight& output) {
-             new (self) HeadLayer(Vector(norm), eps, output);
-           })
+      .def(nb::init<const mx::array&, float, const Weight&>())
       .def("run", &HeadLayer::run);
+}
+
+mx::array pick_token(const mx::array& logits, float temperature, int64_t top_k, float top_p,
+                     float min_p, double uniform) {
+  const int64_t n = static_cast<int64_t>(logits.size());
+  const Drawing how{temperature, top_k, top_p, min_p};
+  return launch("Pick", {logits}, {{{}, mx::int32}},
+                [n, how, uniform](const Sources& in, const Targets& out) {
+                  *static_cast<int32_t*>(out[0]) =
+                      pick(static_cast<const float*>(in[0]), n, how, uniform);
+                })[0];
+}
+
+// Id, name, weights and bytes of a block of each type.
+std::vector<std::tuple<int, std::string, int64_t, int64_t>> block_types() {
+  std::vector<std::tuple<int, std::string, int64_t, int64_t>> types;
+  for (const BlockType& type : BLOCK_TYPES)
+    types.emplace_back(static_cast<int>(type.type), type.name, type.weights, type.bytes);
+  return types;
+}
+
+std::string isa_and_tiles() {
+  return std::string(isa::name(isa::current())) + (tiles_in_use() ? ", AMX" : "");
+}
+
+void set_threads(int threads) {
+  const std::lock_guard<std::mutex> lock(shared().mutex);  // a running task keeps its threads
+  Pool::shared().set_threads(threads);
 }
 
 }  // namespace
 
 NB_MODULE(_native, m) {
-  // A model that lives until the end of the program is no leak worth a word on stderr.
-  nb::set_leak_warnings(false);
-  m.def("block_types", [] {
-    std::vector<std::tuple<int, std::string, int64_t, int64_t>> types;
-    for (const BlockType& type : BLOCK_TYPES)
-      types.emplace_back(static_cast<int>(type.type), type.name, type.weights, type.bytes);
-    return types;
-  });
-  m.def("isa", [] {
-    return std::string(isa::name(isa::current())) + (tiles_in_use() ? ", AMX" : "");
-  });
-  m.def("set_threads", [](int threads) {
-    const std::lock_guard<std::mutex> lock(shared().mutex);  // tasks count on what they began with
-    Pool::shared().set_threads(threads);
-  }, nb::call_guard<nb::gil_scoped_release>());
-
-  nb::class_<Weight>(m, "Weight").def("__init__", [](Weight* self, nb::object buffer, int type,
-                                                     int64_t experts, int64_t rows, int64_t cols) {
-    new (self) Weight(make_weight(std::move(buffer), type, experts, rows, cols));
-  });
-  m.def("matmul", [](const mx::array& x, const Weight& w) { return matmul(x, w); });
+  nb::set_leak_warnings(false);  // a model may live until the program ends
+  m.def("block_types", &block_types);
+  m.def("isa", &isa_and_tiles);
+  m.def("set_threads", &set_threads, nb::call_guard<nb::gil_scoped_release>());
+  nb::class_<Weight>(m, "Weight")
+      .def("__init__", [](Weight* self, nb::object buffer, int type, int64_t experts, int64_t rows,
+                          int64_t cols) {
+        new (self) Weight(make_weight(std::move(buffer), type, experts, rows, cols));
+      });
+  m.def("matmul", nb::overload_cast<const mx::array&, const Weight&>(&matmul));
   m.def("gather_matmul", &gather_matmul);
   m.def("rows", &rows);
-  m.def("convolve", [](const mx::array& x, const mx::array& tail, const mx::array& taps,
-                       const MaybeArray& bias, bool activate) {
-    const auto made = convolve(x, tail, taps, bias, activate);
-    return std::make_tuple(made[0], made[1]);
-  }, nb::arg("x"), nb::arg("tail"), nb::arg("taps"), nb::arg("bias").none(), nb::arg("activate"));
-  m.def("scan", [](const mx::array& q, const mx::array& k, const mx::array& v,
-                   const mx::array& log_decay, const mx::array& state, const MaybeArray& beta,
-                   float eps) {
-    const auto made = scan(q, k, v, log_decay, state, beta, eps);
-    return std::make_tuple(made[0], made[1]);
-  }, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("log_decay"), nb::arg("state"),
-     nb::arg("beta").none(), nb::arg("eps"));
-  m.def("gated_norm", [](const mx::array& y, const mx::array& gate, const mx::array& weight,
-                         float eps, bool gate_first) {
-    return gated_norm(y, gate, weight, eps, gate_first);
-  }, nb::arg("y"), nb::arg("gate"), nb::arg("weight"), nb::arg("eps"), nb::arg("gate_first"));
-  m.def(
-      "latent_attention",
-      [](const mx::array& q, const mx::array& rows, const MaybeArray& scales, int64_t value_dim) {
-        return latent_attention(q, rows, scales, value_dim);
-      },
-      nb::arg("q"), nb::arg("rows"), nb::arg("scales").none(), nb::arg("value_dim"));
-  m.def("pick", [](const mx::array& logits, float temperature, int64_t top_k, float top_p,
-                   float min_p, double uniform) {
-    const int64_t n = static_cast<int64_t>(logits.size());
-    const Drawing how{temperature, top_k, top_p, min_p};
-    return launch("Pick", {logits}, {{{}, mx::int32}},
-                  [n, how, uniform](const Sources& in, const Targets& out) {
-                    *static_cast<int32_t*>(out[0]) =
-                        pick(static_cast<const float*>(in[0]), n, how, uniform);
-                  })[0];
-  }, nb::arg("logits"), nb::arg("temperature"), nb::arg("top_k"), nb::arg("top_p"),
-     nb::arg("min_p"), nb::arg("uniform"));
+  m.def("convolve", &convolve_task);
+  m.def("scan", &scan_task);
+  m.def("gated_norm", &gated_norm_task);
+  m.def("latent_attention", &latent_attention_task);
+  m.def("pick", &pick_token);
   m.def("ready", [](const mx::array& x) { return x.is_available(); });
+  bind_caches(m);
   bind_layers(m);
 }

@@ -1,4 +1,4 @@
-// Stacks of layers and their caches, as tasks.
+// Stacks of layers and their caches.
 #include "layers.h"
 
 #include <sys/mman.h>
@@ -18,7 +18,7 @@ namespace {
 
 int64_t whole_lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-// Anonymous memory; pages come as they are written to.
+// Anonymous memory, allocated page by page on first write.
 struct Mapping {
   void* start;
   size_t bytes;
@@ -27,7 +27,7 @@ struct Mapping {
     start = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (start == MAP_FAILED) throw std::bad_alloc();
-    // Huge pages would take memory for thousands of tokens per head with the first one.
+    // With huge pages the first token would allocate room for thousands per head.
     madvise(start, bytes, MADV_NOHUGEPAGE);
   }
   ~Mapping() { munmap(start, bytes); }
@@ -35,18 +35,18 @@ struct Mapping {
   Mapping& operator=(const Mapping&) = delete;
 };
 
-struct Parts {
+struct Sizes {
   int64_t values, scales;  // bytes
 };
 
-Parts parts(int64_t heads, int64_t dims, int64_t capacity, CacheType type) {
-  const int64_t count = heads * capacity * dims;
+// Of `count` vectors of `dims` values each.
+Sizes sizes(int64_t count, int64_t dims, CacheType type) {
   switch (type) {
-    case CacheType::F16: return {whole_lines(2 * count), 0};
-    case CacheType::F32: return {whole_lines(4 * count), 0};
-    case CacheType::Q8: return {whole_lines(count), whole_lines(2 * count / q8_group(dims))};
+    case CacheType::F16: return {2 * count * dims, 0};
+    case CacheType::F32: return {4 * count * dims, 0};
+    case CacheType::Q8: return {count * dims, 2 * count * (dims / q8_group(dims))};
   }
-  throw std::invalid_argument("an unknown type of cache");
+  throw std::invalid_argument("unknown cache type");
 }
 
 }  // namespace
@@ -56,21 +56,22 @@ Caches::Caches(const std::vector<CacheShape>& layers, const std::vector<StateSha
     : capacity_(capacity), rewind_(rewind), state_shapes_(states), shapes_(layers) {
   int64_t bytes = 0;
   auto count = [&](const CacheShape& layer, int64_t dims) {
-    const Parts size = parts(layer.kv_heads, dims, layer.slots, type);
-    bytes += size.values + size.scales;
+    const Sizes size = sizes(layer.kv_heads * layer.slots, dims, type);
+    bytes += whole_lines(size.values) + whole_lines(size.scales);
   };
   for (const CacheShape& layer : layers) {
     count(layer, layer.key_dim);
     count(layer, layer.value_dim);
   }
   for (const StateShape& state : states)
-    state_bytes_ += KEPT * (whole_lines(4 * state.tail) + whole_lines(4 * state.memory));
+    state_bytes_ += SAVED * (whole_lines(4 * state.tail) + whole_lines(4 * state.memory));
   auto memory = std::make_shared<Mapping>(bytes + state_bytes_);
   auto* at = static_cast<uint8_t*>(memory->start);
   auto take = [&](const CacheShape& layer, int64_t dims) {
-    const Parts size = parts(layer.kv_heads, dims, layer.slots, type);
-    CacheBuffer made{at, size.scales ? reinterpret_cast<uint16_t*>(at + size.values) : nullptr};
-    at += size.values + size.scales;
+    const Sizes size = sizes(layer.kv_heads * layer.slots, dims, type);
+    uint8_t* scales = at + whole_lines(size.values);
+    CacheBuffer made{at, size.scales ? reinterpret_cast<uint16_t*>(scales) : nullptr};
+    at = scales + whole_lines(size.scales);
     return made;
   };
   for (const CacheShape& layer : layers) {
@@ -82,7 +83,7 @@ Caches::Caches(const std::vector<CacheShape>& layers, const std::vector<StateSha
     at += whole_lines(4 * count);
     return made;
   };
-  for (int i = 0; i < KEPT; ++i)
+  for (int i = 0; i < SAVED; ++i)
     for (const StateShape& state : states) {
       float* tail = take_floats(state.tail);
       states_.push_back({tail, take_floats(state.memory)});
@@ -91,25 +92,25 @@ Caches::Caches(const std::vector<CacheShape>& layers, const std::vector<StateSha
 }
 
 int Caches::find(int64_t position) const {
-  const auto* at = std::find(positions_, positions_ + KEPT, position);
-  return at == positions_ + KEPT ? -1 : static_cast<int>(at - positions_);
+  const auto* at = std::find(positions_, positions_ + SAVED, position);
+  return at == positions_ + SAVED ? -1 : static_cast<int>(at - positions_);
 }
 
-// Take a place that holds nothing, or what the coming states make superfluous; not the one in use.
+// Take a place that is free, or whose state the new ones replace; never the one in use.
 int Caches::take_free(int64_t position, int in_use) {
-  for (int i = 0; i < KEPT; ++i)
+  for (int i = 0; i < SAVED; ++i)
     if (i != in_use && (positions_[i] < 0 || (positions_[i] != mark_ && positions_[i] < position))) {
       positions_[i] = position;
       return i;
     }
-  throw std::logic_error("no place for a state");
+  throw std::logic_error("no free place for a state");
 }
 
 StateSteps Caches::advance(int64_t offset, int64_t tokens) {
   StateSteps steps;
   if (states_.empty()) return steps;
   if (offset > 0 && (steps.from = find(offset)) < 0)
-    throw std::invalid_argument("no state of " + std::to_string(offset) + " tokens is kept");
+    throw std::invalid_argument("no state is saved after " + std::to_string(offset) + " tokens");
   for (int64_t& position : positions_)
     if (position > offset) position = -1;
   if (mark_ > offset) mark_ = -1;
@@ -136,15 +137,15 @@ void Caches::undo(int64_t offset) {
 }
 
 RecurrentStates Caches::Step::recurrent(size_t layer) const {
-  const size_t layers = states.size() / KEPT;
+  const size_t layers = states.size() / SAVED;
   const auto state = [&](int place) {
     return place < 0 ? nullptr : &states[size_t(place) * layers + layer];
   };
-  return {state(kept.from), state(kept.mark), state(kept.end), kept.mark_tokens};
+  return {state(saved.from), state(saved.mark), state(saved.end), saved.mark_tokens};
 }
 
 Caches::Step Caches::step(int64_t offset, int64_t tokens) {
-  const StateSteps kept = advance(offset, tokens);
+  const StateSteps saved = advance(offset, tokens);
   std::vector<int64_t> drop(layers_.size(), 0);
   for (size_t i = 0; i < layers_.size(); ++i) {
     KVCache& cache = layers_[i];
@@ -153,28 +154,28 @@ Caches::Step Caches::step(int64_t offset, int64_t tokens) {
     drop[i] = std::max<int64_t>(offset - shapes_[i].window + 1 - cache.base, 0);
     cache.base += drop[i];
   }
-  return {layers_, shapes_, std::move(drop), memory_, states_, kept};
+  return {layers_, shapes_, std::move(drop), memory_, states_, saved};
 }
 
-void Caches::Step::move(size_t layer, int64_t offset) const {
+void Caches::Step::make_room(size_t layer, int64_t offset) const {
   if (drop[layer] == 0) return;
   const KVCache& cache = layers[layer];
   const CacheShape& shape = shapes[layer];
-  const auto shift = [&](void* buffer, int64_t bytes) {  // bytes of a token
+  const auto shift = [&](void* buffer, int64_t bytes) {  // bytes per token
     auto* at = static_cast<uint8_t*>(buffer);
     for (int64_t head = 0; head < shape.kv_heads; ++head, at += cache.capacity * bytes)
       std::memmove(at, at + drop[layer] * bytes, static_cast<size_t>((offset - cache.base) * bytes));
   };
   const auto shift_both = [&](const CacheBuffer& buffer, int64_t dims) {
-    const int64_t bytes = cache.type == CacheType::F32 ? 4 : cache.type == CacheType::F16 ? 2 : 1;
-    shift(buffer.values, dims * bytes);
-    if (buffer.scales) shift(buffer.scales, dims / q8_group(dims) * 2);
+    const Sizes size = sizes(1, dims, cache.type);
+    shift(buffer.values, size.values);
+    if (buffer.scales) shift(buffer.scales, size.scales);
   };
   shift_both(cache.keys, shape.key_dim);
   if (shape.value_dim) shift_both(cache.values, shape.value_dim);
 }
 
-int64_t Caches::reach(int64_t length) const {
+int64_t Caches::rewindable_length(int64_t length) const {
   for (size_t i = 0; i < layers_.size(); ++i)
     if (layers_[i].base > 0 && layers_[i].base > length - shapes_[i].window + 1) return 0;
   if (states_.empty()) return length;
@@ -191,7 +192,7 @@ std::vector<int64_t> Caches::bases() const {
 }
 
 void Caches::set_bases(const std::vector<int64_t>& bases) {
-  if (bases.size() != layers_.size()) throw std::invalid_argument("one base for each layer");
+  if (bases.size() != layers_.size()) throw std::invalid_argument("expected one base per layer");
   for (size_t i = 0; i < bases.size(); ++i) layers_[i].base = bases[i];
 }
 
@@ -203,12 +204,12 @@ std::vector<int64_t> Caches::slots() const {
 
 std::vector<int64_t> Caches::marks() const {
   std::vector<int64_t> found{mark_};
-  if (!states_.empty()) found.insert(found.end(), positions_, positions_ + KEPT);
+  if (!states_.empty()) found.insert(found.end(), positions_, positions_ + SAVED);
   return found;
 }
 
 void Caches::set_marks(const std::vector<int64_t>& marks) {
-  if (marks.size() != this->marks().size()) throw std::invalid_argument("one mark for each state");
+  if (marks.size() != this->marks().size()) throw std::invalid_argument("expected one mark per state");
   mark_ = marks[0];
   std::copy(marks.begin() + 1, marks.end(), positions_);
 }
@@ -223,13 +224,12 @@ std::vector<Caches::Part> Caches::states() const {
   return found;
 }
 
-std::vector<Caches::Part> Caches::memory() const {
+std::vector<Caches::Part> Caches::buffers() const {
   std::vector<Part> found;
   auto add = [&](const KVCache& cache, const CacheBuffer& buffer, int64_t heads, int64_t dims) {
-    const int64_t tokens = heads * cache.capacity;
-    const int64_t width = cache.type == CacheType::F32 ? 4 : cache.type == CacheType::F16 ? 2 : 1;
-    found.push_back({buffer.values, tokens * dims * width});
-    if (buffer.scales) found.push_back({buffer.scales, tokens * (dims / q8_group(dims)) * 2});
+    const Sizes size = sizes(heads * cache.capacity, dims, cache.type);
+    found.push_back({buffer.values, size.values});
+    if (buffer.scales) found.push_back({buffer.scales, size.scales});
   };
   for (size_t i = 0; i < shapes_.size(); ++i) {
     const KVCache& cache = layers_[i];
@@ -244,7 +244,7 @@ Vector::Vector(const std::optional<mx::array>& values) : values_(values) {
   if (!values_) return;
   values_->eval();
   if (values_->dtype() != mx::float32 || !values_->flags().row_contiguous)
-    throw std::invalid_argument("a layer's vector is not packed float32");
+    throw std::invalid_argument("a layer's vector must be contiguous float32");
 }
 
 void Stack::add(const Layer& layer, const std::vector<Weight>& weights,
@@ -265,12 +265,29 @@ double Stack::done() const {
   return static_cast<double>(all_->done) / static_cast<double>(all_->layers.size());
 }
 
+Caches Stack::new_caches(int64_t capacity, CacheType type, int64_t rewind, int64_t slack) const {
+  std::vector<CacheShape> shapes;
+  std::vector<StateShape> states;
+  for (const Layer& layer : all_->layers) {
+    if (const auto* attention = std::get_if<AttentionLayer>(&layer)) {
+      const int64_t window = attention->window;
+      shapes.push_back({attention->kv_heads, attention->key_dim, attention->value_dim, window,
+                        window ? std::min(capacity, window + slack) : capacity});
+    } else if (const auto* latent = std::get_if<LatentLayer>(&layer)) {
+      shapes.push_back({1, latent->kv_a.rows, 0, 0, capacity});
+    } else if (const auto* recurrent = std::get_if<RecurrentLayer>(&layer)) {
+      states.push_back({recurrent->tail_values(), recurrent->state_values()});
+    }
+  }
+  return Caches(shapes, states, capacity, type, rewind);
+}
+
 mx::array Stack::run(const mx::array& x, Caches* caches, int64_t offset) const {
   return launch_all(x, caches, offset, std::nullopt)[0];
 }
 
-std::pair<mx::array, mx::array> Stack::run_and_tell(const mx::array& x, Caches* caches,
-                                                    int64_t offset) const {
+std::pair<mx::array, mx::array> Stack::run_with_routes(const mx::array& x, Caches* caches,
+                                                       int64_t offset) const {
   int routed = 0, used = 0;
   for (const Layer& layer : all_->layers)
     if (const auto* experts = std::get_if<ExpertLayer>(&layer))
@@ -297,15 +314,15 @@ std::vector<mx::array> Stack::launch_all(const mx::array& x, Caches* caches, int
     size_t caches_used = 0, states_used = 0;
     const auto next_cache = [&]() -> const KVCache* {
       if (!held) return nullptr;
-      held->move(caches_used, offset);
+      held->make_room(caches_used, offset);
       return &held->layers[caches_used++];
     };
     all->done = 0;
     for (const Layer& layer : all->layers) {
       const auto* attention = std::get_if<AttentionLayer>(&layer);
       const auto* latent = std::get_if<LatentLayer>(&layer);
-      const KVCache* cache = attention || latent ? next_cache() : nullptr;  // moves it, if it has to
-      if (all->given_up) continue;
+      const KVCache* cache = attention || latent ? next_cache() : nullptr;
+      if (all->cancelled) continue;  // the caches are kept consistent
       if (attention) {
         attention_block(*attention, cache, offset, from, tokens, y, tools.work, Pool::shared());
       } else if (latent) {
@@ -321,7 +338,7 @@ std::vector<mx::array> Stack::launch_all(const mx::array& x, Caches* caches, int
         if (chosen) chosen += tokens * experts.routing.used;
       }
       all->done.fetch_add(1, std::memory_order_relaxed);
-      from = y;  // every layer but the first works in place
+      from = y;  // all layers but the first work in place
     }
   };
   std::vector<Output> outputs{{x.shape(), mx::float32}, {{1}, mx::uint8}};
@@ -331,8 +348,8 @@ std::vector<mx::array> Stack::launch_all(const mx::array& x, Caches* caches, int
   return made;
 }
 
-mx::array latent_attention(const mx::array& q, const mx::array& rows,
-                           const std::optional<mx::array>& scales, int64_t value_dim) {
+mx::array latent_attention_task(const mx::array& q, const mx::array& rows,
+                                const std::optional<mx::array>& scales, int64_t value_dim) {
   LatentCall call{};
   call.type = scales                        ? CacheType::Q8
               : rows.dtype() == mx::float16 ? CacheType::F16
@@ -354,10 +371,8 @@ mx::array latent_attention(const mx::array& q, const mx::array& rows,
                 });
 }
 
-HeadLayer::HeadLayer(Vector norm, float eps, Weight output)
-    : norm_(std::move(norm)),
-      output_(std::move(output)),
-      head_{{norm_.data(), eps}, output_.matrix()} {}
+HeadLayer::HeadLayer(const mx::array& norm, float eps, const Weight& output)
+    : norm_(norm), output_(output), head_{{norm_.data(), eps}, output_.matrix()} {}
 
 mx::array HeadLayer::run(const mx::array& x) const {
   const int64_t tokens = x.shape(0);

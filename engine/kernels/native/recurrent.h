@@ -1,8 +1,8 @@
-// The steps of a recurrent layer as tasks. The callers have checked shapes; all arrays are float32.
+// The steps of a recurrent layer as tasks. Callers check shapes; all arrays are float32.
 #pragma once
 
 #include <optional>
-#include <vector>
+#include <utility>
 
 #include "core/recurrent/recurrence.h"
 #include "task.h"
@@ -10,17 +10,19 @@
 namespace conifer {
 
 // x (T, C), tail (K-1, C), taps (K, C), bias (C) -> y (T, C) and the new tail.
-std::vector<mx::array> convolve(const mx::array& x, const mx::array& tail, const mx::array& taps,
-                                const std::optional<mx::array>& bias, bool activate);
+std::pair<mx::array, mx::array> convolve_task(const mx::array& x, const mx::array& tail,
+                                              const mx::array& taps,
+                                              const std::optional<mx::array>& bias, bool activate);
 
 // q and k (T, A or 1, B or 1, N), v (T, A, B, P), log_decay and beta (T, A, B), state
-// (A, B, N, P) -> y as v and the new state.
-std::vector<mx::array> scan(const mx::array& q, const mx::array& k, const mx::array& v,
-                            const mx::array& log_decay, const mx::array& state,
-                            const std::optional<mx::array>& beta, float eps);
+// (A, B, N, P) -> y, shaped as v, and the new state.
+std::pair<mx::array, mx::array> scan_task(const mx::array& q, const mx::array& k,
+                                          const mx::array& v, const mx::array& log_decay,
+                                          const mx::array& state,
+                                          const std::optional<mx::array>& beta, float eps);
 
 // y and gate (T, M, n), weight (M or 1, n) -> (T, M, n).
-mx::array gated_norm(const mx::array& y, const mx::array& gate, const mx::array& weight, float eps,
-                     bool gate_first);
+mx::array gated_norm_task(const mx::array& y, const mx::array& gate, const mx::array& weight,
+                          float eps, bool gate_first);
 
 }  // namespace conifer

@@ -1,4 +1,4 @@
-// The one primitive of this extension, and what keeps memory alive until its body has run.
+// The only MLX primitive of this extension. It keeps memory alive until its body has run.
 #include "task.h"
 
 #include <cstring>
@@ -17,12 +17,12 @@ namespace {
 
 using SharedData = std::shared_ptr<mx::array::Data>;
 
-// An input as the body will see it, packed on the stream's thread if it has gaps.
+// An input as the body sees it; strided input is packed on the stream's thread.
 class Source {
  public:
   explicit Source(const mx::array& input) : data_(input.data<char>()) {
     if (input.flags().row_contiguous) return;
-    if (input.itemsize() != 4) throw std::invalid_argument("an input with gaps is not of 4 bytes");
+    if (input.itemsize() != 4) throw std::invalid_argument("a strided input must have items of 4 bytes");
     shape_.assign(input.shape().begin(), input.shape().end());
     strides_.assign(input.strides().begin(), input.strides().end());
     items_ = input.size();
@@ -66,7 +66,7 @@ class Task : public mx::Primitive {
       encoder.set_input_array(input);
       sources.emplace_back(input);
     }
-    // MLX keeps the inputs until the task is done, but not an output that everyone has dropped.
+    // MLX keeps inputs alive until the task is done, but not an output without other references.
     std::vector<SharedData> kept;
     Targets targets;
     for (mx::array& output : outputs) {

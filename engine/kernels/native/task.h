@@ -1,5 +1,5 @@
 // Work on MLX's CPU stream. A task is a node of MLX's graph whose body runs on the stream's thread
-// once its inputs are there; everything the body needs beyond them is captured by value.
+// once its inputs are ready. The body captures everything else it needs by value.
 #pragma once
 
 #include <functional>
@@ -31,15 +31,15 @@ struct Output {
   mx::Dtype dtype;
 };
 
-// Put a task on the graph. Inputs have items of 4 bytes, or lie packed.
+// Add a task to the graph. Inputs have items of 4 bytes, or are contiguous.
 std::vector<mx::array> launch(const char* name, std::vector<mx::array> inputs,
                               const std::vector<Output>& outputs, Body body);
 
-// The same with one output of float32.
+// A task with a single float32 output.
 mx::array launch(const char* name, std::vector<mx::array> inputs, mx::Shape shape, Body body);
 
-// What tasks share. Streams of several threads may run tasks at once, so a body that touches this
-// locks it first, for as long as it does.
+// Scratch memory of all tasks. Streams on several threads may run tasks at once, so a body locks the
+// mutex while it uses this.
 struct Shared {
   std::mutex mutex;
   Activations activations;

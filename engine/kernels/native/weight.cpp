@@ -1,4 +1,4 @@
-// The three questions a weight answers, as tasks.
+// The operations of a weight, as tasks.
 #include "weight.h"
 
 #include <cstring>
@@ -10,7 +10,7 @@ namespace conifer {
 
 namespace {
 
-// Rows grouped by the expert they chose: rows order[starts[e]] .. order[starts[e + 1] - 1] are e's.
+// Rows grouped by expert: those of expert e are order[starts[e]] .. order[starts[e + 1] - 1].
 struct Groups {
   std::vector<int32_t> order;
   std::vector<int64_t> starts;
@@ -19,8 +19,8 @@ struct Groups {
 int32_t checked(int32_t id, int64_t count) {
   const int64_t index = id < 0 ? id + count : id;
   if (index < 0 || index >= count)
-    throw std::out_of_range("index " + std::to_string(id) + " is outside a weight of " +
-                            std::to_string(count));
+    throw std::out_of_range("index " + std::to_string(id) + " is out of range for a weight with " +
+                            std::to_string(count) + " rows or experts");
   return static_cast<int32_t>(index);
 }
 
