@@ -8,7 +8,7 @@ Axes: T tokens, D width.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from engine.nn.attention import Attention
 from engine.nn.cache import REWIND
 from engine.nn.cache_spec import STEP, WINDOW_SLACK
 from engine.nn.config import ModelConfig
-from engine.nn.decoder import Block, Blocks, Decoder, Head, OnProgress
+from engine.nn.decoder import Blocks, Decoder, Head, OnProgress
 from engine.nn.mla import LatentAttention
 from engine.nn.mlp import Activation, FeedForward, clamped_swiglu, swiglu
 from engine.nn.moe import ExpertLinear, Experts, SharedExperts
@@ -63,7 +63,13 @@ class FusedLayers:
         self.native = native
         self.width = layers.blocks[0].mixer_norm.weight.size
         self.windowed = any(spec.window for spec in layers.cache_specs)
-        self.stack = _stack(layers.blocks, native)
+        self.stack: _native.Stack = native.Stack()
+        convert = LayerConverter(native).convert
+        for block in layers.blocks:
+            assert block.post_mixer_norm is None and block.post_feed_forward_norm is None
+            residual = block.residual_scale
+            self.stack.add(convert(block.mixer, block.mixer_norm, residual))
+            self.stack.add(convert(block.feed_forward, block.feed_forward_norm, residual))
         self.bytes = self.stack.bytes
         self.stats: RouterStats | None = None
 
@@ -268,16 +274,6 @@ class LayerConverter:
         layer.shared_gate, layer.shared_up = _weight(shared.gate.weight), _weight(shared.up.weight)
         layer.shared_down, layer.shared_score = _weight(shared.down.weight), part.gate
         return layer
-
-
-def _stack(blocks: Sequence[Block], native: ModuleType) -> _native.Stack:
-    stack: _native.Stack = native.Stack()
-    convert = LayerConverter(native).convert
-    for block in blocks:
-        assert block.post_mixer_norm is None and block.post_feed_forward_norm is None
-        stack.add(convert(block.mixer, block.mixer_norm, block.residual_scale))
-        stack.add(convert(block.feed_forward, block.feed_forward_norm, block.residual_scale))
-    return stack
 
 
 def _joined(parts: list[mx.array], axis: int) -> mx.array:

@@ -244,6 +244,7 @@ def test_repacking_holds_the_largest_matrix_once_more():
     assert native.buffers_bytes < need.buffers_bytes / 10
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["memory", "speed", "estimate", "machine", "machine_specs"])
 def test_the_arithmetic_imports_no_mlx_and_no_numpy(name: str):
     code = f"import sys, engine.fit.{name}; assert not {{'mlx', 'numpy'}} & set(sys.modules)"

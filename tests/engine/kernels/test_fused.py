@@ -15,6 +15,7 @@ from engine.gguf.reader import TensorInfo, open_model
 from engine.gguf.types import TYPE_BY_NAME
 from engine.kernels.fusion import fuses
 from engine.kernels.native import unavailable_reason
+from engine.kernels.select import select
 from engine.nn.cache_spec import STEP, WINDOW_SLACK
 from engine.nn.cache_state import dump, load
 from engine.nn.config import read_config
@@ -228,3 +229,16 @@ def test_a_window_moves_on_and_goes_back_as_far_as_it_holds():
     assert np.array_equal(np.array(again), np.array(made))
     cache.trim(100)  # long gone
     assert cache.length == 0
+
+
+def test_a_layer_of_the_core_has_the_fields_of_its_struct_only():
+    native = select("native").native
+    for name in ("Attention", "Latent", "Recurrent", "Dense", "Expert"):
+        layer = getattr(native, f"{name}Layer")()
+        layer.residual = 0.5
+        with pytest.raises(AttributeError):
+            layer.unknown = 1
+        with pytest.raises(TypeError):
+            layer.residual = "half"
+        with pytest.raises(TypeError):
+            layer.norm = mx.ones(4)  # its eps is missing
