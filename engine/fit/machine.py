@@ -57,8 +57,11 @@ def idle_bytes(memory_bytes: int, backend: str) -> int:
 
 def linux_cpu(root: Path, idle: bool = False) -> Machine:
     """Read a Linux machine's memory, with its cgroup limits, from the files under `root`."""
-    memory = _meminfo(root / "proc/meminfo")
-    total, available = memory["MemTotal"], memory.get("MemAvailable", memory["MemFree"])
+    meminfo = root / "proc/meminfo"
+    kib = _numbers(meminfo)
+    if "MemTotal" not in kib:
+        raise BackendError(f"cannot read this machine's memory size from {meminfo}")
+    total, available = kib["MemTotal"] << 10, kib.get("MemAvailable", kib["MemFree"]) << 10
     name, limited_by = _cpu_name(root), "available memory"
     if idle:
         available, limited_by = idle_bytes(total, "cpu"), "memory when idle"
@@ -84,7 +87,7 @@ def cgroup_available(root: Path, idle: bool = False) -> int | None:
         usage = _number(folder / usage_file)
         if usage is None or limit >= NO_LIMIT:
             continue
-        lines = _stat(folder / "memory.stat")
+        lines = _numbers(folder / "memory.stat")
         # Active cache counts too: the file of a model that just ran.
         cache = sum(lines.get(f"{prefix}{kind}_file", 0) for kind in ("active", "inactive"))
         rooms.append(limit if idle else max(0, limit - max(0, usage - cache)))
@@ -131,17 +134,6 @@ def _cuda(idle: bool = False) -> Machine:
     return cuda_machine(str(info["device_name"]), int(info["total_memory"]), free)
 
 
-def _meminfo(path: Path) -> dict[str, int]:
-    sizes = {}
-    for line in read_text(path).splitlines():
-        key, _, value = line.partition(":")
-        if value.split():
-            sizes[key] = int(value.split()[0]) * 1024
-    if "MemTotal" not in sizes:
-        raise BackendError(f"cannot read this machine's memory size from {path}")
-    return sizes
-
-
 def _cpu_name(root: Path) -> str:
     for line in read_text(root / "proc/cpuinfo").splitlines():
         if line.startswith("model name"):
@@ -149,9 +141,10 @@ def _cpu_name(root: Path) -> str:
     return os.uname().machine
 
 
-def _stat(path: Path) -> dict[str, int]:
-    pairs = (line.split() for line in read_text(path).splitlines())
-    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2}
+def _numbers(path: Path) -> dict[str, int]:
+    """Return the number of each `key number` or `key: number` line."""
+    rows = (line.replace(":", " ").split() for line in read_text(path).splitlines())
+    return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}
 
 
 def _number(path: Path) -> int | None:

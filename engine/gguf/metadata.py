@@ -23,23 +23,22 @@ class Metadata:
     def integer(self, key: str, low: int, high: int, default: int | None = None) -> int:
         """Read an integer in low..high."""
         value = self._value(key, default)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise GGUFError(f"{self.prefix + key} is not an integer")
+        if type(value) is not int:
+            raise self._error(key, "is not an integer")
         if not low <= value <= high:
-            raise GGUFError(f"{self.prefix + key} is {value:,}, outside {low:,}..{high:,}")
+            raise self._error(key, f"is {value:,}, outside {low:,}..{high:,}")
         return value
 
     def integers(self, key: str, count: int, low: int, high: int) -> tuple[int, ...]:
         """Read an integer per layer: one for all layers, or an array of `count`."""
-        value = self._value(key, None)
-        array = numbers(value)
+        array = numbers(self._value(key, None))
         if array is None:
             return (self.integer(key, low, high),) * count
         if array.format not in WHOLE or len(array) < count:
-            raise GGUFError(f"{self.prefix + key} is not an array of {count} integers")
+            raise self._error(key, f"is not an array of {count} integers")
         values = tuple(array[:count].tolist())
-        if not all(low <= v <= high for v in values):
-            raise GGUFError(f"{self.prefix + key} has a value outside {low:,}..{high:,}")
+        if not low <= min(values) <= max(values) <= high:
+            raise self._error(key, f"has a value outside {low:,}..{high:,}")
         return values
 
     def same(self, key: str, count: int, low: int, high: int, default: int | None = None) -> int:
@@ -55,34 +54,37 @@ class Metadata:
         """Read an array of booleans, one per layer."""
         array = numbers(self._value(key, None))
         if array is None or array.format != "?" or len(array) < count:
-            raise GGUFError(f"{self.prefix + key} is not an array of {count} booleans")
+            raise self._error(key, f"is not an array of {count} booleans")
         return tuple(map(bool, array[:count]))
 
     def number(self, key: str, low: float, high: float, default: float | None = None) -> float:
         """Read a finite number in low..high."""
         value = self._value(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise GGUFError(f"{self.prefix + key} is not a number")
+        if type(value) not in (int, float):
+            raise self._error(key, "is not a number")
         if not (math.isfinite(value) and low <= value <= high):
-            raise GGUFError(f"{self.prefix + key} is {value}, outside {low:g}..{high:g}")
+            raise self._error(key, f"is {value}, outside {low:g}..{high:g}")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
         """Read a boolean."""
         value = self._value(key, default)
         if not isinstance(value, bool):
-            raise GGUFError(f"{self.prefix + key} is not a boolean")
+            raise self._error(key, "is not a boolean")
         return value
 
     def word(self, key: str, default: str) -> str:
         """Read a string."""
         value = self._value(key, default)
         if not isinstance(value, str):
-            raise GGUFError(f"{self.prefix + key} is not a string")
+            raise self._error(key, "is not a string")
         return value
 
     def _value(self, key: str, default: object) -> Any:
         value = self.metadata.get(self.prefix + key, default)
         if value is None:
-            raise GGUFError(f"{self.prefix + key} is missing")
+            raise self._error(key, "is missing")
         return value
+
+    def _error(self, key: str, problem: str) -> GGUFError:
+        return GGUFError(f"{self.prefix + key} {problem}")

@@ -133,7 +133,7 @@ def _answer(child: subprocess.Popen[bytes], patience_s: float) -> dict[str, str]
             elif sys.platform == "darwin" and _resident_bytes(child) > MEMORY_BYTES:
                 raise TemplateError("the chat template failed: it ran out of memory")
             if time.monotonic() > deadline or len(line) > ANSWER_BYTES:
-                raise TemplateError("the chat template failed: it did not finish in time")
+                raise TemplateError("the chat template failed: it did not finish")
     answer: dict[str, str] = json.loads(line)
     return answer
 
