@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
 from catalog.errors import CatalogError
 from catalog.names import is_repository, is_safe, normal_quant, parts, quant_of
@@ -28,16 +28,72 @@ LICENCES = (
 SIZE_UNITS = {"size_bytes": 1, "size_mib": 2**20, "size_gib": 2**30, "size_gb": 10**9}
 
 
+def _whole(low: int, high: int) -> Callable[[Any], bool]:
+    return lambda v: type(v) is int and low <= v <= high
+
+
+def _real(low: float, high: float) -> Callable[[Any], bool]:
+    return lambda v: type(v) in (int, float) and low <= v <= high
+
+
+def _text(pattern: str) -> Callable[[Any], bool]:
+    return lambda v: isinstance(v, str) and re.fullmatch(pattern, v) is not None
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _repository(value: Any) -> bool:
+    return isinstance(value, str) and is_repository(value)
+
+
+def _quant(value: Any) -> bool:
+    return isinstance(value, str) and normal_quant(value) == value
+
+
+def _gguf(value: Any) -> bool:
+    return isinstance(value, str) and is_safe(value) and value.endswith(".gguf")
+
+
+def _kv(value: Any) -> bool:
+    """Check a list of [layers, values per token] or [layers, values per token, window]."""
+    small = _whole(1, 2**24)
+    return isinstance(value, list) and all(
+        isinstance(kind, list) and len(kind) in (2, 3) and all(map(small, kind)) for kind in value
+    )
+
+
+def _strings(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
+
+
+def _names(value: Any) -> bool:
+    return _strings(value) and all(map(_gguf, value))
+
+
+def _table(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _tables(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_table, value))
+
+
+def _one_of(values: Collection[str]) -> Callable[[Any], bool]:
+    return lambda v: v in values
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """The publisher's recommended settings; None if unstated. `temperature` 0 is greedy."""
 
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
+    temperature: Annotated[float | None, _real(0, 2)] = None
+    top_p: Annotated[float | None, _real(0.01, 1)] = None
+    top_k: Annotated[int | None, _whole(0, 1000)] = None
+    min_p: Annotated[float | None, _real(0, 1)] = None
+    repetition_penalty: Annotated[float | None, _real(0.5, 2)] = None
+    presence_penalty: Annotated[float | None, _real(-2, 2)] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +122,11 @@ class Package:
 
     model_id: str
     quant: str
-    wheel: str
-    member: str
-    wheel_size_bytes: int
-    size_bytes: int
-    sha256: str
+    wheel: Annotated[str, _text(r"[a-z0-9-]+==[0-9.]+")]
+    member: Annotated[str, _gguf]
+    wheel_size_bytes: Annotated[int, _whole(1, 2**32)]
+    size_bytes: Annotated[int, _whole(1, 2**32)]
+    sha256: Annotated[str, _text(r"[0-9a-f]{64}")]
 
     @property
     def file_name(self) -> str:
@@ -87,31 +143,31 @@ class Entry:
     with a KV cache; empty if unknown. state_values: float32 values of all recurrent layers.
     """
 
-    id: str
-    name: str
-    kind: str
-    hybrid: bool
-    starter: bool
-    architecture: str
-    tokenizer: str | None
-    total_parameters: int | None
-    active_parameters: int | None
-    layers: int | None
-    experts: int | None
-    experts_used: int | None
-    experts_shared: int | None
-    kv: tuple[tuple[int, int, int], ...]
-    state_values: int | None
-    context: int | None
-    licence: str
-    original: str | None
-    repository: str | None
-    files: tuple[CatalogFile, ...]
-    default_quant: str
-    sampling: Sampling
-    sampling_no_think: Sampling | None
-    package: Package | None
-    sources: tuple[str, ...] = field(repr=False)
+    id: Annotated[str, _text(r"[a-z0-9]+(?:[.-][a-z0-9.]+)*")]
+    name: Annotated[str, _text(r"\S(?:.{0,78}\S)?")]
+    kind: Annotated[str, _one_of(KINDS)]
+    hybrid: Annotated[bool, _flag]
+    starter: Annotated[bool, _flag]
+    architecture: Annotated[str, _text(r"[a-z0-9][a-z0-9_-]{1,30}")]
+    tokenizer: Annotated[str | None, _text(r"[a-z0-9][a-z0-9-]{1,30}")]
+    total_parameters: Annotated[int | None, _whole(10**6, 10**13)]
+    active_parameters: Annotated[int | None, _whole(10**6, 10**13)]
+    layers: Annotated[int | None, _whole(1, 512)]
+    experts: Annotated[int | None, _whole(2, 1024)]
+    experts_used: Annotated[int | None, _whole(1, 1024)]
+    experts_shared: Annotated[int | None, _whole(0, 64)]
+    kv: Annotated[tuple[tuple[int, int, int], ...], _kv]
+    state_values: Annotated[int | None, _whole(1, 2**32)]
+    context: Annotated[int | None, _whole(512, 2**24)]
+    licence: Annotated[str, _one_of(LICENCES)]
+    original: Annotated[str | None, _repository]
+    repository: Annotated[str | None, _repository]
+    files: Annotated[tuple[CatalogFile, ...], _tables]
+    default_quant: Annotated[str, _quant]
+    sampling: Annotated[Sampling, _table]
+    sampling_no_think: Annotated[Sampling | None, _table]
+    package: Annotated[Package | None, _table]
+    sources: Annotated[tuple[str, ...], _strings] = field(repr=False)
 
     @property
     def moe(self) -> bool:
@@ -163,96 +219,23 @@ def load(tables: Mapping[str, Any]) -> dict[str, Entry]:
     return loaded
 
 
-def _whole(low: int, high: int) -> Callable[[Any], bool]:
-    return lambda v: type(v) is int and low <= v <= high
-
-
-def _real(low: float, high: float) -> Callable[[Any], bool]:
-    return lambda v: type(v) in (int, float) and low <= v <= high
-
-
-def _text(pattern: str) -> Callable[[Any], bool]:
-    return lambda v: isinstance(v, str) and re.fullmatch(pattern, v) is not None
-
-
-def _flag(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def _repository(value: Any) -> bool:
-    return isinstance(value, str) and is_repository(value)
-
-
-def _quant(value: Any) -> bool:
-    return isinstance(value, str) and normal_quant(value) == value
-
-
-def _gguf(value: Any) -> bool:
-    return isinstance(value, str) and is_safe(value) and value.endswith(".gguf")
-
-
-def _kv(value: Any) -> bool:
-    """Check a list of [layers, values per token] or [layers, values per token, window]."""
-    small = _whole(1, 2**24)
-    return isinstance(value, list) and all(
-        isinstance(kind, list) and len(kind) in (2, 3) and all(map(small, kind)) for kind in value
-    )
-
-
-def _strings(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
-
-
-_PARAMETERS = _whole(10**6, 10**13)
-_ENTRY_KEYS: dict[str, Callable[[Any], bool]] = {
-    "id": _text(r"[a-z0-9]+(?:[.-][a-z0-9.]+)*"),
-    "name": _text(r"\S(?:.{0,78}\S)?"),
-    "kind": lambda v: v in KINDS,
-    "hybrid": _flag,
-    "starter": _flag,
-    "architecture": _text(r"[a-z0-9][a-z0-9_-]{1,30}"),
-    "tokenizer": _text(r"[a-z0-9][a-z0-9-]{1,30}"),
-    "total_parameters": _PARAMETERS,
-    "active_parameters": _PARAMETERS,
-    "layers": _whole(1, 512),
-    "experts": _whole(2, 1024),
-    "experts_used": _whole(1, 1024),
-    "experts_shared": _whole(0, 64),
-    "kv": _kv,
-    "state_values": _whole(1, 2**32),
-    "context": _whole(512, 2**24),
-    "licence": lambda v: v in LICENCES,
-    "original": _repository,
-    "repository": _repository,
-    "default_quant": _quant,
-    "sampling": lambda v: isinstance(v, dict),
-    "sampling_no_think": lambda v: isinstance(v, dict),
-    "files": lambda v: isinstance(v, list) and all(isinstance(f, dict) for f in v),
-    "package": lambda v: isinstance(v, dict),
-    "sources": _strings,
-}
-_SAMPLING_KEYS: dict[str, Callable[[Any], bool]] = {
-    "temperature": _real(0, 2),
-    "top_p": _real(0.01, 1),
-    "top_k": _whole(0, 1000),
-    "min_p": _real(0, 1),
-    "repetition_penalty": _real(0.5, 2),
-    "presence_penalty": _real(-2, 2),
-}
+# The keys of a file, which has one of several size units.
 _FILE_KEYS: dict[str, Callable[[Any], bool]] = {
     "quant": _quant,
     "repository": _repository,
-    "names": lambda v: _strings(v) and all(_gguf(name) for name in v),
+    "names": _names,
     **{unit: _real(1, 2**43) for unit in SIZE_UNITS},
     "size_bytes": _whole(2**20, 2**43),
 }
-_PACKAGE_KEYS: dict[str, Callable[[Any], bool]] = {
-    "wheel": _text(r"[a-z0-9-]+==[0-9.]+"),
-    "member": _gguf,
-    "wheel_size_bytes": _whole(1, 2**32),
-    "size_bytes": _whole(1, 2**32),
-    "sha256": _text(r"[0-9a-f]{64}"),
-}
+
+
+@cache
+def _keys(kind: type) -> dict[str, Callable[[Any], bool]]:
+    """Return the TOML keys of a dataclass: its annotated fields, each with its check."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {
+        name: hint.__metadata__[0] for name, hint in hints.items() if hasattr(hint, "__metadata__")
+    }
 
 
 class _Reader:
@@ -284,10 +267,9 @@ class _Reader:
 
     def entry(self, tags: Mapping[str, str]) -> Entry:
         required = ("id", "name", "kind", "architecture", "licence", "default_quant", "sources")
-        self.check(self.table, _ENTRY_KEYS, (*required, "files"))
-        plain: dict[str, Any] = {key: self.table.get(key) for key in _ENTRY_KEYS}
-        plain["hybrid"] = self.table.get("hybrid", False)
-        plain["starter"] = self.table.get("starter", False)
+        self.check(self.table, keys := _keys(Entry), (*required, "files"))
+        plain: dict[str, Any] = {key: self.table.get(key) for key in keys}
+        plain |= {key: self.table.get(key, False) for key in ("hybrid", "starter")}
         plain["sampling"] = self.sampling("sampling") or Sampling()
         plain["sampling_no_think"] = self.sampling("sampling_no_think")
         plain["kv"] = tuple((*kind, 0)[:3] for kind in self.table.get("kv", ()))
@@ -310,7 +292,7 @@ class _Reader:
         table = self.table.get(key)
         if table is None:
             return None
-        self.check(table, _SAMPLING_KEYS, (), f"{key}.")
+        self.check(table, _keys(Sampling), (), f"{key}.")
         return Sampling(**table)
 
     def file(self, table: Mapping[str, Any], number: int) -> CatalogFile:
@@ -335,7 +317,7 @@ class _Reader:
         table = self.table.get("package")
         if table is None:
             return None
-        self.check(table, _PACKAGE_KEYS, _PACKAGE_KEYS, "package.")
+        self.check(table, _keys(Package), _keys(Package), "package.")
         quant = quant_of(table["member"]) or ""
         return Package(model_id=self.table["id"], quant=quant, **table)
 

@@ -83,28 +83,22 @@ def _download(package: Package, work: Path, on_progress: Progress) -> None:
 
 def _run(command: list[str], work: Path, package: Package, on_progress: Progress) -> str | None:
     """Run an installer. Returns None on success, else the line that explains the failure."""
-    temporary = work / "tmp"
+    temporary, total = work / "tmp", package.wheel_size_bytes
     temporary.mkdir(exist_ok=True)
-    log = work / "log"
     environment = {**os.environ, "TMPDIR": str(temporary)}  # leave nothing elsewhere
-    with log.open("w+b") as errors:
+    quiet = subprocess.DEVNULL
+    with (work / "log").open("w+b") as errors:
         process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-            env=environment,
+            command, stdin=quiet, stdout=quiet, stderr=errors, env=environment
         )
         try:
             while process.poll() is None:
-                on_progress(
-                    min(_bytes_in(work), package.wheel_size_bytes), package.wheel_size_bytes
-                )
+                on_progress(min(_bytes_in(work), total), total)
                 time.sleep(POLL_S)
         finally:
             _end(process)
         if process.returncode == 0:
-            on_progress(package.wheel_size_bytes, package.wheel_size_bytes)
+            on_progress(total, total)
             return None
         errors.seek(0)
         return _reason(errors.read()[-65536:].decode(errors="replace"), process.returncode)
@@ -133,10 +127,8 @@ def _bytes_in(folder: Path) -> int:
     total = 0
     for path, _, files in os.walk(folder):
         for file in files:
-            try:
+            with suppress(FileNotFoundError):  # moved meanwhile
                 total += os.stat(os.path.join(path, file)).st_size
-            except FileNotFoundError:  # moved meanwhile
-                continue
     return total
 
 

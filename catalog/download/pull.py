@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from catalog.download import part_file
@@ -44,12 +45,12 @@ def pull(
     done = 0
     for file in files:
 
-        def on_progress(of_file: int, before: int = done) -> None:
+        def on_progress(of_file: int, _: int, before: int = done) -> None:
             callbacks.on_progress(before + of_file, total)
 
         with disk_failures(store.hub_cache):
             if not is_here(file, store):
-                _fetch(hub, file, store, on_progress, retry, callbacks)
+                _fetch(hub, file, store, replace(callbacks, on_progress=on_progress), retry)
             _link(file, store)
         done += file.size_bytes
         callbacks.on_progress(done, total)
@@ -87,29 +88,22 @@ def is_here(file: RemoteFile, store: Store) -> bool:
 
 
 def _fetch(
-    hub: Hub,
-    file: RemoteFile,
-    store: Store,
-    on_progress: Callable[[int], None],
-    retry: RetryPolicy,
-    callbacks: Callbacks,
+    hub: Hub, file: RemoteFile, store: Store, callbacks: Callbacks, retry: RetryPolicy
 ) -> None:
     """Download, verify and publish one blob."""
     blob = store.hub.blob_path(file)
     blob.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(store, file, on_progress, callbacks.on_wait):
+    with _lock(store, file, callbacks):
         if is_here(file, store):  # another process finished it
             return
         with part_file.claim(blob, file.size_bytes) as partial:
-            on_progress(partial.size_bytes)
             try:
-                got = download(hub, file, partial, retry, on_progress, callbacks)
-            except NotAModel:
+                got = download(hub, file, partial, callbacks, retry)
+                if got != file.sha256:
+                    raise VerificationError(file.name, file.sha256 or "", got)
+            except (NotAModel, VerificationError):
                 partial.delete()
                 raise
-            if got != file.sha256:
-                partial.delete()
-                raise VerificationError(file.name, file.sha256 or "", got)
             try:
                 partial.publish(blob)
             except FileNotFoundError as error:
@@ -150,9 +144,7 @@ def _write_ref(file: RemoteFile, store: Store) -> None:
 
 
 @contextmanager
-def _lock(
-    store: Store, file: RemoteFile, on_progress: Callable[[int], None], on_wait: Callable[[], None]
-) -> Iterator[None]:
+def _lock(store: Store, file: RemoteFile, callbacks: Callbacks) -> Iterator[None]:
     """Hold huggingface_hub's lock for this blob; proceed without it if locking fails."""
     folder = store.hub_cache / ".locks" / store.hub.repository_folder(file.repository).name
     handle = -1
@@ -160,20 +152,14 @@ def _lock(
         with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             handle = os.open(folder / f"{file.sha256}.lock", os.O_RDWR | os.O_CREAT, 0o644)
-            _wait_for_lock(handle, store, file, on_progress, on_wait)
+            _wait_for_lock(handle, store, file, callbacks)
         yield
     finally:
         if handle >= 0:
             os.close(handle)
 
 
-def _wait_for_lock(
-    handle: int,
-    store: Store,
-    file: RemoteFile,
-    on_progress: Callable[[int], None],
-    on_wait: Callable[[], None],
-) -> None:
+def _wait_for_lock(handle: int, store: Store, file: RemoteFile, callbacks: Callbacks) -> None:
     """Wait while the holder of the lock makes progress, and report it."""
     import fcntl
 
@@ -183,13 +169,13 @@ def _wait_for_lock(
             return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if not waited:
-                on_wait()
+                callbacks.on_wait()
                 waited = True
         parts = _parts(blob, "*.part", "*.incomplete")  # ours, or huggingface_hub's
         size_bytes = max(map(part_file.allocated_bytes, parts), default=0)
         if size_bytes > best:
             best, since = size_bytes, time.monotonic()
-            on_progress(min(size_bytes, file.size_bytes))
+            callbacks.on_progress(min(size_bytes, file.size_bytes), file.size_bytes)
         if time.monotonic() - since > LOCK_IDLE_S:
             return None
         time.sleep(LOCK_POLL_S)

@@ -64,18 +64,14 @@ class Callbacks:
 
 
 def download(
-    hub: Hub,
-    file: RemoteFile,
-    partial: PartFile,
-    retry: RetryPolicy,
-    on_progress: Callable[[int], None],
-    callbacks: Callbacks,
+    hub: Hub, file: RemoteFile, partial: PartFile, callbacks: Callbacks, retry: RetryPolicy
 ) -> str:
     """Download the missing bytes of a partial file; return the SHA-256 of the whole as hex.
 
     Raises NotAModel if it is not GGUF, TransientError after too many failures, OSError.
     """
     partial.write(0, hub.head(file), partial.version)
+    callbacks.on_progress(partial.size_bytes, file.size_bytes)
     scheduler = RangeScheduler(partial, retry)
     pool = ThreadPoolExecutor(STREAMS + 1, thread_name_prefix="transfer")
     threads: list[Future[Any]] = []
@@ -91,7 +87,7 @@ def download(
                 future.result()
             while scheduler.failures:
                 callbacks.on_retry(*scheduler.failures.popleft())
-            on_progress(partial.size_bytes)
+            callbacks.on_progress(partial.size_bytes, file.size_bytes)
             if running == {digest}:
                 complete_since = complete_since or time.monotonic()
                 if not reported and time.monotonic() - complete_since > CHECKING_S:

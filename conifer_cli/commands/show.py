@@ -118,7 +118,6 @@ def _entry_rows(entry: Entry) -> list[tuple[str, str]]:
 
 def _header_rows(header: ShownHeader) -> list[tuple[str, str]]:
     config, metadata, tensors = header.config, header.metadata, header.tensors
-    types = sorted({tensor.type.name for tensor in tensors.values()})
     told = _document(header)
     routed = told["experts"]
     experts = "none (dense model)"
@@ -144,7 +143,7 @@ def _header_rows(header: ShownHeader) -> list[tuple[str, str]]:
         ("an expert", size(routed["expert_bytes"]) if routed else "-"),
         ("a token reads", f"{size(moved['total'])}: {shares}"),
         ("KV cache", f"{size(kept['f16'])} per 1,000 tokens in f16, {size(kept['q8'])} in q8"),
-        ("state", f"{size(told['state_bytes'])} at any length" if _state(told) else "none"),
+        ("state", f"{size(told['state_bytes'])} at any length" if told["state_bytes"] else "none"),
         ("window", _windows(config)),
         ("file context", f"{config.context:,}"),
         ("vocabulary", f"{config.vocab:,}"),
@@ -154,16 +153,12 @@ def _header_rows(header: ShownHeader) -> list[tuple[str, str]]:
         ),
         ("chat template", f"{len(template):,} characters" if template else "none"),
         ("file licence", told["licence"] or "not stated"),
-        ("tensors", f"{len(tensors)}: {', '.join(types)}"),
+        ("tensors", f"{len(tensors)}: {', '.join(told['types'])}"),
     ]
 
 
 def _share(part: int, moved: dict[str, int]) -> str:
     return f"{size(part)} ({part / max(moved['total'], 1):.0%})"
-
-
-def _state(told: dict[str, Any]) -> bool:
-    return bool(told["state_bytes"])
 
 
 def _windows(config: ModelConfig) -> str:
