@@ -172,8 +172,27 @@ def read(path: Path, kind: type[H]) -> tuple[H, CacheState]:
 
     Raises UsageError if there is no file, BadSaved if it is damaged or of another format.
     """
+    import numpy as np
+
+    from engine.nn.cache_state import CacheState
+
+    digest = hashlib.sha256()
     with _opened(path, kind) as file:
-        return _read(path, file, kind)
+        header = _header(path, file, kind, digest)
+        at = file.tell()
+        # Mapped: a copy would need memory that the verdict does not count.
+        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        if len(data) - at - DIGEST_BYTES != sum(size_bytes for _, _, size_bytes in header.layout()):
+            raise BadSaved(f"{path} is damaged: its size does not match its header")
+    arrays = []
+    for name, shape, size_bytes in header.layout():
+        part = data[at : at + size_bytes]
+        digest.update(part)
+        arrays.append(np.frombuffer(part, dtype=name).reshape(shape))
+        at += size_bytes
+    if data[at:] != digest.digest():
+        raise BadSaved(f"{path} is damaged: its checksum does not match")
+    return header, CacheState(header.tokens, header.marks, arrays)
 
 
 def read_header(path: Path, kind: type[H]) -> H:
@@ -191,29 +210,6 @@ def _opened(path: Path, kind: type[Header]) -> Iterator[BinaryIO]:
         raise UsageError(f"no saved {kind.kind} at {str(path)!r}") from error
     except OSError as error:
         raise BadSaved(f"cannot read {path}: {error.strerror}") from error
-
-
-def _read(path: Path, file: BinaryIO, kind: type[H]) -> tuple[H, CacheState]:
-    import numpy as np
-
-    from engine.nn.cache_state import CacheState
-
-    digest = hashlib.sha256()
-    header = _header(path, file, kind, digest)
-    at = file.tell()
-    # Mapped, because a copy next to the cache would need memory that the verdict does not count.
-    data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    if len(data) - at - DIGEST_BYTES != sum(size_bytes for _, _, size_bytes in header.layout()):
-        raise BadSaved(f"{path} is damaged: its size does not match its header")
-    arrays = []
-    for name, shape, size_bytes in header.layout():
-        part = data[at : at + size_bytes]
-        digest.update(part)
-        arrays.append(np.frombuffer(part, dtype=name).reshape(shape))
-        at += size_bytes
-    if data[at:] != digest.digest():
-        raise BadSaved(f"{path} is damaged: its checksum does not match")
-    return header, CacheState(header.tokens, header.marks, arrays)
 
 
 def _header(path: Path, file: BinaryIO, kind: type[H], digest: Any) -> H:
