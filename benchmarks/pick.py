@@ -17,7 +17,7 @@ import numpy as np
 
 from engine.fit.machine import this_machine
 from engine.kernels.select import select
-from engine.sampling import Pick, Settings
+from engine.sampling import Sample, Settings
 
 RUNS = 21
 SPREAD = 2.5  # of the logits
@@ -36,15 +36,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    picks = {name: select(name).pick for name in ("stock", "native")}
+    samplers = {name: select(name).sample for name in ("stock", "native")}
     cases = []
     for model, size in VOCABULARIES.items():
         logits = mx.array(np.random.default_rng(0).normal(0, SPREAD, size).astype(np.float32))
         for way, wishes in WAYS.items():
-            taken: dict[str, list[float]] = {name: [] for name in picks}
+            taken: dict[str, list[float]] = {name: [] for name in samplers}
             for run in range(RUNS):
-                for name, pick in picks.items():
-                    taken[name].append(milliseconds(pick, logits, Settings(**wishes), run))
+                for name, sample in samplers.items():
+                    taken[name].append(milliseconds(sample, logits, Settings(**wishes), run))
             medians = {name: round(statistics.median(times), 3) for name, times in taken.items()}
             cases.append({"vocabulary": f"{model}, {size:,}", "settings": way, "ms": medians})
             print(json.dumps(cases[-1]), flush=True)
@@ -53,10 +53,10 @@ def main() -> None:
         options.out.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def milliseconds(pick: Pick, logits: mx.array, settings: Settings, bits: int) -> float:
+def milliseconds(sample: Sample, logits: mx.array, settings: Settings, bits: int) -> float:
     """Time one choice, from the call until the token is read."""
     started = time.perf_counter()
-    pick(logits, settings, bits).item()
+    sample(logits, settings, bits).item()
     return 1e3 * (time.perf_counter() - started)
 
 

@@ -153,7 +153,7 @@ class TokenStream:
             self.finish = "length"
             return
         started = time.perf_counter()
-        sampler = Sampler(self.settings, self.tokens, self.model.kernels.pick)
+        sampler = Sampler(self.settings, self.tokens, self.model.kernels.sample)
         endings = frozenset() if self.settings.ignore_end else self.model.tokenizer.eog_ids
         guide = self.guide
         try:

@@ -1,6 +1,6 @@
 """Sample a token from logits on the device: penalties, temperature, top-k, top-p and min-p.
 
-`pick` is the reference in MLX; kernels may have their own. With only top-p or min-p it sorts the
+`sample` is the reference in MLX; kernels may have their own. With only top-p or min-p it sorts the
 whole vocabulary, which is cheap on a GPU.
 
 Temperature applies first, then top-k, top-p and min-p on the resulting probabilities, as the model
@@ -67,15 +67,15 @@ class Settings:
 
 
 # (logits (V,), settings, SEED_BITS fresh random bits) -> token () int32
-Pick = Callable[[mx.array, Settings, int], mx.array]
+Sample = Callable[[mx.array, Settings, int], mx.array]
 
 
 class Sampler:
     """Sample tokens by `settings`. Holds the recent tokens and the random generator."""
 
-    def __init__(self, settings: Settings, prompt: list[int], pick: Pick) -> None:
+    def __init__(self, settings: Settings, prompt: list[int], sample: Sample) -> None:
         self.settings = settings
-        self.pick = pick
+        self.sample = sample
         self.recent = mx.array(prompt[-PENALTY_WINDOW:], dtype=mx.int32)
         self.looks_back = bool(
             settings.repetition_penalty != 1.0 or settings.presence_penalty or settings.processors
@@ -100,7 +100,7 @@ class Sampler:
             logits = mx.where(allowed, logits, FORBIDDEN)
         if finite is not None:  # masks must not hide NaN, nor infinity be a mask
             logits = mx.where(finite, mx.maximum(logits, FORBIDDEN), mx.nan)
-        token = self.pick(logits, self.settings, self.chance.getrandbits(SEED_BITS))
+        token = self.sample(logits, self.settings, self.chance.getrandbits(SEED_BITS))
         if self.looks_back:
             self.recent = mx.concatenate([self.recent, token[None]])[-PENALTY_WINDOW:]
         return token
@@ -125,7 +125,7 @@ def apply_presence_penalty(logits: mx.array, recent: mx.array, penalty: float) -
     return logits
 
 
-def pick(logits: mx.array, settings: Settings, bits: int) -> mx.array:
+def sample(logits: mx.array, settings: Settings, bits: int) -> mx.array:
     """Sample a token: logits (V,) -> () int32, or NOT_FINITE."""
     finite = mx.isfinite(logits.sum())
     if settings.temperature == 0:

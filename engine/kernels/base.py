@@ -98,5 +98,5 @@ class Kernels(Protocol):
         `value_dim` values of a row are its value. Returns (T, H, value_dim).
         """
 
-    def pick(self, logits: mx.array, settings: Settings, bits: int) -> mx.array:
-        """See `engine.sampling.pick`. Equal bits may select a different token than it does."""
+    def sample(self, logits: mx.array, settings: Settings, bits: int) -> mx.array:
+        """See `engine.sampling.sample`. Equal bits may select a different token than it does."""

@@ -114,7 +114,7 @@ class StockKernels:
     groups_by_expert = False
     convolve = staticmethod(recurrence.convolve)
     gated_norm = staticmethod(recurrence.gated_norm)
-    pick = staticmethod(sampling.pick)
+    sample = staticmethod(sampling.sample)
 
     def __init__(
         self, backend: str, threads: int | None, fallback_reason: str | None = None

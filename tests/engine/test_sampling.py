@@ -13,7 +13,7 @@ import pytest
 from engine.kernels.select import select
 from engine.sampling import (
     NOT_FINITE,
-    Pick,
+    Sample,
     Sampler,
     Settings,
     apply_presence_penalty,
@@ -29,14 +29,14 @@ Drawn = Callable[..., list[int]]
 
 
 @pytest.fixture(scope="module")
-def pick(kernels: str) -> Pick:
-    return select(kernels).pick
+def sample(kernels: str) -> Sample:
+    return select(kernels).sample
 
 
 @pytest.fixture
-def drawn(pick: Pick) -> Drawn:
+def drawn(sample: Sample) -> Drawn:
     def draw(count: int = 400, **settings: object) -> list[int]:
-        sampler = Sampler(Settings(**{"temperature": 1.0, "seed": 7} | settings), [0], pick)
+        sampler = Sampler(Settings(**{"temperature": 1.0, "seed": 7} | settings), [0], sample)
         return [int(sampler.choose(LOGITS).item()) for _ in range(count)]
 
     return draw
@@ -56,10 +56,10 @@ def test_greedy_takes_the_likeliest(drawn: Drawn):
     assert set(drawn(5, temperature=0)) == {0}
 
 
-def test_a_tiny_temperature_takes_the_likeliest(pick: Pick):
+def test_a_tiny_temperature_takes_the_likeliest(sample: Sample):
     likeliest = mx.array([1.0, 30.0, -5.0])
     for settings in (Settings(temperature=1e-40), Settings(temperature=1e-40, top_p=0.9)):
-        assert int(Sampler(settings, [0], pick).choose(likeliest).item()) == 1
+        assert int(Sampler(settings, [0], sample).choose(likeliest).item()) == 1
 
 
 def test_presence_penalty_lowers_what_was_seen_once():
@@ -116,8 +116,8 @@ def test_penalty_divides_positive_and_multiplies_negative_logits_once():
     assert logits.tolist() == [2.0, -2.0, 1.0]
 
 
-def test_penalty_sees_what_was_drawn(pick: Pick):
-    sampler = Sampler(Settings(temperature=0, repetition_penalty=4.0), [4], pick)
+def test_penalty_sees_what_was_drawn(sample: Sample):
+    sampler = Sampler(Settings(temperature=0, repetition_penalty=4.0), [4], sample)
     logits = mx.array([1.0, 0.9, 0.8, 0.0, 0.0])
     assert [int(sampler.choose(logits).item()) for _ in range(4)] == [0, 1, 2, 0]
 
@@ -143,11 +143,11 @@ def test_processors_change_the_logits(drawn: Drawn):
     ],
 )
 def test_logits_that_are_not_finite_give_no_token(
-    pick: Pick, settings: dict, bad: float, place: int
+    sample: Sample, settings: dict, bad: float, place: int
 ):
     logits = [0.0] * 41
     logits[place] = bad
-    sampler = Sampler(Settings(seed=0, **settings), [0], pick)
+    sampler = Sampler(Settings(seed=0, **settings), [0], sample)
     assert int(sampler.choose(mx.array(logits)).item()) == NOT_FINITE
 
 
@@ -188,34 +188,34 @@ def test_settings_out_of_range_are_refused_by_name(name: str, value: object):
         {"temperature": 2.0, "top_p": 0.999},
     ],
 )
-def test_draws_are_those_of_numpy(pick: Pick, settings: dict, size: int):
+def test_draws_are_those_of_numpy(sample: Sample, settings: dict, size: int):
     logits = np.random.default_rng(size).normal(0, 2.5, size).astype(np.float32)
     wishes = Settings(**{"temperature": 1.0} | settings)
     likely = kept(logits.astype(np.float64), wishes)
     array, chance, count = mx.array(logits), random.Random(1), 600
-    drawn = [int(pick(array, wishes, chance.getrandbits(64)).item()) for _ in range(count)]
+    drawn = [int(sample(array, wishes, chance.getrandbits(64)).item()) for _ in range(count)]
     assert set(drawn) <= set(likely)
     for token in sorted(likely, key=lambda token: -likely[token])[:3]:
         deviation = math.sqrt(likely[token] * (1 - likely[token]) / count)
         assert abs(drawn.count(token) / count - likely[token]) <= 5 * deviation
 
 
-def test_what_a_mask_forbids_is_never_drawn(pick: Pick):
+def test_what_a_mask_forbids_is_never_drawn(sample: Sample):
     allowed = np.random.default_rng(0).random(5000) < 0.01
     for wishes in ({"temperature": 0}, {"temperature": 2.0}, {"top_p": 0.9}, {"top_k": 500}):
-        sampler = Sampler(Settings(**{"seed": 1} | wishes), [0], pick)
+        sampler = Sampler(Settings(**{"seed": 1} | wishes), [0], sample)
         for _ in range(50):
             token = sampler.choose(mx.zeros(5000), mx.array(allowed))
             assert allowed[int(token.item())]
 
 
-def test_a_mask_does_not_hide_what_is_not_finite(pick: Pick):
+def test_a_mask_does_not_hide_what_is_not_finite(sample: Sample):
     logits = mx.array([0.0, math.nan, 1.0])
-    token = Sampler(Settings(), [0], pick).choose(logits, mx.array([True, False, True]))
+    token = Sampler(Settings(), [0], sample).choose(logits, mx.array([True, False, True]))
     assert int(token.item()) == NOT_FINITE
 
 
-def test_the_first_of_equals_is_the_greedy_one(pick: Pick):
+def test_the_first_of_equals_is_the_greedy_one(sample: Sample):
     logits = np.zeros(9000, np.float32)
     logits[[4099, 4100, 8999]] = 1.0
-    assert int(pick(mx.array(logits), Settings(temperature=0), 0).item()) == 4099
+    assert int(sample(mx.array(logits), Settings(temperature=0), 0).item()) == 4099

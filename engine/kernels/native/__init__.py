@@ -186,9 +186,9 @@ class NativeKernels:
         made: mx.array = self.native.gated_norm(*parts, eps, gate_first)
         return made
 
-    def pick(self, logits: mx.array, settings: Settings, bits: int) -> mx.array:
+    def sample(self, logits: mx.array, settings: Settings, bits: int) -> mx.array:
         if logits.ndim != 1 or logits.size == 0:
-            raise ValueError(f"pick: logits are {logits.shape}")
+            raise ValueError(f"sample: logits are {logits.shape}")
         token: mx.array = self.native.pick(
             _floats(logits),
             settings.temperature,
