@@ -42,8 +42,8 @@ def enough_memory() -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise DoesNotFit("the memory is used up") from error
+        raise DoesNotFit("out of memory") from error
     except RuntimeError as error:  # MLX has no class of its own for it
         if "alloc" not in str(error).lower():
             raise
-        raise DoesNotFit(f"the memory is used up: {error}") from error
+        raise DoesNotFit(f"out of memory: {error}") from error

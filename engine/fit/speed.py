@@ -50,8 +50,6 @@ class BytesPerToken:
 
     def scaled(self, share: float) -> BytesPerToken:
         """Return the same with the weights scaled by `share`."""
-        if share == 1:
-            return self
         names = ("experts_bytes", "attention_bytes", "shared_bytes", "head_bytes")
         return replace(self, **{name: int(share * getattr(self, name)) for name in names})
 

@@ -165,7 +165,7 @@ def _longest_first(marks: Mapping[str, int]) -> list[Mark]:
 
 
 def _partition(text: str, marks: Sequence[Mark], stripping: frozenset[int]) -> list[str | int]:
-    """Cut text at marks: a long mark anywhere goes before a short one."""
+    """Split text at marks; a longer mark takes precedence over a shorter one anywhere."""
     fragments: list[str | int] = [text] if text else []
     for literal, id in marks:
         if literal not in text:
@@ -175,25 +175,22 @@ def _partition(text: str, marks: Sequence[Mark], stripping: frozenset[int]) -> l
             if isinstance(fragment, int):
                 cut.append(fragment)
                 continue
-            for index, words in enumerate(fragment.split(literal)):
-                if index:
-                    cut.append(id)
-                if index and id in stripping:
-                    words = words.lstrip(WHITE_SPACE)
-                if words:
-                    cut.append(words)
-        fragments = cut
+            first, *others = fragment.split(literal)
+            cut.append(first)
+            for words in others:
+                cut += [id, words.lstrip(WHITE_SPACE) if id in stripping else words]
+        fragments = [fragment for fragment in cut if fragment != ""]
     return fragments
 
 
 def _restored(text: str, quoted: Mapping[str, str]) -> str:
-    for stand_in, words in quoted.items():
-        text = text.replace(stand_in, words)
+    for placeholder, words in quoted.items():
+        text = text.replace(placeholder, words)
     return text
 
 
 def without_surrogates(text: str) -> str:
-    """Join surrogate pairs; a lone surrogate, which is no character, becomes U+FFFD."""
+    """Join surrogate pairs; replace lone surrogates by U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -201,16 +198,14 @@ def without_surrogates(text: str) -> str:
     return text
 
 
-def _byte_alphabet() -> dict[int, str]:
-    """Return byte-level BPE's characters: printable bytes as themselves, others from U+0100."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {
-        byte: chr(256 + index) for index, byte in enumerate(others)
-    }
-
-
-BYTE_OF = {character: bytes([byte]) for byte, character in _byte_alphabet().items()}
+# Byte-level BPE's characters: a printable byte as itself, the others from U+0100 on.
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+_CHARACTERS = [*map(chr, _PRINTABLE), *(chr(256 + index) for index in range(len(_OTHERS)))]
+BYTE_OF = {
+    character: bytes([byte])
+    for character, byte in zip(_CHARACTERS, (*_PRINTABLE, *_OTHERS), strict=True)
+}
 
 
 def _token_bytes(vocabulary: Vocabulary, id: int) -> bytes:

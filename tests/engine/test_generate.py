@@ -184,7 +184,7 @@ def test_memory_that_is_refused_is_an_error_of_ours(model: engine.Model, monkeyp
         raise RuntimeError("[metal::malloc] Unable to allocate 9 bytes.")  # MLX's own words
 
     monkeypatch.setattr(engine.Model, "forward", refused)
-    with pytest.raises(DoesNotFit, match="the memory is used up"):
+    with pytest.raises(DoesNotFit, match="out of memory"):
         list(model.generate(PROMPT, greedy()))
 
 
