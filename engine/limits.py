@@ -43,7 +43,7 @@ def enough_memory() -> Iterator[None]:
         yield
     except MemoryError as error:
         raise DoesNotFit("out of memory") from error
-    except RuntimeError as error:  # MLX has no class of its own for it
+    except RuntimeError as error:  # MLX has no exception class for it
         if "alloc" not in str(error).lower():
             raise
         raise DoesNotFit(f"out of memory: {error}") from error

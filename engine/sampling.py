@@ -98,7 +98,7 @@ class Sampler:
             logits = process(self.recent, logits)
         if allowed is not None:
             logits = mx.where(allowed, logits, FORBIDDEN)
-        if finite is not None:  # masks must not hide NaN, nor infinity be a mask
+        if finite is not None:  # keep NaN visible; -inf from a processor counts as masked
             logits = mx.where(finite, mx.maximum(logits, FORBIDDEN), mx.nan)
         token = self.sample(logits, self.settings, self.chance.getrandbits(SEED_BITS))
         if self.looks_back:
