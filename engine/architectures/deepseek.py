@@ -10,7 +10,7 @@ only some layers have one, and the layers after it reuse its choice.
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Decoder, pre_norm_decoder
 from engine.nn.mla import Indexer, LatentAttention, latent_rope, require_indexer
-from engine.nn.rope import Rope
+from engine.nn.rope import RoPE
 from engine.nn.weights import Weights
 
 
@@ -32,7 +32,7 @@ def glm_dsa(config: ModelConfig, weights: Weights) -> Decoder:
     return _sparse(config, weights, latent_rope(config.rope, interleaved=True))
 
 
-def _sparse(config: ModelConfig, weights: Weights, indexer_rope: Rope) -> Decoder:
+def _sparse(config: ModelConfig, weights: Weights, indexer_rope: RoPE) -> Decoder:
     """Build a model in which every layer has an indexer or reuses the previous one."""
     rope = latent_rope(config.rope, interleaved=True)
     indexers: list[Indexer] = []

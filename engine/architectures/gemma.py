@@ -14,7 +14,7 @@ from engine.nn.config import ModelConfig, RopeConfig
 from engine.nn.decoder import Decoder, pre_norm_decoder
 from engine.nn.mlp import geglu
 from engine.nn.moe import feed_forward
-from engine.nn.rope import Rope
+from engine.nn.rope import RoPE
 from engine.nn.weights import Weights
 
 # Layers of the 27B models, which scale attention by width / heads. No key states this.
@@ -37,7 +37,7 @@ def _build(config: ModelConfig, weights: Weights, windowed: RopeConfig, layers_2
     """Build a Gemma. windowed: the rotary embedding of layers that see only a window."""
     if config.layers == layers_27b:
         config = replace(config, attention_scale=(config.width // config.heads) ** -0.5)
-    global_rope, window_rope = (Rope(rope, interleaved=False) for rope in (config.rope, windowed))
+    global_rope, window_rope = (RoPE(rope, interleaved=False) for rope in (config.rope, windowed))
 
     def attention(layer: int) -> Attention:
         rope = window_rope if config.windows[layer] else global_rope

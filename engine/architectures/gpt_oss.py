@@ -11,13 +11,13 @@ from engine.nn.config import ModelConfig
 from engine.nn.decoder import Decoder, pre_norm_decoder
 from engine.nn.mlp import clamped_swiglu
 from engine.nn.moe import feed_forward
-from engine.nn.rope import Rope
+from engine.nn.rope import RoPE
 from engine.nn.weights import Weights
 
 
 def build(config: ModelConfig, weights: Weights) -> Decoder:
     """Build the graph of a `gpt-oss` model."""
-    rope = Rope(config.rope, interleaved=False)
+    rope = RoPE(config.rope, interleaved=False)
     return pre_norm_decoder(
         config,
         weights,

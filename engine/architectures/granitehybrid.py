@@ -9,13 +9,13 @@ from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Decoder, pre_norm_decoder
 from engine.nn.recurrent import Mamba2
-from engine.nn.rope import Rope
+from engine.nn.rope import RoPE
 from engine.nn.weights import Weights
 
 
 def build(config: ModelConfig, weights: Weights) -> Decoder:
     """Build the graph of a `granitehybrid` model."""
-    rope = Rope(config.rope, interleaved=True) if config.rope_enabled else None
+    rope = RoPE(config.rope, interleaved=True) if config.rope_enabled else None
     return pre_norm_decoder(
         config,
         weights,

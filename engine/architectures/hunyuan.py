@@ -7,13 +7,13 @@ Every layer is routed: softmax, weights renormalised, plus a shared expert that 
 from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Decoder, pre_norm_decoder
-from engine.nn.rope import Rope
+from engine.nn.rope import RoPE
 from engine.nn.weights import Weights
 
 
 def build(config: ModelConfig, weights: Weights) -> Decoder:
     """Build the graph of a `hunyuan-moe` model."""
-    rope = Rope(config.rope, interleaved=False)
+    rope = RoPE(config.rope, interleaved=False)
     return pre_norm_decoder(
         config,
         weights,

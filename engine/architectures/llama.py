@@ -17,14 +17,14 @@ Some files add:
 from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Decoder, pre_norm_decoder
-from engine.nn.rope import Rope, Temperature
+from engine.nn.rope import RoPE, Temperature
 from engine.nn.weights import Weights
 
 
 def build(config: ModelConfig, weights: Weights) -> Decoder:
     """Build the graph of a Llama-like model."""
     divisors = weights.optional_vector("rope_freqs.weight", config.rope.dims // 2)
-    rope = Rope(config.rope, interleaved=True, divisors=divisors) if config.rope_enabled else None
+    rope = RoPE(config.rope, interleaved=True, divisors=divisors) if config.rope_enabled else None
     scale, length = config.temperature_scale, config.rope.original_context
     temperature = Temperature(scale, length) if scale else None
     return pre_norm_decoder(

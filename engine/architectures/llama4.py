@@ -9,7 +9,7 @@ sigmoid; a shared expert always runs.
 from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Decoder, pre_norm_decoder
-from engine.nn.rope import Rope, Temperature
+from engine.nn.rope import RoPE, Temperature
 from engine.nn.weights import Weights
 
 TEMPERATURE = Temperature(scale=0.1, length=8192, shift=1)
@@ -19,7 +19,7 @@ MAVERICK_EXPERTS = 128
 def build(config: ModelConfig, weights: Weights) -> Decoder:
     """Build the graph of a `llama4` model."""
     divisors = weights.optional_vector("rope_freqs.weight", config.rope.dims // 2)
-    rope = Rope(config.rope, interleaved=True, divisors=divisors)
+    rope = RoPE(config.rope, interleaved=True, divisors=divisors)
     normalized = not (config.experts and config.experts.count == MAVERICK_EXPERTS)
 
     def attention(layer: int) -> Attention:

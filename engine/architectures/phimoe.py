@@ -8,19 +8,19 @@ other, and weighs each only against experts with similar scores.
 from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Decoder, pre_norm_decoder
-from engine.nn.rope import LongRope, Rope
+from engine.nn.rope import LongRoPE, RoPE
 from engine.nn.weights import Weights
 
 
 def build(config: ModelConfig, weights: Weights) -> Decoder:
     """Build the graph of a `phimoe` model."""
     short, long = (
-        Rope(
+        RoPE(
             config.rope,
             interleaved=False,
             divisors=weights.optional_vector(f"rope_factors_{kind}.weight", config.rope.dims // 2),
         )
         for kind in ("short", "long")
     )
-    rope = LongRope(short, long, config.rope.original_context)
+    rope = LongRoPE(short, long, config.rope.original_context)
     return pre_norm_decoder(config, weights, lambda layer: Attention(config, weights, layer, rope))

@@ -22,11 +22,11 @@ width / heads. Tensors and keys of the file select the rest:
 from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Decoder, pre_norm_decoder
-from engine.nn.rope import Rope
+from engine.nn.rope import RoPE
 from engine.nn.weights import Weights
 
 
 def build(config: ModelConfig, weights: Weights) -> Decoder:
     """Build the graph of a Qwen-like model."""
-    rope = Rope(config.rope, interleaved=False)
+    rope = RoPE(config.rope, interleaved=False)
     return pre_norm_decoder(config, weights, lambda layer: Attention(config, weights, layer, rope))

@@ -11,13 +11,13 @@ from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Decoder, pre_norm_decoder
 from engine.nn.recurrent import GatedDeltaNet
-from engine.nn.rope import Rope
+from engine.nn.rope import RoPE
 from engine.nn.weights import Weights
 
 
 def build(config: ModelConfig, weights: Weights, tiled: bool = False) -> Decoder:
     """Build Qwen3-Next. tiled: the order of the delta nets' value heads, see `GatedDeltaNet`."""
-    rope = Rope(config.rope, interleaved=False)
+    rope = RoPE(config.rope, interleaved=False)
     return pre_norm_decoder(
         config,
         weights,

@@ -119,7 +119,7 @@ class Blocks:
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class LMHead:
     """The final norm and the projection to the vocabulary.
 
     Logits are multiplied by `scale`, then bounded by cap * tanh(logits / cap) if `cap` is set.
@@ -167,7 +167,7 @@ class Decoder:
         output = self.embedding if tied else weights.matrix("output.weight", *shape)
         bias = weights.optional_vector("output.bias", config.vocab)
         self.layers: Layers = Blocks(blocks, config.cache_specs)
-        self.head: Scorer = Head(norm, output, bias, config.logit_scale, config.logit_cap)
+        self.head: Scorer = LMHead(norm, output, bias, config.logit_scale, config.logit_cap)
         self.kernels = weights.kernels
         self.routes: RouterStats | None = None
 

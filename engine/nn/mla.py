@@ -23,7 +23,7 @@ from engine.nn.attention import split_heads
 from engine.nn.cache import TokenCache
 from engine.nn.config import IndexerConfig, ModelConfig, RopeConfig
 from engine.nn.norm import LayerNorm, RMSNorm
-from engine.nn.rope import Rope, Temperature, yarn_magnitude
+from engine.nn.rope import RoPE, Temperature, yarn_magnitude
 from engine.nn.weights import Weights
 
 LATENT_EPS = 1e-6  # of the norms inside the attention; fixed in the models' code, not in files
@@ -41,7 +41,7 @@ class LatentAttention:
         config: ModelConfig,
         weights: Weights,
         layer: int,
-        rope: Rope,
+        rope: RoPE,
         indexer: Indexer | None = None,
     ) -> None:
         assert config.latent is not None
@@ -121,7 +121,7 @@ class Indexer:
     tokens; None if that is all of them. Later layers may reuse it.
     """
 
-    def __init__(self, config: ModelConfig, weights: Weights, layer: int, rope: Rope) -> None:
+    def __init__(self, config: ModelConfig, weights: Weights, layer: int, rope: RoPE) -> None:
         assert config.latent is not None
         sizes = require_indexer(config)
         self.layer, self.rope = layer, rope
@@ -171,14 +171,14 @@ def require_indexer(config: ModelConfig) -> IndexerConfig:
     return config.latent.indexer
 
 
-def latent_rope(config: RopeConfig, interleaved: bool) -> Rope:
+def latent_rope(config: RopeConfig, interleaved: bool) -> RoPE:
     """Create the rotary embedding of latent attention, without YaRN's magnitude.
 
     Published models set `mscale` and `mscale_all_dim` to the same number. Files contain only the
     latter, which `latent_scale` applies. Without it, YaRN scales cos and sin as usual.
     """
     multiplier = 1.0 if config.log_multiplier else 0.0
-    return Rope(replace(config, log_multiplier=multiplier), interleaved)
+    return RoPE(replace(config, log_multiplier=multiplier), interleaved)
 
 
 def latent_scale(config: ModelConfig) -> float:

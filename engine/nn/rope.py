@@ -18,7 +18,7 @@ from engine.nn.config import RopeConfig
 Rotary = Callable[[mx.array, int, int], mx.array]
 
 
-class Rope:
+class RoPE:
     """Rotary embedding of the first `dims` values of each head.
 
     interleaved: pairs are (2i, 2i+1) as in GGUF's NORM type, else (i, i + dims/2) as in NEOX.
@@ -52,13 +52,13 @@ class Rope:
         )
 
 
-class LongRope:
+class LongRoPE:
     """Rotary embedding with frequencies for short and for long sequences.
 
     `long` applies if the sequence may exceed `original` tokens.
     """
 
-    def __init__(self, short: Rope, long: Rope, original: int) -> None:
+    def __init__(self, short: RoPE, long: RoPE, original: int) -> None:
         self.short, self.long, self.original = short, long, original
 
     def __call__(self, x: mx.array, offset: int, context: int) -> mx.array:

@@ -24,13 +24,13 @@ from engine.nn.attention import Attention
 from engine.nn.cache import REWIND
 from engine.nn.cache_spec import STEP, WINDOW_SLACK
 from engine.nn.config import ModelConfig
-from engine.nn.decoder import Blocks, Decoder, Head, OnProgress
+from engine.nn.decoder import Blocks, Decoder, LMHead, OnProgress
 from engine.nn.mla import LatentAttention
 from engine.nn.mlp import Activation, FeedForward, clamped_swiglu, swiglu
 from engine.nn.moe import ExpertLinear, Experts, SharedExperts
 from engine.nn.norm import AnyNorm, RMSNorm
 from engine.nn.recurrent import GatedDeltaNet, Mamba2
-from engine.nn.rope import Rope
+from engine.nn.rope import RoPE
 from engine.nn.weights import Linear
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def fuse(decoder: Decoder, config: ModelConfig, tensors: Mapping[str, TensorInfo
     kernels, layers, head = decoder.kernels, decoder.layers, decoder.head
     if not isinstance(kernels, NativeKernels):
         return
-    assert isinstance(layers, Blocks) and isinstance(head, Head)
+    assert isinstance(layers, Blocks) and isinstance(head, LMHead)
     if fuses(config, tensors):
         decoder.layers = FusedLayers(layers, kernels.native)
     if type(head.norm) is RMSNorm:
@@ -132,7 +132,7 @@ class FusedLayers:
 class FusedHead:
     """The final norm and the projection to the vocabulary as one task."""
 
-    def __init__(self, head: Head, native: ModuleType) -> None:
+    def __init__(self, head: LMHead, native: ModuleType) -> None:
         self.width = head.norm.weight.size
         self.finish = head.finish
         self.head: _native.Head = native.Head(head.norm.weight, head.norm.eps, _weight(head.output))
@@ -148,7 +148,7 @@ class LayerConverter:
 
     def __init__(self, native: ModuleType) -> None:
         self.native = native
-        self.ropes: dict[Rope, _native.Rope] = {}  # shared by layers, and so is their table
+        self.ropes: dict[RoPE, _native.Rope] = {}  # shared by layers, and so is their table
         self.converters: dict[type, Callable[[Any], Any]] = {
             Attention: self._attention,
             LatentAttention: self._latent,
@@ -165,7 +165,7 @@ class LayerConverter:
         layer.norm, layer.residual = _norm(norm), residual_scale
         return layer
 
-    def _rope(self, rope: Rope) -> _native.Rope:
+    def _rope(self, rope: RoPE) -> _native.Rope:
         if rope not in self.ropes:
             made = self.native.Rope(rope.periods, rope.interleaved, rope.magnitude)
             self.ropes[rope] = made
@@ -180,7 +180,7 @@ class LayerConverter:
         layer.whole_norms = norm is not None and norm.weight.size != attention.key_dim
         layer.norms_last, layer.gated = attention.norm_after_rope, attention.gated
         if attention.rope is not None:
-            assert isinstance(attention.rope, Rope)
+            assert isinstance(attention.rope, RoPE)
             layer.rope = self._rope(attention.rope)
         layer.sinks, layer.window, layer.scale = attention.sinks, attention.window, attention.scale
         layer.heads, layer.kv_heads = attention.heads, attention.kv_heads
