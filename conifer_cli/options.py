@@ -29,7 +29,7 @@ _UNITS = {"mb": 10**6, "mib": 1 << 20, "gb": 10**9, "gib": 1 << 30, "tb": 10**12
 _CONTEXT = re.compile(r"(\d{1,9})([kK]?)")
 
 
-class Kernels(StrEnum):
+class KernelName(StrEnum):
     """Which implementation multiplies."""
 
     AUTO = "auto"
@@ -126,7 +126,7 @@ KV = Annotated[
     typer.Option("--kv-type", envvar="CONIFER_KV_TYPE", help="Precision of the KV cache."),
 ]
 KernelChoice = Annotated[
-    Kernels,
+    KernelName,
     typer.Option(
         "--kernels",
         envvar="CONIFER_KERNELS",

@@ -236,7 +236,6 @@ def test_every_folder_says_what_it_holds(path: Path):
     assert 3 <= len((ast.get_docstring(tree(path)) or "").splitlines()) <= 8
 
 
-@pytest.mark.xfail(reason="until the rooms are finished")
 def test_no_two_classes_have_one_name():
     homes = defaultdict(list)
     for path in SOURCES:

@@ -1,8 +1,8 @@
 """Files that hold a model's cache: saved conversations and stored prompts.
 
-A file has a line with its kind and format, a line of JSON (`Header`), the bytes of the arrays, and
-the SHA-256 of all that. Only its owner may read it. Files are not trusted: every size is checked
-before anything is allocated. docs/decisions/0008-saved-conversations.md has the reasons.
+A file has a line with its kind and format, a line of JSON (`SavedHeader`), the bytes of the arrays,
+and the SHA-256 of all that. Only its owner may read it. Files are not trusted: every size is
+checked before anything is allocated. docs/decisions/0008-saved-conversations.md has the reasons.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ START_BYTES, SAMPLE_BYTES, SAMPLES = 16 << 20, 4096, 64  # read from a model fil
 
 
 @dataclass(frozen=True)
-class Header:
+class SavedHeader:
     """The JSON of a stored prompt. form: of its cache. arrays: [type, shape] each."""
 
     kind: ClassVar[str] = "prompt"
@@ -71,7 +71,7 @@ class Header:
 
 
 @dataclass(frozen=True)
-class ConversationHeader(Header):
+class ConversationHeader(SavedHeader):
     """The JSON of a saved conversation."""
 
     kind: ClassVar[str] = "conversation"
@@ -86,7 +86,7 @@ class ConversationHeader(Header):
                 raise ValueError("a message has an unknown field")
 
 
-H = TypeVar("H", bound=Header)
+H = TypeVar("H", bound=SavedHeader)
 
 
 def _whole_numbers(value: Any) -> bool:
@@ -202,7 +202,7 @@ def read_header(path: Path, kind: type[H]) -> H:
 
 
 @contextmanager
-def _opened(path: Path, kind: type[Header]) -> Iterator[BinaryIO]:
+def _opened(path: Path, kind: type[SavedHeader]) -> Iterator[BinaryIO]:
     try:
         with path.open("rb") as file:
             yield file

@@ -87,7 +87,7 @@ def _store(session: Session, tokens: list[int]) -> None:
     try:
         place.mkdir(parents=True, exist_ok=True)
         _make_room(size_bytes)
-        checkpoint.write(place / f"{name}{SUFFIX}", checkpoint.Header.kind, facts, kept)
+        checkpoint.write(place / f"{name}{SUFFIX}", checkpoint.SavedHeader.kind, facts, kept)
     except (OSError, errors.OutputError) as error:
         console.log(f"conifer: the prompt was not stored: {error}")
 
@@ -97,7 +97,7 @@ def _restored(session: Session, path: Path, cache: Cache) -> bool:
     from engine.nn.cache_state import load
 
     try:
-        _, kept = checkpoint.read(path, checkpoint.Header)
+        _, kept = checkpoint.read(path, checkpoint.SavedHeader)
         load(session.model, kept, cache)
     except ContextOverflow:  # longer than the context of this run
         return False
@@ -115,9 +115,9 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _header(path: Path) -> checkpoint.Header | None:
+def _header(path: Path) -> checkpoint.SavedHeader | None:
     try:
-        return checkpoint.read_header(path, checkpoint.Header)
+        return checkpoint.read_header(path, checkpoint.SavedHeader)
     except errors.UsageError:  # another process has removed it
         return None
     except errors.BadSaved:

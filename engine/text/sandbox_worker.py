@@ -132,7 +132,7 @@ def _generation_tag() -> Any:
     from jinja2.ext import Extension
     from jinja2.parser import Parser
 
-    class Generation(Extension):
+    class GenerationTag(Extension):
         tags = {"generation"}  # noqa: RUF012 (jinja2's own declaration)
 
         def parse(self, parser: Parser) -> nodes.Node:
@@ -140,7 +140,7 @@ def _generation_tag() -> Any:
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return nodes.Scope(body, lineno=line)
 
-    return Generation
+    return GenerationTag
 
 
 if __name__ == "__main__":

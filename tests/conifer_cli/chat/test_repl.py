@@ -136,7 +136,7 @@ def test_ctrl_c_at_the_question_about_another_model_keeps_the_one_of_before(tmp_
         with TerminalSession(arguments, environment(tmp_path, TERM="dumb", **where)) as session:
             session.expect(">>> ")
             session.type("/model hf:org/tiny\n")
-            session.expect("and fetch it? [Y/n] ")
+            session.expect("and download the model? [Y/n] ")
             session.type("\x03")
             session.expect("cancelled; still using ")
             session.expect(">>> ")
