@@ -1,5 +1,4 @@
-// Attention of new tokens over a KV cache. Knows no weights and no threads: the callers share out
-// the work.
+// Attention of new tokens over a KV cache, without weights or threads: callers divide the work.
 //
 // Axes: T new tokens, K kv heads, G query heads for each kv head, d head width.
 #pragma once
@@ -24,8 +23,8 @@ struct KVCache {
   CacheBuffer keys, values;
 };
 
-// One kv head of a cache. Keys lie token after token without a gap; values are `value_stride`
-// apart, which is `value_dim` unless they are the beginnings of longer rows.
+// One kv head of a cache. The keys of consecutive tokens are contiguous; values are `value_stride`
+// apart, which is `value_dim` unless each value is the start of a longer row.
 struct HeadView {
   CacheType type;
   int64_t key_dim, value_dim, value_stride;
@@ -35,7 +34,7 @@ struct HeadView {
   const uint16_t* value_scales;
 };
 
-// What a range of tokens adds to the attention of G query heads; ranges merge.
+// The contribution of a range of tokens to the attention of G query heads; ranges can be merged.
 struct Partial {
   float* top;    // (G,) largest score
   float* total;  // (G,) sum of e^(score - top)
@@ -68,21 +67,21 @@ int64_t attention_scratch(int64_t key_dim, int64_t value_dim);
 void attend_one(const HeadView& head, const float* queries, int64_t group, int64_t begin,
                 int64_t end, Partial partial, float* scratch);
 
-// Merge n partials of G heads. The result, (G, dv) packed, is the attention. sinks (G,): scores that
-// take their share and give nothing, or null.
+// Merge n partials of G heads into the attention, (G, dv) packed. sinks (G,): scores that take part
+// in the softmax without a value; may be null.
 void merge(const Partial* partials, int64_t n, int64_t group, int64_t value_dim,
            const float* sinks, float* out);
 
-// What a row of queries sees: the tokens begin..end, and a score that takes its share and gives
-// nothing, NO_SINK for none.
+// The tokens begin..end that a row of queries attends to, and a score without a value that takes
+// part in the softmax; NO_SINK for none.
 struct Sight {
   int64_t begin, end;
   float sink;
 };
 static constexpr float NO_SINK = -3.0e38f;
 
-// Many tokens: row r, (rows, padded(d)), already scaled, sees sights[r], whose begins and ends do not
-// decrease. At most MAX_ROWS rows; out is (rows, padded(dv)).
+// Many tokens: row r of (rows, padded(d)), already scaled, attends to sights[r], whose begins and
+// ends do not decrease. At most MAX_ROWS rows; out is (rows, padded(dv)).
 static constexpr int64_t MAX_ROWS = 128;
 void attend_many(const HeadView& head, const float* queries, int64_t rows, const Sight* sights,
                  float* out, float* scratch);

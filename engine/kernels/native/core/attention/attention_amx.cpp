@@ -1,8 +1,8 @@
-// One token's attention over 8-bit keys and values, multiplied as they lie in the cache.
+// One token's attention over 8-bit keys and values, multiplied in their cache layout.
 //
-// What meets them must be 8-bit too: queries and weights are split into two bytes, high and low,
-// which are rows 0..7 and 8..15 (or columns) of a tile for up to 8 query heads. That keeps 15 bits
-// of them, so that the only rounding that counts is the cache's own.
+// Queries and weights must be 8-bit too. They are split into two bytes, high and low, which are rows
+// 0..7 and 8..15 (or columns) of a tile for up to 8 query heads. That keeps 15 bits, so the only
+// rounding that matters is the cache's own.
 #include "attention/attention_amx.h"
 
 #include "isa/amx.h"
@@ -131,7 +131,7 @@ void score(const int8_t* keys, int64_t dims, const Room& room, const int8_t* nex
   }
 }
 
-// (c, t) out of (t, c), less what is common to a group: gives back the largest of each.
+// Transpose (t, c) to (c, t), divided by the largest of the group. Returns the largest over 127.
 float turn_scales(const float* scales, int64_t groups, int64_t c, float* out) {
   const __m512i index = _mm512_mullo_epi32(
       _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
@@ -168,7 +168,7 @@ void load_weights(const Room& room, int64_t c) {
 }
 
 // A group of 32 dims of 64 tokens as two tiles of quads: byte i of a column is token 4 quad + i.
-// The columns are in the order that interleaving gives, which `dim_of` knows.
+// Interleaving puts the columns in the order of `dim_of`.
 void load_quads(const int8_t* values, int64_t dims, int8_t* quads) {
   for (int64_t t = 0; t < BLOCK; t += 8) {
     __m512i rows[4];
@@ -198,7 +198,7 @@ CONIFER_INLINE int dim_of(int j, int column) {
   return 16 * lane + 8 * j + 4 * half + i;
 }
 
-// mixed = mixed * factors + what the block adds.
+// mixed = mixed * factors + the block's weighted values.
 void mix(const int8_t* values, int64_t dims, const Room& room, const float* factors,
          const float* worth, const int8_t* next) {
   for (int64_t c = 0; c < dims / GROUP; ++c) {
@@ -245,7 +245,7 @@ void attend_heads(const HeadView& head, const float* queries, int64_t heads, int
     const int8_t* keys = static_cast<const int8_t*>(head.keys) + t * key_dim;
     const int8_t* values = static_cast<const int8_t*>(head.values) + t * value_dim;
     const int8_t* next_keys = keys + BLOCK * key_dim;
-    if (n < BLOCK) {  // tiles are read whole: past the end there may be nothing
+    if (n < BLOCK) {  // tiles are read whole, and memory may end here
       keys = static_cast<int8_t*>(memcpy(room.key_tail, keys, size_t(n * key_dim)));
       values = static_cast<int8_t*>(memcpy(room.value_tail, values, size_t(n * value_dim)));
       memset(room.key_tail + n * key_dim, 0, size_t((BLOCK - n) * key_dim));

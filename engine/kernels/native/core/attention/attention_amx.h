@@ -1,11 +1,11 @@
-// Attention of one token over 8-bit keys and values in AMX tiles, where the processor has them.
+// Attention of one token over 8-bit keys and values in AMX tiles, for processors that have them.
 #pragma once
 
 #include "attention/attention.h"
 
 namespace conifer::attention {
 
-// Whether attend_one_amx can serve this head: Q8, whole scale groups of 32.
+// True if attend_one_amx can process this head: Q8, whole scale groups of 32.
 bool amx_serves(const HeadView& head);
 
 // As attend_one.

@@ -1,8 +1,8 @@
 // Attention of one kv head, for one instruction set. See attention.h for the terms.
 //
-// Both ways stream over the tokens in blocks, with a running maximum: scores never exist for more
-// than a block. One token: each key and value is read once for all query heads. Many
-// tokens: a block of keys is converted and turned once, and then it is two small matrix products.
+// Both ways stream over the tokens in blocks, with a running maximum: scores exist for one block at a
+// time. One token: each key and value is read once for all query heads. Many tokens: a block of keys
+// is converted and transposed once, and the rest is two small matrix products.
 #pragma once
 
 #include <type_traits>
@@ -16,7 +16,7 @@ namespace {
 using namespace isa;  // vectors
 
 constexpr int64_t BLOCK = 64;       // tokens
-constexpr int64_t SHORT_BLOCK = 32; // of one token's: three of keys or values in the first cache
+constexpr int64_t SHORT_BLOCK = 32; // for one token: three blocks of keys or values fit the L1 cache
 constexpr float LOWEST = -3.0e38f;  // below every score, and a difference of two is no overflow
 
 // Rows of a cache, `stride` apart, as vectors of floats.
@@ -92,14 +92,13 @@ CONIFER_INLINE VF across_tokens(VF v, bool maximum) {
   return load(folded);
 }
 
-// Fetch what comes next while the arithmetic is busy: the hardware loses a stream that stops and
-// goes on elsewhere, as keys and values do in turn.
+// Prefetch the next rows while the arithmetic is busy: the hardware prefetcher loses a stream that
+// stops and continues elsewhere, as keys and values do.
 CONIFER_INLINE void fetch(const char* begin, const char* end) {
   for (; begin < end; begin += 64) __builtin_prefetch(begin);
 }
 
-// Scores of n tokens in order of lanes: out[t * G + g]. Meanwhile fetches the same tokens of
-// `next`.
+// Scores of n tokens in order of lanes: out[t * G + g]. Prefetches the same tokens of `next`.
 template <int G, CacheType C>
 CONIFER_INLINE void score(const Rows<C>& keys, const Rows<C>& next, const float* queries,
                           int64_t stride, int64_t begin, int64_t n, float* out) {
@@ -125,7 +124,7 @@ CONIFER_INLINE void score(const Rows<C>& keys, const Rows<C>& next, const float*
   }
 }
 
-// What is to be fetched meanwhile: `step` bytes with each token.
+// The rows to prefetch meanwhile: `step` bytes per token.
 struct Ahead {
   const char* begin;
   int64_t step;
@@ -156,8 +155,9 @@ CONIFER_INLINE void mix(const Rows<C>& values, Ahead ahead, const float* weights
     for (int j = 0; j < N; ++j) store(mixed + g * stride + i + j * W, sums[g][j]);
 }
 
-// One block of tokens into the running state. `weights` is scratch for G * SHORT_BLOCK floats. While
-// keys are read the values are fetched, and in all passes over the values a part of the next keys.
+// Add one block of tokens to the running state. `weights` is scratch for G * SHORT_BLOCK floats.
+// Reading the keys prefetches the values; each pass over the values prefetches a part of the next
+// keys.
 template <int G, CacheType C>
 CONIFER_INLINE void one_block(const Rows<C>& keys, const Rows<C>& values, const float* queries,
                               int64_t query_stride, int64_t begin, int64_t n, Running<G>& state,
@@ -332,8 +332,8 @@ void turn(const float* rows, int64_t width, float* columns) {
     }
 }
 
-// Scores of one row become weights, 0 outside begin..end; gives back the factor on what was mixed
-// before.
+// Turn the scores of one row into weights, 0 outside begin..end. Returns the factor by which to
+// scale the earlier sums.
 CONIFER_INLINE float weigh(float* scores, int64_t begin, int64_t end, float& top, float& total) {
   for (int64_t t = 0; t < begin; ++t) scores[t] = LOWEST;
   for (int64_t t = end; t < BLOCK; ++t) scores[t] = LOWEST;

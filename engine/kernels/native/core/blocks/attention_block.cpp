@@ -1,7 +1,7 @@
 // The attention block. See block.h.
 //
-// One token is the hot path: every thread norms and quantises the whole input for itself, so that
-// the only barriers are those where one thread needs what another multiplied.
+// One token is the hot path: every thread norms and quantises the whole input for itself, so a
+// barrier is needed only before a thread reads another's products.
 #include <algorithm>
 #include <atomic>
 
@@ -16,7 +16,7 @@ namespace {
 
 using Thread = Workspace::Parts::Thread;
 
-// What the threads of one attention_block share.
+// The state that the threads of one attention_block share.
 struct AttentionCall {
   const AttentionLayer& layer;
   KVCache cache;
@@ -35,7 +35,7 @@ struct AttentionCall {
   int64_t length() const { return past + tokens; }
 };
 
-// Norm one head, unless its whole projection was, and turn it.
+// Norm one head, unless its whole projection was normed, and rotate it.
 void rotate_head(const AttentionCall& call, const Norm& norm, int64_t token, float* x) {
   const Rope& rope = call.layer.rope;
   const bool normed = norm.weight && !call.layer.whole_norms;
@@ -52,7 +52,7 @@ void norm_whole(const AttentionCall& call, const Norm& norm, int64_t n, const fl
   else if (x != y) std::copy(x, x + n, y);
 }
 
-// key: that of the token, which is turned in place.
+// `key` is the token's, rotated in place.
 void append_token(const AttentionCall& call, int64_t head, int64_t token, float* key) {
   const AttentionLayer& layer = call.layer;
   rotate_head(call, layer.k_norm, token, key);
@@ -62,7 +62,7 @@ void append_token(const AttentionCall& call, int64_t head, int64_t token, float*
          layer.value_dim);
 }
 
-// The first token of the cache that one sees.
+// The first token of the cache that a token attends to.
 int64_t first_seen(const AttentionCall& call, int64_t token) {
   const int64_t window = call.layer.window;
   return window ? std::max<int64_t>(call.past + token + 1 - window, 0) : 0;
@@ -83,7 +83,7 @@ void copy_queries(const AttentionCall& call, int64_t head, int64_t token, const 
   }
 }
 
-// What one head of a token gives, times the sigmoid of its gate if it has one; out may be `mixed`.
+// Multiply a head's result by the sigmoid of its gate, if it has one; out may be `mixed`.
 void finish_head(const AttentionCall& call, int64_t head, int64_t token, const float* mixed,
                  float* out) {
   const AttentionLayer& layer = call.layer;
@@ -135,8 +135,8 @@ void one_token(const AttentionCall& call, int thread, int threads) {
                               [&](Range rows) { finish(call, own.hidden, rows); });
 }
 
-// The (kv head, position) pairs that one token sees in one line, cut evenly: each thread gets the
-// same number of tokens whatever the number of heads.
+// A cut of the line of all (kv head, position) pairs that one token attends to: each thread gets the
+// same number, whatever the number of heads.
 Range head_range(const AttentionCall& call, int64_t head, int thread, int threads) {
   const int64_t first = first_seen(call, 0), length = call.length() - first;
   const int64_t start = head * length;
@@ -155,7 +155,7 @@ void attend_range(const AttentionCall& call, int thread, int threads, Thread& ow
   const AttentionLayer& layer = call.layer;
   float* queries = own.queries.need(call.group * padded(layer.key_dim));
   float* scratch = own.scratch.need(attention_scratch(layer.key_dim, layer.value_dim));
-  // Copies of all queries and keys: norms of the whole want them as they were projected.
+  // Copies of all queries and keys, because norms of the whole need the projected values.
   float* all = own.mixed.need(layer.q.rows + layer.k.rows);
   float* keys = all + layer.q.rows;
   norm_whole(call, layer.q_norm, layer.q.rows, call.projected, all);
@@ -186,7 +186,7 @@ void merge_ranges(const AttentionCall& call, int threads, Thread& own, float* ou
   }
 }
 
-// The queries of consecutive tokens and one kv head, over everything they see.
+// The attention of consecutive tokens and one kv head.
 void attend_tokens(const AttentionCall& call, int64_t head, Range tokens, Thread& own) {
   const AttentionLayer& layer = call.layer;
   const int64_t key_width = padded(layer.key_dim), value_width = padded(layer.value_dim);
@@ -236,7 +236,7 @@ void many_tokens(const AttentionCall& call, int thread, int threads) {
       append_token(call, h, t, keys + h * layer.key_dim);
   }
   call.pool.barrier();
-  // The last tokens see the most: taking them first leaves small pieces for the end.
+  // The last tokens have the most work: starting with them leaves small pieces for the end.
   const int64_t at_once = std::max<int64_t>(MAX_ROWS / call.group, 1);
   const int64_t pieces = (call.tokens + at_once - 1) / at_once;
   for (;;) {

@@ -1,6 +1,6 @@
 // Whole layers of a decoder, each one parallel region: attention, dense feed-forward, mixture of
-// experts, output head. The structs are plain views: the caller keeps what they point to alive.
-// Pointers that may be null say so. x and y are (T, D) float32, rows packed; y may be x.
+// experts, output head. The structs are plain views: the caller keeps their memory alive.
+// Comments say which pointers may be null. x and y are (T, D) float32, rows packed; y may be x.
 //
 // Axes: T tokens, D width, H query heads, K kv heads, d head width, E experts, k chosen, F hidden.
 #pragma once
@@ -28,7 +28,7 @@ using threads::share;
 // sigmoid(1.702 gate) * (up + 1), gate at most 7 and up within -7..7.
 enum class Activation : int32_t { Silu = 0, Clamped = 1 };
 
-// Scratch memory of the blocks: grows to the largest call and is kept. One call at a time.
+// Scratch memory of the blocks, as large as the largest call so far. One call at a time.
 struct Workspace {
   Workspace();
   ~Workspace();
@@ -44,30 +44,30 @@ struct AttentionLayer {
   const float* v_bias;
   const float* output_bias;
   Norm q_norm, k_norm;          // of queries and keys; weight null: none
-  bool gated;                   // behind each head's query lies a gate: its sigmoid multiplies
+  bool gated;                   // a gate follows each head's query; its sigmoid scales the head
   bool whole_norms;             // these two norm whole projections, not each head
   bool norms_last;              // they come after the rotation; of heads only
   Rope rope;                    // dims 0: none
   const float* sinks;           // (H), may be null: scores that take their share and give nothing
   int64_t heads, kv_heads, key_dim, value_dim;  // heads / kv_heads: whole, at most MAX_ROWS
-  int64_t window;               // tokens that one sees, itself among them; 0: all before it
+  int64_t window;               // tokens that one attends to, including itself; 0: all
   float scale;                  // of the scores
-  float residual;               // of what is added to x
+  float residual;               // factor on the block's result
 };
 
 // y = x + residual * output(attention(rope(norm(q)), cache)). Appends T tokens to the cache at
-// `offset`, whose buffers must have room for offset - base + T; cache null: the tokens see only each
-// other (offset is then still where the rotation starts).
+// `offset`, whose buffers must have room for offset - base + T; cache null: the tokens attend only to
+// each other (the rotation still starts at offset).
 void attention_block(const AttentionLayer& layer, const KVCache* cache, int64_t offset,
                      const float* x, int64_t tokens, float* y, Workspace& work, Pool& pool);
 
 // Multi-head latent attention with the heads' own projections multiplied into queries and results: a
-// token keeps one row, its normed latent (R) and a part (r) that turns, which all heads share.
+// token stores one row, its normed latent (R) and a rotated part (r), which all heads share.
 struct LatentLayer {
   Norm norm;             // of x
   Matrix q_a;            // (Q, D); data null: queries are projected in one step
   Norm q_norm;           // of the Q
-  Matrix q;              // (H d, D or Q); the last r of the d turn
+  Matrix q;              // (H d, D or Q); the last r of d are rotated
   Matrix kv_a;           // (R + r, D)
   Norm kv_norm;          // of the R
   Matrix k_b, v_b;       // of the first head, the others follow: (R, d - r), (dv, R)
@@ -119,14 +119,14 @@ struct RecurrentLayer {
   int64_t tail_values() const { return (kernel - 1) * channels; }
 };
 
-// What such a layer remembers: tail (K-1, C), memory (A, B, N, P).
+// The state of such a layer: tail (K-1, C), memory (A, B, N, P).
 struct RecurrentState {
   float* tail;
   float* memory;
 };
 
-// From where the tokens go on, and which states are kept of them; null: none. `from` is neither of
-// the others. mark: behind the first `mark_tokens` of them.
+// The state before the tokens and the states to save; null: none. `from` is neither of the others.
+// mark: the state after the first `mark_tokens` tokens.
 struct RecurrentStates {
   const RecurrentState* from;
   const RecurrentState* mark;
@@ -148,7 +148,7 @@ struct DenseLayer {
 void dense_block(const DenseLayer& layer, const float* x, int64_t tokens, float* y,
                  Workspace& work, Pool& pool);
 
-// What makes weights of a router's logits; the last is the softmax of the chosen ones alone.
+// How a router's logits become weights. SoftmaxOfChosen: the softmax of the chosen ones alone.
 enum class Gating : int32_t { Softmax = 0, Sigmoid = 1, SoftmaxOfChosen = 2 };
 
 struct Routing {
@@ -157,13 +157,13 @@ struct Routing {
   float scale;       // then multiply by this
   Gating gating = Gating::Softmax;
   const float* bias = nullptr;  // (E), may be null: added to the scores for choosing only
-  int64_t groups = 1, groups_used = 1;  // of experts side by side, from the best of which to choose
+  int64_t groups = 1, groups_used = 1;  // of consecutive experts; only the best groups are used
 };
 
 struct ExpertLayer {
   Norm norm;
   Matrix router;          // (E, D)
-  Matrix gate, up, down;  // of one expert, `data` at the first; the others follow without a gap
+  Matrix gate, up, down;  // of the first expert; the others follow without a gap
   Routing routing;
   Activation activation = Activation::Silu;
   const float* router_bias = nullptr;  // (E); these four may be null
@@ -178,11 +178,11 @@ struct ExpertLayer {
 
 // y = x + residual * (sum over the chosen of weight * expert(h) + shared(h)), h = norm(x);
 // expert(h) = down(activation(gate(h), up(h))).
-// chosen: takes the ids of the chosen experts (T, k), unless null.
+// chosen: receives the ids of the chosen experts (T, k); may be null.
 void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* y,
                Workspace& work, Pool& pool, int32_t* chosen = nullptr);
 
-// Choose `used` experts by `logits` (E): ids and weights (k), best first; equal ones by id. Serial.
+// Choose `used` experts by `logits` (E): ids and weights (k), best first, ties by id. Serial.
 void route(const Routing& routing, const float* logits, int32_t* ids, float* weights);
 
 // y = sum over the chosen of weight * expert(h), without norm or residual: h (T, D) ->

@@ -1,7 +1,7 @@
 // The dense feed-forward block. See block.h.
 //
-// One token is the hot path: every thread norms and quantises the whole input for itself, so that
-// the only barriers are those where one thread needs what another multiplied.
+// One token is the hot path: every thread norms and quantises the whole input for itself, so a
+// barrier is needed only before a thread reads another's products.
 #include "blocks/steps.h"
 
 namespace conifer::blocks {

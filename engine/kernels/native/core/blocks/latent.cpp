@@ -1,4 +1,4 @@
-// See latent.h. One token: the threads share the rows, and merge. Many: they take tokens in turn.
+// See latent.h. One token: the threads divide the rows and merge. Many: they divide the tokens.
 #include "blocks/latent.h"
 
 #include <algorithm>

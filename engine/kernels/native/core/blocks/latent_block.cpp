@@ -38,8 +38,8 @@ struct HeadProduct {
   }
 };
 
-// What the threads of one latent_block share. Axes: Q the rank of queries, d a head's query, r what
-// of it turns, R the rank of latents.
+// The state that the threads of one latent_block share. Axes: Q the rank of queries, d a head's query, r its
+// rotated part, R the rank of latents.
 struct Call {
   const LatentLayer& layer;
   KVCache cache;
@@ -86,7 +86,7 @@ void turn(const Call& call, int64_t token, float* x) {
          rope.interleaved);
 }
 
-// Norm a token's latent and turn what is behind it, in a copy, and store both.
+// Norm a token's latent and rotate the part after it, in a copy, and store both.
 void append_row(const Call& call, int64_t token, Thread& own) {
   const int64_t rank = call.rank(), width = rank + call.turned();
   const float* from = call.kv + token * width;
@@ -97,7 +97,7 @@ void append_row(const Call& call, int64_t token, Thread& own) {
   append(call.cache, call.cache.keys, 0, call.past + token, row, width);
 }
 
-// The turned parts of some heads' queries, scaled, to behind their absorbed ones.
+// Write the rotated, scaled parts of some heads' queries after their absorbed parts.
 void turn_queries(const Call& call, int64_t token, Range heads) {
   const int64_t r = call.turned();
   for (int64_t h = heads.begin; h < heads.end; ++h) {

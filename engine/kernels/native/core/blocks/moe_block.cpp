@@ -1,8 +1,8 @@
 // Mixture of experts: the router's choice, and the chosen experts for one token or many.
 //
-// One token: the rows of the chosen experts are one line, shared out between the threads. Many:
-// tokens are grouped by expert, and every thread multiplies its own rows of every expert, so that
-// each weight is read once and nothing is added up across threads.
+// One token: the rows of the chosen experts form one line, divided among the threads. Many tokens are
+// grouped by expert, and every thread multiplies its own rows of every expert, so that each weight is
+// read once and no sums cross threads.
 #include <algorithm>
 #include <cmath>
 #include <utility>
@@ -19,7 +19,7 @@ using Parts = Workspace::Parts;
 using Thread = Parts::Thread;
 
 constexpr float MIN_WEIGHT_SUM = 6.103515625e-05f;  // smallest normal float16: keeps it finite
-constexpr int64_t TOKENS_AT_ONCE = 512;             // of one expert: bounds the scratch memory
+constexpr int64_t TOKENS_AT_ONCE = 512;             // per expert, to bound the scratch memory
 constexpr int64_t ROUTER_GRAIN = 8;
 constexpr float LEFT_OUT = -3.0e38f;  // below every score that is wanted
 
@@ -225,7 +225,7 @@ void many_tokens(const ExpertCall& call, const float* weights, const float* shar
                        call.y + t * width + rows.begin);
 }
 
-// Make room for many tokens of the shared expert: tiles where they serve.
+// Reserve memory for many tokens of the shared expert, tiled if possible.
 void prepare_shared(const ExpertCall& call, const float* input) {
   Parts& parts = call.parts;
   const ExpertLayer& layer = call.layer;

@@ -22,11 +22,11 @@ struct Rope {
 // y = x / sqrt(mean(x^2) + eps) * weight; y may be x.
 void rms_norm(const float* x, const Norm& norm, int64_t n, float* y);
 
-// Turn one head's values in place by the cos and sin of its position, (dims/2,) each.
+// Rotate one head's values in place by the cos and sin of its position, (dims/2,) each.
 void rotate(float* x, const float* cosines, const float* sines, int64_t dims, bool interleaved);
 
-// Cosines and sines of consecutive positions. All layers of a step ask for the same ones, so the
-// last answer is kept.
+// Cosines and sines of consecutive positions. All layers of a step use the same ones, so the last
+// result is cached.
 class Rotations {
  public:
   void prepare(const Rope& rope, int64_t offset, int64_t tokens);

@@ -1,4 +1,4 @@
-// A token drawn on one thread. All logits are looked at twice, in vectors; only what may be drawn is sorted.
+// A token drawn on one thread: two vectorised passes over all logits; only candidates are sorted.
 #include "blocks/pick.h"
 
 #include <algorithm>
@@ -97,7 +97,7 @@ int32_t pick(const float* logits, int64_t n, const Drawing& how, double uniform)
       if (weights[size_t(i)] > 0.0f && weights[size_t(i)] >= least)
         candidates.push_back({weights[size_t(i)], int32_t(i)});
   }
-  // A heap whose front is the likeliest: what is taken from it goes to the end.
+  // A heap whose front is the likeliest; popped candidates move to the end.
   const auto less_likely = [](const Candidate& a, const Candidate& b) { return b < a; };
   std::make_heap(candidates.begin(), candidates.end(), less_likely);
   double mass = 0.0;

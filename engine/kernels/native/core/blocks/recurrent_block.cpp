@@ -1,6 +1,6 @@
-// The recurrent block: all of a Mamba-2 or delta-net layer as one parallel region. See block.h.
+// The recurrent block: a whole Mamba-2 or delta-net layer as one parallel region. See block.h.
 //
-// Threads share the rows of the projections, the channels of the convolution, and the heads of the
+// Threads divide the rows of the projections, the channels of the convolution, and the heads of the
 // recurrence.
 #include <algorithm>
 #include <cmath>
@@ -83,7 +83,7 @@ void weigh_heads(const RecurrentCall& call, Range tokens) {
   }
 }
 
-// The recurrence for some heads: up to the mark, and on from there.
+// The recurrence for some heads: up to the mark, then from there on.
 void scan_heads(const RecurrentCall& call, Range heads, Thread& own) {
   const RecurrentLayer& layer = call.layer;
   const RecurrentStates& states = call.states;

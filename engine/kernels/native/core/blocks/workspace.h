@@ -11,7 +11,7 @@
 
 namespace conifer::blocks {
 
-// Floats on cache lines of their own, not initialised; their contents are lost when they grow.
+// Uninitialised floats on cache lines of their own. Growing loses the contents.
 class Floats {
  public:
   float* need(int64_t count) {
@@ -32,9 +32,9 @@ class Floats {
   int64_t capacity_ = 0;
 };
 
-// How the rows of one product are shared out in one token's step: most of them evenly, the others
-// to whoever comes first. Threads do not run at one speed: one of them may share its core with the
-// interpreter, or with a neighbour on the same machine.
+// Divides the rows of one product in one token's step: most of them evenly, the rest first come, first
+// served. Threads run at different speeds: one may share its core with the interpreter, or with
+// another tenant of the machine.
 class RowSharing {
  public:
   // Call fn(Range) for this thread's part of n rows, every thread with the same n.
@@ -52,7 +52,7 @@ class RowSharing {
   }
 
  private:
-  static constexpr int64_t GRAIN = 64;  // whole fours, as the kernels take them: same sums always
+  static constexpr int64_t GRAIN = 64;  // whole groups of four rows, as in the kernels: the sums never vary
   alignas(64) std::atomic<int64_t> next_{0};
 };
 
@@ -62,8 +62,8 @@ inline void multiply_rows(const Matrix& w, const Activations& x, float* y, Range
 }
 
 struct Workspace::Parts {
-  // Of one thread. One token's activations are small: each thread makes its own copy of them,
-  // which costs less than a barrier.
+  // Of one thread. One token's activations are small: each thread makes its own copy, which costs
+  // less than a barrier.
   struct Thread {
     Activations input, hidden, shared;
     Floats normed, mixed, queries, scratch, out, weights;

@@ -1,4 +1,4 @@
-// Where a token's parts lie in the buffer, and how the work of filling it is shared.
+// The layout of a token in the buffer, and the division of the work of filling it.
 #include "gemm/activations.h"
 
 #include <algorithm>

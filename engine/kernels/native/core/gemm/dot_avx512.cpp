@@ -34,7 +34,7 @@ struct Avx512 {
   }
 };
 
-// Scratch of one thread; it only grows.
+// Scratch memory of one thread; it only grows.
 void* scratch(size_t bytes) {
   struct Buffer {
     void* data = nullptr;
@@ -60,8 +60,8 @@ CONIFER_INLINE __m128 totals(const __m512* v) {
   return _mm_add_ps(_mm256_castps256_ps128(d), _mm256_extractf128_ps(d, 1));
 }
 
-// How far ahead of their use weights are asked for. They are read in one stream, so this runs into
-// the next rows; beyond the last it does no harm.
+// How far ahead of their use weights are prefetched. They are read in one stream, so this reaches
+// into the next rows; past the last one it is harmless.
 constexpr int64_t AHEAD_BYTES = 4096;
 
 template <class G, int TOKENS, int ROWS>

@@ -1,4 +1,4 @@
-// The kernels in plain C++, for any CPU: what every other instruction set is tested beside.
+// The kernels in plain C++, for any CPU.
 #include <cfloat>
 
 #include "gemm/rowwise.h"

@@ -1,10 +1,9 @@
 // Many tokens: a blocked GEMM in tiles of bfloat16, with sums in float32.
 //
-// Weights are unpacked to bfloat16, 32 rows of a chunk of columns at a time, and activations are
-// rounded to it, which costs less truth than 8 bits with a scale for 32 would. Sums of two tiles of
-// rows by two of tokens stay in four of the eight tiles while a chunk passes. Rows of weights are
-// the rows of the product, because that needs no turning of what is unpacked; tokens are turned
-// once a call.
+// Weights are unpacked to bfloat16, 32 rows of a chunk of columns at a time. Activations are rounded
+// to bfloat16, which loses less than 8 bits with a scale for 32 would. The sums of two tiles of rows
+// by two of tokens stay in four of the eight tiles during a chunk. Rows of weights are the rows of
+// the product, so that unpacked weights need no transposition; tokens are transposed once per call.
 #include "gemm/gemm_amx.h"
 
 #include "isa/amx.h"
@@ -68,7 +67,7 @@ CONIFER_INLINE void look_up(const uint8_t* row, int groups, const float* scales,
       _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(N.values))));
   const __m512i mask = _mm512_set1_epi16(15);
   if constexpr (N.pairs) {
-    const __m512 shifted = times(values, 16);  // the layout takes the second of a pair so
+    const __m512 shifted = times(values, 16);  // the layout's scales of second groups are 16 times too small
 #pragma GCC unroll 4
     for (int g = 0; g < groups; g += 2) {
       const uint8_t* data = row + N.first + g / 2 * N.step;
@@ -127,7 +126,7 @@ CONIFER_INLINE void convert(const RowVectors& v, const float* scale, Halves* out
     }
 }
 
-// A chunk of a row: 256 weights, or fewer blocks that end it.
+// A chunk of a row: 256 weights, or fewer at its end.
 template <class T>
 CONIFER_INLINE void unpack_row(const uint8_t* row, int cols, Halves* out) {
   using L = quant::Avx512Of<T>;
@@ -148,8 +147,8 @@ CONIFER_INLINE void unpack_row(const uint8_t* row, int cols, Halves* out) {
   else convert<T>(v, scale, out);
 }
 
-// 32 columns of 16 tokens, of which `tokens` are given: (16 pairs of columns, 16 tokens, 2).
-// row(t) is where token t begins.
+// Load 32 columns of up to 16 tokens: (16 pairs of columns, 16 tokens, 2). row(t) is the start of
+// token t; missing tokens are zero.
 template <class Row>
 CONIFER_INLINE void load_tokens(Row row, int64_t tokens, int64_t n, Halves* out) {
   __m512i v[SIDE];
@@ -163,7 +162,7 @@ CONIFER_INLINE void load_tokens(Row row, int64_t tokens, int64_t n, Halves* out)
 }
 
 // Sums of 32 rows by 32 tokens, (token tile, row tile, 16, 16), += a chunk: rows `row_stride`
-// apart, and tokens, whose two tiles are `token_stride` apart. `fresh`: the sums begin at zero.
+// apart, and tokens, whose two tiles are `token_stride` apart. `fresh`: start from zero.
 void multiply_pair(const Halves* rows, int64_t row_stride, const Halves* tokens,
                    int64_t token_stride, int64_t cols, bool fresh, float* sums) {
   if (fresh) {
@@ -243,7 +242,7 @@ void store_turned(const float* sums, int rows, int tokens, float* y, int64_t y_s
     if (t < tokens) _mm512_mask_storeu_ps(y + t * y_stride, stored, _mm512_castsi512_ps(v[t]));
 }
 
-// Memory of the thread, aligned; it only grows.
+// Aligned memory of one thread; it only grows.
 template <class T>
 class Kept {
  public:
@@ -298,7 +297,7 @@ void sum_rows(const Matrix& w, int64_t row, int rows, const Halves* x, int64_t t
     quant::with_quantized(w.type, [&](auto type) {
       unpack_rows<decltype(type)>(w, row, rows, n, cols, unpacked, stride);
     });
-    asm volatile("" : : : "memory");  // tiles are loaded behind the compiler's back
+    asm volatile("" : : : "memory");  // the compiler does not see tile loads
     const Halves* given = x + n * SIDE;
     for (int64_t t = 0; t < tokens; t += ROWS, sums += 1024, given += 2 * token_stride) {
       if (tokens - t > SIDE)

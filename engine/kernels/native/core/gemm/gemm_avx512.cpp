@@ -1,8 +1,8 @@
 // Many tokens: a blocked integer GEMM.
 //
-// Against a panel of weights go tiles of 6 tokens, 4 of whose values are broadcast at a time. The
-// panel stays in the first-level cache; sums over columns gather in a buffer of 32 floats for each
-// token, and reach y once.
+// A panel of weights is multiplied by 6 tokens at a time, 4 values of each broadcast at once. The
+// panel stays in the first-level cache. A buffer of 32 floats per token collects the sums over
+// columns, which are written to y once.
 #if defined(__x86_64__)
 #include "isa/avx512.h"
 
@@ -104,7 +104,7 @@ struct Free {
   void operator()(float* p) const { std::free(p); }
 };
 
-// Room for the sums of `tokens`, kept by the thread.
+// Memory of the thread for the sums of `tokens`.
 float* sums_of(int64_t tokens) {
   static thread_local std::unique_ptr<float[], Free> buffer;
   static thread_local int64_t capacity = 0;

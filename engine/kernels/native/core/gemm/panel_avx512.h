@@ -1,5 +1,5 @@
-// Panels of weights for many tokens: 32 rows by 256 columns, unpacked to unsigned bytes that lie as
-// the multiplication takes them. A vector holds 4 consecutive columns of 16 rows.
+// Panels of weights for many tokens: 32 rows by 256 columns, unpacked to unsigned bytes in the order
+// of the multiplication. A vector holds 4 consecutive columns of 16 rows.
 #pragma once
 
 #include <algorithm>
@@ -56,7 +56,8 @@ CONIFER_INLINE void transpose_floats(const RowVectors* rows, __m512 RowVectors::
   transpose(v);
 }
 
-// Unpack with format L (quant/avx512.h) 16 rows (if fewer, the last is repeated) of one chunk, into one half of the panel.
+// Unpack one chunk of 16 rows into one half of the panel, with format L (quant/avx512.h). If there
+// are fewer rows, the last one is repeated.
 template <class L>
 void unpack_half(const uint8_t* data, int64_t stride, int rows, int cols, int half, Panel& panel) {
   RowVectors vectors[16];

@@ -1,4 +1,4 @@
-// The instruction sets this build has kernels for, and the choice among them.
+// The instruction sets that this build has kernels for, and the choice among them.
 //
 // Each entry has files of its own: isa/<id>.cpp, which fills in its KernelTable, and
 // gemm/dot_<id>.cpp. docs/adding-an-instruction-set.md has the steps.
@@ -6,8 +6,8 @@
 
 #include <cstdint>
 
-// X(name, id, text, supported): `id` names the files, `text` is for people, `supported` is what
-// isa.cpp asks the processor. Best last: the last one that the processor has is used.
+// X(name, id, text, supported): `id` names the files, `text` is for people, `supported` is the
+// test of the processor in isa.cpp. Best last: the last one that the processor has is used.
 #if defined(__x86_64__)
 #define CONIFER_ISAS(X)                                                     \
   X(Portable, portable, "portable", true)                                   \
@@ -37,7 +37,7 @@ inline constexpr Isa ALL[] = {
 #undef X
 };
 
-Isa current();          // the one in use: the best at first, until force() changes it
+Isa current();          // the best supported one, unless force() changed it
 bool supported(Isa);    // by this processor
 void force(Isa);        // for tests and benchmarks; not while kernels run
 const char* name(Isa);  // for people

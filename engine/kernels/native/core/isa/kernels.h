@@ -15,7 +15,7 @@
 namespace conifer::isa {
 
 struct KernelTable {
-  // True if AMX tiles may stand in for the products of this set, where the processor has them.
+  // True if products may use AMX tiles instead, on processors that have them.
   bool tiles;
 
   // 32 values at a time: x (n) -> q, scale, sum, sum16, isum, isum16 of a token. n % 32 == 0.

@@ -51,7 +51,7 @@ void rotate_row(float* x, const float* cosines, const float* sines, int64_t dims
   }
 }
 
-// Apply `step` to whole vectors of y, and to the rest through a padded copy.
+// Apply `step` to whole vectors, and to the rest through a padded copy.
 template <class Step>
 CONIFER_INLINE void map(const float* a, const float* b, int64_t n, float* y, Step step) {
   int64_t i = 0;
@@ -117,7 +117,7 @@ float peak_row(const float* x, int64_t n) {
 }
 
 float weigh_row(const float* x, float top, float factor, int64_t n, float* y) {
-  constexpr float LEAST = -63.0f;  // what `exponential` still tells from less
+  constexpr float LEAST = -63.0f;  // smaller exponents count as zero
   VF sums = {};
   int64_t i = 0;
   for (; i + W <= n; i += W) {

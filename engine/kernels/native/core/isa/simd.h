@@ -98,8 +98,8 @@ CONIFER_INLINE float largest(VF v) {
   return top;
 }
 
-// e^x within 2 units in the last place for -64 < x < 88, and clamped to that: what is smaller
-// counts for nothing beside 1, and its products would be subnormal, which processors are slow at.
+// e^x within 2 units in the last place for -64 < x < 88; x is clamped to that range. Smaller results
+// are negligible next to 1, and their products would be subnormal, which is slow.
 CONIFER_INLINE VF exponential(VF x) {
   constexpr float ROUND = 12582912.0f;  // 1.5 * 2^23: adding it leaves a whole number below
   x = smaller(larger(x, fill(-64.0f)), fill(88.0f));

@@ -1,7 +1,7 @@
 // What the block types' AVX-512 formats are made of: weights go from the file to registers with as
 // few operations as possible, and the activations are laid out to match.
 //
-// A format serves two kernels. For few tokens (gemm/dot_avx512.cpp) it has
+// Two kernels use a format. For few tokens (gemm/dot_avx512.cpp) it has
 //   WEIGHTS, BYTES     of a group: as many blocks as fill whole vectors
 //   struct X, prepare  the activations of a group, prepared once per call
 //   struct W, unpack   the weights of a group, unpacked once for all tokens
@@ -13,7 +13,7 @@
 //   column(v, i)       the first of the 4 columns in dword i of vector v
 //   GROUP, scale_lane(g), min_lane(g)   weights per scale; the lanes that hold group g's
 //   MINS, SPLIT_MINS   whether there are minima; whether in a vector of their own
-//   OFFSET             what was added to the weights to make them unsigned
+//   OFFSET             added to the weights to make them unsigned
 //
 // vpdpbusd multiplies unsigned by signed bytes, so weights are unsigned here: the zero point and
 // the minimum are one multiply-add with the sums of the activations, for a whole group.

@@ -6,7 +6,7 @@
 //   ID        its number in GGUF
 //   unpack    one block to an Unpacked chunk (quantised types)
 // and, to be faster on one instruction set,
-//   Avx512    a format of quant/avx512.h; without it GenericAvx512 serves
+//   Avx512    a format of quant/avx512.h; without it GenericAvx512 is used
 //   NIBBLES   a table of 16 weights that AMX tiles can look up
 // docs/adding-a-block-type.md has the steps.
 #pragma once

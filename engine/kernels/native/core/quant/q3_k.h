@@ -41,7 +41,7 @@ struct Q3_K : Quantized<BlockQ3_K, 256, 16, false> {
       const uint64_t low = read_as<uint64_t>(data + 96);
       const uint64_t first = (low & 0x0f0f0f0f0f0f0f0f), second = (low >> 4 & 0x0f0f0f0f0f0f0f0f);
       const uint64_t rest = read_as<uint32_t>(data + 104), twice = rest | rest << 30;
-      // Two bits of each byte of `rest`, by turns: 0..3, 4..7, then 8..11, 12..15.
+      // Two bits of each byte of `rest`, in turn: 0..3, 4..7, then 8..11, 12..15.
       const uint64_t first_high = twice << 4 & 0x3030303030303030;
       const uint64_t second_high = twice & 0x3030303030303030;
       const __m128i packed = _mm_set_epi64x(static_cast<int64_t>(second | second_high),

@@ -1,4 +1,4 @@
-// GGML's tensor types: the one list, and what is generated from it.
+// GGML's tensor types: the list, and everything generated from it.
 //
 // A row of a tensor is a run of blocks; a block is a few scales and its packed weights. Packed
 // fields are spread low bits first: of a group of bytes, the low nibbles precede the high ones.

@@ -1,4 +1,4 @@
-// Shares the recurrent layers' loops among the threads of the pool.
+// Divides the recurrent layers' loops among the threads of the pool.
 #include "recurrent/recurrence.h"
 
 #include <algorithm>

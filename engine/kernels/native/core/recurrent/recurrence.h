@@ -1,5 +1,5 @@
-// What a recurrent layer does between its projections: a short convolution over tokens, the
-// recurrence itself, and the gated norm of what it gives. See engine/nn/scan.py for the mathematics.
+// The part of a recurrent layer between its projections: a short convolution over tokens, the
+// recurrence, and the gated norm of its result. See engine/nn/scan.py for the mathematics.
 // All arrays are float32 with rows packed; the outputs overlap no input.
 //
 // Axes: T tokens, C channels, K taps, H heads, N key width of a head's state, P its value width.
@@ -24,10 +24,10 @@ struct Convolution {
   bool activate;  // with silu
 };
 
-// y (T, C) and the tail (K-1, C) behind the last token.
+// y (T, C) and the tail (K-1, C) after the last token.
 void convolve(const Convolution& call, float* y, float* tail, Pool& pool);
 
-// The tail behind the first `tokens` tokens, for channels begin..end; not in place.
+// The tail after the first `tokens` tokens, for channels begin..end; not in place.
 void copy_tail(const Convolution& call, int64_t tokens, int64_t begin, int64_t end, float* tail);
 
 struct Recurrence {
@@ -38,26 +38,25 @@ struct Recurrence {
   const float* beta;       // (T, A, B), or null where this is no delta rule
   const float* state;      // (A, B, N, P), before the first token
   int64_t tokens, a, b, key_heads, key_step_a, key_step_b, width, values;
-  float eps;  // of the delta rule's lengths
+  float eps;  // in the delta rule's normalisation
 };  // the key head of head (i, j) is i * key_step_a + j * key_step_b
 
-// y (T, A, B, P) and the state behind the last token.
+// y (T, A, B, P) and the state after the last token.
 void scan(const Recurrence& call, float* y, float* state, Pool& pool);
 
-constexpr int64_t SCAN_COLUMNS = 64;  // of a state, that a thread takes at a time
+constexpr int64_t SCAN_COLUMNS = 64;  // columns of a state that a thread processes at a time
 
-// One head of a recurrence, as the instruction sets' kernels take it; strides are from token to
-// token. With u = factor * v, or for the delta rule factor * (v - decay S^T k):
+// One head of a recurrence, as input of the kernels; strides are from token to token. With u = factor * v, or for the delta rule factor * (v - decay S^T k):
 // S = decay S + k u^T, y = S^T q + skip v.
 struct HeadScan {
-  const float* q;  // (N,), as they multiply: the delta rule's are brought to length before
+  const float* q;  // (N,), already normalised for the delta rule
   const float* k;
   const float* v;       // (P,)
   const float* decay;   // one
   const float* factor;  // one; null: 1
   const float* state;   // (N, P), before the first token; may be `end`
   float* y;             // (P,)
-  float* end;           // (N, P), the state behind the last token
+  float* end;           // (N, P), the state after the last token
   int64_t tokens, key_stride, value_stride, y_stride, scalar_stride, width, values;
   float skip;
   bool delta;

@@ -1,5 +1,5 @@
-// The convolution and the recurrence for one instruction set, on some of their columns: each
-// channel, and each column of a state, goes its own way. See recurrence.h.
+// The convolution and the recurrence for one instruction set, on some of their columns: channels, and
+// columns of a state, are independent. See recurrence.h.
 #pragma once
 
 #include <type_traits>
@@ -87,7 +87,7 @@ CONIFER_INLINE void scan_token(const HeadScan& head, int64_t t, const float* in,
   for (int j = 0; j < COUNT; ++j) put(y + j * L, read[j]);
 }
 
-// All tokens for some columns, whose state lies in `scratch` (N * COUNT vectors) on the way.
+// All tokens for some columns. `scratch` (N * COUNT vectors) holds their state meanwhile.
 template <class V, int COUNT, bool DELTA>
 void scan_block(const HeadScan& head, int64_t column, float* scratch) {
   constexpr int64_t SIZE = COUNT * LANES<V>;

@@ -1,4 +1,4 @@
-// How threads wait: first by spinning on a word in memory, then asleep on a condition variable.
+// Threads wait by spinning on a word in memory first, then by sleeping on a condition variable.
 #include "threads/pool.h"
 
 #include <algorithm>
@@ -11,12 +11,12 @@ namespace conifer::threads {
 
 namespace {
 
-// To be put to sleep and woken costs 50 us and more on a virtual machine. Within a region the others
-// are at work, and soon done unless they are kept from their cores; between regions of a token
-// the interpreter may come, for some 0.2 ms.
+// Sleeping and waking costs 50 us and more on a virtual machine. Within a region the other threads
+// are working, and finish soon unless they lose their cores; between regions of a token the
+// interpreter may run for some 0.2 ms.
 constexpr auto SPIN_IN_REGION = std::chrono::milliseconds(5);
 constexpr auto SPIN_BETWEEN = std::chrono::microseconds(500);
-// From then on the core is offered to others at every look: one of them may be whom we wait for.
+// After this the core is yielded at every look: another thread may need it to finish.
 constexpr auto SPIN_ALONE = std::chrono::microseconds(30);
 constexpr int SPINS_PER_LOOK = 32;  // pauses between two readings of the clock
 
@@ -99,7 +99,7 @@ void Pool::await_change(const std::atomic<uint32_t>& word, uint32_t old,
 void Pool::change(std::atomic<uint32_t>& word) {
   word.fetch_add(1);
   if (sleepers_.load() == 0) return;
-  { const std::lock_guard<std::mutex> lock(sleep_); }  // whoever looked before is waiting now
+  { const std::lock_guard<std::mutex> lock(sleep_); }  // a thread that looked before is waiting now
   wake_.notify_all();
 }
 

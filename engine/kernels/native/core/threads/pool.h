@@ -1,5 +1,5 @@
-// The one thread pool. A region runs a function on every thread at once, the caller's included;
-// barrier() inside a region waits for all. Workers spin for a moment after their last work, because
+// The thread pool. A region runs a function on every thread at once, including the caller's;
+// barrier() inside a region waits for all of them. Workers spin briefly after their last work, because
 // the next region of a decode step follows within microseconds, and then sleep.
 #pragma once
 
@@ -24,7 +24,7 @@ class Pool {
   // The pool of the process. It starts with one thread, the caller's own.
   static Pool& shared();
 
-  // Count the caller's thread in. Not from inside a region.
+  // The caller's thread counts. Not from inside a region.
   void set_threads(int threads);
   int threads() const { return threads_; }
 
@@ -45,7 +45,7 @@ class Pool {
     barrier();
   }
 
-  // Inside a region: wait until every thread of it has come here; what they wrote is then visible.
+  // Inside a region: wait for every thread to arrive; their writes are then visible.
   void barrier();
 
  private:
