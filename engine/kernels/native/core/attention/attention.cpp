@@ -41,9 +41,8 @@ HeadView head_view(const KVCache& cache, int64_t head, int64_t key_dim, int64_t 
 void append(const KVCache& cache, const CacheBuffer& buffer, int64_t head, int64_t token,
             const float* x, int64_t dims) {
   const int64_t row = head * cache.capacity + token;
-  isa::kernels().store_head(cache.type, x, dims,
-                             head_values(cache, buffer, row, dims),
-                             head_scales(buffer, row, dims));
+  isa::kernels().store_head(cache.type, x, dims, head_values(cache, buffer, row, dims),
+                            head_scales(buffer, row, dims));
 }
 
 int64_t attention_scratch(int64_t key_dim, int64_t value_dim) {
@@ -66,8 +65,8 @@ void attend_many(const HeadView& head, const float* queries, int64_t rows, const
   isa::kernels().attend_many(head, queries, rows, sights, out, scratch);
 }
 
-void merge(const Partial* partials, int64_t n, int64_t group, int64_t value_dim,
-           const float* sinks, float* out) {
+void merge(const Partial* partials, int64_t n, int64_t group, int64_t value_dim, const float* sinks,
+           float* out) {
   const isa::KernelTable& kernels = isa::kernels();
   const int64_t stride = padded(value_dim);
   for (int64_t g = 0; g < group; ++g, out += value_dim) {

@@ -69,8 +69,8 @@ void attend_one(const HeadView& head, const float* queries, int64_t group, int64
 
 // Merge n partials of G heads into the attention, (G, dv) packed. sinks (G,): scores that take part
 // in the softmax without a value; may be null.
-void merge(const Partial* partials, int64_t n, int64_t group, int64_t value_dim,
-           const float* sinks, float* out);
+void merge(const Partial* partials, int64_t n, int64_t group, int64_t value_dim, const float* sinks,
+           float* out);
 
 // The tokens begin..end that a row of queries attends to, and a score without a value that takes
 // part in the softmax; NO_SINK for none.

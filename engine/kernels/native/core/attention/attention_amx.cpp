@@ -1,8 +1,8 @@
 // One token's attention over 8-bit keys and values, multiplied in their cache layout.
 //
-// Queries and weights must be 8-bit too. They are split into two bytes, high and low, which are rows
-// 0..7 and 8..15 (or columns) of a tile for up to 8 query heads. That keeps 15 bits, so the only
-// rounding that matters is the cache's own.
+// Queries and weights must be 8-bit too. They are split into two bytes, high and low, which are
+// rows 0..7 and 8..15 (or columns) of a tile for up to 8 query heads. That keeps 15 bits, so the
+// only rounding that matters is the cache's own.
 #include "attention/attention_amx.h"
 
 #include "isa/amx.h"
@@ -35,7 +35,7 @@ TileConfig tile_config() {
 // The scratch memory of a call, cut up. Axes: c scale groups, t tokens of a block, g heads.
 struct Room {
   float *query_scales, *weights, *scales, *value_scales, *mixed;
-  int32_t *sums;
+  int32_t* sums;
   int8_t *queries, *bytes, *quads, *key_tail, *value_tail;
 
   Room(float* scratch, int64_t key_dim, int64_t value_dim) {
@@ -85,8 +85,7 @@ void load_queries(const float* queries, int64_t stride, int64_t heads, int64_t d
         split(_mm512_mul_ps(x[i], inverse), high, low);
         _mm_storeu_si128(reinterpret_cast<__m128i*>(bytes[0] + 16 * i),
                          _mm512_cvtsepi32_epi8(high));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(bytes[1] + 16 * i),
-                         _mm512_cvtsepi32_epi8(low));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(bytes[1] + 16 * i), _mm512_cvtsepi32_epi8(low));
       }
       for (int64_t quad = 0; quad < GROUP / 4; ++quad)
         for (int part = 0; part < 2; ++part)
@@ -133,9 +132,9 @@ void score(const int8_t* keys, int64_t dims, const Room& room, const int8_t* nex
 
 // Transpose (t, c) to (c, t), divided by the largest of the group. Returns the largest over 127.
 float turn_scales(const float* scales, int64_t groups, int64_t c, float* out) {
-  const __m512i index = _mm512_mullo_epi32(
-      _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-      _mm512_set1_epi32(int(groups)));
+  const __m512i index =
+      _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                         _mm512_set1_epi32(int(groups)));
   __m512 top = _mm512_setzero_ps(), parts[4];
   for (int i = 0; i < 4; ++i) {
     parts[i] = _mm512_i32gather_ps(index, scales + 16 * i * groups + c, 4);
@@ -308,8 +307,7 @@ void attend_one_amx(const HeadView& head, const float* queries, int64_t group, i
   const int64_t mixed_stride = padded(head.value_dim);
   for (int64_t g = 0; g < group; g += HEADS)
     attend_heads(head, queries + g * query_stride, group - g < HEADS ? group - g : HEADS, begin,
-                 end, {partial.top + g, partial.total + g, partial.mixed + g * mixed_stride},
-                 room);
+                 end, {partial.top + g, partial.total + g, partial.mixed + g * mixed_stride}, room);
   _tile_release();
 }
 

@@ -1,8 +1,8 @@
 // Attention of one kv head, for one instruction set. See attention.h for the terms.
 //
-// Both ways stream over the tokens in blocks, with a running maximum: scores exist for one block at a
-// time. One token: each key and value is read once for all query heads. Many tokens: a block of keys
-// is converted and transposed once, and the rest is two small matrix products.
+// Both ways stream over the tokens in blocks, with a running maximum: scores exist for one block at
+// a time. One token: each key and value is read once for all query heads. Many tokens: a block of
+// keys is converted and transposed once, and the rest is two small matrix products.
 #pragma once
 
 #include <type_traits>
@@ -15,8 +15,9 @@ namespace {
 
 using namespace isa;  // vectors
 
-constexpr int64_t BLOCK = 64;       // tokens
-constexpr int64_t SHORT_BLOCK = 32; // for one token: three blocks of keys or values fit the L1 cache
+constexpr int64_t BLOCK = 64;  // tokens
+constexpr int64_t SHORT_BLOCK =
+    32;  // for one token: three blocks of keys or values fit the L1 cache
 constexpr float LOWEST = -3.0e38f;  // below every score, and a difference of two is no overflow
 
 // Rows of a cache, `stride` apart, as vectors of floats.
@@ -229,12 +230,10 @@ void one_group(const HeadView& head, const float* queries, int64_t heads, int64_
       continue;
     }
     unpack<C>(head.keys, head.key_scales, head.key_dim, head.key_dim, t, n, key_block);
-    unpack<C>(head.values, head.value_scales, head.value_dim, head.value_stride, t, n,
-              value_block);
+    unpack<C>(head.values, head.value_scales, head.value_dim, head.value_stride, t, n, value_block);
     one_block<G, CacheType::F32>({key_block, nullptr, query_stride, query_stride, 1},
-                                 {value_block, nullptr, mixed_stride, mixed_stride, 1},
-                                 own_queries, query_stride, 0, n, state, mixed, mixed_stride,
-                                 weights);
+                                 {value_block, nullptr, mixed_stride, mixed_stride, 1}, own_queries,
+                                 query_stride, 0, n, state, mixed, mixed_stride, weights);
   }
   float tops[W], totals[W];
   store(tops, state.top);
@@ -253,8 +252,7 @@ void attend_one_typed(const HeadView& head, const float* queries, int64_t group,
   for (int64_t g = 0; g < group;) {
     const int64_t left = group - g, heads = left < MOST ? left : MOST;
     const float* q = queries + g * padded(head.key_dim);
-    const Partial p{partial.top + g, partial.total + g,
-                    partial.mixed + g * padded(head.value_dim)};
+    const Partial p{partial.top + g, partial.total + g, partial.mixed + g * padded(head.value_dim)};
     if (heads > 4) one_group<MOST, C>(head, q, heads, begin, end, p, scratch);
     else if (heads > 2) one_group<4, C>(head, q, heads, begin, end, p, scratch);
     else if (heads > 1) one_group<2, C>(head, q, heads, begin, end, p, scratch);
@@ -269,8 +267,7 @@ void attend_one_isa(const HeadView& head, const float* queries, int64_t group, i
     attend_one_typed<CacheType::F32>(head, queries, group, begin, end, partial, scratch);
   else if (head.type == CacheType::F16)
     attend_one_typed<CacheType::F16>(head, queries, group, begin, end, partial, scratch);
-  else
-    attend_one_typed<CacheType::Q8>(head, queries, group, begin, end, partial, scratch);
+  else attend_one_typed<CacheType::Q8>(head, queries, group, begin, end, partial, scratch);
 }
 
 // --- many tokens ----------------------------------------------------------------------------
@@ -284,8 +281,7 @@ CONIFER_INLINE void product_block(const float* a, int64_t a_stride, const float*
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n)
-      sums[m][n] = add ? load(c + m * c_stride + n * W) : fill(0.0f);
+    for (int n = 0; n < N; ++n) sums[m][n] = add ? load(c + m * c_stride + n * W) : fill(0.0f);
   for (int64_t k = 0; k < depth; ++k) {
     VF row[N];
 #pragma GCC unroll 8
@@ -312,10 +308,8 @@ void multiply(const float* a, int64_t a_stride, const float* b, int64_t b_stride
     for (int64_t m = 0; m < rows; m += 4) {
       const float* rows_a = a + m * a_stride;
       float* block = c + m * c_stride + n;
-      if (wide)
-        product_block<4, N>(rows_a, a_stride, b + n, b_stride, depth, add, block, c_stride);
-      else
-        product_block<4, 1>(rows_a, a_stride, b + n, b_stride, depth, add, block, c_stride);
+      if (wide) product_block<4, N>(rows_a, a_stride, b + n, b_stride, depth, add, block, c_stride);
+      else product_block<4, 1>(rows_a, a_stride, b + n, b_stride, depth, add, block, c_stride);
     }
     n += wide ? N * W : W;
   }
@@ -354,8 +348,8 @@ CONIFER_INLINE float weigh(float* scores, int64_t begin, int64_t end, float& top
   return factor;
 }
 
-void attend_many_isa(const HeadView& head, const float* queries, int64_t rows,
-                     const Sight* sights, float* out, float* scratch) {
+void attend_many_isa(const HeadView& head, const float* queries, int64_t rows, const Sight* sights,
+                     float* out, float* scratch) {
   const int64_t key_width = padded(head.key_dim), value_width = padded(head.value_dim);
   const int64_t padded_rows = (rows + 3) / 4 * 4;
   float* keys = scratch;  // then the values of the same block
@@ -377,8 +371,8 @@ void attend_many_isa(const HeadView& head, const float* queries, int64_t rows,
     unpack(head.type, head.keys, head.key_scales, head.key_dim, head.key_dim, begin, n, keys);
     for (int64_t i = n * key_width; i < BLOCK * key_width; ++i) keys[i] = 0.0f;
     turn(keys, key_width, columns);
-    multiply(queries + first * key_width, key_width, columns, BLOCK, padded_rows - first,
-             key_width, BLOCK, false, scores + first * BLOCK, BLOCK);
+    multiply(queries + first * key_width, key_width, columns, BLOCK, padded_rows - first, key_width,
+             BLOCK, false, scores + first * BLOCK, BLOCK);
     for (int64_t r = first; r < padded_rows; ++r) {
       const Sight seen = r < rows ? sights[r] : Sight{0, 0, NO_SINK};
       const int64_t from = seen.begin > begin ? seen.begin - begin : 0;
@@ -394,8 +388,8 @@ void attend_many_isa(const HeadView& head, const float* queries, int64_t rows,
     }
     unpack(head.type, head.values, head.value_scales, head.value_dim, head.value_stride, begin, n,
            keys);
-    multiply(scores + first * BLOCK, BLOCK, keys, value_width, padded_rows - first, n,
-             value_width, true, out + first * value_width, value_width);
+    multiply(scores + first * BLOCK, BLOCK, keys, value_width, padded_rows - first, n, value_width,
+             true, out + first * value_width, value_width);
   }
   for (int64_t r = 0; r < rows; ++r) {
     const float sink = sights[r].sink, top = sink > tops[r] ? sink : tops[r];
@@ -426,8 +420,7 @@ void store_q8(const float* x, int64_t dims, int8_t* numbers, uint16_t* scales) {
   }
 }
 
-void store_head_row(CacheType type, const float* x, int64_t dims, void* values,
-                    uint16_t* scales) {
+void store_head_row(CacheType type, const float* x, int64_t dims, void* values, uint16_t* scales) {
   if (type == CacheType::F32) {
     memcpy(values, x, size_t(dims) * 4);
   } else if (type == CacheType::Q8) {

@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <atomic>
 
-#include "isa/kernels.h"
 #include "blocks/steps.h"
+#include "isa/kernels.h"
 
 namespace conifer::blocks {
 
@@ -87,8 +87,7 @@ void copy_queries(const AttentionCall& call, int64_t head, int64_t token, const 
 void finish_head(const AttentionCall& call, int64_t head, int64_t token, const float* mixed,
                  float* out) {
   const AttentionLayer& layer = call.layer;
-  const float* gate =
-      call.projected + token * call.width + head * call.query_step + layer.key_dim;
+  const float* gate = call.projected + token * call.width + head * call.query_step + layer.key_dim;
   if (layer.gated) isa::kernels().sigmoid_multiply(gate, mixed, layer.value_dim, out);
   else if (out != mixed) std::copy(mixed, mixed + layer.value_dim, out);
 }
@@ -135,8 +134,8 @@ void one_token(const AttentionCall& call, int thread, int threads) {
                               [&](Range rows) { finish(call, own.hidden, rows); });
 }
 
-// A cut of the line of all (kv head, position) pairs that one token attends to: each thread gets the
-// same number, whatever the number of heads.
+// A cut of the line of all (kv head, position) pairs that one token attends to: each thread gets
+// the same number, whatever the number of heads.
 Range head_range(const AttentionCall& call, int64_t head, int thread, int threads) {
   const int64_t first = first_seen(call, 0), length = call.length() - first;
   const int64_t start = head * length;
@@ -232,8 +231,7 @@ void many_tokens(const AttentionCall& call, int thread, int threads) {
     norm_whole(call, layer.k_norm, layer.k.rows, keys, keys);
     for (int64_t h = 0; h < layer.heads; ++h)
       rotate_head(call, layer.q_norm, t, row + h * call.query_step);
-    for (int64_t h = 0; h < layer.kv_heads; ++h)
-      append_token(call, h, t, keys + h * layer.key_dim);
+    for (int64_t h = 0; h < layer.kv_heads; ++h) append_token(call, h, t, keys + h * layer.key_dim);
   }
   call.pool.barrier();
   // The last tokens have the most work: starting with them leaves small pieces for the end.

@@ -9,11 +9,11 @@
 #include <memory>
 
 #include "attention/attention.h"
-#include "gemm/matmul.h"
 #include "blocks/norm_rope.h"
+#include "gemm/matmul.h"
+#include "quant/types.h"
 #include "threads/pool.h"
 #include "threads/share.h"
-#include "quant/types.h"
 
 namespace conifer::blocks {
 
@@ -37,42 +37,42 @@ struct Workspace {
 };
 
 struct AttentionLayer {
-  Norm norm;                    // of x
-  Matrix q, k, v, output;       // (H d, D), (K d, D), (K dv, D), (D, H dv); gated: q is (H 2d, D)
-  const float* q_bias;          // these four may be null
+  Norm norm;               // of x
+  Matrix q, k, v, output;  // (H d, D), (K d, D), (K dv, D), (D, H dv); gated: q is (H 2d, D)
+  const float* q_bias;     // these four may be null
   const float* k_bias;
   const float* v_bias;
   const float* output_bias;
-  Norm q_norm, k_norm;          // of queries and keys; weight null: none
-  bool gated;                   // a gate follows each head's query; its sigmoid scales the head
-  bool whole_norms;             // these two norm whole projections, not each head
-  bool norms_last;              // they come after the rotation; of heads only
-  Rope rope;                    // dims 0: none
-  const float* sinks;           // (H), may be null: scores that take their share and give nothing
+  Norm q_norm, k_norm;  // of queries and keys; weight null: none
+  bool gated;           // a gate follows each head's query; its sigmoid scales the head
+  bool whole_norms;     // these two norm whole projections, not each head
+  bool norms_last;      // they come after the rotation; of heads only
+  Rope rope;            // dims 0: none
+  const float* sinks;   // (H), may be null: scores that take their share and give nothing
   int64_t heads, kv_heads, key_dim, value_dim;  // heads / kv_heads: whole, at most MAX_ROWS
-  int64_t window;               // tokens that one attends to, including itself; 0: all
-  float scale;                  // of the scores
-  float residual;               // factor on the block's result
+  int64_t window;  // tokens that one attends to, including itself; 0: all
+  float scale;     // of the scores
+  float residual;  // factor on the block's result
 };
 
 // y = x + residual * output(attention(rope(norm(q)), cache)). Appends T tokens to the cache at
-// `offset`, whose buffers must have room for offset - base + T; cache null: the tokens attend only to
-// each other (the rotation still starts at offset).
+// `offset`, whose buffers must have room for offset - base + T; cache null: the tokens attend only
+// to each other (the rotation still starts at offset).
 void attention_block(const AttentionLayer& layer, const KVCache* cache, int64_t offset,
                      const float* x, int64_t tokens, float* y, Workspace& work, Pool& pool);
 
-// Multi-head latent attention with the heads' own projections multiplied into queries and results: a
-// token stores one row, its normed latent (R) and a rotated part (r), which all heads share.
+// Multi-head latent attention with the heads' own projections multiplied into queries and results:
+// a token stores one row, its normed latent (R) and a rotated part (r), which all heads share.
 struct LatentLayer {
-  Norm norm;             // of x
-  Matrix q_a;            // (Q, D); data null: queries are projected in one step
-  Norm q_norm;           // of the Q
-  Matrix q;              // (H d, D or Q); the last r of d are rotated
-  Matrix kv_a;           // (R + r, D)
-  Norm kv_norm;          // of the R
-  Matrix k_b, v_b;       // of the first head, the others follow: (R, d - r), (dv, R)
-  Matrix output;         // (D, H dv)
-  Rope rope;             // of r
+  Norm norm;        // of x
+  Matrix q_a;       // (Q, D); data null: queries are projected in one step
+  Norm q_norm;      // of the Q
+  Matrix q;         // (H d, D or Q); the last r of d are rotated
+  Matrix kv_a;      // (R + r, D)
+  Norm kv_norm;     // of the R
+  Matrix k_b, v_b;  // of the first head, the others follow: (R, d - r), (dv, R)
+  Matrix output;    // (D, H dv)
+  Rope rope;        // of r
   int64_t heads;
   float scale, residual;
 };
@@ -89,26 +89,26 @@ struct HeadColumns {
 
 // A convolution over the last tokens, a recurrence (recurrence.h) over its result, and a gated
 // norm. Everything is read from the input projections' results, side by side; q, k and v from what
-// is convolved of them. With s = softplus(step + step_bias) the decay is e^(rate s); the recurrence's
-// factor is sigmoid(beta) for the delta rule, else s.
+// is convolved of them. With s = softplus(step + step_bias) the decay is e^(rate s); the
+// recurrence's factor is sigmoid(beta) for the delta rule, else s.
 struct RecurrentLayer {
   static constexpr int MOST_INPUTS = 4;
   Norm norm;  // of x
   Matrix inputs[MOST_INPUTS];
   int64_t input_count;
-  Matrix output;           // (D, A B P)
-  const float* taps;       // (K, C)
-  const float* bias;       // (C), may be null
+  Matrix output;      // (D, A B P)
+  const float* taps;  // (K, C)
+  const float* bias;  // (C), may be null
   int64_t kernel, channels, mixed_at, gate_at;
-  HeadColumns step, beta;  // beta: of the delta rule
-  const float* step_bias;  // (A, B)
-  const float* rate;       // (A, B), negative
-  const float* skip;       // (A, B), may be null
-  int64_t q_at, k_at, v_at;  // among the channels
+  HeadColumns step, beta;                                          // beta: of the delta rule
+  const float* step_bias;                                          // (A, B)
+  const float* rate;                                               // (A, B), negative
+  const float* skip;                                               // (A, B), may be null
+  int64_t q_at, k_at, v_at;                                        // among the channels
   int64_t a, b, key_heads, key_step_a, key_step_b, width, values;  // as in Recurrence
   bool delta;
-  float length_eps;          // of the delta rule's keys and queries
-  Norm gated_norm;           // weight (M or 1, n), of M runs of n values
+  float length_eps;  // of the delta rule's keys and queries
+  Norm gated_norm;   // weight (M or 1, n), of M runs of n values
   int64_t norm_rows, norm_weights;
   bool gate_first;
   float residual;
@@ -145,8 +145,8 @@ struct DenseLayer {
 };
 
 // y = x + residual * down(silu(gate(h)) * up(h)), h = norm(x).
-void dense_block(const DenseLayer& layer, const float* x, int64_t tokens, float* y,
-                 Workspace& work, Pool& pool);
+void dense_block(const DenseLayer& layer, const float* x, int64_t tokens, float* y, Workspace& work,
+                 Pool& pool);
 
 // How a router's logits become weights. SoftmaxOfChosen: the softmax of the chosen ones alone.
 enum class Gating : int32_t { Softmax = 0, Sigmoid = 1, SoftmaxOfChosen = 2 };
@@ -156,7 +156,7 @@ struct Routing {
   bool renormalize;  // divide the chosen weights by max(their sum, 6.103515625e-05)
   float scale;       // then multiply by this
   Gating gating = Gating::Softmax;
-  const float* bias = nullptr;  // (E), may be null: added to the scores for choosing only
+  const float* bias = nullptr;          // (E), may be null: added to the scores for choosing only
   int64_t groups = 1, groups_used = 1;  // of consecutive experts; only the best groups are used
 };
 
@@ -179,8 +179,8 @@ struct ExpertLayer {
 // y = x + residual * (sum over the chosen of weight * expert(h) + shared(h)), h = norm(x);
 // expert(h) = down(activation(gate(h), up(h))).
 // chosen: receives the ids of the chosen experts (T, k); may be null.
-void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* y,
-               Workspace& work, Pool& pool, int32_t* chosen = nullptr);
+void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* y, Workspace& work,
+               Pool& pool, int32_t* chosen = nullptr);
 
 // Choose `used` experts by `logits` (E): ids and weights (k), best first, ties by id. Serial.
 void route(const Routing& routing, const float* logits, int32_t* ids, float* weights);

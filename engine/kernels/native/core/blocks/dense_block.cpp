@@ -8,14 +8,14 @@ namespace conifer::blocks {
 
 using Thread = Workspace::Parts::Thread;
 
-void dense_block(const DenseLayer& layer, const float* x, int64_t tokens, float* y,
-                 Workspace& work, Pool& pool) {
+void dense_block(const DenseLayer& layer, const float* x, int64_t tokens, float* y, Workspace& work,
+                 Pool& pool) {
   Workspace::Parts& parts = *work.parts;
   const int64_t width = layer.gate.cols, hidden = layer.gate.rows;
   parts.need_threads(pool.threads());
   float* normed = parts.normed.need(tokens * width);
-  const bool tiled =
-      hidden % threads::ROW_GRAIN == 0 && gemm::tiles_serve(tokens, {&layer.gate, &layer.up, &layer.down});
+  const bool tiled = hidden % threads::ROW_GRAIN == 0 &&
+                     gemm::tiles_serve(tokens, {&layer.gate, &layer.up, &layer.down});
   float* gate = tiled ? nullptr : parts.gate.need(tokens * hidden);
   float* up = tiled ? nullptr : parts.up.need(tokens * hidden);
   if (tokens > 1) {

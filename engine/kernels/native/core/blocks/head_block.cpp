@@ -17,9 +17,8 @@ void head_block(const Head& head, const float* x, int64_t tokens, float* logits,
     pool.barrier();
     parts.input.quantize(thread, threads);
     pool.barrier();
-    rows.share_out(head.output.rows, thread, threads, [&](Range some) {
-      multiply_rows(head.output, parts.input, logits, some);
-    });
+    rows.share_out(head.output.rows, thread, threads,
+                   [&](Range some) { multiply_rows(head.output, parts.input, logits, some); });
   });
 }
 

@@ -15,8 +15,8 @@ namespace {
 using Thread = Workspace::Parts::Thread;
 
 HeadView view(const LatentCall& call) {
-  return {call.type, call.key_dim, call.value_dim, call.key_dim, call.rows, call.rows,
-          call.scales, call.scales};
+  return {call.type, call.key_dim, call.value_dim, call.key_dim,
+          call.rows, call.rows,    call.scales,    call.scales};
 }
 
 // Queries of one token, heads.begin..heads.end, into padded rows.
@@ -56,8 +56,8 @@ void one_token(const LatentCall& call, Workspace::Parts& parts, Pool& pool, int 
   own.partials.clear();
   for (int i = 0; i < threads; ++i)
     if (range(i).begin < range(i).end) own.partials.push_back(slot(i, heads.begin));
-  merge(own.partials.data(), int64_t(own.partials.size()), heads.end - heads.begin,
-        call.value_dim, nullptr, call.out + heads.begin * call.value_dim);
+  merge(own.partials.data(), int64_t(own.partials.size()), heads.end - heads.begin, call.value_dim,
+        nullptr, call.out + heads.begin * call.value_dim);
 }
 
 void some_tokens(const LatentCall& call, Range tokens, Range heads, Thread& own) {
@@ -112,9 +112,8 @@ void latent_attention(const LatentCall& call, Workspace& work, Pool& pool) {
   if (call.tokens == 0) return;
   prepare_latent(call, work, pool.threads());
   std::atomic<int64_t> next{0};
-  pool.run([&](int thread, int threads) {
-    attend_latent(call, work, pool, next, thread, threads);
-  });
+  pool.run(
+      [&](int thread, int threads) { attend_latent(call, work, pool, next, thread, threads); });
 }
 
 }  // namespace conifer::blocks

@@ -1,5 +1,5 @@
-// Attention of many query heads over one row per token: its key, which begins with its value. This is
-// multi-head latent attention after the heads' own projections have been multiplied in.
+// Attention of many query heads over one row per token: its key, which begins with its value. This
+// is multi-head latent attention after the heads' own projections have been multiplied in.
 //
 // Axes: T new tokens, H query heads, d key width, dv value width, L tokens in all.
 #pragma once

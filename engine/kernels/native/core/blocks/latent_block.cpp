@@ -2,9 +2,9 @@
 #include <algorithm>
 #include <atomic>
 
-#include "isa/kernels.h"
 #include "blocks/latent.h"
 #include "blocks/steps.h"
+#include "isa/kernels.h"
 
 namespace conifer::blocks {
 
@@ -19,7 +19,7 @@ using Thread = Parts::Thread;
 struct HeadProduct {
   const Matrix& first;  // of head 0
   int64_t heads, tokens;
-  float* y;             // head h of token t at (t * heads + h) * stride
+  float* y;  // head h of token t at (t * heads + h) * stride
   int64_t stride;
 
   int64_t rows() const { return heads * first.rows; }
@@ -38,8 +38,8 @@ struct HeadProduct {
   }
 };
 
-// The state that the threads of one latent_block share. Axes: Q the rank of queries, d a head's query, r its
-// rotated part, R the rank of latents.
+// The state that the threads of one latent_block share. Axes: Q the rank of queries, d a head's
+// query, r its rotated part, R the rank of latents.
 struct Call {
   const LatentLayer& layer;
   KVCache cache;
@@ -136,9 +136,8 @@ void project(const Call& call, int thread, int threads) {
             threads);
   const Matrix& first = two_steps ? layer.q_a : layer.q;
   float* made = two_steps ? call.low : call.queries;
-  share_rows(call, 0, first.rows + layer.kv_a.rows, thread, threads, [&](Range rows) {
-    multiply_both(first, made, layer.kv_a, call.kv, input, rows);
-  });
+  share_rows(call, 0, first.rows + layer.kv_a.rows, thread, threads,
+             [&](Range rows) { multiply_both(first, made, layer.kv_a, call.kv, input, rows); });
   call.pool.barrier();
   if (!two_steps) return;
   Activations& low = one ? own.hidden : parts.hidden;
@@ -232,15 +231,16 @@ void latent_block(const LatentLayer& layer, const KVCache* cache, int64_t offset
   float* concatenated = parts.values.need(tokens * columns);
   RowSharing sharing[5];
   std::atomic<int64_t> next{0};
-  const LatentCall attention{kept.type, kept.keys.values, kept.keys.scales, row, rank,
-                             past + tokens, absorbed, tokens, heads, mixed};
+  const LatentCall attention{kept.type,     kept.keys.values, kept.keys.scales, row,   rank,
+                             past + tokens, absorbed,         tokens,           heads, mixed};
   prepare_latent(attention, work, pool.threads());
   if (tokens > 1) {
     const bool tiled = layer.q_a.data ? gemm::tiles_serve(tokens, {&layer.q_a, &layer.kv_a})
                                       : gemm::tiles_serve(tokens, {&layer.q, &layer.kv_a});
     parts.input.prepare(parts.normed.need(0), tokens, width, width, tiled);
     if (low)
-      parts.hidden.prepare(low, tokens, layer.q.cols, layer.q.cols, gemm::tiles_serve(tokens, {&layer.q}));
+      parts.hidden.prepare(low, tokens, layer.q.cols, layer.q.cols,
+                           gemm::tiles_serve(tokens, {&layer.q}));
     parts.queries.prepare(queries, tokens * heads, key - layer.rope.dims, key);
     parts.latents.prepare(mixed, tokens * heads, rank, rank);
     parts.shared_hidden.prepare(concatenated, tokens, columns, columns,

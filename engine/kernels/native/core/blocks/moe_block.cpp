@@ -1,15 +1,15 @@
 // Mixture of experts: the router's choice, and the chosen experts for one token or many.
 //
-// One token: the rows of the chosen experts form one line, divided among the threads. Many tokens are
-// grouped by expert, and every thread multiplies its own rows of every expert, so that each weight is
-// read once and no sums cross threads.
+// One token: the rows of the chosen experts form one line, divided among the threads. Many tokens
+// are grouped by expert, and every thread multiplies its own rows of every expert, so that each
+// weight is read once and no sums cross threads.
 #include <algorithm>
 #include <cmath>
 #include <utility>
 
 #include "blocks/block.h"
-#include "isa/kernels.h"
 #include "blocks/steps.h"
+#include "isa/kernels.h"
 
 namespace conifer::blocks {
 
@@ -103,9 +103,9 @@ void one_token(const ExpertCall& call, const Activations& input, const int32_t* 
   const int64_t routed = used * hidden;
   call.hidden_rows->share_out(routed + call.shared(), thread, threads, [&](Range mine) {
     for (int64_t j = mine.begin / hidden; j < used && j * hidden < mine.end; ++j)
-      gate_rows(call.gated(ids[j]), j * hidden,
-                {std::max<int64_t>(mine.begin - j * hidden, 0),
-                 std::min(mine.end - j * hidden, hidden)});
+      gate_rows(
+          call.gated(ids[j]), j * hidden,
+          {std::max<int64_t>(mine.begin - j * hidden, 0), std::min(mine.end - j * hidden, hidden)});
     if (mine.end > routed)
       gate_rows(call.gated_shared(), routed,
                 {std::max<int64_t>(mine.begin - routed, 0), mine.end - routed});
@@ -119,8 +119,8 @@ void one_token(const ExpertCall& call, const Activations& input, const int32_t* 
     float* sums = own.mixed.need(width) + rows.begin;
     std::fill(sums, sums + count, 0.0f);
     for (int64_t j = 0; j < used; ++j) {
-      gemm::matmul_rows(expert(call.layer.down, ids[j]), own.hidden, j, j + 1, out - rows.begin, width,
-                  rows.begin, rows.end);
+      gemm::matmul_rows(expert(call.layer.down, ids[j]), own.hidden, j, j + 1, out - rows.begin,
+                        width, rows.begin, rows.end);
       if (const float* bias = bias_of(call.layer.down_bias, ids[j], width))
         kernels.add(out, bias + rows.begin, count, out);
       kernels.add_scaled(out, weights[j], count, sums);
@@ -185,7 +185,7 @@ void many_tokens(const ExpertCall& call, const float* weights, const float* shar
     const Range rows = share(call.shared(), thread, threads);
     if (parts.shared_hidden.tile(0)) {
       gemm::gate_tiles(gated.gate, gated.up, parts.shared_input, parts.shared_hidden, rows.begin,
-                 rows.end);
+                       rows.end);
     } else {
       float* made = parts.shared.need(0);
       float* ups = parts.shared_up.need(0);  // another thread may still be at the chosen experts
@@ -209,7 +209,7 @@ void many_tokens(const ExpertCall& call, const float* weights, const float* shar
   float* out = parts.mixed.need(0);  // (piece, D): threads write columns of their own
   for_each_piece(call, [&](int64_t e, int64_t begin, int64_t count) {
     gemm::matmul_rows(expert(call.layer.down, e), parts.hidden, begin, begin + count, out, width,
-                rows.begin, rows.end);
+                      rows.begin, rows.end);
     for (int64_t i = 0; i < count; ++i) {
       const int32_t slot = parts.slots[size_t(begin + i)];
       float* row = out + i * width + rows.begin;
@@ -363,8 +363,8 @@ void run_experts(const ExpertLayer& layer, const float* h, int64_t tokens, const
   });
 }
 
-void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* y,
-               Workspace& work, Pool& pool, int32_t* chosen) {
+void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* y, Workspace& work,
+               Pool& pool, int32_t* chosen) {
   Parts& parts = *work.parts;
   RowSharing hidden_rows, output_rows;
   const ExpertCall call{layer, x, tokens, y, parts, pool, &hidden_rows, &output_rows};
@@ -388,8 +388,7 @@ void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* 
       float* own_normed = own.normed.need(width);
       rms_norm(x, layer.norm, width, own_normed);
       own.input.load(own_normed, 1, width, width);
-      multiply_rows(layer.router, own.input, logits,
-                    share(experts, thread, threads, ROUTER_GRAIN));
+      multiply_rows(layer.router, own.input, logits, share(experts, thread, threads, ROUTER_GRAIN));
       pool.barrier();
       own.ids.resize(size_t(used));
       float* own_weights = own.weights.need(used + experts);
@@ -406,8 +405,8 @@ void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* 
     quantize_input(call, thread, threads);
     pool.barrier();
     if (mine.begin < mine.end)
-      gemm::matmul_rows(layer.router, parts.input, mine.begin, mine.end, logits + mine.begin * experts,
-                  experts, 0, experts);
+      gemm::matmul_rows(layer.router, parts.input, mine.begin, mine.end,
+                        logits + mine.begin * experts, experts, 0, experts);
     for (int64_t t = mine.begin; t < mine.end; ++t) {
       choose(logits + t * experts, ids + t * used, weights + t * used);
       shared[t] = shared_weight(layer, normed + t * width);

@@ -18,8 +18,7 @@ void rotate(float* x, const float* cosines, const float* sines, int64_t dims, bo
 
 bool Rotations::holds(const Rope& rope, int64_t offset, int64_t tokens) const {
   return offset == offset_ && tokens <= tokens_ && rope.dims / 2 == pairs_ &&
-         rope.magnitude == magnitude_ &&
-         std::equal(periods_.begin(), periods_.end(), rope.periods);
+         rope.magnitude == magnitude_ && std::equal(periods_.begin(), periods_.end(), rope.periods);
 }
 
 void Rotations::prepare(const Rope& rope, int64_t offset, int64_t tokens) {

@@ -81,7 +81,7 @@ int32_t pick(const float* logits, int64_t n, const Drawing& how, double uniform)
   double total = 0.0;
   for (int64_t i = 0; i < n; i += CHUNK)
     total += isa::kernels().weigh(logits + i, peak.value, factor, std::min(CHUNK, n - i),
-                                   weights.data() + i);
+                                  weights.data() + i);
   if (how.top_k == 0 && how.top_p == 1.0f && how.min_p == 0.0f)
     return int32_t(walk(n, uniform * total, [](int64_t i) { return weights[size_t(i)]; }));
   if (how.top_k > 0 && how.top_k < n) {

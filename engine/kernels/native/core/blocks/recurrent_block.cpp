@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "blocks/steps.h"
 #include "isa/kernels.h"
 #include "recurrent/recurrence.h"
-#include "blocks/steps.h"
 
 namespace conifer::blocks {
 
@@ -32,8 +32,8 @@ struct RecurrentCall {
   float* convolved;  // (T, C)
   float* decays;     // (T, A, B)
   float* factors;
-  float* mixed;      // (T, A B P)
-  const float* nothing;  // zeros, as many as a tail or a head's memory has
+  float* mixed;                // (T, A B P)
+  const float* nothing;        // zeros, as many as a tail or a head's memory has
   RowSharing* projected_rows;  // of one token
   RowSharing* output_rows;
 };
@@ -48,8 +48,15 @@ void convolve_range(const RecurrentCall& call, Range channels) {
   const RecurrentLayer& layer = call.layer;
   const RecurrentStates& states = call.states;
   const float* tail = states.from ? states.from->tail : call.nothing;
-  const Convolution convolution{call.projected + layer.mixed_at, tail, layer.taps, layer.bias,
-                                call.tokens, layer.channels, layer.kernel, call.width, true};
+  const Convolution convolution{call.projected + layer.mixed_at,
+                                tail,
+                                layer.taps,
+                                layer.bias,
+                                call.tokens,
+                                layer.channels,
+                                layer.kernel,
+                                call.width,
+                                true};
   isa::kernels().convolve(convolution, channels.begin, channels.end, call.convolved);
   if (states.mark)
     copy_tail(convolution, states.mark_tokens, channels.begin, channels.end, states.mark->tail);
@@ -132,8 +139,8 @@ void norm_token(const RecurrentCall& call, int64_t token, float* out) {
   const float* gate = call.projected + token * call.width + layer.gate_at;
   for (int64_t row = 0; row < layer.norm_rows; ++row)
     gated_norm_row(mixed + row * n, gate + row * n,
-                   layer.gated_norm.weight + row % layer.norm_weights * n, n,
-                   layer.gated_norm.eps, layer.gate_first, out + row * n);
+                   layer.gated_norm.weight + row % layer.norm_weights * n, n, layer.gated_norm.eps,
+                   layer.gate_first, out + row * n);
 }
 
 // Some rows of the output projection, and the residual.
@@ -143,8 +150,7 @@ void finish(const RecurrentCall& call, const Activations& mixed, Range rows) {
   multiply_rows(call.layer.output, mixed, sums, rows);
   for (int64_t t = 0; t < call.tokens; ++t) {
     const int64_t at = t * width + rows.begin;
-    add_residual(call.x + at, call.layer.residual, sums + at, rows.end - rows.begin,
-                 call.y + at);
+    add_residual(call.x + at, call.layer.residual, sums + at, rows.end - rows.begin, call.y + at);
   }
 }
 
@@ -236,7 +242,8 @@ void recurrent_block(const RecurrentLayer& layer, const RecurrentStates& states,
   float* normed = parts.normed.need(tokens * width);
   if (tokens > 1) {
     parts.input.prepare(normed, tokens, width, width, tiled);
-    parts.hidden.prepare(call.mixed, tokens, inner, inner, gemm::tiles_serve(tokens, {&layer.output}));
+    parts.hidden.prepare(call.mixed, tokens, inner, inner,
+                         gemm::tiles_serve(tokens, {&layer.output}));
   }
   pool.run([&](int thread, int threads) {
     if (tokens == 1) one_token(call, thread, threads);

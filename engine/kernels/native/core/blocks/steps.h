@@ -44,7 +44,7 @@ inline void activate(Activation activation, const float* gate, const float* up, 
                      float* y) {
   const isa::KernelTable& kernels = isa::kernels();
   (activation == Activation::Clamped ? kernels.clamped_multiply : kernels.silu_multiply)(gate, up,
-                                                                                        n, y);
+                                                                                         n, y);
 }
 
 }  // namespace conifer::blocks

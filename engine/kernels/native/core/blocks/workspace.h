@@ -32,9 +32,9 @@ class Floats {
   int64_t capacity_ = 0;
 };
 
-// Divides the rows of one product in one token's step: most of them evenly, the rest first come, first
-// served. Threads run at different speeds: one may share its core with the interpreter, or with
-// another tenant of the machine.
+// Divides the rows of one product in one token's step: most of them evenly, the rest first come,
+// first served. Threads run at different speeds: one may share its core with the interpreter, or
+// with another tenant of the machine.
 class RowSharing {
  public:
   // Call fn(Range) for this thread's part of n rows, every thread with the same n.
@@ -52,7 +52,8 @@ class RowSharing {
   }
 
  private:
-  static constexpr int64_t GRAIN = 64;  // whole groups of four rows, as in the kernels: the sums never vary
+  static constexpr int64_t GRAIN =
+      64;  // whole groups of four rows, as in the kernels: the sums never vary
   alignas(64) std::atomic<int64_t> next_{0};
 };
 

@@ -5,9 +5,9 @@
 #include <cstring>
 #include <new>
 
+#include "gemm/gemm_amx.h"
 #include "isa/kernels.h"
 #include "threads/share.h"
-#include "gemm/gemm_amx.h"
 
 namespace conifer::gemm {
 
@@ -41,8 +41,13 @@ quant::TokenSlot Activations::slot(int64_t index) const {
   const int64_t blocks = padded_ / 32;
   float* floats = reinterpret_cast<float*>(base + padded_);
   int32_t* ints = reinterpret_cast<int32_t*>(floats + 4 * blocks);
-  return {x_ + index * stride_, reinterpret_cast<int8_t*>(base), floats, floats + blocks,
-          floats + 2 * blocks, ints, ints + blocks};
+  return {x_ + index * stride_,
+          reinterpret_cast<int8_t*>(base),
+          floats,
+          floats + blocks,
+          floats + 2 * blocks,
+          ints,
+          ints + blocks};
 }
 
 void Activations::quantize(int thread, int count) {

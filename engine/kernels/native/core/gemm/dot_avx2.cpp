@@ -22,9 +22,7 @@ struct Avx2 {
     return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
   }
 
-  static __m256i load(const void* p) {
-    return _mm256_loadu_si256(static_cast<const __m256i*>(p));
-  }
+  static __m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 
   // Products of 32 weights and values: the first 16 in the lower four lanes.
   static __m256 products(const int8_t* weights, const int8_t* values) {
@@ -83,8 +81,7 @@ struct Avx2 {
     const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(rounded[0], rounded[1]),
                                               _mm256_packs_epi32(rounded[2], rounded[3]));
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // packing goes by lanes
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(q),
-                        _mm256_permutevar8x32_epi32(packed, order));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), _mm256_permutevar8x32_epi32(packed, order));
     return largest / 127.0f;
   }
 
@@ -93,9 +90,9 @@ struct Avx2 {
   static __m256 scale(const Unpacked& w, const float* scales, int i) {
     const __m256 x = _mm256_broadcast_ss(scales + i);
     if constexpr (T::GROUP == 32) return _mm256_mul_ps(_mm256_broadcast_ss(w.scale + 2 * i), x);
-    const __m256 both = _mm256_insertf128_ps(
-        _mm256_castps128_ps256(_mm_broadcast_ss(w.scale + 2 * i)),
-        _mm_broadcast_ss(w.scale + 2 * i + 1), 1);
+    const __m256 both =
+        _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_broadcast_ss(w.scale + 2 * i)),
+                             _mm_broadcast_ss(w.scale + 2 * i + 1), 1);
     return _mm256_mul_ps(both, x);
   }
 };

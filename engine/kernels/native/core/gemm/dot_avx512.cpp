@@ -87,12 +87,10 @@ void multiply_group(const uint8_t* data, int64_t stride, int64_t cols, const typ
     if (const int64_t rest = cols % G::WEIGHTS) {  // blocks that do not fill a group
 #pragma GCC unroll 4
       for (int r = 0; r < ROWS; ++r) {
-        const typename G::Part part{data + r * stride + groups * G::BYTES,
-                                    static_cast<int>(rest)};
+        const typename G::Part part{data + r * stride + groups * G::BYTES, static_cast<int>(rest)};
         const typename G::W w = G::unpack(part);
 #pragma GCC unroll 4
-        for (int t = 0; t < TOKENS; ++t)
-          acc[t][r] = G::dot(w, x[t * x_stride + groups], acc[t][r]);
+        for (int t = 0; t < TOKENS; ++t) acc[t][r] = G::dot(w, x[t * x_stride + groups], acc[t][r]);
       }
     }
   }

@@ -38,12 +38,8 @@ struct Neon {
     return vaddq_f32(acc, other);
   }
 
-  static Acc fma(Acc acc, float32x4_t w, const float* x) {
-    return vfmaq_f32(acc, w, vld1q_f32(x));
-  }
-  static float32x4_t load_f32(const uint8_t* w) {
-    return vreinterpretq_f32_u8(vld1q_u8(w));
-  }
+  static Acc fma(Acc acc, float32x4_t w, const float* x) { return vfmaq_f32(acc, w, vld1q_f32(x)); }
+  static float32x4_t load_f32(const uint8_t* w) { return vreinterpretq_f32_u8(vld1q_u8(w)); }
   static float32x4_t load_f16(const uint8_t* w) {
     return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(w)));
   }

@@ -69,8 +69,8 @@ void quantize_portable(const float* x, int64_t n, const quant::TokenSlot& out) {
   quantize<Portable>(x, n, out);
 }
 
-void multiply_portable(const Matrix& w, const TokenView* x, int64_t tokens, float* y, int64_t y_stride,
-                   int64_t row0, int64_t row1) {
+void multiply_portable(const Matrix& w, const TokenView* x, int64_t tokens, float* y,
+                       int64_t y_stride, int64_t row0, int64_t row1) {
   multiply<Portable>(w, x, tokens, y, y_stride, row0, row1);
 }
 

@@ -1,9 +1,10 @@
 // Many tokens: a blocked GEMM in tiles of bfloat16, with sums in float32.
 //
-// Weights are unpacked to bfloat16, 32 rows of a chunk of columns at a time. Activations are rounded
-// to bfloat16, which loses less than 8 bits with a scale for 32 would. The sums of two tiles of rows
-// by two of tokens stay in four of the eight tiles during a chunk. Rows of weights are the rows of
-// the product, so that unpacked weights need no transposition; tokens are transposed once per call.
+// Weights are unpacked to bfloat16, 32 rows of a chunk of columns at a time. Activations are
+// rounded to bfloat16, which loses less than 8 bits with a scale for 32 would. The sums of two
+// tiles of rows by two of tokens stay in four of the eight tiles during a chunk. Rows of weights
+// are the rows of the product, so that unpacked weights need no transposition; tokens are
+// transposed once per call.
 #include "gemm/gemm_amx.h"
 
 #include "isa/amx.h"
@@ -27,8 +28,8 @@ using namespace isa;  // the small vector functions, and tiles
 
 namespace {
 
-constexpr int SIDE = 16;       // rows of weights, or tokens, of a tile
-constexpr int DEPTH = 32;      // columns of a tile
+constexpr int SIDE = 16;        // rows of weights, or tokens, of a tile
+constexpr int DEPTH = 32;       // columns of a tile
 constexpr int MOST_COLS = 512;  // of a chunk: 32 rows of it stay in the first-level cache
 
 TileConfig tile_config() {
@@ -54,8 +55,7 @@ CONIFER_INLINE __m512i choices(__m512 values, const float* scales, int group) {
   __m512 w;
   if constexpr (L::MINS)
     w = _mm512_fmadd_ps(values, scale, _mm512_set1_ps(scales[L::min_lane(group)]));
-  else
-    w = _mm512_mul_ps(values, scale);
+  else w = _mm512_mul_ps(values, scale);
   return _mm512_castsi256_si512((__m256i)_mm512_cvtneps_pbh(w));
 }
 
@@ -67,12 +67,13 @@ CONIFER_INLINE void look_up(const uint8_t* row, int groups, const float* scales,
       _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(N.values))));
   const __m512i mask = _mm512_set1_epi16(15);
   if constexpr (N.pairs) {
-    const __m512 shifted = times(values, 16);  // the layout's scales of second groups are 16 times too small
+    const __m512 shifted =
+        times(values, 16);  // the layout's scales of second groups are 16 times too small
 #pragma GCC unroll 4
     for (int g = 0; g < groups; g += 2) {
       const uint8_t* data = row + N.first + g / 2 * N.step;
-      const __m512i words = _mm512_cvtepu8_epi16(
-          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(data)));
+      const __m512i words =
+          _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(data)));
       _mm512_storeu_si512(out + 32 * g, _mm512_permutexvar_epi16(_mm512_and_si512(words, mask),
                                                                  choices<L>(values, scales, g)));
       _mm512_storeu_si512(out + 32 * g + 32,
@@ -84,8 +85,8 @@ CONIFER_INLINE void look_up(const uint8_t* row, int groups, const float* scales,
 #pragma GCC unroll 4
     for (int g = 0; g < groups; ++g) {
       const uint8_t* data = row + N.first + g * N.step;
-      const __m512i words = _mm512_cvtepu8_epi16(_mm256_broadcastsi128_si256(
-          _mm_loadu_si128(reinterpret_cast<const __m128i*>(data))));
+      const __m512i words = _mm512_cvtepu8_epi16(
+          _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(data))));
       const __m512i index = _mm512_and_si512(_mm512_srlv_epi16(words, shifts), mask);
       _mm512_storeu_si512(out + 32 * g,
                           _mm512_permutexvar_epi16(index, choices<L>(values, scales, g)));
@@ -273,7 +274,7 @@ void unpack_rows(const Matrix& w, int64_t row, int rows, int64_t n, int64_t cols
   for (int64_t c = 0; c < cols; c += COLS)
     for (int r = 0; r < rows; ++r)
       unpack_row<T>(data + r * w.stride() + c / COLS * BYTES,
-                       static_cast<int>(std::min<int64_t>(COLS, cols - c)), out + r * stride + c);
+                    static_cast<int>(std::min<int64_t>(COLS, cols - c)), out + r * stride + c);
 }
 
 struct Room {
@@ -302,8 +303,7 @@ void sum_rows(const Matrix& w, int64_t row, int rows, const Halves* x, int64_t t
     for (int64_t t = 0; t < tokens; t += ROWS, sums += 1024, given += 2 * token_stride) {
       if (tokens - t > SIDE)
         multiply_pair(unpacked, stride, given, token_stride, cols, n == 0, sums);
-      else
-        multiply_single(unpacked, stride, given, cols, n == 0, sums);
+      else multiply_single(unpacked, stride, given, cols, n == 0, sums);
     }
     sums -= whole_tiles(tokens) / ROWS * 1024;
   }
@@ -347,13 +347,12 @@ void multiply_many_amx(const Matrix& w, const TokenView* x, int64_t tokens, floa
   Halves* given = room().tokens.need(whole_tiles(tokens) * w.cols);
   for (int64_t t = 0; t < tokens; t += SIDE)
     for (int64_t n = 0; n < w.cols; n += DEPTH)
-      load_tokens([&](int i) { return x[t + i].x; }, tokens - t, n,
-                  given + t * w.cols + n * SIDE);
+      load_tokens([&](int i) { return x[t + i].x; }, tokens - t, n, given + t * w.cols + n * SIDE);
   multiply_given(w, given, tokens, y, y_stride, row0, row1);
 }
 
-void multiply_tiles(const Matrix& w, const Activations& x, float* y, int64_t y_stride,
-                    int64_t row0, int64_t row1) {
+void multiply_tiles(const Matrix& w, const Activations& x, float* y, int64_t y_stride, int64_t row0,
+                    int64_t row1) {
   multiply_given(w, x.tile(0), x.tokens(), y, y_stride, row0, row1);
 }
 
@@ -371,8 +370,7 @@ void gate_tiles(const Matrix& gate, const Matrix& up, const Activations& x, Acti
     sum_rows(gate, row, ROWS, x.tile(0), tokens, gates);
     sum_rows(up, row, ROWS, x.tile(0), tokens, ups);
     for (int64_t t = 0; t < tokens; t += SIDE) {
-      kernels().silu_multiply(gates + t * ROWS, ups + t * ROWS, SIDE * ROWS,
-                                    gates + t * ROWS);
+      kernels().silu_multiply(gates + t * ROWS, ups + t * ROWS, SIDE * ROWS, gates + t * ROWS);
       Halves* out = y.tile(t) + row * SIDE;
       for (int r = 0; r < ROWS; r += 2) {
         const float* first = gates + t * ROWS + r * SIDE;
@@ -392,11 +390,11 @@ namespace conifer::gemm {
 
 bool amx_multiplies() { return false; }
 void fill_tile(const float*, int64_t, int64_t, int64_t, uint16_t*) {}
-void multiply_many_amx(const quant::Matrix&, const quant::TokenView*, int64_t, float*, int64_t, int64_t,
-                       int64_t) {}
+void multiply_many_amx(const quant::Matrix&, const quant::TokenView*, int64_t, float*, int64_t,
+                       int64_t, int64_t) {}
 void multiply_tiles(const quant::Matrix&, const Activations&, float*, int64_t, int64_t, int64_t) {}
-void gate_tiles(const quant::Matrix&, const quant::Matrix&, const Activations&, Activations&, int64_t,
-                int64_t) {}
+void gate_tiles(const quant::Matrix&, const quant::Matrix&, const Activations&, Activations&,
+                int64_t, int64_t) {}
 
 }  // namespace conifer::gemm
 

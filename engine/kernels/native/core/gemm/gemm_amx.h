@@ -29,7 +29,7 @@ void multiply_tiles(const quant::Matrix& w, const Activations& x, float* y, int6
 
 // y = silu(gate x) * (up x): rows [row0, row1) of both become columns of y; x and y are tiled.
 // row0 and the number of rows of the matrices are multiples of 32.
-void gate_tiles(const quant::Matrix& gate, const quant::Matrix& up, const Activations& x, Activations& y,
-                int64_t row0, int64_t row1);
+void gate_tiles(const quant::Matrix& gate, const quant::Matrix& up, const Activations& x,
+                Activations& y, int64_t row0, int64_t row1);
 
 }  // namespace conifer::gemm

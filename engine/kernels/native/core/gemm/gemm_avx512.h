@@ -7,7 +7,7 @@ namespace conifer::gemm {
 
 // As KernelTable::multiply, for quantised weights; faster from about GEMM_TOKENS tokens on.
 static constexpr int64_t GEMM_TOKENS = 6;
-void multiply_many_avx512(const quant::Matrix& w, const quant::TokenView* x, int64_t tokens, float* y,
-                          int64_t y_stride, int64_t row0, int64_t row1);
+void multiply_many_avx512(const quant::Matrix& w, const quant::TokenView* x, int64_t tokens,
+                          float* y, int64_t y_stride, int64_t row0, int64_t row1);
 
 }  // namespace conifer::gemm

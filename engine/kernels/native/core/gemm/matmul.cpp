@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "isa/kernels.h"
 #include "gemm/gemm_amx.h"
+#include "isa/kernels.h"
 
 namespace conifer::gemm {
 
@@ -48,8 +48,8 @@ bool tiles_serve(int64_t tokens, std::initializer_list<const Matrix*> matrices) 
 void matmul_rows(const Matrix& w, const Activations& x, int64_t token0, int64_t token1, float* y,
                  int64_t y_stride, int64_t row0, int64_t row1) {
   if (x.tile(0)) return multiply_tiles(w, x, y, y_stride, row0, row1);
-  multiply(w, x, token1 - token0, [token0](int64_t i) { return token0 + i; }, y, y_stride, row0,
-           row1);
+  multiply(
+      w, x, token1 - token0, [token0](int64_t i) { return token0 + i; }, y, y_stride, row0, row1);
 }
 
 void matmul_rows(const Matrix& w, const Activations& x, const int32_t* token_ids, int64_t n,

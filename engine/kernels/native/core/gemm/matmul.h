@@ -8,9 +8,9 @@
 #include <cstdint>
 #include <initializer_list>
 
-#include "threads/pool.h"
 #include "gemm/activations.h"
 #include "quant/types.h"
+#include "threads/pool.h"
 #include "threads/share.h"
 
 namespace conifer::gemm {

@@ -1,5 +1,5 @@
-// Panels of weights for many tokens: 32 rows by 256 columns, unpacked to unsigned bytes in the order
-// of the multiplication. A vector holds 4 consecutive columns of 16 rows.
+// Panels of weights for many tokens: 32 rows by 256 columns, unpacked to unsigned bytes in the
+// order of the multiplication. A vector holds 4 consecutive columns of 16 rows.
 #pragma once
 
 #include <algorithm>
@@ -49,7 +49,7 @@ CONIFER_INLINE void transpose(__m512i* v) {
   }
 }
 
-CONIFER_INLINE void transpose_floats(const RowVectors* rows, __m512 RowVectors::*which,
+CONIFER_INLINE void transpose_floats(const RowVectors* rows, __m512 RowVectors::* which,
                                      __m512i* v) {
 #pragma GCC unroll 16
   for (int r = 0; r < 16; ++r) v[r] = _mm512_castps_si512(rows[r].*which);

@@ -58,7 +58,7 @@ void multiply_quantized(const Matrix& w, const TokenView* x, int64_t tokens, flo
         const int weights = static_cast<int>(n + 256 < w.cols ? 256 : w.cols - n);
         for (int r = 0; r < rows; ++r)
           quant::unpack_chunk<T>(w.data + (row + r) * stride + n / T::WEIGHTS * T::BYTES, weights,
-                          chunk[r]);
+                                 chunk[r]);
         for (int64_t t = t0; t < t1; ++t)
           for (int r = 0; r < rows; ++r)
             acc[t - t0][r] = Ops::template dot<T>(acc[t - t0][r], chunk[r], x[t], n);
@@ -93,8 +93,8 @@ void multiply_row(const uint8_t* w, int64_t cols, const TokenView* x, float* y, 
 }
 
 template <class Ops, class T>
-void multiply_float(const Matrix& w, const TokenView* x, int64_t tokens, float* y,
-                    int64_t y_stride, int64_t row0, int64_t row1) {
+void multiply_float(const Matrix& w, const TokenView* x, int64_t tokens, float* y, int64_t y_stride,
+                    int64_t row0, int64_t row1) {
   const int64_t stride = w.stride();
   for (int64_t t0 = 0; t0 < tokens; t0 += TOKENS_AT_ONCE) {
     const int64_t t1 = t0 + TOKENS_AT_ONCE < tokens ? t0 + TOKENS_AT_ONCE : tokens;

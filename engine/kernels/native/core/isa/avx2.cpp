@@ -5,8 +5,7 @@
 namespace conifer::isa {
 
 // Constant-initialised: no code of this file may run before isa.cpp has asked the processor.
-constinit const KernelTable KERNELS_avx2 =
-    kernel_table(gemm::quantize_avx2, gemm::multiply_avx2);
+constinit const KernelTable KERNELS_avx2 = kernel_table(gemm::quantize_avx2, gemm::multiply_avx2);
 
 }  // namespace conifer::isa
 #endif

@@ -68,8 +68,8 @@ CONIFER_INLINE __m512 spread_halves(uint64_t four) {
 // The words w[a], w[b], w[c], w[d] of a vector: halves, each in four lanes.
 template <int a, int b, int c, int d>
 CONIFER_INLINE __m512 spread_words(__m512i w) {
-  const __m512i index = _mm512_castsi256_si512(
-      _mm256_setr_epi16(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d));
+  const __m512i index =
+      _mm512_castsi256_si512(_mm256_setr_epi16(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d));
   return _mm512_cvtph_ps(_mm512_castsi512_si256(_mm512_permutexvar_epi16(index, w)));
 }
 

@@ -76,8 +76,8 @@ bool amx_granted() {
   return true;
 #elif defined(__linux__) && defined(__x86_64__)
   constexpr long REQUEST = 0x1023, TILE_DATA = 18;  // arch_prctl: ask for a state component
-  static const bool granted = HAS("amx-tile") && HAS("amx-int8") &&
-                              syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+  static const bool granted =
+      HAS("amx-tile") && HAS("amx-int8") && syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
   return granted;
 #else
   return false;

@@ -9,12 +9,12 @@
 // X(name, id, text, supported): `id` names the files, `text` is for people, `supported` is the
 // test of the processor in isa.cpp. Best last: the last one that the processor has is used.
 #if defined(__x86_64__)
-#define CONIFER_ISAS(X)                                                     \
-  X(Portable, portable, "portable", true)                                   \
-  X(Avx2, avx2, "AVX2", HAS("avx2") && HAS("fma") && HAS("f16c"))           \
-  X(Avx512, avx512, "AVX-512 VNNI",                                         \
-    HAS("avx512f") && HAS("avx512bw") && HAS("avx512dq") && HAS("avx512vl") \
-        && HAS("avx512vnni") && HAS("avx2") && HAS("fma") && HAS("f16c"))
+#define CONIFER_ISAS(X)                                                        \
+  X(Portable, portable, "portable", true)                                      \
+  X(Avx2, avx2, "AVX2", HAS("avx2") && HAS("fma") && HAS("f16c"))              \
+  X(Avx512, avx512, "AVX-512 VNNI",                                            \
+    HAS("avx512f") && HAS("avx512bw") && HAS("avx512dq") && HAS("avx512vl") && \
+        HAS("avx512vnni") && HAS("avx2") && HAS("fma") && HAS("f16c"))
 #elif defined(__aarch64__)
 #define CONIFER_ISAS(X)                   \
   X(Portable, portable, "portable", true) \

@@ -5,8 +5,7 @@
 namespace conifer::isa {
 
 // Constant-initialised: no code of this file may run before isa.cpp has asked the processor.
-constinit const KernelTable KERNELS_neon =
-    kernel_table(gemm::quantize_neon, gemm::multiply_neon);
+constinit const KernelTable KERNELS_neon = kernel_table(gemm::quantize_neon, gemm::multiply_neon);
 
 }  // namespace conifer::isa
 #endif

@@ -103,7 +103,7 @@ float peak_row(const float* x, int64_t n) {
   for (; i + W <= n; i += W) {
     const VF v = load(x + i);
     tops = larger(v, tops);
-    bad |= (VU)!(v - v == 0.0f);
+    bad |= (VU) !(v - v == 0.0f);
   }
   float top = largest(tops);
   uint32_t lanes[W], any = 0;

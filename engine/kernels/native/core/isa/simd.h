@@ -98,8 +98,8 @@ CONIFER_INLINE float largest(VF v) {
   return top;
 }
 
-// e^x within 2 units in the last place for -64 < x < 88; x is clamped to that range. Smaller results
-// are negligible next to 1, and their products would be subnormal, which is slow.
+// e^x within 2 units in the last place for -64 < x < 88; x is clamped to that range. Smaller
+// results are negligible next to 1, and their products would be subnormal, which is slow.
 CONIFER_INLINE VF exponential(VF x) {
   constexpr float ROUND = 12582912.0f;  // 1.5 * 2^23: adding it leaves a whole number below
   x = smaller(larger(x, fill(-64.0f)), fill(88.0f));
@@ -124,7 +124,8 @@ CONIFER_INLINE VF load_half(const uint16_t* p) {
 #elif defined(__aarch64__)
   return (VF)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
 #else
-  return VF{quant::f16_to_float(p[0]), quant::f16_to_float(p[1]), quant::f16_to_float(p[2]), quant::f16_to_float(p[3])};
+  return VF{quant::f16_to_float(p[0]), quant::f16_to_float(p[1]), quant::f16_to_float(p[2]),
+            quant::f16_to_float(p[3])};
 #endif
 }
 

@@ -90,9 +90,7 @@ struct FourPart {
 
   FourPart(const uint8_t* data, int weights) : data(data), last(weights / 32 - 1) {}
 
-  CONIFER_INLINE const uint8_t* block(int i) const {
-    return data + (i < last ? i : last) * BYTES;
-  }
+  CONIFER_INLINE const uint8_t* block(int i) const { return data + (i < last ? i : last) * BYTES; }
 
   template <int W>
   CONIFER_INLINE __m512 halves() const {
@@ -150,8 +148,8 @@ struct FourBlocks {
         _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
     out.scale = _mm512_permutex2var_ps(a.scale, firsts, b.scale);
     if constexpr (MINS)
-      out.scale = _mm512_mask_blend_ps(0xff00, out.scale,
-                                       _mm512_permutex2var_ps(a.min, firsts, b.min));
+      out.scale =
+          _mm512_mask_blend_ps(0xff00, out.scale, _mm512_permutex2var_ps(a.min, firsts, b.min));
   }
 };
 
@@ -213,10 +211,9 @@ struct SuperNibbles {
   static CONIFER_INLINE __m512 scales(const uint8_t* data) {
     const uint64_t first = read_as<uint64_t>(data + 4), rest = read_as<uint32_t>(data + 12);
     const uint64_t low = first & 0x3f3f3f3f3f3f3f3f;
-    const uint64_t high = (first >> 2 & 0x3030303030303030) |
-                          ((rest | rest << 28) & 0x0f0f0f0f0f0f0f0f);
-    const __m128i packed =
-        _mm_set_epi64x(static_cast<int64_t>(high), static_cast<int64_t>(low));
+    const uint64_t high =
+        (first >> 2 & 0x3030303030303030) | ((rest | rest << 28) & 0x0f0f0f0f0f0f0f0f);
+    const __m128i packed = _mm_set_epi64x(static_cast<int64_t>(high), static_cast<int64_t>(low));
     const __m256i index = _mm256_setr_epi16(0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1);
     const __m128i d = _mm_cvtsi32_si128(read_as<int>(data));
     const __m512 factors =
@@ -239,10 +236,9 @@ struct SuperNibbles {
         // Bit j of a byte belongs to block j: turn it to bit 4. Bits from other bytes fall outside
         // the mask.
         const __m512i high = broadcast128(data + 16 + 16 * i), mask = bytes(16);
-        const __m512i turn =
-            _mm512_setr_epi32(4, 4, 4, 4, 2, 2, 2, 2, 0, 0, 0, 0, 30, 30, 30, 30);
-        const __m512i odd_turn = _mm512_setr_epi32(3, 3, 3, 3, 1, 1, 1, 1, 31, 31, 31, 31, 29, 29,
-                                                   29, 29);
+        const __m512i turn = _mm512_setr_epi32(4, 4, 4, 4, 2, 2, 2, 2, 0, 0, 0, 0, 30, 30, 30, 30);
+        const __m512i odd_turn =
+            _mm512_setr_epi32(3, 3, 3, 3, 1, 1, 1, 1, 31, 31, 31, 31, 29, 29, 29, 29);
         w.even[i] = merge_bits(w.even[i], _mm512_rolv_epi32(high, turn), mask);
         w.odd[i] = merge_bits(high_nibbles(both), _mm512_rolv_epi32(high, odd_turn), mask);
       }
@@ -290,8 +286,8 @@ struct SixteensX {
   void prepare(const TokenView& x, int64_t n) {
     for (int i = 0; i < 4; ++i) q[i] = load512(x.q + n + 64 * i);
     const __m512 scales = _mm512_maskz_loadu_ps(0xff, x.scale + n / 32);
-    scale = _mm512_permutexvar_ps(
-        _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7), scales);
+    scale = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7),
+                                  scales);
     sum = _mm512_loadu_ps(x.sum16 + n / 16);
   }
 };
@@ -336,8 +332,8 @@ CONIFER_INLINE __m512i halves(int lower, int upper) {
   return _mm512_inserti64x4(_mm512_set1_epi32(lower), _mm256_set1_epi32(upper), 1);
 }
 
-// ---- Any type, through its plain unpack: slower than a format of its own. Weights are signed here,
-// so the activations take their signs.
+// ---- Any type, through its plain unpack: slower than a format of its own. Weights are signed
+// here, so the activations take their signs.
 
 template <class T>
 struct GenericAvx512 {

@@ -9,9 +9,7 @@ namespace {
 struct BF16 : Floating<2> {
   static constexpr int32_t ID = 30;
 
-  static float read(const uint8_t* data) {
-    return bf16_to_float(read_half(data));
-  }
+  static float read(const uint8_t* data) { return bf16_to_float(read_half(data)); }
 
   // A vector of weights as floats, by the instruction set's Ops (gemm/rowwise.h).
   template <class Ops>

@@ -33,8 +33,8 @@ struct IQ4_NL : Quantized<BlockIQ4_NL, 32, 32, false> {
     static CONIFER_INLINE W unpack(const Blocks& blocks) {
       const __m512i q = four_lanes(blocks, 2), codes = codebook(IQ4_VALUES, 128);
       const __m512 scale = blocks.template halves<0>();
-      return {_mm512_shuffle_epi8(codes, low_nibbles(q)), _mm512_shuffle_epi8(codes, high_nibbles(q)),
-              scale, times(scale, -128)};
+      return {_mm512_shuffle_epi8(codes, low_nibbles(q)),
+              _mm512_shuffle_epi8(codes, high_nibbles(q)), scale, times(scale, -128)};
     }
   };
 #endif

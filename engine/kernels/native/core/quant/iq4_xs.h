@@ -62,9 +62,9 @@ struct IQ4_XS : Quantized<BlockIQ4_XS, 256, 32, false> {
       high = (high | high << 12) & 0x000f000f000f000f;
       high = (high | high << 6) & 0x0303030303030303;
       packed |= high << 4;
-      const __m512i scale = _mm512_sub_epi32(
-          _mm512_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(packed))),
-          _mm512_set1_epi32(32));
+      const __m512i scale =
+          _mm512_sub_epi32(_mm512_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(packed))),
+                           _mm512_set1_epi32(32));
       W w;
       w.scale = _mm512_mul_ps(_mm512_cvtepi32_ps(scale), half(read_as<uint16_t>(data)));
       const __m512i codes = codebook(IQ4_VALUES, 128);

@@ -8,8 +8,7 @@ namespace conifer::quant {
 namespace {
 
 // Twice the value of each code, so that all are whole numbers.
-constexpr int8_t MXFP4_VALUES[16] = {0, 1,  2,  3,  4,  6,  8,  12,
-                                     0, -1, -2, -3, -4, -6, -8, -12};
+constexpr int8_t MXFP4_VALUES[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
 // The shared exponent's value, halved because the codebook is doubled: 2^(e - 128).
 inline float mxfp4_scale(uint8_t e) {
@@ -44,8 +43,8 @@ struct MXFP4 : Quantized<BlockMXFP4, 32, 32, false> {
       __m128i exponents = _mm_subs_epu8(_mm_cvtsi32_si128(static_cast<int>(e)), _mm_set1_epi8(1));
       exponents = _mm_slli_epi32(_mm_cvtepu8_epi32(exponents), 23);
       const __m512 scale = spread(_mm512_castps128_ps512(_mm_castsi128_ps(exponents)), 0, 1, 2, 3);
-      return {_mm512_shuffle_epi8(codes, low_nibbles(q)), _mm512_shuffle_epi8(codes, high_nibbles(q)),
-              scale, times(scale, -12)};
+      return {_mm512_shuffle_epi8(codes, low_nibbles(q)),
+              _mm512_shuffle_epi8(codes, high_nibbles(q)), scale, times(scale, -12)};
     }
   };
 #endif

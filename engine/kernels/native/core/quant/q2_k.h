@@ -36,16 +36,15 @@ struct Q2_K : Quantized<BlockQ2_K, 256, 16, true> {
       const __m512i packed =
           _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(data)));
       W w;
-      w.scale = _mm512_mul_ps(
-          _mm512_cvtepi32_ps(_mm512_and_si512(packed, _mm512_set1_epi32(15))),
-          half(read_as<uint16_t>(data + 80)));
+      w.scale = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_and_si512(packed, _mm512_set1_epi32(15))),
+                              half(read_as<uint16_t>(data + 80)));
       w.min = times(_mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_srli_epi32(packed, 4)),
                                   half(read_as<uint16_t>(data + 82))),
                     -1);
       for (int i = 0; i < 4; ++i) {
         const __m512i q = broadcast256(data + 16 + 32 * (i / 2));
-        w.q[i] = _mm512_and_si512(_mm512_srlv_epi32(q, i % 2 ? halves(4, 6) : halves(0, 2)),
-                                  bytes(3));
+        w.q[i] =
+            _mm512_and_si512(_mm512_srlv_epi32(q, i % 2 ? halves(4, 6) : halves(0, 2)), bytes(3));
       }
       return w;
     }

@@ -1,4 +1,5 @@
-// Q3_K: 256 weights of 3 bits, less 4, with a scale of 6 bits for every 16; the third bits lie apart.
+// Q3_K: 256 weights of 3 bits, less 4, with a scale of 6 bits for every 16; the third bits lie
+// apart.
 #pragma once
 
 #include "quant/avx512.h"
@@ -53,8 +54,8 @@ struct Q3_K : Quantized<BlockQ3_K, 256, 16, false> {
       const __m512i high = broadcast256(data);
       for (int i = 0; i < 4; ++i) {
         const __m512i q = broadcast256(data + 32 + 32 * (i / 2));
-        const __m512i two = _mm512_and_si512(
-            _mm512_srlv_epi32(q, i % 2 ? halves(4, 6) : halves(0, 2)), bytes(3));
+        const __m512i two =
+            _mm512_and_si512(_mm512_srlv_epi32(q, i % 2 ? halves(4, 6) : halves(0, 2)), bytes(3));
         const __m512i turn = halves((34 - 2 * i) % 32, (33 - 2 * i) % 32);
         w.q[i] = merge_bits(two, _mm512_rolv_epi32(high, turn), bytes(4));
       }

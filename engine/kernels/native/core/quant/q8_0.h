@@ -57,8 +57,8 @@ struct Q8_0 : Quantized<BlockQ8_0, 32, 32, false> {
       };
       W w;
       for (int i = 0; i < 2; ++i) {
-        const __m512i q = _mm512_inserti64x4(_mm512_castsi256_si512(values(2 * i)),
-                                             values(2 * i + 1), 1);
+        const __m512i q =
+            _mm512_inserti64x4(_mm512_castsi256_si512(values(2 * i)), values(2 * i + 1), 1);
         w.q[i] = _mm512_xor_si512(q, bytes(128));
       }
       const __m512 scales = _mm512_castps128_ps512(

@@ -32,7 +32,7 @@ struct TokenSlot {
 
   // The slot from value n on, a multiple of 32.
   TokenSlot from(int64_t n) const {
-    return {x + n,           q + n,          scale + n / 32, sum + n / 32,
+    return {x + n,          q + n,         scale + n / 32, sum + n / 32,
             sum16 + n / 16, isum + n / 32, isum16 + n / 16};
   }
 };

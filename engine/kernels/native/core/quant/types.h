@@ -111,8 +111,8 @@ namespace {
 template <class Call>
 inline void with_quantized(Type type, Call&& f) {
   switch (type) {
-#define X(T)                                     \
-  case Type::T:                                  \
+#define X(T)                                   \
+  case Type::T:                                \
     if constexpr (T::QUANTIZED) return f(T{}); \
     return;
     CONIFER_BLOCK_TYPES(X)
@@ -124,8 +124,8 @@ inline void with_quantized(Type type, Call&& f) {
 template <class Call>
 inline void with_float(Type type, Call&& f) {
   switch (type) {
-#define X(T)                                      \
-  case Type::T:                                   \
+#define X(T)                                    \
+  case Type::T:                                 \
     if constexpr (!T::QUANTIZED) return f(T{}); \
     return;
     CONIFER_BLOCK_TYPES(X)

@@ -37,8 +37,8 @@ void copy_tail(const Convolution& call, int64_t tokens, int64_t begin, int64_t e
   const int64_t before = call.kernel - 1, channels = call.channels;
   for (int64_t i = 0; i < before; ++i) {
     const int64_t token = tokens - before + i;  // negative: still one of the old tail
-    const float* row = token < 0 ? call.tail + (before + token) * channels
-                                 : call.x + token * call.stride;
+    const float* row =
+        token < 0 ? call.tail + (before + token) * channels : call.x + token * call.stride;
     std::copy(row + begin, row + end, tail + i * channels + begin);
   }
 }
@@ -88,8 +88,7 @@ void scan(const Recurrence& call, float* y, float* state, Pool& pool) {
                          .values = call.values,
                          .skip = 0.0f,
                          .delta = call.beta != nullptr};
-      isa::kernels().scan(one, begin, std::min(begin + SCAN_COLUMNS, call.values),
-                           scratch.data());
+      isa::kernels().scan(one, begin, std::min(begin + SCAN_COLUMNS, call.values), scratch.data());
     }
   });
 }
@@ -112,8 +111,8 @@ void gated_norm(const GatedNorm& call, float* out, Pool& pool) {
     const Range mine = share(rows, thread, threads, 1);
     for (int64_t row = mine.begin; row < mine.end; ++row)
       gated_norm_row(call.y + row * n, call.gate + row * n,
-                     call.weight + row % call.rows % call.weights * n, n, call.eps,
-                     call.gate_first, out + row * n);
+                     call.weight + row % call.rows % call.weights * n, n, call.eps, call.gate_first,
+                     out + row * n);
   });
 }
 

@@ -46,8 +46,9 @@ void scan(const Recurrence& call, float* y, float* state, Pool& pool);
 
 constexpr int64_t SCAN_COLUMNS = 64;  // columns of a state that a thread processes at a time
 
-// One head of a recurrence, as input of the kernels; strides are from token to token. With u = factor * v, or for the delta rule factor * (v - decay S^T k):
-// S = decay S + k u^T, y = S^T q + skip v.
+// One head of a recurrence, as input of the kernels; strides are from token to token. With u =
+// factor * v, or for the delta rule factor * (v - decay S^T k): S = decay S + k u^T, y = S^T q +
+// skip v.
 struct HeadScan {
   const float* q;  // (N,), already normalised for the delta rule
   const float* k;
@@ -66,9 +67,9 @@ struct HeadScan {
 void to_length(float* x, int64_t heads, int64_t n, float eps, float factor);
 
 struct GatedNorm {
-  const float* y;       // (T, M, n)
-  const float* gate;    // (T, M, n)
-  const float* weight;  // (M or 1, n)
+  const float* y;                       // (T, M, n)
+  const float* gate;                    // (T, M, n)
+  const float* weight;                  // (M or 1, n)
   int64_t tokens, rows, weights, size;  // T, M, M or 1, n
   float eps;
   bool gate_first;

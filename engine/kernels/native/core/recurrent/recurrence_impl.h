@@ -1,11 +1,11 @@
-// The convolution and the recurrence for one instruction set, on some of their columns: channels, and
-// columns of a state, are independent. See recurrence.h.
+// The convolution and the recurrence for one instruction set, on some of their columns: channels,
+// and columns of a state, are independent. See recurrence.h.
 #pragma once
 
 #include <type_traits>
 
-#include "recurrent/recurrence.h"
 #include "isa/simd.h"
+#include "recurrent/recurrence.h"
 
 namespace conifer::recurrent {
 

@@ -78,7 +78,10 @@ struct Cache {
         values(keys),
         key_scales(size_t(heads * capacity * dims / 32), 0x1111),
         value_scales(key_scales),
-        cache{type, capacity, 0, {keys.data(), key_scales.data()},
+        cache{type,
+              capacity,
+              0,
+              {keys.data(), key_scales.data()},
               {values.data(), value_scales.data()}} {}
 };
 
@@ -106,8 +109,9 @@ void bench_attend(Pool& pool) {
     std::vector<Cache> caches;  // more than the last cache level holds for long
     for (int i = 0; i < 12; ++i) caches.emplace_back(type, heads, depth, dims);
     std::vector<Floats> scratch(size_t(pool.threads())), out(scratch.size()), state(out.size());
-    const double bytes = double(depth * heads * 2 * dims) *
-                         (type == CacheType::F32 ? 4 : type == CacheType::F16 ? 2 : 1.0625);
+    const double bytes = double(depth * heads * 2 * dims) * (type == CacheType::F32   ? 4
+                                                             : type == CacheType::F16 ? 2
+                                                                                      : 1.0625);
     const Times one = time_calls(0.5, [&](int i) {
       const KVCache& cache = caches[size_t(i % 12)].cache;
       pool.run([&](int thread, int threads) {
@@ -116,8 +120,8 @@ void bench_attend(Pool& pool) {
         float* own = scratch[size_t(thread)].need(attention_scratch(dims, dims));
         for (int64_t h = 0; h < heads; ++h) {
           const Range range = share(depth, thread, threads, 16);
-          attend_one(head_view(cache, h, dims, dims), queries, group, range.begin,
-                     range.end, {tops, tops + 16, mixed}, own);
+          attend_one(head_view(cache, h, dims, dims), queries, group, range.begin, range.end,
+                     {tops, tops + 16, mixed}, own);
         }
       });
     });
@@ -125,15 +129,16 @@ void bench_attend(Pool& pool) {
     const Times many = time_calls(0.5, [&](int i) {
       const KVCache& cache = caches[size_t(i % 12)].cache;
       pool.run([&](int thread, int) {
-        attend_many(head_view(cache, thread % heads, dims, dims), queries, MAX_ROWS,
-                    sights.data(), out[size_t(thread)].need(0), scratch[size_t(thread)].need(0));
+        attend_many(head_view(cache, thread % heads, dims, dims), queries, MAX_ROWS, sights.data(),
+                    out[size_t(thread)].need(0), scratch[size_t(thread)].need(0));
       });
     });
     const double flops = 4.0 * double(depth * dims * MAX_ROWS) * pool.threads();
-    std::printf("cache type %d: one token %.0f us (median %.0f) %.1f GB/s; "
-                "%d rows a thread %.0f us, %.0f GFLOP/s\n",
-                int(type), one.best, one.median, bytes / one.median / 1e3, int(MAX_ROWS),
-                many.median, flops / many.median / 1e3);
+    std::printf(
+        "cache type %d: one token %.0f us (median %.0f) %.1f GB/s; "
+        "%d rows a thread %.0f us, %.0f GFLOP/s\n",
+        int(type), one.best, one.median, bytes / one.median / 1e3, int(MAX_ROWS), many.median,
+        flops / many.median / 1e3);
   }
 }
 
@@ -152,15 +157,13 @@ void bench_layers(const Shapes& s, Pool& pool) {
   const int64_t stack = s.experts ? s.experts : 1;
   std::vector<Layer> layers;
   for (int i = 0; i < s.layers; ++i)
-    layers.push_back({Weights(s.type, s.heads * s.dims, s.width),
-                      Weights(s.type, s.kv_heads * s.dims, s.width),
-                      Weights(s.value_type, s.kv_heads * s.dims, s.width),
-                      Weights(s.type, s.width, s.heads * s.dims),
-                      Weights(Type::F32, s.experts, s.width),
-                      Weights(s.type, s.hidden, s.width, stack),
-                      Weights(s.type, s.hidden, s.width, stack),
-                      Weights(s.value_type, s.width, s.hidden, stack),
-                      Cache(CacheType::F16, s.kv_heads, 4608, s.dims)});
+    layers.push_back(
+        {Weights(s.type, s.heads * s.dims, s.width), Weights(s.type, s.kv_heads * s.dims, s.width),
+         Weights(s.value_type, s.kv_heads * s.dims, s.width),
+         Weights(s.type, s.width, s.heads * s.dims), Weights(Type::F32, s.experts, s.width),
+         Weights(s.type, s.hidden, s.width, stack), Weights(s.type, s.hidden, s.width, stack),
+         Weights(s.value_type, s.width, s.hidden, stack),
+         Cache(CacheType::F16, s.kv_heads, 4608, s.dims)});
   const std::vector<float> gain(static_cast<size_t>(s.width), 1.0f);
   for (Layer& layer : layers) {  // routers that differ from token to token
     float* router = reinterpret_cast<float*>(layer.router.bytes.data());
@@ -187,16 +190,21 @@ void bench_layers(const Shapes& s, Pool& pool) {
   const auto feed = [&](int i, const float* x, int64_t tokens, float* y) {
     const Layer& l = layers[size_t(i % s.layers)];
     if (s.experts)
-      moe_block({norm, l.router.matrix, l.gate.matrix, l.up.matrix, l.down.matrix,
-                 {s.experts, s.used, true, 1.0f}}, x, tokens, y, work, pool);
+      moe_block({norm,
+                 l.router.matrix,
+                 l.gate.matrix,
+                 l.up.matrix,
+                 l.down.matrix,
+                 {s.experts, s.used, true, 1.0f}},
+                x, tokens, y, work, pool);
     else
-      dense_block({norm, l.gate.matrix, l.up.matrix, l.down.matrix, 1.0f}, x, tokens, y, work, pool);
+      dense_block({norm, l.gate.matrix, l.up.matrix, l.down.matrix, 1.0f}, x, tokens, y, work,
+                  pool);
   };
   const Layer& l = layers[0];
-  const double attention_bytes =
-      l.q.size() + l.k.size() + l.v.size() + l.output.size();
+  const double attention_bytes = l.q.size() + l.k.size() + l.v.size() + l.output.size();
   const double feed_bytes = (l.gate.size() + l.up.size() + l.down.size()) *
-                            (s.experts ? double(s.used) / double(s.experts) : 1.0) +
+                                (s.experts ? double(s.used) / double(s.experts) : 1.0) +
                             l.router.size();
   const std::vector<float> x = gaussians(512 * s.width);
   std::vector<float> y(x.size());
@@ -209,8 +217,8 @@ void bench_layers(const Shapes& s, Pool& pool) {
                 int(depth), t.median, t.best, attention_bytes / t.median / 1e3);
   }
   const Times one = time_calls(0.5, [&](int i) { feed(i, row(i), 1, y.data()); });
-  std::printf("  feed-forward T 1:         %7.0f us (best %.0f), %.1f GB/s\n", one.median,
-              one.best, feed_bytes / one.median / 1e3);
+  std::printf("  feed-forward T 1:         %7.0f us (best %.0f), %.1f GB/s\n", one.median, one.best,
+              feed_bytes / one.median / 1e3);
   const Times layer = time_calls(0.5, [&](int i) {
     attention(i, 0, row(i), 1, y.data());
     feed(i, y.data(), 1, y.data());
@@ -234,6 +242,5 @@ int main(int argc, char** argv) {
   if (part.empty() || part == "smol")
     bench_layers({"SmolLM2-135M", 576, 9, 3, 64, 1536, 0, 0, Type::Q4_1, Type::Q4_1, 30}, pool);
   if (part.empty() || part == "qwen")
-    bench_layers({"Qwen3-30B-A3B", 2048, 32, 4, 128, 768, 128, 8, Type::Q4_K, Type::Q6_K, 2},
-                 pool);
+    bench_layers({"Qwen3-30B-A3B", 2048, 32, 4, 128, 768, 128, 8, Type::Q4_K, Type::Q6_K, 2}, pool);
 }

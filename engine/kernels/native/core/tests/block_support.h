@@ -19,7 +19,6 @@ using namespace conifer::blocks;
 using namespace conifer::tests;
 using quant::Type;
 
-
 namespace {
 
 using Doubles = std::vector<double>;
@@ -132,7 +131,10 @@ struct TestCache {
       memory[i].resize(size_t(heads * capacity * dims[i] * 4));
       scales[i].resize(size_t(heads * capacity * dims[i]));
     }
-    cache = {type, capacity, 0, {memory[0].data(), scales[0].data()},
+    cache = {type,
+             capacity,
+             0,
+             {memory[0].data(), scales[0].data()},
              {memory[1].data(), scales[1].data()}};
   }
 

@@ -18,9 +18,9 @@ std::string describe(const AttentionCase& c) {
   char text[200];
   std::snprintf(text, sizeof text,
                 "attention %d/%d heads of %d,%d rope %d%s type %d cache %d window %d%s%s%s",
-                int(c.heads), int(c.kv_heads), int(c.key_dim), int(c.value_dim),
-                int(c.rope_dims), c.interleaved ? "i" : "", int(c.type), int(c.cache),
-                int(c.window), c.sinks ? " sinks" : "", c.whole_norms ? " whole norms" : "",
+                int(c.heads), int(c.kv_heads), int(c.key_dim), int(c.value_dim), int(c.rope_dims),
+                c.interleaved ? "i" : "", int(c.type), int(c.cache), int(c.window),
+                c.sinks ? " sinks" : "", c.whole_norms ? " whole norms" : "",
                 c.norms_last ? " norms last" : "");
   return text;
 }
@@ -38,8 +38,7 @@ Doubles attention_reference(const AttentionLayer& layer, const Doubles& q,
       for (int64_t s = first; s <= past + t; ++s) {
         double dot = 0.0;
         for (int64_t i = 0; i < layer.key_dim; ++i)
-          dot += q[size_t((t * layer.heads + h) * layer.key_dim + i)] *
-                 stored(0, h / group, s, i);
+          dot += q[size_t((t * layer.heads + h) * layer.key_dim + i)] * stored(0, h / group, s, i);
         scores.push_back(dot * layer.scale);
       }
       const double top = *std::max_element(scores.begin(), scores.end());
@@ -83,10 +82,11 @@ void test_attention(const AttentionCase& c, Pool& pool) {
 
   Workspace work;
   TestCache cache(c.cache, c.kv_heads, 300, c.key_dim, c.value_dim);
-  const double stored_tolerance =
-      (c.cache == CacheType::F32 ? 2e-6 : c.cache == CacheType::F16 ? 4e-4 : 1e-2) +
-      (c.type == Type::Q8_0 ? 1e-2 : 0.0);
-  const double tolerance = c.type == Type::Q8_0         ? 1.5e-2
+  const double stored_tolerance = (c.cache == CacheType::F32   ? 2e-6
+                                   : c.cache == CacheType::F16 ? 4e-4
+                                                               : 1e-2) +
+                                  (c.type == Type::Q8_0 ? 1e-2 : 0.0);
+  const double tolerance = c.type == Type::Q8_0       ? 1.5e-2
                            : c.cache == CacheType::Q8 ? 5e-5  // AMX rounds to 15 bits
                                                       : 5e-6;
   int64_t past = 0;
@@ -96,8 +96,8 @@ void test_attention(const AttentionCase& c, Pool& pool) {
     const bool cached = past != 38;  // once, the tokens see only each other
     const int64_t before = cached ? past : 0;
     Floats32 x = gaussians(tokens * c.width), y(x.size());
-    attention_block(layer, cached ? &cache.cache : nullptr, past, x.data(), tokens, y.data(),
-                    work, pool);
+    attention_block(layer, cached ? &cache.cache : nullptr, past, x.data(), tokens, y.data(), work,
+                    pool);
     const Doubles h = normed(Doubles(x.begin(), x.end()), layer.norm, c.width);
     Doubles queries = multiply(q, h), keys = multiply(k, h), values = multiply(v, h);
     add_bias(queries, layer.q_bias, q_rows);
@@ -136,8 +136,8 @@ void test_attention(const AttentionCase& c, Pool& pool) {
     add_bias(want, layer.output_bias, c.width);
     for (size_t i = 0; i < want.size(); ++i) want[i] = x[i] + c.residual * want[i];
     expect_close(y.data(), want, tolerance, what);
-    attention_block(layer, cached ? &cache.cache : nullptr, past, x.data(), tokens, x.data(),
-                    work, pool);
+    attention_block(layer, cached ? &cache.cache : nullptr, past, x.data(), tokens, x.data(), work,
+                    pool);
     expect(x == y, what + " in place");
     if (cached || past == 38) past += cached ? tokens : 0;
     if (!cached) {  // and now with the cache, so that the next calls find no gap
@@ -178,8 +178,8 @@ void test_dense(Type type, int64_t width, int64_t hidden, Pool& pool) {
   const double tolerance = type == Type::Q8_0 ? 1.5e-2 : 3e-6;
   for (int64_t tokens : {1, 3, 33, 1}) {
     const std::string what = " type " + std::to_string(int(type)) + " width " +
-                             std::to_string(width) + " T " + std::to_string(tokens) +
-                             " threads " + std::to_string(pool.threads());
+                             std::to_string(width) + " T " + std::to_string(tokens) + " threads " +
+                             std::to_string(pool.threads());
     Floats32 x = gaussians(tokens * width), y(x.size()), logits(size_t(tokens * 130));
     dense_block(layer, x.data(), tokens, y.data(), work, pool);
     const Doubles h = normed(Doubles(x.begin(), x.end()), layer.norm, width);
@@ -205,8 +205,8 @@ void test_experts(Type type, const Routing& routing, bool same_for_all, Pool& po
     std::fill(router.floats.begin(), router.floats.end(), 0.0f);
   }
   const Floats32 gain = gaussians(width, 0.2, 1.0);
-  ExpertLayer layer{{gain.data(), 1e-5f}, router.matrix, gate.matrix, up.matrix, down.matrix,
-                    routing};
+  ExpertLayer layer{{gain.data(), 1e-5f}, router.matrix, gate.matrix, up.matrix,
+                    down.matrix,          routing};
   const Floats32 one_bias = gaussians(hidden);  // of every projection of every expert
   Floats32 hidden_bias, width_bias;
   for (int64_t e = 0; e < experts; ++e) {
@@ -228,9 +228,8 @@ void test_experts(Type type, const Routing& routing, bool same_for_all, Pool& po
   for (int64_t tokens : {1, 3, 33, 600, 1}) {
     if (tokens == 600 && !same_for_all) continue;
     const std::string what = " of " + std::to_string(used) + "/" + std::to_string(experts) +
-                             " type " + std::to_string(int(type)) + " T " +
-                             std::to_string(tokens) + " threads " +
-                             std::to_string(pool.threads());
+                             " type " + std::to_string(int(type)) + " T " + std::to_string(tokens) +
+                             " threads " + std::to_string(pool.threads());
     Floats32 x = gaussians(tokens * width), y(x.size()), z(x.size());
     moe_block(layer, x.data(), tokens, y.data(), work, pool);
     const Doubles h = normed(Doubles(x.begin(), x.end()), layer.norm, width);

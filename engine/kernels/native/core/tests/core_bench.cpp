@@ -82,8 +82,8 @@ void bench(const TypeReference& type, int64_t cols, int64_t tokens, Pool& pool) 
     one = std::min(one, timed([&] { matmul(w, x.data(), 1, y.data(), pool, scratch); }));
   }
   const double size = static_cast<double>(bytes.size()) / 1e9;
-  std::printf("%-7s decode %6.2f GB/s of %6.2f (%3.0f %%)", type.block.name, size / one, size / read,
-              100 * read / one);
+  std::printf("%-7s decode %6.2f GB/s of %6.2f (%3.0f %%)", type.block.name, size / one,
+              size / read, 100 * read / one);
 
   const int64_t some_rows = std::min<int64_t>(rows, 2048);
   const Matrix part = {bytes.data(), type.block.type, some_rows, cols};
@@ -91,8 +91,7 @@ void bench(const TypeReference& type, int64_t cols, int64_t tokens, Pool& pool) 
     double many = 1e9;
     for (int turn = 0; turn < 5; ++turn)
       many = std::min(many, timed([&] { matmul(part, x.data(), n, y.data(), pool, scratch); }));
-    std::printf("  %4ld: %6.1f GMAC/s", n,
-                static_cast<double>(some_rows * cols * n) / many / 1e9);
+    std::printf("  %4ld: %6.1f GMAC/s", n, static_cast<double>(some_rows * cols * n) / many / 1e9);
   }
   std::printf("\n");
   std::fflush(stdout);

@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
-#include "gemm/gemm_amx.h"
 #include "everywhere.h"
+#include "gemm/gemm_amx.h"
 #include "gemm/matmul.h"
 #include "reference.h"
 
@@ -140,8 +140,7 @@ bool run(Case& c, Worst& worst) {
       const float value = y[static_cast<size_t>(t * stride + r)];
       if (t < token1 - token0 && r >= row0 && r < row1)
         compare(c, token1 - token0, token0 + t, r, value, worst);
-      else if (value != UNTOUCHED)
-        return false;
+      else if (value != UNTOUCHED) return false;
     }
 
   std::vector<int32_t> ids(static_cast<size_t>(pick(1, 80)));
@@ -200,11 +199,11 @@ int main(int count, char** arguments) {
       // a few times its root mean square; the tails of many outputs reach a third of 0.08.
       // Bfloat16 rounds weights and activations to within 1/512 of their own size; where there are
       // few different weights, as in Q2_K, their errors add up when x has a mean.
-      const bool bad = !good || !(worst.tight < 3e-5) || !(worst.loose < 0.08) ||
-                       !(worst.tiles < 0.03);
+      const bool bad =
+          !good || !(worst.tight < 3e-5) || !(worst.loose < 0.08) || !(worst.tiles < 0.03);
       failed |= bad;
-      std::printf("%-13s %-7s %.1e %.1e %.1e%s\n", isa::name(isa::current()), type.block.name, worst.tight,
-                  worst.loose, worst.tiles, bad ? "  FAILED" : "");
+      std::printf("%-13s %-7s %.1e %.1e %.1e%s\n", isa::name(isa::current()), type.block.name,
+                  worst.tight, worst.loose, worst.tiles, bad ? "  FAILED" : "");
     }
   });
   return failed;

@@ -1,6 +1,6 @@
 // Latent attention against plain loops in float64. Exits with the number of failures.
-#include "block_support.h"
 #include "blocks/latent.h"
+#include "block_support.h"
 
 namespace {
 
@@ -101,8 +101,8 @@ void test_latent_block(const LatentBlockCase& c, Pool& pool) {
     for (size_t i = 0; i < want.size(); ++i) want[i] += layer.residual * added[i];
     expect_close(y.data(), want, tolerance,
                  "latent block, type " + std::to_string(int(c.type)) + " cache " +
-                     std::to_string(int(c.cache)) + " T " + std::to_string(tokens) +
-                     " threads " + std::to_string(pool.threads()));
+                     std::to_string(int(c.cache)) + " T " + std::to_string(tokens) + " threads " +
+                     std::to_string(pool.threads()));
     latent_block(layer, &cache.cache, past, x.data(), tokens, x.data(), work, pool);
     expect(x == y, "latent block in place");
     past += tokens;

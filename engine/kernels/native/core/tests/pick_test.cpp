@@ -1,7 +1,7 @@
 // Picking a token against plain loops in float64, for every instruction set. Exits with the number
 // of failures.
-#include "block_support.h"
 #include "blocks/pick.h"
+#include "block_support.h"
 
 namespace {
 
@@ -33,8 +33,8 @@ std::vector<Share> shares(const Floats32& logits, const Drawing& how) {
 
 void test_draws(int64_t n, const Drawing& how) {
   char what[120];
-  std::snprintf(what, sizeof what, "%d logits, temperature %g, top-k %d, top-p %g, min-p %g", int(n),
-                how.temperature, int(how.top_k), how.top_p, how.min_p);
+  std::snprintf(what, sizeof what, "%d logits, temperature %g, top-k %d, top-p %g, min-p %g",
+                int(n), how.temperature, int(how.top_k), how.top_p, how.min_p);
   const Floats32 logits = gaussians(n, 3.0);
   const std::vector<Share> left = shares(logits, how);
   double total = 0.0, before = 0.0;

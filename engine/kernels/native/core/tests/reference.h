@@ -107,21 +107,22 @@ template <>
 struct Reference<Type::Q5_1> : Halves<0, 2> {
   static void decode(const uint8_t* block, double* out) {
     for (int i = 0; i < 32; ++i)
-      out[i] = half_at(block) * (nibble(block + 8, i) + 16 * bit(block + 4, i)) +
-               half_at(block + 2);
+      out[i] =
+          half_at(block) * (nibble(block + 8, i) + 16 * bit(block + 4, i)) + half_at(block + 2);
   }
 };
 
 template <>
 struct Reference<Type::Q8_0> : Halves<0> {
   static void decode(const uint8_t* block, double* out) {
-    for (int i = 0; i < 32; ++i)
-      out[i] = half_at(block) * static_cast<int8_t>(block[2 + i]);
+    for (int i = 0; i < 32; ++i) out[i] = half_at(block) * static_cast<int8_t>(block[2 + i]);
   }
 };
 
 // Weight i of 256, of 2 bits.
-inline int pair(const uint8_t* q, int i) { return q[i / 128 * 32 + i % 32] >> i % 128 / 32 * 2 & 3; }
+inline int pair(const uint8_t* q, int i) {
+  return q[i / 128 * 32 + i % 32] >> i % 128 / 32 * 2 & 3;
+}
 
 template <>
 struct Reference<Type::Q2_K> : Halves<80, 82> {
@@ -141,8 +142,8 @@ struct Reference<Type::Q3_K> : Halves<108> {
       const int low = packed[group % 8] >> 4 * (group / 8) & 15;
       const int high = packed[8 + group % 4] >> 2 * (group / 4) & 3;
       const int third = block[i % 32] >> i / 32 & 1;
-      out[i] = half_at(block + 108) * (low + 16 * high - 32) *
-               (pair(block + 32, i) + 4 * third - 4);
+      out[i] =
+          half_at(block + 108) * (low + 16 * high - 32) * (pair(block + 32, i) + 4 * third - 4);
     }
   }
 };
@@ -235,9 +236,9 @@ struct TypeReference {
 };
 
 constexpr TypeReference REFERENCES[] = {
-#define X(T)                                                  \
-  {{Type::T, #T, quant::T::WEIGHTS, quant::T::BYTES},         \
-   Reference<Type::T>::randomise,                             \
+#define X(T)                                          \
+  {{Type::T, #T, quant::T::WEIGHTS, quant::T::BYTES}, \
+   Reference<Type::T>::randomise,                     \
    Reference<Type::T>::decode},
     CONIFER_BLOCK_TYPES(X)
 #undef X

@@ -99,7 +99,9 @@ void Pool::await_change(const std::atomic<uint32_t>& word, uint32_t old,
 void Pool::change(std::atomic<uint32_t>& word) {
   word.fetch_add(1);
   if (sleepers_.load() == 0) return;
-  { const std::lock_guard<std::mutex> lock(sleep_); }  // a thread that looked before is waiting now
+  {
+    const std::lock_guard<std::mutex> lock(sleep_);
+  }  // a thread that looked before is waiting now
   wake_.notify_all();
 }
 

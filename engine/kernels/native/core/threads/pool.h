@@ -1,6 +1,6 @@
 // The thread pool. A region runs a function on every thread at once, including the caller's;
-// barrier() inside a region waits for all of them. Workers spin briefly after their last work, because
-// the next region of a decode step follows within microseconds, and then sleep.
+// barrier() inside a region waits for all of them. Workers spin briefly after their last work,
+// because the next region of a decode step follows within microseconds, and then sleep.
 #pragma once
 
 #include <atomic>
@@ -38,9 +38,9 @@ class Pool {
       fn(0, 1);
       return;
     }
-    start([](void* context, int thread, int threads) {
-      (*static_cast<Function*>(context))(thread, threads);
-    }, const_cast<void*>(static_cast<const void*>(&fn)));
+    start([](void* context, int thread,
+             int threads) { (*static_cast<Function*>(context))(thread, threads); },
+          const_cast<void*>(static_cast<const void*>(&fn)));
     fn(0, threads_);
     barrier();
   }
