@@ -94,7 +94,7 @@ def connect() -> Hub:
 
 @dataclass(frozen=True)
 class Download:
-    """The missing files of a model: what they are, where they come from and go, and how."""
+    """The files to download: a summary, their origin, the target folder, and the transfer."""
 
     summary: str
     origin: str

@@ -159,7 +159,7 @@ def _receive(
             return
         at += len(chunk)
         scheduler.progressed()
-        if partial.size_bytes == file.size_bytes:  # a response with the whole file goes on
+        if partial.size_bytes == file.size_bytes:  # a whole-file response continues
             return
     if at < response.end:
         raise TransientError(f"{file.name}: the connection closed early")

@@ -256,13 +256,8 @@ def _ref(folder: Path, revision: str) -> str | None:
 
 def _names(snapshot: Path) -> list[str]:
     """Return the names of a snapshot's GGUF files whose bytes exist."""
-    found = []
-    for folder, _, files in os.walk(snapshot):
-        for file in files:
-            path = Path(folder, file)
-            if file.lower().endswith(".gguf") and path.is_file():
-                found.append(path.relative_to(snapshot).as_posix())
-    return found
+    paths = (path for path in snapshot.rglob("*") if path.suffix.lower() == ".gguf")
+    return [path.relative_to(snapshot).as_posix() for path in paths if path.is_file()]
 
 
 def _model_id(repository: str, quant: str | None) -> str | None:

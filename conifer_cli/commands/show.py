@@ -118,16 +118,18 @@ def _entry_rows(entry: Entry) -> list[tuple[str, str]]:
 
 def _header_rows(header: ShownHeader) -> list[tuple[str, str]]:
     config, metadata, tensors = header.config, header.metadata, header.tensors
-    told = _document(header)
-    routed = told["experts"]
+    document = _document(header)
+    routed = document["experts"]
     experts = "none (dense model)"
     if routed:
         experts = f"{routed['used']} of {routed['count']} per token, in {routed['layers']} of "
         experts += f"{config.layers} layers; {routed['shared']} shared"
-    moved = told["bytes_per_token"]
-    shares = f"always {_share(moved['always'], moved)}, routed {_share(moved['routed'], moved)}"
+    traffic = document["bytes_per_token"]
+    shares = (
+        f"always {_share(traffic['always'], traffic)}, routed {_share(traffic['routed'], traffic)}"
+    )
     template = metadata.get("tokenizer.chat_template")
-    kept = told["kv_bytes_per_1000_tokens"]
+    kv_bytes = document["kv_bytes_per_1000_tokens"]
     where = str(header.paths[0]) if header.paths else "not on this machine (cached header)"
     return [
         ("file", where),
@@ -137,28 +139,34 @@ def _header_rows(header: ShownHeader) -> list[tuple[str, str]]:
         ("file layers", f"{config.layers}, {config.width} wide"),
         (
             "file parameters",
-            f"{told['total_parameters']:,}, {told['active_parameters']:,} active per token",
+            f"{document['total_parameters']:,}, {document['active_parameters']:,} active per token",
         ),
         ("file experts", experts),
         ("an expert", size(routed["expert_bytes"]) if routed else "-"),
-        ("a token reads", f"{size(moved['total'])}: {shares}"),
-        ("KV cache", f"{size(kept['f16'])} per 1,000 tokens in f16, {size(kept['q8'])} in q8"),
-        ("state", f"{size(told['state_bytes'])} at any length" if told["state_bytes"] else "none"),
+        ("a token reads", f"{size(traffic['total'])}: {shares}"),
+        (
+            "KV cache",
+            f"{size(kv_bytes['f16'])} per 1,000 tokens in f16, {size(kv_bytes['q8'])} in q8",
+        ),
+        (
+            "state",
+            f"{size(document['state_bytes'])} at any length" if document["state_bytes"] else "none",
+        ),
         ("window", _windows(config)),
         ("file context", f"{config.context:,}"),
         ("vocabulary", f"{config.vocab:,}"),
         (
             "tokenizer",
-            f"{told['tokenizer']['model']}, {told['tokenizer']['pre'] or 'no pre-split'}",
+            f"{document['tokenizer']['model']}, {document['tokenizer']['pre'] or 'no pre-split'}",
         ),
         ("chat template", f"{len(template):,} characters" if template else "none"),
-        ("file licence", told["licence"] or "not stated"),
-        ("tensors", f"{len(tensors)}: {', '.join(told['types'])}"),
+        ("file licence", document["licence"] or "not stated"),
+        ("tensors", f"{len(tensors)}: {', '.join(document['types'])}"),
     ]
 
 
-def _share(part: int, moved: dict[str, int]) -> str:
-    return f"{size(part)} ({part / max(moved['total'], 1):.0%})"
+def _share(part: int, traffic: dict[str, int]) -> str:
+    return f"{size(part)} ({part / max(traffic['total'], 1):.0%})"
 
 
 def _windows(config: ModelConfig) -> str:
@@ -178,9 +186,9 @@ def _document(header: ShownHeader) -> dict[str, Any]:
 
     config, tensors = header.config, header.tensors
     total, active = count_parameters(config, tensors)
-    moved = bytes_per_token(config, tensors, "cpu", "native", 0, "f16")  # types as in the file
+    traffic = bytes_per_token(config, tensors, "cpu", "native", 0, "f16")  # types as in the file
     layers = config.cache_specs
-    kept = {
+    kv_bytes = {
         kv_type: int(TOKENS * sum(token_bytes(layer, kv_type) for layer in layers))
         for kv_type in ("f16", "q8", "f32")
     }
@@ -192,14 +200,14 @@ def _document(header: ShownHeader) -> dict[str, Any]:
         "active_parameters": active,
         "experts": _experts(config, tensors),
         "bytes_per_token": {
-            "total": moved.weights_bytes,
-            "always": moved.weights_bytes - moved.experts_bytes,
-            "routed": moved.experts_bytes,
-            "attention": moved.attention_bytes,
-            "shared": moved.shared_bytes,
-            "head": moved.head_bytes,
+            "total": traffic.weights_bytes,
+            "always": traffic.weights_bytes - traffic.experts_bytes,
+            "routed": traffic.experts_bytes,
+            "attention": traffic.attention_bytes,
+            "shared": traffic.shared_bytes,
+            "head": traffic.head_bytes,
         },
-        "kv_bytes_per_1000_tokens": kept,
+        "kv_bytes_per_1000_tokens": kv_bytes,
         "state_bytes": 4 * sum(layer.state_values for layer in layers),
         "tokenizer": {
             "model": str(header.metadata.get("tokenizer.ggml.model", "?")),

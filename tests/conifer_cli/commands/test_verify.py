@@ -146,6 +146,14 @@ def test_rm_all_removes_whatever_the_page_on_files_lists_and_nothing_else(tmp_pa
             name = name.replace(placeholder, example)
         inside = {"models/smollm2-135m/": "SmolLM2-135M-Instruct.Q4_1.gguf", "models/.fetch-x": "a"}
         ours.append(home / name / inside.get(name, ""))
+    ours += [
+        home / f"{folder}.{name}.0123abcd.tmp"  # as a kill leaves them
+        for folder, name in (
+            *(("", "history"), ("", "ledger.jsonl"), ("", "licences.json")),
+            *((f"{room}/models--org--tiny/", "x.json") for room in ("headers", "pulled")),
+            ("prompts/0123456789abcdef/", "x.prompt"),
+        )
+    ]
     mine = [
         home / name
         for name in (

@@ -32,7 +32,7 @@ def test_a_giant_fits_where_the_memory_is(tmp_path: Path):
     done = run_unplugged("fit", str(path), home=tmp_path, memory_bytes=1 << 40)
     text = done.stdout.decode()
     assert (done.returncode, done.stderr) == (0, b"")
-    assert "Qwen3 235B A22B, qwen3moe, 235B parameters, 21.6B active for each token" in text
+    assert "Qwen3 235B A22B, qwen3moe, 235B parameters, 21.6B active per token" in text
     assert "verdict: fits" in text
 
 
@@ -44,7 +44,7 @@ def test_show_describes_a_giant(tmp_path: Path):
     assert shown["total_parameters"] == 671_026_419_200
     assert (len(shown["paths"]), shown["tensors"]) == (13, 1086)
     text = run_unplugged("show", str(path), home=tmp_path).stdout.decode()
-    assert "671,026,419,200, 36,625,625,600 active for each token" in text
+    assert "671,026,419,200, 36,625,625,600 active per token" in text
     assert "in 13 part(s)" in text
 
 
