@@ -56,8 +56,10 @@ UNFUSED = {
     "lfm2",
     "lfm2moe",
     "llama4",
+    "llama4-long",
     "mistral3",
     "phimoe-long",
+    "phimoe-short",
 }
 
 
