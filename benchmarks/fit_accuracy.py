@@ -76,7 +76,8 @@ def case(file: Path, context: int, touch: bool, kernels: str) -> dict[str, Any]:
     """Measure one file at one context."""
     from conifer_cli.acquire import judge, locate
     from conifer_cli.fit.plan import FitRequest
-    from conifer_cli.session.session import RunOptions, Session
+    from conifer_cli.run_options import RunOptions
+    from conifer_cli.session.session import Session
     from engine.benchmark import prompt
     from engine.device import backend
     from engine.fit.bandwidth import peak_memory_bytes, read_rates

@@ -1,40 +1,40 @@
-"""The `conifer` command: which subcommands there are, and what becomes of what they raise.
+"""The `conifer` program: its subcommands, and the mapping from exceptions to exit codes.
 
-Errors become exit codes (`errors`), a signal that ends us becomes 128 and its number, a reader that
-left becomes a silent 141.
-Commands import what they need when they run: `--help` loads neither wing.
+Known exceptions map to the codes in `errors`, a signal to 128 plus its number, and a closed reader
+of standard output to 141. Each command imports its code when it runs, so that `--help` starts fast.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from conifer_cli import errors, interrupts, options, run_options
 from conifer_cli.commands.completion import QUERY, Shell
-from conifer_cli.help import WIDTH, Contents, Program
+from conifer_cli.help import WIDTH, Program, ProgramHelp
+from conifer_cli.run_options import with_run_options
 from conifer_cli.terminal import console
 
 HELP = ["-h", "--help"]
-UNCONFIGURED = (QUERY, "completion", "doctor")  # which work whatever the config file says
-WINDOWS = "conifer: Windows is not supported; inside WSL2 (Ubuntu, x86-64) Conifer runs as on Linux"
+UNCONFIGURED = (QUERY, "completion", "doctor")  # must work even with a broken config file
+WINDOWS = "conifer: Windows is not supported; use WSL2 (Ubuntu, x86-64), where it runs as on Linux"
 
 
 def _examples(*lines: str) -> str:
-    """Lay out a command's examples so that help prints them as they are."""
+    """Format examples so that help prints them unchanged."""
     return "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))
 
 
 app = Program(
-    cls=Contents,
+    cls=ProgramHelp,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": HELP, "max_content_width": WIDTH},
     epilog=_examples(
-        "conifer run                                   a first answer, from a 98 MB model",
+        "conifer run                                   a first answer, with a 98 MB model",
         'conifer run qwen3-30b-a3b "Why is the sky blue?"',
         "conifer fit                                   which models fit this machine",
     ),
@@ -42,7 +42,7 @@ app = Program(
 
 MaybeModels = Annotated[
     list[str] | None,
-    typer.Argument(metavar="MODEL", help="Names as `conifer list` shows them."),
+    typer.Argument(metavar="MODEL", help="Model names, as shown by `conifer list`."),
 ]
 Model = Annotated[
     str,
@@ -54,12 +54,12 @@ MaybeModel = Annotated[
 ]
 Words = Annotated[
     list[str] | None,
-    typer.Argument(metavar="PROMPT", help="The prompt; its words are joined by a space."),
+    typer.Argument(metavar="PROMPT", help="The prompt; words are joined by spaces."),
 ]
 
 
 def main() -> NoReturn:
-    """Run the program and leave with its exit code."""
+    """Run the program and exit with its code."""
     if sys.platform == "win32":
         sys.stderr.write(WINDOWS + "\n")
         sys.exit(errors.FAILURE)
@@ -69,10 +69,10 @@ def main() -> NoReturn:
 
 
 def _outcome(arguments: list[str]) -> int:
-    """Run one command line; print what went wrong, if we foresaw it."""
+    """Run one command line and return its exit code. Prints known exceptions."""
     try:
         code = _run(arguments)
-        console.write("")
+        console.write_stdout("")
     except KeyboardInterrupt:
         return errors.INTERRUPTED
     except interrupts.Ended as signal:
@@ -87,10 +87,10 @@ def _outcome(arguments: list[str]) -> int:
 def _run(arguments: list[str]) -> int:
     try:
         return int(app(arguments, prog_name="conifer", standalone_mode=False) or errors.OK)
-    except SystemExit as error:  # how typer leaves when nobody reads the help that it writes
+    except SystemExit as error:  # typer exits when the reader of its help is gone
         raise console.ReaderGone from error
     except OSError as error:
-        if not set(arguments) & set(HELP):  # typer writes help by itself; any other is our bug
+        if not set(arguments) & set(HELP):  # only help is written by typer
             raise
         raise errors.OutputError(f"cannot write to standard output: {error.strerror}") from error
 
@@ -99,14 +99,16 @@ def _run(arguments: list[str]) -> int:
 def conifer(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> int:
-    """Run Mixture-of-Experts language models on this machine, and say beforehand what fits it."""
+    """Run Mixture-of-Experts language models, and see in advance which ones fit this machine."""
     if version:
-        console.out([f"conifer {_version()}"])
+        from conifer_cli.versions import NOT_INSTALLED, installed_version
+
+        console.print_lines([f"conifer {installed_version() or NOT_INSTALLED}"])
     elif context.invoked_subcommand is None:
-        console.out([context.get_help()])
+        console.print_lines([context.get_help()])
     elif context.invoked_subcommand not in UNCONFIGURED:
         from conifer_cli.config_file import defaults
 
@@ -114,23 +116,8 @@ def conifer(
     return errors.OK
 
 
-def _typed(command_line: typer.Context, name: str) -> bool:
-    """Tell whether an option stands on the command line."""
-    source = command_line.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
-
-
-def _version() -> str:
-    import importlib.metadata
-
-    try:
-        return importlib.metadata.version("conifer-cli")
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed: running from its source)"
-
-
 @app.command(
-    short_help="Answer a prompt, or talk.",
+    short_help="Answer a prompt, or chat.",
     epilog=_examples(
         "conifer run",
         'conifer run qwen3-30b-a3b "Why is the sky blue?"',
@@ -138,69 +125,22 @@ def _version() -> str:
         'conifer run ./model.gguf -c 16k --temperature 0 -p "Once upon a time"',
     ),
 )
+@with_run_options
 def run(
-    command_line: typer.Context,
-    model: MaybeModel = None,
-    words: Words = None,
-    prompt: run_options.Prompt = None,
-    system: run_options.System = None,
-    interactive: run_options.Interactive = False,
-    context: options.Context = None,
-    temperature: run_options.Temperature = None,
-    top_p: run_options.TopP = None,
-    top_k: run_options.TopK = None,
-    min_p: run_options.MinP = None,
-    seed: run_options.Seed = None,
-    max_tokens: run_options.MaxTokens = None,
-    stop: run_options.Stop = None,
-    think: run_options.Think = None,
-    effort: run_options.ReasoningEffort = None,
-    reasoning_budget: run_options.ReasoningBudget = None,
-    show_thinking: run_options.ShowThinking = None,
-    as_json: run_options.AsJson = False,
-    schema: run_options.Schema = None,
-    format: run_options.AnswerFormat = None,
-    extract: run_options.Extract = False,
-    no_stream: run_options.NoStream = False,
-    raw: run_options.Raw = False,
-    stats: run_options.Stats = False,
-    verbose: run_options.Verbose = False,
-    experts: run_options.Experts = False,
-    experts_out: run_options.ExpertsOut = None,
-    kv_type: options.KV = options.KVType.F16,
-    kernels: options.KernelChoice = options.KernelName.AUTO,
-    save: run_options.Save = None,
-    resume: run_options.Resume = None,
-    cache: run_options.UseCache = False,
-    offline: run_options.Offline = False,
-    force: options.Force = False,
-    yes: options.Yes = False,
+    command_line: typer.Context, model: MaybeModel = None, words: Words = None, **_: Any
 ) -> int:
-    """Answer a prompt, or talk: with no prompt, in a terminal, a conversation begins.
+    """Answer a prompt. Without a prompt, in a terminal, start a conversation.
 
-    Standard input, when it is not a terminal, is read first and comes before the prompt. Without
-    MODEL the starter answers, a 135M demonstration. Standard output is the answer and nothing else.
+    Standard input is read first and precedes the prompt, unless it is a terminal. Without MODEL,
+    Conifer runs the starter, a 135M demonstration. Only the answer is written to standard output.
     """
     from conifer_cli.commands.run import run_model
-    from conifer_cli.session.session import RunOptions
 
-    chosen = run_options.settle(command_line)
-    name, said = chosen.pop("model"), chosen.pop("words")
-    sampling = {name: chosen.pop(name) for name in run_options.SAMPLING}
-    return run_model(
-        name,
-        " ".join(said) if said else None,
-        RunOptions(
-            sampling={name: value for name, value in sampling.items() if value is not None},
-            stop=tuple(chosen.pop("stop") or ()),
-            origins=run_options.origins(command_line),
-            **chosen,
-        ),
-    )
+    return run_model(*run_options.parse(command_line))
 
 
 @app.command(
-    short_help="Fetch a model's weights.",
+    short_help="Download a model.",
     epilog=_examples(
         "conifer pull qwen3-30b-a3b",
         "conifer pull qwen3-30b-a3b:Q8_0 --yes",
@@ -213,27 +153,24 @@ def pull(
     kv_type: options.KV = options.KVType.F16,
     update: Annotated[
         bool,
-        typer.Option(
-            "--update",
-            envvar="CONIFER_UPDATE",
-            help="Fetch the newest revision although an older one is here.",
+        options.option(
+            "--update", help="Download the newest revision even if an older one is installed."
         ),
     ] = False,
     force: Annotated[
         bool,
-        typer.Option(
+        options.option(
             "--force",
-            envvar="CONIFER_FORCE",
-            help="Go on although it does not fit; of what is here, fetch again what is damaged.",
+            help="Download even if the model does not fit; re-download damaged files.",
         ),
     ] = False,
     yes: options.Yes = False,
     as_json: options.Json = False,
 ) -> int:
-    """Fetch a model's weights, after saying whether they fit this machine.
+    """Download a model, after checking that it fits this machine.
 
-    An interrupted transfer goes on where it stopped. What comes is verified before it is used. Of a
-    model that is here already, a newer revision on the hub is reported.
+    An interrupted download resumes where it stopped. Files are verified before they are used. If
+    the model is already installed, report whether the Hub has a newer revision.
     """
     from conifer_cli.commands.pull import pull_model
     from conifer_cli.fit.plan import FitRequest
@@ -242,13 +179,13 @@ def pull(
 
 
 @app.command(
-    short_help="Check models against their hashes.",
+    short_help="Verify the hashes of models.",
     epilog=_examples("conifer verify", "conifer verify qwen3-30b-a3b"),
 )
 def verify(models: MaybeModels = None, as_json: options.Json = False) -> int:
-    """Read models again and compare their SHA-256 with the promised one; without MODEL, all.
+    """Compare the SHA-256 of model files with the published one; without MODEL, check all models.
 
-    The exit code is 3 if one is damaged.
+    The exit code is 3 if a file is damaged.
     """
     from conifer_cli.commands.verify import verify_models
 
@@ -256,7 +193,7 @@ def verify(models: MaybeModels = None, as_json: options.Json = False) -> int:
 
 
 @app.command(
-    short_help="Say which models fit this machine.",
+    short_help="Show which models fit this machine.",
     epilog=_examples(
         "conifer fit",
         "conifer fit qwen3-30b-a3b",
@@ -275,11 +212,11 @@ def fit(
     machine: options.Machine = None,
     as_json: options.Json = False,
 ) -> int:
-    """Say whether a model fits this machine, with how much context, and how fast; without MODEL,
-    all of them.
+    """Show whether a model fits this machine, with how much context, and how fast it runs; without
+    MODEL, show every model in the catalog.
 
-    The exit code is 0 for one that fits, 4 for one that does not, 5 where it cannot be told; with
-    --machine, which asks no hub, 2 where nothing is known of it on this machine.
+    The exit code is 0 if the model fits, 4 if it does not, and 5 if it cannot be determined. With
+    --machine, which never connects to the Hub, it is 2 if nothing is known about the model.
     """
     from conifer_cli.commands.fit import FitOptions, fit_all, fit_model
     from conifer_cli.fit.plan import FitRequest
@@ -309,10 +246,10 @@ def bench(
     yes: options.Yes = False,
     as_json: options.Json = False,
 ) -> int:
-    """Measure how fast a model reads prompts and answers here; without MODEL, the starter.
+    """Measure how fast a model processes prompts and generates; without MODEL, the starter.
 
-    Medians, with the lowest and highest run; for answers also the share of the rate at which this
-    machine reads memory. The last line on standard output is the whole as one line of JSON.
+    Reports medians with the slowest and fastest runs and, for generation, the share of this
+    machine's memory bandwidth. The last line of standard output holds all results as JSON.
     """
     from conifer_cli.commands.bench import BenchOptions, bench_model
 
@@ -340,38 +277,32 @@ def bench(
 def list_(
     catalog: Annotated[
         bool,
-        typer.Option(
-            "--catalog",
-            envvar="CONIFER_CATALOG",
-            help="List every model that Conifer knows instead.",
-        ),
+        options.option("--catalog", help="List every model in the catalog instead."),
     ] = False,
     speeds: Annotated[
         bool,
-        typer.Option(
-            "--speeds",
-            envvar="CONIFER_SPEEDS",
-            help="List what was measured here, beside the prediction, of every model that ran.",
+        options.option(
+            "--speeds", help="List measured and predicted speeds of every model that ran here."
         ),
     ] = False,
     as_json: options.Json = False,
 ) -> int:
-    """List the models on this machine, or with --catalog those that could be."""
+    """List the models on this machine, or with --catalog every model available."""
     from conifer_cli.commands.list import list_catalog, list_installed, list_speeds
 
     if catalog and speeds:
-        raise errors.UsageError("--catalog and --speeds are two lists; ask for one")
+        raise errors.UsageError("--catalog and --speeds exclude each other")
     if speeds:
         return list_speeds(as_json)
     return list_catalog(as_json) if catalog else list_installed(as_json)
 
 
 @app.command(
-    short_help="Show the facts of a model.",
+    short_help="Show details of a model.",
     epilog=_examples("conifer show qwen3-30b-a3b", "conifer show ./model.gguf --json"),
 )
 def show(model: Model, as_json: options.Json = False) -> int:
-    """Show the facts of a model, and of its file where that is on this machine."""
+    """Show details of a model, and of its file if it is on this machine."""
     from conifer_cli.commands.show import show_model
 
     return show_model(model, as_json)
@@ -387,25 +318,25 @@ def rm(
     models: MaybeModels = None,
     everything: Annotated[
         bool,
-        typer.Option("--all", help="Remove everything that Conifer wrote, and nothing of others."),
+        typer.Option("--all", help="Remove all files that Conifer wrote, and no others."),
     ] = False,
     yes: options.Yes = False,
 ) -> int:
-    """Remove models from this machine, after showing what goes."""
+    """Remove models from this machine, after showing what will be deleted."""
     from conifer_cli.commands.rm import remove_models
 
     return remove_models(models or [], everything, yes)
 
 
 @app.command(
-    short_help="Check this machine and this install.",
+    short_help="Check this machine and installation.",
     epilog=_examples("conifer doctor", "conifer doctor --json"),
 )
 def doctor(as_json: options.Json = False) -> int:
-    """Check this machine and this install, a line each, and say what to do about what is wrong.
+    """Check this machine and installation, one line per check, with advice for each problem.
 
-    The exit code is that of the first check that fails: 1 for backend, kernels and versions, 4 for
-    memory and a full disk, 5 for the cache and the hub. HF_HUB_OFFLINE=1 leaves the hub alone.
+    The exit code is that of the first failed check: 1 for backend, kernels and versions, 4 for
+    memory and a full disk, 5 for the cache and the Hub. HF_HUB_OFFLINE=1 skips the Hub.
     """
     from conifer_cli.commands.doctor import examine
 
@@ -413,7 +344,7 @@ def doctor(as_json: options.Json = False) -> int:
 
 
 @app.command(
-    short_help="Print completion for a shell.",
+    short_help="Print a shell completion script.",
     epilog=_examples(
         "conifer completion bash > ~/.local/share/bash-completion/completions/conifer",
         'conifer completion zsh > "${fpath[1]}/_conifer"',
@@ -421,9 +352,9 @@ def doctor(as_json: options.Json = False) -> int:
     ),
 )
 def completion(
-    shell: Annotated[Shell, typer.Argument(help="The shell that is to read it.")],
+    shell: Annotated[Shell, typer.Argument(help="The shell.")],
 ) -> int:
-    """Print what makes a shell complete commands, options and the names of models."""
+    """Print a script with which a shell completes commands, options and model names."""
     from conifer_cli.commands.completion import print_script
 
     return print_script(shell)

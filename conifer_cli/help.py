@@ -17,17 +17,10 @@ GROUPED_FROM = 12  # options
 _TYPE = re.compile(r" <(str|list\[str\])>$")  # of arguments, that say nothing
 _RANGE = re.compile(r"([\d.]+)<=x<=([\d.]+)")
 
-# Parameters by group, in the order in which they are shown; all others come last.
-GROUPS = {
-    "Prompt": ("prompt", "system", "interactive"),
-    "Answer": ("format", "schema", "as_json", "extract", "no_stream", "raw", "max_tokens", "stop"),
-    "Sampling": ("temperature", "top_p", "top_k", "min_p", "seed"),
-    "Thinking": ("think", "effort", "reasoning_budget", "show_thinking"),
-    "Conversation": ("save", "resume", "cache"),
-    "Reports": ("stats", "verbose", "experts", "experts_out"),
-    "Machine": ("context", "kv_type", "kernels", "force"),
-    "Network": ("offline", "yes"),
-}
+# Headings of grouped options, in the order shown; options without a group come last.
+GROUPS = (
+    *("Prompt", "Answer", "Sampling", "Thinking", "Conversation", "Reports", "Machine", "Network"),
+)
 EXIT_CODES = (
     ("0", "done; also an answer that --max-tokens has ended"),
     ("1", "a failure while running"),
@@ -53,7 +46,7 @@ ENVIRONMENT = (
 )
 
 
-class Page(TyperCommand):
+class CommandHelp(TyperCommand):
     """The help of one command."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -64,11 +57,9 @@ class Page(TyperCommand):
         if len(options) < GROUPED_FROM:
             _section(ctx, formatter, "Options", options)
             return
-        by_name = {option.name: option for option in options}
-        for title, names in GROUPS.items():
-            found = [by_name.pop(name) for name in names if name in by_name]
-            _section(ctx, formatter, title, found)
-        _section(ctx, formatter, "Other options", by_name.values())
+        for title in (*GROUPS, None):
+            found = [option for option in options if _group(option) == title]
+            _section(ctx, formatter, title or "Other options", found)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Write the examples and the exit codes."""
@@ -76,7 +67,7 @@ class Page(TyperCommand):
         _list(formatter, "Exit codes", EXIT_CODES)
 
 
-class Contents(TyperGroup):
+class ProgramHelp(TyperGroup):
     """The help of the program."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
@@ -91,13 +82,17 @@ class Program(typer.Typer):
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[..., Any]:
         """Register a command, as `typer.Typer.command` does."""
-        return super().command(name, cls=Page, **settings)
+        return super().command(name, cls=CommandHelp, **settings)
 
 
 def _examples(command: Any, formatter: Any) -> None:
     if command.epilog:
         formatter.write_paragraph()
         formatter.write_text(command.epilog)
+
+
+def _group(option: Any) -> str | None:
+    return getattr(option, "rich_help_panel", None)
 
 
 def _is(parameter: Any, kind: str) -> bool:

@@ -1,7 +1,7 @@
-"""The options that commands share: their names, ranges, help and environment variables.
+"""Options that several commands share: names, ranges, help and environment variables.
 
-Every option is also read from CONIFER_<NAME>; what is typed wins. Checks live here, so that a value
-out of range ends before anything is loaded.
+Every option also has an environment variable; the command line overrides it. Values are checked
+here, so that an invalid one fails before anything is loaded.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,7 +30,7 @@ _CONTEXT = re.compile(r"(\d{1,9})([kK]?)")
 
 
 class KernelName(StrEnum):
-    """Which implementation multiplies."""
+    """Which matrix kernels run."""
 
     AUTO = "auto"
     NATIVE = "native"
@@ -38,15 +38,27 @@ class KernelName(StrEnum):
 
 
 class KVType(StrEnum):
-    """How the cache stores keys and values."""
+    """Precision of keys and values in the cache."""
 
     F16 = "f16"
     Q8 = "q8"
     F32 = "f32"
 
 
+def option(*names: str, help: str, group: str = "", env: str = "", **settings: Any) -> Any:
+    """Declare an option that is also read from CONIFER_<LONG NAME>, or from CONIFER_<env>.
+
+    group: the heading in --help, for commands with many options.
+    """
+    long = next(name for name in names if name.startswith("--")).split("/")[0]
+    variable = env or long.removeprefix("--").replace("-", "_").upper()
+    return typer.Option(
+        *names, envvar=f"CONIFER_{variable}", help=help, rich_help_panel=group or None, **settings
+    )
+
+
 def parse_context(text: str) -> int:
-    """Read a number of tokens: 4096, 64k (k is 1,024)."""
+    """Parse a number of tokens: 4096, 64k (k is 1,024)."""
     match = _CONTEXT.fullmatch(text.strip())
     tokens = int(match[1]) * (1024 if match[2] else 1) if match else 0
     if not 1 <= tokens <= MAX_CONTEXT:
@@ -57,30 +69,30 @@ def parse_context(text: str) -> int:
 
 
 def parse_memory(text: str) -> int:
-    """Read an amount of memory: 32GB (10^9), 32GiB (2^30)."""
+    """Parse a memory size: 32GB (10^9), 32GiB (2^30)."""
     match = _MEMORY.fullmatch(text.strip())
     size_bytes = int(float(match[1]) * _UNITS[match[2].lower()]) if match else 0
     if not MIN_MEMORY <= size_bytes <= MAX_MEMORY:
         raise typer.BadParameter(
-            f"{text!r} is not an amount of memory from 1GiB to 64TiB, such as 32GB or 32GiB"
+            f"{text!r} is not a memory size from 1GiB to 64TiB, such as 32GB or 32GiB"
         )
     return size_bytes
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Several numbers of tokens, in rising order, each once."""
+    """Numbers of tokens, sorted, without duplicates."""
 
     tokens: tuple[int, ...]
 
 
 def parse_prompts(text: str) -> Lengths:
-    """Read numbers of tokens: 128,512 or 1k."""
+    """Parse numbers of tokens: 128,512 or 1k."""
     return Lengths(tuple(sorted({parse_context(word) for word in text.split(",")})))
 
 
 def parse_depths(text: str) -> Lengths:
-    """Read numbers of tokens, of which one may be 0: 0,4096 or 0,4k."""
+    """Parse numbers of tokens, 0 included: 0,4096 or 0,4k."""
     words = [word.strip() for word in text.split(",")]
     return Lengths(tuple(sorted({0 if word == "0" else parse_context(word) for word in words})))
 
@@ -112,101 +124,86 @@ def home() -> Path:
 
 Context = Annotated[
     int | None,
-    typer.Option(
+    option(
         "-c",
         "--context",
         metavar="TOKENS",
         parser=parse_context,
-        envvar="CONIFER_CONTEXT",
+        group="Machine",
         help="Context to reserve, such as 8192 or 64k. Default: what fits, 32k at most.",
     ),
 ]
-KV = Annotated[
-    KVType,
-    typer.Option("--kv-type", envvar="CONIFER_KV_TYPE", help="Precision of the KV cache."),
-]
+KV = Annotated[KVType, option("--kv-type", group="Machine", help="Precision of the KV cache.")]
 KernelChoice = Annotated[
     KernelName,
-    typer.Option(
+    option(
         "--kernels",
-        envvar="CONIFER_KERNELS",
-        help="native: our C++ (CPU); stock: plain MLX; auto: native where there is one.",
+        group="Machine",
+        help="native: our C++ kernels (CPU); stock: plain MLX; auto: native if available.",
     ),
 ]
-Total = Annotated[
-    bool,
-    typer.Option(
-        "--total", envvar="CONIFER_TOTAL", help="Judge this machine as if nothing else ran."
-    ),
-]
+Total = Annotated[bool, option("--total", help="Assume that nothing else runs on this machine.")]
 Memory = Annotated[
     int | None,
-    typer.Option(
+    option(
         "--memory",
         metavar="SIZE",
         parser=parse_memory,
-        envvar="CONIFER_MEMORY",
-        help="Judge for so much memory, idle: 32GB (10^9) or 32GiB (2^30).",
+        help="Assume this much memory and nothing else running: 32GB (10^9) or 32GiB (2^30).",
     ),
 ]
 Machine = Annotated[
     str | None,
-    typer.Option(
+    option(
         "--machine",
         metavar="NAME",
-        envvar="CONIFER_MACHINE",
-        help="Judge for another machine, offline: m4-max-64gb, m4-max-32core-36gb, rtx-4090.",
+        help="Check another machine, offline: m4-max-64gb, m4-max-32core-36gb, rtx-4090.",
     ),
 ]
 Force = Annotated[
-    bool,
-    typer.Option("--force", envvar="CONIFER_FORCE", help="Go on although it does not fit."),
+    bool, option("--force", group="Machine", help="Try even if the model does not fit.")
 ]
-Yes = Annotated[
-    bool, typer.Option("--yes", "-y", envvar="CONIFER_YES", help="Answer questions with yes.")
-]
-Json = Annotated[
-    bool, typer.Option("--json", envvar="CONIFER_JSON", help="Print one JSON document.")
-]
+Yes = Annotated[bool, option("--yes", "-y", group="Network", help="Answer yes to every question.")]
+Json = Annotated[bool, option("--json", help="Print one JSON document.")]
 BenchPrompt = Annotated[
     Lengths | None,
-    typer.Option(
+    option(
         "--prompt",
         metavar="TOKENS,...",
         parser=parse_prompts,
-        envvar="CONIFER_BENCH_PROMPT",
-        help="Lengths of the prompts to read. Default: 128,512.",
+        env="BENCH_PROMPT",
+        help="Prompt lengths. Default: 128,512.",
     ),
 ]
 BenchDepth = Annotated[
     Lengths | None,
-    typer.Option(
+    option(
         "--depth",
         metavar="TOKENS,...",
         parser=parse_depths,
-        envvar="CONIFER_BENCH_DEPTH",
-        help="How many tokens come before the answer. Default: 0,4096 where the context allows it.",
+        env="BENCH_DEPTH",
+        help="Tokens in the context before each answer. Default: 0,4096 if the context allows.",
     ),
 ]
 BenchTokens = Annotated[
     int,
-    typer.Option(
+    option(
         "--tokens",
         metavar="COUNT",
         min=1,
         max=MAX_TOKENS,
-        envvar="CONIFER_BENCH_TOKENS",
+        env="BENCH_TOKENS",
         help="Length of each answer.",
     ),
 ]
 BenchRepeat = Annotated[
     int,
-    typer.Option(
+    option(
         "--repeat",
         metavar="COUNT",
         min=5,
         max=1000,
-        envvar="CONIFER_BENCH_REPEAT",
+        env="BENCH_REPEAT",
         help="Runs of each measurement.",
     ),
 ]

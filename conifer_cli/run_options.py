@@ -1,34 +1,48 @@
-"""The options of `run` alone, and what becomes of two that exclude each other.
+"""The options of `run`, each declared once: type, default, option names, range and help.
 
-What is typed goes before the environment, that before the config file, that before the defaults:
-of a pair that excludes each other the weaker one is dropped, and two of equal rank are an error.
+The signature of the command, the environment variables, the groups of --help and the keys of the
+config file are all derived from `RunOptions`.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, get_origin, get_type_hints
 
 import typer
 
+from conifer_cli import options
 from conifer_cli.errors import UsageError
-from conifer_cli.options import MAX_SEED, MAX_TOKENS
+from conifer_cli.options import MAX_SEED, MAX_TOKENS, option
 
-SAMPLING = ("temperature", "top_p", "top_k", "min_p")
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty")
+TYPED = "command line"
+SOURCES = {"COMMANDLINE": TYPED, "DEFAULT_MAP": "config file", "DEFAULT": "default"}
 RANKS = {"DEFAULT": 0, "DEFAULT_MAP": 1, "ENVIRONMENT": 2, "COMMANDLINE": 3}
+
+_prompt, _answer, _sampling, _thinking, _conversation, _reports = (
+    partial(option, group=group)
+    for group in ("Prompt", "Answer", "Sampling", "Thinking", "Conversation", "Reports")
+)
+
+Command = TypeVar("Command", bound=Callable[..., int])
 
 
 def parse_stop(text: str) -> str:
-    """Read a text that ends an answer."""
+    """Parse a stop text."""
     if not text:
-        raise typer.BadParameter("a text to stop before must not be empty")
+        raise typer.BadParameter("a stop text must not be empty")
     return text
 
 
 class Effort(StrEnum):
-    """How long to think, by the names that templates know."""
+    """How long to reason, by the names chat templates use."""
 
     LOW = "low"
     MEDIUM = "medium"
@@ -36,230 +50,253 @@ class Effort(StrEnum):
 
 
 class Format(StrEnum):
-    """What an answer has to be."""
+    """The format an answer must have."""
 
     JSON = "json"
 
 
-Prompt = Annotated[
-    str | None,
-    typer.Option("-p", "--prompt", metavar="TEXT", envvar="CONIFER_PROMPT", help="The prompt."),
-]
-System = Annotated[
-    str | None,
-    typer.Option(
-        "-s", "--system", metavar="TEXT", envvar="CONIFER_SYSTEM", help="The system message."
-    ),
-]
-Interactive = Annotated[
-    bool,
-    typer.Option(
-        "-i",
-        "--interactive",
-        envvar="CONIFER_INTERACTIVE",
-        help="Go on as a conversation after the first answer.",
-    ),
-]
-Temperature = Annotated[
-    float | None,
-    typer.Option(
-        metavar="NUMBER",
-        min=0,
-        max=10,
-        envvar="CONIFER_TEMPERATURE",
-        help="0 always takes the likeliest token.",
-    ),
-]
-TopP = Annotated[
-    float | None,
-    typer.Option(
-        metavar="SHARE",
-        min=0.01,
-        max=1,
-        envvar="CONIFER_TOP_P",
-        help="Keep the likeliest tokens up to this share.",
-    ),
-]
-TopK = Annotated[
-    int | None,
-    typer.Option(
-        metavar="COUNT",
-        min=1,
-        max=MAX_TOKENS,
-        envvar="CONIFER_TOP_K",
-        help="Keep this many of the likeliest.",
-    ),
-]
-MinP = Annotated[
-    float | None,
-    typer.Option(
-        metavar="SHARE",
-        min=0,
-        max=0.99,
-        envvar="CONIFER_MIN_P",
-        help="Keep tokens at least this likely, relative to the likeliest.",
-    ),
-]
-Seed = Annotated[
-    int | None,
-    typer.Option(
-        metavar="NUMBER", min=0, max=MAX_SEED, envvar="CONIFER_SEED", help="Same seed, same answer."
-    ),
-]
-MaxTokens = Annotated[
-    int | None,
-    typer.Option(
-        metavar="COUNT",
-        min=1,
-        max=MAX_TOKENS,
-        envvar="CONIFER_MAX_TOKENS",
-        help="Stop the answer after so many.",
-    ),
-]
-Stop = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="TEXT",
-        parser=parse_stop,
-        envvar="CONIFER_STOP",
-        help="End the answer before this text; may be given several times.",
-    ),
-]
-Think = Annotated[
-    bool | None,
-    typer.Option(
-        "--think/--no-think",
-        envvar="CONIFER_THINK",
-        help="Ask the chat template for reasoning, or for none.",
-    ),
-]
-ReasoningEffort = Annotated[
-    Effort | None,
-    typer.Option(
-        "--effort", envvar="CONIFER_EFFORT", help="How long to reason, for templates that know it."
-    ),
-]
-ReasoningBudget = Annotated[
-    int | None,
-    typer.Option(
-        "--reasoning-budget",
-        metavar="COUNT",
-        min=0,
-        max=MAX_TOKENS,
-        envvar="CONIFER_REASONING_BUDGET",
-        help="End the reasoning after so many tokens, and have the answer begin.",
-    ),
-]
-ShowThinking = Annotated[
-    bool | None,
-    typer.Option(
-        "--show-thinking/--hide-thinking",
-        envvar="CONIFER_SHOW_THINKING",
-        help="Print the reasoning to stderr. Default: where that is a terminal.",
-    ),
-]
-Stats = Annotated[
-    bool, typer.Option("--stats", envvar="CONIFER_STATS", help="Print counts and rates to stderr.")
-]
-AsJson = Annotated[
-    bool,
-    typer.Option(
-        "--json",
-        envvar="CONIFER_JSON",
-        help="Print one JSON object: answer, thinking, usage, rates, finish reason.",
-    ),
-]
-Extract = Annotated[
-    bool,
-    typer.Option(
-        "-x",
-        "--extract",
-        envvar="CONIFER_EXTRACT",
-        help="Print only the first code block of the answer, without its fences.",
-    ),
-]
-Schema = Annotated[
-    str | None,
-    typer.Option(
-        "--schema",
-        metavar="FILE",
-        envvar="CONIFER_SCHEMA",
-        help="Hold the answer to the JSON schema in this file, or to this one: '{...}'.",
-    ),
-]
-AnswerFormat = Annotated[
-    Format | None,
-    typer.Option("--format", envvar="CONIFER_FORMAT", help="Have the answer be a JSON object."),
-]
-Save = Annotated[
-    str | None,
-    typer.Option(
-        "--save",
-        metavar="FILE",
-        envvar="CONIFER_SAVE",
-        help="Keep the conversation in this file, with the state of the model.",
-    ),
-]
-Resume = Annotated[
-    str | None,
-    typer.Option(
-        "--resume",
-        metavar="FILE",
-        envvar="CONIFER_RESUME",
-        help="Go on with a conversation that --save kept; its model need not be named.",
-    ),
-]
-UseCache = Annotated[
-    bool,
-    typer.Option(
-        "--cache",
-        envvar="CONIFER_CACHE",
-        help="Store the prompt as it was read, and start from what earlier ones share with it.",
-    ),
-]
-NoStream = Annotated[
-    bool,
-    typer.Option(
-        "--no-stream", envvar="CONIFER_NO_STREAM", help="Print the answer when it is complete."
-    ),
-]
-Raw = Annotated[
-    bool,
-    typer.Option(
-        "--raw",
-        envvar="CONIFER_RAW",
-        help="Print what the model wrote as it is, terminal escapes too, and add no newline.",
-    ),
-]
-Offline = Annotated[
-    bool,
-    typer.Option("--offline", envvar="CONIFER_OFFLINE", help="Fetch nothing; open no socket."),
-]
-Experts = Annotated[
-    bool,
-    typer.Option(
-        "--experts",
-        envvar="CONIFER_EXPERTS",
-        help="Draw on stderr how each router spread the tokens over its experts.",
-    ),
-]
-ExpertsOut = Annotated[
-    Path | None,
-    typer.Option(
-        "--experts-out",
-        metavar="FILE",
-        envvar="CONIFER_EXPERTS_OUT",
-        help="Write that to FILE.png, a picture, or FILE.json, all counts.",
-    ),
-]
-Verbose = Annotated[
-    bool,
-    typer.Option(
-        "--verbose",
-        envvar="CONIFER_VERBOSE",
-        help="Say on stderr which file runs and where each setting came from; has --stats.",
-    ),
-]
+@dataclass(frozen=True)
+class RunOptions:
+    """The options of `run`; None leaves the choice to the model.
+
+    Fields without an `option` are not on the command line. grammar: the JSON schema that answers
+    must match. sources: where each value came from.
+    """
+
+    prompt: Annotated[str | None, _prompt("-p", "--prompt", metavar="TEXT", help="The prompt.")] = (
+        None
+    )
+    system: Annotated[
+        str | None, _prompt("-s", "--system", metavar="TEXT", help="The system message.")
+    ] = None
+    interactive: Annotated[
+        bool,
+        _prompt("-i", "--interactive", help="Continue as a conversation after the first answer."),
+    ] = False
+
+    format: Annotated[
+        Format | None, _answer("--format", help="Require the answer to be a JSON object.")
+    ] = None
+    schema: Annotated[
+        str | None,
+        _answer(
+            "--schema",
+            metavar="FILE",
+            help="Require the answer to match the JSON schema in this file, or given as '{...}'.",
+        ),
+    ] = None
+    as_json: Annotated[
+        bool,
+        _answer(
+            "--json", help="Print one JSON object: answer, thinking, usage, rates, finish reason."
+        ),
+    ] = False
+    extract: Annotated[
+        bool,
+        _answer(
+            "-x",
+            "--extract",
+            help="Print only the first code block of the answer, without its fences.",
+        ),
+    ] = False
+    no_stream: Annotated[
+        bool, _answer("--no-stream", help="Print the answer only when it is complete.")
+    ] = False
+    raw: Annotated[
+        bool,
+        _answer(
+            "--raw",
+            help="Print the model's output unchanged: keep terminal escapes, add no newline.",
+        ),
+    ] = False
+    max_tokens: Annotated[
+        int | None,
+        _answer(
+            "--max-tokens",
+            metavar="COUNT",
+            min=1,
+            max=MAX_TOKENS,
+            help="Stop the answer after this many tokens.",
+        ),
+    ] = None
+    stop: Annotated[
+        list[str] | None,
+        _answer(
+            "--stop",
+            metavar="TEXT",
+            parser=parse_stop,
+            help="End the answer before this text; may be repeated.",
+        ),
+    ] = None
+
+    temperature: Annotated[
+        float | None,
+        _sampling(
+            "--temperature",
+            metavar="NUMBER",
+            min=0,
+            max=10,
+            help="0 always picks the most likely token.",
+        ),
+    ] = None
+    top_p: Annotated[
+        float | None,
+        _sampling(
+            "--top-p",
+            metavar="SHARE",
+            min=0.01,
+            max=1,
+            help="Keep the most likely tokens up to this total probability.",
+        ),
+    ] = None
+    top_k: Annotated[
+        int | None,
+        _sampling(
+            "--top-k",
+            metavar="COUNT",
+            min=1,
+            max=MAX_TOKENS,
+            help="Keep this many of the most likely tokens.",
+        ),
+    ] = None
+    min_p: Annotated[
+        float | None,
+        _sampling(
+            "--min-p",
+            metavar="SHARE",
+            min=0,
+            max=0.99,
+            help="Keep tokens at least this likely, relative to the most likely one.",
+        ),
+    ] = None
+    seed: Annotated[
+        int | None,
+        _sampling(
+            "--seed",
+            metavar="NUMBER",
+            min=0,
+            max=MAX_SEED,
+            help="The same seed gives the same answer.",
+        ),
+    ] = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+
+    think: Annotated[
+        bool | None,
+        _thinking(
+            "--think/--no-think", help="Turn reasoning on or off, if the chat template supports it."
+        ),
+    ] = None
+    effort: Annotated[
+        Effort | None,
+        _thinking("--effort", help="How long to reason, if the chat template supports it."),
+    ] = None
+    reasoning_budget: Annotated[
+        int | None,
+        _thinking(
+            "--reasoning-budget",
+            metavar="COUNT",
+            min=0,
+            max=MAX_TOKENS,
+            help="End the reasoning after this many tokens and start the answer.",
+        ),
+    ] = None
+    show_thinking: Annotated[
+        bool | None,
+        _thinking(
+            "--show-thinking/--hide-thinking",
+            help="Print the reasoning to stderr. Default: only if stderr is a terminal.",
+        ),
+    ] = None
+
+    save: Annotated[
+        str | None,
+        _conversation(
+            "--save", metavar="FILE", help="Save the conversation and its KV cache to this file."
+        ),
+    ] = None
+    resume: Annotated[
+        str | None,
+        _conversation(
+            "--resume", metavar="FILE", help="Continue a saved conversation; MODEL may be omitted."
+        ),
+    ] = None
+    cache: Annotated[
+        bool,
+        _conversation(
+            "--cache",
+            help="Cache the processed prompt on disk, and reuse what earlier prompts share.",
+        ),
+    ] = False
+
+    stats: Annotated[bool, _reports("--stats", help="Print token counts and speeds to stderr.")] = (
+        False
+    )
+    verbose: Annotated[
+        bool,
+        _reports(
+            "--verbose",
+            help="Print the file and the source of each setting to stderr; implies --stats.",
+        ),
+    ] = False
+    experts: Annotated[
+        bool,
+        _reports(
+            "--experts", help="Plot on stderr how each router distributed tokens over its experts."
+        ),
+    ] = False
+    experts_out: Annotated[
+        Path | None,
+        _reports(
+            "--experts-out",
+            metavar="FILE",
+            help="Write this report to FILE.png (a picture) or FILE.json (all counts).",
+        ),
+    ] = None
+
+    context: options.Context = None
+    kv_type: options.KV = options.KVType.F16
+    kernels: options.KernelChoice = options.KernelName.AUTO
+    force: options.Force = False
+    offline: Annotated[
+        bool, option("--offline", group="Network", help="Download nothing; make no connections.")
+    ] = False
+    yes: options.Yes = False
+
+    grammar: str | None = None
+    sources: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def sampling(self) -> dict[str, float]:
+        """The sampling settings that have a value."""
+        values = {name: getattr(self, name) for name in SAMPLING}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def is_explicit(self, name: str) -> bool:
+        """True if an option was given on the command line, not by the environment or a file."""
+        return self.sources.get(name, TYPED) == TYPED
+
+
+def with_run_options(command: Command) -> Command:
+    """Replace the `**` parameter of a command by the options of `RunOptions`."""
+    signature = inspect.signature(command, eval_str=True)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    types = get_type_hints(RunOptions, include_extras=True)
+    declared = [
+        inspect.Parameter(
+            each.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=each.default,
+            annotation=types[each.name],
+        )
+        for each in fields(RunOptions)
+        if get_origin(types[each.name]) is Annotated
+    ]
+    new = signature.replace(parameters=[*own, *declared])
+    command.__signature__ = new  # type: ignore[attr-defined]
+    return command
+
 
 # Pairs that exclude each other, by parameter; "no_think" is --no-think.
 EXCLUSIVE = (
@@ -281,45 +318,52 @@ FLAGS = {
     "interactive": "-i/--interactive",
     "extract": "-x/--extract",
 }
-PLACES = {"COMMANDLINE": "typed", "DEFAULT_MAP": "config file", "DEFAULT": "default"}
 
 
-def settle(command_line: typer.Context) -> dict[str, Any]:
-    """Return the values of `run` by parameter, of each excluded pair only the stronger one.
+def parse(command_line: typer.Context) -> tuple[str | None, str | None, RunOptions]:
+    """Return the model, the prompt after it and the options. Raises UsageError."""
+    values = resolve_conflicts(command_line)
+    model, words = values.pop("model"), values.pop("words")
+    chosen = RunOptions(**values, sources=sources(command_line))
+    return model, " ".join(words) if words else None, chosen
 
-    Raises UsageError where both were given in the same place.
+
+def resolve_conflicts(command_line: typer.Context) -> dict[str, Any]:
+    """Return the values by parameter, with the weaker value of each exclusive pair removed.
+
+    The command line overrides the environment, and that the config file. Raises UsageError if both
+    options of a pair come from the same source.
     """
-    chosen = dict(command_line.params)
+    values = dict(command_line.params)
     if _rank(command_line, "stop") == RANKS["ENVIRONMENT"]:
-        chosen["stop"] = [os.environ["CONIFER_STOP"]]  # one text: white space may belong to it
+        values["stop"] = [os.environ["CONIFER_STOP"]]  # typer would split it at white space
     for first, second in EXCLUSIVE:
-        if not (_given(chosen, first) and _given(chosen, second)):
+        if not (_given(values, first) and _given(values, second)):
             continue
         ranks = _rank(command_line, first), _rank(command_line, second)
         if ranks[0] == ranks[1]:
             raise UsageError(f"{_flag(first)} and {_flag(second)} exclude each other")
         weaker = first if ranks[0] < ranks[1] else second
-        chosen[_parameter(weaker)] = False if isinstance(chosen[_parameter(weaker)], bool) else None
+        values[_parameter(weaker)] = False if isinstance(values[_parameter(weaker)], bool) else None
         if weaker == "no_think":
-            chosen["think"] = None
-    return chosen
+            values["think"] = None
+    return values
 
 
-def origins(command_line: typer.Context) -> dict[str, str]:
-    """Say of each parameter that has a value where that came from."""
+def sources(command_line: typer.Context) -> dict[str, str]:
+    """Return where the value of each parameter came from."""
     found = {}
     for parameter in command_line.command.params:
         source = command_line.get_parameter_source(parameter.name or "")
         if source is not None and parameter.name:
-            place = PLACES.get(source.name)
-            found[parameter.name] = place or str(parameter.envvar)
+            found[parameter.name] = SOURCES.get(source.name) or str(parameter.envvar)
     return found
 
 
-def _given(chosen: dict[str, Any], name: str) -> bool:
+def _given(values: dict[str, Any], name: str) -> bool:
     if name == "no_think":
-        return chosen["think"] is False
-    return chosen.get(name) not in (None, False, (), [])
+        return values["think"] is False
+    return values.get(name) not in (None, False, (), [])
 
 
 def _rank(command_line: typer.Context, name: str) -> int:

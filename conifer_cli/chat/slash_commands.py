@@ -262,7 +262,7 @@ def _change_parameter(conversation: Conversation, name: str, text: str) -> None:
             raise ValueError(f"at most {largest:,} tokens fit")
         conversation.resize(tokens)
     elif name == "stop":
-        session.change(stop=(text,))
+        session.change(stop=[text])
     elif name == "num_predict":
         session.change(max_tokens=int(text))
     elif name == "seed":
@@ -272,7 +272,7 @@ def _change_parameter(conversation: Conversation, name: str, text: str) -> None:
         value = read(text)
         if not math.isfinite(value):
             raise ValueError("not a finite number")
-        session.change(sampling={**session.options.sampling, field: value})
+        session.change(**{field: value})
 
 
 def _set_system(conversation: Conversation, rest: str) -> None:

@@ -7,7 +7,6 @@ reads from memory in the same run.
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import json
 import statistics
 from collections.abc import Iterable, Iterator
@@ -22,6 +21,7 @@ from conifer_cli.fit.plan import FitReport, FitRequest
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import memory, size, table
 from conifer_cli.terminal.progress import Progress
+from conifer_cli.versions import installed_version
 
 if TYPE_CHECKING:
     from engine.model import Model
@@ -58,8 +58,8 @@ def bench_model(name: str | None, options: BenchOptions) -> int:
     document = measure(model, report, prompts, depths, options)
     _keep(document, report, options)
     if not options.as_json:
-        console.out([*_report(document), ""])
-    console.out([json.dumps(document, separators=(",", ":"))])
+        console.print_lines([*_report(document), ""])
+    console.print_lines([json.dumps(document, separators=(",", ":"))])
     return errors.OK
 
 
@@ -211,16 +211,9 @@ def _circumstances(model: Model, report: FitReport, options: BenchOptions) -> di
         "machine": machine.name,
         "backend": machine.backend,
         "threads": cores() if machine.backend == "cpu" else None,
-        "versions": {name: _version(name) for name in ("conifer-cli", "mlx", "numpy")},
+        "versions": {name: installed_version(name) for name in ("conifer-cli", "mlx", "numpy")},
         "read_method": read_method(machine.backend),
     }
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _report(document: dict[str, Any]) -> list[str]:

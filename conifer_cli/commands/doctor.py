@@ -22,9 +22,9 @@ from conifer_cli.fit.alternatives import best_moe
 from conifer_cli.session.session import SLOW
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import memory, size
+from conifer_cli.versions import DISTRIBUTION, NOT_INSTALLED, installed_version
 
 OK, WARN, FAIL = "ok", "warn", "fail"
-DISTRIBUTION = "conifer-cli"
 NAMED = ("mlx", "numpy", "huggingface_hub")  # versions that a report of a fault should have
 UNMEASURED = {"metal": "Metal: not yet measured", "cuda": "CUDA: not yet measured"}
 ASKED_FOR = "Qwen/Qwen3-30B-A3B-GGUF"  # any would do
@@ -54,12 +54,12 @@ def examine(as_json: bool) -> int:
     for check in CHECKS:
         found.append(check())
         if not as_json:
-            console.out([_line(found[-1])])
+            console.print_lines([_line(found[-1])])
     failed = [check for check in found if check.status == FAIL]
     if as_json:
         worst = next((s for s in (FAIL, WARN) if any(c.status == s for c in found)), OK)
         documents = [{k: v for k, v in asdict(check).items() if k != "code"} for check in found]
-        console.out_json({"status": worst, "checks": documents})
+        console.print_json({"status": worst, "checks": documents})
     return failed[0].code if failed else errors.OK
 
 
@@ -218,9 +218,9 @@ def check_hub() -> Check:
 
 def check_versions() -> Check:
     """Say which versions run, and whether they are those that Conifer was made for."""
-    own = _version(DISTRIBUTION)
-    parts = [f"conifer {own or '(running from its source)'}", f"Python {platform.python_version()}"]
-    parts += [f"{name} {_version(name) or 'not installed'}" for name in NAMED]
+    own = installed_version(DISTRIBUTION)
+    parts = [f"conifer {own or NOT_INSTALLED}", f"Python {platform.python_version()}"]
+    parts += [f"{name} {installed_version(name) or 'not installed'}" for name in NAMED]
     detail = ", ".join(parts)
     wrong = _unmet(importlib.metadata.requires(DISTRIBUTION) or []) if own else []
     if wrong:
@@ -236,18 +236,11 @@ def _unmet(requirements: list[str]) -> list[str]:
         match = _REQUIREMENT.match(text)
         if match is None:  # an extra, or a marker: what is not always needed
             continue
-        version = _version(match[1])
+        version = installed_version(match[1])
         have, want = _numbers(version or ""), _numbers(match[3])
         if not have or (have != want if match[2] == "==" else have < want):
             found.append(f"{text} (here: {version or 'none'})")
     return found
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _numbers(version: str) -> tuple[int, ...]:

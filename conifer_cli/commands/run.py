@@ -10,6 +10,7 @@ from typing import Any
 from conifer_cli import errors
 from conifer_cli.acquire import locate
 from conifer_cli.errors import UsageError
+from conifer_cli.run_options import RunOptions
 from conifer_cli.session import checkpoint, prompt_cache
 from conifer_cli.session.open import open_session
 from conifer_cli.session.response import Response
@@ -18,7 +19,6 @@ from conifer_cli.session.session import (
     JSON_OBJECT,
     Generation,
     Messages,
-    RunOptions,
     Session,
 )
 from conifer_cli.terminal import console
@@ -114,7 +114,7 @@ def answer_once(session: Session, messages: Messages, prompt: str) -> int:
 
 def _resumed_model(name: str | None, options: RunOptions, path: Path) -> str:
     """Name the model of a saved conversation, unless one was typed."""
-    if options.system is not None and options.insists("system"):
+    if options.system is not None and options.is_explicit("system"):
         raise UsageError("-s/--system and --resume exclude each other: what was said stays")
     if name is not None:
         return name
@@ -124,7 +124,7 @@ def _resumed_model(name: str | None, options: RunOptions, path: Path) -> str:
 def _for_talking(options: RunOptions) -> RunOptions:
     """Leave out what is for one answer alone. Raises UsageError for what was typed of it."""
     for name, flag in ONE_ANSWER.items():
-        if getattr(options, name) and options.insists(name):
+        if getattr(options, name) and options.is_explicit(name):
             raise UsageError(
                 f"{flag} is for one answer, and without a prompt this is a conversation",
                 'Type a prompt too: `conifer run MODEL -p "Why is the sky blue?"`',
@@ -157,9 +157,9 @@ def _require_thinking(session: Session) -> None:
     """Raise UsageError for wishes about thinking, typed for this run, that this model ignores."""
     options, template = session.options, session.model.template
     knows_effort = template is not None and EFFORT in template.source
-    if options.effort is not None and options.insists("effort") and not knows_effort:
+    if options.effort is not None and options.is_explicit("effort") and not knows_effort:
         raise UsageError(f"--effort needs a chat template that knows {EFFORT}; here is none")
-    if options.reasoning_budget is not None and options.insists("reasoning_budget"):
+    if options.reasoning_budget is not None and options.is_explicit("reasoning_budget"):
         from engine.text.reasoning import supports_thinking
 
         if not supports_thinking(session.model.tokenizer, template):
@@ -190,7 +190,7 @@ def _explain(session: Session) -> None:
     catalogued = report.entry.sampling if report.entry else None
     for name in SHOWN:
         value = getattr(session.settings, name)
-        origin = options.origins.get(name, "default")
+        origin = options.sources.get(name, "default")
         if origin == "default" and getattr(catalogued, name, None) is not None:
             origin = "catalog"
         console.say(f"conifer: {name} {'open' if value is None else value} ({origin})")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from conifer_cli.acquire import RequestedModel, ensure, judge
 from conifer_cli.errors import UsageError
 from conifer_cli.fit.plan import FitReport, FitRequest, reading
+from conifer_cli.run_options import RunOptions
 from conifer_cli.session.router_report import require_experts
-from conifer_cli.session.session import RunOptions, Session, is_raw
+from conifer_cli.session.session import Session, is_raw
 
 
 def open_session(target: RequestedModel, options: RunOptions, offline: bool = False) -> Session:
@@ -40,5 +41,5 @@ def require_template(report: FitReport, options: RunOptions) -> None:
             "reasoning_budget": "--reasoning-budget",
         }
         for name, flag in flags.items():
-            if getattr(options, name) is not None and options.insists(name):
+            if getattr(options, name) is not None and options.is_explicit(name):
                 raise UsageError(f"{flag} needs a model with a chat template; this one has none")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from conifer_cli.session.session import RunOptions
+from conifer_cli.run_options import RunOptions
 from conifer_cli.terminal import console
 from conifer_cli.terminal.code_block import first_code_block
 from conifer_cli.terminal.output import AnswerPrinter

@@ -9,12 +9,13 @@ import functools
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conifer_cli.errors import UsageError
 from conifer_cli.fit import history
+from conifer_cli.run_options import RunOptions
 from conifer_cli.session import checkpoint
 from conifer_cli.terminal import console
 from conifer_cli.terminal.progress import Progress
@@ -30,58 +31,11 @@ if TYPE_CHECKING:
     from engine.text.reasoning import Part
 
 JSON_OBJECT = '{"type": "object", "minProperties": 1}'  # the schema of --format json
-TYPED = "typed"  # an origin; the others are an environment variable and the config file
 SLOW = "using the slow kernels: {}. Install a C++ compiler, then reinstall Conifer."
 ANSWER_ROOM = 2048  # tokens to keep free for an answer when a long prompt grows the context
 SEED_BITS = 53  # of random seeds: every JSON reader keeps such integers exactly
 
 Messages = list[dict[str, str]]
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What was asked of `run`; None is left to the model.
-
-    schema: a path. grammar: the JSON schema, as text, that answers are held to. origins: where each
-    value came from.
-    """
-
-    prompt: str | None = None
-    system: str | None = None
-    interactive: bool = False
-    context: int | None = None
-    sampling: dict[str, float] = field(default_factory=dict)
-    seed: int | None = None
-    max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
-    think: bool | None = None
-    effort: str | None = None
-    reasoning_budget: int | None = None
-    schema: str | None = None
-    format: str | None = None
-    grammar: str | None = None
-    show_thinking: bool | None = None
-    as_json: bool = False
-    extract: bool = False
-    no_stream: bool = False
-    raw: bool = False
-    stats: bool = False
-    verbose: bool = False
-    experts: bool = False
-    experts_out: Path | None = None
-    kv_type: str = "f16"
-    kernels: str = "auto"
-    save: str | None = None
-    resume: str | None = None
-    cache: bool = False
-    offline: bool = False
-    force: bool = False
-    yes: bool = False
-    origins: dict[str, str] = field(default_factory=dict)
-
-    def insists(self, name: str) -> bool:
-        """Tell whether an option was typed for this very run, and is no standing wish."""
-        return self.origins.get(name, TYPED) == TYPED
 
 
 class Session:
@@ -333,4 +287,6 @@ def settings_for(entry: Entry | None, options: RunOptions) -> Settings:
         chosen = asdict(advice)
     chosen = {name: value for name, value in chosen.items() if value is not None}
     chosen |= options.sampling
-    return Settings(max_tokens=options.max_tokens, seed=options.seed, stop=options.stop, **chosen)
+    return Settings(
+        max_tokens=options.max_tokens, seed=options.seed, stop=tuple(options.stop or ()), **chosen
+    )

@@ -85,10 +85,10 @@ def test_flag_goes_over_environment_over_config_over_default(config, asked, monk
     app._outcome(["run", "smollm2-135m", "hi", "--min-p", "0.7"])
     options = asked[0][2]
     assert options.sampling == {"temperature": 0.1, "top_p": 0.5, "min_p": 0.7}
-    assert (options.stop, options.think, options.stats) == (("a b", "c"), False, True)
+    assert (options.stop, options.think, options.stats) == (["a b", "c"], False, True)
     assert (options.context, options.seed) == (1024, None)
-    origins = [options.origins[name] for name in ("temperature", "top_p", "min_p", "seed")]
-    assert origins == ["config file", "CONIFER_TOP_P", "typed", "default"]
+    sources = [options.sources[name] for name in ("temperature", "top_p", "min_p", "seed")]
+    assert sources == ["config file", "CONIFER_TOP_P", "command line", "default"]
 
 
 def test_a_key_at_the_top_is_for_all_commands_and_a_table_for_one(config, asked):

@@ -10,8 +10,8 @@ from conifer_cli.chat.conversation import Conversation
 from conifer_cli.chat.editor import EditorHost
 from conifer_cli.chat.slash_commands import complete
 from conifer_cli.interrupts import Interrupts
+from conifer_cli.run_options import RunOptions
 from conifer_cli.session.open import open_session
-from conifer_cli.session.session import RunOptions
 
 PLAIN = "{% for m in messages %}<|bos|>{{ m.role }}: {{ m.content }}{% endfor %}<|bos|>assistant: "
 
@@ -33,8 +33,8 @@ class Replies:
 
 def conversation(path: str | Path, *replies: str, **options: Any) -> Conversation:
     """Begin to talk with the model in a file; greedy, four tokens an answer."""
-    wishes = {"max_tokens": 4, "sampling": {"temperature": 0.0}, **options}
-    session = open_session(locate(str(path)), RunOptions(**wishes))
+    chosen = {"max_tokens": 4, "temperature": 0.0, **options}
+    session = open_session(locate(str(path)), RunOptions(**chosen))
     talk = Conversation(session, session.initial_messages(), Interrupts())
     talk.editor = Replies(*replies)
     talk.host = EditorHost(complete, None, talk.meter, {})

@@ -30,11 +30,11 @@ from conifer_cli.terminal.markdown import MarkdownRenderer
 from conifer_cli.acquire import locate
 from conifer_cli.session.open import open_session
 from conifer_cli.session.response import Response
-from conifer_cli.session.session import RunOptions
+from conifer_cli.run_options import RunOptions
 from conifer_cli.terminal import console
 path, out, pairs = sys.argv[1], sys.argv[2], int(sys.argv[3])
 console.prepare()
-session = open_session(locate(path), RunOptions(max_tokens=200, sampling={"temperature": 0.0}))
+session = open_session(locate(path), RunOptions(max_tokens=200, temperature=0.0))
 ask = "Write a Python function with comments, then explain it in a list with **bold** words."
 tokens = session.encode([{"role": "user", "content": ask}])
 seconds = {True: [], False: []}

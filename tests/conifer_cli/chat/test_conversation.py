@@ -14,8 +14,8 @@ from conifer_cli.chat.slash_commands import run_command
 from conifer_cli.chat.turn import send
 from conifer_cli.commands.run import answer_once
 from conifer_cli.interrupts import Ended, Interrupts
+from conifer_cli.run_options import RunOptions
 from conifer_cli.session.open import open_session
-from conifer_cli.session.session import RunOptions
 from support.program import MODELS, templated
 from support.talk import PLAIN, conversation
 

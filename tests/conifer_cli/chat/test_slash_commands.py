@@ -79,9 +79,7 @@ def test_undo_takes_back_a_message_and_its_answer(talk):
 
 
 def test_regen_answers_the_same_message_anew(tmp_path):
-    talk = conversation(
-        templated(tmp_path, PLAIN), sampling={"temperature": 2.0}, seed=3, max_tokens=12
-    )
+    talk = conversation(templated(tmp_path, PLAIN), temperature=2.0, seed=3, max_tokens=12)
     send(talk, "one")
     answers = {talk.messages[-1]["content"]}
     for _ in range(4):

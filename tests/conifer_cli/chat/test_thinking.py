@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from conifer_cli.run_options import RunOptions
 from conifer_cli.session.response import Response
-from conifer_cli.session.session import RunOptions
 from engine.text.reasoning import Kind
 from support.program import MODELS, command, environment, run_conifer, templated
 from support.terminal_session import TerminalSession

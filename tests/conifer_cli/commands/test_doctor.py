@@ -178,7 +178,7 @@ def test_a_disk_that_is_nearly_full_is_told(
 
 def test_versions_that_a_requirement_excludes_are_told(monkeypatch: pytest.MonkeyPatch):
     here = {"mlx": "0.32.1", "numpy": "2.10.0", "conifer-cli": "0.1.0", "jinja2": "3.1.6.post1"}
-    monkeypatch.setattr(doctor, "_version", here.get)
+    monkeypatch.setattr(doctor, "installed_version", here.get)
     monkeypatch.setattr(
         "importlib.metadata.requires",
         lambda name: ["mlx==0.32.4", "numpy>=2.9", "jinja2>=3.1.6", 'mlx[cpu]==9; extra == "cpu"'],

@@ -10,7 +10,8 @@ import pytest
 
 from conifer_cli.acquire import ensure, judge, locate
 from conifer_cli.fit.plan import FitRequest
-from conifer_cli.session.session import RunOptions, Session
+from conifer_cli.run_options import RunOptions
+from conifer_cli.session.session import Session
 from support.program import run_conifer
 
 # the starter comes from the package index, once

@@ -12,7 +12,8 @@ import time
 import pytest
 
 from catalog import entries, resolve
-from conifer_cli.session.session import RunOptions, settings_for
+from conifer_cli.run_options import RunOptions
+from conifer_cli.session.session import settings_for
 from support.program import (
     MODELS,
     OTHER_PIP,
@@ -282,6 +283,6 @@ def test_a_path_may_have_any_name(tmp_path):
 def test_what_the_catalog_recommends_is_what_samples():
     entry = entries()["qwen3.5-35b-a3b"]
     advised = settings_for(entry, RunOptions())
-    typed = settings_for(entry, RunOptions(sampling={"temperature": 0.0}))
+    typed = settings_for(entry, RunOptions(temperature=0.0))
     assert (advised.temperature, advised.top_k, advised.presence_penalty) == (1.0, 20, 1.5)
     assert (typed.temperature, typed.presence_penalty) == (0.0, 1.5)

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from conifer_cli.errors import NoCode
+from conifer_cli.run_options import RunOptions
 from conifer_cli.session.response import Response
-from conifer_cli.session.session import RunOptions
 from engine.text.reasoning import Kind
 from support.program import MODELS, run_conifer, templated
 
@@ -108,7 +108,7 @@ def test_verbose_names_the_file_and_where_each_setting_came_from(tmp_path):
     said = done.stderr.decode()
     assert done.returncode == 0 and done.stdout.strip()
     assert f"is {QWEN}, 866.1 kB" in said and "context 2,048 tokens" in said
-    assert "temperature 0.0 (typed)" in said
+    assert "temperature 0.0 (command line)" in said
     assert "top_p 0.5 (CONIFER_TOP_P)" in said
     assert "min_p 0.0 (default)" in said
     assert "tokens/s" in said

@@ -16,8 +16,8 @@ from conifer_cli.fit import history
 from conifer_cli.fit.history import Run
 from conifer_cli.fit.plan import FitRequest, judge_disk
 from conifer_cli.fit.predict import Target
+from conifer_cli.run_options import RunOptions
 from conifer_cli.session.open import open_session
-from conifer_cli.session.session import RunOptions
 from engine.fit.machine import Machine
 from engine.fit.speed import MEASURED, PREDICTED, Bandwidth, BytesPerToken, predict, seconds
 from support.program import MODELS, run_unplugged
@@ -174,7 +174,7 @@ def test_what_was_forced_to_run_from_the_disk_is_not_kept(budget_bytes: int, kep
 def test_an_answer_that_waited_for_the_disk_is_not_kept(monkeypatch):
     faults = iter([7, 7 + 10_000, 10_007, 10_007 + 5])  # before and after each answer
     monkeypatch.setattr(history, "disk_faults", lambda: next(faults))
-    options = RunOptions(max_tokens=20, sampling={"temperature": 0.0})
+    options = RunOptions(max_tokens=20, temperature=0.0)
     session = open_session(locate(QWEN), options)
     tokens = session.encode([{"role": "user", "content": " ".join(["word"] * 80)}])
     for kept in (0, 1):

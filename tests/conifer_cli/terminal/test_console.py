@@ -10,8 +10,8 @@ import pytest
 
 from conifer_cli.acquire import locate
 from conifer_cli.errors import UsageError
+from conifer_cli.run_options import RunOptions
 from conifer_cli.session.open import open_session
-from conifer_cli.session.session import RunOptions
 from conifer_cli.terminal import console, progress
 from support.program import MODELS
 

@@ -39,7 +39,7 @@ from conifer_cli.terminal.output import AnswerPrinter
 from conifer_cli.terminal.highlight import lexer_for
 from conifer_cli.terminal.markdown import MarkdownRenderer
 from conifer_cli.session.response import Response
-from conifer_cli.session.session import RunOptions
+from conifer_cli.run_options import RunOptions
 from engine.text.reasoning import Kind
 console.prepare()
 for kind, styled, parts in json.load(open(sys.argv[1])):

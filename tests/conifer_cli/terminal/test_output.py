@@ -16,7 +16,7 @@ import time
 from conifer_cli.terminal import console
 from conifer_cli.terminal.output import AnswerPrinter
 from conifer_cli.session.response import Response
-from conifer_cli.session.session import RunOptions
+from conifer_cli.run_options import RunOptions
 from engine.text.reasoning import Kind
 def parts():
     for _ in range(14):
