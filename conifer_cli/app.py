@@ -16,6 +16,7 @@ from conifer_cli.commands.completion import QUERY, Shell
 from conifer_cli.help import WIDTH, Program, ProgramHelp
 from conifer_cli.run_options import with_run_options
 from conifer_cli.terminal import console
+from conifer_cli.versions import NOT_INSTALLED, installed_version
 
 HELP = ["-h", "--help"]
 UNCONFIGURED = (QUERY, "completion", "doctor")  # must work even with a broken config file
@@ -104,8 +105,6 @@ def conifer(
 ) -> int:
     """Run Mixture-of-Experts language models, and see in advance which ones fit this machine."""
     if version:
-        from conifer_cli.versions import NOT_INSTALLED, installed_version
-
         console.print_lines([f"conifer {installed_version() or NOT_INSTALLED}"])
     elif context.invoked_subcommand is None:
         console.print_lines([context.get_help()])

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-
 DISTRIBUTION = "conifer-cli"
 NOT_INSTALLED = "(running from source)"
 
 
 def installed_version(distribution: str = DISTRIBUTION) -> str | None:
     """Return the version of an installed package, Conifer itself by default; None if missing."""
+    import importlib.metadata
+
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
