@@ -11,13 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from engine.fit.machine import Machine
-from engine.fit.memory import (
-    DEFAULT_CONTEXT,
-    Need,
-    Verdict,
-    judge_needs,
-    program_bytes,
-)
+from engine.fit.memory import DEFAULT_CONTEXT, Need, Verdict, judge_needs, program_bytes
 from engine.fit.speed import BytesPerToken
 from engine.kernels.select import selected
 from engine.kernels.sizes import loaded_size_ratio
