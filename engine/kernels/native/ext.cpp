@@ -68,8 +68,8 @@ std::shared_ptr<const void> keep_alive(nb::handle object) {
 
 Weight make_weight(nb::object buffer, int type, int64_t experts, int64_t rows, int64_t cols) {
   const auto blocks = nb::cast<Blocks>(buffer);
-  const Weight weight{keep_alive(buffer), blocks.data(), static_cast<Type>(type),
-                      experts,            rows,          cols};
+  const Weight weight{
+      keep_alive(buffer), blocks.data(), static_cast<Type>(type), experts, rows, cols};
   if (static_cast<int64_t>(blocks.size()) < experts * rows * row_bytes(weight.type, cols))
     throw nb::value_error("the buffer is smaller than the weight");
   return weight;
@@ -151,9 +151,15 @@ struct Field {
   const char* name;
   Find find;  // in a layer
 };
-#define FIELD_AT(name, path) Field{#name, [](auto& layer) -> auto& { return layer.path; }}
+#define FIELD_AT(name, path)                               \
+  Field {                                                  \
+    #name, [](auto& layer) -> auto& { return layer.path; } \
+  }
 #define FIELD(name) FIELD_AT(name, name)
-#define LINEAR(name) Field{#name, [](auto& layer) { return std::tie(layer.name, layer.name##_bias); }}
+#define LINEAR(name)                                                           \
+  Field {                                                                      \
+    #name, [](auto& layer) { return std::tie(layer.name, layer.name##_bias); } \
+  }
 
 // Bind a layer's fields as write-only properties of a class that `Stack.add` takes.
 template <class L, class... Finds>
@@ -224,11 +230,11 @@ void bind_layers(nb::module_& m) {
       .def("run", &Stack::run, nb::arg("x"), nb::arg("caches").none(), nb::arg("offset"))
       .def("run_with_routes", &Stack::run_with_routes, nb::arg("x"), nb::arg("caches").none(),
            nb::arg("offset"));
-  bind_layer<AttentionLayer>(
-      m, stack, "AttentionLayer", FIELD(norm), FIELD(residual), LINEAR(q), LINEAR(k), LINEAR(v),
-      LINEAR(output), FIELD(q_norm), FIELD(k_norm), FIELD(gated), FIELD(whole_norms),
-      FIELD(norms_last), FIELD(rope), FIELD(sinks), FIELD(heads), FIELD(kv_heads), FIELD(key_dim),
-      FIELD(value_dim), FIELD(window), FIELD(scale));
+  bind_layer<AttentionLayer>(m, stack, "AttentionLayer", FIELD(norm), FIELD(residual), LINEAR(q),
+                             LINEAR(k), LINEAR(v), LINEAR(output), FIELD(q_norm), FIELD(k_norm),
+                             FIELD(gated), FIELD(whole_norms), FIELD(norms_last), FIELD(rope),
+                             FIELD(sinks), FIELD(heads), FIELD(kv_heads), FIELD(key_dim),
+                             FIELD(value_dim), FIELD(window), FIELD(scale));
   bind_layer<LatentLayer>(m, stack, "LatentLayer", FIELD(norm), FIELD(residual), FIELD(q_a),
                           FIELD(q_norm), FIELD(q), FIELD(kv_a), FIELD(kv_norm), FIELD(k_b),
                           FIELD(v_b), FIELD(output), FIELD(rope), FIELD(heads), FIELD(scale));
@@ -247,14 +253,14 @@ void bind_layers(nb::module_& m) {
                    });
   bind_layer<DenseLayer>(m, stack, "DenseLayer", FIELD(norm), FIELD(residual), FIELD(gate),
                          FIELD(up), FIELD(down));
-  bind_layer<ExpertLayer>(
-      m, stack, "ExpertLayer", FIELD(norm), FIELD(residual), LINEAR(router), LINEAR(gate),
-      LINEAR(up), LINEAR(down), FIELD(activation), FIELD_AT(experts, routing.experts),
-      FIELD_AT(used, routing.used), FIELD_AT(renormalize, routing.renormalize),
-      FIELD_AT(scale, routing.scale), FIELD_AT(gating, routing.gating),
-      FIELD_AT(selection_bias, routing.bias), FIELD_AT(groups, routing.groups),
-      FIELD_AT(groups_used, routing.groups_used), FIELD(shared_gate), FIELD(shared_up),
-      FIELD(shared_down), FIELD(shared_score));
+  bind_layer<ExpertLayer>(m, stack, "ExpertLayer", FIELD(norm), FIELD(residual), LINEAR(router),
+                          LINEAR(gate), LINEAR(up), LINEAR(down), FIELD(activation),
+                          FIELD_AT(experts, routing.experts), FIELD_AT(used, routing.used),
+                          FIELD_AT(renormalize, routing.renormalize),
+                          FIELD_AT(scale, routing.scale), FIELD_AT(gating, routing.gating),
+                          FIELD_AT(selection_bias, routing.bias), FIELD_AT(groups, routing.groups),
+                          FIELD_AT(groups_used, routing.groups_used), FIELD(shared_gate),
+                          FIELD(shared_up), FIELD(shared_down), FIELD(shared_score));
   nb::class_<HeadLayer>(m, "Head")
       .def(nb::init<const mx::array&, float, const Weight&>())
       .def("run", &HeadLayer::run);

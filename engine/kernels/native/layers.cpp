@@ -99,7 +99,8 @@ int Caches::find(int64_t position) const {
 // Take a place that is free, or whose state the new ones replace; never the one in use.
 int Caches::take_free(int64_t position, int in_use) {
   for (int i = 0; i < SAVED; ++i)
-    if (i != in_use && (positions_[i] < 0 || (positions_[i] != mark_ && positions_[i] < position))) {
+    if (i != in_use &&
+        (positions_[i] < 0 || (positions_[i] != mark_ && positions_[i] < position))) {
       positions_[i] = position;
       return i;
     }
@@ -164,7 +165,8 @@ void Caches::Step::make_room(size_t layer, int64_t offset) const {
   const auto shift = [&](void* buffer, int64_t bytes) {  // bytes per token
     auto* at = static_cast<uint8_t*>(buffer);
     for (int64_t head = 0; head < shape.kv_heads; ++head, at += cache.capacity * bytes)
-      std::memmove(at, at + drop[layer] * bytes, static_cast<size_t>((offset - cache.base) * bytes));
+      std::memmove(at, at + drop[layer] * bytes,
+                   static_cast<size_t>((offset - cache.base) * bytes));
   };
   const auto shift_both = [&](const CacheBuffer& buffer, int64_t dims) {
     const Sizes size = sizes(1, dims, cache.type);
@@ -209,7 +211,8 @@ std::vector<int64_t> Caches::marks() const {
 }
 
 void Caches::set_marks(const std::vector<int64_t>& marks) {
-  if (marks.size() != this->marks().size()) throw std::invalid_argument("expected one mark per state");
+  if (marks.size() != this->marks().size())
+    throw std::invalid_argument("expected one mark per state");
   mark_ = marks[0];
   std::copy(marks.begin() + 1, marks.end(), positions_);
 }
@@ -234,8 +237,7 @@ std::vector<Caches::Part> Caches::buffers() const {
   for (size_t i = 0; i < shapes_.size(); ++i) {
     const KVCache& cache = layers_[i];
     add(cache, cache.keys, shapes_[i].kv_heads, shapes_[i].key_dim);
-    if (shapes_[i].value_dim)
-      add(cache, cache.values, shapes_[i].kv_heads, shapes_[i].value_dim);
+    if (shapes_[i].value_dim) add(cache, cache.values, shapes_[i].kv_heads, shapes_[i].value_dim);
   }
   return found;
 }

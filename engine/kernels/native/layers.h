@@ -59,8 +59,8 @@ class Caches {
     RecurrentStates recurrent(size_t layer) const;
     void make_room(size_t layer, int64_t offset) const;  // drops them
   };
-  // Prepare a step over the tokens from `offset` on. Throws if no state of `offset` tokens is saved;
-  // discards the states of later tokens.
+  // Prepare a step over the tokens from `offset` on. Throws if no state of `offset` tokens is
+  // saved; discards the states of later tokens.
   Step step(int64_t offset, int64_t tokens);
 
   // Roll back the last step, from `offset` on, after its task was cancelled.

@@ -22,7 +22,8 @@ class Source {
  public:
   explicit Source(const mx::array& input) : data_(input.data<char>()) {
     if (input.flags().row_contiguous) return;
-    if (input.itemsize() != 4) throw std::invalid_argument("a strided input must have items of 4 bytes");
+    if (input.itemsize() != 4)
+      throw std::invalid_argument("a strided input must have items of 4 bytes");
     shape_.assign(input.shape().begin(), input.shape().end());
     strides_.assign(input.strides().begin(), input.strides().end());
     items_ = input.size();
@@ -35,8 +36,7 @@ class Source {
     const int64_t run = strides_.back() == 1 ? shape_.back() : 1;  // items without a gap
     std::vector<int64_t> at(shape_.size(), 0);
     for (size_t i = 0; i < items_; i += run) {
-      const int64_t start =
-          std::inner_product(at.begin(), at.end(), strides_.begin(), int64_t{0});
+      const int64_t start = std::inner_product(at.begin(), at.end(), strides_.begin(), int64_t{0});
       std::memcpy(packed_.data() + i, from + start, 4 * run);
       at.back() += run;
       for (size_t axis = at.size(); axis-- > 0 && at[axis] == shape_[axis];) {

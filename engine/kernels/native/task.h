@@ -38,8 +38,8 @@ std::vector<mx::array> launch(const char* name, std::vector<mx::array> inputs,
 // A task with a single float32 output.
 mx::array launch(const char* name, std::vector<mx::array> inputs, mx::Shape shape, Body body);
 
-// Scratch memory of all tasks. Streams on several threads may run tasks at once, so a body locks the
-// mutex while it uses this.
+// Scratch memory of all tasks. Streams on several threads may run tasks at once, so a body locks
+// the mutex while it uses this.
 struct Shared {
   std::mutex mutex;
   Activations activations;

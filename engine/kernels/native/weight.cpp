@@ -39,8 +39,7 @@ void gather(const Weight& w, const float* x, const int32_t* ids, int64_t pairs, 
             float* y) {
   const Groups groups = group(ids, pairs, w.experts);
   std::vector<int32_t> tokens(pairs);
-  for (int64_t i = 0; i < pairs; ++i)
-    tokens[i] = static_cast<int32_t>(groups.order[i] / per_row);
+  for (int64_t i = 0; i < pairs; ++i) tokens[i] = static_cast<int32_t>(groups.order[i] / per_row);
   std::vector<float> sorted(pairs * w.rows);
   Shared& all = shared();
   const std::lock_guard<std::mutex> lock(all.mutex);

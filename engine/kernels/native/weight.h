@@ -7,8 +7,8 @@
 #include <memory>
 #include <vector>
 
-#include "task.h"
 #include "core/quant/types.h"
+#include "task.h"
 
 namespace conifer {
 
