@@ -9,10 +9,21 @@ import pytest
 
 from conifer_cli import app, errors, interrupts
 from conifer_cli.terminal import console
-from support.program import INTERRUPTED, ROOT, command, environment, run_conifer, run_unplugged
+from engine.device import backend
+from engine.fit.machine import this_machine
+from support.program import (
+    INTERRUPTED,
+    ROOT,
+    command,
+    environment,
+    know_bandwidth,
+    run_conifer,
+    run_unplugged,
+)
 
 pytestmark = pytest.mark.process
 
+HERE = f"{backend()}: {this_machine().name}"
 COMMANDS = ("run", "pull", "fit", "list", "show", "verify", "rm")
 
 
@@ -80,6 +91,7 @@ def test_a_command_in_a_folder_of_decoys_imports_none_of_them(tmp_path):
 
 @pytest.mark.parametrize("arguments", [("list", "--catalog"), ("fit",), ("--help",)])
 def test_a_reader_that_leaves_is_no_error(tmp_path, arguments):
+    know_bandwidth(tmp_path, machine=HERE)  # a slow measurement is reported on stderr
     for _ in range(3):
         program = subprocess.Popen(
             [*command(), *arguments],
@@ -97,6 +109,7 @@ def test_a_reader_that_leaves_is_no_error(tmp_path, arguments):
 
 @pytest.mark.parametrize("arguments", [("list", "--catalog"), ("--help",), ("fit",)])
 def test_a_full_disk_behind_stdout_is_one_line(tmp_path, arguments):
+    know_bandwidth(tmp_path, machine=HERE)
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
             [*command(), *arguments],

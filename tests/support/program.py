@@ -120,12 +120,14 @@ def run_unplugged(
     )
 
 
-def know_bandwidth(home: Path, bytes_per_s: int = 10 * 10**9) -> None:
+def know_bandwidth(
+    home: Path, bytes_per_s: int = 10 * 10**9, machine: str = "cpu: test machine"
+) -> None:
     """Write into the ledger what `fit` would measure first, two seconds each time."""
     ledger = home / "conifer" / "ledger.jsonl"
     if not ledger.exists():
         ledger.parent.mkdir(parents=True, exist_ok=True)
-        key = f"cpu: test machine, {cores()} threads"
+        key = f"{machine}, {cores()} threads" if machine.startswith("cpu") else machine
         known = {"format": 1, "kind": "bandwidth", "machine": key, "bytes_per_s": bytes_per_s}
         ledger.write_text(3 * (json.dumps(known) + "\n"))  # as often as it measures
 
