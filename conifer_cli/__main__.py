@@ -1,7 +1,6 @@
-"""The program's door: from here on Ctrl-C ends it without a word, even while it still loads.
+"""Entry point. Ctrl-C exits silently from here on, even while the program loads.
 
-It imports next to nothing, as every millisecond before it listens is one in which Ctrl-C is a
-traceback. What Python does before it comes here is out of reach.
+Imports almost nothing: until the handler is set, Ctrl-C prints a traceback.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def main() -> NoReturn:
-    """Run the program and leave with its exit code."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell has it in the background
+    """Run the program and exit with its code."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # ignored for background jobs
         signal.signal(signal.SIGINT, _leave)
-    # typer brings pydantic, which would look through all installed packages for plugins to run.
+    # typer imports pydantic, which would search all installed packages for plugins.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from conifer_cli.app import main
 

@@ -1,9 +1,8 @@
 """The config file: defaults for options, below the environment and above the catalog.
 
-TOML. A key in a table of a command's name is the long name of one of its options; a key at the top
-is that of an environment variable without CONIFER_, and holds for every command that reads it.
-Values are checked like what is typed, and an error names file, line and key. `format = 1` may say
-which version of this form the file has.
+TOML. A table named after a command sets its options, by their long names. A top-level key is an
+environment variable without CONIFER_ and applies to every command that reads it. Values are checked
+like command-line values; errors name file, line and key. `format = 1` is the version of the file.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def place() -> Path:
 
 
 def defaults(context: typer.Context) -> dict[str, dict[str, Any]]:
-    """Read the file into defaults by command and parameter. Raises UsageError for what is wrong."""
+    """Return defaults by command and parameter. Raises UsageError for an invalid file."""
     path = place()
     text = _read(path)
     if not text:
@@ -116,17 +115,17 @@ def _variable(parameter: Any) -> str:
 
 
 def _checked(context: typer.Context, where: str, parameter: Any, value: Any) -> Any:
-    """Check a value as if it were typed; return it in the form in which it would be."""
+    """Check a value like a command-line value; return it as text or bool."""
     flag = isinstance(parameter.default, bool) or bool(parameter.secondary_opts)
     rows = value if isinstance(value, list) else [value]
     kinds = (bool,) if flag else (str, int, float)
     if (isinstance(value, list) and not parameter.multiple) or not all(
         isinstance(row, kinds) and (flag or not isinstance(row, bool)) for row in rows
     ):
-        kind = "true or false" if flag else "a text or a number"
-        raise UsageError(f"{where}: takes {kind}")
+        kind = "true or false" if flag else "text or a number"
+        raise UsageError(f"{where}: must be {kind}")
     if any("\0" in str(row) for row in rows):
-        raise UsageError(f"{where}: holds a NUL, which nothing that is typed can")
+        raise UsageError(f"{where}: contains a NUL character")
     plain = value if flag else [str(row) for row in rows] if parameter.multiple else str(value)
     try:
         parameter.process_value(context, plain)
@@ -141,12 +140,12 @@ def _unknown(
 ) -> UsageError:
     known = {name_of(parameter) for command in commands for parameter in command.params}
     close = difflib.get_close_matches(key.replace("-", "_"), known - {""}, 1)
-    hint = f"Did you mean {close[0]}?" if close else "Keys are the long names of options."
+    hint = f"Did you mean {close[0]}?" if close else "Keys are long option names, such as top_p."
     return UsageError(f"{where}: no command has this option", hint)
 
 
 def _where(path: Path, text: str, table: str, key: str) -> str:
-    """Name file, line and key, as in `config.toml, line 3, temperature`."""
+    """Return file, line and key, as in `config.toml, line 3, temperature`."""
     now = ""
     wanted = re.compile(rf"\s*(['\"]?){re.escape(key)}\1\s*=")
     for number, line in enumerate(text.splitlines(), 1):

@@ -1,6 +1,6 @@
-"""How `--help` is laid out: options in groups, examples, the environment, exit codes.
+"""Format `--help`: grouped options, examples, environment variables and exit codes.
 
-Plain text, no wider than a terminal: nothing is imported for it that the program has not loaded.
+Plain text, no wider than the terminal.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 
 WIDTH = 100  # columns at most
 GROUPED_FROM = 12  # options
-_TYPE = re.compile(r" <(str|list\[str\])>$")  # of arguments, that say nothing
+_TYPE = re.compile(r" <(str|list\[str\])>$")  # of arguments; not informative
 _RANGE = re.compile(r"([\d.]+)<=x<=([\d.]+)")
 
 # Headings of grouped options, in the order shown; options without a group come last.
@@ -22,27 +22,27 @@ GROUPS = (
     *("Prompt", "Answer", "Sampling", "Thinking", "Conversation", "Reports", "Machine", "Network"),
 )
 EXIT_CODES = (
-    ("0", "done; also an answer that --max-tokens has ended"),
-    ("1", "a failure while running"),
-    ("2", "something typed that makes no sense, a path that is missing, an unknown name"),
-    ("3", "a damaged model file, or one with something that Conifer does not have"),
-    ("4", "it does not fit: memory, disk, context; or the context's end has cut an answer"),
-    ("5", "the network, the hub, the cache of models"),
+    ("0", "success, even if --max-tokens ended the answer"),
+    ("1", "a failure at run time"),
+    ("2", "invalid usage, a missing path, an unknown name"),
+    ("3", "a damaged or unsupported model file"),
+    ("4", "not enough memory, disk or context, or an answer cut off at the end of the context"),
+    ("5", "a problem with the network, the Hub or the model cache"),
     ("130", "Ctrl-C"),
-    ("141", "whoever read the output has gone"),
+    ("141", "the reader of standard output is gone"),
 )
 ENVIRONMENT = (
     (
         "CONIFER_<OPTION>",
-        "any option, as CONIFER_CONTEXT=16k: before config.toml, after what is typed",
+        "any option, as in CONIFER_CONTEXT=16k; overrides config.toml",
     ),
-    ("CONIFER_HOME", "the folder for Conifer's own files, config.toml among them"),
+    ("CONIFER_HOME", "the folder for Conifer's own files, such as config.toml"),
     ("HF_HOME, HF_HUB_CACHE", "the folder for weights"),
-    ("HF_TOKEN", "for repositories that want one"),
-    ("HF_ENDPOINT", "a mirror of the hub"),
-    ("HF_HUB_OFFLINE", "1: open no socket"),
-    ("HTTPS_PROXY, NO_PROXY", "the way to the network"),
-    ("NO_COLOR", "no colours, no styles"),
+    ("HF_TOKEN", "the token for gated repositories"),
+    ("HF_ENDPOINT", "a mirror of the Hub"),
+    ("HF_HUB_OFFLINE", "1: make no connections"),
+    ("HTTPS_PROXY, NO_PROXY", "proxy settings"),
+    ("NO_COLOR", "disables colours and styles"),
 )
 
 
@@ -78,7 +78,7 @@ class ProgramHelp(TyperGroup):
 
 
 class Program(typer.Typer):
-    """An app whose commands have such help."""
+    """A Typer app whose commands use CommandHelp."""
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[..., Any]:
         """Register a command, as `typer.Typer.command` does."""

@@ -1,12 +1,9 @@
-"""What signals do: they end the program, so that what was begun is cleared away; but Ctrl-C in a
-conversation stops what can be stopped there, and never the conversation itself.
+"""Signals exit cleanly. In chat, Ctrl-C cancels the current answer, not the session.
 
-While a conversation goes on, the signal's handler does one of three things, by where the program
-is: at a prompt, and while another model is opened, it raises KeyboardInterrupt; in an answer it
-tells that to stop; anywhere else it leaves a note. A note stops the answer that begins next, unless
-a message was typed since. It acts once for each time it was armed, so that nothing ever strikes the
-code that deals with the first one; only at a prompt that is still there a moment later it raises
-again, as an exception that met a destructor is lost.
+At a prompt and while a model loads, the handler raises KeyboardInterrupt; during an answer it stops
+the answer; at any other time it records the interrupt, which stops the next answer unless a message
+was typed since. The handler fires once per arming, so a second Ctrl-C cannot interrupt cleanup. At
+a prompt it fires again after AGAIN_S, because an exception raised in a destructor is lost.
 """
 
 from __future__ import annotations
@@ -18,11 +15,11 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-AGAIN_S = 0.2  # after which a prompt that goes on has not met the first exception
+AGAIN_S = 0.2  # a prompt still open after this lost the first exception
 
 
 class Ended(BaseException):
-    """A signal asked this process to end. Like KeyboardInterrupt, it is no Exception."""
+    """Raised by SIGTERM and SIGHUP. Like KeyboardInterrupt, not an Exception."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -30,21 +27,21 @@ class Ended(BaseException):
 
 
 def catch_signals() -> None:
-    """Have Ctrl-C, SIGTERM and SIGHUP raise, so that what was begun is cleared away."""
+    """Make Ctrl-C, SIGTERM and SIGHUP raise, so that cleanup runs."""
     raising = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _end, signal.SIGHUP: _end}
     for number, handler in raising.items():
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has SIGHUP
+        if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` ignores SIGHUP
             signal.signal(number, handler)
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
     for again in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(again, signal.SIG_IGN)  # once is enough, and clearing away takes a moment
+        signal.signal(again, signal.SIG_IGN)  # do not interrupt cleanup
     raise Ended(number)
 
 
 class Interrupts:
-    """What Ctrl-C does now. Make one with `owned`."""
+    """The current action of Ctrl-C. Create with `scope`."""
 
     def __init__(self) -> None:
         self._action: Callable[[], None] | None = None
@@ -53,12 +50,12 @@ class Interrupts:
         self._struck_s = 0.0
 
     def forget(self) -> None:
-        """Drop the note of one that came before now."""
+        """Discard an earlier Ctrl-C."""
         self._noted = False
 
     @contextmanager
-    def raising(self) -> Iterator[None]:
-        """Have Ctrl-C raise KeyboardInterrupt within, once; forget one that came before."""
+    def propagate(self) -> Iterator[None]:
+        """Make Ctrl-C raise KeyboardInterrupt once; discard an earlier one."""
         self.forget()
         try:
             self._asking = True
@@ -68,8 +65,8 @@ class Interrupts:
             self._asking, self._action = False, None
 
     @contextmanager
-    def calling(self, action: Callable[[], None]) -> Iterator[None]:
-        """Have Ctrl-C call `action` within, once; at once if one came since the prompt."""
+    def on_interrupt(self, action: Callable[[], None]) -> Iterator[None]:
+        """Make Ctrl-C call `action` once; call it now if one came since the prompt."""
         try:
             self._action = action
             if self._noted:
@@ -80,7 +77,7 @@ class Interrupts:
             self._noted = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Be the signal's handler."""
+        """Handle SIGINT."""
         if self._asking and time.monotonic() - self._struck_s > AGAIN_S:
             self._action = _raise
         if self._action is None:
@@ -100,8 +97,8 @@ def _raise() -> None:
 
 
 @contextmanager
-def owned() -> Iterator[Interrupts]:
-    """Decide within what Ctrl-C does, unless it was ignored before."""
+def scope() -> Iterator[Interrupts]:
+    """Take over Ctrl-C, unless it is ignored."""
     interrupts = Interrupts()
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.SIG_IGN:

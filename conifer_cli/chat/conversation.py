@@ -69,7 +69,7 @@ class Conversation:
         try:
             session.model.count_routes()  # for /experts
             generation = session.answer(tokens, self.context)
-            with console.keys(quiet=True), self.interrupts.calling(generation.stop):
+            with console.keys(quiet=True), self.interrupts.on_interrupt(generation.stop):
                 response.print(generation)
         finally:
             session.settings = saved
@@ -84,7 +84,7 @@ class Conversation:
         old.close()  # both models together may not fit
         failure: BaseException | None = None
         try:
-            with self.interrupts.raising():
+            with self.interrupts.propagate():
                 self.session = open_session(target, replace(old.options, context=None))
         except KeyboardInterrupt:
             failure = errors.UsageError(f"cancelled; still using {old.report.name}")

@@ -93,7 +93,7 @@ class PlainEditor:
     def message(self) -> str | None:
         text: str | None = ""
         prompt = PROMPT
-        with self._interrupts.raising():
+        with self._interrupts.propagate():
             while text is not None:
                 line = console.ask(prompt)
                 text = None if line is None else text + without_surrogates(line)
@@ -104,7 +104,7 @@ class PlainEditor:
 
     def question(self, text: str) -> str:
         try:
-            with self._interrupts.raising():
+            with self._interrupts.propagate():
                 return (console.ask(text) or "").strip()
         except KeyboardInterrupt:
             console.write_stdout("\n")

@@ -14,7 +14,7 @@ from conifer_cli.chat.conversation import Conversation
 from conifer_cli.chat.editor import EditorHost, history_file, open_editor
 from conifer_cli.chat.slash_commands import Leave, complete, is_command, run_command
 from conifer_cli.chat.turn import send
-from conifer_cli.interrupts import owned
+from conifer_cli.interrupts import scope
 from conifer_cli.session.session import Messages, Session
 from conifer_cli.terminal import console
 
@@ -23,7 +23,7 @@ HOW_TO_LEAVE = "Use Ctrl-D or /bye to leave."
 
 def converse(session: Session, messages: Messages) -> Session:
     """Talk until the user leaves, adding to `messages`. Return the session in use at the end."""
-    with owned() as interrupts, console.keys(quiet=True), ExitStack() as on_failure:
+    with scope() as interrupts, console.keys(quiet=True), ExitStack() as on_failure:
         conversation = Conversation(session, messages, interrupts)
         conversation.host = EditorHost(
             complete, history_file(), conversation.meter, {"c-o": conversation.toggle_fold}

@@ -1,7 +1,6 @@
-"""`conifer bench`: how fast a model runs on this machine, for a person and as one line of JSON.
+"""`conifer bench`: measure a model's speed, as a table and as one line of JSON.
 
-Medians with the lowest and the highest run beside them; decoding is held against what this machine
-reads from memory in the same run.
+Reports medians with the slowest and fastest runs, and compares decoding with memory bandwidth.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ DEPTHS = (0, 4096)
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What was asked of `bench`; None for a list is the default, as far as the context allows."""
+    """The options of `bench`; None means the default lengths that fit the context."""
 
     prompts: tuple[int, ...] | None = None
     depths: tuple[int, ...] | None = None
@@ -46,7 +45,7 @@ class BenchOptions:
 
 
 def bench_model(name: str | None, options: BenchOptions) -> int:
-    """Measure, and print a table and the same as JSON. Returns the exit code."""
+    """Print measurements as a table and as JSON. Return the exit code."""
     target = locate(name)
     request = FitRequest(None, options.kv_type, options.force, options.yes, options.kernels)
     report = ensure(target, judge(target, request), request)
@@ -56,7 +55,7 @@ def bench_model(name: str | None, options: BenchOptions) -> int:
 
     model = load(report.paths[0], kernels=options.kernels)
     document = measure(model, report, prompts, depths, options)
-    _keep(document, report, options)
+    _record(document, report, options)
     if not options.as_json:
         console.print_lines([*_report(document), ""])
     console.print_lines([json.dumps(document, separators=(",", ":"))])
@@ -64,7 +63,7 @@ def bench_model(name: str | None, options: BenchOptions) -> int:
 
 
 def lengths(report: FitReport, options: BenchOptions) -> tuple[list[int], list[int]]:
-    """Choose the prompts and depths. Raises UsageError or NoRoom for one beyond the context."""
+    """Return prompt lengths and depths. Raises UsageError or NoRoom if one exceeds the context."""
     from engine.benchmark import decode_context
 
     assert report.config is not None
@@ -80,29 +79,29 @@ def lengths(report: FitReport, options: BenchOptions) -> tuple[list[int], list[i
         chosen.append([n for n in (asked or default) if n + more <= fits])
     if not any(chosen):
         raise UsageError(
-            f"the context of {report.name} is {fits:,} tokens, too few for the usual lengths",
-            "Choose some with --prompt, --depth and --tokens.",
+            f"the context of {report.name} is {fits:,} tokens, too few for the default lengths",
+            "Choose shorter ones with --prompt, --depth and --tokens.",
         )
     return chosen[0], chosen[1]
 
 
 def _require(name: str, need: int, most: int, fits: int) -> None:
     if need > most:
-        raise UsageError(f"a context of {need:,} is more than the {most:,} tokens of {name}")
+        raise UsageError(f"a context of {need:,} exceeds the {most:,} tokens that {name} supports")
     if need > fits:
-        raise NoRoom(f"a context of {need:,} does not fit: the largest of {name} is {fits:,}")
+        raise NoRoom(f"a context of {need:,} does not fit: the largest for {name} is {fits:,}")
 
 
 def measure(
     model: Model, report: FitReport, prompts: list[int], depths: list[int], options: BenchOptions
 ) -> dict[str, Any]:
-    """Run every measurement: the document that is printed."""
+    """Run every measurement and return the JSON document."""
     from engine import benchmark as engine
     from engine.fit.bandwidth import peak_memory_bytes
 
     repeat, kv_type = options.repeat, options.kv_type
     total = repeat * (len(prompts) + 2 * len(depths))
-    with _Watch(total) as watch:
+    with ProgressWrapper(total) as watch:
         prefill = [
             {"tokens": n, **spread(watch(engine.prefill_rates(model, n, repeat, kv_type)))}
             for n in prompts
@@ -115,16 +114,16 @@ def measure(
             }
             for n in depths
         ]
-        peak = peak_memory_bytes()  # before the buffers of the plain reads
+        peak = peak_memory_bytes()  # before the buffers for bandwidth
         for row in decode:
-            row |= _roof(model, report, row, watch, options)
+            row |= _bandwidth_share(model, report, row, watch, options)
     return {**_circumstances(model, report, options), "prefill": prefill, "decode": decode} | {
         "peak_memory_bytes": peak
     }
 
 
-def _keep(document: dict[str, Any], report: FitReport, options: BenchOptions) -> None:
-    """Write the medians into the ledger."""
+def _record(document: dict[str, Any], report: FitReport, options: BenchOptions) -> None:
+    """Add the medians to the benchmark history."""
     from conifer_cli.fit import history
 
     most = [row["tokens"] for row in document["prefill"]]
@@ -147,10 +146,14 @@ def _keep(document: dict[str, Any], report: FitReport, options: BenchOptions) ->
             keep(depth=depth, decode_per_s=rate, prefill_per_s=None)
 
 
-def _roof(
-    model: Model, report: FitReport, row: dict[str, Any], watch: _Watch, options: BenchOptions
+def _bandwidth_share(
+    model: Model,
+    report: FitReport,
+    row: dict[str, Any],
+    watch: ProgressWrapper,
+    options: BenchOptions,
 ) -> dict[str, Any]:
-    """Read as many bytes as one token moves, and say which share of that rate decoding reaches."""
+    """Measure reads of the bytes one token moves; return decoding's share of that rate."""
     from engine.fit.bandwidth import read_rates
     from engine.fit.speed import bytes_per_token
     from engine.gguf.reader import open_model
@@ -170,20 +173,20 @@ def _roof(
 
 
 def spread(rates: Iterable[float]) -> dict[str, Any]:
-    """Sum up the runs: the median, the lowest, the highest, and all of them."""
+    """Return the median, minimum and maximum of the runs, and the runs."""
     runs = [float(f"{rate:.5g}") for rate in rates]
     per_s = {"median": statistics.median(runs), "low": min(runs), "high": max(runs)}
     return {"per_s": per_s, "runs": runs}
 
 
-class _Watch:
-    """Show on stderr how many of the runs are done, while their rates pass through."""
+class ProgressWrapper:
+    """Wrap iterators of rates and show the number of finished runs on stderr."""
 
     def __init__(self, total: int) -> None:
         self._total, self._done = total, 0
         self._progress = Progress("measuring", "runs")
 
-    def __enter__(self) -> _Watch:
+    def __enter__(self) -> ProgressWrapper:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -197,7 +200,7 @@ class _Watch:
 
 
 def _circumstances(model: Model, report: FitReport, options: BenchOptions) -> dict[str, Any]:
-    """Say what was measured, and on what."""
+    """Return the model, machine and versions."""
     from engine.device import cores
     from engine.fit.bandwidth import read_method
 
@@ -217,10 +220,10 @@ def _circumstances(model: Model, report: FitReport, options: BenchOptions) -> di
 
 
 def _report(document: dict[str, Any]) -> list[str]:
-    """Lay out the measurements for a person."""
+    """Format the measurements as a table."""
     threads = f", {document['threads']} threads" if document["threads"] else ""
     rows: list[tuple[str, ...]] = [
-        ("", "TOKENS/S", "LOWEST", "HIGHEST", "A TOKEN MOVES", "READ AT", "SHARE")
+        ("", "TOKENS/S", "LOWEST", "HIGHEST", "BYTES/TOKEN", "BANDWIDTH", "SHARE")
     ]
     rows += [
         (f"prefill {row['tokens']:,}", *_rates(row), "", "", "") for row in document["prefill"]
@@ -235,8 +238,8 @@ def _report(document: dict[str, Any]) -> list[str]:
         "",
         *table(rows, right=range(1, 7)),
         "",
-        f"peak memory: {memory(document['peak_memory_bytes'])}, mapped weights included",
-        f"A plain read of as many bytes as a token moves: {document['read_method']}.",
+        f"peak memory: {memory(document['peak_memory_bytes'])}, including mapped weights",
+        f"Bandwidth of reading as many bytes: {document['read_method']}.",
     ]
 
 

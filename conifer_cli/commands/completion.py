@@ -1,8 +1,8 @@
-"""`conifer completion SHELL`: a script for bash, zsh or fish, and the words that it asks for.
+"""`conifer completion SHELL`: a script for bash, zsh or fish, and the candidates for it.
 
-The scripts hold no list of commands or models: at every Tab they run `conifer __complete` with the
-words typed so far, the last of them unfinished, and get one candidate a line, a tab and what it is.
-No candidates means that the shell may complete file names. Nothing here opens a socket.
+At every Tab the scripts run `conifer __complete` with the words so far, the last one unfinished.
+It prints one candidate per line, followed by a tab and a description; if there are none, the shell
+completes file names. Completion never opens a socket.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from typer.core import TyperCommand
 
 QUERY = "__complete"
-MODEL = "MODEL"  # the metavar of arguments that take one
-INSTALLED_ONLY = ("rm", "verify")  # commands that know no other models
+MODEL = "MODEL"  # metavar of model arguments
+INSTALLED_ONLY = ("rm", "verify")  # these take installed models only
 
 BASH = """\
 _conifer() {
@@ -79,7 +79,7 @@ complete -c conifer -k -f -a '(__conifer_complete)'
 
 
 class Shell(StrEnum):
-    """A shell for which there is a script."""
+    """A supported shell."""
 
     BASH = "bash"
     ZSH = "zsh"
@@ -91,22 +91,24 @@ SCRIPTS = {Shell.BASH: BASH, Shell.ZSH: ZSH, Shell.FISH: FISH}
 
 @dataclass(frozen=True)
 class Candidate:
-    """A word that may stand where the last one is typed, and what it is."""
+    """A completion and its description."""
 
     word: str
     about: str = ""
 
 
 def print_script(shell: Shell) -> int:
-    """Print what the shell has to read."""
-    console.write(SCRIPTS[shell])
+    """Print the completion script of a shell."""
+    console.write_stdout(SCRIPTS[shell])
     return errors.OK
 
 
 def print_candidates(program: Any, words: list[str]) -> int:
     """Print completions of the last word, each with a tab and its description."""
     *before, current = words or [""]
-    console.out(f"{found.word}\t{found.about}" for found in candidates(program, before, current))
+    console.print_lines(
+        f"{found.word}\t{found.about}" for found in candidates(program, before, current)
+    )
     return errors.OK
 
 
@@ -135,7 +137,7 @@ def _possible(program: Any, before: list[str], current: str) -> Iterator[Candida
 
 
 def _read(command: Any, words: list[str]) -> tuple[Any, int]:
-    """Say which option still waits for its value, if one does, and how many arguments there are."""
+    """Return the option that still needs a value, if any, and the number of arguments."""
     options = {word: option for option in _named(command) for word in _words(option)}
     waiting, arguments = None, 0
     for word in words:
@@ -161,19 +163,19 @@ def _options(command: TyperCommand) -> Iterator[Candidate]:
 
 
 def _named(command: Any) -> Iterator[Any]:
-    """Yield a command's options, those that are shown."""
+    """Yield the visible options of a command."""
     yield from (p for p in command.params if p.param_type_name == "option" and not p.hidden)
 
 
 def _choices(parameter: Any) -> Iterator[Candidate]:
-    """Yield the values of an option or argument that has a few."""
+    """Yield the values of an enumerated option or argument."""
     kind = parameter.type_descriptor.annotation
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         yield from map(Candidate, kind)
 
 
 def _words(option: Any) -> list[str]:
-    """List how an option is written, long forms only where there are any."""
+    """Return the names of an option, long ones first."""
     words = [*option.opts, *option.secondary_opts]
     return sorted(words, key=lambda word: not word.startswith("--"))
 
@@ -183,7 +185,7 @@ def _about(option: Any) -> str:
 
 
 def _arguments(command: Any, count: int, current: str) -> Iterator[Candidate]:
-    """Yield what an argument may be, `count` of them being there already."""
+    """Yield values of the next argument after `count` others."""
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     if not arguments:
         return
@@ -197,7 +199,7 @@ def _arguments(command: Any, count: int, current: str) -> Iterator[Candidate]:
 
 
 def _models(command: str, current: str) -> Iterator[Candidate]:
-    """Yield models by name: those on this machine, then those of the catalog."""
+    """Yield model names: installed ones first, then the catalog."""
     from catalog import entries
     from conifer_cli.acquire import open_store
     from conifer_cli.commands.list import name_of
@@ -212,7 +214,7 @@ def _models(command: str, current: str) -> Iterator[Candidate]:
         if current.startswith(f"{entry.id}:"):
             files = [f for f in entry.files if f.quant and f"{entry.id}:{f.quant}" not in here]
             for file in files:
-                about = size(file.size_bytes) if file.size_bytes else "size not known"
+                about = size(file.size_bytes) if file.size_bytes else "size unknown"
                 yield Candidate(f"{entry.id}:{file.quant}", about)
         elif entry.id not in here:
             yield Candidate(entry.id, f"{count(entry.total_parameters)}, {entry.licence}")

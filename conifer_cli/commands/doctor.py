@@ -1,7 +1,7 @@
-"""`conifer doctor`: whether this machine, this install and the network let Conifer do its work.
+"""`conifer doctor`: check this machine, the installation and the network.
 
-One line a check. Nothing is written, and only the hub is asked something. A check that fails gives
-the exit code that a command would end with for the same reason.
+Prints one line per check and writes no files. A failed check has the exit code that a command would
+have for the same problem.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from conifer_cli.terminal.format import memory, size
 from conifer_cli.versions import DISTRIBUTION, NOT_INSTALLED, installed_version
 
 OK, WARN, FAIL = "ok", "warn", "fail"
-NAMED = ("mlx", "numpy", "huggingface_hub")  # versions that a report of a fault should have
+NAMED = ("mlx", "numpy", "huggingface_hub")  # versions that a bug report needs
 UNMEASURED = {"metal": "Metal: not yet measured", "cuda": "CUDA: not yet measured"}
-ASKED_FOR = "Qwen/Qwen3-30B-A3B-GGUF"  # any would do
+ASKED_FOR = "Qwen/Qwen3-30B-A3B-GGUF"  # any repository works
 NO_HUB = (
-    "Check the network, HTTPS_PROXY and HF_ENDPOINT, or set HF_HUB_OFFLINE=1 if there is to be "
-    "none; models that `conifer list` shows run all the same"
+    "Check the network, HTTPS_PROXY and HF_ENDPOINT, or set HF_HUB_OFFLINE=1 to work offline; "
+    "models listed by `conifer list` run without a network"
 )
-SMALL_DISK_BYTES = 20 * 10**9  # less than most models with experts take
+SMALL_DISK_BYTES = 20 * 10**9  # less than most MoE models need
 
 _REQUIREMENT = re.compile(r"([A-Za-z0-9_.-]+)\s*(==|>=)\s*([0-9.]+)$")
 
 
 @dataclass(frozen=True)
 class Check:
-    """What one check found. advice: what to do about it; code: the exit code of a failure."""
+    """The result of a check. advice: how to fix a problem. code: exit code of a failure."""
 
     name: str
     status: str
@@ -49,7 +49,7 @@ class Check:
 
 
 def examine(as_json: bool) -> int:
-    """Run all checks and print them. Returns the exit code: that of the first failure."""
+    """Run and print all checks. Return the exit code of the first failure."""
     found = []
     for check in CHECKS:
         found.append(check())
@@ -69,7 +69,7 @@ def _line(check: Check) -> str:
 
 
 def check_backend() -> Check:
-    """Say what computes."""
+    """Check the compute backend."""
     from engine.device import cores
     from engine.errors import BackendError
     from engine.fit.machine import this_machine
@@ -87,7 +87,7 @@ def check_backend() -> Check:
 
 
 def check_kernels() -> Check:
-    """Say which kernels multiply."""
+    """Check which kernels run."""
     from engine.device import backend
     from engine.errors import BackendError
     from engine.kernels import native
@@ -95,7 +95,7 @@ def check_kernels() -> Check:
     try:
         device = backend()
     except BackendError:
-        return Check("kernels", FAIL, "none without a backend", code=errors.FAILURE)
+        return Check("kernels", FAIL, "unavailable without a backend", code=errors.FAILURE)
     if device != "cpu":
         return Check("kernels", OK, "stock: operations of MLX")
     reason = native.unavailable_reason()
@@ -106,7 +106,7 @@ def check_kernels() -> Check:
 
 
 def check_memory() -> Check:
-    """Say how much memory there is, and what runs in it."""
+    """Check available memory, and name the largest model for it."""
     from engine.errors import BackendError
     from engine.fit.machine import this_machine
     from engine.fit.memory import MIN_RESERVE, PROGRAM
@@ -114,32 +114,32 @@ def check_memory() -> Check:
     try:
         machine = this_machine()
     except BackendError:
-        return Check("memory", FAIL, "not known without a backend", code=errors.FAILURE)
+        return Check("memory", FAIL, "unknown without a backend", code=errors.FAILURE)
     detail = (
         f"{memory(machine.budget_bytes)} of {machine.limited_by}, "
-        f"of {memory(machine.memory_bytes)} in all"
+        f"{memory(machine.memory_bytes)} in total"
     )
     best = best_moe(machine)
     if best is not None:
-        return Check("memory", OK, f"{detail}; the largest model for it is {best.id}")
+        return Check("memory", OK, f"{detail}; the largest MoE model that fits is {best.id}")
     advice = "Close other programs; `conifer fit` lists what each model needs"
     if machine.budget_bytes < PROGRAM + MIN_RESERVE:
-        return Check("memory", FAIL, f"{detail}; too little for any", advice, errors.NO_ROOM)
-    return Check("memory", WARN, f"{detail}; no model with experts fits", advice)
+        return Check("memory", FAIL, f"{detail}; too little for any model", advice, errors.NO_ROOM)
+    return Check("memory", WARN, f"{detail}; no MoE model fits", advice)
 
 
 def check_cgroup() -> Check:
-    """Say what a container or a service manager allows."""
+    """Check the limits of a container or service manager."""
     if sys.platform != "linux":
-        return Check("cgroup", OK, "this system has none")
+        return Check("cgroup", OK, "not used on this system")
     from engine.device import cgroup_cores
     from engine.fit.machine import cgroup_available
 
     root = Path("/")
     room, share = cgroup_available(root), cgroup_cores(root)
     parts = [
-        "memory: no limit" if room is None else f"memory: {memory(room)} left of its limit",
-        "CPU: no limit" if share is None else f"CPU: the time of {share:g} cores",
+        "memory: no limit" if room is None else f"memory: {memory(room)} left within the limit",
+        "CPU: no limit" if share is None else f"CPU: limited to {share:g} cores",
     ]
     detail = ", ".join(parts)
     if share is not None and share < 1:
@@ -148,7 +148,7 @@ def check_cgroup() -> Check:
 
 
 def check_cache() -> Check:
-    """Say where models go, and whether there is room for them."""
+    """Check the folders for models and their free space."""
     from catalog.store.source import SPARE_BYTES
 
     try:
@@ -164,7 +164,7 @@ def check_cache() -> Check:
     used = size(sum(model.size_bytes for model in installed))
     detail = (
         f"{store.hub_cache}: {_count(len(installed), 'model')}, {used}, {size(free)} free; "
-        f"own files: {store.home}"
+        f"Conifer's files: {store.home}"
     )
     advice = "Remove models with `conifer rm`, or set HF_HOME to another disk"
     if free < SPARE_BYTES:
@@ -175,17 +175,17 @@ def check_cache() -> Check:
 
 
 def _unusable(folder: Path) -> str | None:
-    """Say why nothing could be written to a folder, which need not exist."""
+    """Return why a folder cannot be written; None if it can. It may not exist yet."""
     place = _existing(folder)
     if not os.path.isdir(place):
         return f"{place} is not a folder"
     if not os.access(place, os.W_OK | os.X_OK):
-        return f"{place} may not be written to"
+        return f"{place} is not writable"
     try:
         folder.stat()
     except FileNotFoundError:
         return None
-    except OSError as error:  # no folder can have this name
+    except OSError as error:  # an invalid name
         return error.strerror
     return None
 
@@ -195,56 +195,56 @@ def _existing(folder: Path) -> Path:
 
 
 def check_hub() -> Check:
-    """Ask the hub for the listing of one repository, unless offline mode is on."""
+    """Check that the Hub lists one repository, unless offline mode is on."""
     from catalog.errors import AccessDenied, BadSetting, CatalogError, ModelNotFound
 
     try:
         hub = connect()
     except BadSetting as error:
-        advice = "Correct that variable, or unset it"
+        advice = "Correct the variable, or unset it"
         return Check("hub", FAIL, str(error), advice, errors.UNREACHABLE)
     if hub.offline:
-        return Check("hub", OK, f"offline mode is on: {hub.endpoint} was not asked")
+        return Check("hub", OK, f"offline mode is on; {hub.endpoint} was not contacted")
     try:
         hub.files(ASKED_FOR)
     except ModelNotFound:
-        pass  # a mirror without that model is a hub as well
+        pass  # a mirror may lack this model
     except AccessDenied as error:
-        return Check("hub", WARN, str(error), "Check HF_TOKEN: the hub may refuse this token")
+        return Check("hub", WARN, str(error), "Check HF_TOKEN: the Hub may reject this token")
     except CatalogError as error:
         return Check("hub", FAIL, f"{hub.endpoint}: {error}", NO_HUB, errors.UNREACHABLE)
-    return Check("hub", OK, f"{hub.endpoint} answers")
+    return Check("hub", OK, f"{hub.endpoint} is reachable")
 
 
 def check_versions() -> Check:
-    """Say which versions run, and whether they are those that Conifer was made for."""
+    """Check that installed versions meet Conifer's requirements."""
     own = installed_version(DISTRIBUTION)
     parts = [f"conifer {own or NOT_INSTALLED}", f"Python {platform.python_version()}"]
     parts += [f"{name} {installed_version(name) or 'not installed'}" for name in NAMED]
     detail = ", ".join(parts)
     wrong = _unmet(importlib.metadata.requires(DISTRIBUTION) or []) if own else []
     if wrong:
-        advice = f"Install Conifer anew: it needs {', '.join(wrong)}"
+        advice = f"Reinstall Conifer: it needs {', '.join(wrong)}"
         return Check("versions", FAIL, detail, advice, errors.FAILURE)
     return Check("versions", OK, detail)
 
 
 def _unmet(requirements: list[str]) -> list[str]:
-    """List the plain requirements, `name==1.2` or `name>=1.2`, that this install does not meet."""
+    """Return unmet requirements of the form `name==1.2` or `name>=1.2`."""
     found = []
     for text in requirements:
         match = _REQUIREMENT.match(text)
-        if match is None:  # an extra, or a marker: what is not always needed
+        if match is None:  # optional: an extra or a marker
             continue
         version = installed_version(match[1])
         have, want = _numbers(version or ""), _numbers(match[3])
         if not have or (have != want if match[2] == "==" else have < want):
-            found.append(f"{text} (here: {version or 'none'})")
+            found.append(f"{text} (installed: {version or 'none'})")
     return found
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """Read the leading numbers of a version, without zeros at the end: 2.4.0rc1 is (2, 4)."""
+    """Return the leading numbers of a version without trailing zeros: 2.4.0rc1 is (2, 4)."""
     leading = re.split(r"[^\d.]", version, maxsplit=1)[0]
     numbers = [int(number) for number in leading.split(".") if number]
     while numbers and not numbers[-1]:

@@ -1,4 +1,4 @@
-"""`conifer fit`: the verdict on one model with its arithmetic, or on all of the catalog."""
+"""`conifer fit`: whether one model, or each model in the catalog, fits a machine."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from conifer_cli.acquire import connect, locate, open_store
 from conifer_cli.fit import view
 from conifer_cli.fit.alternatives import size_kind, supported, ways_out
 from conifer_cli.fit.plan import FitReport, FitRequest
-from conifer_cli.fit.predict import Target, choose_target, moves, speed, survey
+from conifer_cli.fit.predict import Target, best_known_report, bytes_per_token, choose_target, speed
 from conifer_cli.fit.quant_matrix import (
-    Rung,
-    judged_quant,
-    ladder,
+    QuantRow,
     listed_sizes,
+    quant_matrix,
+    quant_of_report,
     sizes_of,
-    smaller_rung,
+    smaller_row,
 )
 from conifer_cli.fit.view import CatalogRow, DecodeSpeed
 from conifer_cli.terminal import console
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from engine.fit.machine import Machine
     from engine.fit.speed import Rate
 
-HARDLY = 1.25  # times as large: too little to leave the usual quantisation for
+HARDLY = 1.25  # a larger file must exceed the default one by this factor
 ORDER = ["fits", "tight", "too_large", None]
 
 
 @dataclass(frozen=True)
 class FitOptions:
-    """What was asked of `fit`: for which machine, and how to print it."""
+    """The options of `fit`."""
 
     request: FitRequest
     machine: str | None = None
@@ -47,32 +47,32 @@ def fit_model(name: str, options: FitOptions) -> int:
     request, model = options.request, locate(name)
     target = choose_target(options.machine, options.memory_bytes, options.idle, request.kernels)
     hub = None if options.machine else connect
-    report = survey(name, model.reference, request, target.machine, open_store(), hub)
+    report = best_known_report(name, model.reference, request, target.machine, open_store(), hub)
     found = _speed(report, target, request)
     sizes = {**sizes_of(report.entry), **(listed_sizes(report, hub) if hub else {})}
-    rungs = ladder(report, target, request, sizes)
+    rows = quant_matrix(report, target, request, sizes)
     hints = list(ways_out(name, report.entry, report.verdict, report.q8_fits))
-    smaller = smaller_rung(rungs, report)
+    smaller = smaller_row(rows, report)
     if report.remote and smaller:
         command = f"`conifer run {_name_of(report, smaller)}`"
         if not any(command in hint for hint in hints):
             hints.insert(0, f"A smaller quantisation fits: {command}")
     if options.as_json:
-        console.out_json(_document(report, target, found, rungs, hints, request))
+        console.print_json(_document(report, target, found, rows, hints, request))
     else:
-        console.out(view.verdict_lines(report, target, found, rungs, hints, request))
+        console.print_lines(view.verdict_lines(report, target, found, rows, hints, request))
     return errors.NO_ROOM if report.verdict.kind == "too_large" else errors.OK
 
 
 def _name_of(report: FitReport, quant: str) -> str:
-    """Name another quantisation of a judged model. Those of the catalog may lie elsewhere."""
+    """Return a model name for another quantisation, from the catalog if it has it."""
     if report.entry is not None and report.entry.file(quant) is not None:
         return f"{report.entry.id}:{quant}"
     return f"hf:{report.remote[0].repository}:{quant}"
 
 
 def fit_all(options: FitOptions) -> int:
-    """Print every model of the catalog: what fits first, the largest first."""
+    """Print every model in the catalog: those that fit first, largest first."""
     from catalog import entries
 
     request = options.request
@@ -83,16 +83,16 @@ def fit_all(options: FitOptions) -> int:
         models = [_row_document(row) for row in rows]
         estimated = any(row.report is None or row.report.verdict.estimated for row in rows)
         machine = _machine(target)
-        console.out_json({"estimated": estimated, "machine": machine, "models": models})
+        console.print_json({"estimated": estimated, "machine": machine, "models": models})
     else:
-        console.out(view.catalog(rows, target, request))
+        console.print_lines(view.catalog(rows, target, request))
     return errors.OK
 
 
 def _speed(report: FitReport, target: Target, request: FitRequest) -> DecodeSpeed:
     context = report.verdict.context
-    moved, later = (moves(report, target, request, depth) for depth in (0, context))
-    if report.verdict.kind == "too_large":  # what spills out of memory has no rate worth printing
+    moved, later = (bytes_per_token(report, target, request, depth) for depth in (0, context))
+    if report.verdict.kind == "too_large":  # swapping makes any rate meaningless
         return DecodeSpeed(moved, None, None)
     return DecodeSpeed(moved, speed(report, target, moved), speed(report, target, later))
 
@@ -108,15 +108,17 @@ def _row(entry: Entry, target: Target, request: FitRequest) -> CatalogRow:
         return CatalogRow(entry, quant, None, None)
     name = entry.id if quant == entry.default_quant else f"{entry.id}:{quant}"
     try:
-        report = survey(name, resolve(name), request, target.machine, open_store(), None)
+        report = best_known_report(name, resolve(name), request, target.machine, open_store(), None)
     except (errors.UsageError, errors.Unreadable, ModelFileError):
         return CatalogRow(entry, quant, None, None)
     return CatalogRow(entry, quant, report, _speed(report, target, request).start)
 
 
 def _best_quant(entry: Entry, machine: Machine) -> str:
-    """Choose the largest file that fits with a context of some use; the usual one if that is
-    hardly smaller, or if none does."""
+    """Return the largest quantisation that fits with a useful context.
+
+    Returns the default one if it is nearly as large, or if none fits.
+    """
     sizes = sizes_of(entry)
     fitting = {
         size_bytes: quant
@@ -173,7 +175,7 @@ def _document(
     report: FitReport,
     target: Target,
     found: DecodeSpeed,
-    rungs: list[Rung],
+    rows: list[QuantRow],
     hints: list[str],
     request: FitRequest,
 ) -> dict[str, Any]:
@@ -183,7 +185,7 @@ def _document(
         "verdict": verdict.kind,
         "estimated": verdict.estimated,
         "judged_by": report.source,
-        "quant": judged_quant(report),
+        "quant": quant_of_report(report),
         "size_bytes": report.size_bytes,
         "need_bytes": {
             "weights": need.weights_bytes,
@@ -200,15 +202,15 @@ def _document(
         "speed": {"at_start": _rate(found.start), "at_context": _rate(found.end)},
         "ladder": [
             {
-                "quant": rung.quant,
-                "size_bytes": rung.size_bytes,
-                "exact": rung.known and not verdict.estimated,
+                "quant": row.quant,
+                "size_bytes": row.size_bytes,
+                "exact": row.known and not verdict.estimated,
                 "contexts": [
                     {"context": context, "verdict": kind, "speed": _rate(rate)}
-                    for context, kind, rate in rung.steps
+                    for context, kind, rate in row.steps
                 ],
             }
-            for rung in rungs
+            for row in rows
         ],
         "ways_out": hints if verdict.kind == "too_large" else [],
         "machine": _machine(target),

@@ -1,4 +1,4 @@
-"""`conifer run`: one prompt and its answer, in a terminal or in a pipe; else it starts the chat."""
+"""`conifer run`: answer one prompt, or start a conversation."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from conifer_cli.terminal import console
 from conifer_cli.terminal.format import size
 
 MAX_SCHEMA_BYTES = 1 << 20
-EFFORT = "reasoning_effort"  # what templates call it
+EFFORT = "reasoning_effort"  # the name in chat templates
 SHOWN = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "max_tokens", "seed")
-# What a conversation has no use for, by parameter.
+# Options that only apply to a single answer.
 ONE_ANSWER = {"as_json": "--json", "raw": "--raw", "extract": "-x/--extract", "cache": "--cache"}
 
 
 def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
-    """Answer, or hold a conversation. Returns the exit code."""
-    from_file = name is None and options.resume is not None  # which is no reason to fetch it
+    """Answer a prompt or hold a conversation. Return the exit code."""
+    from_file = name is None and options.resume is not None  # --resume alone never downloads
     if options.resume is not None:
         name = _resumed_model(name, options, Path(options.resume))
     if options.schema is not None or options.format is not None:
@@ -48,7 +48,7 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
     if options.interactive:
         console.take_keyboard()
         if not console.conversing():
-            raise UsageError("-i/--interactive needs a terminal to go on in")
+            raise UsageError("-i/--interactive needs a terminal")
     if chatting:
         options = _for_talking(options)
     session = open_session(target, options, offline=from_file)
@@ -71,21 +71,21 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
 
 
 def whole_prompt(typed: str | None) -> str:
-    """Put the prompt together: standard input, a blank line, then what was typed."""
+    """Join standard input and the typed prompt with a blank line."""
     piped = ""
     if typed is None or not console.is_terminal(sys.stdin):
         piped = console.piped().strip("\r\n")
     parts = [part for part in (piped, typed or "") if part.strip()]
     if not parts:
         raise UsageError(
-            "there is nothing to answer: no prompt, and standard input is empty",
-            'Type one: `conifer run -p "Why is the sky blue?"`',
+            "no prompt given, and standard input is empty",
+            'Give one: `conifer run -p "Why is the sky blue?"`',
         )
     return "\n\n".join(parts)
 
 
 def answer_once(session: Session, messages: Messages, prompt: str) -> int:
-    """Print the answer to one prompt, and nothing else, to stdout. It is added to `messages`."""
+    """Print the answer to one prompt to stdout, and append it to `messages`."""
     messages.append({"role": "user", "content": prompt})
     tokens, shared = session.encode(messages), 0
     if session.options.cache:
@@ -95,45 +95,47 @@ def answer_once(session: Session, messages: Messages, prompt: str) -> int:
     reply.print(answering)
     messages.append(reply.message())
     if session.options.as_json:
-        console.out_json(_record(session, reply, answering))
+        console.print_json(_record(session, reply, answering))
     show_experts(session)
     if session.options.verbose:
-        console.say(f"conifer: seed {answering.seed} gives this answer again")
+        console.log(f"conifer: seed {answering.seed} reproduces this answer")
     if session.options.stats or session.options.verbose:
-        console.say(answering.stats())
+        console.log(answering.stats())
     if session.options.cache:
         prompt_cache.remember(session, tokens, shared)
     if not answering.cut_by_context:
         return errors.OK
     used = answering.stream.stats.prompt_tokens + answering.stream.stats.decoded_tokens
     limit = session.context
-    console.say(f"conifer: the answer was cut: {used:,} tokens fill the context of {limit:,}")
-    console.say("Ask for a larger context with -c; `conifer fit MODEL` prints the largest.")
+    console.log(f"conifer: the answer was cut off: {used:,} tokens fill the context of {limit:,}")
+    console.log("Ask for a larger context with -c; `conifer fit MODEL` prints the largest.")
     return errors.NO_ROOM
 
 
 def _resumed_model(name: str | None, options: RunOptions, path: Path) -> str:
-    """Name the model of a saved conversation, unless one was typed."""
+    """Return the given model name, else the model of the saved conversation."""
     if options.system is not None and options.is_explicit("system"):
-        raise UsageError("-s/--system and --resume exclude each other: what was said stays")
+        raise UsageError(
+            "-s/--system and --resume exclude each other: the saved system message stays"
+        )
     if name is not None:
         return name
     return checkpoint.read_header(path, checkpoint.ConversationHeader).model
 
 
 def _for_talking(options: RunOptions) -> RunOptions:
-    """Leave out what is for one answer alone. Raises UsageError for what was typed of it."""
+    """Turn off options for a single answer. Raises UsageError if one was typed."""
     for name, flag in ONE_ANSWER.items():
         if getattr(options, name) and options.is_explicit(name):
             raise UsageError(
-                f"{flag} is for one answer, and without a prompt this is a conversation",
-                'Type a prompt too: `conifer run MODEL -p "Why is the sky blue?"`',
+                f"{flag} needs a prompt: it does not apply to conversations",
+                'Add a prompt: `conifer run MODEL -p "Why is the sky blue?"`',
             )
     return replace(options, as_json=False, raw=False, extract=False, cache=False)
 
 
 def _grammar(path: str | None) -> str:
-    """Read a schema, or take it as it was typed; without one, an answer is any JSON object."""
+    """Return the JSON schema from a file or from the text itself; default: any JSON object."""
     from engine.text.constrained import check_schema
 
     if path is None:
@@ -154,11 +156,11 @@ def _grammar(path: str | None) -> str:
 
 
 def _require_thinking(session: Session) -> None:
-    """Raise UsageError for wishes about thinking, typed for this run, that this model ignores."""
+    """Raise UsageError if a typed reasoning option has no effect on this model."""
     options, template = session.options, session.model.template
     knows_effort = template is not None and EFFORT in template.source
     if options.effort is not None and options.is_explicit("effort") and not knows_effort:
-        raise UsageError(f"--effort needs a chat template that knows {EFFORT}; here is none")
+        raise UsageError(f"--effort needs a chat template with {EFFORT}; this model has none")
     if options.reasoning_budget is not None and options.is_explicit("reasoning_budget"):
         from engine.text.reasoning import supports_thinking
 
@@ -167,7 +169,7 @@ def _require_thinking(session: Session) -> None:
 
 
 def _record(session: Session, reply: Response, answering: Generation) -> dict[str, Any]:
-    """Put together what --json prints."""
+    """Return the document for --json."""
     return {
         "model": session.report.name,
         "answer": reply.shown,
@@ -180,10 +182,10 @@ def _record(session: Session, reply: Response, answering: Generation) -> dict[st
 
 
 def _explain(session: Session) -> None:
-    """Say what runs, and where each setting came from."""
+    """Print the file, the kernels and the source of each setting."""
     report, options = session.report, session.options
-    console.say(f"conifer: {report.name} is {report.paths[0]}, {size(report.size_bytes)}")
-    console.say(
+    console.log(f"conifer: {report.name} is {report.paths[0]}, {size(report.size_bytes)}")
+    console.log(
         f"conifer: context {report.verdict.context:,} tokens, KV cache in {options.kv_type}, "
         f"{session.model.kernels.name} kernels"
     )
@@ -193,4 +195,4 @@ def _explain(session: Session) -> None:
         origin = options.sources.get(name, "default")
         if origin == "default" and getattr(catalogued, name, None) is not None:
             origin = "catalog"
-        console.say(f"conifer: {name} {'open' if value is None else value} ({origin})")
+        console.log(f"conifer: {name} {'unset' if value is None else value} ({origin})")

@@ -1,7 +1,4 @@
-"""What to run instead: the best model of the catalog for this machine, and ways to make one fit.
-
-Sizes are the catalog's; nothing here opens a file or a socket.
-"""
+"""Suggest models and settings that fit, from sizes in the catalog. Opens no files or sockets."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ def supported() -> frozenset[str]:
 
 
 def best_moe(machine: Machine) -> Entry | None:
-    """Choose the largest Mixture-of-Experts model that answers and whose default file fits."""
+    """Return the largest Mixture-of-Experts chat model whose default file fits."""
     from catalog import entries
 
     fitting = [
@@ -40,7 +37,7 @@ def best_moe(machine: Machine) -> Entry | None:
 
 
 def estimate_of(entry: Entry, facts: CatalogFile | None) -> ModelEstimate | None:
-    """Put together what the catalog knows of one file; None if it does not know its size."""
+    """Return what the catalog knows about a file; None if its size is unknown."""
     from engine.fit.estimate import ModelEstimate
     from engine.nn.cache_spec import CacheSpec
 
@@ -65,7 +62,7 @@ def estimate_of(entry: Entry, facts: CatalogFile | None) -> ModelEstimate | None
 
 
 def size_kind(entry: Entry, quant: str | None, machine: Machine) -> str | None:
-    """Estimate with a context of some use: fits, tight or too_large; None for an unknown size."""
+    """Return fits, tight or too_large with a useful context; None if the size is unknown."""
     from engine.fit.estimate import judge_estimate
 
     estimate = estimate_of(entry, entry.file(quant))
@@ -75,12 +72,12 @@ def size_kind(entry: Entry, quant: str | None, machine: Machine) -> str | None:
 
 
 def useful_context(entry: Entry) -> int:
-    """Say how many tokens a model must have room for to be worth naming."""
+    """Return the smallest context, in tokens, for which a model is worth suggesting."""
     return min(USEFUL_CONTEXT, entry.context or USEFUL_CONTEXT)
 
 
 def ways_out(name: str, entry: Entry | None, verdict: Verdict, q8_fits: bool) -> Iterator[str]:
-    """Yield what would fit instead, each with the command that does it."""
+    """Yield alternatives that fit, each with its command."""
     if verdict.largest_context:
         context = verdict.largest_context
         yield f"A context of {context:,} fits: `conifer run {name} -c {context}`"
@@ -92,11 +89,11 @@ def ways_out(name: str, entry: Entry | None, verdict: Verdict, q8_fits: bool) ->
     best = best_moe(verdict.machine)
     if best and best != entry:
         yield f"The largest Mixture-of-Experts model that fits here: `conifer run {best.id}`"
-    yield "`conifer fit` lists every model; --force goes on regardless."
+    yield "`conifer fit` lists every model; --force tries anyway."
 
 
 def _smaller_quant(entry: Entry, verdict: Verdict) -> str | None:
-    """Choose the largest known quantisation that fits and is smaller than the one judged."""
+    """Return the largest smaller quantisation in the catalog that fits."""
     if entry.architecture not in supported():
         return None
     smaller = {

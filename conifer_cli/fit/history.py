@@ -1,8 +1,7 @@
-"""What was measured on this machine, kept on it: the rate of its memory, the rates of real runs.
+"""Benchmark history: memory bandwidth and real runs measured on this machine.
 
-One line of JSON for each measurement, in `ledger.jsonl` under Conifer's home; nothing of it leaves
-the machine. A line that cannot be read is passed over, and a disk that takes none is no failure:
-predictions are then what they were.
+Each measurement is one line of JSON in `ledger.jsonl` in Conifer's folder, and never leaves this
+machine. Invalid lines are skipped, and failed writes are ignored.
 """
 
 from __future__ import annotations
@@ -28,19 +27,19 @@ if TYPE_CHECKING:
     from engine.generate import Stats
 
 FORMAT = 1
-MAX_BYTES = 1 << 20  # of the file; of a longer one the older half goes
-LAST = 9  # runs of a file that count
-TELLING_BYTES = 512 << 20  # from which on a file says something of others: a cache holds less
-MEASUREMENTS, APART_S = 3, 3600.0  # of the memory: so many, so far apart, of which the best counts
-MIN_DECODED, MIN_PREFILLED = 16, 64  # tokens from which on a rate says something
+MAX_BYTES = 1 << 20  # of the file; beyond this the older half is dropped
+LAST = 9  # runs per file used for predictions
+TELLING_BYTES = 512 << 20  # smaller files fit a CPU cache and predict nothing
+MEASUREMENTS, APART_S = 3, 3600.0  # of bandwidth, at least this far apart; the best counts
+MIN_DECODED, MIN_PREFILLED = 16, 64  # tokens needed for a meaningful rate
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of a file. Rates are tokens per second, None where there were too few tokens.
+    """One run of a file. Rates are tokens per second; None if there were too few tokens.
 
-    depth: tokens before the middle of the answer. weights_bytes, kv_bytes: what one token moved
-    there. predicted_bytes: the memory that the arithmetic says so many tokens need.
+    depth: tokens before the middle of the answer. weights_bytes, kv_bytes: bytes one token moved
+    at this depth. predicted_bytes: predicted memory use.
     """
 
     date: str
@@ -62,7 +61,7 @@ class Run:
 
 
 def machine_key(machine: Machine) -> str:
-    """Name a machine as far as its speed goes."""
+    """Return a key for machines of equal speed."""
     from engine.device import cores
 
     threads = f", {cores()} threads" if machine.backend == "cpu" else ""
@@ -70,10 +69,10 @@ def machine_key(machine: Machine) -> str:
 
 
 def bandwidth_of(machine: Machine) -> Bandwidth:
-    """Say how fast this machine reads memory: the most that was measured, which takes two seconds.
+    """Return the highest measured memory bandwidth of this machine. Measuring takes two seconds.
 
-    What else runs only ever slows a read, so that later calls measure again. What was read from a
-    buffer that a cache may hold is not kept.
+    Other programs only slow a measurement, so repeat it on later calls. Results from buffers that
+    may fit a CPU cache are not saved.
     """
     from engine.fit.speed import MEASURED, Bandwidth
 
@@ -87,7 +86,7 @@ def bandwidth_of(machine: Machine) -> Bandwidth:
 
     telling = buffer_bytes(machine.budget_bytes) >= BANDWIDTH_BYTES
     if telling or not rates:
-        with Progress("measuring how fast this machine reads memory", "reads") as progress:
+        with Progress("measuring memory bandwidth", "reads") as progress:
             rates.append(round(bandwidth(machine.backend, machine.budget_bytes, progress.update)))
     if telling:
         _append("bandwidth", {"machine": key, "bytes_per_s": rates[-1], "date": _now()})
@@ -95,7 +94,7 @@ def bandwidth_of(machine: Machine) -> Bandwidth:
 
 
 def runs() -> list[Run]:
-    """Read the runs, the oldest first."""
+    """Return all runs, oldest first."""
     names = {field.name for field in fields(Run)}
     found = []
     for entry in _lines("run"):
@@ -105,10 +104,10 @@ def runs() -> list[Run]:
     return found
 
 
-def ratios(
+def run_ratios(
     machine: Machine, kernels: str, bandwidth: Bandwidth
 ) -> dict[tuple[str, int], list[float]]:
-    """Say for every file that ran here how many times longer a token took than by the priors."""
+    """Return measured time per token divided by the prior, for each file that ran here."""
     key = machine_key(machine)
     found: dict[tuple[str, int], list[float]] = {}
     for run in runs():
@@ -119,7 +118,7 @@ def ratios(
 
 
 def by_priors(run: Run, bandwidth: Bandwidth) -> float:
-    """Say how many tokens a second the priors give for a run."""
+    """Return the prior for a run, in tokens per second."""
     from engine.fit.speed import BytesPerToken, seconds
 
     moved = BytesPerToken(0, run.weights_bytes, 0, 0, run.kv_bytes)
@@ -127,19 +126,19 @@ def by_priors(run: Run, bandwidth: Bandwidth) -> float:
 
 
 def disk_faults() -> int:
-    """Count how often this process has waited for the disk with a page of memory so far."""
+    """Return the major page faults of this process so far."""
     try:
         import resource
-    except ImportError:  # where there is none nobody counts
+    except ImportError:  # not a Unix
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
 
 
 def record_answer(report: FitReport, kernels: str, kv_type: str, stats: Stats, faults: int) -> None:
-    """Keep what an answer took.
+    """Record the speed of an answer.
 
-    faults: how often it waited for the disk. Where weights are mapped, the first answer after a
-    start of the machine decodes at the disk's rate, which says nothing of the next.
+    faults: major page faults. The first answer from mapped weights may run at the speed of the
+    disk, so an answer with many faults is not recorded.
     """
     computed = stats.prompt_tokens - stats.cached_tokens
     if faults > computed + stats.decoded_tokens:
@@ -165,9 +164,9 @@ def record(
     prefill_per_s: float | None,
     peak_bytes: int | None = None,
 ) -> None:
-    """Keep one run of a model: `tokens` at most in its cache, decoded around `depth`.
+    """Record one run with up to `tokens` in the cache, decoded around `depth`.
 
-    peak_bytes: None is what this process has held until now.
+    peak_bytes: None means the peak of this process so far.
     """
     from engine.fit.bandwidth import peak_memory_bytes
     from engine.fit.memory import needs
@@ -175,7 +174,7 @@ def record(
 
     if report.config is None or report.tensors is None or not report.paths:
         return
-    if report.verdict.kind == "too_large":  # it ran from the disk, which says nothing of others
+    if report.verdict.kind == "too_large":  # it ran from disk, which predicts nothing
         return
     if decode_per_s is None and prefill_per_s is None:
         return
@@ -204,7 +203,7 @@ def record(
 
 
 def median(values: Iterable[float | None]) -> float | None:
-    """Give the median of the last values that are there."""
+    """Return the median of the last values, ignoring None."""
     there = [value for value in values if value is not None][-LAST:]
     return statistics.median(there) if there else None
 
@@ -218,11 +217,11 @@ def _now() -> str:
 
 
 def _since_s(date: object) -> float:
-    """Say how long ago something was written; without a date that makes sense, for ever."""
+    """Return the seconds since a date; infinity if it is invalid."""
     try:
         then = datetime.datetime.fromisoformat(str(date))
         return (datetime.datetime.fromisoformat(_now()) - then).total_seconds()
-    except (ValueError, TypeError):  # no date, or one of no time zone
+    except (ValueError, TypeError):  # no date, or no time zone
         return math.inf
 
 
@@ -235,7 +234,7 @@ def _rounded(rate: float | None) -> float | None:
 
 
 def _sound(facts: dict[str, Any]) -> bool:
-    """Check a run that was read: a file may have been edited, or be of another version."""
+    """True if every field of a run has a valid type and value."""
     texts = ("date", "machine", "model", "file", "kernels", "backend", "kv_type")
     rates = ("decode_per_s", "prefill_per_s")
     counts = set(facts) - {*texts, *rates}
@@ -250,7 +249,7 @@ def _sound(facts: dict[str, Any]) -> bool:
 
 
 def _lines(kind: str) -> list[dict[str, Any]]:
-    """Read the lines of one kind, as far as they are ours."""
+    """Return the valid entries of one kind."""
     try:
         text = _path().read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -275,13 +274,13 @@ def _append(kind: str, facts: dict[str, Any]) -> None:
         _shorten(path)
         number = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(number, line.encode())  # in one piece, whoever else is writing
+            os.write(number, line.encode())  # one write, so that other processes cannot interleave
         finally:
             os.close(number)
 
 
 def _shorten(path: Path) -> None:
-    """Drop the older half of a file that has grown long."""
+    """Drop the older half of a file over MAX_BYTES."""
     if not path.exists() or path.stat().st_size < MAX_BYTES:
         return
     lines = path.read_bytes().splitlines(keepends=True)

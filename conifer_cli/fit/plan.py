@@ -1,8 +1,7 @@
-"""Whether a model fits this machine: the one judgement that `run`, `pull` and `fit` share.
+"""Decide whether a model fits this machine. `run`, `pull` and `fit` all use this verdict.
 
-What is on disk is judged by its header. What is not is first judged by the catalog's size, which
-may end it without a socket, and then by its header, read from the hub by range. Nothing here
-transfers weights or prints.
+A file on disk is judged by its header. A remote model is judged by the catalog's size first, which
+needs no network, and then by its header, read from the Hub by range requests.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ if TYPE_CHECKING:
     from engine.gguf.reader import Header, ModelFile, TensorInfo
     from engine.nn.config import ModelConfig
 
-FIRST_READ = 4 << 20  # enough for the header of a small vocabulary; more is asked for as needed
+FIRST_READ = 4 << 20  # bytes; enough for the header of a small vocabulary
 
 
 @dataclass(frozen=True)
 class FitRequest:
-    """What was asked of the machine, and how firmly."""
+    """The context, cache and kernels to plan for, and how to handle problems."""
 
     context: int | None = None
     kv_type: str = "f16"
@@ -46,26 +45,26 @@ class FitRequest:
 
 @dataclass(frozen=True)
 class FitReport:
-    """A model, where it is (on disk, in a package, or on the hub), and its verdict.
+    """A model, its files (on disk, in a package or on the Hub) and its verdict.
 
-    q8_fits: an 8-bit cache would make the difference. metadata: None where only a size was judged.
-    source: what was judged, in words. damaged: files that are here, to be fetched again.
+    q8_fits: True if it is too large but fits with an 8-bit cache. metadata: None if only the size
+    is known. source: the basis of the verdict. damaged: local files to download again.
     """
 
     name: str
     entry: Entry | None
     verdict: Verdict
-    size_bytes: int  # of the file, all parts
+    size_bytes: int  # all parts of the file
     paths: tuple[Path, ...] = ()
-    file: ModelFile | None = None  # whose header was read, where it is on disk
+    file: ModelFile | None = None  # if it is on disk
     remote: tuple[RemoteFile, ...] = ()
     metadata: Mapping[str, Any] | None = None
     config: ModelConfig | None = None
     tensors: Mapping[str, TensorInfo] | None = None
     q8_fits: bool = False
-    parameters: tuple[int, int] | None = None  # in all, and for one token; by the header
+    parameters: tuple[int, int] | None = None  # total and active per token, from the header
     source: str = "the file's header"
-    estimate: ModelEstimate | None = None  # where there was no header
+    estimate: ModelEstimate | None = None  # if there is no header
     damaged: tuple[Path, ...] = ()
 
 
@@ -103,14 +102,14 @@ def judge_model(
 
 
 def enforce(report: FitReport, request: FitRequest) -> None:
-    """Raise NoRoom unless the model fits, or --force was given."""
+    """Raise NoRoom if the model is too large, unless --force was given."""
     if _hopeless(report, request):
         hints = ways_out(report.name, report.entry, report.verdict, report.q8_fits)
         raise NoRoom(f"{report.name} does not fit this machine: {shortage(report)}", tuple(hints))
 
 
 def shortage(report: FitReport) -> str:
-    """Say what it needs and what there is."""
+    """Return how much memory the model needs and how much is available."""
     verdict = report.verdict
     need = memory(verdict.need.total_bytes)
     at = (
@@ -119,11 +118,11 @@ def shortage(report: FitReport) -> str:
         else f"with a context of {verdict.context:,} it needs"
     )
     budget, limit = memory(verdict.budget_bytes), verdict.machine.limited_by
-    return f"{at} {need}, and there are {budget} of {limit}"
+    return f"{at} {need}, but only {budget} of {limit} is available"
 
 
 def settled(facts: CatalogFile | None, machine: Machine) -> bool:
-    """Tell whether no header could change the verdict: a file is too large by its exact size."""
+    """True if the exact file size alone is too large, so that the header cannot matter."""
     from engine.fit.memory import surely_too_large
 
     if facts is None or facts.size_bytes is None or facts.approximate:
@@ -132,13 +131,13 @@ def settled(facts: CatalogFile | None, machine: Machine) -> bool:
 
 
 def _hopeless(report: FitReport, request: FitRequest) -> bool:
-    """Tell whether a model is too large, and nobody insists."""
+    """True if the model is too large and --force was not given."""
     return report.verdict.kind == "too_large" and not request.force
 
 
 @contextmanager
 def reading(name: str, reference: Reference) -> Iterator[None]:
-    """Turn what the disk refuses into Unreadable; to a damaged file add how to fetch it again."""
+    """Turn OSError into Unreadable; note on GGUFError how to download the file again."""
     from engine.errors import GGUFError
 
     try:
@@ -146,8 +145,10 @@ def reading(name: str, reference: Reference) -> Iterator[None]:
     except OSError as error:
         raise Unreadable(f"{error.filename or name}: {error.strerror or error}") from error
     except GGUFError as error:
-        if reference.path is None:  # the user's own files are theirs to judge
-            error.add_note(f"`conifer rm {name}` and `conifer pull {name}` fetch it again.")
+        if reference.path is None:  # a local path cannot be downloaded again
+            error.add_note(
+                f"To download it again: `conifer rm {name}`, then `conifer pull {name}`."
+            )
         raise
 
 
@@ -163,7 +164,7 @@ def judge_disk(
 
 
 def _judge_catalog(name: str, reference: Reference, machine: Machine) -> FitReport | None:
-    """Judge by the size that the catalog knows, if it knows one."""
+    """Judge by the size in the catalog; None if it has none."""
     from engine.fit.memory import judge_size
 
     facts = reference.catalog_file
@@ -185,7 +186,7 @@ def judge_hub(
     hub: Hub,
     headers: HeaderCache,
 ) -> FitReport:
-    """Judge by the headers of all parts, read from the hub."""
+    """Judge by the headers of all parts, read from the Hub."""
     from engine.gguf.reader import merge_parts
 
     remote = tuple(hub.find(reference))
@@ -198,12 +199,12 @@ def judge_hub(
 
 
 def _read_header(hub: Hub, file: RemoteFile, part: int, headers: HeaderCache) -> Header:
-    """Read as much of a remote file as its header takes, unless it was read before."""
+    """Read the header of a remote file, from the cache if possible."""
     from engine.errors import GGUFError, MoreNeeded
     from engine.gguf.reader import read_header
 
     if (kept := headers.get(file)) is not None:
-        with suppress(GGUFError):  # cut short, or damaged on the disk
+        with suppress(GGUFError):  # the cached copy is damaged
             return read_header(kept, file.size_bytes, part)
     size_bytes = FIRST_READ
     while True:
@@ -225,7 +226,7 @@ def judge_header(
     request: FitRequest,
     machine: Machine,
 ) -> FitReport:
-    """Judge what a header says, and whether an 8-bit cache would change it."""
+    """Judge by a header; check whether an 8-bit cache would fit."""
     from engine.architectures.registry import require_architecture
     from engine.fit.memory import judge
     from engine.nn.config import count_parameters, read_config
@@ -266,5 +267,5 @@ def judge_header(
 def require_context(name: str, most: int, request: FitRequest) -> None:
     if request.context is not None and request.context > most and not request.force:
         raise UsageError(
-            f"a context of {request.context:,} is more than the {most:,} tokens of {name}"
+            f"a context of {request.context:,} exceeds the {most:,} tokens that {name} supports"
         )

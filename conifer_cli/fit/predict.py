@@ -1,8 +1,8 @@
-"""What `fit` asks: a verdict for any machine, here or elsewhere, from the best that is known.
+"""Judge a model for any machine from the best available data, and predict its speed.
 
-A file on the disk is judged by its header; else the header on the hub is, or the one that was read
-from there last; else what the catalog knows is an estimate. Beside the verdict: how fast the model
-will be. No weight is read, and what the network withholds is no failure while anything is known.
+In order of preference: the header of a local file, the header on the Hub, its cached copy, and an
+estimate from the catalog. Weights are never read, and a network failure is only an error if nothing
+else is known.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target:
-    """The machine that is judged for, and the kernels there.
+    """The machine to plan for, and its kernels.
 
-    here: the machine whose measurements count, None for one that is elsewhere.
-    prior: how fast that one reads memory.
+    here: this machine if its measurements apply, None for another machine. prior: the published
+    memory bandwidth of another machine.
     """
 
     machine: Machine
@@ -51,7 +51,7 @@ class Target:
 
     @cached_property
     def bandwidth(self) -> Bandwidth:
-        """The rate of its memory; the first time that it is asked for, it is measured."""
+        """Memory bandwidth; measured on first use."""
         if self.here is not None:
             return history.bandwidth_of(self.here)
         assert self.prior is not None
@@ -59,12 +59,12 @@ class Target:
 
     @cached_property
     def ratios(self) -> dict[tuple[str, int], list[float]]:
-        """What real runs took here, by file, as a multiple of what the priors say."""
-        return history.ratios(self.here, self.kernels, self.bandwidth) if self.here else {}
+        """Measured time per token of each file, as a multiple of the prior."""
+        return history.run_ratios(self.here, self.kernels, self.bandwidth) if self.here else {}
 
     @property
     def telling(self) -> list[float]:
-        """The same of the files that are large enough to say something of others, one each."""
+        """The median ratio of each file that is too large for a CPU cache."""
         return [
             history.median(ratios) or 1.0
             for (_, size_bytes), ratios in self.ratios.items()
@@ -75,9 +75,9 @@ class Target:
 def choose_target(
     machine: str | None, memory_bytes: int | None, idle: bool, kernels: str
 ) -> Target:
-    """Choose the machine. machine: a name such as m4-max-64gb; None is this one.
+    """Return the machine to plan for. machine: a name such as m4-max-64gb; None is this one.
 
-    memory_bytes: instead of what it has. idle: as if nothing else ran. Raises UsageError.
+    memory_bytes: overrides its memory. idle: assume nothing else runs. Raises UsageError.
     """
     from engine.fit import machine_specs
     from engine.fit.machine import this_machine
@@ -94,7 +94,7 @@ def choose_target(
     return Target(resized, selected(kernels, resized.backend), here)
 
 
-def survey(
+def best_known_report(
     name: str,
     reference: Reference,
     request: FitRequest,
@@ -102,9 +102,9 @@ def survey(
     store: Store,
     connect: Callable[[], Hub] | None,
 ) -> FitReport:
-    """Judge one model by the best that is known of it. connect: None asks no hub.
+    """Judge a model by the best available data. connect: None means offline.
 
-    Raises what the hub raised, where nothing at all is known.
+    Raises the Hub's exception if nothing is known.
     """
     from catalog import CatalogError
     from catalog.hub.header_cache import HeaderCache
@@ -124,22 +124,22 @@ def survey(
         return known
     if connect is None:
         raise UsageError(
-            f"nothing is known of {name} on this machine",
-            f"`conifer fit {name}` reads its header from the hub; it is kept from then on.",
+            f"no data about {name} on this machine",
+            f"`conifer fit {name}` reads its header from the Hub and caches it.",
         )
     try:
         return judge_hub(name, reference, request, machine, connect(), headers)
     except CatalogError as error:
         if known is None:
             raise
-        console.say(f"conifer: {error}; judged by {known.source}")
+        console.log(f"conifer: {error}; using {known.source} instead")
         return known
 
 
-def moves(
+def bytes_per_token(
     report: FitReport, target: Target, request: FitRequest, depth: int
 ) -> BytesPerToken | None:
-    """Count what one token moves at a depth; None where nothing says how much."""
+    """Return the bytes one token moves at a depth; None if unknown."""
     backend, kernels, kv_type = target.machine.backend, target.kernels, request.kv_type
     if report.config is not None and report.tensors is not None:
         from engine.fit.speed import bytes_per_token
@@ -153,7 +153,7 @@ def moves(
 
 
 def speed(report: FitReport, target: Target, moved: BytesPerToken | None) -> Rate | None:
-    """Predict how fast a model decodes that moves so much; what ran here is measured."""
+    """Return the decoding speed, measured if the model ran here, else predicted."""
     from engine.fit.estimate import GUESSED_LAYERS
     from engine.fit.speed import predict
 
@@ -176,7 +176,7 @@ def speed(report: FitReport, target: Target, moved: BytesPerToken | None) -> Rat
 def _known(
     name: str, reference: Reference, request: FitRequest, machine: Machine, headers: HeaderCache
 ) -> FitReport | None:
-    """Judge by what is here of a model that is not: its header, or else what the catalog knows."""
+    """Judge a model that is not on disk by its cached header, else by the catalog."""
     from engine.errors import GGUFError
     from engine.fit.estimate import judge_estimate
     from engine.gguf.reader import merge_parts, read_header

@@ -1,6 +1,6 @@
-"""Quantisations against contexts: which of them fit, and how fast each decodes where it ends.
+"""A table of quantisations by context: which fit, and how fast each decodes at its end.
 
-The file that was judged is exact where its header was read; the others follow in proportion.
+The judged file is exact if its header was read; the others are scaled by size.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from conifer_cli.fit.plan import FitReport, FitRequest
-from conifer_cli.fit.predict import Target, moves, speed
+from conifer_cli.fit.predict import Target, bytes_per_token, speed
 
 if TYPE_CHECKING:
     from catalog import Entry
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from engine.fit.memory import Need
     from engine.fit.speed import Rate
 
-RUNGS = (4096, 8192, 16_384, 32_768, 65_536, 131_072)  # contexts of the ladder
+CONTEXTS = (4096, 8192, 16_384, 32_768, 65_536, 131_072)  # tokens; columns of the table
 
 
 @dataclass(frozen=True)
-class Rung:
-    """One quantisation of the ladder: its size, and for each context a verdict and a rate.
+class QuantRow:
+    """One quantisation: its size, and a verdict and a rate for each context.
 
-    known: this is the one whose header was read; the others are judged in proportion.
+    known: True for the judged file; the others are scaled from it.
     """
 
     quant: str
@@ -34,18 +34,17 @@ class Rung:
     steps: tuple[tuple[int, str, Rate | None], ...]  # context, kind, rate at its end
 
 
-def ladder(
+def quant_matrix(
     report: FitReport, target: Target, request: FitRequest, sizes: Mapping[str, int]
-) -> list[Rung]:
-    """Judge quantisations by contexts. sizes: of the files that there are, by quantisation.
-
-    That which was judged itself is exact; another one's weights are taken in proportion to it.
-    """
+) -> list[QuantRow]:
+    """Judge each quantisation at each context. sizes: file sizes by quantisation."""
     from engine.fit.memory import kind_of
 
-    quant = judged_quant(report)
-    moved = {context: moves(report, target, request, context) for context in _contexts(report)}
-    rungs = []
+    quant = quant_of_report(report)
+    moved = {
+        context: bytes_per_token(report, target, request, context) for context in _contexts(report)
+    }
+    rows = []
     files = {**sizes, quant: report.size_bytes}
     for name, size_bytes in sorted(files.items(), key=lambda pair: pair[1]):
         need, share = _other(report, target, request, name, size_bytes)
@@ -57,12 +56,12 @@ def ladder(
             if kind != "too_large" and traffic is not None:
                 rate = speed(of_it, target, traffic.scaled(share))
             steps.append((context, kind, rate))
-        rungs.append(Rung(name, size_bytes, name == quant, tuple(steps)))
-    return rungs
+        rows.append(QuantRow(name, size_bytes, name == quant, tuple(steps)))
+    return rows
 
 
-def judged_quant(report: FitReport) -> str:
-    """Name the quantisation of what was judged."""
+def quant_of_report(report: FitReport) -> str:
+    """Return the quantisation of the judged file."""
     from catalog.names import quant_of
 
     if report.estimate is not None:
@@ -72,14 +71,16 @@ def judged_quant(report: FitReport) -> str:
 
 
 def sizes_of(entry: Entry | None) -> dict[str, int]:
-    """Say which quantisations the catalog knows, and their sizes."""
+    """Return the file sizes in the catalog, by quantisation."""
     files = entry.files if entry else ()
     return {facts.quant: facts.size_bytes for facts in files if facts.size_bytes is not None}
 
 
 def listed_sizes(report: FitReport, connect: Callable[[], Hub]) -> dict[str, int]:
-    """Say which quantisations that can be run lie beside the judged file on the hub, and their
-    sizes; none where it was not judged there."""
+    """Return the sizes of runnable files in the judged file's repository, by quantisation.
+
+    Empty if the file was not judged on the Hub.
+    """
     from catalog import CatalogError
     from catalog.names import file_sets
     from engine.kernels.sizes import supports
@@ -99,13 +100,13 @@ def listed_sizes(report: FitReport, connect: Callable[[], Hub]) -> dict[str, int
     }
 
 
-def smaller_rung(rungs: list[Rung], report: FitReport) -> str | None:
-    """Name the largest quantisation below the judged one that fits, with a context of some use."""
+def smaller_row(rows: list[QuantRow], report: FitReport) -> str | None:
+    """Return the largest smaller quantisation that fits with a useful context."""
     fitting = [
-        rung.quant
-        for rung in rungs
-        if rung.size_bytes < report.size_bytes
-        and any(kind == "fits" and context >= RUNGS[0] for context, kind, _ in rung.steps)
+        row.quant
+        for row in rows
+        if row.size_bytes < report.size_bytes
+        and any(kind == "fits" and context >= CONTEXTS[0] for context, kind, _ in row.steps)
     ]
     return fitting[-1] if fitting else None
 
@@ -113,12 +114,12 @@ def smaller_rung(rungs: list[Rung], report: FitReport) -> str | None:
 def _other(
     report: FitReport, target: Target, request: FitRequest, quant: str, size_bytes: int
 ) -> tuple[Callable[[int], Need], float]:
-    """Give the need of a quantisation as a function of the context, and its share of the bytes."""
+    """Return a quantisation's memory need by context, and its weights as a ratio."""
     from engine.fit.estimate import estimate_needs
     from engine.fit.memory import needs
     from engine.kernels.sizes import loaded_size_ratio
 
-    backend, kernels, mine = target.machine.backend, target.kernels, judged_quant(report)
+    backend, kernels, mine = target.machine.backend, target.kernels, quant_of_report(report)
     if report.config is None or report.tensors is None:
         assert report.estimate is not None
         estimate = replace(report.estimate, quant=quant, size_bytes=size_bytes)
@@ -136,9 +137,9 @@ def _other(
 
 
 def _contexts(report: FitReport) -> list[int]:
-    """Choose contexts for the ladder: the usual ones, the model's own, and the one judged for."""
+    """Return the columns: the usual contexts, the model's own, and the judged one."""
     own = report.config.context if report.config else report.estimate and report.estimate.context
     known = report.entry.context if report.entry else None
-    most = min(own or RUNGS[-1], known or RUNGS[-1])
-    usual = [context for context in RUNGS if context < most]
-    return sorted({*usual, min(most, RUNGS[-1]), report.verdict.context})
+    most = min(own or CONTEXTS[-1], known or CONTEXTS[-1])
+    usual = [context for context in CONTEXTS if context < most]
+    return sorted({*usual, min(most, CONTEXTS[-1]), report.verdict.context})

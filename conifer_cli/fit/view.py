@@ -1,7 +1,4 @@
-"""How `conifer fit` looks: the budget as a bar and a table, the ladder, the table of the catalog.
-
-Pure functions from what was judged to lines of text; nothing here judges or prints.
-"""
+"""Format the output of `conifer fit`: the memory bar, the tables of quantisations and models."""
 
 from __future__ import annotations
 
@@ -16,25 +13,22 @@ if TYPE_CHECKING:
 
     from catalog import Entry
     from conifer_cli.fit.predict import Target
-    from conifer_cli.fit.quant_matrix import Rung
+    from conifer_cli.fit.quant_matrix import QuantRow
     from engine.fit.memory import Verdict
     from engine.fit.speed import BytesPerToken, Rate
 
-WORDS = {"fits": "fits", "tight": "tight", "too_large": "too large", None: "can't tell"}
+WORDS = {"fits": "fits", "tight": "tight", "too_large": "too large", None: "unknown"}
 SHORT = {"fits": "", "tight": " tight", "too_large": "-"}
 BAR = 64  # characters
 _REPACKED = (
-    "Repacked for this machine the weights take {:.2f} x the file; "
+    "Repacked for this machine, the weights take {:.2f} x the file size; "
     "Q4_1, Q4_K, Q5_1, Q5_K and Q8_0 files grow least."
 )
-_CAVEAT = (
-    "~ estimated from the file's size and what is published of the model; "
-    "`conifer fit MODEL` reads its header."
-)
+_CAVEAT = "~ estimated from the file size and published data; `conifer fit MODEL` reads the header."
 _SOURCES = {
-    "measured": "measured in runs of it here",
-    "predicted": "predicted from {} of memory bandwidth, measured here",
-    "prior": "a prior, from {} of memory bandwidth as published: nothing was measured",
+    "measured": "measured in runs on this machine",
+    "predicted": "predicted from {} of measured memory bandwidth",
+    "prior": "a prior, from {} of published memory bandwidth: not measured",
 }
 
 
@@ -66,27 +60,27 @@ def verdict_lines(
     report: FitReport,
     target: Target,
     found: DecodeSpeed,
-    rungs: list[Rung],
+    rows: list[QuantRow],
     hints: list[str],
     request: FitRequest,
 ) -> list[str]:
-    """Lay out one verdict for a person."""
+    """Format one report as text."""
     verdict = report.verdict
-    lines = [_title(report), f"judged by {report.source}", "", *bar(verdict), ""]
+    lines = [_title(report), f"based on {report.source}", "", *bar(verdict), ""]
     lines += [*_parts(report, request), ""]
     lines.append(f"verdict: {WORDS[verdict.kind]}" + (" (estimated)" if verdict.estimated else ""))
     largest = f"{verdict.largest_context:,}" if verdict.largest_context else "none"
-    lines.append(f"context: {verdict.context:,}; the largest that fits: {largest}")
+    lines.append(f"context: {verdict.context:,}; largest that fits: {largest}")
     lines += _speeds(found, target, verdict.context)
     if verdict.need.weights_bytes > 1.25 * verdict.file_bytes:
         lines.append(_REPACKED.format(verdict.need.weights_bytes / verdict.file_bytes))
     if verdict.kind == "too_large":
         lines += ["", *hints]
-    return [*lines, "", *_ladder(rungs, verdict)]
+    return [*lines, "", *_matrix(rows, verdict)]
 
 
 def bar(verdict: Verdict) -> list[str]:
-    """Draw the need within the budget, or the budget within a need that exceeds it."""
+    """Draw memory use within the budget; if it exceeds the budget, mark where that ends."""
     need, budget = verdict.need, verdict.budget_bytes
     parts = (
         ("W", need.weights_bytes),
@@ -101,14 +95,14 @@ def bar(verdict: Verdict) -> list[str]:
     if need.total_bytes > budget:
         cut = round(BAR * budget / whole)
         drawn = f"{drawn[:cut]}|{drawn[cut:]}"
-        return [f"[{drawn}]", "W weights, K KV cache, B buffers, P program; | is the budget's end"]
+        return [f"[{drawn}]", "W weights, K KV cache, B buffers, P program; | end of budget"]
     kept = min(round(BAR * verdict.reserve_bytes / whole), BAR - len(drawn))
     drawn += "." * (BAR - len(drawn) - kept) + "r" * kept
     return [f"[{drawn}]", "W weights, K KV cache, B buffers, P program, . free, r reserve"]
 
 
 def catalog(rows: Sequence[CatalogRow], target: Target, request: FitRequest) -> list[str]:
-    """Lay out the catalog on one machine."""
+    """Format the verdicts on the whole catalog."""
     machine, bandwidth = target.machine, target.bandwidth
     rate = f"{size(int(bandwidth.bytes_per_s))}/s of memory bandwidth ({bandwidth.source})"
     first = f"{machine.name}: {memory(machine.budget_bytes)} of {machine.limited_by}; {rate}"
@@ -136,11 +130,11 @@ def _cells(row: CatalogRow) -> tuple[str, ...]:
 
 
 def _notes(rows: Sequence[CatalogRow]) -> list[str]:
-    """Say what the words in the last column mean, as far as they occur."""
+    """Explain the sources of speeds that occur in the table."""
     means = {
-        "measured": "measured: by real runs on this machine.",
-        "predicted": "predicted: from what was measured here.",
-        "prior": "prior: from published figures; nothing was measured.",
+        "measured": "measured: in real runs on this machine.",
+        "predicted": "predicted: from measurements on this machine.",
+        "prior": "prior: from published figures, not measured.",
     }
     said = {row.rate.source for row in rows if row.rate}
     return [text for source, text in means.items() if source in said]
@@ -158,9 +152,9 @@ def _title(report: FitReport) -> str:
 
 
 def _sizes(total: int | None, active: int | None, moe: bool) -> str:
-    """Say how many parameters there are, and how many work for one token."""
+    """Return the total and active parameters as text."""
     text = f"{count(total)} parameters"
-    return f"{text}, {count(active)} active for each token" if moe else text
+    return f"{text}, {count(active)} active per token" if moe else text
 
 
 def _parts(report: FitReport, request: FitRequest) -> list[str]:
@@ -168,12 +162,12 @@ def _parts(report: FitReport, request: FitRequest) -> list[str]:
     machine = verdict.machine
     about = ", estimated" if verdict.estimated else ""
     parts = [
-        ("weights", need.weights_bytes, f"the file is {size(report.size_bytes)}"),
+        ("weights", need.weights_bytes, f"file size {size(report.size_bytes)}"),
         ("KV cache", need.kv_bytes, f"{verdict.context:,} tokens, {request.kv_type}{about}"),
         ("buffers", need.buffers_bytes, about.removeprefix(", ")),
         ("program", need.program_bytes, ""),
         ("total", need.total_bytes, ""),
-        ("reserve", verdict.reserve_bytes, "to stay free"),
+        ("reserve", verdict.reserve_bytes, "kept free"),
         ("budget", verdict.budget_bytes, f"{machine.limited_by}, {machine.name}"),
     ]
     rows = [(label, f"{n / 10**9:.2f}", f"{n / 2**30:.2f}", note) for label, n, note in parts]
@@ -181,7 +175,7 @@ def _parts(report: FitReport, request: FitRequest) -> list[str]:
 
 
 def _speeds(found: DecodeSpeed, target: Target, context: int) -> list[str]:
-    """Say how fast it decodes, by what, and what a token moves."""
+    """Format the decoding speed, its source and the bytes a token moves."""
     moved, lines = found.moved, []
     if found.start and found.end:
         rates = f"{_ranged(found.start)} at the start, {_ranged(found.end)} at {context:,}"
@@ -195,7 +189,7 @@ def _speeds(found: DecodeSpeed, target: Target, context: int) -> list[str]:
             ("head", moved.head_bytes),
         )
         named = ", ".join(f"{label} {size(n)}" for label, n in parts if n)
-        lines.append(f"a token moves {size(moved.weights_bytes)} of weights: {named}")
+        lines.append(f"bytes per token: {size(moved.weights_bytes)} of weights: {named}")
     return lines
 
 
@@ -207,17 +201,17 @@ def _number(per_s: float) -> str:
     return f"{per_s:,.0f}" if per_s >= 100 else f"{per_s:.3g}"
 
 
-def _ladder(rungs: list[Rung], verdict: Verdict) -> list[str]:
-    """Lay out quantisations by contexts: tokens a second, and where it is tight or too large."""
-    contexts = [context for context, _, _ in rungs[0].steps]
-    rows = [("QUANT", "FILE", *(f"{context:,}" for context in contexts))]
-    for rung in rungs:
-        exact = rung.known and not verdict.estimated
-        name = rung.quant if exact else f"{rung.quant} ~"
-        steps = (_step(kind, rate) for _, kind, rate in rung.steps)
-        rows.append((name, size(rung.size_bytes), *steps))
-    said = "Tokens/s where each context ends; - is too large"
-    return [*table(rows, right=range(1, len(contexts) + 2)), said + ", ~ estimated."]
+def _matrix(rows: list[QuantRow], verdict: Verdict) -> list[str]:
+    """Format speeds by quantisation and context."""
+    contexts = [context for context, _, _ in rows[0].steps]
+    lines = [("QUANT", "FILE", *(f"{context:,}" for context in contexts))]
+    for row in rows:
+        exact = row.known and not verdict.estimated
+        name = row.quant if exact else f"{row.quant} ~"
+        steps = (_step(kind, rate) for _, kind, rate in row.steps)
+        lines.append((name, size(row.size_bytes), *steps))
+    said = "Tokens/s at the end of each context; - too large"
+    return [*table(lines, right=range(1, len(contexts) + 2)), said + ", ~ estimated."]
 
 
 def _step(kind: str, rate: Rate | None) -> str:

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from conifer_cli.interrupts import owned
+from conifer_cli.interrupts import scope
 
 
 def press() -> None:
@@ -14,8 +14,8 @@ def press() -> None:
 
 
 def test_it_raises_at_a_prompt_once():
-    with owned() as interrupts:
-        with pytest.raises(KeyboardInterrupt), interrupts.raising():
+    with scope() as interrupts:
+        with pytest.raises(KeyboardInterrupt), interrupts.propagate():
             try:
                 press()
             finally:
@@ -25,7 +25,7 @@ def test_it_raises_at_a_prompt_once():
 
 def test_a_prompt_that_outlives_the_exception_raises_again(monkeypatch):
     monkeypatch.setattr("conifer_cli.interrupts.AGAIN_S", 0.0)
-    with owned() as interrupts, pytest.raises(KeyboardInterrupt), interrupts.raising():
+    with scope() as interrupts, pytest.raises(KeyboardInterrupt), interrupts.propagate():
         with pytest.raises(KeyboardInterrupt):  # as a destructor would swallow it
             press()
         press()
@@ -33,7 +33,7 @@ def test_a_prompt_that_outlives_the_exception_raises_again(monkeypatch):
 
 def test_it_tells_an_answer_to_stop_once():
     stopped = []
-    with owned() as interrupts, interrupts.calling(lambda: stopped.append(1)):
+    with scope() as interrupts, interrupts.on_interrupt(lambda: stopped.append(1)):
         press()
         press()
     assert stopped == [1]
@@ -41,38 +41,38 @@ def test_it_tells_an_answer_to_stop_once():
 
 def test_one_that_came_before_stops_the_answer_that_begins():
     stopped = []
-    with owned() as interrupts:
+    with scope() as interrupts:
         press()
-        with interrupts.calling(lambda: stopped.append(1)):
+        with interrupts.on_interrupt(lambda: stopped.append(1)):
             assert stopped == [1]
-        with interrupts.calling(lambda: stopped.append(2)):
+        with interrupts.on_interrupt(lambda: stopped.append(2)):
             pass
     assert stopped == [1]
 
 
 def test_one_that_came_before_is_forgotten_at_a_prompt():
     stopped = []
-    with owned() as interrupts:
+    with scope() as interrupts:
         press()
-        with interrupts.raising():
+        with interrupts.propagate():
             pass
-        with interrupts.calling(lambda: stopped.append(1)):
+        with interrupts.on_interrupt(lambda: stopped.append(1)):
             pass
     assert stopped == []
 
 
 def test_one_that_came_before_a_message_was_typed_is_forgotten():
     stopped = []
-    with owned() as interrupts:
+    with scope() as interrupts:
         press()
         interrupts.forget()
-        with interrupts.calling(lambda: stopped.append(1)):
+        with interrupts.on_interrupt(lambda: stopped.append(1)):
             pass
     assert stopped == []
 
 
 def test_the_handler_of_before_comes_back():
     before = signal.getsignal(signal.SIGINT)
-    with owned():
+    with scope():
         assert signal.getsignal(signal.SIGINT) is not before
     assert signal.getsignal(signal.SIGINT) is before

@@ -159,7 +159,7 @@ def test_empty_stdin_and_no_prompt_exits_2(tmp_path):
     for stdin in (b"", b"\n \n"):
         done = run_conifer("run", str(MODELS / "llama" / "model.gguf"), home=tmp_path, stdin=stdin)
         assert (done.returncode, done.stdout) == (2, b"")
-        assert b"nothing to answer" in done.stderr
+        assert b"no prompt given" in done.stderr
 
 
 @pytest.mark.process

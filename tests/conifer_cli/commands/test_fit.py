@@ -53,7 +53,7 @@ def test_a_verdict_is_a_labelled_table_in_both_units(tmp_path):
     for label in ("weights", "KV cache", "buffers", "program", "total", "reserve", "budget"):
         assert f"\n{label} " in text
     assert "GB" in text and "GiB" in text
-    assert "verdict: fits" in text and "the largest that fits: 2,048" in text
+    assert "verdict: fits" in text and "largest that fits: 2,048" in text
 
 
 def test_a_catalog_size_over_the_budget_is_an_estimate_and_exits_4(tmp_path):
@@ -156,10 +156,10 @@ def test_a_machine_that_makes_no_sense_exits_2(tmp_path, arguments, said):
 def test_the_ladder_goes_down_with_context_and_up_with_the_quantisation(tmp_path):
     _, fit = document("qwen3-30b-a3b", "--machine", "rtx-4090", "--memory", "40GB", home=tmp_path)
     order = ["too_large", "tight", "fits"]
-    assert [rung["quant"] for rung in fit["ladder"]] == ["Q2_K", "Q4_K_M", "Q8_0"]
-    for rung in fit["ladder"]:
-        kinds = [order.index(step["verdict"]) for step in rung["contexts"]]
-        rates = [step["speed"]["per_s"] for step in rung["contexts"] if step["speed"]]
+    assert [row["quant"] for row in fit["ladder"]] == ["Q2_K", "Q4_K_M", "Q8_0"]
+    for row in fit["ladder"]:
+        kinds = [order.index(step["verdict"]) for step in row["contexts"]]
+        rates = [step["speed"]["per_s"] for step in row["contexts"] if step["speed"]]
         assert kinds == sorted(kinds, reverse=True)
         assert rates == sorted(rates, reverse=True)
         assert len(rates) == sum(kind > 0 for kind in kinds)

@@ -98,7 +98,7 @@ def test_a_prompt_over_the_context_exits_4_with_both_counts(tmp_path):
 def test_a_context_over_the_models_own_exits_2(tmp_path):
     done = run_conifer("run", QWEN, "hi", "-c", "4k", home=tmp_path)
     assert done.returncode == 2
-    assert b"4,096 is more than the 2,048 tokens" in done.stderr
+    assert b"4,096 exceeds the 2,048 tokens" in done.stderr
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 3, 100, 5000, 400_000])

@@ -120,7 +120,7 @@ def test_a_measurement_is_carried_to_another_depth():
 
 def test_ratios_are_of_this_machine_and_these_kernels():
     keep(run_of(), run_of(), run_of("b.gguf", kernels="stock"), run_of("c.gguf", machine="other"))
-    found = history.ratios(MACHINE, "native", BANDWIDTH)
+    found = history.run_ratios(MACHINE, "native", BANDWIDTH)
     assert list(found) == [("a.gguf", 10**9)]
     by_priors = history.by_priors(run_of(), BANDWIDTH)
     assert found["a.gguf", 10**9] == pytest.approx([by_priors / 20] * 2)

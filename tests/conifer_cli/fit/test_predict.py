@@ -12,8 +12,8 @@ from catalog.hub.client import Hub, RemoteFile
 from catalog.store.cache import Store
 from conifer_cli.commands.fit import _name_of
 from conifer_cli.fit.plan import FitReport, FitRequest, judge_model
-from conifer_cli.fit.predict import survey
-from conifer_cli.fit.quant_matrix import Rung, smaller_rung
+from conifer_cli.fit.predict import best_known_report
+from conifer_cli.fit.quant_matrix import QuantRow, smaller_row
 from engine.fit.machine import Machine
 from engine.fit.memory import Need, Verdict
 from support.hub_server import COMMIT, HubServer, running_hub
@@ -67,7 +67,7 @@ def test_without_a_network_the_kept_header_is_judged(tmp_path, hub):
     code, kept, said = fit(NAME, tmp_path)
     assert (code, kept["judged_by"], kept["estimated"]) == (0, "the header as last seen", False)
     assert kept["need_bytes"] == first["need_bytes"]
-    assert "judged by the header as last seen" in said
+    assert "using the header as last seen" in said
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:200], lambda b: b"{}\n" + b, lambda b: b""])
@@ -94,7 +94,7 @@ def test_a_catalog_model_without_a_network_is_an_estimate(tmp_path):
     know_bandwidth(tmp_path)
     code, found, said = fit("qwen3-0.6b", tmp_path)
     assert (code, found["estimated"], found["judged_by"]) == (0, True, "what the catalog knows")
-    assert "judged by what the catalog knows" in said
+    assert "using what the catalog knows" in said
     assert found["need_bytes"]["kv"] == 28 * 2048 * 2 * 32_768
     text = run_conifer("fit", "qwen3-0.6b", home=tmp_path).stdout.decode()
     assert "verdict: fits (estimated)" in text
@@ -107,7 +107,7 @@ def test_nothing_known_and_no_network_exits_5(tmp_path):
 def test_simulating_a_machine_asks_no_hub(tmp_path):
     done = run_unplugged("fit", NAME, "--machine", "m4-max-64gb", home=tmp_path)
     assert (done.returncode, done.stdout) == (2, b"")
-    assert b"nothing is known of hf:org/repo:Q4_K_M on this machine" in done.stderr
+    assert b"no data about hf:org/repo:Q4_K_M on this machine" in done.stderr
 
 
 def test_the_catalog_takes_kept_headers_for_exact(tmp_path):
@@ -126,8 +126,8 @@ def test_the_ladder_has_what_lies_beside_the_file_on_the_hub(tmp_path, hub):
         hub.files[f"org/repo/tiny-{quant}.gguf"] = data + bytes(more)
     hub.files["org/repo/mmproj-F16.gguf"] = data
     _, found, _ = fit(NAME, tmp_path, hub)
-    rungs = {rung["quant"]: (rung["size_bytes"], rung["exact"]) for rung in found["ladder"]}
-    assert rungs == {
+    rows = {row["quant"]: (row["size_bytes"], row["exact"]) for row in found["ladder"]}
+    assert rows == {
         "Q2_K": (len(data), False),
         "Q4_K_M": (len(data), True),
         "Q8_0": (len(data) + 10**6, False),
@@ -172,7 +172,7 @@ def test_fit_and_pull_end_alike_on_a_size_of_the_catalog(
     monkeypatch.setattr("engine.fit.machine.this_machine", lambda: machine)
     for judge in (
         lambda: judge_model(name, reference, request, store, connect),
-        lambda: survey(name, reference, request, machine, store, connect),
+        lambda: best_known_report(name, reference, request, machine, store, connect),
     ):
         if asked:
             with pytest.raises(Asked):
@@ -182,19 +182,19 @@ def test_fit_and_pull_end_alike_on_a_size_of_the_catalog(
 
 
 def test_the_largest_smaller_file_that_fits_is_a_way_out():
-    def rung(quant: str, gigabytes: int, *kinds: str) -> Rung:
+    def row(quant: str, gigabytes: int, *kinds: str) -> QuantRow:
         steps = tuple(zip((2048, 4096, 8192), kinds, (None,) * 3, strict=True))
-        return Rung(quant, gigabytes * 10**9, False, steps)
+        return QuantRow(quant, gigabytes * 10**9, False, steps)
 
     need = Need(8 * 10**9, 0, 0, 0)
     machine = Machine("", "cpu", 10**10, 6 * 10**9, "")
     verdict = Verdict("too_large", need, machine, 0, 4096, 0, 8 * 10**9)
     report = FitReport("m", None, verdict, 8 * 10**9)
-    rungs = [
-        rung("Q2_K", 3, "fits", "fits", "fits"),
-        rung("Q3_K_M", 4, "fits", "fits", "tight"),
-        rung("Q4_0", 5, "fits", "tight", "too_large"),  # with too few tokens to be of use
-        rung("Q8_0", 8, "too_large", "too_large", "too_large"),
+    rows = [
+        row("Q2_K", 3, "fits", "fits", "fits"),
+        row("Q3_K_M", 4, "fits", "fits", "tight"),
+        row("Q4_0", 5, "fits", "tight", "too_large"),  # with too few tokens to be of use
+        row("Q8_0", 8, "too_large", "too_large", "too_large"),
     ]
-    assert smaller_rung(rungs, report) == "Q3_K_M"
-    assert smaller_rung(rungs[2:], report) is None
+    assert smaller_row(rows, report) == "Q3_K_M"
+    assert smaller_row(rows[2:], report) is None
