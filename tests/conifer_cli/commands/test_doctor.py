@@ -185,7 +185,7 @@ def test_versions_that_a_requirement_excludes_are_told(monkeypatch: pytest.Monke
     )
     found = doctor.check_versions()
     assert (found.status, found.code) == ("fail", 1)
-    assert "mlx==0.32.4 (here: 0.32.1)" in found.advice
+    assert "mlx==0.32.4 (installed: 0.32.1)" in found.advice
     assert "numpy" not in found.advice and "jinja2" not in found.advice
     here["mlx"] = "0.32.4"
     assert doctor.check_versions().status == "ok"

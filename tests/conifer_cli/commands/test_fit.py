@@ -91,7 +91,7 @@ def test_a_larger_machine_never_fits_less(tmp_path):
 def test_the_table_says_that_it_is_estimated(tmp_path):
     done = run_unplugged("fit", home=tmp_path)
     assert done.returncode == 0
-    assert b"fits ~" in done.stdout and b"\n~ estimated from the file's size" in done.stdout
+    assert b"fits ~" in done.stdout and b"\n~ estimated from the file size" in done.stdout
     assert b"\nqwen3-30b-a3b " in done.stdout
 
 
@@ -143,8 +143,8 @@ def test_another_size_of_memory_is_judged_for_this_machine(tmp_path):
     [
         (("--machine", "m4-max"), "add the memory size: m4-max-64gb"),
         (("--machine", "m7-max-64gb"), "unknown machine 'm7-max-64gb'; did you mean"),
-        (("--memory", "32"), "is not an amount of memory"),
-        (("--memory", "1MB"), "is not an amount of memory"),
+        (("--memory", "32"), "is not a memory size"),
+        (("--memory", "1MB"), "is not a memory size"),
     ],
 )
 def test_a_machine_that_makes_no_sense_exits_2(tmp_path, arguments, said):
