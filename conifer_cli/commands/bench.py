@@ -18,7 +18,7 @@ from conifer_cli.acquire import ensure, judge, locate
 from conifer_cli.errors import NoRoom, UsageError
 from conifer_cli.fit.plan import FitReport, FitRequest
 from conifer_cli.terminal import console
-from conifer_cli.terminal.format import memory, size, table
+from conifer_cli.terminal.format import gigabytes, size, table
 from conifer_cli.terminal.progress import Progress
 from conifer_cli.versions import installed_version
 
@@ -238,7 +238,7 @@ def _report(document: dict[str, Any]) -> list[str]:
         "",
         *table(rows, right=range(1, 7)),
         "",
-        f"peak memory: {memory(document['peak_memory_bytes'])}, including mapped weights",
+        f"peak memory: {gigabytes(document['peak_memory_bytes'])}, including mapped weights",
         f"Bandwidth of reading as many bytes: {document['read_method']}.",
     ]
 

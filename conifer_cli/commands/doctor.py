@@ -21,7 +21,7 @@ from conifer_cli.acquire import connect, open_store
 from conifer_cli.fit.alternatives import best_moe
 from conifer_cli.session.session import SLOW
 from conifer_cli.terminal import console
-from conifer_cli.terminal.format import memory, size
+from conifer_cli.terminal.format import gigabytes, size
 from conifer_cli.versions import DISTRIBUTION, NOT_INSTALLED, installed_version
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -116,8 +116,8 @@ def check_memory() -> Check:
     except BackendError:
         return Check("memory", FAIL, "unknown without a backend", code=errors.FAILURE)
     detail = (
-        f"{memory(machine.budget_bytes)} of {machine.limited_by}, "
-        f"{memory(machine.memory_bytes)} in total"
+        f"{gigabytes(machine.budget_bytes)} of {machine.limited_by}, "
+        f"{gigabytes(machine.memory_bytes)} in total"
     )
     best = best_moe(machine)
     if best is not None:
@@ -138,7 +138,7 @@ def check_cgroup() -> Check:
     root = Path("/")
     room, share = cgroup_available(root), cgroup_cores(root)
     parts = [
-        "memory: no limit" if room is None else f"memory: {memory(room)} left within the limit",
+        "memory: no limit" if room is None else f"memory: {gigabytes(room)} left within the limit",
         "CPU: no limit" if share is None else f"CPU: limited to {share:g} cores",
     ]
     detail = ", ".join(parts)

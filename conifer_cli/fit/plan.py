@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from conifer_cli.errors import NoRoom, Unreadable, UsageError
 from conifer_cli.fit.alternatives import ways_out
-from conifer_cli.terminal.format import memory
+from conifer_cli.terminal.format import gigabytes
 
 if TYPE_CHECKING:
     from catalog import CatalogFile, Entry, Reference
@@ -111,13 +111,13 @@ def enforce(report: FitReport, request: FitRequest) -> None:
 def shortage(report: FitReport) -> str:
     """Return how much memory the model needs and how much is available."""
     verdict = report.verdict
-    need = memory(verdict.need.total_bytes)
+    need = gigabytes(verdict.need.total_bytes)
     at = (
         "it needs at least"
         if verdict.estimated
         else f"with a context of {verdict.context:,} it needs"
     )
-    budget, limit = memory(verdict.budget_bytes), verdict.machine.limited_by
+    budget, limit = gigabytes(verdict.budget_bytes), verdict.machine.limited_by
     return f"{at} {need}, but only {budget} of {limit} is available"
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from conifer_cli.fit.plan import FitReport, FitRequest
-from conifer_cli.terminal.format import count, memory, size, table
+from conifer_cli.terminal.format import count, gigabytes, size, table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,7 +105,7 @@ def catalog(rows: Sequence[CatalogRow], target: Target, request: FitRequest) -> 
     """Format the verdicts on the whole catalog."""
     machine, bandwidth = target.machine, target.bandwidth
     rate = f"{size(int(bandwidth.bytes_per_s))}/s of memory bandwidth ({bandwidth.source})"
-    first = f"{machine.name}: {memory(machine.budget_bytes)} of {machine.limited_by}; {rate}"
+    first = f"{machine.name}: {gigabytes(machine.budget_bytes)} of {machine.limited_by}; {rate}"
     heading = ("MODEL", "TOTAL", "ACTIVE", "QUANT", "FILE", "VERDICT", "CONTEXT", "TOKENS/S", "")
     cells = [_cells(row) for row in rows]
     return [first, "", *table([heading, *cells], right=(1, 2, 4, 6, 7)), "", _CAVEAT, *_notes(rows)]

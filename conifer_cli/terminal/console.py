@@ -266,7 +266,3 @@ def log_drawing(draw: Callable[[int, bool], list[str]]) -> None:
     """
     lines = draw(dimensions()[0], supports_styles(sys.stderr))
     write_stderr("".join(line + "\n" for line in lines))
-
-
-# The former names, until every caller has the new ones.
-write, out, out_json, say = write_stdout, print_lines, print_json, log

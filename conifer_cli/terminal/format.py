@@ -70,6 +70,3 @@ def table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> list[str]
 def labelled(pairs: Sequence[tuple[str, str]]) -> list[str]:
     """Align pairs of label and value, one per line."""
     return table([(f"{label}:", value) for label, value in pairs])
-
-
-memory, facts = gigabytes, labelled  # the former names, until every caller has the new ones
