@@ -1,6 +1,6 @@
 """How the shared layers of `engine.nn` combine into each supported model.
 
 `registry` is the index: one row per GGUF architecture string, with its defaults and the module that
-builds it. A module holds the models of one publisher's family; its functions take the configuration
-and the weights of a file and return a `Decoder`.
+builds it. A module holds related models; its functions take the configuration and the weights of a
+file and return a `Decoder`.
 """

@@ -1,4 +1,4 @@
-"""Qwen 2 and 3 and their twins: OLMoE, MiniMax M2, dots.llm1, Ling 2.0, GLM-4.5.
+"""Qwen 2 and 3 and their twins: OLMoE, MiniMax M2, dots.llm1, Ling 2.0, GLM-4.5, Hunyuan.
 
 Rotary embedding on pairs (i, i + dims/2); the head width comes from the file and need not be
 width / heads. Tensors and keys of the file select the rest:
@@ -17,6 +17,8 @@ width / heads. Tensors and keys of the file select the rest:
   experts chosen from the best groups.
 - glm4moe: biases on q, k and v, head norms in the large models, rotary embedding on half of each
   head; routing as in dots1.
+- hunyuan-moe: Hunyuan-A13B. Each head of q and k is normalised after the rotary embedding. Softmax,
+  weights renormalised, plus a shared expert that always runs.
 """
 
 from engine.nn.attention import Attention
@@ -26,7 +28,16 @@ from engine.nn.rope import RoPE
 from engine.nn.weights import Weights
 
 
-def build(config: ModelConfig, weights: Weights) -> Decoder:
+def build(config: ModelConfig, weights: Weights, norm_after_rope: bool = False) -> Decoder:
     """Build the graph of a Qwen-like model."""
     rope = RoPE(config.rope, interleaved=False)
-    return pre_norm_decoder(config, weights, lambda layer: Attention(config, weights, layer, rope))
+    return pre_norm_decoder(
+        config,
+        weights,
+        lambda layer: Attention(config, weights, layer, rope, norm_after_rope=norm_after_rope),
+    )
+
+
+def hunyuan(config: ModelConfig, weights: Weights) -> Decoder:
+    """Build Hunyuan-A13B."""
+    return build(config, weights, norm_after_rope=True)

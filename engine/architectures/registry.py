@@ -74,15 +74,15 @@ ARCHITECTURES = {
     "gpt-oss": Architecture("gpt_oss", gating=SOFTMAX_OF_CHOSEN, period=2, yarn_rounded=False),
     "granite": Architecture("llama", rope_optional=True),  # Granite 3.x and 4.0, dense
     # Granite 4.0-H, dense and with experts
-    "granitehybrid": Architecture("granitehybrid", recurrent="mamba2", rope_optional=True),
+    "granitehybrid": Architecture("hybrid:granite", recurrent="mamba2", rope_optional=True),
     # Granite 3.x with experts (1B-A400M, 3B-A800M)
     "granitemoe": Architecture("llama", rope_optional=True),
-    "hunyuan-moe": Architecture("hunyuan", shared_width_is_one=True),  # Hunyuan-A13B
-    "lfm2": Architecture("lfm2", recurrent="conv"),  # LFM2, LFM2.5
-    "lfm2moe": Architecture("lfm2", gating=SIGMOID, recurrent="conv"),
+    "hunyuan-moe": Architecture("qwen:hunyuan", shared_width_is_one=True),  # Hunyuan-A13B
+    "lfm2": Architecture("hybrid:lfm2", recurrent="conv"),  # LFM2, LFM2.5
+    "lfm2moe": Architecture("hybrid:lfm2", gating=SIGMOID, recurrent="conv"),
     "llama": Architecture("llama"),  # Llama 2 and 3, SmolLM2, Mistral, Mixtral
     "llama4": Architecture(  # Llama 4 Scout and Maverick
-        "llama4",
+        "llama:llama4",
         gating=SIGMOID,
         renormalize=False,
         weight_on_input=True,
@@ -99,11 +99,11 @@ ARCHITECTURES = {
     # Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B
     "qwen2moe": Architecture("qwen", renormalize=False, routed_as_dense=True),
     "qwen3": Architecture("qwen"),  # Qwen3, 0.6B to 32B
-    "qwen35": Architecture("qwen_next:qwen35", recurrent="delta"),  # Qwen3.5, Qwen3.6
-    "qwen35moe": Architecture("qwen_next:qwen35", recurrent="delta"),
+    "qwen35": Architecture("hybrid:qwen35", recurrent="delta"),  # Qwen3.5, Qwen3.6
+    "qwen35moe": Architecture("hybrid:qwen35", recurrent="delta"),
     "qwen3moe": Architecture("qwen"),  # Qwen3-30B-A3B, 235B-A22B, Qwen3-Coder
     # Qwen3-Next-80B-A3B, Qwen3-Coder-Next
-    "qwen3next": Architecture("qwen_next", recurrent="delta"),
+    "qwen3next": Architecture("hybrid:qwen3next", recurrent="delta"),
 }
 
 
