@@ -22,9 +22,7 @@ class Attention:
     """Grouped-query attention in all its variants.
 
     The file's tensors select biases, sinks, norms of q and k per head or of the whole projection,
-    and whether q, k and v are stored as one `attn_qkv`. The config selects the window or chunk, the
-    cap on scores and their scale.
-
+    and whether q, k and v are stored as one `attn_qkv`.
     rope: None for a layer without positions. norm_after_rope: norms follow the rotary embedding.
     l2_norm: q and k of each head are normalised after it, without a gain. gated: q_proj also yields
     a gate per head; output *= sigmoid(gate).
@@ -46,8 +44,7 @@ class Attention:
         self.key_dim, self.value_dim = config.key_dim, config.value_dim
         self.scale, self.score_cap = config.attention_scale, config.score_cap
         self.window = config.windows[layer] if config.windows else 0
-        self.chunked = config.chunked
-        self.rope = rope
+        self.chunked, self.rope = config.chunked, rope
         self.norm_after_rope, self.gated, self.temperature = norm_after_rope, gated, temperature
         self.l2_eps = config.norm_eps if l2_norm else None
         name = f"blk.{layer}.attn_"
@@ -56,14 +53,12 @@ class Attention:
         keys, values = self.kv_heads * self.key_dim, self.kv_heads * self.value_dim
         self.q, self.k, self.v = qkv(weights, name, (queries, keys, values), width)
         self.output = weights.linear(name + "output", width, self.heads * self.value_dim)
-        self.q_norm = head_norm(weights, name + "q_norm", self.heads, self.key_dim, config.norm_eps)
-        self.k_norm = head_norm(
-            weights, name + "k_norm", self.kv_heads, self.key_dim, config.norm_eps
-        )
+        dims, eps = self.key_dim, config.norm_eps
+        self.q_norm = head_norm(weights, name + "q_norm", self.heads, dims, eps)
+        self.k_norm = head_norm(weights, name + "k_norm", self.kv_heads, dims, eps)
         self.sinks = weights.optional_vector(name + "sinks.weight", self.heads)
 
     def __call__(self, x: mx.array, cache: TokenCache | None, offset: int) -> mx.array:
-        """x (T, D) -> (T, D). Without a cache, the tokens attend only to each other."""
         q, gate = self.q(x), None
         if self.gated:
             q, gate = mx.split(q.reshape(x.shape[0], self.heads, -1), 2, axis=-1)
@@ -98,7 +93,6 @@ class Attention:
         return x
 
     def _first_visible(self, position: int) -> int:
-        """Return the first token that the token at `position` attends to."""
         if not self.window:
             return 0
         if self.chunked:
@@ -110,14 +104,12 @@ class Attention:
     ) -> mx.array:
         """Attend for some queries at a time, to bound the memory of their scores.
 
-        q (1, H, T, d) starts at token `offset`; k, v (1, K, S, d) at token `base`. Returns
-        (1, H, T, d).
+        q (1, H, T, d) starts at token `offset`; k, v (1, K, S, d) at `base`. Returns (1, H, T, d).
         """
-        tokens = q.shape[2]
+        tokens, parts = q.shape[2], []
         rows = max(MIN_CHUNK, SCORE_BYTES // (4 * self.heads * k.shape[2]))
         if tokens <= rows:
             return self._attend(q, k, v, offset, base)
-        parts = []
         for start in range(0, tokens, rows):
             end = min(start + rows, tokens)
             first = max(self._first_visible(offset + start) - base, 0)
@@ -130,10 +122,8 @@ class Attention:
         mask = self._mask(q.shape[2], k.shape[2], offset, base)
         if self.score_cap:
             return capped_attention(q, k, v, self.scale, self.score_cap, mask)
-        sinks = None if self.sinks is None else self.sinks.astype(q.dtype)
-        return mx.fast.scaled_dot_product_attention(
-            q, k, v, scale=self.scale, mask=mask, sinks=sinks
-        )
+        scale, sinks = self.scale, None if self.sinks is None else self.sinks.astype(q.dtype)
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask, sinks=sinks)
 
     def _mask(self, tokens: int, keys: int, offset: int, base: int) -> mx.array | str | None:
         """Return which keys each token attends to: (T, S) bool, or MLX's shorthand for it."""
@@ -145,12 +135,7 @@ class Attention:
 
 
 def capped_attention(
-    q: mx.array,
-    k: mx.array,
-    v: mx.array,
-    scale: float,
-    cap: float,
-    mask: mx.array | str | None,
+    q: mx.array, k: mx.array, v: mx.array, scale: float, cap: float, mask: mx.array | str | None
 ) -> mx.array:
     """Attend with scores bounded by cap * tanh(score / cap).
 
@@ -179,9 +164,7 @@ def qkv(
 ) -> tuple[Linear, Linear, Linear]:
     """Load the projections `name` + q, k and v, which may be stored as one `name` + qkv."""
     if name + "qkv.weight" not in weights:
-        q, k, v = (
-            weights.linear(name + part, r, columns) for part, r in zip("qkv", rows, strict=True)
-        )
+        q, k, v = (weights.linear(name + "qkv"[i], rows[i], columns) for i in range(3))
         return q, k, v
     total = sum(rows)
     bias = weights.optional_vector(name + "qkv.bias", total)

@@ -1,9 +1,7 @@
 """The cache of a sequence, layer by layer: keys and values of its tokens, or a recurrent state.
 
-A cache also stores its token ids, so that the next turn of a conversation can reuse the prefix it
-shares with this one. Buffers grow in steps up to the context length. Keys and values of all tokens
-can be rewound to any token, a window only as far as it still holds every token needed there, and a
-recurrent state only to a saved snapshot.
+Keys and values of all tokens can be rewound to any token, a window only as far as it still holds
+every token needed there, and a recurrent state only to a saved snapshot.
 
 Axes: K kv heads, T tokens, d head width.
 """
@@ -12,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import mlx.core as mx
 
@@ -24,10 +22,7 @@ REWIND = 16  # tokens before a prompt's end; a template adds fewer before an ans
 
 
 class Buffer:
-    """A growing tensor (1, K, T, d) in float16 or float32.
-
-    arrays: the stored arrays, which all have the token axis 2.
-    """
+    """A growing tensor (1, K, T, d) in float16 or float32, stored as arrays with token axis 2."""
 
     def __init__(self, heads: int, dims: int, dtype: mx.Dtype) -> None:
         self.arrays = [mx.zeros((1, heads, 0, dims), dtype=dtype)]
@@ -74,15 +69,6 @@ class Q8Buffer(Buffer):
         return Rows(*(array[:, :, :length] for array in self.arrays)).floats()
 
 
-class LayerCache(Protocol):
-    """The cache of one layer, written and read by that layer."""
-
-    context: int  # maximum tokens of the sequence
-
-    def rewindable_length(self, length: int) -> int:
-        """Return the most tokens, up to `length`, this cache can be rewound to; 0 if none."""
-
-
 class TokenCache:
     """Tensors with a row per token, such as keys and values.
 
@@ -116,6 +102,7 @@ class TokenCache:
         return [buffer.read(held + added)[:, :, since:] for buffer in self.buffers], first
 
     def rewindable_length(self, length: int) -> int:
+        """Return the most tokens, up to `length`, this cache can be rewound to; 0 if none."""
         sees_all = self.base == 0 or self.base <= length - self.window + 1
         return length if sees_all else 0
 
@@ -123,12 +110,9 @@ class TokenCache:
 class StateCache:
     """Recurrent state; can only be rewound to a saved snapshot.
 
-    Snapshots: the newest state, the one before it (generation runs one token ahead), and one
-    shortly before the end of the last prompt. A conversation continues from the last one if its
-    answer was dropped, or stored without its thinking and hence without its opening.
-
-    states: the arrays, by number of tokens seen. mark: that number for the snapshot before
-    the end of the prompt.
+    states: the newest state, the one before it (generation runs one token ahead), and one at
+    `mark`, shortly before the end of the last prompt, by number of tokens seen. A conversation
+    continues from `mark` if its answer was dropped or stored without its thinking.
     """
 
     def __init__(self, context: int) -> None:
@@ -163,10 +147,9 @@ class StateCache:
 
 
 class Cache:
-    """The cache of one sequence of at most `context` tokens.
+    """The cache of one sequence of at most `context` tokens. tokens: the ids fed so far.
 
-    tokens: the ids fed so far. layers: the caches of the model's layers. rewindable_length: the
-    most tokens, up to a given number, that all layers can be rewound to.
+    rewindable_length: returns the most tokens, up to a number, that `layers` can be rewound to.
     """
 
     def __init__(self, layers: Any, context: int, rewindable_length: Callable[[int], int]) -> None:
@@ -197,11 +180,17 @@ class Cache:
         return next((i for i, (a, b) in enumerate(pairs) if a != b), min(self.length, len(tokens)))
 
 
+LayerCache = TokenCache | StateCache
+
+
 def new_layer_cache(spec: CacheSpec, context: int, kv_type: str) -> LayerCache:
     """Create the empty cache of one layer."""
     if spec.state_values:
         return StateCache(context)
-    buffers = [_buffer(heads, dims, kv_type) for heads, dims in spec.buffers]
+    dtype = mx.float16 if kv_type == "f16" else mx.float32
+    buffers = [
+        Q8Buffer(*shape) if kv_type == "q8" else Buffer(*shape, dtype) for shape in spec.buffers
+    ]
     return TokenCache(buffers, context, spec.window)
 
 
@@ -212,14 +201,7 @@ def rewindable_length(caches: Sequence[LayerCache], length: int) -> int:
     return length
 
 
-def _buffer(heads: int, dims: int, kv_type: str) -> Buffer:
-    if kv_type == "q8":
-        return Q8Buffer(heads, dims)
-    return Buffer(heads, dims, mx.float16 if kv_type == "f16" else mx.float32)
-
-
 def _with_room(array: mx.array, tokens: int) -> mx.array:
-    """Grow the token axis in steps to hold at least `tokens`."""
     missing = tokens - array.shape[2]
     if missing <= 0:
         return array

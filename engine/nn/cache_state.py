@@ -55,18 +55,15 @@ def dump(model: Model, cache: Cache) -> CacheState:
     length = cache.length
     if not isinstance(cache.layers, list):
         bases, marks = cache.layers.bases, cache.layers.marks
-        positions, arrays = [[base] for base in bases], _views(model, cache, bases)
+        positions, arrays = [[base] for base in bases], _views(model, cache, bases, length)
         if len(marks) > 1:
             marks = [marks[0], *(at if at <= length else -1 for at in marks[1:])]
             positions.append([at + 1 for at in marks])  # 0: no snapshot
             arrays += _states(cache, marks)
         return CacheState(list(cache.tokens), positions, arrays)
-    positions, arrays = [], []
-    for layer in cache.layers:
-        numbers, held = _dump_layer(layer, length)
-        positions.append(numbers)
-        arrays += [np.asarray(array) for array in held]
-    return CacheState(list(cache.tokens), positions, arrays)
+    layers = [_dump_layer(layer, length) for layer in cache.layers]
+    arrays = [np.asarray(array) for _, held in layers for array in held]
+    return CacheState(list(cache.tokens), [positions for positions, _ in layers], arrays)
 
 
 def load(model: Model, state: CacheState, cache: Cache) -> None:
@@ -79,7 +76,7 @@ def load(model: Model, state: CacheState, cache: Cache) -> None:
     if tokens and not 0 <= min(tokens) <= max(tokens) < model.config.vocab:
         raise CacheStateError("it holds tokens outside the vocabulary")
     if isinstance(cache.layers, list):
-        _load_layers(model, state, cache, length)
+        _load_layers(model, state, cache)
     else:
         bases, marks = _read_bases(model, state, cache), _read_marks(state, cache)
         views = _views(model, cache, bases, length) + _states(cache, marks)
@@ -91,7 +88,6 @@ def load(model: Model, state: CacheState, cache: Cache) -> None:
 
 
 def _read_bases(model: Model, state: CacheState, cache: Cache) -> list[int]:
-    """Read the first token of each fused layer. Raises CacheStateError for invalid ones."""
     slots, length = cache.layers.slots, len(state.tokens)
     positions = state.positions[: len(slots)]
     recurrent = len(cache.layers.marks) > 1
@@ -105,12 +101,10 @@ def _read_bases(model: Model, state: CacheState, cache: Cache) -> list[int]:
 
 
 def _attention_specs(model: Model) -> list[CacheSpec]:
-    """List the cache specs of layers with a row per token."""
     return [spec for spec in model.config.cache_specs if spec.buffers]
 
 
 def _read_marks(state: CacheState, cache: Cache) -> list[int]:
-    """Read the token numbers of fused states. Raises CacheStateError for invalid ones."""
     places = len(cache.layers.marks)
     if places == 1:
         return [-1]
@@ -135,12 +129,8 @@ def _states(cache: Cache, marks: list[int]) -> list[Array]:
     ]
 
 
-def _views(model: Model, cache: Cache, bases: list[int], length: int | None = None) -> list[Array]:
-    """View the rows of `length` tokens in fused layers: (K, T, d) in their storage types.
-
-    bases: the first token of each layer. length: that of the cache by default.
-    """
-    length = cache.length if length is None else length
+def _views(model: Model, cache: Cache, bases: list[int], length: int) -> list[Array]:
+    """View the rows of `length` tokens in fused layers: (K, T, d) in their storage types."""
     parts, views = iter(cache.layers.buffers()), []
     for spec, base, slots in zip(_attention_specs(model), bases, cache.layers.slots, strict=True):
         for heads, dims in spec.buffers:
@@ -154,7 +144,6 @@ def _views(model: Model, cache: Cache, bases: list[int], length: int | None = No
 
 
 def _dump_layer(layer: object, length: int) -> tuple[list[int], list[mx.array]]:
-    """Return the positions and arrays that one layer holds of the first `length` tokens."""
     if isinstance(layer, StateCache):
         states = {at: state for at, state in layer.states.items() if at <= length}
         return [layer.mark, *states], [array for state in states.values() for array in state]
@@ -167,8 +156,9 @@ def _stored(layer: TokenCache) -> list[mx.array]:
     return [array for buffer in layer.buffers for array in buffer.arrays]
 
 
-def _load_layers(model: Model, state: CacheState, cache: Cache, length: int) -> None:
-    """Check all arrays against those the model creates, then fill the layers."""
+def _load_layers(model: Model, state: CacheState, cache: Cache) -> None:
+    import numpy as np
+
     if len(state.positions) != len(cache.layers):
         raise CacheStateError("it has another number of layers")
     probe = model.new_cache(1, "f32")
@@ -177,35 +167,23 @@ def _load_layers(model: Model, state: CacheState, cache: Cache, length: int) -> 
     else:
         probe.layers = cache.layers
     layers = list(zip(cache.layers, probe.layers, state.positions, strict=True))
-    expected = [_shapes(layer, like, positions, length) for layer, like, positions in layers]
-    _require(state.arrays, [shape for shapes in expected for shape in shapes])
-    rest = iter(state.arrays)
-    for (layer, like, positions), shapes in zip(layers, expected, strict=True):
-        arrays = [_copied(next(rest)) for _ in shapes]
+    shapes = [_shapes(*layer, len(state.tokens)) for layer in layers]
+    _require(state.arrays, [shape for of_layer in shapes for shape in of_layer])
+    # An array may start at any byte of a file.
+    arrays = (mx.array(np.require(array, requirements=["ALIGNED"])) for array in state.arrays)
+    for layer, like, positions in layers:
         if isinstance(layer, StateCache):
-            each = len(like.states[1])
-            cut = range(0, len(arrays), each)
-            layer.mark = positions[0]
-            layer.states = dict(
-                zip(positions[1:], (tuple(arrays[i : i + each]) for i in cut), strict=True)
-            )
+            layer.mark, *seen = positions
+            layer.states = {at: tuple(next(arrays) for _ in like.states[1]) for at in seen}
         else:
-            layer.base, stored = positions[0], iter(arrays)
+            layer.base = positions[0]
             for buffer in layer.buffers:
-                buffer.arrays = [next(stored) for _ in buffer.arrays]
-
-
-def _copied(array: Array) -> mx.array:
-    """Copy an array for MLX. It may start at any byte of a file."""
-    import numpy as np
-
-    return mx.array(np.require(array, requirements=["ALIGNED"]))
+                buffer.arrays = [next(arrays) for _ in buffer.arrays]
 
 
 def _shapes(
     layer: object, like: object, positions: list[int], length: int
 ) -> list[tuple[tuple[int, ...], str]]:
-    """Return the array shapes and types of a layer. Raises CacheStateError for bad positions."""
     if isinstance(layer, StateCache):
         assert isinstance(like, StateCache)
         seen = positions[1:]

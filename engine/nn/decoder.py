@@ -76,14 +76,12 @@ class Block:
     residual_scale: float = 1.0
 
     def __call__(self, x: mx.array, cache: LayerCache | None, offset: int) -> mx.array:
-        """x (T, D) -> (T, D)."""
         x = self._add(x, self.mixer(self.mixer_norm(x), cache, offset), self.post_mixer_norm)
         y = self.feed_forward(self.feed_forward_norm(x))
         return self._add(x, y, self.post_feed_forward_norm)
 
     def _add(self, x: mx.array, y: mx.array, norm: AnyNorm | None) -> mx.array:
-        if norm is not None:
-            y = norm(y)
+        y = norm(y) if norm else y
         return x + (y if self.residual_scale == 1.0 else y * self.residual_scale)
 
 
@@ -132,7 +130,6 @@ class LMHead:
     cap: float = 0.0
 
     def __call__(self, x: mx.array) -> mx.array:
-        """x (T, D) -> (T, V) float32."""
         return self.finish(self.output.matmul(self.norm(x)).astype(mx.float32))
 
     def finish(self, logits: mx.array) -> mx.array:
@@ -147,8 +144,7 @@ class LMHead:
 class Decoder:
     """The graph of a model. Without `output.weight`, the embedding is also the head.
 
-    output_norm: name of the final norm. embedding_scale: factor on embeddings, 0 for that of the
-    file.
+    output_norm: name of the final norm. embedding_scale: 0 for that of the file.
     """
 
     def __init__(
@@ -172,7 +168,6 @@ class Decoder:
         self.routes: RouterStats | None = None
 
     def record_routes(self, stats: RouterStats) -> None:
-        """Record in `stats` which experts are chosen from now on."""
         self.routes = stats
         self.layers.record_routes(stats)
 
@@ -204,8 +199,7 @@ def pre_norm_decoder(
 
     mixer, feed_forward: return these parts of a layer, given its number. By default, the file
     selects a dense or routed feed-forward part. sandwich: also normalise the output of both parts.
-    If `ffn_norm` is missing, `post_attention_norm` precedes the feed-forward part. Other parameters
-    as in `Decoder`.
+    If `ffn_norm` is missing, `post_attention_norm` precedes the feed-forward part.
     """
     feed_forward = feed_forward or partial(moe.feed_forward, config, weights)
 
@@ -213,9 +207,8 @@ def pre_norm_decoder(
         return required_norm(weights, f"blk.{layer}.{name}", config.width, config.norm_eps)
 
     def feed_forward_norm(layer: int) -> AnyNorm:
-        prefix = f"blk.{layer}"
-        moved = f"{prefix}.ffn_norm.weight" not in weights and not sandwich
-        moved = moved and f"{prefix}.post_attention_norm.weight" in weights
+        name = f"blk.{layer}.post_attention_norm.weight"
+        moved = f"blk.{layer}.ffn_norm.weight" not in weights and name in weights and not sandwich
         return norm(layer, "post_attention_norm" if moved else "ffn_norm")
 
     blocks = [

@@ -1,9 +1,8 @@
 """Multi-head latent attention (MLA) in its absorbed form, and the indexer that makes it sparse.
 
-Each token caches one vector, its latent and a rotary part shared by all heads, instead of keys and
-values. Head h scores it by (k_b[h] q_nope | q_pe) . (latent | pe) and outputs v_b[h] times the mix
-of latents (DeepSeek-V2, arXiv 2405.04434, section 2.1.2). Prefill uses the absorbed form too;
-decision 3 has the measurements.
+Each token caches one vector, its latent and a rotary part shared by all heads. Head h scores it by
+(k_b[h] q_nope | q_pe) . (latent | pe) and outputs v_b[h] times the mix of latents (DeepSeek-V2,
+arXiv 2405.04434, section 2.1.2). Prefill uses the absorbed form too (decision 3).
 
 Axes: T tokens, D width, H heads, I indexer heads, d width of a cached vector or a head, L cached
 tokens including new ones, R rank of the latent.
@@ -57,19 +56,16 @@ class LatentAttention:
         name = f"blk.{layer}.attn_"
         queries = self.heads * latent.key_dim
         self.q_a = self.q_norm = None
-        if latent.query_rank:
-            self.q_a = weights.linear(name + "q_a", latent.query_rank, width)
-            self.q_norm = latent_norm(weights, name + "q_a_norm", latent.query_rank)
-            self.q = weights.linear(name + "q_b", queries, latent.query_rank)
-        else:
-            self.q = weights.linear(name + "q", queries, width)
+        if rank := latent.query_rank:
+            self.q_a = weights.linear(name + "q_a", rank, width)
+            self.q_norm = latent_norm(weights, name + "q_a_norm", rank)
+        self.q = weights.linear(name + ("q_b" if rank else "q"), queries, rank or width)
         self.kv_a = weights.linear(name + "kv_a_mqa", self.rank + rope.dims, width)
         self.kv_norm = latent_norm(weights, name + "kv_a_norm", self.rank)
         self.k_b, self.v_b = head_projections(config, weights, name)
         self.output = weights.linear(name + "output", width, self.heads * latent.value_dim)
 
     def __call__(self, x: mx.array, cache: TokenCache | None, offset: int) -> mx.array:
-        """x (T, D) -> (T, D). Without a cache, the tokens attend only to each other."""
         source = x if self.q_a is None or self.q_norm is None else self.q_norm(self.q_a(x))
         q = split_heads(self.q(source), self.heads)  # (1, H, T, d)
         if self.temperature is not None:
@@ -174,8 +170,8 @@ def require_indexer(config: ModelConfig) -> IndexerConfig:
 def latent_rope(config: RopeConfig, interleaved: bool) -> RoPE:
     """Create the rotary embedding of latent attention, without YaRN's magnitude.
 
-    Published models set `mscale` and `mscale_all_dim` to the same number. Files contain only the
-    latter, which `latent_scale` applies. Without it, YaRN scales cos and sin as usual.
+    Files contain only `mscale_all_dim`, which equals `mscale` and which `latent_scale` applies.
+    Without it, YaRN scales cos and sin as usual.
     """
     multiplier = 1.0 if config.log_multiplier else 0.0
     return RoPE(replace(config, log_multiplier=multiplier), interleaved)
@@ -204,16 +200,12 @@ def head_projections(config: ModelConfig, weights: Weights, name: str) -> tuple[
     assert config.latent is not None
     heads, rank, values = config.heads, config.latent.rank, config.latent.value_dim
     nope = config.latent.key_dim - config.rope.dims
-    if name + "kv_b.weight" not in weights:
-        return (
-            weights.matrix(name + "k_b.weight", heads, rank, nope),
-            weights.matrix(name + "v_b.weight", heads, values, rank),
-        )
-    shape = (heads, nope + values, rank)
-    return (
-        weights.stacked(name + "kv_b.weight", shape, 0, nope, transpose=True),
-        weights.stacked(name + "kv_b.weight", shape, nope, nope + values),
-    )
+    both, shape = name + "kv_b.weight", (heads, nope + values, rank)
+    if both in weights:
+        k_b = weights.stacked(both, shape, 0, nope, transpose=True)
+        return k_b, weights.stacked(both, shape, nope, nope + values)
+    k_b = weights.matrix(name + "k_b.weight", heads, rank, nope)
+    return k_b, weights.matrix(name + "v_b.weight", heads, values, rank)
 
 
 def by_token(x: mx.array) -> mx.array:

@@ -59,5 +59,4 @@ class FeedForward:
         self.down = weights.linear(f"{prefix}down{suffix}", config.width, hidden)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """x (T, D) -> (T, D)."""
         return self.down(self.activation(self.gate(x), self.up(x)))

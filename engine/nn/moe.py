@@ -128,11 +128,7 @@ class Experts:
     """
 
     def __init__(
-        self,
-        config: ModelConfig,
-        weights: Weights,
-        layer: int,
-        activation: Activation = swiglu,
+        self, config: ModelConfig, weights: Weights, layer: int, activation: Activation = swiglu
     ) -> None:
         assert config.experts is not None
         self.config = config.experts
@@ -153,7 +149,6 @@ class Experts:
         self.stats: RouterStats | None = None  # records the chosen experts
 
     def __call__(self, x: mx.array) -> mx.array:
-        """x (T, D) -> (T, D)."""
         logits = self.router.matmul(x.astype(mx.float32))
         if self.router_bias is not None:
             logits = logits + self.router_bias
@@ -186,11 +181,7 @@ class SharedExperts:
     """Routed experts plus a shared expert, optionally sigmoid-gated."""
 
     def __init__(
-        self,
-        config: ModelConfig,
-        weights: Weights,
-        layer: int,
-        activation: Activation = swiglu,
+        self, config: ModelConfig, weights: Weights, layer: int, activation: Activation = swiglu
     ) -> None:
         assert config.experts is not None
         self.routed = Experts(config, weights, layer, activation)
@@ -200,7 +191,6 @@ class SharedExperts:
         self.gate = weights.optional_vector(f"blk.{layer}.ffn_gate_inp_shexp.weight", config.width)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """x (T, D) -> (T, D)."""
         shared = self.shared(x)
         if self.gate is not None:
             score = (x.astype(mx.float32) * self.gate).sum(axis=-1, keepdims=True)

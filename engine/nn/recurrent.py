@@ -43,7 +43,6 @@ class Mamba2:
         self.state_shapes = ((shape.kernel - 1, self.channels), matrix)
 
     def __call__(self, x: mx.array, cache: LayerCache | None, offset: int) -> mx.array:
-        """x (T, D) -> (T, D)."""
         shape = self.config
         projected = self.input(x).astype(mx.float32)
         z, xbc, dt = _split(projected, shape.inner, self.channels, shape.heads)
@@ -94,7 +93,6 @@ class GatedDeltaNet:
         self.state_shapes = ((shape.kernel - 1, channels), matrix)
 
     def __call__(self, x: mx.array, cache: LayerCache | None, offset: int) -> mx.array:
-        """x (T, D) -> (T, D)."""
         qkv, z, beta, alpha = (part.astype(mx.float32) for part in self.project(x))
         beta = mx.sigmoid(beta)
         decay = self.rate * mx.logaddexp(alpha + self.dt_bias, 0)  # softplus
@@ -128,7 +126,6 @@ class ShortConvolution:
         self.output = weights.linear(name + "out_proj", self.width, self.width)
 
     def __call__(self, x: mx.array, cache: LayerCache | None, offset: int) -> mx.array:
-        """x (T, D) -> (T, D)."""
         projected = self.input(x).astype(mx.float32)
         before, after, values = _split(projected, self.width, self.width, self.width)
         shapes = ((self.config.kernel - 1, self.width),)
