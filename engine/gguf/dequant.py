@@ -1,9 +1,8 @@
 """Dequantise blocks with NumPy: exact but slow, one function per format.
 
-This is the independent reference for the kernels. A block holds a few scales and packed weights.
-
-`n` is the number of blocks. Packed weights fill their bytes low bits first: in a group of bytes,
-all low nibbles come before all high ones.
+This is the independent reference for the kernels. A block holds a few scales and packed weights;
+`n` is the number of blocks. Weights fill their bytes low bits first: in a group of bytes, all low
+nibbles come before all high ones.
 """
 
 from __future__ import annotations
@@ -55,22 +54,6 @@ def _scaled(scales: Floats, weights: NDArray[np.generic]) -> Floats:
     return (scales[:, :, None] * grouped).reshape(n, -1)
 
 
-def _f32(b: Bytes) -> Floats:
-    return b.view("<f4").astype(np.float32)
-
-
-def _bf16(b: Bytes) -> Floats:
-    return (b.view("<u2").astype(np.uint32) << 16).view(np.float32)
-
-
-def _q4_0(b: Bytes) -> Floats:
-    return _f16(b, 0) * (_unpack(b[:, 2:], 4, 16).astype(np.float32) - 8)
-
-
-def _q4_1(b: Bytes) -> Floats:
-    return _f16(b, 0) * _unpack(b[:, 4:], 4, 16) + _f16(b, 2)
-
-
 def _q5_0(b: Bytes) -> Floats:
     weights = _unpack(b[:, 6:], 4, 16) | _unpack(b[:, 2:6], 1, 1) << 4
     return _f16(b, 0) * (weights.astype(np.float32) - 16)
@@ -79,10 +62,6 @@ def _q5_0(b: Bytes) -> Floats:
 def _q5_1(b: Bytes) -> Floats:
     weights = _unpack(b[:, 8:], 4, 16) | _unpack(b[:, 4:8], 1, 1) << 4
     return _f16(b, 0) * weights + _f16(b, 2)
-
-
-def _q8_0(b: Bytes) -> Floats:
-    return _f16(b, 0) * b[:, 2:].view(np.int8)
 
 
 def _q2_k(b: Bytes) -> Floats:
@@ -99,26 +78,17 @@ def _q3_k(b: Bytes) -> Floats:
     return _scaled(_f16(b, 108) * (scales.astype(np.float32) - 32), weights.astype(np.int8) - 4)
 
 
-def _k_scales(packed: Bytes) -> tuple[Bytes, Bytes]:
-    """Unpack the 8 scales and 8 minima, 6 bits each in 12 bytes, of Q4_K and Q5_K."""
-    first, second, rest = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
-    scales = np.concatenate([first & 63, rest & 15 | first >> 6 << 4], axis=1)
-    minima = np.concatenate([second & 63, rest >> 4 | second >> 6 << 4], axis=1)
-    return scales, minima
-
-
-def _q4_k(b: Bytes) -> Floats:
-    # d, dmin, scales and minima 12, weights 128
-    scales, minima = _k_scales(b[:, 4:16])
-    weights = _unpack(b[:, 16:], 4, 32)
+def _k_scaled(b: Bytes, weights: NDArray[np.generic]) -> Floats:
+    """Scale the weights of Q4_K or Q5_K by 8 scales and 8 minima, 6 bits each in 12 bytes."""
+    first, second, rest = b[:, 4:8], b[:, 8:12], b[:, 12:16]
+    scales: Bytes = np.concatenate([first & 63, rest & 15 | first >> 6 << 4], axis=1)
+    minima: Bytes = np.concatenate([second & 63, rest >> 4 | second >> 6 << 4], axis=1)
     return _scaled(_f16(b, 0) * scales, weights) - (_f16(b, 2) * minima).repeat(32, axis=1)
 
 
 def _q5_k(b: Bytes) -> Floats:
     # d, dmin, scales and minima 12, fifth bits 32, four low bits 128
-    scales, minima = _k_scales(b[:, 4:16])
-    weights = _unpack(b[:, 48:], 4, 32) | _unpack(b[:, 16:48], 1, 32) << 4
-    return _scaled(_f16(b, 0) * scales, weights) - (_f16(b, 2) * minima).repeat(32, axis=1)
+    return _k_scaled(b, _unpack(b[:, 48:], 4, 32) | _unpack(b[:, 16:48], 1, 32) << 4)
 
 
 def _q6_k(b: Bytes) -> Floats:
@@ -126,10 +96,6 @@ def _q6_k(b: Bytes) -> Floats:
     weights = _unpack(b[:, :128], 4, 64) | _unpack(b[:, 128:192], 2, 32) << 4
     scales = _f16(b, 208) * b[:, 192:208].view(np.int8)
     return _scaled(scales, weights.astype(np.int8) - 32)
-
-
-def _iq4_nl(b: Bytes) -> Floats:
-    return _f16(b, 0) * IQ4_VALUES[_unpack(b[:, 2:], 4, 16)]
 
 
 def _iq4_xs(b: Bytes) -> Floats:
@@ -146,20 +112,21 @@ def _mxfp4(b: Bytes) -> Floats:
 
 
 _DEQUANTIZERS: dict[str, Callable[[Bytes], Floats]] = {
-    "F32": _f32,
+    "F32": lambda b: b.view("<f4").astype(np.float32),
     "F16": lambda b: _f16(b, 0),
-    "BF16": _bf16,
-    "Q4_0": _q4_0,
-    "Q4_1": _q4_1,
+    "BF16": lambda b: (b.view("<u2").astype(np.uint32) << 16).view(np.float32),
+    "Q4_0": lambda b: _f16(b, 0) * (_unpack(b[:, 2:], 4, 16).astype(np.float32) - 8),
+    "Q4_1": lambda b: _f16(b, 0) * _unpack(b[:, 4:], 4, 16) + _f16(b, 2),
     "Q5_0": _q5_0,
     "Q5_1": _q5_1,
-    "Q8_0": _q8_0,
+    "Q8_0": lambda b: _f16(b, 0) * b[:, 2:].view(np.int8),
     "Q2_K": _q2_k,
     "Q3_K": _q3_k,
-    "Q4_K": _q4_k,
+    # d, dmin, scales and minima 12, weights 128
+    "Q4_K": lambda b: _k_scaled(b, _unpack(b[:, 16:], 4, 32)),
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
-    "IQ4_NL": _iq4_nl,
+    "IQ4_NL": lambda b: _f16(b, 0) * IQ4_VALUES[_unpack(b[:, 2:], 4, 16)],
     "IQ4_XS": _iq4_xs,
     "MXFP4": _mxfp4,
 }

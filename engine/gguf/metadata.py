@@ -22,9 +22,7 @@ class Metadata:
 
     def integer(self, key: str, low: int, high: int, default: int | None = None) -> int:
         """Read an integer in low..high."""
-        value = self._value(key, default)
-        if type(value) is not int:
-            raise self._error(key, "is not an integer")
+        value: int = self._typed(key, default, "an integer", int)
         if not low <= value <= high:
             raise self._error(key, f"is {value:,}, outside {low:,}..{high:,}")
         return value
@@ -59,25 +57,23 @@ class Metadata:
 
     def number(self, key: str, low: float, high: float, default: float | None = None) -> float:
         """Read a finite number in low..high."""
-        value = self._value(key, default)
-        if type(value) not in (int, float):
-            raise self._error(key, "is not a number")
+        value: float = self._typed(key, default, "a number", int, float)
         if not (math.isfinite(value) and low <= value <= high):
             raise self._error(key, f"is {value}, outside {low:g}..{high:g}")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
         """Read a boolean."""
-        value = self._value(key, default)
-        if not isinstance(value, bool):
-            raise self._error(key, "is not a boolean")
-        return value
+        return bool(self._typed(key, default, "a boolean", bool))
 
     def word(self, key: str, default: str) -> str:
         """Read a string."""
+        return str(self._typed(key, default, "a string", str))
+
+    def _typed(self, key: str, default: object, noun: str, *types: type) -> Any:
         value = self._value(key, default)
-        if not isinstance(value, str):
-            raise self._error(key, "is not a string")
+        if type(value) not in types:  # isinstance would accept a bool as an integer
+            raise self._error(key, f"is not {noun}")
         return value
 
     def _value(self, key: str, default: object) -> Any:

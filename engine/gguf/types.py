@@ -5,6 +5,7 @@ Reading a header needs only this table, without NumPy; `engine.gguf.dequant` unp
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -43,60 +44,11 @@ TYPES: dict[int, BlockType] = {
 TYPE_BY_NAME: dict[str, BlockType] = {block.name: block for block in TYPES.values()}
 
 # GGML's other type ids, so that errors can name unsupported types.
-_UNSUPPORTED = [
-    "4",
-    "Q4_2",
-    "5",
-    "Q4_3",
-    "9",
-    "Q8_1",
-    "15",
-    "Q8_K",
-    "16",
-    "IQ2_XXS",
-    "17",
-    "IQ2_XS",
-    "18",
-    "IQ3_XXS",
-    "19",
-    "IQ1_S",
-    "21",
-    "IQ3_S",
-    "22",
-    "IQ2_S",
-    "24",
-    "I8",
-    "25",
-    "I16",
-    "26",
-    "I32",
-    "27",
-    "I64",
-    "28",
-    "F64",
-    "29",
-    "IQ1_M",
-    "31",
-    "Q4_0_4_4",
-    "32",
-    "Q4_0_4_8",
-    "33",
-    "Q4_0_8_8",
-    "34",
-    "TQ1_0",
-    "35",
-    "TQ2_0",
-    "36",
-    "IQ4_NL_4_4",
-    "37",
-    "IQ4_NL_4_8",
-    "38",
-    "IQ4_NL_8_8",
-    "40",
-    "NVFP4",
-    "41",
-    "Q1_0",
-]
-KNOWN_NAMES: dict[int, str] = {id: block.name for id, block in TYPES.items()} | dict(
-    zip(map(int, _UNSUPPORTED[::2]), _UNSUPPORTED[1::2], strict=True)
-)
+_UNSUPPORTED = """
+4 Q4_2  5 Q4_3  9 Q8_1  15 Q8_K  16 IQ2_XXS  17 IQ2_XS  18 IQ3_XXS  19 IQ1_S  21 IQ3_S  22 IQ2_S
+24 I8  25 I16  26 I32  27 I64  28 F64  29 IQ1_M  31 Q4_0_4_4  32 Q4_0_4_8  33 Q4_0_8_8  34 TQ1_0
+35 TQ2_0  36 IQ4_NL_4_4  37 IQ4_NL_4_8  38 IQ4_NL_8_8  40 NVFP4  41 Q1_0
+"""
+KNOWN_NAMES: dict[int, str] = {id: block.name for id, block in TYPES.items()} | {
+    int(id): name for id, name in re.findall(r"(\d+) (\w+)", _UNSUPPORTED)
+}
