@@ -8,7 +8,7 @@ only some layers have one, and the layers after it reuse its choice.
 """
 
 from engine.nn.config import ModelConfig
-from engine.nn.decoder import Decoder, pre_norm_decoder
+from engine.nn.decoder import Decoder
 from engine.nn.mla import Indexer, LatentAttention, latent_rope, require_indexer
 from engine.nn.rope import RoPE
 from engine.nn.weights import Weights
@@ -17,9 +17,7 @@ from engine.nn.weights import Weights
 def build(config: ModelConfig, weights: Weights) -> Decoder:
     """Build DeepSeek V2 to V3.1."""
     rope = latent_rope(config.rope, interleaved=True)
-    return pre_norm_decoder(
-        config, weights, lambda layer: LatentAttention(config, weights, layer, rope)
-    )
+    return Decoder(config, weights, lambda layer: LatentAttention(config, weights, layer, rope))
 
 
 def deepseek32(config: ModelConfig, weights: Weights) -> Decoder:
@@ -38,7 +36,7 @@ def _sparse(config: ModelConfig, weights: Weights, indexer_rope: RoPE) -> Decode
     indexers: list[Indexer] = []
     for layer, own in enumerate(require_indexer(config).own):
         indexers.append(Indexer(config, weights, layer, indexer_rope) if own else indexers[-1])
-    return pre_norm_decoder(
+    return Decoder(
         config,
         weights,
         lambda layer: LatentAttention(config, weights, layer, rope, indexers[layer]),

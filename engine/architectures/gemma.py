@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig, RopeConfig
-from engine.nn.decoder import Decoder, pre_norm_decoder
+from engine.nn.decoder import Decoder
 from engine.nn.mlp import geglu
 from engine.nn.moe import feed_forward
 from engine.nn.rope import RoPE
@@ -43,7 +43,7 @@ def _build(config: ModelConfig, weights: Weights, windowed: RopeConfig, layers_2
         rope = window_rope if config.windows[layer] else global_rope
         return Attention(config, weights, layer, rope)
 
-    return pre_norm_decoder(
+    return Decoder(
         config,
         weights,
         attention,

@@ -8,7 +8,7 @@ only; experts clamp their gate and input.
 
 from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig
-from engine.nn.decoder import Decoder, pre_norm_decoder
+from engine.nn.decoder import Decoder
 from engine.nn.mlp import clamped_swiglu
 from engine.nn.moe import feed_forward
 from engine.nn.rope import RoPE
@@ -18,7 +18,7 @@ from engine.nn.weights import Weights
 def build(config: ModelConfig, weights: Weights) -> Decoder:
     """Build the graph of a `gpt-oss` model."""
     rope = RoPE(config.rope, interleaved=False)
-    return pre_norm_decoder(
+    return Decoder(
         config,
         weights,
         lambda layer: Attention(config, weights, layer, rope),

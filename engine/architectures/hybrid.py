@@ -17,7 +17,7 @@ from functools import partial
 
 from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig
-from engine.nn.decoder import Decoder, Mixer, pre_norm_decoder
+from engine.nn.decoder import Decoder, Mixer
 from engine.nn.recurrent import GatedDeltaNet, Mamba2, ShortConvolution
 from engine.nn.rope import RoPE
 from engine.nn.weights import Weights
@@ -59,4 +59,4 @@ def _build(
     def mixer(layer: int) -> Mixer:
         return (attention if config.kv_heads[layer] else recurrent)(layer)
 
-    return pre_norm_decoder(config, weights, mixer, output_norm=output_norm)
+    return Decoder(config, weights, mixer, output_norm=output_norm)

@@ -20,7 +20,7 @@ Some files add:
 
 from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig
-from engine.nn.decoder import Decoder, pre_norm_decoder
+from engine.nn.decoder import Decoder
 from engine.nn.rope import RoPE, Temperature
 from engine.nn.weights import Weights
 
@@ -33,7 +33,7 @@ def build(config: ModelConfig, weights: Weights) -> Decoder:
     rope = _rope(config, weights) if config.rope_enabled else None
     scale, length = config.temperature_scale, config.rope.original_context
     temperature = Temperature(scale, length) if scale else None
-    return pre_norm_decoder(
+    return Decoder(
         config,
         weights,
         lambda layer: Attention(config, weights, layer, rope, temperature=temperature),
@@ -50,7 +50,7 @@ def llama4(config: ModelConfig, weights: Weights) -> Decoder:
             return Attention(config, weights, layer, None, temperature=LLAMA4_TEMPERATURE)
         return Attention(config, weights, layer, rope, l2_norm=normalized)
 
-    return pre_norm_decoder(config, weights, attention)
+    return Decoder(config, weights, attention)
 
 
 def _rope(config: ModelConfig, weights: Weights) -> RoPE:

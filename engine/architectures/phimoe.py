@@ -7,7 +7,7 @@ other, and weighs each only against experts with similar scores.
 
 from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig
-from engine.nn.decoder import Decoder, pre_norm_decoder
+from engine.nn.decoder import Decoder
 from engine.nn.rope import LongRoPE, RoPE
 from engine.nn.weights import Weights
 
@@ -23,4 +23,4 @@ def build(config: ModelConfig, weights: Weights) -> Decoder:
         for kind in ("short", "long")
     )
     rope = LongRoPE(short, long, config.rope.original_context)
-    return pre_norm_decoder(config, weights, lambda layer: Attention(config, weights, layer, rope))
+    return Decoder(config, weights, lambda layer: Attention(config, weights, layer, rope))

@@ -23,7 +23,7 @@ width / heads. Tensors and keys of the file select the rest:
 
 from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig
-from engine.nn.decoder import Decoder, pre_norm_decoder
+from engine.nn.decoder import Decoder
 from engine.nn.rope import RoPE
 from engine.nn.weights import Weights
 
@@ -31,7 +31,7 @@ from engine.nn.weights import Weights
 def build(config: ModelConfig, weights: Weights, norm_after_rope: bool = False) -> Decoder:
     """Build the graph of a Qwen-like model."""
     rope = RoPE(config.rope, interleaved=False)
-    return pre_norm_decoder(
+    return Decoder(
         config,
         weights,
         lambda layer: Attention(config, weights, layer, rope, norm_after_rope=norm_after_rope),

@@ -1,7 +1,6 @@
 """A model's hyper-parameters, read from GGUF metadata with every key typed and range-checked.
 
-An invalid value raises a GGUFError that names the key, so the layers can divide by any number
-here. `engine.nn.weights` checks the shapes of tensors against the config.
+An invalid value raises a GGUFError that names the key, so the layers can divide by any number here.
 """
 
 from __future__ import annotations
@@ -25,10 +24,8 @@ from engine.gguf.metadata import Metadata
 from engine.gguf.reader import TensorInfo, numbers
 from engine.nn.cache_spec import CacheSpec
 
-GATINGS = (SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN)  # allowed in files
 # `blk.0.ffn_up_exps.weight`; in files from before April 2024 `blk.0.ffn_up.7.weight`.
 OF_EXPERTS = re.compile(r"blk\.\d+\.\w+(_exps|\.\d+)\.\w+")
-SCALINGS = ("none", "linear", "yarn", "longrope")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +165,6 @@ class ModelConfig:
 
     @property
     def cache_specs(self) -> tuple[CacheSpec, ...]:
-        """What each layer caches."""
         return tuple(self.cache_spec(layer) for layer in range(self.layers))
 
     def routed(self, layer: int) -> bool:
@@ -219,8 +215,7 @@ def architecture_of(metadata: Mapping[str, Any]) -> str:
 def read_config(metadata: Mapping[str, Any]) -> ModelConfig:
     """Read and check the hyper-parameters.
 
-    Raises UnsupportedError for an unknown architecture, before reading its other keys, and
-    GGUFError naming an invalid key.
+    Raises UnsupportedError for an unknown architecture, before GGUFError for an invalid key.
     """
     architecture = architecture_of(metadata)
     defaults = require_architecture(architecture)
@@ -232,11 +227,10 @@ def read_config(metadata: Mapping[str, Any]) -> ModelConfig:
     recurrent = _read_recurrent(keys, defaults.recurrent, width)
     key_dim = keys.integer("attention.key_length", 1, 65_536, width // heads)
     value_dim = keys.integer("attention.value_length", 1, 65_536, width // heads)
-    if "feed_forward_length" in keys or "expert_feed_forward_length" not in keys:
-        least = 0 if "expert_feed_forward_length" in keys else 1  # 0: every layer is routed
+    least = 0 if "expert_feed_forward_length" in keys else 1  # 0: every layer is routed
+    feed_forward = (0,) * layers
+    if least or "feed_forward_length" in keys:
         feed_forward = keys.integers("feed_forward_length", layers, least, 1 << 24)
-    else:
-        feed_forward = (0,) * layers
     latent = _read_latent(keys, defaults, layers, key_dim, value_dim)
     rope = _read_rope(keys, defaults, key_dim, latent)
     scored = latent.key_dim if latent else key_dim
@@ -286,9 +280,7 @@ def _vocabulary_size(metadata: Mapping[str, Any], keys: Metadata) -> int:
 def _read_kv_heads(
     keys: Metadata, layers: int, heads: int, recurrent: RecurrentConfig | None
 ) -> tuple[int, ...]:
-    """Read the kv heads of every layer. 0 marks a recurrent layer, as do two other keys."""
-    name = "attention.head_count_kv"
-    kv_heads = (heads,) * layers
+    name, kv_heads = "attention.head_count_kv", (heads,) * layers
     if name in keys:
         kv_heads = keys.integers(name, layers, 0 if recurrent else 1, 65_536)
     if any(kv and heads % kv for kv in kv_heads):
@@ -304,7 +296,6 @@ def _read_kv_heads(
 
 
 def _read_windows(keys: Metadata, defaults: Architecture, layers: int) -> tuple[int, ...]:
-    """Read how many tokens every layer attends to, 0 for all."""
     if not defaults.period:
         return (0,) * layers
     window = keys.integer("attention.sliding_window", 0, 1 << 31, defaults.window)
@@ -328,7 +319,7 @@ def _read_rope(
     if latent and latent.indexer and dims > latent.indexer.dims:
         raise GGUFError(f"{keys.prefix}attention.indexer.key_length is less than {dims}")
     scaling = keys.word("rope.scaling.type", "none")
-    if scaling not in SCALINGS:
+    if scaling not in ("none", "linear", "yarn", "longrope"):
         raise UnsupportedError(f"{keys.prefix}rope.scaling.type {scaling!r} is not supported")
     legacy = keys.number("rope.scale_linear", 0.0, 1e6, 1.0)
     factor = keys.number("rope.scaling.factor", 0.0, 1e6, legacy) or 1.0
@@ -358,7 +349,7 @@ def _read_experts(
     if count == 0:
         return None
     gating = keys.integer("expert_gating_func", 0, 255, 0)
-    if gating and gating not in GATINGS:
+    if gating and gating not in (SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN):
         raise UnsupportedError(f"{keys.prefix}expert_gating_func {gating} is not supported")
     used = keys.same("expert_used_count", layers, 1, count)
     default = dense // used if defaults.routed_as_dense else dense
@@ -368,9 +359,8 @@ def _read_experts(
     if count % groups:
         raise GGUFError(f"{keys.prefix}expert_group_count does not divide the {count} experts")
     if used > groups_used * (count // groups):
-        raise GGUFError(
-            f"{keys.prefix}expert_used_count is {used}, more than the chosen groups contain"
-        )
+        name = keys.prefix + "expert_used_count"
+        raise GGUFError(f"{name} is {used}, more than the chosen groups contain")
     return ExpertConfig(
         count=count,
         used=used,
@@ -431,7 +421,6 @@ def _read_indexer(keys: Metadata, defaults: Architecture, layers: int) -> Indexe
 
 
 def _read_recurrent(keys: Metadata, kind: str, width: int) -> RecurrentConfig | None:
-    """Read the recurrent layers: delta, mamba2 or conv; None for an empty kind."""
     if not kind:
         return None
     if kind == "conv":  # a convolution over the whole width

@@ -142,28 +142,54 @@ class LMHead:
 
 
 class Decoder:
-    """The graph of a model. Without `output.weight`, the embedding is also the head.
+    """The graph of a model, whose blocks normalise the input of their two parts.
 
-    output_norm: name of the final norm. embedding_scale: 0 for that of the file.
+    mixer, feed_forward: return these parts of a layer, given its number. By default, the file
+    selects a dense or routed feed-forward part. sandwich: also normalise the output of both parts.
+    If `ffn_norm` is missing, `post_attention_norm` precedes the feed-forward part. Without
+    `output.weight`, the embedding is also the head. embedding_scale: 0 for that of the file.
     """
 
     def __init__(
         self,
         config: ModelConfig,
         weights: Weights,
-        blocks: Sequence[Block],
+        mixer: Callable[[int], Mixer],
+        feed_forward: Callable[[int], FeedForwardLayer] | None = None,
+        *,
+        sandwich: bool = False,
         output_norm: str = "output_norm",
         embedding_scale: float = 0.0,
     ) -> None:
+        second_part = feed_forward or partial(moe.feed_forward, config, weights)
+
+        def norm(name: str) -> AnyNorm:
+            return required_norm(weights, name, config.width, config.norm_eps)
+
+        def block(layer: int) -> Block:
+            before, after = f"blk.{layer}.ffn_norm", f"blk.{layer}.post_attention_norm"
+            if before + ".weight" not in weights and after + ".weight" in weights and not sandwich:
+                before = after
+            return Block(
+                norm(f"blk.{layer}.attn_norm"),
+                mixer(layer),
+                norm(before),
+                second_part(layer),
+                norm(after) if sandwich else None,
+                norm(f"blk.{layer}.post_ffw_norm") if sandwich else None,
+                config.residual_scale,
+            )
+
+        blocks = [block(layer) for layer in range(config.layers)]
         shape = (config.vocab, config.width)
         self.embedding = weights.matrix("token_embd.weight", *shape)
         self.embedding_scale = embedding_scale or config.embedding_scale
-        norm = required_norm(weights, output_norm, config.width, config.norm_eps)
+        last_norm = norm(output_norm)
         tied = "output.weight" not in weights
         output = self.embedding if tied else weights.matrix("output.weight", *shape)
         bias = weights.optional_vector("output.bias", config.vocab)
         self.layers: Layers = Blocks(blocks, config.cache_specs)
-        self.head: Scorer = LMHead(norm, output, bias, config.logit_scale, config.logit_cap)
+        self.head: Scorer = LMHead(last_norm, output, bias, config.logit_scale, config.logit_cap)
         self.kernels = weights.kernels
         self.routes: RouterStats | None = None
 
@@ -183,44 +209,3 @@ class Decoder:
     def logits(self, hidden: mx.array) -> mx.array:
         """Score the vocabulary: (T, D) -> (T, V) float32."""
         return self.head(hidden)
-
-
-def pre_norm_decoder(
-    config: ModelConfig,
-    weights: Weights,
-    mixer: Callable[[int], Mixer],
-    feed_forward: Callable[[int], FeedForwardLayer] | None = None,
-    *,
-    sandwich: bool = False,
-    output_norm: str = "output_norm",
-    embedding_scale: float = 0.0,
-) -> Decoder:
-    """Build a decoder whose blocks normalise the input of their two parts.
-
-    mixer, feed_forward: return these parts of a layer, given its number. By default, the file
-    selects a dense or routed feed-forward part. sandwich: also normalise the output of both parts.
-    If `ffn_norm` is missing, `post_attention_norm` precedes the feed-forward part.
-    """
-    feed_forward = feed_forward or partial(moe.feed_forward, config, weights)
-
-    def norm(layer: int, name: str) -> AnyNorm:
-        return required_norm(weights, f"blk.{layer}.{name}", config.width, config.norm_eps)
-
-    def feed_forward_norm(layer: int) -> AnyNorm:
-        name = f"blk.{layer}.post_attention_norm.weight"
-        moved = f"blk.{layer}.ffn_norm.weight" not in weights and name in weights and not sandwich
-        return norm(layer, "post_attention_norm" if moved else "ffn_norm")
-
-    blocks = [
-        Block(
-            norm(layer, "attn_norm"),
-            mixer(layer),
-            feed_forward_norm(layer),
-            feed_forward(layer),
-            norm(layer, "post_attention_norm") if sandwich else None,
-            norm(layer, "post_ffw_norm") if sandwich else None,
-            config.residual_scale,
-        )
-        for layer in range(config.layers)
-    ]
-    return Decoder(config, weights, blocks, output_norm, embedding_scale)

@@ -129,8 +129,8 @@ class Indexer:
         self.k = weights.linear(name + "attn_k", sizes.dims, config.width)
         self.proj = weights.linear(name + "proj", sizes.heads, config.width)
         self.k_norm = LayerNorm(
-            weights.vector(name + "k_norm.weight", sizes.dims),
-            weights.vector(name + "k_norm.bias", sizes.dims),
+            weights.array(name + "k_norm.weight", sizes.dims),
+            weights.array(name + "k_norm.bias", sizes.dims),
             INDEXER_EPS,
         )
 
@@ -187,7 +187,7 @@ def latent_scale(config: ModelConfig) -> float:
 
 def latent_norm(weights: Weights, name: str, size: int) -> RMSNorm:
     """Load the norm of a low-rank vector."""
-    return RMSNorm(weights.vector(name + ".weight", size), LATENT_EPS)
+    return RMSNorm(weights.array(name + ".weight", size), LATENT_EPS)
 
 
 def head_projections(config: ModelConfig, weights: Weights, name: str) -> tuple[QTensor, QTensor]:

@@ -46,21 +46,18 @@ def _by_score(
     logits: mx.array, experts: ExpertConfig, bias: mx.array | None
 ) -> tuple[mx.array, mx.array]:
     """Choose by score plus bias, from the best groups if there are groups; weigh by score."""
-    if experts.gating == SOFTMAX:
-        scores = mx.softmax(logits, axis=-1, precise=True)
-    else:
-        scores = mx.sigmoid(logits)
+    softmax = experts.gating == SOFTMAX
+    scores = mx.softmax(logits, axis=-1, precise=True) if softmax else mx.sigmoid(logits)
     # Select by logits if possible: they have the order of scores but do not saturate.
     selection = logits if bias is None and experts.groups == 1 else scores
     selection = selection if bias is None else selection + bias
     if experts.groups > 1:
-        counted = 1 if experts.gating == SOFTMAX else 2
+        counted = 1 if softmax else 2  # 1: DeepSeek-V2's group_limited_greedy
         selection = _best_groups(selection, experts.groups, experts.groups_used, counted)
     ids = _largest(selection, experts.used)
     weights = mx.take_along_axis(scores, ids, axis=-1)  # (T, k)
     if experts.renormalize:
-        total = weights.sum(axis=-1, keepdims=True)
-        weights = weights / mx.maximum(total, MIN_WEIGHT_SUM)
+        weights = weights / mx.maximum(weights.sum(axis=-1, keepdims=True), MIN_WEIGHT_SUM)
     return weights * experts.scale, ids
 
 
@@ -92,8 +89,7 @@ def _by_sparse_mixer(logits: mx.array, experts: ExpertConfig) -> tuple[mx.array,
 def _best_groups(scores: mx.array, groups: int, used: int, counted: int) -> mx.array:
     """Set scores outside the best groups to -inf: (T, E) -> (T, E).
 
-    counted: how many of its best experts a group's score sums: two, or one in DeepSeek-V2
-    (`group_limited_greedy`), which routes by softmax.
+    counted: how many of its best experts a group's score sums.
     """
     grouped = scores.reshape(scores.shape[0], groups, -1)  # (T, G, E / G)
     best = mx.topk(grouped, min(counted, grouped.shape[-1]), axis=-1).sum(axis=-1)  # (T, G)
@@ -103,7 +99,6 @@ def _best_groups(scores: mx.array, groups: int, used: int, counted: int) -> mx.a
 
 
 def _largest(scores: mx.array, count: int) -> mx.array:
-    """Return the indices of the `count` largest values on the last axis, unordered."""
     return mx.argpartition(-scores, kth=count - 1, axis=-1)[..., :count]
 
 
@@ -115,17 +110,12 @@ class ExpertLinear:
     bias: mx.array | None = None  # (E, out)
 
     def __call__(self, x: mx.array, ids: mx.array) -> mx.array:
-        """x (T, 1 or k, in), ids (T, k) -> (T, k, out)."""
         y = self.weight.gather_matmul(x, ids)
         return y if self.bias is None else y + self.bias[ids].astype(y.dtype)
 
 
 class Experts:
-    """The routed feed-forward layer of one block.
-
-    The file's tensors select biases of the router, for selection and of the experts, and whether
-    gate and up are stored as one `ffn_gate_up_exps`.
-    """
+    """The routed feed-forward layer of one block. The file's tensors select its biases."""
 
     def __init__(
         self, config: ModelConfig, weights: Weights, layer: int, activation: Activation = swiglu
@@ -220,5 +210,5 @@ def _selection_bias(weights: Weights, prefix: str, count: int) -> mx.array | Non
     """Load `exp_probs_b.bias`, named `exp_probs_b` in older files."""
     for name in (f"{prefix}.exp_probs_b.bias", f"{prefix}.exp_probs_b"):
         if name in weights:
-            return weights.vector(name, count)
+            return weights.array(name, count)
     return None

@@ -38,7 +38,7 @@ AnyNorm = RMSNorm | LayerNorm
 
 def required_norm(weights: Weights, name: str, size: int, eps: float) -> AnyNorm:
     """Load the norm `name.weight`, a layer norm if the file also has `name.bias`."""
-    weight = weights.vector(name + ".weight", size)
+    weight = weights.array(name + ".weight", size)
     bias = weights.optional_vector(name + ".bias", size)
     return RMSNorm(weight, eps) if bias is None else LayerNorm(weight, bias, eps)
 
@@ -48,4 +48,4 @@ def head_norm(weights: Weights, name: str, heads: int, dims: int, eps: float) ->
     if name + ".weight" not in weights:
         return None
     whole = weights.shape(name + ".weight") == (heads * dims,)
-    return RMSNorm(weights.vector(name + ".weight", heads * dims if whole else dims), eps)
+    return RMSNorm(weights.array(name + ".weight", heads * dims if whole else dims), eps)

@@ -1,7 +1,7 @@
 """Recurrent layers, which replace attention and cache a state of fixed size.
 
-Each projects its input, runs a short causal convolution and, except for `ShortConvolution`, a
-recurrence (`engine.nn.scan`). States and the recurrence are float32.
+Each runs a short causal convolution and, except for `ShortConvolution`, a recurrence
+(`engine.nn.scan`). States and the recurrence are float32.
 
 Axes: T tokens, D width, C channels of the convolution, H heads in G groups of R, K taps, N key
 width of the state, P its value width.
@@ -9,6 +9,7 @@ width of the state, P its value width.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import mlx.core as mx
@@ -33,7 +34,7 @@ class Mamba2:
         self.input = weights.linear(name + "in", shape.inner + self.channels + heads, config.width)
         self.taps = _taps(weights, name + "conv1d.weight", self.channels, shape.kernel)
         self.bias = weights.optional_vector(name + "conv1d.bias", self.channels)
-        self.dt_bias = weights.vector(name + "dt.bias", heads)
+        self.dt_bias = weights.array(name + "dt.bias", heads)
         self.rate = weights.array(name + "a", heads, 1).reshape(heads)  # negative
         self.skip = weights.array(name + "d", heads, 1).reshape(shape.groups, -1, 1)
         self.norm = weights.array(name + "norm.weight", shape.groups, shape.inner // shape.groups)
@@ -80,10 +81,10 @@ class GatedDeltaNet:
         channels, name = 2 * self.keys + shape.inner, f"blk.{layer}."
         self.project = DeltaProjections(shape, weights, name, config.width)
         self.taps = _taps(weights, name + "ssm_conv1d.weight", channels, shape.kernel)
-        self.dt_bias = weights.vector(name + "ssm_dt.bias", shape.heads)
-        self.rate = weights.vector(name + "ssm_a", shape.heads)  # negative
+        self.dt_bias = weights.array(name + "ssm_dt.bias", shape.heads)
+        self.rate = weights.array(name + "ssm_a", shape.heads)  # negative
         self.value_dim = shape.inner // shape.heads
-        self.norm = weights.vector(name + "ssm_norm.weight", self.value_dim)[None]
+        self.norm = weights.array(name + "ssm_norm.weight", self.value_dim)[None]
         self.eps = config.norm_eps
         self.output = weights.linear(name + "ssm_out", config.width, shape.inner)
         shared = shape.heads // shape.groups
@@ -190,7 +191,6 @@ class DeltaProjections:
             self.alpha = weights.linear(name + "ssm_alpha", heads, width)
 
     def __call__(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-        """x (T, D) -> qkv (T, C), z (T, H*P), beta and alpha (T, H)."""
         qkv, beta = self.qkv(x), self.beta(x)
         if self.z is None:
             values = self.shared * self.config.inner // self.config.heads
@@ -216,11 +216,8 @@ def _recurrent(config: ModelConfig) -> RecurrentConfig:
 
 
 def _taps(weights: Weights, name: str, channels: int, kernel: int) -> mx.array:
-    """Load the weights of a convolution, transposed to (K, C)."""
-    return mx.contiguous(weights.array(name, channels, kernel).T)
+    return mx.contiguous(weights.array(name, channels, kernel).T)  # (K, C)
 
 
 def _split(x: mx.array, *sizes: int) -> list[mx.array]:
-    """Split the last axis into parts of these sizes."""
-    ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
-    return list(mx.split(x, ends, axis=-1))
+    return list(mx.split(x, list(itertools.accumulate(sizes[:-1])), axis=-1))

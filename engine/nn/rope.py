@@ -32,12 +32,10 @@ class RoPE:
         if divisors is not None:
             scales = cast("list[float]", divisors.tolist())
             periods = [period * scale for period, scale in zip(periods, scales, strict=True)]
-        self.dims = config.dims
-        self.interleaved = interleaved
+        self.dims, self.interleaved = config.dims, interleaved
         self.periods = mx.array(periods, mx.float32)
 
     def __call__(self, x: mx.array, offset: int, context: int = 0) -> mx.array:
-        """Rotate x (1, H, T, d), whose first token is at position `offset`."""
         if self.magnitude != 1.0:
             rotated, rest = x[..., : self.dims] * self.magnitude, x[..., self.dims :]
             x = mx.concatenate([rotated, rest], axis=-1) if rest.shape[-1] else rotated
@@ -53,16 +51,12 @@ class RoPE:
 
 
 class LongRoPE:
-    """Rotary embedding with frequencies for short and for long sequences.
-
-    `long` applies if the sequence may exceed `original` tokens.
-    """
+    """Rotary embedding with other frequencies if a sequence may exceed `original` tokens."""
 
     def __init__(self, short: RoPE, long: RoPE, original: int) -> None:
         self.short, self.long, self.original = short, long, original
 
     def __call__(self, x: mx.array, offset: int, context: int) -> mx.array:
-        """Rotate x (1, H, T, d) of a sequence of at most `context` tokens."""
         return (self.long if context > self.original else self.short)(x, offset)
 
 
@@ -102,14 +96,13 @@ def yarn_magnitude(factor: float, multiplier: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Temperature:
-    """Scales queries by 1 + scale * ln(1 + floor((position + shift) / length))."""
+    """Scales queries (1, H, T, d) by 1 + scale * ln(1 + floor((position + shift) / length))."""
 
     scale: float
     length: int
     shift: int = 0
 
     def __call__(self, q: mx.array, offset: int) -> mx.array:
-        """Scale q (1, H, T, d), whose first token is at position `offset`."""
         first = offset + self.shift
         stretches = mx.arange(first, first + q.shape[2], dtype=mx.int64) // self.length
         factors = 1 + self.scale * mx.log1p(stretches.astype(mx.float32))

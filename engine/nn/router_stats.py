@@ -1,8 +1,7 @@
 """Which experts the routers of a model choose, counted per layer without blocking on the device.
 
-Each layer records its chosen ids while its part of the graph is built. The ids are read only after
-their step is committed; a discarded step, such as the one launched past the last token of an
-answer, is never counted.
+Ids are read only after their step is committed; a discarded step, such as the one launched past the
+last token of an answer, is never counted.
 
 Axes: L layers with experts, T tokens, k chosen experts, E experts.
 """
@@ -30,7 +29,6 @@ class RouterStats:
         self.reset()
 
     def reset(self) -> None:
-        """Set all counts to zero."""
         self.tokens = 0
         self._hits = np.zeros((len(self.layers), self.experts), np.int64)
         self._pending: list[list[mx.array]] = []
@@ -48,9 +46,9 @@ class RouterStats:
         """Count the current step, which may still be running."""
         if not self._step:
             return
-        tokens = self._step[0].shape[1]
         if self._pending_tokens >= FOLD_AT:
             self._fold()
+        tokens = self._step[0].shape[1]
         self._pending.append(self._step)
         self._step = []
         self._pending_tokens += tokens

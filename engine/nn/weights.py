@@ -1,9 +1,7 @@
 """The tensors of a model file, loaded by GGUF name into the form the kernels multiply.
 
-Every load states the expected shape: a file whose tensors contradict its metadata raises an error
-that names the tensor.
-
-Axes: E matrices of a stack.
+A tensor whose shape contradicts the metadata raises an error that names it. Axes: E matrices of a
+stack.
 """
 
 from __future__ import annotations
@@ -29,7 +27,6 @@ class Linear:
     bias: mx.array | None = None  # (out,)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """x (T, in) -> (T, out)."""
         y = self.weight.matmul(x)
         return y if self.bias is None else y + self.bias.astype(y.dtype)
 
@@ -63,13 +60,9 @@ class Weights:
     def matrix_rows(self, name: str, rows: int, start: int, end: int, columns: int) -> QTensor:
         """Load rows start..end of the matrix `name` (rows, columns)."""
         info = self._info(name, (rows, columns))
-        row_bytes = info.size_bytes // rows
-        part = replace(
-            info,
-            shape=(end - start, columns),
-            offset=info.offset + start * row_bytes,
-            size_bytes=(end - start) * row_bytes,
-        )
+        row_bytes, shape = info.size_bytes // rows, (end - start, columns)
+        offset, size = info.offset + start * row_bytes, (end - start) * row_bytes
+        part = replace(info, shape=shape, offset=offset, size_bytes=size)
         return self.kernels.load(self._blocks(part), part)
 
     def stacked(
@@ -83,16 +76,16 @@ class Weights:
         count, rows, columns = shape
         info = self._info(name, (count * rows, columns))
         blocks, row_bytes = self._blocks(info), info.size_bytes // (count * rows)
-        firsts = range(start, count * rows, rows)
-        copy = b"".join(
-            [blocks[row * row_bytes : (row + end - start) * row_bytes] for row in firsts]
+        size, starts = (
+            (end - start) * row_bytes,
+            range(start * row_bytes, len(blocks), rows * row_bytes),
         )
+        copy = b"".join([blocks[at : at + size] for at in starts])
         info = replace(info, shape=(count, end - start, columns))
         return self._load_copy(*(_transposed(copy, info) if transpose else (copy, info)))
 
     def _load_copy(self, blocks: bytes, info: TensorInfo) -> QTensor:
-        info = replace(info, size_bytes=len(blocks))
-        return self.kernels.load(memoryview(blocks), info)
+        return self.kernels.load(memoryview(blocks), replace(info, size_bytes=len(blocks)))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor, () if the file does not have it."""
@@ -109,13 +102,9 @@ class Weights:
         floats = self._blocks(info).cast("f")
         return mx.array(floats).reshape(shape)  # type: ignore[arg-type]  # accepts any buffer
 
-    def vector(self, name: str, size: int) -> mx.array:
-        """Load a float32 vector of this size, which may be stored as one row."""
-        return self.array(name, size)
-
     def optional_vector(self, name: str, size: int) -> mx.array | None:
         """Load a float32 vector, None if the file does not have it."""
-        return self.vector(name, size) if name in self else None
+        return self.array(name, size) if name in self else None
 
     def experts(self, prefix: str, projection: str, *shape: int) -> QTensor:
         """Load the stack `prefix.projection_exps.weight` (E, out, in).
@@ -157,7 +146,6 @@ def _map(path: Path) -> mmap.mmap:
 
 
 def _transposed(blocks: bytes, info: TensorInfo) -> tuple[bytes, TensorInfo]:
-    """Transpose every matrix of a stack. Quantised blocks become float16."""
     import numpy as np
 
     count, rows, columns = info.shape
