@@ -1,7 +1,4 @@
-"""Decide from a model's header whether the native kernels run all its layers as one task.
-
-Loading and the estimate of memory use share this decision.
-"""
+"""Decide from a model's header whether the native kernels run all its layers as one task."""
 
 from __future__ import annotations
 
@@ -29,10 +26,7 @@ UNFUSED_DELTA = ("ssm_in.weight", "attn_qkv.bias", "attn_gate.bias")
 
 
 def fuses(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> bool:
-    """True if the C++ core has every layer of this model.
-
-    Otherwise MLX runs the layers, and the native kernels only multiply weights.
-    """
+    """True if the C++ core has every layer. Otherwise, native kernels only multiply weights."""
     if not _has_layers(config):
         return False
     used = [info for info in used_tensors(config, tensors) if info.name != "output_norm.bias"]
@@ -48,7 +42,6 @@ def fuses(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> bool:
 
 
 def _has_layers(config: ModelConfig) -> bool:
-    """True if the core has these variants of attention, recurrence and routing."""
     experts, kind = config.experts, config.recurrent.kind if config.recurrent else ""
     if experts and (experts.gating == SPARSE_MIXER or experts.weight_on_input):
         return False

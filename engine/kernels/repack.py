@@ -33,7 +33,6 @@ class Affine:
 
     @property
     def arrays(self) -> tuple[mx.array, mx.array, mx.array | None]:
-        """The numbers, scales and biases, as MLX's functions take them."""
         return self.q, self.scales, self.biases
 
     def at(self, index: slice | mx.array) -> Affine:
@@ -67,9 +66,8 @@ def repack(raw: mx.array, type_name: str, scale_dtype: mx.Dtype) -> Affine:
 
 def repack_mxfp4(raw: mx.array) -> Affine:
     """Convert MXFP4 blocks: an exponent byte and 16 bytes of number pairs. Always exact."""
-    q = _nibbles(raw[..., 1:])
     exponents = mx.contiguous(raw[..., 0])  # a view would keep all of `raw`
-    return Affine(_pack(q, 4), exponents, None, 4)
+    return Affine(_pack(_nibbles(raw[..., 1:]), 4), exponents, None, 4)
 
 
 def _half(raw: mx.array, at: int) -> mx.array:
@@ -114,8 +112,7 @@ Unpacked = tuple[mx.array, mx.array, mx.array]  # numbers, scales, biases
 
 
 def _centred(q: mx.array, scales: mx.array, zero: int) -> Unpacked:
-    """Weights scale * (q - zero)."""
-    return q, scales, -zero * scales
+    return q, scales, -zero * scales  # scale * (q - zero)
 
 
 def _five_bits(raw: mx.array, at: int) -> mx.array:
@@ -184,8 +181,7 @@ def _reencode(w: mx.array) -> Unpacked:
 
 
 def _codebook(nibbles: mx.array) -> mx.array:
-    """Values of the IQ4 codebook, raised by 128 to 1..241."""
-    raised = [int(value) + 128 for value in IQ4_VALUES]
+    raised = [int(value) + 128 for value in IQ4_VALUES]  # 1..241
     return mx.array(raised, dtype=mx.uint8)[nibbles]
 
 

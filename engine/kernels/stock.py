@@ -1,8 +1,6 @@
 """Stock kernels: GGUF blocks converted to MLX's quantised matrices and multiplied by MLX.
 
-Blocks of 32 map exactly to MLX's affine quantisation with groups of 32 (w = scale * q + bias), and
-MXFP4 to its `mxfp4` mode; see `engine.kernels.repack`. Activations, scales and biases are float32
-on a CPU, and bfloat16 on Metal and CUDA.
+Activations, scales and biases are float32 on a CPU, and bfloat16 on Metal and CUDA.
 """
 
 from __future__ import annotations
@@ -120,16 +118,14 @@ class StockKernels:
         self, backend: str, threads: int | None, fallback_reason: str | None = None
     ) -> None:
         self.fallback_reason = fallback_reason
-        on_cpu = backend == "cpu"
-        self.streams = cpu_streams(threads or cores()) if on_cpu else ()
-        mx.set_default_device(mx.cpu if on_cpu else mx.gpu)
-        self.on_cpu = on_cpu
-        chunk = recurrence.CPU_CHUNK if on_cpu else SCAN_CHUNK
+        self.on_cpu = backend == "cpu"
+        self.streams = cpu_streams(threads or cores()) if self.on_cpu else ()
+        mx.set_default_device(mx.cpu if self.on_cpu else mx.gpu)
+        chunk = recurrence.CPU_CHUNK if self.on_cpu else SCAN_CHUNK
         self.scan = functools.partial(recurrence.scan, chunk=chunk)
 
     @property
     def dtype(self) -> mx.Dtype:
-        """The type of activations, scales and biases."""
         return mx.float32 if self.on_cpu else mx.bfloat16
 
     def load(self, blocks: memoryview, info: TensorInfo) -> QTensor:
@@ -163,7 +159,6 @@ class StockKernels:
         return w
 
     def _load_blocks(self, blocks: Bytes, info: TensorInfo) -> Affine:
-        """Convert some rows at a time and join them."""
         width = info.shape[-1]
         raw = blocks.reshape(-1, width // info.type.weights, info.type.size_bytes)
         chunk = max(1, CHUNK_WEIGHTS // width)

@@ -2,8 +2,7 @@
 
 Shapes and types are checked here, before C++ is entered. Activations are float32; a product with
 quantised weights rounds them to 8 bits in groups of 32, or for many tokens to bfloat16 if the
-processor has tiles (AMX). The extension is built if pip finds a C++ compiler;
-`unavailable_reason` says why it does not load.
+processor has tiles (AMX).
 
 Axes: T tokens, E experts, k chosen experts.
 """
@@ -43,12 +42,10 @@ def unavailable_reason() -> str | None:
 
 def isa() -> str:
     """Return the instruction sets that the kernels use here, such as `AVX-512 VNNI, AMX`."""
-    name: str = _extension().isa()
-    return name
+    return _extension().isa()
 
 
 def _extension() -> ModuleType:
-    """Import the extension. Raises BackendError if it is missing or built for another MLX."""
     if not BUILT_FOR.exists():
         raise BackendError("the native CPU kernels are not part of this build")
     built, running = BUILT_FOR.read_text().strip(), mx.__version__  # type: ignore[attr-defined]
@@ -69,31 +66,26 @@ class NativeTensor:
     native: ModuleType
 
     def matmul(self, x: mx.array) -> mx.array:
-        rank, columns = len(self.shape), self.shape[-1]
-        if rank != 2 or x.ndim != 2 or x.shape[1] != columns:
+        if not len(self.shape) == x.ndim == 2 or x.shape[1] != self.shape[1]:
             raise ValueError(f"matmul: x is {x.shape}, the weight {self.shape}")
-        product: mx.array = self.native.matmul(_floats(x), self.weight)
-        return product
+        return self.native.matmul(_floats(x), self.weight)
 
     def gather_matmul(self, x: mx.array, ids: mx.array) -> mx.array:
         fits = len(self.shape) == x.ndim == 3 and ids.ndim == 2
         fits = fits and x.shape[2] == self.shape[2] and x.shape[0] == ids.shape[0]
         if not fits or x.shape[1] not in (1, ids.shape[1]):
             raise ValueError(f"gather_matmul: x is {x.shape}, ids {ids.shape}, stack {self.shape}")
-        product: mx.array = self.native.gather_matmul(_floats(x), _ids(ids), self.weight)
-        return product
+        return self.native.gather_matmul(_floats(x), _ids(ids), self.weight)
 
     def stack_matmul(self, x: mx.array) -> mx.array:
         if len(self.shape) != 3 or x.ndim != 3 or x.shape[1:] != (self.shape[0], self.shape[2]):
             raise ValueError(f"stack_matmul: x is {x.shape}, the stack {self.shape}")
-        ids = mx.broadcast_to(mx.arange(x.shape[1]), x.shape[:2])
-        return self.gather_matmul(x, ids)
+        return self.gather_matmul(x, mx.broadcast_to(mx.arange(x.shape[1]), x.shape[:2]))
 
     def rows(self, ids: mx.array) -> mx.array:
         if len(self.shape) != 2 or ids.ndim != 1:
             raise ValueError(f"rows: ids are {ids.shape}, the weight {self.shape}")
-        found: mx.array = self.native.rows(_ids(ids), self.weight)
-        return found
+        return self.native.rows(_ids(ids), self.weight)
 
 
 class NativeKernels:
@@ -124,20 +116,18 @@ class NativeKernels:
         values, scales = rows.values, rows.scales
         fits = q.ndim == 3 and values.ndim == 2 and q.shape[2] == values.shape[1] >= value_dim > 0
         if not fits or not q.shape[0] <= values.shape[0]:
-            raise ValueError(
-                f"latent_attention: q is {q.shape}, rows {values.shape}, values {value_dim}"
-            )
-        if scales is None and values.dtype != mx.float16:
+            shapes = f"q is {q.shape}, rows {values.shape}, values {value_dim}"
+            raise ValueError(f"latent_attention: {shapes}")
+        if scales is not None:
+            fits = values.dtype == mx.int8 and scales.dtype == mx.float16
+            groups = values.shape[1] // math.gcd(values.shape[1], 32)
+            if not fits or scales.shape != (values.shape[0], groups):
+                raise ValueError(
+                    f"latent_attention: rows are {values.dtype}, scales {scales.shape}"
+                )
+        elif values.dtype != mx.float16:
             values = _floats(values)
-        groups = values.shape[1] // math.gcd(values.shape[1], 32)
-        if scales is not None and (
-            values.dtype != mx.int8
-            or scales.dtype != mx.float16
-            or scales.shape != (values.shape[0], groups)
-        ):
-            raise ValueError(f"latent_attention: rows are {values.dtype}, scales {scales.shape}")
-        mixed: mx.array = self.native.latent_attention(_floats(q), values, scales, value_dim)
-        return mixed
+        return self.native.latent_attention(_floats(q), values, scales, value_dim)
 
     def convolve(
         self, x: mx.array, tail: mx.array, taps: mx.array, bias: mx.array | None, activate: bool
@@ -147,10 +137,7 @@ class NativeKernels:
         if bias is not None:
             _require_shape("bias", bias, x.shape[1:])
             bias = _floats(bias)
-        made: tuple[mx.array, mx.array] = self.native.convolve(
-            _floats(x), _floats(tail), _floats(taps), bias, activate
-        )
-        return made
+        return self.native.convolve(_floats(x), _floats(tail), _floats(taps), bias, activate)
 
     def scan(
         self,
@@ -174,30 +161,20 @@ class NativeKernels:
             _require_shape("beta", beta, v.shape[:3])
             beta = _floats(beta)
         parts = (_floats(part) for part in (q, k, v, log_decay, state))
-        made: tuple[mx.array, mx.array] = self.native.scan(*parts, beta, eps)
-        return made
+        return self.native.scan(*parts, beta, eps)
 
     def gated_norm(
         self, y: mx.array, gate: mx.array, weight: mx.array, eps: float, gate_first: bool
     ) -> mx.array:
         _require_shape("gate", gate, y.shape)
         _require_shape("weight", weight, (1 if weight.shape[0] == 1 else y.shape[1], y.shape[2]))
-        parts = (_floats(part) for part in (y, gate, weight))
-        made: mx.array = self.native.gated_norm(*parts, eps, gate_first)
-        return made
+        return self.native.gated_norm(_floats(y), _floats(gate), _floats(weight), eps, gate_first)
 
     def sample(self, logits: mx.array, settings: Settings, bits: int) -> mx.array:
         if logits.ndim != 1 or logits.size == 0:
             raise ValueError(f"sample: logits are {logits.shape}")
-        token: mx.array = self.native.pick(
-            _floats(logits),
-            settings.temperature,
-            settings.top_k,
-            settings.top_p,
-            settings.min_p,
-            (bits >> 11) * 2.0**-53,
-        )
-        return token
+        rule = settings.temperature, settings.top_k, settings.top_p, settings.min_p
+        return self.native.pick(_floats(logits), *rule, (bits >> 11) * 2.0**-53)
 
 
 def _require_shape(name: str, x: mx.array, shape: tuple[int, ...]) -> None:

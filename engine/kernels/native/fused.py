@@ -74,18 +74,15 @@ class FusedLayers:
         self.stats: RouterStats | None = None
 
     def new_caches(self, context: int, kv_type: str) -> _native.Caches:
-        """Make the caches of all layers, for `context` tokens."""
         cache_type = self.native.CacheType[kv_type]
         return self.stack.new_caches(context, cache_type, REWIND, WINDOW_SLACK + STEP)
 
     def rewindable_length(self, caches: _native.Caches, length: int) -> int:
-        """Return the most tokens, up to `length`, that these caches can be rewound to."""
         return caches.rewindable_length(length)
 
     def evaluate(
         self, result: mx.array, caches: _native.Caches, tokens: range, on_progress: OnProgress
     ) -> None:
-        """Evaluate the result of a step; cancel it after a layer if `on_progress` raises."""
         if len(tokens) * self.bytes < CANCELLABLE_BYTES:
             mx.eval(result)
             return
@@ -100,7 +97,6 @@ class FusedLayers:
             unless_done.pop_all()
 
     def _cancel(self, result: mx.array, caches: _native.Caches, offset: int) -> None:
-        """Stop the current task and roll the caches back to `offset`."""
         self.stack.cancel(True)
         try:
             mx.eval(result)
@@ -109,18 +105,15 @@ class FusedLayers:
             caches.undo(offset)
 
     def record_routes(self, stats: RouterStats) -> None:
-        """Record in `stats` which experts are chosen from now on, all layers at once."""
         self.stats = stats
 
     def __call__(self, x: mx.array, caches: _native.Caches | None, offset: int) -> mx.array:
-        """x (T, D) float32 -> (T, D)."""
         _require_rows(x, self.width)
         end = offset + x.shape[0]
         if offset < 0 or (caches is not None and end > caches.capacity):
             raise ValueError(f"tokens {offset:,} to {end:,} are outside the cache")
-        step = x.shape[0]
-        if caches is not None and self.windowed:
-            step = WINDOW_SLACK  # new tokens that a window has room for at a time
+        # New tokens that a window has room for at a time.
+        step = WINDOW_SLACK if caches is not None and self.windowed else x.shape[0]
         starts = range(0, max(x.shape[0], 1), max(step, 1))
         if self.stats is None:
             return _joined([self.stack.run(x[i : i + step], caches, offset + i) for i in starts], 0)
@@ -138,7 +131,6 @@ class FusedHead:
         self.head: _native.Head = native.Head(head.norm.weight, head.norm.eps, _weight(head.output))
 
     def __call__(self, x: mx.array) -> mx.array:
-        """x (T, D) float32 -> (T, V) float32."""
         _require_rows(x, self.width)
         return self.finish(self.head.run(x))
 
@@ -167,8 +159,7 @@ class LayerConverter:
 
     def _rope(self, rope: RoPE) -> _native.Rope:
         if rope not in self.ropes:
-            made = self.native.Rope(rope.periods, rope.interleaved, rope.magnitude)
-            self.ropes[rope] = made
+            self.ropes[rope] = self.native.Rope(rope.periods, rope.interleaved, rope.magnitude)
         return self.ropes[rope]
 
     def _attention(self, attention: Attention) -> _native.AttentionLayer:
@@ -218,12 +209,9 @@ class LayerConverter:
         layer.inputs = [_weight(part.weight) for part in inputs if part is not None]
         gate = 2 * mixer.keys + shape.inner
         betas = gate + shape.inner
-        if project.alpha is None:  # for each key head its betas, then its alphas
-            layer.beta = columns(betas, project.shared, 2 * project.shared)
-            layer.step = columns(betas + project.shared, project.shared, 2 * project.shared)
-        else:
-            layer.beta = columns(betas, shape.heads, 0)
-            layer.step = columns(betas + shape.heads, shape.heads, 0)
+        # With alpha inside the beta projection: for each key head its betas, then its alphas.
+        run, period = (shape.heads, 0) if project.alpha else (project.shared, 2 * project.shared)
+        layer.beta, layer.step = columns(betas, run, period), columns(betas + run, run, period)
         layer.delta, layer.length_eps, layer.gate_at = True, mixer.eps, gate
         layer.q_at, layer.k_at, layer.v_at = 0, mixer.keys, 2 * mixer.keys
         return layer
