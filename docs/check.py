@@ -48,10 +48,10 @@ FILES = {
     "qwen3.5-35b-a3b-8-layers": "Qwen3.5-35B-A3B shapes, 8 of 40 layers",
 }
 FIGURES = {
-    "prefill_512": "prompt of 512, tokens/s",
+    "prefill_512": "prefill of 512 tokens, tokens/s",
     "decode_0": "decode, tokens/s",
     "decode_4096": "decode at 4,096 tokens, tokens/s",
-    "start_s": "start to first token, s",
+    "start_s": "cold start to first token, s",
 }
 ACCURACY = "file|context|peak memory, of the predicted|tokens/s, of the predicted, median of 9"
 # Title, date and status of a decision record.
@@ -244,7 +244,7 @@ def results_table(names: list[str]) -> str:
         cases = read_json("fit-accuracy.json", RESULTS)["cases"]
         return markdown_table(ACCURACY.split("|"), [accuracy_row(case) for case in cases])
     rows = [row for name in names for row in comparison_rows(name)]
-    return markdown_table(["file", "figure", "Conifer", "llama.cpp", "ratio"], rows)
+    return markdown_table(["file", "metric", "Conifer", "llama.cpp", "ratio"], rows)
 
 
 def comparison_rows(name: str) -> list[list[str]]:
@@ -255,7 +255,7 @@ def comparison_rows(name: str) -> list[list[str]]:
         if figure in result["ratios"]:
             pair = (result["medians"][who][figure]["median"] for who in ("conifer", "llama"))
             ratio = result["ratios"][figure]
-            spread = f"{ratio['median']:.2f} x ({ratio['low']:.2f} to {ratio['high']:.2f})"
+            spread = f"{ratio['median']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f})"
             rows.append([FILES[name], title, *map(three_digits, pair), spread])
     return rows
 
