@@ -21,8 +21,7 @@ SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN, SPARSE_MIXER = 1, 2, 3, -1
 class Architecture:
     """The builder and defaults of one architecture.
 
-    build: "module" or "module:function" in `engine.architectures`; the function is `build` by
-    default.
+    build: "module" or "module:function" in `engine.architectures`; by default, `build`.
     window, period: the last of every `period` layers attends to all tokens, the others only to the
     last `window` tokens or, if `chunked`, to tokens of the same chunk. Period 0: no windows.
     indexers_shared_from: the context length from which only some layers have their own indexer.
@@ -57,23 +56,18 @@ ARCHITECTURES = {
     "deepseek2": Architecture(
         "deepseek", renormalize=False, log_multiplier_unit=0.1, sigmoid_vocabulary=154_880
     ),
-    # DeepSeek-V3.2
     "deepseek32": Architecture("deepseek:deepseek32", gating=SIGMOID, log_multiplier_unit=0.1),
     "dots1": Architecture("qwen", gating=SIGMOID),  # dots.llm1
     "ernie4_5": Architecture("llama"),  # ERNIE 4.5 0.3B
     "ernie4_5-moe": Architecture("llama"),  # ERNIE-4.5-21B-A3B, 300B-A47B
-    # Gemma 2, 2B to 27B
     "gemma2": Architecture("gemma:gemma2", window=4096, period=2, score_cap=50.0, logit_cap=30.0),
-    # Gemma 3, 270M to 27B (text)
     "gemma3": Architecture("gemma:gemma3", period=6, window_base=10_000.0),
     "glm-dsa": Architecture(  # GLM-5, 5.1, 5.2
         "deepseek:glm_dsa", gating=SIGMOID, log_multiplier_unit=0.1, indexers_shared_from=1 << 20
     ),
     "glm4moe": Architecture("qwen", gating=SIGMOID),  # GLM-4.5, 4.5-Air, 4.6, 4.7
-    # gpt-oss-20b, 120b
     "gpt-oss": Architecture("gpt_oss", gating=SOFTMAX_OF_CHOSEN, period=2, yarn_rounded=False),
     "granite": Architecture("llama", rope_optional=True),  # Granite 3.x and 4.0, dense
-    # Granite 4.0-H, dense and with experts
     "granitehybrid": Architecture("hybrid:granite", recurrent="mamba2", rope_optional=True),
     # Granite 3.x with experts (1B-A400M, 3B-A800M)
     "granitemoe": Architecture("llama", rope_optional=True),
@@ -102,7 +96,6 @@ ARCHITECTURES = {
     "qwen35": Architecture("hybrid:qwen35", recurrent="delta"),  # Qwen3.5, Qwen3.6
     "qwen35moe": Architecture("hybrid:qwen35", recurrent="delta"),
     "qwen3moe": Architecture("qwen"),  # Qwen3-30B-A3B, 235B-A22B, Qwen3-Coder
-    # Qwen3-Next-80B-A3B, Qwen3-Coder-Next
     "qwen3next": Architecture("hybrid:qwen3next", recurrent="delta"),
 }
 
@@ -118,7 +111,6 @@ def require_architecture(name: str) -> Architecture:
 def builder(name: str) -> Callable[..., Any]:
     """Import and return the function `(ModelConfig, Weights) -> Decoder` of an architecture."""
     module, _, function = require_architecture(name).build.partition(":")
-    found: Callable[..., Any] = getattr(
-        importlib.import_module(f"engine.architectures.{module}"), function or "build"
-    )
+    source = importlib.import_module(f"engine.architectures.{module}")
+    found: Callable[..., Any] = getattr(source, function or "build")
     return found

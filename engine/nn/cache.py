@@ -159,7 +159,6 @@ class Cache:
 
     @property
     def length(self) -> int:
-        """Number of cached tokens."""
         return len(self.tokens)
 
     def require(self, count: int) -> None:

@@ -34,7 +34,12 @@ class CacheSpec:
 
 def kv_bytes(layers: Iterable[CacheSpec], context: int, kv_type: str) -> int:
     """Return the bytes of a full cache of `context` tokens."""
-    return sum(_layer_bytes(spec, context, kv_type) for spec in layers)
+    total = 0
+    for spec in layers:  # rounding up to whole steps may meet an odd number of tokens
+        held = min(context, spec.window + WINDOW_SLACK + STEP) if spec.window else context
+        tokens = math.ceil(held / STEP) * STEP
+        total += int(tokens * token_bytes(spec, kv_type)) + SNAPSHOTS * 4 * spec.state_values
+    return total
 
 
 def kv_read_bytes(layers: Iterable[CacheSpec], depth: int, kv_type: str) -> int:
@@ -43,7 +48,7 @@ def kv_read_bytes(layers: Iterable[CacheSpec], depth: int, kv_type: str) -> int:
     for spec in layers:
         tokens = min(depth, spec.window or depth)
         total += tokens * token_bytes(spec, kv_type) + 2 * 4 * spec.state_values
-        if spec.chosen < depth and spec.chosen:
+        if 0 < spec.chosen < depth:
             first = CacheSpec(spec.buffers[:1])
             total -= (depth - spec.chosen) * token_bytes(first, kv_type)
     return int(total)
@@ -52,13 +57,6 @@ def kv_read_bytes(layers: Iterable[CacheSpec], depth: int, kv_type: str) -> int:
 def token_bytes(spec: CacheSpec, kv_type: str) -> float:
     """Return the bytes one layer caches per token, including its share of scales."""
     return sum(heads * dims * _value_bytes(dims, kv_type) for heads, dims in spec.buffers)
-
-
-def _layer_bytes(spec: CacheSpec, context: int, kv_type: str) -> int:
-    if spec.window:  # rounding up may meet an odd number of tokens
-        context = min(context, spec.window + WINDOW_SLACK + STEP)
-    tokens = math.ceil(context / STEP) * STEP
-    return int(tokens * token_bytes(spec, kv_type)) + SNAPSHOTS * 4 * spec.state_values
 
 
 def _value_bytes(dims: int, kv_type: str) -> float:

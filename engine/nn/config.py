@@ -32,8 +32,7 @@ OF_EXPERTS = re.compile(r"blk\.\d+\.\w+(_exps|\.\d+)\.\w+")
 class RopeConfig:
     """Rotary embedding of the first `dims` values of each head.
 
-    attention_factor: on cos and sin, in addition to YaRN's own. log_multiplier: of YaRN's magnitude
-    (`mscale_all_dim`), 0 if the file has none.
+    attention_factor: on cos and sin, besides YaRN's own. log_multiplier: `mscale_all_dim`, or 0.
     """
 
     dims: int
@@ -44,7 +43,7 @@ class RopeConfig:
     attention_factor: float = 1.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
-    rounded: bool = True  # round the ends of YaRN's ramp to whole pairs
+    rounded: bool = True  # ends of YaRN's ramp
     log_multiplier: float = 0.0
 
 

@@ -25,8 +25,7 @@ from engine.nn.norm import LayerNorm, RMSNorm
 from engine.nn.rope import RoPE, Temperature, yarn_magnitude
 from engine.nn.weights import Weights
 
-LATENT_EPS = 1e-6  # of the norms inside the attention; fixed in the models' code, not in files
-INDEXER_EPS = 1e-6
+LATENT_EPS = INDEXER_EPS = 1e-6  # of inner norms; fixed in the models' code, not in files
 
 
 class LatentAttention:
@@ -58,10 +57,10 @@ class LatentAttention:
         self.q_a = self.q_norm = None
         if rank := latent.query_rank:
             self.q_a = weights.linear(name + "q_a", rank, width)
-            self.q_norm = latent_norm(weights, name + "q_a_norm", rank)
+            self.q_norm = RMSNorm(weights.array(name + "q_a_norm.weight", rank), LATENT_EPS)
         self.q = weights.linear(name + ("q_b" if rank else "q"), queries, rank or width)
         self.kv_a = weights.linear(name + "kv_a_mqa", self.rank + rope.dims, width)
-        self.kv_norm = latent_norm(weights, name + "kv_a_norm", self.rank)
+        self.kv_norm = RMSNorm(weights.array(name + "kv_a_norm.weight", self.rank), LATENT_EPS)
         self.k_b, self.v_b = head_projections(config, weights, name)
         self.output = weights.linear(name + "output", width, self.heads * latent.value_dim)
 
@@ -128,11 +127,9 @@ class Indexer:
         self.q = weights.linear(name + "attn_q_b", rows, config.latent.query_rank)
         self.k = weights.linear(name + "attn_k", sizes.dims, config.width)
         self.proj = weights.linear(name + "proj", sizes.heads, config.width)
-        self.k_norm = LayerNorm(
-            weights.array(name + "k_norm.weight", sizes.dims),
-            weights.array(name + "k_norm.bias", sizes.dims),
-            INDEXER_EPS,
-        )
+        gain = weights.array(name + "k_norm.weight", sizes.dims)
+        bias = weights.array(name + "k_norm.bias", sizes.dims)
+        self.k_norm = LayerNorm(gain, bias, INDEXER_EPS)
 
     def keys(self, x: mx.array, offset: int) -> mx.array:
         """Compute the keys of new tokens: (T, D) -> (1, 1, T, d)."""
@@ -183,11 +180,6 @@ def latent_scale(config: ModelConfig) -> float:
     if rope.scaling != "yarn" or not rope.log_multiplier:
         return config.attention_scale
     return config.attention_scale * yarn_magnitude(rope.factor, rope.log_multiplier) ** 2
-
-
-def latent_norm(weights: Weights, name: str, size: int) -> RMSNorm:
-    """Load the norm of a low-rank vector."""
-    return RMSNorm(weights.array(name + ".weight", size), LATENT_EPS)
 
 
 def head_projections(config: ModelConfig, weights: Weights, name: str) -> tuple[QTensor, QTensor]:

@@ -1,7 +1,5 @@
 """Mixture of experts: a router scores all experts for each token, and the best few run.
 
-Scores, choices and weights stay on the device. `engine.nn.router_stats` can record the choices.
-
 Axes: T tokens, D width, E experts, k chosen experts, G groups of experts, F hidden width.
 """
 
@@ -127,7 +125,9 @@ class Experts:
         prefix = f"blk.{layer}"
         self.router = weights.matrix(f"{prefix}.ffn_gate_inp.weight", count, width)
         self.router_bias = weights.optional_vector(f"{prefix}.ffn_gate_inp.bias", count)
-        self.selection_bias = _selection_bias(weights, prefix, count)
+        name = f"{prefix}.exp_probs_b"  # with the suffix .bias except in older files
+        name = name + ".bias" if name + ".bias" in weights else name
+        self.selection_bias = weights.optional_vector(name, count)
         self.gate_up: ExpertLinear | None = None
         if f"{prefix}.ffn_gate_up_exps.weight" in weights:
             self.gate_up = expert_linear(weights, prefix, "ffn_gate_up", count, 2 * hidden, width)
@@ -204,11 +204,3 @@ def expert_linear(weights: Weights, prefix: str, part: str, *shape: int) -> Expe
     name = f"{prefix}.{part}_exps.bias"
     bias = weights.array(name, *shape[:2]) if name in weights else None
     return ExpertLinear(weights.experts(prefix, part, *shape), bias)
-
-
-def _selection_bias(weights: Weights, prefix: str, count: int) -> mx.array | None:
-    """Load `exp_probs_b.bias`, named `exp_probs_b` in older files."""
-    for name in (f"{prefix}.exp_probs_b.bias", f"{prefix}.exp_probs_b"):
-        if name in weights:
-            return weights.array(name, count)
-    return None

@@ -27,7 +27,8 @@ class Mamba2:
     """A selective state space (arXiv 2405.21060), gated before a norm per group of heads."""
 
     def __init__(self, config: ModelConfig, weights: Weights, layer: int) -> None:
-        self.config = shape = _recurrent(config)
+        assert config.recurrent is not None
+        self.config = shape = config.recurrent
         self.kernels = weights.kernels
         self.channels = shape.inner + 2 * shape.groups * shape.state
         heads, name = shape.heads, f"blk.{layer}.ssm_"
@@ -75,7 +76,8 @@ class GatedDeltaNet:
     """
 
     def __init__(self, config: ModelConfig, weights: Weights, layer: int, tiled: bool) -> None:
-        self.config = shape = _recurrent(config)
+        assert config.recurrent is not None
+        self.config = shape = config.recurrent
         self.kernels = weights.kernels
         self.keys = shape.groups * shape.state
         channels, name = 2 * self.keys + shape.inner, f"blk.{layer}."
@@ -119,7 +121,8 @@ class ShortConvolution:
     """A convolution over the last few tokens, gated before and after."""
 
     def __init__(self, config: ModelConfig, weights: Weights, layer: int) -> None:
-        self.config = _recurrent(config)
+        assert config.recurrent is not None
+        self.config = config.recurrent
         self.kernels = weights.kernels
         self.width, name = config.width, f"blk.{layer}.shortconv."
         self.input = weights.linear(name + "in_proj", 3 * self.width, self.width)
@@ -208,11 +211,6 @@ class DeltaProjections:
         """Split the section of every key head into parts of these sizes, each (T, G * size)."""
         parts = _split(y.reshape(len(y), self.config.groups, -1), *sizes)
         return [part.reshape(len(y), -1) for part in parts]
-
-
-def _recurrent(config: ModelConfig) -> RecurrentConfig:
-    assert config.recurrent is not None
-    return config.recurrent
 
 
 def _taps(weights: Weights, name: str, channels: int, kernel: int) -> mx.array:

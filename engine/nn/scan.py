@@ -47,7 +47,7 @@ def scan(
         k = mx.fast.rms_norm(k, None, eps / width) * width**-0.5
     if v.shape[0] == 1:
         one = None if beta is None else beta[0]
-        y, state = _step(q[0], k[0], v[0], log_decay[0], state, one)
+        y, state = _step(q[0], k[0], v[0], mx.exp(log_decay[0])[..., None], state, one)
         return y[None], state
     return _scan_chunks(q, k, v, log_decay, state, beta, chunk)
 
@@ -89,15 +89,9 @@ def gated_norm(
 
 
 def _step(
-    q: mx.array,
-    k: mx.array,
-    v: mx.array,
-    log_decay: mx.array,
-    state: mx.array,
-    beta: mx.array | None,
+    q: mx.array, k: mx.array, v: mx.array, decay: mx.array, state: mx.array, beta: mx.array | None
 ) -> tuple[mx.array, mx.array]:
-    """Run one token: `scan` without the axis T."""
-    decay = mx.exp(log_decay)[..., None]  # (A, B, 1)
+    """Run one token: `scan` without the axis T. decay: (A, B, 1)."""
     if beta is None:
         read, u = (q[..., None, :] @ state).squeeze(-2) * decay, v
     else:
