@@ -1,10 +1,9 @@
 """deepseek2: DeepSeek V2 to V3.1, Kimi K2; deepseek32: DeepSeek-V3.2; glm-dsa: GLM-5.
 
-Multi-head latent attention with rotary embedding on interleaved pairs. The first layers are dense,
-the others routed, with shared experts that always run. V2-Lite projects queries in one step and
-routes by softmax; V3 and later models project them through a low rank and route by sigmoid with a
-selection bias, from groups of experts. DeepSeek-V3.2 and GLM-5 add a lightning indexer; in GLM-5.2
-only some layers have one, and the layers after it reuse its choice.
+Multi-head latent attention; the first layers are dense, the others routed with shared experts.
+V2-Lite projects queries in one step and routes by softmax; V3 and later project them through a low
+rank and route by sigmoid with a selection bias, from groups of experts. DeepSeek-V3.2 and GLM-5 add
+a lightning indexer; in GLM-5.2 only some layers have one, and the next ones reuse its choice.
 """
 
 from engine.nn.config import ModelConfig

@@ -1,9 +1,8 @@
 """gemma2: Gemma 2; gemma3: the text model of Gemma 3.
 
-Embeddings are multiplied by the square root of their width, norms precede and follow both parts of
-a block, and the feed-forward layer uses GELU. Gemma 2: every other layer sees only a window; tanh
+Norms precede and follow both parts of a block. Gemma 2: every other layer sees only a window; tanh
 caps attention scores and logits. Gemma 3: five of six layers see only a window and use their own
-rotary base without scaling; each head of q and k is normalised; no caps.
+rotary base without scaling; each head of q and k is normalised.
 """
 
 import math

@@ -1,8 +1,7 @@
 """gpt-oss: gpt-oss-20b and 120b.
 
 Biases everywhere. Every other layer sees only a window; sinks, one logit per head, take a share of
-the softmax without contributing a value. Rotary embedding on pairs (i, i + dims/2), stretched by
-YaRN with a ramp that need not end on whole pairs. The router's softmax covers the chosen experts
+the softmax. YaRN's ramp need not end on whole pairs. The router's softmax covers the chosen experts
 only; experts clamp their gate and input.
 """
 

@@ -1,14 +1,15 @@
 """phimoe: Phi-3.5-MoE.
 
-Layer norms and biases, also in the head. Rotary embedding with two sets of factors: the long ones
-apply once the context exceeds the original one. The sparse mixer chooses two experts, one after the
-other, and weighs each only against experts with similar scores.
+Layer norms and biases, also in the head; routing by the sparse mixer. The rotary embedding uses its
+long factors if the context may exceed the original one.
 """
+
+import mlx.core as mx
 
 from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Decoder
-from engine.nn.rope import LongRoPE, RoPE
+from engine.nn.rope import RoPE
 from engine.nn.weights import Weights
 
 
@@ -22,5 +23,8 @@ def build(config: ModelConfig, weights: Weights) -> Decoder:
         )
         for kind in ("short", "long")
     )
-    rope = LongRoPE(short, long, config.rope.original_context)
+
+    def rope(x: mx.array, offset: int, context: int) -> mx.array:
+        return (long if context > config.rope.original_context else short)(x, offset)
+
     return Decoder(config, weights, lambda layer: Attention(config, weights, layer, rope))

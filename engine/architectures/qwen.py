@@ -1,24 +1,23 @@
 """Qwen 2 and 3 and their twins: OLMoE, MiniMax M2, dots.llm1, Ling 2.0, GLM-4.5, Hunyuan.
 
-Rotary embedding on pairs (i, i + dims/2); the head width comes from the file and need not be
-width / heads. Tensors and keys of the file select the rest:
+Rotary embedding on pairs (i, i + dims/2); the head width comes from the file. Unless noted, routing
+is softmax over all experts with renormalised weights. Tensors and keys of the file select the rest:
 
-- qwen2, qwen2moe: biases on q, k and v, no norms. With experts, every layer is routed: softmax over
-  all experts, weights not renormalised, plus a shared expert gated by a sigmoid.
-- qwen3, qwen3moe: each head of q and k is normalised before the rotary embedding. Softmax over all
-  experts, weights renormalised, no shared expert.
-- olmoe: q and k are normalised as whole projections, then split into heads. Softmax over all
-  experts, weights not renormalised.
-- minimax-m2: norms as in olmoe, rotary embedding on part of each head. Every layer is routed by
-  sigmoid plus a selection bias, weights renormalised.
+- qwen2, qwen2moe: biases on q, k and v, no norms. Weights are not renormalised; a shared expert is
+  gated by a sigmoid.
+- qwen3, qwen3moe: each head of q and k is normalised before the rotary embedding.
+- olmoe: q and k are normalised as whole projections, then split into heads. Weights are not
+  renormalised.
+- minimax-m2: norms as in olmoe, rotary embedding on part of each head. Routing by sigmoid plus a
+  selection bias.
 - dots1: norms as in qwen3. Dense first layers, then routing by sigmoid plus a selection bias,
-  weights renormalised and scaled; shared experts, stored as one, always run.
+  weights scaled; shared experts, stored as one, always run.
 - bailingmoe2: as dots1 with q, k and v stored as one, rotary embedding on half of each head, and
   experts chosen from the best groups.
 - glm4moe: biases on q, k and v, head norms in the large models, rotary embedding on half of each
   head; routing as in dots1.
-- hunyuan-moe: Hunyuan-A13B. Each head of q and k is normalised after the rotary embedding. Softmax,
-  weights renormalised, plus a shared expert that always runs.
+- hunyuan-moe: each head of q and k is normalised after the rotary embedding. A shared expert always
+  runs.
 """
 
 from engine.nn.attention import Attention

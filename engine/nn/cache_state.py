@@ -121,12 +121,7 @@ def _states(cache: Cache, marks: list[int]) -> list[Array]:
     """View the fused states in use, float32."""
     parts = [view.view("f4") for view in cache.layers.states()]
     each = len(parts) // max(len(marks) - 1, 1)
-    return [
-        part
-        for place, at in enumerate(marks[1:])
-        if at >= 0
-        for part in parts[place * each : (place + 1) * each]
-    ]
+    return [part for i, part in enumerate(parts) if marks[1 + i // each] >= 0]
 
 
 def _views(model: Model, cache: Cache, bases: list[int], length: int) -> list[Array]:

@@ -109,11 +109,10 @@ class LatentAttention:
 class Indexer:
     """The lightning indexer: scores all cached tokens for each new one and chooses the best `top`.
 
-    Each token has one key and I queries; a score is the sum over heads of weight * relu(q . k)
-    (DeepSeek-V3.2-Exp, section 2.1). The published models also multiply both by the same Hadamard
-    matrix, which changes no score, and scale the weights, which changes no order.
-    chosen: the ids (T', top) chosen in the last call, without tokens that attend to at most `top`
-    tokens; None if that is all of them. Later layers may reuse it.
+    A score is the sum over heads of weight * relu(q . k) (DeepSeek-V3.2-Exp, section 2.1), without
+    the published Hadamard matrix and scale, which change no order.
+    chosen: the ids (T', top) chosen in the last call for tokens that attend to more than `top`
+    others; None if there are none. Later layers may reuse it.
     """
 
     def __init__(self, config: ModelConfig, weights: Weights, layer: int, rope: RoPE) -> None:
@@ -185,9 +184,8 @@ def latent_scale(config: ModelConfig) -> float:
 def head_projections(config: ModelConfig, weights: Weights, name: str) -> tuple[QTensor, QTensor]:
     """Load k_b (H, R, nope) and v_b (H, value, R).
 
-    Files from before April 2025 store both as one matrix `attn_kv_b`. Its value rows are copied.
-    Its key rows must be transposed, which quantised blocks do not allow, so they become float16: 2
-    bytes for each of H * R * nope weights, 17 MB per layer of DeepSeek-V3.
+    Files from before April 2025 store both as one matrix `attn_kv_b`. Its key rows are transposed,
+    which quantised blocks do not allow, and become float16: 17 MB per layer of DeepSeek-V3.
     """
     assert config.latent is not None
     heads, rank, values = config.heads, config.latent.rank, config.latent.value_dim

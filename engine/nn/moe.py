@@ -68,10 +68,7 @@ def _by_softmax_of_chosen(
 
 
 def _by_sparse_mixer(logits: mx.array, experts: ExpertConfig) -> tuple[mx.array, mx.array]:
-    """Choose one expert after another, each weighed only against experts with similar scores.
-
-    arXiv 2310.00811; `sparsemixer` of PhiMoE in transformers, in inference mode.
-    """
+    """Choose one expert after another, each weighed against similar ones (arXiv 2310.00811)."""
     left, weights, ids = logits, [], []
     for _ in range(experts.used):
         best = left.argmax(axis=-1, keepdims=True)

@@ -50,16 +50,6 @@ class RoPE:
         )
 
 
-class LongRoPE:
-    """Rotary embedding with other frequencies if a sequence may exceed `original` tokens."""
-
-    def __init__(self, short: RoPE, long: RoPE, original: int) -> None:
-        self.short, self.long, self.original = short, long, original
-
-    def __call__(self, x: mx.array, offset: int, context: int) -> mx.array:
-        return (self.long if context > self.original else self.short)(x, offset)
-
-
 def rope_periods(config: RopeConfig) -> tuple[list[float], float]:
     """Return the period / 2 pi of every pair, (dims/2,), and the factor on cos and sin.
 

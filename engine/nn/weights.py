@@ -70,8 +70,7 @@ class Weights:
     ) -> QTensor:
         """Load rows start..end of each of E equal parts of a matrix as a stack.
 
-        shape: (E, rows per part, columns). transpose: transpose each matrix of the stack; quantised
-        blocks become float16.
+        shape: (E, rows per part, columns). transpose: each matrix; quantised blocks become float16.
         """
         count, rows, columns = shape
         info = self._info(name, (count * rows, columns))

@@ -1,8 +1,6 @@
 """All layers of a decoder, and its head, each as one C++ task without MLX or Python in between.
 
-`engine.kernels.fusion` decides which models run this way.
-
-Axes: T tokens, D width.
+`engine.kernels.fusion` decides which models run this way. Axes: T tokens, D width.
 """
 
 from __future__ import annotations
