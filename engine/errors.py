@@ -56,8 +56,7 @@ class ContextOverflow(EngineError):
 
     def __init__(self, used: int, limit: int) -> None:
         super().__init__(f"{used:,} tokens do not fit a context of {limit:,}")
-        self.used = used
-        self.limit = limit
+        self.used, self.limit = used, limit
 
 
 class NumericError(EngineError):

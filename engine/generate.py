@@ -91,9 +91,8 @@ class TokenStream:
         on_prefill: OnPrefill | None,
         guide: Guide | None = None,
     ) -> None:
-        self.guide = guide
         self.model, self.tokens, self.settings, self.cache = model, tokens, settings, cache
-        self.on_prefill = on_prefill
+        self.on_prefill, self.guide = on_prefill, guide
         self.finish: str | None = None
         self.cut_by: str | None = None
         self.stats = Stats(prompt_tokens=len(tokens))
@@ -109,15 +108,11 @@ class TokenStream:
         self._stopping = True
 
     def __iter__(self) -> Iterator[int]:
-        for token, _ in self._steps:
-            if token is not None:
-                yield token
+        yield from (token for token, _ in self._steps if token is not None)
 
     def text(self) -> Iterator[str]:
         """Yield the answer in pieces of whole characters, without the stop string."""
-        for _, piece in self._steps:
-            if piece:
-                yield piece
+        yield from (piece for _, piece in self._steps if piece)
 
     def parts(self) -> Iterator[Part]:
         """Yield the pieces of `text()`, each with its kind, such as thinking or answer."""
@@ -172,7 +167,7 @@ class TokenStream:
                 pending = logits if guide else sampler.choose(logits)
                 mx.async_eval(pending)
             with enough_memory():
-                value = read(token)
+                value = int(token.item())  # type: ignore[arg-type]  # waits for the device
             ended = value in endings
             if count == 1 or not ended:  # the end token is not part of the answer
                 started = self._clock(count, started)
@@ -208,10 +203,9 @@ class TokenStream:
     def _prefill(self) -> mx.array:
         """Feed the rest of the prompt to the cache. Returns the next token's logits (V,)."""
         self.cache.trim(min(self.cache.shared_prefix(self.tokens), len(self.tokens) - 1))
-        cached = self.cache.length
-        self.stats.cached_tokens = cached
+        self.stats.cached_tokens = self.cache.length
         self._check_stop()
-        fresh = self.tokens[cached:]
+        fresh = self.tokens[self.cache.length :]
         return self.model.prefill(fresh, self.cache, self.on_prefill, self._check_stop)
 
     def _check_stop(self) -> None:
@@ -226,13 +220,6 @@ class TokenStream:
         else:
             self.stats.decode_s += now - started
         return now
-
-
-def read(token: mx.array) -> int:
-    """Wait for a token and return its id."""
-    value = token.item()
-    assert isinstance(value, int)
-    return value
 
 
 class StopFilter:

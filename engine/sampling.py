@@ -1,12 +1,8 @@
 """Sample a token from logits on the device: penalties, temperature, top-k, top-p and min-p.
 
-`sample` is the reference in MLX; kernels may have their own. With only top-p or min-p it sorts the
-whole vocabulary, which is cheap on a GPU.
-
-Temperature applies first, then top-k, top-p and min-p on the resulting probabilities, as the model
-cards behind the catalog's settings assume.
-
-Axes: V vocabulary, C remaining candidates.
+`sample` is the reference in MLX; kernels may have their own. Temperature applies first, then top-k,
+top-p and min-p on the resulting probabilities, as the model cards behind the catalog's settings
+assume. Axes: V vocabulary, C remaining candidates.
 """
 
 from __future__ import annotations
@@ -74,8 +70,7 @@ class Sampler:
     """Sample tokens by `settings`. Holds the recent tokens and the random generator."""
 
     def __init__(self, settings: Settings, prompt: list[int], sample: Sample) -> None:
-        self.settings = settings
-        self.sample = sample
+        self.settings, self.sample = settings, sample
         self.recent = mx.array(prompt[-PENALTY_WINDOW:], dtype=mx.int32)
         self.looks_back = bool(
             settings.repetition_penalty != 1.0 or settings.presence_penalty or settings.processors
@@ -107,10 +102,7 @@ class Sampler:
 
 
 def apply_repetition_penalty(logits: mx.array, recent: mx.array, penalty: float) -> mx.array:
-    """Make recent tokens less likely: divide positive logits, multiply the others.
-
-    From arXiv 1909.05858.
-    """
+    """Divide the positive logits of recent tokens, multiply the others (arXiv 1909.05858)."""
     seen = logits[recent]
     logits = mx.array(logits)  # a copy, to leave the caller's logits unchanged
     logits[recent] = mx.where(seen > 0, seen / penalty, seen * penalty)
@@ -127,12 +119,9 @@ def apply_presence_penalty(logits: mx.array, recent: mx.array, penalty: float) -
 
 def sample(logits: mx.array, settings: Settings, bits: int) -> mx.array:
     """Sample a token: logits (V,) -> () int32, or NOT_FINITE."""
-    finite = mx.isfinite(logits.sum())
-    if settings.temperature == 0:
-        token = logits.argmax()
-    else:
-        token = draw(logits, settings, mx.random.key(bits))
-    return mx.where(finite, token.astype(mx.int32), NOT_FINITE)
+    greedy = settings.temperature == 0
+    token = logits.argmax() if greedy else draw(logits, settings, mx.random.key(bits))
+    return mx.where(mx.isfinite(logits.sum()), token.astype(mx.int32), NOT_FINITE)
 
 
 def draw(logits: mx.array, settings: Settings, key: mx.array) -> mx.array:

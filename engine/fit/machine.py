@@ -1,7 +1,6 @@
-"""This machine's memory and the budget a model may use, measured rather than looked up.
+"""This machine's memory and the budget a model may use, in bytes.
 
-Linux reports through /proc and the cgroup files, Metal and CUDA through MLX. Sizes are bytes.
-`engine.fit.machine_specs` describes machines that are elsewhere.
+Linux reports through /proc and the cgroup files, Metal and CUDA through MLX.
 """
 
 from __future__ import annotations
@@ -47,7 +46,18 @@ def this_machine(idle: bool = False) -> Machine:
     kind = device.backend()
     if kind == "cpu":
         return linux_cpu(Path("/"), idle)
-    return _metal(idle) if kind == "metal" else _cuda(idle)
+    import mlx.core as mx
+
+    info = mx.device_info(mx.gpu)
+    name = str(info["device_name"])
+    if kind == "cuda":
+        free_bytes = None if idle else int(info["free_memory"])
+        return cuda_machine(name, int(info["total_memory"]), free_bytes)
+    import psutil
+
+    memory = psutil.virtual_memory()
+    working_set_bytes = int(info["max_recommended_working_set_size"])
+    return metal_machine(name, memory.total, working_set_bytes, None if idle else memory.available)
 
 
 def idle_bytes(memory_bytes: int, backend: str) -> int:
@@ -114,24 +124,6 @@ def cuda_machine(name: str, memory_bytes: int, free_bytes: int | None = None) ->
         budget = idle_bytes(memory_bytes, "cuda")
         return Machine(name, "cuda", memory_bytes, budget, "CUDA memory when idle")
     return Machine(name, "cuda", memory_bytes, free_bytes, "free CUDA memory")
-
-
-def _metal(idle: bool = False) -> Machine:
-    import mlx.core as mx
-    import psutil
-
-    info, memory = mx.device_info(), psutil.virtual_memory()
-    working_set = int(info["max_recommended_working_set_size"])
-    available = None if idle else memory.available
-    return metal_machine(str(info["device_name"]), memory.total, working_set, available)
-
-
-def _cuda(idle: bool = False) -> Machine:
-    import mlx.core as mx
-
-    info = mx.device_info(mx.gpu)
-    free = None if idle else int(info["free_memory"])
-    return cuda_machine(str(info["device_name"]), int(info["total_memory"]), free)
 
 
 def _cpu_name(root: Path) -> str:

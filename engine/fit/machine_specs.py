@@ -1,8 +1,7 @@
 """Machines that are elsewhere, by name, for `fit --machine`: memory, budget and bandwidth priors.
 
 Bandwidths are the makers' published numbers, in `machine_specs.toml`; working sets are what macOS
-usually grants. This machine is measured instead: see `engine.fit.machine` and
-`engine.fit.bandwidth`.
+usually grants. `engine.fit.machine` measures this machine instead.
 """
 
 from __future__ import annotations
@@ -93,15 +92,13 @@ def _idle_gpu(name: str, backend: str, memory_bytes: int) -> Machine:
     return metal_machine(name, memory_bytes, working_set_bytes(memory_bytes))
 
 
-def _variant(
-    spec: MachineSpec, key: str, cores: int | None, size_gib: int | None
-) -> tuple[int, str]:
+def _variant(spec: MachineSpec, key: str, cores: int | None, gib: int | None) -> tuple[int, str]:
     """Return the bandwidth and a name suffix: the slower part by GPU cores or by memory size."""
     if spec.slower is None:
         if cores is not None:
             raise UnknownMachine(f"leave out the core count: {key} has only one bandwidth")
         return spec.gb_per_s, ""
     few = spec.slower["gpu_cores"]
-    if cores == few or (cores is None and size_gib in spec.slower["memory_gib"]):
+    if cores == few or (cores is None and gib in spec.slower["memory_gib"]):
         return spec.slower["gb_per_s"], f", {few} GPU cores"
     return spec.gb_per_s, f", {cores} GPU cores" if cores else ""

@@ -42,7 +42,6 @@ class Need:
 
     @property
     def total_bytes(self) -> int:
-        """The sum of all parts."""
         return self.weights_bytes + self.kv_bytes + self.buffers_bytes + self.program_bytes
 
 
@@ -66,7 +65,6 @@ class Verdict:
 
     @property
     def budget_bytes(self) -> int:
-        """The memory available on the machine."""
         return self.machine.budget_bytes
 
 
@@ -129,16 +127,9 @@ def judge_needs(
     if context is None:
         roomy = _largest(lambda tokens: kind_of(need(tokens), machine) == "fits", most)
         context = min(most, DEFAULT_CONTEXT, roomy or largest or most)
-    return Verdict(
-        kind=kind_of(need(context), machine),
-        need=need(context),
-        machine=machine,
-        reserve_bytes=reserve_bytes(machine),
-        context=context,
-        largest_context=largest,
-        file_bytes=file_bytes,
-        estimated=estimated,
-    )
+    found, reserve = need(context), reserve_bytes(machine)
+    kind = kind_of(found, machine)
+    return Verdict(kind, found, machine, reserve, context, largest, file_bytes, estimated)
 
 
 def judge_size(size_bytes: int, machine: Machine) -> Verdict:
@@ -229,14 +220,11 @@ def _head_values(config: ModelConfig) -> int:
 
 
 def _hidden_values(config: ModelConfig, fused: bool) -> int:
-    """Return how many values a feed-forward layer holds per token.
-
-    Fused layers run the experts one after another.
-    """
+    """Return how many values a feed-forward layer holds per token."""
     experts = config.experts
     if experts is None:
         return max(config.feed_forward) * (1 if fused else 3)
-    if fused:
+    if fused:  # runs the experts one after another
         routed = experts.used * experts.width + experts.shared_width
         return max(*config.feed_forward, routed)
     routed = experts.used * (3 * experts.width + 2 * config.width)

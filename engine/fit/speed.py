@@ -1,7 +1,6 @@
 """Predict the decode rate: the bytes that one token moves, divided by the memory bandwidth.
 
-Measurements of this machine (its bandwidth, the duration of real tokens) are passed in; anything
-not measured comes from the priors below. Each result names its source. A token takes
+Measurements are passed in; anything not measured comes from the priors below. A token takes
 
     (weights x bytes of weights + kv x bytes of the cache + layers x layer_bytes) / bandwidth
     + layers x layer_s
@@ -40,12 +39,10 @@ class BytesPerToken:
 
     @property
     def weights_bytes(self) -> int:
-        """The bytes of weights."""
         return self.experts_bytes + self.attention_bytes + self.shared_bytes + self.head_bytes
 
     @property
     def total_bytes(self) -> int:
-        """The bytes of weights and cache."""
         return self.weights_bytes + self.kv_bytes
 
     def scaled(self, share: float) -> BytesPerToken:
@@ -120,9 +117,8 @@ def seconds(
 ) -> float:
     """Return the seconds one token takes, by the priors."""
     cost = DECODE_COSTS[backend, kernels]
-    equivalent_bytes = cost.weights * moved.weights_bytes + cost.kv * moved.kv_bytes
-    equivalent_bytes += layers * cost.layer_bytes
-    return equivalent_bytes / bandwidth.bytes_per_s + layers * cost.layer_s
+    read_bytes = cost.weights * moved.weights_bytes + cost.kv * moved.kv_bytes
+    return (read_bytes + layers * cost.layer_bytes) / bandwidth.bytes_per_s + layers * cost.layer_s
 
 
 def predict(
@@ -153,7 +149,6 @@ def predict(
 
 
 def _part(name: str) -> str:
-    """Return the purpose of a tensor, by its name."""
     if OF_EXPERTS.fullmatch(name):
         return "experts"
     if name in HEAD:

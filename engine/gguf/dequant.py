@@ -54,14 +54,9 @@ def _scaled(scales: Floats, weights: NDArray[np.generic]) -> Floats:
     return (scales[:, :, None] * grouped).reshape(n, -1)
 
 
-def _q5_0(b: Bytes) -> Floats:
-    weights = _unpack(b[:, 6:], 4, 16) | _unpack(b[:, 2:6], 1, 1) << 4
-    return _f16(b, 0) * (weights.astype(np.float32) - 16)
-
-
-def _q5_1(b: Bytes) -> Floats:
-    weights = _unpack(b[:, 8:], 4, 16) | _unpack(b[:, 4:8], 1, 1) << 4
-    return _f16(b, 0) * weights + _f16(b, 2)
+def _q5(packed: Bytes) -> NDArray[np.integer]:
+    # fifth bits 4, four low bits 16
+    return _unpack(packed[:, 4:], 4, 16) | _unpack(packed[:, :4], 1, 1) << 4
 
 
 def _q2_k(b: Bytes) -> Floats:
@@ -117,8 +112,8 @@ _DEQUANTIZERS: dict[str, Callable[[Bytes], Floats]] = {
     "BF16": lambda b: (b.view("<u2").astype(np.uint32) << 16).view(np.float32),
     "Q4_0": lambda b: _f16(b, 0) * (_unpack(b[:, 2:], 4, 16).astype(np.float32) - 8),
     "Q4_1": lambda b: _f16(b, 0) * _unpack(b[:, 4:], 4, 16) + _f16(b, 2),
-    "Q5_0": _q5_0,
-    "Q5_1": _q5_1,
+    "Q5_0": lambda b: _f16(b, 0) * (_q5(b[:, 2:]).astype(np.float32) - 16),
+    "Q5_1": lambda b: _f16(b, 0) * _q5(b[:, 4:]) + _f16(b, 2),
     "Q8_0": lambda b: _f16(b, 0) * b[:, 2:].view(np.int8),
     "Q2_K": _q2_k,
     "Q3_K": _q3_k,

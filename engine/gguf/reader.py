@@ -2,15 +2,12 @@
 
 The file is not trusted. Every count, length and offset is checked against a limit and the available
 bytes before anything is allocated or sliced, so a hostile file costs an error, not memory or time.
-Keys have no meaning here except those of the format itself: the alignment, the chat template's
-length limit, and the split of a model over files.
 
 Layout (versions 2 and 3, little-endian): magic, version u32, tensor count u64, key count u64; the
 keys (name, type u32, value); the tensors (name, number of dims u32, dims u64 innermost first, type
 u32, offset u64); padding to the alignment; the data, each tensor padded to the alignment. A string
-is its length u64 and its UTF-8 bytes; an array its element type u32, count u64 and elements.
-
-The last tensor's padding may be missing. Bytes beyond it are an error: they are the only sign of a
+is its length u64 and its UTF-8 bytes; an array its element type u32, count u64 and elements. The
+last tensor's padding may be missing. Bytes beyond it are an error: they are the only sign of a
 header that lost a tensor, which shifts all the others.
 """
 
@@ -58,9 +55,8 @@ WHOLE, REAL = tuple("bBhHiIlLqQ"), ("f", "d")
 PART_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 Data = bytes | bytearray | memoryview | mmap.mmap
-Value = (
-    int | float | bool | str | list[str] | memoryview
-)  # a memoryview of numbers, with a format of NUMBERS
+# A memoryview holds numbers, with a format of NUMBERS.
+Value = int | float | bool | str | list[str] | memoryview
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
@@ -177,17 +173,15 @@ def merge_parts(headers: list[Header]) -> tuple[dict[str, Value], dict[str, Tens
     return metadata, tensors
 
 
+@dataclass(slots=True)
 class _Cursor:
     """A position in the header. where: the item being read, for error messages."""
 
-    __slots__ = ("data", "file_size", "pos", "strings_left", "where")
-
-    def __init__(self, data: bytes | bytearray | mmap.mmap, file_size: int) -> None:
-        self.data = data
-        self.file_size = file_size
-        self.pos = 0
-        self.strings_left = MAX_ELEMENTS
-        self.where = "header"
+    data: bytes | bytearray | mmap.mmap
+    file_size: int
+    pos: int = 0
+    strings_left: int = MAX_ELEMENTS
+    where: str = "header"
 
     def error(self, what: str) -> GGUFError:
         return GGUFError(f"{self.where}, byte {self.pos:,}: {what}")
@@ -212,10 +206,8 @@ class _Cursor:
         return self._integer(_U64)
 
     def _integer(self, layout: struct.Struct) -> int:
-        end = self.require(layout.size)
-        (value,) = layout.unpack_from(self.data, self.pos)
-        self.pos = end
-        return int(value)
+        start, self.pos = self.pos, self.require(layout.size)
+        return int(layout.unpack_from(self.data, start)[0])
 
     def string(self, longest: int, shortest: int = 0) -> str:
         size_bytes = self.u64()

@@ -19,29 +19,26 @@ class BlockType:
     size_bytes: int
 
 
-TYPES: dict[int, BlockType] = {
-    id: BlockType(id, name, weights, size_bytes)
-    for id, name, weights, size_bytes in [
-        (0, "F32", 1, 4),
-        (1, "F16", 1, 2),
-        (2, "Q4_0", 32, 18),
-        (3, "Q4_1", 32, 20),
-        (6, "Q5_0", 32, 22),
-        (7, "Q5_1", 32, 24),
-        (8, "Q8_0", 32, 34),
-        (10, "Q2_K", 256, 84),
-        (11, "Q3_K", 256, 110),
-        (12, "Q4_K", 256, 144),
-        (13, "Q5_K", 256, 176),
-        (14, "Q6_K", 256, 210),
-        (20, "IQ4_NL", 32, 18),
-        (23, "IQ4_XS", 256, 136),
-        (30, "BF16", 1, 2),
-        (39, "MXFP4", 32, 17),
-    ]
-}
-
-TYPE_BY_NAME: dict[str, BlockType] = {block.name: block for block in TYPES.values()}
+_BLOCKS = (
+    BlockType(0, "F32", 1, 4),
+    BlockType(1, "F16", 1, 2),
+    BlockType(2, "Q4_0", 32, 18),
+    BlockType(3, "Q4_1", 32, 20),
+    BlockType(6, "Q5_0", 32, 22),
+    BlockType(7, "Q5_1", 32, 24),
+    BlockType(8, "Q8_0", 32, 34),
+    BlockType(10, "Q2_K", 256, 84),
+    BlockType(11, "Q3_K", 256, 110),
+    BlockType(12, "Q4_K", 256, 144),
+    BlockType(13, "Q5_K", 256, 176),
+    BlockType(14, "Q6_K", 256, 210),
+    BlockType(20, "IQ4_NL", 32, 18),
+    BlockType(23, "IQ4_XS", 256, 136),
+    BlockType(30, "BF16", 1, 2),
+    BlockType(39, "MXFP4", 32, 17),
+)
+TYPES = {block.id: block for block in _BLOCKS}
+TYPE_BY_NAME = {block.name: block for block in _BLOCKS}
 
 # GGML's other type ids, so that errors can name unsupported types.
 _UNSUPPORTED = """

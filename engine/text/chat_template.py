@@ -55,8 +55,7 @@ class ChatTemplate:
     ) -> None:
         self.source = source
         self.digest = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
-        self._tokenizer = tokenizer
-        self._clock = clock
+        self._tokenizer, self._clock = tokenizer, clock
         self._sandbox = sandbox or Sandbox()
 
     def render(self, messages: Sequence[Message], **variables: Any) -> str:
@@ -110,7 +109,6 @@ class _Quotes:
         self.words: dict[str, str] = {}
 
     def message(self, message: Message) -> Any:
-        """Return a copy of a message, quoted according to its role."""
         return self.data(message, trusted=message.get("role") in TRUSTED_ROLES)
 
     def data(self, value: Any, trusted: bool) -> Any:
@@ -120,20 +118,19 @@ class _Quotes:
         if value is None or isinstance(value, bool | int | float):
             return value
         if isinstance(value, Mapping):
-            return {
-                self.data(_name(key), trusted): self.data(item, trusted)
-                for key, item in value.items()
-            }
+            for key in value:
+                if not isinstance(key, str):
+                    given = type(key).__name__
+                    raise TypeError(f"chat templates accept only str keys, not {given}")
+            return {self.data(key, trusted): self.data(value[key], trusted) for key in value}
         if isinstance(value, list | tuple):
             return [self.data(item, trusted) for item in value]
         raise TypeError(f"chat templates accept plain data, not {type(value).__name__}")
 
     def _text(self, text: str, trusted: bool) -> str:
         literals = self._control if trusted else self._all
-        found = [literal for literal in literals if literal in text]
-        if not found:
-            return text
-        return re.sub("|".join(map(re.escape, found)), self._stand_in, text)
+        found = [re.escape(literal) for literal in literals if literal in text]
+        return re.sub("|".join(found), self._stand_in, text) if found else text
 
     def _stand_in(self, match: re.Match[str]) -> str:
         literal = match[0]
@@ -143,12 +140,6 @@ class _Quotes:
             self._stand_ins[literal] = word
             self.words[word] = literal
         return self._stand_ins[literal]
-
-
-def _name(key: Any) -> str:
-    if not isinstance(key, str):
-        raise TypeError(f"chat templates accept only str keys, not {type(key).__name__}")
-    return key
 
 
 def _with_reasoning(message: Message) -> Message:

@@ -1,10 +1,7 @@
 """Constrain an answer token by token: to a JSON schema, and its thinking to a token budget.
 
 The llguidance library compiles the schema and computes the allowed tokens of each state. This
-module gives it the model's vocabulary and finds where the answer begins; thinking before it is
-unconstrained.
-
-Axes: V vocabulary.
+module finds where the answer begins; thinking before it is unconstrained. Axes: V vocabulary.
 """
 
 from __future__ import annotations
@@ -143,7 +140,6 @@ def _matcher(tokenizer: Tokenizer, schema: str) -> LLMatcher:
 
 @lru_cache(maxsize=1)
 def _vocabulary(tokenizer: Tokenizer) -> LLTokenizer:
-    """Convert a vocabulary to llguidance's type."""
     from llguidance import LLTokenizer, TokenizerWrapper
 
     if not tokenizer.eog_ids:
@@ -160,9 +156,7 @@ class _TokenizerAdapter:
         self.eos_token_id, self.bos_token_id = min(tokenizer.eog_ids), tokenizer.bos_id
         self.special_token_ids = [id for id, piece in enumerate(pieces) if piece is None]
         # Every token needs a text of its own; \xff cannot occur in UTF-8.
-        self.tokens = [
-            b"\xff%d" % id if piece is None else piece for id, piece in enumerate(pieces)
-        ]
+        self.tokens = [piece or b"\xff%d" % id for id, piece in enumerate(pieces)]
         self._encode = tokenizer.encode
 
     def __call__(self, text: str | bytes) -> list[int]:

@@ -85,18 +85,15 @@ def find_dialect(tokenizer: Tokenizer, template: ChatTemplate | None) -> Dialect
     """Return the markers of a model's thinking; None if it cannot think or has no template."""
     if template is None:
         return None
+    tokens = {*tokenizer.control, *tokenizer.user_defined}
 
     def known(text: str) -> bool:
-        return (
-            text in template.source or text in tokenizer.control or text in tokenizer.user_defined
-        )
+        return text in template.source or text in tokens
 
-    fitting = (
-        row
-        for row in DIALECTS
-        if (known(row.opens) or known(row.closes)) and known(row.answer_opens + row.answer_closes)
-    )
-    return next(fitting, None)
+    for row in DIALECTS:
+        if (known(row.opens) or known(row.closes)) and known(row.answer_opens + row.answer_closes):
+            return row
+    return None
 
 
 def supports_thinking(tokenizer: Tokenizer, template: ChatTemplate | None) -> bool:
@@ -175,6 +172,13 @@ class Reader:
         text, self._held = self._held[:size], self._held[size + skip :]
         return text
 
+    def _before(self, marker: str, ended: bool) -> str:
+        """Cut off the text before a possible start of a marker; at the end, all text."""
+        text = self._held
+        if not ended:
+            text = text[: len(text) - overlap(text, marker)].rstrip()
+        return self._take(len(text))
+
     def _at_text(self, ended: bool) -> bool:
         """Drop blank lines; True if other text has come or none will."""
         text = self._held.lstrip()
@@ -229,10 +233,7 @@ class TagReader(Reader):
         if at >= 0:
             self._state = self._closed
             return Kind.THINKING, self._take(at, len(closes)).rstrip()
-        certain = self._held
-        if not ended:
-            certain = certain[: len(certain) - overlap(certain, closes)].rstrip()
-        return Kind.THINKING, self._take(len(certain))
+        return Kind.THINKING, self._before(closes, ended)
 
     def _closed(self, ended: bool) -> Part:
         marker = self._dialect.answer_opens
@@ -254,10 +255,7 @@ class TagReader(Reader):
         if text.endswith(closes):
             certain = text.removesuffix(closes).rstrip()
             return Kind.ANSWER, self._take(len(certain), len(self._held) if ended else 0)
-        certain = self._held
-        if not ended:
-            certain = certain[: len(certain) - overlap(certain, closes)].rstrip()
-        return Kind.ANSWER, self._take(len(certain))
+        return Kind.ANSWER, self._before(closes, ended)
 
 
 class HarmonyReader(Reader):

@@ -61,7 +61,6 @@ class Sandbox:
         return answer["text"]
 
     def _running(self) -> subprocess.Popen[bytes]:
-        """Return the running process, or a new one."""
         if self._child is not None and self._child.poll() is None:
             return self._child
         self._end()

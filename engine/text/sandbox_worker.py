@@ -6,8 +6,7 @@ is ready, then one line per line it reads; each is a JSON object:
     {"source": template, "context": variables, "now": ISO time}  ->  {"text": ...} or {"error": ...}
 
 A template may loop for ever, fill the memory or find a hole in jinja2's sandbox. It gets at most
-CPU_S seconds and MEMORY_BYTES, no environment variables, and cannot write files. The text equals
-the output of transformers' `apply_chat_template`.
+CPU_S seconds and MEMORY_BYTES, no environment variables, and cannot write files.
 """
 
 from __future__ import annotations
@@ -76,7 +75,6 @@ def _answer(answer: dict[str, str]) -> None:
 
 
 def _render(source: str, context: dict[str, Any], now: str, most: int) -> dict[str, str]:
-    """Render one template. Errors in it are returned as messages."""
     import jinja2
 
     try:

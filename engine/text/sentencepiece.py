@@ -58,7 +58,6 @@ def _byte_ids(vocabulary: Vocabulary) -> Callable[[str], list[int]]:
 
 
 def _merged(word: str, cost: Mapping[str, float]) -> list[str]:
-    """Return the symbols of a word after all merges."""
     symbols = list(word)
     after = [*range(1, len(symbols)), -1]
     before = list(range(-1, len(symbols) - 1))

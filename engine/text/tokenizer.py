@@ -52,8 +52,7 @@ class Tokenizer:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         scored = vocabulary.model == "llama"
-        pre = PreTokenizer((), add_bos=True) if scored else pre_tokenizer(vocabulary.pre)
-        self._pre = pre
+        self._pre = PreTokenizer((), add_bos=True) if scored else pre_tokenizer(vocabulary.pre)
         self._pieces: dict[int, bytes] = {}
         self.vocab_size = len(vocabulary.tokens)
         self.control = vocabulary.of_type(TokenType.CONTROL)
@@ -64,7 +63,7 @@ class Tokenizer:
         self.eog_ids = vocabulary.eog_ids
         if vocabulary.add_bos and self.bos_id is None:
             raise GGUFError(f"{PREFIX}add_bos_token is true, but {PREFIX}bos_token_id is missing")
-        wanted = pre.add_bos if vocabulary.add_bos is None else vocabulary.add_bos
+        wanted = self._pre.add_bos if vocabulary.add_bos is None else vocabulary.add_bos
         self.add_bos = wanted and self.bos_id is not None
         self._typed_marks = _longest_first(self.user_defined)
         self._all_marks = _longest_first({**self.user_defined, **self.unknown, **self.control})
@@ -123,7 +122,6 @@ class Tokenizer:
         return ENCODERS[self._vocabulary.model](self._vocabulary, self._pre)
 
     def _piece(self, id: int, markup: bool = False) -> bytes:
-        """Return the bytes of one token."""
         kind = self._vocabulary.types[id]
         if kind in (TokenType.CONTROL, TokenType.UNKNOWN) and not markup:
             return b""
@@ -221,21 +219,11 @@ def _token_bytes(vocabulary: Vocabulary, id: int) -> bytes:
     return b"".join(BYTE_OF.get(character) or character.encode() for character in text)
 
 
-def _byte_encoder(vocabulary: Vocabulary, pre: PreTokenizer) -> Encoder:
-    from tokenizers import pre_tokenizers
-
-    bytes_as_text = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    return _merging_encoder(vocabulary, pre, SPECIAL_TYPES, bytes_as_text)
-
-
 def _line_encoder(vocabulary: Vocabulary, pre: PreTokenizer) -> Encoder:
     """Return an encoder of whole Unicode lines; a run of line ends is one token if it exists."""
     merged = _merging_encoder(vocabulary, pre, (TokenType.UNKNOWN, TokenType.CONTROL))
-    ends = {
-        text: id
-        for text, id in vocabulary.of_type(TokenType.NORMAL).items()
-        if not text.strip("\n")
-    }
+    normal = vocabulary.of_type(TokenType.NORMAL)
+    ends = {text: id for text, id in normal.items() if not text.strip("\n")}
 
     def encode(text: str) -> list[int]:
         ids: list[int] = []
@@ -247,20 +235,23 @@ def _line_encoder(vocabulary: Vocabulary, pre: PreTokenizer) -> Encoder:
 
 
 def _merging_encoder(
-    vocabulary: Vocabulary, pre: PreTokenizer, unused: Sequence[TokenType], *last: Any
+    vocabulary: Vocabulary, pre: PreTokenizer, unused: Sequence[TokenType] = SPECIAL_TYPES
 ) -> Encoder:
-    """Return an encoder that splits by the patterns and `last`, then merges with `tokenizers`."""
+    """Return an encoder that splits text by the patterns, then merges with `tokenizers`."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
+    spaced = vocabulary.model in SPACED
     model = models.BPE(
         vocab=vocabulary.without(*unused),
         merges=vocabulary.merges,
         ignore_merges=pre.whole_words,
-        byte_fallback=vocabulary.model in SPACED,
+        byte_fallback=spaced,
     )
     tokenizer = Tokenizer(model)
-    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, *last])
+    splits: list[Any] = [pre_tokenizers.Split(Regex(text), "isolated") for text in pre.patterns]
+    if not spaced:
+        splits.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
 
     def encode(text: str) -> list[int]:
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
@@ -270,7 +261,7 @@ def _merging_encoder(
 
 
 ENCODERS: dict[str, Callable[[Vocabulary, PreTokenizer], Encoder]] = {
-    "gpt2": _byte_encoder,
+    "gpt2": _merging_encoder,
     "gemma4": _line_encoder,
     "llama": lambda vocabulary, _: sentencepiece_encoder(vocabulary),
 }

@@ -56,7 +56,6 @@ LOOKS_LIKE_CONTROL = ENDS_ANSWER.union(INFILLS.split())
 SPECIAL_TYPES = (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.BYTE)
 ENDING_KEYS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-
 SPECIAL_KEYS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
 Pairs = list[tuple[str, str]]
@@ -172,10 +171,8 @@ def _numbers(metadata: Mapping[str, Any], key: str, count: int) -> list[Any]:
 
 
 def _types(metadata: Mapping[str, Any], tokens: list[str]) -> list[int]:
-    """Return the type that the file gives each token."""
-    if PREFIX + "token_type" not in metadata:
-        types = [int(TokenType.NORMAL)] * len(tokens)
-    else:
+    types = [int(TokenType.NORMAL)] * len(tokens)
+    if PREFIX + "token_type" in metadata:
         types = list(map(int, _numbers(metadata, "token_type", len(tokens))))
     for id in _ids_of_type(types, (TokenType.BYTE,)):
         if not BYTE_TOKEN.fullmatch(tokens[id]):
@@ -196,18 +193,14 @@ def _merges(metadata: Mapping[str, Any], known: Mapping[str, int]) -> tuple[Pair
     if not all(map(known.__contains__, chain(merged, chain.from_iterable(pairs)))):
         for left, right in pairs:
             if not known.keys() >= {left, right, left + right}:
-                raise GGUFError(
-                    f"{PREFIX}merges joins {left[:60]!r} and {right[:60]!r}: unknown token"
-                )
+                pair = f"{left[:60]!r} and {right[:60]!r}"
+                raise GGUFError(f"{PREFIX}merges joins {pair}: unknown token")
     return pairs, merged
 
 
 def _with_control(by_text: Mapping[str, int], types: list[int], merged: list[str]) -> list[int]:
-    """Give tokens that look like control tokens that type.
-
-    Tokens that merges produce are ordinary text: some vocabularies have "</s>" from HTML, as has
-    Gemma's, which ends texts with <eos>.
-    """
+    # Tokens that merges produce are ordinary text: some vocabularies have "</s>" from HTML, as has
+    # Gemma's, which ends texts with <eos>.
     types = types.copy()
     html = ["</s>"] if "<eos>" in by_text else []
     for text in LOOKS_LIKE_CONTROL.intersection(by_text).difference(merged, html):
@@ -216,7 +209,6 @@ def _with_control(by_text: Mapping[str, int], types: list[int], merged: list[str
 
 
 def _without_special(tokens: list[str], types: list[int], pairs: Pairs, merged: list[str]) -> Pairs:
-    """Drop merges from or to a special token."""
     banned = {tokens[id] for id in _ids_of_type(types, SPECIAL_TYPES)}
     if banned.isdisjoint(merged) and banned.isdisjoint(chain.from_iterable(pairs)):
         return pairs
@@ -241,11 +233,8 @@ def _ids(metadata: Mapping[str, Any], count: int, defaults: dict[str, int]) -> d
 
 
 def _eog_ids(by_text: Mapping[str, int], types: list[int], ids: dict[str, int]) -> frozenset[int]:
-    texts = {
-        text: by_text[text]
-        for text in ENDS_ANSWER.intersection(by_text)
-        if types[by_text[text]] == TokenType.CONTROL
-    }
+    texts = {text: by_text[text] for text in ENDS_ANSWER.intersection(by_text)}
+    texts = {text: id for text, id in texts.items() if types[id] == TokenType.CONTROL}
     ends = {*texts.values(), *(ids[name] for name in ENDING_KEYS if name in ids)}
     # In these two dialects <|end|> ends a message, not the answer.
     if {"<|return|>", "<|call|>"} <= texts.keys() or {"<|flush|>", "<|calls|>"} <= texts.keys():
