@@ -31,10 +31,8 @@ def prefill_rates(model: Model, length: int, repeat: int, kv_type: str) -> Itera
 def decode_rates(
     model: Model, depth: int, count: int, repeat: int, kv_type: str
 ) -> Iterator[float]:
-    """Yield decode rates, in tokens per second, of `count` tokens after the first one at `depth`.
-
-    The `depth` tokens are prefilled once; the cache holds them for later runs.
-    """
+    """Yield decode rates, in tokens per second, of `count` tokens after one at `depth`."""
+    # The `depth` tokens are prefilled once; the cache holds them for later runs.
     cache = model.new_cache(decode_context(depth, count), kv_type)
     for run in range(repeat + 1):
         stats = _run(model, depth + 1, count + 1, cache)

@@ -45,12 +45,9 @@ def cgroup_cores(root: Path) -> float | None:
     """Return the smallest CPU quota, in cores, of this process's cgroups; None for no limit."""
     quotas = []
     for folder, version in cgroups(root, "cpu"):
-        if version == 2:
-            words = read_text(folder / "cpu.max").split()
-        else:  # a quota of -1 means none
-            words = [
-                read_text(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")
-            ]
+        files = ("cpu.max",) if version == 2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        words = " ".join(read_text(folder / file) for file in files).split()
+        # A quota of "max" or -1 means none.
         if len(words) == 2 and all(word.isdigit() and int(word) for word in words):
             quotas.append(int(words[0]) / int(words[1]))
     return min(quotas, default=None)

@@ -23,12 +23,9 @@ SCAN_CHUNK = 64
 
 
 def prefill_chunk(config: ModelConfig, context: int, kernels: str) -> int:
-    """Return how many tokens to prefill at a time so that attention scores stay bounded.
-
-    The native kernels hold the scores of a few tokens only, whatever the chunk; attention built on
-    top of them bounds its own.
-    """
+    """Return how many tokens to prefill at a time so that attention scores stay bounded."""
     chunk = MAX_CHUNK
+    # Native kernels hold the scores of a few tokens only; latent attention bounds its own.
     if kernels == "native" or config.latent:
         return chunk
     while chunk > MIN_CHUNK and 4 * config.heads * chunk * context > SCORE_BYTES:

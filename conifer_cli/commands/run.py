@@ -162,9 +162,9 @@ def _require_thinking(session: Session) -> None:
     if options.effort is not None and options.is_explicit("effort") and not knows_effort:
         raise UsageError(f"--effort needs a chat template with {EFFORT}; this model has none")
     if options.reasoning_budget is not None and options.is_explicit("reasoning_budget"):
-        from engine.text.reasoning import supports_thinking
+        from engine.text.reasoning import find_dialect
 
-        if not supports_thinking(session.model.tokenizer, template):
+        if find_dialect(session.model.tokenizer, template) is None:
             raise UsageError("--reasoning-budget needs a model that reasons; this one does not")
 
 

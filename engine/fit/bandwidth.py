@@ -67,15 +67,13 @@ def read_method(device: str) -> str:
 
 
 def _read_cpu(count: int) -> Iterator[Callable[[], object]]:
-    """Yield the same read again and again; NumPy's maximum is as fast as plain C.
-
-    A free thread takes the next piece, as in decoding, so one slow core does not hold up the rest.
-    """
+    """Yield the same read again and again; NumPy's maximum is as fast as plain C."""
     import numpy as np
 
     buffer = np.ones(count, np.uint64)
     parts = np.array_split(buffer, max(cores(), count * WORD_BYTES // PIECE_BYTES))
 
+    # A free thread takes the next piece, as in decoding, so a slow core does not hold up the rest.
     def read_some(left: Iterator[np.ndarray]) -> None:
         for part in left:
             np.maximum.reduce(part)

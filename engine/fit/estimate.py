@@ -84,10 +84,7 @@ def estimate_weights(estimate: ModelEstimate, backend: str, kernels: str) -> int
 def estimate_bytes_per_token(
     estimate: ModelEstimate, backend: str, kernels: str, depth: int, kv_type: str
 ) -> BytesPerToken | None:
-    """Estimate the bytes that one token moves, from the share of active parameters.
-
-    None if the catalog does not have the parameter counts.
-    """
+    """Estimate the bytes that one token moves; None if the parameter counts are unknown."""
     if not estimate.total_parameters or not estimate.active_parameters:
         return None
     share = estimate.active_parameters / estimate.total_parameters

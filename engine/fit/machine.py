@@ -39,10 +39,7 @@ class Machine:
 
 
 def this_machine(idle: bool = False) -> Machine:
-    """Measure this machine. Raises BackendError unless MLX has exactly one backend.
-
-    idle: as if nothing else ran.
-    """
+    """Measure this machine. idle: as if nothing else ran. Raises BackendError as `backend` does."""
     kind = device.backend()
     if kind == "cpu":
         return linux_cpu(Path("/"), idle)
@@ -86,7 +83,6 @@ def linux_cpu(root: Path, idle: bool = False) -> Machine:
 def cgroup_available(root: Path, idle: bool = False) -> int | None:
     """Return the bytes this process's tightest cgroup still allows; None for no limit.
 
-    File cache counts as cgroup usage but is freed under pressure, so it is added back.
     idle: as if the cgroup used nothing.
     """
     rooms = []
@@ -98,7 +94,7 @@ def cgroup_available(root: Path, idle: bool = False) -> int | None:
         if usage is None or limit >= NO_LIMIT:
             continue
         lines = _numbers(folder / "memory.stat")
-        # Active cache counts too: the file of a model that just ran.
+        # File cache is freed under pressure, also active cache: the file of a model that just ran.
         cache = sum(lines.get(f"{prefix}{kind}_file", 0) for kind in ("active", "inactive"))
         rooms.append(limit if idle else max(0, limit - max(0, usage - cache)))
     return min(rooms, default=None)
@@ -127,10 +123,9 @@ def cuda_machine(name: str, memory_bytes: int, free_bytes: int | None = None) ->
 
 
 def _cpu_name(root: Path) -> str:
-    for line in read_text(root / "proc/cpuinfo").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return os.uname().machine
+    lines = read_text(root / "proc/cpuinfo").splitlines()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, os.uname().machine)
 
 
 def _numbers(path: Path) -> dict[str, int]:

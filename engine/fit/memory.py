@@ -179,29 +179,28 @@ def buffer_bytes(
     heads = config.heads * _head_values(config)
     native = kernels == "native"
     mixed = max(heads, _recurrent_values(config, native))
-    logits = 6 * 4 * config.vocab
     fused = native and fuses(config, tensors)
     rows = 4 * chunk * (4 * config.width + mixed + _hidden_values(config, fused))
+    size_bytes = rows + 6 * 4 * config.vocab  # and the logits
     if fused:
-        return rows + logits
-    indexing = 0
+        return size_bytes
     if config.latent and config.latent.indexer:  # the indexer's scores, and its keys in float32
-        indexing = 3 * INDEXER_BYTES + 4 * context * config.latent.indexer.dims
+        size_bytes += 3 * INDEXER_BYTES + 4 * context * config.latent.indexer.dims
     if native and config.latent:
-        return rows + logits + indexing
+        return size_bytes
     one_row = 4 * config.heads * context
     scores = 2 * max(min(one_row * chunk, SCORE_BYTES), one_row * min(MIN_CHUNK, chunk))
     layers = config.cache_specs
     widened = context * max(token_bytes(layer, "f32") for layer in layers)
     if kv_type != "f32":  # one layer's keys and values, converted to float32
         widened += context * max(token_bytes(layer, kv_type) for layer in layers)
+    size_bytes += scores + int(widened)
     if native:
-        return scores + int(widened) + rows + logits + indexing
+        return size_bytes
     # A CPU multiplies half-precision matrices in float32; stacks of experts always are.
     halves = [t for t in tensors.values() if t.type.name in ("F16", "BF16")]
     widest = max((t.size_bytes for t in halves if backend == "cpu" or len(t.shape) == 3), default=0)
-    running = scores + int(widened) + rows + logits + indexing + 2 * widest
-    return max(running, _loading_bytes(tensors, backend))
+    return max(size_bytes + 2 * widest, _loading_bytes(tensors, backend))
 
 
 def _loading_bytes(tensors: Mapping[str, TensorInfo], backend: str) -> int:

@@ -25,10 +25,7 @@ MXFP4_VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12
 
 
 def dequantize(blocks: Bytes, type: BlockType) -> Floats:
-    """Unpack rows of blocks.
-
-    blocks: (..., k * type.size_bytes) uint8. Returns (..., k * type.weights) float32.
-    """
+    """Unpack blocks: (..., k * type.size_bytes) uint8 -> (..., k * type.weights) float32."""
     assert blocks.dtype == np.uint8 and blocks.shape[-1] % type.size_bytes == 0
     flat = np.ascontiguousarray(blocks).reshape(-1, type.size_bytes)
     with np.errstate(all="ignore"):  # scales of infinity or NaN give infinity or NaN

@@ -62,9 +62,8 @@ class ChatTemplate:
         """Return the prompt as text, as transformers' `apply_chat_template` would.
 
         variables: the standard `tools` and `add_generation_prompt` (default True), and the
-        template's own, such as `enable_thinking`. Everything must be plain data: str, int, float,
-        bool, None, lists and dicts of these; raises TypeError otherwise. Raises TemplateError if
-        the template fails or rejects the conversation.
+        template's own, such as `enable_thinking`. Raises TypeError for anything but plain data,
+        TemplateError if the template fails or rejects the conversation.
         """
         return self._render(_Quotes({}, {}), messages, variables)
 
@@ -133,18 +132,13 @@ class _Quotes:
         return re.sub("|".join(found), self._stand_in, text) if found else text
 
     def _stand_in(self, match: re.Match[str]) -> str:
-        literal = match[0]
-        if literal not in self._stand_ins:
-            # Only letters and digits: template filters do not change or split it.
-            word = f"q{self._secret}x{len(self.words)}q"
-            self._stand_ins[literal] = word
-            self.words[word] = literal
-        return self._stand_ins[literal]
+        # Only letters and digits: template filters do not change or split it.
+        word = self._stand_ins.setdefault(match[0], f"q{self._secret}x{len(self.words)}q")
+        self.words[word] = match[0]
+        return word
 
 
 def _with_reasoning(message: Message) -> Message:
     """Return the message with its reasoning under every name that templates use."""
     found = [message[name] for name in REASONING_FIELDS if message.get(name) is not None]
-    if not found:
-        return message
-    return {"thinking": found[0], **message, "reasoning_content": found[0]}
+    return {"thinking": found[0], **message, "reasoning_content": found[0]} if found else message

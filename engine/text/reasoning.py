@@ -1,15 +1,14 @@
 """Separate a model's thinking from its answer while the text streams.
 
-A table lists the markers of each model family; the chat template and the special tokens select a
-row. A marker counts only where the family writes it: thinking can only begin an output, and no text
-within an answer turns it back into thinking. Markers and the blank lines around them are dropped;
-all other text passes through as soon as its kind is certain.
+A marker counts only where the model family writes it: thinking can only begin an output, and no
+text within an answer turns it back into thinking. Markers and the blank lines around them are
+dropped; all other text passes through as soon as its kind is certain.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -72,10 +71,7 @@ CHANNELS = {"analysis": Kind.THINKING, "commentary": Kind.COMMENTARY}
 
 
 def switches(think: bool | None, effort: str | None = None) -> dict[str, Any]:
-    """Return the template variables that turn thinking on or off, under every name in use.
-
-    None leaves the choice to the template.
-    """
+    """Return the variables that turn thinking on or off; None leaves it to the template."""
     names: dict[str, Any] = {} if think is None else {"enable_thinking": think, "thinking": think}
     effort = "low" if think is False else effort
     return names if effort is None else {**names, "reasoning_effort": effort}
@@ -94,11 +90,6 @@ def find_dialect(tokenizer: Tokenizer, template: ChatTemplate | None) -> Dialect
         if (known(row.opens) or known(row.closes)) and known(row.answer_opens + row.answer_closes):
             return row
     return None
-
-
-def supports_thinking(tokenizer: Tokenizer, template: ChatTemplate | None) -> bool:
-    """True if a model's template or special tokens have thinking markers."""
-    return find_dialect(tokenizer, template) is not None
 
 
 def control_markers(dialect: Dialect | None, tokenizer: Tokenizer) -> frozenset[int]:
@@ -135,7 +126,7 @@ class Reader:
 
     def __init__(self) -> None:
         self._held = ""
-        self._state = self._answer  # the method that reads the next text
+        self._state: Callable[[bool], Part] = self._answer  # reads the next text
 
     @property
     def answering(self) -> bool:
@@ -179,13 +170,14 @@ class Reader:
             text = text[: len(text) - overlap(text, marker)].rstrip()
         return self._take(len(text))
 
-    def _at_text(self, ended: bool) -> bool:
-        """Drop blank lines; True if other text has come or none will."""
+    def _skip_blank(self, ended: bool, then: Callable[[bool], Part]) -> Part:
+        """Drop blank lines; continue with `then` once other text has come or none will."""
         text = self._held.lstrip()
         if text or ended:
             space = self._held[: len(self._held) - len(text)]
             self._held = space[space.rfind("\n") + 1 :] + text
-        return bool(text) or ended
+            self._state = then
+        return NOTHING
 
     def _at_marker(self, marker: str, ended: bool) -> bool | None:
         """Drop white space and a marker. False if absent, None if it may still come."""
@@ -223,9 +215,7 @@ class TagReader(Reader):
         return NOTHING
 
     def _opened(self, ended: bool) -> Part:
-        if self._at_text(ended):
-            self._state = self._thinking
-        return NOTHING
+        return self._skip_blank(ended, self._thinking)
 
     def _thinking(self, ended: bool) -> Part:
         closes = self._dialect.closes
@@ -240,14 +230,12 @@ class TagReader(Reader):
         found = self._at_marker(marker, ended) if marker else False
         if found:
             self._state = self._unwrapped
-        elif found is False and self._at_text(ended):
-            self._state = self._answer
+        elif found is False:
+            return self._skip_blank(ended, self._answer)
         return NOTHING
 
     def _unwrapped(self, ended: bool) -> Part:
-        if self._at_text(ended):
-            self._state = self._wrapped
-        return NOTHING
+        return self._skip_blank(ended, self._wrapped)
 
     def _wrapped(self, ended: bool) -> Part:
         """Pass the answer on; its closing marker counts only at the very end."""

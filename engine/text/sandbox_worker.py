@@ -29,7 +29,6 @@ FAULTS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError,
 
 
 def main() -> None:
-    """Answer requests until stdin closes."""
     sys.path += sys.argv[1:]  # where the parent found jinja2, which `-I` may hide
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)

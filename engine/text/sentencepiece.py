@@ -1,8 +1,7 @@
 """Merge characters by score, as SentencePiece BPE vocabularies require.
 
-Neighbours whose concatenation is a token merge, best score first; characters that are not tokens
-become their bytes. The `tokenizers` library merges by rank instead: that gives other ids where
-scores are equal, as in Gemma 3, and takes 0.7 s to prepare for Llama 2.
+Characters that are not tokens become their bytes. The `tokenizers` library merges by rank: that
+gives other ids where scores are equal, as in Gemma 3, and takes 0.7 s to prepare for Llama 2.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Text to token ids and back, with the vocabulary in the model file.
 
-Two families: BPE over bytes (Gemma 4: over lines), merged by the `tokenizers` library, and
-SentencePiece vocabularies, merged by score in `engine.text.sentencepiece`. Both give the ids of the
-model's own tokenizer, with two exceptions: without `markup=True` no text becomes a control token,
-and Unicode is not normalised, which GGUF has no key for.
+The `tokenizers` library merges byte-level BPE (Gemma 4: lines), `engine.text.sentencepiece` scored
+vocabularies. The ids are those of the model's own tokenizer, except that without `markup=True` no
+text becomes a control token, and Unicode is not normalised, which GGUF has no key for.
 """
 
 from __future__ import annotations
@@ -110,9 +109,10 @@ class Tokenizer:
             if isinstance(fragment, int):
                 ids.append(fragment)
             else:
-                words = _restored(fragment, quoted)
+                for placeholder, words in quoted.items():
+                    fragment = fragment.replace(placeholder, words)
                 prefix = " " if after_mark and vocabulary.add_space_prefix else ""
-                ids += self._words(prefix + words)
+                ids += self._words(prefix + fragment)
             after_mark = isinstance(fragment, int)
         return ids
 
@@ -181,12 +181,6 @@ def _partition(text: str, marks: Sequence[Mark], stripping: frozenset[int]) -> l
     return fragments
 
 
-def _restored(text: str, quoted: Mapping[str, str]) -> str:
-    for placeholder, words in quoted.items():
-        text = text.replace(placeholder, words)
-    return text
-
-
 def without_surrogates(text: str) -> str:
     """Join surrogate pairs; replace lone surrogates by U+FFFD."""
     try:
@@ -199,11 +193,8 @@ def without_surrogates(text: str) -> str:
 # Byte-level BPE's characters: a printable byte as itself, the others from U+0100 on.
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
-_CHARACTERS = [*map(chr, _PRINTABLE), *(chr(256 + index) for index in range(len(_OTHERS)))]
-BYTE_OF = {
-    character: bytes([byte])
-    for character, byte in zip(_CHARACTERS, (*_PRINTABLE, *_OTHERS), strict=True)
-}
+BYTE_OF = {chr(byte): bytes([byte]) for byte in _PRINTABLE}
+BYTE_OF |= {chr(256 + index): bytes([byte]) for index, byte in enumerate(_OTHERS)}
 
 
 def _token_bytes(vocabulary: Vocabulary, id: int) -> bytes:
@@ -252,12 +243,7 @@ def _merging_encoder(
     if not spaced:
         splits.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
-
-    def encode(text: str) -> list[int]:
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
-
-    return encode
+    return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
 
 
 ENCODERS: dict[str, Callable[[Vocabulary, PreTokenizer], Encoder]] = {

@@ -93,10 +93,7 @@ class Vocabulary:
 
 
 def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
-    """Read a file's vocabulary.
-
-    Raises UnsupportedError for an unknown tokenizer model, GGUFError, naming the key, if invalid.
-    """
+    """Read a file's vocabulary. Raises UnsupportedError, or GGUFError that names the key."""
     model = _value(metadata, "model", str, None)
     if model is None:
         raise GGUFError(f"{PREFIX}model is missing")

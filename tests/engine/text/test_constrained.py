@@ -14,7 +14,7 @@ import engine
 from engine.errors import SchemaError
 from engine.text.chat_template import ChatTemplate
 from engine.text.constrained import Guide, check_schema
-from engine.text.reasoning import Kind, supports_thinking
+from engine.text.reasoning import Kind, find_dialect
 from engine.text.tokenizer import from_metadata
 from engine.text.vocabulary import TokenType
 from support.vocab import byte_vocabulary
@@ -119,7 +119,7 @@ def thinking_then_answer(model: engine.Model, guide: Guide, prompt: list[int], s
 def test_thinking_ends_when_its_budget_is_spent_and_the_schema_begins(
     thinker: engine.Model, budget: int
 ):
-    assert supports_thinking(thinker.tokenizer, thinker.template)
+    assert find_dialect(thinker.tokenizer, thinker.template) is not None
     prompt = thinker.tokenizer.encode("hello<think>\n", markup=True)
     schema = '{"enum": ["red", "green"]}'
     for seed in range(3):
