@@ -107,7 +107,7 @@ def read_header(data: Data, file_size: int | None = None, part: int = 0) -> Head
         raise GGUFError(f"{len(data):,} bytes given, but the file has only {file_size:,}")
     if isinstance(data, memoryview):
         data = bytes(data[:MAX_HEADER_BYTES])
-    cursor = _Cursor(data, file_size)
+    cursor = _Cursor(data, file_size, MAX_ELEMENTS)
     version = _read_version(cursor)
     tensor_count, key_count = _read_counts(cursor)
     metadata = _read_metadata(cursor, key_count)
@@ -179,8 +179,8 @@ class _Cursor:
 
     data: bytes | bytearray | mmap.mmap
     file_size: int
+    strings_left: int
     pos: int = 0
-    strings_left: int = MAX_ELEMENTS
     where: str = "header"
 
     def error(self, what: str) -> GGUFError:
