@@ -1,10 +1,9 @@
 """The `conifer` program: its subcommands, and the mapping from exceptions to exit codes.
 
 Known exceptions map to the codes in `errors`, a signal to 128 plus its number, and a closed reader
-of standard output to 141. Each command imports its code when it runs, so that `--help` starts fast.
+of standard output to 141. Each command imports its code when it runs, so that `--help` starts fast;
+for the same reason annotations are not strings, which typer would compile.
 """
-
-from __future__ import annotations
 
 import sys
 from typing import Annotated, Any, NoReturn
@@ -12,21 +11,14 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from conifer_cli import errors, interrupts, options, run_options
-from conifer_cli.commands.completion import QUERY, Shell
-from conifer_cli.help import WIDTH, Program, ProgramHelp
-from conifer_cli.run_options import with_run_options
+from conifer_cli.help import WIDTH, Program, ProgramHelp, examples
 from conifer_cli.terminal import console
 from conifer_cli.versions import NOT_INSTALLED, installed_version
 
 HELP = ["-h", "--help"]
+QUERY = "__complete"  # called by the completion scripts
 UNCONFIGURED = (QUERY, "completion", "doctor")  # must work even with a broken config file
 WINDOWS = "conifer: Windows is not supported; use WSL2 (Ubuntu, x86-64), where it runs as on Linux"
-
-
-def _examples(*lines: str) -> str:
-    """Format examples so that help prints them unchanged."""
-    return "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))
-
 
 app = Program(
     cls=ProgramHelp,
@@ -34,28 +26,27 @@ app = Program(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": HELP, "max_content_width": WIDTH},
-    epilog=_examples(
+    epilog=examples(
         "conifer run                                   a first answer, with a 98 MB model",
         'conifer run qwen3-30b-a3b "Why is the sky blue?"',
         "conifer fit                                   which models fit this machine",
     ),
 )
 
-MaybeModels = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="MODEL", help="Model names, as shown by `conifer list`."),
+_MODEL = typer.Argument(
+    metavar="MODEL", help="A catalog id, hf:org/repo[/file][:QUANT], or a path."
+)
+_MODELS = typer.Argument(metavar="MODEL", help="Model names, as shown by `conifer list`.")
+_WORDS = typer.Argument(metavar="PROMPT", help="The prompt; words are joined by spaces.")
+Model = Annotated[str, _MODEL]
+MaybeModel = Annotated[str | None, _MODEL]
+MaybeModels = Annotated[list[str] | None, _MODELS]
+Words = Annotated[list[str] | None, _WORDS]
+Version = Annotated[
+    bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")
 ]
-Model = Annotated[
-    str,
-    typer.Argument(metavar="MODEL", help="A catalog id, hf:org/repo[/file][:QUANT], or a path."),
-]
-MaybeModel = Annotated[
-    str | None,
-    typer.Argument(metavar="MODEL", help="A catalog id, hf:org/repo[/file][:QUANT], or a path."),
-]
-Words = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="PROMPT", help="The prompt; words are joined by spaces."),
+All = Annotated[
+    bool, typer.Option("--all", help="Remove all files that Conifer wrote, and no others.")
 ]
 
 
@@ -97,12 +88,7 @@ def _run(arguments: list[str]) -> int:
 
 
 @app.callback(invoke_without_command=True)
-def conifer(
-    context: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> int:
+def conifer(context: typer.Context, version: Version = False) -> int:
     """Run Mixture-of-Experts language models, and see in advance which ones fit this machine."""
     if version:
         console.print_lines([f"conifer {installed_version() or NOT_INSTALLED}"])
@@ -116,15 +102,13 @@ def conifer(
 
 
 @app.command(
-    short_help="Answer a prompt, or chat.",
-    epilog=_examples(
-        "conifer run",
-        'conifer run qwen3-30b-a3b "Why is the sky blue?"',
-        'git diff | conifer run qwen3-coder-30b-a3b "Write a commit message for this."',
-        'conifer run ./model.gguf -c 16k --temperature 0 -p "Once upon a time"',
-    ),
+    "Answer a prompt, or chat.",
+    "conifer run",
+    'conifer run qwen3-30b-a3b "Why is the sky blue?"',
+    'git diff | conifer run qwen3-coder-30b-a3b "Write a commit message for this."',
+    'conifer run ./model.gguf -c 16k --temperature 0 -p "Once upon a time"',
 )
-@with_run_options
+@run_options.with_run_options
 def run(
     command_line: typer.Context, model: MaybeModel = None, words: Words = None, **_: Any
 ) -> int:
@@ -139,30 +123,17 @@ def run(
 
 
 @app.command(
-    short_help="Download a model.",
-    epilog=_examples(
-        "conifer pull qwen3-30b-a3b",
-        "conifer pull qwen3-30b-a3b:Q8_0 --yes",
-        "conifer pull hf:bartowski/SmolLM2-135M-Instruct-GGUF:Q8_0",
-    ),
+    "Download a model.",
+    "conifer pull qwen3-30b-a3b",
+    "conifer pull qwen3-30b-a3b:Q8_0 --yes",
+    "conifer pull hf:bartowski/SmolLM2-135M-Instruct-GGUF:Q8_0",
 )
 def pull(
     model: Model,
     context: options.Context = None,
     kv_type: options.KV = options.KVType.F16,
-    update: Annotated[
-        bool,
-        options.option(
-            "--update", help="Download the newest revision even if an older one is installed."
-        ),
-    ] = False,
-    force: Annotated[
-        bool,
-        options.option(
-            "--force",
-            help="Download even if the model does not fit; re-download damaged files.",
-        ),
-    ] = False,
+    update: options.Update = False,
+    force: options.ForcePull = False,
     yes: options.Yes = False,
     as_json: options.Json = False,
 ) -> int:
@@ -178,8 +149,9 @@ def pull(
 
 
 @app.command(
-    short_help="Verify the hashes of models.",
-    epilog=_examples("conifer verify", "conifer verify qwen3-30b-a3b"),
+    "Verify the hashes of models.",
+    "conifer verify",
+    "conifer verify qwen3-30b-a3b",
 )
 def verify(models: MaybeModels = None, as_json: options.Json = False) -> int:
     """Compare the SHA-256 of model files with the published one; without MODEL, check all models.
@@ -192,14 +164,12 @@ def verify(models: MaybeModels = None, as_json: options.Json = False) -> int:
 
 
 @app.command(
-    short_help="Show which models fit this machine.",
-    epilog=_examples(
-        "conifer fit",
-        "conifer fit qwen3-30b-a3b",
-        "conifer fit qwen3-30b-a3b:Q8_0 -c 64k",
-        "conifer fit --machine m4-max-64gb",
-        "conifer fit ./model.gguf --json",
-    ),
+    "Show which models fit this machine.",
+    "conifer fit",
+    "conifer fit qwen3-30b-a3b",
+    "conifer fit qwen3-30b-a3b:Q8_0 -c 64k",
+    "conifer fit --machine m4-max-64gb",
+    "conifer fit ./model.gguf --json",
 )
 def fit(
     model: MaybeModel = None,
@@ -226,12 +196,10 @@ def fit(
 
 
 @app.command(
-    short_help="Measure how fast a model runs.",
-    epilog=_examples(
-        "conifer bench",
-        "conifer bench qwen3-30b-a3b --prompt 512 --depth 0,4k,16k",
-        "conifer bench ./model.gguf --json > result.json",
-    ),
+    "Measure how fast a model runs.",
+    "conifer bench",
+    "conifer bench qwen3-30b-a3b --prompt 512 --depth 0,4k,16k",
+    "conifer bench ./model.gguf --json > result.json",
 )
 def bench(
     model: MaybeModel = None,
@@ -269,22 +237,14 @@ def bench(
 
 
 @app.command(
-    "list",
-    short_help="List the models on this machine.",
-    epilog=_examples("conifer list", "conifer list --catalog", "conifer list --speeds"),
+    "List the models on this machine.",
+    "conifer list",
+    "conifer list --catalog",
+    "conifer list --speeds",
+    name="list",
 )
 def list_(
-    catalog: Annotated[
-        bool,
-        options.option("--catalog", help="List every model in the catalog instead."),
-    ] = False,
-    speeds: Annotated[
-        bool,
-        options.option(
-            "--speeds", help="List measured and predicted speeds of every model that ran here."
-        ),
-    ] = False,
-    as_json: options.Json = False,
+    catalog: options.Catalog = False, speeds: options.Speeds = False, as_json: options.Json = False
 ) -> int:
     """List the models on this machine, or with --catalog every model available."""
     from conifer_cli.commands.list import list_catalog, list_installed, list_speeds
@@ -297,8 +257,9 @@ def list_(
 
 
 @app.command(
-    short_help="Show details of a model.",
-    epilog=_examples("conifer show qwen3-30b-a3b", "conifer show ./model.gguf --json"),
+    "Show details of a model.",
+    "conifer show qwen3-30b-a3b",
+    "conifer show ./model.gguf --json",
 )
 def show(model: Model, as_json: options.Json = False) -> int:
     """Show details of a model, and of its file if it is on this machine."""
@@ -308,19 +269,12 @@ def show(model: Model, as_json: options.Json = False) -> int:
 
 
 @app.command(
-    short_help="Remove models from this machine.",
-    epilog=_examples(
-        "conifer rm qwen3-30b-a3b", "conifer rm smollm2-135m --yes", "conifer rm --all"
-    ),
+    "Remove models from this machine.",
+    "conifer rm qwen3-30b-a3b",
+    "conifer rm smollm2-135m --yes",
+    "conifer rm --all",
 )
-def rm(
-    models: MaybeModels = None,
-    everything: Annotated[
-        bool,
-        typer.Option("--all", help="Remove all files that Conifer wrote, and no others."),
-    ] = False,
-    yes: options.Yes = False,
-) -> int:
+def rm(models: MaybeModels = None, everything: All = False, yes: options.Yes = False) -> int:
     """Remove models from this machine, after showing what will be deleted."""
     from conifer_cli.commands.rm import remove_models
 
@@ -328,8 +282,9 @@ def rm(
 
 
 @app.command(
-    short_help="Check this machine and installation.",
-    epilog=_examples("conifer doctor", "conifer doctor --json"),
+    "Check this machine and installation.",
+    "conifer doctor",
+    "conifer doctor --json",
 )
 def doctor(as_json: options.Json = False) -> int:
     """Check this machine and installation, one line per check, with advice for each problem.
@@ -343,16 +298,12 @@ def doctor(as_json: options.Json = False) -> int:
 
 
 @app.command(
-    short_help="Print a shell completion script.",
-    epilog=_examples(
-        "conifer completion bash > ~/.local/share/bash-completion/completions/conifer",
-        'conifer completion zsh > "${fpath[1]}/_conifer"',
-        "conifer completion fish > ~/.config/fish/completions/conifer.fish",
-    ),
+    "Print a shell completion script.",
+    "conifer completion bash > ~/.local/share/bash-completion/completions/conifer",
+    'conifer completion zsh > "${fpath[1]}/_conifer"',
+    "conifer completion fish > ~/.config/fish/completions/conifer.fish",
 )
-def completion(
-    shell: Annotated[Shell, typer.Argument(help="The shell.")],
-) -> int:
+def completion(shell: Annotated[options.Shell, typer.Argument(help="The shell.")]) -> int:
     """Print a script with which a shell completes commands, options and model names."""
     from conifer_cli.commands.completion import print_script
 
@@ -360,14 +311,12 @@ def completion(
 
 
 @app.command(
-    QUERY,
+    name=QUERY,
     hidden=True,
     add_help_option=False,
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
-def complete(
-    command_line: typer.Context, words: Annotated[list[str] | None, typer.Argument()] = None
-) -> int:
+def complete(command_line: typer.Context, words: Words = None) -> int:
     """Print completions of the last word. The scripts of `completion` call this."""
     from conifer_cli.commands.completion import print_candidates
 

@@ -10,11 +10,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-OK, FAILURE, USAGE, BAD_MODEL, NO_ROOM, UNREACHABLE, INTERRUPTED, READER_GONE = (
-    *range(6),
-    130,
-    141,
-)
+OK, FAILURE, USAGE, BAD_MODEL, NO_ROOM, UNREACHABLE = range(6)
+INTERRUPTED, READER_GONE = 130, 141
 
 
 class UsageError(Exception):
@@ -58,8 +55,6 @@ class Declined(Exception):
 
 
 Hint = str | Callable[[Any], str]
-
-
 Table = dict[type[BaseException], tuple[int, Hint]]
 
 
@@ -91,70 +86,56 @@ def _catalog_errors() -> Table:
     from catalog import errors
 
     offline = "Models listed by `conifer list` run without a network."
+    unreachable: dict[type[BaseException], Hint] = {
+        errors.ModelNotFound: "`conifer list --catalog` shows every model in the catalog.",
+        errors.AccessDenied: "Accept the terms on the model's page, then set HF_TOKEN to a token "
+        "with read access.",
+        errors.BadSetting: "Correct the variable, or unset it.",
+        errors.IndexUnreachable: "Check the network, HTTPS_PROXY and PIP_INDEX_URL (for uv: "
+        f"UV_DEFAULT_INDEX), and that pip or uv is installed. {offline}",
+        errors.HubUnreachable: "Check the network, HTTPS_PROXY, HF_ENDPOINT and HF_HUB_OFFLINE. "
+        + offline,
+        errors.VerificationError: "The damaged data was not kept. Try again; if it fails again, "
+        "the source has changed.",
+        errors.StoreError: "Weights are stored in HF_HOME (or HF_HUB_CACHE), all other files in "
+        "CONIFER_HOME; set either to another folder.",
+        errors.CatalogError: "",
+    }
+    no_space = "Remove models with `conifer rm`, or set HF_HOME or CONIFER_HOME to another disk."
     return {
+        **{kind: (UNREACHABLE, hint) for kind, hint in unreachable.items()},
         errors.UnknownModel: (USAGE, _closest),
-        errors.ModelNotFound: (
-            UNREACHABLE,
-            "Check the name; `conifer list --catalog` shows every model in the catalog.",
-        ),
-        errors.AccessDenied: (
-            UNREACHABLE,
-            "Accept the terms on the model's page, then set HF_TOKEN to a token with read access.",
-        ),
-        errors.BadSetting: (UNREACHABLE, "Correct the variable, or unset it."),
-        errors.IndexUnreachable: (
-            UNREACHABLE,
-            "Check the network, HTTPS_PROXY and PIP_INDEX_URL (for uv: UV_DEFAULT_INDEX), and that "
-            f"pip or uv is installed. {offline}",
-        ),
-        errors.HubUnreachable: (
-            UNREACHABLE,
-            f"Check the network, HTTPS_PROXY, HF_ENDPOINT and HF_HUB_OFFLINE. {offline}",
-        ),
-        errors.VerificationError: (
-            UNREACHABLE,
-            "The damaged data was not kept. Try again; if it fails again, the source has changed.",
-        ),
-        errors.NoSpace: (
-            NO_ROOM,
-            "Remove models with `conifer rm`, or set HF_HOME or CONIFER_HOME to another disk.",
-        ),
-        errors.StoreError: (
-            UNREACHABLE,
-            "Weights are stored in HF_HOME (or HF_HUB_CACHE), all other files in CONIFER_HOME; "
-            "set either to another folder.",
-        ),
-        errors.CatalogError: (UNREACHABLE, ""),
+        errors.NoSpace: (NO_ROOM, no_space),
     }
 
 
 def _engine_errors() -> Table:
     from engine import errors
 
-    return {
+    bad_model: dict[type[BaseException], Hint] = {
         # For a downloaded file, a note says how to download it again.
-        errors.GGUFError: (BAD_MODEL, lambda error: "\n".join(getattr(error, "__notes__", []))),
-        errors.UnsupportedError: (
-            BAD_MODEL,
-            "`conifer fit` lists the models and quantisations that run here.",
-        ),
-        errors.TemplateError: (BAD_MODEL, ""),
-        errors.ModelFileError: (BAD_MODEL, ""),
+        errors.GGUFError: lambda error: "\n".join(getattr(error, "__notes__", [])),
+        errors.UnsupportedError: "`conifer fit` lists the models and quantisations that run here.",
+        errors.TemplateError: "",
+        errors.ModelFileError: "",
+        errors.CacheStateError: "",
+    }
+    larger = (
+        "Shorten the prompt, or reserve a larger context with -c; `conifer fit MODEL` prints the "
+        "largest that fits."
+    )
+    not_a_number = (
+        "The file or its quantisation is probably damaged. If `conifer run MODEL --kernels stock` "
+        "works, please report a bug in Conifer."
+    )
+    return {
+        **{kind: (BAD_MODEL, hint) for kind, hint in bad_model.items()},
         errors.SchemaError: (USAGE, "docs/scripting.md lists the supported schemas."),
         errors.ConstraintError: (FAILURE, "Try another --seed, or a simpler schema."),
-        errors.CacheStateError: (BAD_MODEL, ""),
         errors.BackendError: (FAILURE, ""),
         errors.DoesNotFit: (NO_ROOM, "`conifer fit` lists what fits; --force tries anyway."),
-        errors.ContextOverflow: (
-            NO_ROOM,
-            "Shorten the prompt, or ask for a larger context with -c; `conifer fit MODEL` prints "
-            "the largest that fits.",
-        ),
-        errors.NumericError: (
-            FAILURE,
-            "The file or its quantisation is probably bad. If `conifer run MODEL --kernels stock` "
-            "works, please report a bug in Conifer.",
-        ),
+        errors.ContextOverflow: (NO_ROOM, larger),
+        errors.NumericError: (FAILURE, not_a_number),
         errors.EngineError: (FAILURE, ""),
     }
 
@@ -167,16 +148,10 @@ def known_exceptions() -> tuple[type[BaseException], ...]:
 def explain(error: BaseException) -> tuple[int, str, str]:
     """Return (exit code, message, hint) for a known exception; the hint may be empty."""
     code, hint = next(entry for kind in type(error).__mro__ if (entry := table().get(kind)))
-    return code, _message(error), hint if isinstance(hint, str) else hint(error)
-
-
-def _message(error: BaseException) -> str:
-    """Return one sentence without a full stop."""
+    message = option_message(error) if hasattr(error, "format_message") else str(error)
     if isinstance(error, MemoryError):
-        return "out of memory"
-    if hasattr(error, "format_message"):
-        return option_message(error)
-    return str(error)
+        message = "out of memory"
+    return code, message, hint if isinstance(hint, str) else hint(error)
 
 
 def option_message(error: Any) -> str:

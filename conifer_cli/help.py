@@ -14,6 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 
 WIDTH = 100  # columns at most
 GROUPED_FROM = 12  # options
+Rows = Iterable[tuple[str, str]]
 _TYPE = re.compile(r" <(str|list\[str\])>$")  # of arguments; not informative
 _RANGE = re.compile(r"([\d.]+)<=x<=([\d.]+)")
 
@@ -32,10 +33,7 @@ EXIT_CODES = (
     ("141", "the reader of standard output is gone"),
 )
 ENVIRONMENT = (
-    (
-        "CONIFER_<OPTION>",
-        "any option, as in CONIFER_CONTEXT=16k; overrides config.toml",
-    ),
+    ("CONIFER_<OPTION>", "any option, as in CONIFER_CONTEXT=16k; overrides config.toml"),
     ("CONIFER_HOME", "the folder for Conifer's own files, such as config.toml"),
     ("HF_HOME, HF_HUB_CACHE", "the folder for weights"),
     ("HF_TOKEN", "the token for gated repositories"),
@@ -63,8 +61,7 @@ class CommandHelp(TyperCommand):
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Write the examples and the exit codes."""
-        _examples(self, formatter)
-        _list(formatter, "Exit codes", EXIT_CODES)
+        _epilog(self, formatter, {"Exit codes": EXIT_CODES})
 
 
 class ProgramHelp(TyperGroup):
@@ -72,23 +69,31 @@ class ProgramHelp(TyperGroup):
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Write the examples, the environment and the exit codes."""
-        _examples(self, formatter)
-        _list(formatter, "Environment", ENVIRONMENT)
-        _list(formatter, "Exit codes", EXIT_CODES)
+        _epilog(self, formatter, {"Environment": ENVIRONMENT, "Exit codes": EXIT_CODES})
 
 
 class Program(typer.Typer):
     """A Typer app whose commands use CommandHelp."""
 
-    def command(self, name: str | None = None, **settings: Any) -> Callable[..., Any]:
-        """Register a command, as `typer.Typer.command` does."""
-        return super().command(name, cls=CommandHelp, **settings)
+    def command(  # type: ignore[override]
+        self, short_help: str = "", *lines: str, **settings: Any
+    ) -> Callable[..., Any]:
+        """Register a command with its line in the program's help and its examples."""
+        return super().command(
+            cls=CommandHelp, short_help=short_help, epilog=examples(*lines), **settings
+        )
 
 
-def _examples(command: Any, formatter: Any) -> None:
-    if command.epilog:
-        formatter.write_paragraph()
-        formatter.write_text(command.epilog)
+def examples(*lines: str) -> str:
+    """Format examples so that help prints them unchanged."""
+    return "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))
+
+
+def _epilog(command: Any, formatter: Any, sections: dict[str, Rows]) -> None:
+    formatter.write_paragraph()
+    formatter.write_text(command.epilog)
+    for title, rows in sections.items():
+        _list(formatter, title, rows)
 
 
 def _group(option: Any) -> str | None:
@@ -108,7 +113,7 @@ def _section(ctx: Any, formatter: Any, title: str, parameters: Iterable[Any]) ->
     _list(formatter, title, rows)
 
 
-def _list(formatter: Any, title: str, rows: Iterable[tuple[str, str]]) -> None:
+def _list(formatter: Any, title: str, rows: Rows) -> None:
     rows = list(rows)
     if rows:
         with formatter.section(title):

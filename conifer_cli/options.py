@@ -1,7 +1,6 @@
 """Options that several commands share: names, ranges, help and environment variables.
 
-Every option also has an environment variable; the command line overrides it. Values are checked
-here, so that an invalid one fails before anything is loaded.
+The command line overrides the environment. An invalid value fails before anything is loaded.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from conifer_cli.errors import UsageError
 MAX_CONTEXT = 1 << 24
 MAX_TOKENS = 1 << 24
 MAX_SEED = (1 << 64) - 1
-
 MIN_MEMORY, MAX_MEMORY = 10**9, 1 << 46
 
 _MEMORY = re.compile(r"(\d{1,6}(?:\.\d{1,3})?) ?([mMgGtT][iI]?[bB])")
@@ -30,7 +28,7 @@ _CONTEXT = re.compile(r"(\d{1,9})([kK]?)")
 
 
 class KernelName(StrEnum):
-    """Which matrix kernels run."""
+    """The matrix kernels."""
 
     AUTO = "auto"
     NATIVE = "native"
@@ -45,15 +43,24 @@ class KVType(StrEnum):
     F32 = "f32"
 
 
-def option(*names: str, help: str, group: str = "", env: str = "", **settings: Any) -> Any:
-    """Declare an option that is also read from CONIFER_<LONG NAME>, or from CONIFER_<env>.
+class Shell(StrEnum):
+    """A shell with completion."""
 
-    group: the heading in --help, for commands with many options.
+    BASH = "bash"
+    ZSH = "zsh"
+    FISH = "fish"
+
+
+def option(names: str, help: str, group: str = "", env: str = "", **settings: Any) -> Any:
+    """Declare an option that can also be set by CONIFER_<LONG NAME>, or by CONIFER_<env>.
+
+    names: separated by spaces. group: the heading in --help, for commands with many options.
     """
-    long = next(name for name in names if name.startswith("--")).split("/")[0]
+    words = names.split()
+    long = next(name for name in words if name.startswith("--")).split("/")[0]
     variable = env or long.removeprefix("--").replace("-", "_").upper()
     return typer.Option(
-        *names, envvar=f"CONIFER_{variable}", help=help, rich_help_panel=group or None, **settings
+        *words, envvar=f"CONIFER_{variable}", help=help, rich_help_panel=group or None, **settings
     )
 
 
@@ -79,7 +86,7 @@ def parse_memory(text: str) -> int:
     return size_bytes
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class Lengths:
     """Numbers of tokens, sorted, without duplicates."""
 
@@ -113,97 +120,99 @@ def conifer_folder(variable: str, below_home: str) -> Path:
 
 
 def home() -> Path:
-    """Say where Conifer keeps its own files: CONIFER_HOME, or the platform's place for data."""
+    """Return the folder for Conifer's data. Raises UsageError if there is no home folder."""
     try:
         return conifer_folder("XDG_DATA_HOME", ".local/share")
-    except RuntimeError as error:  # no such user, or one without a home
+    except RuntimeError as error:
         chosen = os.environ.get("CONIFER_HOME")
-        what = f"CONIFER_HOME: {chosen!r} names no" if chosen else "this user has no"
-        raise UsageError(f"{what} home folder", "Set CONIFER_HOME to a folder.") from error
+        what = f"CONIFER_HOME: no home folder for {chosen!r}" if chosen else "no home folder found"
+        raise UsageError(what, "Set CONIFER_HOME to a folder.") from error
 
 
+_COUNT = {"metavar": "COUNT", "max": MAX_TOKENS}
 Context = Annotated[
     int | None,
     option(
-        "-c",
-        "--context",
+        "-c --context",
+        "Context to reserve, such as 8192 or 64k. Default: what fits, 32k at most.",
+        group="Machine",
         metavar="TOKENS",
         parser=parse_context,
-        group="Machine",
-        help="Context to reserve, such as 8192 or 64k. Default: what fits, 32k at most.",
     ),
 ]
-KV = Annotated[KVType, option("--kv-type", group="Machine", help="Precision of the KV cache.")]
+KV = Annotated[KVType, option("--kv-type", "Precision of the KV cache.", "Machine")]
 KernelChoice = Annotated[
     KernelName,
     option(
         "--kernels",
-        group="Machine",
-        help="native: our C++ kernels (CPU); stock: plain MLX; auto: native if available.",
+        "native: our C++ kernels (CPU); stock: plain MLX; auto: native if available.",
+        "Machine",
     ),
 ]
-Total = Annotated[bool, option("--total", help="Assume that nothing else runs on this machine.")]
+Total = Annotated[bool, option("--total", "Assume that nothing else runs on this machine.")]
 Memory = Annotated[
     int | None,
     option(
         "--memory",
+        "Assume this much memory and nothing else running: 32GB (10^9) or 32GiB (2^30).",
         metavar="SIZE",
         parser=parse_memory,
-        help="Assume this much memory and nothing else running: 32GB (10^9) or 32GiB (2^30).",
     ),
 ]
 Machine = Annotated[
     str | None,
     option(
         "--machine",
+        "Check another machine, offline: m4-max-64gb, m4-max-32core-36gb, rtx-4090.",
         metavar="NAME",
-        help="Check another machine, offline: m4-max-64gb, m4-max-32core-36gb, rtx-4090.",
     ),
 ]
-Force = Annotated[
-    bool, option("--force", group="Machine", help="Try even if the model does not fit.")
+Force = Annotated[bool, option("--force", "Try even if the model does not fit.", "Machine")]
+Yes = Annotated[bool, option("--yes -y", "Answer yes to every question.", "Network")]
+Json = Annotated[bool, option("--json", "Print one JSON document.")]
+Update = Annotated[
+    bool, option("--update", "Download the newest revision even if an older one is installed.")
 ]
-Yes = Annotated[bool, option("--yes", "-y", group="Network", help="Answer yes to every question.")]
-Json = Annotated[bool, option("--json", help="Print one JSON document.")]
+ForcePull = Annotated[
+    bool,
+    option("--force", "Download even if the model does not fit; re-download damaged files."),
+]
+Catalog = Annotated[bool, option("--catalog", "List every model in the catalog instead.")]
+Speeds = Annotated[
+    bool,
+    option("--speeds", "List measured and predicted speeds of every model that ran here."),
+]
 BenchPrompt = Annotated[
     Lengths | None,
     option(
         "--prompt",
+        "Prompt lengths. Default: 128,512.",
+        env="BENCH_PROMPT",
         metavar="TOKENS,...",
         parser=parse_prompts,
-        env="BENCH_PROMPT",
-        help="Prompt lengths. Default: 128,512.",
     ),
 ]
 BenchDepth = Annotated[
     Lengths | None,
     option(
         "--depth",
+        "Tokens in the context before each answer. Default: 0,4096 if the context allows.",
+        env="BENCH_DEPTH",
         metavar="TOKENS,...",
         parser=parse_depths,
-        env="BENCH_DEPTH",
-        help="Tokens in the context before each answer. Default: 0,4096 if the context allows.",
     ),
 ]
 BenchTokens = Annotated[
-    int,
-    option(
-        "--tokens",
-        metavar="COUNT",
-        min=1,
-        max=MAX_TOKENS,
-        env="BENCH_TOKENS",
-        help="Length of each answer.",
-    ),
+    int, option("--tokens", "Length of each answer.", env="BENCH_TOKENS", min=1, **_COUNT)
 ]
 BenchRepeat = Annotated[
     int,
     option(
         "--repeat",
+        "Runs of each measurement.",
+        env="BENCH_REPEAT",
         metavar="COUNT",
         min=5,
         max=1000,
-        env="BENCH_REPEAT",
-        help="Runs of each measurement.",
     ),
 ]

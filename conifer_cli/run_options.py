@@ -1,19 +1,18 @@
 """The options of `run`, each declared once: type, default, option names, range and help.
 
-The signature of the command, the environment variables, the groups of --help and the keys of the
-config file are all derived from `RunOptions`.
+The command's signature, environment variables, --help and config keys derive from `RunOptions`.
+Without `from __future__ import annotations`, because typer would compile every annotation.
 """
 
-from __future__ import annotations
+# ruff: noqa: RUF009 - the calls return dataclass fields
 
 import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_origin
 
 import typer
 
@@ -23,15 +22,32 @@ from conifer_cli.options import MAX_SEED, MAX_TOKENS, option
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty")
 TYPED = "command line"
-SOURCES = {"COMMANDLINE": TYPED, "DEFAULT_MAP": "config file", "DEFAULT": "default"}
-RANKS = {"DEFAULT": 0, "DEFAULT_MAP": 1, "ENVIRONMENT": 2, "COMMANDLINE": 3}
-
-_prompt, _answer, _sampling, _thinking, _conversation, _reports = (
-    partial(option, group=group)
-    for group in ("Prompt", "Answer", "Sampling", "Thinking", "Conversation", "Reports")
-)
+# Where a value can come from, weakest source first. For ENVIRONMENT, the variable is reported.
+SOURCES = {
+    "DEFAULT": "default",
+    "DEFAULT_MAP": "config file",
+    "ENVIRONMENT": "",
+    "COMMANDLINE": TYPED,
+}
 
 Command = TypeVar("Command", bound=Callable[..., int])
+
+
+def _group(title: str) -> Callable[..., Any]:
+    """Return a function that declares an option shown under `title` in --help."""
+
+    def declare(default: Any, names: str, help: str, **settings: Any) -> Any:
+        declared = option(names, help, group=title, **settings)
+        return field(default=default, metadata={"option": declared})
+
+    return declare
+
+
+_prompt, _answer, _sampling, _thinking, _conversation, _reports, _network = map(
+    _group,
+    ("Prompt", "Answer", "Sampling", "Thinking", "Conversation", "Reports", "Network"),
+)
+_COUNT = {"metavar": "COUNT", "min": 1, "max": MAX_TOKENS}
 
 
 def parse_stop(text: str) -> str:
@@ -55,213 +71,137 @@ class Format(StrEnum):
     JSON = "json"
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class RunOptions:
     """The options of `run`; None leaves the choice to the model.
 
-    Fields without an `option` are not on the command line. grammar: the JSON schema that answers
-    must match. sources: where each value came from.
+    Fields without an option are not on the command line. grammar: the JSON schema that answers must
+    match. sources: where each value came from.
     """
 
-    prompt: Annotated[str | None, _prompt("-p", "--prompt", metavar="TEXT", help="The prompt.")] = (
-        None
+    prompt: str | None = _prompt(None, "-p --prompt", "The prompt.", metavar="TEXT")
+    system: str | None = _prompt(None, "-s --system", "The system message.", metavar="TEXT")
+    interactive: bool = _prompt(
+        False, "-i --interactive", "Continue as a conversation after the first answer."
     )
-    system: Annotated[
-        str | None, _prompt("-s", "--system", metavar="TEXT", help="The system message.")
-    ] = None
-    interactive: Annotated[
-        bool,
-        _prompt("-i", "--interactive", help="Continue as a conversation after the first answer."),
-    ] = False
 
-    format: Annotated[
-        Format | None, _answer("--format", help="Require the answer to be a JSON object.")
-    ] = None
-    schema: Annotated[
-        str | None,
-        _answer(
-            "--schema",
-            metavar="FILE",
-            help="Require the answer to match the JSON schema in this file, or given as '{...}'.",
-        ),
-    ] = None
-    as_json: Annotated[
-        bool,
-        _answer(
-            "--json", help="Print one JSON object: answer, thinking, usage, rates, finish reason."
-        ),
-    ] = False
-    extract: Annotated[
-        bool,
-        _answer(
-            "-x",
-            "--extract",
-            help="Print only the first code block of the answer, without its fences.",
-        ),
-    ] = False
-    no_stream: Annotated[
-        bool, _answer("--no-stream", help="Print the answer only when it is complete.")
-    ] = False
-    raw: Annotated[
-        bool,
-        _answer(
-            "--raw",
-            help="Print the model's output unchanged: keep terminal escapes, add no newline.",
-        ),
-    ] = False
-    max_tokens: Annotated[
-        int | None,
-        _answer(
-            "--max-tokens",
-            metavar="COUNT",
-            min=1,
-            max=MAX_TOKENS,
-            help="Stop the answer after this many tokens.",
-        ),
-    ] = None
-    stop: Annotated[
-        list[str] | None,
-        _answer(
-            "--stop",
-            metavar="TEXT",
-            parser=parse_stop,
-            help="End the answer before this text; may be repeated.",
-        ),
-    ] = None
+    format: Format | None = _answer(None, "--format", "Require the answer to be a JSON object.")
+    schema: str | None = _answer(
+        None,
+        "--schema",
+        "Require the answer to match the JSON schema in this file, or given as '{...}'.",
+        metavar="FILE",
+    )
+    as_json: bool = _answer(
+        False, "--json", "Print one JSON object: answer, thinking, usage, rates, finish reason."
+    )
+    extract: bool = _answer(
+        False, "-x --extract", "Print only the first code block of the answer, without its fences."
+    )
+    no_stream: bool = _answer(False, "--no-stream", "Print the answer only when it is complete.")
+    raw: bool = _answer(
+        False, "--raw", "Print the model's output unchanged: keep terminal escapes, add no newline."
+    )
+    max_tokens: int | None = _answer(
+        None, "--max-tokens", "Stop the answer after this many tokens.", **_COUNT
+    )
+    stop: list[str] | None = _answer(
+        None,
+        "--stop",
+        "End the answer before this text; may be repeated.",
+        metavar="TEXT",
+        parser=parse_stop,
+    )
 
-    temperature: Annotated[
-        float | None,
-        _sampling(
-            "--temperature",
-            metavar="NUMBER",
-            min=0,
-            max=10,
-            help="0 always picks the most likely token.",
-        ),
-    ] = None
-    top_p: Annotated[
-        float | None,
-        _sampling(
-            "--top-p",
-            metavar="SHARE",
-            min=0.01,
-            max=1,
-            help="Keep the most likely tokens up to this total probability.",
-        ),
-    ] = None
-    top_k: Annotated[
-        int | None,
-        _sampling(
-            "--top-k",
-            metavar="COUNT",
-            min=1,
-            max=MAX_TOKENS,
-            help="Keep this many of the most likely tokens.",
-        ),
-    ] = None
-    min_p: Annotated[
-        float | None,
-        _sampling(
-            "--min-p",
-            metavar="SHARE",
-            min=0,
-            max=0.99,
-            help="Keep tokens at least this likely, relative to the most likely one.",
-        ),
-    ] = None
-    seed: Annotated[
-        int | None,
-        _sampling(
-            "--seed",
-            metavar="NUMBER",
-            min=0,
-            max=MAX_SEED,
-            help="The same seed gives the same answer.",
-        ),
-    ] = None
+    temperature: float | None = _sampling(
+        None,
+        "--temperature",
+        "0 always picks the most likely token.",
+        metavar="NUMBER",
+        min=0,
+        max=10,
+    )
+    top_p: float | None = _sampling(
+        None,
+        "--top-p",
+        "Keep the most likely tokens up to this total probability.",
+        metavar="SHARE",
+        min=0.01,
+        max=1,
+    )
+    top_k: int | None = _sampling(
+        None, "--top-k", "Keep this many of the most likely tokens.", **_COUNT
+    )
+    min_p: float | None = _sampling(
+        None,
+        "--min-p",
+        "Keep tokens at least this likely, relative to the most likely one.",
+        metavar="SHARE",
+        min=0,
+        max=0.99,
+    )
+    seed: int | None = _sampling(
+        None,
+        "--seed",
+        "The same seed gives the same answer.",
+        metavar="NUMBER",
+        min=0,
+        max=MAX_SEED,
+    )
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
 
-    think: Annotated[
-        bool | None,
-        _thinking(
-            "--think/--no-think", help="Turn reasoning on or off, if the chat template supports it."
-        ),
-    ] = None
-    effort: Annotated[
-        Effort | None,
-        _thinking("--effort", help="How long to reason, if the chat template supports it."),
-    ] = None
-    reasoning_budget: Annotated[
-        int | None,
-        _thinking(
-            "--reasoning-budget",
-            metavar="COUNT",
-            min=0,
-            max=MAX_TOKENS,
-            help="End the reasoning after this many tokens and start the answer.",
-        ),
-    ] = None
-    show_thinking: Annotated[
-        bool | None,
-        _thinking(
-            "--show-thinking/--hide-thinking",
-            help="Print the reasoning to stderr. Default: only if stderr is a terminal.",
-        ),
-    ] = None
-
-    save: Annotated[
-        str | None,
-        _conversation(
-            "--save", metavar="FILE", help="Save the conversation and its KV cache to this file."
-        ),
-    ] = None
-    resume: Annotated[
-        str | None,
-        _conversation(
-            "--resume", metavar="FILE", help="Continue a saved conversation; MODEL may be omitted."
-        ),
-    ] = None
-    cache: Annotated[
-        bool,
-        _conversation(
-            "--cache",
-            help="Cache the processed prompt on disk, and reuse what earlier prompts share.",
-        ),
-    ] = False
-
-    stats: Annotated[bool, _reports("--stats", help="Print token counts and speeds to stderr.")] = (
-        False
+    think: bool | None = _thinking(
+        None, "--think/--no-think", "Turn reasoning on or off, if the chat template supports it."
     )
-    verbose: Annotated[
-        bool,
-        _reports(
-            "--verbose",
-            help="Print the file and the source of each setting to stderr; implies --stats.",
-        ),
-    ] = False
-    experts: Annotated[
-        bool,
-        _reports(
-            "--experts", help="Plot on stderr how each router distributed tokens over its experts."
-        ),
-    ] = False
-    experts_out: Annotated[
-        Path | None,
-        _reports(
-            "--experts-out",
-            metavar="FILE",
-            help="Write this report to FILE.png (a picture) or FILE.json (all counts).",
-        ),
-    ] = None
+    effort: Effort | None = _thinking(
+        None, "--effort", "How long to reason, if the chat template supports it."
+    )
+    reasoning_budget: int | None = _thinking(
+        None,
+        "--reasoning-budget",
+        "End the reasoning after this many tokens and start the answer.",
+        **_COUNT | {"min": 0},
+    )
+    show_thinking: bool | None = _thinking(
+        None,
+        "--show-thinking/--hide-thinking",
+        "Print the reasoning to stderr. Default: only if stderr is a terminal.",
+    )
+
+    save: str | None = _conversation(
+        None, "--save", "Save the conversation and its KV cache to this file.", metavar="FILE"
+    )
+    resume: str | None = _conversation(
+        None, "--resume", "Continue a saved conversation; MODEL may be omitted.", metavar="FILE"
+    )
+    cache: bool = _conversation(
+        False,
+        "--cache",
+        "Cache the processed prompt on disk, and reuse what earlier prompts share.",
+    )
+
+    stats: bool = _reports(False, "--stats", "Print token counts and speeds to stderr.")
+    verbose: bool = _reports(
+        False,
+        "--verbose",
+        "Print the file and the source of each setting to stderr; implies --stats.",
+    )
+    experts: bool = _reports(
+        False, "--experts", "Plot on stderr how each router distributed tokens over its experts."
+    )
+    experts_out: Path | None = _reports(
+        None,
+        "--experts-out",
+        "Write this report to FILE.png (a picture) or FILE.json (all counts).",
+        metavar="FILE",
+    )
 
     context: options.Context = None
     kv_type: options.KV = options.KVType.F16
     kernels: options.KernelChoice = options.KernelName.AUTO
     force: options.Force = False
-    offline: Annotated[
-        bool, option("--offline", group="Network", help="Download nothing; make no connections.")
-    ] = False
+    offline: bool = _network(False, "--offline", "Download nothing; make no connections.")
     yes: options.Yes = False
 
     grammar: str | None = None
@@ -280,21 +220,22 @@ class RunOptions:
 
 def with_run_options(command: Command) -> Command:
     """Replace the `**` parameter of a command by the options of `RunOptions`."""
-    signature = inspect.signature(command, eval_str=True)
-    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    types = get_type_hints(RunOptions, include_extras=True)
-    declared = [
-        inspect.Parameter(
-            each.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=each.default,
-            annotation=types[each.name],
-        )
-        for each in fields(RunOptions)
-        if get_origin(types[each.name]) is Annotated
-    ]
-    new = signature.replace(parameters=[*own, *declared])
-    command.__signature__ = new  # type: ignore[attr-defined]
+    signature = inspect.signature(command)
+    parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    for each in fields(RunOptions):
+        kind: Any = each.type
+        if "option" in each.metadata:
+            kind = Annotated[kind, each.metadata["option"]]
+        if get_origin(kind) is Annotated:
+            parameters.append(
+                inspect.Parameter(
+                    each.name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=each.default,
+                    annotation=kind,
+                )
+            )
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return command
 
 
@@ -322,57 +263,35 @@ FLAGS = {
 
 def parse(command_line: typer.Context) -> tuple[str | None, str | None, RunOptions]:
     """Return the model, the prompt after it and the options. Raises UsageError."""
-    values = resolve_conflicts(command_line)
-    model, words = values.pop("model"), values.pop("words")
-    chosen = RunOptions(**values, sources=sources(command_line))
-    return model, " ".join(words) if words else None, chosen
-
-
-def resolve_conflicts(command_line: typer.Context) -> dict[str, Any]:
-    """Return the values by parameter, with the weaker value of each exclusive pair removed.
-
-    The command line overrides the environment, and that the config file. Raises UsageError if both
-    options of a pair come from the same source.
-    """
-    values = dict(command_line.params)
-    if _rank(command_line, "stop") == RANKS["ENVIRONMENT"]:
-        values["stop"] = [os.environ["CONIFER_STOP"]]  # typer would split it at white space
-    for first, second in EXCLUSIVE:
-        if not (_given(values, first) and _given(values, second)):
-            continue
-        ranks = _rank(command_line, first), _rank(command_line, second)
-        if ranks[0] == ranks[1]:
-            raise UsageError(f"{_flag(first)} and {_flag(second)} exclude each other")
-        weaker = first if ranks[0] < ranks[1] else second
-        values[_parameter(weaker)] = False if isinstance(values[_parameter(weaker)], bool) else None
-        if weaker == "no_think":
-            values["think"] = None
-    return values
-
-
-def sources(command_line: typer.Context) -> dict[str, str]:
-    """Return where the value of each parameter came from."""
-    found = {}
+    values, sources, ranks = dict(command_line.params), {}, {}
     for parameter in command_line.command.params:
-        source = command_line.get_parameter_source(parameter.name or "")
-        if source is not None and parameter.name:
-            found[parameter.name] = SOURCES.get(source.name) or str(parameter.envvar)
-    return found
+        if source := command_line.get_parameter_source(parameter.name):
+            sources[parameter.name] = SOURCES[source.name] or str(parameter.envvar)
+            ranks[parameter.name] = [*SOURCES].index(source.name)
+    if sources.get("stop") == "CONIFER_STOP":
+        values["stop"] = [os.environ["CONIFER_STOP"]]  # typer would split it at white space
+    _resolve_conflicts(values, ranks)
+    model, words = values.pop("model"), values.pop("words")
+    return model, " ".join(words) if words else None, RunOptions(**values, sources=sources)
 
 
-def _given(values: dict[str, Any], name: str) -> bool:
-    if name == "no_think":
-        return values["think"] is False
-    return values.get(name) not in (None, False, (), [])
+def _resolve_conflicts(values: dict[str, Any], ranks: dict[str, int]) -> None:
+    """Unset the option with the weaker source in each exclusive pair.
 
-
-def _rank(command_line: typer.Context, name: str) -> int:
-    source = command_line.get_parameter_source(_parameter(name))
-    return RANKS[source.name] if source is not None else 0
-
-
-def _parameter(name: str) -> str:
-    return "think" if name == "no_think" else name
+    Raises UsageError if both come from the same source.
+    """
+    values["no_think"] = values["think"] is False
+    ranks["no_think"] = ranks["think"]
+    for first, second in EXCLUSIVE:
+        if any(values[name] in (None, False, []) for name in (first, second)):
+            continue
+        if ranks[first] == ranks[second]:
+            raise UsageError(f"{_flag(first)} and {_flag(second)} exclude each other")
+        weaker = first if ranks[first] < ranks[second] else second
+        values[weaker] = False if isinstance(values[weaker], bool) else None
+    if values["think"] is False and not values["no_think"]:
+        values["think"] = None
+    del values["no_think"]
 
 
 def _flag(name: str) -> str:

@@ -1,32 +1,27 @@
 """`conifer completion SHELL`: a script for bash, zsh or fish, and the candidates for it.
 
-At every Tab the scripts run `conifer __complete` with the words so far, the last one unfinished.
-It prints one candidate per line, followed by a tab and a description; if there are none, the shell
-completes file names. Completion never opens a socket.
+On Tab, the scripts run `conifer __complete` with the words so far, the last one unfinished. It
+prints one candidate per line, followed by a tab and a description; if there are none, the shell
+completes file names. Completion never opens a socket. Why not Typer's own: decision 11.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 from conifer_cli import errors
+from conifer_cli.options import Shell
 from conifer_cli.terminal import console
 
-if TYPE_CHECKING:
-    from typer.core import TyperCommand
-
-QUERY = "__complete"
 MODEL = "MODEL"  # metavar of model arguments
-INSTALLED_ONLY = ("rm", "verify")  # these take installed models only
+INSTALLED_ONLY = ("rm", "verify")
 
 BASH = """\
 _conifer() {
     local line=${COMP_LINE:0:COMP_POINT} current head IFS=$' \\t\\n'
     local -a words
-    # Readline splits words at colons, which the names of models have.
+    # Readline splits words at colons, which model names contain.
     read -ra words <<< "$line"
     [[ $line == *[[:space:]] ]] && words+=("")
     current=${words[${#words[@]}-1]}
@@ -78,19 +73,10 @@ complete -c conifer -k -f -a '(__conifer_complete)'
 """
 
 
-class Shell(StrEnum):
-    """A supported shell."""
-
-    BASH = "bash"
-    ZSH = "zsh"
-    FISH = "fish"
-
-
 SCRIPTS = {Shell.BASH: BASH, Shell.ZSH: ZSH, Shell.FISH: FISH}
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A completion and its description."""
 
     word: str
@@ -106,49 +92,41 @@ def print_script(shell: Shell) -> int:
 def print_candidates(program: Any, words: list[str]) -> int:
     """Print completions of the last word, each with a tab and its description."""
     *before, current = words or [""]
-    console.print_lines(
-        f"{found.word}\t{found.about}" for found in candidates(program, before, current)
-    )
+    console.print_lines("\t".join(found) for found in candidates(program, before, current))
     return errors.OK
 
 
-def candidates(program: Any, before: list[str], current: str) -> Iterator[Candidate]:
-    """Yield completions of `current` after the words `before`. program: the tree of commands."""
-    for found in _possible(program, before, current):
-        if found.word.startswith(current):
-            yield found
+def candidates(program: Any, before: list[str], current: str) -> list[Candidate]:
+    """Return completions of `current` after the words `before`. program: the tree of commands."""
+    possible = _possible(program, before, current)
+    return [found for found in possible if found.word.startswith(current)]
 
 
-def _possible(program: Any, before: list[str], current: str) -> Iterator[Candidate]:
+def _possible(program: Any, before: list[str], current: str) -> Iterable[Candidate]:
     name = next((word for word in before if not word.startswith("-")), None)
     if name is None:
-        yield from _options(program) if current.startswith("-") else _commands(program)
-        return
+        return _options(program) if current.startswith("-") else _commands(program)
     command = program.commands.get(name)
     if command is None:
-        return
-    waiting, arguments = _read(command, before[before.index(name) + 1 :])
-    if waiting is not None:
-        yield from _choices(waiting)
-    elif current.startswith("-"):
-        yield from _options(command)
-    else:
-        yield from _arguments(command, arguments, current)
+        return []
+    unfinished, arguments = _read(command, before[before.index(name) + 1 :])
+    if unfinished is not None:
+        return _choices(unfinished)
+    return _options(command) if current.startswith("-") else _values(command, arguments, current)
 
 
 def _read(command: Any, words: list[str]) -> tuple[Any, int]:
     """Return the option that still needs a value, if any, and the number of arguments."""
-    options = {word: option for option in _named(command) for word in _words(option)}
-    waiting, arguments = None, 0
+    options = {name: option for option in _visible(command) for name in _names(option)}
+    unfinished, arguments = None, 0
     for word in words:
-        if waiting is not None:
-            waiting = None
-        elif word.startswith("-"):
-            option = options.get(word)
-            waiting = None if option is None or option.is_flag else option
-        else:
+        if unfinished is not None:
+            unfinished = None
+        elif not word.startswith("-"):
             arguments += 1
-    return waiting, arguments
+        elif word in options and not options[word].is_flag:
+            unfinished = options[word]
+    return unfinished, arguments
 
 
 def _commands(program: Any) -> Iterator[Candidate]:
@@ -157,45 +135,33 @@ def _commands(program: Any) -> Iterator[Candidate]:
             yield Candidate(name, command.get_short_help_str(100))
 
 
-def _options(command: TyperCommand) -> Iterator[Candidate]:
-    yield from (Candidate(word, _about(o)) for o in _named(command) for word in _words(o))
+def _options(command: Any) -> Iterator[Candidate]:
+    for option in _visible(command):
+        about = " ".join((option.help or "").split())
+        yield from (Candidate(name, about) for name in _names(option))
     yield Candidate("--help", "Show this message and exit.")
 
 
-def _named(command: Any) -> Iterator[Any]:
-    """Yield the visible options of a command."""
-    yield from (p for p in command.params if p.param_type_name == "option" and not p.hidden)
+def _visible(command: Any) -> Iterator[Any]:
+    return (p for p in command.params if p.param_type_name == "option" and not p.hidden)
+
+
+def _names(option: Any) -> list[str]:
+    """Return the names of an option, long ones first."""
+    names = [*option.opts, *option.secondary_opts]
+    return sorted(names, key=lambda name: not name.startswith("--"))
 
 
 def _choices(parameter: Any) -> Iterator[Candidate]:
-    """Yield the values of an enumerated option or argument."""
-    kind = parameter.type_descriptor.annotation
-    if isinstance(kind, type) and issubclass(kind, StrEnum):
-        yield from map(Candidate, kind)
+    return map(Candidate, parameter.type_descriptor.choices or ())
 
 
-def _words(option: Any) -> list[str]:
-    """Return the names of an option, long ones first."""
-    words = [*option.opts, *option.secondary_opts]
-    return sorted(words, key=lambda word: not word.startswith("--"))
-
-
-def _about(option: Any) -> str:
-    return " ".join((option.help or "").split())
-
-
-def _arguments(command: Any, count: int, current: str) -> Iterator[Candidate]:
-    """Yield values of the next argument after `count` others."""
-    arguments = [p for p in command.params if p.param_type_name == "argument"]
-    if not arguments:
-        return
-    argument = arguments[0]
-    if count and argument.nargs != -1:
-        return
-    if argument.metavar and MODEL in argument.metavar:
-        yield from _models(command.name, current)
-    else:
-        yield from _choices(argument)
+def _values(command: Any, count: int, current: str) -> Iterable[Candidate]:
+    """Return values of the argument that follows `count` others."""
+    argument = next((p for p in command.params if p.param_type_name == "argument"), None)
+    if argument is None or (count and argument.nargs != -1):
+        return []
+    return _models(command.name, current) if argument.metavar == MODEL else _choices(argument)
 
 
 def _models(command: str, current: str) -> Iterator[Candidate]:
@@ -212,9 +178,9 @@ def _models(command: str, current: str) -> Iterator[Candidate]:
         return
     for entry in entries().values():
         if current.startswith(f"{entry.id}:"):
-            files = [f for f in entry.files if f.quant and f"{entry.id}:{f.quant}" not in here]
-            for file in files:
+            for file in entry.files:
                 about = size(file.size_bytes) if file.size_bytes else "size unknown"
-                yield Candidate(f"{entry.id}:{file.quant}", about)
+                if file.quant and f"{entry.id}:{file.quant}" not in here:
+                    yield Candidate(f"{entry.id}:{file.quant}", about)
         elif entry.id not in here:
             yield Candidate(entry.id, f"{count(entry.total_parameters)}, {entry.licence}")

@@ -14,7 +14,8 @@ import typer
 from catalog import entries
 from conifer_cli import acquire
 from conifer_cli.app import app
-from conifer_cli.commands.completion import SCRIPTS, Shell, candidates
+from conifer_cli.commands.completion import SCRIPTS, candidates
+from conifer_cli.options import Shell
 from support.program import MODELS, environment, run_conifer, run_unplugged
 from support.terminal_session import TerminalSession
 
