@@ -31,7 +31,6 @@ def copy(text: str) -> str:
 
 
 def _pipe(command: tuple[str, ...], data: bytes) -> bool:
-    """Pipe data into a program. True if it succeeded."""
     try:
         done = subprocess.run(
             command, input=data, stderr=subprocess.DEVNULL, timeout=TIMEOUT_S, check=False

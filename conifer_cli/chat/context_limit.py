@@ -50,30 +50,26 @@ def _choices(conversation: Conversation, needed: int) -> list[Choice]:
 
 
 def _ask(conversation: Conversation, choices: list[Choice]) -> bool:
-    """Ask for a choice and carry it out. False if the user cancels or it fails."""
-    labels = ", ".join(f"[{key}] {label}" for key, label, _ in [*choices, ("c", "cancel", None)])
+    labels = "".join(f"[{key}] {label}, " for key, label, _ in choices)
+    actions = {key: action for key, _, action in choices}
     while True:
-        reply = conversation.editor.question(f"{labels}: ").lower()[:1]
+        reply = conversation.editor.question(f"{labels}[c] cancel: ").lower()[:1]
+        if reply in actions:
+            return actions[reply](conversation)
         if reply in ("", "c"):
             return False
-        for key, _, action in choices:
-            if key == reply:
-                return action(conversation)
 
 
 def _past(conversation: Conversation) -> list[dict[str, str]]:
-    """Return the messages between the system message and the last one."""
     messages = conversation.messages
     return messages[_start(conversation) : -1] if not conversation.session.raw else []
 
 
 def _start(conversation: Conversation) -> int:
-    """Return the index after the system message."""
     return int(bool(conversation.messages) and conversation.messages[0]["role"] == "system")
 
 
 def _drop(conversation: Conversation) -> bool:
-    """Drop the oldest turns until half of the context is free."""
     messages, dropped = conversation.messages, 0
     start = _start(conversation)
     while _past(conversation) and len(conversation.encode()) > conversation.context // 2:

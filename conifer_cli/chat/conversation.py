@@ -20,10 +20,9 @@ ANSWER_ROOM = 512  # free tokens that an answer needs to start, or a quarter of 
 
 
 class Conversation:
-    """Messages and the session that answers them. `editor` and `host` are set by the loop.
+    """Messages and the session that answers them. The loop sets `editor` and `host`.
 
-    context: capacity of the cache in tokens. staged: texts to send with the next message. folds:
-    show thinking as one line. attempts: how often the last message was answered again.
+    staged: texts to send with the next message. attempts: answers to the last message so far.
     """
 
     editor: Editor
@@ -69,17 +68,14 @@ class Conversation:
         try:
             session.model.count_routes()  # for /experts
             generation = session.answer(tokens, self.context)
-            with console.keys(quiet=True), self.interrupts.on_interrupt(generation.stop):
+            with console.keys(quiet=True), self.interrupts.on_interrupt(generation.stream.stop):
                 response.print(generation)
         finally:
             session.settings = saved
         return response, generation
 
     def switch_model(self, name: str) -> None:
-        """Continue the messages with another model. If it cannot be opened, reopen the old one.
-
-        Ctrl-C cancels the switch. Raises the exceptions of the `errors` table.
-        """
+        """Switch to another model. On an error or Ctrl-C, reopen the old one and raise."""
         target, old = locate(name), self.session
         old.close()  # both models together may not fit
         failure: BaseException | None = None
@@ -106,14 +102,12 @@ class Conversation:
             console.log_text(self.last_thinking)
 
     def clear(self) -> None:
-        """Start again with only the system message."""
         self.messages[:] = self.session.initial_messages()
         self.staged, self.last_thinking, self.attempts = [], "", 0
 
     def resize(self, context: int) -> None:
         """Change the context. Drops the cache, so the messages are read again."""
-        self.context = context
-        self.session.cache = None
+        self.context, self.session.cache = context, None
 
     def _printer(self) -> AnswerPrinter:
         renderer = None

@@ -1,7 +1,6 @@
-"""The prompt of a conversation: prompt_toolkit's editor, or plain input on a dumb terminal.
+"""The prompt of a conversation, its completions, and the file of typed messages.
 
-Also its completions and the file of typed messages. prompt_toolkit is imported with the first
-message.
+prompt_toolkit is imported with the first message; a dumb terminal has plain input instead.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from catalog.files import parse_json, write_atomically
 from conifer_cli import errors, options
@@ -44,30 +43,14 @@ Complete = Callable[[str], list[str]]  # the text after a command -> candidates 
 class EditorHost:
     """What the conversation provides to its editor.
 
-    complete: text before the cursor -> where its last word starts, and candidates. history: the
-    file of typed messages. meter: the text at the right of the prompt. keys: prompt_toolkit key
-    names and actions, which may print.
+    complete: text before the cursor -> where its last word starts, and candidates. meter: the text
+    at the right of the prompt. keys: prompt_toolkit key names and actions, which may print.
     """
 
     complete: Callable[[str], tuple[int, list[str]]]
     history: Path | None
     meter: Callable[[], str]
     keys: dict[str, Callable[[], None]]
-
-
-class Editor(Protocol):
-    """Reads messages and replies from the user."""
-
-    def message(self) -> str | None:
-        """Read a message; None at the end of input. Raises KeyboardInterrupt for Ctrl-C."""
-
-    def question(self, text: str) -> str:
-        """Ask for a short reply, which may be empty."""
-
-
-def open_editor(host: EditorHost, interrupts: Interrupts) -> Editor:
-    """Choose the editor that this terminal supports."""
-    return PlainEditor(interrupts) if console.dumb() else LineEditor(host, interrupts)
 
 
 def is_closed(text: str) -> bool:
@@ -91,18 +74,18 @@ class PlainEditor:
         self._interrupts = interrupts
 
     def message(self) -> str | None:
-        text: str | None = ""
-        prompt = PROMPT
+        """Read a message; None at the end of input. Raises KeyboardInterrupt for Ctrl-C."""
+        text, prompt = "", PROMPT
         with self._interrupts.propagate():
-            while text is not None:
-                line = console.ask(prompt)
-                text = None if line is None else text + without_surrogates(line)
-                if text is None or is_closed(text):
-                    break
+            while (line := console.ask(prompt)) is not None:
+                text += without_surrogates(line)
+                if is_closed(text):
+                    return unquoted(text)
                 text, prompt = text + "\n", CONTINUATION
-        return None if text is None else unquoted(text)
+        return None
 
     def question(self, text: str) -> str:
+        """Ask for a short reply, which may be empty."""
         try:
             with self._interrupts.propagate():
                 return (console.ask(text) or "").strip()
@@ -139,6 +122,14 @@ class LineEditor:
             self._interrupts.forget()
             return reply
         return ""
+
+
+Editor = PlainEditor | LineEditor
+
+
+def open_editor(host: EditorHost, interrupts: Interrupts) -> Editor:
+    """Choose the editor that this terminal supports."""
+    return PlainEditor(interrupts) if console.dumb() else LineEditor(host, interrupts)
 
 
 def _output() -> Any:
@@ -183,7 +174,6 @@ def _session(host: EditorHost) -> PromptSession[str]:
 
 
 def _bindings(keys: dict[str, Callable[[], None]]) -> KeyBindings:
-    """Bind Enter to send, Alt-Enter and Ctrl-J to a new line, Ctrl-G to $EDITOR."""
     from prompt_toolkit.application import run_in_terminal
     from prompt_toolkit.document import Document
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -243,9 +233,7 @@ def edit_externally(text: str) -> str | None:
 
 def history_file() -> Path | None:
     """Return the file of typed messages; None if it is turned off or cannot be used."""
-    if os.environ.get("CONIFER_NOHISTORY") or not console.is_terminal(sys.stdin):
-        return None
-    if console.dumb():  # there is no line editor to read it
+    if os.environ.get("CONIFER_NOHISTORY") or console.dumb() or not console.is_terminal(sys.stdin):
         return None
     try:
         return options.home() / "history"
@@ -254,10 +242,7 @@ def history_file() -> Path | None:
 
 
 def read_history(path: Path) -> list[str]:
-    """Return the remembered messages, oldest first. Shorten a file that has grown too long.
-
-    A file that is unreadable or of another format is left alone, and counts as empty.
-    """
+    """Return the remembered messages, oldest first. An unreadable file counts as empty."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:

@@ -1,8 +1,4 @@
-"""The loop of a conversation: read a message, answer it or run a slash command, repeat.
-
-Ctrl-C stops an answer and keeps its text; at an empty prompt it prints how to leave. With --save,
-the messages are also saved if a signal or a closed terminal ends the conversation.
-"""
+"""The loop of a conversation: read a message, answer it or run a slash command, repeat."""
 
 from __future__ import annotations
 
@@ -57,7 +53,7 @@ def _loop(conversation: Conversation) -> None:
 
 
 def _rescue(conversation: Conversation) -> None:
-    """Save the messages alone, if --save was given: the model may be in the middle of a step."""
+    """Save the messages alone, after a signal: the model may be in the middle of a step."""
     session, messages = conversation.session, conversation.messages
     if session.options.save is None or all(m["role"] == "system" for m in messages):
         return

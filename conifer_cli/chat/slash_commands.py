@@ -1,8 +1,4 @@
-"""The slash commands of a conversation, the settings of /set and the views of /show.
-
-A command is one word, such as /clear; a path such as /etc/hosts is a message. An unknown command is
-never sent to the model.
-"""
+"""The slash commands of a conversation, the settings of /set and the views of /show."""
 
 from __future__ import annotations
 
@@ -31,14 +27,20 @@ from conifer_cli.session.session import JSON_OBJECT
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import count, labelled, size
 
-# Parameter names of other tools -> the field of engine.Settings, and how to read a value.
-SAMPLING: dict[str, tuple[str, Callable[[str], float]]] = {
+# Parameter names of other tools -> the field of RunOptions, and how to read a value.
+SAMPLING = {
     "temperature": ("temperature", float),
     "top_k": ("top_k", int),
     "top_p": ("top_p", float),
     "min_p": ("min_p", float),
     "repeat_penalty": ("repetition_penalty", float),
     "presence_penalty": ("presence_penalty", float),
+}
+FIELDS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    **SAMPLING,
+    "num_predict": ("max_tokens", int),
+    "seed": ("seed", int),
+    "stop": ("stop", lambda text: [text]),
 }
 PARAMETERS = (*SAMPLING, "num_ctx", "num_predict", "seed", "stop")
 EFFORTS = ("low", "medium", "high")
@@ -61,10 +63,7 @@ class Leave(Exception):
 
 @dataclass(frozen=True)
 class Command:
-    """A slash command or a setting of /set.
-
-    spellings: its name and aliases. run: receives the rest of the line. complete: completes it.
-    """
+    """A slash command or a setting of /set. run and complete receive the rest of the line."""
 
     spellings: str
     usage: str
@@ -78,7 +77,7 @@ class Command:
 
 
 def is_command(text: str) -> bool:
-    """True if a message is a command, known or not."""
+    """True if a message is a command, known or not. A path such as /etc/hosts is a message."""
     first, *_ = text.split(maxsplit=1) or [""]
     return _COMMAND.fullmatch(first) is not None
 
@@ -117,15 +116,14 @@ def _find(commands: Sequence[Command], name: str) -> Command | None:
 
 
 def _help(conversation: Conversation, rest: str) -> None:
-    rows = [(" ".join((*command.names[:1], command.usage)), command) for command in COMMANDS]
+    rows = []
+    for command in COMMANDS:
+        name, *aliases = command.names
+        also = f" (also {', '.join(aliases)})" if aliases else ""
+        rows.append((f"{name} {command.usage}", command.help + also))
     width = max(len(usage) for usage, _ in rows) + 2
-    lines = [f"{usage:{width}}{command.help}{_aliases(command)}" for usage, command in rows]
-    lines += ["", *(f"{key:{width}}{effect}" for key, effect in KEYS)]
+    lines = [f"{usage:{width}}{effect}".rstrip() for usage, effect in (*rows, ("", ""), *KEYS)]
     console.log_text("\n".join(lines))
-
-
-def _aliases(command: Command) -> str:
-    return f" (also {', '.join(command.names[1:])})" if command.names[1:] else ""
 
 
 def _leave(conversation: Conversation, rest: str) -> None:
@@ -254,25 +252,18 @@ def _set_parameter(conversation: Conversation, rest: str) -> None:
 
 
 def _change_parameter(conversation: Conversation, name: str, text: str) -> None:
-    """Raises ValueError."""
     session = conversation.session
     if name == "num_ctx":
         tokens, largest = options.parse_context(text), session.report.verdict.largest_context
         if tokens > largest and not session.options.force:
             raise ValueError(f"at most {largest:,} tokens fit")
         conversation.resize(tokens)
-    elif name == "stop":
-        session.change(stop=[text])
-    elif name == "num_predict":
-        session.change(max_tokens=int(text))
-    elif name == "seed":
-        session.change(seed=int(text))
-    else:
-        field, read = SAMPLING[name]
-        value = read(text)
-        if not math.isfinite(value):
-            raise ValueError("not a finite number")
-        session.change(**{field: value})
+        return
+    field, read = FIELDS[name]
+    value = read(text)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("not a finite number")
+    session.change(**{field: value})
 
 
 def _set_system(conversation: Conversation, rest: str) -> None:
@@ -387,10 +378,6 @@ def _show_info(conversation: Conversation) -> str:
     return "\n".join(labelled(rows))
 
 
-def _show_system(conversation: Conversation) -> str:
-    return conversation.session.options.system or "There is no system message."
-
-
 def _show_template(conversation: Conversation) -> str:
     template = conversation.session.model.template
     return template.source if template is not None else "This model has no chat template."
@@ -398,26 +385,22 @@ def _show_template(conversation: Conversation) -> str:
 
 def _show_parameters(conversation: Conversation) -> str:
     settings = conversation.session.settings
-    values: dict[str, Any] = {
-        name: getattr(settings, field) for name, (field, _) in SAMPLING.items()
-    }
-    values["num_ctx"] = conversation.context
-    values["num_predict"] = settings.max_tokens or "unlimited within the context"
-    values["seed"] = "random for each answer" if settings.seed is None else settings.seed
-    values["stop"] = ", ".join(map(repr, settings.stop)) or "none"
-    return "\n".join(labelled([(name, str(value)) for name, value in values.items()]))
-
-
-def _show_thinking(conversation: Conversation) -> str:
-    return conversation.last_thinking or "The last answer had no thinking."
+    rows = [(name, str(getattr(settings, field))) for name, (field, _) in SAMPLING.items()]
+    rows += [
+        ("num_ctx", str(conversation.context)),
+        ("num_predict", str(settings.max_tokens or "unlimited within the context")),
+        ("seed", "random for each answer" if settings.seed is None else str(settings.seed)),
+        ("stop", ", ".join(map(repr, settings.stop)) or "none"),
+    ]
+    return "\n".join(labelled(rows))
 
 
 VIEWS: dict[str, Callable[[Conversation], str]] = {
     "info": _show_info,
-    "system": _show_system,
+    "system": lambda talk: talk.session.options.system or "There is no system message.",
     "template": _show_template,
     "parameters": _show_parameters,
-    "thinking": _show_thinking,
+    "thinking": lambda talk: talk.last_thinking or "The last answer had no thinking.",
 }
 COMMANDS = (
     Command("/? /help", "", "show this help", _help),

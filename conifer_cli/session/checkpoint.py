@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, TypeVar
 
@@ -94,10 +95,7 @@ def _whole_numbers(value: Any) -> bool:
 
 
 def identity(report: FitReport) -> str:
-    """Identify a model's files by their sizes, their starts, and samples of the rest.
-
-    Raises Unreadable.
-    """
+    """Identify a model's files by sizes, starts, and samples of the rest. Raises Unreadable."""
     digest = hashlib.sha256()
     for path in report.paths:
         try:
@@ -118,10 +116,7 @@ def _take_samples(path: Path, digest: Any) -> None:
 
 
 def require_writable(path: Path) -> None:
-    """Raise UsageError if a conversation cannot be saved to `path`.
-
-    It may overwrite a saved conversation, and nothing else.
-    """
+    """Raise UsageError if `path` is not writable, or exists and is not a saved conversation."""
     if os.path.exists(path) and not _is_conversation(path):
         raise UsageError(f"refusing to overwrite {path}: not a Conifer conversation")
     folder = path.parent
@@ -153,25 +148,17 @@ def write(path: Path, kind: str, facts: Mapping[str, Any], kept: CacheState | No
     digest = hashlib.sha256()
     try:
         with open_atomically(path, mode=0o600, sync=True) as file:
-
-            def put(data: bytes | memoryview) -> None:
+            lines = f"conifer {kind} {FORMAT}\n{json.dumps(header)}\n".encode()
+            for data in chain([lines], (array.tobytes() for array in arrays)):
                 digest.update(data)
                 file.write(data)
-
-            put(f"conifer {kind} {FORMAT}\n".encode())
-            put(json.dumps(header).encode() + b"\n")
-            for array in arrays:
-                put(array.tobytes())
             file.write(digest.digest())
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
 
 
 def read(path: Path, kind: type[H]) -> tuple[H, CacheState]:
-    """Read a file's header and cache.
-
-    Raises UsageError if there is no file, BadSaved if it is damaged or of another format.
-    """
+    """Read a file. Raises UsageError if it is missing, BadSaved if damaged or of another kind."""
     import numpy as np
 
     from engine.nn.cache_state import CacheState

@@ -11,10 +11,7 @@ from conifer_cli.session.session import Session, is_raw
 
 
 def open_session(target: RequestedModel, options: RunOptions, offline: bool = False) -> Session:
-    """Decide whether a model fits, download it if it is missing, and load it.
-
-    offline: never download, even if the options allow it.
-    """
+    """Open a session. offline: never download, even if the options allow it."""
     request = FitRequest(
         options.context,
         options.kv_type,

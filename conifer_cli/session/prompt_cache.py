@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from itertools import takewhile
+from operator import eq
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +43,7 @@ def recall(session: Session, tokens: list[int]) -> int:
         header = _header(path)
         if header is None or (header.identity, header.form) != key:
             continue
-        common = _common(header.tokens, tokens)
+        common = sum(takewhile(bool, map(eq, header.tokens, tokens)))
         if common > shared:
             best, shared = path, common
     if best is None or shared < MIN_TOKENS:
@@ -67,7 +69,6 @@ def remember(session: Session, tokens: list[int], shared: int) -> None:
 
 
 def _store(session: Session, tokens: list[int]) -> None:
-    """Store the state after these tokens, removing old prompts to make room."""
     from engine.nn.cache_state import dump
 
     cache = session.cache
@@ -77,13 +78,10 @@ def _store(session: Session, tokens: list[int]) -> None:
     size_bytes = sum(array.nbytes for array in kept.arrays)
     if size_bytes > MAX_BYTES // 2 or not kept.tokens:
         return
-    name = hashlib.sha256(repr((session.cache_format, kept.tokens)).encode()).hexdigest()[:32]
-    place = folder() / session.identity[:16]
-    facts = {
-        "model": session.report.name,
-        "identity": session.identity,
-        "form": session.cache_format,
-    }
+    identity, form = session.identity, session.cache_format
+    name = hashlib.sha256(repr((form, kept.tokens)).encode()).hexdigest()[:32]
+    place = folder() / identity[:16]
+    facts = {"model": session.report.name, "identity": identity, "form": form}
     try:
         place.mkdir(parents=True, exist_ok=True)
         _make_room(size_bytes)
@@ -110,7 +108,6 @@ def _restored(session: Session, path: Path, cache: Cache) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """Remove an unusable file, if permitted."""
     with contextlib.suppress(OSError):
         path.unlink()
 
@@ -126,23 +123,14 @@ def _header(path: Path) -> checkpoint.SavedHeader | None:
 
 
 def _make_room(size_bytes: int) -> None:
-    """Remove the least recently used prompts until one more of this size fits."""
     found = []
     for path in folder().glob(f"*/*{SUFFIX}"):
-        try:
+        with contextlib.suppress(OSError):
             about = path.stat()
-        except OSError:
-            continue
-        found.append((about.st_mtime, about.st_size, path))
+            found.append((about.st_mtime, about.st_size, path))
     found.sort()
     total = sum(size for _, size, _ in found)
     while found and (total + size_bytes > MAX_BYTES or len(found) >= MAX_FILES):
         _, size, path = found.pop(0)
         path.unlink(missing_ok=True)
         total -= size
-
-
-def _common(stored: list[int], tokens: list[int]) -> int:
-    """Return the length of the common prefix."""
-    pairs = zip(stored, tokens, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(stored), len(tokens)))

@@ -15,10 +15,7 @@ if TYPE_CHECKING:
 
 
 class Response:
-    """An answer while it is printed: its `text`, the `thinking` before it, and `shown`.
-
-    shown: the part of the text for stdout: all of it, or its first code block with `extract`.
-    """
+    """An answer while it is printed. shown: its text for stdout, maybe only a code block."""
 
     def __init__(self, options: RunOptions, printer: AnswerPrinter | None = None) -> None:
         self.text, self.thinking, self.shown = "", "", ""
@@ -40,7 +37,6 @@ class Response:
                 printer.push(self.shown)
 
     def _answer_of(self, parts: Iterable[Part]) -> Iterator[str]:
-        """Print the thinking and yield the pieces of the answer."""
         from engine.text.reasoning import Kind
 
         for kind, piece in parts:

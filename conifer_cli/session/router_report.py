@@ -1,9 +1,6 @@
 """Report how a model's routers chose experts for the last answer: `--experts`, `/experts`.
 
-The engine counts the choices; this module makes a heat map for the terminal, a PNG or a JSON
-document of them. docs/experts.md explains the figures.
-
-Axes: L layers with experts, E experts, C cells of a row.
+docs/experts.md explains the figures. Axes: L layers with experts, E experts, C cells of a row.
 """
 
 from __future__ import annotations
@@ -12,6 +9,7 @@ import io
 import json
 import math
 import os
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,16 +103,15 @@ def show(session: Session) -> None:
     elif not report.tokens:
         console.log("conifer: no tokens have been run yet")
     else:
-        console.log_drawing(lambda columns, coloured: heat_map(report, columns, coloured))
+        coloured = console.supports_styles(sys.stderr)
+        lines = heat_map(report, console.dimensions()[0], coloured)
+        console.write_stderr("".join(line + "\n" for line in lines))
         for line in summary(report):
             console.log(line)
 
 
 def write(session: Session, path: Path) -> None:
-    """Write the report of the last answer as a PNG or a JSON document, by the file's suffix.
-
-    Raises UsageError for another suffix or without a report, OutputError.
-    """
+    """Write the report of the last answer as PNG or JSON. Raises UsageError, OutputError."""
     require_format(path)
     report = collect(session)
     if report is None or not report.tokens:

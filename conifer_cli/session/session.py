@@ -1,7 +1,4 @@
-"""A loaded model with its cache and settings: messages in, a stream of text out.
-
-One-shot answers and conversations share it. It prints only progress while it loads and reads.
-"""
+"""A loaded model with its cache and settings: messages in, a stream of text out."""
 
 from __future__ import annotations
 
@@ -68,7 +65,6 @@ class Session:
         gc.collect()
 
     def initial_messages(self) -> Messages:
-        """Return the system message, if there is one."""
         system = self.options.system
         return [{"role": "system", "content": system}] if system else []
 
@@ -84,17 +80,14 @@ class Session:
         return template.encode(messages, **switches)
 
     def answer(self, tokens: list[int], context: int | None = None) -> Generation:
-        """Start an answer, reusing the prefix of `tokens` in the cache.
-
-        context: capacity of the cache in tokens; None lets it grow for a long prompt.
-        """
+        """Start an answer, reusing the prefix of `tokens` in the cache."""
         cache = self.kv_cache(len(tokens), context)
         if self.model.routes is not None:
             self.model.routes.reset()
         return Generation(self, tokens, cache)
 
     def kv_cache(self, prompt_tokens: int, context: int | None = None) -> Cache:
-        """Return the cache. Creates it on first use and when it is too small."""
+        """Return the cache. context: its least capacity in tokens; None: as the prompt needs."""
         context = self._context(prompt_tokens) if context is None else context
         if self.cache is None or self.cache.context < context:
             self.cache = self.model.new_cache(context, self.options.kv_type)
@@ -113,10 +106,9 @@ class Session:
         return f"{self.model.kernels.name} {cache_format(self.model, self.options.kv_type)}"
 
     def save(self, path: Path, messages: Messages, with_cache: bool = True) -> None:
-        """Write the conversation and its cache to a file.
+        """Write the conversation to a file. Raises OutputError, Unreadable.
 
-        with_cache: False writes the messages alone and does not touch the model; `resume` then
-        reads them again. Raises OutputError, and Unreadable if the model's file is gone.
+        with_cache: False writes only the messages and does not touch the model.
         """
         from engine.nn.cache_state import dump
 
@@ -132,10 +124,7 @@ class Session:
         checkpoint.write(path, checkpoint.ConversationHeader.kind, facts, kept)
 
     def resume(self, path: Path) -> Messages:
-        """Load a conversation that `save` wrote. Return its messages.
-
-        Raises UsageError if the file is missing or of another model, BadSaved, CacheStateError.
-        """
+        """Load a saved conversation's messages. Raises UsageError, BadSaved, CacheStateError."""
         from engine.nn.cache_state import load
 
         header, kept = checkpoint.read(path, checkpoint.ConversationHeader)
@@ -180,11 +169,7 @@ class Generation:
             settings = replace(settings, seed=secrets.randbits(SEED_BITS))
         self.seed = settings.seed
         self.stream: TokenStream = session.model.generate(
-            tokens,
-            settings,
-            cache,
-            on_prefill=self._progress.update,
-            guide=_guide(session, tokens),
+            tokens, settings, cache, on_prefill=self._progress.update, guide=_guide(session, tokens)
         )
 
     def __iter__(self) -> Iterator[Part]:
@@ -196,15 +181,10 @@ class Generation:
                 yield part
         self.total_s = time.perf_counter() - self._started
         kernels, kv_type = self._session.model.kernels.name, self._session.options.kv_type
-        if (
-            self.stream.guide is None and not self._session.settings.processors
-        ):  # these slow it down
+        # A guide and processors slow decoding down.
+        if self.stream.guide is None and not self._session.settings.processors:
             faults = history.disk_faults() - self._faults
             history.record_answer(self._session.report, kernels, kv_type, self.stream.stats, faults)
-
-    def stop(self) -> None:
-        """End the answer after the current token. Safe to call from a signal handler."""
-        self.stream.stop()
 
     @property
     def cut_by_context(self) -> bool:
@@ -243,7 +223,6 @@ class Generation:
 
 
 def _guide(session: Session, tokens: list[int]) -> Guide | None:
-    """Return the guide for a schema or a reasoning budget, if there is one."""
     options = session.options
     if options.grammar is None and options.reasoning_budget is None:
         return None
@@ -262,10 +241,9 @@ def _loaded(report: FitReport, kernels: str, chatting: bool) -> Model:
         sandbox.start()
     from engine.model import load
 
+    source = report.file or report.paths[0]
     with Progress("loading", always=False) as progress:
-        return load(
-            report.file or report.paths[0], kernels, sandbox=sandbox, on_load=progress.update
-        )
+        return load(source, kernels, sandbox=sandbox, on_load=progress.update)
 
 
 def is_raw(report: FitReport) -> bool:
@@ -279,13 +257,11 @@ def settings_for(entry: Entry | None, options: RunOptions) -> Settings:
     """Return sampling settings: typed options, else the catalog's, else the defaults."""
     from engine.sampling import Settings
 
-    chosen: dict[str, Any] = {}
-    if entry is not None:
-        advice = entry.sampling
-        if options.think is False and entry.sampling_no_think is not None:
-            advice = entry.sampling_no_think
-        chosen = asdict(advice)
-    chosen = {name: value for name, value in chosen.items() if value is not None}
+    advice = entry.sampling if entry else None
+    if entry and options.think is False:
+        advice = entry.sampling_no_think or advice
+    advised = asdict(advice) if advice else {}
+    chosen = {name: value for name, value in advised.items() if value is not None}
     chosen |= options.sampling
     return Settings(
         max_tokens=options.max_tokens, seed=options.seed, stop=tuple(options.stop or ()), **chosen

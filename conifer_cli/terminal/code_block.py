@@ -17,10 +17,7 @@ def closes(line: str, fence: str) -> bool:
 
 
 def first_code_block(pieces: Iterable[str]) -> Iterator[str]:
-    """Yield the complete lines of the first code block after each piece, maybe none.
-
-    Stops reading at the end of the block. Raises NoCode if the text has no block.
-    """
+    """Yield the first code block, line by line, then stop reading. Raises NoCode without one."""
     fence = line = ""
     for piece in pieces:
         *lines, line = (line + piece).split("\n")

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import NoReturn, TextIO
 
 from conifer_cli.errors import OutputError, UsageError, explain
@@ -29,10 +29,7 @@ class ReaderGone(Exception):
 
 
 def prepare() -> None:
-    """Set the standard streams to UTF-8, replacing invalid text.
-
-    Opens closed streams to /dev/null, so that no other file gets the number 0, 1 or 2.
-    """
+    """Set the standard streams to UTF-8. Closed ones become /dev/null, to keep numbers 0 to 2."""
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in range(3):
         try:
@@ -93,8 +90,7 @@ def dumb() -> bool:
 
 def dimensions() -> tuple[int, int]:
     """Return the terminal's columns and lines."""
-    columns, lines = shutil.get_terminal_size()
-    return columns, lines
+    return shutil.get_terminal_size()
 
 
 def supports_styles(stream: TextIO | None) -> bool:
@@ -215,7 +211,6 @@ def piped() -> str:
 
 
 def _chunks() -> Iterator[bytes]:
-    """Yield chunks of stdin. Prints a note once if the input takes long to end."""
     import select
 
     if sys.stdin is None or sys.stdin.closed:
@@ -257,12 +252,3 @@ def confirm(question: str) -> bool:
     if not reply:
         log()
     return reply.strip().lower() in ("y", "yes") or reply == "\n"
-
-
-def log_drawing(draw: Callable[[int, bool], list[str]]) -> None:
-    """Print a drawing to stderr. It is not cleaned, so it must not contain foreign text.
-
-    draw: (columns, whether escape sequences for colours are allowed) -> lines.
-    """
-    lines = draw(dimensions()[0], supports_styles(sys.stderr))
-    write_stderr("".join(line + "\n" for line in lines))

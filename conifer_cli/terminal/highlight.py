@@ -1,8 +1,4 @@
-"""Syntax highlighting for code in an answer, line by line, with Pygments' lexers.
-
-Each line is lexed after the CONTEXT characters before it, so that strings over several lines work
-and the cost per line does not grow with the program.
-"""
+"""Syntax highlighting for code in an answer, line by line, with Pygments' lexers."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ from collections.abc import Callable
 
 from conifer_cli.terminal.inline import Row
 
-CONTEXT = 1500  # characters
+CONTEXT = 1500  # characters lexed before a line, for strings over several lines
 LONGEST_LINE = 500  # characters; longer lines are not highlighted
 COLOURS = {  # Pygments token type -> SGR parameters; a type without a row uses its parent's
     "Comment": "2",
@@ -59,6 +55,5 @@ def lexer_for(name: str) -> Callable[[str], Row] | None:
 
 
 def _colour(kind: tuple[str, ...]) -> str:
-    """Return the colour of a token type, given its path from the root."""
     names = (".".join(kind[:size]) for size in range(len(kind), 0, -1))
     return next((COLOURS[name] for name in names if name in COLOURS), "")

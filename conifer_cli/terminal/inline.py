@@ -57,8 +57,7 @@ def inline(text: str, style: str, ended: bool) -> Row:
     at = 0
     while found := _INLINE.search(text, at):
         row.append((style, text[at : found.start()]))
-        kind = found.lastgroup if found.lastgroup != "target" else "link"
-        spans, at = _READERS[kind or ""](text, found, style, ended)
+        spans, at = _READERS[found.lastgroup or ""](text, found, style, ended)
         row += spans
     row.append((style, text[at:]))
     return [span for span in row if span[1]]
@@ -80,22 +79,17 @@ def _read_code(text: str, mark: re.Match[str], style: str, ended: bool) -> tuple
 
 
 def _read_emphasis(text: str, mark: re.Match[str], style: str, ended: bool) -> tuple[Row, int]:
-    """Parse text between two markers; a marker that opens nothing is text."""
     inner_style = styled(style, _EMPHASIS[mark[0]])
     before, after = text[mark.start() - 1 : mark.start()], text[mark.end() : mark.end() + 1]
     within_word = before.isalnum() and after.isalnum()
-    if (
-        not after
-        or after.isspace()
-        or not cells(after)
-        or (within_word and not (ended and mark[0] == "**"))
-    ):
+    opens = not within_word or (ended and mark[0] == "**")
+    if not opens or not after.strip() or not cells(after):
         return [(style, mark[0])], mark.end()
-    literal, one = re.escape(mark[0]), re.escape(mark[0][0])
-    alone = rf"(?<![\s{one}]){literal}(?!{one})"
-    closing = re.compile(rf"(?<!\s){literal}" if len(mark[0]) > 1 else alone).search(
-        text, mark.end() + 1
+    literal = re.escape(mark[0])
+    pattern = (
+        rf"(?<!\s){literal}" if len(mark[0]) > 1 else rf"(?<![\s{literal}]){literal}(?!{literal})"
     )
+    closing = re.compile(pattern).search(text, mark.end() + 1)
     if closing is None:
         if ended:
             return [(style, mark[0])], mark.end()
@@ -115,7 +109,7 @@ _READERS = {
     "escaped": _read_escaped,
     "code": _read_code,
     "emphasis": _read_emphasis,
-    "link": _read_link,
+    "target": _read_link,  # the last group of a link
 }
 
 

@@ -1,15 +1,15 @@
 """Render Markdown as styled terminal rows while it streams. Text must be clean.
 
-Only the open block can change: the current line, or a table. Each piece of text lays out that
-block again and writes the rows that differ from the screen, so nothing flickers and the cost per
-token does not grow with the answer. Unclosed markers render as styled until the line ends.
-docs/decisions/0007-live-markdown.md has the reasons.
+Only the open block can change: the current line, or a table. Each piece of text lays it out again
+and writes the rows that differ from the screen. Reasons: docs/decisions/0007-live-markdown.md.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import accumulate, takewhile
+from operator import eq
 
 from conifer_cli.terminal.code_block import FENCE, closes
 from conifer_cli.terminal.inline import (
@@ -42,10 +42,7 @@ _UNDECIDED = re.compile(r"\s*(?:#{1,6}|[-*+_]+|`+|~+|>|\d{1,9}[.)]?)?\s*")
 
 
 class MarkdownRenderer:
-    """Turn pieces of Markdown into terminal output: `push` each piece, then `finish` once.
-
-    width, height: of the terminal, in cells. lexer_for: language name -> highlighter or None.
-    """
+    """Turn pieces of Markdown into terminal output: `push` each piece, then `finish` once."""
 
     def __init__(
         self, width: int, height: int, lexer_for: Callable[[str], Lexer | None] | None = None
@@ -65,11 +62,9 @@ class MarkdownRenderer:
         """Take the next piece and return the output for it."""
         if self._settled and _PLAIN.fullmatch(text):
             return self._append_plain(text)
-        *lines, rest = (self._line + text).split("\n")
-        drawn = [self._end_line(line) for line in lines]
-        self._line = rest
-        drawn.append(self._draw_line(rest, ended=False))
-        return "".join(drawn)
+        *lines, self._line = (self._line + text).split("\n")
+        drawn = "".join(map(self._end_line, lines))
+        return drawn + self._draw_line(self._line, ended=False)
 
     def finish(self) -> str:
         """Return the last output. Does not end the last line."""
@@ -100,10 +95,8 @@ class MarkdownRenderer:
         return drawn + self._rows.leave()
 
     def _draw_line(self, line: str, ended: bool) -> str:
-        """Draw the open block, to which `line` belongs."""
         self._settled = False
-        is_row = not self._fence and line.lstrip().startswith("|")
-        if is_row:
+        if not self._fence and line.lstrip().startswith("|"):
             rows = self._table_rows([*self._table, line])
             if ended:
                 self._table.append(line)
@@ -118,13 +111,11 @@ class MarkdownRenderer:
         return before + self._rows.show(self._layout(line, ended))
 
     def _append(self, line: str) -> str:
-        """Write the new part of a long line unrendered; the terminal wraps it."""
-        start = self._plain or 0
-        before = ""
-        if not start:
-            before, start = self._rows.show(self._layout(line[:LONG_LINE], ended=True)), LONG_LINE
-        self._plain = len(line)
-        return before + line[start:]
+        # Only the new part, unrendered; the terminal wraps it.
+        written, self._plain = self._plain, len(line)
+        if written:
+            return line[written:]
+        return self._rows.show(self._layout(line[:LONG_LINE], ended=True)) + line[LONG_LINE:]
 
     # Blocks
 
@@ -157,12 +148,9 @@ class MarkdownRenderer:
     def _code(self, line: str, ended: bool) -> list[Row]:
         if closes(line, self._fence):
             return [[(DIM, line)]]
-        if ended and self._lexer:
-            return self._cut(self._lexer(line))
-        return self._cut([("", line)])
+        return self._cut(self._lexer(line) if ended and self._lexer else [("", line)])
 
     def _table_rows(self, lines: list[str]) -> list[Row]:
-        """Lay out a table; as plain text if it is wider than the terminal."""
         plain = [row for line in lines for row in self._cut([("", line)])]
         if len(lines) < 2 or not _TABLE_RULE.fullmatch(lines[1]):
             return plain
@@ -177,7 +165,6 @@ class MarkdownRenderer:
         return [rows[0], rule, *rows[1:]]
 
     def _cut(self, row: Row) -> list[Row]:
-        """Break a row at the terminal's width."""
         rows, col = [[]], 0  # type: list[Row], int
         for style, text in row:
             text = text.expandtabs(4)
@@ -223,33 +210,23 @@ class MarkdownRenderer:
 
 
 def _words(row: Row) -> list[Row]:
-    """Split a row into words, which may have several styles, and the spaces between them."""
     words: list[Row] = []
-    open_word = False
     for style, text in row:
         for part in re.findall(r" +|[^ ]+", text.expandtabs(4)):
             if part[0] == " ":
                 words.append([("", part) if style in ("", BOLD, ITALIC) else (style, part)])
-                open_word = False
-            elif open_word:
+            elif words and words[-1][0][1][0] != " ":
                 words[-1].append((style, part))
             else:
                 words.append([(style, part)])
-                open_word = True
     return words
 
 
 def _fitting(text: str, room: int) -> str:
-    """Return the longest start of text that fits in `room` cells."""
     if text.isascii():
         return text[: max(room, 0)]
-    end = 0
-    for character in text:
-        room -= cells(character)
-        if room < 0:
-            break
-        end += 1
-    return text[:end]
+    widths = takewhile(lambda width: width <= room, accumulate(map(cells, text)))
+    return text[: len(list(widths))]
 
 
 def _cells_of(line: str) -> list[Row]:
@@ -268,11 +245,7 @@ def _table_row(row: list[Row], widths: list[int], bold: bool) -> Row:
 
 
 class LineDiff:
-    """The rows of the open block on the screen; writes only what differs.
-
-    The cursor stays at the end of the last row. Rows that have scrolled off (height: of the screen)
-    stay unchanged.
-    """
+    """The rows of the open block on the screen. The cursor stays at the end of the last row."""
 
     def __init__(self, height: int) -> None:
         self.height = height
@@ -286,9 +259,7 @@ class LineDiff:
     def show(self, rows: list[Row]) -> str:
         """Return the output that replaces the shown rows by these."""
         old, self.shown = self.shown, rows
-        same = 0
-        while same < min(len(old), len(rows)) and old[same] == rows[same]:
-            same += 1
+        same = _common_prefix(old, rows)
         if same == len(old):
             return "".join("\n" + _painted(row) for row in rows[same:])
         at = max(min(same, len(rows) - 1), len(old) - self.height + 1)
@@ -306,25 +277,21 @@ class LineDiff:
 
 
 def _beyond(old: Row, new: Row) -> tuple[int, Row]:
-    """Return the width of the common start of two rows, and the rest of the new one."""
-    col = 0
-    for at, (style, text) in enumerate(new):
-        if at < len(old) and old[at] == (style, text):
-            col += cells(text)
-            continue
-        if at < len(old) and old[at][0] == style:
-            shared = _shared(old[at][1], text)
-            return col + cells(text[:shared]), [(style, text[shared:]), *new[at + 1 :]]
-        return col, new[at:]
-    return col, []
+    at = _common_prefix(old, new)
+    col = width_of(new[:at])
+    if at < min(len(old), len(new)) and old[at][0] == new[at][0]:
+        style, text = new[at]
+        shared = _shared(old[at][1], text)
+        return col + cells(text[:shared]), [(style, text[shared:]), *new[at + 1 :]]
+    return col, new[at:]
+
+
+def _common_prefix(a: Iterable[object], b: Iterable[object]) -> int:
+    return sum(takewhile(bool, map(eq, a, b)))
 
 
 def _shared(a: str, b: str) -> int:
-    """Return the length of the common start, without splitting combining characters."""
-    if b.startswith(a):
-        same = len(a)
-    else:
-        same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(b))
+    same = _common_prefix(a, b)  # less, if it would split combining characters
     while 0 < same < len(b) and not b[same].isascii() and cells(b[same]) == 0:
         same -= 1
     return same

@@ -7,12 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from conifer_cli.errors import OutputError
-from conifer_cli.terminal.console import (
-    ReaderGone,
-    supports_styles,
-    write_stderr,
-    write_stdout,
-)
+from conifer_cli.terminal.console import ReaderGone, supports_styles, write_stderr, write_stdout
 from conifer_cli.terminal.format import duration
 from conifer_cli.terminal.progress import Progress
 from conifer_cli.terminal.sanitize import Filter
@@ -26,8 +21,7 @@ DIM, UNDIM = "\x1b[2m", "\x1b[22m"
 class AnswerPrinter:
     """Print an answer to stdout, cleaned and ended by exactly one newline.
 
-    thinking: show thinking on stderr; folded: as one line. raw: print the answer unchanged. quiet:
-    print nothing to stdout. renderer: render the answer as Markdown.
+    thinking: show it on stderr; folded: as one line. raw: do not clean. quiet: no stdout.
     """
 
     def __init__(
@@ -48,7 +42,6 @@ class AnswerPrinter:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        """End the line. Print nothing if an error came before the answer."""
         if self._thinking is not None:
             self._thinking.end()
         if self._raw or self._quiet or isinstance(error, ReaderGone | OutputError):
@@ -59,7 +52,6 @@ class AnswerPrinter:
             write_stdout("\n")
 
     def think(self, piece: str) -> None:
-        """Print a piece of thinking, unless it is hidden."""
         if self._thinking is not None:
             self._thinking.push(piece)
 
@@ -81,10 +73,7 @@ class AnswerPrinter:
 
 
 class ThinkingPrinter:
-    """Print thinking to stderr, cleaned, dimmed on a terminal, and followed by a blank line.
-
-    folded: on a terminal with styles, show one live line instead, then how long it took.
-    """
+    """Print thinking to stderr, cleaned and dimmed. folded: one live line, then its duration."""
 
     def __init__(self, folded: bool = False) -> None:
         self._filter = Filter()
@@ -95,7 +84,6 @@ class ThinkingPrinter:
         self._size = 0
 
     def push(self, piece: str) -> None:
-        """Print a piece of thinking, as far as it is safe to print now."""
         text = self._filter.push(piece)
         if text and not self._begun:
             self._begun = True

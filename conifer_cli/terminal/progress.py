@@ -22,10 +22,7 @@ def bar(done: int, total: int) -> str:
 
 
 class Progress:
-    """Progress on stderr: a live line on a terminal, else a line every ten seconds.
-
-    always: False prints nothing unless stderr is a terminal.
-    """
+    """Progress on stderr: a live line on a terminal, else, if `always`, one every ten seconds."""
 
     def __init__(self, label: str, unit: str = "bytes", always: bool = True) -> None:
         self._label = clean_line(label)

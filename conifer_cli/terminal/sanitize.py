@@ -17,8 +17,6 @@ _INVISIBLE = frozenset(map(chr, [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 # Characters after ESC that open a payload up to a string terminator, and their C1 forms.
 _STRING_OPENERS = frozenset("]PX^_")
 _STRING_C1 = frozenset("\x9d\x90\x98\x9e\x9f")
-_CSI_C1 = "\x9b"
-_TERMINATOR_C1 = "\x9c"
 
 # A longer payload was probably plain text: print the rest instead of losing it.
 PAYLOAD_LIMIT = 4096
@@ -46,7 +44,6 @@ class Filter:
         return held
 
     def _step(self, char: str) -> str:
-        """Advance by one character and return the text it releases."""
         if self._state == GROUND:
             return self._ground(char)
         if self._state == RETURN:
@@ -63,7 +60,7 @@ class Filter:
             self._state = ESCAPE
         elif char == "\r":
             self._state = RETURN
-        elif char == _CSI_C1:
+        elif char == "\x9b":
             self._state = CSI
         elif char in _STRING_C1:
             self._open_string()
@@ -96,14 +93,13 @@ class Filter:
         self._payload = 0
 
     def _string(self, char: str) -> str:
-        """Skip a payload. BEL, ST, CAN, SUB or its length end it."""
         if self._state == STRING_ESCAPE:
             self._state = GROUND if char == "\\" else ESCAPE
             return "" if char == "\\" else self._escape(char)
         self._payload += 1
         if char == "\x1b":
             self._state = STRING_ESCAPE
-        elif char in ("\x07", "\x18", "\x1a", _TERMINATOR_C1) or self._payload > PAYLOAD_LIMIT:
+        elif char in ("\x07", "\x18", "\x1a", "\x9c") or self._payload > PAYLOAD_LIMIT:
             self._state = GROUND
         return ""
 
