@@ -14,8 +14,6 @@ from conifer_cli.interrupts import scope
 from conifer_cli.session.session import Messages, Session
 from conifer_cli.terminal import console
 
-HOW_TO_LEAVE = "Use Ctrl-D or /bye to leave."
-
 
 def converse(session: Session, messages: Messages) -> Session:
     """Talk until the user leaves, adding to `messages`. Return the session in use at the end."""
@@ -47,7 +45,7 @@ def _loop(conversation: Conversation) -> None:
                 send(conversation, text)
         except KeyboardInterrupt:
             console.write_stdout("\n")
-            console.log(HOW_TO_LEAVE)
+            console.log("Use Ctrl-D or /bye to leave.")
         except Leave:
             return
 

@@ -55,9 +55,7 @@ class RouterReport:
 
     @property
     def experts(self) -> int:
-        """Number of experts in a layer."""
-        count: int = self.hits.shape[1]
-        return count
+        return int(self.hits.shape[1])
 
 
 def require_format(path: Path | None) -> None:

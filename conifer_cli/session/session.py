@@ -57,7 +57,6 @@ class Session:
         self.options = options
 
     def close(self) -> None:
-        """Free the memory. The session cannot be used afterwards."""
         import gc
 
         del self.model
@@ -188,7 +187,6 @@ class Generation:
 
     @property
     def cut_by_context(self) -> bool:
-        """True if the answer ended because the context was full."""
         return self.stream.finish == "length" and self.stream.cut_by == "context"
 
     def record(self) -> dict[str, Any]:

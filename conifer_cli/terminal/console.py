@@ -138,9 +138,6 @@ def can_ask() -> bool:
     return is_terminal(sys.stdin) and is_terminal(sys.stderr)
 
 
-# Writing
-
-
 def write_stdout(text: str) -> None:
     """Write clean text to stdout and flush it. Raises ReaderGone, OutputError."""
     if sys.stdout is None:
@@ -190,9 +187,6 @@ def write_stderr(text: str) -> None:
         with contextlib.suppress(OSError):
             sys.stderr.write(text)
             sys.stderr.flush()
-
-
-# Reading
 
 
 def piped() -> str:

@@ -5,7 +5,7 @@ Bytes are decimal (1 GB = 10^9); memory is also given in GiB (2^30), the unit ma
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Sequence
 
 from conifer_cli.terminal.sanitize import clean_line
 
@@ -51,20 +51,14 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> list[str]:
+def table(rows: Sequence[Sequence[str]], right: Container[int] = ()) -> list[str]:
     """Align rows in columns; the columns in `right` are flush right."""
     cells = [[clean_line(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    flush_right = frozenset(right)
-
-    def line(row: list[str]) -> str:
-        parts = (
-            cell.rjust(width) if column in flush_right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        return "  ".join(parts).rstrip()
-
-    return [line(row) for row in cells]
+    columns = []
+    for number, column in enumerate(zip(*cells, strict=True)):
+        align, width = str.rjust if number in right else str.ljust, max(map(len, column))
+        columns.append([align(cell, width) for cell in column])
+    return ["  ".join(row).rstrip() for row in zip(*columns, strict=True)]
 
 
 def labelled(pairs: Sequence[tuple[str, str]]) -> list[str]:

@@ -59,7 +59,6 @@ class MarkdownRenderer:
         self._plain = 0  # characters of a long line already written
 
     def push(self, text: str) -> str:
-        """Take the next piece and return the output for it."""
         if self._settled and _PLAIN.fullmatch(text):
             return self._append_plain(text)
         *lines, self._line = (self._line + text).split("\n")
@@ -116,8 +115,6 @@ class MarkdownRenderer:
         if written:
             return line[written:]
         return self._rows.show(self._layout(line[:LONG_LINE], ended=True)) + line[LONG_LINE:]
-
-    # Blocks
 
     def _layout(self, line: str, ended: bool) -> list[Row]:
         if self._fence:
@@ -252,7 +249,6 @@ class LineDiff:
         self.shown: list[Row] = [[]]
 
     def leave(self) -> str:
-        """Start a new block below."""
         self.shown = [[]]
         return "\n"
 

@@ -56,7 +56,6 @@ class Progress:
             log(line)
 
     def clear(self) -> None:
-        """Remove the live line from the screen."""
         if self._drawn:
             self._draw("")
             write_stderr("\r")

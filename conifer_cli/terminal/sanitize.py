@@ -35,25 +35,14 @@ class Filter:
         """Return the text that is now safe to print."""
         if self._state == GROUND and not _SUSPECT.search(text):
             return text
-        return "".join(self._step(char) for char in text)
+        steps = (self._ground, self._return, self._escape, self._csi, self._string, self._string)
+        return "".join(steps[self._state](char) for char in text)
 
     def finish(self) -> str:
         """Return the held-back newline, if any. Drops an unfinished sequence."""
         held = "\n" if self._state == RETURN else ""
         self._state = GROUND
         return held
-
-    def _step(self, char: str) -> str:
-        if self._state == GROUND:
-            return self._ground(char)
-        if self._state == RETURN:
-            self._state = GROUND
-            return "\n" if char == "\n" else "\n" + self._ground(char)
-        if self._state == ESCAPE:
-            return self._escape(char)
-        if self._state == CSI:
-            return self._csi(char)
-        return self._string(char)
 
     def _ground(self, char: str) -> str:
         if char == "\x1b":
@@ -67,6 +56,10 @@ class Filter:
         elif char in "\n\t" or not (char < " " or "\x7f" <= char <= "\x9f" or char in _INVISIBLE):
             return char
         return ""
+
+    def _return(self, char: str) -> str:
+        self._state = GROUND
+        return "\n" if char == "\n" else "\n" + self._ground(char)
 
     def _escape(self, char: str) -> str:
         if char == "[":
