@@ -159,8 +159,7 @@ def _undo(conversation: Conversation, rest: str) -> None:
 
 
 def _stats(conversation: Conversation, rest: str) -> None:
-    for line in [*conversation.totals.lines(), conversation.meter()]:
-        console.log(line)
+    console.log_text("\n".join([*conversation.totals.lines(), conversation.meter()]))
 
 
 def _read(conversation: Conversation, rest: str) -> None:

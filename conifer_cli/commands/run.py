@@ -14,7 +14,7 @@ from conifer_cli.run_options import RunOptions
 from conifer_cli.session import checkpoint, prompt_cache
 from conifer_cli.session.open import open_session
 from conifer_cli.session.response import Response
-from conifer_cli.session.router_report import experts_document, require_format, show_experts
+from conifer_cli.session.router_report import collect, document, require_format, show_experts
 from conifer_cli.session.session import (
     JSON_OBJECT,
     Generation,
@@ -170,6 +170,7 @@ def _require_thinking(session: Session) -> None:
 
 def _record(session: Session, reply: Response, answering: Generation) -> dict[str, Any]:
     """Return the document for --json."""
+    experts = collect(session) if session.options.experts else None
     return {
         "model": session.report.name,
         "answer": reply.shown,
@@ -177,7 +178,7 @@ def _record(session: Session, reply: Response, answering: Generation) -> dict[st
         **answering.record(),
         "context": session.context,
         "seed": answering.seed,
-        **({"experts": experts_document(session)} if session.options.experts else {}),
+        **({"experts": experts and document(experts)} if session.options.experts else {}),
     }
 
 

@@ -1,8 +1,7 @@
 """Files that hold a model's cache: saved conversations and stored prompts.
 
 A file has a line with its kind and format, a line of JSON (`SavedHeader`), the bytes of the arrays,
-and the SHA-256 of all that. Only its owner may read it. Files are not trusted: every size is
-checked before anything is allocated. docs/decisions/0008-saved-conversations.md has the reasons.
+and the SHA-256 of all that. Sizes are checked before anything is allocated: a file is not trusted.
 """
 
 from __future__ import annotations

@@ -12,13 +12,9 @@ from conifer_cli.session.session import Session, is_raw
 
 def open_session(target: RequestedModel, options: RunOptions, offline: bool = False) -> Session:
     """Open a session. offline: never download, even if the options allow it."""
+    offline = offline or options.offline
     request = FitRequest(
-        options.context,
-        options.kv_type,
-        options.force,
-        options.yes,
-        options.kernels,
-        options.offline or offline,
+        options.context, options.kv_type, options.force, options.yes, options.kernels, offline
     )
     report = judge(target, request)
     require_template(report, options)

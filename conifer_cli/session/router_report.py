@@ -87,12 +87,6 @@ def show_experts(session: Session) -> None:
         write(session, options.experts_out)
 
 
-def experts_document(session: Session) -> dict[str, Any] | None:
-    """Return the report as a JSON object; None for a dense model."""
-    report = collect(session)
-    return None if report is None else document(report)
-
-
 def show(session: Session) -> None:
     """Print the report of the last answer to stderr."""
     report = collect(session)
@@ -104,8 +98,7 @@ def show(session: Session) -> None:
         coloured = console.supports_styles(sys.stderr)
         lines = heat_map(report, console.dimensions()[0], coloured)
         console.write_stderr("".join(line + "\n" for line in lines))
-        for line in summary(report):
-            console.log(line)
+        console.log_text("\n".join(summary(report)))
 
 
 def write(session: Session, path: Path) -> None:
@@ -161,7 +154,7 @@ def summary(report: RouterReport) -> list[str]:
 
 
 def document(report: RouterReport) -> dict[str, Any]:
-    """Return the report as a JSON document."""
+    """Return the report as a JSON object."""
     from engine.nn.router_stats import covering, entropy_bits
 
     bits, covered = entropy_bits(report.hits), covering(report.hits, SHARE)

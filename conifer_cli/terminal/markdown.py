@@ -177,7 +177,6 @@ class MarkdownRenderer:
         return rows
 
     def _wrap(self, row: Row, first: str = "", following: str = "") -> list[Row]:
-        """Break a row between words; a word wider than the terminal is cut."""
         rows: list[Row] = [[("", first)] if first else []]
         col, gap = cells(first), ""
         if cells(following) > self._width // 2:

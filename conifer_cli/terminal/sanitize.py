@@ -1,9 +1,8 @@
 """Remove control sequences from foreign text, so that it cannot control the terminal.
 
-Models, file names, metadata and servers are the sources. The filter drops control sequences (CSI,
-OSC, DCS, SOS, PM, APC and their 8-bit forms), control characters except newline and tab, and
-bidirectional overrides; a carriage return becomes a newline. It is a state machine over characters,
-so the result does not depend on how a stream is split.
+The filter drops control sequences (CSI, OSC, DCS, SOS, PM, APC and their 8-bit forms), control
+characters except newline and tab, and bidirectional overrides; a carriage return becomes a newline.
+It is a state machine, so the result does not depend on how a stream is split.
 """
 
 from __future__ import annotations
