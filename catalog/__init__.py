@@ -7,41 +7,23 @@ caller. Importing this package loads no network library.
 
 from __future__ import annotations
 
-from catalog.errors import (
-    AccessDenied,
-    BadSetting,
-    CatalogError,
-    HubUnreachable,
-    IndexUnreachable,
-    ModelNotFound,
-    NoSpace,
-    NotAModel,
-    StoreError,
-    UnknownModel,
-    VerificationError,
-)
-from catalog.registry import CatalogFile, Entry, Package, Sampling, entries, starter_entry, status
-from catalog.resolve import Reference, resolve
-
-__all__ = [
-    "AccessDenied",
-    "BadSetting",
-    "CatalogError",
-    "CatalogFile",
-    "Entry",
-    "HubUnreachable",
-    "IndexUnreachable",
-    "ModelNotFound",
-    "NoSpace",
-    "NotAModel",
-    "Package",
-    "Reference",
-    "Sampling",
-    "StoreError",
-    "UnknownModel",
-    "VerificationError",
-    "entries",
-    "resolve",
-    "starter_entry",
-    "status",
-]
+from catalog.errors import AccessDenied as AccessDenied
+from catalog.errors import BadSetting as BadSetting
+from catalog.errors import CatalogError as CatalogError
+from catalog.errors import HubUnreachable as HubUnreachable
+from catalog.errors import IndexUnreachable as IndexUnreachable
+from catalog.errors import ModelNotFound as ModelNotFound
+from catalog.errors import NoSpace as NoSpace
+from catalog.errors import NotAModel as NotAModel
+from catalog.errors import StoreError as StoreError
+from catalog.errors import UnknownModel as UnknownModel
+from catalog.errors import VerificationError as VerificationError
+from catalog.registry import CatalogFile as CatalogFile
+from catalog.registry import Entry as Entry
+from catalog.registry import Package as Package
+from catalog.registry import Sampling as Sampling
+from catalog.registry import entries as entries
+from catalog.registry import starter_entry as starter_entry
+from catalog.registry import status as status
+from catalog.resolve import Reference as Reference
+from catalog.resolve import resolve as resolve

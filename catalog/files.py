@@ -73,7 +73,6 @@ def parse_json(text: bytes | str, kind: type[_T], format: int | None = None) -> 
 
 
 def _converted(value: Any, kind: Any) -> Any:
-    """Check a JSON value against a type. Raises ValueError."""
     if kind is Any:
         return value
     if kind is float and type(value) is int:

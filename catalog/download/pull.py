@@ -21,7 +21,7 @@ from catalog.errors import NotAModel, StoreError, VerificationError
 from catalog.files import write_atomically
 from catalog.hub.client import Hub, RemoteFile
 from catalog.store.cache import Store
-from catalog.store.source import disk_failures, require_space
+from catalog.store.disk import disk_failures, require_space
 
 NO_CALLBACKS, DEFAULT_RETRY = Callbacks(), RetryPolicy()
 LOCK_POLL_S = 0.2
@@ -90,7 +90,6 @@ def is_here(file: RemoteFile, store: Store) -> bool:
 def _fetch(
     hub: Hub, file: RemoteFile, store: Store, callbacks: Callbacks, retry: RetryPolicy
 ) -> None:
-    """Download, verify and publish one blob."""
     blob = store.hub.blob_path(file)
     blob.parent.mkdir(parents=True, exist_ok=True)
     with _lock(store, file, callbacks):
@@ -115,7 +114,6 @@ def _fetch(
 
 
 def _parts(blob: Path, *patterns: str) -> Iterator[Path]:
-    """Yield the partial files of a blob."""
     for pattern in patterns:
         yield from blob.parent.glob(f"{blob.name}.{pattern}")
 
@@ -160,7 +158,6 @@ def _lock(store: Store, file: RemoteFile, callbacks: Callbacks) -> Iterator[None
 
 
 def _wait_for_lock(handle: int, store: Store, file: RemoteFile, callbacks: Callbacks) -> None:
-    """Wait while the holder of the lock makes progress, and report it."""
     import fcntl
 
     blob, best, since, waited = store.hub.blob_path(file), -1, time.monotonic(), False

@@ -103,7 +103,6 @@ def download(
 
 
 def _hash(file: RemoteFile, partial: PartFile) -> str:
-    """Hash the file as its start fills up, and fsync it at intervals."""
     version, done, synced = partial.version, 0, 0
     digest = hashlib.sha256()
     with partial.path.open("rb", buffering=0) as source:
@@ -129,7 +128,6 @@ def _hash(file: RemoteFile, partial: PartFile) -> str:
 
 
 def _stream(hub: Hub, file: RemoteFile, partial: PartFile, scheduler: RangeScheduler) -> None:
-    """Download one range after the other until none is missing."""
     while (span := scheduler.take()) is not None:
         try:
             version = partial.version
@@ -149,7 +147,6 @@ def _receive(
     requested_version: int,
     scheduler: RangeScheduler,
 ) -> None:
-    """Write the bytes of one response. Raises TransientError if it ends early."""
     version = partial.check_etag(response.etag, requested_version)
     at = response.start
     for chunk in response.chunks:
@@ -203,7 +200,6 @@ class RangeScheduler:
         return None
 
     def release(self, span: byte_ranges.ByteRange) -> None:
-        """Release a range, complete or not."""
         with self._changed:
             del self._taken[span]
             if self._all == span:
@@ -228,7 +224,6 @@ class RangeScheduler:
             self._mark_bytes = size_bytes
 
     def _adapt(self, size_bytes: int) -> None:
-        """Allow several streams only if one is slow."""
         before_bytes, before = self._rate_from
         brought, now = size_bytes - before_bytes, time.monotonic()
         if self._measured and 0 <= brought < RATE_BYTES:
@@ -273,7 +268,6 @@ class RangeScheduler:
                 self._responses.remove(response)
 
     def stop(self) -> None:
-        """Stop all streams."""
         with self._changed:
             self._stopped = True
             for response in self._responses:

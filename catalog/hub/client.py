@@ -224,7 +224,6 @@ class Hub:
 
 
 def _constants() -> ModuleType:
-    """Return the client's settings. Raises BadSetting for an invalid number."""
     try:
         from huggingface_hub import constants
     except ValueError as error:
@@ -244,7 +243,6 @@ def _sound_endpoint(endpoint: str) -> str:
 
 
 def _stored_token() -> str | None:
-    """Return the configured token. Raises BadSetting for an invalid one."""
     from huggingface_hub import get_token
 
     path = _constants().HF_TOKEN_PATH
@@ -262,7 +260,6 @@ def _stored_token() -> str | None:
 
 
 def _client() -> httpx2.Client:
-    """Return the client's session. Raises BadSetting for an unusable proxy or certificates."""
     import httpx2
     from huggingface_hub import get_session
 
@@ -276,7 +273,6 @@ def _client() -> httpx2.Client:
 
 
 def _remote_file(sibling: Any, repository: str, commit: str, revision: str) -> RemoteFile | None:
-    """Parse one file of a listing; None if its name is unsafe or its size is missing."""
     if not isinstance(sibling, dict):
         return None
     name, lfs = sibling.get("rfilename"), sibling.get("lfs") or {}
@@ -348,7 +344,6 @@ def _abort(response: httpx2.Response) -> None:
 
 @contextmanager
 def _failures(what: str) -> Iterator[None]:
-    """Translate the HTTP client's errors."""
     import httpcore2
     import httpx2
     from huggingface_hub.errors import OfflineModeIsEnabled
@@ -371,7 +366,6 @@ def _translated(chunks: Iterator[bytes], what: str) -> Iterator[bytes]:
 
 
 def _check_status(response: httpx2.Response, what: str, request: _Request) -> None:
-    """Raise the error that a status other than success means."""
     status = response.status_code
     if status in (200, 206):
         return

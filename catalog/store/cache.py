@@ -1,4 +1,4 @@
-"""Both sources of models on disk, and the store that combines them.
+"""The models on disk: two sources with the same methods, and the store that combines them.
 
 Hub files use huggingface_hub's cache layout, shared with other tools:
 `models--org--repo/{blobs,refs,snapshots/<commit>/<name>}`. A package's file is
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +19,33 @@ from catalog.names import file_sets, is_safe
 from catalog.registry import Package, entries
 from catalog.resolve import Reference
 from catalog.store import manifest
-from catalog.store.source import Installed, Source
 
 if TYPE_CHECKING:
     from catalog.hub.client import RemoteFile
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """A model on disk with all its parts in order. `model_id` is its catalog id, if any.
+
+    `repository` and `commit` are None for files from the package index.
+    """
+
+    model_id: str | None
+    repository: str | None
+    commit: str | None
+    quant: str | None
+    name: str
+    paths: tuple[Path, ...]
+    size_bytes: int
+    source: PackageFolder | HubCache = field(repr=False, compare=False)
+
+    def expected_hashes(self, listed: Iterable[RemoteFile] = ()) -> list[str | None]:
+        """Return the SHA-256 that each file must have, as hex; None if unknown.
+
+        listed: the Hub's current listing, used where nothing on disk records a hash.
+        """
+        return self.source.expected_hashes(self, listed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +57,10 @@ class Store:
 
     @property
     def hub(self) -> HubCache:
-        """The files from the Hub."""
         return HubCache(self.hub_cache, self.home)
 
     @property
     def packages(self) -> PackageFolder:
-        """The files from the package index."""
         return PackageFolder(self.home / "models")
 
     def find(self, reference: Reference) -> list[Path] | None:
@@ -51,8 +72,7 @@ class Store:
 
     def locate(self, reference: Reference) -> Installed | None:
         """Return the complete model of a catalog or Hub reference, or None."""
-        sources: tuple[Source, ...] = (self.packages, self.hub)
-        return next((found for source in sources if (found := source.locate(reference))), None)
+        return self.packages.locate(reference) or self.hub.locate(reference)
 
     def installed(self) -> list[Installed]:
         """List all complete models, those from packages first."""
@@ -78,24 +98,20 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class PackageFolder:
-    """The catalog's files from the package index. Implements `Source`."""
+    """The catalog's files from the package index."""
 
     folder: Path
 
     def path(self, package: Package) -> Path:
-        """Return where a package's file is stored."""
         return self.folder / package.model_id / package.file_name
 
     def paths(self) -> list[Path]:
-        """Return where the files of all packages are stored, present or not."""
         return [self.path(package) for package in _packages()]
 
     def locate(self, reference: Reference) -> Installed | None:
-        """Return the package's file of a reference, if it has its full size."""
         return self._installed(reference.package) if reference.package else None
 
     def installed(self) -> Iterator[Installed]:
-        """Yield the files of all packages in the catalog."""
         yield from (found for package in _packages() if (found := self._installed(package)))
 
     def is_ours(self, installed: Installed) -> bool:
@@ -109,7 +125,6 @@ class PackageFolder:
         return [p.sha256 for p in _packages() if self.path(p) in installed.paths]
 
     def remove(self, installed: Installed) -> int:
-        """Delete the file and its empty folder."""
         freed = sum(_unlink(path) for path in installed.paths)
         _remove_empty(installed.paths[0].parent)
         return freed
@@ -124,7 +139,7 @@ class PackageFolder:
 
 @dataclass(frozen=True, slots=True)
 class HubCache:
-    """The files from the Hub. Implements `Source`. home: the folder of the manifest."""
+    """The files from the Hub. home: the folder of the manifest."""
 
     folder: Path
     home: Path
@@ -144,7 +159,6 @@ class HubCache:
         return None
 
     def installed(self) -> Iterator[Installed]:
-        """Yield all complete models of all snapshots."""
         for folder in sorted(self.folder.glob(FOLDERS)):
             if (repository := repository_of(folder.name)) is None:
                 continue
@@ -154,7 +168,6 @@ class HubCache:
                         yield self._installed(repository, snapshot, files.names, files.quant)
 
     def is_ours(self, installed: Installed) -> bool:
-        """True if the manifest lists a file of this model."""
         return bool(_entries_of(installed, manifest.read(self.home)))
 
     def expected_hashes(
@@ -190,7 +203,6 @@ class HubCache:
         return self.folder / folder_name(repository)
 
     def blob_path(self, file: RemoteFile) -> Path:
-        """Return where the bytes of a remote file are stored."""
         if not file.sha256 or not SHA256.fullmatch(file.sha256):
             raise StoreError(f"{file.name}: the Hub lists no SHA-256 for this file")
         return self._inside(self.repository_folder(file.repository) / "blobs" / file.sha256)
@@ -261,7 +273,6 @@ def _names(snapshot: Path) -> list[str]:
 
 
 def _model_id(repository: str, quant: str | None) -> str | None:
-    """Return the catalog id of a quantisation in a repository."""
     for entry in entries().values():
         file = next((file for file in entry.files if file.quant == quant), None)
         if (file.repository if file else entry.repository) == repository:
@@ -293,7 +304,6 @@ def _unlink(path: Path) -> int:
 
 
 def _remove_link(path: Path, folder: Path) -> int:
-    """Unlink a file of a snapshot, and its blob if no other snapshot links to it."""
     if not path.is_symlink():
         return _unlink(path)
     blob = path.resolve()
@@ -304,7 +314,6 @@ def _remove_link(path: Path, folder: Path) -> int:
 
 
 def _prune(folder: Path) -> None:
-    """Remove a repository's empty folders, and refs to deleted snapshots."""
     for snapshot in (folder / "snapshots").iterdir():
         _remove_empty(snapshot)
     for ref in (folder / "refs").rglob("*"):
@@ -318,7 +327,6 @@ def _ref_text(ref: Path) -> str:
 
 
 def _remove_empty(folder: Path) -> None:
-    """Remove a folder and its subfolders if they contain no files."""
     for path, _, _ in os.walk(folder, topdown=False):
         if not any(Path(path).iterdir()):
             Path(path).rmdir()

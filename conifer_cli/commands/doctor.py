@@ -149,7 +149,7 @@ def check_cgroup() -> Check:
 
 def check_cache() -> Check:
     """Check the folders for models and their free space."""
-    from catalog.store.source import SPARE_BYTES
+    from catalog.store.disk import SPARE_BYTES
 
     try:
         store = open_store()

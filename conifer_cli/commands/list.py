@@ -16,7 +16,7 @@ from conifer_cli.terminal.format import count, size, table
 
 if TYPE_CHECKING:
     from catalog import Entry
-    from catalog.store.source import Installed
+    from catalog.store.cache import Installed
 
 SPEEDS = (
     *("MODEL", "KERNELS", "KV", "DECODE", "PREDICTED", "PREFILL", "PEAK", "PREDICTED"),

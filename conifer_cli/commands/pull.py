@@ -29,7 +29,7 @@ from conifer_cli.terminal.format import size
 
 if TYPE_CHECKING:
     from catalog.hub.client import RemoteFile
-    from catalog.store.source import Installed
+    from catalog.store.cache import Installed
 
 
 def pull_model(name: str, request: FitRequest, update: bool = False, as_json: bool = False) -> int:
@@ -80,7 +80,6 @@ def _newer(model: RequestedModel) -> Sequence[RemoteFile]:
 def _judge_newer(
     model: RequestedModel, files: Sequence[RemoteFile], request: FitRequest
 ) -> FitReport:
-    """Decide whether the Hub's revision fits, instead of the one on disk."""
     pinned = replace(model.reference, revision=files[0].commit)
     report = judge(replace(model, reference=pinned), request)
     return replace(report, remote=tuple(files), paths=())
@@ -101,7 +100,6 @@ def _judge_hashed(model: RequestedModel, request: FitRequest) -> FitReport:
 
 
 def _damaged(model: RequestedModel, here: Installed) -> tuple[Path, ...]:
-    """Hash a model's files, and return the damaged ones."""
     from catalog import CatalogError
 
     listed: Sequence[RemoteFile] = ()

@@ -20,8 +20,7 @@ from conifer_cli.terminal import console
 from conifer_cli.terminal.format import size
 
 if TYPE_CHECKING:
-    from catalog.store.cache import Store
-    from catalog.store.source import Installed
+    from catalog.store.cache import Installed, Store
 
 _HEX = "[0-9a-f]"
 FETCHING = ".fetch-"  # prefix of the temporary folders of package downloads
@@ -90,7 +89,6 @@ def installed_model(named: RequestedModel) -> Installed:
 
 
 def _revisions(named: RequestedModel, store: Store) -> list[Installed]:
-    """Return a model with all its revisions, unless the name includes one."""
     model = installed_model(named)
     if named.reference.revision is not None:
         return [model]
@@ -135,7 +133,6 @@ def _delete(path: Path) -> int:
 
 
 def _tidy(store: Store) -> None:
-    """Remove empty folders of Conifer's home."""
     folders = [path.parent for path in store.packages.paths()]
     for glob in FOLDERS:
         folders += sorted(store.home.glob(glob), reverse=True)  # inner folders first

@@ -62,7 +62,6 @@ def show_model(name: str, as_json: bool) -> int:
 
 
 def _header(model: RequestedModel) -> ShownHeader | None:
-    """Read the header from the file on disk or from the cache, or return None."""
     from catalog.hub.header_cache import HeaderCache
     from engine.errors import GGUFError
     from engine.gguf.reader import merge_parts, open_model, read_header
@@ -170,7 +169,6 @@ def _share(part: int, traffic: dict[str, int]) -> str:
 
 
 def _windows(config: ModelConfig) -> str:
-    """Describe the layers with a limited attention window."""
     windows = [window for window in config.windows if window]
     if not windows:
         return "none"
@@ -179,7 +177,6 @@ def _windows(config: ModelConfig) -> str:
 
 
 def _document(header: ShownHeader) -> dict[str, Any]:
-    """Return the header, and figures derived from it, as JSON data."""
     from engine.fit.speed import bytes_per_token
     from engine.nn.cache_spec import token_bytes
     from engine.nn.config import count_parameters
@@ -223,7 +220,6 @@ def _document(header: ShownHeader) -> dict[str, Any]:
 
 
 def _experts(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> dict[str, Any] | None:
-    """Count the routed layers and return the mean size of one expert in one layer."""
     from engine.nn.config import OF_EXPERTS, used_tensors
 
     if config.experts is None:

@@ -18,7 +18,7 @@ from conifer_cli.terminal.progress import Progress
 
 if TYPE_CHECKING:
     from catalog.hub.client import RemoteFile
-    from catalog.store.source import Installed
+    from catalog.store.cache import Installed
 
 OK, DAMAGED, UNKNOWN = "ok", "damaged", "no hash is known"
 
@@ -34,12 +34,10 @@ class HashedFile:
 
     @property
     def outcome(self) -> str:
-        """One of OK, DAMAGED and UNKNOWN."""
         return UNKNOWN if self.want is None else OK if self.got == self.want else DAMAGED
 
     @property
     def problem(self) -> str:
-        """What is wrong with a damaged file."""
         return f"{self.path}: SHA-256 is {self.got}, expected {self.want}"
 
 
@@ -71,7 +69,7 @@ def verify_models(names: list[str], as_json: bool) -> int:
 
 def hashed(model: Installed, listed: Sequence[RemoteFile] = ()) -> Iterator[HashedFile]:
     """Hash a model's files. listed: the Hub's files, for hashes that nothing on disk records."""
-    from catalog.store.source import hash_file
+    from catalog.store.disk import hash_file
 
     for path, want in zip(model.paths, model.expected_hashes(listed), strict=True):
         total = path.stat().st_size

@@ -1,0 +1,51 @@
+"""The limits of the disk, and hashes of files on it."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from catalog.errors import NoSpace, StoreError
+
+SPARE_BYTES = 2**30  # left free on the disk
+HASH_BYTES = 2**22
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def require_space(folder: Path, need_bytes: int) -> None:
+    """Raise NoSpace unless 1 GiB stays free on the disk. `folder` need not exist."""
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    short_bytes = need_bytes + SPARE_BYTES - shutil.disk_usage(existing).free
+    if short_bytes > 0:
+        raise NoSpace(
+            f"not enough disk space at {folder}: {short_bytes:,} bytes short of leaving 1 GiB free"
+        )
+
+
+@contextmanager
+def disk_failures(folder: Path) -> Iterator[None]:
+    """Turn OSError into StoreError."""
+    try:
+        yield
+    except BrokenPipeError:  # from a progress callback, not the disk
+        raise
+    except OSError as error:
+        where = error.filename or folder
+        if error.errno in _FULL:
+            raise StoreError(f"{where}: the disk is full; the partial download is kept") from error
+        raise StoreError(f"{where}: {error.strerror or error}") from error
+
+
+def hash_file(path: Path, on_progress: Callable[[int], None]) -> str:
+    """Return a file's SHA-256 as hex. on_progress receives the bytes read. Raises StoreError."""
+    digest, done = hashlib.sha256(), 0
+    with disk_failures(path), path.open("rb", buffering=0) as file:
+        while chunk := file.read(HASH_BYTES):
+            digest.update(chunk)
+            done += len(chunk)
+            on_progress(done)
+    return digest.hexdigest()
