@@ -229,11 +229,8 @@ class RangeScheduler:
         if self._measured and 0 <= brought < RATE_BYTES:
             return
         fast = brought > FAST_BYTES_PER_S * (now - before)
-        self._streams, self._measured, self._rate_from = (
-            1 if fast else STREAMS,
-            True,
-            (size_bytes, now),
-        )
+        self._streams, self._measured = 1 if fast else STREAMS, True
+        self._rate_from = (size_bytes, now)
         self._changed.notify_all()
 
     def failed(self, span: byte_ranges.ByteRange, error: TransientError) -> None:

@@ -171,9 +171,8 @@ class Hub:
             for chunk in _translated(response.iter_bytes(), what):
                 body += chunk
                 if len(body) > MAX_LISTING_BYTES:
-                    raise HubUnreachable(
-                        f"{what}: the file listing exceeds {MAX_LISTING_BYTES:,} bytes"
-                    )
+                    most = f"{MAX_LISTING_BYTES:,} bytes"
+                    raise HubUnreachable(f"{what}: the file listing exceeds {most}")
         try:
             listing = json.loads(body)
         except ValueError as error:

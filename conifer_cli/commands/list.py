@@ -15,7 +15,6 @@ from conifer_cli.terminal import console
 from conifer_cli.terminal.format import count, size, table
 
 if TYPE_CHECKING:
-    from catalog import Entry
     from catalog.store.cache import Installed
 
 SPEEDS = (
@@ -47,24 +46,16 @@ def list_catalog(as_json: bool) -> int:
     known = supported()
     pairs = [(entry, status(entry, known)) for entry in entries().values()]
     if as_json:
-        documents = [dataclasses.asdict(entry) | {"status": text} for entry, text in pairs]
-        console.print_json(documents)
+        console.print_json([dataclasses.asdict(entry) | {"status": text} for entry, text in pairs])
         return errors.OK
-    heading = ("MODEL", "TOTAL", "ACTIVE", "KIND", "CONTEXT", "LICENCE", "STATUS")
-    rows = [(*_catalog_row(entry), text) for entry, text in pairs]
-    console.print_lines(table([heading, *rows], right=(1, 2, 4)))
+    rows = [("MODEL", "TOTAL", "ACTIVE", "KIND", "CONTEXT", "LICENCE", "STATUS")]
+    for entry, text in pairs:
+        total = count(entry.total_parameters)
+        active = count(entry.active_parameters) if entry.moe else "dense"
+        context = f"{entry.context:,}" if entry.context else "-"
+        rows.append((entry.id, total, active, entry.kind, context, entry.licence, text))
+    console.print_lines(table(rows, right=(1, 2, 4)))
     return errors.OK
-
-
-def _catalog_row(entry: Entry) -> tuple[str, ...]:
-    return (
-        entry.id,
-        count(entry.total_parameters),
-        count(entry.active_parameters) if entry.moe else "dense",
-        entry.kind,
-        f"{entry.context:,}" if entry.context else "-",
-        entry.licence,
-    )
 
 
 def name_of(model: Installed) -> str:
@@ -110,8 +101,8 @@ def list_speeds(as_json: bool) -> int:
         console.log("No runs yet. `conifer run` and `conifer bench` record their rates.")
     else:
         rows = [_speed_row(document) for document in documents]
-        note = "Tokens/s, medians of the last runs. Peak memory approaches the prediction as more "
-        note += "experts are used."
+        note = "Tokens/s, medians of the last runs. "
+        note += "Peak memory approaches the prediction as more experts are used."
         console.print_lines([*table([SPEEDS, *rows], right=range(3, 9)), "", note])
     return errors.OK
 
@@ -121,11 +112,9 @@ def _speed_document(group: list[history.Run], bandwidth: Any) -> dict[str, Any]:
     decoded = [run for run in group if run.decode_per_s is not None][-history.LAST :]
     predicted = [history.by_priors(run, bandwidth) for run in decoded]
     most = max(last, key=lambda run: run.peak_bytes)
+    names = ("model", "file", "size_bytes", "kernels", "kv_type")
     return {
-        **{
-            name: getattr(last[-1], name)
-            for name in ("model", "file", "size_bytes", "kernels", "kv_type")
-        },
+        **{name: getattr(last[-1], name) for name in names},
         "decode_per_s": history.median(run.decode_per_s for run in decoded),
         "predicted_decode_per_s": statistics.median(predicted) if predicted else None,
         "depth": round(statistics.median(run.depth for run in decoded)) if decoded else None,

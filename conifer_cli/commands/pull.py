@@ -1,8 +1,4 @@
-"""`conifer pull`: download a model, if `fit` says that it fits.
-
-For a downloaded model: reports a newer revision on the Hub, and downloads it with --update. --force
-hashes its files and downloads damaged ones again.
-"""
+"""`conifer pull`: download a model, if `fit` says that it fits."""
 
 from __future__ import annotations
 
@@ -35,12 +31,15 @@ if TYPE_CHECKING:
 def pull_model(name: str, request: FitRequest, update: bool = False, as_json: bool = False) -> int:
     """Download a model and print the path of its file, or of its first part.
 
-    update: download the newest revision even if an older one is on disk.
+    If the model is on disk, report a newer revision on the Hub, or download it with `update`.
+    With `request.force`, hash its files and download damaged ones again.
     """
     model = locate(name)
     newer = _newer(model)
     if newer and update:
-        report = _judge_newer(model, newer, request)
+        pinned = replace(model.reference, revision=newer[0].commit)
+        report = judge(replace(model, reference=pinned), request)
+        report = replace(report, remote=tuple(newer), paths=())
     else:
         report = _judge_hashed(model, request) if request.force else judge(model, request)
     was_here = bool(report.paths)
@@ -57,10 +56,7 @@ def pull_model(name: str, request: FitRequest, update: bool = False, as_json: bo
 
 
 def _newer(model: RequestedModel) -> Sequence[RemoteFile]:
-    """Return the Hub's files if they differ from those on disk; else nothing.
-
-    An unreachable Hub is only reported: the model is on disk.
-    """
+    """Return the Hub's files if they differ from those on disk. Report an unreachable Hub."""
     from catalog import CatalogError
 
     reference = model.reference
@@ -77,22 +73,10 @@ def _newer(model: RequestedModel) -> Sequence[RemoteFile]:
     return () if same else files
 
 
-def _judge_newer(
-    model: RequestedModel, files: Sequence[RemoteFile], request: FitRequest
-) -> FitReport:
-    pinned = replace(model.reference, revision=files[0].commit)
-    report = judge(replace(model, reference=pinned), request)
-    return replace(report, remote=tuple(files), paths=())
-
-
 def _judge_hashed(model: RequestedModel, request: FitRequest) -> FitReport:
-    """Hash the files on disk. If one is damaged, decide on the same revision from the Hub.
-
-    Headers on disk are read only if their hashes match.
-    """
+    """Hash the files before reading their headers. If one is damaged, judge the Hub's files."""
     here = open_store().locate(model.reference)
-    damaged = _damaged(model, here) if here else ()
-    if not here or not damaged:
+    if here is None or not (damaged := _damaged(model, here)):
         return judge(model, request)
     pinned = replace(model.reference, revision=here.commit, file=here.name)
     report = judge(replace(model, reference=pinned), request, ignore_disk=True)

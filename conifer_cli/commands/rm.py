@@ -1,8 +1,4 @@
-"""`conifer rm`: delete models, or with --all everything that Conifer wrote.
-
---all keeps models that other tools downloaded into the shared cache, and any other files in
-Conifer's home folder.
-"""
+"""`conifer rm`: delete models, or with --all everything that Conifer wrote, and nothing else."""
 
 from __future__ import annotations
 
@@ -97,10 +93,7 @@ def _revisions(named: RequestedModel, store: Store) -> list[Installed]:
 
 
 def _leftovers(store: Store, going: Iterable[Installed]) -> dict[Path, list[Path]]:
-    """Return Conifer's other files, grouped for display: by top folder of Conifer's home.
-
-    Unfinished downloads are one group each.
-    """
+    """Return Conifer's other files by folder of its home; each unfinished download on its own."""
     from catalog.download.part_file import unfinished
 
     found = {path: [path] for path in unfinished(store.hub_cache)}

@@ -71,9 +71,8 @@ def _header(model: RequestedModel) -> ShownHeader | None:
     if paths := store.find(reference):
         with reading(model.name, reference):
             file = open_model(paths[0])
-        config = read_config(file.metadata)
-        parts = len(file.parts)
-        return ShownHeader(file.metadata, file.tensors, config, file.parts, parts, file.size_bytes)
+        count, config = len(file.parts), read_config(file.metadata)
+        return ShownHeader(file.metadata, file.tensors, config, file.parts, count, file.size_bytes)
     cached = HeaderCache(store.home).find(reference)
     if cached is None:
         return None
@@ -90,6 +89,7 @@ def _header(model: RequestedModel) -> ShownHeader | None:
 def _entry_rows(entry: Entry) -> list[tuple[str, str]]:
     from catalog import status
 
+    total, active = count(entry.total_parameters), count(entry.active_parameters)
     experts = "none (dense model)"
     if entry.experts:
         experts = f"{entry.experts_used} of {entry.experts} per layer and token"
@@ -99,10 +99,7 @@ def _entry_rows(entry: Entry) -> list[tuple[str, str]]:
         ("model", f"{entry.id} ({entry.name})"),
         ("kind", entry.kind),
         ("status", status(entry, supported())),
-        (
-            "parameters",
-            f"{count(entry.total_parameters)}, {count(entry.active_parameters)} active per token",
-        ),
+        ("parameters", f"{total}, {active} active per token"),
         ("experts", experts),
         ("layers", str(entry.layers or "-")),
         ("context", f"{entry.context:,}" if entry.context else "-"),
@@ -123,12 +120,12 @@ def _header_rows(header: ShownHeader) -> list[tuple[str, str]]:
     if routed:
         experts = f"{routed['used']} of {routed['count']} per token, in {routed['layers']} of "
         experts += f"{config.layers} layers; {routed['shared']} shared"
-    traffic = document["bytes_per_token"]
-    shares = (
-        f"always {_share(traffic['always'], traffic)}, routed {_share(traffic['routed'], traffic)}"
-    )
+    total, active = document["total_parameters"], document["active_parameters"]
+    traffic, state_bytes = document["bytes_per_token"], document["state_bytes"]
+    always, routed_part = (_share(traffic[part], traffic) for part in ("always", "routed"))
     template = metadata.get("tokenizer.chat_template")
-    kv_bytes = document["kv_bytes_per_1000_tokens"]
+    f16, q8 = (size(document["kv_bytes_per_1000_tokens"][kv_type]) for kv_type in ("f16", "q8"))
+    tokenizer, pre = document["tokenizer"]["model"], document["tokenizer"]["pre"]
     where = str(header.paths[0]) if header.paths else "not on this machine (cached header)"
     return [
         ("file", where),
@@ -136,28 +133,16 @@ def _header_rows(header: ShownHeader) -> list[tuple[str, str]]:
         ("file name", config.name),
         ("file architecture", config.architecture),
         ("file layers", f"{config.layers}, {config.width} wide"),
-        (
-            "file parameters",
-            f"{document['total_parameters']:,}, {document['active_parameters']:,} active per token",
-        ),
+        ("file parameters", f"{total:,}, {active:,} active per token"),
         ("file experts", experts),
         ("an expert", size(routed["expert_bytes"]) if routed else "-"),
-        ("a token reads", f"{size(traffic['total'])}: {shares}"),
-        (
-            "KV cache",
-            f"{size(kv_bytes['f16'])} per 1,000 tokens in f16, {size(kv_bytes['q8'])} in q8",
-        ),
-        (
-            "state",
-            f"{size(document['state_bytes'])} at any length" if document["state_bytes"] else "none",
-        ),
+        ("a token reads", f"{size(traffic['total'])}: always {always}, routed {routed_part}"),
+        ("KV cache", f"{f16} per 1,000 tokens in f16, {q8} in q8"),
+        ("state", f"{size(state_bytes)} at any length" if state_bytes else "none"),
         ("window", _windows(config)),
         ("file context", f"{config.context:,}"),
         ("vocabulary", f"{config.vocab:,}"),
-        (
-            "tokenizer",
-            f"{document['tokenizer']['model']}, {document['tokenizer']['pre'] or 'no pre-split'}",
-        ),
+        ("tokenizer", f"{tokenizer}, {pre or 'no pre-split'}"),
         ("chat template", f"{len(template):,} characters" if template else "none"),
         ("file licence", document["licence"] or "not stated"),
         ("tensors", f"{len(tensors)}: {', '.join(document['types'])}"),

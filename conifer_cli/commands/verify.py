@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from conifer_cli import errors
 from conifer_cli.acquire import locate, open_store
@@ -36,6 +36,11 @@ class HashedFile:
     def outcome(self) -> str:
         return UNKNOWN if self.want is None else OK if self.got == self.want else DAMAGED
 
+    def document(self) -> dict[str, Any]:
+        """Return the result as JSON data."""
+        hashes = {"expected_sha256": self.want, "sha256": self.got}
+        return {"name": self.name, "path": str(self.path), **hashes, "outcome": self.outcome}
+
     @property
     def problem(self) -> str:
         return f"{self.path}: SHA-256 is {self.got}, expected {self.want}"
@@ -43,20 +48,12 @@ class HashedFile:
 
 def verify_models(names: list[str], as_json: bool) -> int:
     """Hash the named models, or all on disk. Returns exit code 3 if one is damaged."""
-    files = list(_hashed_files(names))
+    models = [installed_model(locate(name)) for name in names] or open_store().installed()
+    if not models:
+        raise UsageError("there are no models to verify", "`conifer list` shows downloaded models.")
+    files = [file for model in models for file in hashed(model)]
     if as_json:
-        console.print_json(
-            [
-                {
-                    "name": file.name,
-                    "path": str(file.path),
-                    "expected_sha256": file.want,
-                    "sha256": file.got,
-                    "outcome": file.outcome,
-                }
-                for file in files
-            ]
-        )
+        console.print_json([file.document() for file in files])
     else:
         console.print_lines(table([(file.name, file.outcome, str(file.path)) for file in files]))
     damaged = [file for file in files if file.outcome == DAMAGED]
@@ -76,11 +73,3 @@ def hashed(model: Installed, listed: Sequence[RemoteFile] = ()) -> Iterator[Hash
         with Progress(path.name) as progress:
             got = hash_file(path, lambda done, total=total: progress.update(done, total))  # type: ignore[misc]
         yield HashedFile(name_of(model), path, want, got)
-
-
-def _hashed_files(names: list[str]) -> Iterator[HashedFile]:
-    models = [installed_model(locate(name)) for name in names] or open_store().installed()
-    if not models:
-        raise UsageError("there are no models to verify", "`conifer list` shows downloaded models.")
-    for model in models:
-        yield from hashed(model)
