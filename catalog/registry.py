@@ -211,7 +211,7 @@ def _keys(kind: type) -> dict[str, Check]:
 class _Reader:
     """One model table, and its name in error messages."""
 
-    def __init__(self, table: Mapping[str, Any], where: str) -> None:
+    def __init__(self, table: dict[str, Any], where: str) -> None:
         self.table = table
         self.where = str(table.get("id", where))
 
@@ -219,11 +219,7 @@ class _Reader:
         return CatalogError(f"models.toml: {self.where}: {key}: {problem}")
 
     def check(
-        self,
-        table: Mapping[str, Any],
-        keys: Mapping[str, Check],
-        required: Collection[str],
-        prefix: str = "",
+        self, table: dict[str, Any], keys: dict[str, Check], required: Collection[str], prefix: str
     ) -> None:
         for key, value in table.items():
             if key not in keys:
@@ -236,7 +232,7 @@ class _Reader:
 
     def entry(self, tags: Mapping[str, str]) -> Entry:
         required = ("id", "name", "kind", "architecture", "licence", "default_quant", "sources")
-        self.check(self.table, keys := _keys(Entry), (*required, "files"))
+        self.check(self.table, keys := _keys(Entry), (*required, "files"), "")
         plain: dict[str, Any] = {key: self.table.get(key) for key in keys}
         plain |= {key: self.table.get(key, False) for key in ("hybrid", "starter")}
         for key in ("sampling", "sampling_no_think"):
@@ -252,17 +248,15 @@ class _Reader:
             plain["package"] = package = Package(self.table["id"], quant, **table)
             names, size = (package.file_name,), package.size_bytes
             plain["files"] += (CatalogFile(quant, None, names, size),)
-        plain["sources"] = tuple(self.source(tag, tags) for tag in self.table["sources"])
+        for tag in self.table["sources"]:
+            if tag not in tags:
+                raise self.fail("sources", f"{tag!r} is not defined under [sources]")
+        plain["sources"] = tuple(f"{tag}: {tags[tag]}" for tag in self.table["sources"])
         if plain["experts"] is None and plain["active_parameters"] is None:
             plain["active_parameters"] = plain["total_parameters"]  # a dense model
         return self.consistent(Entry(**plain))
 
-    def source(self, tag: str, tags: Mapping[str, str]) -> str:
-        if tag not in tags:
-            raise self.fail("sources", f"{tag!r} is not defined under [sources]")
-        return f"{tag}: {tags[tag]}"
-
-    def file(self, table: Mapping[str, Any], number: int) -> CatalogFile:
+    def file(self, table: dict[str, Any], number: int) -> CatalogFile:
         prefix = f"files[{number}]."
         self.check(table, _FILE_KEYS, ("quant",), prefix)
         sizes = [unit for unit in SIZE_UNITS if unit in table]

@@ -8,7 +8,6 @@ the disk, and nothing touches the network.
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -75,13 +74,9 @@ def resolve(text: str) -> Reference:
         return _link(found[1], text)
     if found := _HUB_NAME.fullmatch(text):
         return _hub_name(found[1], text)
-    if "/" in text or os.sep in text or text.startswith((".", "~")) or _ends_as_gguf(text):
+    if "/" in text or text.startswith((".", "~")) or text.lower().endswith(".gguf"):
         return _path(text)
     return _catalog_name(text)
-
-
-def _ends_as_gguf(text: str) -> bool:
-    return text.lower().endswith(".gguf")
 
 
 def _path(text: str) -> Reference:
@@ -142,7 +137,7 @@ def _hub(text: str, segments: list[str], asked: str | None, revision: str | None
     quant = normal_quant(asked) if asked else None
     sound = (
         is_repository(repository)
-        and (file is None or (is_safe(file) and _ends_as_gguf(file)))
+        and (file is None or (is_safe(file) and file.lower().endswith(".gguf")))
         and (asked is None or quant is not None)
         and (revision is None or (_REVISION.fullmatch(revision) and is_safe(revision)))
     )

@@ -86,31 +86,24 @@ def _run(command: list[str], work: Path, package: Package, on_progress: Progress
     temporary.mkdir(exist_ok=True)
     environment = {**os.environ, "TMPDIR": str(temporary)}  # leave nothing elsewhere
     quiet = subprocess.DEVNULL
-    with (work / "log").open("w+b") as errors:
-        process = subprocess.Popen(
-            command, stdin=quiet, stdout=quiet, stderr=errors, env=environment
-        )
+    with (work / "log").open("w+b") as log:
+        process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=log, env=environment)
         try:
             while process.poll() is None:
                 on_progress(min(_bytes_in(work), total), total)
                 time.sleep(POLL_S)
         finally:
-            _end(process)
+            process.terminate()  # no effect once it has ended
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
         if process.returncode == 0:
             on_progress(total, total)
             return None
-        errors.seek(0)
-        return _reason(errors.read()[-65536:].decode(errors="replace"), process.returncode)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        log.seek(0)
+        return _reason(log.read()[-65536:].decode(errors="replace"), process.returncode)
 
 
 def _reason(text: str, status: int) -> str:

@@ -2,9 +2,7 @@
 
 Its name carries its writer, so that two processes never share one: `<blob>.<host>-<pid>-<n>.part`.
 A JSON record with the same stem lists the present bytes. It is written after them, so it is true
-even after a kill. After a reboot only fsynced ranges count.
-
-Each byte is written once: hashed bytes are never overwritten.
+even after a kill. After a reboot only fsynced ranges count. Hashed bytes are never overwritten.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +27,7 @@ RECORD_EVERY_BYTES = 2**20  # the most that a kill can lose
 MAX_RECORD_BYTES = 2**16
 FOREIGN_IDLE_S = 3600.0  # a partial file of another host counts as abandoned after this time
 _numbers = itertools.count()
+_open_here: set[str] = set()  # names of the partial files that this process has open
 
 
 @dataclass
@@ -223,11 +222,8 @@ def claim(blob: Path, size_bytes: int) -> Iterator[PartFile]:
                 os.rename(path.with_suffix(".json"), me.with_suffix(".json"))
             break
     try:
-        partial = PartFile(me, size_bytes)
-        try:
+        with closing(PartFile(me, size_bytes)) as partial:
             yield partial
-        finally:
-            partial.close()
     finally:
         _open_here.discard(me.name)
 
@@ -259,10 +255,6 @@ def allocated_bytes(path: Path) -> int:
         status = path.stat()
         return min(status.st_blocks * 512, status.st_size)
     return 0
-
-
-# Names of the partial files that this process has open.
-_open_here: set[str] = set()
 
 
 def _boot() -> str:
@@ -299,9 +291,8 @@ def _alive(pid: int, changed: float) -> bool:
 
     try:
         process = psutil.Process(pid)
-        return bool(
-            process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= changed + 1
-        )
+        older: bool = process.create_time() <= changed + 1
+        return older and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
     except psutil.Error:

@@ -72,8 +72,7 @@ def missing_bytes(files: Sequence[RemoteFile], store: Store) -> int:
     need = 0
     for file in files:
         if not is_here(file, store):
-            parts = _parts(store.hub.blob_path(file), "*.part")
-            kept = max(map(part_file.allocated_bytes, parts), default=0)
+            kept = _kept_bytes(store.hub.blob_path(file), "*.part")
             need += max(file.size_bytes - kept, 0)
     return need
 
@@ -106,16 +105,16 @@ def _fetch(
             try:
                 partial.publish(blob)
             except FileNotFoundError as error:
+                problem = f"{partial.path} was deleted during the download; try again"
                 if not is_here(file, store):
-                    raise StoreError(
-                        f"{partial.path} was deleted during the download; try again"
-                    ) from error
+                    raise StoreError(problem) from error
         part_file.sweep(blob)
 
 
-def _parts(blob: Path, *patterns: str) -> Iterator[Path]:
-    for pattern in patterns:
-        yield from blob.parent.glob(f"{blob.name}.{pattern}")
+def _kept_bytes(blob: Path, *patterns: str) -> int:
+    """Return the size of the largest partial file of a blob."""
+    paths = (path for pattern in patterns for path in blob.parent.glob(f"{blob.name}.{pattern}"))
+    return max(map(part_file.allocated_bytes, paths), default=0)
 
 
 def _link(file: RemoteFile, store: Store) -> None:
@@ -168,8 +167,7 @@ def _wait_for_lock(handle: int, store: Store, file: RemoteFile, callbacks: Callb
             if not waited:
                 callbacks.on_wait()
                 waited = True
-        parts = _parts(blob, "*.part", "*.incomplete")  # ours, or huggingface_hub's
-        size_bytes = max(map(part_file.allocated_bytes, parts), default=0)
+        size_bytes = _kept_bytes(blob, "*.part", "*.incomplete")  # ours, or huggingface_hub's
         if size_bytes > best:
             best, since = size_bytes, time.monotonic()
             callbacks.on_progress(min(size_bytes, file.size_bytes), file.size_bytes)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urljoin, urlsplit
 
 from catalog.errors import AccessDenied, BadSetting, CatalogError, HubUnreachable, ModelNotFound
+from catalog.files import parse_json
 from catalog.hub.paths import COMMIT, SHA256
 from catalog.names import is_repository, is_safe
 from catalog.resolve import Reference
@@ -164,8 +165,6 @@ class Hub:
             yield _range_response(response, file, start, end)
 
     def _json(self, url: str, what: str) -> dict[str, Any]:
-        import json
-
         with self._get(url, what, what, {}) as response:
             body = bytearray()
             for chunk in _translated(response.iter_bytes(), what):
@@ -173,12 +172,9 @@ class Hub:
                 if len(body) > MAX_LISTING_BYTES:
                     most = f"{MAX_LISTING_BYTES:,} bytes"
                     raise HubUnreachable(f"{what}: the file listing exceeds {most}")
-        try:
-            listing = json.loads(body)
-        except ValueError as error:
-            raise HubUnreachable(f"{what}: the response is not JSON: {error}") from error
-        if not isinstance(listing, dict):
-            raise HubUnreachable(f"{what}: the response is not a file listing")
+        listing = parse_json(bytes(body), dict)
+        if listing is None:
+            raise HubUnreachable(f"{what}: the response is not a file listing in JSON")
         return listing
 
     @contextmanager
@@ -246,9 +242,7 @@ def _stored_token() -> str | None:
     except UnicodeDecodeError as error:
         raise BadSetting(f"HF_TOKEN_PATH: {path} does not contain a token") from error
     if token and not (token.isascii() and token.isprintable()):
-        raise BadSetting(
-            f"HF_TOKEN (or the file {path}) contains characters that are not valid in a token"
-        )
+        raise BadSetting(f"HF_TOKEN (or the file {path}) contains invalid characters")
     return token
 
 
@@ -259,10 +253,8 @@ def _client() -> httpx2.Client:
     try:
         return get_session()
     except (ImportError, ValueError, OSError, httpx2.InvalidURL) as error:
-        raise BadSetting(
-            "invalid network settings in HTTPS_PROXY, HTTP_PROXY, ALL_PROXY or SSL_CERT_FILE: "
-            f"{error}"
-        ) from error
+        names = "HTTPS_PROXY, HTTP_PROXY, ALL_PROXY or SSL_CERT_FILE"
+        raise BadSetting(f"invalid network settings in {names}: {error}") from error
 
 
 def _remote_file(sibling: Any, repository: str, commit: str, revision: str) -> RemoteFile | None:

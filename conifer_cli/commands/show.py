@@ -71,8 +71,8 @@ def _header(model: RequestedModel) -> ShownHeader | None:
     if paths := store.find(reference):
         with reading(model.name, reference):
             file = open_model(paths[0])
-        count, config = len(file.parts), read_config(file.metadata)
-        return ShownHeader(file.metadata, file.tensors, config, file.parts, count, file.size_bytes)
+        parts, config = file.parts, read_config(file.metadata)
+        return ShownHeader(file.metadata, file.tensors, config, parts, len(parts), file.size_bytes)
     cached = HeaderCache(store.home).find(reference)
     if cached is None:
         return None
