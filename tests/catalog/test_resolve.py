@@ -196,9 +196,7 @@ def test_select_prefers_the_spelling_the_catalog_knows() -> None:
 
 
 def test_select_names_what_is_missing() -> None:
-    with pytest.raises(
-        catalog.ModelNotFound, match="no Q2_K file in r; available: Q4_K_M, Q8_0"
-    ):
+    with pytest.raises(catalog.ModelNotFound, match="no Q2_K file in r; available: Q4_K_M, Q8_0"):
         select(LISTING, "r", quant="Q2_K")
     with pytest.raises(catalog.ModelNotFound, match="part 2 is missing"):
         select(LISTING, "r", quant="Q8_0")
