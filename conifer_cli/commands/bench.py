@@ -1,14 +1,12 @@
-"""`conifer bench`: measure a model's speed, as a table and as one line of JSON.
-
-Reports medians with the slowest and fastest runs, and compares decoding with memory bandwidth.
-"""
+"""`conifer bench`: measure the speed of a model, and compare decoding with memory bandwidth."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from conifer_cli import errors
 from conifer_cli.acquire import ensure, judge, locate
 from conifer_cli.errors import NoRoom, UsageError
-from conifer_cli.fit.plan import FitReport, FitRequest
+from conifer_cli.fit.plan import FitReport, FitRequest, require_context
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import gigabytes, size, table
 from conifer_cli.terminal.progress import Progress
@@ -27,11 +25,12 @@ if TYPE_CHECKING:
 
 PROMPTS = (128, 512)
 DEPTHS = (0, 4096)
+Watch = Callable[[Iterable[float]], Iterator[float]]
 
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """The options of `bench`; None means the default lengths that fit the context."""
+    """The options of `bench`. None: the default lengths that fit the context."""
 
     prompts: tuple[int, ...] | None = None
     depths: tuple[int, ...] | None = None
@@ -45,7 +44,7 @@ class BenchOptions:
 
 
 def bench_model(name: str | None, options: BenchOptions) -> int:
-    """Print measurements as a table and as JSON. Return the exit code."""
+    """Print measurements as a table and as one line of JSON. Return the exit code."""
     target = locate(name)
     request = FitRequest(None, options.kv_type, options.force, options.yes, options.kernels)
     report = ensure(target, judge(target, request), request)
@@ -63,7 +62,7 @@ def bench_model(name: str | None, options: BenchOptions) -> int:
 
 
 def lengths(report: FitReport, options: BenchOptions) -> tuple[list[int], list[int]]:
-    """Return prompt lengths and depths. Raises UsageError or NoRoom if one exceeds the context."""
+    """Return prompt lengths and depths. Raises UsageError or NoRoom if one is too long."""
     from engine.benchmark import decode_context
 
     assert report.config is not None
@@ -79,29 +78,31 @@ def lengths(report: FitReport, options: BenchOptions) -> tuple[list[int], list[i
         chosen.append([n for n in (asked or default) if n + more <= fits])
     if not any(chosen):
         raise UsageError(
-            f"the context of {report.name} is {fits:,} tokens, too few for the default lengths",
+            f"the default lengths exceed the context of {report.name}: {fits:,} tokens",
             "Choose shorter ones with --prompt, --depth and --tokens.",
         )
     return chosen[0], chosen[1]
 
 
 def _require(name: str, need: int, most: int, fits: int) -> None:
-    if need > most:
-        raise UsageError(f"a context of {need:,} exceeds the {most:,} tokens that {name} supports")
+    require_context(name, most, FitRequest(need))
     if need > fits:
-        raise NoRoom(f"a context of {need:,} does not fit: the largest for {name} is {fits:,}")
+        raise NoRoom(
+            f"a context of {need:,} does not fit in memory: the largest for {name} is {fits:,}"
+        )
 
 
 def measure(
     model: Model, report: FitReport, prompts: list[int], depths: list[int], options: BenchOptions
 ) -> dict[str, Any]:
-    """Run every measurement and return the JSON document."""
+    """Run all measurements and return the JSON document."""
     from engine import benchmark as engine
     from engine.fit.bandwidth import peak_memory_bytes
 
     repeat, kv_type = options.repeat, options.kv_type
     total = repeat * (len(prompts) + 2 * len(depths))
-    with ProgressWrapper(total) as watch:
+    with Progress("measuring", "runs") as progress:
+        watch = _watch(progress, total)
         prefill = [
             {"tokens": n, **spread(watch(engine.prefill_rates(model, n, repeat, kv_type)))}
             for n in prompts
@@ -117,9 +118,8 @@ def measure(
         peak = peak_memory_bytes()  # before the buffers for bandwidth
         for row in decode:
             row |= _bandwidth_share(model, report, row, watch, options)
-    return {**_circumstances(model, report, options), "prefill": prefill, "decode": decode} | {
-        "peak_memory_bytes": peak
-    }
+    measured = {"prefill": prefill, "decode": decode, "peak_memory_bytes": peak}
+    return _environment(model, report, options) | measured
 
 
 def _record(document: dict[str, Any], report: FitReport, options: BenchOptions) -> None:
@@ -128,7 +128,7 @@ def _record(document: dict[str, Any], report: FitReport, options: BenchOptions) 
 
     most = [row["tokens"] for row in document["prefill"]]
     most += [row["depth"] + options.tokens for row in document["decode"]]
-    keep = functools.partial(
+    record = functools.partial(
         history.record,
         report,
         document["kernels"],
@@ -139,21 +139,21 @@ def _record(document: dict[str, Any], report: FitReport, options: BenchOptions) 
     for row in document["prefill"]:
         if row["tokens"] >= history.MIN_PREFILLED:
             rate = row["per_s"]["median"]
-            keep(depth=row["tokens"], decode_per_s=None, prefill_per_s=rate)
+            record(depth=row["tokens"], decode_per_s=None, prefill_per_s=rate)
     for row in document["decode"]:
         if options.tokens >= history.MIN_DECODED:
             depth, rate = row["depth"] + options.tokens // 2, row["per_s"]["median"]
-            keep(depth=depth, decode_per_s=rate, prefill_per_s=None)
+            record(depth=depth, decode_per_s=rate, prefill_per_s=None)
 
 
 def _bandwidth_share(
     model: Model,
     report: FitReport,
     row: dict[str, Any],
-    watch: ProgressWrapper,
+    watch: Watch,
     options: BenchOptions,
 ) -> dict[str, Any]:
-    """Measure reads of the bytes one token moves; return decoding's share of that rate."""
+    """Measure reading the bytes that one token moves, and compare decoding with that rate."""
     from engine.fit.bandwidth import read_rates
     from engine.fit.speed import bytes_per_token
     from engine.gguf.reader import open_model
@@ -173,34 +173,25 @@ def _bandwidth_share(
 
 
 def spread(rates: Iterable[float]) -> dict[str, Any]:
-    """Return the median, minimum and maximum of the runs, and the runs."""
+    """Return the median, the minimum and the maximum of the runs, and the runs."""
     runs = [float(f"{rate:.5g}") for rate in rates]
     per_s = {"median": statistics.median(runs), "low": min(runs), "high": max(runs)}
     return {"per_s": per_s, "runs": runs}
 
 
-class ProgressWrapper:
-    """Wrap iterators of rates and show the number of finished runs on stderr."""
+def _watch(progress: Progress, total: int) -> Watch:
+    """Return a function that counts rates, of several iterators, as they pass through."""
+    done = itertools.count(1)
 
-    def __init__(self, total: int) -> None:
-        self._total, self._done = total, 0
-        self._progress = Progress("measuring", "runs")
-
-    def __enter__(self) -> ProgressWrapper:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.clear()
-
-    def __call__(self, rates: Iterable[float]) -> Iterator[float]:
+    def watch(rates: Iterable[float]) -> Iterator[float]:
         for rate in rates:
-            self._done += 1
-            self._progress.update(self._done, self._total)
+            progress.update(next(done), total)
             yield rate
 
+    return watch
 
-def _circumstances(model: Model, report: FitReport, options: BenchOptions) -> dict[str, Any]:
-    """Return the model, machine and versions."""
+
+def _environment(model: Model, report: FitReport, options: BenchOptions) -> dict[str, Any]:
     from engine.device import cores
     from engine.fit.bandwidth import read_method
 
@@ -220,7 +211,6 @@ def _circumstances(model: Model, report: FitReport, options: BenchOptions) -> di
 
 
 def _report(document: dict[str, Any]) -> list[str]:
-    """Format the measurements as a table."""
     threads = f", {document['threads']} threads" if document["threads"] else ""
     rows: list[tuple[str, ...]] = [
         ("", "TOKENS/S", "LOWEST", "HIGHEST", "BYTES/TOKEN", "BANDWIDTH", "SHARE")
@@ -239,7 +229,7 @@ def _report(document: dict[str, Any]) -> list[str]:
         *table(rows, right=range(1, 7)),
         "",
         f"peak memory: {gigabytes(document['peak_memory_bytes'])}, including mapped weights",
-        f"Bandwidth of reading as many bytes: {document['read_method']}.",
+        f"BANDWIDTH is the rate of reading the same number of bytes: {document['read_method']}.",
     ]
 
 

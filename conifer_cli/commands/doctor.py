@@ -1,7 +1,7 @@
 """`conifer doctor`: check this machine, the installation and the network.
 
-Prints one line per check and writes no files. A failed check has the exit code that a command would
-have for the same problem.
+Prints one line per check and writes no files. A failed check has the exit code that other commands
+use for the same problem.
 """
 
 from __future__ import annotations
@@ -27,19 +27,18 @@ from conifer_cli.versions import DISTRIBUTION, NOT_INSTALLED, installed_version
 OK, WARN, FAIL = "ok", "warn", "fail"
 NAMED = ("mlx", "numpy", "huggingface_hub")  # versions that a bug report needs
 UNMEASURED = {"metal": "Metal: not yet measured", "cuda": "CUDA: not yet measured"}
-ASKED_FOR = "Qwen/Qwen3-30B-A3B-GGUF"  # any repository works
+PROBE_REPOSITORY = "Qwen/Qwen3-30B-A3B-GGUF"  # any repository works
 NO_HUB = (
     "Check the network, HTTPS_PROXY and HF_ENDPOINT, or set HF_HUB_OFFLINE=1 to work offline; "
     "models listed by `conifer list` run without a network"
 )
 SMALL_DISK_BYTES = 20 * 10**9  # less than most MoE models need
-
 _REQUIREMENT = re.compile(r"([A-Za-z0-9_.-]+)\s*(==|>=)\s*([0-9.]+)$")
 
 
 @dataclass(frozen=True)
 class Check:
-    """The result of a check. advice: how to fix a problem. code: exit code of a failure."""
+    """The result of a check. advice: how to fix the problem. code: exit code of a failure."""
 
     name: str
     status: str
@@ -69,7 +68,6 @@ def _line(check: Check) -> str:
 
 
 def check_backend() -> Check:
-    """Check the compute backend."""
     from engine.device import cores
     from engine.errors import BackendError
     from engine.fit.machine import this_machine
@@ -78,16 +76,14 @@ def check_backend() -> Check:
         machine = this_machine()
     except BackendError as error:
         return Check("backend", FAIL, str(error), code=errors.FAILURE)
-    unmeasured = UNMEASURED.get(machine.backend)
-    if unmeasured:
-        advice = "Please report what `conifer bench` prints here"
+    if unmeasured := UNMEASURED.get(machine.backend):
+        advice = "Please report the output of `conifer bench` on this machine"
         return Check("backend", WARN, f"{machine.backend}: {machine.name}; {unmeasured}", advice)
     detail = f"cpu: {machine.name}, {_count(cores(), 'thread')}; {UNMEASURED['metal']}"
     return Check("backend", OK, detail)
 
 
 def check_kernels() -> Check:
-    """Check which kernels run."""
     from engine.device import backend
     from engine.errors import BackendError
     from engine.kernels import native
@@ -97,7 +93,7 @@ def check_kernels() -> Check:
     except BackendError:
         return Check("kernels", FAIL, "unavailable without a backend", code=errors.FAILURE)
     if device != "cpu":
-        return Check("kernels", OK, "stock: operations of MLX")
+        return Check("kernels", OK, "stock: MLX operations")
     reason = native.unavailable_reason()
     if reason is None:
         return Check("kernels", OK, f"native: C++, {native.isa()}")
@@ -122,7 +118,7 @@ def check_memory() -> Check:
     best = best_moe(machine)
     if best is not None:
         return Check("memory", OK, f"{detail}; the largest MoE model that fits is {best.id}")
-    advice = "Close other programs; `conifer fit` lists what each model needs"
+    advice = "Close other programs; `conifer fit` shows the verdict for each model"
     if machine.budget_bytes < PROGRAM + MIN_RESERVE:
         return Check("memory", FAIL, f"{detail}; too little for any model", advice, errors.NO_ROOM)
     return Check("memory", WARN, f"{detail}; no MoE model fits", advice)
@@ -166,7 +162,7 @@ def check_cache() -> Check:
         f"{store.hub_cache}: {_count(len(installed), 'model')}, {used}, {size(free)} free; "
         f"Conifer's files: {store.home}"
     )
-    advice = "Remove models with `conifer rm`, or set HF_HOME to another disk"
+    advice = "Remove models with `conifer rm`, or set HF_HOME to a folder on another disk"
     if free < SPARE_BYTES:
         return Check("cache", FAIL, detail, advice, errors.NO_ROOM)
     if free < SMALL_DISK_BYTES:
@@ -175,12 +171,12 @@ def check_cache() -> Check:
 
 
 def _unusable(folder: Path) -> str | None:
-    """Return why a folder cannot be written; None if it can. It may not exist yet."""
-    place = _existing(folder)
-    if not os.path.isdir(place):
-        return f"{place} is not a folder"
-    if not os.access(place, os.W_OK | os.X_OK):
-        return f"{place} is not writable"
+    """Return why a folder, which may not exist yet, cannot be written; None if it can."""
+    parent = _existing(folder)
+    if not os.path.isdir(parent):
+        return f"{parent} is not a folder"
+    if not os.access(parent, os.W_OK | os.X_OK):
+        return f"{parent} is not writable"
     try:
         folder.stat()
     except FileNotFoundError:
@@ -191,11 +187,11 @@ def _unusable(folder: Path) -> str | None:
 
 
 def _existing(folder: Path) -> Path:
-    return next(place for place in (folder, *folder.parents) if os.path.exists(place))
+    return next(path for path in (folder, *folder.parents) if os.path.exists(path))
 
 
 def check_hub() -> Check:
-    """Check that the Hub lists one repository, unless offline mode is on."""
+    """Check that the Hub can list a repository, unless offline mode is on."""
     from catalog.errors import AccessDenied, BadSetting, CatalogError, ModelNotFound
 
     try:
@@ -206,18 +202,17 @@ def check_hub() -> Check:
     if hub.offline:
         return Check("hub", OK, f"offline mode is on; {hub.endpoint} was not contacted")
     try:
-        hub.files(ASKED_FOR)
+        hub.files(PROBE_REPOSITORY)
     except ModelNotFound:
         pass  # a mirror may lack this model
     except AccessDenied as error:
-        return Check("hub", WARN, str(error), "Check HF_TOKEN: the Hub may reject this token")
+        return Check("hub", WARN, str(error), "Check HF_TOKEN: the Hub may have rejected it")
     except CatalogError as error:
         return Check("hub", FAIL, f"{hub.endpoint}: {error}", NO_HUB, errors.UNREACHABLE)
     return Check("hub", OK, f"{hub.endpoint} is reachable")
 
 
 def check_versions() -> Check:
-    """Check that installed versions meet Conifer's requirements."""
     own = installed_version(DISTRIBUTION)
     parts = [f"conifer {own or NOT_INSTALLED}", f"Python {platform.python_version()}"]
     parts += [f"{name} {installed_version(name) or 'not installed'}" for name in NAMED]
@@ -230,11 +225,11 @@ def check_versions() -> Check:
 
 
 def _unmet(requirements: list[str]) -> list[str]:
-    """Return unmet requirements of the form `name==1.2` or `name>=1.2`."""
+    """Return the unmet requirements of the form `name==1.2` or `name>=1.2`."""
     found = []
     for text in requirements:
         match = _REQUIREMENT.match(text)
-        if match is None:  # optional: an extra or a marker
+        if match is None:  # it has a marker, so it is optional
             continue
         version = installed_version(match[1])
         have, want = _numbers(version or ""), _numbers(match[3])
@@ -246,10 +241,8 @@ def _unmet(requirements: list[str]) -> list[str]:
 def _numbers(version: str) -> tuple[int, ...]:
     """Return the leading numbers of a version without trailing zeros: 2.4.0rc1 is (2, 4)."""
     leading = re.split(r"[^\d.]", version, maxsplit=1)[0]
-    numbers = [int(number) for number in leading.split(".") if number]
-    while numbers and not numbers[-1]:
-        numbers.pop()
-    return tuple(numbers)
+    leading = re.sub(r"(\.0*)+$", "", leading)
+    return tuple(int(number) for number in leading.split(".") if number)
 
 
 def _count(number: int, what: str) -> str:

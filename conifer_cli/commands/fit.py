@@ -1,4 +1,4 @@
-"""`conifer fit`: whether one model, or each model in the catalog, fits a machine."""
+"""`conifer fit`: check whether one model, or every model in the catalog, fits a machine."""
 
 from __future__ import annotations
 
@@ -7,18 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from conifer_cli import errors
 from conifer_cli.acquire import connect, locate, open_store
+from conifer_cli.fit import quant_matrix as matrix
 from conifer_cli.fit import view
-from conifer_cli.fit.alternatives import size_kind, supported, ways_out
+from conifer_cli.fit.alternatives import fitting_quants, sizes_of, supported, ways_out
 from conifer_cli.fit.plan import FitReport, FitRequest
 from conifer_cli.fit.predict import Target, best_known_report, bytes_per_token, choose_target, speed
-from conifer_cli.fit.quant_matrix import (
-    QuantRow,
-    listed_sizes,
-    quant_matrix,
-    quant_of_report,
-    sizes_of,
-    smaller_row,
-)
+from conifer_cli.fit.quant_matrix import QuantRow
 from conifer_cli.fit.view import CatalogRow, DecodeSpeed
 from conifer_cli.terminal import console
 
@@ -27,7 +21,7 @@ if TYPE_CHECKING:
     from engine.fit.machine import Machine
     from engine.fit.speed import Rate
 
-HARDLY = 1.25  # a larger file must exceed the default one by this factor
+MIN_SIZE_RATIO = 1.25  # a quantisation must be this much larger to replace the default one
 ORDER = ["fits", "tight", "too_large", None]
 
 
@@ -49,10 +43,10 @@ def fit_model(name: str, options: FitOptions) -> int:
     hub = None if options.machine else connect
     report = best_known_report(name, model.reference, request, target.machine, open_store(), hub)
     found = _speed(report, target, request)
-    sizes = {**sizes_of(report.entry), **(listed_sizes(report, hub) if hub else {})}
-    rows = quant_matrix(report, target, request, sizes)
+    sizes = {**sizes_of(report.entry), **(matrix.listed_sizes(report, hub) if hub else {})}
+    rows = matrix.quant_matrix(report, target, request, sizes)
     hints = list(ways_out(name, report.entry, report.verdict, report.q8_fits))
-    smaller = smaller_row(rows, report)
+    smaller = matrix.smaller_row(rows, report)
     if report.remote and smaller:
         command = f"`conifer run {_name_of(report, smaller)}`"
         if not any(command in hint for hint in hints):
@@ -65,14 +59,13 @@ def fit_model(name: str, options: FitOptions) -> int:
 
 
 def _name_of(report: FitReport, quant: str) -> str:
-    """Return a model name for another quantisation, from the catalog if it has it."""
     if report.entry is not None and report.entry.file(quant) is not None:
         return f"{report.entry.id}:{quant}"
     return f"hf:{report.remote[0].repository}:{quant}"
 
 
 def fit_all(options: FitOptions) -> int:
-    """Print every model in the catalog: those that fit first, largest first."""
+    """Print every model in the catalog: those that fit first, the largest first."""
     from catalog import entries
 
     request = options.request
@@ -115,18 +108,10 @@ def _row(entry: Entry, target: Target, request: FitRequest) -> CatalogRow:
 
 
 def _best_quant(entry: Entry, machine: Machine) -> str:
-    """Return the largest quantisation that fits with a useful context.
-
-    Returns the default one if it is nearly as large, or if none fits.
-    """
-    sizes = sizes_of(entry)
-    fitting = {
-        size_bytes: quant
-        for quant, size_bytes in sizes.items()
-        if size_kind(entry, quant, machine) == "fits"
-    }
-    usual = sizes.get(entry.default_quant, 0)
-    if not fitting or (usual in fitting and max(fitting) < HARDLY * usual):
+    """Return the largest quantisation that fits, unless the default one is nearly as large."""
+    fitting = fitting_quants(entry, machine)
+    default = sizes_of(entry).get(entry.default_quant, 0)
+    if not fitting or (default in fitting and max(fitting) < MIN_SIZE_RATIO * default):
         return entry.default_quant
     return fitting[max(fitting)]
 
@@ -185,14 +170,11 @@ def _document(
         "verdict": verdict.kind,
         "estimated": verdict.estimated,
         "judged_by": report.source,
-        "quant": quant_of_report(report),
+        "quant": matrix.quant_of_report(report),
         "size_bytes": report.size_bytes,
         "need_bytes": {
-            "weights": need.weights_bytes,
-            "kv": need.kv_bytes,
-            "buffers": need.buffers_bytes,
-            "program": need.program_bytes,
-            "total": need.total_bytes,
+            part: getattr(need, f"{part}_bytes")
+            for part in ("weights", "kv", "buffers", "program", "total")
         },
         "reserve_bytes": verdict.reserve_bytes,
         "kv_type": request.kv_type,

@@ -15,25 +15,20 @@ from conifer_cli.session import checkpoint, prompt_cache
 from conifer_cli.session.open import open_session
 from conifer_cli.session.response import Response
 from conifer_cli.session.router_report import collect, document, require_format, show_experts
-from conifer_cli.session.session import (
-    JSON_OBJECT,
-    Generation,
-    Messages,
-    Session,
-)
+from conifer_cli.session.session import JSON_OBJECT, Generation, Messages, Session
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import size
 
 MAX_SCHEMA_BYTES = 1 << 20
 EFFORT = "reasoning_effort"  # the name in chat templates
 SHOWN = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "max_tokens", "seed")
-# Options that only apply to a single answer.
+# Options that apply only to a single answer.
 ONE_ANSWER = {"as_json": "--json", "raw": "--raw", "extract": "-x/--extract", "cache": "--cache"}
 
 
 def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
-    """Answer a prompt or hold a conversation. Return the exit code."""
-    from_file = name is None and options.resume is not None  # --resume alone never downloads
+    """Answer a prompt or start a conversation. Return the exit code."""
+    offline = name is None and options.resume is not None  # --resume alone never downloads
     if options.resume is not None:
         name = _resumed_model(name, options, Path(options.resume))
     if options.schema is not None or options.format is not None:
@@ -51,7 +46,7 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
             raise UsageError("-i/--interactive needs a terminal")
     if chatting:
         options = _for_talking(options)
-    session = open_session(target, options, offline=from_file)
+    session = open_session(target, options, offline=offline)
     if options.verbose:
         _explain(session)
     _require_thinking(session)
@@ -71,7 +66,7 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
 
 
 def whole_prompt(typed: str | None) -> str:
-    """Join standard input and the typed prompt with a blank line."""
+    """Return standard input and the typed prompt, separated by a blank line."""
     piped = ""
     if typed is None or not console.is_terminal(sys.stdin):
         piped = console.piped().strip("\r\n")
@@ -108,7 +103,7 @@ def answer_once(session: Session, messages: Messages, prompt: str) -> int:
     used = answering.stream.stats.prompt_tokens + answering.stream.stats.decoded_tokens
     limit = session.context
     console.log(f"conifer: the answer was cut off: {used:,} tokens fill the context of {limit:,}")
-    console.log("Ask for a larger context with -c; `conifer fit MODEL` prints the largest.")
+    console.log("Set a larger context with -c; `conifer fit MODEL` prints the largest that fits.")
     return errors.NO_ROOM
 
 
@@ -116,7 +111,7 @@ def _resumed_model(name: str | None, options: RunOptions, path: Path) -> str:
     """Return the given model name, else the model of the saved conversation."""
     if options.system is not None and options.is_explicit("system"):
         raise UsageError(
-            "-s/--system and --resume exclude each other: the saved system message stays"
+            "-s/--system cannot be used with --resume, which keeps the saved system message"
         )
     if name is not None:
         return name
@@ -124,18 +119,18 @@ def _resumed_model(name: str | None, options: RunOptions, path: Path) -> str:
 
 
 def _for_talking(options: RunOptions) -> RunOptions:
-    """Turn off options for a single answer. Raises UsageError if one was typed."""
+    """Turn off options for a single answer. Raises UsageError if one was given explicitly."""
     for name, flag in ONE_ANSWER.items():
         if getattr(options, name) and options.is_explicit(name):
             raise UsageError(
-                f"{flag} needs a prompt: it does not apply to conversations",
+                f"{flag} needs a prompt: it cannot be used in a conversation",
                 'Add a prompt: `conifer run MODEL -p "Why is the sky blue?"`',
             )
     return replace(options, as_json=False, raw=False, extract=False, cache=False)
 
 
 def _grammar(path: str | None) -> str:
-    """Return the JSON schema from a file or from the text itself; default: any JSON object."""
+    """Return the JSON schema given as text or as a file; default: any JSON object."""
     from engine.text.constrained import check_schema
 
     if path is None:
@@ -149,27 +144,26 @@ def _grammar(path: str | None) -> str:
     except OSError as error:
         raise UsageError(f"cannot read the schema {path}: {error.strerror}") from error
     if len(data) > MAX_SCHEMA_BYTES:
-        raise UsageError(f"the schema {path} is longer than {size(MAX_SCHEMA_BYTES)}")
+        raise UsageError(f"the schema {path} is larger than {size(MAX_SCHEMA_BYTES)}")
     text = data.decode("utf-8", errors="replace")
     check_schema(text, path)
     return text
 
 
 def _require_thinking(session: Session) -> None:
-    """Raise UsageError if a typed reasoning option has no effect on this model."""
+    """Raise UsageError if an explicit reasoning option has no effect on this model."""
     options, template = session.options, session.model.template
     knows_effort = template is not None and EFFORT in template.source
     if options.effort is not None and options.is_explicit("effort") and not knows_effort:
-        raise UsageError(f"--effort needs a chat template with {EFFORT}; this model has none")
+        raise UsageError(f"--effort has no effect: this model's chat template ignores {EFFORT}")
     if options.reasoning_budget is not None and options.is_explicit("reasoning_budget"):
         from engine.text.reasoning import find_dialect
 
         if find_dialect(session.model.tokenizer, template) is None:
-            raise UsageError("--reasoning-budget needs a model that reasons; this one does not")
+            raise UsageError("--reasoning-budget has no effect: this model does not reason")
 
 
 def _record(session: Session, reply: Response, answering: Generation) -> dict[str, Any]:
-    """Return the document for --json."""
     experts = collect(session) if session.options.experts else None
     return {
         "model": session.report.name,
@@ -183,7 +177,6 @@ def _record(session: Session, reply: Response, answering: Generation) -> dict[st
 
 
 def _explain(session: Session) -> None:
-    """Print the file, the kernels and the source of each setting."""
     report, options = session.report, session.options
     console.log(f"conifer: {report.name} is {report.paths[0]}, {size(report.size_bytes)}")
     console.log(

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from engine.fit.machine import Machine
     from engine.fit.memory import Verdict
 
-USEFUL_CONTEXT = 8192
+USEFUL_CONTEXT = 8192  # tokens; a model that fits only with less is not suggested
 
 
 def supported() -> frozenset[str]:
@@ -37,7 +37,7 @@ def best_moe(machine: Machine) -> Entry | None:
 
 
 def estimate_of(entry: Entry, facts: CatalogFile | None) -> ModelEstimate | None:
-    """Return what the catalog knows about a file; None if its size is unknown."""
+    """Build an estimate from the catalog; None if the file size is unknown."""
     from engine.fit.estimate import ModelEstimate
     from engine.nn.cache_spec import CacheSpec
 
@@ -68,12 +68,23 @@ def size_kind(entry: Entry, quant: str | None, machine: Machine) -> str | None:
     estimate = estimate_of(entry, entry.file(quant))
     if estimate is None:
         return None
-    return judge_estimate(estimate, machine, useful_context(entry)).kind
+    context = min(USEFUL_CONTEXT, entry.context or USEFUL_CONTEXT)
+    return judge_estimate(estimate, machine, context).kind
 
 
-def useful_context(entry: Entry) -> int:
-    """Return the smallest context, in tokens, for which a model is worth suggesting."""
-    return min(USEFUL_CONTEXT, entry.context or USEFUL_CONTEXT)
+def sizes_of(entry: Entry | None) -> dict[str, int]:
+    """Return the file sizes in the catalog, by quantisation."""
+    files = entry.files if entry else ()
+    return {facts.quant: facts.size_bytes for facts in files if facts.size_bytes is not None}
+
+
+def fitting_quants(entry: Entry, machine: Machine) -> dict[int, str]:
+    """Return the quantisations in the catalog that fit with a useful context, by file size."""
+    return {
+        size_bytes: quant
+        for quant, size_bytes in sizes_of(entry).items()
+        if size_kind(entry, quant, machine) == "fits"
+    }
 
 
 def ways_out(name: str, entry: Entry | None, verdict: Verdict, q8_fits: bool) -> Iterator[str]:
@@ -83,24 +94,13 @@ def ways_out(name: str, entry: Entry | None, verdict: Verdict, q8_fits: bool) ->
         yield f"A context of {context:,} fits: `conifer run {name} -c {context}`"
     if q8_fits:
         yield f"An 8-bit KV cache fits: `conifer run {name} --kv-type q8`"
-    smaller = _smaller_quant(entry, verdict) if entry else None
-    if entry and smaller:
-        yield f"A smaller quantisation fits: `conifer run {entry.id}:{smaller}`"
+    if entry and entry.architecture in supported():
+        fitting = fitting_quants(entry, verdict.machine)
+        smaller = [size_bytes for size_bytes in fitting if size_bytes < verdict.file_bytes]
+        if smaller:
+            quant = fitting[max(smaller)]
+            yield f"A smaller quantisation fits: `conifer run {entry.id}:{quant}`"
     best = best_moe(verdict.machine)
     if best and best != entry:
         yield f"The largest Mixture-of-Experts model that fits here: `conifer run {best.id}`"
-    yield "`conifer fit` lists every model; --force tries anyway."
-
-
-def _smaller_quant(entry: Entry, verdict: Verdict) -> str | None:
-    """Return the largest smaller quantisation in the catalog that fits."""
-    if entry.architecture not in supported():
-        return None
-    smaller = {
-        facts.size_bytes: facts.quant
-        for facts in entry.files
-        if facts.size_bytes is not None
-        and facts.size_bytes < verdict.file_bytes
-        and size_kind(entry, facts.quant, verdict.machine) == "fits"
-    }
-    return smaller[max(smaller)] if smaller else None
+    yield "`conifer fit` lists every model; --force skips this check."

@@ -10,13 +10,13 @@ import contextlib
 import datetime
 import json
 import math
-import os
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from catalog.files import parse_json, write_atomically
 from conifer_cli import options
 from conifer_cli.terminal.progress import Progress
 
@@ -29,9 +29,14 @@ if TYPE_CHECKING:
 FORMAT = 1
 MAX_BYTES = 1 << 20  # of the file; beyond this the older half is dropped
 LAST = 9  # runs per file used for predictions
-TELLING_BYTES = 512 << 20  # smaller files fit a CPU cache and predict nothing
-MEASUREMENTS, APART_S = 3, 3600.0  # of bandwidth, at least this far apart; the best counts
+MIN_FILE_BYTES = 512 << 20  # smaller files fit a CPU cache and predict nothing
+MEASUREMENTS, APART_S = 3, 3600.0  # of bandwidth, at least an hour apart; the best counts
 MIN_DECODED, MIN_PREFILLED = 16, 64  # tokens needed for a meaningful rate
+_VALID: dict[str, Callable[[Any], bool]] = {  # values of a run, by type
+    "str": lambda value: isinstance(value, str),
+    "int": lambda value: type(value) is int and value >= 0,
+    "float | None": lambda value: value is None or (type(value) in (int, float) and value > 0),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,7 @@ class Run:
 
 
 def machine_key(machine: Machine) -> str:
-    """Return a key for machines of equal speed."""
+    """Return a key shared by all machines of the same speed."""
     from engine.device import cores
 
     threads = f", {cores()} threads" if machine.backend == "cpu" else ""
@@ -71,43 +76,45 @@ def machine_key(machine: Machine) -> str:
 def bandwidth_of(machine: Machine) -> Bandwidth:
     """Return the highest measured memory bandwidth of this machine. Measuring takes two seconds.
 
-    Other programs only slow a measurement, so repeat it on later calls. Results from buffers that
-    may fit a CPU cache are not saved.
+    Other programs can only lower a result, so later calls measure again. Results from buffers small
+    enough for a CPU cache are not saved.
     """
     from engine.fit.speed import MEASURED, Bandwidth
 
     key = machine_key(machine)
-    known = [entry for entry in _lines("bandwidth") if entry.get("machine") == key]
-    known = [entry for entry in known if _is_rate(entry.get("bytes_per_s"))]
-    rates = [float(entry["bytes_per_s"]) for entry in known]
-    if len(rates) >= MEASUREMENTS or (rates and _since_s(known[-1].get("date")) < APART_S):
+    rates, age_s = [], math.inf
+    for entry in _lines("bandwidth"):
+        rate = entry.get("bytes_per_s")
+        if entry.get("machine") == key and isinstance(rate, int | float) and 0 < rate < math.inf:
+            rates.append(float(rate))
+            age_s = _since_s(entry.get("date"))
+    if len(rates) >= MEASUREMENTS or age_s < APART_S:
         return Bandwidth(max(rates), MEASURED)
     from engine.fit.bandwidth import BANDWIDTH_BYTES, bandwidth, buffer_bytes
 
-    telling = buffer_bytes(machine.budget_bytes) >= BANDWIDTH_BYTES
-    if telling or not rates:
+    reliable = buffer_bytes(machine.budget_bytes) >= BANDWIDTH_BYTES
+    if reliable or not rates:
         with Progress("measuring memory bandwidth", "reads") as progress:
             rates.append(round(bandwidth(machine.backend, machine.budget_bytes, progress.update)))
-    if telling:
+    if reliable:
         _append("bandwidth", {"machine": key, "bytes_per_s": rates[-1], "date": _now()})
     return Bandwidth(max(rates), MEASURED)
 
 
 def runs() -> list[Run]:
     """Return all runs, oldest first."""
-    names = {field.name for field in fields(Run)}
-    found = []
+    found, columns = [], fields(Run)
     for entry in _lines("run"):
-        facts = {name: value for name, value in entry.items() if name in names}
-        if len(facts) == len(names) and _sound(facts):
-            found.append(Run(**facts))
+        values: dict[str, Any] = {column.name: entry.get(column.name) for column in columns}
+        if all(_VALID[str(column.type)](values[column.name]) for column in columns):
+            found.append(Run(**values))
     return found
 
 
 def run_ratios(
     machine: Machine, kernels: str, bandwidth: Bandwidth
 ) -> dict[tuple[str, int], list[float]]:
-    """Return measured time per token divided by the prior, for each file that ran here."""
+    """Return measured time per token divided by the prior, by name and size of the file."""
     key = machine_key(machine)
     found: dict[tuple[str, int], list[float]] = {}
     for run in runs():
@@ -118,7 +125,7 @@ def run_ratios(
 
 
 def by_priors(run: Run, bandwidth: Bandwidth) -> float:
-    """Return the prior for a run, in tokens per second."""
+    """Return the tokens per second that bandwidth alone predicts for a run."""
     from engine.fit.speed import BytesPerToken, seconds
 
     moved = BytesPerToken(0, run.weights_bytes, 0, 0, run.kv_bytes)
@@ -129,7 +136,7 @@ def disk_faults() -> int:
     """Return the major page faults of this process so far."""
     try:
         import resource
-    except ImportError:  # not a Unix
+    except ImportError:  # not on Unix
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
 
@@ -137,8 +144,8 @@ def disk_faults() -> int:
 def record_answer(report: FitReport, kernels: str, kv_type: str, stats: Stats, faults: int) -> None:
     """Record the speed of an answer.
 
-    faults: major page faults. The first answer from mapped weights may run at the speed of the
-    disk, so an answer with many faults is not recorded.
+    faults: major page faults. With many of them, the answer ran at the speed of the disk and is not
+    recorded.
     """
     computed = stats.prompt_tokens - stats.cached_tokens
     if faults > computed + stats.decoded_tokens:
@@ -166,19 +173,19 @@ def record(
 ) -> None:
     """Record one run with up to `tokens` in the cache, decoded around `depth`.
 
-    peak_bytes: None means the peak of this process so far.
+    peak_bytes: None is the peak of this process so far.
     """
     from engine.fit.bandwidth import peak_memory_bytes
     from engine.fit.memory import needs
     from engine.fit.speed import bytes_per_token
 
-    if report.config is None or report.tensors is None or not report.paths:
+    config, tensors, machine = report.config, report.tensors, report.verdict.machine
+    if config is None or tensors is None or not report.paths:
         return
-    if report.verdict.kind == "too_large":  # it ran from disk, which predicts nothing
+    if report.verdict.kind == "too_large":  # its speed is that of the disk
         return
     if decode_per_s is None and prefill_per_s is None:
         return
-    config, tensors, machine = report.config, report.tensors, report.verdict.machine
     moved = bytes_per_token(config, tensors, machine.backend, kernels, depth, kv_type)
     need = needs(config, tensors, machine.backend, kv_type, kernels)
     run = Run(
@@ -204,8 +211,8 @@ def record(
 
 def median(values: Iterable[float | None]) -> float | None:
     """Return the median of the last values, ignoring None."""
-    there = [value for value in values if value is not None][-LAST:]
-    return statistics.median(there) if there else None
+    known = [value for value in values if value is not None][-LAST:]
+    return statistics.median(known) if known else None
 
 
 def _path() -> Path:
@@ -225,65 +232,26 @@ def _since_s(date: object) -> float:
         return math.inf
 
 
-def _is_rate(value: object) -> bool:
-    return isinstance(value, int | float) and 0 < value < math.inf
-
-
 def _rounded(rate: float | None) -> float | None:
     return None if rate is None else float(f"{rate:.5g}")
 
 
-def _sound(facts: dict[str, Any]) -> bool:
-    """True if every field of a run has a valid type and value."""
-    texts = ("date", "machine", "model", "file", "kernels", "backend", "kv_type")
-    rates = ("decode_per_s", "prefill_per_s")
-    counts = set(facts) - {*texts, *rates}
-    return (
-        all(isinstance(facts[name], str) for name in texts)
-        and all(type(facts[name]) is int and facts[name] >= 0 for name in counts)
-        and all(
-            facts[name] is None or (type(facts[name]) in (int, float) and facts[name] > 0)
-            for name in rates
-        )
-    )
-
-
 def _lines(kind: str) -> list[dict[str, Any]]:
-    """Return the valid entries of one kind."""
     try:
         text = _path().read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
-    found = []
-    for line in text.splitlines():
-        with contextlib.suppress(ValueError):
-            entry = json.loads(line)
-            if isinstance(entry, dict) and (entry.get("format"), entry.get("kind")) == (
-                FORMAT,
-                kind,
-            ):
-                found.append(entry)
-    return found
+    entries = (parse_json(line, dict, FORMAT) for line in text.splitlines())
+    return [entry for entry in entries if entry is not None and entry.get("kind") == kind]
 
 
-def _append(kind: str, facts: dict[str, Any]) -> None:
-    line = json.dumps({"format": FORMAT, "kind": kind, **facts}, separators=(",", ":")) + "\n"
+def _append(kind: str, values: dict[str, Any]) -> None:
+    line = json.dumps({"format": FORMAT, "kind": kind, **values}, separators=(",", ":")) + "\n"
     path = _path()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _shorten(path)
-        number = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(number, line.encode())  # one write, so that other processes cannot interleave
-        finally:
-            os.close(number)
-
-
-def _shorten(path: Path) -> None:
-    """Drop the older half of a file over MAX_BYTES."""
-    if not path.exists() or path.stat().st_size < MAX_BYTES:
-        return
-    lines = path.read_bytes().splitlines(keepends=True)
-    shorter = path.with_suffix(f".{os.getpid()}")
-    shorter.write_bytes(b"".join(lines[len(lines) // 2 :]))
-    os.replace(shorter, path)
+        if path.exists() and path.stat().st_size >= MAX_BYTES:
+            lines = path.read_bytes().splitlines(keepends=True)
+            write_atomically(path, b"".join(lines[len(lines) // 2 :]))
+        with path.open("ab", buffering=0) as file:  # one write: processes cannot interleave
+            file.write(line.encode())

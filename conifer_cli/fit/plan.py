@@ -1,12 +1,11 @@
 """Decide whether a model fits this machine. `run`, `pull` and `fit` all use this verdict.
 
-A file on disk is judged by its header. A remote model is judged by the catalog's size first, which
-needs no network, and then by its header, read from the Hub by range requests.
+The verdict is based on the header: of the file on disk, else of the file on the Hub, read by range
+requests. If its size in the catalog alone is too large, nothing is read from the network.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -28,12 +27,12 @@ if TYPE_CHECKING:
     from engine.gguf.reader import Header, ModelFile, TensorInfo
     from engine.nn.config import ModelConfig
 
-FIRST_READ = 4 << 20  # bytes; enough for the header of a small vocabulary
+FIRST_READ = 4 << 20  # bytes; holds the header of a model with a small vocabulary
 
 
 @dataclass(frozen=True)
 class FitRequest:
-    """The context, cache and kernels to plan for, and how to handle problems."""
+    """The context, KV cache and kernels to plan for, and whether to ask or refuse."""
 
     context: int | None = None
     kv_type: str = "f16"
@@ -47,8 +46,8 @@ class FitRequest:
 class FitReport:
     """A model, its files (on disk, in a package or on the Hub) and its verdict.
 
-    q8_fits: True if it is too large but fits with an 8-bit cache. metadata: None if only the size
-    is known. source: the basis of the verdict. damaged: local files to download again.
+    q8_fits: True if it is too large but fits with an 8-bit KV cache. metadata: None if only the
+    size is known. source: the basis of the verdict. damaged: local files to download again.
     """
 
     name: str
@@ -76,24 +75,24 @@ def judge_model(
     connect: Callable[[], Hub],
     ignore_disk: bool = False,
 ) -> FitReport:
-    """Judge a model, from the disk if it is there; `connect` is called only for the hub.
+    """Judge a model for this machine. `connect` is called only if its header must be downloaded.
 
     ignore_disk: judge as if the model were not on disk.
     """
     from catalog.hub.header_cache import HeaderCache
     from engine.fit.machine import this_machine
+    from engine.fit.memory import judge_size
 
-    machine = this_machine()
-    entry = reference.entry
+    machine, entry, facts = this_machine(), reference.entry, reference.catalog_file
     paths = None if ignore_disk else store.find(reference)
     if paths:
         return judge_disk(name, reference, paths[0], request, machine)
     if entry is not None and entry.context is not None:
         require_context(name, entry.context, request)
-    sized = _judge_catalog(name, reference, machine)
-    hopeless = settled(reference.catalog_file, machine) and not request.force
-    if sized is not None and (reference.package or hopeless):
-        return sized
+    hopeless = settled(facts, machine) and not request.force
+    if facts is not None and facts.size_bytes is not None and (reference.package or hopeless):
+        verdict = judge_size(facts.size_bytes, machine)
+        return FitReport(name, entry, verdict, facts.size_bytes)
     if entry is not None:
         from engine.architectures.registry import require_architecture
 
@@ -103,7 +102,7 @@ def judge_model(
 
 def enforce(report: FitReport, request: FitRequest) -> None:
     """Raise NoRoom if the model is too large, unless --force was given."""
-    if _hopeless(report, request):
+    if report.verdict.kind == "too_large" and not request.force:
         hints = ways_out(report.name, report.entry, report.verdict, report.q8_fits)
         raise NoRoom(f"{report.name} does not fit this machine: {shortage(report)}", tuple(hints))
 
@@ -111,18 +110,15 @@ def enforce(report: FitReport, request: FitRequest) -> None:
 def shortage(report: FitReport) -> str:
     """Return how much memory the model needs and how much is available."""
     verdict = report.verdict
-    need = gigabytes(verdict.need.total_bytes)
-    at = (
-        "it needs at least"
-        if verdict.estimated
-        else f"with a context of {verdict.context:,} it needs"
-    )
-    budget, limit = gigabytes(verdict.budget_bytes), verdict.machine.limited_by
-    return f"{at} {need}, but only {budget} of {limit} is available"
+    least = "at least " if verdict.estimated else ""
+    at = "" if verdict.estimated else f" with a context of {verdict.context:,}"
+    need, budget = gigabytes(verdict.need.total_bytes), gigabytes(verdict.budget_bytes)
+    limit = verdict.machine.limited_by
+    return f"it needs {least}{need}{at}, but only {budget} can be used ({limit})"
 
 
 def settled(facts: CatalogFile | None, machine: Machine) -> bool:
-    """True if the exact file size alone is too large, so that the header cannot matter."""
+    """True if the exact file size is too large, whatever the header contains."""
     from engine.fit.memory import surely_too_large
 
     if facts is None or facts.size_bytes is None or facts.approximate:
@@ -130,14 +126,9 @@ def settled(facts: CatalogFile | None, machine: Machine) -> bool:
     return surely_too_large(facts.size_bytes, machine)
 
 
-def _hopeless(report: FitReport, request: FitRequest) -> bool:
-    """True if the model is too large and --force was not given."""
-    return report.verdict.kind == "too_large" and not request.force
-
-
 @contextmanager
 def reading(name: str, reference: Reference) -> Iterator[None]:
-    """Turn OSError into Unreadable; note on GGUFError how to download the file again."""
+    """Convert OSError to Unreadable; add to GGUFError how to download the file again."""
     from engine.errors import GGUFError
 
     try:
@@ -155,27 +146,13 @@ def reading(name: str, reference: Reference) -> Iterator[None]:
 def judge_disk(
     name: str, reference: Reference, path: Path, request: FitRequest, machine: Machine
 ) -> FitReport:
+    """Judge a model by the header of its file, which may be the first of several parts."""
     from engine.gguf.reader import open_model
 
     with reading(name, reference):
         file = open_model(path)
     report = judge_header(name, reference.entry, file.metadata, file.tensors, request, machine)
     return replace(report, size_bytes=file.size_bytes, paths=file.parts, file=file)
-
-
-def _judge_catalog(name: str, reference: Reference, machine: Machine) -> FitReport | None:
-    """Judge by the size in the catalog; None if it has none."""
-    from engine.fit.memory import judge_size
-
-    facts = reference.catalog_file
-    if facts is None or facts.size_bytes is None:
-        return None
-    return FitReport(
-        name,
-        reference.entry,
-        verdict=judge_size(facts.size_bytes, machine),
-        size_bytes=facts.size_bytes,
-    )
 
 
 def judge_hub(
@@ -186,7 +163,7 @@ def judge_hub(
     hub: Hub,
     headers: HeaderCache,
 ) -> FitReport:
-    """Judge by the headers of all parts, read from the Hub."""
+    """Judge a model by the headers of its parts on the Hub."""
     from engine.gguf.reader import merge_parts
 
     remote = tuple(hub.find(reference))
@@ -199,13 +176,12 @@ def judge_hub(
 
 
 def _read_header(hub: Hub, file: RemoteFile, part: int, headers: HeaderCache) -> Header:
-    """Read the header of a remote file, from the cache if possible."""
     from engine.errors import GGUFError, MoreNeeded
     from engine.gguf.reader import read_header
 
-    if (kept := headers.get(file)) is not None:
+    if (cached := headers.get(file)) is not None:
         with suppress(GGUFError):  # the cached copy is damaged
-            return read_header(kept, file.size_bytes, part)
+            return read_header(cached, file.size_bytes, part)
     size_bytes = FIRST_READ
     while True:
         data = hub.header(file, min(size_bytes, file.size_bytes))
@@ -226,7 +202,7 @@ def judge_header(
     request: FitRequest,
     machine: Machine,
 ) -> FitReport:
-    """Judge by a header; check whether an 8-bit cache would fit."""
+    """Judge a model by the contents of its header."""
     from engine.architectures.registry import require_architecture
     from engine.fit.memory import judge
     from engine.nn.config import count_parameters, read_config
@@ -236,20 +212,11 @@ def judge_header(
     known = entry.context if entry else None
     most = min(config.context, known or config.context)
     require_context(name, most, request)
-    asked = functools.partial(
-        judge,
-        config,
-        tensors,
-        machine,
-        request.context,
-        default_context=known,
-        kernels=request.kernels,
-    )
-    verdict = asked(kv_type=request.kv_type)
-    q8_fits = (
-        verdict.kind == "too_large"
-        and request.kv_type != "q8"
-        and asked(kv_type="q8").kind != "too_large"
+    verdict, q8_fits = judge_cache_types(
+        lambda kv_type: judge(
+            config, tensors, machine, request.context, kv_type, known, request.kernels
+        ),
+        request.kv_type,
     )
     return FitReport(
         name,
@@ -264,7 +231,16 @@ def judge_header(
     )
 
 
+def judge_cache_types(judge: Callable[[str], Verdict], kv_type: str) -> tuple[Verdict, bool]:
+    """Return the verdict for a type of KV cache, and whether only q8 would fit."""
+    verdict = judge(kv_type)
+    if verdict.kind != "too_large" or kv_type == "q8":
+        return verdict, False
+    return verdict, judge("q8").kind != "too_large"
+
+
 def require_context(name: str, most: int, request: FitRequest) -> None:
+    """Raise UsageError if the requested context is over `most`, unless --force was given."""
     if request.context is not None and request.context > most and not request.force:
         raise UsageError(
             f"a context of {request.context:,} exceeds the {most:,} tokens that {name} supports"

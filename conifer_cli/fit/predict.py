@@ -1,8 +1,7 @@
 """Judge a model for any machine from the best available data, and predict its speed.
 
 In order of preference: the header of a local file, the header on the Hub, its cached copy, and an
-estimate from the catalog. Weights are never read, and a network failure is only an error if nothing
-else is known.
+estimate from the catalog. A network failure is an error only if none of the others is available.
 """
 
 from __future__ import annotations
@@ -14,17 +13,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from conifer_cli.errors import UsageError
-from conifer_cli.fit import history
+from conifer_cli.fit import history, plan
 from conifer_cli.fit.alternatives import estimate_of
-from conifer_cli.fit.plan import (
-    FitReport,
-    FitRequest,
-    judge_disk,
-    judge_header,
-    judge_hub,
-    require_context,
-    settled,
-)
+from conifer_cli.fit.plan import FitReport, FitRequest
 from conifer_cli.terminal import console
 
 if TYPE_CHECKING:
@@ -40,8 +31,8 @@ if TYPE_CHECKING:
 class Target:
     """The machine to plan for, and its kernels.
 
-    here: this machine if its measurements apply, None for another machine. prior: the published
-    memory bandwidth of another machine.
+    here: this machine, whose measurements apply; None if the target is another one. prior: the
+    published memory bandwidth of another machine.
     """
 
     machine: Machine
@@ -51,7 +42,7 @@ class Target:
 
     @cached_property
     def bandwidth(self) -> Bandwidth:
-        """Memory bandwidth; measured on first use."""
+        """The memory bandwidth. Measuring it, on first use, takes up to two seconds."""
         if self.here is not None:
             return history.bandwidth_of(self.here)
         assert self.prior is not None
@@ -63,12 +54,12 @@ class Target:
         return history.run_ratios(self.here, self.kernels, self.bandwidth) if self.here else {}
 
     @property
-    def telling(self) -> list[float]:
+    def median_ratios(self) -> list[float]:
         """The median ratio of each file that is too large for a CPU cache."""
         return [
             history.median(ratios) or 1.0
             for (_, size_bytes), ratios in self.ratios.items()
-            if size_bytes >= history.TELLING_BYTES
+            if size_bytes >= history.MIN_FILE_BYTES
         ]
 
 
@@ -77,7 +68,7 @@ def choose_target(
 ) -> Target:
     """Return the machine to plan for. machine: a name such as m4-max-64gb; None is this one.
 
-    memory_bytes: overrides its memory. idle: assume nothing else runs. Raises UsageError.
+    memory_bytes: replaces its memory size. idle: assume no other programs run. Raises UsageError.
     """
     from engine.fit import machine_specs
     from engine.fit.machine import this_machine
@@ -112,34 +103,35 @@ def best_known_report(
     entry, headers = reference.entry, HeaderCache(store.home)
     paths = store.find(reference)
     if paths:
-        return judge_disk(name, reference, paths[0], request, machine)
+        return plan.judge_disk(name, reference, paths[0], request, machine)
     if entry is not None:
         from engine.architectures.registry import require_architecture
 
-        require_context(name, entry.context or request.context or 0, request)
+        plan.require_context(name, entry.context or request.context or 0, request)
         require_architecture(entry.architecture)
     known = _known(name, reference, request, machine, headers)
-    certain = known is not None and known.estimate and settled(reference.catalog_file, machine)
-    if known is not None and (connect is None or reference.package or certain):
+    if known is not None and (connect is None or reference.package):
+        return known
+    if known is not None and known.estimate and plan.settled(reference.catalog_file, machine):
         return known
     if connect is None:
         raise UsageError(
-            f"no data about {name} on this machine",
-            f"`conifer fit {name}` reads its header from the Hub and caches it.",
+            f"nothing is known about {name} on this machine",
+            f"Run `conifer fit {name}` without --machine: it downloads the header once.",
         )
     try:
-        return judge_hub(name, reference, request, machine, connect(), headers)
+        return plan.judge_hub(name, reference, request, machine, connect(), headers)
     except CatalogError as error:
         if known is None:
             raise
-        console.log(f"conifer: {error}; using {known.source} instead")
+        console.log(f"conifer: {error}; falling back to {known.source}")
         return known
 
 
 def bytes_per_token(
     report: FitReport, target: Target, request: FitRequest, depth: int
 ) -> BytesPerToken | None:
-    """Return the bytes one token moves at a depth; None if unknown."""
+    """Return the bytes that one token moves at a depth in tokens; None if unknown."""
     backend, kernels, kv_type = target.machine.backend, target.kernels, request.kv_type
     if report.config is not None and report.tensors is not None:
         from engine.fit.speed import bytes_per_token
@@ -153,22 +145,22 @@ def bytes_per_token(
 
 
 def speed(report: FitReport, target: Target, moved: BytesPerToken | None) -> Rate | None:
-    """Return the decoding speed, measured if the model ran here, else predicted."""
+    """Return the decoding speed: measured if the model ran on this machine, else predicted."""
     from engine.fit.estimate import GUESSED_LAYERS
     from engine.fit.speed import predict
 
     if moved is None:
         return None
-    layers = report.config.layers if report.config else report.estimate and report.estimate.layers
+    model = report.config or report.estimate
     file = (report.paths[0].name, report.size_bytes) if report.paths else ("", 0)
     return predict(
         moved,
-        layers or GUESSED_LAYERS,
+        (model and model.layers) or GUESSED_LAYERS,
         target.bandwidth,
         target.machine.backend,
         target.kernels,
         own=target.ratios.get(file, ()),
-        others=target.telling,
+        others=target.median_ratios,
         estimated=report.config is None,
     )
 
@@ -176,31 +168,30 @@ def speed(report: FitReport, target: Target, moved: BytesPerToken | None) -> Rat
 def _known(
     name: str, reference: Reference, request: FitRequest, machine: Machine, headers: HeaderCache
 ) -> FitReport | None:
-    """Judge a model that is not on disk by its cached header, else by the catalog."""
+    """Judge a model by its cached header, else by the catalog; None if neither has it."""
     from engine.errors import GGUFError
     from engine.fit.estimate import judge_estimate
     from engine.gguf.reader import merge_parts, read_header
 
-    kept = headers.find(reference)
-    if kept is not None:
-        with suppress(GGUFError):  # cut short, or damaged on the disk
+    cached = headers.find(reference)
+    if cached is not None:
+        with suppress(GGUFError):  # the cached copy is damaged
             metadata, tensors = merge_parts(
-                [read_header(part.data, part.size_bytes, i) for i, part in enumerate(kept)]
+                [read_header(part.data, part.size_bytes, i) for i, part in enumerate(cached)]
             )
-            report = judge_header(name, reference.entry, metadata, tensors, request, machine)
-            size_bytes = sum(part.size_bytes for part in kept)
+            report = plan.judge_header(name, reference.entry, metadata, tensors, request, machine)
+            size_bytes = sum(part.size_bytes for part in cached)
             return replace(report, size_bytes=size_bytes, source="the header as last seen")
     entry = reference.entry
     estimate = estimate_of(entry, reference.catalog_file) if entry else None
     if estimate is None:
         return None
-    kernels, kv_type = request.kernels, request.kv_type
-    verdict = judge_estimate(estimate, machine, request.context, kv_type, kernels)
-    q8_fits = verdict.kind == "too_large" and kv_type != "q8"
-    if q8_fits:
-        q8_fits = (
-            judge_estimate(estimate, machine, request.context, "q8", kernels).kind != "too_large"
-        )
+    verdict, q8_fits = plan.judge_cache_types(
+        lambda kv_type: judge_estimate(
+            estimate, machine, request.context, kv_type, request.kernels
+        ),
+        request.kv_type,
+    )
     return FitReport(
         name,
         entry,

@@ -1,6 +1,6 @@
-"""A table of quantisations by context: which fit, and how fast each decodes at its end.
+"""The table of quantisations by context: which fit, and how fast each decodes.
 
-The judged file is exact if its header was read; the others are scaled by size.
+The row of the judged file is exact if its header was read; the others are scaled by file size.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from conifer_cli.fit.plan import FitReport, FitRequest
 from conifer_cli.fit.predict import Target, bytes_per_token, speed
 
 if TYPE_CHECKING:
-    from catalog import Entry
     from catalog.hub.client import Hub
     from engine.fit.memory import Need
     from engine.fit.speed import Rate
@@ -25,19 +24,19 @@ CONTEXTS = (4096, 8192, 16_384, 32_768, 65_536, 131_072)  # tokens; columns of t
 class QuantRow:
     """One quantisation: its size, and a verdict and a rate for each context.
 
-    known: True for the judged file; the others are scaled from it.
+    known: True for the judged file, from which the others are scaled.
     """
 
     quant: str
     size_bytes: int
     known: bool
-    steps: tuple[tuple[int, str, Rate | None], ...]  # context, kind, rate at its end
+    steps: tuple[tuple[int, str, Rate | None], ...]  # context, verdict, rate at its end
 
 
 def quant_matrix(
     report: FitReport, target: Target, request: FitRequest, sizes: Mapping[str, int]
 ) -> list[QuantRow]:
-    """Judge each quantisation at each context. sizes: file sizes by quantisation."""
+    """Judge every quantisation at every context. sizes: file sizes by quantisation."""
     from engine.fit.memory import kind_of
 
     quant = quant_of_report(report)
@@ -49,12 +48,12 @@ def quant_matrix(
     for name, size_bytes in sorted(files.items(), key=lambda pair: pair[1]):
         need, share = _other(report, target, request, name, size_bytes)
         steps = []
-        of_it = report if share == 1 else replace(report, paths=())
+        scaled = report if share == 1 else replace(report, paths=())  # its own runs do not apply
         for context, traffic in moved.items():
             kind = kind_of(need(context), target.machine)
             rate = None
             if kind != "too_large" and traffic is not None:
-                rate = speed(of_it, target, traffic.scaled(share))
+                rate = speed(scaled, target, traffic.scaled(share))
             steps.append((context, kind, rate))
         rows.append(QuantRow(name, size_bytes, name == quant, tuple(steps)))
     return rows
@@ -70,17 +69,8 @@ def quant_of_report(report: FitReport) -> str:
     return quant_of(first) or "this file"
 
 
-def sizes_of(entry: Entry | None) -> dict[str, int]:
-    """Return the file sizes in the catalog, by quantisation."""
-    files = entry.files if entry else ()
-    return {facts.quant: facts.size_bytes for facts in files if facts.size_bytes is not None}
-
-
 def listed_sizes(report: FitReport, connect: Callable[[], Hub]) -> dict[str, int]:
-    """Return the sizes of runnable files in the judged file's repository, by quantisation.
-
-    Empty if the file was not judged on the Hub.
-    """
+    """Return the sizes of supported quantisations in the repository of a report from the Hub."""
     from catalog import CatalogError
     from catalog.names import file_sets
     from engine.kernels.sizes import supports
@@ -114,7 +104,7 @@ def smaller_row(rows: list[QuantRow], report: FitReport) -> str | None:
 def _other(
     report: FitReport, target: Target, request: FitRequest, quant: str, size_bytes: int
 ) -> tuple[Callable[[int], Need], float]:
-    """Return a quantisation's memory need by context, and its weights as a ratio."""
+    """Return a quantisation's memory use by context, and its weights / the judged file's."""
     from engine.fit.estimate import estimate_needs
     from engine.fit.memory import needs
     from engine.kernels.sizes import loaded_size_ratio
@@ -128,18 +118,17 @@ def _other(
     else:
         held = report.verdict.need.weights_bytes
         if quant != mine:
-            grown = loaded_size_ratio(quant, backend, kernels) / loaded_size_ratio(
-                mine, backend, kernels
-            )
-            held = int(held * size_bytes / report.size_bytes * grown)
+            ratio = loaded_size_ratio(quant, backend, kernels)
+            ratio /= loaded_size_ratio(mine, backend, kernels)
+            held = int(held * size_bytes / report.size_bytes * ratio)
         need = needs(report.config, report.tensors, backend, request.kv_type, kernels, held)
     return need, held / report.verdict.need.weights_bytes
 
 
 def _contexts(report: FitReport) -> list[int]:
-    """Return the columns: the usual contexts, the model's own, and the judged one."""
-    own = report.config.context if report.config else report.estimate and report.estimate.context
-    known = report.entry.context if report.entry else None
-    most = min(own or CONTEXTS[-1], known or CONTEXTS[-1])
+    """Return the columns: the usual contexts, the model's maximum, and the judged context."""
+    model, entry, longest = report.config or report.estimate, report.entry, CONTEXTS[-1]
+    limits = (model and model.context, entry and entry.context)
+    most = min(limit or longest for limit in (*limits, longest))
     usual = [context for context in CONTEXTS if context < most]
-    return sorted({*usual, min(most, CONTEXTS[-1]), report.verdict.context})
+    return sorted({*usual, most, report.verdict.context})

@@ -1,4 +1,4 @@
-"""Format the output of `conifer fit`: the memory bar, the tables of quantisations and models."""
+"""Format the output of `conifer fit`: the memory bar and the tables of quantisations and models."""
 
 from __future__ import annotations
 
@@ -18,17 +18,21 @@ if TYPE_CHECKING:
     from engine.fit.speed import BytesPerToken, Rate
 
 WORDS = {"fits": "fits", "tight": "tight", "too_large": "too large", None: "unknown"}
-SHORT = {"fits": "", "tight": " tight", "too_large": "-"}
-BAR = 64  # characters
+BAR_WIDTH = 64
 _REPACKED = (
-    "Repacked for this machine, the weights take {:.2f} x the file size; "
+    "Repacked for this machine, the weights take {:.2f} times the file size; "
     "Q4_1, Q4_K, Q5_1, Q5_K and Q8_0 files grow least."
 )
-_CAVEAT = "~ estimated from the file size and published data; `conifer fit MODEL` reads the header."
+_CAVEAT = "~ estimated from the file size and published data; for more, run `conifer fit MODEL`."
 _SOURCES = {
     "measured": "measured in runs on this machine",
     "predicted": "predicted from {} of measured memory bandwidth",
-    "prior": "a prior, from {} of published memory bandwidth: not measured",
+    "prior": "predicted from {} of published memory bandwidth, not measured",
+}
+_NOTES = {
+    "measured": "in runs on this machine.",
+    "predicted": "from measurements on this machine.",
+    "prior": "from published figures, not measured.",
 }
 
 
@@ -43,7 +47,7 @@ class DecodeSpeed:
 
 @dataclass(frozen=True)
 class CatalogRow:
-    """One model of the table. report: None if nothing is known of its files."""
+    """One model of the table. report: None if its size is unknown or it is not supported."""
 
     entry: Entry
     quant: str
@@ -80,35 +84,32 @@ def verdict_lines(
 
 
 def bar(verdict: Verdict) -> list[str]:
-    """Draw memory use within the budget; if it exceeds the budget, mark where that ends."""
+    """Draw memory use within the budget; mark the end of the budget if it is exceeded."""
     need, budget = verdict.need, verdict.budget_bytes
-    parts = (
-        ("W", need.weights_bytes),
-        ("K", need.kv_bytes),
-        ("B", need.buffers_bytes),
-        ("P", need.program_bytes),
-    )
+    sizes = (need.weights_bytes, need.kv_bytes, need.buffers_bytes, need.program_bytes)
     whole, drawn, done = max(need.total_bytes, budget, 1), "", 0
-    for letter, size_bytes in parts:
+    for letter, size_bytes in zip("WKBP", sizes, strict=True):
         done += size_bytes
-        drawn += letter * (round(BAR * done / whole) - len(drawn))
+        drawn += letter * (round(BAR_WIDTH * done / whole) - len(drawn))
     if need.total_bytes > budget:
-        cut = round(BAR * budget / whole)
+        cut = round(BAR_WIDTH * budget / whole)
         drawn = f"{drawn[:cut]}|{drawn[cut:]}"
         return [f"[{drawn}]", "W weights, K KV cache, B buffers, P program; | end of budget"]
-    kept = min(round(BAR * verdict.reserve_bytes / whole), BAR - len(drawn))
-    drawn += "." * (BAR - len(drawn) - kept) + "r" * kept
+    reserve = min(round(BAR_WIDTH * verdict.reserve_bytes / whole), BAR_WIDTH - len(drawn))
+    drawn += "." * (BAR_WIDTH - len(drawn) - reserve) + "r" * reserve
     return [f"[{drawn}]", "W weights, K KV cache, B buffers, P program, . free, r reserve"]
 
 
 def catalog(rows: Sequence[CatalogRow], target: Target, request: FitRequest) -> list[str]:
-    """Format the verdicts on the whole catalog."""
+    """Format the table of all models in the catalog."""
     machine, bandwidth = target.machine, target.bandwidth
     rate = f"{size(int(bandwidth.bytes_per_s))}/s of memory bandwidth ({bandwidth.source})"
     first = f"{machine.name}: {gigabytes(machine.budget_bytes)} of {machine.limited_by}; {rate}"
     heading = ("MODEL", "TOTAL", "ACTIVE", "QUANT", "FILE", "VERDICT", "CONTEXT", "TOKENS/S", "")
     cells = [_cells(row) for row in rows]
-    return [first, "", *table([heading, *cells], right=(1, 2, 4, 6, 7)), "", _CAVEAT, *_notes(rows)]
+    sources = {row.rate.source for row in rows if row.rate}
+    notes = [f"{source}: {note}" for source, note in _NOTES.items() if source in sources]
+    return [first, "", *table([heading, *cells], right=(1, 2, 4, 6, 7)), "", _CAVEAT, *notes]
 
 
 def _cells(row: CatalogRow) -> tuple[str, ...]:
@@ -129,17 +130,6 @@ def _cells(row: CatalogRow) -> tuple[str, ...]:
     )
 
 
-def _notes(rows: Sequence[CatalogRow]) -> list[str]:
-    """Explain the sources of speeds that occur in the table."""
-    means = {
-        "measured": "measured: in real runs on this machine.",
-        "predicted": "predicted: from measurements on this machine.",
-        "prior": "prior: from published figures, not measured.",
-    }
-    said = {row.rate.source for row in rows if row.rate}
-    return [text for source, text in means.items() if source in said]
-
-
 def _title(report: FitReport) -> str:
     entry, config = report.entry, report.config
     if entry is not None:
@@ -152,7 +142,6 @@ def _title(report: FitReport) -> str:
 
 
 def _sizes(total: int | None, active: int | None, moe: bool) -> str:
-    """Return the total and active parameters as text."""
     text = f"{count(total)} parameters"
     return f"{text}, {count(active)} active per token" if moe else text
 
@@ -175,25 +164,20 @@ def _parts(report: FitReport, request: FitRequest) -> list[str]:
 
 
 def _speeds(found: DecodeSpeed, target: Target, context: int) -> list[str]:
-    """Format the decoding speed, its source and the bytes a token moves."""
     moved, lines = found.moved, []
     if found.start and found.end:
-        rates = f"{_ranged(found.start)} at the start, {_ranged(found.end)} at {context:,}"
+        rates = f"{_range(found.start)} at the start, {_range(found.end)} at {context:,}"
         read = f"{size(int(target.bandwidth.bytes_per_s))}/s"
         lines = [f"tokens/s: {rates}", f"  {_SOURCES[found.start.source].format(read)}"]
     if moved is not None:
-        parts = (
-            ("experts", moved.experts_bytes),
-            ("attention", moved.attention_bytes),
-            ("shared", moved.shared_bytes),
-            ("head", moved.head_bytes),
-        )
-        named = ", ".join(f"{label} {size(n)}" for label, n in parts if n)
+        labels = ("experts", "attention", "shared", "head")
+        parts = {label: getattr(moved, f"{label}_bytes") for label in labels}
+        named = ", ".join(f"{label} {size(n)}" for label, n in parts.items() if n)
         lines.append(f"bytes per token: {size(moved.weights_bytes)} of weights: {named}")
     return lines
 
 
-def _ranged(rate: Rate) -> str:
+def _range(rate: Rate) -> str:
     return f"{_number(rate.per_s)} ({_number(rate.low)} to {_number(rate.high)})"
 
 
@@ -202,7 +186,6 @@ def _number(per_s: float) -> str:
 
 
 def _matrix(rows: list[QuantRow], verdict: Verdict) -> list[str]:
-    """Format speeds by quantisation and context."""
     contexts = [context for context, _, _ in rows[0].steps]
     lines = [("QUANT", "FILE", *(f"{context:,}" for context in contexts))]
     for row in rows:
@@ -210,11 +193,11 @@ def _matrix(rows: list[QuantRow], verdict: Verdict) -> list[str]:
         name = row.quant if exact else f"{row.quant} ~"
         steps = (_step(kind, rate) for _, kind, rate in row.steps)
         lines.append((name, size(row.size_bytes), *steps))
-    said = "Tokens/s at the end of each context; - too large"
-    return [*table(lines, right=range(1, len(contexts) + 2)), said + ", ~ estimated."]
+    legend = "Tokens/s at the end of each context; - too large, ~ estimated."
+    return [*table(lines, right=range(1, len(contexts) + 2)), legend]
 
 
 def _step(kind: str, rate: Rate | None) -> str:
     if kind == "too_large":
-        return SHORT[kind]
-    return (_number(rate.per_s) if rate else "fits") + SHORT[kind]
+        return "-"
+    return (_number(rate.per_s) if rate else "fits") + (" tight" if kind == "tight" else "")

@@ -87,8 +87,8 @@ def test_an_endpoint_that_is_no_address_is_named(tmp_path: Path):
 
 @pytest.mark.process
 def test_a_token_that_is_refused_is_a_warning(tmp_path: Path, server: HubServer):
-    server.files[f"{doctor.ASKED_FOR}/model.gguf"] = b"GGUF"
-    server.gated.add(doctor.ASKED_FOR)
+    server.files[f"{doctor.PROBE_REPOSITORY}/model.gguf"] = b"GGUF"
+    server.gated.add(doctor.PROBE_REPOSITORY)
     done = run_conifer(
         "doctor", "--json", home=tmp_path, HF_ENDPOINT=server.url, HF_TOKEN="hf_wrong"
     )

@@ -132,7 +132,7 @@ def test_a_file_that_a_cache_may_hold_says_nothing_of_others(size_bytes: int, me
     there = Target(MACHINE, "native", MACHINE)
     assert len(there.ratios) == 2
     by_priors = history.by_priors(run_of(), there.bandwidth)
-    assert there.telling == pytest.approx([by_priors / 20])
+    assert there.median_ratios == pytest.approx([by_priors / 20])
 
 
 def test_the_best_of_three_measurements_an_hour_apart_counts(measured, monkeypatch):

@@ -67,7 +67,7 @@ def test_without_a_network_the_kept_header_is_judged(tmp_path, hub):
     code, kept, said = fit(NAME, tmp_path)
     assert (code, kept["judged_by"], kept["estimated"]) == (0, "the header as last seen", False)
     assert kept["need_bytes"] == first["need_bytes"]
-    assert "using the header as last seen" in said
+    assert "falling back to the header as last seen" in said
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:200], lambda b: b"{}\n" + b, lambda b: b""])
@@ -94,7 +94,7 @@ def test_a_catalog_model_without_a_network_is_an_estimate(tmp_path):
     know_bandwidth(tmp_path)
     code, found, said = fit("qwen3-0.6b", tmp_path)
     assert (code, found["estimated"], found["judged_by"]) == (0, True, "what the catalog knows")
-    assert "using what the catalog knows" in said
+    assert "falling back to what the catalog knows" in said
     assert found["need_bytes"]["kv"] == 28 * 2048 * 2 * 32_768
     text = run_conifer("fit", "qwen3-0.6b", home=tmp_path).stdout.decode()
     assert "verdict: fits (estimated)" in text
@@ -107,7 +107,7 @@ def test_nothing_known_and_no_network_exits_5(tmp_path):
 def test_simulating_a_machine_asks_no_hub(tmp_path):
     done = run_unplugged("fit", NAME, "--machine", "m4-max-64gb", home=tmp_path)
     assert (done.returncode, done.stdout) == (2, b"")
-    assert b"no data about hf:org/repo:Q4_K_M on this machine" in done.stderr
+    assert b"nothing is known about hf:org/repo:Q4_K_M on this machine" in done.stderr
 
 
 def test_the_catalog_takes_kept_headers_for_exact(tmp_path):
