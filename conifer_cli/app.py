@@ -148,11 +148,7 @@ def pull(
     return pull_model(model, FitRequest(context, kv_type.value, force, yes), update, as_json)
 
 
-@app.command(
-    "Verify the hashes of models.",
-    "conifer verify",
-    "conifer verify qwen3-30b-a3b",
-)
+@app.command("Verify the hashes of models.", "conifer verify", "conifer verify qwen3-30b-a3b")
 def verify(models: MaybeModels = None, as_json: options.Json = False) -> int:
     """Compare the SHA-256 of model files with the published one; without MODEL, check all models.
 
@@ -220,20 +216,9 @@ def bench(
     """
     from conifer_cli.commands.bench import BenchOptions, bench_model
 
-    return bench_model(
-        model,
-        BenchOptions(
-            prompts=prompt.tokens if prompt else None,
-            depths=depth.tokens if depth else None,
-            tokens=tokens,
-            repeat=repeat,
-            kv_type=kv_type.value,
-            kernels=kernels.value,
-            force=force,
-            yes=yes,
-            as_json=as_json,
-        ),
-    )
+    lengths = (each and each.tokens for each in (prompt, depth))
+    settings = (tokens, repeat, kv_type.value, kernels.value, force, yes, as_json)
+    return bench_model(model, BenchOptions(*lengths, *settings))
 
 
 @app.command(
@@ -257,9 +242,7 @@ def list_(
 
 
 @app.command(
-    "Show details of a model.",
-    "conifer show qwen3-30b-a3b",
-    "conifer show ./model.gguf --json",
+    "Show details of a model.", "conifer show qwen3-30b-a3b", "conifer show ./model.gguf --json"
 )
 def show(model: Model, as_json: options.Json = False) -> int:
     """Show details of a model, and of its file if it is on this machine."""
@@ -281,11 +264,7 @@ def rm(models: MaybeModels = None, everything: All = False, yes: options.Yes = F
     return remove_models(models or [], everything, yes)
 
 
-@app.command(
-    "Check this machine and installation.",
-    "conifer doctor",
-    "conifer doctor --json",
-)
+@app.command("Check this machine and installation.", "conifer doctor", "conifer doctor --json")
 def doctor(as_json: options.Json = False) -> int:
     """Check this machine and installation, one line per check, with advice for each problem.
 

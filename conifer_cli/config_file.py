@@ -27,10 +27,10 @@ TABLE = re.compile(rf"\s*\[\s*({BARE})\s*\]")
 
 
 def place() -> Path:
-    """Say where the file belongs: in CONIFER_HOME if that is set, else where the platform wants."""
+    """Return the path of the file: in CONIFER_HOME if set, else in the platform's folder."""
     try:
         return conifer_folder("XDG_CONFIG_HOME", ".config") / NAME
-    except RuntimeError:  # no such user, or one without a home: whoever needs it says so
+    except RuntimeError:  # `options.home` reports this to commands that need a home
         return Path(os.devnull)
 
 
@@ -78,7 +78,8 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path}: {_lower(str(error))}") from error
+        message = str(error)
+        raise UsageError(f"{path}: {message[:1].lower()}{message[1:]}") from error
     except RecursionError as error:
         raise UsageError(f"{path}: nested too deeply") from error
     version = data.pop("format", FORMAT)
@@ -154,7 +155,3 @@ def _where(path: Path, text: str, table: str, key: str) -> str:
         if (now == table and wanted.match(line)) or (header and now == key and not table):
             return f"{path}, line {number}, {key}"
     return f"{path}, {key}"
-
-
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]

@@ -36,7 +36,7 @@ Command = TypeVar("Command", bound=Callable[..., int])
 def _group(title: str) -> Callable[..., Any]:
     """Return a function that declares an option shown under `title` in --help."""
 
-    def declare(default: Any, names: str, help: str, **settings: Any) -> Any:
+    def declare(names: str, help: str, default: Any = None, **settings: Any) -> Any:
         declared = option(names, help, group=title, **settings)
         return field(default=default, metadata={"option": declared})
 
@@ -79,34 +79,32 @@ class RunOptions:
     match. sources: where each value came from.
     """
 
-    prompt: str | None = _prompt(None, "-p --prompt", "The prompt.", metavar="TEXT")
-    system: str | None = _prompt(None, "-s --system", "The system message.", metavar="TEXT")
+    prompt: str | None = _prompt("-p --prompt", "The prompt.", metavar="TEXT")
+    system: str | None = _prompt("-s --system", "The system message.", metavar="TEXT")
     interactive: bool = _prompt(
-        False, "-i --interactive", "Continue as a conversation after the first answer."
+        "-i --interactive", "Continue as a conversation after the first answer.", False
     )
 
-    format: Format | None = _answer(None, "--format", "Require the answer to be a JSON object.")
+    format: Format | None = _answer("--format", "Require the answer to be a JSON object.")
     schema: str | None = _answer(
-        None,
         "--schema",
         "Require the answer to match the JSON schema in this file, or given as '{...}'.",
         metavar="FILE",
     )
     as_json: bool = _answer(
-        False, "--json", "Print one JSON object: answer, thinking, usage, rates, finish reason."
+        "--json", "Print one JSON object: answer, thinking, usage, rates, finish reason.", False
     )
     extract: bool = _answer(
-        False, "-x --extract", "Print only the first code block of the answer, without its fences."
+        "-x --extract", "Print only the first code block of the answer, without its fences.", False
     )
-    no_stream: bool = _answer(False, "--no-stream", "Print the answer only when it is complete.")
+    no_stream: bool = _answer("--no-stream", "Print the answer only when it is complete.", False)
     raw: bool = _answer(
-        False, "--raw", "Print the model's output unchanged: keep terminal escapes, add no newline."
+        "--raw", "Print the model's output unchanged: keep terminal escapes, add no newline.", False
     )
     max_tokens: int | None = _answer(
-        None, "--max-tokens", "Stop the answer after this many tokens.", **_COUNT
+        "--max-tokens", "Stop the answer after this many tokens.", **_COUNT
     )
     stop: list[str] | None = _answer(
-        None,
         "--stop",
         "End the answer before this text; may be repeated.",
         metavar="TEXT",
@@ -114,26 +112,17 @@ class RunOptions:
     )
 
     temperature: float | None = _sampling(
-        None,
-        "--temperature",
-        "0 always picks the most likely token.",
-        metavar="NUMBER",
-        min=0,
-        max=10,
+        "--temperature", "0 always picks the most likely token.", metavar="NUMBER", min=0, max=10
     )
     top_p: float | None = _sampling(
-        None,
         "--top-p",
         "Keep the most likely tokens up to this total probability.",
         metavar="SHARE",
         min=0.01,
         max=1,
     )
-    top_k: int | None = _sampling(
-        None, "--top-k", "Keep this many of the most likely tokens.", **_COUNT
-    )
+    top_k: int | None = _sampling("--top-k", "Keep this many of the most likely tokens.", **_COUNT)
     min_p: float | None = _sampling(
-        None,
         "--min-p",
         "Keep tokens at least this likely, relative to the most likely one.",
         metavar="SHARE",
@@ -141,57 +130,49 @@ class RunOptions:
         max=0.99,
     )
     seed: int | None = _sampling(
-        None,
-        "--seed",
-        "The same seed gives the same answer.",
-        metavar="NUMBER",
-        min=0,
-        max=MAX_SEED,
+        "--seed", "The same seed gives the same answer.", metavar="NUMBER", min=0, max=MAX_SEED
     )
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
 
     think: bool | None = _thinking(
-        None, "--think/--no-think", "Turn reasoning on or off, if the chat template supports it."
+        "--think/--no-think", "Turn reasoning on or off, if the chat template supports it."
     )
     effort: Effort | None = _thinking(
-        None, "--effort", "How long to reason, if the chat template supports it."
+        "--effort", "How long to reason, if the chat template supports it."
     )
     reasoning_budget: int | None = _thinking(
-        None,
         "--reasoning-budget",
         "End the reasoning after this many tokens and start the answer.",
         **_COUNT | {"min": 0},
     )
     show_thinking: bool | None = _thinking(
-        None,
         "--show-thinking/--hide-thinking",
         "Print the reasoning to stderr. Default: only if stderr is a terminal.",
     )
 
     save: str | None = _conversation(
-        None, "--save", "Save the conversation and its KV cache to this file.", metavar="FILE"
+        "--save", "Save the conversation and its KV cache to this file.", metavar="FILE"
     )
     resume: str | None = _conversation(
-        None, "--resume", "Continue a saved conversation; MODEL may be omitted.", metavar="FILE"
+        "--resume", "Continue a saved conversation; MODEL may be omitted.", metavar="FILE"
     )
     cache: bool = _conversation(
-        False,
         "--cache",
         "Cache the processed prompt on disk, and reuse what earlier prompts share.",
+        False,
     )
 
-    stats: bool = _reports(False, "--stats", "Print token counts and speeds to stderr.")
+    stats: bool = _reports("--stats", "Print token counts and speeds to stderr.", False)
     verbose: bool = _reports(
-        False,
         "--verbose",
         "Print the file and the source of each setting to stderr; implies --stats.",
+        False,
     )
     experts: bool = _reports(
-        False, "--experts", "Plot on stderr how each router distributed tokens over its experts."
+        "--experts", "Plot on stderr how each router distributed tokens over its experts.", False
     )
     experts_out: Path | None = _reports(
-        None,
         "--experts-out",
         "Write this report to FILE.png (a picture) or FILE.json (all counts).",
         metavar="FILE",
@@ -201,7 +182,7 @@ class RunOptions:
     kv_type: options.KV = options.KVType.F16
     kernels: options.KernelChoice = options.KernelName.AUTO
     force: options.Force = False
-    offline: bool = _network(False, "--offline", "Download nothing; make no connections.")
+    offline: bool = _network("--offline", "Download nothing; make no connections.", False)
     yes: options.Yes = False
 
     grammar: str | None = None
@@ -220,21 +201,15 @@ class RunOptions:
 
 def with_run_options(command: Command) -> Command:
     """Replace the `**` parameter of a command by the options of `RunOptions`."""
-    signature = inspect.signature(command)
+    signature, keyword = inspect.signature(command), inspect.Parameter.KEYWORD_ONLY
     parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     for each in fields(RunOptions):
         kind: Any = each.type
         if "option" in each.metadata:
             kind = Annotated[kind, each.metadata["option"]]
         if get_origin(kind) is Annotated:
-            parameters.append(
-                inspect.Parameter(
-                    each.name,
-                    inspect.Parameter.KEYWORD_ONLY,
-                    default=each.default,
-                    annotation=kind,
-                )
-            )
+            declared = inspect.Parameter(each.name, keyword, default=each.default, annotation=kind)
+            parameters.append(declared)
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return command
 
