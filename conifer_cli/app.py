@@ -216,9 +216,9 @@ def bench(
     """
     from conifer_cli.commands.bench import BenchOptions, bench_model
 
-    lengths = (each and each.tokens for each in (prompt, depth))
+    prompts, depths = (each.tokens if each else None for each in (prompt, depth))
     settings = (tokens, repeat, kv_type.value, kernels.value, force, yes, as_json)
-    return bench_model(model, BenchOptions(*lengths, *settings))
+    return bench_model(model, BenchOptions(prompts, depths, *settings))
 
 
 @app.command(
