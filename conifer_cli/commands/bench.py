@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from conifer_cli import errors
 from conifer_cli.acquire import ensure, judge, locate
 from conifer_cli.errors import NoRoom, UsageError
+from conifer_cli.fit import history
 from conifer_cli.fit.plan import FitReport, FitRequest, require_context
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import gigabytes, size, table
@@ -73,8 +74,13 @@ def lengths(report: FitReport, options: BenchOptions) -> tuple[list[int], list[i
         (options.prompts, PROMPTS, 1),
         (options.depths, DEPTHS, decode_context(0, options.tokens)),
     ):
-        for length in asked or ():
-            _require(report.name, length + more, most, fits)
+        for need in (length + more for length in asked or ()):
+            require_context(report.name, most, FitRequest(need))
+            if need > fits:
+                raise NoRoom(
+                    f"a context of {need:,} does not fit in memory: "
+                    f"the largest for {report.name} is {fits:,}"
+                )
         chosen.append([n for n in (asked or default) if n + more <= fits])
     if not any(chosen):
         raise UsageError(
@@ -82,14 +88,6 @@ def lengths(report: FitReport, options: BenchOptions) -> tuple[list[int], list[i
             "Choose shorter ones with --prompt, --depth and --tokens.",
         )
     return chosen[0], chosen[1]
-
-
-def _require(name: str, need: int, most: int, fits: int) -> None:
-    require_context(name, most, FitRequest(need))
-    if need > fits:
-        raise NoRoom(
-            f"a context of {need:,} does not fit in memory: the largest for {name} is {fits:,}"
-        )
 
 
 def measure(
@@ -123,9 +121,6 @@ def measure(
 
 
 def _record(document: dict[str, Any], report: FitReport, options: BenchOptions) -> None:
-    """Add the medians to the benchmark history."""
-    from conifer_cli.fit import history
-
     most = [row["tokens"] for row in document["prefill"]]
     most += [row["depth"] + options.tokens for row in document["decode"]]
     record = functools.partial(
@@ -147,11 +142,7 @@ def _record(document: dict[str, Any], report: FitReport, options: BenchOptions) 
 
 
 def _bandwidth_share(
-    model: Model,
-    report: FitReport,
-    row: dict[str, Any],
-    watch: Watch,
-    options: BenchOptions,
+    model: Model, report: FitReport, row: dict[str, Any], watch: Watch, options: BenchOptions
 ) -> dict[str, Any]:
     """Measure reading the bytes that one token moves, and compare decoding with that rate."""
     from engine.fit.bandwidth import read_rates

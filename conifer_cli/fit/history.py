@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import json
 import math
+import resource
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
@@ -134,10 +135,6 @@ def by_priors(run: Run, bandwidth: Bandwidth) -> float:
 
 def disk_faults() -> int:
     """Return the major page faults of this process so far."""
-    try:
-        import resource
-    except ImportError:  # not on Unix
-        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
 
 
