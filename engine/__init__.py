@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from engine.generate import TokenStream
     from engine.model import Model, load
-    from engine.nn.cache import Cache
+    from engine.nn.cache.cache import Cache
     from engine.sampling import Settings
 
 _HOME = {
-    "Cache": "engine.nn.cache",
+    "Cache": "engine.nn.cache.cache",
     "Model": "engine.model",
     "Settings": "engine.sampling",
     "TokenStream": "engine.generate",

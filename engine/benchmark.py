@@ -15,7 +15,7 @@ from engine.sampling import Settings
 if TYPE_CHECKING:
     from engine.generate import Stats
     from engine.model import Model
-    from engine.nn.cache import Cache
+    from engine.nn.cache.cache import Cache
 
 SEED = 0
 

@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from engine.errors import ContextOverflow, NumericError
 from engine.limits import enough_memory
-from engine.nn.cache import Cache
+from engine.nn.cache.cache import Cache
 from engine.sampling import NOT_FINITE, Sampler, Settings
 from engine.text.reasoning import Kind, Part, control_markers, find_dialect, new_reader, overlap
 

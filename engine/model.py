@@ -18,8 +18,8 @@ from engine.gguf.reader import ModelFile, open_model
 from engine.kernels.native.fused import fuse
 from engine.kernels.select import select
 from engine.limits import enough_memory, prefill_chunk
-from engine.nn.cache import Cache
-from engine.nn.cache_spec import KV_TYPES
+from engine.nn.cache.cache import Cache
+from engine.nn.cache.spec import KV_TYPES
 from engine.nn.config import ModelConfig, read_config
 from engine.nn.decoder import Decoder
 from engine.nn.weights import Weights

@@ -7,7 +7,7 @@ from typing import Any
 
 from conifer_cli import errors
 from conifer_cli.acquire import locate
-from conifer_cli.chat.editor import Editor, EditorHost
+from conifer_cli.chat.line_editor import Editor, EditorHost
 from conifer_cli.interrupts import Interrupts
 from conifer_cli.session.open import open_session
 from conifer_cli.session.response import Response

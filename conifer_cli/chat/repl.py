@@ -7,7 +7,7 @@ from pathlib import Path
 
 from conifer_cli import errors
 from conifer_cli.chat.conversation import Conversation
-from conifer_cli.chat.editor import EditorHost, history_file, open_editor
+from conifer_cli.chat.line_editor import EditorHost, history_file, open_editor
 from conifer_cli.chat.slash_commands import Leave, complete, is_command, run_command
 from conifer_cli.chat.turn import send
 from conifer_cli.interrupts import scope

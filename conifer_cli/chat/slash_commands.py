@@ -12,7 +12,7 @@ from typing import Any
 from conifer_cli import errors, options
 from conifer_cli.chat import attachments, clipboard
 from conifer_cli.chat.conversation import Conversation
-from conifer_cli.chat.editor import (
+from conifer_cli.chat.line_editor import (
     Complete,
     complete_model,
     complete_nothing,

@@ -163,7 +163,7 @@ def _windows(config: ModelConfig) -> str:
 
 def _document(header: ShownHeader) -> dict[str, Any]:
     from engine.fit.speed import bytes_per_token
-    from engine.nn.cache_spec import token_bytes
+    from engine.nn.cache.spec import token_bytes
     from engine.nn.config import count_parameters
 
     config, tensors = header.config, header.tensors

@@ -39,7 +39,7 @@ def best_moe(machine: Machine) -> Entry | None:
 def estimate_of(entry: Entry, facts: CatalogFile | None) -> ModelEstimate | None:
     """Build an estimate from the catalog; None if the file size is unknown."""
     from engine.fit.estimate import ModelEstimate
-    from engine.nn.cache_spec import CacheSpec
+    from engine.nn.cache.spec import CacheSpec
 
     if facts is None or facts.size_bytes is None:
         return None

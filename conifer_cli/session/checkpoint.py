@@ -23,7 +23,7 @@ from conifer_cli.errors import BadSaved, OutputError, Unreadable, UsageError
 
 if TYPE_CHECKING:
     from conifer_cli.fit.plan import FitReport
-    from engine.nn.cache_state import CacheState
+    from engine.nn.cache.state import CacheState
 
 FORMAT = 1
 MAX_LINE_BYTES = 64 << 20
@@ -160,7 +160,7 @@ def read(path: Path, kind: type[H]) -> tuple[H, CacheState]:
     """Read a file. Raises UsageError if it is missing, BadSaved if damaged or of another kind."""
     import numpy as np
 
-    from engine.nn.cache_state import CacheState
+    from engine.nn.cache.state import CacheState
 
     digest = hashlib.sha256()
     with _opened(path, kind) as file:

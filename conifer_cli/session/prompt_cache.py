@@ -21,7 +21,7 @@ from conifer_cli.terminal.progress import Progress
 
 if TYPE_CHECKING:
     from conifer_cli.session.session import Session
-    from engine.nn.cache import Cache
+    from engine.nn.cache.cache import Cache
 
 MIN_TOKENS = 64  # shorter prompts are read as fast as restored
 NEW_SHARE = 4  # store a prompt if at least 1 in 4 of its tokens is new
@@ -69,7 +69,7 @@ def remember(session: Session, tokens: list[int], shared: int) -> None:
 
 
 def _store(session: Session, tokens: list[int]) -> None:
-    from engine.nn.cache_state import dump
+    from engine.nn.cache.state import dump
 
     cache = session.cache
     assert cache is not None
@@ -92,7 +92,7 @@ def _store(session: Session, tokens: list[int]) -> None:
 
 def _restored(session: Session, path: Path, cache: Cache) -> bool:
     from engine.errors import CacheStateError, ContextOverflow
-    from engine.nn.cache_state import load
+    from engine.nn.cache.state import load
 
     try:
         _, kept = checkpoint.read(path, checkpoint.SavedHeader)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from conifer_cli.fit.plan import FitReport
     from engine.generate import TokenStream
     from engine.model import Model
-    from engine.nn.cache import Cache
+    from engine.nn.cache.cache import Cache
     from engine.sampling import Settings
     from engine.text.constrained import Guide
     from engine.text.reasoning import Part
@@ -100,7 +100,7 @@ class Session:
     @functools.cached_property
     def cache_format(self) -> str:
         """Name the format of this session's caches; other formats cannot be restored."""
-        from engine.nn.cache_state import cache_format
+        from engine.nn.cache.state import cache_format
 
         return f"{self.model.kernels.name} {cache_format(self.model, self.options.kv_type)}"
 
@@ -109,7 +109,7 @@ class Session:
 
         with_cache: False writes only the messages and does not touch the model.
         """
-        from engine.nn.cache_state import dump
+        from engine.nn.cache.state import dump
 
         # Blob names do not carry the shard number, so keep the link's path.
         reference = self.report.paths[0] if self.report.entry is None else None
@@ -124,7 +124,7 @@ class Session:
 
     def resume(self, path: Path) -> Messages:
         """Load a saved conversation's messages. Raises UsageError, BadSaved, CacheStateError."""
-        from engine.nn.cache_state import load
+        from engine.nn.cache.state import load
 
         header, kept = checkpoint.read(path, checkpoint.ConversationHeader)
         if header.identity != self.identity:

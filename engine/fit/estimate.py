@@ -16,7 +16,7 @@ from engine.fit.speed import BytesPerToken
 from engine.kernels.select import selected
 from engine.kernels.sizes import loaded_size_ratio
 from engine.limits import SCORE_BYTES
-from engine.nn.cache_spec import CacheSpec, kv_bytes, kv_read_bytes, token_bytes
+from engine.nn.cache.spec import CacheSpec, kv_bytes, kv_read_bytes, token_bytes
 
 ROWS_BYTES = 384 << 20  # of one prefill chunk, in the catalog's widest models
 GUESSED_LAYERS = 48

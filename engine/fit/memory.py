@@ -16,7 +16,7 @@ from engine.kernels.fusion import fuses
 from engine.kernels.select import selected
 from engine.kernels.sizes import resident_bytes
 from engine.limits import INDEXER_BYTES, MAX_CHUNK, MIN_CHUNK, SCAN_CHUNK, SCORE_BYTES
-from engine.nn.cache_spec import STEP, kv_bytes, token_bytes
+from engine.nn.cache.spec import STEP, kv_bytes, token_bytes
 from engine.nn.config import ModelConfig, used_tensors
 
 MARGIN = 1.02  # the need is accurate to about 2 %

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from engine.gguf.reader import TensorInfo
 from engine.kernels.sizes import resident_bytes
-from engine.nn.cache_spec import kv_read_bytes
+from engine.nn.cache.spec import kv_read_bytes
 from engine.nn.config import OF_EXPERTS, ModelConfig, token_share, used_tensors
 
 MEASURED, PREDICTED, PRIOR = "measured", "predicted", "prior"

@@ -11,7 +11,7 @@ import math
 import mlx.core as mx
 
 from engine.limits import MIN_CHUNK, SCORE_BYTES
-from engine.nn.cache import TokenCache
+from engine.nn.cache.cache import TokenCache
 from engine.nn.config import ModelConfig
 from engine.nn.norm import RMSNorm, head_norm
 from engine.nn.rope import Rotary, Temperature

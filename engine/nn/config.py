@@ -22,7 +22,7 @@ from engine.architectures.registry import (
 from engine.errors import GGUFError, UnsupportedError
 from engine.gguf.metadata import Metadata
 from engine.gguf.reader import TensorInfo, numbers
-from engine.nn.cache_spec import CacheSpec
+from engine.nn.cache.spec import CacheSpec
 
 # `blk.0.ffn_up_exps.weight`; in files from before April 2024 `blk.0.ffn_up.7.weight`.
 OF_EXPERTS = re.compile(r"blk\.\d+\.\w+(_exps|\.\d+)\.\w+")

@@ -16,8 +16,8 @@ import mlx.core as mx
 
 from engine.kernels.base import QTensor
 from engine.nn import moe
-from engine.nn.cache import Cache, LayerCache, new_layer_cache, rewindable_length
-from engine.nn.cache_spec import CacheSpec
+from engine.nn.cache.cache import Cache, LayerCache, new_layer_cache, rewindable_length
+from engine.nn.cache.spec import CacheSpec
 from engine.nn.config import ModelConfig
 from engine.nn.moe import Experts, SharedExperts
 from engine.nn.norm import AnyNorm, required_norm

@@ -19,7 +19,7 @@ from engine.errors import GGUFError
 from engine.kernels.base import QTensor, Rows
 from engine.limits import INDEXER_BYTES
 from engine.nn.attention import split_heads
-from engine.nn.cache import TokenCache
+from engine.nn.cache.cache import TokenCache
 from engine.nn.config import IndexerConfig, ModelConfig, RopeConfig
 from engine.nn.norm import LayerNorm, RMSNorm
 from engine.nn.rope import RoPE, Temperature, yarn_magnitude

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
-from engine.nn.cache import LayerCache, StateCache
+from engine.nn.cache.cache import LayerCache, StateCache
 from engine.nn.config import ModelConfig, RecurrentConfig
 from engine.nn.weights import Linear, Weights
 

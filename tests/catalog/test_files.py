@@ -11,12 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from catalog.files import (
-    open_atomically,
-    parse_json,
-    read_json,
-    write_atomically,
-)
+from catalog.files import open_atomically, parse_json, read_json, write_atomically
 
 
 @dataclass

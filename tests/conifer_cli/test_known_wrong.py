@@ -16,7 +16,7 @@ from engine.fit.memory import judge
 from engine.fit.speed import bytes_per_token
 from engine.gguf.reader import open_model
 from engine.limits import prefill_chunk
-from engine.nn.cache_spec import kv_bytes, kv_read_bytes
+from engine.nn.cache.spec import kv_bytes, kv_read_bytes
 from engine.nn.config import read_config
 from support.giants import write_deepseek_v3, write_qwen3_235b
 from support.headers import metadata

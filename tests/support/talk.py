@@ -7,7 +7,7 @@ from typing import Any
 
 from conifer_cli.acquire import locate
 from conifer_cli.chat.conversation import Conversation
-from conifer_cli.chat.editor import EditorHost
+from conifer_cli.chat.line_editor import EditorHost
 from conifer_cli.chat.slash_commands import complete
 from conifer_cli.interrupts import Interrupts
 from conifer_cli.run_options import RunOptions

@@ -19,8 +19,8 @@ from engine.kernels.base import QTensor
 from engine.kernels.fusion import fuses
 from engine.kernels.native import NativeKernels, NativeTensor
 from engine.nn.attention import Attention
-from engine.nn.cache import REWIND
-from engine.nn.cache_spec import STEP, WINDOW_SLACK
+from engine.nn.cache.cache import REWIND
+from engine.nn.cache.spec import STEP, WINDOW_SLACK
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Blocks, Decoder, LMHead, OnProgress
 from engine.nn.mla import LatentAttention

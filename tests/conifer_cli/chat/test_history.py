@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from conifer_cli.chat import editor
-from conifer_cli.chat.editor import add_to_history, read_history
+from conifer_cli.chat import line_editor
+from conifer_cli.chat.line_editor import add_to_history, read_history
 
 
 def test_what_is_added_comes_back_the_oldest_first(tmp_path):
@@ -19,7 +19,7 @@ def test_what_is_added_comes_back_the_oldest_first(tmp_path):
 
 
 def test_it_does_not_grow_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr(editor, "MAX_HISTORY", 5)
+    monkeypatch.setattr(line_editor, "MAX_HISTORY", 5)
     path = tmp_path / "history"
     for number in range(20):
         add_to_history(path, str(number))

@@ -18,7 +18,7 @@ import engine
 from conifer_cli import app
 from conifer_cli.session import checkpoint
 from engine.gguf.reader import open_model
-from engine.nn.cache_state import dump, load
+from engine.nn.cache.state import dump, load
 from support.gguf_writer import split_bytes
 from support.hub_server import running_hub
 from support.program import MODELS, command, environment, run_conifer, templated

@@ -93,7 +93,7 @@ def test_a_window_that_has_forgotten_what_it_cannot_see_changes_nothing(
     tokens = prompt(STORED[name])
     model = engine.load(STORED[name].model, kernels=kernels)
     whole = fed(model, tokens, 48)
-    monkeypatch.setattr("engine.nn.cache.WINDOW_SLACK", 3)  # the windows are of 16 tokens
+    monkeypatch.setattr("engine.nn.cache.cache.WINDOW_SLACK", 3)  # the windows are of 16 tokens
     for chunk in (1, 7):
         assert close(fed(model, tokens, chunk), whole), f"chunks of {chunk}"
     cache = model.new_cache(context=48, kv_type="f32")

@@ -10,7 +10,7 @@ from engine.fit.machine import Machine
 from engine.fit.memory import judge
 from engine.gguf.reader import ModelFile, open_model
 from engine.kernels.sizes import resident_bytes
-from engine.nn.cache_spec import kv_read_bytes
+from engine.nn.cache.spec import kv_read_bytes
 from engine.nn.config import count_parameters, read_config
 from support.giants import write_deepseek_v3, write_qwen3_235b
 

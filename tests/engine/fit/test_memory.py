@@ -12,17 +12,12 @@ import pytest
 
 from engine.fit import memory
 from engine.fit.machine import Machine
-from engine.fit.memory import (
-    PROGRAM,
-    judge_size,
-    reserve_bytes,
-    surely_too_large,
-)
+from engine.fit.memory import PROGRAM, judge_size, reserve_bytes, surely_too_large
 from engine.gguf.reader import TensorInfo, open_model
 from engine.gguf.types import TYPE_BY_NAME
 from engine.kernels.sizes import loaded_size_ratio
 from engine.limits import SCORE_BYTES, prefill_chunk
-from engine.nn.cache_spec import kv_bytes
+from engine.nn.cache.spec import kv_bytes
 from engine.nn.config import read_config
 from support.models import HERE
 

@@ -16,8 +16,8 @@ from engine.gguf.types import TYPE_BY_NAME
 from engine.kernels.fusion import fuses
 from engine.kernels.native import unavailable_reason
 from engine.kernels.select import select
-from engine.nn.cache_spec import STEP, WINDOW_SLACK
-from engine.nn.cache_state import dump, load
+from engine.nn.cache.spec import STEP, WINDOW_SLACK
+from engine.nn.cache.state import dump, load
 from engine.nn.config import read_config
 from support.gguf_writer import Tensor
 from support.models import HERE, stored_models

@@ -16,8 +16,8 @@ from engine.gguf.reader import open_model
 from engine.kernels.base import Rows
 from engine.kernels.select import select
 from engine.kernels.sizes import resident_bytes
-from engine.nn.cache import new_layer_cache
-from engine.nn.cache_spec import kv_bytes, kv_read_bytes
+from engine.nn.cache.cache import new_layer_cache
+from engine.nn.cache.spec import kv_bytes, kv_read_bytes
 from engine.nn.config import read_config, used_tensors
 from engine.nn.mla import Indexer, LatentAttention, latent_rope, latent_scale
 from engine.nn.weights import Weights

@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from engine.errors import ContextOverflow
 from engine.kernels.base import Rows
-from engine.nn.cache_spec import Q8_GROUP, STEP, WINDOW_SLACK, CacheSpec
+from engine.nn.cache.spec import Q8_GROUP, STEP, WINDOW_SLACK, CacheSpec
 
 REWIND = 16  # tokens before a prompt's end; a template adds fewer before an answer
 

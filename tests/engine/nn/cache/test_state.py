@@ -10,9 +10,9 @@ import pytest
 
 import engine
 from engine.errors import CacheStateError, ContextOverflow
-from engine.nn.cache_state import CacheState, cache_format, dump, load
+from engine.nn.cache.state import CacheState, cache_format, dump, load
 
-HERE = Path(__file__).parents[2] / "fixtures"
+HERE = Path(__file__).parents[3] / "fixtures"
 # full attention (fused where the kernels are native), a window, latent attention, recurrent layers
 NAMES = (
     "llama",

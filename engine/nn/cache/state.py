@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from engine.errors import CacheStateError
-from engine.nn.cache import StateCache, TokenCache
+from engine.nn.cache.cache import StateCache, TokenCache
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from engine.model import Model
-    from engine.nn.cache import Cache
-    from engine.nn.cache_spec import CacheSpec
+    from engine.nn.cache.cache import Cache
+    from engine.nn.cache.spec import CacheSpec
 
     Array = NDArray[Any]
 

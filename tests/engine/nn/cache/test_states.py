@@ -12,8 +12,8 @@ import pytest
 import engine
 from engine.fit.memory import buffer_bytes
 from engine.gguf.reader import open_model
-from engine.nn.cache import REWIND, StateCache
-from engine.nn.cache_spec import SNAPSHOTS, kv_bytes
+from engine.nn.cache.cache import REWIND, StateCache
+from engine.nn.cache.spec import SNAPSHOTS, kv_bytes
 from engine.nn.config import read_config
 from support.gguf_writer import Tensor
 from support.models import HERE

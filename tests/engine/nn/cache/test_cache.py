@@ -6,9 +6,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-import engine.nn.cache
-from engine.nn.cache import StateCache, TokenCache, new_layer_cache, rewindable_length
-from engine.nn.cache_spec import SNAPSHOTS, CacheSpec, kv_bytes, kv_read_bytes
+import engine.nn.cache.cache
+from engine.nn.cache.cache import StateCache, TokenCache, new_layer_cache, rewindable_length
+from engine.nn.cache.spec import SNAPSHOTS, CacheSpec, kv_bytes, kv_read_bytes
 from engine.nn.config import read_config
 from support.headers import kv_values, metadata
 
@@ -19,7 +19,7 @@ def marks(start: int, count: int) -> mx.array:
 
 
 def window_cache(monkeypatch: pytest.MonkeyPatch, window: int, slack: int) -> TokenCache:
-    monkeypatch.setattr(engine.nn.cache, "WINDOW_SLACK", slack)
+    monkeypatch.setattr(engine.nn.cache.cache, "WINDOW_SLACK", slack)
     cache = new_layer_cache(CacheSpec(((1, 1), (1, 1)), window=window), 1000, "f32")
     assert isinstance(cache, TokenCache)
     return cache

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from conifer_cli.chat.editor import edit_externally, is_closed, read_history, unquoted
+from conifer_cli.chat.line_editor import edit_externally, is_closed, read_history, unquoted
 from support.program import command, environment, templated
 from support.talk import PLAIN
 from support.terminal_session import TerminalSession
