@@ -75,7 +75,7 @@ def identity(made: dict[str, Any]) -> tuple[object, ...]:
 def case(file: Path, context: int, touch: bool, kernels: str) -> dict[str, Any]:
     """Measure one file at one context."""
     from conifer_cli.acquire import judge, locate
-    from conifer_cli.fit.plan import FitRequest
+    from conifer_cli.fit.verdict import FitRequest
     from conifer_cli.run_options import RunOptions
     from conifer_cli.session.session import Session
     from engine.benchmark import prompt

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from catalog.errors import CatalogError
-from catalog.names import is_repository, is_safe, normal_quant, parts, quant_of
+from catalog.file_names import is_repository, is_safe, normal_quant, parts, quant_of
 
 # Values of `status`, from the most to the least proven.
 ANSWER_VERIFIED = "answer verified"

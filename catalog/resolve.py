@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from catalog.errors import ModelNotFound, UnknownModel
-from catalog.names import FileSet, is_repository, is_safe, normal_quant, select
+from catalog.file_names import FileSet, is_repository, is_safe, normal_quant, select
 from catalog.registry import CatalogFile, Entry, Package, entries
 
 _HUB_NAME = re.compile(r"hf:(?://)?(.*)", re.IGNORECASE | re.DOTALL)

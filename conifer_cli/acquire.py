@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from conifer_cli import options
 from conifer_cli.errors import Declined, Offline, UsageError, prompt_hint
 from conifer_cli.fit.alternatives import best_moe
-from conifer_cli.fit.plan import FitReport, FitRequest, enforce, judge_model, shortage
+from conifer_cli.fit.verdict import FitReport, FitRequest, enforce, judge_model, shortage
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import duration, size
 from conifer_cli.terminal.progress import Progress
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from catalog import Reference
     from catalog.download.transfer import Callbacks
     from catalog.hub.client import Hub, RemoteFile
-    from catalog.store.cache import Store
+    from catalog.store.store import Store
 
 SMALL_BYTES = 200 * 10**6  # downloaded without a question
 _MISFIT = {
@@ -78,7 +78,7 @@ def ensure(model: RequestedModel, report: FitReport, request: FitRequest) -> Fit
 def open_store() -> Store:
     """Return the models on disk."""
     from catalog.hub.client import cache_folder
-    from catalog.store.cache import Store
+    from catalog.store.store import Store
 
     return Store(options.home(), cache_folder())
 

@@ -143,7 +143,7 @@ def pull(
     the model is already installed, report whether the Hub has a newer revision.
     """
     from conifer_cli.commands.pull import pull_model
-    from conifer_cli.fit.plan import FitRequest
+    from conifer_cli.fit.verdict import FitRequest
 
     return pull_model(model, FitRequest(context, kv_type.value, force, yes), update, as_json)
 
@@ -184,7 +184,7 @@ def fit(
     --machine, which never connects to the Hub, it is 2 if nothing is known about the model.
     """
     from conifer_cli.commands.fit import FitOptions, fit_all, fit_model
-    from conifer_cli.fit.plan import FitRequest
+    from conifer_cli.fit.verdict import FitRequest
 
     request = FitRequest(context, kv_type.value, kernels=kernels.value)
     asked = FitOptions(request, machine, memory, total, as_json)

@@ -18,7 +18,7 @@ import pytest
 
 import catalog
 from catalog.download.package_index import fetch
-from catalog.store.cache import Store
+from catalog.store.store import Store
 from engine.device import backend, cores
 from engine.kernels.select import selected
 from support.isolation import foreground_signals, only_one_process, starting_programs, turn

@@ -34,7 +34,7 @@ HEAVY = {
 }
 # Modules of the CLI that load none of them, and still are not needed before the first line.
 LATE = {
-    "conifer_cli.fit.plan",
+    "conifer_cli.fit.verdict",
     "conifer_cli.terminal.format",
     "conifer_cli.terminal.highlight",
     "conifer_cli.terminal.markdown",

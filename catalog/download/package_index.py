@@ -23,8 +23,8 @@ from typing import IO
 
 from catalog.errors import CatalogError, IndexUnreachable, VerificationError
 from catalog.registry import Package
-from catalog.store.cache import Store
 from catalog.store.disk import disk_failures, require_space
+from catalog.store.store import Store
 
 # Receives (bytes downloaded, size of the wheel).
 Progress = Callable[[int, int], None]

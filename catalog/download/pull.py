@@ -20,8 +20,8 @@ from catalog.download.transfer import Callbacks, RetryPolicy, download
 from catalog.errors import NotAModel, StoreError, VerificationError
 from catalog.files import write_atomically
 from catalog.hub.client import Hub, RemoteFile
-from catalog.store.cache import Store
 from catalog.store.disk import disk_failures, require_space
+from catalog.store.store import Store
 
 NO_CALLBACKS, DEFAULT_RETRY = Callbacks(), RetryPolicy()
 LOCK_POLL_S = 0.2

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urljoin, urlsplit
 
 from catalog.errors import AccessDenied, BadSetting, CatalogError, HubUnreachable, ModelNotFound
+from catalog.file_names import is_repository, is_safe
 from catalog.files import parse_json
 from catalog.hub.paths import COMMIT, SHA256
-from catalog.names import is_repository, is_safe
 from catalog.resolve import Reference
 
 if TYPE_CHECKING:

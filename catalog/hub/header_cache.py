@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from catalog.errors import ModelNotFound, StoreError
+from catalog.file_names import is_safe
 from catalog.files import parse_json, write_atomically
 from catalog.hub.paths import folder_name
-from catalog.names import is_safe
 from catalog.resolve import Reference
 
 if TYPE_CHECKING:

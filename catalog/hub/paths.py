@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from catalog.errors import StoreError
-from catalog.names import is_repository
+from catalog.file_names import is_repository
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 COMMIT = re.compile(r"[0-9a-f]{7,64}")

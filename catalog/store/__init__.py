@@ -1,6 +1,6 @@
 """Models on disk: find, list, remove and verify them.
 
-`source` defines what the two sources, the Hub and the package index, have in common, and checks
-disk space. `cache` implements both and combines them in `Store`. `manifest` records what Conifer
-downloaded, and the SHA-256 to expect.
+`store` combines two sources, the Hub's cache and the folder of models from PyPI, in `Store`.
+`manifest` records what Conifer downloaded and the SHA-256 to expect; `disk` checks free space and
+hashes files.
 """

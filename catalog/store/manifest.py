@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from catalog.file_names import is_repository, is_safe
 from catalog.files import read_json, write_atomically
 from catalog.hub.paths import SHA256, folder_name
-from catalog.names import is_repository, is_safe
 
 if TYPE_CHECKING:
     from catalog.hub.client import RemoteFile

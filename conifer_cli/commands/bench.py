@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from conifer_cli import errors
 from conifer_cli.acquire import ensure, judge, locate
 from conifer_cli.errors import NoRoom, UsageError
-from conifer_cli.fit import history
-from conifer_cli.fit.plan import FitReport, FitRequest, require_context
+from conifer_cli.fit import run_history
+from conifer_cli.fit.verdict import FitReport, FitRequest, require_context
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import gigabytes, size, table
 from conifer_cli.terminal.progress import Progress
@@ -124,7 +124,7 @@ def _record(document: dict[str, Any], report: FitReport, options: BenchOptions) 
     most = [row["tokens"] for row in document["prefill"]]
     most += [row["depth"] + options.tokens for row in document["decode"]]
     record = functools.partial(
-        history.record,
+        run_history.record,
         report,
         document["kernels"],
         options.kv_type,
@@ -132,11 +132,11 @@ def _record(document: dict[str, Any], report: FitReport, options: BenchOptions) 
         peak_bytes=document["peak_memory_bytes"],
     )
     for row in document["prefill"]:
-        if row["tokens"] >= history.MIN_PREFILLED:
+        if row["tokens"] >= run_history.MIN_PREFILLED:
             rate = row["per_s"]["median"]
             record(depth=row["tokens"], decode_per_s=None, prefill_per_s=rate)
     for row in document["decode"]:
-        if options.tokens >= history.MIN_DECODED:
+        if options.tokens >= run_history.MIN_DECODED:
             depth, rate = row["depth"] + options.tokens // 2, row["per_s"]["median"]
             record(depth=depth, decode_per_s=rate, prefill_per_s=None)
 

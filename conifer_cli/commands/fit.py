@@ -10,9 +10,9 @@ from conifer_cli.acquire import connect, locate, open_store
 from conifer_cli.fit import quant_matrix as matrix
 from conifer_cli.fit import view
 from conifer_cli.fit.alternatives import fitting_quants, sizes_of, supported, ways_out
-from conifer_cli.fit.plan import FitReport, FitRequest
 from conifer_cli.fit.predict import Target, best_known_report, bytes_per_token, choose_target, speed
 from conifer_cli.fit.quant_matrix import QuantRow
+from conifer_cli.fit.verdict import FitReport, FitRequest
 from conifer_cli.fit.view import CatalogRow, DecodeSpeed
 from conifer_cli.terminal import console
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from conifer_cli import errors
 from conifer_cli.acquire import open_store
-from conifer_cli.fit import history
+from conifer_cli.fit import run_history
 from conifer_cli.fit.alternatives import supported
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import count, size, table
 
 if TYPE_CHECKING:
-    from catalog.store.cache import Installed
+    from catalog.store.store import Installed
 
 SPEEDS = (
     *("MODEL", "KERNELS", "KV", "DECODE", "PREDICTED", "PREFILL", "PEAK", "PREDICTED"),
@@ -86,13 +86,13 @@ def list_speeds(as_json: bool) -> int:
     from engine.fit.machine import this_machine
 
     machine = this_machine()
-    key = history.machine_key(machine)
-    groups: dict[tuple[str, ...], list[history.Run]] = {}
-    for run in history.runs():
+    key = run_history.machine_key(machine)
+    groups: dict[tuple[str, ...], list[run_history.Run]] = {}
+    for run in run_history.runs():
         if run.machine == key:
             name = (run.model, run.file, str(run.size_bytes), run.kernels, run.kv_type)
             groups.setdefault(name, []).append(run)
-    bandwidth = history.bandwidth_of(machine) if groups else None
+    bandwidth = run_history.bandwidth_of(machine) if groups else None
     documents = [_speed_document(group, bandwidth) for group in groups.values()]
     documents.sort(key=lambda document: document["last"], reverse=True)
     if as_json:
@@ -107,18 +107,18 @@ def list_speeds(as_json: bool) -> int:
     return errors.OK
 
 
-def _speed_document(group: list[history.Run], bandwidth: Any) -> dict[str, Any]:
-    last = group[-history.LAST :]
-    decoded = [run for run in group if run.decode_per_s is not None][-history.LAST :]
-    predicted = [history.by_priors(run, bandwidth) for run in decoded]
+def _speed_document(group: list[run_history.Run], bandwidth: Any) -> dict[str, Any]:
+    last = group[-run_history.LAST :]
+    decoded = [run for run in group if run.decode_per_s is not None][-run_history.LAST :]
+    predicted = [run_history.by_priors(run, bandwidth) for run in decoded]
     most = max(last, key=lambda run: run.peak_bytes)
     names = ("model", "file", "size_bytes", "kernels", "kv_type")
     return {
         **{name: getattr(last[-1], name) for name in names},
-        "decode_per_s": history.median(run.decode_per_s for run in decoded),
+        "decode_per_s": run_history.median(run.decode_per_s for run in decoded),
         "predicted_decode_per_s": statistics.median(predicted) if predicted else None,
         "depth": round(statistics.median(run.depth for run in decoded)) if decoded else None,
-        "prefill_per_s": history.median(run.prefill_per_s for run in group),
+        "prefill_per_s": run_history.median(run.prefill_per_s for run in group),
         "peak_bytes": most.peak_bytes,
         "predicted_peak_bytes": most.predicted_bytes,
         "runs": len(group),

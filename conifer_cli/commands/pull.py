@@ -19,13 +19,13 @@ from conifer_cli.acquire import (
     open_store,
 )
 from conifer_cli.commands.verify import DAMAGED, UNKNOWN, hashed
-from conifer_cli.fit.plan import FitReport, FitRequest
+from conifer_cli.fit.verdict import FitReport, FitRequest
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import size
 
 if TYPE_CHECKING:
     from catalog.hub.client import RemoteFile
-    from catalog.store.cache import Installed
+    from catalog.store.store import Installed
 
 
 def pull_model(name: str, request: FitRequest, update: bool = False, as_json: bool = False) -> int:

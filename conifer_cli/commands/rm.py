@@ -16,7 +16,7 @@ from conifer_cli.terminal import console
 from conifer_cli.terminal.format import size
 
 if TYPE_CHECKING:
-    from catalog.store.cache import Installed, Store
+    from catalog.store.store import Installed, Store
 
 _HEX = "[0-9a-f]"
 FETCHING = ".fetch-"  # prefix of the temporary folders of package downloads

@@ -15,7 +15,7 @@ from conifer_cli import errors
 from conifer_cli.acquire import RequestedModel, locate, open_store
 from conifer_cli.errors import UsageError
 from conifer_cli.fit.alternatives import supported
-from conifer_cli.fit.plan import reading
+from conifer_cli.fit.verdict import reading
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import count, labelled, size
 

@@ -18,7 +18,7 @@ from conifer_cli.terminal.progress import Progress
 
 if TYPE_CHECKING:
     from catalog.hub.client import RemoteFile
-    from catalog.store.cache import Installed
+    from catalog.store.store import Installed
 
 OK, DAMAGED, UNKNOWN = "ok", "damaged", "no hash is known"
 

@@ -13,16 +13,25 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from conifer_cli.errors import UsageError
-from conifer_cli.fit import history, plan
+from conifer_cli.fit import run_history
 from conifer_cli.fit.alternatives import estimate_of
-from conifer_cli.fit.plan import FitReport, FitRequest
+from conifer_cli.fit.verdict import (
+    FitReport,
+    FitRequest,
+    judge_cache_types,
+    judge_disk,
+    judge_header,
+    judge_hub,
+    require_context,
+    settled,
+)
 from conifer_cli.terminal import console
 
 if TYPE_CHECKING:
     from catalog import Reference
     from catalog.hub.client import Hub
     from catalog.hub.header_cache import HeaderCache
-    from catalog.store.cache import Store
+    from catalog.store.store import Store
     from engine.fit.machine import Machine
     from engine.fit.speed import Bandwidth, BytesPerToken, Rate
 
@@ -44,22 +53,22 @@ class Target:
     def bandwidth(self) -> Bandwidth:
         """The memory bandwidth. Measuring it, on first use, takes up to two seconds."""
         if self.here is not None:
-            return history.bandwidth_of(self.here)
+            return run_history.bandwidth_of(self.here)
         assert self.prior is not None
         return self.prior
 
     @cached_property
     def ratios(self) -> dict[tuple[str, int], list[float]]:
         """Measured time per token of each file, as a multiple of the prior."""
-        return history.run_ratios(self.here, self.kernels, self.bandwidth) if self.here else {}
+        return run_history.run_ratios(self.here, self.kernels, self.bandwidth) if self.here else {}
 
     @property
     def median_ratios(self) -> list[float]:
         """The median ratio of each file that is too large for a CPU cache."""
         return [
-            history.median(ratios) or 1.0
+            run_history.median(ratios) or 1.0
             for (_, size_bytes), ratios in self.ratios.items()
-            if size_bytes >= history.MIN_FILE_BYTES
+            if size_bytes >= run_history.MIN_FILE_BYTES
         ]
 
 
@@ -103,16 +112,16 @@ def best_known_report(
     entry, headers = reference.entry, HeaderCache(store.home)
     paths = store.find(reference)
     if paths:
-        return plan.judge_disk(name, reference, paths[0], request, machine)
+        return judge_disk(name, reference, paths[0], request, machine)
     if entry is not None:
         from engine.architectures.registry import require_architecture
 
-        plan.require_context(name, entry.context or request.context or 0, request)
+        require_context(name, entry.context or request.context or 0, request)
         require_architecture(entry.architecture)
     known = _known(name, reference, request, machine, headers)
     if known is not None and (connect is None or reference.package):
         return known
-    if known is not None and known.estimate and plan.settled(reference.catalog_file, machine):
+    if known is not None and known.estimate and settled(reference.catalog_file, machine):
         return known
     if connect is None:
         raise UsageError(
@@ -120,7 +129,7 @@ def best_known_report(
             f"Run `conifer fit {name}` without --machine: it downloads the header once.",
         )
     try:
-        return plan.judge_hub(name, reference, request, machine, connect(), headers)
+        return judge_hub(name, reference, request, machine, connect(), headers)
     except CatalogError as error:
         if known is None:
             raise
@@ -179,14 +188,14 @@ def _known(
             metadata, tensors = merge_parts(
                 [read_header(part.data, part.size_bytes, i) for i, part in enumerate(cached)]
             )
-            report = plan.judge_header(name, reference.entry, metadata, tensors, request, machine)
+            report = judge_header(name, reference.entry, metadata, tensors, request, machine)
             size_bytes = sum(part.size_bytes for part in cached)
             return replace(report, size_bytes=size_bytes, source="the header as last seen")
     entry = reference.entry
     estimate = estimate_of(entry, reference.catalog_file) if entry else None
     if estimate is None:
         return None
-    verdict, q8_fits = plan.judge_cache_types(
+    verdict, q8_fits = judge_cache_types(
         lambda kv_type: judge_estimate(
             estimate, machine, request.context, kv_type, request.kernels
         ),

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from conifer_cli.fit.plan import FitReport, FitRequest
 from conifer_cli.fit.predict import Target, bytes_per_token, speed
+from conifer_cli.fit.verdict import FitReport, FitRequest
 
 if TYPE_CHECKING:
     from catalog.hub.client import Hub
@@ -61,7 +61,7 @@ def quant_matrix(
 
 def quant_of_report(report: FitReport) -> str:
     """Return the quantisation of the judged file."""
-    from catalog.names import quant_of
+    from catalog.file_names import quant_of
 
     if report.estimate is not None:
         return report.estimate.quant
@@ -72,7 +72,7 @@ def quant_of_report(report: FitReport) -> str:
 def listed_sizes(report: FitReport, connect: Callable[[], Hub]) -> dict[str, int]:
     """Return the sizes of supported quantisations in the repository of a report from the Hub."""
     from catalog import CatalogError
-    from catalog.names import file_sets
+    from catalog.file_names import file_sets
     from engine.kernels.sizes import supports
 
     if not report.remote:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from conifer_cli.fit.plan import FitReport, FitRequest
+from conifer_cli.fit.verdict import FitReport, FitRequest
 from conifer_cli.terminal.format import count, gigabytes, size, table
 
 if TYPE_CHECKING:

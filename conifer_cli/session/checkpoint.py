@@ -22,7 +22,7 @@ from catalog.files import open_atomically, parse_json
 from conifer_cli.errors import BadSaved, OutputError, Unreadable, UsageError
 
 if TYPE_CHECKING:
-    from conifer_cli.fit.plan import FitReport
+    from conifer_cli.fit.verdict import FitReport
     from engine.nn.cache.state import CacheState
 
 FORMAT = 1

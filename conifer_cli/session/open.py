@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from conifer_cli.acquire import RequestedModel, ensure, judge
 from conifer_cli.errors import UsageError
-from conifer_cli.fit.plan import FitReport, FitRequest, reading
+from conifer_cli.fit.verdict import FitReport, FitRequest, reading
 from conifer_cli.run_options import RunOptions
 from conifer_cli.session.router_report import require_experts
 from conifer_cli.session.session import Session, is_raw

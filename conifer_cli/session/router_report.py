@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from conifer_cli.fit.plan import FitReport
+    from conifer_cli.fit.verdict import FitReport
     from conifer_cli.session.session import Session
     from engine.nn.router_stats import Hits
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conifer_cli.errors import UsageError
-from conifer_cli.fit import history
+from conifer_cli.fit import run_history
 from conifer_cli.run_options import RunOptions
 from conifer_cli.session import checkpoint
 from conifer_cli.terminal import console
@@ -19,7 +19,7 @@ from conifer_cli.terminal.progress import Progress
 
 if TYPE_CHECKING:
     from catalog import Entry
-    from conifer_cli.fit.plan import FitReport
+    from conifer_cli.fit.verdict import FitReport
     from engine.generate import TokenStream
     from engine.model import Model
     from engine.nn.cache.cache import Cache
@@ -161,7 +161,7 @@ class Generation:
         self._session = session
         self._progress = Progress("reading the prompt", "tokens", session.options.verbose)
         self._started = time.perf_counter()
-        self._faults = history.disk_faults()
+        self._faults = run_history.disk_faults()
         self.first_s = self.total_s = 0.0  # until the first and the last part
         settings = session.settings
         if settings.seed is None:
@@ -182,8 +182,10 @@ class Generation:
         kernels, kv_type = self._session.model.kernels.name, self._session.options.kv_type
         # A guide and processors slow decoding down.
         if self.stream.guide is None and not self._session.settings.processors:
-            faults = history.disk_faults() - self._faults
-            history.record_answer(self._session.report, kernels, kv_type, self.stream.stats, faults)
+            faults = run_history.disk_faults() - self._faults
+            run_history.record_answer(
+                self._session.report, kernels, kv_type, self.stream.stats, faults
+            )
 
     @property
     def cut_by_context(self) -> bool:

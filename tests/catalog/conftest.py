@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from catalog.store.cache import Store
+from catalog.store.store import Store
 from support.hub_server import HubServer, running_hub
 
 

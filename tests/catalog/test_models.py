@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import catalog
-from catalog.names import quant_of
+from catalog.file_names import quant_of
 from catalog.registry import (
     ANSWER_VERIFIED,
     ARCHITECTURE_IMPLEMENTED,

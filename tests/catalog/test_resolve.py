@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import catalog
-from catalog.names import file_sets, is_repository, is_safe, parts, quant_of, select
+from catalog.file_names import file_sets, is_repository, is_safe, parts, quant_of, select
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_importing_the_catalog_is_cheap() -> None:
     code = f"""
 import sys
 sys.path.insert(0, {root!r})
-import catalog, catalog.store.cache, catalog.download.pull, catalog.download.package_index
+import catalog, catalog.store.store, catalog.download.pull, catalog.download.package_index
 print([name for name in {heavy} if name in sys.modules])
 """
     command = [sys.executable, "-I", "-c", code]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from conifer_cli import app, config_file, errors
-from conifer_cli.fit.plan import FitRequest
+from conifer_cli.fit.verdict import FitRequest
 
 WRONG = [
     ("temprature = 1", "line 1, temprature: no command has this option", "Did you mean temp"),

@@ -18,7 +18,7 @@ import pytest
 import catalog
 from catalog.download.package_index import fetch
 from catalog.registry import Package
-from catalog.store.cache import Store
+from catalog.store.store import Store
 
 pytestmark = pytest.mark.process
 

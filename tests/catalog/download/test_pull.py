@@ -23,7 +23,7 @@ from catalog.download.part_file import PartFile, claim
 from catalog.download.pull import pull, require_room
 from catalog.download.transfer import Callbacks, RetryPolicy
 from catalog.hub.client import Hub, RemoteFile
-from catalog.store.cache import Store
+from catalog.store.store import Store
 from support.hub_server import COMMIT, Fault, HubServer, Request, sha256
 
 MIB = 2**20
@@ -127,7 +127,7 @@ from pathlib import Path
 from catalog import resolve
 from catalog.download.pull import pull
 from catalog.hub.client import Hub
-from catalog.store.cache import Store
+from catalog.store.store import Store
 
 url, home, hub_cache = sys.argv[1:]
 hub = Hub(endpoint=url)

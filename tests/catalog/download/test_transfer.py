@@ -18,7 +18,7 @@ from catalog.download.part_file import PartFile
 from catalog.download.pull import pull
 from catalog.download.transfer import Callbacks, RetryPolicy
 from catalog.hub.client import Hub, RemoteFile
-from catalog.store.cache import Store
+from catalog.store.store import Store
 from support.hub_server import Fault, HubServer
 
 MIB = 2**20

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from conifer_cli.acquire import ensure, judge, locate
-from conifer_cli.fit.plan import FitRequest
+from conifer_cli.fit.verdict import FitRequest
 from conifer_cli.run_options import RunOptions
 from conifer_cli.session.session import Session
 from support.program import run_conifer

@@ -13,10 +13,10 @@ import pytest
 
 from catalog import NoSpace, resolve
 from catalog.hub.client import RemoteFile
-from catalog.store.cache import Store
+from catalog.store.store import Store
 from conifer_cli import acquire
 from conifer_cli.errors import Declined, UsageError
-from conifer_cli.fit.plan import FitReport, FitRequest
+from conifer_cli.fit.verdict import FitReport, FitRequest
 from conifer_cli.terminal import console
 from support.hub_server import COMMIT, Fault, running_hub, sha256
 from support.program import MODELS, run_conifer

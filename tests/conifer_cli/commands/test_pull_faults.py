@@ -153,7 +153,7 @@ from pathlib import Path
 from catalog import resolve
 from catalog.download.pull import pull
 from catalog.hub.client import Hub
-from catalog.store.cache import Store
+from catalog.store.store import Store
 from catalog.download.transfer import Callbacks
 
 url, folder, lock, at = sys.argv[1:]

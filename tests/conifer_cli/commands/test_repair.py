@@ -10,7 +10,7 @@ from catalog import IndexUnreachable, starter_entry
 from conifer_cli import acquire
 from conifer_cli.commands.pull import pull_model
 from conifer_cli.errors import UsageError
-from conifer_cli.fit.plan import FitRequest
+from conifer_cli.fit.verdict import FitRequest
 from engine.gguf.reader import open_model
 from support.gguf_writer import split_bytes
 from support.hub_server import COMMIT, running_hub, sha256

@@ -9,11 +9,11 @@ import pytest
 
 from catalog import resolve
 from catalog.hub.client import Hub, RemoteFile
-from catalog.store.cache import Store
+from catalog.store.store import Store
 from conifer_cli.commands.fit import _name_of
-from conifer_cli.fit.plan import FitReport, FitRequest, judge_model
 from conifer_cli.fit.predict import best_known_report
 from conifer_cli.fit.quant_matrix import QuantRow, smaller_row
+from conifer_cli.fit.verdict import FitReport, FitRequest, judge_model
 from engine.fit.machine import Machine
 from engine.fit.memory import Need, Verdict
 from support.hub_server import COMMIT, HubServer, running_hub

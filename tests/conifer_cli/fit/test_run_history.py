@@ -12,10 +12,10 @@ import pytest
 
 from catalog import resolve
 from conifer_cli.acquire import locate
-from conifer_cli.fit import history
-from conifer_cli.fit.history import Run
-from conifer_cli.fit.plan import FitRequest, judge_disk
+from conifer_cli.fit import run_history
 from conifer_cli.fit.predict import Target
+from conifer_cli.fit.run_history import Run
+from conifer_cli.fit.verdict import FitRequest, judge_disk
 from conifer_cli.run_options import RunOptions
 from conifer_cli.session.open import open_session
 from engine.fit.machine import Machine
@@ -36,7 +36,7 @@ def home(tmp_path, monkeypatch):
 def run_of(file: str = "a.gguf", **changes) -> Run:
     facts = {
         "date": "2026-11-22T10:00:00+00:00",
-        "machine": history.machine_key(MACHINE),
+        "machine": run_history.machine_key(MACHINE),
         "model": "a",
         "file": file,
         "size_bytes": 10**9,
@@ -57,7 +57,7 @@ def run_of(file: str = "a.gguf", **changes) -> Run:
 
 def keep(*runs: Run) -> None:
     for run in runs:
-        history._append("run", dataclasses.asdict(run))
+        run_history._append("run", dataclasses.asdict(run))
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def measured(monkeypatch) -> list[float]:
 def at(monkeypatch, hour: float) -> None:
     """Set the clock."""
     now = datetime.datetime(2026, 11, 22, tzinfo=datetime.UTC) + datetime.timedelta(hours=hour)
-    monkeypatch.setattr(history, "_now", now.isoformat)
+    monkeypatch.setattr(run_history, "_now", now.isoformat)
 
 
 @pytest.mark.process
@@ -80,7 +80,7 @@ def test_a_run_is_kept_and_listed_beside_its_prediction(home):
         *("run", QWEN, "-p", "word " * 80, "--max-tokens", "20", "--temperature", "0"), home=home
     )
     assert (done.returncode, done.stderr) == (0, b"")
-    (run,) = history.runs()
+    (run,) = run_history.runs()
     assert run.file == "model.gguf"
     assert run.depth > 64 and run.weights_bytes > 0 and run.kv_bytes > 0
     assert run.decode_per_s is not None and run.prefill_per_s is not None
@@ -100,7 +100,7 @@ def test_what_ran_here_is_measured_and_corrects_the_others(home):
     assert before["speed"]["at_start"]["source"] == "predicted"
     for _ in range(2):
         assert run_unplugged(*arguments, home=home).returncode == 0
-    rates = [run.decode_per_s for run in history.runs()]
+    rates = [run.decode_per_s for run in run_history.runs()]
     after = json.loads(run_unplugged("fit", QWEN, "--json", home=home).stdout)["speed"]["at_start"]
     assert after["source"] == "measured"
     assert min(rates) * 0.9 <= after["low"] <= after["per_s"] <= after["high"] <= max(rates) * 1.1
@@ -120,9 +120,9 @@ def test_a_measurement_is_carried_to_another_depth():
 
 def test_ratios_are_of_this_machine_and_these_kernels():
     keep(run_of(), run_of(), run_of("b.gguf", kernels="stock"), run_of("c.gguf", machine="other"))
-    found = history.run_ratios(MACHINE, "native", BANDWIDTH)
+    found = run_history.run_ratios(MACHINE, "native", BANDWIDTH)
     assert list(found) == [("a.gguf", 10**9)]
-    by_priors = history.by_priors(run_of(), BANDWIDTH)
+    by_priors = run_history.by_priors(run_of(), BANDWIDTH)
     assert found["a.gguf", 10**9] == pytest.approx([by_priors / 20] * 2)
 
 
@@ -131,7 +131,7 @@ def test_a_file_that_a_cache_may_hold_says_nothing_of_others(size_bytes: int, me
     keep(run_of(), run_of("small.gguf", size_bytes=size_bytes, decode_per_s=0.1))
     there = Target(MACHINE, "native", MACHINE)
     assert len(there.ratios) == 2
-    by_priors = history.by_priors(run_of(), there.bandwidth)
+    by_priors = run_history.by_priors(run_of(), there.bandwidth)
     assert there.median_ratios == pytest.approx([by_priors / 20])
 
 
@@ -139,7 +139,7 @@ def test_the_best_of_three_measurements_an_hour_apart_counts(measured, monkeypat
     seen = []
     for hour in (0, 0.9, 1.1, 1.5, 2.2, 9, 99):
         at(monkeypatch, hour)
-        seen.append(history.bandwidth_of(MACHINE).bytes_per_s)
+        seen.append(run_history.bandwidth_of(MACHINE).bytes_per_s)
     assert seen == [5e9, 5e9, 9e9, 9e9, 9e9, 9e9, 9e9]
     assert measured == [8e9]
 
@@ -147,19 +147,19 @@ def test_the_best_of_three_measurements_an_hour_apart_counts(measured, monkeypat
 def test_a_rate_from_a_buffer_that_a_cache_may_hold_is_not_kept(home, measured, monkeypatch):
     small = dataclasses.replace(MACHINE, budget_bytes=1 << 30)
     at(monkeypatch, 0)
-    assert [history.bandwidth_of(small).bytes_per_s for _ in range(2)] == [5e9, 9e9]
+    assert [run_history.bandwidth_of(small).bytes_per_s for _ in range(2)] == [5e9, 9e9]
     assert not (home / "conifer").exists()
-    assert history.bandwidth_of(MACHINE).bytes_per_s == 7e9
+    assert run_history.bandwidth_of(MACHINE).bytes_per_s == 7e9
     at(monkeypatch, 2)
-    assert history.bandwidth_of(small).bytes_per_s == 7e9  # what was kept is better
+    assert run_history.bandwidth_of(small).bytes_per_s == 7e9  # what was kept is better
     assert measured == [8e9]
 
 
 @pytest.mark.parametrize("date", ["soon", None, "2026-11-22T00:00:00"])
 def test_a_measurement_without_a_date_is_no_reason_not_to_measure(date, measured):
-    known = {"machine": history.machine_key(MACHINE), "bytes_per_s": 6e9, "date": date}
-    history._append("bandwidth", known)
-    assert history.bandwidth_of(MACHINE).bytes_per_s == 6e9
+    known = {"machine": run_history.machine_key(MACHINE), "bytes_per_s": 6e9, "date": date}
+    run_history._append("bandwidth", known)
+    assert run_history.bandwidth_of(MACHINE).bytes_per_s == 6e9
     assert measured == [9e9, 7e9, 8e9]
 
 
@@ -167,18 +167,18 @@ def test_a_measurement_without_a_date_is_no_reason_not_to_measure(date, measured
 def test_what_was_forced_to_run_from_the_disk_is_not_kept(budget_bytes: int, kept: int):
     machine = dataclasses.replace(MACHINE, budget_bytes=budget_bytes)
     report = judge_disk("m", resolve(QWEN), Path(QWEN), FitRequest(force=True), machine)
-    history.record(report, "stock", "f16", 100, 50, decode_per_s=10.0, prefill_per_s=None)
-    assert len(history.runs()) == kept
+    run_history.record(report, "stock", "f16", 100, 50, decode_per_s=10.0, prefill_per_s=None)
+    assert len(run_history.runs()) == kept
 
 
 def test_an_answer_that_waited_for_the_disk_is_not_kept(monkeypatch):
     faults = iter([7, 7 + 10_000, 10_007, 10_007 + 5])  # before and after each answer
-    monkeypatch.setattr(history, "disk_faults", lambda: next(faults))
+    monkeypatch.setattr(run_history, "disk_faults", lambda: next(faults))
     options = RunOptions(max_tokens=20, temperature=0.0)
     session = open_session(locate(QWEN), options)
     tokens = session.encode([{"role": "user", "content": " ".join(["word"] * 80)}])
     for kept in (0, 1):
-        assert list(session.answer(tokens)) and len(history.runs()) == kept
+        assert list(session.answer(tokens)) and len(run_history.runs()) == kept
 
 
 @pytest.mark.parametrize(
@@ -199,14 +199,14 @@ def test_a_line_that_is_not_ours_is_passed_over(home, line):
     path.parent.mkdir()
     path.write_bytes(line.encode("utf-8", "surrogatepass") + b"\n")
     keep(run_of())
-    assert history.runs() == [run_of()]
+    assert run_history.runs() == [run_of()]
 
 
 def test_a_ledger_stays_small(home, monkeypatch):
-    monkeypatch.setattr(history, "MAX_BYTES", 10_000)
+    monkeypatch.setattr(run_history, "MAX_BYTES", 10_000)
     keep(*(run_of(depth=depth) for depth in range(100)))
     assert (home / "conifer" / "ledger.jsonl").stat().st_size < 11_000
-    assert history.runs()[-1].depth == 99
+    assert run_history.runs()[-1].depth == 99
     assert os.listdir(home / "conifer") == ["ledger.jsonl"]
 
 

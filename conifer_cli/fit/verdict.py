@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from catalog import CatalogFile, Entry, Reference
     from catalog.hub.client import Hub, RemoteFile
     from catalog.hub.header_cache import HeaderCache
-    from catalog.store.cache import Store
+    from catalog.store.store import Store
     from engine.fit.estimate import ModelEstimate
     from engine.fit.machine import Machine
     from engine.fit.memory import Verdict

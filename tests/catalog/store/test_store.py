@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import catalog
-from catalog.store.cache import Store
+from catalog.store.store import Store
 
 OLD, NEW = "a" * 40, "b" * 40
 REPOSITORY = "Qwen/Qwen3-8B-GGUF"

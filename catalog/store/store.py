@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from catalog.errors import ModelNotFound, StoreError
+from catalog.file_names import FileSet, file_sets, is_safe
 from catalog.hub.paths import COMMIT, FOLDERS, SHA256, folder_name, repository_of
-from catalog.names import FileSet, file_sets, is_safe
 from catalog.registry import Package, entries
 from catalog.resolve import Reference
 from catalog.store import manifest

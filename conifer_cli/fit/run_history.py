@@ -22,7 +22,7 @@ from conifer_cli import options
 from conifer_cli.terminal.progress import Progress
 
 if TYPE_CHECKING:
-    from conifer_cli.fit.plan import FitReport
+    from conifer_cli.fit.verdict import FitReport
     from engine.fit.machine import Machine
     from engine.fit.speed import Bandwidth
     from engine.generate import Stats
