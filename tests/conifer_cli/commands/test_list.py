@@ -117,7 +117,7 @@ def test_a_damaged_file_that_was_fetched_is_fetched_again(tmp_path, cached):
     for command in ("show", "fit"):
         done = run_conifer(command, "hf:org/tiny", home=tmp_path)
         assert done.returncode == 3
-        assert b"`conifer rm hf:org/tiny` and `conifer pull hf:org/tiny`" in done.stderr
+        assert b"`conifer rm hf:org/tiny`, then `conifer pull hf:org/tiny`" in done.stderr
 
 
 def test_a_model_of_the_cache_runs_without_a_socket(tmp_path, cached):
