@@ -221,7 +221,6 @@ def test_an_import_in_a_function_is_there_for_the_start_up_time(path: Path):
     assert not needless
 
 
-@pytest.mark.xfail(reason="until the rooms are finished")
 def test_no_folder_holds_too_many_files():
     files = defaultdict(list)
     for path in SOURCES:
