@@ -1,6 +1,6 @@
-"""How the shared layers of `engine.nn` combine into each supported model.
+"""Build each supported model from the shared layers in `engine.nn`.
 
-`registry` is the index: one row per GGUF architecture string, with its defaults and the module that
-builds it. A module holds related models; its functions take the configuration and the weights of a
-file and return a `Decoder`.
+`registry` is the index: one row per GGUF architecture string, with its defaults and the function
+that builds it. Each module contains related models. Its functions receive a file's configuration
+and weights and return a `Decoder`.
 """

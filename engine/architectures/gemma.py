@@ -1,8 +1,9 @@
 """gemma2: Gemma 2; gemma3: the text model of Gemma 3.
 
-Norms precede and follow both parts of a block. Gemma 2: every other layer sees only a window; tanh
-caps attention scores and logits. Gemma 3: five of six layers see only a window and use their own
-rotary base without scaling; each head of q and k is normalised.
+Each block normalises the input and the output of both attention and the feed-forward layer.
+Gemma 2: every other layer uses a sliding window; attention scores and logits are soft-capped with
+tanh. Gemma 3: five of every six layers use a sliding window and an unscaled rotary embedding with
+its own base; q and k are normalised per head.
 """
 
 import math
@@ -16,24 +17,24 @@ from engine.nn.moe import feed_forward
 from engine.nn.rope import RoPE
 from engine.nn.weights import Weights
 
-# Layers of the 27B models, which scale attention by width / heads. No key states this.
+# Layer counts of the 27B models, which use attention scale (width / heads)^-0.5. No key says so.
 GEMMA2_27B_LAYERS, GEMMA3_27B_LAYERS = 46, 62
 
 
 def gemma2(config: ModelConfig, weights: Weights) -> Decoder:
-    """Build Gemma 2."""
+    """Build a `gemma2` model."""
     windowed = replace(config.rope, base=config.window_base)
     return _build(config, weights, windowed, GEMMA2_27B_LAYERS)
 
 
 def gemma3(config: ModelConfig, weights: Weights) -> Decoder:
-    """Build Gemma 3."""
+    """Build a `gemma3` model."""
     windowed = replace(config.rope, base=config.window_base, scaling="none")
     return _build(config, weights, windowed, GEMMA3_27B_LAYERS)
 
 
 def _build(config: ModelConfig, weights: Weights, windowed: RopeConfig, layers_27b: int) -> Decoder:
-    """Build a Gemma. windowed: the rotary embedding of layers that see only a window."""
+    """Build a Gemma model. windowed: rotary configuration for sliding-window layers."""
     if config.layers == layers_27b:
         config = replace(config, attention_scale=(config.width // config.heads) ** -0.5)
     global_rope, window_rope = (RoPE(rope, interleaved=False) for rope in (config.rope, windowed))

@@ -1,8 +1,9 @@
 """gpt-oss: gpt-oss-20b and 120b.
 
-Biases everywhere. Every other layer sees only a window; sinks, one logit per head, take a share of
-the softmax. YaRN's ramp need not end on whole pairs. The router's softmax covers the chosen experts
-only; experts clamp their gate and input.
+All projections have biases. Every other layer uses a sliding window. Each head has a sink: an extra
+logit in the softmax, without a value. The ends of YaRN's ramp are not rounded to whole pairs. The
+router's softmax covers only the chosen experts. Experts clamp the outputs of their gate and up
+projections.
 """
 
 from engine.nn.attention import Attention

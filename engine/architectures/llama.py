@@ -1,21 +1,23 @@
 """Llama and its relatives: Mixtral, Mistral 3, Granite 3 and 4, ERNIE 4.5, Llama 4.
 
-Rotary embedding on interleaved pairs of the whole head (the converter permutes q and k for it).
-Some files add:
+The rotary embedding uses interleaved pairs and covers the whole head (the converter permutes q and
+k to match). Differences:
 
-- llama: Llama 3 divides rotary frequencies by `rope_freqs.weight`. Mixtral routes every layer:
-  softmax over all experts, renormalised weights, experts as wide as `feed_forward_length`.
-- mistral3: YaRN; with `attention.temperature_scale`, queries grow with the number of original
-  contexts before them.
-- granite, granitemoe: multipliers on the embedding, the attention scores, both residual branches
-  and the logits. No positions if `rope.scaling.finetuned` is false. With experts, every layer is
-  routed as in Mixtral, in some models with a shared expert.
-- ernie4_5-moe: the first layers are dense; routing adds a bias for selection only, renormalises the
-  weights, and shared experts, stored as one, always run.
-- llama4: Scout and Maverick. Three of four layers rotate q and k and attend within the token's own
-  chunk. The fourth has no positions and attends to all tokens; its queries grow with their chunk's
-  number. Scout normalises q and k after rotating them. Router: the best expert by logit, its input
-  scaled by the logit's sigmoid; a shared expert always runs.
+- llama: Llama 3 divides rotary frequencies by `rope_freqs.weight`. In Mixtral, every layer is an
+  MoE layer: softmax over all experts, renormalised weights, and experts whose hidden width is
+  `feed_forward_length`.
+- mistral3: uses YaRN. If `attention.temperature_scale` is set, queries are scaled up at positions
+  beyond the original context length.
+- granite, granitemoe: multipliers for the embedding, the attention scores, both residual branches
+  and the logits. There is no rotary embedding if `rope.scaling.finetuned` is false. In MoE models,
+  every layer is routed as in Mixtral; some models add a shared expert.
+- ernie4_5-moe: the first layers are dense. The router uses a selection bias and renormalises the
+  weights. Shared experts, stored as one expert, always run.
+- llama4: Scout and Maverick. Three of every four layers rotate q and k and attend only within the
+  token's chunk. The fourth has no rotary embedding and attends to all tokens; its queries are
+  scaled up as the position grows. Scout normalises q and k after rotating them. The router chooses
+  the expert with the largest logit and multiplies its input by the logit's sigmoid. A shared expert
+  always runs.
 """
 
 from engine.nn.attention import Attention
@@ -29,7 +31,7 @@ MAVERICK_EXPERTS = 128
 
 
 def build(config: ModelConfig, weights: Weights) -> Decoder:
-    """Build the graph of a Llama-like model."""
+    """Build a Llama-like model."""
     rope = _rope(config, weights) if config.rope_enabled else None
     scale, length = config.temperature_scale, config.rope.original_context
     temperature = Temperature(scale, length) if scale else None
@@ -41,7 +43,7 @@ def build(config: ModelConfig, weights: Weights) -> Decoder:
 
 
 def llama4(config: ModelConfig, weights: Weights) -> Decoder:
-    """Build Llama 4."""
+    """Build a `llama4` model."""
     rope = _rope(config, weights)
     normalized = not (config.experts and config.experts.count == MAVERICK_EXPERTS)
 

@@ -1,7 +1,8 @@
 """phimoe: Phi-3.5-MoE.
 
-Layer norms and biases, also in the head; routing by the sparse mixer. The rotary embedding uses its
-long factors if the context may exceed the original one.
+Norms are layer norms, and all projections, including the head, have biases. The router uses the
+sparse mixer. The rotary embedding uses its long factors if the cache's context length exceeds the
+original context length.
 """
 
 import mlx.core as mx
@@ -14,7 +15,7 @@ from engine.nn.weights import Weights
 
 
 def build(config: ModelConfig, weights: Weights) -> Decoder:
-    """Build the graph of a `phimoe` model."""
+    """Build a `phimoe` model."""
     short, long = (
         RoPE(
             config.rope,

@@ -1,22 +1,23 @@
-"""Qwen 2 and 3 and their twins: OLMoE, MiniMax M2, dots.llm1, Ling 2.0, GLM-4.5, Hunyuan.
+"""Qwen 2 and 3 and similar models: OLMoE, MiniMax M2, dots.llm1, Ling 2.0, GLM-4.5, Hunyuan.
 
-Rotary embedding on pairs (i, i + dims/2); the head width comes from the file. Unless noted, routing
-is softmax over all experts with renormalised weights. Tensors and keys of the file select the rest:
+The rotary embedding uses pairs (i, i + dims/2). The file sets the head width. Unless noted, the
+router uses softmax over all experts and renormalises the weights. Differences, which the file's
+tensors and keys determine:
 
-- qwen2, qwen2moe: biases on q, k and v, no norms. Weights are not renormalised; a shared expert is
-  gated by a sigmoid.
-- qwen3, qwen3moe: each head of q and k is normalised before the rotary embedding.
-- olmoe: q and k are normalised as whole projections, then split into heads. Weights are not
+- qwen2, qwen2moe: q, k and v have biases but no norms. Router weights are not renormalised. The
+  shared expert has a sigmoid gate.
+- qwen3, qwen3moe: q and k are normalised per head before the rotary embedding.
+- olmoe: q and k are normalised as whole projections, then split into heads. Router weights are not
   renormalised.
-- minimax-m2: norms as in olmoe, rotary embedding on part of each head. Routing by sigmoid plus a
-  selection bias.
-- dots1: norms as in qwen3. Dense first layers, then routing by sigmoid plus a selection bias,
-  weights scaled; shared experts, stored as one, always run.
-- bailingmoe2: as dots1 with q, k and v stored as one, rotary embedding on half of each head, and
-  experts chosen from the best groups.
-- glm4moe: biases on q, k and v, head norms in the large models, rotary embedding on half of each
-  head; routing as in dots1.
-- hunyuan-moe: each head of q and k is normalised after the rotary embedding. A shared expert always
+- minimax-m2: norms as in olmoe. The rotary embedding covers part of each head. The router uses
+  sigmoid with a selection bias.
+- dots1: norms as in qwen3. The first layers are dense. The router uses sigmoid with a selection
+  bias and scales the weights. Shared experts, stored as one expert, always run.
+- bailingmoe2: like dots1, but q, k and v are stored as one tensor, the rotary embedding covers half
+  of each head, and experts are chosen from the best groups.
+- glm4moe: q, k and v have biases; the large models also have head norms. The rotary embedding
+  covers half of each head. Routing is the same as in dots1.
+- hunyuan-moe: q and k are normalised per head after the rotary embedding. A shared expert always
   runs.
 """
 
@@ -28,7 +29,7 @@ from engine.nn.weights import Weights
 
 
 def build(config: ModelConfig, weights: Weights, norm_after_rope: bool = False) -> Decoder:
-    """Build the graph of a Qwen-like model."""
+    """Build a Qwen-like model."""
     rope = RoPE(config.rope, interleaved=False)
     return Decoder(
         config,
@@ -38,5 +39,5 @@ def build(config: ModelConfig, weights: Weights, norm_after_rope: bool = False) 
 
 
 def hunyuan(config: ModelConfig, weights: Weights) -> Decoder:
-    """Build Hunyuan-A13B."""
+    """Build a `hunyuan-moe` model."""
     return build(config, weights, norm_after_rope=True)

@@ -1,7 +1,8 @@
-"""The supported architectures: which function builds each, and the defaults its files do not state.
+"""The supported architectures: the function that builds each one, and defaults that files omit.
 
-Rows are keyed by the `general.architecture` string of a GGUF file. A key in the file overrides the
-row's default. Imports no MLX: `builder` imports an architecture's module on first use.
+The table is indexed by a GGUF file's `general.architecture` string. A key in the file overrides the
+row's default. This module does not import MLX; `builder` imports an architecture's module on first
+use.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from engine.errors import UnsupportedError
 
-# Gating functions, numbered as in the key `expert_gating_func`; SPARSE_MIXER has no number there.
+# Gating functions, numbered as in `expert_gating_func`, which has no value for SPARSE_MIXER.
 SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN, SPARSE_MIXER = 1, 2, 3, -1
 
 
@@ -21,38 +22,40 @@ SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN, SPARSE_MIXER = 1, 2, 3, -1
 class Architecture:
     """The builder and defaults of one architecture.
 
-    build: "module" or "module:function" in `engine.architectures`; by default, `build`.
-    window, period: the last of every `period` layers attends to all tokens, the others only to the
-    last `window` tokens or, if `chunked`, to tokens of the same chunk. Period 0: no windows.
+    build: "module" or "module:function" in `engine.architectures`. The default function is `build`.
+    window, period: the last of every `period` layers attends to all tokens. The remaining layers
+    attend only to the most recent `window` tokens or, if `chunked`, to tokens in the same chunk. If
+    `period` is 0, there are no windows.
     indexers_shared_from: the context length from which only some layers have their own indexer.
-    recurrent: the kind of layer that replaces attention in some layers: delta, mamba2 or conv.
+    recurrent: the kind of recurrent layer that replaces some attention layers: delta, mamba2 or
+    conv.
     """
 
     build: str
     gating: int = SOFTMAX
-    renormalize: bool = True  # weights of the chosen experts sum to 1
-    weight_on_input: bool = False  # expert weights scale the input of an expert, not its output
-    shared_expert: bool = False  # every routed layer has one, though no key counts it
-    shared_width_is_one: bool = False  # the width key is for one of several shared experts
+    renormalize: bool = True  # scale the chosen experts' weights to sum to 1
+    weight_on_input: bool = False  # router weights scale an expert's input, not its output
+    shared_expert: bool = False  # MoE layers have a shared expert that no key mentions
+    shared_width_is_one: bool = False  # the width key is per shared expert, not the total
     window: int = 0
     period: int = 0
     chunked: bool = False
-    window_base: float | None = None  # rotary base of windowed layers; None: same as the others
-    score_cap: float = 0.0  # tanh cap on attention scores; 0: none
+    window_base: float | None = None  # rotary base in windowed layers; None: use `rope.freq_base`
+    score_cap: float = 0.0  # tanh soft cap for attention scores; 0: no cap
     logit_cap: float = 0.0
     recurrent: str = ""
     yarn_rounded: bool = True  # round the ends of YaRN's ramp outwards to whole pairs
-    log_multiplier_unit: float = 1.0  # files store `yarn_log_multiplier` times this
-    rope_optional: bool = False  # `rope.scaling.finetuned` = false disables rotary embedding
-    indexers_shared_from: int = 0  # 0: every layer has its own
-    sigmoid_vocabulary: int = 0  # vocabulary size of the one model that omits sigmoid gating
+    log_multiplier_unit: float = 1.0  # files store `yarn_log_multiplier` multiplied by this
+    rope_optional: bool = False  # `rope.scaling.finetuned` = false disables the rotary embedding
+    indexers_shared_from: int = 0  # 0: every layer has its own indexer
+    sigmoid_vocabulary: int = 0  # vocabulary size of the model whose files omit sigmoid gating
     routed_as_dense: bool = False  # expert width is `feed_forward_length` / experts used
 
 
 ARCHITECTURES = {
     # Ling 2.0, Ring 2.0 (mini to 1T)
     "bailingmoe2": Architecture("qwen", gating=SIGMOID, shared_width_is_one=True),
-    # DeepSeek-V2 to V3.1, R1, Kimi K2, Mistral Large 3, Moonlight; GLM-4.7-Flash (omits gating)
+    # DeepSeek-V2 to V3.1, R1, Kimi K2, Mistral Large 3, Moonlight; GLM-4.7-Flash (no gating key)
     "deepseek2": Architecture(
         "deepseek", renormalize=False, log_multiplier_unit=0.1, sigmoid_vocabulary=154_880
     ),
@@ -69,7 +72,7 @@ ARCHITECTURES = {
     "gpt-oss": Architecture("gpt_oss", gating=SOFTMAX_OF_CHOSEN, period=2, yarn_rounded=False),
     "granite": Architecture("llama", rope_optional=True),  # Granite 3.x and 4.0, dense
     "granitehybrid": Architecture("hybrid:granite", recurrent="mamba2", rope_optional=True),
-    # Granite 3.x with experts (1B-A400M, 3B-A800M)
+    # Granite 3.x MoE (1B-A400M, 3B-A800M)
     "granitemoe": Architecture("llama", rope_optional=True),
     "hunyuan-moe": Architecture("qwen:hunyuan", shared_width_is_one=True),  # Hunyuan-A13B
     "lfm2": Architecture("hybrid:lfm2", recurrent="conv"),  # LFM2, LFM2.5
@@ -101,7 +104,7 @@ ARCHITECTURES = {
 
 
 def require_architecture(name: str) -> Architecture:
-    """Return the row of an architecture. Raises UnsupportedError if there is none."""
+    """Return an architecture's row. Raises UnsupportedError if the architecture is unknown."""
     if name not in ARCHITECTURES:
         supported = ", ".join(ARCHITECTURES)
         raise UnsupportedError(f"architecture {name!r} is not supported (supported: {supported})")
@@ -109,7 +112,7 @@ def require_architecture(name: str) -> Architecture:
 
 
 def builder(name: str) -> Callable[..., Any]:
-    """Import and return the function `(ModelConfig, Weights) -> Decoder` of an architecture."""
+    """Import and return an architecture's function `(ModelConfig, Weights) -> Decoder`."""
     module, _, function = require_architecture(name).build.partition(":")
     source = importlib.import_module(f"engine.architectures.{module}")
     found: Callable[..., Any] = getattr(source, function or "build")

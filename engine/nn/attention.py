@@ -1,7 +1,7 @@
 """Grouped-query attention over a cache.
 
-Axes: T tokens, S cached tokens, D width, H query heads, K kv heads, d head width. One sequence at a
-time: MLX's operations on heads take four axes, the first of which is always 1.
+Axes: T tokens, S cached tokens, D width, H query heads, K kv heads, d head width. There is only one
+sequence, so the batch axis that MLX's attention operations require is always 1.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from engine.nn.weights import Linear, Weights
 class Attention:
     """Grouped-query attention in all its variants.
 
-    The file's tensors select biases, sinks, norms of q and k per head or of the whole projection,
-    and whether q, k and v are stored as one `attn_qkv`.
-    rope: None for a layer without positions. norm_after_rope: norms follow the rotary embedding.
-    l2_norm: q and k of each head are normalised after it, without a gain. gated: q_proj also yields
-    a gate per head; output *= sigmoid(gate).
+    The file's tensors determine whether there are biases and sinks, whether q and k are normalised
+    per head or as whole projections, and whether q, k and v are stored as one `attn_qkv`.
+    rope: None if the layer has no rotary embedding. norm_after_rope: apply norms after the rotary
+    embedding. l2_norm: normalise each head's q and k after the rotary embedding, without a gain.
+    gated: the q projection also outputs a gate per head; output *= sigmoid(gate).
     """
 
     def __init__(
@@ -102,9 +102,10 @@ class Attention:
     def _attend_in_parts(
         self, q: mx.array, k: mx.array, v: mx.array, offset: int, base: int
     ) -> mx.array:
-        """Attend for some queries at a time, to bound the memory of their scores.
+        """Attend in batches of queries, to limit the memory for their scores.
 
-        q (1, H, T, d) starts at token `offset`; k, v (1, K, S, d) at `base`. Returns (1, H, T, d).
+        q (1, H, T, d) starts at position `offset`, k and v (1, K, S, d) start at position `base`.
+        Returns (1, H, T, d).
         """
         tokens, parts = q.shape[2], []
         rows = max(MIN_CHUNK, SCORE_BYTES // (4 * self.heads * k.shape[2]))
@@ -126,7 +127,7 @@ class Attention:
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask, sinks=sinks)
 
     def _mask(self, tokens: int, keys: int, offset: int, base: int) -> mx.array | str | None:
-        """Return which keys each token attends to: (T, S) bool, or MLX's shorthand for it."""
+        """Return the attention mask: (T, S) bool, "causal", or None if every key is visible."""
         if self._first_visible(offset + tokens - 1) <= base:
             return "causal" if tokens > 1 else None
         first = mx.array([self._first_visible(offset + token) for token in range(tokens)])
@@ -137,10 +138,10 @@ class Attention:
 def capped_attention(
     q: mx.array, k: mx.array, v: mx.array, scale: float, cap: float, mask: mx.array | str | None
 ) -> mx.array:
-    """Attend with scores bounded by cap * tanh(score / cap).
+    """Compute attention with soft-capped scores: cap * tanh(score / cap).
 
-    q (1, H, T, d); k, v (1, K, S, d); the last query is at the last key. mask: as in MLX's
-    attention. Returns (1, H, T, d).
+    q: (1, H, T, d). k, v: (1, K, S, d). The last query and the last key have the same position.
+    mask: as in MLX's attention. Returns (1, H, T, d).
     """
     tokens, keys = q.shape[2], k.shape[2]
     if isinstance(mask, str):
@@ -155,14 +156,14 @@ def capped_attention(
 
 
 def split_heads(x: mx.array, heads: int) -> mx.array:
-    """(T, heads * d) -> (1, heads, T, d)."""
+    """Split a projection into heads: (T, heads * d) -> (1, heads, T, d)."""
     return x.reshape(x.shape[0], heads, -1).swapaxes(0, 1)[None]
 
 
 def qkv(
     weights: Weights, name: str, rows: tuple[int, int, int], columns: int
 ) -> tuple[Linear, Linear, Linear]:
-    """Load the projections `name` + q, k and v, which may be stored as one `name` + qkv."""
+    """Load the q, k and v projections, which files may store as one `{name}qkv`."""
     if name + "qkv.weight" not in weights:
         q, k, v = (weights.linear(name + "qkv"[i], rows[i], columns) for i in range(3))
         return q, k, v

@@ -1,6 +1,7 @@
-"""A model's hyper-parameters, read from GGUF metadata with every key typed and range-checked.
+"""Read a model's hyperparameters from GGUF metadata, checking each key's type and range.
 
-An invalid value raises a GGUFError that names the key, so the layers can divide by any number here.
+An invalid value raises a GGUFError that names the key, so layers can use every value unchecked,
+including as a divisor.
 """
 
 from __future__ import annotations
@@ -24,15 +25,16 @@ from engine.gguf.metadata import Metadata
 from engine.gguf.reader import TensorInfo, numbers
 from engine.nn.cache.spec import CacheSpec
 
-# `blk.0.ffn_up_exps.weight`; in files from before April 2024 `blk.0.ffn_up.7.weight`.
+# `blk.0.ffn_up_exps.weight`, or `blk.0.ffn_up.7.weight` in files from before April 2024.
 OF_EXPERTS = re.compile(r"blk\.\d+\.\w+(_exps|\.\d+)\.\w+")
 
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
-    """Rotary embedding of the first `dims` values of each head.
+    """Rotary embedding for the first `dims` values of each head.
 
-    attention_factor: on cos and sin, besides YaRN's own. log_multiplier: `mscale_all_dim`, or 0.
+    attention_factor: multiplies cos and sin, in addition to YaRN's own factor.
+    log_multiplier: `mscale_all_dim`, or 0 if the file does not set it.
     """
 
     dims: int
@@ -43,23 +45,24 @@ class RopeConfig:
     attention_factor: float = 1.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
-    rounded: bool = True  # ends of YaRN's ramp
+    rounded: bool = True  # round the ends of YaRN's ramp to whole pairs
     log_multiplier: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertConfig:
-    """The routed experts of a layer: `used` of `count`, each with hidden width `width`.
+    """Routed experts in MoE layers: each token uses `used` of `count`, with hidden width `width`.
 
-    From layer `first` on, every `step`th layer is routed. Experts are chosen from the best
-    `groups_used` of `groups`. shared_width: of the expert that always runs, 0 if there is none.
+    Starting at layer `first`, every `step`th layer is an MoE layer. Experts are chosen from the
+    best `groups_used` of `groups` groups. shared_width: hidden width of the shared expert, which
+    always runs; 0 if there is none.
     """
 
     count: int
     used: int
     width: int
     gating: int = SOFTMAX
-    renormalize: bool = True  # weights of the chosen experts sum to 1
+    renormalize: bool = True  # scale the chosen experts' weights to sum to 1
     scale: float = 1.0
     groups: int = 1
     groups_used: int = 1
@@ -71,9 +74,10 @@ class ExpertConfig:
 
 @dataclass(frozen=True, slots=True)
 class IndexerConfig:
-    """The lightning indexer, which chooses the `top` tokens that a token attends to.
+    """The lightning indexer, which chooses the `top` tokens that each token attends to.
 
-    own: per layer, true if it has an indexer, false if it reuses the previous layer's choice.
+    own: one flag per layer. True if the layer has its own indexer, False if it reuses the
+    previous layer's choice.
     """
 
     heads: int
@@ -84,10 +88,10 @@ class IndexerConfig:
 
 @dataclass(frozen=True, slots=True)
 class LatentConfig:
-    """Multi-head latent attention: keys and values are cached as one vector of `rank` per token.
+    """Multi-head latent attention: keys and values are cached as one `rank`-wide latent per token.
 
-    key_dim, value_dim: per head; `rope.dims` values of a key are rotated. query_rank: 0 if queries
-    are projected in one step.
+    key_dim, value_dim: width per head; the last `rope.dims` values of each key are rotated.
+    query_rank: 0 if queries are projected in one step.
     """
 
     rank: int
@@ -101,8 +105,9 @@ class LatentConfig:
 class RecurrentConfig:
     """A recurrent layer: a causal convolution over `kernel` tokens and, except for `conv`, a state.
 
-    groups: of keys (delta) or of B and C (mamba2). heads: of values. state: key width per head.
-    inner: values of all heads. state_values: float32 values that one layer caches.
+    groups: key heads (delta), or groups of B and C (mamba2). heads: value heads. state: key width
+    per head. inner: value width summed over all heads. state_values: number of float32 values that
+    each layer caches.
     """
 
     kind: str  # delta | mamba2 | conv
@@ -116,11 +121,11 @@ class RecurrentConfig:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """The hyper-parameters of a model. Widths count values, contexts count tokens."""
+    """A model's hyperparameters. Widths are in values, context lengths in tokens."""
 
     architecture: str
     name: str
-    layers: int  # without layers that only draft
+    layers: int  # excludes draft-only layers
     width: int
     vocab: int
     context: int
@@ -133,22 +138,22 @@ class ModelConfig:
     attention_scale: float
     rope: RopeConfig
     experts: ExpertConfig | None = None
-    windows: tuple[int, ...] = ()  # one per layer: tokens it attends to, 0 for all
-    chunked: bool = False  # windows do not slide: a token attends within its own chunk
-    window_base: float = 0.0  # rotary base of windowed layers
+    windows: tuple[int, ...] = ()  # one per layer, in tokens; 0: no window
+    chunked: bool = False  # windows do not slide: each token attends only within its chunk
+    window_base: float = 0.0  # rotary base in windowed layers
     rope_enabled: bool = True
     score_cap: float = 0.0
     logit_cap: float = 0.0
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
-    logit_scale: float = 1.0  # factor on the logits
-    temperature_scale: float = 0.0  # queries grow by this times the log of their chunk number
-    temperature_length: int = 0  # tokens per chunk
+    logit_scale: float = 1.0  # multiplies the logits
+    temperature_scale: float = 0.0  # `scale` in `engine.nn.rope.Temperature`; 0: disabled
+    temperature_length: int = 0  # `length` in `engine.nn.rope.Temperature`, in tokens
     latent: LatentConfig | None = None
     recurrent: RecurrentConfig | None = None
 
     def cache_spec(self, layer: int) -> CacheSpec:
-        """Return what a layer caches."""
+        """Return the cache spec for a layer."""
         if self.recurrent and not self.kv_heads[layer]:
             return CacheSpec(state_values=self.recurrent.state_values)
         if self.latent:
@@ -167,13 +172,13 @@ class ModelConfig:
         return tuple(self.cache_spec(layer) for layer in range(self.layers))
 
     def routed(self, layer: int) -> bool:
-        """True if the feed-forward part of a layer is a mixture of experts."""
+        """Return True if a layer is an MoE layer."""
         experts = self.experts
         return bool(experts and layer >= experts.first and (layer + 1) % experts.step == 0)
 
 
 def used_tensors(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> Iterator[TensorInfo]:
-    """Yield the tensors that the graph reads, without blocks that only draft."""
+    """Yield the tensors that the model reads. Skips draft-only blocks."""
     for name, info in tensors.items():
         first, _, rest = name.partition(".")
         layer = rest.partition(".")[0]
@@ -186,7 +191,8 @@ def token_share(
 ) -> Fraction:
     """Return the fraction of a tensor that one token uses.
 
-    Of a stack of experts, the chosen ones; of an embedding that is not also the head, one row.
+    This is the share of chosen experts for an expert tensor, one row for an untied embedding, and 1
+    for any other tensor.
     """
     if info.name == "token_embd.weight" and "output.weight" in tensors:
         return Fraction(1, config.vocab)
@@ -196,7 +202,7 @@ def token_share(
 
 
 def count_parameters(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> tuple[int, int]:
-    """Return the number of weights in the graph, and the number that one token uses."""
+    """Return the total parameter count and the number of parameters active per token."""
     used = list(used_tensors(config, tensors))
     total = sum(math.prod(info.shape) for info in used)
     active = sum(math.prod(info.shape) * token_share(info, config, tensors) for info in used)
@@ -204,17 +210,18 @@ def count_parameters(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> 
 
 
 def architecture_of(metadata: Mapping[str, Any]) -> str:
-    """Read the architecture string. Raises GGUFError if it is missing."""
+    """Return the architecture string. Raises GGUFError if it is missing."""
     value = metadata.get("general.architecture")
     if not isinstance(value, str) or not value:
-        raise GGUFError("general.architecture is missing or not a string")
+        raise GGUFError("general.architecture must be a non-empty string")
     return value
 
 
 def read_config(metadata: Mapping[str, Any]) -> ModelConfig:
-    """Read and check the hyper-parameters.
+    """Read and check the hyperparameters.
 
-    Raises UnsupportedError for an unknown architecture, before GGUFError for an invalid key.
+    Raises UnsupportedError if the architecture is unknown, or GGUFError if a key is invalid. The
+    architecture is checked first.
     """
     architecture = architecture_of(metadata)
     defaults = require_architecture(architecture)
@@ -226,7 +233,9 @@ def read_config(metadata: Mapping[str, Any]) -> ModelConfig:
     recurrent = _read_recurrent(keys, defaults.recurrent, width)
     key_dim = keys.integer("attention.key_length", 1, 65_536, width // heads)
     value_dim = keys.integer("attention.value_length", 1, 65_536, width // heads)
-    least = 0 if "expert_feed_forward_length" in keys else 1  # 0: every layer is routed
+    least = (
+        0 if "expert_feed_forward_length" in keys else 1
+    )  # files without dense layers may store 0
     feed_forward = (0,) * layers
     if least or "feed_forward_length" in keys:
         feed_forward = keys.integers("feed_forward_length", layers, least, 1 << 24)
@@ -270,9 +279,9 @@ def read_config(metadata: Mapping[str, Any]) -> ModelConfig:
 def _vocabulary_size(metadata: Mapping[str, Any], keys: Metadata) -> int:
     tokens = metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens:
-        raise GGUFError("tokenizer.ggml.tokens is missing or empty")
+        raise GGUFError("tokenizer.ggml.tokens must be a non-empty array")
     if "vocab_size" in keys and keys.integer("vocab_size", 1, 1 << 24) != len(tokens):
-        raise GGUFError(f"{keys.prefix}vocab_size differs from the {len(tokens):,} tokens listed")
+        raise GGUFError(f"{keys.prefix}vocab_size must equal the token count ({len(tokens):,})")
     return len(tokens)
 
 
@@ -283,7 +292,7 @@ def _read_kv_heads(
     if name in keys:
         kv_heads = keys.integers(name, layers, 0 if recurrent else 1, 65_536)
     if any(kv and heads % kv for kv in kv_heads):
-        raise GGUFError(f"{keys.prefix + name} does not divide the {heads} query heads")
+        raise GGUFError(f"{keys.prefix + name} must divide the query head count ({heads})")
     if recurrent is None or recurrent.kind != "delta":
         return kv_heads
     if "attention.recurrent_layers" in keys:
@@ -312,11 +321,11 @@ def _read_rope(
 ) -> RopeConfig:
     dims = keys.integer("rope.dimension_count", 2, key_dim, key_dim)
     if dims % 2:
-        raise GGUFError(f"{keys.prefix}rope.dimension_count is {dims}, which is odd")
+        raise GGUFError(f"{keys.prefix}rope.dimension_count must be even, got {dims}")
     if latent and dims >= latent.key_dim:
-        raise GGUFError(f"{keys.prefix}rope.dimension_count is not less than the key length")
+        raise GGUFError(f"{keys.prefix}rope.dimension_count must be less than the key length")
     if latent and latent.indexer and dims > latent.indexer.dims:
-        raise GGUFError(f"{keys.prefix}attention.indexer.key_length is less than {dims}")
+        raise GGUFError(f"{keys.prefix}attention.indexer.key_length must be at least {dims}")
     scaling = keys.word("rope.scaling.type", "none")
     if scaling not in ("none", "linear", "yarn", "longrope"):
         raise UnsupportedError(f"{keys.prefix}rope.scaling.type {scaling!r} is not supported")
@@ -343,7 +352,7 @@ def _read_rope(
 def _read_experts(
     keys: Metadata, defaults: Architecture, layers: int, dense: int, vocab: int
 ) -> ExpertConfig | None:
-    """Read routing and experts. dense: the width of a dense feed-forward layer."""
+    """Read the expert configuration. dense: hidden width of the dense feed-forward layers."""
     count = keys.integer("expert_count", 0, 1024, 0)
     if count == 0:
         return None
@@ -356,10 +365,10 @@ def _read_experts(
     groups = keys.integer("expert_group_count", 0, count, 1) or 1
     groups_used = keys.integer("expert_group_used_count", 0, groups, groups) or groups
     if count % groups:
-        raise GGUFError(f"{keys.prefix}expert_group_count does not divide the {count} experts")
+        raise GGUFError(f"{keys.prefix}expert_group_count must divide the expert count ({count})")
     if used > groups_used * (count // groups):
         name = keys.prefix + "expert_used_count"
-        raise GGUFError(f"{name} is {used}, more than the chosen groups contain")
+        raise GGUFError(f"{name} must not exceed the number of experts in the chosen groups")
     return ExpertConfig(
         count=count,
         used=used,
@@ -377,7 +386,7 @@ def _read_experts(
 
 
 def _shared_width(keys: Metadata, defaults: Architecture, width: int) -> int:
-    """Read the total width of the shared experts, which a file stores as one."""
+    """Return the total hidden width of the shared experts, which files store as one expert."""
     count = keys.integer("expert_shared_count", 0, 1024, 1 if defaults.shared_expert else 0)
     together = keys.integer("expert_shared_feed_forward_length", 0, 1 << 24, 0)
     if not together:
@@ -388,7 +397,7 @@ def _shared_width(keys: Metadata, defaults: Architecture, width: int) -> int:
 def _read_latent(
     keys: Metadata, defaults: Architecture, layers: int, key_dim: int, value_dim: int
 ) -> LatentConfig | None:
-    """Read latent attention. Files from before April 2025 have no `_mla` keys."""
+    """Read the latent-attention keys. Files from before April 2025 have no `_mla` keys."""
     if "attention.kv_lora_rank" not in keys:
         return None
     return LatentConfig(
@@ -401,7 +410,11 @@ def _read_latent(
 
 
 def _read_indexer(keys: Metadata, defaults: Architecture, layers: int) -> IndexerConfig | None:
-    """Read the indexer. Without a key, the context length says which layers have one (GLM-5.2)."""
+    """Read the indexer keys.
+
+    Without `attention.indexer.types`, the context length determines which layers have an indexer
+    (GLM-5.2).
+    """
     if "attention.indexer.top_k" not in keys:
         return None
     if "attention.indexer.types" in keys:
@@ -410,7 +423,7 @@ def _read_indexer(keys: Metadata, defaults: Architecture, layers: int) -> Indexe
         long = 0 < defaults.indexers_shared_from <= keys.integer("context_length", 1, 1 << 31)
         own = tuple(not long or layer < 2 or layer % 4 == 2 for layer in range(layers))
     if not own[0]:
-        raise GGUFError(f"{keys.prefix}attention.indexer.types gives the first layer no indexer")
+        raise GGUFError(f"{keys.prefix}attention.indexer.types must be true for the first layer")
     return IndexerConfig(
         heads=keys.integer("attention.indexer.head_count", 1, 65_536),
         dims=keys.integer("attention.indexer.key_length", 2, 65_536),
@@ -422,7 +435,7 @@ def _read_indexer(keys: Metadata, defaults: Architecture, layers: int) -> Indexe
 def _read_recurrent(keys: Metadata, kind: str, width: int) -> RecurrentConfig | None:
     if not kind:
         return None
-    if kind == "conv":  # a convolution over the whole width
+    if kind == "conv":
         kernel = keys.integer("shortconv.l_cache", 2, 64)
         return RecurrentConfig(kind, kernel, (kernel - 1) * width)
     kernel = keys.integer("ssm.conv_kernel", 2, 64)
@@ -431,8 +444,11 @@ def _read_recurrent(keys: Metadata, kind: str, width: int) -> RecurrentConfig | 
     heads = keys.integer("ssm.time_step_rank", 1, 65_536)
     inner = keys.integer("ssm.inner_size", 1, 1 << 24)
     if inner % heads:
-        raise GGUFError(f"{keys.prefix}ssm.inner_size is not a multiple of the {heads} heads")
+        raise GGUFError(
+            f"{keys.prefix}ssm.inner_size must be a multiple of ssm.time_step_rank ({heads}), "
+            f"got {inner}"
+        )
     if heads % groups:
-        raise GGUFError(f"{keys.prefix}ssm.group_count does not divide the {heads} heads")
+        raise GGUFError(f"{keys.prefix}ssm.group_count must divide ssm.time_step_rank ({heads})")
     values = (kernel - 1) * (2 * groups * state + inner) + inner * state
     return RecurrentConfig(kind, kernel, values, state, groups, heads, inner)

@@ -1,4 +1,4 @@
-"""The decoder: embedding, blocks, final norm and head, as `engine.architectures` combines them.
+"""The decoder: embedding, blocks, final norm and head. `engine.architectures` assembles it.
 
 `engine.kernels.native.fused` may replace `layers` and `head` with faster equivalents.
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from engine.nn.router_stats import RouterStats
 
 Scorer = Callable[[mx.array], mx.array]  # (T, D) -> (T, V) float32
-# Attention or a recurrent layer: (T, D), its cache, the position of the first token -> (T, D).
-# `ModelConfig.cache_spec` describes the cache; without one, tokens attend only to each other.
+# Attention or a recurrent layer: x (T, D), layer cache, position of the first token -> (T, D).
+# `ModelConfig.cache_spec` describes the cache. Without a cache, earlier tokens are not visible.
 Mixer = Callable[[mx.array, Any, int], mx.array]
 FeedForwardLayer = Callable[[mx.array], mx.array]  # (T, D) -> (T, D)
-# Called repeatedly with the completed share of a long step; may raise to stop it.
+# Called repeatedly during a long step with the completed fraction; may raise to stop the step.
 OnProgress = Callable[[float], None]
 
 
@@ -39,32 +39,32 @@ class Layers(Protocol):
     """All layers between embedding and head."""
 
     def new_caches(self, context: int, kv_type: str) -> Any:
-        """Create the caches of all layers for one sequence."""
+        """Create one sequence's caches for all layers."""
 
     def rewindable_length(self, caches: Any, length: int) -> int:
-        """Return the most tokens, up to `length`, that these caches can be rewound to."""
+        """Return the greatest length, at most `length`, that these caches can be rewound to."""
 
     def evaluate(
         self, result: mx.array, caches: Any, tokens: range, on_progress: OnProgress
     ) -> None:
-        """Evaluate `result`, computed from these layers for the positions `tokens`.
+        """Evaluate `result`, which these layers computed lazily for the positions `tokens`.
 
-        An exception from `on_progress` propagates and leaves the caches without these tokens.
+        If `on_progress` raises an exception, it propagates and the caches do not keep these tokens.
         """
 
     def record_routes(self, stats: RouterStats) -> None:
-        """Record in `stats` which experts every layer chooses from now on."""
+        """Start recording each layer's chosen experts in `stats`."""
 
     def __call__(self, x: mx.array, caches: Any, offset: int) -> mx.array:
-        """x (T, D), its first token at position `offset` -> (T, D)."""
+        """Run all layers on x (T, D), whose first token is at position `offset`: (T, D)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A mixer, then a feed-forward part, each on normalised input and added to the stream.
+    """A mixer, then a feed-forward layer, each with a norm before it and a residual connection.
 
-    post_mixer_norm, post_feed_forward_norm: applied to the output of a part before it is added.
-    residual_scale: factor on both outputs.
+    post_mixer_norm, post_feed_forward_norm: applied to the output before the residual is added.
+    residual_scale: multiplies both outputs.
     """
 
     mixer_norm: AnyNorm
@@ -87,7 +87,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """The layers as blocks run in sequence. cache_specs: what each block caches."""
+    """A sequence of blocks. cache_specs: one cache spec per block."""
 
     blocks: Sequence[Block]
     cache_specs: Sequence[CacheSpec]
@@ -101,7 +101,7 @@ class Blocks:
     def evaluate(
         self, result: mx.array, caches: Any, tokens: range, on_progress: OnProgress
     ) -> None:
-        mx.eval(result)  # these layers cannot stop early
+        mx.eval(result)  # `on_progress` is never called: one evaluation cannot be interrupted
 
     def record_routes(self, stats: RouterStats) -> None:
         for block in self.blocks:
@@ -120,7 +120,7 @@ class Blocks:
 class LMHead:
     """The final norm and the projection to the vocabulary.
 
-    Logits are multiplied by `scale`, then bounded by cap * tanh(logits / cap) if `cap` is set.
+    Logits are multiplied by `scale`. If `cap` is set, they become cap * tanh(logits / cap).
     """
 
     norm: AnyNorm
@@ -142,12 +142,14 @@ class LMHead:
 
 
 class Decoder:
-    """The graph of a model, whose blocks normalise the input of their two parts.
+    """A pre-norm decoder.
 
-    mixer, feed_forward: return these parts of a layer, given its number. By default, the file
-    selects a dense or routed feed-forward part. sandwich: also normalise the output of both parts.
-    If `ffn_norm` is missing, `post_attention_norm` precedes the feed-forward part. Without
-    `output.weight`, the embedding is also the head. embedding_scale: 0 for that of the file.
+    mixer, feed_forward: functions that return a layer's mixer or feed-forward layer, given the
+    layer's index. By default, the config determines whether the feed-forward layer is dense or MoE.
+    sandwich: also normalise the mixer's and the feed-forward layer's output. embedding_scale: if
+    0, use the scale from the config.
+    If `ffn_norm` is missing, `post_attention_norm` precedes the feed-forward layer. If
+    `output.weight` is missing, the embedding is also the head.
     """
 
     def __init__(
@@ -198,7 +200,7 @@ class Decoder:
         self.layers.record_routes(stats)
 
     def hidden(self, tokens: mx.array, cache: Cache | None, offset: int) -> mx.array:
-        """Run the blocks on tokens (T,), the first at position `offset`: (T, D)."""
+        """Embed tokens (T,), the first at position `offset`, and run all layers: (T, D)."""
         x = self.embedding.rows(tokens).astype(self.kernels.dtype)
         if self.embedding_scale != 1.0:
             x = x * self.embedding_scale
@@ -207,5 +209,5 @@ class Decoder:
         return self.layers(x, cache.layers if cache else None, offset)
 
     def logits(self, hidden: mx.array) -> mx.array:
-        """Score the vocabulary: (T, D) -> (T, V) float32."""
+        """Compute logits over the vocabulary: (T, D) -> (T, V) float32."""
         return self.head(hidden)

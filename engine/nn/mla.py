@@ -1,11 +1,12 @@
 """Multi-head latent attention (MLA) in its absorbed form, and the indexer that makes it sparse.
 
-Each token caches one vector, its latent and a rotary part shared by all heads. Head h scores it by
-(k_b[h] q_nope | q_pe) . (latent | pe) and outputs v_b[h] times the mix of latents (DeepSeek-V2,
-arXiv 2405.04434, section 2.1.2). Prefill uses the absorbed form too (decision 3).
+Each token caches one vector: its latent, followed by a rotary key that all heads share. Head h
+computes the score (k_b[h] q_nope | q_pe) . (latent | pe) and outputs v_b[h] times the weighted sum
+of latents (DeepSeek-V2, arXiv 2405.04434, section 2.1.2). Prefill also uses the absorbed form
+(docs/decisions/0003-absorbed-latent-attention.md).
 
-Axes: T tokens, D width, H heads, I indexer heads, d width of a cached vector or a head, L cached
-tokens including new ones, R rank of the latent.
+Axes: T tokens, D width, H heads, I indexer heads, d cached-vector or head width, L cached tokens
+including new tokens, R latent rank.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from engine.nn.norm import LayerNorm, RMSNorm
 from engine.nn.rope import RoPE, Temperature, yarn_magnitude
 from engine.nn.weights import Weights
 
-LATENT_EPS = INDEXER_EPS = 1e-6  # of inner norms; fixed in the models' code, not in files
+LATENT_EPS = INDEXER_EPS = 1e-6  # hard-coded in the reference implementations, not in files
 
 
 class LatentAttention:
-    """Attention over the latents of all tokens, or of those an indexer chooses.
+    """Attention over the latents of all tokens, or only of the tokens that an indexer chooses.
 
-    indexer: of this layer, or of an earlier one whose choice this layer reuses.
+    indexer: this layer's indexer, or an earlier layer's if this layer reuses its choice.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class LatentAttention:
         assert config.latent is not None
         latent, width = config.latent, config.width
         self.heads, self.rank, self.rope = config.heads, latent.rank, rope
-        self.nope_dims = latent.key_dim - rope.dims  # values of a head's query without rotation
+        self.nope_dims = latent.key_dim - rope.dims  # unrotated values per head
         self.scale = latent_scale(config)
         self.kernels = weights.kernels
         self.indexer, self.indexes = indexer, indexer is not None and indexer.layer == layer
@@ -91,11 +92,11 @@ class LatentAttention:
     def _attend(self, q: mx.array, rows: Rows, offset: int) -> mx.array:
         """Attend: scaled q (T, H, d), rows (L, d) -> (T, H, R).
 
-        After the first `top` tokens, each token attends to its own choice of rows, one at a time.
+        Tokens at positions >= `top` are processed one at a time, each with its own chosen rows.
         """
         if self.indexer is None or self.indexer.chosen is None:
             return self.kernels.latent_attention(q, rows, self.rank)
-        dense = max(0, self.indexer.top - offset)  # new tokens that attend to all others
+        dense = max(0, self.indexer.top - offset)  # new tokens that attend to all earlier tokens
         mixed = []
         if dense:
             visible = rows.take(slice(0, offset + dense))
@@ -107,12 +108,12 @@ class LatentAttention:
 
 
 class Indexer:
-    """The lightning indexer: scores all cached tokens for each new one and chooses the best `top`.
+    """The lightning indexer, which chooses the `top` best-scoring cached tokens for each new token.
 
-    A score is the sum over heads of weight * relu(q . k) (DeepSeek-V3.2-Exp, section 2.1), without
-    the published Hadamard matrix and scale, which change no order.
-    chosen: the ids (T', top) chosen in the last call for tokens that attend to more than `top`
-    others; None if there are none. Later layers may reuse it.
+    A score is the sum over heads of weight * relu(q . k) (DeepSeek-V3.2-Exp, section 2.1). The
+    published Hadamard matrix and scale are omitted because they do not affect the ranking.
+    chosen: the positions (T', top) from the most recent call, for the T' new tokens at
+    positions >= `top`; None if there are none. Later layers may reuse them.
     """
 
     def __init__(self, config: ModelConfig, weights: Weights, layer: int, rope: RoPE) -> None:
@@ -131,11 +132,11 @@ class Indexer:
         self.k_norm = LayerNorm(gain, bias, INDEXER_EPS)
 
     def keys(self, x: mx.array, offset: int) -> mx.array:
-        """Compute the keys of new tokens: (T, D) -> (1, 1, T, d)."""
+        """Compute keys for new tokens: (T, D) -> (1, 1, T, d)."""
         return self.rope(self.k_norm(self.k(x))[None, None], offset)
 
     def choose(self, x: mx.array, source: mx.array, keys: Rows, offset: int) -> None:
-        """Set `chosen` for x (T, D) with keys (L, d). source: the input of the query projection."""
+        """Set `chosen` for x (T, D) and keys (L, d). source: input to the query projection."""
         tokens, dense = x.shape[0], max(0, self.top - offset)
         if dense >= tokens:
             self.chosen = None
@@ -157,24 +158,24 @@ class Indexer:
 
 
 def require_indexer(config: ModelConfig) -> IndexerConfig:
-    """Return the indexer's configuration. Raises GGUFError if the file has none."""
+    """Return the indexer configuration. Raises GGUFError if the file has no indexer."""
     if config.latent is None or config.latent.indexer is None:
         raise GGUFError(f"{config.architecture}.attention.indexer.top_k is missing")
     return config.latent.indexer
 
 
 def latent_rope(config: RopeConfig, interleaved: bool) -> RoPE:
-    """Create the rotary embedding of latent attention, without YaRN's magnitude.
+    """Create the rotary embedding for latent attention, without YaRN's magnitude.
 
-    Files contain only `mscale_all_dim`, which equals `mscale` and which `latent_scale` applies.
-    Without it, YaRN scales cos and sin as usual.
+    Files contain only `mscale_all_dim`, which equals `mscale`; `latent_scale` applies it to the
+    scores instead. If it is missing, YaRN scales cos and sin as usual.
     """
     multiplier = 1.0 if config.log_multiplier else 0.0
     return RoPE(replace(config, log_multiplier=multiplier), interleaved)
 
 
 def latent_scale(config: ModelConfig) -> float:
-    """Return the factor on scores: the attention scale and YaRN's squared magnitude."""
+    """Return the factor for scores: the attention scale times YaRN's squared magnitude."""
     rope = config.rope
     if rope.scaling != "yarn" or not rope.log_multiplier:
         return config.attention_scale
@@ -184,8 +185,9 @@ def latent_scale(config: ModelConfig) -> float:
 def head_projections(config: ModelConfig, weights: Weights, name: str) -> tuple[QTensor, QTensor]:
     """Load k_b (H, R, nope) and v_b (H, value, R).
 
-    Files from before April 2025 store both as one matrix `attn_kv_b`. Its key rows are transposed,
-    which quantised blocks do not allow, and become float16: 17 MB per layer of DeepSeek-V3.
+    Files from before April 2025 store both as one matrix, `attn_kv_b`, whose key rows must be
+    transposed. Quantised blocks cannot be transposed, so k_b becomes float16: 17 MB per layer in
+    DeepSeek-V3.
     """
     assert config.latent is not None
     heads, rank, values = config.heads, config.latent.rank, config.latent.value_dim
@@ -199,5 +201,5 @@ def head_projections(config: ModelConfig, weights: Weights, name: str) -> tuple[
 
 
 def by_token(x: mx.array) -> mx.array:
-    """(1, H, T, d) -> (T, H, d)."""
+    """Move the token axis to the front: (1, H, T, d) -> (T, H, d)."""
     return x[0].swapaxes(0, 1)

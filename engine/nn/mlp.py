@@ -13,25 +13,28 @@ import mlx.core as mx
 from engine.nn.config import ModelConfig
 from engine.nn.weights import Weights
 
-CLAMP_SLOPE = 1.702  # of the sigmoid in `clamped_swiglu`
+CLAMP_SLOPE = 1.702  # sigmoid slope in `clamped_swiglu`
 CLAMP_LIMIT = 7.0
 
 Activation = Callable[[mx.array, mx.array], mx.array]  # gate (..., F), up (..., F) -> (..., F)
 
 
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:
-    """silu(gate) * up."""
+    """Return silu(gate) * up."""
     return gate * mx.sigmoid(gate) * up
 
 
 def clamped_swiglu(gate: mx.array, up: mx.array) -> mx.array:
-    """gate * sigmoid(1.702 gate) * (up + 1), with gate at most 7 and up within -7..7."""
+    """Return gate * sigmoid(1.702 gate) * (up + 1).
+
+    gate is capped at 7, and up is clipped to -7..7.
+    """
     gate = mx.minimum(gate, CLAMP_LIMIT)
     return gate * mx.sigmoid(CLAMP_SLOPE * gate) * (mx.clip(up, -CLAMP_LIMIT, CLAMP_LIMIT) + 1)
 
 
 def geglu(gate: mx.array, up: mx.array) -> mx.array:
-    """gelu(gate) * up, with the tanh approximation of GELU."""
+    """Return gelu(gate) * up, using the tanh approximation of GELU."""
     inner = math.sqrt(2 / math.pi) * (gate + 0.044715 * gate * gate * gate)
     return 0.5 * gate * (1 + mx.tanh(inner)) * up
 
@@ -39,7 +42,8 @@ def geglu(gate: mx.array, up: mx.array) -> mx.array:
 class FeedForward:
     """The gated feed-forward layer: down(activation(gate(x), up(x))).
 
-    suffix: appended to the tensor names. width: hidden width, by default that of the config.
+    suffix: appended to the tensor names. width: hidden width; by default, the layer's width in
+    `config`.
     """
 
     def __init__(

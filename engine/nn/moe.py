@@ -1,4 +1,4 @@
-"""Mixture of experts: a router scores all experts for each token, and the best few run.
+"""Mixture of experts: for each token, a router scores all experts and the best k run.
 
 Axes: T tokens, D width, E experts, k chosen experts, G groups of experts, F hidden width.
 """
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from engine.nn.router_stats import RouterStats
 
 MIN_WEIGHT_SUM = 6.103515625e-05  # smallest normal float16; keeps renormalisation finite
-SORT_FROM = 64  # chosen rows from which grouping by expert is faster on a GPU
-JITTER = 0.01  # PhiMoE's `router_jitter_noise`, which files do not state
+SORT_FROM = 64  # row count (T * k) from which grouping rows by expert is faster on a GPU
+JITTER = 0.01  # PhiMoE's `router_jitter_noise`; GGUF files do not store it
 
 
 def route(
@@ -30,8 +30,8 @@ def route(
 ) -> tuple[mx.array, mx.array]:
     """Choose k experts per token.
 
-    logits: (T, E) float32. bias: (E,), added to scores for selection only. Returns weights (T, k)
-    float32 and expert ids (T, k), unordered.
+    logits: (T, E) float32. bias: (E,), added for selection only. Returns float32 weights (T, k) and
+    expert ids (T, k), in no particular order.
     """
     if experts.gating == SPARSE_MIXER:
         return _by_sparse_mixer(logits, experts)
@@ -43,10 +43,13 @@ def route(
 def _by_score(
     logits: mx.array, experts: ExpertConfig, bias: mx.array | None
 ) -> tuple[mx.array, mx.array]:
-    """Choose by score plus bias, from the best groups if there are groups; weigh by score."""
+    """Choose the experts with the highest score plus bias. Weights are scores without the bias.
+
+    If experts are grouped, only experts in the best groups can be chosen.
+    """
     softmax = experts.gating == SOFTMAX
     scores = mx.softmax(logits, axis=-1, precise=True) if softmax else mx.sigmoid(logits)
-    # Select by logits if possible: they have the order of scores but do not saturate.
+    # Select by logits if possible: they sort like scores but do not saturate.
     selection = logits if bias is None and experts.groups == 1 else scores
     selection = selection if bias is None else selection + bias
     if experts.groups > 1:
@@ -68,7 +71,10 @@ def _by_softmax_of_chosen(
 
 
 def _by_sparse_mixer(logits: mx.array, experts: ExpertConfig) -> tuple[mx.array, mx.array]:
-    """Choose one expert after another, each weighed against similar ones (arXiv 2310.00811)."""
+    """Choose experts one at a time (arXiv 2310.00811).
+
+    Each weight is a softmax over the remaining experts whose logits are close to the largest.
+    """
     left, weights, ids = logits, [], []
     for _ in range(experts.used):
         best = left.argmax(axis=-1, keepdims=True)
@@ -84,7 +90,7 @@ def _by_sparse_mixer(logits: mx.array, experts: ExpertConfig) -> tuple[mx.array,
 def _best_groups(scores: mx.array, groups: int, used: int, counted: int) -> mx.array:
     """Set scores outside the best groups to -inf: (T, E) -> (T, E).
 
-    counted: how many of its best experts a group's score sums.
+    A group's score is the sum of its `counted` highest expert scores.
     """
     grouped = scores.reshape(scores.shape[0], groups, -1)  # (T, G, E / G)
     best = mx.topk(grouped, min(counted, grouped.shape[-1]), axis=-1).sum(axis=-1)  # (T, G)
@@ -99,7 +105,7 @@ def _largest(scores: mx.array, count: int) -> mx.array:
 
 @dataclass(frozen=True, slots=True)
 class ExpertLinear:
-    """One projection of all experts, with optional biases."""
+    """One projection for all experts, with optional biases."""
 
     weight: QTensor  # (E, out, in)
     bias: mx.array | None = None  # (E, out)
@@ -110,7 +116,7 @@ class ExpertLinear:
 
 
 class Experts:
-    """The routed feed-forward layer of one block. The file's tensors select its biases."""
+    """An MoE feed-forward layer. Biases are used if the file contains them."""
 
     def __init__(
         self, config: ModelConfig, weights: Weights, layer: int, activation: Activation = swiglu
@@ -122,7 +128,7 @@ class Experts:
         prefix = f"blk.{layer}"
         self.router = weights.matrix(f"{prefix}.ffn_gate_inp.weight", count, width)
         self.router_bias = weights.optional_vector(f"{prefix}.ffn_gate_inp.bias", count)
-        name = f"{prefix}.exp_probs_b"  # with the suffix .bias except in older files
+        name = f"{prefix}.exp_probs_b"  # older files omit the suffix .bias
         name = name + ".bias" if name + ".bias" in weights else name
         self.selection_bias = weights.optional_vector(name, count)
         self.gate_up: ExpertLinear | None = None
@@ -133,7 +139,7 @@ class Experts:
             self.up = expert_linear(weights, prefix, "ffn_up", count, hidden, width)
         self.down = expert_linear(weights, prefix, "ffn_down", count, width, hidden)
         self.sorts = not weights.kernels.groups_by_expert
-        self.stats: RouterStats | None = None  # records the chosen experts
+        self.stats: RouterStats | None = None
 
     def __call__(self, x: mx.array) -> mx.array:
         logits = self.router.matmul(x.astype(mx.float32))
@@ -151,7 +157,7 @@ class Experts:
         """Run the chosen experts: x (T, 1 or k, D), ids (T, k) -> (T, k, D)."""
         if not self.sorts or ids.size < SORT_FROM:
             return self.down(self._hidden(x, ids), ids)
-        # Group rows by expert, so that the weights of each are read once.
+        # Group rows by expert, so that each expert's weights are read once.
         order = mx.argsort(ids.reshape(-1))
         rows = x.reshape(-1, x.shape[-1])[order if x.shape[1] > 1 else order // ids.shape[1]]
         chosen = ids.reshape(-1)[order][:, None]
@@ -165,7 +171,7 @@ class Experts:
 
 
 class SharedExperts:
-    """Routed experts plus a shared expert, optionally sigmoid-gated."""
+    """An MoE feed-forward layer plus a shared expert, which may have a sigmoid gate."""
 
     def __init__(
         self, config: ModelConfig, weights: Weights, layer: int, activation: Activation = swiglu
@@ -188,7 +194,7 @@ class SharedExperts:
 def feed_forward(
     config: ModelConfig, weights: Weights, layer: int, activation: Activation = swiglu
 ) -> FeedForward | Experts | SharedExperts:
-    """Load the feed-forward part of a layer: dense, routed, or routed plus a shared expert."""
+    """Load a block's feed-forward layer: dense, MoE, or MoE plus a shared expert."""
     if not config.routed(layer):
         return FeedForward(config, weights, layer, activation)
     assert config.experts is not None
@@ -197,7 +203,7 @@ def feed_forward(
 
 
 def expert_linear(weights: Weights, prefix: str, part: str, *shape: int) -> ExpertLinear:
-    """Load the projection `prefix.part_exps` (E, out, in) of all experts."""
+    """Load the projection `prefix.part_exps` (E, out, in) for all experts."""
     name = f"{prefix}.{part}_exps.bias"
     bias = weights.array(name, *shape[:2]) if name in weights else None
     return ExpertLinear(weights.experts(prefix, part, *shape), bias)

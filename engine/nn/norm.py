@@ -1,4 +1,4 @@
-"""Normalisation of activations and of attention heads."""
+"""Normalisation layers for activations and attention heads."""
 
 from __future__ import annotations
 
@@ -37,14 +37,17 @@ AnyNorm = RMSNorm | LayerNorm
 
 
 def required_norm(weights: Weights, name: str, size: int, eps: float) -> AnyNorm:
-    """Load the norm `name.weight`, a layer norm if the file also has `name.bias`."""
+    """Load `name.weight` as an RMS norm, or as a layer norm if `name.bias` exists."""
     weight = weights.array(name + ".weight", size)
     bias = weights.optional_vector(name + ".bias", size)
     return RMSNorm(weight, eps) if bias is None else LayerNorm(weight, bias, eps)
 
 
 def head_norm(weights: Weights, name: str, heads: int, dims: int, eps: float) -> RMSNorm | None:
-    """Load the optional norm `name.weight`: of each head, or of all heads as one vector."""
+    """Load the norm `name.weight`, or return None if it is missing.
+
+    It normalises each head separately, or all heads as one vector, depending on its width.
+    """
     if name + ".weight" not in weights:
         return None
     whole = weights.shape(name + ".weight") == (heads * dims,)

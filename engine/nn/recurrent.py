@@ -1,10 +1,10 @@
-"""Recurrent layers, which replace attention and cache a state of fixed size.
+"""Recurrent layers, which replace attention and cache a fixed-size state.
 
-Each runs a short causal convolution and, except for `ShortConvolution`, a recurrence
+Each layer applies a short causal convolution and, except for `ShortConvolution`, a recurrence
 (`engine.nn.scan`). States and the recurrence are float32.
 
-Axes: T tokens, D width, C channels of the convolution, H heads in G groups of R, K taps, N key
-width of the state, P its value width.
+Axes: T tokens, D width, C convolution channels, H heads in G groups of R, K taps, N key width per
+head, P value width per head.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from engine.nn.cache.cache import LayerCache, StateCache
 from engine.nn.config import ModelConfig, RecurrentConfig
 from engine.nn.weights import Linear, Weights
 
-State = tuple[mx.array, ...]  # the last K-1 inputs of the convolution (K-1, C), then the matrix
-# inputs (T, ...), state before them -> output (T, ...), state after them
+State = tuple[mx.array, ...]  # the convolution's last K-1 inputs (K-1, C), then the matrix, if any
+# inputs (T, ...), previous state -> output (T, ...), new state
 Advance = Callable[[Sequence[mx.array], State], tuple[mx.array, State]]
 
 
 class Mamba2:
-    """A selective state space (arXiv 2405.21060), gated before a norm per group of heads."""
+    """A Mamba-2 layer (arXiv 2405.21060). Its output is gated, then normalised per head group."""
 
     def __init__(self, config: ModelConfig, weights: Weights, layer: int) -> None:
         assert config.recurrent is not None
@@ -55,7 +55,7 @@ class Mamba2:
         return self.output(y.reshape(len(x), -1).astype(x.dtype))
 
     def _advance(self, parts: Sequence[mx.array], state: State) -> tuple[mx.array, State]:
-        """Process xbc (T, C) and dt (T, H): returns (T, G, R, P) and the new state."""
+        """Process xbc (T, C) and dt (T, H). Return y (T, G, R, P) and the new state."""
         shape, (xbc, dt), (tail, matrix) = self.config, parts, state
         xbc, tail = self.kernels.convolve(xbc, tail, self.taps, self.bias, activate=True)
         keys = shape.groups * shape.state
@@ -70,9 +70,9 @@ class Mamba2:
 
 
 class GatedDeltaNet:
-    """The gated delta rule (arXiv 2412.06464), with its output normalised per head and gated.
+    """A gated delta net (arXiv 2412.06464). Its output is normalised per head, then gated.
 
-    tiled: value head j uses key head j % G, otherwise j // R.
+    tiled: if True, value head j uses key head j % G; otherwise it uses key head j // R.
     """
 
     def __init__(self, config: ModelConfig, weights: Weights, layer: int, tiled: bool) -> None:
@@ -105,7 +105,7 @@ class GatedDeltaNet:
         return self.output(y.reshape(len(x), -1).astype(x.dtype))
 
     def _advance(self, parts: Sequence[mx.array], state: State) -> tuple[mx.array, State]:
-        """Process qkv (T, C), beta and decay (T, H): returns (T, heads, P) and the new state."""
+        """Process qkv (T, C), beta and decay (T, H). Return y (T, *heads, P) and the new state."""
         (qkv, beta, decay), (tail, matrix) = parts, state
         count, width = len(qkv), self.config.state
         qkv, tail = self.kernels.convolve(qkv, tail, self.taps, None, activate=True)
@@ -118,7 +118,7 @@ class GatedDeltaNet:
 
 
 class ShortConvolution:
-    """A convolution over the last few tokens, gated before and after."""
+    """A causal convolution over a few tokens, with gated input and output."""
 
     def __init__(self, config: ModelConfig, weights: Weights, layer: int) -> None:
         assert config.recurrent is not None
@@ -148,9 +148,9 @@ def run_cached(
     state_shapes: Sequence[tuple[int, ...]],
     advance: Advance,
 ) -> mx.array:
-    """Run tokens from the cached state, and save the snapshots that the cache requests.
+    """Process tokens from the cached state and save snapshots where `StateCache.stops` requires.
 
-    parts: the inputs (T, ...) of `advance`, the first at position `offset`.
+    parts: inputs (T, ...) for `advance`; their first token is at position `offset`.
     """
     empty = tuple(mx.zeros(shape) for shape in state_shapes)
     if cache is None:
@@ -164,16 +164,17 @@ def run_cached(
         outputs.append(y)
         start = end - offset
     y = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs)
-    # Evaluate the state with the output. Otherwise it keeps every input alive until then.
+    # Evaluate the state together with the output: an unevaluated state keeps every input alive.
     held: list[mx.array] = mx.depends([y], list(state))
     return held[0]
 
 
 class DeltaProjections:
-    """The projections of x (T, D) to qkv (T, C), z (T, H*P), beta and alpha (T, H).
+    """Projects x (T, D) to qkv (T, C), z (T, H*P), beta (T, H) and alpha (T, H).
 
-    Some files store qkv and z, or beta and alpha, as one projection with a section per key head. z
-    or alpha is then None, and qkv or beta contains both.
+    Some files store qkv and z, or beta and alpha, as one projection with one section per key head.
+    In that case `self.z` or `self.alpha` is None, and `self.qkv` or `self.beta` is the combined
+    projection.
     """
 
     def __init__(self, shape: RecurrentConfig, weights: Weights, name: str, width: int) -> None:
@@ -208,7 +209,7 @@ class DeltaProjections:
         return qkv, z, beta, alpha
 
     def _sections(self, y: mx.array, *sizes: int) -> list[mx.array]:
-        """Split the section of every key head into parts of these sizes, each (T, G * size)."""
+        """Split each key head's section into parts of these sizes: one (T, G * size) per size."""
         parts = _split(y.reshape(len(y), self.config.groups, -1), *sizes)
         return [part.reshape(len(y), -1) for part in parts]
 

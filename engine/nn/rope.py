@@ -1,4 +1,4 @@
-"""Rotary position embedding and its extensions to longer contexts.
+"""Rotary position embedding (RoPE) and its long-context extensions.
 
 Axes: H heads, T tokens, d head width.
 """
@@ -14,15 +14,16 @@ import mlx.core as mx
 
 from engine.nn.config import RopeConfig
 
-# x (1, H, T, d), position of its first token, maximum tokens of the sequence -> rotated x
+# x (1, H, T, d), position of the first token, context length -> rotated x
 Rotary = Callable[[mx.array, int, int], mx.array]
 
 
 class RoPE:
-    """Rotary embedding of the first `dims` values of each head.
+    """Rotary embedding for the first `dims` values of each head.
 
-    interleaved: pairs are (2i, 2i+1) as in GGUF's NORM type, else (i, i + dims/2) as in NEOX.
-    divisors: `rope_freqs.weight` (dims/2,), by which Llama 3 divides each frequency.
+    interleaved: if True, pairs are (2i, 2i+1), llama.cpp's NORM type; otherwise they are
+    (i, i + dims/2), its NEOX type. divisors: `rope_freqs.weight` (dims/2,); each pair's frequency
+    is divided by its divisor, as in Llama 3.
     """
 
     def __init__(
@@ -51,10 +52,11 @@ class RoPE:
 
 
 def rope_periods(config: RopeConfig) -> tuple[list[float], float]:
-    """Return the period / 2 pi of every pair, (dims/2,), and the factor on cos and sin.
+    """Return period / 2 pi for each pair, (dims/2,), and the factor for cos and sin.
 
-    YaRN (arXiv 2309.00071): fast pairs keep their period, slow ones are stretched by `factor`, and
-    a linear ramp lies between; if `rounded`, its ends are rounded outwards to whole pairs.
+    YaRN (arXiv 2309.00071): fast pairs keep their period, slow pairs are stretched by `factor`, and
+    a linear ramp blends the pairs in between. If `rounded`, the ends of the ramp are rounded
+    outwards to whole pairs.
     """
     periods = [config.base ** (pair / config.dims) for pair in range(0, config.dims, 2)]
     if config.scaling == "linear":
@@ -80,7 +82,7 @@ def rope_periods(config: RopeConfig) -> tuple[list[float], float]:
 
 
 def yarn_magnitude(factor: float, multiplier: float) -> float:
-    """Return YaRN's factor on q and k for a context stretched by `factor`."""
+    """Return the factor by which YaRN scales q and k when it stretches the context by `factor`."""
     return 1.0 if factor <= 1 else 0.1 * multiplier * math.log(factor) + 1
 
 

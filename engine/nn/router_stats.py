@@ -1,9 +1,9 @@
-"""Which experts the routers of a model choose, counted per layer without blocking on the device.
+"""Count how often each layer's router chooses each expert, without blocking on the device.
 
-Ids are read only after their step is committed; a discarded step, such as the one launched past the
-last token of an answer, is never counted.
+Expert ids are read only after their step is committed. A discarded step, such as the step launched
+past the last token of an answer, is never counted.
 
-Axes: L layers with experts, T tokens, k chosen experts, E experts.
+Axes: L MoE layers, T tokens, k chosen experts, E experts.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-FOLD_AT = 256  # tokens whose ids are held before they are counted
+FOLD_AT = 256  # number of pending tokens at which their ids are counted
 
 Hits = NDArray[np.int64]
 
 
 class RouterStats:
-    """How often each expert was chosen. layers: the numbers of the L layers with experts.
+    """How often each expert was chosen. layers: the indices of the L MoE layers.
 
-    tokens: the number of counted tokens. The hits of every layer add up to `used` times that.
+    tokens: the number of tokens counted. Each layer's hits add up to `used * tokens`.
     """
 
     def __init__(self, layers: tuple[int, ...], experts: int, used: int) -> None:
@@ -35,15 +35,15 @@ class RouterStats:
         self._pending_tokens = 0
 
     def begin_step(self) -> None:
-        """Begin a step. Discards the ids of one that was not committed."""
+        """Begin a step. Discards the previous step's ids unless it was committed."""
         self._step = []
 
     def record(self, ids: mx.array) -> None:
-        """Record the ids chosen by the next layer (T, k), or by the next layers (layers, T, k)."""
+        """Record the expert ids for the next layer (T, k) or the next several (layers, T, k)."""
         self._step.append(ids if ids.ndim == 3 else ids[None])
 
     def commit_step(self) -> None:
-        """Count the current step, which may still be running."""
+        """Commit the current step, which may still be running, so that it is counted."""
         if not self._step:
             return
         if self._pending_tokens >= FOLD_AT:
@@ -55,7 +55,7 @@ class RouterStats:
         self.tokens += tokens
 
     def hits(self) -> Hits:
-        """Return how often each layer chose each expert: (L, E). Waits for the last step."""
+        """Return how often each layer chose each expert: (L, E). Waits for pending steps."""
         self._fold()
         return self._hits.copy()
 
@@ -71,15 +71,18 @@ class RouterStats:
 
 
 def entropy_bits(hits: Hits) -> NDArray[np.float64]:
-    """Return the entropy of each layer's choices: (L, E) -> (L,), at most log2(E)."""
+    """Return the entropy of each layer's choices in bits, at most log2(E): (L, E) -> (L,)."""
     shares = hits / np.maximum(hits.sum(axis=-1, keepdims=True), 1)
     logs = np.log2(shares, out=np.zeros_like(shares), where=shares > 0)
     bits: NDArray[np.float64] = -(shares * logs).sum(axis=-1)
-    return bits + 0.0  # no -0
+    return bits + 0.0  # turns -0.0 into 0.0
 
 
 def covering(hits: Hits, share: float) -> Hits:
-    """Count the busiest experts that take `share` of each layer's hits: (L, E) -> (L,)."""
+    """Return how many of the busiest experts account for `share` of the hits in each layer.
+
+    (L, E) -> (L,).
+    """
     busiest = -np.sort(-hits, axis=-1)
     reached = np.cumsum(busiest, axis=-1) < share * hits.sum(axis=-1, keepdims=True)
     return np.where(hits.sum(axis=-1) > 0, reached.sum(axis=-1) + 1, 0)

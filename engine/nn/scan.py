@@ -1,17 +1,17 @@
 """The recurrences of state-space and delta-rule layers.
 
-Both hold one matrix S per head and update it per token:
+Both keep one matrix S per head and update it for each token:
 
     S = exp(log_decay) S + k u^T,    y = S^T q
 
 where u is v (Mamba-2, arXiv 2405.21060), or v minus the state's prediction for k (gated delta
 rule, arXiv 2412.06464): u = beta (v - exp(log_decay) S^T k).
 
-A prompt runs in chunks: matrix products relate all tokens of a chunk, and only the states between
-chunks are sequential. Everything is float32.
+A prompt is processed in chunks: matrix products handle all tokens in a chunk at once, and only the
+states between chunks are sequential. Everything is float32.
 
-Axes: T tokens, A and B heads (two axes, so that keys shared by heads have size 1 in one of them), N
-key width, P value width, c chunks, Q tokens of a chunk, C channels, K taps.
+Axes: T tokens, A and B heads (two axes, so that keys shared by several heads have size 1 along
+one), N key width, P value width, c chunks, Q tokens per chunk, C channels, K taps.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def scan(
     eps: float = 0.0,
     chunk: int = SCAN_CHUNK,
 ) -> tuple[mx.array, mx.array]:
-    """Run the recurrence over tokens; with `beta`, the gated delta rule.
+    """Run the recurrence over all tokens. If `beta` is given, use the gated delta rule.
 
-    The delta rule normalises q and k to length 1, with `eps` added to the squared length, and
+    The gated delta rule normalises q and k to length 1, with `eps` added to the squared length, and
     divides q by sqrt(N).
     q, k: (T, A or 1, B or 1, N). v: (T, A, B, P). log_decay: (T, A, B), at most 0. beta:
     (T, A, B). state: (A, B, N, P), before the first token.
@@ -57,8 +57,8 @@ def convolve(
 ) -> tuple[mx.array, mx.array]:
     """Convolve each channel over the last K tokens.
 
-    x: (T, C). tail: (K-1, C), the previous tokens. taps: (K, C), the newest last. bias: (C,).
-    activate: apply silu. Returns (T, C) and the new tail.
+    x: (T, C). tail: (K-1, C), the previous tokens. taps: (K, C), newest token last. bias: (C,).
+    activate: apply SiLU to the output. Returns (T, C) and the new tail.
     """
     count, width = x.shape[0], taps.shape[0]
     x = mx.concatenate([tail, x])
@@ -78,8 +78,9 @@ def convolve(
 def gated_norm(
     y: mx.array, gate: mx.array, weight: mx.array, eps: float, gate_first: bool
 ) -> mx.array:
-    """Normalise rows of y and multiply by silu(gate), before the norm if `gate_first`, else after.
+    """Normalise the rows of y and multiply by silu(gate).
 
+    gate_first: multiply before the norm instead of after it.
     y, gate: (T, M, n). weight: (M or 1, n). Returns (T, M, n).
     """
     gate = gate * mx.sigmoid(gate)
@@ -91,11 +92,11 @@ def gated_norm(
 def _step(
     q: mx.array, k: mx.array, v: mx.array, decay: mx.array, state: mx.array, beta: mx.array | None
 ) -> tuple[mx.array, mx.array]:
-    """Run one token: `scan` without the axis T. decay: (A, B, 1)."""
+    """Process one token: like `scan`, but without the token axis. decay: (A, B, 1)."""
     if beta is None:
         read, u = (q[..., None, :] @ state).squeeze(-2) * decay, v
     else:
-        both = mx.stack([q, k], axis=-2) @ state  # (A, B, 2, P): the state is read once
+        both = mx.stack([q, k], axis=-2) @ state  # (A, B, 2, P); reads the state only once
         read, known = both[..., 0, :] * decay, both[..., 1, :] * decay
         u = beta[..., None] * (v - known)
     y = read + (q * k).sum(axis=-1, keepdims=True) * u
@@ -119,7 +120,7 @@ def _scan_chunks(
     from_start = mx.exp(mx.cumsum(log_decay, axis=-1))[..., None]  # (c, A, B, Q, 1)
     to_end = decay[..., -1, :, None]
     scores = (q @ k_transposed) * decay
-    if beta is not None:  # u of all tokens, apart from the prediction of the state before the chunk
+    if beta is not None:  # u = v - w @ (state before the chunk), for all tokens at once
         beta = _chunks(beta, size)[..., None]
         known = mx.tril((k @ k_transposed) * decay * beta, -1)
         inverse = unit_lower_inverse(known)
@@ -142,9 +143,10 @@ def _chunks(x: mx.array, size: int) -> mx.array:
 
 
 def segment_sums(x: mx.array) -> mx.array:
-    """Sum x over tokens i+1..t for each pair t >= i, otherwise -inf: (..., Q) -> (..., Q, Q).
+    """For each pair t >= i, sum x over tokens i+1..t; otherwise -inf: (..., Q) -> (..., Q, Q).
 
-    Each pair is summed separately: differences of running sums lose small terms after large ones.
+    Each pair is summed separately, because differences of running sums lose precision when a small
+    term follows a large one.
     """
     size = x.shape[-1]
     sums = mx.cumsum(mx.tril(mx.broadcast_to(x[..., None], (*x.shape, size)), -1), axis=-2)
@@ -154,10 +156,11 @@ def segment_sums(x: mx.array) -> mx.array:
 def unit_lower_inverse(lower: mx.array) -> mx.array:
     """Invert 1 + lower, where lower (..., Q, Q) is zero on and above the diagonal.
 
-    Inverts blocks of doubling size. A series of powers would produce large terms.
+    Inverts diagonal blocks, doubling their size each time. A power series would produce very large
+    terms.
     """
     *lead, size, _ = lower.shape
-    inverse = mx.ones((*lead, size, 1, 1), dtype=lower.dtype)  # of the blocks on the diagonal
+    inverse = mx.ones((*lead, size, 1, 1), dtype=lower.dtype)  # inverses of the diagonal blocks
     width = 1
     while width < size:
         pairs = size // (2 * width)

@@ -1,6 +1,6 @@
-"""The tensors of a model file, loaded by GGUF name into the form the kernels multiply.
+"""Load a model file's tensors by GGUF name, in the form that the kernels require.
 
-A tensor whose shape contradicts the metadata raises an error that names it. Axes: E matrices of a
+If a tensor's shape contradicts the metadata, the error names the tensor. Axes: E matrices in a
 stack.
 """
 
@@ -48,7 +48,7 @@ class Weights:
         return name in self.tensors
 
     def matrix(self, name: str, *shape: int) -> QTensor:
-        """Load a matrix (out, in) or a stack (E, out, in) of this shape."""
+        """Load a matrix (out, in) or a stack of matrices (E, out, in)."""
         info = self._info(name, shape)
         return self.kernels.load(self._blocks(info), info)
 
@@ -68,9 +68,10 @@ class Weights:
     def stacked(
         self, name: str, shape: tuple[int, int, int], start: int, end: int, transpose: bool = False
     ) -> QTensor:
-        """Load rows start..end of each of E equal parts of a matrix as a stack.
+        """Split a matrix into E equal parts and load rows start..end of each as a stack.
 
-        shape: (E, rows per part, columns). transpose: each matrix; quantised blocks become float16.
+        shape: (E, rows per part, columns). transpose: also transpose each part, converting
+        quantised blocks to float16.
         """
         count, rows, columns = shape
         info = self._info(name, (count * rows, columns))
@@ -87,28 +88,28 @@ class Weights:
         return self.kernels.load(memoryview(blocks), replace(info, size_bytes=len(blocks)))
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of a tensor, () if the file does not have it."""
+        """Return a tensor's shape, or () if the file does not contain it."""
         info = self.tensors.get(name)
         return info.shape if info else ()
 
     def array(self, name: str, *shape: int) -> mx.array:
-        """Load a float32 tensor of this shape; axes of size 1 may differ."""
+        """Load a float32 tensor with this shape, ignoring axes of size 1."""
         held = self.shape(name)
         same = [size for size in held if size > 1] == [size for size in shape if size > 1]
         info = self._info(name, held if held and same else shape)
         if info.type.name != "F32":
-            raise GGUFError(f"tensor {name!r} is {info.type.name}, expected F32")
+            raise GGUFError(f"tensor {name!r} has type {info.type.name}, expected F32")
         floats = self._blocks(info).cast("f")
         return mx.array(floats).reshape(shape)  # type: ignore[arg-type]  # accepts any buffer
 
     def optional_vector(self, name: str, size: int) -> mx.array | None:
-        """Load a float32 vector, None if the file does not have it."""
+        """Load a float32 vector, or return None if the file does not contain it."""
         return self.array(name, size) if name in self else None
 
     def experts(self, prefix: str, projection: str, *shape: int) -> QTensor:
         """Load the stack `prefix.projection_exps.weight` (E, out, in).
 
-        Files from before April 2024 have one tensor per expert, which are stacked here.
+        Files from before April 2024 have one tensor per expert; this method stacks them.
         """
         name = f"{prefix}.{projection}_exps.weight"
         if name in self:
@@ -116,7 +117,7 @@ class Weights:
         count, *one = shape
         infos = [self._info(f"{prefix}.{projection}.{e}.weight", tuple(one)) for e in range(count)]
         if len({info.type.name for info in infos}) != 1:
-            raise GGUFError(f"the experts of {prefix}.{projection} differ in type")
+            raise GGUFError(f"tensors {prefix}.{projection}.*.weight must all have the same type")
         blocks = b"".join([self._blocks(info) for info in infos])
         return self._load_copy(blocks, replace(infos[0], name=name, shape=tuple(shape)))
 
@@ -132,7 +133,10 @@ class Weights:
         part = self._parts[info.part]
         end = info.offset + info.size_bytes
         if end > len(part):
-            raise GGUFError(f"tensor {info.name!r} ends at byte {end:,}, past the end of the file")
+            raise GGUFError(
+                f"tensor {info.name!r} ends at byte {end:,}, past the end of the file "
+                f"({len(part):,})"
+            )
         self._loaded_bytes += info.size_bytes
         if self._on_load is not None:
             self._on_load(min(self._loaded_bytes, self._total_bytes), self._total_bytes)

@@ -1,7 +1,8 @@
-"""The cache of a sequence, layer by layer: keys and values of its tokens, or a recurrent state.
+"""The cache for one sequence: each layer stores keys and values, or a recurrent state.
 
-Keys and values of all tokens can be rewound to any token, a window only as far as it still holds
-every token needed there, and a recurrent state only to a saved snapshot.
+A full-attention layer can be rewound to any token. A windowed layer can be rewound only while its
+buffers still hold the whole window at that token. A recurrent layer can be rewound only to a saved
+snapshot.
 
 Axes: K kv heads, T tokens, d head width.
 """
@@ -18,17 +19,17 @@ from engine.errors import ContextOverflow
 from engine.kernels.base import Rows
 from engine.nn.cache.spec import Q8_GROUP, STEP, WINDOW_SLACK, CacheSpec
 
-REWIND = 16  # tokens before a prompt's end; a template adds fewer before an answer
+REWIND = 16  # save a snapshot this many tokens before a prompt's end; templates append fewer
 
 
 class Buffer:
-    """A growing tensor (1, K, T, d) in float16 or float32, stored as arrays with token axis 2."""
+    """A float16 or float32 tensor (1, K, T, d) that grows along the token axis, axis 2."""
 
     def __init__(self, heads: int, dims: int, dtype: mx.Dtype) -> None:
         self.arrays = [mx.zeros((1, heads, 0, dims), dtype=dtype)]
 
     def write(self, start: int, values: mx.array) -> None:
-        """Store values (1, K, n, d) at tokens start..start+n."""
+        """Store values (1, K, n, d) at token positions start..start+n."""
         self._store(start, values)
 
     def read(self, length: int) -> mx.array:
@@ -36,11 +37,11 @@ class Buffer:
         return self.arrays[0][:, :, :length]
 
     def rows(self, length: int) -> Rows:
-        """Return the first `length` tokens of the only head, as stored."""
+        """Return the first `length` tokens of a single-head buffer in its storage type."""
         return Rows(*(array[0, 0, :length] for array in self.arrays))
 
     def drop(self, count: int) -> None:
-        """Remove the first `count` tokens and move the others up."""
+        """Remove the first `count` tokens, so that the next token becomes the first."""
         self.arrays = [array[:, :, count:] for array in self.arrays]
 
     def _store(self, start: int, *parts: mx.array) -> None:
@@ -51,7 +52,10 @@ class Buffer:
 
 
 class Q8Buffer(Buffer):
-    """A growing tensor as int8, with a float16 scale per 32 values (or a divisor) of a head."""
+    """An int8 buffer with one float16 scale per group of values in a head.
+
+    A group has gcd(d, 32) values.
+    """
 
     def __init__(self, heads: int, dims: int) -> None:
         self.group = math.gcd(dims, Q8_GROUP)
@@ -70,22 +74,22 @@ class Q8Buffer(Buffer):
 
 
 class TokenCache:
-    """Tensors with a row per token, such as keys and values.
+    """Tensors with one row per token, such as keys and values.
 
-    window: how many of the last tokens to keep, 0 for all.
+    window: how many of the most recent tokens to keep, or 0 to keep all.
     """
 
     def __init__(self, buffers: list[Buffer], context: int, window: int = 0) -> None:
         self.buffers, self.context, self.window = buffers, context, window
-        self.base = 0  # the first token in the buffers
+        self.base = 0  # position of the first token in the buffers
 
     def extend(
         self, start: int, parts: Sequence[mx.array], first: int = 0
     ) -> tuple[list[mx.array], int]:
-        """Append tokens, one part (1, K, n, d) per buffer.
+        """Append n tokens at position `start`: one part (1, K, n, d) per buffer.
 
-        first: the first token that any new token attends to. Returns (1, K, start+n - first, d) per
-        buffer, and `first`, the token they begin with.
+        first: the earliest position that a new token attends to. Returns the tokens from `first`
+        on, (1, K, start+n - first, d) per buffer, and `first`.
         """
         added = parts[0].shape[2]
         if start == 0:
@@ -102,17 +106,18 @@ class TokenCache:
         return [buffer.read(held + added)[:, :, since:] for buffer in self.buffers], first
 
     def rewindable_length(self, length: int) -> int:
-        """Return the most tokens, up to `length`, this cache can be rewound to; 0 if none."""
+        """Return the greatest length, at most `length`, that this cache can be rewound to."""
         sees_all = self.base == 0 or self.base <= length - self.window + 1
         return length if sees_all else 0
 
 
 class StateCache:
-    """Recurrent state; can only be rewound to a saved snapshot.
+    """A recurrent state, which can be rewound only to a saved snapshot.
 
-    states: the newest state, the one before it (generation runs one token ahead), and one at
-    `mark`, shortly before the end of the last prompt, by number of tokens seen. A conversation
-    continues from `mark` if its answer was dropped or stored without its thinking.
+    states: snapshots, keyed by the number of tokens processed: the newest, the previous one
+    (because generation runs one token ahead), and one at `mark`, shortly before the end of the most
+    recent prompt. A conversation continues from `mark` if its answer was dropped or stored without
+    its thinking.
     """
 
     def __init__(self, context: int) -> None:
@@ -121,13 +126,13 @@ class StateCache:
         self.mark = 0
 
     def state(self, start: int) -> tuple[mx.array, ...] | None:
-        """Return the state after `start` tokens, None for 0."""
+        """Return the state after `start` tokens, or None if `start` is 0."""
         return self.states[start] if start else None
 
     def stops(self, start: int, count: int) -> list[int]:
-        """Return where to save snapshots while running `count` tokens from `start`.
+        """Return where to save snapshots when processing `count` tokens from `start`.
 
-        Deletes snapshots after `start`, which belong to other tokens.
+        Deletes snapshots after `start`, because they belong to tokens that were rewound.
         """
         self.states = {at: old for at, old in self.states.items() if at <= start}
         end = start + count
@@ -137,7 +142,7 @@ class StateCache:
         return [end] if self.mark == start else [self.mark, end]
 
     def save(self, end: int, state: tuple[mx.array, ...]) -> None:
-        """Save the state after `end` tokens, and delete the snapshots it replaces."""
+        """Save the state after `end` tokens and delete outdated snapshots."""
         recent = (self.mark, end - 1)
         self.states = {at: old for at, old in self.states.items() if at in recent}
         self.states[end] = state
@@ -147,9 +152,10 @@ class StateCache:
 
 
 class Cache:
-    """The cache of one sequence of at most `context` tokens. tokens: the ids fed so far.
+    """The cache for one sequence of at most `context` tokens. tokens: the ids processed so far.
 
-    rewindable_length: returns the most tokens, up to a number, that `layers` can be rewound to.
+    rewindable_length: a function that returns the greatest length, at most its argument, that
+    `layers` can be rewound to.
     """
 
     def __init__(self, layers: Any, context: int, rewindable_length: Callable[[int], int]) -> None:
@@ -167,9 +173,9 @@ class Cache:
             raise ContextOverflow(self.length + count, self.context)
 
     def trim(self, length: int) -> None:
-        """Rewind to the first `length` tokens, or fewer if a layer cannot be rewound to there.
+        """Rewind to the first `length` tokens, or to fewer if a layer cannot be rewound that far.
 
-        Read `length` afterwards. Later rows are overwritten by the next tokens.
+        Read `length` afterwards for the actual length. New tokens overwrite the rows after it.
         """
         del self.tokens[self._rewindable_length(min(length, self.length)) :]
 
@@ -183,7 +189,7 @@ LayerCache = TokenCache | StateCache
 
 
 def new_layer_cache(spec: CacheSpec, context: int, kv_type: str) -> LayerCache:
-    """Create the empty cache of one layer."""
+    """Create an empty cache for one layer."""
     if spec.state_values:
         return StateCache(context)
     dtype = mx.float16 if kv_type == "f16" else mx.float32
@@ -194,7 +200,7 @@ def new_layer_cache(spec: CacheSpec, context: int, kv_type: str) -> LayerCache:
 
 
 def rewindable_length(caches: Sequence[LayerCache], length: int) -> int:
-    """Return the most tokens, up to `length`, that all of these layers can be rewound to."""
+    """Return the greatest length, at most `length`, that all these caches can be rewound to."""
     while (shortest := min(cache.rewindable_length(length) for cache in caches)) < length:
         length = shortest
     return length

@@ -1,7 +1,7 @@
-"""What each layer caches of a sequence, and how many bytes that takes. Imports no MLX.
+"""Describe what each layer caches and compute its size in bytes. Does not import MLX.
 
-`ModelConfig.cache_specs` lists the specs of a model; the caches, the estimate of memory use and the
-bytes that a token reads all follow from it.
+`ModelConfig.cache_specs` lists a model's specs. They determine the caches, the memory estimate and
+the number of bytes that each token reads.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-STEP = 256  # tokens by which buffers grow
+STEP = 256  # buffers grow in steps of this many tokens
 KV_TYPES = ("f16", "q8", "f32")
 Q8_GROUP = 32  # values that share a scale
-WINDOW_SLACK = 512  # extra tokens that a window holds, so that it can be rewound
-SNAPSHOTS = 3  # saved states of a recurrent layer
+WINDOW_SLACK = 512  # extra tokens kept beyond the window, so that it can be rewound
+SNAPSHOTS = 3  # saved states per recurrent layer
 
 
 @dataclass(frozen=True, slots=True)
 class CacheSpec:
-    """What one layer caches.
+    """The contents of one layer's cache.
 
-    buffers: (heads, values per head) of each tensor with a row per token. window: how many of the
-    last tokens the buffers hold, 0 for all. chosen: how many tokens a new token reads from the
-    first buffer at most, 0 for all. state_values: float32 values, independent of the length.
+    buffers: (heads, values per head) for each tensor with one row per token. window: how many of
+    the most recent tokens the buffers hold, or 0 for all. chosen: the maximum number of tokens that
+    a new token reads from the first buffer, or 0 for all. state_values: number of float32 values in
+    the recurrent state.
     """
 
     buffers: tuple[tuple[int, int], ...] = ()
@@ -33,9 +34,9 @@ class CacheSpec:
 
 
 def kv_bytes(layers: Iterable[CacheSpec], context: int, kv_type: str) -> int:
-    """Return the bytes of a full cache of `context` tokens."""
+    """Return the size in bytes of a full cache for `context` tokens."""
     total = 0
-    for spec in layers:  # rounding up to whole steps may meet an odd number of tokens
+    for spec in layers:
         held = min(context, spec.window + WINDOW_SLACK + STEP) if spec.window else context
         tokens = math.ceil(held / STEP) * STEP
         total += int(tokens * token_bytes(spec, kv_type)) + SNAPSHOTS * 4 * spec.state_values
@@ -43,7 +44,10 @@ def kv_bytes(layers: Iterable[CacheSpec], context: int, kv_type: str) -> int:
 
 
 def kv_read_bytes(layers: Iterable[CacheSpec], depth: int, kv_type: str) -> int:
-    """Return the bytes of the cache that a token at `depth` reads, plus the states it writes."""
+    """Return the cache traffic in bytes for one token at `depth`.
+
+    This includes rows read, and recurrent states read and written.
+    """
     total = 0.0
     for spec in layers:
         tokens = min(depth, spec.window or depth)
@@ -55,7 +59,7 @@ def kv_read_bytes(layers: Iterable[CacheSpec], depth: int, kv_type: str) -> int:
 
 
 def token_bytes(spec: CacheSpec, kv_type: str) -> float:
-    """Return the bytes one layer caches per token, including its share of scales."""
+    """Return the bytes that one layer caches per token, including q8 scales."""
     return sum(heads * dims * _value_bytes(dims, kv_type) for heads, dims in spec.buffers)
 
 

@@ -1,7 +1,7 @@
-"""A cache as arrays that can be stored, so that a conversation can continue in a later session.
+"""Convert a cache to arrays that can be stored, so that a later session can continue it.
 
-The arrays are those of the layers, in order and in their storage types. Loading does not trust
-them: their shapes and types must be those this model creates.
+The arrays are the layers' buffers, in layer order and in their storage types. Loading checks that
+their shapes and types match the model.
 
 Axes: K kv heads, T tokens, d head width.
 """
@@ -29,11 +29,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CacheState:
-    """The contents of a cache: its tokens, the positions each layer stores, and all arrays.
+    """The contents of a cache: its tokens, each layer's positions, and all arrays.
 
-    positions: for a layer with a row per token, its first token; for a recurrent layer, `mark`,
-    then the number of tokens of each snapshot. Fused layers list their first tokens, followed by
-    one such list, counted from 1, for all recurrent layers.
+    positions: one list per layer. An attention layer stores the position of its first token. A
+    recurrent layer stores `mark`, then the number of tokens before each snapshot. Fused layers
+    store one list per attention layer, then one list for all recurrent layers, whose numbers are
+    1 higher; 0 means no snapshot.
     """
 
     tokens: list[int]
@@ -42,13 +43,13 @@ class CacheState:
 
 
 def cache_format(model: Model, kv_type: str) -> str:
-    """Name the format of a model's caches. A state loads only into caches of the same format."""
+    """Return the name of a cache format. A state can be loaded only into the same format."""
     fused = not isinstance(model.new_cache(1, kv_type).layers, list)
     return f"{'fused' if fused else 'plain'} {kv_type}"
 
 
 def dump(model: Model, cache: Cache) -> CacheState:
-    """Return the state of a cache. Arrays may be views: use them before the cache changes."""
+    """Return a cache's state. Its arrays may be views: use them before the cache changes."""
     import numpy as np
 
     mx.synchronize()
@@ -67,14 +68,15 @@ def dump(model: Model, cache: Cache) -> CacheState:
 
 
 def load(model: Model, state: CacheState, cache: Cache) -> None:
-    """Fill an empty cache. Raises CacheStateError, leaving it empty, for another model's state.
+    """Load a state into an empty cache.
 
-    Raises ContextOverflow if the cache is too small.
+    Raises CacheStateError if the state does not match the model, or ContextOverflow if the cache is
+    too small. Either error leaves the cache empty.
     """
     tokens, length = state.tokens, len(state.tokens)
     cache.require(length)
     if tokens and not 0 <= min(tokens) <= max(tokens) < model.config.vocab:
-        raise CacheStateError("it holds tokens outside the vocabulary")
+        raise CacheStateError("some token ids are outside the vocabulary")
     if isinstance(cache.layers, list):
         _load_layers(model, state, cache)
     else:
@@ -92,11 +94,11 @@ def _read_bases(model: Model, state: CacheState, cache: Cache) -> list[int]:
     positions = state.positions[: len(slots)]
     recurrent = len(cache.layers.marks) > 1
     if len(state.positions) != len(slots) + recurrent or any(len(at) != 1 for at in positions):
-        raise CacheStateError("it has another number of layers")
+        raise CacheStateError("the number of layers does not match this model")
     bases = [at[0] for at in positions]
     for spec, base, room in zip(_attention_specs(model), bases, slots, strict=True):
         if not 0 <= base <= (length if spec.window else 0) or length - base > room:
-            raise CacheStateError("a layer begins with an impossible token")
+            raise CacheStateError("a layer has an invalid first position")
     return bases
 
 
@@ -110,22 +112,22 @@ def _read_marks(state: CacheState, cache: Cache) -> list[int]:
         return [-1]
     marks = [at - 1 for at in state.positions[-1]]
     if len(marks) != places or not all(-1 <= at <= len(state.tokens) for at in marks):
-        raise CacheStateError("it has states of tokens that are missing")
+        raise CacheStateError("the snapshot positions are invalid")
     held = [at for at in marks[1:] if at >= 0]
     if len(state.tokens) not in held or len(set(held)) != len(held):
-        raise CacheStateError("it has no state of its last token")
+        raise CacheStateError("the snapshot for the last token is missing")
     return marks
 
 
 def _states(cache: Cache, marks: list[int]) -> list[Array]:
-    """View the fused states in use, float32."""
+    """Return float32 views of the fused snapshots in use."""
     parts = [view.view("f4") for view in cache.layers.states()]
     each = len(parts) // max(len(marks) - 1, 1)
     return [part for i, part in enumerate(parts) if marks[1 + i // each] >= 0]
 
 
 def _views(model: Model, cache: Cache, bases: list[int], length: int) -> list[Array]:
-    """View the rows of `length` tokens in fused layers: (K, T, d) in their storage types."""
+    """Return (K, T, d) views of fused layers' first `length` tokens, in their storage types."""
     parts, views = iter(cache.layers.buffers()), []
     for spec, base, slots in zip(_attention_specs(model), bases, cache.layers.slots, strict=True):
         for heads, dims in spec.buffers:
@@ -155,7 +157,7 @@ def _load_layers(model: Model, state: CacheState, cache: Cache) -> None:
     import numpy as np
 
     if len(state.positions) != len(cache.layers):
-        raise CacheStateError("it has another number of layers")
+        raise CacheStateError("the number of layers does not match this model")
     probe = model.new_cache(1, "f32")
     if any(isinstance(layer, StateCache) for layer in cache.layers):
         model.step([0], probe)
@@ -164,7 +166,7 @@ def _load_layers(model: Model, state: CacheState, cache: Cache) -> None:
     layers = list(zip(cache.layers, probe.layers, state.positions, strict=True))
     shapes = [_shapes(*layer, len(state.tokens)) for layer in layers]
     _require(state.arrays, [shape for of_layer in shapes for shape in of_layer])
-    # An array may start at any byte of a file.
+    # A file may store arrays at unaligned offsets.
     arrays = (mx.array(np.require(array, requirements=["ALIGNED"])) for array in state.arrays)
     for layer, like, positions in layers:
         if isinstance(layer, StateCache):
@@ -183,12 +185,12 @@ def _shapes(
         assert isinstance(like, StateCache)
         seen = positions[1:]
         if not 1 <= len(seen) <= 8 or not all(0 < at <= length for at in seen):
-            raise CacheStateError("it has states of tokens that are missing")
+            raise CacheStateError("the snapshot positions are invalid")
         return [(array.shape, _name(array)) for _ in seen for array in like.states[1]]
     assert isinstance(layer, TokenCache)
     base = positions[0] if len(positions) == 1 else -1
     if base and not (layer.window and 0 < base <= length - layer.window + 1):
-        raise CacheStateError("a layer begins with an impossible token")
+        raise CacheStateError("a layer has an invalid first position")
     rows = length - base
     return [((*array.shape[:2], rows, array.shape[3]), _name(array)) for array in _stored(layer)]
 
@@ -200,4 +202,4 @@ def _name(array: mx.array) -> str:
 def _require(arrays: Sequence[Array], expected: Sequence[tuple[tuple[int, ...], str]]) -> None:
     found = [(tuple(array.shape), str(array.dtype)) for array in arrays]
     if found != [(tuple(shape), name) for shape, name in expected]:
-        raise CacheStateError("its arrays do not match this model")
+        raise CacheStateError("the arrays do not match this model")

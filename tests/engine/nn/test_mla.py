@@ -291,10 +291,10 @@ def test_glm_5_2_has_an_indexer_in_every_fourth_layer():
     ("key", "value", "message"),
     [
         ("attention.kv_lora_rank", 0, "attention.kv_lora_rank is 0"),
-        ("rope.dimension_count", 192, "rope.dimension_count is not less"),
-        ("attention.indexer.key_length", 32, "attention.indexer.key_length is less"),
+        ("rope.dimension_count", 192, "rope.dimension_count must be less"),
+        ("attention.indexer.key_length", 32, "attention.indexer.key_length must be at least"),
         ("attention.indexer.top_k", 0, "attention.indexer.top_k is 0"),
-        ("attention.indexer.types", np.zeros(61, bool), "gives the first layer no indexer"),
+        ("attention.indexer.types", np.zeros(61, bool), "types must be true for the first layer"),
         ("attention.indexer.types", np.ones(3, bool), "not an array of 61"),
     ],
 )
