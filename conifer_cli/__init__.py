@@ -1,7 +1,7 @@
-"""The `conifer` command: everything a user types and sees.
+"""The `conifer` command-line interface.
 
-`app` declares the commands, `run_options` the options of `run`, `options` the shared ones.
-`acquire` turns a name into a file to run; `errors` maps exceptions to exit codes, messages and
-hints. `commands` has one file per command, `chat` the conversation, `session` a loaded model, `fit`
-the verdict on memory and speed, and `terminal` all output.
+`app` declares the commands; `options` and `run_options` declare their options. `acquire` finds or
+downloads the file for a model name. `errors` maps exceptions to exit codes, messages and hints. The
+packages are `commands` (one file per command), `chat` (conversations), `session` (a loaded model),
+`fit` (memory and speed verdicts) and `terminal` (all output).
 """

@@ -1,6 +1,6 @@
-"""Entry point. Ctrl-C exits silently from here on, even while the program loads.
+"""Entry point. Makes Ctrl-C exit silently, even while the program loads.
 
-Imports almost nothing: until the handler is set, Ctrl-C prints a traceback.
+Until the handler is installed, Ctrl-C prints a traceback, so this module imports almost nothing.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def main() -> NoReturn:
-    """Run the program and exit with its code."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # ignored for background jobs
+    """Run the program and exit with its exit code."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # background jobs ignore SIGINT
         signal.signal(signal.SIGINT, _leave)
-    # typer imports pydantic, which would search all installed packages for plugins.
+    # Typer imports pydantic, which would otherwise search every installed package for plugins.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from conifer_cli.app import main
 

@@ -1,8 +1,8 @@
-"""The `conifer` program: its subcommands, and the mapping from exceptions to exit codes.
+"""The `conifer` program: its subcommands and exit codes.
 
-Known exceptions map to the codes in `errors`, a signal to 128 plus its number, and a closed reader
-of standard output to 141. Each command imports its code when it runs, so that `--help` starts fast;
-for the same reason annotations are not strings, which typer would compile.
+The exit code for a known exception is in `errors`. For a signal it is 128 plus the signal number;
+for a broken pipe on standard output it is 141. Each command imports its code when it runs, so that
+`--help` starts fast. For the same reason, annotations are not strings: typer would compile them.
 """
 
 import sys
@@ -16,9 +16,9 @@ from conifer_cli.terminal import console
 from conifer_cli.versions import NOT_INSTALLED, installed_version
 
 HELP = ["-h", "--help"]
-QUERY = "__complete"  # called by the completion scripts
-UNCONFIGURED = (QUERY, "completion", "doctor")  # must work even with a broken config file
-WINDOWS = "conifer: Windows is not supported; use WSL2 (Ubuntu, x86-64), where it runs as on Linux"
+QUERY = "__complete"  # a hidden command, run by the completion scripts
+UNCONFIGURED = (QUERY, "completion", "doctor")  # these work even if config.toml is invalid
+WINDOWS = "conifer: Windows is not supported; run Conifer in WSL2 (Ubuntu, x86-64) instead"
 
 app = Program(
     cls=ProgramHelp,
@@ -37,7 +37,7 @@ _MODEL = typer.Argument(
     metavar="MODEL", help="A catalog id, hf:org/repo[/file][:QUANT], or a path."
 )
 _MODELS = typer.Argument(metavar="MODEL", help="Model names, as shown by `conifer list`.")
-_WORDS = typer.Argument(metavar="PROMPT", help="The prompt; words are joined by spaces.")
+_WORDS = typer.Argument(metavar="PROMPT", help="The prompt. Multiple words are joined with spaces.")
 Model = Annotated[str, _MODEL]
 MaybeModel = Annotated[str | None, _MODEL]
 MaybeModels = Annotated[list[str] | None, _MODELS]
@@ -46,12 +46,12 @@ Version = Annotated[
     bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")
 ]
 All = Annotated[
-    bool, typer.Option("--all", help="Remove all files that Conifer wrote, and no others.")
+    bool, typer.Option("--all", help="Remove every file written by Conifer, and nothing else.")
 ]
 
 
 def main() -> NoReturn:
-    """Run the program and exit with its code."""
+    """Run the program and exit with its exit code."""
     if sys.platform == "win32":
         sys.stderr.write(WINDOWS + "\n")
         sys.exit(errors.FAILURE)
@@ -61,7 +61,7 @@ def main() -> NoReturn:
 
 
 def _outcome(arguments: list[str]) -> int:
-    """Run one command line and return its exit code. Prints known exceptions."""
+    """Run a command line and return the exit code. Reports known exceptions on stderr."""
     try:
         code = _run(arguments)
         console.write_stdout("")
@@ -79,10 +79,10 @@ def _outcome(arguments: list[str]) -> int:
 def _run(arguments: list[str]) -> int:
     try:
         return int(app(arguments, prog_name="conifer", standalone_mode=False) or errors.OK)
-    except SystemExit as error:  # typer exits when the reader of its help is gone
+    except SystemExit as error:  # a broken pipe while typer prints help
         raise console.ReaderGone from error
     except OSError as error:
-        if not set(arguments) & set(HELP):  # only help is written by typer
+        if not set(arguments) & set(HELP):  # typer itself writes only help
             raise
         raise errors.OutputError(f"cannot write to standard output: {error.strerror}") from error
 
@@ -102,7 +102,7 @@ def conifer(context: typer.Context, version: Version = False) -> int:
 
 
 @app.command(
-    "Answer a prompt, or chat.",
+    "Answer a prompt or start a chat.",
     "conifer run",
     'conifer run qwen3-30b-a3b "Why is the sky blue?"',
     'git diff | conifer run qwen3-coder-30b-a3b "Write a commit message for this."',
@@ -112,10 +112,10 @@ def conifer(context: typer.Context, version: Version = False) -> int:
 def run(
     command_line: typer.Context, model: MaybeModel = None, words: Words = None, **_: Any
 ) -> int:
-    """Answer a prompt. Without a prompt, in a terminal, start a conversation.
+    """Answer a prompt. In a terminal, omit the prompt to start a conversation.
 
-    Standard input is read first and precedes the prompt, unless it is a terminal. Without MODEL,
-    Conifer runs the starter, a 135M demonstration. Only the answer is written to standard output.
+    If standard input is not a terminal, its text is placed before the prompt. Without MODEL,
+    Conifer runs the starter model, a 135M-parameter demo. Standard output contains only the answer.
     """
     from conifer_cli.commands.run import run_model
 
@@ -137,10 +137,10 @@ def pull(
     yes: options.Yes = False,
     as_json: options.Json = False,
 ) -> int:
-    """Download a model, after checking that it fits this machine.
+    """Check that a model fits this machine, then download it.
 
-    An interrupted download resumes where it stopped. Files are verified before they are used. If
-    the model is already installed, report whether the Hub has a newer revision.
+    An interrupted download resumes where it stopped. Files are verified before use. If the model is
+    already installed, Conifer reports whether the Hub has a newer revision.
     """
     from conifer_cli.commands.pull import pull_model
     from conifer_cli.fit.verdict import FitRequest
@@ -148,11 +148,11 @@ def pull(
     return pull_model(model, FitRequest(context, kv_type.value, force, yes), update, as_json)
 
 
-@app.command("Verify the hashes of models.", "conifer verify", "conifer verify qwen3-30b-a3b")
+@app.command("Verify the hashes of model files.", "conifer verify", "conifer verify qwen3-30b-a3b")
 def verify(models: MaybeModels = None, as_json: options.Json = False) -> int:
-    """Compare the SHA-256 of model files with the published one; without MODEL, check all models.
+    """Compare the SHA-256 hashes of model files with the published hashes.
 
-    The exit code is 3 if a file is damaged.
+    Without MODEL, verify every model on this machine. The exit code is 3 if a file is damaged.
     """
     from conifer_cli.commands.verify import verify_models
 
@@ -177,11 +177,11 @@ def fit(
     machine: options.Machine = None,
     as_json: options.Json = False,
 ) -> int:
-    """Show whether a model fits this machine, with how much context, and how fast it runs; without
-    MODEL, show every model in the catalog.
+    """Check whether a model fits this machine, and show its largest context and expected speed.
 
-    The exit code is 0 if the model fits, 4 if it does not, and 5 if it cannot be determined. With
-    --machine, which never connects to the Hub, it is 2 if nothing is known about the model.
+    Without MODEL, check every model in the catalog. The exit code is 0 if the model fits, 4 if it
+    does not, and 5 if that cannot be determined. With --machine, which never connects to the Hub,
+    the exit code is 2 if nothing is known about the model.
     """
     from conifer_cli.commands.fit import FitOptions, fit_all, fit_model
     from conifer_cli.fit.verdict import FitRequest
@@ -209,10 +209,11 @@ def bench(
     yes: options.Yes = False,
     as_json: options.Json = False,
 ) -> int:
-    """Measure how fast a model processes prompts and generates; without MODEL, the starter.
+    """Measure how fast a model processes prompts and generates tokens.
 
-    Reports medians with the slowest and fastest runs and, for generation, the share of this
-    machine's memory bandwidth. The last line of standard output holds all results as JSON.
+    Without MODEL, measure the starter model. The report shows the median, slowest and fastest runs.
+    For generation, it also shows the share of this machine's memory bandwidth that was used. The
+    last line of standard output contains all results as JSON.
     """
     from conifer_cli.commands.bench import BenchOptions, bench_model
 
@@ -231,11 +232,11 @@ def bench(
 def list_(
     catalog: options.Catalog = False, speeds: options.Speeds = False, as_json: options.Json = False
 ) -> int:
-    """List the models on this machine, or with --catalog every model available."""
+    """List the models on this machine. With --catalog, list every available model."""
     from conifer_cli.commands.list import list_catalog, list_installed, list_speeds
 
     if catalog and speeds:
-        raise errors.UsageError("--catalog and --speeds exclude each other")
+        raise errors.UsageError("--catalog and --speeds cannot be used together")
     if speeds:
         return list_speeds(as_json)
     return list_catalog(as_json) if catalog else list_installed(as_json)
@@ -245,7 +246,7 @@ def list_(
     "Show details of a model.", "conifer show qwen3-30b-a3b", "conifer show ./model.gguf --json"
 )
 def show(model: Model, as_json: options.Json = False) -> int:
-    """Show details of a model, and of its file if it is on this machine."""
+    """Show details of a model. If the model is on this machine, include details of its file."""
     from conifer_cli.commands.show import show_model
 
     return show_model(model, as_json)
@@ -258,18 +259,19 @@ def show(model: Model, as_json: options.Json = False) -> int:
     "conifer rm --all",
 )
 def rm(models: MaybeModels = None, everything: All = False, yes: options.Yes = False) -> int:
-    """Remove models from this machine, after showing what will be deleted."""
+    """List the files to delete, ask for confirmation, then delete them."""
     from conifer_cli.commands.rm import remove_models
 
     return remove_models(models or [], everything, yes)
 
 
-@app.command("Check this machine and installation.", "conifer doctor", "conifer doctor --json")
+@app.command("Check this machine and the installation.", "conifer doctor", "conifer doctor --json")
 def doctor(as_json: options.Json = False) -> int:
-    """Check this machine and installation, one line per check, with advice for each problem.
+    """Check this machine and the installation, and print advice for each problem.
 
-    The exit code is that of the first failed check: 1 for backend, kernels and versions, 4 for
-    memory and a full disk, 5 for the cache and the Hub. HF_HUB_OFFLINE=1 skips the Hub.
+    The first failed check determines the exit code: 1 for the backend, the kernels or package
+    versions, 4 for memory or a full disk, and 5 for the model cache or the Hub. Set
+    HF_HUB_OFFLINE=1 to skip the Hub check.
     """
     from conifer_cli.commands.doctor import examine
 
@@ -282,8 +284,10 @@ def doctor(as_json: options.Json = False) -> int:
     'conifer completion zsh > "${fpath[1]}/_conifer"',
     "conifer completion fish > ~/.config/fish/completions/conifer.fish",
 )
-def completion(shell: Annotated[options.Shell, typer.Argument(help="The shell.")]) -> int:
-    """Print a script with which a shell completes commands, options and model names."""
+def completion(
+    shell: Annotated[options.Shell, typer.Argument(help="The shell to generate a script for.")],
+) -> int:
+    """Print a script that makes a shell complete commands, options and model names."""
     from conifer_cli.commands.completion import print_script
 
     return print_script(shell)
@@ -296,7 +300,7 @@ def completion(shell: Annotated[options.Shell, typer.Argument(help="The shell.")
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 def complete(command_line: typer.Context, words: Words = None) -> int:
-    """Print completions of the last word. The scripts of `completion` call this."""
+    """Print completions for the last word. The completion scripts run this command."""
     from conifer_cli.commands.completion import print_candidates
 
     return print_candidates(command_line.find_root().command, words or [])

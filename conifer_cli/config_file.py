@@ -1,8 +1,10 @@
-"""The config file: defaults for options, below the environment and above the catalog.
+"""The config file: a TOML file of option defaults.
 
-TOML. A table named after a command sets its options, by their long names. A top-level key is an
-environment variable without CONIFER_ and applies to every command that reads it. Values are checked
-like command-line values; errors name file, line and key. `format = 1` is the version of the file.
+Its values override the catalog, and environment variables override its values. A table named after
+a command sets that command's options, by their long names. A top-level key is an environment
+variable's name without CONIFER_, and applies to every command that reads the variable. Values are
+checked like command-line values. Errors name the file, line and key. `format = 1` is the version of
+the file format.
 """
 
 from __future__ import annotations
@@ -27,15 +29,15 @@ TABLE = re.compile(rf"\s*\[\s*({BARE})\s*\]")
 
 
 def place() -> Path:
-    """Return the path of the file: in CONIFER_HOME if set, else in the platform's folder."""
+    """Return the config file's path, in CONIFER_HOME if set or in the platform's folder."""
     try:
         return conifer_folder("XDG_CONFIG_HOME", ".config") / NAME
-    except RuntimeError:  # `options.home` reports this to commands that need a home
+    except RuntimeError:  # `options.home` reports this error if a command needs the folder
         return Path(os.devnull)
 
 
 def defaults(context: typer.Context) -> dict[str, dict[str, Any]]:
-    """Return defaults by command and parameter. Raises UsageError for an invalid file."""
+    """Return defaults by command and parameter. Raises UsageError if the file is invalid."""
     path = place()
     text = _read(path)
     if not text:
@@ -61,7 +63,7 @@ def _read(path: Path) -> str:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
-            raise UsageError(f"{path} is longer than {MAX_BYTES:,} bytes")
+            raise UsageError(f"{path} is larger than {MAX_BYTES:,} bytes")
         return data.decode("utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return ""
@@ -69,7 +71,7 @@ def _read(path: Path) -> str:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise UsageError(f"{path}, line {line}: not UTF-8") from error
+        raise UsageError(f"{path}, line {line}: invalid UTF-8") from error
 
 
 def _parsed(path: Path, text: str) -> dict[str, Any]:
@@ -81,17 +83,17 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
         message = str(error)
         raise UsageError(f"{path}: {message[:1].lower()}{message[1:]}") from error
     except RecursionError as error:
-        raise UsageError(f"{path}: nested too deeply") from error
+        raise UsageError(f"{path}: the values are nested too deeply") from error
     version = data.pop("format", FORMAT)
     if version != FORMAT:
-        raise UsageError(f"{path}: format {version!r}; this version of Conifer reads {FORMAT}")
+        raise UsageError(f"{path}: format must be {FORMAT}, got {version!r}")
     return data
 
 
 def _settings(
     data: Mapping[str, Any], commands: Mapping[str, Any]
 ) -> Iterator[tuple[str, str, Any]]:
-    """Yield (command or "", key, value)."""
+    """Yield (command, key, value) for each setting. For top-level keys, the command is empty."""
     for key, value in data.items():
         if isinstance(value, dict) and key in commands:
             yield from ((key, inner, setting) for inner, setting in value.items())
@@ -116,17 +118,17 @@ def _variable(parameter: Any) -> str:
 
 
 def _checked(context: typer.Context, where: str, parameter: Any, value: Any) -> Any:
-    """Check a value like a command-line value; return it as text or bool."""
+    """Validate a value like a command-line value. Return booleans unchanged, the rest as text."""
     flag = isinstance(parameter.default, bool) or bool(parameter.secondary_opts)
     rows = value if isinstance(value, list) else [value]
     kinds = (bool,) if flag else (str, int, float)
     if (isinstance(value, list) and not parameter.multiple) or not all(
         isinstance(row, kinds) and (flag or not isinstance(row, bool)) for row in rows
     ):
-        kind = "true or false" if flag else "text or a number"
+        kind = "true or false" if flag else "a string or a number"
         raise UsageError(f"{where}: must be {kind}")
     if any("\0" in str(row) for row in rows):
-        raise UsageError(f"{where}: contains a NUL character")
+        raise UsageError(f"{where}: must not contain a NUL character")
     plain = value if flag else [str(row) for row in rows] if parameter.multiple else str(value)
     try:
         parameter.process_value(context, plain)
@@ -141,12 +143,12 @@ def _unknown(
 ) -> UsageError:
     known = {name_of(parameter) for command in commands for parameter in command.params}
     close = difflib.get_close_matches(key.replace("-", "_"), known - {""}, 1)
-    hint = f"Did you mean {close[0]}?" if close else "Keys are long option names, such as top_p."
-    return UsageError(f"{where}: no command has this option", hint)
+    hint = f"Did you mean {close[0]}?" if close else "Use long option names as keys, such as top_p."
+    return UsageError(f"{where}: unknown option", hint)
 
 
 def _where(path: Path, text: str, table: str, key: str) -> str:
-    """Return file, line and key, as in `config.toml, line 3, temperature`."""
+    """Return the file, line and key, such as `config.toml, line 3, temperature`."""
     now = ""
     wanted = re.compile(rf"\s*(['\"]?){re.escape(key)}\1\s*=")
     for number, line in enumerate(text.splitlines(), 1):

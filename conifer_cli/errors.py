@@ -1,7 +1,7 @@
-"""One table of known exceptions: the exit code and the hint for each.
+"""The exit code and hint for each known exception.
 
-The engine and the catalog say what is wrong and where; this table says what to do next. Any other
-exception is a bug and stays a traceback.
+The engine and the catalog report what is wrong and where. The hint tells the user what to do next.
+Any other exception is a bug and prints a traceback.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ INTERRUPTED, READER_GONE = 130, 141
 
 
 class UsageError(Exception):
-    """The command line or its input is invalid. `hint` shows a valid alternative."""
+    """The command line or its input is invalid. hint: a valid alternative."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -23,7 +23,7 @@ class UsageError(Exception):
 
 
 class NoRoom(Exception):
-    """The model does not fit this machine: memory, disk or context. `hints` are alternatives."""
+    """There is not enough memory, disk space or context. hints: alternatives for the user."""
 
     def __init__(self, message: str, hints: tuple[str, ...] = ()) -> None:
         super().__init__(message)
@@ -35,15 +35,15 @@ class Unreadable(Exception):
 
 
 class NoCode(Exception):
-    """The answer has no code block, but -x needs one."""
+    """The answer has no code block, but -x requires one."""
 
 
 class Offline(Exception):
-    """A download is needed, but --offline forbids it."""
+    """A download is required, but --offline forbids it."""
 
 
 class BadSaved(Exception):
-    """A saved conversation or prompt is damaged, or cannot be read or written."""
+    """A saved conversation or cached prompt is damaged, or cannot be read or written."""
 
 
 class OutputError(Exception):
@@ -51,7 +51,7 @@ class OutputError(Exception):
 
 
 class Declined(Exception):
-    """The user answered no."""
+    """The user declined to continue."""
 
 
 Hint = str | Callable[[Any], str]
@@ -60,9 +60,9 @@ Table = dict[type[BaseException], tuple[int, Hint]]
 
 @cache
 def table() -> Table:
-    """Return the exit code and the hint of every known exception.
+    """Return the exit code and hint for every known exception.
 
-    Importing the catalog takes milliseconds, so a command that succeeds never builds the table.
+    Built only after a failure, because importing the catalog takes milliseconds.
     """
     import typer
 
@@ -72,10 +72,10 @@ def table() -> Table:
         Unreadable: (FAILURE, "Check the file's permissions and the disk."),
         Declined: (FAILURE, ""),
         BadSaved: (BAD_MODEL, ""),
-        Offline: (UNREACHABLE, "`conifer list` shows the models on this machine."),
-        NoCode: (FAILURE, "Drop -x to print the whole answer."),
+        Offline: (UNREACHABLE, "Run `conifer list` to see the models on this machine."),
+        NoCode: (FAILURE, "Omit -x to print the whole answer."),
         OutputError: (FAILURE, ""),
-        MemoryError: (NO_ROOM, "Close other programs, or use a smaller context with -c."),
+        MemoryError: (NO_ROOM, "Close other programs, or pass -c to reserve a smaller context."),
         typer.TyperException: (USAGE, _usage_hint),
         **_catalog_errors(),
         **_engine_errors(),
@@ -85,23 +85,26 @@ def table() -> Table:
 def _catalog_errors() -> Table:
     from catalog import errors
 
-    offline = "Models listed by `conifer list` run without a network."
+    offline = "Models listed by `conifer list` work offline."
     unreachable: dict[type[BaseException], Hint] = {
-        errors.ModelNotFound: "`conifer list --catalog` shows every model in the catalog.",
+        errors.ModelNotFound: "Run `conifer list --catalog` to see every model.",
         errors.AccessDenied: "Accept the terms on the model's page, then set HF_TOKEN to a token "
         "with read access.",
-        errors.BadSetting: "Correct the variable, or unset it.",
-        errors.IndexUnreachable: "Check the network, HTTPS_PROXY and PIP_INDEX_URL (for uv: "
-        f"UV_DEFAULT_INDEX), and that pip or uv is installed. {offline}",
-        errors.HubUnreachable: "Check the network, HTTPS_PROXY, HF_ENDPOINT and HF_HUB_OFFLINE. "
-        + offline,
-        errors.VerificationError: "The damaged data was not kept. Try again; if it fails again, "
-        "the source has changed.",
-        errors.StoreError: "Weights are stored in HF_HOME (or HF_HUB_CACHE), all other files in "
-        "CONIFER_HOME; set either to another folder.",
+        errors.BadSetting: "Correct or unset the environment variable.",
+        errors.IndexUnreachable: "Check your network connection, HTTPS_PROXY and PIP_INDEX_URL "
+        f"(UV_DEFAULT_INDEX for uv). Make sure that pip or uv is installed. {offline}",
+        errors.HubUnreachable: "Check your network connection, HTTPS_PROXY, HF_ENDPOINT and "
+        f"HF_HUB_OFFLINE. {offline}",
+        errors.VerificationError: "The damaged data was discarded. Try again. If verification "
+        "fails again, the source has changed.",
+        errors.StoreError: "Set HF_HOME (or HF_HUB_CACHE) to another folder for weights, or "
+        "CONIFER_HOME to another folder for all other files.",
         errors.CatalogError: "",
     }
-    no_space = "Remove models with `conifer rm`, or set HF_HOME or CONIFER_HOME to another disk."
+    no_space = (
+        "Run `conifer rm` to remove models, or set HF_HOME or CONIFER_HOME to a folder on another "
+        "disk."
+    )
     return {
         **{kind: (UNREACHABLE, hint) for kind, hint in unreachable.items()},
         errors.UnknownModel: (USAGE, _closest),
@@ -113,27 +116,30 @@ def _engine_errors() -> Table:
     from engine import errors
 
     bad_model: dict[type[BaseException], Hint] = {
-        # For a downloaded file, a note says how to download it again.
+        # If the file was downloaded, a note says how to download it again.
         errors.GGUFError: lambda error: "\n".join(getattr(error, "__notes__", [])),
-        errors.UnsupportedError: "`conifer fit` lists the models and quantisations that run here.",
+        errors.UnsupportedError: "Run `conifer fit` to see which models and quantisations work.",
         errors.TemplateError: "",
         errors.ModelFileError: "",
         errors.CacheStateError: "",
     }
     larger = (
-        "Shorten the prompt, or reserve a larger context with -c; `conifer fit MODEL` prints the "
-        "largest that fits."
+        "Shorten the prompt, or pass -c to reserve a larger context. Run `conifer fit MODEL` to "
+        "see the largest context that fits."
     )
     not_a_number = (
-        "The file or its quantisation is probably damaged. If `conifer run MODEL --kernels stock` "
-        "works, please report a bug in Conifer."
+        "The model file is probably damaged or badly quantised. If `conifer run MODEL --kernels "
+        "stock` works, please report a bug in Conifer."
     )
     return {
         **{kind: (BAD_MODEL, hint) for kind, hint in bad_model.items()},
-        errors.SchemaError: (USAGE, "docs/scripting.md lists the supported schemas."),
-        errors.ConstraintError: (FAILURE, "Try another --seed, or a simpler schema."),
+        errors.SchemaError: (USAGE, "See docs/scripting.md for the supported schemas."),
+        errors.ConstraintError: (FAILURE, "Try a different --seed or a simpler schema."),
         errors.BackendError: (FAILURE, ""),
-        errors.DoesNotFit: (NO_ROOM, "`conifer fit` lists what fits; --force tries anyway."),
+        errors.DoesNotFit: (
+            NO_ROOM,
+            "Run `conifer fit` to see which models fit, or pass --force to try anyway.",
+        ),
         errors.ContextOverflow: (NO_ROOM, larger),
         errors.NumericError: (FAILURE, not_a_number),
         errors.EngineError: (FAILURE, ""),
@@ -141,12 +147,12 @@ def _engine_errors() -> Table:
 
 
 def known_exceptions() -> tuple[type[BaseException], ...]:
-    """Return the classes in the table, for an `except` clause."""
+    """Return every known exception class, for use in an `except` clause."""
     return tuple(table())
 
 
 def explain(error: BaseException) -> tuple[int, str, str]:
-    """Return (exit code, message, hint) for a known exception; the hint may be empty."""
+    """Return (exit code, message, hint) for a known exception. The hint may be empty."""
     code, hint = next(entry for kind in type(error).__mro__ if (entry := table().get(kind)))
     message = option_message(error) if hasattr(error, "format_message") else str(error)
     if isinstance(error, MemoryError):
@@ -155,7 +161,7 @@ def explain(error: BaseException) -> tuple[int, str, str]:
 
 
 def option_message(error: Any) -> str:
-    """Return what is wrong with an option's value; for a number out of range, the range."""
+    """Return the error message for an invalid option. For a number, state the valid range."""
     message: str = error.format_message().replace("Value error, ", "").rstrip(".")
     param = getattr(error, "param", None)
     low, high = getattr(param, "min", None), getattr(param, "max", None)
@@ -171,7 +177,7 @@ def _usage_hint(error: Any) -> str:
 
 
 def prompt_hint(name: str) -> str:
-    """Return a hint if a prompt was given in place of a model name, else an empty string."""
+    """Return a hint if `name` looks like a prompt, otherwise an empty string."""
     sentence = any(character.isspace() for character in name.strip())
     return f'Did you mean `conifer run -p "{name}"`?' if sentence else ""
 
@@ -179,5 +185,5 @@ def prompt_hint(name: str) -> str:
 def _closest(error: Any) -> str:
     if hint := prompt_hint(error.name):
         return hint
-    known = "`conifer list --catalog` shows every model."
+    known = "Run `conifer list --catalog` to see every model."
     return f"Did you mean {error.closest}? {known}" if error.closest else known

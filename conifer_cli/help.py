@@ -1,6 +1,6 @@
 """Format `--help`: grouped options, examples, environment variables and exit codes.
 
-Plain text, no wider than the terminal.
+The output is plain text, no wider than the terminal.
 """
 
 from __future__ import annotations
@@ -12,43 +12,43 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-WIDTH = 100  # columns at most
-GROUPED_FROM = 12  # options
+WIDTH = 100  # maximum, in columns
+GROUPED_FROM = 12  # minimum number of options to group
 Rows = Iterable[tuple[str, str]]
-_TYPE = re.compile(r" <(str|list\[str\])>$")  # of arguments; not informative
+_TYPE = re.compile(r" <(str|list\[str\])>$")  # argument types, omitted from help
 _RANGE = re.compile(r"([\d.]+)<=x<=([\d.]+)")
 
-# Headings of grouped options, in the order shown; options without a group come last.
+# Option group headings, in display order. Options without a group come last.
 GROUPS = (
     *("Prompt", "Answer", "Sampling", "Thinking", "Conversation", "Reports", "Machine", "Network"),
 )
 EXIT_CODES = (
     ("0", "success, even if --max-tokens ended the answer"),
-    ("1", "a failure at run time"),
-    ("2", "invalid usage, a missing path, an unknown name"),
+    ("1", "a runtime failure"),
+    ("2", "invalid usage, a missing path or an unknown name"),
     ("3", "a damaged or unsupported model file"),
-    ("4", "not enough memory, disk or context, or an answer cut off at the end of the context"),
+    ("4", "not enough memory, disk space or context, or an answer cut off by a full context"),
     ("5", "a problem with the network, the Hub or the model cache"),
-    ("130", "Ctrl-C"),
-    ("141", "the reader of standard output is gone"),
+    ("130", "interrupted by Ctrl-C"),
+    ("141", "a broken pipe on standard output"),
 )
 ENVIRONMENT = (
-    ("CONIFER_<OPTION>", "any option, as in CONIFER_CONTEXT=16k; overrides config.toml"),
+    ("CONIFER_<OPTION>", "any option, such as CONIFER_CONTEXT=16k; overrides config.toml"),
     ("CONIFER_HOME", "the folder for Conifer's own files, such as config.toml"),
-    ("HF_HOME, HF_HUB_CACHE", "the folder for weights"),
-    ("HF_TOKEN", "the token for gated repositories"),
-    ("HF_ENDPOINT", "a mirror of the Hub"),
-    ("HF_HUB_OFFLINE", "1: make no connections"),
+    ("HF_HOME, HF_HUB_CACHE", "the folder for model weights"),
+    ("HF_TOKEN", "the access token for gated repositories"),
+    ("HF_ENDPOINT", "the URL of a Hub mirror"),
+    ("HF_HUB_OFFLINE", "set to 1 to make no connections"),
     ("HTTPS_PROXY, NO_PROXY", "proxy settings"),
-    ("NO_COLOR", "disables colours and styles"),
+    ("NO_COLOR", "set to disable colours and styles"),
 )
 
 
 class CommandHelp(TyperCommand):
-    """The help of one command."""
+    """Help for one command."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write arguments, then options by group."""
+        """Write the arguments, then the options by group."""
         parameters = self.get_params(ctx)
         _section(ctx, formatter, "Arguments", (p for p in parameters if _is(p, "argument")))
         options = [p for p in parameters if _is(p, "option")]
@@ -65,10 +65,10 @@ class CommandHelp(TyperCommand):
 
 
 class ProgramHelp(TyperGroup):
-    """The help of the program."""
+    """Help for the whole program."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Write the examples, the environment and the exit codes."""
+        """Write the examples, the environment variables and the exit codes."""
         _epilog(self, formatter, {"Environment": ENVIRONMENT, "Exit codes": EXIT_CODES})
 
 
@@ -78,14 +78,14 @@ class Program(typer.Typer):
     def command(  # type: ignore[override]
         self, short_help: str = "", *lines: str, **settings: Any
     ) -> Callable[..., Any]:
-        """Register a command with its line in the program's help and its examples."""
+        """Register a command. short_help: shown in the list of commands. lines: examples."""
         return super().command(
             cls=CommandHelp, short_help=short_help, epilog=examples(*lines), **settings
         )
 
 
 def examples(*lines: str) -> str:
-    """Format examples so that help prints them unchanged."""
+    """Format examples so that --help prints them without wrapping."""
     return "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))
 
 

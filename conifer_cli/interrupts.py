@@ -1,9 +1,9 @@
-"""Signals exit cleanly. In chat, Ctrl-C cancels the current answer, not the session.
+"""Signal handlers that exit cleanly. In chat, Ctrl-C cancels the current answer, not the session.
 
-At a prompt and while a model loads, the handler raises KeyboardInterrupt; during an answer it stops
-the answer; at any other time it records the interrupt, which stops the next answer unless a message
-was typed since. The handler fires once per arming, so a second Ctrl-C cannot interrupt cleanup. At
-a prompt it fires again after AGAIN_S, because an exception raised in a destructor is lost.
+At a prompt and while a model loads, Ctrl-C raises KeyboardInterrupt. During an answer, Ctrl-C stops
+the answer. At any other time, Ctrl-C is recorded and stops the next answer unless the user sends a
+message first. Each action runs at most once, so a second Ctrl-C cannot interrupt cleanup. At a
+prompt, Ctrl-C can raise again after AGAIN_S, because an exception raised in a destructor is lost.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-AGAIN_S = 0.2  # a prompt still open after this lost the first exception
+AGAIN_S = 0.2  # if the prompt is still open by then, the first exception was lost
 
 
 class Ended(BaseException):
-    """Raised by SIGTERM and SIGHUP. Like KeyboardInterrupt, not an Exception."""
+    """Raised on SIGTERM and SIGHUP. A BaseException, like KeyboardInterrupt."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -27,7 +27,7 @@ class Ended(BaseException):
 
 
 def catch_signals() -> None:
-    """Make Ctrl-C, SIGTERM and SIGHUP raise, so that cleanup runs."""
+    """Make Ctrl-C, SIGTERM and SIGHUP raise exceptions, so that cleanup code runs."""
     raising = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _end, signal.SIGHUP: _end}
     for number, handler in raising.items():
         if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` ignores SIGHUP
@@ -41,7 +41,7 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
 
 
 class Interrupts:
-    """The current action of Ctrl-C. Create with `scope`."""
+    """The current Ctrl-C action. Create an instance with `scope`."""
 
     def __init__(self) -> None:
         self._action: Callable[[], None] | None = None
@@ -50,12 +50,12 @@ class Interrupts:
         self._struck_s = 0.0
 
     def forget(self) -> None:
-        """Discard an earlier Ctrl-C."""
+        """Discard a recorded Ctrl-C."""
         self._noted = False
 
     @contextmanager
     def propagate(self) -> Iterator[None]:
-        """Make Ctrl-C raise KeyboardInterrupt once; discard an earlier one."""
+        """Make Ctrl-C raise KeyboardInterrupt. Discards a recorded Ctrl-C."""
         self.forget()
         try:
             self._asking = True
@@ -66,7 +66,7 @@ class Interrupts:
 
     @contextmanager
     def on_interrupt(self, action: Callable[[], None]) -> Iterator[None]:
-        """Make Ctrl-C call `action` once; call it now if one came since the prompt."""
+        """Make Ctrl-C call `action` once. If a Ctrl-C is recorded, call `action` immediately."""
         try:
             self._action = action
             if self._noted:
@@ -98,7 +98,7 @@ def _raise() -> None:
 
 @contextmanager
 def scope() -> Iterator[Interrupts]:
-    """Take over Ctrl-C, unless it is ignored."""
+    """Handle Ctrl-C inside the `with` block, unless SIGINT is ignored."""
     interrupts = Interrupts()
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.SIG_IGN:

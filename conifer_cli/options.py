@@ -1,6 +1,6 @@
-"""Options that several commands share: names, ranges, help and environment variables.
+"""Options shared by several commands, with their names, ranges, help and environment variables.
 
-The command line overrides the environment. An invalid value fails before anything is loaded.
+The command line overrides the environment. Invalid values are rejected before anything is loaded.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CONTEXT = re.compile(r"(\d{1,9})([kK]?)")
 
 
 class KernelName(StrEnum):
-    """The matrix kernels."""
+    """The matrix kernels to use."""
 
     AUTO = "auto"
     NATIVE = "native"
@@ -36,7 +36,7 @@ class KernelName(StrEnum):
 
 
 class KVType(StrEnum):
-    """Precision of keys and values in the cache."""
+    """KV cache precision."""
 
     F16 = "f16"
     Q8 = "q8"
@@ -44,7 +44,7 @@ class KVType(StrEnum):
 
 
 class Shell(StrEnum):
-    """A shell with completion."""
+    """A shell that Conifer has a completion script for."""
 
     BASH = "bash"
     ZSH = "zsh"
@@ -52,9 +52,10 @@ class Shell(StrEnum):
 
 
 def option(names: str, help: str, group: str = "", env: str = "", **settings: Any) -> Any:
-    """Declare an option that can also be set by CONIFER_<LONG NAME>, or by CONIFER_<env>.
+    """Declare an option that an environment variable can also set.
 
-    names: separated by spaces. group: the heading in --help, for commands with many options.
+    names: separated by spaces. group: the heading in --help, for commands with many options. env:
+    the variable's name without CONIFER_; by default, the long option name in upper case.
     """
     words = names.split()
     long = next(name for name in words if name.startswith("--")).split("/")[0]
@@ -65,50 +66,51 @@ def option(names: str, help: str, group: str = "", env: str = "", **settings: An
 
 
 def parse_context(text: str) -> int:
-    """Parse a number of tokens: 4096, 64k (k is 1,024)."""
+    """Parse a token count, such as 4096 or 64k (k means 1,024)."""
     match = _CONTEXT.fullmatch(text.strip())
     tokens = int(match[1]) * (1024 if match[2] else 1) if match else 0
     if not 1 <= tokens <= MAX_CONTEXT:
         raise typer.BadParameter(
-            f"{text!r} is not a number of tokens from 1 to {MAX_CONTEXT:,}, such as 8192 or 64k"
+            f"expected 1 to {MAX_CONTEXT:,} tokens, such as 8192 or 64k; got {text!r}"
         )
     return tokens
 
 
 def parse_memory(text: str) -> int:
-    """Parse a memory size: 32GB (10^9), 32GiB (2^30)."""
+    """Parse a memory size, such as 32GB (GB is 10^9 bytes) or 32GiB (GiB is 2^30 bytes)."""
     match = _MEMORY.fullmatch(text.strip())
     size_bytes = int(float(match[1]) * _UNITS[match[2].lower()]) if match else 0
     if not MIN_MEMORY <= size_bytes <= MAX_MEMORY:
         raise typer.BadParameter(
-            f"{text!r} is not a memory size from 1GiB to 64TiB, such as 32GB or 32GiB"
+            f"expected a memory size from 1GB to 64TiB, such as 32GB or 32GiB; got {text!r}"
         )
     return size_bytes
 
 
 @dataclass(eq=False, repr=False)
 class Lengths:
-    """Numbers of tokens, sorted, without duplicates."""
+    """Token counts in ascending order, without duplicates."""
 
     tokens: tuple[int, ...]
 
 
 def parse_prompts(text: str) -> Lengths:
-    """Parse numbers of tokens: 128,512 or 1k."""
+    """Parse comma-separated prompt lengths in tokens, such as 128,512 or 1k."""
     return Lengths(tuple(sorted({parse_context(word) for word in text.split(",")})))
 
 
 def parse_depths(text: str) -> Lengths:
-    """Parse numbers of tokens, 0 included: 0,4096 or 0,4k."""
+    """Parse comma-separated context lengths in tokens, such as 0,4096 or 0,4k. Allows 0."""
     words = [word.strip() for word in text.split(",")]
     return Lengths(tuple(sorted({0 if word == "0" else parse_context(word) for word in words})))
 
 
 def conifer_folder(variable: str, below_home: str) -> Path:
-    """Return the folder for Conifer's files: CONIFER_HOME, else the platform's.
+    """Return the folder for Conifer's files: CONIFER_HOME if set, or the platform's default.
 
-    variable: overrides the platform's folder (XDG_DATA_HOME). below_home: its default on Linux.
-    Raises RuntimeError if the user's home folder is unknown.
+    variable: an environment variable, such as XDG_DATA_HOME, that overrides the default.
+    below_home: the default on Linux, relative to the user's home folder. Raises RuntimeError if the
+    home folder is unknown.
     """
     if chosen := os.environ.get("CONIFER_HOME"):
         return Path(chosen).expanduser()
@@ -120,13 +122,15 @@ def conifer_folder(variable: str, below_home: str) -> Path:
 
 
 def home() -> Path:
-    """Return the folder for Conifer's data. Raises UsageError if there is no home folder."""
+    """Return the folder for Conifer's data. Raises UsageError if the home folder is unknown."""
     try:
         return conifer_folder("XDG_DATA_HOME", ".local/share")
     except RuntimeError as error:
         chosen = os.environ.get("CONIFER_HOME")
-        what = f"CONIFER_HOME: no home folder for {chosen!r}" if chosen else "no home folder found"
-        raise UsageError(what, "Set CONIFER_HOME to a folder.") from error
+        where = f"CONIFER_HOME={chosen!r}: " if chosen else ""
+        raise UsageError(
+            f"{where}cannot find the home folder", "Set CONIFER_HOME to an absolute path."
+        ) from error
 
 
 _COUNT = {"metavar": "COUNT", "max": MAX_TOKENS}
@@ -134,27 +138,28 @@ Context = Annotated[
     int | None,
     option(
         "-c --context",
-        "Context to reserve, such as 8192 or 64k. Default: what fits, 32k at most.",
+        "Context to reserve, such as 8192 or 64k. Default: the largest that fits, up to 32k.",
         group="Machine",
         metavar="TOKENS",
         parser=parse_context,
     ),
 ]
-KV = Annotated[KVType, option("--kv-type", "Precision of the KV cache.", "Machine")]
+KV = Annotated[KVType, option("--kv-type", "KV cache precision.", "Machine")]
 KernelChoice = Annotated[
     KernelName,
     option(
         "--kernels",
-        "native: our C++ kernels (CPU); stock: plain MLX; auto: native if available.",
+        "native: Conifer's C++ kernels (CPU); stock: MLX's own; auto: native if available.",
         "Machine",
     ),
 ]
-Total = Annotated[bool, option("--total", "Assume that nothing else runs on this machine.")]
+Total = Annotated[bool, option("--total", "Assume that nothing else is running on this machine.")]
 Memory = Annotated[
     int | None,
     option(
         "--memory",
-        "Assume this much memory and nothing else running: 32GB (10^9) or 32GiB (2^30).",
+        "Assume this much memory and nothing else running, such as 32GB. "
+        "GB is 10^9 bytes, GiB is 2^30 bytes.",
         metavar="SIZE",
         parser=parse_memory,
     ),
@@ -163,30 +168,34 @@ Machine = Annotated[
     str | None,
     option(
         "--machine",
-        "Check another machine, offline: m4-max-64gb, m4-max-32core-36gb, rtx-4090.",
+        "Check another machine, such as m4-max-64gb, m4-max-32core-36gb or rtx-4090. "
+        "Works offline.",
         metavar="NAME",
     ),
 ]
-Force = Annotated[bool, option("--force", "Try even if the model does not fit.", "Machine")]
+Force = Annotated[bool, option("--force", "Run the model even if it does not fit.", "Machine")]
 Yes = Annotated[bool, option("--yes -y", "Answer yes to every question.", "Network")]
-Json = Annotated[bool, option("--json", "Print one JSON document.")]
+Json = Annotated[bool, option("--json", "Print the result as one JSON document.")]
 Update = Annotated[
     bool, option("--update", "Download the newest revision even if an older one is installed.")
 ]
 ForcePull = Annotated[
     bool,
-    option("--force", "Download even if the model does not fit; re-download damaged files."),
+    option("--force", "Download even if the model does not fit, and replace damaged files."),
 ]
 Catalog = Annotated[bool, option("--catalog", "List every model in the catalog instead.")]
 Speeds = Annotated[
     bool,
-    option("--speeds", "List measured and predicted speeds of every model that ran here."),
+    option(
+        "--speeds",
+        "List measured and predicted speeds for each model that has run on this machine.",
+    ),
 ]
 BenchPrompt = Annotated[
     Lengths | None,
     option(
         "--prompt",
-        "Prompt lengths. Default: 128,512.",
+        "Prompt lengths to measure. Default: 128,512.",
         env="BENCH_PROMPT",
         metavar="TOKENS,...",
         parser=parse_prompts,
@@ -196,20 +205,22 @@ BenchDepth = Annotated[
     Lengths | None,
     option(
         "--depth",
-        "Tokens in the context before each answer. Default: 0,4096 if the context allows.",
+        "Context lengths at which to measure generation. Default: 0,4096 if the context is "
+        "large enough.",
         env="BENCH_DEPTH",
         metavar="TOKENS,...",
         parser=parse_depths,
     ),
 ]
 BenchTokens = Annotated[
-    int, option("--tokens", "Length of each answer.", env="BENCH_TOKENS", min=1, **_COUNT)
+    int,
+    option("--tokens", "Tokens to generate per answer.", env="BENCH_TOKENS", min=1, **_COUNT),
 ]
 BenchRepeat = Annotated[
     int,
     option(
         "--repeat",
-        "Runs of each measurement.",
+        "Runs per measurement.",
         env="BENCH_REPEAT",
         metavar="COUNT",
         min=5,

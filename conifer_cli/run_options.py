@@ -1,7 +1,7 @@
-"""The options of `run`, each declared once: type, default, option names, range and help.
+"""The options for `run`. Each is declared once, with its type, default, names, range and help.
 
-The command's signature, environment variables, --help and config keys derive from `RunOptions`.
-Without `from __future__ import annotations`, because typer would compile every annotation.
+`RunOptions` defines the command's signature, environment variables, --help text and config keys.
+Annotations are not strings, because typer would compile every one of them.
 """
 
 # ruff: noqa: RUF009 - the calls return dataclass fields
@@ -22,7 +22,7 @@ from conifer_cli.options import MAX_SEED, MAX_TOKENS, option
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty")
 TYPED = "command line"
-# Where a value can come from, weakest source first. For ENVIRONMENT, the variable is reported.
+# The sources of a value, lowest precedence first. ENVIRONMENT is reported by variable name.
 SOURCES = {
     "DEFAULT": "default",
     "DEFAULT_MAP": "config file",
@@ -34,7 +34,7 @@ Command = TypeVar("Command", bound=Callable[..., int])
 
 
 def _group(title: str) -> Callable[..., Any]:
-    """Return a function that declares an option shown under `title` in --help."""
+    """Return a function that declares an option listed under `title` in --help."""
 
     def declare(names: str, help: str, default: Any = None, **settings: Any) -> Any:
         declared = option(names, help, group=title, **settings)
@@ -51,14 +51,14 @@ _COUNT = {"metavar": "COUNT", "min": 1, "max": MAX_TOKENS}
 
 
 def parse_stop(text: str) -> str:
-    """Parse a stop text."""
+    """Return the stop text. Raises BadParameter if it is empty."""
     if not text:
-        raise typer.BadParameter("a stop text must not be empty")
+        raise typer.BadParameter("the stop text must not be empty")
     return text
 
 
 class Effort(StrEnum):
-    """How long to reason, by the names chat templates use."""
+    """Reasoning effort, with the names that chat templates use."""
 
     LOW = "low"
     MEDIUM = "medium"
@@ -66,71 +66,85 @@ class Effort(StrEnum):
 
 
 class Format(StrEnum):
-    """The format an answer must have."""
+    """The required format of the answer."""
 
     JSON = "json"
 
 
 @dataclass(eq=False, repr=False)
 class RunOptions:
-    """The options of `run`; None leaves the choice to the model.
+    """The options for `run`. None means the model's default.
 
-    Fields without an option are not on the command line. grammar: the JSON schema that answers must
-    match. sources: where each value came from.
+    Fields without an option cannot be set on the command line. grammar: the JSON schema that
+    answers must match. sources: the source of each value, by field name.
     """
 
     prompt: str | None = _prompt("-p --prompt", "The prompt.", metavar="TEXT")
     system: str | None = _prompt("-s --system", "The system message.", metavar="TEXT")
     interactive: bool = _prompt(
-        "-i --interactive", "Continue as a conversation after the first answer.", False
+        "-i --interactive", "Continue the conversation after the first answer.", False
     )
 
     format: Format | None = _answer("--format", "Require the answer to be a JSON object.")
     schema: str | None = _answer(
         "--schema",
-        "Require the answer to match the JSON schema in this file, or given as '{...}'.",
+        "Require the answer to match a JSON schema, given as a file or as '{...}'.",
         metavar="FILE",
     )
     as_json: bool = _answer(
-        "--json", "Print one JSON object: answer, thinking, usage, rates, finish reason.", False
+        "--json",
+        "Print one JSON object with the answer, reasoning, usage, speeds and finish reason.",
+        False,
     )
     extract: bool = _answer(
-        "-x --extract", "Print only the first code block of the answer, without its fences.", False
+        "-x --extract", "Print only the first code block in the answer, without the fences.", False
     )
     no_stream: bool = _answer("--no-stream", "Print the answer only when it is complete.", False)
     raw: bool = _answer(
-        "--raw", "Print the model's output unchanged: keep terminal escapes, add no newline.", False
+        "--raw",
+        "Print the model's output exactly, with terminal escapes and no added newline.",
+        False,
     )
     max_tokens: int | None = _answer(
         "--max-tokens", "Stop the answer after this many tokens.", **_COUNT
     )
     stop: list[str] | None = _answer(
         "--stop",
-        "End the answer before this text; may be repeated.",
+        "End the answer before this text. Can be repeated.",
         metavar="TEXT",
         parser=parse_stop,
     )
 
     temperature: float | None = _sampling(
-        "--temperature", "0 always picks the most likely token.", metavar="NUMBER", min=0, max=10
+        "--temperature",
+        "Sampling temperature. 0 always picks the most likely token.",
+        metavar="NUMBER",
+        min=0,
+        max=10,
     )
     top_p: float | None = _sampling(
         "--top-p",
-        "Keep the most likely tokens up to this total probability.",
+        "Sample from the most likely tokens, up to this total probability.",
         metavar="SHARE",
         min=0.01,
         max=1,
     )
-    top_k: int | None = _sampling("--top-k", "Keep this many of the most likely tokens.", **_COUNT)
+    top_k: int | None = _sampling(
+        "--top-k", "Sample from this many of the most likely tokens.", **_COUNT
+    )
     min_p: float | None = _sampling(
         "--min-p",
-        "Keep tokens at least this likely, relative to the most likely one.",
+        "Sample from tokens at least this likely, relative to the most likely token.",
         metavar="SHARE",
         min=0,
         max=0.99,
     )
     seed: int | None = _sampling(
-        "--seed", "The same seed gives the same answer.", metavar="NUMBER", min=0, max=MAX_SEED
+        "--seed",
+        "Random seed. The same seed produces the same answer.",
+        metavar="NUMBER",
+        min=0,
+        max=MAX_SEED,
     )
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
@@ -139,7 +153,7 @@ class RunOptions:
         "--think/--no-think", "Turn reasoning on or off, if the chat template supports it."
     )
     effort: Effort | None = _thinking(
-        "--effort", "How long to reason, if the chat template supports it."
+        "--effort", "Reasoning effort, if the chat template supports it."
     )
     reasoning_budget: int | None = _thinking(
         "--reasoning-budget",
@@ -155,26 +169,26 @@ class RunOptions:
         "--save", "Save the conversation and its KV cache to this file.", metavar="FILE"
     )
     resume: str | None = _conversation(
-        "--resume", "Continue a saved conversation; MODEL may be omitted.", metavar="FILE"
+        "--resume", "Continue a saved conversation. MODEL can be omitted.", metavar="FILE"
     )
     cache: bool = _conversation(
         "--cache",
-        "Cache the processed prompt on disk, and reuse what earlier prompts share.",
+        "Cache the processed prompt on disk, and reuse any prefix shared with earlier prompts.",
         False,
     )
 
     stats: bool = _reports("--stats", "Print token counts and speeds to stderr.", False)
     verbose: bool = _reports(
         "--verbose",
-        "Print the file and the source of each setting to stderr; implies --stats.",
+        "Print the model file and the source of each setting to stderr. Implies --stats.",
         False,
     )
     experts: bool = _reports(
-        "--experts", "Plot on stderr how each router distributed tokens over its experts.", False
+        "--experts", "Plot on stderr how each router distributed tokens among its experts.", False
     )
     experts_out: Path | None = _reports(
         "--experts-out",
-        "Write this report to FILE.png (a picture) or FILE.json (all counts).",
+        "Write the expert report to FILE.png (a plot) or FILE.json (all counts).",
         metavar="FILE",
     )
 
@@ -182,7 +196,9 @@ class RunOptions:
     kv_type: options.KV = options.KVType.F16
     kernels: options.KernelChoice = options.KernelName.AUTO
     force: options.Force = False
-    offline: bool = _network("--offline", "Download nothing; make no connections.", False)
+    offline: bool = _network(
+        "--offline", "Make no network connections, and download nothing.", False
+    )
     yes: options.Yes = False
 
     grammar: str | None = None
@@ -190,17 +206,17 @@ class RunOptions:
 
     @property
     def sampling(self) -> dict[str, float]:
-        """The sampling settings that have a value."""
+        """The sampling settings that are not None."""
         values = {name: getattr(self, name) for name in SAMPLING}
         return {name: value for name, value in values.items() if value is not None}
 
     def is_explicit(self, name: str) -> bool:
-        """True if an option was given on the command line, not by the environment or a file."""
+        """Return False if an option came from a default, the environment or the config file."""
         return self.sources.get(name, TYPED) == TYPED
 
 
 def with_run_options(command: Command) -> Command:
-    """Replace the `**` parameter of a command by the options of `RunOptions`."""
+    """Replace a command's `**` parameter with the options in `RunOptions`."""
     signature, keyword = inspect.signature(command), inspect.Parameter.KEYWORD_ONLY
     parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     for each in fields(RunOptions):
@@ -214,7 +230,7 @@ def with_run_options(command: Command) -> Command:
     return command
 
 
-# Pairs that exclude each other, by parameter; "no_think" is --no-think.
+# Mutually exclusive options, by parameter name. "no_think" stands for --no-think.
 EXCLUSIVE = (
     ("words", "prompt"),
     ("effort", "no_think"),
@@ -237,23 +253,23 @@ FLAGS = {
 
 
 def parse(command_line: typer.Context) -> tuple[str | None, str | None, RunOptions]:
-    """Return the model, the prompt after it and the options. Raises UsageError."""
+    """Return (MODEL, the prompt after it, options). Raises UsageError if options conflict."""
     values, sources, ranks = dict(command_line.params), {}, {}
     for parameter in command_line.command.params:
         if source := command_line.get_parameter_source(parameter.name):
             sources[parameter.name] = SOURCES[source.name] or str(parameter.envvar)
             ranks[parameter.name] = [*SOURCES].index(source.name)
     if sources.get("stop") == "CONIFER_STOP":
-        values["stop"] = [os.environ["CONIFER_STOP"]]  # typer would split it at white space
+        values["stop"] = [os.environ["CONIFER_STOP"]]  # typer would split it at whitespace
     _resolve_conflicts(values, ranks)
     model, words = values.pop("model"), values.pop("words")
     return model, " ".join(words) if words else None, RunOptions(**values, sources=sources)
 
 
 def _resolve_conflicts(values: dict[str, Any], ranks: dict[str, int]) -> None:
-    """Unset the option with the weaker source in each exclusive pair.
+    """In each exclusive pair, unset the option whose source has lower precedence.
 
-    Raises UsageError if both come from the same source.
+    Raises UsageError if both options come from the same source.
     """
     values["no_think"] = values["think"] is False
     ranks["no_think"] = ranks["think"]
@@ -261,7 +277,7 @@ def _resolve_conflicts(values: dict[str, Any], ranks: dict[str, int]) -> None:
         if any(values[name] in (None, False, []) for name in (first, second)):
             continue
         if ranks[first] == ranks[second]:
-            raise UsageError(f"{_flag(first)} and {_flag(second)} exclude each other")
+            raise UsageError(f"{_flag(first)} and {_flag(second)} cannot be used together")
         weaker = first if ranks[first] < ranks[second] else second
         values[weaker] = False if isinstance(values[weaker], bool) else None
     if values["think"] is False and not values["no_think"]:

@@ -7,7 +7,7 @@ NOT_INSTALLED = "(running from source)"
 
 
 def installed_version(distribution: str = DISTRIBUTION) -> str | None:
-    """Return the version of an installed package, Conifer itself by default; None if missing."""
+    """Return the version of an installed package, or None if it is missing."""
     import importlib.metadata
 
     try:

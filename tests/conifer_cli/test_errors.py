@@ -31,7 +31,7 @@ def test_every_error_of_the_wings_is_in_the_table(tree):
         (catalog_errors.ModelNotFound("no such repository"), 5, "no such", "list --catalog"),
         (catalog_errors.AccessDenied("gated"), 5, "gated", "HF_TOKEN"),
         (catalog_errors.HubUnreachable("timed out"), 5, "timed out", "HTTPS_PROXY"),
-        (catalog_errors.VerificationError("f", "aa", "bb"), 5, "expected aa", "not kept"),
+        (catalog_errors.VerificationError("f", "aa", "bb"), 5, "expected aa", "discarded"),
         (catalog_errors.StoreError("disk full"), 5, "disk full", "CONIFER_HOME"),
         (catalog_errors.UnknownModel("a\tb"), 2, "'a\\tb'", "`conifer run -p"),
         (catalog_errors.BadSetting("HF_TOKEN: odd"), 5, "HF_TOKEN", "unset"),
