@@ -191,8 +191,8 @@ def token_share(
 ) -> Fraction:
     """Return the fraction of a tensor that one token uses.
 
-    This is the share of chosen experts for an expert tensor, one row for an untied embedding, and 1
-    for any other tensor.
+    An expert tensor counts only the chosen experts, and an untied embedding only one row. Every
+    other tensor counts fully.
     """
     if info.name == "token_embd.weight" and "output.weight" in tensors:
         return Fraction(1, config.vocab)

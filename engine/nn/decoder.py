@@ -49,7 +49,7 @@ class Layers(Protocol):
     ) -> None:
         """Evaluate `result`, which these layers computed lazily for the positions `tokens`.
 
-        If `on_progress` raises an exception, it propagates and the caches do not keep these tokens.
+        An exception from `on_progress` propagates and leaves the caches without these tokens.
         """
 
     def record_routes(self, stats: RouterStats) -> None:

@@ -168,7 +168,7 @@ def latent_rope(config: RopeConfig, interleaved: bool) -> RoPE:
     """Create the rotary embedding for latent attention, without YaRN's magnitude.
 
     Files contain only `mscale_all_dim`, which equals `mscale`; `latent_scale` applies it to the
-    scores instead. If it is missing, YaRN scales cos and sin as usual.
+    scores instead. Without `mscale_all_dim`, YaRN scales cos and sin as usual.
     """
     multiplier = 1.0 if config.log_multiplier else 0.0
     return RoPE(replace(config, log_multiplier=multiplier), interleaved)

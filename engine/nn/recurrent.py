@@ -170,7 +170,7 @@ def run_cached(
 
 
 class DeltaProjections:
-    """Projects x (T, D) to qkv (T, C), z (T, H*P), beta (T, H) and alpha (T, H).
+    """Projections from x (T, D) to qkv (T, C), z (T, H*P), beta (T, H) and alpha (T, H).
 
     Some files store qkv and z, or beta and alpha, as one projection with one section per key head.
     In that case `self.z` or `self.alpha` is None, and `self.qkv` or `self.beta` is the combined

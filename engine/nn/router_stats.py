@@ -43,7 +43,7 @@ class RouterStats:
         self._step.append(ids if ids.ndim == 3 else ids[None])
 
     def commit_step(self) -> None:
-        """Commit the current step, which may still be running, so that it is counted."""
+        """Commit the current step so that it is counted. The step may still be running."""
         if not self._step:
             return
         if self._pending_tokens >= FOLD_AT:

@@ -135,7 +135,7 @@ def _scan_chunks(
 
 
 def _chunks(x: mx.array, size: int) -> mx.array:
-    """Split (T, A, B, ...) into chunks (c, A, B, Q, ...), the last padded with zeros."""
+    """Split (T, A, B, ...) into chunks (c, A, B, Q, ...), padding the last chunk with zeros."""
     missing = -x.shape[0] % size
     if missing:
         x = mx.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
@@ -143,7 +143,7 @@ def _chunks(x: mx.array, size: int) -> mx.array:
 
 
 def segment_sums(x: mx.array) -> mx.array:
-    """For each pair t >= i, sum x over tokens i+1..t; otherwise -inf: (..., Q) -> (..., Q, Q).
+    """Return the sum of x over tokens i+1..t if t >= i, else -inf: (..., Q) -> (..., Q, Q).
 
     Each pair is summed separately, because differences of running sums lose precision when a small
     term follows a large one.

@@ -43,7 +43,7 @@ class CacheState:
 
 
 def cache_format(model: Model, kv_type: str) -> str:
-    """Return the name of a cache format. A state can be loaded only into the same format."""
+    """Return the name of a model's cache format. A state loads only into the same format."""
     fused = not isinstance(model.new_cache(1, kv_type).layers, list)
     return f"{'fused' if fused else 'plain'} {kv_type}"
 

@@ -43,7 +43,7 @@ def prompt(stored: Stored) -> list[int]:
 
 
 def fed(model: engine.Model, tokens: list[int], chunk: int) -> np.ndarray:
-    """The logits after the last of `tokens`, fed `chunk` at a time."""
+    """Return the logits after the last token, processing `chunk` tokens at a time."""
     cache = model.new_cache(context=len(tokens), kv_type="f32")
     for start in range(0, len(tokens), chunk):
         logits = model.step(tokens[start : start + chunk], cache)
@@ -93,7 +93,7 @@ def test_a_window_that_has_forgotten_what_it_cannot_see_changes_nothing(
     tokens = prompt(STORED[name])
     model = engine.load(STORED[name].model, kernels=kernels)
     whole = fed(model, tokens, 48)
-    monkeypatch.setattr("engine.nn.cache.cache.WINDOW_SLACK", 3)  # the windows are of 16 tokens
+    monkeypatch.setattr("engine.nn.cache.cache.WINDOW_SLACK", 3)  # windows contain 16 tokens
     for chunk in (1, 7):
         assert close(fed(model, tokens, chunk), whole), f"chunks of {chunk}"
     cache = model.new_cache(context=48, kv_type="f32")
@@ -170,7 +170,7 @@ def test_every_row_has_a_builder(name: str):
         f"engine.architectures.{module}",
         function or "build",
     )
-    assert function != "build", "`build` is the default"
+    assert function != "build", "omit `build`: it is the default"
 
 
 def test_the_code_in_the_docs_is_the_code():

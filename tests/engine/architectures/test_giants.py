@@ -1,4 +1,4 @@
-"""Models of hundreds of gigabytes are sized exactly from their headers; there are no weights."""
+"""Models of hundreds of gigabytes are sized exactly from headers alone, without weights."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from engine.nn.config import count_parameters, read_config
 from support.giants import write_deepseek_v3, write_qwen3_235b
 
 WRITERS = {"deepseek-v3": write_deepseek_v3, "qwen3-235b": write_qwen3_235b}
-# Parameters as published (safetensors indices, without DeepSeek's draft-only layer), and kept F32:
-# norms, routers and selection biases.
+# Published parameter counts (safetensors indices, without DeepSeek's draft-only layer), and the
+# parameters that stay F32: norms, routers and selection biases.
 TOTAL = {"deepseek-v3": 671_026_419_200, "qwen3-235b": 235_093_634_560}
 KEPT = {
     "deepseek-v3": 61 * (2 * 7168 + 1536 + 512) + 7168 + 58 * (256 * 7168 + 256),
     "qwen3-235b": 94 * (2 * 4096 + 2 * 128 + 128 * 4096) + 4096,
 }
-KV = {"deepseek-v3": 61 * 576, "qwen3-235b": 94 * 4 * (128 + 128)}  # values a token
+KV = {"deepseek-v3": 61 * 576, "qwen3-235b": 94 * 4 * (128 + 128)}  # values per token
 
 
 @pytest.fixture(scope="module", params=list(WRITERS))
 def giant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
-    """A giant's name and header, from 13 parts of which the first holds metadata only."""
+    """Return a large model's name and header, from 13 parts; the first contains only metadata."""
     paths = WRITERS[request.param](tmp_path_factory.mktemp("giant"), 13)
     assert len(paths) == 13
     return request.param, open_model(paths[0])
@@ -41,7 +41,7 @@ def test_parameters_are_counted_as_published(giant: tuple[str, ModelFile]):
     name, file = giant
     total, active = count_parameters(read_config(file.metadata), file.tensors)
     assert total == TOTAL[name]
-    # Published as 37B and 22B, which count an embedding of the whole vocabulary.
+    # Published as 37B and 22B, which include the whole embedding.
     assert active == {"deepseek-v3": 36_625_625_600, "qwen3-235b": 21_568_437_760}[name]
 
 

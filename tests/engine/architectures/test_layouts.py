@@ -1,4 +1,4 @@
-"""The same weights laid out in another way give the same logits."""
+"""The same weights stored in a different layout produce the same logits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def logits(path: Path, kernels: str) -> np.ndarray:
 
 
 def unstacked(tensor: Tensor) -> list[Tensor]:
-    """One tensor for each expert, as files from before April 2024 have them."""
+    """Return one tensor per expert, as in files from before April 2024."""
     if "_exps." not in tensor.name:
         return [tensor]
     count, *shape = tensor.shape
@@ -58,7 +58,7 @@ def test_a_missing_expert_is_named(tmp_path: Path):
 def test_a_split_file_is_the_whole_model(name: str, parts: int, tmp_path: Path, kernels: str):
     source = HERE / name / "model.gguf"
     tensors = all_tensors(source)
-    # As some real sets: the first part holds metadata and no tensor.
+    # As in some published sets, the first part contains metadata but no tensors.
     ends = [round(len(tensors) * i / (parts - 1)) for i in range(parts)]
     groups = [tensors[start:end] for start, end in itertools.pairwise(ends)]
     blobs = split_bytes(open_model(source).metadata, [[], *groups])
@@ -97,7 +97,7 @@ def test_tensors_that_contradict_the_metadata_are_named(
 
 
 def joined(tensors: list[Tensor], parts: tuple[str, ...], whole: str, axis: int) -> list[Tensor]:
-    """Put tensors whose names hold one of `parts` together as `whole`, along an axis of rows."""
+    """Join the tensors whose names contain one of `parts` into `whole`, along the row axis."""
     kept = [t for t in tensors if not any(part in t.name for part in parts)]
     for first in (t for t in tensors if parts[0] in t.name):
         pieces = [

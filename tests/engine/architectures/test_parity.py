@@ -1,4 +1,4 @@
-"""Every stored model gives the logits that transformers gives: prompt, decoding, in chunks."""
+"""Every stored model matches the logits from transformers: prompt, decoding, and in chunks."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ QUANTIZED = [m for m in MODELS if m.quantized]
 CHUNKS = (1, 7, 64)
 
 
-# At token 39 of this one two experts' scores lie 0.0005 apart, and rounding to 8 bits moves them by
-# 0.007: which runs is a toss of a coin, and every later token sees it. Where prompts go through
-# tiles of bfloat16 it holds like the others; elsewhere it counts in its family only.
+# At token 39, two experts' scores differ by 0.0005, but rounding to 8 bits changes them by 0.007.
+# Which expert runs is a coin toss that affects every later token. With bfloat16 tiles (AMX), this
+# model is tested like any other; without them, it counts only in its family's median.
 COIN_TOSSES = {"mixtral-Q5_1"}
 
 
@@ -47,7 +47,7 @@ def by_name(models: list[Stored]):
 
 
 def prompt_logits(model: engine.Model, tokens: list[int], chunk: int) -> np.ndarray:
-    """Feed the prompt through a cache, `chunk` tokens at a time; the logits after each chunk."""
+    """Process the prompt in chunks of `chunk` tokens; return the logits after each chunk."""
     cache = model.new_cache(context=len(tokens), kv_type="f32")
     starts = range(0, len(tokens), chunk)
     return np.stack([np.array(model.step(tokens[s : s + chunk], cache)) for s in starts])
@@ -88,9 +88,9 @@ def test_exactly_mapped_types_lose_nothing(stored: Stored):
 
 @pytest.mark.float32
 def test_rounded_types_are_as_true_as_llama_cpp(kernels: str):
-    """Median over positions of the row's rms difference, on each fixture and pooled by family.
+    """Compare the median over positions of the RMS difference, per fixture and pooled by family.
 
-    The stock kernels round the weights of some types, the native ones the activations of all.
+    The stock kernels round weights for some types; the native kernels round activations for all.
     """
     ours, theirs = defaultdict(list), defaultdict(list)
     for stored in (m for m in QUANTIZED if kernels == "native" or not m.exact):
@@ -100,7 +100,7 @@ def test_rounded_types_are_as_true_as_llama_cpp(kernels: str):
         family = stored.name.rpartition("-")[0]
         ours[family].append(our_row)
         theirs[family].append(their_row)
-    assert ours, "there is no fixture to judge by"
+    assert ours, "no quantised fixture found"
     for family in ours:
         ratio = np.median(np.concatenate(ours[family])) / np.median(np.concatenate(theirs[family]))
         assert ratio <= 1.1, family
@@ -108,9 +108,10 @@ def test_rounded_types_are_as_true_as_llama_cpp(kernels: str):
 
 @pytest.mark.float32
 def test_the_record_says_what_is_measured(kernels: str):
-    """If not, what changed it? Then tests/data/make_parity.py renews it, and docs/models.md.
+    """If this fails, find the cause, then update with tests/data/make_parity.py and docs/check.py.
 
-    What rounding costs depends on the instruction set: only that of the record is held to it.
+    Rounding errors depend on the instruction set, so quantised models are checked only on the
+    instruction set in the record.
     """
     now, recorded = measured(kernels), read_record()[kernels]
     if kernels == "native" and native.isa() != recorded_isa():
@@ -129,7 +130,7 @@ def test_a_record_that_says_something_else_is_stale():
 
 @by_name([m for m in MODELS if not m.long])
 def test_sixteen_bit_arithmetic_stays_close(stored: Stored, monkeypatch):
-    """What a GPU computes, here or on one: median over positions, in standard deviations."""
+    """Check 16-bit arithmetic, as on a GPU: median over positions, in standard deviations."""
     monkeypatch.setattr(StockKernels, "dtype", mx.bfloat16)
     expected = stored.expected()
     model = engine.load(stored.model, kernels="stock")
@@ -152,7 +153,7 @@ def test_smaller_kv_types_stay_close(stored: Stored, kv_type: str, kernels: str)
 
 
 def test_held_out_shapes_were_within_the_bar():
-    # What make_held_out.py measured; the two without a case have not been compared.
+    # Measured by make_held_out.py. The two architectures without a case have not been compared.
     cases = json.loads((DATA / "held_out.json").read_text())
     assert {case["architecture"] for case in cases.values()} == set(ARCHITECTURES) - {
         "bailingmoe2",

@@ -1,4 +1,4 @@
-"""Rotary embedding and attention variants by numbers that a reader can check."""
+"""Rotary embedding and attention variants, with numbers that can be checked by hand."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_linear_scaling_stretches_every_period():
 
 @pytest.mark.parametrize("rounded", [True, False])
 def test_yarn_of_gpt_oss_ramps_where_its_publisher_says(rounded: bool):
-    # Of the real model: from pair 8.09 to 17.40, or from 8 to 18 where rounded.
+    # The published model: the ramp covers pairs 8.09 to 17.40, or 8 to 18 if rounded.
     config = RopeConfig(64, 150_000.0, "yarn", 32.0, 4096, rounded=rounded)
     periods, magnitude = rope_periods(config)
     plain = 150_000.0 ** (np.arange(32) / 32)
@@ -60,7 +60,7 @@ def test_a_cap_bounds_scores_and_a_high_one_changes_nothing():
     plain = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.3, mask="causal")
     loose = capped_attention(q, k, v, 0.3, 1e5, "causal")
     assert np.allclose(np.array(plain), np.array(loose), atol=1e-3)
-    # A cap near 0 leaves no score: each token takes the mean of what it sees.
+    # A cap near 0 makes all scores equal: each token outputs the mean of the visible values.
     flat = np.array(capped_attention(q, k, v, 0.3, 1e-6, "causal"))
     means = np.cumsum(np.array(v), axis=2) / np.arange(1, 6)[:, None]
     assert np.allclose(flat, np.repeat(means, 2, axis=1), atol=1e-4)

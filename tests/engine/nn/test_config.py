@@ -1,4 +1,4 @@
-"""Hyper-parameters: what is read, and that nonsense names its key."""
+"""Hyperparameters are read correctly, and an invalid value raises an error that names its key."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_config_reads_what_the_file_says():
 
 
 def test_head_width_is_not_width_over_heads():
-    # 64 / 4 would be 16: two peers size Qwen3's KV cache by that, and halve it.
+    # Not 64 / 4 = 16: two other tools assume so, and halve the size of Qwen3's KV cache.
     assert read_config(SOUND).key_dim == 48
 
 
@@ -67,7 +67,7 @@ def test_kv_heads_may_be_an_array_per_layer():
         ("attention.head_count", 0),
         ("attention.head_count", 1 << 20),
         ("attention.head_count_kv", 0),
-        ("attention.head_count_kv", 3),  # of 4 query heads
+        ("attention.head_count_kv", 3),  # 4 query heads
         ("attention.head_count_kv", np.array([2], np.int32)),
         ("attention.head_count_kv", np.array([2.0, 2.0], np.float32)),
         ("attention.key_length", 0),
@@ -159,7 +159,7 @@ def test_nonsense_of_a_family_names_its_key(architecture: str, key: str, value: 
         ("expert_group_count", 3),
         ("expert_group_count", 9),
         ("expert_group_used_count", 5),
-        ("expert_used_count", 5),  # of the 2 groups of 2 that are used
+        ("expert_used_count", 5),  # the 2 chosen groups contain 4 experts
         ("expert_shared_count", -1),
         ("expert_shared_feed_forward_length", 1.5),
         ("leading_dense_block_count", -1),

@@ -1,4 +1,4 @@
-"""Latent attention: both layouts of its weights, what its cache holds, and the indexer's choice."""
+"""Latent attention: both weight layouts, the cache contents, and the indexer's choice."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from support.headers import kv_values
 from support.models import HERE
 from support.rewrite import all_tensors, rewrite
 
-HEADS, RANK, STAYS, TURNS, VALUES = 4, 64, 32, 16, 32  # of every fixture of these families
+HEADS, RANK, STAYS, TURNS, VALUES = 4, 64, 32, 16, 32  # the same in every fixture used here
 PROMPT = list(range(3, 43))
 
 
@@ -36,7 +36,7 @@ def floats(tensor: Tensor) -> np.ndarray:
 
 
 def q8_0(matrix: np.ndarray) -> tuple[bytes, np.ndarray]:
-    """Blocks of Q8_0, and the numbers that they stand for."""
+    """Return Q8_0 blocks and their dequantised values."""
     groups = matrix.reshape(-1, 32)
     scales = (np.abs(groups).max(axis=1, keepdims=True) / 127).astype(np.float16)
     numbers = np.round(groups / scales.astype(np.float32)).astype(np.int8)
@@ -45,7 +45,7 @@ def q8_0(matrix: np.ndarray) -> tuple[bytes, np.ndarray]:
 
 
 def both_layouts(name: str, kind: str, folder: Path) -> tuple[Path, Path]:
-    """The same weights with `attn_kv_b`, as files from before April 2025 have it, and without."""
+    """Write the same weights with and without `attn_kv_b` (files from before April 2025)."""
     source = HERE / name / "model.gguf"
     tensors = {tensor.name: tensor for tensor in all_tensors(source)}
     old, new = dict(tensors), dict(tensors)
@@ -87,7 +87,7 @@ def logits(path: Path, kernels: str) -> np.ndarray:
 def test_the_old_layout_gives_the_same_logits(name: str, kind: str, tmp_path: Path, kernels: str):
     old, new = both_layouts(name, kind, tmp_path)
     expected = logits(new, kernels)
-    # Native products with a quantised weight round what they multiply; the new layout here is F32.
+    # Native kernels round the activations if a weight is quantised; the new layout here is F32.
     limit = 5e-2 if kind == "Q8_0" and kernels == "native" else 1e-3
     difference = np.abs(logits(old, kernels) - expected)
     assert np.median(difference.max(axis=-1)) < limit * expected.std()
@@ -121,7 +121,7 @@ def test_a_tensor_called_like_no_block_is_no_block():
 
 
 DEEPSEEK_V3 = giants.DEEPSEEK_V3 | {"tokenizer.ggml.tokens": ["a", "b"]}
-# DeepSeek-V3.2: the same with the indexer.
+# DeepSeek-V3.2: the same sizes, plus the indexer.
 DEEPSEEK_V32 = {k.replace("deepseek2.", "deepseek32."): v for k, v in DEEPSEEK_V3.items()} | {
     "general.architecture": "deepseek32",
     "deepseek32.attention.indexer.head_count": 64,
@@ -200,7 +200,7 @@ def test_blocks_that_only_draft_are_left_out(tmp_path: Path, kernels: str):
 
 
 def parts_of(name: str, kernels: str, changes: dict | None = None):
-    """Config and weights of a fixture."""
+    """Return a fixture's config and weights."""
     file = open_model(HERE / name / "model.gguf")
     config = read_config(file.metadata | (changes or {}))
     return config, Weights(file, select(kernels))
@@ -208,7 +208,7 @@ def parts_of(name: str, kernels: str, changes: dict | None = None):
 
 @pytest.mark.float32
 def test_queries_grow_with_the_chunk_they_are_in(kernels: str):
-    """Mistral Large 3: in tokens 24..31, three chunks of 8 behind the first, all by one factor."""
+    """Mistral Large 3: tokens 24..31 are in the fourth chunk of 8, so all share one factor."""
     temperature = {
         "deepseek2.attention.temperature_scale": 0.1,
         "deepseek2.attention.temperature_length": 8,
@@ -233,7 +233,7 @@ def test_queries_grow_with_the_chunk_they_are_in(kernels: str):
 
 @pytest.mark.float32
 def test_a_layer_without_an_indexer_follows_the_choice_before_it(kernels: str):
-    """Its attention is that over the chosen tokens alone, whatever its own indexer would say."""
+    """It attends only to the reused tokens, even if the file contains an indexer for it."""
     types = {"glm-dsa.attention.indexer.types": np.array([True, False, True])}
     config, weights = parts_of("glm-dsa", kernels, types)
     assert [len(spec.buffers) for spec in config.cache_specs[:3]] == [2, 1, 2]
@@ -254,7 +254,7 @@ def test_a_layer_without_an_indexer_follows_the_choice_before_it(kernels: str):
 
 
 def attention_by_numpy(layer: LatentAttention, x: mx.array, position: int, keep: np.ndarray):
-    """The output for one token, of all keys those in `keep`: expanded, not absorbed."""
+    """Return the output for one token that attends to `keep`: expanded, not absorbed."""
     assert layer.q_a is not None and layer.q_norm is not None
     eye = mx.broadcast_to(mx.eye(STAYS)[:, None], (STAYS, HEADS, STAYS))
     k_b = np.array(layer.k_b.stack_matmul(eye)).transpose(1, 2, 0)  # (H, R, nope)
@@ -322,7 +322,7 @@ def test_a_sparse_model_without_its_indexer_is_refused(tmp_path: Path):
         (64, 4, 80, 64, 64),
         (1, 16, 576, 512, 300),
         (7, 16, 576, 512, 300),
-        (2, 130, 96, 64, 70),  # more heads than the native kernels take at a time
+        (2, 130, 96, 64, 70),  # more heads than the native kernels process at a time
         (1, 130, 96, 72, 3),
         (1, 1, 20, 12, 1),
     ],
@@ -345,7 +345,7 @@ def test_attention_over_rows_is_the_reference(
 
 
 def stored(values: np.ndarray, kind: str) -> Rows:
-    """Rows (L, d) as a cache of this type stores them."""
+    """Return rows (L, d) as a cache with this type stores them."""
     config = read_config(DEEPSEEK_V3)
     spec = replace(config.cache_spec(0), buffers=((1, values.shape[1]),))
     cache = new_layer_cache(spec, len(values), kind)

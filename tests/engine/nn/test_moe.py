@@ -1,4 +1,4 @@
-"""Routing and experts by numbers that a reader can check."""
+"""Routing and experts, with numbers that can be checked by hand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.nn.moe import route
 
 
 def chosen(logits: list[float], config: ExpertConfig, bias: list[float] | None = None) -> dict:
-    """The weight of each expert that is chosen for one token."""
+    """Return the weight of each expert chosen for one token."""
     weights, ids = route(
         mx.array([logits], dtype=mx.float32), config, None if bias is None else mx.array(bias)
     )
@@ -46,7 +46,7 @@ def test_a_bias_chooses_and_does_not_weigh():
 
 
 def test_groups_are_chosen_by_their_two_best():
-    # Groups (0 1) (2 3) (4 5) (6 7): expert 0 is the best, but its group is not among the two.
+    # Groups (0 1) (2 3) (4 5) (6 7): expert 0 is the best, but its group is not in the top two.
     logits = [3.0, -9.0, 1.0, 1.0, 1.5, 1.5, -9.0, -9.0]
     config = ExpertConfig(8, 2, 8, SIGMOID, groups=4, groups_used=2)
     assert set(chosen(logits, config)) == {4, 5}
@@ -55,7 +55,7 @@ def test_groups_are_chosen_by_their_two_best():
 
 
 def test_groups_chosen_by_softmax_count_their_best_alone():
-    # DeepSeek-V2: the group of expert 0 is the best one now, though its second is the worst.
+    # DeepSeek-V2: expert 0's group is now the best, although its second expert is the worst.
     logits = [3.0, -9.0, 1.0, 1.0, 1.5, 1.5, -9.0, -9.0]
     config = ExpertConfig(8, 3, 8, SOFTMAX, groups=4, groups_used=2)
     assert set(chosen(logits, config)) == {0, 4, 5}
@@ -74,7 +74,7 @@ def test_saturated_scores_are_told_apart_by_their_logits():
 
 def test_the_sparse_mixer_weighs_among_those_close_to_the_one_it_takes():
     config = ExpertConfig(4, 2, 8, SPARSE_MIXER)
-    # 1.00 and 0.99 are within 2 % of each other, 0.5 is not; without the best, 0.99 is alone.
+    # 1.00 and 0.99 are within 2 % of each other, 0.5 is not. Without 1.00, 0.99 is on its own.
     weights = chosen([1.0, 0.99, 0.5, -1.0], config)
     assert weights == pytest.approx({0: 1 / (1 + math.exp(-0.01)), 1: 1.0})
     assert chosen([2.0, 1.0, -1.0, -2.0], config) == pytest.approx({0: 1.0, 1: 1.0})

@@ -1,4 +1,4 @@
-"""What is counted of the routers' choices, against NumPy's own choice from the file's tensors."""
+"""Router statistics, compared with a NumPy router that reads the file's tensors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ QWEN = Stored(HERE / "qwen3moe")
 
 
 def chosen_by_numpy(logits: np.ndarray, experts: ExpertConfig, bias: np.ndarray | None):
-    """The ids (T, k) for logits (T, E) in float64, in no order."""
+    """Return the ids (T, k) for float64 logits (T, E), in no particular order."""
     scores = logits
     if experts.gating == SIGMOID:
         scores = 1 / (1 + np.exp(-logits))
@@ -48,7 +48,7 @@ def chosen_by_numpy(logits: np.ndarray, experts: ExpertConfig, bias: np.ndarray 
         scores = np.exp(logits - logits.max(axis=-1, keepdims=True))
         scores = scores / scores.sum(axis=-1, keepdims=True)
     else:
-        assert experts.gating in (SOFTMAX_OF_CHOSEN, SPARSE_MIXER)  # both take the largest logits
+        assert experts.gating in (SOFTMAX_OF_CHOSEN, SPARSE_MIXER)  # both choose the largest logits
     if bias is not None:
         scores = scores + bias
     if experts.groups > 1:
@@ -60,7 +60,7 @@ def chosen_by_numpy(logits: np.ndarray, experts: ExpertConfig, bias: np.ndarray 
 
 
 def hits_by_numpy(stored: Stored, tokens: list[int], monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
-    """Count from what each router reads, its tensors as the file has them, and NumPy's choice."""
+    """Count hits with NumPy, from each router's inputs and its tensors in the file."""
     model = engine.load(stored.model, kernels="stock")
     experts = model.config.experts
     weights = Weights(open_model(stored.model), model.kernels)
@@ -108,7 +108,7 @@ def test_hits_are_those_that_numpy_counts(
     cache = model.new_cache(64, kv_type="f32")
     assert len(list(model.generate(prompt, GREEDY, cache))) == 12
     hits = routes.hits()
-    assert routes.tokens == len(cache.tokens) == 40 + 11  # the last token was not run
+    assert routes.tokens == len(cache.tokens) == 40 + 11  # the last token was not processed
     assert (hits.sum(axis=1) == routes.tokens * model.config.experts.used).all()
     assert np.array_equal(hits, hits_by_numpy(stored, cache.tokens, monkeypatch))
 
@@ -154,7 +154,7 @@ def test_an_answer_that_is_broken_off_counts_what_the_cache_took_in(kernels: str
     assert routes.hits().sum() == 23 * routes.used * len(routes.layers)
     routes.reset()
     list(model.generate(prompt + said + [7, 8], GREEDY, cache))
-    assert routes.tokens == 2 + 11  # of a next turn, what is new
+    assert routes.tokens == 2 + 11  # the next turn counts only its new tokens
     assert routes.hits().sum() == routes.tokens * routes.used * len(routes.layers)
 
 
@@ -195,7 +195,7 @@ def test_the_busiest_experts_cover_a_share():
 @pytest.mark.process
 @pytest.mark.nightly
 def test_counting_costs_at_most_two_percent_of_cpu_time(tmp_path: Path):
-    """By CPU time, over 12 pairs of runs, on layers as wide as a published model's."""
+    """CPU time over 12 pairs of runs, with layers as wide as a published model's."""
     path = tmp_path / "olmoe.gguf"
     synthesize = Path(__file__).parents[3] / "benchmarks" / "synthesize.py"
     arguments = [str(path), "--model", "olmoe-1b-7b", "--layers", "2"]

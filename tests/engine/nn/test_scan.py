@@ -1,4 +1,4 @@
-"""What every kind of kernels has for recurrent layers equals NumPy, token by token."""
+"""Each kernel set's operations for recurrent layers equal a sequential NumPy implementation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LENGTHS = (1, 2, 7, SCAN_CHUNK, SCAN_CHUNK + 1, 3 * SCAN_CHUNK - 5)
 
 
 def sequential(q, k, v, log_decay, state, beta=None):
-    """S = decay S + k u^T, y = S^T q, one token after the other in float64."""
+    """Compute S = decay S + k u^T, y = S^T q for one token at a time in float64."""
     q, k, v, log_decay, state = (np.asarray(x, np.float64) for x in (q, k, v, log_decay, state))
     heads = v.shape[1:3]
     if beta is not None:
@@ -97,7 +97,7 @@ def test_two_runs_equal_one(delta: bool, cut: int, kernels: str):
 
 
 def test_the_same_key_over_and_over_stays_exact(kernels: str):
-    """The inverse's powers would reach 1e17 here; a prompt of one repeated token does this."""
+    """With one repeated token, a power series for the inverse would reach 1e17."""
     q, k, v, log_decay, state, beta = inputs(2 * SCAN_CHUNK, (1, 2), (1, 1))
     k[:] = k[:1]
     log_decay[:], beta[:] = -1e-4, 0.999
@@ -141,7 +141,7 @@ def test_a_convolution_sees_the_tokens_before(full: bool, taps: int, length: int
     shapes = ((length, channels), (taps - 1, channels), (taps, channels), (channels,))
     x, tail, w, bias = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
     given = mx.array(bias) if full else None
-    wide = mx.array(np.concatenate([x, x], axis=1))  # x as a view with gaps between its rows
+    wide = mx.array(np.concatenate([x, x], axis=1))  # x is a view with gaps between its rows
     y, new_tail = select(kernels).convolve(
         wide[:, channels:], mx.array(tail), mx.array(w), given, full
     )

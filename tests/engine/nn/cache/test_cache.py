@@ -1,4 +1,4 @@
-"""What layers remember, and how far back they can go."""
+"""Layer caches: the tokens they store, and the lengths they can be rewound to."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.headers import kv_values, metadata
 
 
 def marks(start: int, count: int) -> mx.array:
-    """Keys (1, 1, count, 1) that are their own position."""
+    """Return keys (1, 1, count, 1) whose values equal their positions."""
     return mx.arange(start, start + count).astype(mx.float32).reshape(1, 1, -1, 1)
 
 

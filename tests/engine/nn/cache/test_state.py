@@ -1,4 +1,4 @@
-"""What a cache held, stored and brought back: the answer goes on as if nothing had happened."""
+"""A cache that is dumped and loaded continues exactly like the original cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.errors import CacheStateError, ContextOverflow
 from engine.nn.cache.state import CacheState, cache_format, dump, load
 
 HERE = Path(__file__).parents[3] / "fixtures"
-# full attention (fused where the kernels are native), a window, latent attention, recurrent layers
+# full attention (fused with native kernels), windows, latent attention, recurrent layers
 NAMES = (
     "llama",
     "qwen3moe",
@@ -29,7 +29,7 @@ GREEDY = engine.Settings(temperature=0, max_tokens=8, ignore_end=True)
 
 
 def answered(model: engine.Model, kv_type: str) -> tuple[engine.Cache, list[int], CacheState]:
-    """A cache after an answer, the sequence to go on with, and what was kept, in its own memory."""
+    """Return a cache after an answer, the next prompt, and a copy of the dumped state."""
     cache = model.new_cache(256, kv_type)
     sequence = PROMPT + list(model.generate(PROMPT, GREEDY, cache)) + [4, 4]
     kept = dump(model, cache)
@@ -89,7 +89,7 @@ def test_more_than_the_context_is_an_error_with_both_counts(kernels: str):
 
 @pytest.mark.parametrize("name", ["qwen3next", "granitehybrid", "lfm2"])
 def test_a_short_conversation_after_a_long_one_is_kept_too(name: str, kernels: str):
-    """The long one has left a mark behind the end of the short one."""
+    """The long conversation leaves a mark past the end of the short one."""
     model = engine.load(HERE / name / "model.gguf", kernels)
     cache, other = model.new_cache(256, "f32"), model.new_cache(256, "f32")
     list(model.generate(PROMPT, GREEDY, cache))
@@ -103,7 +103,7 @@ def test_a_short_conversation_after_a_long_one_is_kept_too(name: str, kernels: s
 def test_states_of_the_same_tokens_are_refused():
     model = engine.load(HERE / "qwen3next" / "model.gguf", "native")
     _, _, kept = answered(model, "f16")
-    end = len(kept.tokens) + 1  # marks count from one
+    end = len(kept.tokens) + 1  # fused positions are 1 higher
     twice = [end if at else 0 for at in kept.positions[-1]]
     assert twice.count(end) > 2
     with pytest.raises(CacheStateError):

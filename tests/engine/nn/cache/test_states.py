@@ -1,4 +1,4 @@
-"""Recurrent layers go back only to where a state was kept; what they answer then is the same."""
+"""Recurrent layers can be rewound only to a snapshot, and then generate the same tokens."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def answer(model: engine.Model, tokens: list[int], cache=None, count: int = 8):
 
 
 def turns(model: engine.Model) -> dict[str, tuple[list[int], int]]:
-    """Second turns after PROMPT and its answer, and how much of each is not run again."""
+    """Return second turns after PROMPT and its answer, each with its number of cached tokens."""
     first, _ = answer(model, PROMPT)
     held, kept = len(PROMPT) + len(first) - 1, len(PROMPT) - REWIND
     return {
@@ -55,7 +55,7 @@ def test_a_second_turn_answers_as_a_fresh_run_does(model: engine.Model):
 
 
 def test_a_turn_that_ended_early_leaves_a_state_to_go_on_from(model: engine.Model):
-    """The step that was launched ahead of an end token has moved the state on."""
+    """The step launched ahead of an end token has already advanced the state."""
     cache = model.new_cache(context=256, kv_type="f32")
     settings = engine.Settings(temperature=0, max_tokens=8, ignore_end=True)
     stream = iter(model.generate(PROMPT, settings, cache))
@@ -105,7 +105,7 @@ def test_a_state_of_other_tokens_is_not_taken_for_one_of_these():
         for end in cache.stops(start, count):
             cache.save(end, (mx.array(end),))
     assert [cache.rewindable_length(at) for at in (82, 83, 84)] == [78, 83, 84]
-    assert cache.stops(78, 6) == [84]  # six others: nothing is known of 83 of them
+    assert cache.stops(78, 6) == [84]  # six different tokens, so the snapshot at 83 is invalid
     cache.save(84, (mx.array(-84),))
     assert [cache.rewindable_length(at) for at in (83, 84)] == [78, 84]
 
@@ -140,16 +140,21 @@ def test_what_a_recurrent_layer_holds_of_a_prompt_counts_as_buffers(chosen: str)
         wider = dataclasses.replace(config, recurrent=dataclasses.replace(recurrent, inner=inner))
         return buffer_bytes(wider, file.tensors, "cpu", tokens, "f16", chosen)
 
-    # Of each more value the projection, its two forms, and five more; all of 512 tokens at most.
+    # Each extra value needs 8 float32 buffers per token, for at most 512 tokens.
     assert need(512, 50_001) - need(512, 50_000) == 8 * 4 * 512
     assert need(4096, 50_001) - need(4096, 50_000) == 8 * 4 * 512
     assert need(10, 50_001) - need(10, 50_000) == 8 * 4 * 10
 
 
 def test_a_file_of_one_projection_for_the_delta_net_is_read(tmp_path: Path, kernels: str):
-    """Early qwen3next files hold q, k, v and z in one tensor, in a section for each key head."""
+    """Early qwen3next files store q, k, v and z in one tensor with one section per key head."""
     source = HERE / "qwen3next" / "model.gguf"
-    groups, state, values, width = 2, 32, 64, 64  # values: of the heads that share a key
+    groups, state, values, width = (
+        2,
+        32,
+        64,
+        64,
+    )  # values: total width of the value heads that share a key head
     tensors = {tensor.name: tensor for tensor in all_tensors(source)}
     for layer in range(3):
         qkv, z = (
