@@ -1,9 +1,9 @@
-"""The catalog of models: which exist, where their files are, and how to get them.
+"""The catalog of models: which models exist, where their files are, and how to download them.
 
-`registry` reads `models.toml`; `resolve` turns a name into a `Reference`; `file_names` reads
-quantisations and shard numbers from file names. `hub` reads from the Hugging Face Hub, `download`
-writes to disk, and `store` finds downloaded models. `files` has atomic writes and checked JSON,
-`licences` the licences a user accepted. Importing this package loads no network library.
+`registry` reads `models.toml`, `resolve` turns a name into a `Reference`, and `file_names` parses
+file names. `hub` reads from the Hugging Face Hub, `download` writes to disk, and `store` finds
+downloaded models. `files` provides atomic writes and validated JSON. `licences` records which
+licences the user has accepted. Importing this package loads no network library.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""Every error the catalog raises; all derive from CatalogError."""
+"""The catalog's exceptions. All derive from CatalogError."""
 
 from __future__ import annotations
 
 
 class CatalogError(Exception):
-    """Base class of the catalog's errors."""
+    """Base class for the catalog's exceptions."""
 
 
 class UnknownModel(CatalogError):
-    """No catalog entry has this name. `closest` is the most similar id, or None."""
+    """The catalog has no model with this name. `closest` is the most similar id, or None."""
 
     def __init__(self, name: str, closest: str | None = None) -> None:
-        super().__init__(f"no model is called {name!r}")
+        super().__init__(f"no model named {name!r}")
         self.name = name
         self.closest = closest
 
@@ -21,23 +21,23 @@ class ModelNotFound(CatalogError):
 
 
 class AccessDenied(CatalogError):
-    """The Hub needs a token or an accepted licence."""
+    """The Hub requires a token or an accepted licence."""
 
 
 class HubUnreachable(CatalogError):
-    """The Hub did not answer, or offline mode is on."""
+    """The Hub did not respond, or offline mode is on."""
 
 
 class BadSetting(HubUnreachable):
-    """An environment variable for the Hub's client is invalid; the message names it."""
+    """An environment variable that configures the Hub client is invalid. The message names it."""
 
 
 class IndexUnreachable(HubUnreachable):
-    """The Python package index did not answer, or neither pip nor uv is installed."""
+    """PyPI did not respond, or neither pip nor uv is installed."""
 
 
 class VerificationError(CatalogError):
-    """Downloaded bytes have the wrong SHA-256. `want` and `got` are hex digests."""
+    """A downloaded file has the wrong SHA-256. `want` and `got` are hex digests."""
 
     def __init__(self, name: str, want: str, got: str) -> None:
         super().__init__(f"{name}: SHA-256 is {got}, expected {want}")
@@ -46,12 +46,12 @@ class VerificationError(CatalogError):
 
 
 class NotAModel(CatalogError):
-    """Downloaded bytes are not a GGUF file; none are kept."""
+    """A downloaded file is not a GGUF file. It is deleted."""
 
 
 class StoreError(CatalogError):
-    """The disk is read-only, not writable for this user, or full."""
+    """The disk is full or read-only, permission is denied, or a path is unsafe."""
 
 
 class NoSpace(StoreError):
-    """A download would leave less than 1 GiB of disk space free; it was not started."""
+    """The download would leave less than 1 GiB of disk space free, so it was not started."""

@@ -1,6 +1,6 @@
-"""Parse file names: quantisation, part numbers, and whether a name is a safe path.
+"""Parse file names: quantisations, part numbers and safe paths.
 
-The same rules search the Hub's listings and the local cache.
+The same rules apply to the Hub's file listings and the local cache.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NOT_A_MODEL = re.compile(r"(?:^|[-._])(?:mmproj|imatrix)(?:[-._]|$)", re.IGNORE
 
 @dataclass(frozen=True, slots=True)
 class FileSet:
-    """One model in one or more GGUF files; `names` are in the order of the parts."""
+    """The GGUF files of one model, in part order. `missing` lists the missing part numbers."""
 
     quant: str | None
     names: tuple[str, ...]
@@ -36,12 +36,12 @@ class FileSet:
 
 
 def is_repository(text: str) -> bool:
-    """True if `text` is a well-formed `organisation/repository`."""
+    """True if `text` is a valid repository name, `organisation/repository`."""
     return bool(_REPOSITORY.fullmatch(text)) and "--" not in text and ".." not in text
 
 
 def is_safe(name: str) -> bool:
-    """True if an untrusted name, joined to a folder, stays inside it."""
+    """True if an untrusted name stays inside a folder when joined to it."""
     try:
         segments = name.encode().split(b"/")
     except UnicodeEncodeError:
@@ -55,12 +55,12 @@ def is_safe(name: str) -> bool:
 
 
 def normal_quant(text: str) -> str | None:
-    """Normalise a quantisation ("q4_k_m" -> "Q4_K_M"); None if it cannot be one."""
+    """Normalise the name of a quantisation ("q4_k_m" -> "Q4_K_M"); None if malformed."""
     return text.upper() if _ASKED.fullmatch(text) else None
 
 
 def quant_of(name: str) -> str | None:
-    """Return the quantisation at the end of a file's name, or else of its folder."""
+    """Return the quantisation named at the end of a file name, or else by its folder."""
     *folders, last = _PART.sub(".gguf", name).split("/")
     found = _LABEL.search(last.removesuffix(".gguf").removesuffix(".GGUF"))
     if found:
@@ -71,7 +71,7 @@ def quant_of(name: str) -> str | None:
 
 
 def parts(first: str) -> tuple[str, ...]:
-    """Return the names of all parts, given the first; only `first` if the model is not split."""
+    """Return the names of all parts of a model, given the name of the first part."""
     found = _PART.search(first)
     if not found:
         return (first,)
@@ -80,7 +80,7 @@ def parts(first: str) -> tuple[str, ...]:
 
 
 def file_sets(names: Iterable[str]) -> tuple[FileSet, ...]:
-    """Group GGUF names into models. Skips vision projectors and importance matrices."""
+    """Group GGUF file names by model. Skips vision projectors and importance matrices."""
     groups: dict[tuple[str, int], dict[int, str]] = {}
     for name in sorted(names):
         if not name.lower().endswith(".gguf") or _NOT_A_MODEL.search(name.rsplit("/", 1)[-1][:-5]):
@@ -93,7 +93,7 @@ def file_sets(names: Iterable[str]) -> tuple[FileSet, ...]:
         FileSet(
             quant=quant_of(next(iter(members.values()))),
             names=tuple(members[i] for i in sorted(members)),
-            # Capped: a name may claim 99,999 parts.
+            # Capped, because a name can claim up to 99,999 parts.
             missing=tuple(i for i in range(1, min(count, 1000) + 1) if i not in members),
         )
         for (_, count), members in groups.items()
@@ -108,10 +108,10 @@ def select(
     file: str | None = None,
     known: tuple[str, ...] = (),
 ) -> FileSet:
-    """Choose one model in a repository.
+    """Select one model in a repository.
 
-    In order of preference: `file`, the catalog's `known` names, the quantisation. By default:
-    Q4_K_M, else the only model. Raises ModelNotFound listing the choices.
+    Selects by `file` if given, or else by the catalog's `known` names, or else by `quant`. Without
+    `quant`, selects Q4_K_M or the only model. Raises ModelNotFound, listing the choices.
     """
     sets = file_sets(names)
     if file is not None:
@@ -120,16 +120,18 @@ def select(
         found = [s for s in sets if set(known) & set(s.names)] or _labelled(sets, quant)
     if not found:
         if not sets:
-            raise ModelNotFound(f"{where} has no GGUF file")
+            raise ModelNotFound(f"no GGUF files in {where}")
         wanted = file or (f"{quant} file" if quant else "default GGUF model")
         available = ", ".join(sorted({s.quant or s.names[0] for s in sets}))
         raise ModelNotFound(f"no {wanted} in {where}; available: {available}")
     if len(found) > 1 and not set(known) & set(found[0].names):
         listed = ", ".join(s.names[0] for s in found)
-        raise ModelNotFound(f"{where} has several {found[0].quant} models; name one of: {listed}")
+        raise ModelNotFound(
+            f"{where} has several {found[0].quant} models; specify one of: {listed}"
+        )
     if found[0].missing:
         absent = ", ".join(str(i) for i in found[0].missing[:5])
-        raise ModelNotFound(f"{where}: {found[0].names[0]}: part {absent} is missing")
+        raise ModelNotFound(f"{where}: {found[0].names[0]}: missing parts: {absent}")
     return found[0]
 
 

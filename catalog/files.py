@@ -1,4 +1,4 @@
-"""Small files on disk: atomic writes and checked JSON. The catalog and the CLI share them."""
+"""Atomic writes and validated JSON for small files, shared by the catalog and the CLI."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 MAX_JSON_BYTES = 2**20
-TEMPORARY_NAME = ".{}.{}.tmp"  # the file's name, 8 hex digits
+TEMPORARY_NAME = ".{}.{}.tmp"  # the file name, then 8 hex digits
 
 _T = TypeVar("_T")
 
@@ -21,9 +21,9 @@ _T = TypeVar("_T")
 def write_atomically(
     path: Path, data: bytes | str, *, mode: int = 0o666, sync: bool = False
 ) -> None:
-    """Replace a file in one step, creating its folder. Raises OSError.
+    """Replace a file atomically, creating its folder if needed. Raises OSError.
 
-    mode: permissions of the new file, less the umask. sync: fsync before the replacement.
+    mode: the new file's permissions, before the umask. sync: fsync before replacing the old file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open_atomically(path, mode=mode, sync=sync) as file:
@@ -48,7 +48,10 @@ def open_atomically(path: Path, *, mode: int = 0o666, sync: bool = False) -> Ite
 def read_json(
     path: Path, kind: type[_T], format: int | None = None, max_bytes: int = MAX_JSON_BYTES
 ) -> _T | None:
-    """Read a JSON file as `parse_json` does; None also if it is missing, unreadable or too long."""
+    """Read a JSON file and parse it with `parse_json`.
+
+    Also returns None if the file is missing, unreadable or too large.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(max_bytes + 1)
@@ -60,8 +63,9 @@ def read_json(
 def parse_json(text: bytes | str, kind: type[_T], format: int | None = None) -> _T | None:
     """Parse JSON into `kind`: a plain type, or a dataclass whose fields have plain types.
 
-    Returns None if the text is not JSON or a value has the wrong type. Extra keys are ignored. A
-    dataclass may raise ValueError in `__post_init__`. format: the value of the key "format".
+    Returns None if the text is not valid JSON, a key is missing, a value has the wrong type, or a
+    dataclass raises ValueError in `__post_init__`. Ignores extra keys.
+    format: the required value of the "format" key.
     """
     try:
         value = json.loads(text)

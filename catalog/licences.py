@@ -1,4 +1,4 @@
-"""Which licences are open, and which others the user has accepted (`<home>/licences.json`)."""
+"""Open licences, and the licences that the user has accepted (`<home>/licences.json`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from catalog.files import read_json, write_atomically
 
 FORMAT = 1
 FILE = "licences.json"
-# Prefixes of licences that restrict who may use the weights, or for what.
+# Licences with these prefixes restrict who may use the weights, or for what purpose.
 NOT_OPEN = ("llama", "gemma", "lfm", "deepseek", "qwen", "tongyi")
 
 
@@ -23,12 +23,15 @@ class _Agreements:
 
 
 def is_open(licence: str) -> bool:
-    """True if a licence needs no agreement; also true if it is unstated or unknown."""
+    """True if the user need not accept a licence. Also true for an unstated or unknown licence."""
     return not licence.lower().startswith(NOT_OPEN)
 
 
 def stated(metadata: Mapping[str, Any]) -> str | None:
-    """Return the licence in a GGUF header: the common identifier, or the name of a custom one."""
+    """Return the licence stated in a GGUF header, or None.
+
+    It is a standard identifier or the name of a custom licence.
+    """
     common, own = metadata.get("general.license"), metadata.get("general.license.name")
     for name in (common if common != "other" else own, own, common):
         if isinstance(name, str) and name:
@@ -37,13 +40,13 @@ def stated(metadata: Mapping[str, Any]) -> str | None:
 
 
 def agreed(home: Path) -> dict[str, str]:
-    """Return accepted licences with dates; none if the file is damaged."""
+    """Return the accepted licences with their dates. Empty if the file is missing or damaged."""
     found = read_json(home / FILE, _Agreements, FORMAT)
     return found.agreed if found else {}
 
 
 def agree(home: Path, licence: str) -> None:
-    """Record that the user accepted a licence today. Raises OSError."""
+    """Record that the user accepted a licence today. Raises OSError if writing fails."""
     names = agreed(home) | {licence: datetime.date.today().isoformat()}
     text = json.dumps({"format": FORMAT, "agreed": names}, indent=1) + "\n"
     write_atomically(home / FILE, text)

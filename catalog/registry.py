@@ -1,7 +1,8 @@
-"""The catalog of known models: its types, and the reader that checks `models.toml`.
+"""The catalog of known models: its types, and the parser for `models.toml`.
 
-Every number comes from the publisher or from a file. An unverified fact is absent, read as None. A
-parameter count is as precise as published: "30.5B" is 30,500,000,000.
+Every number comes from the publisher or from a model file. Unverified facts are left out of
+`models.toml` and read as None. Parameter counts are as precise as the published figure: "30.5B"
+becomes 30,500,000,000.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Annotated, Any, get_type_hints
 from catalog.errors import CatalogError
 from catalog.file_names import is_repository, is_safe, normal_quant, parts, quant_of
 
-# Values of `status`, from the most to the least proven.
+# Values of `status`, from most to least thoroughly verified.
 ANSWER_VERIFIED = "answer verified"
 ARCHITECTURE_IMPLEMENTED = "architecture implemented"
 NOT_YET = "not yet"
@@ -26,7 +27,7 @@ LICENCES = (
     *("gemma", "lfm1.0", "deepseek", "qwen"),
 )
 SIZE_UNITS = {"size_bytes": 1, "size_mib": 2**20, "size_gib": 2**30, "size_gb": 10**9}
-Check = Callable[[Any], object]  # true if a TOML value is valid
+Check = Callable[[Any], object]  # returns a true value if a TOML value is valid
 
 
 def _of(kind: type, test: Check = lambda v: True) -> Check:
@@ -59,7 +60,7 @@ _KV = _each(lambda v: _each(_whole(1, 2**24), least=2)(v) and len(v) <= 3)
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """The publisher's recommended settings; None if unstated. `temperature` 0 is greedy."""
+    """The publisher's recommended settings; None if not stated. `temperature` 0 means greedy."""
 
     temperature: Annotated[float | None, _real(0, 2)] = None
     top_p: Annotated[float | None, _real(0.01, 1)] = None
@@ -73,8 +74,8 @@ class Sampling:
 class CatalogFile:
     """One quantisation of a model on the Hub.
 
-    names: current and former names of the first part, the current one first; empty if unknown.
-    size_bytes: the total of all parts; rounded if `approximate`.
+    names: current and former file names of the first part, current name first; empty if unknown.
+    size_bytes: the total size of all parts; rounded if `approximate`.
     """
 
     quant: str
@@ -90,7 +91,7 @@ class CatalogFile:
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A model file inside a wheel on the Python package index."""
+    """A model file published in a wheel on PyPI."""
 
     model_id: str
     quant: str
@@ -107,11 +108,13 @@ class Package:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A model of the catalog.
+    """A model in the catalog.
 
-    hybrid: a reasoning model with optional thinking; `sampling` applies with thinking,
-    `sampling_no_think` without. kv: (layers, values per token, window or 0) for each kind of layer
-    with a KV cache; empty if unknown. state_values: float32 values of all recurrent layers.
+    hybrid: True for a reasoning model whose thinking can be turned off. `sampling` applies with
+    thinking, `sampling_no_think` without thinking.
+    kv: (layers, values per token, window or 0) for each kind of layer with a KV cache; empty if
+    unknown.
+    state_values: the number of float32 values in the state of all recurrent layers.
     """
 
     id: Annotated[str, _text(r"[a-z0-9]+(?:[.-][a-z0-9.]+)*")]
@@ -142,20 +145,21 @@ class Entry:
 
     @property
     def moe(self) -> bool:
-        """True if each token uses only some of the weights."""
+        """True for an MoE model: each token uses only some of the weights."""
         return self.experts is not None or self.active_parameters != self.total_parameters
 
     def file(self, quant: str | None = None) -> CatalogFile | None:
-        """Return the file of a quantisation (None: the default one)."""
+        """Return the file with a quantisation. None means the default quantisation."""
         return next((f for f in self.files if f.quant == (quant or self.default_quant)), None)
 
 
 def status(entry: Entry, architectures: Collection[str]) -> str:
-    """Return how well support for a model is proven.
+    """Return the support status of a model.
 
-    architectures: those the engine implements. "answer verified": the default file's answer equals
-    the reference token for token. "architecture implemented": tested on small models, not with this
-    model's own file. "not yet": the engine lacks the architecture.
+    architectures: the architectures that the engine implements.
+    "answer verified": the default file's answer matches the reference token for token.
+    "architecture implemented": tested on small models, but not with this model's own file.
+    "not yet": the engine does not implement the architecture.
     """
     if entry.architecture not in architectures:
         return NOT_YET
@@ -164,7 +168,7 @@ def status(entry: Entry, architectures: Collection[str]) -> str:
 
 @cache
 def entries() -> dict[str, Entry]:
-    """Return all entries of `models.toml` by id."""
+    """Return all entries in `models.toml` by id."""
     import tomllib
 
     text = Path(__file__).with_name("models.toml").read_text(encoding="utf-8")
@@ -172,25 +176,25 @@ def entries() -> dict[str, Entry]:
 
 
 def starter_entry() -> Entry:
-    """Return the model that `run` uses by default."""
+    """Return the starter model, which `conifer run` uses by default."""
     return next(entry for entry in entries().values() if entry.starter)
 
 
 def load(tables: Mapping[str, Any]) -> dict[str, Entry]:
-    """Check parsed TOML and return entries by id. Raises CatalogError naming entry and key."""
+    """Validate parsed TOML and return entries by id. Raises CatalogError naming entry and key."""
     tags = tables.get("sources", {})
     loaded: dict[str, Entry] = {}
     for number, table in enumerate(tables.get("model", ()), start=1):
         entry = _Reader(table, f"model {number}").entry(tags)
         if entry.id in loaded:
-            raise CatalogError(f"models.toml: {entry.id}: id appears twice")
+            raise CatalogError(f"models.toml: {entry.id}: duplicate id")
         loaded[entry.id] = entry
     if sum(entry.starter for entry in loaded.values()) != 1:
-        raise CatalogError("models.toml: exactly one model must be the starter")
+        raise CatalogError("models.toml: exactly one model must set starter = true")
     return loaded
 
 
-# The keys of a file, which has one of several size units.
+# The valid keys in a `files` table. At most one size key may be present.
 _FILE_KEYS: dict[str, Check] = {
     "quant": _QUANT,
     "repository": _REPOSITORY,
@@ -209,7 +213,7 @@ def _keys(kind: type) -> dict[str, Check]:
 
 
 class _Reader:
-    """One model table, and its name in error messages."""
+    """A parser for one model table. `where` identifies the table in error messages."""
 
     def __init__(self, table: dict[str, Any], where: str) -> None:
         self.table = table
@@ -223,9 +227,9 @@ class _Reader:
     ) -> None:
         for key, value in table.items():
             if key not in keys:
-                raise self.fail(prefix + key, "no such key")
+                raise self.fail(prefix + key, "unknown key")
             if not keys[key](value):
-                raise self.fail(prefix + key, f"{value!r} is not valid")
+                raise self.fail(prefix + key, f"invalid value {value!r}")
         for key in required:
             if key not in table:
                 raise self.fail(prefix + key, "missing")
@@ -265,7 +269,7 @@ class _Reader:
         names = tuple(table.get("names", ()))
         for name in names:
             if quant_of(name) != table["quant"]:
-                raise self.fail(prefix + "names", f"{name} does not name {table['quant']}")
+                raise self.fail(prefix + "names", f"{name} is not a {table['quant']} file name")
         return CatalogFile(
             quant=table["quant"],
             repository=table.get("repository", self.table.get("repository")),
@@ -290,5 +294,5 @@ class _Reader:
         }
         for key, wrong in problems.items():
             if wrong:
-                raise self.fail(key, "contradicts the rest of the entry")
+                raise self.fail(key, "inconsistent with the rest of the entry")
         return entry

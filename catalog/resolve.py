@@ -1,8 +1,8 @@
-"""Resolve a model name from the command line to a model, a file and a repository.
+"""Resolve a model name from the command line to a model, file and repository.
 
-In this order: a pasted link or `hf:` name; a path, if it contains a separator, starts with `.` or
-`~`, or ends in `.gguf`; else a catalog id, with an optional `:QUANT` or `@QUANT`. Only paths touch
-the disk, and nothing touches the network.
+A link to the Hub or an `hf:` name is recognised first. A name is a path if it contains a separator,
+starts with `.` or `~`, or ends in `.gguf`. Any other name is a catalog id with an optional `:QUANT`
+or `@QUANT`. Only paths are looked up on disk, and nothing uses the network.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LINK = re.compile(
     r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^?#]*)(?:[?#].*)?",
     re.IGNORECASE | re.DOTALL,
 )
-MIN_SHARED = 3  # the fewest characters that can match an id
+MIN_SHARED = 3  # the minimum length for a partial match with an id
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 
 
@@ -31,7 +31,7 @@ _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 class Reference:
     """A resolved name. `kind` is "path", "catalog" or "hub"; unspecified fields are None.
 
-    The `repository` of a catalog reference is the one with the wanted quantisation.
+    In a catalog reference, `repository` is the one that contains the requested quantisation.
     """
 
     kind: str
@@ -44,7 +44,7 @@ class Reference:
 
     @property
     def wanted_quant(self) -> str | None:
-        """The requested quantisation, else the entry's default, else None."""
+        """The requested quantisation, or the entry's default, or None."""
         return self.quant or (self.entry.default_quant if self.entry else None)
 
     @property
@@ -53,12 +53,12 @@ class Reference:
 
     @property
     def package(self) -> Package | None:
-        """The wheel with the wanted file, if it comes from the package index."""
+        """The PyPI package that contains the requested file, or None."""
         package = self.entry.package if self.entry else None
         return package if package and package.quant == self.wanted_quant else None
 
     def select(self, names: Iterable[str]) -> FileSet:
-        """Choose this model among file names of its repository. Raises ModelNotFound."""
+        """Select this model's files from the repository's file names. Raises ModelNotFound."""
         return select(
             names,
             self.repository or "",
@@ -69,7 +69,10 @@ class Reference:
 
 
 def resolve(text: str) -> Reference:
-    """Resolve a name. Raises ModelNotFound for a missing path, UnknownModel for an unknown name."""
+    """Resolve a name.
+
+    Raises ModelNotFound if a path does not exist, or UnknownModel if a name is unknown.
+    """
     if found := _LINK.fullmatch(text):
         return _link(found[1], text)
     if found := _HUB_NAME.fullmatch(text):
@@ -85,9 +88,9 @@ def _path(text: str) -> Reference:
         if path.is_file():
             return Reference("path", path=path)
         is_folder = path.is_dir()
-    except (OSError, ValueError, RuntimeError) as error:  # too long, NUL, no such user
+    except (OSError, ValueError, RuntimeError) as error:  # name too long, NUL byte, unknown user
         raise ModelNotFound(f"{text!r} is not a valid path: {error}") from error
-    raise ModelNotFound(f"{text!r} is a folder" if is_folder else f"no file at {text!r}")
+    raise ModelNotFound(f"{text!r} is a folder" if is_folder else f"no such file: {text!r}")
 
 
 def _catalog_name(text: str) -> Reference:
@@ -110,7 +113,7 @@ def _closest(name: str) -> str | None:
 
 
 def _bare(name: str) -> str:
-    """Drop punctuation, so that "llama-3.1" and "llama3.1" are equal."""
+    """Drop punctuation, so that "llama-3.1" and "llama3.1" compare equal."""
     return re.sub(r"[\W_]", "", name)
 
 
@@ -122,7 +125,7 @@ def _hub_name(rest: str, text: str) -> Reference:
 
 
 def _link(rest: str, text: str) -> Reference:
-    """Parse a page's path: `org/repo`, `org/repo/tree/REV`, `org/repo/blob|resolve/REV/file`."""
+    """Parse a URL path: `org/repo`, `org/repo/tree/REV`, `org/repo/blob|resolve/REV/file`."""
     segments = [unquote(segment) for segment in rest.rstrip("/").split("/")]
     segments[-1], _, asked = segments[-1].partition(":")
     revision = None

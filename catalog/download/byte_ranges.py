@@ -1,4 +1,4 @@
-"""Lists of byte ranges [start, end): sorted, disjoint, never adjacent."""
+"""Sorted lists of byte ranges [start, end), which never overlap or touch."""
 
 from __future__ import annotations
 
@@ -33,31 +33,31 @@ def missing(ranges: Sequence[ByteRange], start: int, end: int) -> list[ByteRange
 
 
 def merge(ranges: Sequence[ByteRange]) -> list[ByteRange]:
-    """Sort and merge any ranges. Raises ValueError for an invalid one."""
+    """Sort and merge byte ranges. Raises ValueError if a range is invalid."""
     merged: list[ByteRange] = []
     for first, last in ranges:
         if not 0 <= first < last:
-            raise ValueError(f"{first}-{last} is not a byte range")
+            raise ValueError(f"invalid byte range {first}-{last}")
         merged = add(merged, first, last)
     return merged
 
 
 def without(ranges: Sequence[ByteRange], others: Sequence[ByteRange]) -> list[ByteRange]:
-    """Return the ranges minus all others."""
+    """Return the bytes in `ranges` that are not in `others`."""
     taken = merge(others)
     return [gap for first, last in ranges for gap in missing(taken, first, last)]
 
 
 def clip(ranges: Sequence[ByteRange], end: int) -> list[ByteRange]:
-    """Return the ranges cut off at `end`."""
+    """Return the ranges, clipped at `end`."""
     return [(first, min(last, end)) for first, last in ranges if first < end]
 
 
 def count(ranges: Sequence[ByteRange]) -> int:
-    """Return the total number of bytes."""
+    """Return the total number of bytes in the ranges."""
     return sum(last - first for first, last in ranges)
 
 
 def prefix(ranges: Sequence[ByteRange]) -> int:
-    """Return the number of contiguous bytes from 0."""
+    """Return the number of contiguous bytes starting at 0."""
     return ranges[0][1] if ranges and ranges[0][0] == 0 else 0

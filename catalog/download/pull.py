@@ -1,8 +1,9 @@
-"""Download files from the Hub into the cache: resumable, and verified before they are published.
+"""Download files from the Hub into the cache. Downloads resume, and are verified before use.
 
-Bytes go to a partial file that only this process writes. If the SHA-256 matches the Hub's, a rename
-makes it a blob, and only then does a snapshot link to it. An abandoned partial file is adopted by
-renaming it; only one process can win. The lock, shared with huggingface_hub, only saves bandwidth.
+Bytes are written to a partial file that belongs to this process. If its SHA-256 matches the Hub's,
+it is renamed to a blob. Only then is it linked from a snapshot. A process takes over an abandoned
+partial file by renaming it, so only one process can succeed. huggingface_hub's lock is held only to
+save bandwidth.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from catalog.store.store import Store
 
 NO_CALLBACKS, DEFAULT_RETRY = Callbacks(), RetryPolicy()
 LOCK_POLL_S = 0.2
-LOCK_IDLE_S = 600.0  # ignore a lock whose holder makes no progress for this long
+LOCK_IDLE_S = 600.0  # ignore a lock if its holder makes no progress for this long
 
 
 def pull(
@@ -35,11 +36,11 @@ def pull(
     callbacks: Callbacks = NO_CALLBACKS,
     retry: RetryPolicy = DEFAULT_RETRY,
 ) -> list[Path]:
-    """Download missing files one after the other, and return the paths of all in order.
+    """Download missing files one at a time. Returns the paths of all files in order.
 
     Does not check disk space; see `require_room`. Raises HubUnreachable after too many failures,
-    VerificationError (nothing is published) for wrong bytes, StoreError. Partial files are kept,
-    and the next call resumes them.
+    StoreError if writing fails, or VerificationError if a SHA-256 does not match, in which case
+    that file is not published. Partial files are kept after other errors, for the next call.
     """
     total = sum(file.size_bytes for file in files)
     done = 0
@@ -54,21 +55,21 @@ def pull(
             _link(file, store)
         done += file.size_bytes
         callbacks.on_progress(done, total)
-    with suppress(OSError):  # a read-only cache is fine if it has the files
+    with suppress(OSError):  # a read-only cache works if it contains the files
         for file in files:
             _write_ref(file, store)
     return [store.hub.snapshot_link(file) for file in files]
 
 
 def require_room(files: Sequence[RemoteFile], store: Store) -> None:
-    """Raise NoSpace unless the remaining download leaves 1 GiB free."""
+    """Raise NoSpace unless the rest of the download leaves 1 GiB free."""
     with disk_failures(store.hub_cache):
         if need_bytes := missing_bytes(files, store):
             require_space(store.hub_cache, need_bytes)
 
 
 def missing_bytes(files: Sequence[RemoteFile], store: Store) -> int:
-    """Return the number of bytes left to download, less partial files."""
+    """Return the number of bytes left to download, excluding bytes in partial files."""
     need = 0
     for file in files:
         if not is_here(file, store):
@@ -112,13 +113,13 @@ def _fetch(
 
 
 def _kept_bytes(blob: Path, *patterns: str) -> int:
-    """Return the size of the largest partial file of a blob."""
+    """Return the size of the largest partial file for a blob."""
     paths = (path for pattern in patterns for path in blob.parent.glob(f"{blob.name}.{pattern}"))
     return max(map(part_file.allocated_bytes, paths), default=0)
 
 
 def _link(file: RemoteFile, store: Store) -> None:
-    """Link the snapshot's name to the blob. Without symlinks, move the blob there."""
+    """Link the snapshot's file to the blob, or move the blob if symlinks are unsupported."""
     link, blob = store.hub.snapshot_link(file), store.hub.blob_path(file)
     if link.exists() and link.stat().st_size == file.size_bytes:
         return
@@ -133,7 +134,7 @@ def _link(file: RemoteFile, store: Store) -> None:
 
 
 def _write_ref(file: RemoteFile, store: Store) -> None:
-    """Record the commit of the branch, as huggingface_hub does."""
+    """Write the branch's commit to its ref file, as huggingface_hub does."""
     ref = store.hub.ref_path(file)
     if file.revision == file.commit or (ref.exists() and ref.read_text() == file.commit):
         return
@@ -142,7 +143,7 @@ def _write_ref(file: RemoteFile, store: Store) -> None:
 
 @contextmanager
 def _lock(store: Store, file: RemoteFile, callbacks: Callbacks) -> Iterator[None]:
-    """Hold huggingface_hub's lock for this blob; proceed without it if locking fails."""
+    """Hold huggingface_hub's lock for this blob. If locking fails, proceed without it."""
     folder = store.hub_cache / ".locks" / store.hub.repository_folder(file.repository).name
     handle = -1
     try:

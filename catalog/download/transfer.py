@@ -1,8 +1,8 @@
-"""Download the missing bytes of one file in parallel byte ranges, and hash them on the way.
+"""Download the missing bytes of one file in parallel byte ranges, hashing them along the way.
 
-The first request runs alone; more join it unless it saturates this machine. After a failure one
-stream retries, with exponential backoff or the delay the server sent. Streams and the hash run in
-threads; the calling thread reports progress.
+The first request runs alone. More requests join it unless it is already fast enough to saturate
+this machine. After a failure, a single stream retries, with exponential backoff or the delay that
+the server sent. Downloading and hashing run in threads; the calling thread reports progress.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from catalog.hub.client import Hub, RangeResponse, RemoteFile, TransientError
 
 MAGIC = b"GGUF"
 STREAMS = 4
-MOST_BYTES = 64 * 2**20  # per request, so that the hash reads from the page cache
+MOST_BYTES = 64 * 2**20  # per request, so that hashing reads from the page cache
 LEAST_BYTES = 4 * 2**20  # requests shrink near the end, so that streams finish together
-PROGRESS_BYTES = 2**20  # resets the failure count
-RATE_BYTES = 8 * 2**20  # the rate is measured over this much
-FAST_BYTES_PER_S = 150e6  # above this rate more streams only wait for the GIL
-SYNC_EVERY_BYTES = 256 * 2**20  # the most that a power cut can lose
+PROGRESS_BYTES = 2**20  # this much progress resets the failure count
+RATE_BYTES = 8 * 2**20  # measure the rate over this many bytes
+FAST_BYTES_PER_S = 150e6  # above this rate, more streams would only wait for the GIL
+SYNC_EVERY_BYTES = 256 * 2**20  # at most this much is lost in a power cut
 HASH_BYTES = 2**20
 MAX_WAIT_S = 300.0
 PROGRESS_EVERY_S = 0.1
-CHECKING_S = 1.0  # report a hash that lags behind the download by this much
+CHECKING_S = 1.0  # report hashing if it takes this much longer than the download
 END_S = 2.0  # how long to wait for stopped threads
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Give up after `retries` failures in a row; wait `wait_s`, then twice that, and so on."""
+    """Retry at most `retries` times in a row. The delay starts at `wait_s` and doubles."""
 
     retries: int = 5
     wait_s: float = 1.0
@@ -49,12 +49,12 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Callbacks:
-    """Functions that run in the calling thread.
+    """Progress callbacks. All of them run in the calling thread.
 
-    on_progress: (bytes done, total bytes) of all files.
-    on_wait: another process is downloading this file.
-    on_retry: (reason, seconds until the next attempt).
-    on_hash: the download is complete, but its hash is not.
+    on_progress: receives (bytes done, total bytes), summed over all files.
+    on_wait: called once if another process is already downloading the file.
+    on_retry: receives (reason, seconds until the next attempt).
+    on_hash: called if hashing continues after the download is complete.
     """
 
     on_progress: Callable[[int, int], None] = lambda done, total: None
@@ -66,9 +66,9 @@ class Callbacks:
 def download(
     hub: Hub, file: RemoteFile, partial: PartFile, callbacks: Callbacks, retry: RetryPolicy
 ) -> str:
-    """Download the missing bytes of a partial file; return the SHA-256 of the whole as hex.
+    """Download the missing bytes of a partial file. Returns the whole file's SHA-256 in hex.
 
-    Raises NotAModel if it is not GGUF, TransientError after too many failures, OSError.
+    Raises NotAModel if the file is not GGUF, TransientError after too many failures, or OSError.
     """
     partial.write(0, hub.head(file), partial.version)
     callbacks.on_progress(partial.size_bytes, file.size_bytes)
@@ -76,7 +76,7 @@ def download(
     pool = ThreadPoolExecutor(STREAMS + 1, thread_name_prefix="transfer")
     threads: list[Future[Any]] = []
     complete_since, reported = 0.0, False
-    try:  # a signal may come as soon as the first thread runs
+    try:  # a signal may arrive as soon as the first thread starts
         threads.append(digest := pool.submit(_hash, file, partial))
         for _ in range(STREAMS):
             threads.append(pool.submit(_stream, hub, file, partial, scheduler))
@@ -97,7 +97,7 @@ def download(
     finally:
         scheduler.stop()
         if not all(thread.done() for thread in threads):
-            partial.close()  # drop the bytes of threads that do not stop
+            partial.close()  # ignore later writes from threads that have not stopped
         pool.shutdown(wait=False, cancel_futures=True)
         wait(threads, END_S)
 
@@ -151,19 +151,19 @@ def _receive(
     at = response.start
     for chunk in response.chunks:
         if at + len(chunk) > response.end:
-            raise TransientError(f"{file.name}: the server sent too many bytes")
+            raise TransientError(f"{file.name}: the server sent more bytes than requested")
         if version is None or not partial.write(at, chunk, version):
             return
         at += len(chunk)
         scheduler.progressed()
-        if partial.size_bytes == file.size_bytes:  # a whole-file response continues
+        if partial.size_bytes == file.size_bytes:  # a response with the whole file goes on
             return
     if at < response.end:
         raise TransientError(f"{file.name}: the connection closed early")
 
 
 class RangeScheduler:
-    """Decide which stream downloads which range, and when. Thread-safe."""
+    """A thread-safe scheduler that assigns byte ranges to streams."""
 
     def __init__(self, partial: PartFile, retry: RetryPolicy) -> None:
         self.failures: deque[tuple[str, float]] = deque()
@@ -171,16 +171,18 @@ class RangeScheduler:
         self._changed = threading.Condition()
         self._taken: dict[byte_ranges.ByteRange, float] = {}  # range -> start time
         self._responses: list[RangeResponse] = []
-        self._all: byte_ranges.ByteRange | None = None  # the range whose stream gets the whole file
-        self._streams = 1  # the allowed number
+        self._all: byte_ranges.ByteRange | None = (
+            None  # this range's stream receives the whole file
+        )
+        self._streams = 1  # the maximum number of active streams
         self._failures, self._failed_at, self._wait_until = 0, 0.0, 0.0
-        self._mark_bytes = partial.size_bytes  # progress is counted from here
+        self._mark_bytes = partial.size_bytes  # progress is measured from here
         self._rate_from = (partial.size_bytes, time.monotonic())
-        self._measured = False  # since the start, or the last failure
+        self._measured = False  # False again after a failure
         self._stopped = False
 
     def take(self) -> byte_ranges.ByteRange | None:
-        """Wait for a range to download; None if none is left."""
+        """Wait for a range and return it. Returns None if no range is left."""
         with self._changed:
             while not self._stopped:
                 missing = self._partial.missing()
@@ -207,18 +209,21 @@ class RangeScheduler:
             self._changed.notify_all()
 
     def may_take_all(self, span: byte_ranges.ByteRange) -> bool:
-        """Let one stream receive the whole file from a server without ranges; False for others."""
+        """True if this range's stream may receive the whole file, when the server ignores ranges.
+
+        Only one stream at a time may do so.
+        """
         with self._changed:
             self._all = self._all or span
             return self._all == span
 
     def progressed(self) -> None:
-        """Record progress: reset the failure count and adapt the number of streams."""
+        """Record progress: reset the failure count and adjust the number of streams."""
         size_bytes = self._partial.size_bytes
         if self._mark_bytes <= size_bytes < self._mark_bytes + PROGRESS_BYTES:
             return
         with self._changed:
-            if size_bytes > self._mark_bytes:  # unless the file was dropped
+            if size_bytes > self._mark_bytes:  # false if all bytes were discarded
                 self._failures = 0
                 self._adapt(size_bytes)
             self._mark_bytes = size_bytes
@@ -234,11 +239,11 @@ class RangeScheduler:
         self._changed.notify_all()
 
     def failed(self, span: byte_ranges.ByteRange, error: TransientError) -> None:
-        """Schedule a retry. Raises the error after too many failures."""
+        """Schedule a retry. Raises `error` after too many failures."""
         with self._changed:
             if self._stopped:
                 return
-            if self._taken[span] >= self._failed_at:  # else it belongs to the previous failure
+            if self._taken[span] >= self._failed_at:  # otherwise it is part of the previous failure
                 self._failures += 1
             self._streams, self._measured, self._failed_at = 1, False, time.monotonic()
             if self._failures > self._retry.retries:
@@ -251,7 +256,7 @@ class RangeScheduler:
 
     @contextmanager
     def watching(self, response: RangeResponse) -> Iterator[None]:
-        """Abort a response when the scheduler stops."""
+        """Abort the response if the scheduler stops during the block."""
         with self._changed:
             self._responses.append(response)
             if not self._measured:

@@ -1,5 +1,5 @@
-"""The Hugging Face Hub: file listings, header bytes, byte ranges.
+"""The Hugging Face Hub: file listings, GGUF headers and byte ranges.
 
-`client` is the only importer of huggingface_hub. `header_cache` stores GGUF headers by ETag, so
-that `fit` also works offline. `paths` names the folders of the cache layout.
+`client` is the only module that imports huggingface_hub. `header_cache` caches GGUF headers by
+ETag, so that `conifer fit` also works offline. `paths` defines the folder names in the cache.
 """

@@ -1,8 +1,9 @@
-"""A client of the Hugging Face Hub: listings, header bytes, and byte ranges of a file.
+"""A client for the Hugging Face Hub: file listings, GGUF headers and byte ranges.
 
-The only importer of huggingface_hub, for its session and settings. Unusable ones raise BadSetting.
-Request headers are ours, so that no telemetry is sent. The token goes only to the endpoint, and
-redirects from https to http are refused. Nothing here writes to disk.
+This is the only module that imports huggingface_hub. It uses that library's session and settings,
+and raises BadSetting if they are invalid. It sends its own request headers, so no telemetry is
+sent. The token is sent only to the endpoint, and redirects from https to http are refused. Nothing
+here writes to disk.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
     import httpx2
 
 CONNECT_TIMEOUT_S = 10.0
-STALL_TIMEOUT_S = 30.0  # without a byte
+STALL_TIMEOUT_S = 30.0  # the longest wait for the next byte
 MAX_REDIRECTS = 5
-PROBE_BYTES = 4 * 2**20  # the speed is measured over this much
+PROBE_BYTES = 4 * 2**20  # measure the speed over this many bytes
 FAST_BYTES_PER_S = 40e6
 READ_BYTES = 2**20
 MAX_LISTING_BYTES = 64 * 2**20
@@ -41,7 +42,7 @@ _RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class TransientError(HubUnreachable):
-    """A failure that a retry may cure. `retry_after_s`: the delay that the server sent, or None."""
+    """A failure that a retry may fix. `retry_after_s` is the delay the server sent, or None."""
 
     def __init__(self, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -50,7 +51,7 @@ class TransientError(HubUnreachable):
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file of a repository at one commit. `revision` is the requested branch or tag."""
+    """A file in a repository at one commit. `revision` is the requested branch or tag."""
 
     repository: str
     name: str
@@ -63,10 +64,10 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True)
 class RangeResponse:
-    """The bytes [start, end) of a file, streamed.
+    """A streamed response with the bytes [start, end) of a file.
 
-    whole: the server ignored the range and sends the file from its start.
-    abort: closes the connection, from any thread.
+    whole: True if the server ignored the range and sends the whole file.
+    abort: a function that closes the connection; any thread may call it.
     """
 
     start: int
@@ -83,7 +84,7 @@ def cache_folder() -> Path:
 
 
 class Hub:
-    """A Hub; by default with the endpoint and token of huggingface_hub's settings."""
+    """A client for one Hub. Endpoint and token default to huggingface_hub's settings."""
 
     def __init__(
         self, endpoint: str | None = None, token: str | None = None, offline: bool = False
@@ -97,12 +98,12 @@ class Hub:
         self._listings: dict[tuple[str, str | None], tuple[RemoteFile, ...]] = {}
 
     def files(self, repository: str, revision: str | None = None) -> tuple[RemoteFile, ...]:
-        """List a repository's files with sizes and LFS hashes. Each revision is requested once.
+        """List a repository's files with sizes and LFS hashes. Each revision is fetched once.
 
         Raises ModelNotFound, AccessDenied or HubUnreachable.
         """
         if not is_repository(repository):
-            raise ModelNotFound(f"{repository!r} is not a repository name")
+            raise ModelNotFound(f"{repository!r} is not a valid repository name")
         key = (repository, revision)
         if key not in self._listings:
             self._listings[key] = self._listed(repository, revision)
@@ -120,21 +121,21 @@ class Hub:
         return tuple(file for file in found if file is not None)
 
     def find(self, reference: Reference) -> tuple[RemoteFile, ...]:
-        """Return the files of the model that a reference selects, all parts in order."""
+        """Return the model files that a reference selects, with all parts in order."""
         if reference.repository is None:
-            raise ModelNotFound("this model is not on the Hub")
+            raise ModelNotFound("this model is not available on the Hub")
         files = self.files(reference.repository, reference.revision)
         by_name = {file.name: file for file in files}
         return tuple(by_name[name] for name in reference.select(by_name).names)
 
     def header(self, file: RemoteFile, size_bytes: int) -> bytes:
-        """Return up to the first `size_bytes` of a file. Bytes of earlier calls are reused."""
+        """Return up to the first `size_bytes` bytes of a file. Reuses bytes from earlier calls."""
         key = (file.repository, file.etag)
         have = self._heads.get(key, b"")
         size_bytes = min(size_bytes, file.size_bytes)
         if len(have) < size_bytes:
             with self.open(file, len(have), size_bytes) as response:
-                skip = len(have) - response.start  # servers without ranges start at 0
+                skip = len(have) - response.start  # servers that ignore ranges start at 0
                 got = bytearray()
                 for chunk in response.chunks:
                     got += chunk
@@ -153,9 +154,10 @@ class Hub:
     def open(
         self, file: RemoteFile, start: int, end: int, if_range: str | None = None
     ) -> Iterator[RangeResponse]:
-        """Open bytes [start, end) of a file; starts at 0 if the server ignores ranges.
+        """Request bytes [start, end) of a file. If the server ignores ranges, they start at 0.
 
-        if_range: the ETag of an earlier response; if the file changed since, it starts at 0.
+        if_range: the ETag of an earlier response. If the file has changed since, the response
+        starts at 0.
         """
         path = f"{quote(file.repository)}/resolve/{file.commit}/{quote(file.name)}"
         headers = {"Range": f"bytes={start}-{end - 1}"}
@@ -174,14 +176,14 @@ class Hub:
                     raise HubUnreachable(f"{what}: the file listing exceeds {most}")
         listing = parse_json(bytes(body), dict)
         if listing is None:
-            raise HubUnreachable(f"{what}: the response is not a file listing in JSON")
+            raise HubUnreachable(f"{what}: the response is not a JSON file listing")
         return listing
 
     @contextmanager
     def _get(
         self, url: str, what: str, repository: str, headers: dict[str, str]
     ) -> Iterator[httpx2.Response]:
-        """Send a GET and follow redirects. Yields a successful response with its body unread."""
+        """Send a GET request and follow redirects. Yields the response before its body is read."""
         if self.offline:
             raise HubUnreachable(f"{what}: offline mode is on")
         import httpx2
@@ -208,7 +210,7 @@ class Hub:
         raise HubUnreachable(f"{what}: more than {MAX_REDIRECTS} redirects")
 
     def _owns(self, url: str) -> bool:
-        """True for the Hub itself, False for its storage."""
+        """True if a URL belongs to the Hub itself, not to its storage servers."""
         return _origin(url) == _origin(self.endpoint)
 
 
@@ -216,7 +218,7 @@ def _constants() -> ModuleType:
     try:
         from huggingface_hub import constants
     except ValueError as error:
-        raise BadSetting(f"an environment variable HF_... has an invalid value: {error}") from error
+        raise BadSetting(f"an HF_* environment variable has an invalid value: {error}") from error
     return constants
 
 
@@ -227,7 +229,7 @@ def _sound_endpoint(endpoint: str) -> str:
     except ValueError:  # not a URL, or an invalid port
         sound = False
     if not sound:
-        raise BadSetting(f"HF_ENDPOINT: {endpoint!r} is not an http or https URL")
+        raise BadSetting(f"HF_ENDPOINT must be an http or https URL, got {endpoint!r}")
     return endpoint.rstrip("/")
 
 
@@ -238,9 +240,11 @@ def _stored_token() -> str | None:
     try:
         token = get_token()
     except OSError as error:
-        raise BadSetting(f"HF_TOKEN_PATH: {path}: {error.strerror or error}") from error
+        raise BadSetting(
+            f"cannot read HF_TOKEN_PATH ({path}): {error.strerror or error}"
+        ) from error
     except UnicodeDecodeError as error:
-        raise BadSetting(f"HF_TOKEN_PATH: {path} does not contain a token") from error
+        raise BadSetting(f"HF_TOKEN_PATH ({path}) does not contain a token") from error
     if token and not (token.isascii() and token.isprintable()):
         raise BadSetting(f"HF_TOKEN (or the file {path}) contains invalid characters")
     return token
@@ -254,7 +258,7 @@ def _client() -> httpx2.Client:
         return get_session()
     except (ImportError, ValueError, OSError, httpx2.InvalidURL) as error:
         names = "HTTPS_PROXY, HTTP_PROXY, ALL_PROXY or SSL_CERT_FILE"
-        raise BadSetting(f"invalid network settings in {names}: {error}") from error
+        raise BadSetting(f"invalid network setting in {names}: {error}") from error
 
 
 def _remote_file(sibling: Any, repository: str, commit: str, revision: str) -> RemoteFile | None:
@@ -281,11 +285,11 @@ def _range_response(
     if not whole:
         found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
         if not found or int(found[1]) != start or int(found[2]) >= most:
-            raise TransientError(f"{file.name}: the server sent a different range")
+            raise TransientError(f"{file.name}: the server sent the wrong byte range")
         first, end, total = start, int(found[2]) + 1, int(found[3])
     if total != file.size_bytes:
         raise HubUnreachable(
-            f"{file.name}: the server has {total:,} bytes, the listing {file.size_bytes:,}"
+            f"{file.name}: size is {total:,} bytes, but the Hub lists {file.size_bytes:,} bytes"
         )
     chunks = _translated(_body(response), file.name)
     etag = response.headers.get("ETag")
@@ -293,10 +297,10 @@ def _range_response(
 
 
 def _body(response: httpx2.Response) -> Iterator[bytes]:
-    """Yield the body of a response. A fast one is read directly from the socket, 1 MiB at a time.
+    """Yield a response body in chunks. Fast responses are read from the socket, 1 MiB at a time.
 
-    httpx yields 64 KiB chunks, which caps throughput. It buffers nothing between chunks if the
-    length is known. Such a connection cannot be reused, so slow bodies are left to httpx.
+    httpx yields 64 KiB chunks, which limits throughput. It buffers nothing between chunks if the
+    content length is known. A connection read directly cannot be reused, so httpx reads slow ones.
     """
     stream = response.extensions.get("network_stream")
     plain = response.http_version == "HTTP/1.1" and "Transfer-Encoding" not in response.headers
@@ -355,34 +359,34 @@ def _error(
 ) -> CatalogError:
     status = response.status_code
     if status in _RETRYABLE or not to_hub:  # a storage URL may have expired
-        who = "the Hub" if to_hub else "its storage"
-        return TransientError(f"{what}: {who} answered {status}", _retry_after(response))
+        who = "the Hub" if to_hub else "the Hub's storage server"
+        return TransientError(f"{what}: {who} returned HTTP {status}", _retry_after(response))
     code = response.headers.get("X-Error-Code", "")
     if code == "GatedRepo":
         return AccessDenied(
-            f"{what} is gated, and this token's account has no access: see {page}"
+            f"{what} is gated, and the token's account has no access; request access at {page}"
             if token
-            else f"{what} is gated: accept its terms at {page} and set HF_TOKEN to a token of that "
-            "account"
+            else f"{what} is gated; accept its terms at {page}, then set HF_TOKEN to a token "
+            "from that account"
         )
-    absent = ModelNotFound(f"{what}: the Hub has no such repository, revision or file")
-    hidden = ModelNotFound(  # without a token, private looks the same as absent
-        f"{what}: the Hub has no such repository, or it is private or gated: HF_TOKEN must be set "
-        "to a token with access"
+    absent = ModelNotFound(f"{what}: no such repository, revision or file on the Hub")
+    hidden = ModelNotFound(  # without a token, private repositories look absent
+        f"{what}: not found on the Hub; if the repository is private or gated, set HF_TOKEN to a "
+        "token that has access"
     )
     if status != 401 and code in ("RepoNotFound", "RevisionNotFound", "EntryNotFound"):
         return absent
     failures: dict[int, CatalogError] = {
-        401: AccessDenied(f"{what}: the Hub rejected this token") if token else hidden,
-        403: AccessDenied(f"{what}: this token has no access"),
+        401: AccessDenied(f"{what}: the Hub rejected the token") if token else hidden,
+        403: AccessDenied(f"{what}: the token does not have access"),
         404: absent,
-        416: TransientError(f"{what}: the server does not have the requested range"),
+        416: TransientError(f"{what}: the server does not have the requested byte range"),
     }
-    return failures.get(status, HubUnreachable(f"{what}: the Hub answered {status}"))
+    return failures.get(status, HubUnreachable(f"{what}: the Hub returned HTTP {status}"))
 
 
 def _retry_after(response: httpx2.Response) -> float | None:
-    """Parse the delay in seconds from a Retry-After header: a number or a date."""
+    """Return the delay in seconds from a Retry-After header, which is a number or a date."""
     text = response.headers.get("Retry-After", "")
     if re.fullmatch(r"\d{1,6}", text):
         return float(text)

@@ -1,8 +1,8 @@
-"""A cache of GGUF headers from the Hub: the first megabytes of a file, without its weights.
+"""A cache of GGUF headers from the Hub: the first few megabytes of each file, without weights.
 
-One file each, `<home>/headers/models--org--repo/<name>.header`: a line of JSON with ETag and size,
-then the bytes. Re-fetch if the ETag changed; offline, use the stale copy. A lost or unwritable
-header only costs bandwidth.
+Each header is stored in `<home>/headers/models--org--repo/<name>.header`: a line of JSON with the
+ETag and file size, then the header bytes. It is fetched again if the ETag has changed. Offline,
+the stale copy is used. Losing a cached header only costs bandwidth.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Version:
 
 @dataclass(frozen=True, slots=True)
 class CachedHeader:
-    """The header of one part of a model. `size_bytes` is the size of the whole part."""
+    """The header of one part of a model. `size_bytes` is the size of the whole file."""
 
     name: str
     etag: str
@@ -44,30 +44,30 @@ class CachedHeader:
 
 @dataclass(frozen=True, slots=True)
 class HeaderCache:
-    """The headers stored under Conifer's home folder."""
+    """The GGUF headers stored in Conifer's home folder."""
 
     home: Path
 
     def get(self, file: RemoteFile) -> bytes | None:
-        """Return the header of exactly this version of a file, if cached."""
+        """Return a file's cached header, or None. The ETag and size must match."""
         cached = self._read(file.repository, file.name)
         version = (file.etag, file.size_bytes)
         return cached.data if cached and (cached.etag, cached.size_bytes) == version else None
 
     def put(self, file: RemoteFile, data: bytes) -> None:
-        """Store the first bytes of a file, if the disk allows it."""
+        """Store a file's header. Write errors are ignored."""
         line = json.dumps({"etag": file.etag, "size_bytes": file.size_bytes})
         with suppress(OSError, StoreError):
             path = self._path(file.repository, file.name)
             write_atomically(path, line.encode() + b"\n" + data, mode=0o600)
 
     def remove(self, file: RemoteFile) -> None:
-        """Drop the header of a file, for example after its bytes failed verification."""
+        """Delete a file's cached header, for example because the file failed verification."""
         with suppress(OSError, StoreError):
             self._path(file.repository, file.name).unlink()
 
     def find(self, reference: Reference) -> list[CachedHeader] | None:
-        """Return the last known headers of all parts of a model, or None."""
+        """Return the most recently cached headers for all parts of a model, or None."""
         repository = reference.repository
         if repository is None or reference.revision is not None:
             return None

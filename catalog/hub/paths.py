@@ -1,4 +1,4 @@
-"""Names in the Hub's cache layout, and the identifiers that the Hub uses."""
+"""Folder names in the Hub's cache, and patterns for the Hub's identifiers."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from catalog.file_names import is_repository
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 COMMIT = re.compile(r"[0-9a-f]{7,64}")
-FOLDERS = "models--*--*"  # a glob for the folders of all repositories
+FOLDERS = "models--*--*"  # a glob that matches every repository's folder
 
 
 def folder_name(repository: str) -> str:
-    """Return the cache folder of `org/repo`. Raises StoreError if the name is malformed."""
+    """Return the name of a repository's cache folder. Raises StoreError if it is malformed."""
     if not is_repository(repository):
-        raise StoreError(f"{repository!r} is not a repository name")
+        raise StoreError(f"{repository!r} is not a valid repository name")
     return f"models--{repository.replace('/', '--')}"
 
 
 def repository_of(folder: str) -> str | None:
-    """Return the repository of a cache folder; None for another kind of folder."""
+    """Return the repository that a cache folder belongs to; None for any other folder."""
     repository = folder.removeprefix("models--").replace("--", "/")
     return repository if is_repository(repository) else None

@@ -1,6 +1,6 @@
 """Models on disk: find, list, remove and verify them.
 
-`store` combines two sources, the Hub's cache and the folder of models from PyPI, in `Store`.
-`manifest` records what Conifer downloaded and the SHA-256 to expect; `disk` checks free space and
-hashes files.
+`store` defines `Store`, which combines the Hub's cache with the folder of models from PyPI.
+`manifest` records which files Conifer downloaded and their expected SHA-256. `disk` checks free
+space and hashes files.
 """

@@ -1,7 +1,7 @@
-"""The record of files that Conifer downloaded from the Hub.
+"""The manifest: one record for each file that Conifer downloads from the Hub.
 
-One JSON file each, `<home>/pulled/models--org--repo/<sha256>.json`, written before the first byte.
-Files in the cache without a record belong to other tools.
+Each record is a JSON file, `<home>/pulled/models--org--repo/<sha256>.json`, written before the
+download starts. Cached files without a record belong to other tools.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FOLDER = "pulled"
 
 @dataclass(frozen=True, slots=True)
 class ManifestEntry:
-    """One downloaded file: its name, commit and SHA-256."""
+    """The record of one downloaded file: its name, commit and SHA-256."""
 
     repository: str
     name: str
@@ -39,16 +39,16 @@ class ManifestEntry:
     def __post_init__(self) -> None:
         sound = is_repository(self.repository) and is_safe(self.name)
         if not sound or not SHA256.fullmatch(self.sha256):
-            raise ValueError(f"{self.name!r} cannot be a file of the Hub")
+            raise ValueError(f"invalid manifest entry for {self.name!r}")
 
     def matches(self, path: Path) -> bool:
-        """True if a path has these bytes, or this name at this commit."""
+        """True if a path leads to a blob with this SHA-256, or has this name at this commit."""
         at_commit = f"/{self.commit}/{self.name}"
         return path.resolve().name == self.sha256 or path.as_posix().endswith(at_commit)
 
 
 def write(home: Path, files: Sequence[RemoteFile]) -> None:
-    """Record that Conifer downloads these files. Raises OSError."""
+    """Record that Conifer is downloading these files. Raises OSError."""
     since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     for file in files:
         entry = ManifestEntry(
@@ -66,7 +66,7 @@ def read(home: Path) -> list[ManifestEntry]:
 
 
 def remove(home: Path, entry: ManifestEntry) -> None:
-    """Delete a record, and its folder if that is now empty."""
+    """Delete a record, and the folder if it is left empty."""
     path = _path(home, entry)
     path.unlink(missing_ok=True)
     with suppress(OSError):  # the folder is not empty

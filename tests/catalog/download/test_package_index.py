@@ -212,7 +212,7 @@ def test_full_disk_is_refused_before_anything_runs(
     usage = shutil.disk_usage("/")._replace(free=2**30 + need - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    with pytest.raises(catalog.NoSpace, match=" 1 bytes short"):
+    with pytest.raises(catalog.NoSpace, match="free up 1 more bytes"):
         fetch(package, store, nothing)
     assert not store.home.exists()
 

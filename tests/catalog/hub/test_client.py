@@ -87,7 +87,9 @@ def test_private_repository_is_told_from_a_missing_one_only_with_a_token(
     hub_server.files = {"org/private/m.gguf": BIG}
     hub_server.private = {"org/private"}
     for name in ("org/private", "org/none"):
-        with pytest.raises(catalog.ModelNotFound, match=rf"{name}: .* private or gated: HF_TOKEN"):
+        with pytest.raises(
+            catalog.ModelNotFound, match=rf"{name}: .* private or gated, set HF_TOKEN"
+        ):
             Hub().files(name)
         with pytest.raises(catalog.ModelNotFound, match="no such repository, revision or file"):
             Hub(token="hf_other").files(name)
@@ -107,9 +109,11 @@ def test_gated_repository_is_explained(hub_server: HubServer) -> None:
     hub_server.files = {"org/gated/m.gguf": BIG}
     hub_server.gated = {"org/gated"}
     page = f"{hub_server.url}/org/gated"
-    with pytest.raises(catalog.AccessDenied, match=f"accept its terms at {page} and set HF_TOKEN"):
+    with pytest.raises(
+        catalog.AccessDenied, match=f"accept its terms at {page}, then set HF_TOKEN"
+    ):
         Hub().files("org/gated")
-    with pytest.raises(catalog.AccessDenied, match=f"has no access: see {page}"):
+    with pytest.raises(catalog.AccessDenied, match=f"has no access; request access at {page}"):
         Hub(token="hf_other").files("org/gated")
     assert Hub(token="hf_secret").files("org/gated")
 
@@ -119,7 +123,7 @@ def test_storage_that_refuses_is_asked_again(hub_server: HubServer) -> None:
     hub_server.faults = [Fault("status", 403)]  # as where a signed link has run out
     hub = Hub()
     (file,) = hub.find(catalog.resolve("hf:org/repo"))
-    with pytest.raises(TransientError, match="its storage answered 403"):
+    with pytest.raises(TransientError, match="storage server returned HTTP 403"):
         hub.header(file, 10)
 
 
@@ -197,7 +201,7 @@ def test_busy_server_says_when_to_come_back(hub_server: HubServer) -> None:
     hub_server.faults = [Fault("status", 503, {"Retry_After": "7"})]
     hub = Hub()
     (file,) = hub.find(catalog.resolve("hf:org/repo"))
-    with pytest.raises(TransientError, match="storage answered 503") as caught:
+    with pytest.raises(TransientError, match="storage server returned HTTP 503") as caught:
         hub.header(file, 10)
     assert caught.value.retry_after_s == 7
 
@@ -205,7 +209,7 @@ def test_busy_server_says_when_to_come_back(hub_server: HubServer) -> None:
 def test_answer_that_is_no_listing_is_unreachable(hub_server: HubServer, monkeypatch) -> None:
     hub_server.files = {"org/repo/m.gguf": BIG}
     monkeypatch.setattr(hub_server, "listing", lambda repository: ["captive portal"])
-    with pytest.raises(catalog.HubUnreachable, match="not a file listing"):
+    with pytest.raises(catalog.HubUnreachable, match="not a JSON file listing"):
         Hub().files("org/repo")
 
 

@@ -246,7 +246,7 @@ def test_a_disk_that_fills_up_keeps_what_came_and_goes_on_once_there_is_room(hub
         filler = tmp_path / "hf" / "filler"
         filler.write_bytes(bytes(20 * MIB))
         refused = pull(hub, tmp_path)
-        assert refused.returncode == 4 and b"leaving 1 GiB free" in refused.stderr
+        assert refused.returncode == 4 and b"leave 1 GiB free" in refused.stderr
         assert blobs(tmp_path) == []
         filled = pull(hub, tmp_path, "--force")
         assert filled.returncode == 5 and b"the disk is full" in filled.stderr
