@@ -5,7 +5,7 @@
     stream = model.generate(tokens, engine.Settings(temperature=0), cache)
     for token in stream: ...
 
-The names below are imported on first use, so `import engine` costs nothing.
+The names below are imported lazily, so `import engine` stays fast.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Measure the prefill and decode rates of a loaded model.
+"""Measure a loaded model's prefill and decode rates.
 
-Everything runs through `generate`, as an answer does. Each function yields one rate per run, after
-a warm-up run that touches the weights for the first time.
+All measurements use `generate`, as a real answer does. Each function first does an unmeasured
+warm-up run, which loads the weights into memory, and then yields one rate per run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ SEED = 0
 
 
 def prefill_rates(model: Model, length: int, repeat: int, kv_type: str) -> Iterator[float]:
-    """Yield prefill rates, in tokens per second, of `length` tokens and the first answer token."""
+    """Yield prefill rates in tokens per second.
+
+    Each run processes `length` prompt tokens and generates the first token of the answer.
+    """
     for run in range(repeat + 1):
         stats = _run(model, length, 1, model.new_cache(length + 1, kv_type))
         if run > 0:
@@ -31,8 +34,8 @@ def prefill_rates(model: Model, length: int, repeat: int, kv_type: str) -> Itera
 def decode_rates(
     model: Model, depth: int, count: int, repeat: int, kv_type: str
 ) -> Iterator[float]:
-    """Yield decode rates, in tokens per second, of `count` tokens after one at `depth`."""
-    # The `depth` tokens are prefilled once; the cache holds them for later runs.
+    """Yield decode rates in tokens per second, for `count` tokens generated at `depth`."""
+    # The first run prefills the `depth` tokens. Later runs find them in the cache.
     cache = model.new_cache(decode_context(depth, count), kv_type)
     for run in range(repeat + 1):
         stats = _run(model, depth + 1, count + 1, cache)
@@ -49,11 +52,14 @@ def _run(model: Model, length: int, count: int, cache: Cache) -> Stats:
 
 
 def decode_context(depth: int, count: int) -> int:
-    """Return the context, in tokens, that `decode_rates` needs."""
+    """Return the context size, in tokens, that `decode_rates` needs."""
     return depth + 1 + count + 1
 
 
 def prompt(vocab: int, length: int) -> list[int]:
-    """Return a fixed random prompt; equal tokens would all go to the same experts."""
+    """Return a prompt of random tokens, the same on every call.
+
+    Repeating one token would send every position to the same experts.
+    """
     draw = random.Random(SEED)
     return [draw.randrange(vocab) for _ in range(length)]

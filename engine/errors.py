@@ -1,46 +1,48 @@
-"""Exceptions of the engine. Messages say what is wrong and where; callers add what to do."""
+"""The engine's exceptions. Messages say what is wrong and where. Callers add what to do."""
 
 from __future__ import annotations
 
 
 class EngineError(Exception):
-    """Base class of all expected failures."""
+    """Base class for all expected failures."""
 
 
 class ModelFileError(EngineError):
-    """The model file cannot be used."""
+    """A model file cannot be used."""
 
 
 class GGUFError(ModelFileError):
-    """The file is damaged, truncated or not GGUF."""
+    """A file is damaged, truncated or not a GGUF file."""
 
 
 class MoreNeeded(GGUFError):
-    """The given bytes end inside the header; the first `size_bytes` of the file are needed."""
+    """The data ends inside the header. At least the first `size_bytes` of the file are needed."""
 
     def __init__(self, size_bytes: int) -> None:
-        super().__init__(f"the header continues: at least {size_bytes:,} bytes are needed")
+        super().__init__(
+            f"the header is incomplete: reading it requires at least {size_bytes:,} bytes"
+        )
         self.size_bytes = size_bytes
 
 
 class UnsupportedError(ModelFileError):
-    """The file is valid but uses a feature the engine does not support."""
+    """A valid file uses a feature that the engine does not support."""
 
 
 class TemplateError(ModelFileError):
-    """The chat template is missing, hostile, or rejects this conversation."""
+    """A chat template is missing, unsafe, or rejects the conversation."""
 
 
 class SchemaError(EngineError):
-    """A JSON schema is invalid or not supported."""
+    """A JSON schema is invalid or unsupported."""
 
 
 class ConstraintError(EngineError):
-    """An answer cannot continue within its schema."""
+    """An answer cannot continue without violating its schema."""
 
 
 class CacheStateError(EngineError):
-    """A saved cache state is not from this model."""
+    """A saved cache state belongs to a different model."""
 
 
 class BackendError(EngineError):
@@ -48,16 +50,16 @@ class BackendError(EngineError):
 
 
 class DoesNotFit(EngineError):
-    """Memory allocation failed."""
+    """A memory allocation failed."""
 
 
 class ContextOverflow(EngineError):
-    """A sequence is longer than the context. used, limit: token counts."""
+    """A sequence is longer than the context. `used` and `limit` are token counts."""
 
     def __init__(self, used: int, limit: int) -> None:
-        super().__init__(f"{used:,} tokens do not fit a context of {limit:,}")
+        super().__init__(f"{used:,} tokens do not fit in a {limit:,}-token context")
         self.used, self.limit = used, limit
 
 
 class NumericError(EngineError):
-    """The model's logits contain NaN or infinity."""
+    """A model's logits contain NaN or infinity."""

@@ -1,7 +1,8 @@
-"""Prefill and decode as one stream of tokens.
+"""Generate an answer as a stream of tokens: prefill, then decode.
 
-The next step starts before the current token is read, so the device never waits for Python. Cache
-entries that this step writes past the end of an answer are not counted and get overwritten.
+The next step starts before the current token is read, so the device never waits for Python. The
+step that runs past the end of an answer also writes to the cache. Those entries are not counted,
+and the next answer overwrites them.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
     from engine.text.constrained import Guide
     from engine.text.tokenizer import Tokenizer
 
-OnPrefill = Callable[[int, int], None]  # (tokens done, total tokens)
+OnPrefill = Callable[[int, int], None]  # (tokens processed, total tokens)
 Check = Callable[[], None]
 
 
 class LanguageModel(Protocol):
-    """The parts of a model that generation uses; `engine.model.Model` has them."""
+    """The parts of a model that generation needs. `engine.model.Model` implements them."""
 
     tokenizer: Tokenizer
     template: ChatTemplate | None
@@ -49,37 +50,37 @@ class LanguageModel(Protocol):
 
 @dataclass(slots=True)
 class Stats:
-    """Token counts and wall time of one answer. The first token counts as prefill."""
+    """Token counts and wall times for one answer. Prefill includes generating the first token."""
 
     prompt_tokens: int = 0
-    cached_tokens: int = 0  # prompt tokens already in the cache
+    cached_tokens: int = 0  # prompt tokens found in the cache
     prefill_s: float = 0.0
     decoded_tokens: int = 0
-    thinking_tokens: int = 0  # decoded before the answer began; set by `parts()`
+    thinking_tokens: int = 0  # generated before the visible answer; set by `parts()`
     decode_s: float = 0.0
 
     @property
     def prompt_per_s(self) -> float:
-        """Prompt tokens computed per second."""
+        """Prompt tokens processed per second, excluding cached ones."""
         computed = self.prompt_tokens - self.cached_tokens
         return computed / self.prefill_s if self.prefill_s else 0.0
 
     @property
     def decode_per_s(self) -> float:
-        """Tokens per second after the first."""
+        """Tokens generated per second, excluding the first."""
         return (self.decoded_tokens - 1) / self.decode_s if self.decode_s else 0.0
 
 
 class _Stopped(Exception):
-    """`stop` was called during prefill."""
+    """Generation was stopped during prefill."""
 
 
 class TokenStream:
-    """The answer to a sequence of tokens. Iterate for ids, or use `text()` or `parts()`; only once.
+    """The answer to a prompt. Iterate over it for token ids, or call `text()` or `parts()`, once.
 
-    finish: "stop" (an end-of-generation token or a stop string), "length", or "interrupted" (by
-    `stop`); None until the end.
-    cut_by: "max_tokens" or "context" if finish is "length".
+    finish: why generation ended. "stop" means an end-of-generation token or a stop string, "length"
+    means that a limit was reached, and "interrupted" means that `stop` was called. None until then.
+    cut_by: which limit ended the answer, "max_tokens" or "context", if finish is "length".
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class TokenStream:
     def stop(self) -> None:
         """End the answer after the current step. Safe to call from a signal handler.
 
-        The cache stays valid: it holds the tokens fed so far, and the next answer reuses it.
+        The cache stays valid, and the next answer reuses the tokens processed so far.
         """
         self._stopping = True
 
@@ -115,7 +116,7 @@ class TokenStream:
         yield from (piece for _, piece in self._steps if piece)
 
     def parts(self) -> Iterator[Part]:
-        """Yield the pieces of `text()`, each with its kind, such as thinking or answer."""
+        """Yield the pieces of `text()`, each labelled with its kind, such as thinking or answer."""
         tokenizer = self.model.tokenizer
         dialect = find_dialect(tokenizer, self.model.template)
         self._shown = control_markers(dialect, tokenizer)
@@ -130,7 +131,7 @@ class TokenStream:
         yield from reader.finish()
 
     def _run(self) -> Iterator[tuple[int | None, str]]:
-        """Yield (id, text that is complete by now), and at the end (None, the remaining text)."""
+        """Yield (id, text completed by this token) for each token, then (None, remaining text)."""
         decoder = self.model.tokenizer.stream(self._shown)
         stops = StopFilter(self.settings.stop)
         for token in self._decode():
@@ -167,9 +168,9 @@ class TokenStream:
                 pending = logits if guide else sampler.choose(logits)
                 mx.async_eval(pending)
             with enough_memory():
-                value = int(token.item())  # type: ignore[arg-type]  # waits for the device
+                value = int(token.item())  # type: ignore[arg-type]  # blocks until the device is done
             ended = value in endings
-            if count == 1 or not ended:  # the end token is not part of the answer
+            if count == 1 or not ended:  # the end-of-generation token is not part of the answer
                 started = self._clock(count, started)
             if value == NOT_FINITE:
                 raise NumericError(f"the logits after token {self.cache.length:,} are not finite")
@@ -183,14 +184,14 @@ class TokenStream:
                     self.model.routes.commit_step()
             else:
                 self.finish = "length"
-            if ahead and guide:  # computes the mask while the device computes the logits
+            if ahead and guide:  # compute the mask while the device computes the logits
                 guide.accept(value)
                 pending = sampler.choose(logits, guide.allowed())
                 mx.async_eval(pending)
             yield value
 
     def _limit(self) -> int:
-        """Return how many tokens may follow the prompt, and set `cut_by` to the limit's name."""
+        """Return the answer's maximum length in tokens. Sets `cut_by` to the limit that applies."""
         room = self.cache.context - len(self.tokens)
         if self.settings.max_tokens is not None and self.settings.max_tokens <= room:
             self.cut_by = "max_tokens"
@@ -201,7 +202,7 @@ class TokenStream:
         return room
 
     def _prefill(self) -> mx.array:
-        """Feed the rest of the prompt to the cache. Returns the next token's logits (V,)."""
+        """Process the uncached part of the prompt. Returns the next token's logits (V,)."""
         self.cache.trim(min(self.cache.shared_prefix(self.tokens), len(self.tokens) - 1))
         self.stats.cached_tokens = self.cache.length
         self._check_stop()
@@ -223,7 +224,10 @@ class TokenStream:
 
 
 class StopFilter:
-    """Pass text through up to the first stop string, holding back a possible start of one."""
+    """Pass text through until the first stop string.
+
+    Text that may be the beginning of a stop string is held back.
+    """
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self.stops = stops
@@ -231,7 +235,7 @@ class StopFilter:
         self.found = False
 
     def push(self, piece: str) -> str:
-        """Add text; return the part that cannot belong to a stop string."""
+        """Add text and return the part that cannot belong to a stop string."""
         text = self.held + piece
         cuts = [at for stop in self.stops if (at := text.find(stop)) >= 0]
         if cuts:
@@ -242,6 +246,6 @@ class StopFilter:
         return text[: len(text) - kept]
 
     def finish(self) -> str:
-        """Return the held text: no stop string came."""
+        """Return the text held back, after the last piece."""
         held, self.held = self.held, ""
         return held

@@ -1,6 +1,6 @@
-"""Bounds on scratch memory, used by the layers and by the estimate of memory use.
+"""Limits on scratch memory. The layers apply them, and the memory estimate depends on them.
 
-All sizes are bytes. Imports no MLX.
+All sizes are in bytes. This module does not import MLX.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from engine.errors import DoesNotFit
 if TYPE_CHECKING:
     from engine.nn.config import ModelConfig
 
-MAX_CHUNK, MIN_CHUNK = 512, 16  # tokens of a prompt that run at a time
-SCORE_BYTES = 128 << 20  # attention scores of one prefill chunk
-INDEXER_BYTES = 64 << 20  # scores that the heads of an indexer compute at a time
-# Tokens per chunk of a recurrence, a power of two. Longer chunks mean fewer steps, which suits a
-# GPU; shorter ones mean less work.
+MAX_CHUNK, MIN_CHUNK = 512, 16  # prompt tokens processed at a time
+SCORE_BYTES = 128 << 20  # attention scores for one prefill chunk
+INDEXER_BYTES = 64 << 20  # scores that all indexer heads compute at a time
+# Tokens per recurrence chunk, a power of two. Longer chunks need fewer steps, which suits a GPU.
+# Shorter chunks need less arithmetic.
 SCAN_CHUNK = 64
 
 
 def prefill_chunk(config: ModelConfig, context: int, kernels: str) -> int:
-    """Return how many tokens to prefill at a time so that attention scores stay bounded."""
+    """Return how many prompt tokens to process at a time, to limit memory for attention scores."""
     chunk = MAX_CHUNK
-    # Native kernels hold the scores of a few tokens only; latent attention bounds its own.
+    # Native kernels store scores for a few tokens at a time. Latent attention has its own limit.
     if kernels == "native" or config.latent:
         return chunk
     while chunk > MIN_CHUNK and 4 * config.heads * chunk * context > SCORE_BYTES:
@@ -35,12 +35,12 @@ def prefill_chunk(config: ModelConfig, context: int, kernels: str) -> int:
 
 @contextmanager
 def enough_memory() -> Iterator[None]:
-    """Raise DoesNotFit when MLX cannot allocate memory."""
+    """Raise DoesNotFit if MLX fails to allocate memory."""
     try:
         yield
     except MemoryError as error:
         raise DoesNotFit("out of memory") from error
-    except RuntimeError as error:  # MLX has no exception class for it
+    except RuntimeError as error:  # MLX raises no specific class for this
         if "alloc" not in str(error).lower():
             raise
         raise DoesNotFit(f"out of memory: {error}") from error

@@ -1,4 +1,4 @@
-"""A loaded model: the configuration, tokenizer, template and graph of a GGUF file."""
+"""A loaded model: the configuration, tokenizer, chat template and graph from a GGUF file."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
 
 class Model:
-    """A loaded model. Runs one sequence at a time and is not thread-safe.
+    """A loaded model. It processes one sequence at a time and is not thread-safe.
 
-    template: None if the file has no chat template. kernels: `kernels.fallback_reason` says why the
-    slow ones are in use, if they are.
+    template: None if the file has no chat template. kernels: if the slower kernels are in use,
+    `kernels.fallback_reason` explains why.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class Model:
         self._decoder = decoder
 
     def count_routes(self) -> RouterStats | None:
-        """Start counting the experts chosen for tokens fed to a cache; None without experts.
+        """Start counting which experts are chosen. Returns None if the model has no experts.
 
-        `reset` on the result sets all counts to zero.
+        Counts only tokens processed with a cache. `reset` on the result sets all counts to zero.
         """
         config = self.config
         layers = tuple(layer for layer in range(config.layers) if config.routed(layer))
@@ -70,28 +70,31 @@ class Model:
 
     @property
     def routes(self) -> RouterStats | None:
-        """The counts that `count_routes` started, if any."""
+        """The counts that `count_routes` started, or None if it has not been called."""
         return self._decoder.routes
 
     def new_cache(self, context: int = 4096, kv_type: str = "f16") -> Cache:
-        """Return an empty cache for one sequence. context: tokens. kv_type: f16, q8 or f32."""
+        """Return an empty cache for one sequence.
+
+        context: maximum length in tokens. kv_type: f16, q8 or f32.
+        """
         if kv_type not in KV_TYPES:
-            raise ValueError(f"kv_type is {kv_type!r}; it must be one of {', '.join(KV_TYPES)}")
+            raise ValueError(f"kv_type must be one of {', '.join(KV_TYPES)}, got {kv_type!r}")
         if context < 1:
-            raise ValueError(f"context is {context}; it must be at least 1")
+            raise ValueError(f"context must be at least 1, got {context}")
         layers = self._decoder.layers
         caches = layers.new_caches(context, kv_type)
         return Cache(caches, context, lambda length: layers.rewindable_length(caches, length))
 
     def logits(self, tokens: list[int]) -> mx.array:
-        """Return the logits of every position, without a cache: (T, V) float32."""
+        """Return the logits at every position, computed without a cache: (T, V) float32."""
         self._check(tokens)
         return self._decoder.logits(self._decoder.hidden(mx.array(tokens), None, 0))
 
     def step(self, tokens: list[int], cache: Cache) -> mx.array:
-        """Feed the next tokens to the cache. Returns the following token's logits, (V,) float32.
+        """Append tokens to the cached sequence. Returns the next token's logits, (V,) float32.
 
-        Raises ContextOverflow before computing anything, NumericError for NaN or infinite logits.
+        Raises ContextOverflow before computing anything, or NumericError if a logit is not finite.
         """
         self._check(tokens)
         cache.require(len(tokens))
@@ -108,10 +111,10 @@ class Model:
         on_prefill: OnPrefill | None = None,
         guide: Guide | None = None,
     ) -> TokenStream:
-        """Generate the tokens after `tokens`, the whole sequence; a cached prefix is reused.
+        """Return a stream that continues `tokens`, the whole sequence so far. Reuses cached tokens.
 
-        on_prefill: receives (tokens done, total tokens). guide: constrains the answer.
-        The stream raises ContextOverflow and NumericError.
+        on_prefill: receives (tokens processed, total tokens). guide: constrains the answer. The
+        stream raises ContextOverflow and NumericError.
         """
         self._check(tokens)
         cache = self.new_cache() if cache is None else cache
@@ -124,10 +127,10 @@ class Model:
         on_prefill: OnPrefill | None,
         check: Callable[[], None] = lambda: None,
     ) -> mx.array:
-        """Feed tokens in chunks of bounded scratch memory. Returns the next token's logits (V,).
+        """Append tokens to the cache, in chunks that limit scratch memory.
 
-        check: called between chunks and during long ones. An exception it raises leaves the cache
-        valid.
+        Returns the next token's logits (V,). check: called between chunks and during long ones. If
+        it raises an exception, the cache stays valid.
         """
         chunk = prefill_chunk(self.config, cache.context, self.kernels.name)
 
@@ -151,15 +154,18 @@ class Model:
         return logits
 
     def forward(self, tokens: mx.array, cache: Cache) -> mx.array:
-        """Start one step over tokens (T,): logits (V,). Does not add to `cache.tokens`."""
+        """Start one step over tokens (T,). Returns the next token's logits (V,), not yet evaluated.
+
+        Does not append to `cache.tokens`.
+        """
         hidden = self._decoder.hidden(tokens, cache, cache.length)
         return self._decoder.logits(hidden[-1:]).squeeze(0)
 
     def _check(self, tokens: list[int]) -> None:
         if not tokens:
-            raise ValueError("tokens is empty")
+            raise ValueError("tokens must not be empty")
         if not 0 <= min(tokens) <= max(tokens) < self.config.vocab:
-            raise ValueError(f"a token id is outside the vocabulary of {self.config.vocab:,}")
+            raise ValueError(f"token ids must be between 0 and {self.config.vocab - 1:,}")
 
 
 def load(
@@ -169,11 +175,11 @@ def load(
     sandbox: Sandbox | None = None,
     on_load: Callable[[int, int], None] | None = None,
 ) -> Model:
-    """Load a GGUF file. path: the file, part 1 of a split model, or the result of `open_model`.
+    """Load a model. path: a GGUF file, part 1 of a split file, or the result of `open_model`.
 
-    kernels: auto, native or stock. threads: for the native kernels. sandbox: for the chat template.
-    on_load: receives (bytes done, total bytes). Raises GGUFError or UnsupportedError for the file,
-    BackendError if MLX has no usable backend here.
+    kernels: auto, native or stock. threads: CPU threads for the native kernels. sandbox: runs the
+    chat template. on_load: receives (bytes loaded, total bytes). Raises GGUFError if the file is
+    invalid, UnsupportedError if the engine cannot run it, or BackendError if no backend is usable.
     """
     file = path if isinstance(path, ModelFile) else open_model(Path(path))
     config = read_config(file.metadata)

@@ -1,6 +1,6 @@
-"""Memory, speed and machines: the arithmetic behind a verdict, from a model's header alone.
+"""Work out whether and how fast a model runs on a machine. Only the model's header is read.
 
-`memory` computes the memory use, the largest context and the default one; `speed` predicts the
-decode rate; `estimate` does both without a header. `machine` and `bandwidth` measure this machine;
-`machine_specs` describes others. No weights are read, and only measuring imports MLX.
+`memory` computes memory use and the default and largest contexts. `speed` predicts the decode
+rate. `estimate` does both from catalog facts, without a header. `machine` and `bandwidth` measure
+this machine, and `machine_specs` describes others. Only the measurements import MLX.
 """

@@ -1,6 +1,6 @@
-"""Measure this machine's read bandwidth, the bound on decoding speed, and the peak memory use.
+"""Measure this machine's read bandwidth, which limits decoding speed, and peak memory use.
 
-NumPy and MLX load inside the functions: importing this module costs nothing.
+NumPy and MLX are imported inside the functions, so importing this module stays fast.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ if TYPE_CHECKING:
     import numpy as np
 
 WORD_BYTES = 8
-BANDWIDTH_BYTES = 512 << 20  # larger than any cache
+BANDWIDTH_BYTES = 512 << 20  # larger than any CPU cache
 BANDWIDTH_S = 1.5
 MAX_READS = 1000
-PIECE_BYTES = 8 << 20  # read by one thread at a time
+PIECE_BYTES = 8 << 20  # the unit of work for one thread
 
 
 def bandwidth(
     device: str, budget_bytes: int, on_read: Callable[[int, int | None], None] | None = None
 ) -> float:
-    """Measure this machine's read bandwidth in bytes per second, in about two seconds.
+    """Measure this machine's read bandwidth in bytes per second. Takes about two seconds.
 
-    budget_bytes: available memory; at most a quarter is used. on_read: receives (reads done, None).
+    budget_bytes: available memory, of which at most a quarter is used. on_read: receives (reads
+    done, None).
     """
     size_bytes = buffer_bytes(budget_bytes)
     rates, started = [], time.perf_counter()
@@ -40,16 +41,19 @@ def bandwidth(
             on_read(len(rates), None)
         if len(rates) > 3 and time.perf_counter() - started > BANDWIDTH_S:
             break
-    return statistics.quantiles(rates, n=4)[-1]  # other programs only ever slow a read down
+    return statistics.quantiles(rates, n=4)[-1]  # other programs can only slow reads down
 
 
 def buffer_bytes(budget_bytes: int) -> int:
-    """Return the buffer size `bandwidth` reads; one below BANDWIDTH_BYTES may fit in a cache."""
+    """Return the size of the buffer that `bandwidth` reads.
+
+    A buffer smaller than BANDWIDTH_BYTES may fit in a CPU cache and read too fast.
+    """
     return max(1 << 20, min(BANDWIDTH_BYTES, budget_bytes // 4))
 
 
 def read_rates(size_bytes: int, repeat: int, device: str) -> Iterator[float]:
-    """Yield the bytes per second of each of `repeat` reads of a buffer, after a warm-up read."""
+    """Read a buffer `repeat` times after a warm-up. Yields each read's rate in bytes per second."""
     count = max(1, size_bytes // WORD_BYTES)
     runs = _read_cpu(count) if device == "cpu" else _read_gpu(count)
     for run, read in zip(range(repeat + 1), runs, strict=False):
@@ -60,20 +64,20 @@ def read_rates(size_bytes: int, repeat: int, device: str) -> Iterator[float]:
 
 
 def read_method(device: str) -> str:
-    """Describe how `read_rates` reads."""
+    """Describe how `read_rates` reads memory."""
     if device == "cpu":
         return f"NumPy's maximum over 64-bit words, {cores()} threads"
     return "MLX's maximum over 64-bit words, on the GPU"
 
 
 def _read_cpu(count: int) -> Iterator[Callable[[], object]]:
-    """Yield the same read again and again; NumPy's maximum is as fast as plain C."""
+    """Yield a function that reads the buffer, endlessly. NumPy's maximum is as fast as plain C."""
     import numpy as np
 
     buffer = np.ones(count, np.uint64)
     parts = np.array_split(buffer, max(cores(), count * WORD_BYTES // PIECE_BYTES))
 
-    # A free thread takes the next piece, as in decoding, so a slow core does not hold up the rest.
+    # Idle threads take the next piece, as in decoding, so a slow core does not hold up the rest.
     def read_some(left: Iterator[np.ndarray]) -> None:
         for part in left:
             np.maximum.reduce(part)
@@ -93,7 +97,10 @@ def _read_gpu(count: int) -> Iterator[Callable[[], object]]:
 
 
 def peak_memory_bytes() -> int:
-    """Return this process's peak memory, mapped files included; on a GPU, MLX's peak there."""
+    """Return this process's peak memory use, including mapped files.
+
+    On a GPU, return MLX's peak allocation instead.
+    """
     if backend() != "cpu":
         import mlx.core as mx
 

@@ -1,7 +1,7 @@
-"""Estimate memory use and decode rate from catalog facts, for a model whose header is not here.
+"""Estimate memory use and decode rate from catalog facts, for a model that is not on this machine.
 
-File sizes and cache sizes are exact where the catalog has them. Scratch buffers and unknown caches
-are assumed to be large: an estimate must not promise more than the header would.
+File and cache sizes are exact if the catalog lists them. Scratch buffers and unknown caches are
+assumed to be large, because an estimate must not be more optimistic than the actual header.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from engine.kernels.sizes import loaded_size_ratio
 from engine.limits import SCORE_BYTES
 from engine.nn.cache.spec import CacheSpec, kv_bytes, kv_read_bytes, token_bytes
 
-ROWS_BYTES = 384 << 20  # of one prefill chunk, in the catalog's widest models
+ROWS_BYTES = 384 << 20  # for one prefill chunk in the widest models in the catalog
 GUESSED_LAYERS = 48
 GUESSED_VOCABULARY = 160_000
-GUESSED = CacheSpec(buffers=((1, 1024),))  # for every layer of an unknown model
+GUESSED = CacheSpec(buffers=((1, 1024),))  # for each layer, if the catalog does not list them
 
 
 @dataclass(frozen=True, slots=True)
 class ModelEstimate:
-    """Catalog facts of a model; None or empty means unknown.
+    """A model's catalog facts. None or an empty value means unknown.
 
-    size_bytes: all parts of the file. layer_specs: one per layer that caches anything.
+    size_bytes: all parts of the file. layer_specs: one for each layer that has a cache.
     """
 
     size_bytes: int
@@ -41,7 +41,7 @@ class ModelEstimate:
 
     @property
     def cache_specs(self) -> tuple[CacheSpec, ...]:
-        """What each layer caches, or a high guess."""
+        """What each layer caches, or a high guess if unknown."""
         return self.layer_specs or (GUESSED,) * (self.layers or GUESSED_LAYERS)
 
 
@@ -52,7 +52,7 @@ def judge_estimate(
     kv_type: str = "f16",
     kernels: str = "auto",
 ) -> Verdict:
-    """Return the verdict for an estimate; see `engine.fit.memory.judge`."""
+    """Return the verdict for an estimate. See `engine.fit.memory.judge`."""
     most = estimate.context or max(DEFAULT_CONTEXT, context or 0)
     need = estimate_needs(estimate, machine.backend, kv_type, kernels)
     return judge_needs(need, machine, most, context, estimate.size_bytes, estimated=True)
@@ -61,7 +61,7 @@ def judge_estimate(
 def estimate_needs(
     estimate: ModelEstimate, backend: str, kv_type: str, kernels: str
 ) -> Callable[[int], Need]:
-    """Return a function from the context, in tokens, to the estimated memory needed."""
+    """Return a function that estimates the memory needed for a context in tokens."""
     weights_bytes = estimate_weights(estimate, backend, kernels)
     specs = estimate.cache_specs
     layer_bytes = sum(max(token_bytes(spec, kind) for spec in specs) for kind in (kv_type, "f32"))
@@ -76,7 +76,7 @@ def estimate_needs(
 
 
 def estimate_weights(estimate: ModelEstimate, backend: str, kernels: str) -> int:
-    """Estimate the bytes of the loaded weights."""
+    """Estimate the size of the loaded weights in bytes."""
     ratio = loaded_size_ratio(estimate.quant, backend, selected(kernels, backend))
     return int(estimate.size_bytes * ratio)
 
@@ -84,7 +84,7 @@ def estimate_weights(estimate: ModelEstimate, backend: str, kernels: str) -> int
 def estimate_bytes_per_token(
     estimate: ModelEstimate, backend: str, kernels: str, depth: int, kv_type: str
 ) -> BytesPerToken | None:
-    """Estimate the bytes that one token moves; None if the parameter counts are unknown."""
+    """Estimate the bytes read for each token. Returns None if the parameter counts are unknown."""
     if not estimate.total_parameters or not estimate.active_parameters:
         return None
     share = estimate.active_parameters / estimate.total_parameters

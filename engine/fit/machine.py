@@ -1,6 +1,6 @@
-"""This machine's memory and the budget a model may use, in bytes.
+"""This machine's memory and the budget available to a model, in bytes.
 
-Linux reports through /proc and the cgroup files, Metal and CUDA through MLX.
+On Linux, sizes come from /proc and the cgroup files. On Metal and CUDA, they come from MLX.
 """
 
 from __future__ import annotations
@@ -13,33 +13,36 @@ from engine import device
 from engine.device import cgroups, read_text
 from engine.errors import BackendError
 
-# By cgroup version: the limit files, the usage file, and the prefix of memory.stat's file-cache
-# lines. Above memory.high the kernel throttles a process to a standstill, so it counts as a limit.
+# For each cgroup version: the limit files, the usage file, and the prefix of the file-cache lines
+# in memory.stat. memory.high is also a limit: above it, the kernel all but stops a process.
 MEMORY_FILES = {
     1: (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_"),
     2: (("memory.max", "memory.high"), "memory.current", ""),
 }
-NO_LIMIT = 1 << 60  # version 1 writes a number this large for no limit
-METAL_SHARE = 0.95  # of the working set: wiring all of it has stopped whole machines
-# Memory that an idle machine uses for itself: a share of the total, and at least MIN_IDLE.
+NO_LIMIT = 1 << 60  # cgroup version 1 reports at least this when unlimited
+METAL_SHARE = 0.95  # of the working set; wiring all of it has frozen machines
+# Memory that an idle system uses: a share of the total, and at least MIN_IDLE.
 IDLE_SHARE = {"cpu": 0.05, "metal": 0.1, "cuda": 0.02}
 MIN_IDLE = {"cpu": 512 << 20, "metal": 2 << 30, "cuda": 512 << 20}
-UNIFIED_LIMIT = "memory not used by the system"  # where the GPU shares the system's memory
+UNIFIED_LIMIT = "memory not used by the system"  # if the GPU shares system memory
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A machine's memory, as far as the verdict depends on it."""
+    """The memory limits that determine whether a model fits."""
 
     name: str
     backend: str  # cpu | metal | cuda
-    memory_bytes: int  # installed, or this process's cgroup limit if smaller
+    memory_bytes: int  # installed, or the cgroup limit if that is smaller
     budget_bytes: int  # available now
     limited_by: str
 
 
 def this_machine(idle: bool = False) -> Machine:
-    """Measure this machine. idle: as if nothing else ran. Raises BackendError as `backend` does."""
+    """Measure this machine. Raises BackendError if its backend or memory size cannot be determined.
+
+    idle: assume that nothing else is running.
+    """
     kind = device.backend()
     if kind == "cpu":
         return linux_cpu(Path("/"), idle)
@@ -58,16 +61,16 @@ def this_machine(idle: bool = False) -> Machine:
 
 
 def idle_bytes(memory_bytes: int, backend: str) -> int:
-    """Return the memory available on a machine of this size when nothing else runs."""
+    """Return the memory available to a model on an idle machine with `memory_bytes` of memory."""
     return memory_bytes - max(MIN_IDLE[backend], int(IDLE_SHARE[backend] * memory_bytes))
 
 
 def linux_cpu(root: Path, idle: bool = False) -> Machine:
-    """Read a Linux machine's memory, with its cgroup limits, from the files under `root`."""
+    """Read a Linux machine's memory size and cgroup limits from the files under `root`."""
     meminfo = root / "proc/meminfo"
     kib = _numbers(meminfo)
     if "MemTotal" not in kib:
-        raise BackendError(f"cannot read this machine's memory size from {meminfo}")
+        raise BackendError(f"cannot read the memory size of this machine from {meminfo}")
     total, available = kib["MemTotal"] << 10, kib.get("MemAvailable", kib["MemFree"]) << 10
     name, limited_by = _cpu_name(root), "available memory"
     if idle:
@@ -81,9 +84,9 @@ def linux_cpu(root: Path, idle: bool = False) -> Machine:
 
 
 def cgroup_available(root: Path, idle: bool = False) -> int | None:
-    """Return the bytes this process's tightest cgroup still allows; None for no limit.
+    """Return how many more bytes this process's tightest cgroup allows, or None if unlimited.
 
-    idle: as if the cgroup used nothing.
+    idle: assume that the cgroups use no memory yet.
     """
     rooms = []
     for folder, version in cgroups(root, "memory"):
@@ -94,7 +97,7 @@ def cgroup_available(root: Path, idle: bool = False) -> int | None:
         if usage is None or limit >= NO_LIMIT:
             continue
         lines = _numbers(folder / "memory.stat")
-        # File cache is freed under pressure, also active cache: the file of a model that just ran.
+        # The kernel frees file cache under pressure, even active pages, such as a mapped model.
         cache = sum(lines.get(f"{prefix}{kind}_file", 0) for kind in ("active", "inactive"))
         rooms.append(limit if idle else max(0, limit - max(0, usage - cache)))
     return min(rooms, default=None)
@@ -103,7 +106,7 @@ def cgroup_available(root: Path, idle: bool = False) -> int | None:
 def metal_machine(
     name: str, memory_bytes: int, working_set_bytes: int, available_bytes: int | None = None
 ) -> Machine:
-    """Build a Mac from the sizes it reports. available_bytes None: nothing else runs."""
+    """Describe a Mac by its reported sizes. available_bytes: None means nothing else is running."""
     limits = [
         (int(working_set_bytes * METAL_SHARE), "Metal working set"),
         (idle_bytes(memory_bytes, "metal"), UNIFIED_LIMIT),
@@ -115,7 +118,7 @@ def metal_machine(
 
 
 def cuda_machine(name: str, memory_bytes: int, free_bytes: int | None = None) -> Machine:
-    """Build a machine with one CUDA card. free_bytes None: nothing else uses the card."""
+    """Describe a machine with one CUDA card. free_bytes: None means nothing else uses the card."""
     if free_bytes is None:
         budget = idle_bytes(memory_bytes, "cuda")
         return Machine(name, "cuda", memory_bytes, budget, "CUDA memory when idle")
@@ -129,7 +132,7 @@ def _cpu_name(root: Path) -> str:
 
 
 def _numbers(path: Path) -> dict[str, int]:
-    """Return the number of each `key number` or `key: number` line."""
+    """Parse `key number` or `key: number` lines into a dictionary."""
     rows = (line.replace(":", " ").split() for line in read_text(path).splitlines())
     return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}
 

@@ -1,7 +1,7 @@
-"""Machines that are elsewhere, by name, for `fit --machine`: memory, budget and bandwidth priors.
+"""Known machines by name, for `fit --machine`: memory size, budget and published bandwidth.
 
-Bandwidths are the makers' published numbers, in `machine_specs.toml`; working sets are what macOS
-usually grants. `engine.fit.machine` measures this machine instead.
+`machine_specs.toml` lists the bandwidths that manufacturers publish. Working sets are the sizes
+that macOS usually allows. `engine.fit.machine` measures the current machine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NAME = re.compile(r"([a-z0-9-]+?)(?:-(\d{1,3})core)?(?:-(\d{1,4})gb)?")
 
 @dataclass(frozen=True, slots=True)
 class MachineSpec:
-    """A chip or graphics card, as `machine_specs.toml` describes it."""
+    """A chip or graphics card listed in `machine_specs.toml`."""
 
     name: str
     backend: str
@@ -33,12 +33,12 @@ class MachineSpec:
 
 
 class UnknownMachine(ValueError):
-    """The name is not in the table, or the machine is sold with several memory sizes."""
+    """The name is not in the table, or it needs a memory size."""
 
 
 @cache
 def machine_specs() -> dict[str, MachineSpec]:
-    """Return the table of `machine_specs.toml` by key."""
+    """Read `machine_specs.toml`. Keys are machine names."""
     import tomllib
 
     text = Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")
@@ -46,9 +46,9 @@ def machine_specs() -> dict[str, MachineSpec]:
 
 
 def simulate(text: str, memory_bytes: int | None = None) -> tuple[Machine, Bandwidth]:
-    """Return an idle machine by name, such as m4-max-64gb, m4-max-32core-36gb or rtx-4090.
+    """Return the idle machine with this name, such as m4-max-64gb, m4-max-32core-36gb or rtx-4090.
 
-    memory_bytes: overrides the size in the name. Raises UnknownMachine, listing the choices.
+    memory_bytes: overrides the size in the name. Raises UnknownMachine, with the valid names.
     """
     specs = machine_specs()
     found = _NAME.fullmatch(text.strip().lower())
@@ -61,7 +61,7 @@ def simulate(text: str, memory_bytes: int | None = None) -> tuple[Machine, Bandw
     size_gib = int(gib) if gib else spec.memory_gib
     if memory_bytes is None:
         if not size_gib:
-            raise UnknownMachine(f"add the memory size: {key}-64gb, or --memory 64GB")
+            raise UnknownMachine(f"add the memory size: {key}-64gb, or pass --memory 64GB")
         memory_bytes = size_gib * (GB if gib and spec.unified else GIB)
     gb_per_s, suffix = _variant(spec, key, int(cores) if cores else None, size_gib)
     bandwidth = Bandwidth(gb_per_s * GB, PRIOR)
@@ -73,7 +73,7 @@ def simulate(text: str, memory_bytes: int | None = None) -> tuple[Machine, Bandw
 
 
 def resized(machine: Machine, memory_bytes: int) -> Machine:
-    """Return the same machine, idle, with another memory size."""
+    """Return the same machine, idle, with a different memory size."""
     name = f"{machine.name} (simulated)"
     if machine.backend != "cpu":
         return _idle_gpu(name, machine.backend, memory_bytes)
@@ -82,7 +82,7 @@ def resized(machine: Machine, memory_bytes: int) -> Machine:
 
 
 def working_set_bytes(memory_bytes: int) -> int:
-    """Return the GPU memory macOS usually grants: 2/3 up to 36 GiB, 3/4 above."""
+    """Return how much memory macOS usually lets the GPU use: 2/3 up to 36 GiB, else 3/4."""
     return memory_bytes * 2 // 3 if memory_bytes <= 36 * GIB else memory_bytes * 3 // 4
 
 
@@ -93,10 +93,13 @@ def _idle_gpu(name: str, backend: str, memory_bytes: int) -> Machine:
 
 
 def _variant(spec: MachineSpec, key: str, cores: int | None, gib: int | None) -> tuple[int, str]:
-    """Return the bandwidth and a name suffix: the slower part by GPU cores or by memory size."""
+    """Return the bandwidth and a suffix for the machine's name.
+
+    The core count or the memory size determines whether this is the slower version of the chip.
+    """
     if spec.slower is None:
         if cores is not None:
-            raise UnknownMachine(f"leave out the core count: {key} has only one bandwidth")
+            raise UnknownMachine(f"leave out the core count: {key} comes in only one version")
         return spec.gb_per_s, ""
     few = spec.slower["gpu_cores"]
     if cores == few or (cores is None and gib in spec.slower["memory_gib"]):

@@ -1,7 +1,7 @@
-"""Decide whether a model fits a machine, and with how much context.
+"""Determine whether a model fits on a machine, and how large its context can be.
 
-`fit` prints this verdict; `pull` and `run` enforce it. It follows from the model's header and the
-machine; no weights are read. All sizes are bytes.
+`fit` prints this verdict; `pull` and `run` enforce it. It depends only on the model's header and
+the machine. No weights are read. All sizes are in bytes.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from engine.limits import INDEXER_BYTES, MAX_CHUNK, MIN_CHUNK, SCAN_CHUNK, SCORE
 from engine.nn.cache.spec import STEP, kv_bytes, token_bytes
 from engine.nn.config import ModelConfig, used_tensors
 
-MARGIN = 1.02  # the need is accurate to about 2 %
-RESERVE_SHARE = 0.04  # of the machine's memory, kept free for other programs
+MARGIN = 1.02  # computed memory use is accurate to about 2 %
+RESERVE_SHARE = 0.04  # of the machine's memory, reserved for other programs
 MIN_RESERVE = 512 << 20
-UNREAD_SHARE = 0.03  # at most, of a file: draft layers, which are not loaded
-# Python, MLX and this program, and the tokenizer per token of the vocabulary, measured on Linux
-# during a chat; a GPU adds its runtime.
+UNREAD_SHARE = 0.03  # upper bound on draft layers in a file, which are not loaded
+# Python, MLX and Conifer, and the tokenizer's share per vocabulary entry. Both were measured on
+# Linux during a chat. A GPU adds its runtime.
 PROGRAM, WORD_BYTES = 66 << 20, 512
 GPU_RUNTIME = 256 << 20
 DEFAULT_CONTEXT = 32_768
-REPACKED_PIECE = 40 << 20  # eight million weights being repacked
+REPACKED_PIECE = 40 << 20  # for repacking eight million weights
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """The memory a model needs to run."""
+    """The memory required to run a model."""
 
     weights_bytes: int
     kv_bytes: int
@@ -49,9 +49,9 @@ class Need:
 class Verdict:
     """Whether a model fits, at which context, and on which machine.
 
-    context: tokens assumed. largest_context: the most that is not too large, 0 for none.
-    file_bytes: size of the tensors in the file; repacked weights may take more.
-    estimated: based on catalog facts, not on the header.
+    context: assumed context, in tokens. largest_context: the largest context that is not too large,
+    or 0 if there is none. file_bytes: size of the tensors in the file; repacked weights may be
+    larger. estimated: based on catalog facts, not on the header.
     """
 
     kind: str  # fits | tight | too_large
@@ -77,10 +77,10 @@ def judge(
     default_context: int | None = None,
     kernels: str = "auto",
 ) -> Verdict:
-    """Return the verdict for a model's header.
+    """Return the verdict for a model, from its header.
 
-    context: tokens; None is the smallest of the model's maximum, `default_context`, 32,768 and the
-    largest that fits. kernels: auto, native or stock.
+    context: in tokens. None means the smallest of the model's maximum, `default_context`, 32,768
+    and the largest context that fits. kernels: auto, native or stock.
     """
     most = min(config.context, default_context or config.context)
     need = needs(config, tensors, machine.backend, kv_type, kernels)
@@ -96,9 +96,9 @@ def needs(
     kernels: str,
     weights_bytes: int | None = None,
 ) -> Callable[[int], Need]:
-    """Return a function from the context, in tokens, to the memory needed.
+    """Return a function that computes the memory needed for a context in tokens.
 
-    weights_bytes: for the same model in another quantisation; None is the size of these tensors.
+    weights_bytes: for the same model in another quantisation. None means the size of these tensors.
     """
     kernels = selected(kernels, backend)
     if weights_bytes is None:
@@ -122,7 +122,10 @@ def judge_needs(
     file_bytes: int,
     estimated: bool = False,
 ) -> Verdict:
-    """Return the verdict for a need. most: the model's own maximum context."""
+    """Return the verdict, where `need` computes the memory for a context.
+
+    most: the model's maximum context.
+    """
     largest = _largest(lambda tokens: kind_of(need(tokens), machine) != "too_large", most)
     if context is None:
         roomy = _largest(lambda tokens: kind_of(need(tokens), machine) == "fits", most)
@@ -133,32 +136,32 @@ def judge_needs(
 
 
 def judge_size(size_bytes: int, machine: Machine) -> Verdict:
-    """Return a verdict from the file size alone; only `surely_too_large` is certain."""
+    """Return a verdict from the file size alone. Only `surely_too_large` is certain."""
     need = Need(size_bytes, 0, 0, PROGRAM)
     kind, reserve = kind_of(need, machine), reserve_bytes(machine)
     return Verdict(kind, need, machine, reserve, 0, 0, size_bytes, estimated=True)
 
 
 def surely_too_large(size_bytes: int, machine: Machine) -> bool:
-    """True if a file of this size is too large, whatever its header says."""
+    """Return True if a file of this size is too large, whatever its header contains."""
     need = Need(int((1 - UNREAD_SHARE) * size_bytes), 0, 0, PROGRAM)
     return kind_of(need, machine) == "too_large"
 
 
 def program_bytes(vocab: int, backend: str) -> int:
-    """Return the memory of the program itself, for a vocabulary of `vocab` tokens."""
+    """Return the memory Conifer itself uses, with a vocabulary of `vocab` tokens."""
     return PROGRAM + WORD_BYTES * vocab + (GPU_RUNTIME if backend != "cpu" else 0)
 
 
 def kind_of(need: Need, machine: Machine) -> str:
-    """Return fits, tight or too_large. All verdicts follow this rule."""
+    """Return fits, tight or too_large. All verdicts use this rule."""
     if MARGIN * need.total_bytes + reserve_bytes(machine) <= machine.budget_bytes:
         return "fits"
     return "tight" if need.total_bytes <= machine.budget_bytes else "too_large"
 
 
 def reserve_bytes(machine: Machine) -> int:
-    """Return the memory that must stay free for "fits"."""
+    """Return how much memory must stay free for the verdict to be "fits"."""
     return max(MIN_RESERVE, int(machine.memory_bytes * RESERVE_SHARE))
 
 
@@ -170,10 +173,11 @@ def buffer_bytes(
     kv_type: str,
     kernels: str,
 ) -> int:
-    """Estimate the peak scratch memory, reached in the last prefill chunk of a full context.
+    """Estimate the peak scratch memory, which the last prefill chunk of a full context uses.
 
-    It never falls as the context grows: the bound stays when `prefill_chunk` halves a chunk.
-    Fused native layers need neither float32 copies of the cache nor attention scores.
+    The result never shrinks as the context grows: when `prefill_chunk` halves a chunk, the limit on
+    attention scores still applies. Fused native layers need neither a float32 copy of the cache nor
+    stored attention scores.
     """
     chunk = min(MAX_CHUNK, context)
     heads = config.heads * _head_values(config)
@@ -181,10 +185,10 @@ def buffer_bytes(
     mixed = max(heads, _recurrent_values(config, native))
     fused = native and fuses(config, tensors)
     rows = 4 * chunk * (4 * config.width + mixed + _hidden_values(config, fused))
-    size_bytes = rows + 6 * 4 * config.vocab  # and the logits
+    size_bytes = rows + 6 * 4 * config.vocab  # plus the logits
     if fused:
         return size_bytes
-    if config.latent and config.latent.indexer:  # the indexer's scores, and its keys in float32
+    if config.latent and config.latent.indexer:  # indexer scores and float32 keys
         size_bytes += 3 * INDEXER_BYTES + 4 * context * config.latent.indexer.dims
     if native and config.latent:
         return size_bytes
@@ -192,26 +196,26 @@ def buffer_bytes(
     scores = 2 * max(min(one_row * chunk, SCORE_BYTES), one_row * min(MIN_CHUNK, chunk))
     layers = config.cache_specs
     widened = context * max(token_bytes(layer, "f32") for layer in layers)
-    if kv_type != "f32":  # one layer's keys and values, converted to float32
+    if kv_type != "f32":  # one layer's keys and values in float32
         widened += context * max(token_bytes(layer, kv_type) for layer in layers)
     size_bytes += scores + int(widened)
     if native:
         return size_bytes
-    # A CPU multiplies half-precision matrices in float32; stacks of experts always are.
+    # On a CPU, half-precision matrices are multiplied in float32. Expert stacks are on any device.
     halves = [t for t in tensors.values() if t.type.name in ("F16", "BF16")]
     widest = max((t.size_bytes for t in halves if backend == "cpu" or len(t.shape) == 3), default=0)
     return max(size_bytes + 2 * widest, _loading_bytes(tensors, backend))
 
 
 def _loading_bytes(tensors: Mapping[str, TensorInfo], backend: str) -> int:
-    """Return the extra memory of repacking: a second copy of the largest matrix, and a piece."""
+    """Return the extra memory for repacking: a copy of the largest matrix, and one piece."""
     blocks = [info for info in tensors.values() if info.type.name not in ("F32", "F16", "BF16")]
     held = [resident_bytes(info, backend, "stock") for info in blocks]
     return max(held) + REPACKED_PIECE if held else 0
 
 
 def _head_values(config: ModelConfig) -> int:
-    """Return how many values attention holds per head and token."""
+    """Return how many values attention stores per head and token."""
     if config.latent is None:
         return 2 * (config.key_dim + config.value_dim)
     rank, rope_dims = config.latent.rank, config.rope.dims
@@ -219,11 +223,11 @@ def _head_values(config: ModelConfig) -> int:
 
 
 def _hidden_values(config: ModelConfig, fused: bool) -> int:
-    """Return how many values a feed-forward layer holds per token."""
+    """Return how many values a feed-forward layer stores per token."""
     experts = config.experts
     if experts is None:
         return max(config.feed_forward) * (1 if fused else 3)
-    if fused:  # runs the experts one after another
+    if fused:  # processes the experts one by one
         routed = experts.used * experts.width + experts.shared_width
         return max(*config.feed_forward, routed)
     routed = experts.used * (3 * experts.width + 2 * config.width)
@@ -231,22 +235,22 @@ def _hidden_values(config: ModelConfig, fused: bool) -> int:
 
 
 def _recurrent_values(config: ModelConfig, native: bool) -> int:
-    """Return how many values a recurrent layer holds per prompt token."""
+    """Return how many values a recurrent layer stores per prompt token."""
     recurrent = config.recurrent
     if recurrent is None:
         return 0
     if recurrent.kind == "conv":
         return 8 * config.width
     channels = recurrent.inner + 2 * recurrent.groups * recurrent.state
-    values = 3 * channels + 5 * recurrent.inner  # projected (two copies) and mixed
+    values = 3 * channels + 5 * recurrent.inner  # projected (two copies) and mixed values
     if native:
         return values
-    # Per chunk: the pairwise products of its tokens, and the delta rule's keys.
+    # For each chunk: pairwise products of its tokens, and the delta rule's keys.
     return values + recurrent.heads * (6 * SCAN_CHUNK + 2 * recurrent.state)
 
 
 def _largest(holds: Callable[[int], bool], most: int) -> int:
-    """Return the largest context, in cache steps, for which `holds`; 0 for none."""
+    """Return the largest context, rounded down to a cache step, for which `holds`, or 0."""
     if holds(most):
         return most
     low, high = 0, most // STEP

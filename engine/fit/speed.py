@@ -1,6 +1,6 @@
-"""Predict the decode rate: the bytes that one token moves, divided by the memory bandwidth.
+"""Predict the decode rate from the bytes read for each token and the memory bandwidth.
 
-Measurements are passed in; anything not measured comes from the priors below. A token takes
+Callers pass in measurements. The priors below replace any that are missing. One token takes
 
     (weights x bytes of weights + kv x bytes of the cache + layers x layer_bytes) / bandwidth
     + layers x layer_s
@@ -18,17 +18,17 @@ from engine.nn.cache.spec import kv_read_bytes
 from engine.nn.config import OF_EXPERTS, ModelConfig, token_share, used_tensors
 
 MEASURED, PREDICTED, PRIOR = "measured", "predicted", "prior"
-GUESS = 0.8  # widens the range when the bytes per token are an estimate
+GUESS = 0.8  # widens the range if the bytes per token are estimated
 HEAD = ("output.weight", "output.bias", "output_norm.weight", "token_embd.weight")
 
 
 @dataclass(frozen=True, slots=True)
 class BytesPerToken:
-    """Bytes that one token moves, by purpose.
+    """The bytes read for each token, by purpose.
 
-    experts: the chosen ones. attention: including recurrent layers. shared: feed-forward weights
-    that every token uses, including routers. head: including one embedding row. kv: the keys and
-    values, or the states, of earlier tokens.
+    experts: the chosen experts. attention: includes recurrent layers. shared: feed-forward weights
+    that every token uses, including routers. head: includes one embedding row. kv: keys and values,
+    or recurrent states, of earlier tokens.
     """
 
     experts_bytes: int
@@ -46,7 +46,7 @@ class BytesPerToken:
         return self.weights_bytes + self.kv_bytes
 
     def scaled(self, share: float) -> BytesPerToken:
-        """Return the same with the weights scaled by `share`."""
+        """Return a copy with the weights scaled by `share`."""
         names = ("experts_bytes", "attention_bytes", "shared_bytes", "head_bytes")
         return replace(self, **{name: int(share * getattr(self, name)) for name in names})
 
@@ -71,10 +71,10 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class DecodeCost:
-    """Cost of a token relative to reading its bytes. low, high: error bounds, as factors.
+    """How much longer a token takes than reading its bytes. low, high: error bounds, as factors.
 
-    weights, kv: time to multiply by the bytes read, relative to a plain read. layer_bytes, layer_s:
-    overhead per layer, in bytes or in seconds; on a CPU it shrinks as bandwidth grows.
+    weights, kv: time per byte read, relative to a plain read. layer_bytes, layer_s: overhead per
+    layer, in bytes or in seconds. Overhead in bytes, used for CPUs, shrinks as bandwidth grows.
     """
 
     weights: float
@@ -85,8 +85,8 @@ class DecodeCost:
     high: float = 1.35
 
 
-# Priors. The native kernels' are fitted to runs on an idle and a busy machine, the GPUs' to public
-# measurements of other programs. docs/fit.md reports their accuracy.
+# Priors. Those for native kernels are fitted to runs on an idle and a busy machine. Those for GPUs
+# are fitted to published measurements of other programs. docs/fit.md reports their accuracy.
 DECODE_COSTS = {
     ("cpu", "native"): DecodeCost(weights=1.15, kv=1.22, layer_bytes=0.5e6, low=0.8, high=1.2),
     ("cpu", "stock"): DecodeCost(weights=15.0, kv=15.0, layer_bytes=15e6, low=0.5, high=2.0),
@@ -103,7 +103,7 @@ def bytes_per_token(
     depth: int,
     kv_type: str,
 ) -> BytesPerToken:
-    """Return the bytes that one token moves at `depth`. kernels: native or stock."""
+    """Return the bytes read for a token after `depth` others. kernels: native or stock."""
     parts = dict.fromkeys(("experts", "attention", "shared", "head"), 0.0)
     for info in used_tensors(config, tensors):
         share = token_share(info, config, tensors)
@@ -115,7 +115,7 @@ def bytes_per_token(
 def seconds(
     moved: BytesPerToken, layers: int, bandwidth: Bandwidth, backend: str, kernels: str
 ) -> float:
-    """Return the seconds one token takes, by the priors."""
+    """Return how many seconds one token takes, according to the priors."""
     cost = DECODE_COSTS[backend, kernels]
     read_bytes = cost.weights * moved.weights_bytes + cost.kv * moved.kv_bytes
     return (read_bytes + layers * cost.layer_bytes) / bandwidth.bytes_per_s + layers * cost.layer_s
@@ -131,11 +131,11 @@ def predict(
     others: Sequence[float] = (),
     estimated: bool = False,
 ) -> Rate:
-    """Predict the tokens per second.
+    """Predict the decode rate in tokens per second.
 
-    own, others: measured over predicted `seconds`, of runs on this machine with this file and with
-    other files. With `own`, the result is a measurement, extrapolated to this depth.
-    estimated: `moved` is not from a header.
+    own, others: measured time divided by predicted `seconds`, for runs on this machine with this
+    file and with other files. With `own`, the result is a measurement, extrapolated to the current
+    depth. estimated: True if `moved` does not come from a header.
     """
     plain = 1 / seconds(moved, layers, bandwidth, backend, kernels)
     cost = DECODE_COSTS[backend, kernels]

@@ -1,4 +1,4 @@
-"""The protocols between a model's graph and the kernels that run it.
+"""Protocols between a model's graph and the kernels that execute it.
 
 Axes: T tokens, E experts, k chosen experts, L cached tokens, d head width.
 """
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Cached vectors of a single head, in their storage type."""
+    """Cached vectors for a single head, in their storage type."""
 
     values: mx.array  # (L, d) float16, float32 or int8
     scales: mx.array | None = None  # (L, d / group) float16; for int8 values only
 
     def take(self, ids: mx.array | slice) -> Rows:
-        """Return the rows of some tokens: ids (n,), or a slice."""
+        """Return the rows for some tokens: ids (n,), or a slice."""
         return Rows(self.values[ids], None if self.scales is None else self.scales[ids])
 
     def floats(self) -> mx.array:
@@ -37,7 +37,7 @@ class Rows:
 
 
 class QTensor(Protocol):
-    """A weight matrix (out, in), or a stack of them (E, out, in), in any storage format."""
+    """A weight matrix (out, in), or a stack of matrices (E, out, in), in any storage format."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -46,28 +46,28 @@ class QTensor(Protocol):
         """Multiply: x (T, in) -> (T, out)."""
 
     def gather_matmul(self, x: mx.array, ids: mx.array) -> mx.array:
-        """Multiply by chosen experts: x (T, 1 or k, in), ids (T, k) -> (T, k, out)."""
+        """Multiply by the chosen experts: x (T, 1 or k, in), ids (T, k) -> (T, k, out)."""
 
     def stack_matmul(self, x: mx.array) -> mx.array:
-        """Multiply by every matrix of a stack: x (T, E, in) -> (T, E, out)."""
+        """Multiply by every matrix in a stack: x (T, E, in) -> (T, E, out)."""
 
     def rows(self, ids: mx.array) -> mx.array:
         """Look up rows: ids (T,) -> (T, in)."""
 
 
 class Kernels(Protocol):
-    """One way to hold and multiply weights on one device."""
+    """A way to store and multiply weights on one device."""
 
     name: str  # native | stock
-    groups_by_expert: bool  # gather_matmul brings the rows of each expert together
-    fallback_reason: str | None  # why `auto` chose these slower kernels
+    groups_by_expert: bool  # gather_matmul groups rows by expert
+    fallback_reason: str | None  # why `auto` chose the slower stock kernels
 
     @property
     def dtype(self) -> mx.Dtype:
-        """The type of activations."""
+        """The data type of activations."""
 
     def load(self, blocks: memoryview, info: TensorInfo) -> QTensor:
-        """Make a weight from its GGUF blocks. `blocks` must stay unchanged."""
+        """Create a weight from its GGUF blocks. `blocks` must not change afterwards."""
 
     def convolve(
         self, x: mx.array, tail: mx.array, taps: mx.array, bias: mx.array | None, activate: bool
@@ -92,11 +92,11 @@ class Kernels(Protocol):
         """See `engine.nn.scan.gated_norm`."""
 
     def latent_attention(self, q: mx.array, rows: Rows, value_dim: int) -> mx.array:
-        """Causal attention of all heads over one shared row per token.
+        """Compute causal attention for all heads over one shared row per token.
 
         q: (T, H, d), scaled. rows: (L, d); the last T belong to the new tokens. The first
-        `value_dim` values of a row are its value. Returns (T, H, value_dim).
+        `value_dim` entries of a row are its value. Returns (T, H, value_dim).
         """
 
     def sample(self, logits: mx.array, settings: Settings, bits: int) -> mx.array:
-        """See `engine.sampling.sample`. Equal bits may select a different token than it does."""
+        """See `engine.sampling.sample`. The same bits may select a different token."""

@@ -1,4 +1,4 @@
-"""Decide from a model's header whether the native kernels run all its layers as one task."""
+"""Determine from a model's header whether the native kernels can run all its layers as one task."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from engine.architectures.registry import SPARSE_MIXER
 from engine.gguf.reader import TensorInfo
 from engine.nn.config import ModelConfig, used_tensors
 
-MAX_GROUP = 128  # query heads per key head: MAX_ROWS in core/attention/attention.h
-# Parts of tensor names that mark a layer the C++ core does not have.
+MAX_GROUP = 128  # query heads per key head; MAX_ROWS in core/attention/attention.h
+# Parts of tensor names that identify layers the C++ core does not implement.
 UNFUSED = (
     "_norm.bias",
     "ffn_down.bias",
@@ -26,7 +26,10 @@ UNFUSED_DELTA = ("ssm_in.weight", "attn_qkv.bias", "attn_gate.bias")
 
 
 def fuses(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> bool:
-    """True if the C++ core has every layer. Otherwise, native kernels only multiply weights."""
+    """Return True if the C++ core implements every layer.
+
+    If it does not, the native kernels only multiply weights, and MLX does the rest.
+    """
     if not _has_layers(config):
         return False
     used = [info for info in used_tensors(config, tensors) if info.name != "output_norm.bias"]
@@ -37,7 +40,7 @@ def fuses(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> bool:
     if config.latent:
         return not any(".attn_" in info.name and info.name.endswith(".bias") for info in used)
     norms = [info for info in used if info.name.endswith(("attn_q_norm.weight", "k_norm.weight"))]
-    whole = {math.prod(info.shape) != config.key_dim for info in norms}  # not head by head
+    whole = {math.prod(info.shape) != config.key_dim for info in norms}  # one norm over all heads
     return len(whole) < 2 and not (delta and True in whole)
 
 

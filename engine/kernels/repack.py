@@ -1,14 +1,14 @@
-"""Convert GGUF blocks to MLX's quantised matrices, with MLX operations so that a GPU can do it.
+"""Convert GGUF blocks to MLX's quantised matrices. Uses MLX operations, so it also runs on a GPU.
 
-Every type becomes integers q with w = scale * q + bias for each group of 32:
+Every type is converted to integers q with w = scale * q + bias for each group of 32:
 
     Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q4_K Q5_K   the same integers; exact with float32 scales
     Q3_K                                 8 bits: sub-scale * number fits -124..128; also exact
     IQ4_NL IQ4_XS                        8 bits: the codebook holds integers; also exact
-    Q2_K Q6_K                            8 bits, rounded: a group has two scales, MLX has one
-    MXFP4                                MLX's own mode; the same bytes in another order
+    Q2_K Q6_K                            8 bits, rounded: a group has two scales, MLX allows one
+    MXFP4                                MLX's own mode; the same bytes in a different order
 
-R rows, B blocks per row, G groups of 32 per row.
+Axes: R rows, B blocks per row, G groups of 32 per row.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from engine.kernels.sizes import GROUP, RESIDENT_BITS
 
 @dataclass(frozen=True, slots=True)
 class Affine:
-    """A matrix in MLX's form: q (R, words) uint32, scales and biases (R, G)."""
+    """A matrix in MLX's affine format: q (R, words) uint32, scales and biases (R, G)."""
 
     q: mx.array
     scales: mx.array
@@ -36,13 +36,13 @@ class Affine:
         return self.q, self.scales, self.biases
 
     def at(self, index: slice | mx.array) -> Affine:
-        """Return some of the rows."""
+        """Return the rows selected by `index`."""
         biases = None if self.biases is None else self.biases[index]
         return Affine(self.q[index], self.scales[index], biases, self.bits)
 
     @staticmethod
     def join(parts: list[Affine], leading: tuple[int, ...]) -> Affine:
-        """Concatenate runs of rows. leading: the axes of the result, (out,) or (E, out)."""
+        """Concatenate the rows of several matrices. leading: (out,) or (E, out) for the result."""
 
         def join(arrays: list[mx.array]) -> mx.array:
             return mx.concatenate(arrays).reshape(*leading, -1)
@@ -65,13 +65,13 @@ def repack(raw: mx.array, type_name: str, scale_dtype: mx.Dtype) -> Affine:
 
 
 def repack_mxfp4(raw: mx.array) -> Affine:
-    """Convert MXFP4 blocks: an exponent byte and 16 bytes of number pairs. Always exact."""
-    exponents = mx.contiguous(raw[..., 0])  # a view would keep all of `raw`
+    """Convert MXFP4 blocks, which are an exponent byte and 32 four-bit numbers. Always exact."""
+    exponents = mx.contiguous(raw[..., 0])  # a view would keep all of `raw` in memory
     return Affine(_pack(_nibbles(raw[..., 1:]), 4), exponents, None, 4)
 
 
 def _half(raw: mx.array, at: int) -> mx.array:
-    """Read the float16 at byte `at` of every block: (R, B) float32."""
+    """Read the float16 value at byte `at` of each block: (R, B) float32."""
     return mx.contiguous(raw[..., at : at + 2]).view(mx.float16).astype(mx.float32).squeeze(-1)
 
 
@@ -82,17 +82,17 @@ def _fields(x: mx.array, bits: int) -> mx.array:
 
 
 def _nibbles(qs: mx.array) -> mx.array:
-    """Return the low halves of all bytes, then the high halves: (..., n) -> (..., 2n)."""
+    """Return the low nibbles of all bytes, then the high nibbles: (..., n) -> (..., 2n)."""
     return _fields(qs, 4).reshape(*qs.shape[:-1], -1)
 
 
 def _fields_of_each(x: mx.array, bits: int) -> mx.array:
-    """Return the fields of the first byte, then of the next: (..., n) -> (..., 8 n / bits)."""
+    """Return the fields byte by byte, lowest bits first: (..., n) -> (..., 8 n / bits)."""
     return _fields(x, bits).swapaxes(-1, -2).reshape(*x.shape[:-1], -1)
 
 
 def _pack(q: mx.array, bits: int) -> mx.array:
-    """Pack (R, G, 32) uint8 values into a little-endian stream: (R, words) uint32."""
+    """Pack (R, G, 32) uint8 values into a little-endian bit stream: (R, words) uint32."""
     if bits == 4:
         q = q[..., 0::2] | (q[..., 1::2] << 4)
     elif bits == 5:  # eight values in five bytes
@@ -116,12 +116,12 @@ def _centred(q: mx.array, scales: mx.array, zero: int) -> Unpacked:
 
 
 def _five_bits(raw: mx.array, at: int) -> mx.array:
-    """Numbers of Q5_0 and Q5_1: 32 high bits at byte `at`, then the low halves."""
+    """Return Q5_0 or Q5_1 numbers. 32 high bits start at byte `at`; the low nibbles follow."""
     return _nibbles(raw[..., at + 4 :]) | _fields_of_each(raw[..., at : at + 4], 1) << 4
 
 
 def _k_scales(raw: mx.array) -> tuple[mx.array, mx.array]:
-    """Scales and biases of the eight sub-blocks of Q4_K and Q5_K: (R, B, 8) float32 each."""
+    """Return the eight sub-block scales and biases for Q4_K or Q5_K: (R, B, 8) float32 each."""
     low, mid, high = (raw[..., at : at + 4] for at in (4, 8, 12))
     scales = mx.concatenate([low & 63, (high & 15) | (low >> 6) << 4], axis=-1)
     minimums = mx.concatenate([mid & 63, (high >> 4) | (mid >> 6) << 4], axis=-1)
@@ -139,7 +139,7 @@ def _q5_k(raw: mx.array) -> Unpacked:
 
 
 def _two_bits(qs: mx.array) -> mx.array:
-    """Numbers of Q2_K and Q3_K: (R, B, 64) -> (R, B, 8, 32), 0..3."""
+    """Return the two-bit numbers, 0..3, for Q2_K or Q3_K: (R, B, 64) -> (R, B, 8, 32)."""
     return _fields(qs.reshape(*qs.shape[:2], 2, GROUP), 2).reshape(*qs.shape[:2], 8, GROUP)
 
 
@@ -171,7 +171,10 @@ def _q6_k(raw: mx.array) -> Unpacked:
 
 
 def _reencode(w: mx.array) -> Unpacked:
-    """Round float32 weights to 8 bits, in groups of 32. w: (R, ...), a multiple of 32 per row."""
+    """Round float32 weights to 8 bits, in groups of 32.
+
+    w: (R, ...), where each row holds a multiple of 32 values.
+    """
     w = w.reshape(w.shape[0], -1, GROUP)
     low, high = w.min(axis=-1), w.max(axis=-1)
     scales = (high - low) / 255

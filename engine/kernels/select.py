@@ -16,13 +16,13 @@ NAMES = ("auto", "native", "stock")
 def select(name: str = "auto", threads: int | None = None) -> Kernels:
     """Return the kernels for this machine. Raises BackendError if they are unavailable.
 
-    name: `auto` is native on a CPU, and stock on a GPU or where native does not load
-    (`fallback_reason` says why). threads: CPU threads; None is one per core of this process.
+    name: `auto` chooses native on a CPU. It chooses stock on a GPU, or if the native kernels do not
+    load; `fallback_reason` then explains why. threads: CPU threads; None means one per core.
     """
     if name not in NAMES:
-        raise BackendError(f"unknown kernels {name!r}; choose one of {', '.join(NAMES)}")
+        raise BackendError(f"kernels must be one of {', '.join(NAMES)}, got {name!r}")
     if threads is not None and threads < 1:
-        raise BackendError(f"threads is {threads}; it must be at least 1")
+        raise BackendError(f"threads must be at least 1, got {threads}")
     device = backend()
     reason = None
     if name != "stock" and device == "cpu":
@@ -32,14 +32,14 @@ def select(name: str = "auto", threads: int | None = None) -> Kernels:
         if reason is None:
             return NativeKernels(threads)
     if name == "native":
-        raise BackendError(reason or f"the native kernels run on a CPU only; MLX is using {device}")
+        raise BackendError(reason or f"the native kernels only run on a CPU, but MLX uses {device}")
     from engine.kernels.stock import StockKernels
 
     return StockKernels(device, threads, reason)
 
 
 def selected(name: str, device: str) -> str:
-    """Return the name of the kernels, native or stock, that `select` chooses on a device.
+    """Return which kernels `select` chooses on a device: native or stock.
 
     device: cpu, metal or cuda.
     """

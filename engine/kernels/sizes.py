@@ -1,4 +1,4 @@
-"""Bytes of a tensor once loaded, computed from its header or from the name of its quantisation."""
+"""Compute the size of loaded tensors, from their headers or from the name of a quantisation."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import math
 from engine.gguf.reader import TensorInfo
 from engine.gguf.types import TYPE_BY_NAME
 
-GROUP = 32  # weights that share a scale in MLX's quantised matrices
-# Bits per weight in the stock kernels, without the weight's share of a scale.
+GROUP = 32  # weights per scale in MLX's quantised matrices
+# Bits per weight in the stock kernels, excluding scales and biases.
 RESIDENT_BITS = {
     **dict.fromkeys(("Q4_0", "Q4_1", "Q4_K"), 4),
     **dict.fromkeys(("Q5_0", "Q5_1", "Q5_K"), 5),
@@ -17,15 +17,15 @@ RESIDENT_BITS = {
 
 
 def resident_bytes(info: TensorInfo, device: str, kernels: str) -> int:
-    """Return the bytes a tensor takes once loaded on cpu, metal or cuda.
+    """Return how many bytes a tensor takes once loaded on cpu, metal or cuda.
 
     kernels: native, which reads the mapped file in place, or stock. For `attn_kv_b`, which is split
-    at load, this is an upper bound.
+    into two matrices when loaded, this is an upper bound.
     """
     if info.name.endswith(".attn_kv_b.weight"):
         return max(info.size_bytes, 2 * math.prod(info.shape))
     bits = RESIDENT_BITS.get(info.type.name)
-    if kernels == "native" or bits is None:  # floats and MXFP4 keep their size
+    if kernels == "native" or bits is None:  # floats and MXFP4 do not change size
         return info.size_bytes
     weights = math.prod(info.shape)
     scale_and_bias = 2 * (4 if device == "cpu" else 2)
@@ -33,14 +33,14 @@ def resident_bytes(info: TensorInfo, device: str, kernels: str) -> int:
 
 
 def supports(quant: str) -> bool:
-    """True if the kernels know the block types of a named quantisation."""
+    """Return True if the kernels support the block types that a quantisation uses."""
     return _base(quant).startswith((*RESIDENT_BITS, "F32", "F16", "BF16", "MXFP4"))
 
 
 def loaded_size_ratio(quant: str, device: str, kernels: str) -> float:
-    """Estimate the loaded size over the file size of a named quantisation; 1 if it is unknown.
+    """Estimate a quantisation's ratio of loaded size to file size. Returns 1 if it is unknown.
 
-    A mix such as Q4_K_M counts as three parts of Q4_K and one of Q6_K.
+    A mix such as Q4_K_M is treated as three parts Q4_K and one part Q6_K.
     """
     name = _base(quant)
     base = next((kind for kind in RESIDENT_BITS if name.startswith(kind)), None)

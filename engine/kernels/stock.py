@@ -1,6 +1,6 @@
-"""Stock kernels: GGUF blocks converted to MLX's quantised matrices and multiplied by MLX.
+"""Stock kernels: convert GGUF blocks to MLX's quantised matrices, and multiply with MLX.
 
-Activations, scales and biases are float32 on a CPU, and bfloat16 on Metal and CUDA.
+Activations, scales and biases are float32 on a CPU and bfloat16 on Metal and CUDA.
 """
 
 from __future__ import annotations
@@ -28,14 +28,17 @@ from engine.nn import scan as recurrence
 Bytes = npt.NDArray[np.uint8]
 
 FLOATS = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
-CHUNK_WEIGHTS = 1 << 23  # weights converted at a time, which bounds the extra memory for loading
-LATENT_BYTES = 32 << 20  # scores of latent attention at a time
-SPLIT_WORK = 1 << 18  # multiply-adds from which a second CPU stream pays off
+CHUNK_WEIGHTS = 1 << 23  # weights converted at a time, to limit extra memory during loading
+LATENT_BYTES = 32 << 20  # latent-attention scores computed at a time
+SPLIT_WORK = 1 << 18  # multiply-adds above which more CPU streams help
 
 
 @dataclass(frozen=True, slots=True)
 class FloatTensor:
-    """A floating-point matrix or stack, multiplied in its own precision or that of activations."""
+    """A floating-point matrix or stack.
+
+    Products use its own precision if the activations have the same type, and float32 otherwise.
+    """
 
     w: mx.array  # (out, in) or (E, out, in)
 
@@ -50,9 +53,9 @@ class FloatTensor:
 
     def gather_matmul(self, x: mx.array, ids: mx.array) -> mx.array:
         w = self.w
-        if ids.size < w.shape[0]:  # fewer rows than experts: widen only the chosen ones
+        if ids.size < w.shape[0]:  # fewer rows than experts: convert only those chosen
             w, ids = w[ids.reshape(-1)], mx.arange(ids.size).reshape(ids.shape)
-        w = w.astype(mx.float32).swapaxes(-1, -2)  # the only type of MLX's gather_mm on a CPU
+        w = w.astype(mx.float32).swapaxes(-1, -2)  # the only type that gather_mm supports on a CPU
         y = mx.gather_mm(x[..., None, :].astype(mx.float32), w, rhs_indices=ids)
         return y.squeeze(-2).astype(x.dtype)
 
@@ -68,13 +71,13 @@ class FloatTensor:
 
 @dataclass(frozen=True, slots=True)
 class QuantizedTensor:
-    """A matrix or stack in one of MLX's quantised formats, with groups of 32."""
+    """A matrix or stack in one of MLX's quantised formats, in groups of 32."""
 
     packed: Affine
     shape: tuple[int, ...]
-    format: dict[str, Any]  # group_size, bits and mode, as MLX takes them
+    format: dict[str, Any]  # MLX's arguments: group_size, bits and mode
     dtype: mx.Dtype  # of activations
-    streams: tuple[mx.Stream, ...]  # CPU streams, one thread each; empty: the default stream
+    streams: tuple[mx.Stream, ...]  # one CPU thread each; if empty, the default stream is used
 
     def matmul(self, x: mx.array) -> mx.array:
         rows = self.shape[0]
@@ -103,9 +106,9 @@ class QuantizedTensor:
 
 
 class StockKernels:
-    """MLX operations on the device that `backend` names: cpu, metal or cuda.
+    """Kernels that use MLX operations. backend: cpu, metal or cuda.
 
-    threads: CPU streams that share a large product; None is one per core of this process.
+    threads: CPU streams that share a large product; None means one per available core.
     """
 
     name = "stock"
@@ -154,7 +157,7 @@ class StockKernels:
     def _load_float(self, blocks: Bytes, info: TensorInfo) -> mx.array:
         w = mx.array(blocks).view(FLOATS[info.type.name]).reshape(info.shape)
         if info.type.name != "F32" and self.dtype != mx.float32:
-            w = w.astype(self.dtype)  # routers and norms stay float32
+            w = w.astype(self.dtype)  # F32 tensors, such as routers and norms, stay float32
         mx.eval(w)
         return w
 
@@ -176,5 +179,5 @@ class StockKernels:
 
 @functools.cache
 def cpu_streams(count: int) -> tuple[mx.Stream, ...]:
-    """Return CPU streams, one thread each, shared by all models of this process."""
+    """Return `count` CPU streams, one thread each, shared by all models in this process."""
     return (mx.default_stream(mx.cpu), *(mx.new_stream(mx.cpu) for _ in range(count - 1)))

@@ -170,7 +170,7 @@ def test_logits_that_are_not_finite_give_no_token(
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(name: str, value: object):
-    with pytest.raises(ValueError, match=f"{name} is"):
+    with pytest.raises(ValueError, match=f"{name} must be"):
         Settings(**{name: value})
 
 

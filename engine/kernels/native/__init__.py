@@ -1,8 +1,8 @@
-"""Native kernels: C++ on the CPU, over GGUF blocks read in place from the mapped file.
+"""Native kernels: C++ for CPUs. They read GGUF blocks in place from the mapped file.
 
-Shapes and types are checked here, before C++ is entered. Activations are float32; a product with
-quantised weights rounds them to 8 bits in groups of 32, or for many tokens to bfloat16 if the
-processor has tiles (AMX).
+Python checks shapes and types before calling C++. Activations are float32. A product with quantised
+weights rounds them to 8 bits in groups of 32, or to bfloat16 if there are many tokens and the
+processor supports AMX.
 
 Axes: T tokens, E experts, k chosen experts.
 """
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from engine.kernels.native import _native
     from engine.sampling import Settings
 
-MAX_TAPS = 64  # of a convolution, as in core/recurrent/recurrence.h
+MAX_TAPS = 64  # per convolution; same value as in core/recurrent/recurrence.h
 BUILT_FOR = Path(__file__).with_name("mlx-version")
 
 
 def unavailable_reason() -> str | None:
-    """Return why the extension does not load, or None if it does."""
+    """Return why the extension cannot be loaded, or None if it can."""
     try:
         _extension()
     except BackendError as error:
@@ -41,7 +41,7 @@ def unavailable_reason() -> str | None:
 
 
 def isa() -> str:
-    """Return the instruction sets that the kernels use here, such as `AVX-512 VNNI, AMX`."""
+    """Return the instruction sets the kernels use on this machine, such as `AVX-512 VNNI, AMX`."""
     return _extension().isa()
 
 
@@ -49,8 +49,10 @@ def _extension() -> ModuleType:
     if not BUILT_FOR.exists():
         raise BackendError("the native CPU kernels are not part of this build")
     built, running = BUILT_FOR.read_text().strip(), mx.__version__  # type: ignore[attr-defined]
-    if built != running:  # the layout of an array may differ: do not load it
-        raise BackendError(f"the native CPU kernels were built for MLX {built}, not {running}")
+    if built != running:  # array layouts may differ, so do not load the extension
+        raise BackendError(
+            f"the native CPU kernels were built for MLX {built}, but {running} is installed"
+        )
     try:
         return importlib.import_module("engine.kernels.native._native")
     except ImportError as error:
@@ -59,7 +61,7 @@ def _extension() -> ModuleType:
 
 @dataclass(frozen=True, slots=True)
 class NativeTensor:
-    """A matrix or stack as GGUF blocks."""
+    """A matrix or stack, stored as GGUF blocks."""
 
     weight: _native.Weight
     shape: tuple[int, ...]
@@ -67,31 +69,36 @@ class NativeTensor:
 
     def matmul(self, x: mx.array) -> mx.array:
         if not len(self.shape) == x.ndim == 2 or x.shape[1] != self.shape[1]:
-            raise ValueError(f"matmul: x is {x.shape}, the weight {self.shape}")
+            raise ValueError(f"matmul: x {x.shape} does not match the weight {self.shape}")
         return self.native.matmul(_floats(x), self.weight)
 
     def gather_matmul(self, x: mx.array, ids: mx.array) -> mx.array:
         fits = len(self.shape) == x.ndim == 3 and ids.ndim == 2
         fits = fits and x.shape[2] == self.shape[2] and x.shape[0] == ids.shape[0]
         if not fits or x.shape[1] not in (1, ids.shape[1]):
-            raise ValueError(f"gather_matmul: x is {x.shape}, ids {ids.shape}, stack {self.shape}")
+            raise ValueError(
+                f"gather_matmul: shapes do not match: {x.shape}, {ids.shape}, {self.shape}"
+            )
         return self.native.gather_matmul(_floats(x), _ids(ids), self.weight)
 
     def stack_matmul(self, x: mx.array) -> mx.array:
         if len(self.shape) != 3 or x.ndim != 3 or x.shape[1:] != (self.shape[0], self.shape[2]):
-            raise ValueError(f"stack_matmul: x is {x.shape}, the stack {self.shape}")
+            raise ValueError(f"stack_matmul: x {x.shape} does not match the stack {self.shape}")
         return self.gather_matmul(x, mx.broadcast_to(mx.arange(x.shape[1]), x.shape[:2]))
 
     def rows(self, ids: mx.array) -> mx.array:
         if len(self.shape) != 2 or ids.ndim != 1:
-            raise ValueError(f"rows: ids are {ids.shape}, the weight {self.shape}")
+            raise ValueError(
+                f"rows: expected one-dimensional ids and a matrix, got {ids.shape}, {self.shape}"
+            )
         return self.native.rows(_ids(ids), self.weight)
 
 
 class NativeKernels:
-    """C++ on the CPU. Raises BackendError if the extension does not load.
+    """Kernels written in C++ for CPUs. Raises BackendError if the extension does not load.
 
-    threads: size of the pool that all models of this process share; None is one per core.
+    threads: size of the thread pool, which all models in this process share; None means one per
+    available core.
     """
 
     name = "native"
@@ -107,7 +114,10 @@ class NativeKernels:
     def load(self, blocks: memoryview, info: TensorInfo) -> NativeTensor:
         *stack, rows, columns = info.shape
         if len(stack) > 1 or columns % info.type.weights or blocks.nbytes != info.size_bytes:
-            raise ValueError(f"tensor {info.name!r}: {blocks.nbytes:,} bytes for {info.shape}")
+            message = (
+                f"tensor {info.name!r}: {blocks.nbytes:,} bytes do not match shape {info.shape}"
+            )
+            raise ValueError(message)
         experts = stack[0] if stack else 1
         weight = self.native.Weight(blocks, info.type.id, experts, rows, columns)
         return NativeTensor(weight, info.shape, self.native)
@@ -116,14 +126,14 @@ class NativeKernels:
         values, scales = rows.values, rows.scales
         fits = q.ndim == 3 and values.ndim == 2 and q.shape[2] == values.shape[1] >= value_dim > 0
         if not fits or not q.shape[0] <= values.shape[0]:
-            shapes = f"q is {q.shape}, rows {values.shape}, values {value_dim}"
-            raise ValueError(f"latent_attention: {shapes}")
+            shapes = f"q {q.shape}, rows {values.shape}, value_dim {value_dim}"
+            raise ValueError(f"latent_attention: shapes do not match: {shapes}")
         if scales is not None:
             fits = values.dtype == mx.int8 and scales.dtype == mx.float16
             groups = values.shape[1] // math.gcd(values.shape[1], 32)
             if not fits or scales.shape != (values.shape[0], groups):
                 raise ValueError(
-                    f"latent_attention: rows are {values.dtype}, scales {scales.shape}"
+                    f"latent_attention: {values.dtype} rows do not match the scales {scales.shape}"
                 )
         elif values.dtype != mx.float16:
             values = _floats(values)
@@ -152,7 +162,7 @@ class NativeKernels:
         count, a, b, values = v.shape
         shared = (count, min(q.shape[1], a), min(q.shape[2], b), q.shape[3])
         if any(size not in (1, heads) for size, heads in ((shared[1], a), (shared[2], b))):
-            raise ValueError(f"scan: q is {q.shape}, v {v.shape}")
+            raise ValueError(f"scan: q {q.shape} does not match v {v.shape}")
         for name, array in (("q", q), ("k", k)):
             _require_shape(name, array, shared)
         _require_shape("log_decay", log_decay, v.shape[:3])
@@ -172,23 +182,23 @@ class NativeKernels:
 
     def sample(self, logits: mx.array, settings: Settings, bits: int) -> mx.array:
         if logits.ndim != 1 or logits.size == 0:
-            raise ValueError(f"sample: logits are {logits.shape}")
+            raise ValueError(f"sample: expected logits (V,), got {logits.shape}")
         rule = settings.temperature, settings.top_k, settings.top_p, settings.min_p
         return self.native.pick(_floats(logits), *rule, (bits >> 11) * 2.0**-53)
 
 
 def _require_shape(name: str, x: mx.array, shape: tuple[int, ...]) -> None:
     if x.shape != shape:
-        raise ValueError(f"{name} has shape {x.shape}, expected {shape}")
+        raise ValueError(f"{name}: expected shape {shape}, got {x.shape}")
 
 
 def _floats(x: mx.array) -> mx.array:
     if not mx.issubdtype(x.dtype, mx.floating):
-        raise ValueError(f"activations are {x.dtype}")
+        raise ValueError(f"activations must be floating-point, got {x.dtype}")
     return x.astype(mx.float32)
 
 
 def _ids(ids: mx.array) -> mx.array:
     if not mx.issubdtype(ids.dtype, mx.integer):
-        raise ValueError(f"ids are {ids.dtype}")
+        raise ValueError(f"ids must be integers, got {ids.dtype}")
     return ids.astype(mx.int32)

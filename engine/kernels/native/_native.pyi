@@ -1,4 +1,4 @@
-"""The C++ extension. Types are GGML ids."""
+"""The C++ extension. Weight types are GGML type ids."""
 
 from enum import Enum
 
@@ -39,7 +39,7 @@ def latent_attention(
 def pick(
     logits: mx.array, temperature: float, top_k: int, top_p: float, min_p: float, uniform: float
 ) -> mx.array: ...  # () int32
-def ready(x: mx.array) -> bool: ...  # True once a launched array is computed
+def ready(x: mx.array) -> bool: ...  # True once an array passed to async_eval is computed
 
 class CacheType(Enum):
     f16, f32, q8 = range(3)
@@ -48,19 +48,19 @@ class Caches:
     @property
     def capacity(self) -> int: ...
     @property
-    def state_bytes(self) -> int: ...  # of all saved states
-    marks: list[int]  # the mark, then the tokens that each saved state has seen; -1: none
-    bases: list[int]  # the first token in each layer's buffers
+    def state_bytes(self) -> int: ...  # total size of all saved states
+    marks: list[int]  # mark, then tokens in each saved state; -1: empty
+    bases: list[int]  # index of the first token in each layer's buffers
     @property
-    def slots(self) -> list[int]: ...  # tokens that each layer has room for
-    def states(self) -> list[NDArray[np.uint8]]: ...  # tail and memory of each state and layer
+    def slots(self) -> list[int]: ...  # capacity of each layer, in tokens
+    def states(self) -> list[NDArray[np.uint8]]: ...  # tail and memory for each state and layer
     def buffers(self) -> list[NDArray[np.uint8]]: ...  # writable views
     def rewindable_length(self, length: int) -> int: ...
     def undo(self, offset: int) -> None: ...  # roll back a cancelled step
 
-# Layers of core/blocks/block.h. Their fields are set one by one, and not read. A field that points
-# to floats takes an array or None; a norm takes (weight, eps) or None; a matrix with a bias takes
-# (weight, bias or None).
+# The layers in core/blocks/block.h. Fields can be set but not read. Assign an array or None to a
+# field that points to floats, (weight, eps) or None to a norm, and (weight, bias or None) to a
+# matrix with a bias.
 class _Layer:
     def __setattr__(self, name: str, value: object) -> None: ...
 
@@ -85,12 +85,12 @@ class Rope:
 class Stack:
     def __init__(self) -> None: ...
     @property
-    def bytes(self) -> int: ...  # of all weights
+    def bytes(self) -> int: ...  # total size of the weights
     @property
-    def done(self) -> float: ...  # the share of layers that the current task has finished
+    def done(self) -> float: ...  # share of layers finished by the current task
     def add(self, layer: _Layer) -> None: ...
     def cancel(self, yes: bool) -> None: ...  # while True, tasks stop after their current layer
-    # rewind: tokens before a prompt's end where a state is saved. slack: room beyond a window.
+    # rewind: tokens between the saved state and the prompt's end. slack: extra tokens per window.
     def new_caches(self, capacity: int, type: CacheType, rewind: int, slack: int) -> Caches: ...
     def run(self, x: mx.array, caches: Caches | None, offset: int) -> mx.array: ...
     def run_with_routes(

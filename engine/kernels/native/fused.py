@@ -1,6 +1,7 @@
-"""All layers of a decoder, and its head, each as one C++ task without MLX or Python in between.
+"""Run a decoder's layers, and its head, each as a single C++ task.
 
-`engine.kernels.fusion` decides which models run this way. Axes: T tokens, D width.
+MLX and Python do no work in between. `engine.kernels.fusion` determines which models support
+this. Axes: T tokens, D width.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ if TYPE_CHECKING:
 
 ACTIVATIONS: dict[Activation, str] = {swiglu: "silu", clamped_swiglu: "clamped"}
 GATINGS = {SOFTMAX: "softmax", SIGMOID: "sigmoid", SOFTMAX_OF_CHOSEN: "softmax_of_chosen"}
-# A step that reads this many bytes, counted once per token, takes long enough to be cancelled.
+# A step takes long enough to need cancellation if (tokens x bytes of weights) reaches this.
 CANCELLABLE_BYTES = 64 * 10**9
 POLL_S = 0.01
 
 
 def fuse(decoder: Decoder, config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> None:
-    """Replace the layers and the head of a decoder by single tasks, where its kernels allow it."""
+    """Replace a decoder's layers and head with single tasks, if its kernels support this."""
     kernels, layers, head = decoder.kernels, decoder.layers, decoder.head
     if not isinstance(kernels, NativeKernels):
         return
@@ -55,7 +56,7 @@ def fuse(decoder: Decoder, config: ModelConfig, tensors: Mapping[str, TensorInfo
 
 
 class FusedLayers:
-    """All blocks of a decoder as one task, with caches inside the extension."""
+    """A decoder's layers as one task. Their caches are stored in the extension."""
 
     def __init__(self, layers: Blocks, native: ModuleType) -> None:
         self.native = native
@@ -91,7 +92,7 @@ class FusedLayers:
             while not self.native.ready(result):
                 time.sleep(POLL_S)
                 on_progress(self.stack.done)
-            mx.eval(result)  # raises what the task raised
+            mx.eval(result)  # re-raises the task's exception
             unless_done.pop_all()
 
     def _cancel(self, result: mx.array, caches: _native.Caches, offset: int) -> None:
@@ -110,7 +111,7 @@ class FusedLayers:
         end = offset + x.shape[0]
         if offset < 0 or (caches is not None and end > caches.capacity):
             raise ValueError(f"tokens {offset:,} to {end:,} are outside the cache")
-        # New tokens that a window has room for at a time.
+        # A window has room for this many new tokens at a time.
         step = WINDOW_SLACK if caches is not None and self.windowed else x.shape[0]
         starts = range(0, max(x.shape[0], 1), max(step, 1))
         if self.stats is None:
@@ -121,7 +122,7 @@ class FusedLayers:
 
 
 class FusedHead:
-    """The final norm and the projection to the vocabulary as one task."""
+    """The final norm and the projection to the vocabulary, as one task."""
 
     def __init__(self, head: LMHead, native: ModuleType) -> None:
         self.width = head.norm.weight.size
@@ -134,11 +135,11 @@ class FusedHead:
 
 
 class LayerConverter:
-    """Makes the C++ core's layers, described in core/blocks/block.h, from those of a decoder."""
+    """Converts a decoder's layers to the C++ layers described in core/blocks/block.h."""
 
     def __init__(self, native: ModuleType) -> None:
         self.native = native
-        self.ropes: dict[RoPE, _native.Rope] = {}  # shared by layers, and so is their table
+        self.ropes: dict[RoPE, _native.Rope] = {}  # layers with equal RoPE share one table
         self.converters: dict[type, Callable[[Any], Any]] = {
             Attention: self._attention,
             LatentAttention: self._latent,
@@ -150,7 +151,7 @@ class LayerConverter:
         }
 
     def convert(self, part: object, norm: AnyNorm, residual_scale: float) -> Any:
-        """Convert a mixer or a feed-forward layer, the norm before it and the residual after it."""
+        """Convert a mixer or a feed-forward layer, including its norm and its residual scale."""
         layer = self.converters[type(part)](part)
         layer.norm, layer.residual = _norm(norm), residual_scale
         return layer
@@ -191,7 +192,7 @@ class LayerConverter:
     def _mamba2(self, mixer: Mamba2) -> _native.RecurrentLayer:
         shape = mixer.config
         layer = self._recurrent(mixer, (shape.groups, shape.heads // shape.groups))
-        layer.inputs = [_weight(mixer.input.weight)]  # gate, convolved values, a step per head
+        layer.inputs = [_weight(mixer.input.weight)]  # gate, convolved values, one step per head
         layer.bias, layer.skip = mixer.bias, mixer.skip.reshape(-1)
         layer.mixed_at, layer.gate_at = shape.inner, 0
         layer.step = self.native.HeadColumns(shape.inner + mixer.channels, shape.heads, 0)
@@ -207,7 +208,7 @@ class LayerConverter:
         layer.inputs = [_weight(part.weight) for part in inputs if part is not None]
         gate = 2 * mixer.keys + shape.inner
         betas = gate + shape.inner
-        # With alpha inside the beta projection: for each key head its betas, then its alphas.
+        # If the beta projection includes alpha, each key head has its betas, then its alphas.
         run, period = (shape.heads, 0) if project.alpha else (project.shared, 2 * project.shared)
         layer.beta, layer.step = columns(betas, run, period), columns(betas + run, run, period)
         layer.delta, layer.length_eps, layer.gate_at = True, mixer.eps, gate
@@ -220,7 +221,10 @@ class LayerConverter:
         heads: tuple[int, int],
         key_heads: tuple[int, int] | None = None,
     ) -> _native.RecurrentLayer:
-        """Set what both recurrences share. key_heads: (A or 1, B or 1) for `heads` (A, B)."""
+        """Create a layer with the fields that both recurrences share.
+
+        heads: the pair (A, B). key_heads: (A or 1, B or 1).
+        """
         shape, (key_a, key_b) = mixer.config, key_heads or (heads[0], 1)
         layer: _native.RecurrentLayer = self.native.RecurrentLayer()
         layer.output, layer.taps = _weight(mixer.output.weight), mixer.taps

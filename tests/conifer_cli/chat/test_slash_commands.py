@@ -150,11 +150,11 @@ def test_set_parameter_changes_how_the_next_answers_are_drawn(talk, words, name,
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("parameter temperature -1", "must be 0 to 100"),
+        ("parameter temperature -1", "must be between 0 and 100"),
         ("parameter temperature nan", "number"),
         ("parameter temperature warm", "warm"),
         ("parameter top_p 2", "must be above 0"),
-        ("parameter seed -1", "must be 0 to 2^64 - 1"),
+        ("parameter seed -1", "must be between 0 and 2^64 - 1"),
         ("parameter num_predict 0", "must be at least 1"),
         ("parameter num_ctx 99999999", "expected 1 to 16,777,216 tokens"),
         ("parameter num_ctx 16m", "expected 1 to 16,777,216 tokens"),

@@ -158,7 +158,7 @@ def test_a_cgroup_looser_than_the_machine_does_not_limit(tmp_path: Path):
 
 
 def test_a_machine_that_hides_its_memory_is_an_error(tmp_path: Path):
-    with pytest.raises(BackendError, match="cannot read this machine's memory size"):
+    with pytest.raises(BackendError, match="cannot read the memory size of this machine"):
         machine.linux_cpu(tmp_path)
 
 

@@ -271,7 +271,7 @@ def test_wrong_shapes_are_refused(
 def test_wrong_types_are_refused(operation: str, shapes: tuple, dtypes: tuple):
     weight, _ = load("Q8_0", (24, 512))
     inputs = [mx.zeros(size, dtype=dtype) for size, dtype in zip(shapes, dtypes, strict=True)]
-    with pytest.raises(ValueError, match="are mlx"):
+    with pytest.raises(ValueError, match=r"must be .*, got mlx"):
         getattr(weight, operation)(*inputs)
 
 
@@ -382,5 +382,5 @@ def test_without_an_extension_for_this_mlx_auto_is_stock_and_says_why(
 
 def test_native_is_refused_where_mlx_runs_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("engine.kernels.select.backend", lambda: "cuda")
-    with pytest.raises(BackendError, match="on a CPU only"):
+    with pytest.raises(BackendError, match="only run on a CPU"):
         select("native")
