@@ -1,6 +1,7 @@
-"""The interactive conversation of `conifer run`.
+"""The interactive conversation that `conifer run` starts.
 
-`repl` reads messages with `line_editor` and passes them to `turn`, or to `slash_commands` if they
-start with a slash. `conversation` holds the messages and the session; `context_limit` asks what to
-do when they no longer fit. `attachments` reads files into messages, `clipboard` copies answers.
+`repl` reads each message with `line_editor` and passes it to `turn`, or to `slash_commands` if it
+starts with a slash. `conversation` holds the messages and the session. `context_limit` asks the
+user what to do when the conversation no longer fits. `attachments` reads text files to send, and
+`clipboard` copies answers.
 """

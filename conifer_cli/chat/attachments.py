@@ -1,4 +1,4 @@
-"""Files named in a conversation: text files to send, and the Markdown export."""
+"""Files used in a conversation: text files to send, and the Markdown export."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_FILE_BYTES = 20 * 10**6
 def split_path(text: str) -> tuple[Path, str]:
     """Split a line into a path, which may be quoted, and the text after it."""
     if not text:
-        raise UsageError("a file name is missing")
+        raise UsageError("expected a file name")
     if text[0] in "\"'" and (end := text.find(text[0], 1)) > 0:
         return _path(text[1:end]), text[end + 1 :].strip()
     whole = _path(text)
@@ -28,7 +28,7 @@ def split_path(text: str) -> tuple[Path, str]:
 
 
 def whole_path(text: str) -> Path:
-    """Read a line that is one path, which may be quoted."""
+    """Parse a line that contains only a path, which may be quoted."""
     path, rest = split_path(text)
     return _path(text) if rest else path
 
@@ -39,14 +39,14 @@ def _path(name: str) -> Path:
     try:
         return Path(name).expanduser()
     except RuntimeError as error:
-        raise UsageError(f"no home folder found for {name!r}") from error
+        raise UsageError(f"cannot expand the home folder in {name!r}") from error
 
 
 def read_text(path: Path) -> str:
-    """Read a text file. Replaces bytes that are not UTF-8, and prints a note about it."""
+    """Read a text file. Replaces bytes that are not valid UTF-8 and prints a warning."""
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise UsageError(f"{path} is larger than the limit of {size(MAX_FILE_BYTES)}")
+            raise UsageError(f"{path} exceeds the {size(MAX_FILE_BYTES)} limit")
         data = path.read_bytes()
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {path}: {_reason(error)}") from error
@@ -57,7 +57,7 @@ def read_text(path: Path) -> str:
 
 
 def export(name: str, messages: Messages, model: str) -> Path:
-    """Write the conversation as Markdown to a new file that only its owner may read."""
+    """Write the conversation as Markdown to a new file that only its owner can read."""
     path = whole_path(name)
     if os.path.exists(path):
         raise UsageError(f"{path} already exists")

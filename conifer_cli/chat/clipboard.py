@@ -1,4 +1,4 @@
-"""Copy text to the clipboard with the desktop's program, or with the terminal's OSC 52."""
+"""Copy text to the clipboard with a desktop program or the terminal's OSC 52 sequence."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ PROGRAMS = (  # (environment variable that must be set, or None for macOS; comma
 
 
 def copy(text: str) -> str:
-    """Copy text to the clipboard. Return what copied it: a program, or else the terminal."""
+    """Copy text to the clipboard. Return the name of the program or method used."""
     data = text.encode(errors="replace")
     for variable, command in PROGRAMS:
         usable = sys.platform == "darwin" if variable is None else variable in os.environ
         if usable and shutil.which(command[0]) and _pipe(command, data):
             return command[0]
     console.write_stdout(f"\x1b]52;c;{base64.b64encode(data).decode()}\x07")
-    return "the terminal, if it allows that"
+    return "OSC 52, if the terminal supports it"
 
 
 def _pipe(command: tuple[str, ...], data: bytes) -> bool:

@@ -1,4 +1,7 @@
-"""Ask what to do when a conversation no longer fits its context. Nothing is dropped silently."""
+"""Ask the user what to do when a conversation no longer fits the context.
+
+Messages are never dropped silently.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ Choice = tuple[str, str, Callable[[Conversation], bool]]  # (key, label, action)
 
 
 def make_room(conversation: Conversation) -> list[int] | None:
-    """Encode the conversation with room for an answer. Return None if the user cancels."""
+    """Encode the conversation, leaving room for an answer. Return None if the user cancels."""
     while True:
         tokens = conversation.encode()
         room, context = conversation.answer_room(), conversation.context
@@ -25,7 +28,7 @@ def make_room(conversation: Conversation) -> list[int] | None:
             return tokens
         console.log(
             f"The conversation has {len(tokens):,} tokens and an answer needs at least {room:,}, "
-            f"more than the context of {context:,}."
+            f"but the context holds only {context:,}."
         )
         if not _ask(conversation, _choices(conversation, len(tokens) + room)):
             return None
@@ -38,7 +41,7 @@ def _choices(conversation: Conversation, needed: int) -> list[Choice]:
     if grown >= needed:
 
         def grow(conversation: Conversation) -> bool:
-            console.log(f"The context is now {grown:,} tokens. Reading the conversation again.")
+            console.log(f"The context is now {grown:,} tokens. Processing the conversation again.")
             conversation.resize(grown)
             return True
 
@@ -82,7 +85,7 @@ def _drop(conversation: Conversation) -> bool:
 
 
 def _summarise(conversation: Conversation) -> bool:
-    """Replace the past turns by the model's summary of them. On failure change nothing."""
+    """Replace the past turns with the model's summary. On failure, change nothing."""
     messages, start = conversation.messages, _start(conversation)
     before = list(messages)
     system, past, last = messages[:start], _past(conversation), messages[-1]

@@ -1,4 +1,4 @@
-"""The state of a conversation: its messages, its session and the settings changed on the way."""
+"""The state of a conversation: its messages, session and current settings."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from conifer_cli.terminal import console
 from conifer_cli.terminal.format import tokens as short
 from conifer_cli.terminal.output import AnswerPrinter
 
-ANSWER_ROOM = 512  # free tokens that an answer needs to start, or a quarter of the context
+ANSWER_ROOM = 512  # free tokens required to start an answer; at most context / 4
 
 
 class Conversation:
-    """Messages and the session that answers them. The loop sets `editor` and `host`.
+    """The messages and the session that answers them. `repl` sets `editor` and `host`.
 
-    staged: texts to send with the next message. attempts: answers to the last message so far.
+    staged: texts to send with the next message. attempts: number of times the last message has
+    been answered again.
     """
 
     editor: Editor
@@ -40,7 +41,7 @@ class Conversation:
         self.attempts = 0
 
     def meter(self) -> str:
-        """Return how full the context is: `ctx 6.1k/32k`."""
+        """Return the context usage, such as `ctx 6.1k/32k`."""
         cache = self.session.cache
         return f"ctx {short(cache.length if cache else 0)}/{short(self.context)}"
 
@@ -50,7 +51,7 @@ class Conversation:
         return min(limit, ANSWER_ROOM, max(self.context // 4, 1))
 
     def encode(self) -> list[int]:
-        """Encode the messages, with the tokens of the cache where it holds the same text."""
+        """Encode the messages, using the cached tokens for any text already in the cache."""
         from engine.text.retokenize import retokenized
 
         session = self.session
@@ -58,7 +59,7 @@ class Conversation:
         return retokenized(cached, session.encode(self.messages), session.model.tokenizer)
 
     def ask(self, tokens: list[int], **settings: Any) -> tuple[Response, Generation]:
-        """Generate and print the answer to these tokens."""
+        """Generate and print an answer to `tokens`. settings: overrides for this answer."""
         session = self.session
         saved = session.settings
         if self.attempts and saved.seed is not None:  # the same seed would repeat the answer
@@ -75,9 +76,9 @@ class Conversation:
         return response, generation
 
     def switch_model(self, name: str) -> None:
-        """Switch to another model. On an error or Ctrl-C, reopen the old one and raise."""
+        """Switch to another model. On an error or Ctrl-C, reopen the old model and raise."""
         target, old = locate(name), self.session
-        old.close()  # both models together may not fit
+        old.close()  # both models may not fit in memory at once
         failure: BaseException | None = None
         try:
             with self.interrupts.propagate():
@@ -85,14 +86,14 @@ class Conversation:
         except KeyboardInterrupt:
             failure = errors.UsageError(f"cancelled; still using {old.report.name}")
         except errors.known_exceptions() as error:
-            failure = error.with_traceback(None)  # its frames keep the loaded weights alive
+            failure = error.with_traceback(None)  # its frames would keep the new weights alive
         if failure is not None:
             self.session = Session(old.report, old.options)
             raise failure
         self.context = self.session.context
 
     def toggle_fold(self) -> None:
-        """Fold thinking from now on; or show it, including that of the last answer."""
+        """Fold or unfold thinking. Unfolding also prints the last answer's thinking."""
         hidden = self.session.options.show_thinking is False
         self.folds = not (self.folds or hidden)
         if hidden:
@@ -106,7 +107,7 @@ class Conversation:
         self.staged, self.last_thinking, self.attempts = [], "", 0
 
     def resize(self, context: int) -> None:
-        """Change the context. Drops the cache, so the messages are read again."""
+        """Change the context size. Drops the cache, so the messages are processed again."""
         self.context, self.session.cache = context, None
 
     def _printer(self) -> AnswerPrinter:
@@ -121,7 +122,7 @@ class Conversation:
 
 
 class Totals:
-    """Token counts and seconds over all answers. last: the last answer in one line."""
+    """Token counts and times over all answers. last: a line with the last answer's statistics."""
 
     def __init__(self) -> None:
         self.answers = self.prompt = self.cached = self.decoded = 0
@@ -136,16 +137,16 @@ class Totals:
         self.decoded += stats.decoded_tokens
         self.prefill_s += stats.prefill_s
         self.decode_s += stats.decode_s
-        self.last = f"{generation.stats()}; first token after {generation.first_s:.2f} s"
+        self.last = f"{generation.stats()}; time to first token: {generation.first_s:.2f} s"
 
     def lines(self) -> list[str]:
-        """Return the last answer and the totals, one line each."""
+        """Return the last answer's statistics and the totals, one line each."""
         if not self.answers:
             return ["No answers yet."]
         computed = self.prompt - self.cached
         return [
             f"last: {self.last}",
-            f"{self.answers:,} answers: {self.prompt:,} prompt tokens, {self.cached:,} of them "
-            f"cached and {computed:,} read in {self.prefill_s:.1f} s; "
-            f"{self.decoded:,} answer tokens in {self.decode_s:.1f} s",
+            f"answers: {self.answers:,}; prompt tokens: {self.prompt:,} ({self.cached:,} cached, "
+            f"{computed:,} processed in {self.prefill_s:.1f} s); "
+            f"answer tokens: {self.decoded:,} in {self.decode_s:.1f} s",
         ]

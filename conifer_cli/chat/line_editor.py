@@ -1,6 +1,6 @@
-"""The prompt of a conversation, its completions, and the file of typed messages.
+"""The conversation's line editor, with its completions and message history.
 
-prompt_toolkit is imported with the first message; a dumb terminal has plain input instead.
+prompt_toolkit is imported lazily, for the first message. A dumb terminal uses plain input instead.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ PROMPT, CONTINUATION = ">>> ", "... "
 PLACEHOLDER = "Send a message (/? for help)"
 QUOTES = '"""'
 FAINT = "ansibrightblack"
-MAX_NAMES = 200  # file names to offer
-HISTORY_FORMAT = {"format": 1}  # the first line of the file; the others are one JSON string each
+MAX_NAMES = 200  # maximum number of file names to offer
+HISTORY_FORMAT = {"format": 1}  # first line; each later line is one JSON string
 MAX_HISTORY = 1000  # messages
-MAX_MESSAGE = 100_000  # characters; longer messages are not remembered
+MAX_MESSAGE = 100_000  # characters; longer messages are not saved
 
 Complete = Callable[[str], list[str]]  # the text after a command -> candidates for its last word
 
 
 @dataclass
 class EditorHost:
-    """What the conversation provides to its editor.
+    """The callbacks and history file that the conversation passes to its editor.
 
-    complete: text before the cursor -> where its last word starts, and candidates. meter: the text
-    at the right of the prompt. keys: prompt_toolkit key names and actions, which may print.
+    complete: text before the cursor -> the start of its last word, and candidates. meter: returns
+    the text to the right of the prompt. keys: prompt_toolkit key name -> action, which may print.
     """
 
     complete: Callable[[str], tuple[int, list[str]]]
@@ -54,13 +54,13 @@ class EditorHost:
 
 
 def is_closed(text: str) -> bool:
-    """True unless a message starts with three quotes and does not end with three."""
+    """True unless a message starts with triple quotes but does not end with them."""
     text = text.strip()
     return not text.startswith(QUOTES) or (len(text) >= 6 and text.endswith(QUOTES))
 
 
 def unquoted(text: str) -> str:
-    """Remove the three quotes around a message."""
+    """Remove the triple quotes around a message, if any."""
     bare = text.strip()
     if bare.startswith(QUOTES) and is_closed(bare):
         return bare[len(QUOTES) : -len(QUOTES)].strip("\n")
@@ -68,13 +68,13 @@ def unquoted(text: str) -> str:
 
 
 class PlainEditor:
-    """Plain input, with readline's keys where Python has readline."""
+    """Plain input, with readline key bindings if Python has readline."""
 
     def __init__(self, interrupts: Interrupts) -> None:
         self._interrupts = interrupts
 
     def message(self) -> str | None:
-        """Read a message; None at the end of input. Raises KeyboardInterrupt for Ctrl-C."""
+        """Read a message. Return None at the end of input. Raises KeyboardInterrupt on Ctrl-C."""
         text, prompt = "", PROMPT
         with self._interrupts.propagate():
             while (line := console.ask(prompt)) is not None:
@@ -95,7 +95,7 @@ class PlainEditor:
 
 
 class LineEditor:
-    """prompt_toolkit's editor, in which Ctrl-C is a key."""
+    """prompt_toolkit's editor. Ctrl-C is a key binding here, not a signal."""
 
     def __init__(self, host: EditorHost, interrupts: Interrupts) -> None:
         self._host, self._interrupts = host, interrupts
@@ -128,12 +128,12 @@ Editor = PlainEditor | LineEditor
 
 
 def open_editor(host: EditorHost, interrupts: Interrupts) -> Editor:
-    """Choose the editor that this terminal supports."""
+    """Return the editor that this terminal supports."""
     return PlainEditor(interrupts) if console.dumb() else LineEditor(host, interrupts)
 
 
 def _output() -> Any:
-    """Return an output that never queries the cursor position, which some terminals ignore."""
+    """Return an output that never queries the cursor position: some terminals do not reply."""
     from prompt_toolkit.output.vt100 import Vt100_Output
 
     output = Vt100_Output.from_pty(sys.stdout, term=os.environ.get("TERM"))
@@ -217,7 +217,7 @@ def _bindings(keys: dict[str, Callable[[], None]]) -> KeyBindings:
 
 
 def edit_externally(text: str) -> str | None:
-    """Let the user edit text in $VISUAL, $EDITOR or vi. Return None if that fails."""
+    """Edit text in $VISUAL, $EDITOR or vi. Return the new text, or None on failure."""
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
     with tempfile.TemporaryDirectory(prefix="conifer-") as folder:
         path = Path(folder, "message.md")
@@ -232,7 +232,7 @@ def edit_externally(text: str) -> str | None:
 
 
 def history_file() -> Path | None:
-    """Return the file of typed messages; None if it is turned off or cannot be used."""
+    """Return the path of the message history, or None if history is off or unavailable."""
     if os.environ.get("CONIFER_NOHISTORY") or console.dumb() or not console.is_terminal(sys.stdin):
         return None
     try:
@@ -242,7 +242,7 @@ def history_file() -> Path | None:
 
 
 def read_history(path: Path) -> list[str]:
-    """Return the remembered messages, oldest first. An unreadable file counts as empty."""
+    """Return the saved messages, oldest first. An unreadable file is treated as empty."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
@@ -257,7 +257,7 @@ def read_history(path: Path) -> list[str]:
 
 
 def add_to_history(path: Path, text: str) -> None:
-    """Remember a message, unless the file cannot be written."""
+    """Append a message to the history file. Ignores write errors."""
     if len(text) > MAX_MESSAGE:
         return
     with contextlib.suppress(OSError):
@@ -275,7 +275,7 @@ def _write_history(path: Path, texts: list[str]) -> None:
 
 
 def words(*words: str) -> Complete:
-    """Return a completion that offers these words."""
+    """Return a completer that offers `words`."""
     return lambda typed: [word for word in words if word.startswith(typed.rpartition(" ")[2])]
 
 
@@ -283,7 +283,7 @@ complete_nothing = words()
 
 
 def complete_path(typed: str) -> list[str]:
-    """Offer files and folders."""
+    """Return the files and folders that complete a path."""
     folder, _, start = typed.rpartition("/")
     where = Path(os.path.expanduser(folder + "/" if "/" in typed else "."))
     try:
@@ -296,7 +296,7 @@ def complete_path(typed: str) -> list[str]:
 
 
 def complete_model(typed: str) -> list[str]:
-    """Offer the catalog's models; files if the text looks like a path."""
+    """Return the catalog models that complete a name, or files if it looks like a path."""
     from catalog import entries
 
     if "/" in typed or typed.startswith((".", "~")):

@@ -1,4 +1,4 @@
-"""The loop of a conversation: read a message, answer it or run a slash command, repeat."""
+"""The conversation loop: read a message, answer it or run a slash command, repeat."""
 
 from __future__ import annotations
 
@@ -16,19 +16,23 @@ from conifer_cli.terminal import console
 
 
 def converse(session: Session, messages: Messages) -> Session:
-    """Talk until the user leaves, adding to `messages`. Return the session in use at the end."""
+    """Run the conversation until the user exits, appending to `messages`.
+
+    Return the session, which /model may have replaced.
+    """
     with scope() as interrupts, console.keys(quiet=True), ExitStack() as on_failure:
         conversation = Conversation(session, messages, interrupts)
         conversation.host = EditorHost(
             complete, history_file(), conversation.meter, {"c-o": conversation.toggle_fold}
         )
         conversation.editor = open_editor(conversation.host, interrupts)
-        console.log(f"{session.report.name}, context {conversation.context:,} tokens. /? for help.")
+        name, context = session.report.name, conversation.context
+        console.log(f"{name}, {context:,}-token context. Type /? for help.")
         if session.raw:
-            console.log("This model has no chat template: it continues your text.")
+            console.log("This model has no chat template, so it continues your text.")
         on_failure.callback(_rescue, conversation)
         _loop(conversation)
-        on_failure.pop_all()  # the caller saves with the model's state
+        on_failure.pop_all()  # the caller saves the model's state too
     return conversation.session
 
 
@@ -45,13 +49,13 @@ def _loop(conversation: Conversation) -> None:
                 send(conversation, text)
         except KeyboardInterrupt:
             console.write_stdout("\n")
-            console.log("Use Ctrl-D or /bye to leave.")
+            console.log("Use Ctrl-D or /bye to exit.")
         except Leave:
             return
 
 
 def _rescue(conversation: Conversation) -> None:
-    """Save the messages alone, after a signal: the model may be in the middle of a step."""
+    """Save only the messages: after a signal, the model may be in the middle of a step."""
     session, messages = conversation.session, conversation.messages
     if session.options.save is None or all(m["role"] == "system" for m in messages):
         return

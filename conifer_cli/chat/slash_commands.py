@@ -1,4 +1,4 @@
-"""The slash commands of a conversation, the settings of /set and the views of /show."""
+"""Slash commands, the settings that /set changes and the views that /show prints."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from conifer_cli.session.session import JSON_OBJECT
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import count, labelled, size
 
-# Parameter names of other tools -> the field of RunOptions, and how to read a value.
+# Parameter name, as in other tools -> (RunOptions field, parser for its value).
 SAMPLING = {
     "temperature": ("temperature", float),
     "top_k": ("top_k", int),
@@ -48,22 +48,22 @@ SHOWN = ("show", "fold", "hide")
 FORMATS = ("json", "text")
 KEYS = (
     ("Enter", "send the message; Alt-Enter or Ctrl-J starts a new line"),
-    ('"""', "start and end a message of several lines"),
+    ('"""', "start and end a multi-line message"),
     ("Ctrl-G", "write the message in $EDITOR"),
     ("Ctrl-O", "fold or show thinking"),
     ("Ctrl-C", "stop the answer and keep its text"),
-    ("Ctrl-D", "leave"),
+    ("Ctrl-D", "exit"),
 )
 _COMMAND = re.compile(r"/(?:[A-Za-z_-]+|\?)")
 
 
 class Leave(Exception):
-    """The user leaves the conversation."""
+    """Raised when the user exits the conversation."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """A slash command or a setting of /set. run and complete receive the rest of the line."""
+    """A slash command, or a setting that /set changes. Callbacks receive the rest of the line."""
 
     spellings: str
     usage: str
@@ -77,13 +77,13 @@ class Command:
 
 
 def is_command(text: str) -> bool:
-    """True if a message is a command, known or not. A path such as /etc/hosts is a message."""
+    """True if a message looks like a command, even an unknown one. /etc/hosts does not."""
     first, *_ = text.split(maxsplit=1) or [""]
     return _COMMAND.fullmatch(first) is not None
 
 
 def run_command(text: str, conversation: Conversation) -> None:
-    """Run a command; print the error if it fails. Raises Leave."""
+    """Run a command, reporting any error. Raises Leave."""
     name, *rest = text.split(maxsplit=1)
     command = _find(COMMANDS, name)
     if command is None:
@@ -98,7 +98,7 @@ def run_command(text: str, conversation: Conversation) -> None:
 
 
 def complete(text: str) -> tuple[int, list[str]]:
-    """Complete the text before the cursor. Return where its last word starts, and candidates."""
+    """Complete the text before the cursor. Return the start of the last word, and candidates."""
     name, space, rest = text.partition(" ")
     command = _find(COMMANDS, name)
     if space and command is not None:
@@ -142,7 +142,7 @@ def _regenerate(conversation: Conversation, rest: str) -> None:
     previous = messages.pop()
     conversation.attempts += 1
     try:
-        answer(conversation, otherwise="The previous answer is kept.")
+        answer(conversation, otherwise="The previous answer was kept.")
     finally:
         if not messages or messages[-1]["role"] != "assistant":
             messages.append(previous)
@@ -174,11 +174,11 @@ def _read(conversation: Conversation, rest: str) -> None:
 
 def _model(conversation: Conversation, rest: str) -> None:
     if not rest:
-        console.log(f"{conversation.session.report.name}. /model NAME switches to another model.")
+        console.log(f"The model is {conversation.session.report.name}. Type /model NAME to switch.")
         return
     conversation.switch_model(rest)
     name = conversation.session.report.name
-    console.log(f"Now using {name}, context {conversation.context:,} tokens.")
+    console.log(f"Now using {name} with a {conversation.context:,}-token context.")
 
 
 def _save(conversation: Conversation, rest: str) -> None:
@@ -188,7 +188,7 @@ def _save(conversation: Conversation, rest: str) -> None:
         conversation.session.save(path, conversation.messages)
     except errors.OutputError as error:
         raise UsageError(str(error)) from error
-    console.log(f"Saved to {path}. Continue it with /load or `conifer run --resume`.")
+    console.log(f"Saved to {path}. To continue it, use /load or `conifer run --resume`.")
 
 
 def _load(conversation: Conversation, rest: str) -> None:
@@ -199,7 +199,7 @@ def _load(conversation: Conversation, rest: str) -> None:
     if session.cache is not None:
         conversation.context = session.cache.context
     turns = sum(message["role"] == "user" for message in messages)
-    console.log(f"Loaded a conversation. User messages: {turns:,}.")
+    console.log(f"Loaded the conversation. User messages: {turns:,}.")
 
 
 def _export(conversation: Conversation, rest: str) -> None:
@@ -234,7 +234,7 @@ def _set(conversation: Conversation, rest: str) -> None:
         return
     setting = _find(SETTINGS, name)
     if setting is None:
-        raise UsageError(f"there is no setting {name!r}", "/set lists the settings.")
+        raise UsageError(f"unknown setting {name!r}", "Type /set to list the settings.")
     setting.run(conversation, value.strip())
 
 
@@ -242,11 +242,11 @@ def _set_parameter(conversation: Conversation, rest: str) -> None:
     name, _, text = rest.partition(" ")
     text = text.strip()
     if name not in PARAMETERS or not text:
-        raise UsageError(f"name a parameter and its value; parameters: {', '.join(PARAMETERS)}")
+        raise UsageError(f"expected NAME VALUE; NAME must be one of {', '.join(PARAMETERS)}")
     try:
         _change_parameter(conversation, name, text)
     except ValueError as error:
-        raise UsageError(f"{name} cannot be {text!r}: {error}") from error
+        raise UsageError(f"invalid {name} {text!r}: {error}") from error
     console.log(f"{name} is now {text}.")
 
 
@@ -255,19 +255,19 @@ def _change_parameter(conversation: Conversation, name: str, text: str) -> None:
     if name == "num_ctx":
         tokens, largest = options.parse_context(text), session.report.verdict.largest_context
         if tokens > largest and not session.options.force:
-            raise ValueError(f"at most {largest:,} tokens fit")
+            raise ValueError(f"the largest context that fits is {largest:,} tokens")
         conversation.resize(tokens)
         return
     field, read = FIELDS[name]
     value = read(text)
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("not a finite number")
+        raise ValueError("must be a finite number")
     session.change(**{field: value})
 
 
 def _set_system(conversation: Conversation, rest: str) -> None:
     if conversation.session.raw:
-        raise UsageError("this model has no chat template, so it takes no system message")
+        raise UsageError("this model has no chat template, so it cannot use a system message")
     text = _unquoted(rest)
     conversation.session.change(system=text or None)
     messages = conversation.messages
@@ -278,7 +278,7 @@ def _set_system(conversation: Conversation, rest: str) -> None:
 
 
 def _unquoted(text: str) -> str:
-    """Remove a pair of quotes around a text, unless it has more of the same quotes inside."""
+    """Remove the quotes around a text, unless the text itself contains the same quotes."""
     for quote in ('"""', '"', "'"):
         bare = text.removeprefix(quote).removesuffix(quote)
         if len(bare) == len(text) - 2 * len(quote) and quote not in bare:
@@ -288,19 +288,19 @@ def _unquoted(text: str) -> str:
 
 def _set_think(conversation: Conversation, rest: str) -> None:
     if rest not in ("", *EFFORTS):
-        raise UsageError(f"the effort can be {', '.join(EFFORTS)}; without one the model chooses")
+        raise UsageError(f"effort must be one of {', '.join(EFFORTS)}; omit it for the default")
     conversation.session.change(think=True, effort=rest or None)
     console.log("Thinking is on, if the model supports it.")
 
 
 def _set_nothink(conversation: Conversation, rest: str) -> None:
     conversation.session.change(think=False, effort=None)
-    console.log("Thinking is off, if the model supports that.")
+    console.log("Thinking is off, if the model can turn it off.")
 
 
 def _set_thinking(conversation: Conversation, rest: str) -> None:
     if rest not in SHOWN:
-        raise UsageError("thinking can be set to show, fold or hide")
+        raise UsageError("expected show, fold or hide")
     conversation.folds = rest == "fold"
     conversation.session.change(show_thinking=rest != "hide")
     console.log(f"Thinking: {rest}.")
@@ -308,7 +308,7 @@ def _set_thinking(conversation: Conversation, rest: str) -> None:
 
 def _set_format(conversation: Conversation, rest: str) -> None:
     if rest not in FORMATS:
-        raise UsageError("the format can be json or text")
+        raise UsageError("the format must be json or text")
     conversation.session.change(grammar=JSON_OBJECT if rest == "json" else None)
     console.log(f"Answers are now {'JSON objects' if rest == 'json' else 'plain text'}.")
 
@@ -327,7 +327,7 @@ def _set_history(conversation: Conversation, rest: str, on: bool) -> None:
     path = conversation.host.history = history_file() if on else None
     console.log(f"Message history: {'on' if path else 'off'}.")
     if on and not path:
-        console.log("CONIFER_NOHISTORY is set, or this terminal has no line editor.")
+        console.log("CONIFER_NOHISTORY is set, or this terminal does not support line editing.")
 
 
 SETTINGS = (
@@ -335,14 +335,16 @@ SETTINGS = (
     Command("system", "TEXT", "set the system message; without TEXT, remove it", _set_system),
     Command("think", "[low|medium|high]", "turn thinking on", _set_think, words(*EFFORTS)),
     Command("nothink", "", "turn thinking off", _set_nothink),
-    Command("thinking", "show|fold|hide", "how to show thinking", _set_thinking, words(*SHOWN)),
-    Command("format", "json|text", "answer with JSON or text", _set_format, words(*FORMATS)),
+    Command(
+        "thinking", "show|fold|hide", "show, fold or hide thinking", _set_thinking, words(*SHOWN)
+    ),
+    Command("format", "json|text", "answer in JSON or text", _set_format, words(*FORMATS)),
     Command("verbose", "", "print token counts and speed", partial(_set_stats, on=True)),
-    Command("quiet", "", "print no token counts and speed", partial(_set_stats, on=False)),
+    Command("quiet", "", "do not print token counts or speed", partial(_set_stats, on=False)),
     Command("markdown", "", "render Markdown", partial(_set_markdown, on=True)),
     Command("plain", "", "print answers as plain text", partial(_set_markdown, on=False)),
-    Command("history", "", "remember messages for later runs", partial(_set_history, on=True)),
-    Command("nohistory", "", "do not remember messages", partial(_set_history, on=False)),
+    Command("history", "", "save messages for later chats", partial(_set_history, on=True)),
+    Command("nohistory", "", "do not save messages", partial(_set_history, on=False)),
 )
 
 
@@ -356,7 +358,7 @@ def _complete_set(typed: str) -> list[str]:
 
 def _show(conversation: Conversation, rest: str) -> None:
     if rest not in VIEWS:
-        raise UsageError(f"/show takes one of {', '.join(VIEWS)}")
+        raise UsageError(f"expected one of {', '.join(VIEWS)}")
     console.log_text(VIEWS[rest](conversation))
 
 
@@ -387,7 +389,7 @@ def _show_parameters(conversation: Conversation) -> str:
     rows = [(name, str(getattr(settings, field))) for name, (field, _) in SAMPLING.items()]
     rows += [
         ("num_ctx", str(conversation.context)),
-        ("num_predict", str(settings.max_tokens or "unlimited within the context")),
+        ("num_predict", str(settings.max_tokens or "limited only by the context")),
         ("seed", "random for each answer" if settings.seed is None else str(settings.seed)),
         ("stop", ", ".join(map(repr, settings.stop)) or "none"),
     ]
@@ -399,22 +401,30 @@ VIEWS: dict[str, Callable[[Conversation], str]] = {
     "system": lambda talk: talk.session.options.system or "There is no system message.",
     "template": _show_template,
     "parameters": _show_parameters,
-    "thinking": lambda talk: talk.last_thinking or "The last answer had no thinking.",
+    "thinking": lambda talk: talk.last_thinking or "The last answer contains no thinking.",
 }
 COMMANDS = (
     Command("/? /help", "", "show this help", _help),
-    Command("/bye /exit /quit", "", "leave", _leave),
+    Command("/bye /exit /quit", "", "exit", _leave),
     Command("/clear /reset /new", "", "start a new conversation", _clear),
-    Command("/set", "NAME [VALUE]", "change a setting; /set alone lists them", _set, _complete_set),
+    Command("/set", "NAME [VALUE]", "change a setting, or list the settings", _set, _complete_set),
     Command("/show", "VIEW", f"show {', '.join(VIEWS)}", _show, words(*VIEWS)),
     Command("/save", "FILE", "save the conversation", _save, complete_path),
     Command("/load", "FILE", "continue a saved conversation", _load, complete_path),
     Command("/regen /retry", "", "answer the last message again", _regenerate),
     Command("/undo", "", "remove the last message and its answer", _undo),
-    Command("/read", "FILE [TEXT]", "send a file, with TEXT or later", _read, complete_path),
-    Command("/model", "[NAME]", "switch to another model", _model, complete_model),
+    Command(
+        "/read",
+        "FILE [TEXT]",
+        "send a file with TEXT, or with the next message",
+        _read,
+        complete_path,
+    ),
+    Command("/model", "[NAME]", "show or switch the model", _model, complete_model),
     Command("/stats", "", "show token counts and speed", _stats),
-    Command("/experts", "[FILE]", "show which experts answered", _experts, complete_path),
+    Command(
+        "/experts", "[FILE]", "show the experts chosen for the last answer", _experts, complete_path
+    ),
     Command("/copy", "", "copy the last answer to the clipboard", _copy),
     Command("/export", "FILE", "write the conversation as Markdown", _export, complete_path),
 )

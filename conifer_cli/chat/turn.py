@@ -1,4 +1,4 @@
-"""One turn of a conversation: add a message, check that it fits the context, print the answer."""
+"""Send a message: check that it fits the context, then print the answer."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from conifer_cli.session.router_report import show_experts
 from conifer_cli.terminal import console
 
 NOT_ADDED = "Your message was not added."
-CLEAR_HINT = "/clear starts a new conversation."
+CLEAR_HINT = "Type /clear to start a new conversation."
 
 
 def send(conversation: Conversation, text: str) -> None:
-    """Add a message from the user and answer it. Without an answer, remove it again."""
+    """Add the user's message and answer it. If there is no answer, remove the message again."""
     messages = conversation.messages
     messages.append({"role": "user", "content": "\n\n".join([*conversation.staged, text])})
     staged, conversation.staged = conversation.staged, []
@@ -27,7 +27,7 @@ def send(conversation: Conversation, text: str) -> None:
 
 
 def answer(conversation: Conversation, otherwise: str = NOT_ADDED) -> None:
-    """Answer the last message and add the answer. On failure print the reason and `otherwise`."""
+    """Answer the last message. On failure, print the reason and the note `otherwise`."""
     try:
         tokens = make_room(conversation)
         if tokens is None:
@@ -43,7 +43,7 @@ def answer(conversation: Conversation, otherwise: str = NOT_ADDED) -> None:
         return
     conversation.last_thinking = response.thinking
     if generation.stream.finish == "interrupted" and not response.text:
-        console.log(f"Stopped with no answer. {otherwise}")
+        console.log(f"Stopped before the answer began. {otherwise}")
         return
     conversation.messages.append(response.message())
     conversation.totals.add(generation)
@@ -55,4 +55,4 @@ def answer(conversation: Conversation, otherwise: str = NOT_ADDED) -> None:
         console.log(f"conifer: {error}")
     if generation.cut_by_context:
         limit = conversation.context
-        console.log(f"The context of {limit:,} tokens is full, so the answer was cut off.")
+        console.log(f"The {limit:,}-token context is full, so the answer was cut off.")

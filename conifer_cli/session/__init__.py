@@ -1,5 +1,6 @@
-"""A loaded model ready to answer.
+"""A loaded model that is ready to answer.
 
-`open` turns a model name into a `Session`, which encodes messages and starts a `Generation`;
-`response` prints it. `checkpoint` saves conversations and `prompt_cache` prompts.
+`open` turns a model name into a `Session`, which encodes messages and starts a `Generation`.
+`response` prints the answer. `checkpoint` saves conversations, `prompt_cache` stores prompts and
+`router_report` shows which experts the model used.
 """

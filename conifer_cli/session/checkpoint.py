@@ -1,7 +1,8 @@
-"""Files that hold a model's cache: saved conversations and stored prompts.
+"""Files that store a model's cache: saved conversations and stored prompts.
 
-A file has a line with its kind and format, a line of JSON (`SavedHeader`), the bytes of the arrays,
-and the SHA-256 of all that. Sizes are checked before anything is allocated: a file is not trusted.
+A file consists of a line with its kind and format version, a JSON line (`SavedHeader`), the arrays'
+bytes and the SHA-256 of everything before it. Files are untrusted, so sizes are checked before
+anything is allocated.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ START_BYTES, SAMPLE_BYTES, SAMPLES = 16 << 20, 4096, 64  # read from a model fil
 
 @dataclass(frozen=True)
 class SavedHeader:
-    """The JSON of a stored prompt. form: of its cache. arrays: [type, shape] each."""
+    """The JSON header of a stored prompt.
+
+    form: the cache format. marks: each layer's stored positions. arrays: [type, shape] pairs.
+    """
 
     kind: ClassVar[str] = "prompt"
     model: str
@@ -62,17 +66,17 @@ class SavedHeader:
             )
         )
         if not sound:
-            raise ValueError("a value has the wrong type")
+            raise ValueError("a value has an invalid type")
 
     def layout(self) -> Iterator[tuple[str, list[int], int]]:
-        """Yield type, shape and size in bytes of each array."""
+        """Yield each array's type, shape and size in bytes."""
         for name, shape in self.arrays:
             yield name, shape, math.prod(shape) * ITEM_BYTES[name]
 
 
 @dataclass(frozen=True)
 class ConversationHeader(SavedHeader):
-    """The JSON of a saved conversation."""
+    """The JSON header of a saved conversation."""
 
     kind: ClassVar[str] = "conversation"
     messages: list[dict[str, str]]
@@ -81,7 +85,7 @@ class ConversationHeader(SavedHeader):
         super().__post_init__()
         for message in self.messages:
             if message.get("role") not in ROLES or "content" not in message:
-                raise ValueError("a message lacks its role or content")
+                raise ValueError("each message must have a valid role and content")
             if not set(message) <= set(FIELDS):
                 raise ValueError("a message has an unknown field")
 
@@ -94,7 +98,10 @@ def _whole_numbers(value: Any) -> bool:
 
 
 def identity(report: FitReport) -> str:
-    """Identify a model's files by sizes, starts, and samples of the rest. Raises Unreadable."""
+    """Return a digest that identifies a model's files. Raises Unreadable.
+
+    The digest covers each file's size, its first START_BYTES and samples of the rest.
+    """
     digest = hashlib.sha256()
     for path in report.paths:
         try:
@@ -115,7 +122,7 @@ def _take_samples(path: Path, digest: Any) -> None:
 
 
 def require_writable(path: Path) -> None:
-    """Raise UsageError if `path` is not writable, or exists and is not a saved conversation."""
+    """Raise UsageError unless `path` is writable and is either new or a saved conversation."""
     if os.path.exists(path) and not _is_conversation(path):
         raise UsageError(f"refusing to overwrite {path}: not a Conifer conversation")
     folder = path.parent
@@ -136,7 +143,7 @@ def _is_conversation(path: Path) -> bool:
 
 
 def write(path: Path, kind: str, facts: Mapping[str, Any], kept: CacheState | None) -> None:
-    """Write a file whole or not at all. facts: the header without the cache. Raises OutputError."""
+    """Write a file atomically. facts: the non-cache header fields. Raises OutputError."""
     arrays = kept.arrays if kept else []
     header = {
         **facts,
@@ -157,7 +164,7 @@ def write(path: Path, kind: str, facts: Mapping[str, Any], kept: CacheState | No
 
 
 def read(path: Path, kind: type[H]) -> tuple[H, CacheState]:
-    """Read a file. Raises UsageError if it is missing, BadSaved if damaged or of another kind."""
+    """Read a file. Raises UsageError if it is missing, or BadSaved if it is not valid."""
     import numpy as np
 
     from engine.nn.cache.state import CacheState
@@ -166,7 +173,7 @@ def read(path: Path, kind: type[H]) -> tuple[H, CacheState]:
     with _opened(path, kind) as file:
         header = _header(path, file, kind, digest)
         at = file.tell()
-        # Mapped: a copy would need memory that the verdict does not count.
+        # Map the file: a copy would need memory that the verdict does not include.
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         if len(data) - at - DIGEST_BYTES != sum(size_bytes for _, _, size_bytes in header.layout()):
             raise BadSaved(f"{path} is damaged: its size does not match its header")
@@ -182,7 +189,7 @@ def read(path: Path, kind: type[H]) -> tuple[H, CacheState]:
 
 
 def read_header(path: Path, kind: type[H]) -> H:
-    """Read the header alone, without the checksum. Raises as `read`."""
+    """Read only the header and skip the checksum. Raises the same exceptions as `read`."""
     with _opened(path, kind) as file:
         return _header(path, file, kind, hashlib.sha256())
 
@@ -204,10 +211,12 @@ def _header(path: Path, file: BinaryIO, kind: type[H], digest: Any) -> H:
     if start != f"conifer {kind.kind}".encode():
         raise BadSaved(f"{path} is not a saved {kind.kind}")
     if version != str(FORMAT).encode():
-        raise BadSaved(f"{path} was written by another version of Conifer (not format {FORMAT})")
+        raise BadSaved(
+            f"{path} was written by another version of Conifer (expected format {FORMAT})"
+        )
     line = file.readline(MAX_LINE_BYTES)
     digest.update(first + line)
     header = parse_json(line, kind) if line.endswith(b"\n") else None
     if header is None:
-        raise BadSaved(f"{path} is damaged: its header is not valid")
+        raise BadSaved(f"{path} is damaged: its header is invalid")
     return header

@@ -1,4 +1,4 @@
-"""Open a session: decide whether a model fits, download it if it is missing, and load it."""
+"""Open a session: check that the model fits, download it if it is missing, and load it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from conifer_cli.session.session import Session, is_raw
 
 
 def open_session(target: RequestedModel, options: RunOptions, offline: bool = False) -> Session:
-    """Open a session. offline: never download, even if the options allow it."""
+    """Open a session. offline: never download, even if `options` allows it."""
     offline = offline or options.offline
     request = FitRequest(
         options.context, options.kv_type, options.force, options.yes, options.kernels, offline
@@ -35,4 +35,4 @@ def require_template(report: FitReport, options: RunOptions) -> None:
         }
         for name, flag in flags.items():
             if getattr(options, name) is not None and options.is_explicit(name):
-                raise UsageError(f"{flag} needs a model with a chat template; this one has none")
+                raise UsageError(f"{flag} requires a chat template, but this model has none")

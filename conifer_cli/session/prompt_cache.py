@@ -1,7 +1,8 @@
-"""Stored prompts for `run --cache`: a later run starts where a stored prompt agrees with its own.
+"""Stored prompts for `run --cache`: later runs reuse the longest prefix they share with one.
 
-One file each under CONIFER_HOME/prompts, by the model's identity. The least recently used are
-removed at MAX_BYTES or MAX_FILES, and an unusable file silently: this is a cache.
+Each prompt is one file in CONIFER_HOME/prompts, in a folder named for the model's identity. At
+MAX_BYTES or MAX_FILES the least recently used files are removed. Since this is only a cache,
+unusable files are removed silently.
 """
 
 from __future__ import annotations
@@ -23,20 +24,23 @@ if TYPE_CHECKING:
     from conifer_cli.session.session import Session
     from engine.nn.cache.cache import Cache
 
-MIN_TOKENS = 64  # shorter prompts are read as fast as restored
-NEW_SHARE = 4  # store a prompt if at least 1 in 4 of its tokens is new
+MIN_TOKENS = 64  # processing a shorter prompt is as fast as restoring it
+NEW_SHARE = 4  # store a prompt if at least 1/NEW_SHARE of its tokens are new
 MAX_BYTES = 4 << 30
 MAX_FILES = 64
 SUFFIX = ".prompt"
 
 
 def folder() -> Path:
-    """Return the folder of the stored prompts."""
+    """Return the folder for stored prompts."""
     return options.home() / "prompts"
 
 
 def recall(session: Session, tokens: list[int]) -> int:
-    """Restore the stored prompt that shares most of `tokens`. Return how many tokens it shares."""
+    """Restore the stored prompt that shares the longest prefix with `tokens`.
+
+    Return the length of that prefix.
+    """
     key = session.identity, session.cache_format
     best, shared = None, session.cache.shared_prefix(tokens) if session.cache else 0
     for path in (folder() / session.identity[:16]).glob(f"*{SUFFIX}"):
@@ -55,7 +59,7 @@ def recall(session: Session, tokens: list[int]) -> int:
     cache.trim(shared)
     if shared - cache.length >= MIN_TOKENS:
         # A recurrent layer cannot rewind to where two prompts differ, so store this point too.
-        with Progress("reading the prompt", "tokens", always=False) as progress:
+        with Progress("processing the prompt", "tokens", always=False) as progress:
             session.model.prefill(tokens[cache.length : shared], cache, progress.update)
         _store(session, tokens[:shared])
     return shared
@@ -87,7 +91,7 @@ def _store(session: Session, tokens: list[int]) -> None:
         _make_room(size_bytes)
         checkpoint.write(place / f"{name}{SUFFIX}", checkpoint.SavedHeader.kind, facts, kept)
     except (OSError, errors.OutputError) as error:
-        console.log(f"conifer: the prompt was not stored: {error}")
+        console.log(f"conifer: cannot store the prompt: {error}")
 
 
 def _restored(session: Session, path: Path, cache: Cache) -> bool:
@@ -97,7 +101,7 @@ def _restored(session: Session, path: Path, cache: Cache) -> bool:
     try:
         _, kept = checkpoint.read(path, checkpoint.SavedHeader)
         load(session.model, kept, cache)
-    except ContextOverflow:  # longer than the context of this run
+    except ContextOverflow:  # longer than this run's context
         return False
     except (errors.BadSaved, errors.UsageError, CacheStateError):
         _remove(path)

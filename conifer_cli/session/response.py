@@ -1,4 +1,4 @@
-"""Print an answer while it is generated, and collect its text and thinking."""
+"""Print an answer as it is generated, and collect its text and thinking."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Response:
-    """An answer while it is printed. shown: its text for stdout, maybe only a code block."""
+    """An answer being printed. shown: the text for stdout, which may be only a code block."""
 
     def __init__(self, options: RunOptions, printer: AnswerPrinter | None = None) -> None:
         self.text, self.thinking, self.shown = "", "", ""
@@ -26,7 +26,7 @@ class Response:
         )
 
     def print(self, parts: Iterable[Part]) -> None:
-        """Print the parts as they arrive, only the answer to stdout. Raises NoCode."""
+        """Print the parts as they arrive. Only the answer goes to stdout. Raises NoCode."""
         with self._printer as printer:
             pieces = self._answer_of(parts)
             for piece in first_code_block(pieces) if self._extracts else pieces:
@@ -48,6 +48,9 @@ class Response:
                 self._printer.think(piece)
 
     def message(self) -> dict[str, str]:
-        """Return the message for the conversation; its template decides about the thinking."""
+        """Return the message to add to the conversation.
+
+        It includes the thinking, which the chat template may omit from later prompts.
+        """
         message = {"role": "assistant", "content": self.text}
         return {**message, "reasoning_content": self.thinking} if self.thinking else message

@@ -1,6 +1,6 @@
-"""Report how a model's routers chose experts for the last answer: `--experts`, `/experts`.
+"""Report which experts a model's routers chose for the last answer: `--experts`, `/experts`.
 
-docs/experts.md explains the figures. Axes: L layers with experts, E experts, C cells of a row.
+docs/experts.md explains the figures. Axes: L MoE layers, E experts per layer, C cells per row.
 """
 
 from __future__ import annotations
@@ -26,23 +26,24 @@ if TYPE_CHECKING:
     from conifer_cli.session.session import Session
     from engine.nn.router_stats import Hits
 
-SHARE = 0.9  # part of the hits that the busiest experts cover
+SHARE = 0.9  # fraction of the hits that the busiest experts must cover
 FORMATS = (".png", ".json")
-LABEL_COLUMNS = 19  # of a row, for its layer and figures
+LABEL_COLUMNS = 19  # columns of a row taken by the layer number and figures
 SHADES = " ▁▂▃▄▅▆▇█"
-# Cold to hot in the 256 terminal colours; the first is for experts that were never chosen.
+# Terminal colours from cold to hot. The first is for experts that were never chosen.
 COLOURS = (16, 17, 54, 90, 126, 161, 197, 203, 209, 215, 221, 227, 231)
-# The same for the PNG: red, green, blue at even steps, interpolated between them.
+# Evenly spaced RGB colours for the PNG, interpolated.
 RAMP = ((0, 0, 40), (60, 0, 110), (160, 20, 110), (235, 80, 50), (250, 190, 60), (255, 255, 230))
-PICTURE_WIDTH = 1024  # pixels at most, unless a layer has more experts
-PIXELS = 16  # side of a square at most
+PICTURE_WIDTH = 1024  # maximum in pixels, unless a layer has more experts
+PIXELS = 16  # maximum side of a square
 
 
 @dataclass(frozen=True)
 class RouterReport:
-    """Router choices for one answer. hits: (L, E); used: experts that a token chooses in a layer.
+    """The routers' choices for one answer. hits: (L, E). used: experts per token and layer.
 
-    token_bytes: weights that a decoded token reads; dense_bytes: the same if it read all experts.
+    token_bytes: bytes of weights read per decoded token. dense_bytes: the same if every expert
+    were read.
     """
 
     model: str
@@ -59,11 +60,11 @@ class RouterReport:
 
 
 def require_format(path: Path | None) -> None:
-    """Raise UsageError for a name or folder that cannot be written after the answer."""
+    """Raise UsageError if the suffix of `path` is unsupported or its folder does not exist."""
     if path is None:
         return
     if path.suffix.lower() not in FORMATS:
-        raise UsageError(f"{path.name!r} does not end in .png or .json")
+        raise UsageError(f"expected a file name ending in .png or .json, got {path.name!r}")
     if not os.path.isdir(path.parent):
         raise UsageError(f"the folder {str(path.parent)!r} does not exist")
 
@@ -75,11 +76,11 @@ def require_experts(report: FitReport, path: Path | None) -> None:
 
 
 def _dense(name: str) -> str:
-    return f"{name} is a dense model: it has no experts to show"
+    return f"{name} is a dense model, so it has no experts"
 
 
 def show_experts(session: Session) -> None:
-    """Show and write the report after an answer, as --experts and --experts-out request."""
+    """Show and write the report after an answer if --experts and --experts-out request it."""
     options = session.options
     if options.experts and not options.as_json:
         show(session)
@@ -88,12 +89,12 @@ def show_experts(session: Session) -> None:
 
 
 def show(session: Session) -> None:
-    """Print the report of the last answer to stderr."""
+    """Print the last answer's report to stderr."""
     report = collect(session)
     if report is None:
         console.log(f"conifer: {_dense(session.report.name)}")
     elif not report.tokens:
-        console.log("conifer: no tokens have been run yet")
+        console.log("conifer: nothing has been generated yet")
     else:
         coloured = console.supports_styles(sys.stderr)
         lines = heat_map(report, console.dimensions()[0], coloured)
@@ -102,12 +103,12 @@ def show(session: Session) -> None:
 
 
 def write(session: Session, path: Path) -> None:
-    """Write the report of the last answer as PNG or JSON. Raises UsageError, OutputError."""
+    """Write the last answer's report as PNG or JSON. Raises UsageError or OutputError."""
     require_format(path)
     report = collect(session)
     if report is None or not report.tokens:
-        reason = _dense(session.report.name) if report is None else "no tokens have been run yet"
-        raise UsageError(f"nothing to write to {path.name!r}: {reason}")
+        reason = _dense(session.report.name) if report is None else "nothing has been generated yet"
+        raise UsageError(f"cannot write {path.name!r}: {reason}")
     as_json = path.suffix.lower() == ".json"
     data = (json.dumps(document(report), indent=1) + "\n").encode() if as_json else png(report)
     try:
@@ -117,7 +118,7 @@ def write(session: Session, path: Path) -> None:
 
 
 def collect(session: Session) -> RouterReport | None:
-    """Collect the counts of the last answer; None for a dense model."""
+    """Collect the last answer's counts. Return None for a dense model."""
     from engine.fit.speed import bytes_per_token
     from engine.gguf.reader import open_model
 
@@ -136,7 +137,7 @@ def collect(session: Session) -> RouterReport | None:
 
 
 def summary(report: RouterReport) -> list[str]:
-    """Return the figures over all layers, as lines of text."""
+    """Return the figures for all layers as lines of text."""
     figures = document(report)
     bits, most = figures["entropy_bits"], math.log2(report.experts)
     covered, total = figures["experts_for_90_percent"], report.hits.size
@@ -144,12 +145,12 @@ def summary(report: RouterReport) -> list[str]:
     return [
         f"{report.tokens:,} tokens, {report.used} of {report.experts} experts in each of "
         f"{len(report.layers)} layers",
-        f"entropy: {bits['mean']:.2f} of {most:.2f} bits (layers from {bits['low']:.2f} to "
-        f"{bits['high']:.2f}); 90 % of the hits: {covered:.1f} experts per layer, "
-        f"{covered / report.experts:.0%}",
+        f"entropy: {bits['mean']:.2f} of {most:.2f} bits (layers range from {bits['low']:.2f} to "
+        f"{bits['high']:.2f})",
+        f"90% of the hits: {covered:.1f} experts per layer ({covered / report.experts:.0%})",
         f"never chosen: {figures['never_chosen']:,} of {total:,} experts",
-        f"weights read per token: {size(report.token_bytes)}; by a dense model of the same size: "
-        f"{size(report.dense_bytes)}, {factor:.1f} times as much",
+        f"weights read per token: {size(report.token_bytes)}; a dense model of the same size "
+        f"would read {size(report.dense_bytes)} ({factor:.1f} times as much)",
     ]
 
 
@@ -186,7 +187,7 @@ def document(report: RouterReport) -> dict[str, Any]:
 
 
 def heat_map(report: RouterReport, columns: int, coloured: bool) -> list[str]:
-    """Draw a row of cells for each layer; the hottest cells were chosen most often."""
+    """Draw a row of cells for each layer. Hotter cells were chosen more often."""
     from engine.nn.router_stats import covering, entropy_bits
 
     per_cell = -(-report.experts // max(8, columns - LABEL_COLUMNS))
@@ -194,22 +195,22 @@ def heat_map(report: RouterReport, columns: int, coloured: bool) -> list[str]:
     steps = len(COLOURS if coloured else SHADES)
     rows = _levels(heat, steps).tolist()
     width = heat.shape[1]
-    cell = "one expert each" if per_cell == 1 else f"{per_cell} experts each"
+    cell = "one expert" if per_cell == 1 else f"{per_cell} experts"
     lines = [
-        f"Rows: layers. Cells: {cell}. Then the entropy, and the experts with 90 % of the hits.",
-        f"layer {'':{width}}   bits  90 %",
+        f"Each row is a layer, each cell {cell}. bits: entropy. 90%: experts with 90% of the hits.",
+        f"layer {'':{width}}   bits   90%",
     ]
     bits, covered = entropy_bits(report.hits), covering(report.hits, SHARE)
     for layer, row, entropy, count in zip(report.layers, rows, bits, covered, strict=True):
         cells = _coloured(row) if coloured else "".join(SHADES[level] for level in row)
         lines.append(f"{layer:5d} {cells}  {entropy:5.2f}  {count:4d}")
     scale = _coloured(list(range(steps))) if coloured else SHADES
-    lines.append(f"never {scale} {heat.max():.1f} times even")
+    lines.append(f"never {scale} {heat.max():.1f}x an even share")
     return lines
 
 
 def png(report: RouterReport) -> bytes:
-    """Draw the heat map as a PNG: a square for each expert, layers downwards."""
+    """Draw the heat map as a PNG: one square per expert, with the first layer at the top."""
     import numpy as np
     import png as pypng
 
@@ -232,7 +233,7 @@ def png(report: RouterReport) -> bytes:
 
 
 def _cells(report: RouterReport, per_cell: int) -> NDArray[np.float64]:
-    """Return how often the experts of each cell were chosen, in even shares: (L, C)."""
+    """Return how often each cell's experts were chosen, relative to an even share: (L, C)."""
     import numpy as np
 
     starts = np.arange(0, report.experts, per_cell)
@@ -243,7 +244,7 @@ def _cells(report: RouterReport, per_cell: int) -> NDArray[np.float64]:
 
 
 def _levels(heat: NDArray[np.float64], steps: int) -> NDArray[np.int64]:
-    """Quantise values to steps; only a value of 0 gets the lowest."""
+    """Quantise values to `steps` levels. Only a value of 0 gets level 0."""
     import numpy as np
 
     levels: NDArray[np.int64] = np.ceil(heat / heat.max() * (steps - 1)).astype(np.int64)
@@ -255,7 +256,7 @@ def _coloured(levels: list[int]) -> str:
 
 
 def _palette() -> list[tuple[int, int, int]]:
-    """Return 256 colours; 0 is black, for experts that were never chosen."""
+    """Return 256 colours. Index 0 is black, for experts that were never chosen."""
     import numpy as np
 
     at = np.linspace(0, len(RAMP) - 1, 256)

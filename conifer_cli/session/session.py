@@ -1,4 +1,4 @@
-"""A loaded model with its cache and settings: messages in, a stream of text out."""
+"""A loaded model with its cache and settings. It turns messages into a stream of text."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 JSON_OBJECT = '{"type": "object", "minProperties": 1}'  # the schema of --format json
 SLOW = "using the slow kernels: {}. Install a C++ compiler, then reinstall Conifer."
 ANSWER_ROOM = 2048  # tokens to keep free for an answer when a long prompt grows the context
-SEED_BITS = 53  # of random seeds: every JSON reader keeps such integers exactly
+SEED_BITS = 53  # size of random seeds: every JSON parser reads these integers exactly
 
 Messages = list[dict[str, str]]
 
 
 class Session:
-    """A model, its settings and its cache. raw: the model completes text and has no roles."""
+    """A model, its settings and its cache. raw: the model only completes text, without roles."""
 
     def __init__(self, report: FitReport, options: RunOptions) -> None:
         self.report = report
@@ -51,7 +51,7 @@ class Session:
             self.model.count_routes()
 
     def change(self, **changes: Any) -> None:
-        """Change fields of RunOptions for the next answers. Raises ValueError."""
+        """Change RunOptions fields for later answers. Raises ValueError."""
         options = replace(self.options, **changes)
         self.settings = settings_for(self.report.entry, options)
         self.options = options
@@ -68,7 +68,7 @@ class Session:
         return [{"role": "system", "content": system}] if system else []
 
     def encode(self, messages: Messages) -> list[int]:
-        """Encode a conversation; for a raw model, its last message only."""
+        """Encode a conversation. For a raw model, encode only the last message."""
         from engine.text import reasoning
 
         template, tokenizer = self.model.template, self.model.tokenizer
@@ -79,14 +79,17 @@ class Session:
         return template.encode(messages, **switches)
 
     def answer(self, tokens: list[int], context: int | None = None) -> Generation:
-        """Start an answer, reusing the prefix of `tokens` in the cache."""
+        """Start an answer, reusing any prefix of `tokens` that is already in the cache."""
         cache = self.kv_cache(len(tokens), context)
         if self.model.routes is not None:
             self.model.routes.reset()
         return Generation(self, tokens, cache)
 
     def kv_cache(self, prompt_tokens: int, context: int | None = None) -> Cache:
-        """Return the cache. context: its least capacity in tokens; None: as the prompt needs."""
+        """Return a cache with room for at least `context` tokens.
+
+        If `context` is None, the prompt length determines the capacity.
+        """
         context = self._context(prompt_tokens) if context is None else context
         if self.cache is None or self.cache.context < context:
             self.cache = self.model.new_cache(context, self.options.kv_type)
@@ -99,15 +102,15 @@ class Session:
 
     @functools.cached_property
     def cache_format(self) -> str:
-        """Name the format of this session's caches; other formats cannot be restored."""
+        """The format of this session's caches. A cache in another format cannot be restored."""
         from engine.nn.cache.state import cache_format
 
         return f"{self.model.kernels.name} {cache_format(self.model, self.options.kv_type)}"
 
     def save(self, path: Path, messages: Messages, with_cache: bool = True) -> None:
-        """Write the conversation to a file. Raises OutputError, Unreadable.
+        """Write the conversation to a file. Raises OutputError or Unreadable.
 
-        with_cache: False writes only the messages and does not touch the model.
+        with_cache: if False, write only the messages and do not touch the model.
         """
         from engine.nn.cache.state import dump
 
@@ -123,16 +126,16 @@ class Session:
         checkpoint.write(path, checkpoint.ConversationHeader.kind, facts, kept)
 
     def resume(self, path: Path) -> Messages:
-        """Load a saved conversation's messages. Raises UsageError, BadSaved, CacheStateError."""
+        """Load a saved conversation's messages. Raises UsageError, BadSaved or CacheStateError."""
         from engine.nn.cache.state import load
 
         header, kept = checkpoint.read(path, checkpoint.ConversationHeader)
         if header.identity != self.identity:
             raise UsageError(
-                f"{path} was saved with another model file, of {header.model}",
-                "Name that model, or omit the model.",
+                f"{path} was saved with a different model file ({header.model})",
+                "Specify that model, or omit the model name.",
             )
-        if header.form == self.cache_format and kept.tokens:  # otherwise read the text again
+        if header.form == self.cache_format and kept.tokens:  # otherwise process the text again
             self.cache = None
             load(self.model, kept, self.kv_cache(len(kept.tokens)))
         first = header.messages[0] if header.messages else {}
@@ -142,11 +145,11 @@ class Session:
 
     @property
     def context(self) -> int:
-        """Capacity of the cache in tokens, or of the one to be created."""
+        """The cache's capacity in tokens, or the initial capacity if there is no cache yet."""
         return self.cache.context if self.cache else self.report.verdict.context
 
     def _context(self, prompt_tokens: int) -> int:
-        """Return the requested context, or the verdict's, at least doubled for a long prompt."""
+        """Return the context to use. Unless the user set it, a long prompt at least doubles it."""
         context = self.context
         needed = prompt_tokens + min(self.options.max_tokens or ANSWER_ROOM, ANSWER_ROOM)
         if self.options.context is not None or needed <= context:
@@ -155,14 +158,14 @@ class Session:
 
 
 class Generation:
-    """One answer being generated. Iterate over its parts; then `stream` has finish and stats."""
+    """An answer being generated. Iterate over its parts, then read `stream.finish` and `.stats`."""
 
     def __init__(self, session: Session, tokens: list[int], cache: Cache) -> None:
         self._session = session
-        self._progress = Progress("reading the prompt", "tokens", session.options.verbose)
+        self._progress = Progress("processing the prompt", "tokens", session.options.verbose)
         self._started = time.perf_counter()
         self._faults = run_history.disk_faults()
-        self.first_s = self.total_s = 0.0  # until the first and the last part
+        self.first_s = self.total_s = 0.0  # seconds until the first and last parts
         settings = session.settings
         if settings.seed is None:
             settings = replace(settings, seed=secrets.randbits(SEED_BITS))
@@ -180,7 +183,7 @@ class Generation:
                 yield part
         self.total_s = time.perf_counter() - self._started
         kernels, kv_type = self._session.model.kernels.name, self._session.options.kv_type
-        # A guide and processors slow decoding down.
+        # A guide or processors slow decoding, so these rates are not recorded.
         if self.stream.guide is None and not self._session.settings.processors:
             faults = run_history.disk_faults() - self._faults
             run_history.record_answer(
@@ -213,7 +216,7 @@ class Generation:
         }
 
     def stats(self) -> str:
-        """Return token counts and rates in one line."""
+        """Return token counts and rates as one line."""
         stats = self.stream.stats
         cached = f" ({stats.cached_tokens:,} from the cache)" if stats.cached_tokens else ""
         return (
@@ -233,7 +236,7 @@ def _guide(session: Session, tokens: list[int]) -> Guide | None:
 
 
 def _loaded(report: FitReport, kernels: str, chatting: bool) -> Model:
-    """Load a model, while the process that renders its chat template starts."""
+    """Load a model while the process that renders its chat template starts."""
     from engine.text.sandbox import Sandbox
 
     sandbox = Sandbox()
@@ -247,14 +250,17 @@ def _loaded(report: FitReport, kernels: str, chatting: bool) -> Model:
 
 
 def is_raw(report: FitReport) -> bool:
-    """True if a model completes text and has no roles, as far as its header has been read."""
+    """True if a model only completes text: a base model, or one without a chat template.
+
+    If the header has not been read, only the catalog entry is checked.
+    """
     if report.entry is not None and report.entry.kind == "base":
         return True
     return report.metadata is not None and "tokenizer.chat_template" not in report.metadata
 
 
 def settings_for(entry: Entry | None, options: RunOptions) -> Settings:
-    """Return sampling settings: typed options, else the catalog's, else the defaults."""
+    """Return sampling settings: the user's options, then the catalog's, then the defaults."""
     from engine.sampling import Settings
 
     advice = entry.sampling if entry else None

@@ -1,4 +1,4 @@
-"""Fenced code blocks of Markdown: their fences, and the first block of a text in pieces."""
+"""Fenced Markdown code blocks: recognise fences, and extract the first block of a stream."""
 
 from __future__ import annotations
 
@@ -11,13 +11,19 @@ FENCE = re.compile(r"(?P<indent>\s*)(?P<fence>`{3,}(?=[^`]*$)|~{3,})\s*(?P<langu
 
 
 def closes(line: str, fence: str) -> bool:
-    """True if a line closes the block that `fence` opened: as long or longer, and alone."""
+    """True if a line closes the block that `fence` opened.
+
+    The closing fence must be at least as long, with nothing else on the line.
+    """
     line = line.strip()
     return len(line) >= len(fence) and not line.strip(fence[0])
 
 
 def first_code_block(pieces: Iterable[str]) -> Iterator[str]:
-    """Yield the first code block, line by line, then stop reading. Raises NoCode without one."""
+    """Yield the first code block line by line, then stop reading.
+
+    Raises NoCode if there is no code block.
+    """
     fence = line = ""
     for piece in pieces:
         *lines, line = (line + piece).split("\n")
@@ -32,12 +38,12 @@ def first_code_block(pieces: Iterable[str]) -> Iterator[str]:
                 code += whole + "\n"
         yield code
     if not fence and not _opened(line):
-        raise NoCode("the answer has no code block")
+        raise NoCode("the answer contains no code block")
     if fence and not closes(line, fence):
         yield line
 
 
 def _opened(line: str) -> str:
-    """Return the fence that a line opens; four spaces of indentation open none."""
+    """Return the fence that a line opens, or "". A line indented by four spaces opens none."""
     found = FENCE.fullmatch(line)
     return found["fence"] if found and len(found["indent"].expandtabs(4)) < 4 else ""

@@ -1,4 +1,4 @@
-"""The standard streams: the only writer to stdout and stderr, and the only reader of stdin.
+"""The standard streams. Only this module writes to stdout and stderr, or reads from stdin.
 
 stdout carries answers and data; everything else goes to stderr. Output is UTF-8 in any locale, and
 `sanitize` cleans it unless a function's docstring says otherwise.
@@ -25,11 +25,14 @@ MAX_STDIN_BYTES = 64 * 10**6
 
 
 class ReaderGone(Exception):
-    """The reader of stdout has closed it."""
+    """Broken pipe: the program that reads stdout has closed it."""
 
 
 def prepare() -> None:
-    """Set the standard streams to UTF-8. Closed ones become /dev/null, to keep numbers 0 to 2."""
+    """Set the standard streams to UTF-8, and point closed streams at /dev/null.
+
+    Otherwise the next file to be opened would get descriptor 0, 1 or 2.
+    """
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in range(3):
         try:
@@ -46,7 +49,7 @@ def prepare() -> None:
 
 
 def finish(code: int) -> NoReturn:
-    """Exit with `code`; for a code of 128 or more, without waiting for queued computations."""
+    """Exit with `code`. If it is 128 or more, do not wait for queued computations."""
     if code == 130 and is_terminal(sys.stderr):
         log()
     try:
@@ -61,17 +64,17 @@ def finish(code: int) -> NoReturn:
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """True if `stream` is open and a terminal."""
+    """True if `stream` is an open terminal."""
     return stream is not None and not stream.closed and stream.isatty()
 
 
 def shows_thinking(option: bool | None) -> bool:
-    """True if thinking is shown: as the option says, else if stderr is a terminal."""
+    """True if thinking is shown. None means only if stderr is a terminal."""
     return is_terminal(sys.stderr) if option is None else option
 
 
 def take_keyboard() -> None:
-    """Read stdin from the keyboard, even if it was a pipe. Raises UsageError without one."""
+    """Read stdin from the keyboard even if it is a pipe. Raises UsageError without a terminal."""
     if is_terminal(sys.stdin):
         return
     try:
@@ -84,17 +87,17 @@ def take_keyboard() -> None:
 
 
 def dumb() -> bool:
-    """True if the terminal supports no styles and no cursor movement."""
+    """True if the terminal supports neither styles nor cursor movement."""
     return os.environ.get("TERM") in (None, "", "dumb", "unknown")
 
 
 def dimensions() -> tuple[int, int]:
-    """Return the terminal's columns and lines."""
+    """Return the terminal's size as (columns, lines)."""
     return shutil.get_terminal_size()
 
 
 def supports_styles(stream: TextIO | None) -> bool:
-    """True if a stream may contain escape sequences for styles."""
+    """True if escape sequences for styles may be written to `stream`."""
     return is_terminal(stream) and "NO_COLOR" not in os.environ and not dumb()
 
 
@@ -105,9 +108,9 @@ def styles() -> bool:
 
 @contextlib.contextmanager
 def keys(quiet: bool) -> Iterator[None]:
-    """Set up the keyboard for typing ahead of the next prompt, or for normal line input.
+    """Switch the keyboard to type-ahead for the next prompt, or to normal line input.
 
-    quiet: do not echo keys, and keep them for the prompt; Ctrl-C still interrupts.
+    quiet: do not echo keys, and save them for the next prompt. Ctrl-C still interrupts.
     """
     if dumb() or not is_terminal(sys.stdin):
         yield
@@ -129,17 +132,17 @@ def keys(quiet: bool) -> Iterator[None]:
 
 
 def conversing() -> bool:
-    """True if stdin and stdout are both a terminal."""
+    """True if both stdin and stdout are terminals."""
     return is_terminal(sys.stdin) and is_terminal(sys.stdout)
 
 
 def can_ask() -> bool:
-    """True if `confirm` can ask: stdin and stderr are both a terminal."""
+    """True if `confirm` can ask: both stdin and stderr are terminals."""
     return is_terminal(sys.stdin) and is_terminal(sys.stderr)
 
 
 def write_stdout(text: str) -> None:
-    """Write clean text to stdout and flush it. Raises ReaderGone, OutputError."""
+    """Write text to stdout without cleaning it, and flush. Raises ReaderGone or OutputError."""
     if sys.stdout is None:
         if text:
             raise OutputError("standard output is closed")
@@ -182,7 +185,7 @@ def report(error: BaseException) -> int:
 
 
 def write_stderr(text: str) -> None:
-    """Write clean text to stderr. Ignores a closed stderr."""
+    """Write text to stderr without cleaning it. Ignores a closed stderr."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
             sys.stderr.write(text)
@@ -190,16 +193,16 @@ def write_stderr(text: str) -> None:
 
 
 def piped() -> str:
-    """Read stdin to its end. Replaces bytes that are not UTF-8, and prints a note about it."""
+    """Read all of stdin. Replaces bytes that are not valid UTF-8 and prints a warning."""
     data = bytearray()
     for chunk in _chunks():
         data += chunk
         if len(data) > MAX_STDIN_BYTES:
-            raise UsageError(f"standard input is larger than the limit of {size(MAX_STDIN_BYTES)}")
+            raise UsageError(f"standard input exceeds the {size(MAX_STDIN_BYTES)} limit")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
-        log("conifer: standard input is not valid UTF-8; invalid bytes were replaced by '\ufffd'")
+        log("conifer: standard input is not valid UTF-8; invalid bytes were replaced with '\ufffd'")
         text = data.decode("utf-8", errors="replace")
     return text.removeprefix("\ufeff")
 
@@ -211,7 +214,7 @@ def _chunks() -> Iterator[bytes]:
         return
     fd = sys.stdin.fileno()
     patience_s: float | None = STDIN_PATIENCE_S
-    how = " (Ctrl-D to end it)" if is_terminal(sys.stdin) else ""
+    how = " (press Ctrl-D to end it)" if is_terminal(sys.stdin) else ""
     while True:
         if not select.select([fd], [], [], patience_s)[0]:
             log(f"conifer: waiting for the end of standard input{how}")
@@ -229,7 +232,7 @@ def _chunks() -> Iterator[bytes]:
 
 
 def ask(prompt: str) -> str | None:
-    """Ask for a line, with readline if Python has it. Return None at the end of input."""
+    """Ask for a line, using readline if available. Return None at the end of input."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401
     try:
@@ -240,7 +243,7 @@ def ask(prompt: str) -> str | None:
 
 
 def confirm(question: str) -> bool:
-    """Ask a yes/no question on stderr. Enter means yes, the end of input no."""
+    """Ask a yes/no question on stderr. Enter means yes; end of input means no."""
     write_stderr(clean_line(question) + " [Y/n] ")
     reply = sys.stdin.readline()
     if not reply:

@@ -1,6 +1,7 @@
 """Format numbers and tables for people.
 
-Bytes are decimal (1 GB = 10^9); memory is also given in GiB (2^30), the unit machines are sold in.
+Sizes are decimal (1 GB = 10^9 bytes). Memory is also shown in GiB (2^30 bytes), the unit in which
+machines are sold.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ _COUNTS = (("T", 10**12), ("B", 10**9), ("M", 10**6))
 
 
 def size(size_bytes: int) -> str:
-    """Format bytes: 98.4 MB, 18.6 GB."""
+    """Format a size in bytes: 98.4 MB, 18.6 GB."""
     for unit, scale in _DECIMAL:
         if size_bytes >= scale:
             return f"{size_bytes / scale:,.1f} {unit}"
@@ -22,14 +23,14 @@ def size(size_bytes: int) -> str:
 
 
 def gigabytes(size_bytes: int) -> str:
-    """Format memory in both units: 18.6 GB (17.3 GiB)."""
+    """Format a memory size in both units: 18.6 GB (17.3 GiB)."""
     if size_bytes < 10**8:
         return f"{size_bytes / 10**6:.1f} MB ({size_bytes / 2**20:.1f} MiB)"
     return f"{size_bytes / 10**9:.1f} GB ({size_bytes / 2**30:.1f} GiB)"
 
 
 def count(number: int | None) -> str:
-    """Format a number of parameters: 30.5B, 135M; a dash if unknown."""
+    """Format a parameter count: 30.5B, 135M, or a dash if unknown."""
     if number is None:
         return "-"
     for unit, scale in _COUNTS:
@@ -39,7 +40,7 @@ def count(number: int | None) -> str:
 
 
 def tokens(number: int) -> str:
-    """Format a number of tokens, k for 1,024: 820, 6.1k, 32k."""
+    """Format a token count: 820, 6.1k, 32k. One k is 1,024 tokens."""
     return f"{number}" if number < 1024 else f"{number / 1024:.1f}".removesuffix(".0") + "k"
 
 
@@ -52,7 +53,7 @@ def duration(seconds: float) -> str:
 
 
 def table(rows: Sequence[Sequence[str]], right: Container[int] = ()) -> list[str]:
-    """Align rows in columns; the columns in `right` are flush right."""
+    """Align rows in columns. The columns listed in `right` are right-aligned."""
     cells = [[clean_line(cell) for cell in row] for row in rows]
     columns = []
     for number, column in enumerate(zip(*cells, strict=True)):
@@ -62,5 +63,5 @@ def table(rows: Sequence[Sequence[str]], right: Container[int] = ()) -> list[str
 
 
 def labelled(pairs: Sequence[tuple[str, str]]) -> list[str]:
-    """Align pairs of label and value, one per line."""
+    """Align (label, value) pairs, one per line."""
     return table([(f"{label}:", value) for label, value in pairs])

@@ -1,4 +1,4 @@
-"""Syntax highlighting for code in an answer, line by line, with Pygments' lexers."""
+"""Highlight the code in an answer line by line, with Pygments lexers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from conifer_cli.terminal.inline import Row
 
-CONTEXT = 1500  # characters lexed before a line, for strings over several lines
+CONTEXT = 1500  # preceding characters to lex with each line, for multi-line strings
 LONGEST_LINE = 500  # characters; longer lines are not highlighted
-COLOURS = {  # Pygments token type -> SGR parameters; a type without a row uses its parent's
+COLOURS = {  # Pygments token type -> SGR parameters; other types use their parent's
     "Comment": "2",
     "Keyword": "35",
     "Keyword.Constant": "36",
@@ -28,7 +28,7 @@ COLOURS = {  # Pygments token type -> SGR parameters; a type without a row uses 
 
 
 def lexer_for(name: str) -> Callable[[str], Row] | None:
-    """Return a function that highlights the next line; None for an unknown language."""
+    """Return a function that highlights the next line, or None for an unknown language."""
     from pygments.lexers import get_lexer_by_name
     from pygments.util import ClassNotFound
 

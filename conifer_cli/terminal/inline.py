@@ -1,6 +1,7 @@
-"""Inline Markdown: emphasis, code and links of a line, as styled spans. Text must be clean.
+"""Inline Markdown: parse the emphasis, code and links in a line into styled spans.
 
-Underscores are literal: in answers they are in names far more often than around emphasis.
+The text must already be clean. Underscores are literal: in answers they appear in names far more
+often than as emphasis.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def width_of(row: Row) -> int:
 
 
 def joined(row: Row) -> Row:
-    """Merge neighbouring spans of the same style."""
+    """Merge adjacent spans that have the same style."""
     whole: Row = []
     for style, text in row:
         if whole and whole[-1][0] == style:
@@ -45,12 +46,12 @@ def joined(row: Row) -> Row:
 
 
 def settled(text: str) -> bool:
-    """True if no marker in an unfinished line waits for its closing marker."""
+    """True if no marker in an unfinished line still needs a closing marker."""
     return inline(text, "", True) == inline(text, "", False)
 
 
 def inline(text: str, style: str, ended: bool) -> Row:
-    """Parse a line into spans. Unless `ended`, treat unclosed markers as closed at its end."""
+    """Parse a line into spans. Unless `ended`, close open markers at the end of the line."""
     if not ended:
         text = _MARKS_AT_END.sub("", text)
     row: Row = []
@@ -109,7 +110,7 @@ _READERS = {
     "escaped": _read_escaped,
     "code": _read_code,
     "emphasis": _read_emphasis,
-    "target": _read_link,  # the last group of a link
+    "target": _read_link,  # the last group in a link
 }
 
 

@@ -1,7 +1,8 @@
-"""Render Markdown as styled terminal rows while it streams. Text must be clean.
+"""Render Markdown as styled terminal rows while it streams. The text must already be clean.
 
-Only the open block can change: the current line, or a table. Each piece of text lays it out again
-and writes the rows that differ from the screen. Reasons: docs/decisions/0007-live-markdown.md.
+Only the open block (the current line, or a table) can change. Each new piece of text causes the
+block to be laid out again, and the rows that differ from the screen to be written. For the reasons,
+see docs/decisions/0007-live-markdown.md.
 """
 
 from __future__ import annotations
@@ -47,14 +48,14 @@ class MarkdownRenderer:
     def __init__(
         self, width: int, height: int, lexer_for: Callable[[str], Lexer | None] | None = None
     ) -> None:
-        self._width = max(width - 1, MIN_WIDTH)  # terminals differ in when the last column wraps
+        self._width = max(width - 1, MIN_WIDTH)  # terminals disagree on when the last column wraps
         self._lexer_for = lexer_for
         self._line = ""  # the current line so far
         self._table: list[str] = []
         self._fence = ""  # the fence of the open code block
         self._lexer: Lexer | None = None
-        self._rows = LineDiff(height)  # of the open block
-        self._settled = False  # plain text can change only the last row
+        self._rows = LineDiff(height)  # the rows of the open block
+        self._settled = False  # if True, plain text can change only the last row
         self._following = ""  # indentation of the next row
         self._plain = 0  # characters of a long line already written
 
@@ -66,14 +67,14 @@ class MarkdownRenderer:
         return drawn + self._draw_line(self._line, ended=False)
 
     def finish(self) -> str:
-        """Return the last output. Does not end the last line."""
+        """Return the remaining output, without a newline at the end."""
         drawn = self._draw_line(self._line, ended=True)
         self._line, self._table, self._fence, self._rows = "", [], "", LineDiff(self._rows.height)
         self._plain, self._settled = 0, False
         return drawn
 
     def _append_plain(self, text: str) -> str:
-        """Add plain text to a paragraph: only its last row can change."""
+        """Add plain text to a paragraph. Only the paragraph's last row can change."""
         spaces = self._line[len(self._line.rstrip(" ")) :]
         self._line += text
         self._settled = len(self._line) <= LONG_LINE
@@ -110,7 +111,7 @@ class MarkdownRenderer:
         return before + self._rows.show(self._layout(line, ended))
 
     def _append(self, line: str) -> str:
-        # Only the new part, unrendered; the terminal wraps it.
+        # Write only the new part, unrendered. The terminal wraps it.
         written, self._plain = self._plain, len(line)
         if written:
             return line[written:]
@@ -241,7 +242,7 @@ def _table_row(row: list[Row], widths: list[int], bold: bool) -> Row:
 
 
 class LineDiff:
-    """The rows of the open block on the screen. The cursor stays at the end of the last row."""
+    """The open block's rows on the screen. The cursor stays at the end of the last row."""
 
     def __init__(self, height: int) -> None:
         self.height = height
@@ -252,13 +253,13 @@ class LineDiff:
         return "\n"
 
     def show(self, rows: list[Row]) -> str:
-        """Return the output that replaces the shown rows by these."""
+        """Return the output that replaces the rows on the screen with `rows`."""
         old, self.shown = self.shown, rows
         same = _common_prefix(old, rows)
         if same == len(old):
             return "".join("\n" + _painted(row) for row in rows[same:])
         at = max(min(same, len(rows) - 1), len(old) - self.height + 1)
-        if at >= len(rows):  # the rows that differ have scrolled off
+        if at >= len(rows):  # the changed rows have scrolled off the screen
             return ""
         col, rest = _beyond(old[at], rows[at])
         up = len(old) - 1 - at
@@ -286,7 +287,7 @@ def _common_prefix(a: Iterable[object], b: Iterable[object]) -> int:
 
 
 def _shared(a: str, b: str) -> int:
-    same = _common_prefix(a, b)  # less, if it would split combining characters
+    same = _common_prefix(a, b)  # reduced below so as not to split combining characters
     while 0 < same < len(b) and not b[same].isascii() and cells(b[same]) == 0:
         same -= 1
     return same

@@ -19,9 +19,10 @@ DIM, UNDIM = "\x1b[2m", "\x1b[22m"
 
 
 class AnswerPrinter:
-    """Print an answer to stdout, cleaned and ended by exactly one newline.
+    """Print a cleaned answer to stdout, ending with exactly one newline.
 
-    thinking: show it on stderr; folded: as one line. raw: do not clean. quiet: no stdout.
+    thinking: show thinking on stderr. folded: show it as one line. raw: do not clean the answer.
+    quiet: write nothing to stdout.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class AnswerPrinter:
     ) -> None:
         self._raw, self._quiet, self._renderer = raw, quiet, renderer
         self._filter = Filter()
-        self._newlines = ""  # held back, as they may be the last ones
+        self._newlines = ""  # held back, because newlines at the end are dropped
         self._started = False
         self._thinking = ThinkingPrinter(folded) if thinking else None
 
@@ -56,7 +57,7 @@ class AnswerPrinter:
             self._thinking.push(piece)
 
     def push(self, piece: str) -> None:
-        """Print a piece of the answer, as far as it is safe to print now."""
+        """Print a piece of the answer, holding back anything not yet safe to print."""
         if self._thinking is not None:
             self._thinking.end()
         if self._quiet:
@@ -73,7 +74,7 @@ class AnswerPrinter:
 
 
 class ThinkingPrinter:
-    """Print thinking to stderr, cleaned and dimmed. folded: one live line, then its duration."""
+    """Print cleaned, dimmed thinking to stderr. folded: show a live line, then the duration."""
 
     def __init__(self, folded: bool = False) -> None:
         self._filter = Filter()
@@ -97,7 +98,7 @@ class ThinkingPrinter:
             self._live.update(self._size, None)
 
     def end(self) -> None:
-        """End the thinking. More may follow later."""
+        """End this stretch of thinking. Another one may follow."""
         if not self._begun:
             return
         self._begun = False
@@ -106,4 +107,4 @@ class ThinkingPrinter:
         else:
             self._live.clear()
             took = duration(time.monotonic() - self._start)
-            write_stderr(f"{DIM}thought for {took}; Ctrl-O shows it{UNDIM}\n\n")
+            write_stderr(f"{DIM}thought for {took} (press Ctrl-O to show){UNDIM}\n\n")

@@ -1,4 +1,4 @@
-"""Progress of loading, reading and transfers: one live line on a terminal."""
+"""Show progress for loading, prompt processing and transfers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from conifer_cli.terminal.console import dimensions, dumb, is_terminal, log, wri
 from conifer_cli.terminal.format import duration, size
 from conifer_cli.terminal.sanitize import clean_line
 
-LINE_EVERY_S = 10.0  # without a terminal
+LINE_EVERY_S = 10.0  # if stderr is not a terminal
 REDRAW_EVERY_S = 0.1  # on a terminal
 SILENT_START_S = 1.0  # shorter work shows no progress
 BAR_WIDTH = 20
@@ -22,7 +22,10 @@ def bar(done: int, total: int) -> str:
 
 
 class Progress:
-    """Progress on stderr: a live line on a terminal, else, if `always`, one every ten seconds."""
+    """Progress on stderr: a live line on a terminal, otherwise a line every ten seconds.
+
+    always: if False, print nothing unless stderr is a terminal.
+    """
 
     def __init__(self, label: str, unit: str = "bytes", always: bool = True) -> None:
         self._label = clean_line(label)

@@ -1,8 +1,8 @@
-"""Remove control sequences from foreign text, so that it cannot control the terminal.
+"""Remove control sequences from untrusted text, so that it cannot control the terminal.
 
-The filter drops control sequences (CSI, OSC, DCS, SOS, PM, APC and their 8-bit forms), control
-characters except newline and tab, and bidirectional overrides; a carriage return becomes a newline.
-It is a state machine, so the result does not depend on how a stream is split.
+The filter removes control sequences (CSI, OSC, DCS, SOS, PM, APC and their 8-bit forms), control
+characters except newline and tab, and bidirectional overrides. Carriage returns become newlines.
+The filter is a state machine, so the result does not depend on how a stream is split.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import re
 _SUSPECT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _INVISIBLE = frozenset(map(chr, [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]))
 
-# Characters after ESC that open a payload up to a string terminator, and their C1 forms.
+# Characters that open a string payload after ESC, and their C1 equivalents.
 _STRING_OPENERS = frozenset("]PX^_")
 _STRING_C1 = frozenset("\x9d\x90\x98\x9e\x9f")
 
-# A longer payload was probably plain text: print the rest instead of losing it.
+# A longer payload was probably plain text, so print the rest instead of losing it.
 PAYLOAD_LIMIT = 4096
 
 GROUND, RETURN, ESCAPE, CSI, STRING, STRING_ESCAPE = range(6)
@@ -38,7 +38,7 @@ class Filter:
         return "".join(steps[self._state](char) for char in text)
 
     def finish(self) -> str:
-        """Return the held-back newline, if any. Drops an unfinished sequence."""
+        """Return any held-back newline, and drop any unfinished sequence."""
         held = "\n" if self._state == RETURN else ""
         self._state = GROUND
         return held
@@ -66,7 +66,7 @@ class Filter:
         elif char in _STRING_OPENERS:
             self._open_string()
         elif " " <= char <= "/":
-            pass  # an intermediate byte, before the final one
+            pass  # an intermediate byte; the final byte follows
         elif "0" <= char <= "~":
             self._state = GROUND
         else:
@@ -97,7 +97,7 @@ class Filter:
 
 
 def clean(text: str) -> str:
-    """Clean a whole text, keeping newlines and tabs."""
+    """Clean a complete text, keeping newlines and tabs."""
     stream = Filter()
     return stream.push(text) + stream.finish()
 

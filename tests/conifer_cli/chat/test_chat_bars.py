@@ -1,6 +1,6 @@
-"""What the conversation may cost, measured with the starter at a real pseudo-terminal.
+"""Performance limits for the conversation, measured with the starter model on a pseudo-terminal.
 
-`pytest -m nightly -s` prints the figures.
+Run `pytest -m nightly -s` to print the measurements.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from support.terminal_session import TerminalSession
 
 pytestmark = [pytest.mark.nightly, pytest.mark.process]
 
-# Answers with and without being shown, in turns; the process's CPU seconds for each.
+# Alternates between printed and discarded answers, and records CPU seconds for each.
 PAIRS = """
 import json, sys, time
 from conifer_cli.terminal.output import AnswerPrinter

@@ -1,4 +1,4 @@
-"""A conversation that outgrows its context: it is said before, and a person chooses."""
+"""A conversation that outgrows its context: the user is told beforehand and chooses."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_turns_grow_until_there_is_a_question_and_cancel_changes_nothing(beg
         send(talk, WORDS)
     assert talk.messages == before
     said = capsys.readouterr().err
-    assert "more than the context of 256." in said
+    assert "but the context holds only 256." in said
     assert "Your message was not added." in said
     for choice in ("[g] grow", "[s] summarise", "[d] drop", "[c] cancel"):
         assert choice in talk.editor.asked[0]
@@ -131,6 +131,6 @@ def test_what_fits_nowhere_can_only_stop(begin):
 def test_an_answer_that_meets_the_end_is_kept_and_that_is_said(begin, capsys):
     talk = begin(max_tokens=None, context=64)
     send(talk, "hi")
-    assert "The context of 64 tokens is full, so the answer was cut off." in capsys.readouterr().err
+    assert "The 64-token context is full, so the answer was cut off." in capsys.readouterr().err
     assert talk.messages[-1]["role"] == "assistant"
     assert talk.session.cache.length <= 64

@@ -1,4 +1,4 @@
-"""What a conversation keeps of itself: its context, its messages and who answers them."""
+"""The state of a conversation: its context, its messages and its model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def talk(tmp_path):
 
 
 def narrow(path):
-    """A session with a context that LONG fills, and that may grow; and how many tokens that is."""
+    """Return a session with a growable context that LONG fills, and its size in tokens."""
     session = open_session(locate(path), RunOptions(max_tokens=4))
     size = len(session.encode([{"role": "user", "content": LONG}]))
     session.report = replace(session.report, verdict=replace(session.report.verdict, context=size))

@@ -1,4 +1,4 @@
-"""The file of what was typed: kept for the next time, by nobody else readable, never in the way."""
+"""The message history: it persists, only its owner can read it, and it never causes a failure."""
 
 from __future__ import annotations
 

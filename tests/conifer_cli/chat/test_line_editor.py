@@ -1,4 +1,4 @@
-"""Typing a message: the real program, with its real editor, at a pseudo-terminal."""
+"""Typing messages into the real program, with its real editor, on a pseudo-terminal."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from support.terminal_session import TerminalSession
 pytestmark = pytest.mark.process
 
 ENTER, LINE, PASTE, PASTED = "\r", "\x1b\r", "\x1b[200~", "\x1b[201~"
-READY = "\x1b[?25h"  # the editor shows the cursor when it waits
+READY = "\x1b[?25h"  # the editor shows the cursor while it waits for input
 
 
 @pytest.fixture
 def begin(tmp_path):
-    """Begin to talk; the folder of what was typed is the same each time."""
+    """Start a conversation. Every session uses the same history folder."""
 
     def start(*arguments, **more):
         words = [*command(), "run", templated(tmp_path, PLAIN), "--temperature", "0"]
@@ -35,7 +35,7 @@ def begin(tmp_path):
 
 @pytest.fixture
 def kept(tmp_path):
-    """What was typed, from the file."""
+    """Return the messages in the history file."""
     return lambda: read_history(tmp_path / "conifer" / "history")
 
 
@@ -44,7 +44,7 @@ def ready(session):
     session.expect(READY)
 
 
-# (keys, the message they make)
+# (keys, resulting message)
 TYPED = [
     (["hello", ENTER], "hello"),
     (["one", LINE, "two", ENTER], "one\ntwo"),
@@ -53,7 +53,7 @@ TYPED = [
     ([f"{PASTE}one\ntwo\n\nthree{PASTED}", ENTER], "one\ntwo\n\nthree"),
     ([f"{PASTE}one\nno{PASTED}", "\x15", "kept", ENTER], "one\nkept"),  # Ctrl-U
     (["abc", "\x01", "x", "\x05", "z", ENTER], "xabcz"),  # Ctrl-A, Ctrl-E
-    (["gone", "\x03", "kept", ENTER], "kept"),  # Ctrl-C at a message drops it
+    (["gone", "\x03", "kept", ENTER], "kept"),  # Ctrl-C discards a message
     (["caf\u00e9 \u65e5\u672c", ENTER], "caf\u00e9 \u65e5\u672c"),
     (["\x1b[A", "!", ENTER], "caf\u00e9 \u65e5\u672c!"),  # Up
     (["/etc/hosts is what?", ENTER], "/etc/hosts is what?"),
@@ -70,7 +70,7 @@ def test_keys_make_messages(begin, kept):
                 time.sleep(0.05)
                 if key == "\x03":
                     ready(session)
-            session.expect("first token after")
+            session.expect("time to first token:")
             assert kept()[-1] == message
     assert kept() == [message for _, message in TYPED]
 
@@ -122,7 +122,7 @@ def test_ctrl_g_opens_the_editor_of_choice(begin, kept, tmp_path):
         session.type("draft\x07")
         session.expect("more")
         session.type(ENTER)
-        session.expect("first token after")
+        session.expect("time to first token:")
     assert kept() == ["draft and\nmore"]
 
 
@@ -135,7 +135,7 @@ def test_ctrl_c_in_the_editor_of_choice_stops_no_answer(begin, tmp_path):
         session.type("\x07")
         session.expect("from there")
         session.type(ENTER)
-        session.expect("first token after")
+        session.expect("time to first token:")
 
 
 def test_tab_completes_commands_paths_and_models(begin, tmp_path):
@@ -156,7 +156,7 @@ def test_ctrl_c_at_an_empty_prompt_says_how_to_leave_and_ctrl_d_leaves(begin):
         before = session.settings
         ready(session)
         session.type("\x03")
-        session.expect("Use Ctrl-D or /bye to leave.")
+        session.expect("Use Ctrl-D or /bye to exit.")
         ready(session)
         session.type("\x04")
         assert session.wait() == 0
@@ -183,7 +183,7 @@ def test_what_is_typed_while_an_answer_runs_is_the_next_message(begin, kept):
         ready(session)
         session.type("one" + ENTER)
         session.expect("\x1b[?2004l")
-        time.sleep(0.1)  # now the answer has the keyboard, for a second or so
+        time.sleep(0.1)  # the answer controls the keyboard for about a second
         session.type("two")
         session.type("\x03")
         ready(session)

@@ -1,4 +1,4 @@
-"""The conversation, at a real pseudo-terminal."""
+"""The conversation loop on a real pseudo-terminal."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def test_a_message_is_answered_and_the_next_one_too(chat):
 
 
 def test_ctrl_c_at_the_prompt_explains_how_to_leave(chat):
-    time.sleep(0.5)  # the prompt is printed a moment before readline listens
+    time.sleep(0.5)  # the prompt appears shortly before readline is ready
     chat.type("\x03")
-    chat.expect("Use Ctrl-D or /bye to leave.")
+    chat.expect("Use Ctrl-D or /bye to exit.")
     chat.expect(">>> ")
 
 
@@ -86,7 +86,7 @@ def test_ctrl_c_at_any_moment_leaves_the_conversation_alive(tmp_path):
             session.type("\x03")
             try:
                 session.expect(">>> ", deadline_s=5)
-            except AssertionError:  # lost in a destructor, as Python does: pressed once more
+            except AssertionError:  # Python may lose it in a destructor: press again
                 lost += 1
                 session.type("\x03")
                 session.expect(">>> ")
@@ -128,7 +128,7 @@ def test_a_standing_wish_for_one_answer_is_left_out_of_a_conversation(tmp_path):
 
 def test_ctrl_c_at_the_question_about_another_model_keeps_the_one_of_before(tmp_path):
     arguments = [*command(), "run", QWEN, "--max-tokens", "4", "--stats"]
-    path, licence = Path(QWEN), {"general.license": "llama3.1"}  # one that is asked about
+    path, licence = Path(QWEN), {"general.license": "llama3.1"}  # must be confirmed
     other = rewrite(path, tmp_path / "other.gguf", all_tensors(path), licence)
     with running_hub() as hub:
         hub.files["org/tiny/tiny-F32.gguf"] = other.read_bytes()
@@ -149,7 +149,7 @@ def test_a_message_over_the_context_is_said_with_both_counts_and_a_choice(tmp_pa
     with TerminalSession(arguments, environment(tmp_path, TERM="dumb")) as session:
         session.expect(">>> ")
         session.type("word " * 40 + "\n")
-        session.expect("more than the context of 16.")
+        session.expect("but the context holds only 16.")
         session.expect("[g] grow the context to ")
         session.expect("[c] cancel: ")
         session.type("c\n")

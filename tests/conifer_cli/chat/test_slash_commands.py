@@ -1,4 +1,4 @@
-"""The commands of a conversation, with a tiny model that answers for real."""
+"""The slash commands, with a tiny model that really answers."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_undo_takes_back_a_message_and_its_answer(talk):
     run_command("/undo", talk)
     assert talk.messages == first
     run_command("/undo", talk)
-    run_command("/undo", talk)  # says that there is nothing
+    run_command("/undo", talk)  # reports that there is nothing
     assert talk.messages == []
 
 
@@ -99,20 +99,25 @@ def test_regen_that_fails_keeps_the_answer_and_speaks_of_no_message(talk, capsys
     monkeypatch.setattr(talk, "ask", fail)
     run_command("/regen", talk)
     said = capsys.readouterr().err
-    assert "conifer: not finite\nThe previous answer is kept." in said and "not added" not in said
+    assert "conifer: not finite\nThe previous answer was kept." in said and "not added" not in said
     assert talk.messages == before
 
 
 def test_an_answer_that_is_stopped_before_it_begins_says_what_becomes_of_the_message(talk, capsys):
-    talk.interrupts.handle(signal.SIGINT, None)  # noted, as no answer has begun
+    talk.interrupts.handle(signal.SIGINT, None)  # recorded, since no answer has begun
     send(talk, "one")
-    assert capsys.readouterr().err == "Stopped with no answer. Your message was not added.\n"
+    assert (
+        capsys.readouterr().err == "Stopped before the answer began. Your message was not added.\n"
+    )
     assert talk.messages == []
     send(talk, "one")
     before = list(talk.messages)
     talk.interrupts.handle(signal.SIGINT, None)
     run_command("/regen", talk)
-    assert capsys.readouterr().err == "Stopped with no answer. The previous answer is kept.\n"
+    assert (
+        capsys.readouterr().err
+        == "Stopped before the answer began. The previous answer was kept.\n"
+    )
     assert talk.messages == before
 
 
@@ -158,12 +163,12 @@ def test_set_parameter_changes_how_the_next_answers_are_drawn(talk, words, name,
         ("parameter num_predict 0", "must be at least 1"),
         ("parameter num_ctx 99999999", "expected 1 to 16,777,216 tokens"),
         ("parameter num_ctx 16m", "expected 1 to 16,777,216 tokens"),
-        ("parameter num_ctx 8k", "tokens fit"),
-        ("parameter heat 1", "name a parameter and its value"),
-        ("parameter", "name a parameter and its value"),
+        ("parameter num_ctx 8k", "the largest context that fits is"),
+        ("parameter heat 1", "expected NAME VALUE"),
+        ("parameter", "expected NAME VALUE"),
         ("thinking loudly", "show, fold or hide"),
         ("think hard", "low, medium, high"),
-        ("nosuch", "there is no setting"),
+        ("nosuch", "unknown setting"),
     ],
 )
 def test_a_setting_out_of_range_is_said_and_changes_nothing(talk, capsys, words, said):
@@ -333,7 +338,7 @@ def test_another_model_goes_on_with_the_same_messages(talk, tmp_path, capsys):
     for name in ("no-such-model-at-all", str(tmp_path / "missing.gguf")):
         run_command(f"/model {name}", talk)
         assert "conifer:" in capsys.readouterr().err
-    send(talk, "three")  # the one of before still answers
+    send(talk, "three")  # the previous model still answers
     assert roles(talk) == ["user", "assistant"] * 3
 
 
@@ -344,7 +349,7 @@ def test_stats_count_what_came_from_the_cache(talk, capsys):
     run_command("/stats", talk)
     said = capsys.readouterr().err
     assert "No answers yet." in said
-    assert "2 answers:" in said and "first token after" in said and "ctx " in said
+    assert "answers: 2;" in said and "time to first token:" in said and "ctx " in said
     assert talk.totals.cached > 0
 
 
@@ -356,7 +361,7 @@ def test_copy_without_a_program_asks_the_terminal(talk, capsys, monkeypatch):
     run_command("/copy", talk)
     out, err = capsys.readouterr()
     assert out.startswith("\x1b]52;c;") and out.endswith("\x07")
-    assert "the terminal" in err
+    assert "OSC 52, if the terminal" in err
 
 
 def test_copy_takes_the_next_way_where_one_fails(talk, tmp_path, capsys, monkeypatch):

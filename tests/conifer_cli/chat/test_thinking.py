@@ -1,4 +1,4 @@
-"""Thinking is told from the answer: that goes to stdout, thinking to stderr where it is shown."""
+"""Thinking is separated from the answer: answers go to stdout, visible thinking to stderr."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PARTS = [
 
 @pytest.fixture
 def plain(tmp_path):
-    """What the model says to a prompt that opens the thinking, all of it."""
+    """Return everything the model generates for a prompt that opens the thinking block."""
     done = run_conifer("run", QWEN, "hi<think>\n", *GREEDY, home=tmp_path)
     assert done.stdout.strip()
     return done.stdout.strip()
@@ -66,7 +66,7 @@ def test_what_follows_closed_thinking_is_the_answer(tmp_path):
 def test_a_terminal_shows_thinking_dimmed(tmp_path, plain, more, flags, dimmed, shown):
     arguments = [*command(), "run", templated(tmp_path, OPEN), "-p", "hi", *GREEDY, *flags]
     with TerminalSession(arguments, environment(tmp_path, **more)) as session:
-        session.type("\x04")  # no more on stdin
+        session.type("\x04")  # end of stdin
         assert session.wait() == 0
         assert ("\x1b[2m" in session.screen, "\x1b[22m" in session.screen) == (dimmed, dimmed)
         start = plain.decode().split("\n")[0][:8]

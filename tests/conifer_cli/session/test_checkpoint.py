@@ -1,4 +1,4 @@
-"""Conversations kept in a file with the model's state, and files that claim to be such."""
+"""Conversations saved with the model's state, and forged or damaged files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def facts(path):
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
-    """A saved conversation of one turn, and its model."""
+    """Return a saved conversation of one turn, and its model."""
     home = tmp_path_factory.mktemp("saved")
     model = templated(home, SAID)
     done = run_conifer("run", model, "hello", *GREEDY, "--save", "talk", home=home)
@@ -87,8 +87,8 @@ def test_with_another_form_of_cache_the_text_is_read_anew(kept, tmp_path, flags)
     assert (done.returncode, usage(done)["cached_tokens"]) == (0, 0)
 
 
-@pytest.mark.skipif(not MAPS.exists(), reason="only Linux says what is mapped")
-@pytest.mark.parametrize("name", ["m", "mm"])  # so that arrays begin at odd bytes too
+@pytest.mark.skipif(not MAPS.exists(), reason="only Linux reports memory mappings")
+@pytest.mark.parametrize("name", ["m", "mm"])  # so that arrays also start at odd offsets
 def test_a_file_is_mapped_until_the_cache_is_filled(tmp_path, kernels, name):
     model = engine.load(QWEN, kernels)
     cache, other = model.new_cache(256, "f16"), model.new_cache(256, "f16")
@@ -110,7 +110,7 @@ def test_another_models_conversation_is_refused(kept, tmp_path):
     other = str(MODELS / "llama" / "model.gguf")
     done = run_conifer("run", other, "and", "--resume", str(path), home=tmp_path)
     assert (done.returncode, done.stdout) == (2, b"")
-    assert b"another model file" in done.stderr
+    assert b"a different model file" in done.stderr
 
 
 def test_a_file_that_is_not_there_exits_2(tmp_path):
@@ -124,7 +124,7 @@ def test_a_file_that_is_not_there_exits_2(tmp_path):
     ("place", "said"),
     [
         ("notes.md", "refusing to overwrite notes.md: not a Conifer conversation"),
-        ("pipe", "refusing to overwrite"),  # which nobody writes to
+        ("pipe", "refusing to overwrite"),  # has no writer
         (".", "refusing to overwrite"),
         ("", "refusing to overwrite"),
         ("none/talk", "the folder 'none' does not exist"),
@@ -167,7 +167,7 @@ def test_a_conversation_that_a_signal_ends_is_saved_as_text(tmp_path, number):
         session.expect(">>> ")
         session.type("hello\n")
         session.expect(">>> ")
-        time.sleep(0.5)  # the prompt is printed a moment before readline listens
+        time.sleep(0.5)  # the prompt appears shortly before readline is ready
         os.kill(session.pid, number)
         assert session.wait() == 128 + number
         assert "Traceback" not in session.screen
@@ -238,7 +238,7 @@ def sealed(data: bytes) -> bytes:
 
 
 def forged(data: bytes, **changes: object) -> bytes:
-    """The same file with other facts, and a checksum that is right."""
+    """Return the same file with a changed header and a valid checksum."""
     first, line, rest = data.split(b"\n", 2)
     header = json.loads(line) | changes
     return sealed(b"\n".join((first, json.dumps(header).encode(), rest[:-32])))

@@ -1,4 +1,4 @@
-"""--cache: what prompts share is read once, whatever process asks."""
+"""--cache: a shared prefix is processed only once, even across processes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def stored(home):
     return sorted((home / "conifer" / "prompts").glob("*/*"))
 
 
-# one that can go back to any token, and one whose states cannot
+# One cache rewinds to any token; the recurrent one does not.
 @pytest.mark.parametrize("name", ["qwen3moe", "qwen3next"])
 def test_a_shared_start_is_read_once_and_changes_no_answer(tmp_path, name):
     shared = 0
@@ -42,7 +42,7 @@ def test_a_shared_start_is_read_once_and_changes_no_answer(tmp_path, name):
         assert answer == plain and fresh["cached_tokens"] == 0
         assert usage["prompt_tokens"] == fresh["prompt_tokens"]
         assert usage["cached_tokens"] >= shared
-        shared = usage["prompt_tokens"] - 40  # of the next question, more is shared than this
+        shared = usage["prompt_tokens"] - 40  # the next question shares more than this
     assert len(stored(tmp_path)) <= 2
     assert not [path for path in stored(tmp_path) if path.suffix != ".prompt"]
 
@@ -81,7 +81,7 @@ def test_a_place_that_cannot_be_written_is_said_and_no_error(tmp_path):
     model = str(MODELS / "qwen3moe" / "model.gguf")
     done = run_conifer("run", model, TEXT, *GREEDY, "--cache", home=tmp_path)
     assert done.returncode == 0 and json.loads(done.stdout)["answer"]
-    assert done.stderr.count(b"\n") == 1 and b"was not stored" in done.stderr
+    assert done.stderr.count(b"\n") == 1 and b"cannot store the prompt" in done.stderr
 
 
 def test_a_place_that_may_only_be_read_is_read(tmp_path, capsys, monkeypatch):

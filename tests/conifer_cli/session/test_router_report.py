@@ -1,4 +1,4 @@
-"""The expert view: its figures by hand, its picture, its PNG, and the program that shows them."""
+"""The expert report: its figures, heat map and PNG, and the commands that show them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def report(hits: list[list[int]] | np.ndarray, used: int = 1, **more: int) -> Ro
 
 
 def drawn(text: str) -> list[str]:
-    """The cells of each layer, as the picture without colours has them."""
+    """Return the cells of each layer from the heat map without colours."""
     return re.findall(r"^ {,4}\d+ (.*?)  +\d+\.\d\d  +\d+$", text, re.MULTILINE)
 
 
@@ -59,16 +59,16 @@ def test_the_figures_are_those_that_one_would_count_by_hand():
 def test_the_summary_compares_with_a_dense_model():
     text = "\n".join(summary(report([[4, 4, 4, 4], [16, 0, 0, 0]], used=2)))
     assert "8 tokens, 2 of 4 experts in each of 2 layers" in text
-    assert "1.00 of 2.00 bits" in text and "2.5 experts per layer, 62%" in text
+    assert "1.00 of 2.00 bits" in text and "2.5 experts per layer (62%)" in text
     assert "never chosen: 3 of 8 experts" in text
-    assert "3.0 GB; by a dense model of the same size: 12.0 GB, 4.0 times as much" in text
+    assert "3.0 GB; a dense model of the same size would read 12.0 GB (4.0 times as much)" in text
 
 
 def test_the_hottest_cell_is_full_and_an_expert_never_chosen_is_empty():
     lines = heat_map(report([[8, 4, 0, 1], [13, 0, 0, 0]]), 80, coloured=False)
     assert lines[2].startswith("    3 ") and lines[3].startswith("    4 ")
     assert lines[2][6:10] == "▅▃ ▁" and lines[3][6:10] == "█   "
-    assert lines[-1] == f"never {SHADES} 4.0 times even"
+    assert lines[-1] == f"never {SHADES} 4.0x an even share"
 
 
 def test_experts_that_have_no_cell_of_their_own_share_one():
@@ -76,7 +76,7 @@ def test_experts_that_have_no_cell_of_their_own_share_one():
     hits[0, :3], hits[0, 127] = 2, 9
     caption, _, row, _ = heat_map(report(hits), 80, coloured=False)
     assert "3 experts" in caption
-    assert row[6:49] == "▄" + " " * 41 + "█"  # 6 hits of three, 9 of two: the mean counts
+    assert row[6:49] == "▄" + " " * 41 + "█"  # means: 6 hits / 3, 9 hits / 2
 
 
 @pytest.mark.parametrize("columns", [40, 80, 200])
@@ -95,7 +95,7 @@ def test_a_picture_is_no_wider_than_the_terminal(experts: int, columns: int, col
 
 
 def decoded(data: bytes) -> tuple[np.ndarray, dict[bytes, bytes]]:
-    """The indices (rows, columns) of a PNG with a palette, and its chunks."""
+    """Return the palette indices (rows, columns) of a PNG, and its chunks."""
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     chunks, at = {}, 8
     while at < len(data):
@@ -117,7 +117,7 @@ def test_the_png_has_a_square_for_each_expert_of_each_layer():
     assert pixels.shape == (2 * 16, 4 * 16)
     cells = pixels[::16, ::16]
     assert (pixels == np.kron(cells, np.ones((16, 16), int))).all()
-    assert cells.tolist() == [[157, 79, 0, 20], [255, 0, 0, 0]]  # 255 / 13 of each, rounded up
+    assert cells.tolist() == [[157, 79, 0, 20], [255, 0, 0, 0]]  # 255 / 13 each, rounded up
     palette = np.frombuffer(chunks[b"PLTE"], np.uint8).reshape(256, 3)
     assert palette[0].tolist() == [0, 0, 0] and palette[255].tolist() == [255, 255, 230]
     assert b"layers 3 to 4" in chunks[b"tEXt"] and b"4.00 times" in chunks[b"tEXt"]
@@ -146,7 +146,7 @@ def test_json_has_the_counts_of_what_was_run(tmp_path: Path):
     assert (done.returncode, done.stderr) == (0, b"")
     figures, answer = json.loads(out.read_text()), json.loads(done.stdout)
     assert "experts" not in answer
-    assert figures["tokens"] == answer["usage"]["prompt_tokens"] + 5  # the sixth was not run
+    assert figures["tokens"] == answer["usage"]["prompt_tokens"] + 5  # the sixth was not fed back
     assert [sum(layer["hits"]) for layer in figures["layers"]] == [2 * figures["tokens"]] * 2
     done = run_conifer("run", QWEN, *ASK, "--experts", "--json", home=tmp_path)
     assert json.loads(done.stdout)["experts"]["layers"] == figures["layers"]
@@ -161,7 +161,7 @@ def test_the_bytes_are_those_of_the_tensors(tmp_path: Path):
     sizes = {name: info.size_bytes for name, info in tensors.items()}
     experts = sum(size for name, size in sizes.items() if "_exps." in name)
     unread = 0
-    if "output.weight" in sizes:  # of the embedding one row is read
+    if "output.weight" in sizes:  # only one row of the embedding is read
         unread = sizes["token_embd.weight"] * (1 - 1 / tensors["token_embd.weight"].shape[0])
     assert figures["dense_token_bytes"] == pytest.approx(sum(sizes.values()) - unread, abs=4)
     assert figures["token_bytes"] == pytest.approx(
@@ -182,7 +182,7 @@ def test_a_dense_model_answers_and_says_that_it_has_no_experts(tmp_path: Path):
     done = run_conifer("run", DENSE, *ASK, "--experts", home=tmp_path)
     assert done.returncode == 0 and done.stdout
     assert done.stderr.decode().splitlines() == [
-        f"conifer: {DENSE} is a dense model: it has no experts to show"
+        f"conifer: {DENSE} is a dense model, so it has no experts"
     ]
     done = run_conifer("run", DENSE, *ASK, "--experts-out", "x.json", home=tmp_path)
     assert (done.returncode, done.stdout) == (2, b"") and b"is a dense model" in done.stderr
@@ -192,7 +192,7 @@ def test_a_dense_model_answers_and_says_that_it_has_no_experts(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "code", "said"),
     [
-        ("report.svg", 2, "does not end in .png or .json"),
+        ("report.svg", 2, "expected a file name ending in .png or .json"),
         ("nowhere/report.png", 2, "the folder 'nowhere' does not exist"),
         (f"{'x' * 300}/report.png", 2, "does not exist"),
         ("folder.json", 1, "cannot write folder.json"),
@@ -202,7 +202,7 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, name: str, code:
     (tmp_path / "folder.json").mkdir()
     done = run_conifer("run", QWEN, *ASK, "--experts-out", name, home=tmp_path)
     assert done.returncode == code and said in done.stderr.decode()
-    assert bool(done.stdout) == (code == 1)  # what is known beforehand is said beforehand
+    assert bool(done.stdout) == (code == 1)  # the rest fail before the answer
 
 
 @pytest.mark.process
@@ -226,7 +226,7 @@ def test_a_conversation_shows_the_last_answer(tmp_path: Path):
     with TerminalSession([*command(), *arguments], settings) as session:
         session.expect(">>> ")
         session.type("/experts\n")
-        session.expect("no tokens have been run yet")
+        session.expect("nothing has been generated yet")
         session.type("hello there\n")
         session.expect(">>> ")
         session.type("/experts\n")
@@ -234,7 +234,7 @@ def test_a_conversation_shows_the_last_answer(tmp_path: Path):
         session.type(f"/experts {out}\n")
         session.expect("Written to")
         session.type("/experts report.svg\n")
-        session.expect("does not end in .png or .json")
+        session.expect("expected a file name ending in .png or .json")
         session.type("/bye\n")
         assert session.wait() == 0
     layers = json.loads(out.read_text())["layers"]

@@ -1,4 +1,4 @@
-"""The first code block of an answer, wherever the pieces that it arrives in are cut."""
+"""The first code block of an answer, however the stream is split."""
 
 from __future__ import annotations
 

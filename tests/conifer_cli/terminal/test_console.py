@@ -1,4 +1,4 @@
-"""Standard input and the progress line, without a program around them."""
+"""Standard input and the progress line, tested without running the program."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.program import MODELS
 
 @pytest.fixture
 def pipe(monkeypatch):
-    """A pipe that stdin reads; the end to write to."""
+    """Connect stdin to a pipe. Return the write end."""
     reading, writing = os.pipe()
     with os.fdopen(reading) as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
@@ -28,7 +28,7 @@ def pipe(monkeypatch):
 def test_stdin_has_a_limit(pipe, monkeypatch):
     monkeypatch.setattr(console, "MAX_STDIN_BYTES", 1000)
     os.write(pipe, bytes(1001))
-    with pytest.raises(UsageError, match="larger than"):
+    with pytest.raises(UsageError, match="exceeds the"):
         console.piped()
     os.close(pipe)
 

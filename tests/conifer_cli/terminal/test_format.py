@@ -1,4 +1,4 @@
-"""Numbers and tables as they are printed."""
+"""Formatting of numbers and tables."""
 
 from __future__ import annotations
 

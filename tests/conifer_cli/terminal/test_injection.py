@@ -1,4 +1,4 @@
-"""Whatever a model writes, and wherever it is split: nothing of it drives a real terminal."""
+"""Model output cannot control a real terminal, however the stream is split."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SEQUENCES = [
     *[f"a{mark}b" for mark in "\u202a\u202b\u202d\u202e\u2066\u2067\u2068\x85\x84"],
     f"[bold red]x[/]{ESC}[1m[link=http://x]y[/link]",
 ]
-# Prints parts as an answer, or as thinking, as the conversation does; a line between two cases.
+# Prints each case as the conversation would, with a separator line after each.
 SHOW = """
 import json, sys
 from conifer_cli.terminal import console
@@ -51,7 +51,7 @@ for kind, styled, parts in json.load(open(sys.argv[1])):
 
 
 def cases():
-    """Every sequence, cut in two at every place, as an answer; some in code, and as thinking."""
+    """Return each sequence split at every position, as an answer and some as code or thinking."""
     found = []
     for at, sequence in enumerate(SEQUENCES):
         text = f"before {sequence} after [bold]x[/bold] " + "and so on"

@@ -1,4 +1,4 @@
-"""Markdown on a terminal: however it is split, the screen ends as if it had come at once."""
+"""Markdown on a terminal: the final screen does not depend on how the text was split."""
 
 from __future__ import annotations
 

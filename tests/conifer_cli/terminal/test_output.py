@@ -1,4 +1,4 @@
-"""Thinking that is folded, at a pseudo-terminal."""
+"""Folded thinking on a pseudo-terminal."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_folded_thinking_is_one_line_and_then_how_long_it_took(tmp_path):
         assert session.wait() == 0, session.screen
         assert "musing" not in session.screen
         assert "thinking: " in session.screen  # while it lasted
-        assert "s; Ctrl-O shows it" in session.screen
+        assert "s (press Ctrl-O to show)" in session.screen
         assert session.screen.endswith("Four.\r\n")
 
 

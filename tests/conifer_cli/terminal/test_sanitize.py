@@ -1,4 +1,4 @@
-"""The filter between a model and the terminal, at every point where a stream may be split."""
+"""The filter between a model and the terminal, with streams split at every position."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from conifer_cli.terminal.sanitize import PAYLOAD_LIMIT, Filter, clean, clean_li
 ESC, ST, BEL = "\x1b", "\x1b\\", "\x07"
 BIDI = [*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))]
 
-# (what stands between "a" and "b", what is left of it)
+# (text between "a" and "b", text left after cleaning)
 CASES = [
     # CSI: colours, cursor, erase, modes, private and intermediate bytes, unusual finals
     *[(f"{ESC}[{body}", "") for body in ("31m", "0m", "2J", "H", "10;20H", "K", "?25l", "?1049h")],
