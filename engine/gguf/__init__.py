@@ -1,5 +1,6 @@
-"""The GGUF format: a bounded header reader, block types, and a NumPy reference dequantiser.
+"""The GGUF file format.
 
-`reader` turns untrusted bytes into metadata and a tensor table; `metadata`
-reads typed values from it; `types` lists the block types, which `dequant` unpacks. None needs MLX.
+`reader` parses untrusted bytes into metadata and a tensor table. `metadata` reads typed values from
+the metadata. `types` lists the block types, and `dequant` unpacks them with NumPy as a reference
+implementation. No module here needs MLX.
 """

@@ -1,8 +1,8 @@
-"""Dequantise blocks with NumPy: exact but slow, one function per format.
+"""Dequantise blocks with NumPy, with one function per format.
 
-This is the independent reference for the kernels. A block holds a few scales and packed weights;
-`n` is the number of blocks. Weights fill their bytes low bits first: in a group of bytes, all low
-nibbles come before all high ones.
+This is the reference implementation for the kernels: exact but slow. A block contains a few scales
+and packed weights. `n` is the number of blocks. Weights are packed low bits first: in a group of
+bytes, the low nibbles of all bytes come before their high nibbles.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from engine.gguf.types import BlockType
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
-# The 4-bit codebooks of IQ4_NL and IQ4_XS, and of MXFP4 (doubled to be integers).
+# The 4-bit codebooks. IQ4_NL and IQ4_XS share one. MXFP4's is doubled, to have integer values.
 IQ4_VALUES = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
 )
@@ -28,7 +28,7 @@ def dequantize(blocks: Bytes, type: BlockType) -> Floats:
     """Unpack blocks: (..., k * type.size_bytes) uint8 -> (..., k * type.weights) float32."""
     assert blocks.dtype == np.uint8 and blocks.shape[-1] % type.size_bytes == 0
     flat = np.ascontiguousarray(blocks).reshape(-1, type.size_bytes)
-    with np.errstate(all="ignore"):  # scales of infinity or NaN give infinity or NaN
+    with np.errstate(all="ignore"):  # infinite or NaN scales are allowed
         weights = _DEQUANTIZERS[type.name](flat)
     return weights.reshape(*blocks.shape[:-1], -1)
 
@@ -38,40 +38,40 @@ def _f16(blocks: Bytes, start: int) -> Floats:
 
 
 def _unpack(packed: Bytes, bits: int, group: int) -> Bytes:
-    """Unpack fields of `bits` bits from groups of `group` bytes, low bits first."""
+    """Unpack `bits`-bit fields from groups of `group` bytes, low bits first."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
     fields = packed.reshape(len(packed), -1, 1, group) >> shifts  # (n, groups, 8 / bits, group)
     return (fields & np.uint8((1 << bits) - 1)).reshape(len(packed), -1)
 
 
 def _scaled(scales: Floats, weights: NDArray[np.generic]) -> Floats:
-    """Multiply scales (n, s) with weights (n, w); each scale covers w / s consecutive weights."""
+    """Multiply weights (n, w) by scales (n, s). Each scale covers w / s consecutive weights."""
     n, count = scales.shape
     grouped = weights.astype(np.float32).reshape(n, count, -1)
     return (scales[:, :, None] * grouped).reshape(n, -1)
 
 
 def _q5(packed: Bytes) -> NDArray[np.integer]:
-    # fifth bits 4, four low bits 16
+    # Layout: fifth bits (4 bytes), low four bits (16).
     return _unpack(packed[:, 4:], 4, 16) | _unpack(packed[:, :4], 1, 1) << 4
 
 
 def _q2_k(b: Bytes) -> Floats:
-    # scales and minima 16 (a nibble each), weights 64, d, dmin
+    # Layout: scales and minima (16 bytes, a nibble each), weights (64), d, dmin.
     weights = _unpack(b[:, 16:80], 2, 32)
     minima = _f16(b, 82) * (b[:, :16] >> 4)
     return _scaled(_f16(b, 80) * (b[:, :16] & 15), weights) - minima.repeat(16, axis=1)
 
 
 def _q3_k(b: Bytes) -> Floats:
-    # third bits 32, two low bits 64, scales 12, d
+    # Layout: third bits (32 bytes), low two bits (64), scales (12), d.
     weights = _unpack(b[:, 32:96], 2, 32) | _unpack(b[:, :32], 1, 32) << 2
     scales = _unpack(b[:, 96:104], 4, 8) | _unpack(b[:, 104:108], 2, 4) << 4  # (n, 16)
     return _scaled(_f16(b, 108) * (scales.astype(np.float32) - 32), weights.astype(np.int8) - 4)
 
 
 def _k_scaled(b: Bytes, weights: NDArray[np.generic]) -> Floats:
-    """Scale the weights of Q4_K or Q5_K by 8 scales and 8 minima, 6 bits each in 12 bytes."""
+    """Apply the 8 scales and 8 minima of a Q4_K or Q5_K block: 6 bits each, packed in 12 bytes."""
     first, second, rest = b[:, 4:8], b[:, 8:12], b[:, 12:16]
     scales: Bytes = np.concatenate([first & 63, rest & 15 | first >> 6 << 4], axis=1)
     minima: Bytes = np.concatenate([second & 63, rest >> 4 | second >> 6 << 4], axis=1)
@@ -79,26 +79,26 @@ def _k_scaled(b: Bytes, weights: NDArray[np.generic]) -> Floats:
 
 
 def _q5_k(b: Bytes) -> Floats:
-    # d, dmin, scales and minima 12, fifth bits 32, four low bits 128
+    # Layout: d, dmin, scales and minima (12 bytes), fifth bits (32), low four bits (128).
     return _k_scaled(b, _unpack(b[:, 48:], 4, 32) | _unpack(b[:, 16:48], 1, 32) << 4)
 
 
 def _q6_k(b: Bytes) -> Floats:
-    # four low bits 128, two high bits 64, scales 16 (signed), d
+    # Layout: low four bits (128 bytes), high two bits (64), signed scales (16), d.
     weights = _unpack(b[:, :128], 4, 64) | _unpack(b[:, 128:192], 2, 32) << 4
     scales = _f16(b, 208) * b[:, 192:208].view(np.int8)
     return _scaled(scales, weights.astype(np.int8) - 32)
 
 
 def _iq4_xs(b: Bytes) -> Floats:
-    # d, two high bits of 8 scales 2, four low bits 4, weights 128
+    # Layout: d, high two bits of 8 scales (2 bytes), their low four bits (4), weights (128).
     scales = _unpack(b[:, 4:8], 4, 1) | _unpack(b[:, 2:4], 2, 1) << 4  # (n, 8)
     weights = IQ4_VALUES[_unpack(b[:, 8:], 4, 16)]
     return _scaled(_f16(b, 0) * (scales.astype(np.float32) - 32), weights)
 
 
 def _mxfp4(b: Bytes) -> Floats:
-    # A power of two in one byte, then weights 16. Half the scale, since the codebook is doubled.
+    # Layout: a power-of-two scale (1 byte), weights (16). Halve the scale: the codebook is doubled.
     scale = np.ldexp(np.float32(1), b[:, :1].astype(np.int32) - 128).astype(np.float32)
     return scale * MXFP4_VALUES[_unpack(b[:, 1:], 4, 16)]
 
@@ -114,7 +114,7 @@ _DEQUANTIZERS: dict[str, Callable[[Bytes], Floats]] = {
     "Q8_0": lambda b: _f16(b, 0) * b[:, 2:].view(np.int8),
     "Q2_K": _q2_k,
     "Q3_K": _q3_k,
-    # d, dmin, scales and minima 12, weights 128
+    # Layout: d, dmin, scales and minima (12 bytes), weights (128).
     "Q4_K": lambda b: _k_scaled(b, _unpack(b[:, 16:], 4, 32)),
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,

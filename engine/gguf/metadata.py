@@ -11,7 +11,7 @@ from engine.gguf.reader import WHOLE, numbers
 
 
 class Metadata:
-    """Metadata under one architecture's prefix. Every error names the key."""
+    """Typed access to the keys with one architecture's prefix. Every error names the key."""
 
     def __init__(self, metadata: Mapping[str, Any], architecture: str) -> None:
         self.metadata = metadata
@@ -21,45 +21,45 @@ class Metadata:
         return self.prefix + key in self.metadata
 
     def integer(self, key: str, low: int, high: int, default: int | None = None) -> int:
-        """Read an integer in low..high."""
+        """Read an integer between `low` and `high`, inclusive."""
         value: int = self._typed(key, default, "an integer", int)
         if not low <= value <= high:
-            raise self._error(key, f"is {value:,}, outside {low:,}..{high:,}")
+            raise self._error(key, f"must be between {low:,} and {high:,}, got {value:,}")
         return value
 
     def integers(self, key: str, count: int, low: int, high: int) -> tuple[int, ...]:
-        """Read an integer per layer: one for all layers, or an array of `count`."""
+        """Read one integer per layer, stored as an array of `count` or as a single integer."""
         array = numbers(self._value(key, None))
         if array is None:
             return (self.integer(key, low, high),) * count
         if array.format not in WHOLE or len(array) < count:
-            raise self._error(key, f"is not an array of {count} integers")
+            raise self._error(key, f"must be an array of {count} integers")
         values = tuple(array[:count].tolist())
         if not low <= min(values) <= max(values) <= high:
-            raise self._error(key, f"has a value outside {low:,}..{high:,}")
+            raise self._error(key, f"must contain only values between {low:,} and {high:,}")
         return values
 
     def same(self, key: str, count: int, low: int, high: int, default: int | None = None) -> int:
-        """Read an integer, possibly stored as an array of `count` equal values."""
+        """Read an integer that may be stored as an array of `count` equal values."""
         if key not in self:
             return self.integer(key, low, high, default)
         values = set(self.integers(key, count, low, high))
         if len(values) != 1:
-            raise UnsupportedError(f"{self.prefix + key} differs from layer to layer")
+            raise UnsupportedError(f"{self.prefix + key} must be the same in every layer")
         return values.pop()
 
     def flags(self, key: str, count: int) -> tuple[bool, ...]:
         """Read an array of booleans, one per layer."""
         array = numbers(self._value(key, None))
         if array is None or array.format != "?" or len(array) < count:
-            raise self._error(key, f"is not an array of {count} booleans")
+            raise self._error(key, f"must be an array of {count} booleans")
         return tuple(map(bool, array[:count]))
 
     def number(self, key: str, low: float, high: float, default: float | None = None) -> float:
-        """Read a finite number in low..high."""
+        """Read a finite number between `low` and `high`, inclusive."""
         value: float = self._typed(key, default, "a number", int, float)
         if not (math.isfinite(value) and low <= value <= high):
-            raise self._error(key, f"is {value}, outside {low:g}..{high:g}")
+            raise self._error(key, f"must be between {low:g} and {high:g}, got {value}")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
@@ -73,7 +73,7 @@ class Metadata:
     def _typed(self, key: str, default: object, noun: str, *types: type) -> Any:
         value = self._value(key, default)
         if type(value) not in types:  # isinstance would accept a bool as an integer
-            raise self._error(key, f"is not {noun}")
+            raise self._error(key, f"must be {noun}")
         return value
 
     def _value(self, key: str, default: object) -> Any:

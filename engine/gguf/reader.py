@@ -1,14 +1,20 @@
-"""Read the header of a GGUF file: metadata and the tensor table, no weights.
+"""Read the header of a GGUF file: the metadata and the tensor table, but no weights.
 
-The file is not trusted. Every count, length and offset is checked against a limit and the available
-bytes before anything is allocated or sliced, so a hostile file costs an error, not memory or time.
+The file is not trusted. Every count, length and offset is checked against a limit and the file size
+before anything is allocated or sliced. A hostile file therefore causes an error, but cannot consume
+much memory or time.
 
-Layout (versions 2 and 3, little-endian): magic, version u32, tensor count u64, key count u64; the
-keys (name, type u32, value); the tensors (name, number of dims u32, dims u64 innermost first, type
-u32, offset u64); padding to the alignment; the data, each tensor padded to the alignment. A string
-is its length u64 and its UTF-8 bytes; an array its element type u32, count u64 and elements. The
-last tensor's padding may be missing. Bytes beyond it are an error: they are the only sign of a
-header that lost a tensor, which shifts all the others.
+Layout (versions 2 and 3, little-endian):
+
+    start     magic, version u32, tensor count u64, key count u64
+    keys      for each: name, type u32, value
+    tensors   for each: name, number of dims u32, dims u64 (innermost first), type u32, offset u64
+    data      weights; its start and each tensor are padded to the alignment
+
+A string is stored as its length (u64) and its UTF-8 bytes; an array is stored as its element type
+(u32), its element count (u64) and its elements. The padding after the last tensor may be missing.
+Any bytes after the padding are an error. They are the only sign that the tensor table lacks a
+tensor, in which case the offsets of all later tensors are wrong.
 """
 
 from __future__ import annotations
@@ -35,27 +41,27 @@ MAX_KEY_BYTES = 65_535
 MAX_NAME_BYTES = 63
 MAX_STRING_BYTES = 16 << 20
 MAX_TEMPLATE_BYTES = 1 << 20
-MAX_ELEMENTS = 4 << 20  # per array; for strings, over all arrays
+MAX_ELEMENTS = 4 << 20  # per array; for strings, the total over all arrays
 MAX_DIMS = 4
 MAX_WEIGHTS = 1 << 40
 ALIGNMENTS = tuple(1 << bits for bits in range(3, 13))  # 8 .. 4,096
 DEFAULT_ALIGNMENT = 32
 
-BATCH, BATCH_BYTES = 2048, 1 << 20  # strings decoded at once
+BATCH, BATCH_BYTES = 2048, 1 << 20  # the most strings, and bytes, to decode at once
 
-# The smallest key (length, type, one byte) and tensor (length, dims, type, offset).
+# The smallest possible key (length, type, one byte) and tensor (length, dims, type, offset).
 MIN_KEY_BYTES = 13
 MIN_TENSOR_BYTES = 24
 
 UINT32, BOOL, STRING, ARRAY = 4, 7, 8, 9
-# Formats of `memoryview`, by type id.
+# `memoryview` formats by GGUF type id.
 NUMBERS = {**dict(enumerate("BbHhIif?")), 10: "Q", 11: "q", 12: "d"}
 WHOLE, REAL = tuple("bBhHiIlLqQ"), ("f", "d")
 
 PART_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 Data = bytes | bytearray | memoryview | mmap.mmap
-# A memoryview holds numbers, with a format of NUMBERS.
+# A memoryview is an array of numbers. Its format is one of NUMBERS.
 Value = int | float | bool | str | list[str] | memoryview
 
 _U32 = struct.Struct("<I")
@@ -64,7 +70,10 @@ _U64 = struct.Struct("<Q")
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Location of a tensor. offset: from the start of its part file. shape: outermost first."""
+    """A tensor's type and location.
+
+    shape: outermost dimension first. offset: in bytes from the start of the tensor's part file.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -76,7 +85,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """The header of one file. size_bytes: the end of its last tensor."""
+    """The header of one file. size_bytes: the offset at which the last tensor ends."""
 
     version: int
     metadata: dict[str, Value]
@@ -87,7 +96,7 @@ class Header:
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A whole model, in one file or several. size_bytes: the sum of the files."""
+    """A complete model in one or more files. size_bytes: the total size of the files."""
 
     metadata: dict[str, Value]
     tensors: dict[str, TensorInfo]
@@ -96,15 +105,15 @@ class ModelFile:
 
 
 def read_header(data: Data, file_size: int | None = None, part: int = 0) -> Header:
-    """Read and check a header.
+    """Read and validate a header.
 
-    data: the file, or its first bytes with the file's size in `file_size`. Raises MoreNeeded if the
-    header continues past `data`, UnsupportedError for an unsupported tensor type, GGUFError for
-    anything else.
+    data: the whole file, or only its first bytes, in which case `file_size` must be the full size.
+    Raises MoreNeeded if the header extends past `data`, UnsupportedError if a tensor's type is
+    unsupported, or GGUFError if the header is invalid.
     """
     file_size = len(data) if file_size is None else file_size
     if file_size < len(data):
-        raise GGUFError(f"{len(data):,} bytes given, but the file has only {file_size:,}")
+        raise GGUFError(f"received {len(data):,} bytes, but the file is only {file_size:,} bytes")
     if isinstance(data, memoryview):
         data = bytes(data[:MAX_HEADER_BYTES])
     cursor = _Cursor(data, file_size, MAX_ELEMENTS)
@@ -113,19 +122,25 @@ def read_header(data: Data, file_size: int | None = None, part: int = 0) -> Head
     metadata = _read_metadata(cursor, key_count)
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment not in ALIGNMENTS:
-        raise GGUFError(f"key 'general.alignment' is {alignment}, not a power of two in 8..4,096")
+        raise GGUFError(
+            f"key 'general.alignment' must be a power of two from 8 to 4,096, got {alignment}"
+        )
     tensors, data_start, size_bytes = _read_tensors(cursor, tensor_count, alignment, part)
     end = _align(size_bytes, alignment)
     if file_size > end:
-        raise GGUFError(f"byte {end:,}: {file_size - end:,} bytes after the last tensor")
+        raise GGUFError(
+            f"expected the file to end at byte {end:,}, after the last tensor, "
+            f"but its size is {file_size:,} bytes"
+        )
     return Header(version, metadata, tensors, data_start, size_bytes)
 
 
 def open_model(path: Path) -> ModelFile:
-    """Read the header of a model file, and of all its parts if it is split.
+    """Read the header of a model file, including the headers of all parts of a split model.
 
-    path: the file, or part 1. Raises the errors of `read_header`, naming the file; GGUFError for a
-    missing part or a part of another model; OSError if `path` cannot be opened.
+    path: the only file, or part 1. Raises the same errors as `read_header`, with the file name in
+    the message. Also raises GGUFError if a part is missing or belongs to another model, and OSError
+    if `path` cannot be opened.
     """
     first, size_bytes = _read_file(path, 0)
     paths = _part_paths(path, first.metadata)
@@ -142,7 +157,7 @@ def open_model(path: Path) -> ModelFile:
 
 
 def numbers(value: object) -> memoryview | None:
-    """Return a view of an array of numbers in the metadata; None for any other value."""
+    """Return a view of a numeric metadata array, or None if the value is anything else."""
     try:
         return memoryview(value)  # type: ignore[arg-type]
     except TypeError:
@@ -150,9 +165,9 @@ def numbers(value: object) -> memoryview | None:
 
 
 def merge_parts(headers: list[Header]) -> tuple[dict[str, Value], dict[str, TensorInfo]]:
-    """Merge the headers of a model's parts, in order: part 1's metadata and one tensor table.
+    """Merge the headers of a model's parts, in order. Return part 1's metadata and all tensors.
 
-    Raises GGUFError, naming the part, unless they are all parts of one model.
+    Raises GGUFError, naming the part, if a part does not belong to the same model.
     """
     metadata = headers[0].metadata
     if len(headers) == _split_count(metadata) == 1:
@@ -168,14 +183,15 @@ def merge_parts(headers: list[Header]) -> tuple[dict[str, Value], dict[str, Tens
     expected = _split_number(metadata, "split.tensors.count", 0)
     if len(tensors) != expected:
         raise GGUFError(
-            f"part 1: 'split.tensors.count' is {expected:,}, but the parts have {len(tensors):,}"
+            f"part 1: key 'split.tensors.count' is {expected:,}, "
+            f"but the parts contain {len(tensors):,} tensors"
         )
     return metadata, tensors
 
 
 @dataclass(slots=True)
 class _Cursor:
-    """A position in the header. where: the item being read, for error messages."""
+    """A read position in the header. where: the current item, for error messages."""
 
     data: bytes | bytearray | mmap.mmap
     file_size: int
@@ -187,14 +203,14 @@ class _Cursor:
         return GGUFError(f"{self.where}, byte {self.pos:,}: {what}")
 
     def require(self, size_bytes: int) -> int:
-        """Check that `size_bytes` follow, and return where they end."""
+        """Check that at least `size_bytes` more bytes exist, and return the offset after them."""
         end = self.pos + size_bytes
         if end > self.file_size:
             raise self.error(
-                f"{size_bytes:,} bytes needed, but the file ends at {self.file_size:,}"
+                f"expected {size_bytes:,} more bytes, but the file ends at {self.file_size:,}"
             )
         if end > MAX_HEADER_BYTES:
-            raise self.error(f"the header is longer than {MAX_HEADER_BYTES:,} bytes")
+            raise self.error(f"the header is larger than {MAX_HEADER_BYTES:,} bytes")
         if end > len(self.data):
             raise MoreNeeded(end)
         return end
@@ -212,7 +228,9 @@ class _Cursor:
     def string(self, longest: int, shortest: int = 0) -> str:
         size_bytes = self.u64()
         if not shortest <= size_bytes <= longest:
-            raise self.error(f"string of {size_bytes:,} bytes; {shortest}..{longest:,} allowed")
+            raise self.error(
+                f"string must be from {shortest} to {longest:,} bytes long, got {size_bytes:,}"
+            )
         end = self.require(size_bytes)
         try:
             text = self.data[self.pos : end].decode()
@@ -232,16 +250,16 @@ def _read_version(cursor: _Cursor) -> int:
         return version
     if version.to_bytes(4, "big") in (_U32.pack(known) for known in VERSIONS):
         raise cursor.error("big-endian files are not supported")
-    raise cursor.error(f"GGUF version {version:,} is not supported, only 2 and 3")
+    raise cursor.error(f"GGUF version {version:,} is not supported; expected 2 or 3")
 
 
 def _read_counts(cursor: _Cursor) -> tuple[int, int]:
     tensor_count = cursor.u64()
     if tensor_count > MAX_TENSORS:
-        raise cursor.error(f"{tensor_count:,} tensors; at most {MAX_TENSORS:,} allowed")
+        raise cursor.error(f"tensor count must be at most {MAX_TENSORS:,}, got {tensor_count:,}")
     key_count = cursor.u64()
     if key_count > MAX_KEYS:
-        raise cursor.error(f"{key_count:,} keys; at most {MAX_KEYS:,} allowed")
+        raise cursor.error(f"key count must be at most {MAX_KEYS:,}, got {key_count:,}")
     cursor.require(key_count * MIN_KEY_BYTES + tensor_count * MIN_TENSOR_BYTES)
     return tensor_count, key_count
 
@@ -256,7 +274,7 @@ def _read_metadata(cursor: _Cursor, key_count: int) -> dict[str, Value]:
             raise cursor.error("duplicate name")
         type_id = cursor.u32()
         if key == "general.alignment" and type_id != UINT32:
-            raise cursor.error("not a uint32")
+            raise cursor.error("value must be a uint32")
         metadata[key] = _read_value(cursor, key, type_id)
     return metadata
 
@@ -276,12 +294,12 @@ def _read_value(cursor: _Cursor, key: str, type_id: int) -> Value:
 def _read_array(cursor: _Cursor) -> list[str] | memoryview:
     type_id = cursor.u32()
     if type_id == ARRAY:
-        raise cursor.error("arrays of arrays are not supported")
+        raise cursor.error("nested arrays are not supported")
     if type_id != STRING and type_id not in NUMBERS:
         raise cursor.error(f"unknown element type {type_id}")
     count = cursor.u64()
     if count > MAX_ELEMENTS:
-        raise cursor.error(f"array of {count:,} elements; at most {MAX_ELEMENTS:,} allowed")
+        raise cursor.error(f"array must have at most {MAX_ELEMENTS:,} elements, got {count:,}")
     if type_id == STRING:
         return _read_strings(cursor, count)
     return _read_numbers(cursor, NUMBERS[type_id], count)
@@ -289,10 +307,10 @@ def _read_array(cursor: _Cursor) -> list[str] | memoryview:
 
 def _read_numbers(cursor: _Cursor, format: str, count: int) -> memoryview:
     end = cursor.require(count * struct.calcsize(format))
-    # Copy, so that the array does not keep the file mapped.
+    # Copy the bytes, so that the array does not keep the file mapped.
     raw = bytes(cursor.data[cursor.pos : end])
     if format == "?" and count and max(raw) > 1:
-        raise cursor.error(f"a bool of {max(raw)}, not 0 or 1")
+        raise cursor.error(f"bool must be 0 or 1, got {max(raw)}")
     cursor.pos = end
     view: memoryview = memoryview(raw).cast(format)  # type: ignore[call-overload]
     return view
@@ -300,10 +318,10 @@ def _read_numbers(cursor: _Cursor, format: str, count: int) -> memoryview:
 
 def _read_strings(cursor: _Cursor, count: int) -> list[str]:
     if count > cursor.strings_left:
-        raise cursor.error(f"more than {MAX_ELEMENTS:,} strings in the arrays of the header")
+        raise cursor.error(f"the header's arrays contain more than {MAX_ELEMENTS:,} strings")
     cursor.strings_left -= count
     cursor.require(count * _U64.size)
-    # Vocabularies dominate headers: this inlines `cursor.string` and takes a third of its time.
+    # Most of a header is vocabulary, so this inlines `cursor.string`: it takes a third of the time.
     strings: list[str] = []
     while len(strings) < count:
         wanted = min(BATCH, count - len(strings))
@@ -311,15 +329,15 @@ def _read_strings(cursor: _Cursor, count: int) -> list[str]:
         texts = _decoded(pieces)
         strings += texts
         cursor.pos += len(texts) * _U64.size + sum(map(len, pieces[: len(texts)]))
-        if len(texts) < wanted:  # `cursor.string` raises the error
+        if len(texts) < wanted:  # let `cursor.string` raise the error
             cursor.where = f"{cursor.where}[{len(strings)}]"
             cursor.string(MAX_STRING_BYTES)
-            raise AssertionError("the string that stopped the loop is valid")
+            raise AssertionError("expected the next string to be invalid")
     return strings
 
 
 def _cut(data: bytes | bytearray | mmap.mmap, pos: int, count: int) -> list[bytes | bytearray]:
-    """Slice `count` strings from `pos` on, stopping before the first one out of bounds."""
+    """Slice `count` strings starting at `pos`. Stop before the first string out of bounds."""
     limit = min(len(data), MAX_HEADER_BYTES)
     length_at = _U64.unpack_from
     pieces: list[bytes | bytearray] = []
@@ -335,7 +353,7 @@ def _cut(data: bytes | bytearray | mmap.mmap, pos: int, count: int) -> list[byte
 
 
 def _decoded(pieces: list[bytes | bytearray]) -> list[str]:
-    """Decode strings, stopping before the first one that is not UTF-8."""
+    """Decode strings. Stop before the first string that is not UTF-8."""
     with contextlib.suppress(UnicodeDecodeError):
         if sum(map(len, pieces)) <= BATCH_BYTES:
             texts = b"\0".join(pieces).decode().split("\0")
@@ -351,7 +369,7 @@ def _decoded(pieces: list[bytes | bytearray]) -> list[str]:
 def _read_tensors(
     cursor: _Cursor, count: int, alignment: int, part: int
 ) -> tuple[dict[str, TensorInfo], int, int]:
-    """Return the tensor table, the start of the data, and the end of the last tensor."""
+    """Return the tensor table and the offsets where the data starts and the last tensor ends."""
     tensors: dict[str, TensorInfo] = {}
     offset = 0
     for index in range(count):
@@ -367,19 +385,19 @@ def _read_tensors(
         if size_bytes > cursor.file_size:
             raise GGUFError(
                 f"tensor {name!r} ends at byte {size_bytes:,}, "
-                f"past the end of the file ({cursor.file_size:,})"
+                f"but the file ends at {cursor.file_size:,}"
             )
         tensors[name] = replace(tensor, offset=data_start + tensor.offset)
     return tensors, data_start, size_bytes
 
 
 def _read_tensor(cursor: _Cursor, expected_offset: int, part: int) -> TensorInfo:
-    """Read one row of the table. Its offset is relative to the start of the data."""
+    """Read one row of the tensor table. The offset is relative to the start of the data."""
     name = cursor.string(MAX_NAME_BYTES, shortest=1)
     cursor.where = f"tensor {name!r}"
     dims = cursor.u32()
     if dims > MAX_DIMS:
-        raise cursor.error(f"{dims:,} dimensions; at most {MAX_DIMS} allowed")
+        raise cursor.error(f"expected at most {MAX_DIMS} dimensions, got {dims:,}")
     shape = tuple(cursor.u64() for _ in range(dims))[::-1]
     weights = math.prod(shape)
     if max(weights, *shape, 0) > MAX_WEIGHTS:
@@ -392,11 +410,12 @@ def _read_tensor(cursor: _Cursor, expected_offset: int, part: int) -> TensorInfo
     row = shape[-1] if shape else 1
     if row % block.weights:
         raise cursor.error(
-            f"rows of {row:,} weights, not a multiple of {block.name}'s {block.weights}"
+            f"row length must be a multiple of the {block.name} block size ({block.weights}), "
+            f"got {row:,}"
         )
     offset = cursor.u64()
     if offset != expected_offset:
-        raise cursor.error(f"offset {offset:,}, expected {expected_offset:,}")
+        raise cursor.error(f"expected offset {expected_offset:,}, got {offset:,}")
     return TensorInfo(name, shape, block, offset, weights // block.weights * block.size_bytes, part)
 
 
@@ -405,7 +424,7 @@ def _align(offset: int, alignment: int) -> int:
 
 
 def _read_file(path: Path, part: int) -> tuple[Header, int]:
-    """Return one file's header and size. The file is mapped only while reading."""
+    """Return one file's header and size. The file is mapped only while it is read."""
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # open() would block on a pipe
         raise GGUFError(f"{path.name}: not a regular file")
@@ -420,14 +439,15 @@ def _read_file(path: Path, part: int) -> tuple[Header, int]:
 
 
 def _part_paths(path: Path, metadata: dict[str, Value]) -> tuple[Path, ...]:
-    """Return all files of the model, from part 1's name and its key `split.count`."""
+    """Return the paths of all the model's files, given part 1's path and metadata."""
     count = _split_count(metadata)
     if count == 1:
         return (path,)
     match = PART_NAME.fullmatch(path.name)
     if match is None or int(match["count"]) != count:
         raise GGUFError(
-            f"{path.name}: 'split.count' is {count}; the name must end in -00001-of-{count:05}.gguf"
+            f"{path.name}: key 'split.count' is {count}, "
+            f"so the file name must end in -00001-of-{count:05}.gguf"
         )
     names = [f"{match['stem']}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
     if path.name != names[0]:
@@ -436,7 +456,7 @@ def _part_paths(path: Path, metadata: dict[str, Value]) -> tuple[Path, ...]:
 
 
 def _check_part(header: Header, part: int, headers: list[Header]) -> None:
-    """Raise GGUFError unless this header is that part of the model of `headers[0]`."""
+    """Raise GGUFError unless `header` is this part of the model that starts with `headers[0]`."""
     first = headers[0].metadata
     expected = {
         "split.no": part,
@@ -453,12 +473,12 @@ def _check_part(header: Header, part: int, headers: list[Header]) -> None:
 
 
 def _split_count(metadata: dict[str, Value]) -> int:
-    """Return the number of parts. A model merged from parts has 0."""
+    """Return the number of files, at least 1. In a merged model, `split.count` is 0."""
     return max(1, _split_number(metadata, "split.count", 0)) if "split.count" in metadata else 1
 
 
 def _split_number(metadata: dict[str, Value], key: str, part: int) -> int:
     value = metadata.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise GGUFError(f"part {part + 1}: key {key!r} is missing or not a count")
+        raise GGUFError(f"part {part + 1}: key {key!r} is missing or is not a count")
     return value

@@ -1,6 +1,6 @@
 """GGML's block types: weights and bytes per block. A tensor row is a sequence of blocks.
 
-Reading a header needs only this table, without NumPy; `engine.gguf.dequant` unpacks blocks.
+This table is all that the header reader needs, so it does not import NumPy.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class BlockType:
-    """One GGML tensor type: `weights` per block, `size_bytes` per block."""
+    """A GGML tensor type. Each block stores `weights` weights in `size_bytes` bytes."""
 
     id: int
     name: str

@@ -1,6 +1,6 @@
-"""Text to token ids and back: tokenizers, chat templates, thinking, constrained decoding.
+"""Tokenizers, chat templates, thinking and constrained decoding.
 
-Messages become a prompt in `chat_template` (rendered in a child process by `sandbox`), and ids in
-`tokenizer`. On the way back, `reasoning` separates thinking from the answer, and `constrained`
-restricts which tokens may come next.
+`chat_template` renders messages to a prompt, in the child process that `sandbox` starts, and
+`tokenizer` encodes the prompt. In the output, `reasoning` separates thinking from the answer, and
+`constrained` restricts which tokens may come next.
 """

@@ -1,8 +1,8 @@
 """Render chat messages to a prompt with the template in the model file.
 
-The template is untrusted code and runs in a child process. Its output is markup; the messages are
-not: before rendering, control token texts in messages are replaced by random placeholders, which
-are replaced back after the markup has been split off.
+The template is untrusted code and runs in a child process. Only text that the template writes is
+markup. In messages, random placeholders replace the texts of control tokens before rendering; the
+original texts are restored once the markup in the output has been recognised.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from engine.text.sandbox import Sandbox
 from engine.text.tokenizer import Tokenizer
 
 KEY = "tokenizer.chat_template"
-# Roles whose user-defined tokens, such as <think>, stay visible to the template, which splits past
-# answers at them. In other messages they are plain text.
+# In messages with these roles, the template sees user-defined tokens such as <think>, because it
+# splits past answers at them. In all other messages they are plain text.
 TRUSTED_ROLES = ("system", "developer", "assistant", "model")
 TAG = re.compile(r"[<\[].+[>\]]", re.DOTALL)
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
@@ -31,19 +31,19 @@ Message = Mapping[str, Any]
 def from_metadata(
     metadata: Mapping[str, Any], tokenizer: Tokenizer, sandbox: Sandbox | None = None
 ) -> ChatTemplate | None:
-    """Return the chat template of a file's metadata, None if it has none."""
+    """Return the chat template in a file's metadata, or None if there is none."""
     source = metadata.get(KEY)
     if source is None:
         return None
     if not isinstance(source, str):
-        raise TemplateError(f"{KEY} is a {type(source).__name__}; expected str")
+        raise TemplateError(f"{KEY} must be a string, got {type(source).__name__}")
     return ChatTemplate(source, tokenizer, sandbox)
 
 
 class ChatTemplate:
-    """A template and its tokenizer. digest: the SHA-256 of the source, in hex.
+    """A chat template with its tokenizer. digest: the template's SHA-256, in hex.
 
-    sandbox: where the template runs; None starts a new one on the first rendering.
+    sandbox: the sandbox that renders the template; by default, a new one.
     """
 
     def __init__(
@@ -59,18 +59,19 @@ class ChatTemplate:
         self._sandbox = sandbox or Sandbox()
 
     def render(self, messages: Sequence[Message], **variables: Any) -> str:
-        """Return the prompt as text, as transformers' `apply_chat_template` would.
+        """Return the prompt as text, like `apply_chat_template` in transformers.
 
-        variables: the standard `tools` and `add_generation_prompt` (default True), and the
-        template's own, such as `enable_thinking`. Raises TypeError for anything but plain data,
-        TemplateError if the template fails or rejects the conversation.
+        variables: the standard variables `tools` and `add_generation_prompt` (default True), and
+        any that the template defines, such as `enable_thinking`. Raises TypeError if a value is not
+        plain data, or TemplateError if the template fails or rejects the conversation.
         """
         return self._render(_Quotes({}, {}), messages, variables)
 
     def encode(self, messages: Sequence[Message], **variables: Any) -> list[int]:
-        """Return the prompt as ids, with BOS if the model needs it.
+        """Return the prompt as token ids, with BOS if the model requires it.
 
-        Only text that the template itself writes can become control tokens. See `render`.
+        Only text that the template itself writes can become control tokens. Takes the same
+        arguments as `render`.
         """
         tokenizer = self._tokenizer
         tags = {text: id for text, id in tokenizer.user_defined.items() if TAG.fullmatch(text)}
@@ -97,10 +98,10 @@ class ChatTemplate:
 
 
 class _Quotes:
-    """Replace special token texts by random placeholders; `words` maps each to its text."""
+    """Replace special tokens in text with placeholders. `words` maps these back to the tokens."""
 
     def __init__(self, control: Mapping[str, int], tags: Mapping[str, int]) -> None:
-        # Longest first, so that no text matches inside a longer one.
+        # Longest first, so that no token matches inside a longer one.
         self._control = sorted(control, key=len, reverse=True)
         self._all = sorted([*control, *tags], key=len, reverse=True)
         self._secret = secrets.token_hex(8)
@@ -111,7 +112,7 @@ class _Quotes:
         return self.data(message, trusted=message.get("role") in TRUSTED_ROLES)
 
     def data(self, value: Any, trusted: bool) -> Any:
-        """Return a copy of plain data with all strings quoted. Raises TypeError for other types."""
+        """Return plain data with all strings quoted. Raises TypeError for any other value."""
         if isinstance(value, str):
             return self._text(str(value), trusted)
         if value is None or isinstance(value, bool | int | float):
@@ -120,11 +121,11 @@ class _Quotes:
             for key in value:
                 if not isinstance(key, str):
                     given = type(key).__name__
-                    raise TypeError(f"chat templates accept only str keys, not {given}")
+                    raise TypeError(f"chat template input must have string keys, got {given}")
             return {self.data(key, trusted): self.data(value[key], trusted) for key in value}
         if isinstance(value, list | tuple):
             return [self.data(item, trusted) for item in value]
-        raise TypeError(f"chat templates accept plain data, not {type(value).__name__}")
+        raise TypeError(f"chat template input must be plain data, got {type(value).__name__}")
 
     def _text(self, text: str, trusted: bool) -> str:
         literals = self._control if trusted else self._all
@@ -132,13 +133,13 @@ class _Quotes:
         return re.sub("|".join(found), self._stand_in, text) if found else text
 
     def _stand_in(self, match: re.Match[str]) -> str:
-        # Only letters and digits: template filters do not change or split it.
+        # Use only letters and digits, so that template filters do not change or split the word.
         word = self._stand_ins.setdefault(match[0], f"q{self._secret}x{len(self.words)}q")
         self.words[word] = match[0]
         return word
 
 
 def _with_reasoning(message: Message) -> Message:
-    """Return the message with its reasoning under every name that templates use."""
+    """Return the message with its reasoning copied to the field names that templates read."""
     found = [message[name] for name in REASONING_FIELDS if message.get(name) is not None]
     return {"thinking": found[0], **message, "reasoning_content": found[0]} if found else message

@@ -1,7 +1,8 @@
-"""Constrain an answer token by token: to a JSON schema, and its thinking to a token budget.
+"""Constrain an answer to a JSON schema, token by token, and limit its thinking to a token budget.
 
-The llguidance library compiles the schema and computes the allowed tokens of each state. This
-module finds where the answer begins; thinking before it is unconstrained. Axes: V vocabulary.
+The llguidance library compiles the schema and computes which tokens are allowed in each state. This
+module determines where the answer begins. The schema does not apply to the thinking before it.
+Axes: V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from engine.text.chat_template import ChatTemplate
     from engine.text.tokenizer import Tokenizer
 
-# Exactly one layout, on one line: small models get lost in white space.
+# Allow exactly one layout, on one line. Otherwise small models can emit whitespace without end.
 LAYOUT: JsonCompileOptions = {
     "whitespace_flexible": False,
     "item_separator": ", ",
@@ -32,10 +33,11 @@ HARMONY_ANSWER = "<|end|><|start|>assistant<|channel|>final<|message|>"
 
 
 class Guide:
-    """Constrain one answer to one prompt.
+    """Constrain the answer to one prompt.
 
-    schema: a JSON schema as text, or None. budget: the most thinking tokens, or None. think:
-    whether the user asked for thinking; None lets the model decide. Raises SchemaError.
+    schema: a JSON schema as text, or None. budget: the maximum number of thinking tokens, or None
+    for no limit. think: whether the user turned thinking on or off; None lets the model decide.
+    Raises SchemaError if the schema is invalid or unsupported.
     """
 
     def __init__(
@@ -54,15 +56,15 @@ class Guide:
         self._matcher = None if schema is None else _matcher(tokenizer, schema)
         self._not_an_end = ~_mask(tokenizer, sorted(tokenizer.eog_ids))
         self._forced_tokens: deque[int] = deque()
-        self._think_opener: int | None = None  # may open thinking instead of the answer
+        self._think_opener: int | None = None  # token that may start thinking instead
         self._at_start = False
-        self._constrained_now = False  # the schema constrains the next token
+        self._constrained_now = False  # whether the schema applies to the next token
         self._thought = 0
         if schema is not None and not (self._reader.answering or self._reader.thinking):
             self._begin(think)
 
     def allowed(self) -> mx.array | None:
-        """Return the mask of tokens that may come next, (V,) bool, or None for all of them."""
+        """Return a mask of the tokens that may come next, (V,) bool, or None to allow all."""
         if self._reader.thinking and self._thought == self._budget and not self._forced_tokens:
             self._forced_tokens.extend(self._closing())
         if self._forced_tokens:
@@ -71,13 +73,13 @@ class Guide:
             return None
         self._constrained_now = self._at_start or self._reader.answering
         if not self._constrained_now:
-            return self._not_an_end  # the output must not end within the thinking
+            return self._not_an_end  # the output must not end during the thinking
         allowed = _next_mask(self._matcher)
         opener = self._think_opener
         return allowed if opener is None else allowed | _mask(self._tokenizer, [opener])
 
     def accept(self, token: int) -> None:
-        """Advance by one token. Raises ConstraintError if the schema cannot continue."""
+        """Advance by one token. Raises ConstraintError if the schema does not allow it."""
         if self._forced_tokens:
             self._forced_tokens.popleft()
         thinking, leftover = self._reader.thinking, ""
@@ -87,12 +89,12 @@ class Guide:
         if self._matcher is not None:
             if self._constrained_now and token != self._think_opener:
                 _consume(self._matcher, [token])
-            elif not self._constrained_now and leftover.strip():  # the answer began in this token
+            elif not self._constrained_now and leftover.strip():  # this token begins the answer
                 _consume(self._matcher, self._tokenizer.encode(leftover.lstrip()))
         self._constrained_now, self._at_start, self._think_opener = False, False, None
 
     def _begin(self, think: bool | None) -> None:
-        """Set what may come first if the prompt leaves it to the model whether to think."""
+        """Set which tokens may come first if the prompt does not determine whether to think."""
         assert self._dialect is not None
         opens = self._tokenizer.encode(self._dialect.opens, markup=True)
         if think or self._dialect is HARMONY:
@@ -109,7 +111,7 @@ class Guide:
 
 
 def check_schema(schema: str, name: str) -> None:
-    """Raise SchemaError, naming the schema, unless this text is a usable JSON schema."""
+    """Raise SchemaError, starting with `name`, if the text is not a usable JSON schema."""
     from llguidance import LLMatcher
 
     try:
@@ -143,19 +145,19 @@ def _vocabulary(tokenizer: Tokenizer) -> LLTokenizer:
     from llguidance import LLTokenizer, TokenizerWrapper
 
     if not tokenizer.eog_ids:
-        raise SchemaError("this model has no end-of-generation token, which a schema needs")
+        raise SchemaError("this model has no end-of-generation token, which a JSON schema requires")
     wrapped = TokenizerWrapper(_TokenizerAdapter(tokenizer))
     return LLTokenizer(wrapped, eos_token=sorted(tokenizer.eog_ids))
 
 
 class _TokenizerAdapter:
-    """The attributes that llguidance's TokenizerWrapper reads."""
+    """Provide the attributes that llguidance's TokenizerWrapper reads."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         pieces = tokenizer.pieces()
         self.eos_token_id, self.bos_token_id = min(tokenizer.eog_ids), tokenizer.bos_id
         self.special_token_ids = [id for id, piece in enumerate(pieces) if piece is None]
-        # Every token needs a text of its own; \xff cannot occur in UTF-8.
+        # Each token needs a unique text. \xff never occurs in UTF-8, so these clash with no token.
         self.tokens = [piece or b"\xff%d" % id for id, piece in enumerate(pieces)]
         self._encode = tokenizer.encode
 
@@ -164,7 +166,7 @@ class _TokenizerAdapter:
 
 
 def _next_mask(matcher: LLMatcher) -> mx.array:
-    """Return the mask of tokens that the schema allows next: (V,) bool."""
+    """Return a mask of the tokens that the schema allows next: (V,) bool."""
     biases = memoryview(matcher.compute_logit_bias())  # one byte per token
     allowed = mx.array(biases) != 0  # type: ignore[arg-type]
     if matcher.is_error():
@@ -178,7 +180,7 @@ def _consume(matcher: LLMatcher, tokens: list[int]) -> None:
 
 
 def _mask(tokenizer: Tokenizer, ids: list[int]) -> mx.array:
-    """Return a mask of these ids: (V,) bool."""
+    """Return a mask that is True for these ids: (V,) bool."""
     mask = mx.zeros((tokenizer.vocab_size,), dtype=mx.bool_)
     mask[mx.array(ids, dtype=mx.int32)] = True
     return mask

@@ -1,8 +1,9 @@
-"""Patterns that split text before byte-level BPE merges it, by `tokenizer.ggml.pre`.
+"""Regex patterns that split text before byte-level BPE, keyed by `tokenizer.ggml.pre`.
 
-Patterns apply in sequence, each to the pieces of the one before; text between two matches is a
-piece too. They are the publishers' own, in the regex dialect of the `tokenizers` library; llama.cpp
-approximates those of gpt-4o, tekken and kimi-k2.
+Patterns apply in sequence: each pattern splits the pieces that the previous pattern left. Text
+between two matches is also a piece. The patterns come from the models' publishers and use the regex
+dialect of the `tokenizers` library. For gpt-4o, tekken and kimi-k2, llama.cpp only approximates
+them.
 """
 
 from __future__ import annotations
@@ -47,14 +48,14 @@ TEKKEN = (rf"{_cased('')}|\p{{N}}|{PATHS}|{SPACES}",)
 NOT_HAN = r"&&[^\p{Han}]"
 KIMI = (rf"[\p{{Han}}]+|{_cased(ANY_CASE, NOT_HAN)}|{DIGITS}|{PUNCTUATION}|{SPACES}",)
 
-# The letters of DeepSeek's first tokenizer: the cased alphabets of Unicode 6.
+# The letters in DeepSeek's first tokenizer: the cased alphabets in Unicode 6.
 DEEPSEEK_LETTERS = (
     "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷ"
     "ᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-\u1f7dᾀ-ᾴᾶ-ᾼ\u1fbeῂ-ῄῆ-ῌῐ-\u1fd3ῖ-\u1fdbῠ-Ῥῲ-ῴῶ-ῼℂ"
     "ℇℊ-ℓℕℙ-ℝℤ\u2126ℨ\u212a-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚ"
     "ａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
 )
-# The ranges of ideographs and symbols include wide spaces, which llama.cpp treats as spaces.
+# The symbol and ideograph ranges include wide spaces. `(?!\s)` excludes them, as llama.cpp does.
 DEEPSEEK_LLM = (
     r"[\r\n]",
     rf"\s?[{DEEPSEEK_LETTERS}]+",
@@ -73,7 +74,10 @@ DEEPSEEK_V3 = (
 
 @dataclass(frozen=True, slots=True)
 class PreTokenizer:
-    """whole_words: do not merge a piece that is a token. add_bos: if the file does not say."""
+    """Split patterns and options.
+
+    whole_words: a piece that is a token is not merged. add_bos: the default if the file has none.
+    """
 
     patterns: tuple[str, ...]
     whole_words: bool = False
@@ -101,7 +105,7 @@ PRE_TOKENIZERS = {name: row for names, row in _ROWS.items() for name in names.sp
 
 
 def pre_tokenizer(name: str) -> PreTokenizer:
-    """Return a pre-tokenizer by name. Raises UnsupportedError for an unknown name."""
+    """Return a pre-tokenizer by name. Raises UnsupportedError if the name is unknown."""
     if name not in PRE_TOKENIZERS:
-        raise UnsupportedError(f"the pre-tokenizer {name!r} is not supported")
+        raise UnsupportedError(f"pre-tokenizer {name!r} is not supported")
     return PRE_TOKENIZERS[name]

@@ -1,8 +1,8 @@
 """Separate a model's thinking from its answer while the text streams.
 
-A marker counts only where the model family writes it: thinking can only begin an output, and no
-text within an answer turns it back into thinking. Markers and the blank lines around them are
-dropped; all other text passes through as soon as its kind is certain.
+Markers are recognised only where the model family writes them. Thinking can only come first: once
+the answer has begun, no marker in it can start thinking again. Markers and the blank lines around
+them are dropped. All other text is passed on as soon as its kind is certain.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Kind(StrEnum):
-    """The kind of a piece of output. COMMENTARY is a message to a tool, or about a tool call."""
+    """A kind of output text. COMMENTARY is a message to a tool or about a tool call."""
 
     THINKING = "thinking"
     ANSWER = "answer"
@@ -32,7 +32,7 @@ NOTHING: Part = (Kind.ANSWER, "")
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """The markers of a model family: around its thinking and, in some, around the answer."""
+    """The markers that a model family writes around its thinking and, optionally, its answer."""
 
     opens: str
     closes: str
@@ -41,13 +41,13 @@ class Dialect:
 
     @property
     def markers(self) -> tuple[str, ...]:
-        """Every marker that the reader must see even if it is a control token."""
+        """All markers that the reader must see, even if they are control tokens."""
         found = (self.opens, self.closes, self.answer_opens, self.answer_closes)
         return HARMONY_MARKERS if self is HARMONY else tuple(filter(None, found))
 
 
 HARMONY_MARKERS = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>")
-# Messages with a header each: <|channel|>analysis<|message|>...<|end|><|start|>assistant<|channel|>
+# Each message has a header: <|channel|>analysis<|message|>...<|end|><|start|>assistant<|channel|>
 HARMONY = Dialect("<|channel|>", "<|channel|>")
 # The first match wins, so rows with more markers come before plain <think>.
 DIALECTS = (
@@ -60,7 +60,7 @@ DIALECTS = (
     Dialect("◁think▷", "◁/think▷"),  # Kimi-VL
     Dialect("<think>", "</think>"),  # DeepSeek, ERNIE, GLM, Kimi, MiniMax, Qwen, Ring
 )
-PROMPT_END_TOKENS = 24  # the longest marker in small tokens, and the white space after it
+PROMPT_END_TOKENS = 24  # enough for any marker and trailing whitespace
 HEADER_CHARACTERS = 512  # longer text is not a header
 HEADER_STARTS = (*HARMONY_MARKERS, "to=")
 MESSAGE, END = "<|message|>", "<|end|>"
@@ -71,14 +71,14 @@ CHANNELS = {"analysis": Kind.THINKING, "commentary": Kind.COMMENTARY}
 
 
 def switches(think: bool | None, effort: str | None = None) -> dict[str, Any]:
-    """Return the variables that turn thinking on or off; None leaves it to the template."""
+    """Return the template variables that turn thinking on or off. None keeps the defaults."""
     names: dict[str, Any] = {} if think is None else {"enable_thinking": think, "thinking": think}
     effort = "low" if think is False else effort
     return names if effort is None else {**names, "reasoning_effort": effort}
 
 
 def find_dialect(tokenizer: Tokenizer, template: ChatTemplate | None) -> Dialect | None:
-    """Return the markers of a model's thinking; None if it cannot think or has no template."""
+    """Return a model's dialect, or None if the model cannot think or has no template."""
     if template is None:
         return None
     tokens = {*tokenizer.control, *tokenizer.user_defined}
@@ -93,13 +93,13 @@ def find_dialect(tokenizer: Tokenizer, template: ChatTemplate | None) -> Dialect
 
 
 def control_markers(dialect: Dialect | None, tokenizer: Tokenizer) -> frozenset[int]:
-    """Return the ids of markers that are control tokens, which decoding would drop."""
+    """Return the ids of markers that are control tokens, which decoding drops by default."""
     markers = dialect.markers if dialect is not None else ()
     return frozenset(tokenizer.control[text] for text in markers if text in tokenizer.control)
 
 
 def new_reader(dialect: Dialect | None, tokenizer: Tokenizer, prompt: Sequence[int]) -> Reader:
-    """Return the reader for the output after a prompt, which may end with open thinking."""
+    """Return a reader for the output after a prompt. The prompt may already open the thinking."""
     if dialect is None:
         return Reader()
     if dialect is HARMONY:
@@ -108,7 +108,7 @@ def new_reader(dialect: Dialect | None, tokenizer: Tokenizer, prompt: Sequence[i
     text = tokenizer.decode(end, markup=True).rstrip()
     markers = (dialect.opens, dialect.closes)
     marker = next((marker for marker in markers if text.endswith(marker)), "")
-    # If the marker is a token, the same characters in other tokens belong to a message.
+    # If the marker is a token, the same characters in other tokens are message text.
     id = {**tokenizer.user_defined, **tokenizer.control}.get(marker)
     if not marker or (id is not None and id not in end):
         return TagReader(dialect)
@@ -116,35 +116,35 @@ def new_reader(dialect: Dialect | None, tokenizer: Tokenizer, prompt: Sequence[i
 
 
 def overlap(text: str, marker: str) -> int:
-    """Return the length of the longest end of `text` that is a proper prefix of `marker`."""
+    """Return the length of the longest suffix of `text` that is a proper prefix of `marker`."""
     sizes = range(min(len(text), len(marker) - 1), 0, -1)
     return next((size for size in sizes if text.endswith(marker[:size])), 0)
 
 
 class Reader:
-    """Turn pieces of text into parts. This base class treats all text as the answer."""
+    """Split streamed text into parts by kind. This base class treats all text as the answer."""
 
     def __init__(self) -> None:
         self._held = ""
-        self._state: Callable[[bool], Part] = self._answer  # reads the next text
+        self._state: Callable[[bool], Part] = self._answer  # reads the text that follows
 
     @property
     def answering(self) -> bool:
-        """True once the answer has begun or certainly comes next."""
+        """True if the answer has begun or is certain to come next."""
         return True
 
     @property
     def thinking(self) -> bool:
-        """True if the next text is certainly thinking."""
+        """True if the next text is certain to be thinking."""
         return False
 
     def push(self, piece: str) -> Iterator[Part]:
-        """Add text; yield the parts that are certain."""
+        """Add text and yield the parts whose kind is certain."""
         self._held += piece
         yield from self._read(False)
 
     def finish(self) -> Iterator[Part]:
-        """Yield the held text: the output has ended."""
+        """Yield the remaining parts at the end of the output."""
         yield from self._read(True)
 
     def _read(self, ended: bool) -> Iterator[Part]:
@@ -159,19 +159,19 @@ class Reader:
         return Kind.ANSWER, self._take(len(self._held))
 
     def _take(self, size: int, skip: int = 0) -> str:
-        """Cut `size` characters off the held text, and drop `skip` more."""
+        """Remove and return the first `size` buffered characters, and drop `skip` more."""
         text, self._held = self._held[:size], self._held[size + skip :]
         return text
 
     def _before(self, marker: str, ended: bool) -> str:
-        """Cut off the text before a possible start of a marker; at the end, all text."""
+        """Remove and return the text before a possible partial marker, or all text if `ended`."""
         text = self._held
         if not ended:
             text = text[: len(text) - overlap(text, marker)].rstrip()
         return self._take(len(text))
 
     def _skip_blank(self, ended: bool, then: Callable[[bool], Part]) -> Part:
-        """Drop blank lines; continue with `then` once other text has come or none will."""
+        """Drop blank lines. Set the state to `then` once other text arrives or the output ends."""
         text = self._held.lstrip()
         if text or ended:
             space = self._held[: len(self._held) - len(text)]
@@ -180,7 +180,10 @@ class Reader:
         return NOTHING
 
     def _at_marker(self, marker: str, ended: bool) -> bool | None:
-        """Drop white space and a marker. False if absent, None if it may still come."""
+        """Drop a marker and the whitespace before it.
+
+        Return False if the marker is absent, or None if it may still come.
+        """
         text = self._held.lstrip()
         if text.startswith(marker):
             self._held = text[len(marker) :]
@@ -189,9 +192,9 @@ class Reader:
 
 
 class TagReader(Reader):
-    """Read thinking between two markers, then the answer, possibly between two others.
+    """Read thinking between two markers, then the answer, which may have its own two markers.
 
-    begun: THINKING if the prompt opened the thinking, ANSWER if it also closed it.
+    begun: THINKING if the prompt opened the thinking, ANSWER if the prompt also closed it.
     """
 
     def __init__(self, dialect: Dialect, begun: Kind | None = None) -> None:
@@ -238,7 +241,7 @@ class TagReader(Reader):
         return self._skip_blank(ended, self._wrapped)
 
     def _wrapped(self, ended: bool) -> Part:
-        """Pass the answer on; its closing marker counts only at the very end."""
+        """Return answer text. The closing marker counts only at the end of the output."""
         text, closes = self._held.rstrip(), self._dialect.answer_closes
         if text.endswith(closes):
             certain = text.removesuffix(closes).rstrip()
@@ -247,7 +250,7 @@ class TagReader(Reader):
 
 
 class HarmonyReader(Reader):
-    """Read messages with headers. The final channel's message runs to the end of the output."""
+    """Read messages with headers. The final channel's message extends to the end of the output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -275,7 +278,7 @@ class HarmonyReader(Reader):
             self._kind = _channel_kind(header)
             self._state = self._final if self._kind is Kind.ANSWER else self._message
         elif ended:
-            self._take(0, len(header))  # cut off within the markup
+            self._take(0, len(header))  # the output ended inside a header
         return NOTHING
 
     def _message(self, ended: bool) -> Part:

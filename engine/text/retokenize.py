@@ -1,7 +1,7 @@
-"""Reuse the cached tokens of a conversation after tokenising its text again.
+"""Reuse a conversation's cached tokens after its text has been tokenised again.
 
-A model may split a word differently from the tokenizer. The text is the same, so the ids in the
-cache, which the model wrote, take precedence.
+A model may split a word into different tokens than the tokenizer does. If the text is the same, the
+ids that the model generated, which are in the cache, take precedence.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from engine.text.tokenizer import Tokenizer
 
 
 def retokenized(held: Sequence[int], wanted: Sequence[int], tokenizer: Tokenizer) -> list[int]:
-    """Return `wanted` with the ids of `held` for the leading part where both have the same text.
+    """Return `wanted`, but with the ids from `held` for the longest prefix with the same text.
 
-    Control tokens have no text: they must be the same ids in both.
+    Control tokens have no text, so their ids must be equal.
     """
     marks = {*tokenizer.control.values(), *tokenizer.unknown.values(), *tokenizer.eog_ids}
     ids: list[int] = []
-    at = seen = 0  # in `wanted`, and in `held`
+    at = seen = 0  # positions in `wanted` and in `held`
     while at < len(wanted) and seen < len(held):
         if wanted[at] == held[seen]:
             ids.append(wanted[at])
@@ -27,7 +27,7 @@ def retokenized(held: Sequence[int], wanted: Sequence[int], tokenizer: Tokenizer
             continue
         end = _text_end(held, seen, marks)
         span = _count_matching(wanted, at, tokenizer.token_bytes(held[seen:end]), tokenizer, marks)
-        whole = end < len(held)  # a control token follows, which must follow in both
+        whole = end < len(held)  # a control token follows in `held`
         if not span or (whole and _text_end(wanted, at, marks) != at + span):
             break
         ids += held[seen:end]
@@ -42,7 +42,7 @@ def _text_end(ids: Sequence[int], start: int, marks: set[int]) -> int:
 def _count_matching(
     ids: Sequence[int], start: int, text: bytes, tokenizer: Tokenizer, marks: set[int]
 ) -> int:
-    """Return how many ids from `start` have exactly this text; 0 for none."""
+    """Return how many ids, starting at `start`, spell exactly this text, or 0 if none do."""
     part = ids[start : min(_text_end(ids, start, marks), start + len(text))]
     sizes = accumulate(len(tokenizer.token_bytes([id])) for id in part)
     count = next((n for n, size in enumerate(sizes, 1) if size >= len(text)), 0)

@@ -1,7 +1,7 @@
 """Run untrusted chat templates in a child process, `engine/text/sandbox_worker.py`.
 
-The child takes as long to start as a small model to load, so a chat starts it first. It lives as
-long as its Sandbox and is replaced if it has to be killed.
+Starting the child takes as long as loading a small model, so a chat starts the child first. The
+child lives as long as its Sandbox. If the child is killed, the Sandbox starts a new one.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from typing import Any
 
 from engine.errors import TemplateError
 
-# The child's whole environment: paths where Python may need to find libraries.
+# The only environment variables that the child receives. Python may need these library paths.
 KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 PROGRAM = Path(__file__).with_name("sandbox_worker.py")
 START_S = 30.0
-ANSWER_S = 10.0  # wall time; the child limits its own CPU time to much less
+ANSWER_S = 10.0  # wall time; the child's limit on its own CPU time is much lower
 POLL_S = 0.02
 MEMORY_BYTES = 256 << 20
 ANSWER_BYTES = 64 << 20
 
 
 class Sandbox:
-    """A process that renders templates, one at a time."""
+    """A child process that renders one template at a time."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -43,14 +43,15 @@ class Sandbox:
         self._ready = False
 
     def start(self) -> None:
-        """Start the process without waiting for it. `render` starts it too if needed."""
+        """Start the child without waiting for it. `render` also starts it if necessary."""
         with self._lock:
             self._running()
 
     def render(self, source: str, context: Mapping[str, Any], now: datetime) -> str:
         """Render a jinja2 template with plain data.
 
-        Raises TemplateError if it does not compile, raises, or exceeds the time or memory limit.
+        Raises TemplateError if the template does not compile, raises an exception, or exceeds the
+        time or memory limit.
         """
         request = {"source": source, "context": context, "now": now.isoformat()}
         line = json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogatepass")
@@ -70,7 +71,7 @@ class Sandbox:
         return self._child
 
     def _ask(self, line: bytes) -> dict[str, str]:
-        """Send a request and return the answer; end the child if there is none."""
+        """Send a request and return the answer. Kill the child if it does not answer."""
         child = self._running()
         answer: dict[str, str] = {}
         try:
@@ -93,7 +94,7 @@ class Sandbox:
 
 
 def _start() -> subprocess.Popen[bytes]:
-    # `-I` and `-S` hide installed packages, so pass the paths of the two the child needs.
+    # `-I` and `-S` hide installed packages, so pass the paths to the two that the child needs.
     found = [importlib.util.find_spec(name) for name in ("jinja2", "markupsafe")]
     places = [str(Path(spec.origin).parents[1]) for spec in found if spec and spec.origin]
     return subprocess.Popen(
@@ -113,11 +114,11 @@ def _send(child: subprocess.Popen[bytes], line: bytes) -> None:
         while view:
             view = view[child.stdin.write(view) :]
     except BrokenPipeError as error:
-        raise TemplateError("the chat template process has died") from error
+        raise TemplateError("the chat template process exited unexpectedly") from error
 
 
 def _answer(child: subprocess.Popen[bytes], patience_s: float) -> dict[str, str]:
-    """Read one line. Raises TemplateError if the child exceeds a limit."""
+    """Read one line. Raises TemplateError if the child exits or exceeds a limit."""
     assert child.stdout is not None
     deadline = time.monotonic() + patience_s
     line = bytearray()
@@ -132,25 +133,27 @@ def _answer(child: subprocess.Popen[bytes], patience_s: float) -> dict[str, str]
             elif sys.platform == "darwin" and _resident_bytes(child) > MEMORY_BYTES:
                 raise TemplateError("the chat template failed: it ran out of memory")
             if time.monotonic() > deadline or len(line) > ANSWER_BYTES:
-                raise TemplateError("the chat template failed: it did not finish")
+                raise TemplateError(
+                    "the chat template failed: it took too long or its output is too large"
+                )
     answer: dict[str, str] = json.loads(line)
     return answer
 
 
 def _resident_bytes(child: subprocess.Popen[bytes]) -> int:
-    """Return the child's resident memory, where the kernel does not enforce its limit."""
+    """Return the child's resident memory. Used where the kernel does not enforce the limit."""
     import psutil
 
     try:
         return int(psutil.Process(child.pid).memory_info().rss)
-    except psutil.Error:  # it has just ended, which closes the pipe
+    except psutil.Error:  # the child has just exited, which closes the pipe
         return 0
 
 
 def _epitaph(child: subprocess.Popen[bytes]) -> str:
     if child.wait() == -signal.SIGPROF:
         return "the chat template failed: it used too much CPU time"
-    return f"the chat template crashed its process (exit status {child.returncode})"
+    return f"the chat template process crashed (exit status {child.returncode})"
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

@@ -1,12 +1,14 @@
-"""The child process that renders chat templates, which are untrusted code.
+"""Render chat templates, which are untrusted code, in a child process.
 
-It runs as a script with `python -I` and imports nothing from the engine. It writes one line when it
-is ready, then one line per line it reads; each is a JSON object:
+This file runs as a script with `python -I` and imports nothing from the engine. The process writes
+one line when it is ready. It then writes one line for each line that it reads. Each line is a JSON
+object:
 
     {"source": template, "context": variables, "now": ISO time}  ->  {"text": ...} or {"error": ...}
 
-A template may loop for ever, fill the memory or find a hole in jinja2's sandbox. It gets at most
-CPU_S seconds and MEMORY_BYTES, no environment variables, and cannot write files.
+A template may loop forever, fill the memory, or escape from jinja2's sandbox. The process is
+therefore limited to CPU_S seconds for each template and to MEMORY_BYTES of memory. It cannot write
+files, and it receives no environment variables except library paths.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import Any
 JINJA = (3, 1, 6)  # earlier versions have known sandbox escapes
 CPU_S = 0.6
 MEMORY_BYTES = 256 << 20
-TEXT_CHARACTERS = 8 << 20  # plus twice the input: long prompts are allowed
+TEXT_CHARACTERS = 8 << 20  # plus twice the input size, since prompts may be long
 MESSAGE_CHARACTERS = 500
 FAULTS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
@@ -48,17 +50,19 @@ def _ready() -> dict[str, str]:
     try:
         import jinja2
     except ImportError:
-        return {"error": "chat templates need jinja2, which is not installed"}
+        return {"error": "chat templates require jinja2, which is not installed"}
     version = jinja2.__version__
     if tuple(int(part) for part in version.split(".")[:3] if part.isdigit()) < JINJA:
-        return {"error": f"chat templates need jinja2 3.1.6 or newer; {version} is unsafe"}
+        return {
+            "error": f"chat templates require jinja2 3.1.6 or later; version {version} is unsafe"
+        }
     _compiled("")
     return {}
 
 
 def _limit() -> None:
     limits = {
-        resource.RLIMIT_AS: MEMORY_BYTES,  # macOS does not enforce it; the parent watches instead
+        resource.RLIMIT_AS: MEMORY_BYTES,  # not enforced on macOS; the parent checks instead
         resource.RLIMIT_FSIZE: 0,
         resource.RLIMIT_CORE: 0,
     }
@@ -80,7 +84,7 @@ def _render(source: str, context: dict[str, Any], now: str, most: int) -> dict[s
         moment = datetime.fromisoformat(now)
         text = _compiled(source).render(context, strftime_now=moment.strftime)
         if len(text) > most:
-            return {"error": f"its output of {len(text):,} characters is too long"}
+            return {"error": f"its output is too long ({len(text):,} characters)"}
         return {"text": text}
     except MemoryError:
         return {"error": "it ran out of memory"}
@@ -92,7 +96,7 @@ def _render(source: str, context: dict[str, Any], now: str, most: int) -> dict[s
 
 @lru_cache(maxsize=1)
 def _compiled(source: str) -> Any:
-    """Compile a template in the environment that transformers provides."""
+    """Compile a template in an environment equivalent to the one in transformers."""
     import jinja2
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -117,14 +121,14 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Format JSON for a prompt; jinja2's own filter escapes it for HTML."""
+    """Format JSON for a prompt. jinja2's own filter would escape it for HTML."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
 
 
 def _generation_tag() -> Any:
-    """Accept `{% generation %}`, which marks an assistant's text for training."""
+    """Accept `{% generation %}`, which marks assistant text for training."""
     from jinja2 import nodes
     from jinja2.ext import Extension
     from jinja2.parser import Parser

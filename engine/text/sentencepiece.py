@@ -1,7 +1,8 @@
 """Merge characters by score, as SentencePiece BPE vocabularies require.
 
-Characters that are not tokens become their bytes. The `tokenizers` library merges by rank: that
-gives other ids where scores are equal, as in Gemma 3, and takes 0.7 s to prepare for Llama 2.
+Characters that are not tokens are encoded as bytes. The `tokenizers` library merges by rank, which
+produces different ids if scores are equal, as in Gemma 3. It also takes 0.7 s to initialise for
+Llama 2.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ CACHED_WORDS = 1 << 16
 
 
 def sentencepiece_encoder(vocabulary: Vocabulary) -> Callable[[str], list[int]]:
-    """Return an encoder that merges by score, and by position from the left for equal scores."""
+    """Return an encoder that merges by score, highest first. The leftmost of equal scores wins."""
     usable = vocabulary.without(*SPECIAL_TYPES)
     cost = {text: -vocabulary.scores[id] for text, id in usable.items()}
     byte_ids = _byte_ids(vocabulary)
-    # Words merge separately unless some token spans the start of a word.
+    # Words are merged separately unless a token spans a word boundary.
     inner = re.compile(f"[^{SPACE}]{SPACE}")
     starts = f"(?<=[^{SPACE}])(?={SPACE})"
     words = re.compile("(?!)" if any(map(inner.search, usable)) else starts)
@@ -41,7 +42,7 @@ def sentencepiece_encoder(vocabulary: Vocabulary) -> Callable[[str], list[int]]:
 
 
 def _byte_ids(vocabulary: Vocabulary) -> Callable[[str], list[int]]:
-    """Return a function from a character that is not a token to its byte or unknown ids."""
+    """Return a function that maps a character that is not a token to byte ids or unknown ids."""
     by_value = {
         int(match[1], 16): id
         for text, id in vocabulary.of_type(TokenType.BYTE).items()
@@ -72,7 +73,7 @@ def _merged(word: str, cost: Mapping[str, float]) -> list[str]:
         offer(left, left + 1)
     while queue:
         _, left, right, pair = heapq.heappop(queue)
-        # Skip stale entries: a side has been merged since.
+        # Skip stale entries: one side has since been merged.
         if not symbols[left] or not symbols[right] or symbols[left] + symbols[right] != pair:
             continue
         symbols[left], symbols[right] = pair, ""

@@ -1,8 +1,9 @@
-"""Text to token ids and back, with the vocabulary in the model file.
+"""Convert text to token ids and back, with the vocabulary in the model file.
 
-The `tokenizers` library merges byte-level BPE (Gemma 4: lines), `engine.text.sentencepiece` scored
-vocabularies. The ids are those of the model's own tokenizer, except that without `markup=True` no
-text becomes a control token, and Unicode is not normalised, which GGUF has no key for.
+The `tokenizers` library merges byte-level BPE vocabularies and, line by line, Gemma 4's.
+`engine.text.sentencepiece` merges scored vocabularies. The ids are the same as from the model's own
+tokenizer, with two exceptions. Text becomes a control token only with `markup=True`. Unicode is not
+normalised, because GGUF has no key for normalisation.
 """
 
 from __future__ import annotations
@@ -30,22 +31,23 @@ from engine.text.vocabulary import (
 WHITE_SPACE = " \t\n\v\f\r"
 
 Encoder = Callable[[str], list[int]]
-Mark = tuple[str, int]  # a token matched before merging: its text and id
+Mark = tuple[str, int]  # text and id of a token that is matched before merging
 
 
 def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
     """Build the tokenizer that a file's metadata describes.
 
-    Raises UnsupportedError for an unsupported tokenizer, GGUFError, naming the key, if invalid.
+    Raises UnsupportedError if the tokenizer is unsupported, or GGUFError, naming the key, if the
+    metadata is invalid.
     """
     return Tokenizer(read_vocabulary(metadata))
 
 
 class Tokenizer:
-    """A vocabulary and its way of splitting text.
+    """A vocabulary with its pre-tokenizer.
 
     control, unknown, user_defined: ids by token text. eog_ids: ids that end an answer. add_bos:
-    whether a prompt begins with `bos_id`.
+    whether prompts begin with `bos_id`.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -68,37 +70,37 @@ class Tokenizer:
         self._all_marks = _longest_first({**self.user_defined, **self.unknown, **self.control})
 
     def special_texts(self) -> dict[str, str]:
-        """Return the special tokens under their chat template names, such as "bos_token"."""
+        """Return the special tokens' texts by chat template variable, such as "bos_token"."""
         vocabulary = self._vocabulary
         return {f"{name}_token": vocabulary.tokens[id] for name, id in vocabulary.specials.items()}
 
     def encode(self, text: str, *, markup: bool = False) -> list[int]:
-        """Encode text, without BOS. markup: recognise control tokens in the text."""
+        """Encode text without adding BOS. markup: recognise control tokens in the text."""
         return self._encode(text, self._all_marks if markup else self._typed_marks, {})
 
     def encode_quoted(self, text: str, quoted: Mapping[str, str]) -> list[int]:
-        """Encode text with markup, where each key of `quoted` stands for text that is not markup.
+        """Encode text with markup. Each key of `quoted` is a placeholder for literal text.
 
-        That text is put back after the markup has been split off, and encoded with its
-        surroundings, so it cannot become a control or user-defined token.
+        The literal text is restored after the markup has been recognised and is encoded together
+        with the text around it. It therefore cannot become a control or user-defined token.
         """
         return self._encode(text, self._all_marks, quoted)
 
     def decode(self, ids: Iterable[int], *, markup: bool = False) -> str:
-        """Decode ids, dropping control tokens unless `markup`. Invalid UTF-8 becomes U+FFFD."""
+        """Decode ids. markup: keep control tokens. Invalid UTF-8 becomes U+FFFD."""
         text = b"".join(self._piece(id, markup) for id in ids)
         return self._without_prefix(text).decode("utf-8", "replace")
 
     def token_bytes(self, ids: Iterable[int]) -> bytes:
-        """Return the bytes of ids, possibly partial characters; control tokens have none."""
+        """Return the bytes of ids without control tokens. Characters may be incomplete."""
         return b"".join(map(self._piece, ids))
 
     def stream(self, shown: frozenset[int] = frozenset()) -> StreamDecoder:
-        """Return a decoder for ids that arrive one at a time. shown: control tokens to keep."""
+        """Return a decoder for ids that arrive one by one. shown: control token ids to keep."""
         return StreamDecoder(lambda id: self._piece(id, id in shown), self._without_prefix)
 
     def pieces(self) -> list[bytes | None]:
-        """Return the bytes of each id; None for an id without text."""
+        """Return the bytes of each id, or None if the id has no text."""
         return [self._piece(id) or None for id in range(self.vocab_size)]
 
     def _encode(self, text: str, marks: Sequence[Mark], quoted: Mapping[str, str]) -> list[int]:
@@ -118,7 +120,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _words(self) -> Encoder:
-        """The encoder for text without marks, built on first use: plain ids do not need it."""
+        """The encoder for text without marks. Built lazily, because decoding does not need it."""
         return ENCODERS[self._vocabulary.model](self._vocabulary, self._pre)
 
     def _piece(self, id: int, markup: bool = False) -> bytes:
@@ -130,12 +132,12 @@ class Tokenizer:
         return self._pieces[id]
 
     def _without_prefix(self, text: bytes) -> bytes:
-        """Remove the space that encoding puts before the text."""
+        """Remove the space that encoding adds before the text."""
         return text.removeprefix(b" ") if self._vocabulary.add_space_prefix else text
 
 
 class StreamDecoder:
-    """Decode ids one by one, into whole characters. The pieces join to the output of `decode`."""
+    """Decode ids one by one into whole characters. Joined, the pieces equal `decode`'s output."""
 
     def __init__(
         self, piece: Callable[[int], bytes], without_prefix: Callable[[bytes], bytes]
@@ -146,7 +148,7 @@ class StreamDecoder:
         self._at_start = True
 
     def push(self, id: int) -> str:
-        """Add one id; return the text that is complete, possibly none."""
+        """Add one id and return the completed text, which may be empty."""
         piece = self._piece(id)
         if self._at_start and piece:
             self._at_start = False
@@ -154,7 +156,7 @@ class StreamDecoder:
         return self._utf8.decode(piece)
 
     def finish(self) -> str:
-        """Return U+FFFD for an unfinished character."""
+        """Return U+FFFD if the last character is incomplete, otherwise an empty string."""
         return self._utf8.decode(b"", final=True)
 
 
@@ -163,7 +165,7 @@ def _longest_first(marks: Mapping[str, int]) -> list[Mark]:
 
 
 def _partition(text: str, marks: Sequence[Mark], stripping: frozenset[int]) -> list[str | int]:
-    """Split text at marks; a longer mark takes precedence over a shorter one anywhere."""
+    """Split text at marks. Longer marks take precedence over shorter ones, wherever they occur."""
     fragments: list[str | int] = [text] if text else []
     for literal, id in marks:
         if literal not in text:
@@ -182,7 +184,7 @@ def _partition(text: str, marks: Sequence[Mark], stripping: frozenset[int]) -> l
 
 
 def without_surrogates(text: str) -> str:
-    """Join surrogate pairs; replace lone surrogates by U+FFFD."""
+    """Join surrogate pairs and replace lone surrogates with U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -190,7 +192,7 @@ def without_surrogates(text: str) -> str:
     return text
 
 
-# Byte-level BPE's characters: a printable byte as itself, the others from U+0100 on.
+# Byte-level BPE represents printable bytes as themselves and all other bytes from U+0100 upwards.
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
 BYTE_OF = {chr(byte): bytes([byte]) for byte in _PRINTABLE}
@@ -211,7 +213,7 @@ def _token_bytes(vocabulary: Vocabulary, id: int) -> bytes:
 
 
 def _line_encoder(vocabulary: Vocabulary, pre: PreTokenizer) -> Encoder:
-    """Return an encoder of whole Unicode lines; a run of line ends is one token if it exists."""
+    """Return an encoder that merges whole lines. A run of newlines is one token if one exists."""
     merged = _merging_encoder(vocabulary, pre, (TokenType.UNKNOWN, TokenType.CONTROL))
     normal = vocabulary.of_type(TokenType.NORMAL)
     ends = {text: id for text, id in normal.items() if not text.strip("\n")}

@@ -1,7 +1,7 @@
-"""Read and check the vocabulary of a model file: tokens, types, scores, merges and special ids.
+"""Read and validate a model file's vocabulary: tokens, types, scores, merges and special ids.
 
-The file is not trusted: anything that could break a lookup later is rejected here, with the
-metadata key in the message.
+The file is not trusted. Anything that could break a later lookup is rejected here, and the error
+names the metadata key.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from engine.gguf.reader import REAL, WHOLE, numbers
 
 PREFIX = "tokenizer.ggml."
 MODELS = ("gpt2", "llama", "gemma4")
-SPACED = ("llama", "gemma4")  # tokens are Unicode text with SPACE for a space, not bytes
+SPACED = ("llama", "gemma4")  # tokens are Unicode text, not bytes, with SPACE for spaces
 SPACE = "▁"
 
 
 class TokenType(IntEnum):
-    """The type of a token, numbered as in `tokenizer.ggml.token_type`."""
+    """A token's type, numbered as in `tokenizer.ggml.token_type`."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -34,13 +34,13 @@ class TokenType(IntEnum):
     BYTE = 6
 
 
-# End-of-generation tokens, which files often leave without a type or a key.
+# End-of-generation tokens. Files often lack a type or a key for them.
 ENDINGS = """
 <|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|>
 </s> <|eom_id|> <EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> [e~[
 <｜end▁of▁sentence｜> <turn|> <|tool_response> <|eot|> <|eom|> <|role_end|>
 """
-# Separators and fillers of code models end an answer too.
+# Code models' separators and fillers also end an answer.
 FILLERS = """
 <|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD] <|file_sep|>
 <|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame>
@@ -52,7 +52,7 @@ INFILLS = """
 """
 ENDS_ANSWER = frozenset((ENDINGS + FILLERS).split())
 LOOKS_LIKE_CONTROL = ENDS_ANSWER.union(INFILLS.split())
-# Types that merging ordinary text must not produce.
+# Merging ordinary text must not produce tokens of these types.
 SPECIAL_TYPES = (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.BYTE)
 ENDING_KEYS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -65,8 +65,9 @@ Pairs = list[tuple[str, str]]
 class Vocabulary:
     """Tokens by id, with their types.
 
-    scores: empty for byte-level BPE. merges: empty for scored vocabularies. specials: the ids of
-    "bos", "eos", "unk" and "pad", if any. stripping: tokens that drop the white space after them.
+    scores: empty for byte-level BPE. merges: empty for scored vocabularies. specials: ids by name,
+    for "bos", "eos", "unk" and "pad" if present. stripping: ids of tokens that drop the whitespace
+    after them.
     """
 
     model: str
@@ -83,22 +84,26 @@ class Vocabulary:
     stripping: frozenset[int]
 
     def of_type(self, *types: TokenType) -> dict[str, int]:
-        """Return text and id of every token of these types."""
+        """Return the ids of all tokens with one of these types, by text."""
         return {self.tokens[id]: id for id in _ids_of_type(self.types, types)}
 
     def without(self, *types: TokenType) -> dict[str, int]:
-        """Return text and id of every token except those of these types."""
+        """Return the ids of all tokens without any of these types, by text."""
         excluded = self.of_type(*types)
         return {text: id for text, id in self.ids.items() if text not in excluded}
 
 
 def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
-    """Read a file's vocabulary. Raises UnsupportedError, or GGUFError that names the key."""
+    """Read a file's vocabulary.
+
+    Raises UnsupportedError if the tokenizer is unsupported, or GGUFError, naming the key, if the
+    metadata is invalid.
+    """
     model = _value(metadata, "model", str, None)
     if model is None:
         raise GGUFError(f"{PREFIX}model is missing")
     if model not in MODELS:
-        raise UnsupportedError(f"the tokenizer {model!r} is not supported")
+        raise UnsupportedError(f"tokenizer {model!r} is not supported")
     tokens = _tokens(metadata)
     by_text = dict(zip(tokens, range(len(tokens)), strict=True))
     scored = model == "llama"
@@ -126,28 +131,28 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
 def _value(metadata: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
     value = metadata.get(PREFIX + key, default)
     if value is not default and not isinstance(value, kind):
-        raise GGUFError(f"{PREFIX}{key} is a {type(value).__name__}; expected {kind.__name__}")
+        raise GGUFError(f"{PREFIX}{key} must be a {kind.__name__}, got {type(value).__name__}")
     return value
 
 
 def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
     strings = metadata.get(PREFIX + key)
     if not isinstance(strings, list) or not {str}.issuperset(map(type, strings)):
-        raise GGUFError(f"{PREFIX}{key} is not an array of strings")
+        raise GGUFError(f"{PREFIX}{key} must be an array of strings")
     try:
         "".join(strings).encode()
     except UnicodeEncodeError as error:
-        raise GGUFError(f"{PREFIX}{key} contains text that is not Unicode") from error
+        raise GGUFError(f"{PREFIX}{key} contains invalid Unicode") from error
     return strings
 
 
 def _tokens(metadata: Mapping[str, Any]) -> list[str]:
-    """Return the token texts. Empty ones get a unique name, so that ids do not shift."""
+    """Return the token texts. Replace empty texts with unique names, so that ids do not shift."""
     tokens = _strings(metadata, "tokens")
     if "" in tokens:
         tokens = [text or f"[EMPTY_{id}]" for id, text in enumerate(tokens)]
     if not tokens:
-        raise GGUFError(f"{PREFIX}tokens is empty")
+        raise GGUFError(f"{PREFIX}tokens must not be empty")
     if len(set(tokens)) < len(tokens):
         seen: set[str] = set()
         for id, text in enumerate(tokens):
@@ -160,10 +165,10 @@ def _tokens(metadata: Mapping[str, Any]) -> list[str]:
 def _numbers(metadata: Mapping[str, Any], key: str, count: int) -> list[Any]:
     array = numbers(metadata.get(PREFIX + key))
     if array is None or array.format not in (*WHOLE, *REAL) or len(array) != count:
-        raise GGUFError(f"{PREFIX}{key} is not an array of {count:,} numbers")
+        raise GGUFError(f"{PREFIX}{key} must be an array of {count:,} numbers")
     values = array.tolist()
     if array.format in REAL and not all(map(math.isfinite, values)):
-        raise GGUFError(f"{PREFIX}{key} contains NaN or infinity")
+        raise GGUFError(f"{PREFIX}{key} must not contain NaN or infinity")
     return values
 
 
@@ -173,7 +178,10 @@ def _types(metadata: Mapping[str, Any], tokens: list[str]) -> list[int]:
         types = list(map(int, _numbers(metadata, "token_type", len(tokens))))
     for id in _ids_of_type(types, (TokenType.BYTE,)):
         if not BYTE_TOKEN.fullmatch(tokens[id]):
-            raise GGUFError(f"{PREFIX}tokens[{id}] is a byte token but reads {tokens[id][:60]!r}")
+            raise GGUFError(
+                f"{PREFIX}tokens[{id}] is a byte token and must have the form '<0xFF>', "
+                f"got {tokens[id][:60]!r}"
+            )
     return types
 
 
@@ -183,7 +191,7 @@ def _ids_of_type(types: list[int], wanted: tuple[TokenType, ...]) -> list[int]:
 
 
 def _merges(metadata: Mapping[str, Any], known: Mapping[str, int]) -> tuple[Pairs, list[str]]:
-    """Return the pairs that merge, by priority, and the token each makes."""
+    """Return the pairs to merge, highest priority first, and the token that each pair produces."""
     lines = dict.fromkeys(_strings(metadata, "merges"))
     pairs = [(left, right) for left, _, right in map(str.partition, lines, repeat(" "))]
     merged = [left + right for left, right in pairs]
@@ -191,13 +199,15 @@ def _merges(metadata: Mapping[str, Any], known: Mapping[str, int]) -> tuple[Pair
         for left, right in pairs:
             if not known.keys() >= {left, right, left + right}:
                 pair = f"{left[:60]!r} and {right[:60]!r}"
-                raise GGUFError(f"{PREFIX}merges joins {pair}: unknown token")
+                raise GGUFError(
+                    f"{PREFIX}merges joins {pair}, but these or the merged token are not tokens"
+                )
     return pairs, merged
 
 
 def _with_control(by_text: Mapping[str, int], types: list[int], merged: list[str]) -> list[int]:
-    # Tokens that merges produce are ordinary text: some vocabularies have "</s>" from HTML, as has
-    # Gemma's, which ends texts with <eos>.
+    # A token that merges produce is ordinary text: "</s>" can be an HTML tag. It is also an HTML
+    # tag in Gemma's vocabulary, where <eos> ends texts.
     types = types.copy()
     html = ["</s>"] if "<eos>" in by_text else []
     for text in LOOKS_LIKE_CONTROL.intersection(by_text).difference(merged, html):
@@ -215,7 +225,7 @@ def _without_special(tokens: list[str], types: list[int], pairs: Pairs, merged: 
 
 
 def _ids(metadata: Mapping[str, Any], count: int, defaults: dict[str, int]) -> dict[str, int]:
-    """Return the special ids that the file names. Rejects invalid ids that affect generation."""
+    """Return the special ids in the file. Raises GGUFError if an invalid id affects generation."""
     ids = {name: id for name, id in defaults.items() if id < count}
     for name in (*ENDING_KEYS, "bos", "unknown", "padding"):
         key = f"{PREFIX}{name}_token_id"
@@ -225,7 +235,7 @@ def _ids(metadata: Mapping[str, Any], count: int, defaults: dict[str, int]) -> d
         if type(id) is int and 0 <= id < count:
             ids[name] = id
         elif name in ("bos", "eos", "eot", "eom"):
-            raise GGUFError(f"{key} is {id!r}, outside the vocabulary of {count:,} tokens")
+            raise GGUFError(f"{key} must be a token id from 0 to {count - 1:,}, got {id!r}")
     return ids
 
 
@@ -240,7 +250,10 @@ def _eog_ids(by_text: Mapping[str, int], types: list[int], ids: dict[str, int]) 
 
 
 def _stripping(metadata: Mapping[str, Any], tokens: list[str], types: list[int]) -> frozenset[int]:
-    """Return Phi-3's markers, which drop the white space after them; GGUF has no key for it."""
+    """Return the ids of Phi-3's markers that drop the whitespace after them.
+
+    GGUF has no key for this.
+    """
     name = str(metadata.get("general.name", "")).lower()
     if "phi-3" not in name and "phi3" not in name:
         return frozenset()

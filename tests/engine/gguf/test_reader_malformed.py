@@ -83,90 +83,108 @@ def raw_array(type_id: int, payload: bytes, count: int) -> bytes:
 
 MALFORMED: dict[str, tuple[bytes, str]] = {
     # Preamble
-    "empty file": (b"", "byte 0: 4 bytes needed, but the file ends at 0"),
+    "empty file": (b"", "byte 0: expected 4 more bytes, but the file ends at 0"),
     "wrong magic": (gguf_bytes(magic=b"GGUG"), "not a GGUF file: it starts with b'GGUG'"),
     "older magic": (gguf_bytes(magic=b"ggml"), "not a GGUF file"),
-    "magic only": (b"GGUF", "byte 4: 4 bytes needed, but the file ends at 4"),
+    "magic only": (b"GGUF", "byte 4: expected 4 more bytes, but the file ends at 4"),
     "version 0": (gguf_bytes(version=0), "GGUF version 0"),
     "version 1": (gguf_bytes(version=1), "GGUF version 1"),
     "version 4": (gguf_bytes(version=4), "GGUF version 4 is not supported"),
     "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian"),
-    "no counts": (b"GGUF" + u32(3), "byte 8: 8 bytes needed"),
-    "no key count": (b"GGUF" + u32(3) + u64(0), "byte 16: 8 bytes needed"),
-    "too many tensors": (gguf_bytes(tensor_count=65_537), "65,537 tensors; at most 65,536"),
-    "too many keys": (gguf_bytes(key_count=65_537), "65,537 keys; at most 65,536"),
-    "more keys than bytes": (gguf_bytes(key_count=65_536), "851,968 bytes needed"),
-    "more tensors than bytes": (gguf_bytes(tensor_count=100), "2,400 bytes needed"),
+    "no counts": (b"GGUF" + u32(3), "byte 8: expected 8 more bytes"),
+    "no key count": (b"GGUF" + u32(3) + u64(0), "byte 16: expected 8 more bytes"),
+    "too many tensors": (
+        gguf_bytes(tensor_count=65_537),
+        "tensor count must be at most 65,536, got 65,537",
+    ),
+    "too many keys": (gguf_bytes(key_count=65_537), "key count must be at most 65,536, got 65,537"),
+    "more keys than bytes": (gguf_bytes(key_count=65_536), "expected 851,968 more bytes"),
+    "more tensors than bytes": (gguf_bytes(tensor_count=100), "expected 2,400 more bytes"),
     # Keys
-    "empty key": (gguf_bytes({"": 1}), "key 0, byte 32: string of 0 bytes; 1..65,535"),
-    "key too long": (gguf_bytes({"k" * 65_536: 1}), "string of 65,536 bytes"),
+    "empty key": (
+        gguf_bytes({"": 1}),
+        "key 0, byte 32: string must be from 1 to 65,535 bytes long, got 0",
+    ),
+    "key too long": (gguf_bytes({"k" * 65_536: 1}), "65,535 bytes long, got 65,536"),
     "long key with a bad value": (gguf_bytes({"k" * 65_535: Raw(99)}), "type 99"),
-    "key past the end": (gguf_bytes([(string("k", 60_000), 1)]), "key 0, byte 32: 60,000 bytes"),
+    "key past the end": (
+        gguf_bytes([(string("k", 60_000), 1)]),
+        "key 0, byte 32: expected 60,000 more bytes",
+    ),
     "key not UTF-8": (gguf_bytes([(string(b"\xff\xfe"), 1)]), "key 0, .* not UTF-8"),
     "key with a lone surrogate": (gguf_bytes([(string(b"\xed\xa0\x80"), 1)]), "not UTF-8"),
     "key twice": (gguf_bytes([("k", 1), ("k", 2)]), "key 'k', .* duplicate name"),
     "one key fewer than counted": (
         gguf_bytes({"k": "x" * 20}, key_count=2, pad_last=False),
-        "key 1, byte 65: 8 bytes needed, but the file ends at 65",
+        "key 1, byte 65: expected 8 more bytes, but the file ends at 65",
     ),
     "key without a type": (gguf_bytes()[:16] + u64(1) + string("k" * 5), "key 'kkkkk', byte 37"),
     # Values
     "unknown value type": (raw_key(13, bytes(8)), "key 'k', .* unknown value type 13"),
     "huge value type": (raw_key(2**32 - 1, bytes(8)), "unknown value type 4294967295"),
-    "number cut short": (raw_key(F64, bytes(7)), "key 'k', .* 8 bytes needed"),
-    "bool of 7": (raw_key(BOOL, b"\x07"), "key 'k', .* a bool of 7"),
-    "bool of 255": (raw_key(BOOL, b"\xff"), "a bool of 255"),
-    "string past the end": (raw_key(STRING, string("abc", 4)), "key 'k', .* 4 bytes needed"),
-    "string over 16 MiB": (raw_key(STRING, string("abc", 2**24 + 1)), "16,777,217 bytes; 0.."),
+    "number cut short": (raw_key(F64, bytes(7)), "key 'k', .* expected 8 more bytes"),
+    "bool of 7": (raw_key(BOOL, b"\x07"), "key 'k', .* bool must be 0 or 1, got 7"),
+    "bool of 255": (raw_key(BOOL, b"\xff"), "bool must be 0 or 1, got 255"),
+    "string past the end": (raw_key(STRING, string("abc", 4)), "key 'k', .* expected 4 more bytes"),
+    "string over 16 MiB": (
+        raw_key(STRING, string("abc", 2**24 + 1)),
+        "from 0 to 16,777,216 bytes long, got 16,777,217",
+    ),
     "string not UTF-8": (raw_key(STRING, string(b"\xc0\x80")), "key 'k', .* not UTF-8"),
     "template over 1 MiB": (
         gguf_bytes({"tokenizer.chat_template": Raw(STRING, u64(2**20 + 1) + bytes(2**20 + 1))}),
-        "key 'tokenizer.chat_template', .* 0..1,048,576 allowed",
+        "key 'tokenizer.chat_template', .* from 0 to 1,048,576 bytes long",
     ),
     "named template over 1 MiB": (
         gguf_bytes({"tokenizer.chat_template.tool_use": "x" * (2**20 + 1)}),
         "key 'tokenizer.chat_template.tool_use'",
     ),
     # Arrays
-    "array without a type": (raw_key(ARRAY), "key 'k', .* 4 bytes needed"),
-    "array of arrays": (raw_array(ARRAY, bytes(32), 1), "'k', .* arrays of arrays"),
+    "array without a type": (raw_key(ARRAY), "key 'k', .* expected 4 more bytes"),
+    "array of arrays": (raw_array(ARRAY, bytes(32), 1), "'k', .* nested arrays"),
     "array of an unknown type": (raw_array(13, b"", 0), "unknown element type 13"),
-    "array over 4 Mi": (raw_array(U8, b"", 2**22 + 1), "4,194,305 elements"),
-    "array past the end": (raw_array(U32, bytes(8), 3), "'k', .* 12 bytes needed"),
-    "array with a bool of 2": (raw_array(BOOL, b"\0\1\2", 3), "a bool of 2"),
-    "strings past the end": (raw_array(STRING, string("a"), 2), "16 bytes needed"),
+    "array over 4 Mi": (raw_array(U8, b"", 2**22 + 1), "elements, got 4,194,305"),
+    "array past the end": (raw_array(U32, bytes(8), 3), "'k', .* expected 12 more bytes"),
+    "array with a bool of 2": (raw_array(BOOL, b"\0\1\2", 3), "bool must be 0 or 1, got 2"),
+    "strings past the end": (raw_array(STRING, string("a"), 2), "expected 16 more bytes"),
     "last string past the end": (
         raw_array(STRING, string("a") + string("b", 2), 2),
-        r"key 'k'\[1\], byte 66: 2 bytes needed",
+        r"key 'k'\[1\], byte 66: expected 2 more bytes",
     ),
     "last string without a length": (
         raw_array(STRING, string("abcdefgh") + bytes(7), 2),
-        r"key 'k'\[1\], byte 65: 8 bytes needed",
+        r"key 'k'\[1\], byte 65: expected 8 more bytes",
     ),
     "second string over 16 MiB": (
         raw_array(STRING, string("") + string("b", 2**24 + 1), 2),
-        r"key 'k'\[1\], .* 16,777,217 bytes",
+        r"key 'k'\[1\], .* got 16,777,217",
     ),
     "second string not UTF-8": (
         raw_array(STRING, string("a") + string(b"\x80"), 2),
         r"key 'k'\[1\], .* not UTF-8",
     ),
     # Alignment
-    "alignment as int32": (gguf_bytes({"general.alignment": np.int32(32)}), "not a uint32"),
-    "alignment as a string": (gguf_bytes({"general.alignment": "32"}), "not a uint32"),
-    "alignment 0": (gguf_bytes({"general.alignment": 0}), "key 'general.alignment' is 0"),
-    "alignment 4": (gguf_bytes({"general.alignment": 4}), "'general.alignment' is 4,"),
-    "alignment 48": (gguf_bytes({"general.alignment": 48}), "is 48, not a power of two"),
-    "alignment 8192": (gguf_bytes({"general.alignment": 8192}), "is 8192, not"),
+    "alignment as int32": (gguf_bytes({"general.alignment": np.int32(32)}), "must be a uint32"),
+    "alignment as a string": (gguf_bytes({"general.alignment": "32"}), "must be a uint32"),
+    "alignment 0": (gguf_bytes({"general.alignment": 0}), "key 'general.alignment' must .* got 0"),
+    "alignment 4": (gguf_bytes({"general.alignment": 4}), "'general.alignment' must .* got 4"),
+    "alignment 48": (gguf_bytes({"general.alignment": 48}), "must be a power of two .* got 48"),
+    "alignment 8192": (gguf_bytes({"general.alignment": 8192}), "got 8192"),
     # Tensors
-    "empty tensor name": (gguf_bytes({}, [Tensor("", (1,))]), "tensor 0, byte 32: string of 0"),
-    "tensor name of 64": (gguf_bytes({}, [Tensor("w" * 64, (1,))]), "64 bytes; 1..63 allowed"),
+    "empty tensor name": (gguf_bytes({}, [Tensor("", (1,))]), "tensor 0, byte 32: string must be"),
+    "tensor name of 64": (
+        gguf_bytes({}, [Tensor("w" * 64, (1,))]),
+        "from 1 to 63 bytes long, got 64",
+    ),
     "tensor name not UTF-8": (gguf_bytes({}, [Tensor(string(b"\xff"), (1,))]), "not UTF-8"),
     "tensor twice": (gguf_bytes({}, [W, W]), "tensor 'w', .* duplicate name"),
-    "five dimensions": (gguf_bytes({}, [Tensor("w", (1,) * 5)]), "tensor 'w', .* 5 dimensions"),
+    "five dimensions": (
+        gguf_bytes({}, [Tensor("w", (1,) * 5)]),
+        "tensor 'w', .* at most 4 dimensions, got 5",
+    ),
     "2^32 - 1 dimensions": (
         gguf_bytes({}, [Tensor("w", (1,), dim_count=2**32 - 1)]),
-        "4,294,967,295 dimensions; at most 4",
+        "at most 4 dimensions, got 4,294,967,295",
     ),
     "too many weights": (
         gguf_bytes({}, [Tensor("w", (), dims=(2**20, 2**20, 2))]),
@@ -182,9 +200,12 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     ),
     "row not of whole blocks": (
         gguf_bytes({}, [Tensor("w", (32, 48), "Q4_0")]),
-        "tensor 'w', .* rows of 48 weights, not a multiple of Q4_0's 32",
+        r"tensor 'w', .* multiple of the Q4_0 block size \(32\), got 48",
     ),
-    "scalar of a block type": (gguf_bytes({}, [Tensor("w", (), "Q8_0")]), "rows of 1 weights"),
+    "scalar of a block type": (
+        gguf_bytes({}, [Tensor("w", (), "Q8_0")]),
+        r"block size \(32\), got 1",
+    ),
     "unsupported type": (
         gguf_bytes({}, [Tensor("w", (256,), 16)]),
         "'w' has the unsupported type IQ2_XXS",
@@ -200,11 +221,14 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     ),
     "one tensor more than counted": (
         gguf_bytes({}, [W, Tensor("v", (99,))], tensor_count=1),
-        "byte 192: 448 bytes after the last tensor",
+        "byte 192, after the last tensor, but its size is 640 bytes",
     ),
-    "no room for the data": (gguf_bytes({}, [W])[:-1], "tensor 'w' ends at byte 192, past .*191"),
-    "junk after the tensors": (gguf_bytes({}, [W], trailing=b"x"), "byte 192: 1 bytes after"),
-    "junk after the keys": (gguf_bytes({"k": 1}, trailing=bytes(33)), "byte 64: 33 bytes after"),
+    "no room for the data": (
+        gguf_bytes({}, [W])[:-1],
+        "tensor 'w' ends at byte 192, but the file ends at 191",
+    ),
+    "junk after the tensors": (gguf_bytes({}, [W], trailing=b"x"), "byte 192, .* 193 bytes"),
+    "junk after the keys": (gguf_bytes({"k": 1}, trailing=bytes(33)), "byte 64, .* 97 bytes"),
 }
 
 
@@ -232,7 +256,7 @@ def test_unsupported_type_is_not_called_damage() -> None:
 
 
 def test_bytes_beyond_the_file_size_are_refused() -> None:
-    with pytest.raises(GGUFError, match="64 bytes given, but the file has only 63"):
+    with pytest.raises(GGUFError, match="received 64 bytes, but the file is only 63 bytes"):
         read_header(gguf_bytes({"k": 1}), file_size=63)
 
 
@@ -246,7 +270,7 @@ def test_header_over_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(reader, "MAX_HEADER_BYTES", 100)
     read_header(gguf_bytes({"k": ["x" * 30]}))
     for value in ("x" * 80, ["x" * 40, "x" * 40], np.zeros(80, np.uint8)):
-        with pytest.raises(GGUFError, match=r"key 'k'.*the header is longer than 100 bytes"):
+        with pytest.raises(GGUFError, match=r"key 'k'.*the header is larger than 100 bytes"):
             read_header(gguf_bytes({"k": value}))
 
 
@@ -340,7 +364,7 @@ def test_random_truncations_of_a_larger_file_are_rejected(tmp_path: Path) -> Non
 def test_hostile_offset_is_rejected_naming_the_tensor(offset: int) -> None:
     # 'v' must lie at 128, behind the 128 bytes of 'w': the first two overlap it, 160 leaves a hole.
     message = rejection(gguf_bytes({}, [W, Tensor("v", (32,), offset=offset)]))
-    assert re.search(f"tensor 'v', byte .* offset {offset:,}, expected 128", message)
+    assert re.search(f"tensor 'v', byte .* expected offset 128, got {offset:,}", message)
 
 
 def test_decreasing_offsets_are_rejected() -> None:
@@ -396,12 +420,14 @@ def test_tensor_in_two_parts_is_named(tmp_path: Path) -> None:
 def test_bad_last_part_is_named(tmp_path: Path) -> None:
     *blobs, last = split_bytes(KEYS, PARTS)
     message = opening(tmp_path, [*blobs, last[:-1]])
-    assert re.match(r"m-00003-of-00003\.gguf: tensor 'c' ends at byte 288, past", message)
+    assert re.match(
+        r"m-00003-of-00003\.gguf: tensor 'c' ends at byte 288, but the file ends at 287", message
+    )
 
 
 def test_tensors_that_no_part_holds_are_missed(tmp_path: Path) -> None:
     blobs = split_bytes(KEYS, PARTS, **{"split.tensors.count": np.int32(4)})
-    assert "'split.tensors.count' is 4, but the parts have 3" in opening(tmp_path, blobs)
+    assert "'split.tensors.count' is 4, but the parts contain 3 tensors" in opening(tmp_path, blobs)
 
 
 def test_other_part_than_the_first_is_refused_naming_the_first(tmp_path: Path) -> None:
@@ -413,7 +439,7 @@ def test_other_part_than_the_first_is_refused_naming_the_first(tmp_path: Path) -
 def test_part_under_another_name_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "renamed.gguf"
     path.write_bytes(split_bytes(KEYS, PARTS)[0])
-    with pytest.raises(GGUFError, match=r"'split.count' is 3; the name must end in"):
+    with pytest.raises(GGUFError, match=r"'split.count' is 3, so the file name must end in"):
         open_model(path)
 
 
@@ -421,7 +447,7 @@ def test_part_under_another_name_is_refused(tmp_path: Path) -> None:
 def test_split_count_that_is_no_count_is_refused(tmp_path: Path, value: object) -> None:
     path = tmp_path / "m-00001-of-00003.gguf"
     path.write_bytes(gguf_bytes({"split.count": value}))
-    with pytest.raises(GGUFError, match=r"key 'split.count' is missing or not a count"):
+    with pytest.raises(GGUFError, match=r"key 'split.count' is missing or is not a count"):
         open_model(path)
 
 

@@ -290,12 +290,12 @@ def test_glm_5_2_has_an_indexer_in_every_fourth_layer():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("attention.kv_lora_rank", 0, "attention.kv_lora_rank is 0"),
+        ("attention.kv_lora_rank", 0, "attention.kv_lora_rank must be between 1 and 65,536, got 0"),
         ("rope.dimension_count", 192, "rope.dimension_count must be less"),
         ("attention.indexer.key_length", 32, "attention.indexer.key_length must be at least"),
-        ("attention.indexer.top_k", 0, "attention.indexer.top_k is 0"),
+        ("attention.indexer.top_k", 0, "attention.indexer.top_k must be between 1 and .*, got 0"),
         ("attention.indexer.types", np.zeros(61, bool), "types must be true for the first layer"),
-        ("attention.indexer.types", np.ones(3, bool), "not an array of 61"),
+        ("attention.indexer.types", np.ones(3, bool), "must be an array of 61 booleans"),
     ],
 )
 def test_sizes_that_make_no_sense_name_their_key(key: str, value: object, message: str):

@@ -208,7 +208,9 @@ def texts(model: SimpleNamespace, guide: Guide) -> set[str]:
 
 def test_a_model_that_ends_no_answer_cannot_be_held_to_a_schema():
     vocabulary = from_metadata(byte_vocabulary())
-    with pytest.raises(SchemaError, match="no end-of-generation token, which a schema needs"):
+    with pytest.raises(
+        SchemaError, match="no end-of-generation token, which a JSON schema requires"
+    ):
         Guide(vocabulary, None, [1], "{}")
 
 

@@ -229,7 +229,11 @@ def test_a_process_ends_with_its_template() -> None:
 
 @pytest.mark.parametrize(
     ("version", "expected"),
-    [("3.1.5", "3.1.6 or newer; 3.1.5"), ("2.11.3", "3.1.6 or newer"), (None, "not installed")],
+    [
+        ("3.1.5", "3.1.6 or later; version 3.1.5"),
+        ("2.11.3", "3.1.6 or later"),
+        (None, "not installed"),
+    ],
 )
 def test_an_old_or_missing_jinja_is_refused(
     version: str | None, expected: str, tmp_path: Path
