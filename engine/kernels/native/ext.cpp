@@ -1,4 +1,4 @@
-// The Python module `_native`. engine/kernels/native has checked all shapes before it calls this.
+// The Python module `_native`. engine/kernels/native checks all shapes before calling it.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -31,9 +31,9 @@ using Blocks = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device:
 using Bytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>;
 using MaybeArray = std::optional<mx::array>;
 
-// Python objects to release. The last reference to a weight may go on a stream's thread, which does
-// not hold the interpreter's lock and must not wait for it: the lock's holder may be waiting for
-// that thread. The main thread releases them instead.
+// Python objects to release. The last reference to a weight may be dropped on a stream's thread.
+// That thread does not hold the interpreter lock and must not wait for it, because the lock's
+// holder may be waiting for the thread. The main thread releases the objects instead.
 class ReleaseQueue {
  public:
   void add(PyObject* object) {
@@ -75,7 +75,7 @@ Weight make_weight(nb::object buffer, int type, int64_t experts, int64_t rows, i
   return weight;
 }
 
-// A rotary embedding with the periods that it points into.
+// A rotary embedding, with the periods it points to.
 struct OwnedRope {
   OwnedRope(const mx::array& array, bool interleaved, float magnitude)
       : periods(array),
@@ -89,7 +89,7 @@ using PyNorm = std::optional<std::pair<mx::array, float>>;  // weight, eps
 using PyLinear = std::pair<Weight, MaybeArray>;             // weight, bias
 using Linear = std::tuple<Matrix&, const float*&>;
 
-// The Python type of a field.
+// The Python type for a field.
 template <class T>
 struct PyType {
   using type = T;
@@ -115,7 +115,7 @@ struct PyType<Linear> {
   using type = const PyLinear&;
 };
 
-// A layer whose fields are being set, with the weights and vectors that they point into.
+// A layer under construction, with the weights and vectors that its fields point to.
 template <class L>
 struct LayerBuilder {
   L layer{};
@@ -161,7 +161,7 @@ struct Field {
     #name, [](auto& layer) { return std::tie(layer.name, layer.name##_bias); } \
   }
 
-// Bind a layer's fields as write-only properties of a class that `Stack.add` takes.
+// Bind a layer's fields as write-only properties. `Stack.add` accepts the resulting class.
 template <class L, class... Finds>
 nb::class_<LayerBuilder<L>> bind_layer(nb::module_& m, nb::class_<Stack>& stack, const char* name,
                                        Field<Finds>... fields) {
@@ -182,7 +182,7 @@ nb::class_<LayerBuilder<L>> bind_layer(nb::module_& m, nb::class_<Stack>& stack,
   return type;
 }
 
-// Views of a cache's memory, each of which keeps the cache alive.
+// Views of a cache's memory. Each view keeps the cache alive.
 std::vector<Bytes> views(nb::object caches, const std::vector<Caches::Part>& parts) {
   std::vector<Bytes> found;
   for (const Caches::Part& part : parts) {
@@ -277,7 +277,7 @@ mx::array pick_token(const mx::array& logits, float temperature, int64_t top_k, 
                 })[0];
 }
 
-// Id, name, weights and bytes of a block of each type.
+// Id, name, weights per block and bytes per block for each type.
 std::vector<std::tuple<int, std::string, int64_t, int64_t>> block_types() {
   std::vector<std::tuple<int, std::string, int64_t, int64_t>> types;
   for (const BlockType& type : BLOCK_TYPES)
@@ -297,7 +297,7 @@ void set_threads(int threads) {
 }  // namespace
 
 NB_MODULE(_native, m) {
-  nb::set_leak_warnings(false);  // a model may live until the program ends
+  nb::set_leak_warnings(false);  // a model may exist until the program ends
   m.def("block_types", &block_types);
   m.def("isa", &isa_and_tiles);
   m.def("set_threads", &set_threads, nb::call_guard<nb::gil_scoped_release>());

@@ -1,4 +1,4 @@
-// Stacks of layers and their caches.
+// Layer stacks and their caches.
 #include "layers.h"
 
 #include <sys/mman.h>
@@ -27,7 +27,7 @@ struct Mapping {
     start = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (start == MAP_FAILED) throw std::bad_alloc();
-    // With huge pages the first token would allocate room for thousands per head.
+    // With huge pages, the first token would allocate memory for thousands of tokens per head.
     madvise(start, bytes, MADV_NOHUGEPAGE);
   }
   ~Mapping() { munmap(start, bytes); }
@@ -39,7 +39,7 @@ struct Sizes {
   int64_t values, scales;  // bytes
 };
 
-// Of `count` vectors of `dims` values each.
+// Storage for `count` vectors of `dims` values each.
 Sizes sizes(int64_t count, int64_t dims, CacheType type) {
   switch (type) {
     case CacheType::F16: return {2 * count * dims, 0};
@@ -96,7 +96,7 @@ int Caches::find(int64_t position) const {
   return at == positions_ + SAVED ? -1 : static_cast<int>(at - positions_);
 }
 
-// Take a place that is free, or whose state the new ones replace; never the one in use.
+// Return the index of a free or replaceable saved state, never of the one in use.
 int Caches::take_free(int64_t position, int in_use) {
   for (int i = 0; i < SAVED; ++i)
     if (i != in_use &&
@@ -324,7 +324,7 @@ std::vector<mx::array> Stack::launch_all(const mx::array& x, Caches* caches, int
       const auto* attention = std::get_if<AttentionLayer>(&layer);
       const auto* latent = std::get_if<LatentLayer>(&layer);
       const KVCache* cache = attention || latent ? next_cache() : nullptr;
-      if (all->cancelled) continue;  // the caches are kept consistent
+      if (all->cancelled) continue;  // but keep the caches consistent
       if (attention) {
         attention_block(*attention, cache, offset, from, tokens, y, tools.work, Pool::shared());
       } else if (latent) {
@@ -340,7 +340,7 @@ std::vector<mx::array> Stack::launch_all(const mx::array& x, Caches* caches, int
         if (chosen) chosen += tokens * experts.routing.used;
       }
       all->done.fetch_add(1, std::memory_order_relaxed);
-      from = y;  // all layers but the first work in place
+      from = y;  // all layers except the first run in place
     }
   };
   std::vector<Output> outputs{{x.shape(), mx::float32}, {{1}, mx::uint8}};

@@ -1,4 +1,4 @@
-// Layers that run one after the other as a single task, over a KV cache that is updated in place.
+// Layers that run in sequence as a single task. The KV cache is updated in place.
 //
 // Axes: T tokens, D width, K kv heads, d head width, V vocabulary.
 #pragma once
@@ -16,29 +16,30 @@
 
 namespace conifer {
 
-// Float32 values in the state of a recurrent layer.
+// The number of float32 values in a recurrent layer's state.
 struct StateShape {
   int64_t tail, memory;
 };
 
-// The saved state that a step continues from and those that it saves, by place; -1: none.
+// Indices of the saved state that a step starts from and of the states it saves; -1: none.
 struct StateSteps {
   int from = -1, mark = -1, end = -1;
-  int64_t mark_tokens = 0;  // tokens of the step before the mark
+  int64_t mark_tokens = 0;  // tokens in this step before the mark
 };
 
-// Keys and values of one layer. window: how many of the last tokens it keeps at least, 0 for all.
-// slots: tokens that it has room for.
+// A layer's keys and values. window: at least this many recent tokens stay cached; 0 for all.
+// slots: capacity in tokens.
 struct CacheShape {
   int64_t kv_heads, key_dim, value_dim, window, slots;
 };
 
-// The caches of a stack: keys and values of its attention layers for `capacity` tokens, and states
-// of its recurrent layers. Address space is reserved at once; pages are allocated as tokens fill
-// them. A layer with a window moves the tokens it still needs to the front when its slots are full.
+// A stack's caches: keys and values for its attention layers, for `capacity` tokens, and states for
+// its recurrent layers. Address space is reserved up front. Pages are allocated as tokens fill
+// them. When its slots are full, a layer with a window moves the tokens it still needs to the
+// front.
 //
-// A recurrent state cannot be rewound. As in engine.nn.cache, three are saved: the newest, the one
-// before it, and a mark `rewind` tokens before the end of the last prompt.
+// A recurrent state cannot be rewound. As in engine.nn.cache, three states are saved: the latest,
+// the previous one, and a mark `rewind` tokens before the end of the most recent prompt.
 class Caches {
  public:
   Caches(const std::vector<CacheShape>& layers, const std::vector<StateShape>& states,
@@ -47,7 +48,7 @@ class Caches {
   int64_t capacity() const { return capacity_; }
   int64_t state_bytes() const { return state_bytes_; }
 
-  // The caches as one task sees them. `drop`: tokens that each layer first drops from its front.
+  // The caches as passed to one task. `drop`: tokens to remove first from the front of each layer.
   struct Step {
     std::vector<KVCache> layers;
     std::vector<CacheShape> shapes;
@@ -57,19 +58,19 @@ class Caches {
     StateSteps saved;
 
     RecurrentStates recurrent(size_t layer) const;
-    void make_room(size_t layer, int64_t offset) const;  // drops them
+    void make_room(size_t layer, int64_t offset) const;  // removes them
   };
-  // Prepare a step over the tokens from `offset` on. Throws if no state of `offset` tokens is
-  // saved; discards the states of later tokens.
+  // Prepare a step that starts at token `offset`. Throws if no state was saved at `offset`.
+  // Discards states saved after it.
   Step step(int64_t offset, int64_t tokens);
 
-  // Roll back the last step, from `offset` on, after its task was cancelled.
+  // Roll back the last step, which started at `offset`, after its task was cancelled.
   void undo(int64_t offset);
 
-  // The largest length, at most `length`, that the caches can be rewound to.
+  // The longest length up to `length` to which the caches can be rewound.
   int64_t rewindable_length(int64_t length) const;
 
-  // The first token in each layer's buffers, and the tokens that they have room for.
+  // The first token in each layer's buffers, and the capacity of the buffers in tokens.
   std::vector<int64_t> bases() const;
   void set_bases(const std::vector<int64_t>& bases);
   std::vector<int64_t> slots() const;
@@ -79,17 +80,17 @@ class Caches {
     int64_t bytes;
   };
 
-  // Keys and values of each layer; for Q8 each is followed by its scales.
+  // Each layer's keys and values. With Q8, each is followed by its scales.
   std::vector<Part> buffers() const;
 
-  // The mark, then the tokens that each saved state has seen; -1: none.
+  // The mark, then the number of tokens in each saved state; -1: none.
   std::vector<int64_t> marks() const;
   void set_marks(const std::vector<int64_t>& marks);
-  // Tail and memory of each saved state and layer.
+  // Tail and memory for each saved state and layer.
   std::vector<Part> states() const;
 
-  // An output of the last task that wrote to the caches and an input of the next one. It makes MLX,
-  // which tracks arrays only, run the tasks in order.
+  // Output of the last task that wrote to the caches, and input of the next one. MLX tracks only
+  // arrays, so this makes it run the tasks in order.
   std::optional<mx::array> ticket;
 
  private:
@@ -102,16 +103,16 @@ class Caches {
   int64_t capacity_, rewind_, state_bytes_ = 0;
   std::vector<StateShape> state_shapes_;
   std::vector<RecurrentState> states_;
-  int64_t positions_[SAVED] = {-1, -1, -1};  // tokens that each saved state has seen; -1: unused
+  int64_t positions_[SAVED] = {-1, -1, -1};  // tokens in each saved state; -1: unused
   int64_t mark_ = -1;
-  int64_t from_tokens_ = -1;  // tokens and place of the state that the last step continued from
+  int64_t from_tokens_ = -1;  // length and index of the state the last step started from
   int from_ = -1;
   std::vector<CacheShape> shapes_;
-  std::vector<KVCache> layers_;  // as the last launched task leaves them
+  std::vector<KVCache> layers_;  // as they will be after the last launched task
   std::shared_ptr<const void> memory_;
 };
 
-// A float32 vector at a fixed address.
+// A float32 vector with a fixed address.
 class Vector {
  public:
   Vector() = default;
@@ -122,35 +123,35 @@ class Vector {
   std::optional<mx::array> values_;
 };
 
-// Layers in the order they were added. All must be added before the first run.
+// A sequence of layers. All must be added before the first run.
 class Stack {
  public:
   using Layer = std::variant<AttentionLayer, LatentLayer, RecurrentLayer, DenseLayer, ExpertLayer>;
 
   Stack() : all_(std::make_shared<All>()) {}
 
-  // Add a layer, with the weights and vectors that it points into.
+  // Add a layer, with the weights and vectors it points to.
   void add(const Layer& layer, const std::vector<Weight>& weights,
            const std::vector<Vector>& vectors);
 
-  // Bytes of all weights.
+  // Total size of the weights in bytes.
   int64_t bytes() const;
 
-  // The share of layers that the current task, or the last one, has finished.
+  // The share of layers finished by the current task, or the most recent one.
   double done() const;
 
-  // While true, tasks stop after their current layer and their output is undefined.
+  // While true, tasks stop after their current layer, and their output is undefined.
   void cancel(bool yes) { all_->cancelled = yes; }
 
-  // Empty caches of these layers. slack: room for tokens beyond a window.
+  // Create empty caches for these layers. slack: room for extra tokens beyond a window.
   Caches new_caches(int64_t capacity, CacheType type, int64_t rewind, int64_t slack) const;
 
-  // x (T, D), the first token at position `offset` -> (T, D). Without caches, tokens attend only to
-  // each other.
+  // x (T, D) -> (T, D). The first token is at position `offset`. Without caches, tokens attend only
+  // to each other.
   mx::array run(const mx::array& x, Caches* caches, int64_t offset) const;
 
-  // Also returns the experts that each of the L routed layers chose: (L, T, k) int32. L >= 1, and k
-  // is the same in all of them.
+  // Also returns the experts chosen in each of the L routed layers: (L, T, k) int32. L must be at
+  // least 1, and all routed layers must have the same k.
   std::pair<mx::array, mx::array> run_with_routes(const mx::array& x, Caches* caches,
                                                   int64_t offset) const;
 
@@ -169,8 +170,9 @@ class Stack {
   std::shared_ptr<All> all_;
 };
 
-// Attention of q (T, H, d), scaled, over rows (L, d), the last T of them the new tokens': the first
-// `value_dim` values of a row are its value. Returns (T, H, value_dim). scales: for int8 rows.
+// Attention of scaled q (T, H, d) over rows (L, d). The last T rows belong to the new tokens, and
+// the first `value_dim` entries of a row are its value. Returns (T, H, value_dim). scales: for int8
+// rows.
 mx::array latent_attention_task(const mx::array& q, const mx::array& rows,
                                 const std::optional<mx::array>& scales, int64_t value_dim);
 

@@ -1,4 +1,4 @@
-// The steps of a recurrent layer, as tasks.
+// A recurrent layer's steps, as tasks.
 #include "recurrent.h"
 
 #include <utility>

@@ -1,4 +1,4 @@
-// The steps of a recurrent layer as tasks. Callers check shapes; all arrays are float32.
+// A recurrent layer's steps, as tasks. Callers check shapes. All arrays are float32.
 #pragma once
 
 #include <optional>
@@ -15,7 +15,7 @@ std::pair<mx::array, mx::array> convolve_task(const mx::array& x, const mx::arra
                                               const std::optional<mx::array>& bias, bool activate);
 
 // q and k (T, A or 1, B or 1, N), v (T, A, B, P), log_decay and beta (T, A, B), state
-// (A, B, N, P) -> y, shaped as v, and the new state.
+// (A, B, N, P) -> y, with the shape of v, and the new state.
 std::pair<mx::array, mx::array> scan_task(const mx::array& q, const mx::array& k,
                                           const mx::array& v, const mx::array& log_decay,
                                           const mx::array& state,

@@ -1,4 +1,4 @@
-// The only MLX primitive of this extension. It keeps memory alive until its body has run.
+// The extension's only MLX primitive. It keeps memory alive until its body has run.
 #include "task.h"
 
 #include <cstring>
@@ -17,7 +17,7 @@ namespace {
 
 using SharedData = std::shared_ptr<mx::array::Data>;
 
-// An input as the body sees it; strided input is packed on the stream's thread.
+// An input as passed to the body. Strided inputs are packed on the stream's thread.
 class Source {
  public:
   explicit Source(const mx::array& input) : data_(input.data<char>()) {
@@ -33,7 +33,7 @@ class Source {
     if (shape_.empty()) return data_;
     packed_.resize(items_);
     auto* from = static_cast<const uint32_t*>(data_);
-    const int64_t run = strides_.back() == 1 ? shape_.back() : 1;  // items without a gap
+    const int64_t run = strides_.back() == 1 ? shape_.back() : 1;  // contiguous items
     std::vector<int64_t> at(shape_.size(), 0);
     for (size_t i = 0; i < items_; i += run) {
       const int64_t start = std::inner_product(at.begin(), at.end(), strides_.begin(), int64_t{0});
@@ -66,7 +66,7 @@ class Task : public mx::Primitive {
       encoder.set_input_array(input);
       sources.emplace_back(input);
     }
-    // MLX keeps inputs alive until the task is done, but not an output without other references.
+    // MLX keeps inputs alive until the task is done, but not outputs that nothing else references.
     std::vector<SharedData> kept;
     Targets targets;
     for (mx::array& output : outputs) {
@@ -114,7 +114,7 @@ mx::array launch(const char* name, std::vector<mx::array> inputs, mx::Shape shap
 }
 
 Shared& shared() {
-  // Never destroyed: a stream's thread may outlive the statics of this library.
+  // Never destroyed: a stream's thread may outlive this library's static objects.
   static Shared* all = new Shared;
   return *all;
 }

@@ -1,5 +1,5 @@
-// Work on MLX's CPU stream. A task is a node of MLX's graph whose body runs on the stream's thread
-// once its inputs are ready. The body captures everything else it needs by value.
+// Tasks on MLX's CPU stream. A task is a node in MLX's graph. Its body runs on the stream's thread
+// once its inputs are ready, and captures everything else it needs by value.
 #pragma once
 
 #include <functional>
@@ -14,7 +14,7 @@ namespace conifer {
 
 namespace mx = mlx::core;
 
-// The extension works with all rooms of the core.
+// The extension uses every namespace of the core.
 using namespace attention;
 using namespace blocks;
 using namespace gemm;
@@ -22,8 +22,8 @@ using namespace quant;
 using namespace recurrent;
 using namespace threads;
 
-using Sources = std::vector<const void*>;  // the inputs' data, rows packed
-using Targets = std::vector<void*>;        // the outputs' memory
+using Sources = std::vector<const void*>;  // input data, rows packed
+using Targets = std::vector<void*>;        // output memory
 using Body = std::function<void(const Sources&, const Targets&)>;
 
 struct Output {
@@ -31,15 +31,15 @@ struct Output {
   mx::Dtype dtype;
 };
 
-// Add a task to the graph. Inputs have items of 4 bytes, or are contiguous.
+// Add a task to the graph. Inputs must be contiguous or have 4-byte items.
 std::vector<mx::array> launch(const char* name, std::vector<mx::array> inputs,
                               const std::vector<Output>& outputs, Body body);
 
 // A task with a single float32 output.
 mx::array launch(const char* name, std::vector<mx::array> inputs, mx::Shape shape, Body body);
 
-// Scratch memory of all tasks. Streams on several threads may run tasks at once, so a body locks
-// the mutex while it uses this.
+// Scratch memory shared by all tasks. Streams on several threads may run tasks at the same time, so
+// a body locks the mutex while it uses this memory.
 struct Shared {
   std::mutex mutex;
   Activations activations;

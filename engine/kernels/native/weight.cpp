@@ -1,4 +1,4 @@
-// The operations of a weight, as tasks.
+// Products and row lookups for a weight, as tasks.
 #include "weight.h"
 
 #include <cstring>
@@ -10,7 +10,7 @@ namespace conifer {
 
 namespace {
 
-// Rows grouped by expert: those of expert e are order[starts[e]] .. order[starts[e + 1] - 1].
+// Rows grouped by expert: order[starts[e]] .. order[starts[e + 1] - 1] belong to expert e.
 struct Groups {
   std::vector<int32_t> order;
   std::vector<int64_t> starts;

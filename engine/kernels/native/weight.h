@@ -1,4 +1,4 @@
-// A weight: GGML blocks read in place, from a mapped file or any other Python buffer.
+// A weight: GGML blocks, read in place from a mapped file or another Python buffer.
 //
 // Axes: T tokens, E experts, k chosen experts.
 #pragma once
@@ -12,8 +12,8 @@
 
 namespace conifer {
 
-// A matrix (rows, cols), or a contiguous stack of them (experts, rows, cols). `owner` keeps the
-// blocks alive; tasks that read them hold a copy of it.
+// A matrix (rows, cols), or a contiguous stack of matrices (experts, rows, cols). `owner` keeps the
+// blocks alive. Tasks that read the blocks hold a copy of `owner`.
 struct Weight {
   std::shared_ptr<const void> owner;
   const uint8_t* data;
@@ -25,7 +25,7 @@ struct Weight {
   }
 };
 
-// Callers check shapes; x is float32 and ids are int32.
+// Callers check shapes. x is float32, and ids are int32.
 mx::array matmul(const mx::array& x, const Weight& w);  // (T, in) -> (T, out)
 // (T, 1 or k, in), (T, k) -> (T, k, out)
 mx::array gather_matmul(const mx::array& x, const mx::array& ids, const Weight& w);

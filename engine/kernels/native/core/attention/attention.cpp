@@ -1,4 +1,4 @@
-// Attention's plain functions, on the kernels of the instruction set in use.
+// The attention functions, which call the kernels for the current instruction set.
 #include "attention/attention.h"
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// Attention of new tokens over a KV cache, without weights or threads: callers divide the work.
+// Attention of new tokens over a KV cache. No weights or threads; callers divide the work.
 //
 // Axes: T new tokens, K kv heads, G query heads for each kv head, d head width.
 #pragma once
@@ -9,8 +9,8 @@ namespace conifer::attention {
 
 enum class CacheType : int32_t { F16 = 0, F32 = 1, Q8 = 2 };
 
-// Keys or values of one layer: (K, capacity, d), in F16, F32, or int8 with float16 `scales`
-// (K, capacity, d / group), group = gcd(d, 32).
+// One layer's keys or values: (K, capacity, d), in F16, F32, or int8 with float16 `scales`
+// (K, capacity, d / group), where group = gcd(d, 32).
 struct CacheBuffer {
   void* values;
   uint16_t* scales;  // null unless Q8
@@ -19,12 +19,12 @@ struct CacheBuffer {
 struct KVCache {
   CacheType type;
   int64_t capacity;  // tokens
-  int64_t base;      // the token that the buffers begin with
+  int64_t base;      // the first token in the buffers
   CacheBuffer keys, values;
 };
 
-// One kv head of a cache. The keys of consecutive tokens are contiguous; values are `value_stride`
-// apart, which is `value_dim` unless each value is the start of a longer row.
+// One kv head of a cache. Keys are contiguous from token to token. Values are `value_stride` apart,
+// which equals `value_dim` unless each value is the start of a longer row.
 struct HeadView {
   CacheType type;
   int64_t key_dim, value_dim, value_stride;
@@ -34,54 +34,54 @@ struct HeadView {
   const uint16_t* value_scales;
 };
 
-// The contribution of a range of tokens to the attention of G query heads; ranges can be merged.
+// A range of tokens' contribution to attention for G query heads. Ranges can be merged.
 struct Partial {
   float* top;    // (G,) largest score
   float* total;  // (G,) sum of e^(score - top)
   float* mixed;  // (G, padded(dv)) sum of e^(score - top) * value
 };
 
-// Values that share a scale in Q8: gcd(dims, 32).
+// The number of values per scale in Q8: gcd(dims, 32).
 static constexpr int64_t q8_group(int64_t dims) {
   int64_t group = 32;
   while (dims % group != 0) group /= 2;
   return group;
 }
 
-// Floats that any instruction set's vector divides.
+// A multiple of every instruction set's vector length, in floats.
 static constexpr int64_t LONGEST = 16;
 
-// The length of rows of queries and results: whole vectors.
+// The padded length of query and result rows, in whole vectors.
 static constexpr int64_t padded(int64_t dims) { return (dims + LONGEST - 1) / LONGEST * LONGEST; }
 
 HeadView head_view(const KVCache& cache, int64_t head, int64_t key_dim, int64_t value_dim);
 
-// Append one token's keys or values (d,) of one head.
+// Append one token's key or value (d,) for one head.
 void append(const KVCache& cache, const CacheBuffer& buffer, int64_t head, int64_t token,
             const float* x, int64_t dims);
 
-// Floats of scratch memory that the two functions below need.
+// How many floats of scratch memory the two functions below need.
 int64_t attention_scratch(int64_t key_dim, int64_t value_dim);
 
-// One token: G queries, (G, padded(d)), already scaled, zero beyond d, over tokens begin..end.
+// One token: attend with G queries (G, padded(d)), scaled and zero beyond d, to tokens begin..end.
 void attend_one(const HeadView& head, const float* queries, int64_t group, int64_t begin,
                 int64_t end, Partial partial, float* scratch);
 
-// Merge n partials of G heads into the attention, (G, dv) packed. sinks (G,): scores that take part
-// in the softmax without a value; may be null.
+// Merge n partial results for G heads into the attention, (G, dv) packed. sinks (G,): scores that
+// take part in the softmax but have no value; may be null.
 void merge(const Partial* partials, int64_t n, int64_t group, int64_t value_dim, const float* sinks,
            float* out);
 
-// The tokens begin..end that a row of queries attends to, and a score without a value that takes
-// part in the softmax; NO_SINK for none.
+// The tokens begin..end that a query row attends to. sink: a score that takes part in the softmax
+// but has no value; NO_SINK for none.
 struct Sight {
   int64_t begin, end;
   float sink;
 };
 static constexpr float NO_SINK = -3.0e38f;
 
-// Many tokens: row r of (rows, padded(d)), already scaled, attends to sights[r], whose begins and
-// ends do not decrease. At most MAX_ROWS rows; out is (rows, padded(dv)).
+// Many tokens: row r of the scaled queries (rows, padded(d)) attends to sights[r]. Begins and ends
+// must not decrease from row to row. At most MAX_ROWS rows; out is (rows, padded(dv)).
 static constexpr int64_t MAX_ROWS = 128;
 void attend_many(const HeadView& head, const float* queries, int64_t rows, const Sight* sights,
                  float* out, float* scratch);

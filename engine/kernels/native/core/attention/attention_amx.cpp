@@ -1,8 +1,8 @@
-// One token's attention over 8-bit keys and values, multiplied in their cache layout.
+// One token's attention over 8-bit keys and values, which are multiplied in the cache layout.
 //
-// Queries and weights must be 8-bit too. They are split into two bytes, high and low, which are
-// rows 0..7 and 8..15 (or columns) of a tile for up to 8 query heads. That keeps 15 bits, so the
-// only rounding that matters is the cache's own.
+// Queries and weights must also be 8-bit. Each is split into a high and a low byte. For up to 8
+// query heads, these fill rows (or columns) 0..7 and 8..15 of a tile. This preserves 15 bits, so
+// only the cache's own rounding matters.
 #include "attention/attention_amx.h"
 
 #include "isa/amx.h"
@@ -18,9 +18,9 @@ using namespace isa;  // vectors and tiles
 namespace {
 
 constexpr int64_t BLOCK = 64;  // tokens
-constexpr int64_t GROUP = 32;  // values under one scale
+constexpr int64_t GROUP = 32;  // values per scale
 constexpr int HEADS = 8;
-constexpr float LOW_STEPS = 254.0f;  // low bytes are this many to one step of the high one
+constexpr float LOW_STEPS = 254.0f;  // steps of the low byte per step of the high byte
 constexpr float LOWEST = -3.0e38f;
 
 // Tiles: 0, 1 sums; 2 keys (16 tokens, 32 bytes); 3 queries (8 quads of dims, 16 columns);
@@ -32,7 +32,8 @@ TileConfig tile_config() {
   return config;
 }
 
-// The scratch memory of a call, cut up. Axes: c scale groups, t tokens of a block, g heads.
+// The scratch memory for one call, divided into arrays. Axes: c scale groups, t tokens of a block,
+// g heads.
 struct Room {
   float *query_scales, *weights, *scales, *value_scales, *mixed;
   int32_t* sums;
@@ -44,7 +45,7 @@ struct Room {
       part = reinterpret_cast<T*>(at);
       at += (count * int64_t(sizeof(T)) + 63) / 64 * 64;
     };
-    take(query_scales, key_dim / GROUP * 16);  // (c, 16) what a step of each column is worth
+    take(query_scales, key_dim / GROUP * 16);  // (c, 16) the size of each column's steps
     take(queries, key_dim * 16);               // (c, 8 quads of dims, 16 columns, 4)
     take(weights, HEADS * BLOCK);              // (g, t)
     take(scales, BLOCK * (key_dim > value_dim ? key_dim : value_dim) / GROUP);  // (t, c)
@@ -53,12 +54,12 @@ struct Room {
     take(bytes, 16 * BLOCK);          // weights: rows g and 8 + g
     take(quads, GROUP * BLOCK);       // values of a group: two tiles
     take(mixed, HEADS * value_dim);   // (g, dims in the order of the tiles' columns)
-    take(key_tail, BLOCK * key_dim);  // copies of a block that is not whole
+    take(key_tail, BLOCK * key_dim);  // copy of a partial block
     take(value_tail, BLOCK * value_dim);
   }
 };
 
-// Split 16 numbers within -127..127 into whole numbers and LOW_STEPS-ths.
+// Split 16 numbers in -127..127 into integers and multiples of 1 / LOW_STEPS.
 CONIFER_INLINE void split(__m512 x, __m512i& high, __m512i& low) {
   high = _mm512_cvtps_epi32(x);
   low = _mm512_cvtps_epi32(
@@ -102,7 +103,7 @@ void load_scales(const uint16_t* halves, int64_t count, float* out) {
   for (; i < count; ++i) out[i] = quant::f16_to_float(halves[i]);
 }
 
-// Scores of a whole block into room.weights.
+// Write the scores for a whole block to room.weights.
 void score(const int8_t* keys, int64_t dims, const Room& room, const int8_t* next) {
   const int64_t groups = dims / GROUP;
   for (int64_t t = 0; t < BLOCK; t += 16) {
@@ -130,7 +131,7 @@ void score(const int8_t* keys, int64_t dims, const Room& room, const int8_t* nex
   }
 }
 
-// Transpose (t, c) to (c, t), divided by the largest of the group. Returns the largest over 127.
+// Transpose (t, c) to (c, t) and divide by the largest in the group. Returns that value / 127.
 float turn_scales(const float* scales, int64_t groups, int64_t c, float* out) {
   const __m512i index =
       _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
@@ -146,14 +147,14 @@ float turn_scales(const float* scales, int64_t groups, int64_t c, float* out) {
   return most / 127.0f;
 }
 
-// 64 whole numbers, in four vectors, as bytes in order.
+// Convert 64 integers in four vectors to bytes, in order.
 CONIFER_INLINE __m512i pack(const __m512i* v) {
   const __m512i words[2] = {_mm512_packs_epi32(v[0], v[1]), _mm512_packs_epi32(v[2], v[3])};
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   return _mm512_permutexvar_epi32(order, _mm512_packs_epi16(words[0], words[1]));
 }
 
-// Weights times the values' scales, as bytes.
+// Multiply weights by the values' scales and convert the products to bytes.
 void load_weights(const Room& room, int64_t c) {
   for (int g = 0; g < HEADS; ++g) {
     __m512i high[4], low[4];
@@ -166,8 +167,8 @@ void load_weights(const Room& room, int64_t c) {
   }
 }
 
-// A group of 32 dims of 64 tokens as two tiles of quads: byte i of a column is token 4 quad + i.
-// Interleaving puts the columns in the order of `dim_of`.
+// Store 32 dims of 64 tokens as two tiles of quads, where byte i of a column is token 4 quad + i.
+// Interleaving puts the columns in the order that `dim_of` returns.
 void load_quads(const int8_t* values, int64_t dims, int8_t* quads) {
   for (int64_t t = 0; t < BLOCK; t += 8) {
     __m512i rows[4];
@@ -191,7 +192,7 @@ void load_quads(const int8_t* values, int64_t dims, int8_t* quads) {
   }
 }
 
-// The dim, within a group, of a column of tile j.
+// Which dim of a group is in a column of tile j.
 CONIFER_INLINE int dim_of(int j, int column) {
   const int half = column / 8, lane = column / 4 % 2, i = column % 4;
   return 16 * lane + 8 * j + 4 * half + i;
@@ -225,7 +226,7 @@ void mix(const int8_t* values, int64_t dims, const Room& room, const float* fact
   }
 }
 
-// Up to 8 heads.
+// For up to 8 heads.
 void attend_heads(const HeadView& head, const float* queries, int64_t heads, int64_t begin,
                   int64_t end, Partial partial, const Room& room) {
   const int64_t key_dim = head.key_dim, value_dim = head.value_dim;
@@ -244,7 +245,7 @@ void attend_heads(const HeadView& head, const float* queries, int64_t heads, int
     const int8_t* keys = static_cast<const int8_t*>(head.keys) + t * key_dim;
     const int8_t* values = static_cast<const int8_t*>(head.values) + t * value_dim;
     const int8_t* next_keys = keys + BLOCK * key_dim;
-    if (n < BLOCK) {  // tiles are read whole, and memory may end here
+    if (n < BLOCK) {  // whole tiles are read, but memory may end here
       keys = static_cast<int8_t*>(memcpy(room.key_tail, keys, size_t(n * key_dim)));
       values = static_cast<int8_t*>(memcpy(room.value_tail, values, size_t(n * value_dim)));
       memset(room.key_tail + n * key_dim, 0, size_t((BLOCK - n) * key_dim));

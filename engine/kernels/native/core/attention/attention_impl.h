@@ -1,8 +1,8 @@
-// Attention of one kv head, for one instruction set. See attention.h for the terms.
+// Attention for one kv head, for one instruction set. See attention.h for definitions.
 //
-// Both ways stream over the tokens in blocks, with a running maximum: scores exist for one block at
-// a time. One token: each key and value is read once for all query heads. Many tokens: a block of
-// keys is converted and transposed once, and the rest is two small matrix products.
+// Both versions stream over the tokens in blocks with a running maximum, so only one block's scores
+// exist at a time. One token: each key and value is read once for all query heads. Many tokens:
+// each block of keys is converted and transposed once, followed by two small matrix products.
 #pragma once
 
 #include <type_traits>
@@ -18,9 +18,9 @@ using namespace isa;  // vectors
 constexpr int64_t BLOCK = 64;  // tokens
 constexpr int64_t SHORT_BLOCK =
     32;  // for one token: three blocks of keys or values fit the L1 cache
-constexpr float LOWEST = -3.0e38f;  // below every score, and a difference of two is no overflow
+constexpr float LOWEST = -3.0e38f;  // below every score; the difference of two does not overflow
 
-// Rows of a cache, `stride` apart, as vectors of floats.
+// Cache rows, `stride` apart, read as float vectors.
 template <CacheType C>
 struct Rows {
   const void* data;
@@ -39,7 +39,7 @@ struct Rows {
   }
 };
 
-// Convert n tokens to floats, rows padded with zeros.
+// Convert n tokens to floats and pad the rows with zeros.
 template <CacheType C>
 void unpack(const void* data, const uint16_t* scales, int64_t dims, int64_t stride, int64_t begin,
             int64_t n, float* out) {
@@ -72,7 +72,7 @@ void unpack(CacheType type, const void* data, const uint16_t* scales, int64_t di
 
 // --- one token ------------------------------------------------------------------------------
 
-// The running state of G query heads; lane t * G + g of a vector belongs to head g.
+// The running state for G query heads. Lane t * G + g of a vector belongs to head g.
 template <int G>
 struct Running {
   VF top, total;
@@ -93,19 +93,19 @@ CONIFER_INLINE VF across_tokens(VF v, bool maximum) {
   return load(folded);
 }
 
-// Prefetch the next rows while the arithmetic is busy: the hardware prefetcher loses a stream that
-// stops and continues elsewhere, as keys and values do.
+// Prefetch the next rows during the arithmetic. Keys and values jump between addresses, which the
+// hardware prefetcher cannot follow.
 CONIFER_INLINE void fetch(const char* begin, const char* end) {
   for (; begin < end; begin += 64) __builtin_prefetch(begin);
 }
 
-// Scores of n tokens in order of lanes: out[t * G + g]. Prefetches the same tokens of `next`.
+// Compute scores for n tokens in lane order: out[t * G + g]. Prefetches the same tokens in `next`.
 template <int G, CacheType C>
 CONIFER_INLINE void score(const Rows<C>& keys, const Rows<C>& next, const float* queries,
                           int64_t stride, int64_t begin, int64_t n, float* out) {
   constexpr int TOKENS = W / G;
   for (int64_t t = 0; t < n; t += TOKENS) {
-    VF sums[W];  // in registers: zeroed one by one, because `= {}` becomes a memset
+    VF sums[W];  // zeroed one by one to stay in registers; `= {}` becomes a memset
 #pragma GCC unroll 16
     for (int j = 0; j < W; ++j) sums[j] = fill(0.0f);
     const int64_t first = begin + t, last = begin + n - 1;
@@ -125,13 +125,13 @@ CONIFER_INLINE void score(const Rows<C>& keys, const Rows<C>& next, const float*
   }
 }
 
-// The rows to prefetch meanwhile: `step` bytes per token.
+// Rows to prefetch during the computation: `step` bytes per token.
 struct Ahead {
   const char* begin;
   int64_t step;
 };
 
-// mixed[g] += weights[t * G + g] * value[t], N vectors of each row at a time.
+// mixed[g] += weights[t * G + g] * value[t], for N vectors of each row at a time.
 template <int G, int N, CacheType C>
 CONIFER_INLINE void mix(const Rows<C>& values, Ahead ahead, const float* weights, int64_t stride,
                         int64_t begin, int64_t n, int64_t i, float* mixed) {
@@ -157,8 +157,8 @@ CONIFER_INLINE void mix(const Rows<C>& values, Ahead ahead, const float* weights
 }
 
 // Add one block of tokens to the running state. `weights` is scratch for G * SHORT_BLOCK floats.
-// Reading the keys prefetches the values; each pass over the values prefetches a part of the next
-// keys.
+// Reading the keys prefetches the values. Each pass over the values prefetches part of the next
+// block's keys.
 template <int G, CacheType C>
 CONIFER_INLINE void one_block(const Rows<C>& keys, const Rows<C>& values, const float* queries,
                               int64_t query_stride, int64_t begin, int64_t n, Running<G>& state,
@@ -200,8 +200,8 @@ CONIFER_INLINE void one_block(const Rows<C>& keys, const Rows<C>& values, const 
   for (; i < values.dims; i += W) pass(std::integral_constant<int, 1>{}, i);
 }
 
-// `heads` <= G query heads over tokens begin..end. Where rows are not whole vectors, they are
-// converted block by block first.
+// Process `heads` <= G query heads over tokens begin..end. If rows are not whole vectors, each
+// block is converted first.
 template <int G, CacheType C>
 void one_group(const HeadView& head, const float* queries, int64_t heads, int64_t begin,
                int64_t end, Partial partial, float* scratch) {
@@ -272,7 +272,7 @@ void attend_one_isa(const HeadView& head, const float* queries, int64_t group, i
 
 // --- many tokens ----------------------------------------------------------------------------
 
-// A block of c (M, N vectors) = or += a (M, depth) b (depth, N vectors).
+// Compute a block of c (M, N vectors) = or += a (M, depth) b (depth, N vectors).
 template <int M, int N>
 CONIFER_INLINE void product_block(const float* a, int64_t a_stride, const float* b,
                                   int64_t b_stride, int64_t depth, bool add, float* c,
@@ -299,7 +299,7 @@ CONIFER_INLINE void product_block(const float* a, int64_t a_stride, const float*
     for (int n = 0; n < N; ++n) store(c + m * c_stride + n * W, sums[m][n]);
 }
 
-// Rows come in fours, columns in LONGEST.
+// The number of rows is a multiple of 4; the number of columns, of LONGEST.
 void multiply(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t rows,
               int64_t depth, int64_t columns, bool add, float* c, int64_t c_stride) {
   constexpr int N = W == 8 ? 2 : 4;
@@ -315,7 +315,7 @@ void multiply(const float* a, int64_t a_stride, const float* b, int64_t b_stride
   }
 }
 
-// (BLOCK, width) to (width, BLOCK); width is a multiple of LONGEST.
+// Transpose (BLOCK, width) to (width, BLOCK). width is a multiple of LONGEST.
 void turn(const float* rows, int64_t width, float* columns) {
   for (int64_t t = 0; t < BLOCK; t += W)
     for (int64_t i = 0; i < width; i += W) {
@@ -326,8 +326,8 @@ void turn(const float* rows, int64_t width, float* columns) {
     }
 }
 
-// Turn the scores of one row into weights, 0 outside begin..end. Returns the factor by which to
-// scale the earlier sums.
+// Convert one row of scores to weights, with 0 outside begin..end. Returns the factor that rescales
+// the earlier sums.
 CONIFER_INLINE float weigh(float* scores, int64_t begin, int64_t end, float& top, float& total) {
   for (int64_t t = 0; t < begin; ++t) scores[t] = LOWEST;
   for (int64_t t = end; t < BLOCK; ++t) scores[t] = LOWEST;
@@ -352,7 +352,7 @@ void attend_many_isa(const HeadView& head, const float* queries, int64_t rows, c
                      float* out, float* scratch) {
   const int64_t key_width = padded(head.key_dim), value_width = padded(head.value_dim);
   const int64_t padded_rows = (rows + 3) / 4 * 4;
-  float* keys = scratch;  // then the values of the same block
+  float* keys = scratch;  // later, the same block's values
   float* columns = keys + BLOCK * (key_width > value_width ? key_width : value_width);
   float* scores = columns + BLOCK * key_width;
   float* tops = scores + MAX_ROWS * BLOCK;
@@ -365,7 +365,7 @@ void attend_many_isa(const HeadView& head, const float* queries, int64_t rows, c
   const int64_t end = sights[rows - 1].end;
   for (int64_t begin = sights[0].begin; begin < end; begin += BLOCK) {
     const int64_t n = end - begin < BLOCK ? end - begin : BLOCK;
-    int64_t first = 0;  // rows before this see nothing of the block
+    int64_t first = 0;  // earlier rows do not attend to this block
     while (sights[first].end <= begin) ++first;
     first = first / 4 * 4;
     unpack(head.type, head.keys, head.key_scales, head.key_dim, head.key_dim, begin, n, keys);

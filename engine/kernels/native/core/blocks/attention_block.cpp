@@ -1,7 +1,7 @@
 // The attention block. See block.h.
 //
-// One token is the hot path: every thread norms and quantises the whole input for itself, so a
-// barrier is needed only before a thread reads another's products.
+// One token is the hot path. Every thread normalises and quantises its own copy of the input, so a
+// barrier is needed only before a thread reads products from other threads.
 #include <algorithm>
 #include <atomic>
 
@@ -16,11 +16,11 @@ namespace {
 
 using Thread = Workspace::Parts::Thread;
 
-// The state that the threads of one attention_block share.
+// State shared by the threads in one attention_block call.
 struct AttentionCall {
   const AttentionLayer& layer;
   KVCache cache;
-  int64_t past;  // tokens in the cache before these
+  int64_t past;  // tokens already in the cache
   const float* x;
   int64_t tokens;
   float* y;
@@ -29,13 +29,13 @@ struct AttentionCall {
   float* projected;  // (T, width): queries, keys, values
   int64_t width, group, query_step, key_start, value_start;
   std::atomic<int64_t>* next;
-  RowSharing* projected_rows;  // of one token
+  RowSharing* projected_rows;  // for a single token
   RowSharing* output_rows;
 
   int64_t length() const { return past + tokens; }
 };
 
-// Norm one head, unless its whole projection was normed, and rotate it.
+// Normalise one head, unless its whole projection was normalised, and rotate it.
 void rotate_head(const AttentionCall& call, const Norm& norm, int64_t token, float* x) {
   const Rope& rope = call.layer.rope;
   const bool normed = norm.weight && !call.layer.whole_norms;
@@ -46,13 +46,13 @@ void rotate_head(const AttentionCall& call, const Norm& norm, int64_t token, flo
   if (normed && call.layer.norms_last) rms_norm(x, norm, call.layer.key_dim, x);
 }
 
-// Norm a token's queries, or keys, as a whole where the layer does.
+// Normalise all of a token's queries or keys together, if the layer does so.
 void norm_whole(const AttentionCall& call, const Norm& norm, int64_t n, const float* x, float* y) {
   if (norm.weight && call.layer.whole_norms) rms_norm(x, norm, n, y);
   else if (x != y) std::copy(x, x + n, y);
 }
 
-// `key` is the token's, rotated in place.
+// `key` is the token's key, which is rotated in place.
 void append_token(const AttentionCall& call, int64_t head, int64_t token, float* key) {
   const AttentionLayer& layer = call.layer;
   rotate_head(call, layer.k_norm, token, key);
@@ -62,14 +62,14 @@ void append_token(const AttentionCall& call, int64_t head, int64_t token, float*
          layer.value_dim);
 }
 
-// The first token of the cache that a token attends to.
+// The first cached token that a token attends to.
 int64_t first_seen(const AttentionCall& call, int64_t token) {
   const int64_t window = call.layer.window;
   return window ? std::max<int64_t>(call.past + token + 1 - window, 0) : 0;
 }
 
-// Put one token's queries of a kv head, from `all` of its queries, into padded rows: scaled, and
-// normed and turned unless they are.
+// Copy a token's queries for one kv head from `all` of its queries to padded rows. Scales them, and
+// normalises and rotates them if that has not been done.
 void copy_queries(const AttentionCall& call, int64_t head, int64_t token, const float* all,
                   bool turned, float* out) {
   const AttentionLayer& layer = call.layer;
@@ -83,7 +83,7 @@ void copy_queries(const AttentionCall& call, int64_t head, int64_t token, const 
   }
 }
 
-// Multiply a head's result by the sigmoid of its gate, if it has one; out may be `mixed`.
+// Multiply a head's result by the sigmoid of its gate, if it has one. out may be `mixed`.
 void finish_head(const AttentionCall& call, int64_t head, int64_t token, const float* mixed,
                  float* out) {
   const AttentionLayer& layer = call.layer;
@@ -95,7 +95,7 @@ void finish_head(const AttentionCall& call, int64_t head, int64_t token, const f
 void attend_range(const AttentionCall& call, int thread, int threads, Thread& own);
 void merge_ranges(const AttentionCall& call, int threads, Thread& own, float* out);
 
-// Some rows of the output projection, and the residual.
+// Compute some rows of the output projection and add the residual.
 void finish(const AttentionCall& call, const Activations& mixed, Range rows) {
   const AttentionLayer& layer = call.layer;
   const int64_t width = layer.output.rows;
@@ -134,8 +134,8 @@ void one_token(const AttentionCall& call, int thread, int threads) {
                               [&](Range rows) { finish(call, own.hidden, rows); });
 }
 
-// A cut of the line of all (kv head, position) pairs that one token attends to: each thread gets
-// the same number, whatever the number of heads.
+// A share of all (kv head, position) pairs that one token attends to. Each thread gets the same
+// number of pairs, regardless of the number of heads.
 Range head_range(const AttentionCall& call, int64_t head, int thread, int threads) {
   const int64_t first = first_seen(call, 0), length = call.length() - first;
   const int64_t start = head * length;
@@ -154,7 +154,7 @@ void attend_range(const AttentionCall& call, int thread, int threads, Thread& ow
   const AttentionLayer& layer = call.layer;
   float* queries = own.queries.need(call.group * padded(layer.key_dim));
   float* scratch = own.scratch.need(attention_scratch(layer.key_dim, layer.value_dim));
-  // Copies of all queries and keys, because norms of the whole need the projected values.
+  // Copy all queries and keys, because whole-projection norms need the projected values.
   float* all = own.mixed.need(layer.q.rows + layer.k.rows);
   float* keys = all + layer.q.rows;
   norm_whole(call, layer.q_norm, layer.q.rows, call.projected, all);
@@ -185,7 +185,7 @@ void merge_ranges(const AttentionCall& call, int threads, Thread& own, float* ou
   }
 }
 
-// The attention of consecutive tokens and one kv head.
+// Compute attention for consecutive tokens and one kv head.
 void attend_tokens(const AttentionCall& call, int64_t head, Range tokens, Thread& own) {
   const AttentionLayer& layer = call.layer;
   const int64_t key_width = padded(layer.key_dim), value_width = padded(layer.value_dim);
@@ -234,7 +234,7 @@ void many_tokens(const AttentionCall& call, int thread, int threads) {
     for (int64_t h = 0; h < layer.kv_heads; ++h) append_token(call, h, t, keys + h * layer.key_dim);
   }
   call.pool.barrier();
-  // The last tokens have the most work: starting with them leaves small pieces for the end.
+  // The last tokens need the most work. Starting with them leaves small pieces for the end.
   const int64_t at_once = std::max<int64_t>(MAX_ROWS / call.group, 1);
   const int64_t pieces = (call.tokens + at_once - 1) / at_once;
   for (;;) {

@@ -1,6 +1,7 @@
-// Whole layers of a decoder, each one parallel region: attention, dense feed-forward, mixture of
-// experts, output head. The structs are plain views: the caller keeps their memory alive.
-// Comments say which pointers may be null. x and y are (T, D) float32, rows packed; y may be x.
+// Complete decoder layers, each computed in one parallel region: attention, dense feed-forward,
+// mixture of experts, output head. The structs are plain views; the caller keeps their memory
+// alive. Comments say which pointers may be null. x and y are (T, D) float32 with packed rows; y
+// may be x.
 //
 // Axes: T tokens, D width, H query heads, K kv heads, d head width, E experts, k chosen, F hidden.
 #pragma once
@@ -24,11 +25,11 @@ using threads::Pool;
 using threads::Range;
 using threads::share;
 
-// The activation of a feed-forward layer. Silu: gate * sigmoid(gate) * up. Clamped: gate *
-// sigmoid(1.702 gate) * (up + 1), gate at most 7 and up within -7..7.
+// A feed-forward layer's activation. Silu: gate * sigmoid(gate) * up. Clamped: gate *
+// sigmoid(1.702 gate) * (up + 1), where gate is at most 7 and up is in -7..7.
 enum class Activation : int32_t { Silu = 0, Clamped = 1 };
 
-// Scratch memory of the blocks, as large as the largest call so far. One call at a time.
+// Scratch memory for blocks, as large as the largest call so far needed. One call at a time.
 struct Workspace {
   Workspace();
   ~Workspace();
@@ -43,54 +44,55 @@ struct AttentionLayer {
   const float* k_bias;
   const float* v_bias;
   const float* output_bias;
-  Norm q_norm, k_norm;  // of queries and keys; weight null: none
+  Norm q_norm, k_norm;  // for queries and keys; weight null: none
   bool gated;           // a gate follows each head's query; its sigmoid scales the head
-  bool whole_norms;     // these two norm whole projections, not each head
-  bool norms_last;      // they come after the rotation; of heads only
+  bool whole_norms;     // q_norm and k_norm apply to whole projections, not to each head
+  bool norms_last;      // they follow the rotation; only for per-head norms
   Rope rope;            // dims 0: none
-  const float* sinks;   // (H), may be null: scores that take their share and give nothing
-  int64_t heads, kv_heads, key_dim, value_dim;  // heads / kv_heads: whole, at most MAX_ROWS
-  int64_t window;  // tokens that one attends to, including itself; 0: all
-  float scale;     // of the scores
+  const float* sinks;   // (H), may be null: scores without a value in the softmax
+  int64_t heads, kv_heads, key_dim, value_dim;  // heads / kv_heads: an integer up to MAX_ROWS
+  int64_t window;  // tokens that a token attends to, including itself; 0: all
+  float scale;     // factor on scores
   float residual;  // factor on the block's result
 };
 
 // y = x + residual * output(attention(rope(norm(q)), cache)). Appends T tokens to the cache at
-// `offset`, whose buffers must have room for offset - base + T; cache null: the tokens attend only
-// to each other (the rotation still starts at offset).
+// `offset`. The buffers must have room for offset - base + T tokens. If cache is null, the tokens
+// attend only to each other, but the rotation still starts at offset.
 void attention_block(const AttentionLayer& layer, const KVCache* cache, int64_t offset,
                      const float* x, int64_t tokens, float* y, Workspace& work, Pool& pool);
 
-// Multi-head latent attention with the heads' own projections multiplied into queries and results:
-// a token stores one row, its normed latent (R) and a rotated part (r), which all heads share.
+// Multi-head latent attention. Each head's own projections are multiplied into queries and results.
+// A token stores one row, which all heads share: its normalised latent (R) and a rotated part (r).
 struct LatentLayer {
   Norm norm;        // of x
-  Matrix q_a;       // (Q, D); data null: queries are projected in one step
-  Norm q_norm;      // of the Q
+  Matrix q_a;       // (Q, D); data null: one-step query projection
+  Norm q_norm;      // (Q)
   Matrix q;         // (H d, D or Q); the last r of d are rotated
   Matrix kv_a;      // (R + r, D)
-  Norm kv_norm;     // of the R
-  Matrix k_b, v_b;  // of the first head, the others follow: (R, d - r), (dv, R)
+  Norm kv_norm;     // (R)
+  Matrix k_b, v_b;  // for the first head, followed by the rest: (R, d - r), (dv, R)
   Matrix output;    // (D, H dv)
-  Rope rope;        // of r
+  Rope rope;        // for the rotated r
   int64_t heads;
   float scale, residual;
 };
 
-// As attention_block; the cache's keys are the rows, of one head, and it has no values.
+// Same as attention_block, except that the cache has one head, whose keys are the rows, and no
+// values.
 void latent_block(const LatentLayer& layer, const KVCache* cache, int64_t offset, const float* x,
                   int64_t tokens, float* y, Workspace& work, Pool& pool);
 
-// Where the projections put one number for each head: in column at + h / group * step + h % group.
+// Where projections store one number per head h: in column at + h / group * step + h % group.
 struct HeadColumns {
   int64_t at, group, step;
   int64_t of(int64_t head) const { return at + head / group * step + head % group; }
 };
 
-// A convolution over the last tokens, a recurrence (recurrence.h) over its result, and a gated
-// norm. Everything is read from the input projections' results, side by side; q, k and v from what
-// is convolved of them. With s = softplus(step + step_bias) the decay is e^(rate s); the
-// recurrence's factor is sigmoid(beta) for the delta rule, else s.
+// A convolution over recent tokens, a recurrence (recurrence.h) over its result, and a gated norm.
+// The inputs are the concatenated results of the input projections. q, k and v come from the
+// convolved part. With s = softplus(step + step_bias), the decay is e^(rate s). The recurrence's
+// factor is sigmoid(beta) for the delta rule, and s otherwise.
 struct RecurrentLayer {
   static constexpr int MOST_INPUTS = 4;
   Norm norm;  // of x
@@ -100,15 +102,15 @@ struct RecurrentLayer {
   const float* taps;  // (K, C)
   const float* bias;  // (C), may be null
   int64_t kernel, channels, mixed_at, gate_at;
-  HeadColumns step, beta;                                          // beta: of the delta rule
+  HeadColumns step, beta;                                          // beta: for the delta rule
   const float* step_bias;                                          // (A, B)
   const float* rate;                                               // (A, B), negative
   const float* skip;                                               // (A, B), may be null
-  int64_t q_at, k_at, v_at;                                        // among the channels
+  int64_t q_at, k_at, v_at;                                        // first channels
   int64_t a, b, key_heads, key_step_a, key_step_b, width, values;  // as in Recurrence
   bool delta;
-  float length_eps;  // of the delta rule's keys and queries
-  Norm gated_norm;   // weight (M or 1, n), of M runs of n values
+  float length_eps;  // for the delta rule's keys and queries
+  Norm gated_norm;   // weight (M or 1, n), for M runs of n values
   int64_t norm_rows, norm_weights;
   bool gate_first;
   float residual;
@@ -119,14 +121,14 @@ struct RecurrentLayer {
   int64_t tail_values() const { return (kernel - 1) * channels; }
 };
 
-// The state of such a layer: tail (K-1, C), memory (A, B, N, P).
+// A recurrent layer's state: tail (K-1, C), memory (A, B, N, P).
 struct RecurrentState {
   float* tail;
   float* memory;
 };
 
-// The state before the tokens and the states to save; null: none. `from` is neither of the others.
-// mark: the state after the first `mark_tokens` tokens.
+// The state before the tokens, and the states to save; null: none. `from` must differ from the
+// rest. mark: the state after the first `mark_tokens` tokens.
 struct RecurrentStates {
   const RecurrentState* from;
   const RecurrentState* mark;
@@ -148,7 +150,7 @@ struct DenseLayer {
 void dense_block(const DenseLayer& layer, const float* x, int64_t tokens, float* y, Workspace& work,
                  Pool& pool);
 
-// How a router's logits become weights. SoftmaxOfChosen: the softmax of the chosen ones alone.
+// How router logits become weights. SoftmaxOfChosen: softmax over the chosen experts only.
 enum class Gating : int32_t { Softmax = 0, Sigmoid = 1, SoftmaxOfChosen = 2 };
 
 struct Routing {
@@ -156,37 +158,38 @@ struct Routing {
   bool renormalize;  // divide the chosen weights by max(their sum, 6.103515625e-05)
   float scale;       // then multiply by this
   Gating gating = Gating::Softmax;
-  const float* bias = nullptr;          // (E), may be null: added to the scores for choosing only
-  int64_t groups = 1, groups_used = 1;  // of consecutive experts; only the best groups are used
+  const float* bias = nullptr;          // (E), may be null: added to scores, but only for choosing
+  int64_t groups = 1, groups_used = 1;  // groups of consecutive experts; only the best are used
 };
 
 struct ExpertLayer {
   Norm norm;
   Matrix router;          // (E, D)
-  Matrix gate, up, down;  // of the first expert; the others follow without a gap
+  Matrix gate, up, down;  // for the first expert; the rest follow without gaps
   Routing routing;
   Activation activation = Activation::Silu;
-  const float* router_bias = nullptr;  // (E); these four may be null
+  const float* router_bias = nullptr;  // (E); all four biases may be null
   const float* gate_bias = nullptr;    // (E, F)
   const float* up_bias = nullptr;      // (E, F)
   const float* down_bias = nullptr;    // (E, D)
-  // One expert that always runs; data null: none. Its weight is the sigmoid of score . h, or 1.
+  // An expert that is always used; data null: none. Its weight is sigmoid(score . h), or 1.
   Matrix shared_gate = {}, shared_up = {}, shared_down = {};
   const float* shared_score = nullptr;  // (D)
   float residual = 1.0f;
 };
 
-// y = x + residual * (sum over the chosen of weight * expert(h) + shared(h)), h = norm(x);
-// expert(h) = down(activation(gate(h), up(h))).
+// y = x + residual * (sum of weight * expert(h) over the chosen experts + shared(h)), where
+// h = norm(x) and expert(h) = down(activation(gate(h), up(h))).
 // chosen: receives the ids of the chosen experts (T, k); may be null.
 void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* y, Workspace& work,
                Pool& pool, int32_t* chosen = nullptr);
 
-// Choose `used` experts by `logits` (E): ids and weights (k), best first, ties by id. Serial.
+// Choose `used` experts by `logits` (E). Writes ids and weights (k), best first; ties by id.
+// Serial.
 void route(const Routing& routing, const float* logits, int32_t* ids, float* weights);
 
-// y = sum over the chosen of weight * expert(h), without norm or residual: h (T, D) ->
-// y (T, D), with ids and weights (T, k).
+// y = sum of weight * expert(h) over the chosen experts, without norm or residual: h (T, D) ->
+// y (T, D). ids and weights are (T, k).
 void run_experts(const ExpertLayer& layer, const float* h, int64_t tokens, const int32_t* ids,
                  const float* weights, float* y, Workspace& work, Pool& pool);
 

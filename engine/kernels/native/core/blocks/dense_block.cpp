@@ -1,7 +1,7 @@
 // The dense feed-forward block. See block.h.
 //
-// One token is the hot path: every thread norms and quantises the whole input for itself, so a
-// barrier is needed only before a thread reads another's products.
+// One token is the hot path. Every thread normalises and quantises its own copy of the input, so a
+// barrier is needed only before a thread reads products from other threads.
 #include "blocks/steps.h"
 
 namespace conifer::blocks {
@@ -23,7 +23,7 @@ void dense_block(const DenseLayer& layer, const float* x, int64_t tokens, float*
     parts.hidden.prepare(gate, tokens, hidden, hidden, tiled);
   }
   const isa::KernelTable& kernels = isa::kernels();
-  RowSharing hidden_rows, output_rows;  // of one token
+  RowSharing hidden_rows, output_rows;  // for a single token
   pool.run([&](int thread, int threads) {
     Thread& own = *parts.threads[size_t(thread)];
     const bool one = tokens == 1;

@@ -1,4 +1,4 @@
-// See latent.h. One token: the threads divide the rows and merge. Many: they divide the tokens.
+// See latent.h. For one token, threads divide the rows and merge. For many, they divide the tokens.
 #include "blocks/latent.h"
 
 #include <algorithm>
@@ -19,7 +19,7 @@ HeadView view(const LatentCall& call) {
           call.rows, call.rows,    call.scales,    call.scales};
 }
 
-// Queries of one token, heads.begin..heads.end, into padded rows.
+// Copy one token's queries for heads.begin..heads.end to padded rows.
 void copy_queries(const LatentCall& call, int64_t token, Range heads, float* out) {
   const int64_t dims = call.key_dim, stride = padded(dims);
   const float* row = call.queries + (token * call.heads + heads.begin) * dims;
@@ -88,7 +88,7 @@ void many_tokens(const LatentCall& call, Workspace::Parts& parts, std::atomic<in
   const int64_t steps = (call.tokens + step - 1) / step;
   Thread& own = *parts.threads[size_t(thread)];
   for (int64_t i; (i = next.fetch_add(1)) < steps * groups;) {
-    const int64_t last_first = steps - 1 - i / groups;  // the longest, so that none comes late
+    const int64_t last_first = steps - 1 - i / groups;  // longest first, so that none finishes late
     const int64_t token = last_first * step, head = i % groups * group;
     some_tokens(call, {token, std::min(token + step, call.tokens)},
                 {head, std::min(head + group, call.heads)}, own);

@@ -1,7 +1,7 @@
-// Attention of many query heads over one row per token: its key, which begins with its value. This
-// is multi-head latent attention after the heads' own projections have been multiplied in.
+// Attention for many query heads over one row per token. The row is the key and begins with the
+// value. This is multi-head latent attention after each head's own projections are multiplied in.
 //
-// Axes: T new tokens, H query heads, d key width, dv value width, L tokens in all.
+// Axes: T new tokens, H query heads, d key width, dv value width, L tokens in total.
 #pragma once
 
 #include <atomic>
@@ -10,8 +10,8 @@
 
 namespace conifer::blocks {
 
-// rows (L, d) in one type, the last T of them the new tokens' own; row i of q, (T, H, d), already
-// scaled, attends to all but the T - 1 - i last. Writes out (T, H, dv).
+// rows (L, d): all of one type; the last T belong to the new tokens. Row i of the scaled q (T, H,
+// d) attends to all rows except the last T - 1 - i. Writes out (T, H, dv).
 struct LatentCall {
   attention::CacheType type;
   const void* rows;
@@ -24,8 +24,8 @@ struct LatentCall {
 
 void latent_attention(const LatentCall& call, Workspace& work, Pool& pool);
 
-// The same in two steps: outside a region, then on every thread inside one. `next` starts at 0. The
-// results are complete after the next barrier.
+// The same in two steps: first outside a region, then on every thread inside one. `next` starts at
+// 0. The results are complete after the next barrier.
 void prepare_latent(const LatentCall& call, Workspace& work, int threads);
 void attend_latent(const LatentCall& call, Workspace& work, Pool& pool, std::atomic<int64_t>& next,
                    int thread, int threads);

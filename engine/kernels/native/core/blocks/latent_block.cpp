@@ -1,4 +1,4 @@
-// The block of latent attention. See block.h.
+// The latent-attention block. See block.h.
 #include <algorithm>
 #include <atomic>
 
@@ -15,16 +15,16 @@ namespace {
 using Parts = Workspace::Parts;
 using Thread = Parts::Thread;
 
-// A stack of projections, one for each head, of rows that are `tokens * heads`, heads first.
+// A stack of projections, one per head, over `tokens * heads` rows with consecutive heads.
 struct HeadProduct {
-  const Matrix& first;  // of head 0
+  const Matrix& first;  // for head 0
   int64_t heads, tokens;
   float* y;  // head h of token t at (t * heads + h) * stride
   int64_t stride;
 
   int64_t rows() const { return heads * first.rows; }
 
-  // Some of all heads' rows, in one line. ids: scratch memory for the tokens' numbers.
+  // Compute a range of all output rows, head after head. ids: scratch memory for token numbers.
   void multiply(const Activations& x, Range range, std::vector<int32_t>& ids) const {
     ids.resize(size_t(tokens));
     for (int64_t h = range.begin / first.rows; h < heads && h * first.rows < range.end; ++h) {
@@ -38,12 +38,12 @@ struct HeadProduct {
   }
 };
 
-// The state that the threads of one latent_block share. Axes: Q the rank of queries, d a head's
-// query, r its rotated part, R the rank of latents.
+// State shared by the threads in one latent_block call. Axes: Q query rank, d query width per head,
+// r rotated part of a query, R latent rank.
 struct Call {
   const LatentLayer& layer;
   KVCache cache;
-  int64_t past;  // tokens in the cache before these
+  int64_t past;  // tokens already in the cache
   const float* x;
   int64_t tokens;
   float* y;
@@ -55,7 +55,7 @@ struct Call {
   HeadProduct absorbed, values;
   LatentCall attention;
   std::atomic<int64_t>* next;
-  RowSharing* sharing;  // one for each product of one token
+  RowSharing* sharing;  // one per product, for a single token
 
   Parts& parts() const { return *work.parts; }
   int64_t turned() const { return layer.rope.dims; }
@@ -64,7 +64,7 @@ struct Call {
   int64_t stays() const { return key_dim() - turned(); }
 };
 
-// Call fn(Range) for this thread's part of the rows of product number `i`.
+// Call fn(Range) for this thread's share of the rows in product `i`.
 template <class F>
 void share_rows(const Call& call, int i, int64_t rows, int thread, int threads, F&& fn) {
   if (call.tokens == 1) return call.sharing[i].share_out(rows, thread, threads, fn);
@@ -72,7 +72,7 @@ void share_rows(const Call& call, int i, int64_t rows, int thread, int threads, 
   if (mine.begin < mine.end) fn(mine);
 }
 
-// Rows of two matrices as one line: a's, then b's.
+// Multiply by rows of two matrices, numbered as one: a's rows, then b's.
 void multiply_both(const Matrix& a, float* a_out, const Matrix& b, float* b_out,
                    const Activations& x, Range rows) {
   if (rows.begin < a.rows) multiply_rows(a, x, a_out, {rows.begin, std::min(rows.end, a.rows)});
@@ -86,7 +86,7 @@ void turn(const Call& call, int64_t token, float* x) {
          rope.interleaved);
 }
 
-// Norm a token's latent and rotate the part after it, in a copy, and store both.
+// Copy a token's latent and rotated part, normalise and rotate the copy, and store it.
 void append_row(const Call& call, int64_t token, Thread& own) {
   const int64_t rank = call.rank(), width = rank + call.turned();
   const float* from = call.kv + token * width;
@@ -97,7 +97,7 @@ void append_row(const Call& call, int64_t token, Thread& own) {
   append(call.cache, call.cache.keys, 0, call.past + token, row, width);
 }
 
-// Write the rotated, scaled parts of some heads' queries after their absorbed parts.
+// Write the rotated, scaled query parts for some heads after their absorbed parts.
 void turn_queries(const Call& call, int64_t token, Range heads) {
   const int64_t r = call.turned();
   for (int64_t h = heads.begin; h < heads.end; ++h) {
@@ -110,7 +110,7 @@ void turn_queries(const Call& call, int64_t token, Range heads) {
   }
 }
 
-// Norm rows of x, (T, n), into y: all of one token, or this thread's tokens; y is then ready to be
+// Normalise rows of x (T, n) into y: the only token, or this thread's tokens. y can then be
 // multiplied as `input`.
 void norm_rows(const Call& call, const float* x, const Norm& norm, int64_t n, float* y,
                Activations& input, int thread, int threads) {
@@ -147,7 +147,7 @@ void project(const Call& call, int thread, int threads) {
   call.pool.barrier();
 }
 
-// Queries as latents' rows meet them, and the new tokens' rows.
+// Compute the queries in latent space and the new tokens' rows.
 void absorb(const Call& call, int thread, int threads) {
   const LatentLayer& layer = call.layer;
   Parts& parts = call.parts();

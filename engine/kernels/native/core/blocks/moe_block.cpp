@@ -1,8 +1,8 @@
-// Mixture of experts: the router's choice, and the chosen experts for one token or many.
+// Mixture of experts: choose experts with the router, and apply them to one token or many.
 //
-// One token: the rows of the chosen experts form one line, divided among the threads. Many tokens
-// are grouped by expert, and every thread multiplies its own rows of every expert, so that each
-// weight is read once and no sums cross threads.
+// One token: the threads divide the rows of all chosen experts. Many tokens: tokens are grouped by
+// expert, and every thread multiplies its own rows of every expert, so that each weight is read
+// once and no sums cross threads.
 #include <algorithm>
 #include <cmath>
 #include <utility>
@@ -18,10 +18,11 @@ namespace {
 using Parts = Workspace::Parts;
 using Thread = Parts::Thread;
 
-constexpr float MIN_WEIGHT_SUM = 6.103515625e-05f;  // smallest normal float16: keeps it finite
-constexpr int64_t TOKENS_AT_ONCE = 512;             // per expert, to bound the scratch memory
+constexpr float MIN_WEIGHT_SUM =
+    6.103515625e-05f;                    // smallest normal float16, to avoid dividing by 0
+constexpr int64_t TOKENS_AT_ONCE = 512;  // per expert, to limit scratch memory
 constexpr int64_t ROUTER_GRAIN = 8;
-constexpr float LEFT_OUT = -3.0e38f;  // below every score that is wanted
+constexpr float LEFT_OUT = -3.0e38f;  // below every valid score
 
 Matrix expert(const Matrix& first, int64_t id) {
   Matrix matrix = first;
@@ -29,19 +30,19 @@ Matrix expert(const Matrix& first, int64_t id) {
   return matrix;
 }
 
-// Row `id` of the biases of all experts, which may be null.
+// Row `id` of the biases for all experts, which may be null.
 const float* bias_of(const float* biases, int64_t id, int64_t n) {
   return biases ? biases + id * n : nullptr;
 }
 
-// The gate and the up projection of one expert.
+// One expert's gate and up projections.
 struct Gated {
   Matrix gate, up;
-  const float* gate_bias;  // these two may be null
+  const float* gate_bias;  // both biases may be null
   const float* up_bias;
   Activation activation;
 
-  // Rows of what n tokens give are gated, in place of `gate`; both are (n, hidden).
+  // Apply the activation to the rows for n tokens. Overwrites `gate`; both are (n, hidden).
   void finish(float* gate_out, float* up_out, int64_t n, Range rows) const {
     const isa::KernelTable& kernels = isa::kernels();
     const int64_t hidden = gate.rows, count = rows.end - rows.begin;
@@ -62,7 +63,7 @@ struct ExpertCall {
   float* y;
   Parts& parts;
   Pool& pool;
-  RowSharing* hidden_rows;  // of one token
+  RowSharing* hidden_rows;  // for a single token
   RowSharing* output_rows;
 
   int64_t width() const { return layer.gate.cols; }
@@ -79,7 +80,7 @@ struct ExpertCall {
   }
 };
 
-// What the shared expert of a token's h counts.
+// The shared expert's weight for a token's h.
 float shared_weight(const ExpertLayer& layer, const float* h) {
   if (!layer.shared_score) return layer.residual;
   float score = 0.0f;
@@ -87,7 +88,7 @@ float shared_weight(const ExpertLayer& layer, const float* h) {
   return layer.residual / (1.0f + std::exp(-score));
 }
 
-// One token through its k experts and the shared one. `input` is this thread's own.
+// Apply k experts and the shared expert to one token. `input` is this thread's own copy.
 void one_token(const ExpertCall& call, const Activations& input, const int32_t* ids,
                const float* weights, float shared, int thread, int threads) {
   const int64_t used = call.used(), hidden = call.hidden(), width = call.width();
@@ -134,7 +135,7 @@ void one_token(const ExpertCall& call, const Activations& input, const int32_t* 
   });
 }
 
-// slots[first[e] .. first[e + 1]] are the (token, choice) numbers token * k + j of expert e.
+// slots[first[e] .. first[e + 1]] hold the slot numbers token * k + j for expert e and choice j.
 void group_by_expert(const ExpertCall& call, const int32_t* ids) {
   Parts& parts = call.parts;
   const int64_t experts = call.layer.routing.experts, chosen = call.tokens * call.used();
@@ -147,7 +148,8 @@ void group_by_expert(const ExpertCall& call, const int32_t* ids) {
     parts.slots[size_t(slot)] = int32_t(i);
     parts.ids[size_t(slot)] = int32_t(i / call.used());
   }
-  for (int64_t e = experts; e > 0; --e) first[e] = first[e - 1];  // they had moved to the ends
+  for (int64_t e = experts; e > 0; --e)
+    first[e] = first[e - 1];  // they were moved to the ends above
   first[0] = 0;
 }
 
@@ -163,7 +165,8 @@ void for_each_piece(const ExpertCall& call, F&& fn) {
     }
 }
 
-// Many tokens, grouped; `parts.input` is quantised. shared: what the shared expert counts (T).
+// Process many tokens, grouped by expert. `parts.input` is quantised. shared: the shared expert's
+// weights (T).
 void many_tokens(const ExpertCall& call, const float* weights, const float* shared, int thread,
                  int threads) {
   const int64_t used = call.used(), hidden = call.hidden(), width = call.width();
@@ -188,7 +191,7 @@ void many_tokens(const ExpertCall& call, const float* weights, const float* shar
                        rows.end);
     } else {
       float* made = parts.shared.need(0);
-      float* ups = parts.shared_up.need(0);  // another thread may still be at the chosen experts
+      float* ups = parts.shared_up.need(0);  // other threads may still be using the chosen experts
       multiply_rows(gated.gate, parts.input, made, rows);
       multiply_rows(gated.up, parts.input, ups, rows);
       gated.finish(made, ups, call.tokens, rows);
@@ -206,7 +209,7 @@ void many_tokens(const ExpertCall& call, const float* weights, const float* shar
     else if (call.x != call.y)
       std::copy(call.x + t * width + rows.begin, call.x + t * width + rows.end, at);
   }
-  float* out = parts.mixed.need(0);  // (piece, D): threads write columns of their own
+  float* out = parts.mixed.need(0);  // (piece, D): each thread writes its own columns
   for_each_piece(call, [&](int64_t e, int64_t begin, int64_t count) {
     gemm::matmul_rows(expert(call.layer.down, e), parts.hidden, begin, begin + count, out, width,
                       rows.begin, rows.end);
@@ -225,7 +228,7 @@ void many_tokens(const ExpertCall& call, const float* weights, const float* shar
                        call.y + t * width + rows.begin);
 }
 
-// Reserve memory for many tokens of the shared expert, tiled if possible.
+// Reserve memory for the shared expert with many tokens, tiled if possible.
 void prepare_shared(const ExpertCall& call, const float* input) {
   Parts& parts = call.parts;
   const ExpertLayer& layer = call.layer;
@@ -246,7 +249,7 @@ void quantize_input(const ExpertCall& call, int thread, int threads) {
   if (call.shared() && parts.shared_hidden.tile(0)) parts.shared_input.quantize(thread, threads);
 }
 
-// Make room for everything the threads will use; `input` holds the rows that experts see.
+// Allocate everything the threads need. `input` holds the rows that experts receive.
 void prepare(const ExpertCall& call, const float* input) {
   Parts& parts = call.parts;
   const int64_t slots = call.tokens * call.used(), hidden = call.hidden();
@@ -268,8 +271,8 @@ void prepare(const ExpertCall& call, const float* input) {
   parts.first.resize(size_t(call.layer.routing.experts + 1));
 }
 
-// Put those outside the best groups behind all others. A group scores what its best expert does, or
-// in other gatings than softmax its best two.
+// Rank experts outside the best groups last. A group's score is that of its best expert with
+// softmax gating, and the sum for its best two experts otherwise.
 void leave_out_groups(const Routing& routing, float* wanted) {
   const int64_t size = routing.experts / routing.groups;
   std::vector<std::pair<float, int64_t>> groups;
@@ -288,7 +291,7 @@ void leave_out_groups(const Routing& routing, float* wanted) {
     std::fill_n(wanted + groups[size_t(i)].second * size, size, LEFT_OUT);
 }
 
-// The scores (E) that weights are made of; those of the chosen alone are the logits.
+// Compute the scores (E) that become weights. For SoftmaxOfChosen, these are the logits.
 void score(const Routing& routing, const float* logits, float* scores) {
   const int64_t experts = routing.experts;
   if (routing.gating == Gating::SoftmaxOfChosen) {
@@ -312,12 +315,12 @@ void route(const Routing& routing, const float* logits, int32_t* ids, float* wei
   float* scores = kept.data();
   float* wanted = scores + experts;
   score(routing, logits, scores);
-  // Scores saturate where logits do not, and both have the same order.
+  // Use logits, because scores saturate. Both have the same order.
   const float* order = routing.bias || routing.groups > 1 ? scores : logits;
   for (int64_t e = 0; e < experts; ++e) wanted[e] = order[e] + (routing.bias ? routing.bias[e] : 0);
   if (routing.groups > 1) leave_out_groups(routing, wanted);
   int64_t held = 0;
-  for (int64_t e = 0; e < experts; ++e) {  // insert into the sorted list of the best
+  for (int64_t e = 0; e < experts; ++e) {  // insert into the sorted list of the best experts
     if (held == used && !(wanted[e] > weights[used - 1])) continue;
     int64_t at = held < used ? held++ : used - 1;
     for (; at > 0 && wanted[e] > weights[at - 1]; --at) {

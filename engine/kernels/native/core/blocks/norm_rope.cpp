@@ -1,4 +1,4 @@
-// Norm and rotary embedding, on the kernels of the instruction set in use.
+// Norm and rotary embedding, using the kernels for the current instruction set.
 #include "blocks/norm_rope.h"
 
 #include <algorithm>

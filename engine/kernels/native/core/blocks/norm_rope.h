@@ -7,11 +7,11 @@
 namespace conifer::blocks {
 
 struct Norm {
-  const float* weight;  // (n,); null where there is no norm
+  const float* weight;  // (n,); null if there is no norm
   float eps;
 };
 
-// Pairs are (2i, 2i+1) if interleaved, else (i, i + dims/2); values past `dims` stay as they are.
+// Pairs are (2i, 2i+1) if interleaved, else (i, i + dims/2). Values past `dims` do not change.
 struct Rope {
   const float* periods;  // (dims/2,) period / 2 pi of each pair
   int64_t dims;
@@ -22,11 +22,11 @@ struct Rope {
 // y = x / sqrt(mean(x^2) + eps) * weight; y may be x.
 void rms_norm(const float* x, const Norm& norm, int64_t n, float* y);
 
-// Rotate one head's values in place by the cos and sin of its position, (dims/2,) each.
+// Rotate one head's values in place, with the cos and sin of its position, (dims/2,) each.
 void rotate(float* x, const float* cosines, const float* sines, int64_t dims, bool interleaved);
 
-// Cosines and sines of consecutive positions. All layers of a step use the same ones, so the last
-// result is cached.
+// Cosines and sines for consecutive positions. All layers in a step use the same table, so the most
+// recent one is cached.
 class Rotations {
  public:
   void prepare(const Rope& rope, int64_t offset, int64_t tokens);
@@ -36,7 +36,7 @@ class Rotations {
  private:
   bool holds(const Rope& rope, int64_t offset, int64_t tokens) const;
 
-  std::vector<float> periods_, table_;  // table: cosines then sines, token by token
+  std::vector<float> periods_, table_;  // table: for each token, cosines, then sines
   int64_t pairs_ = 0, offset_ = 0, tokens_ = 0;
   float magnitude_ = 1.0f;
 };

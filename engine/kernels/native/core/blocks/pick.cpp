@@ -1,4 +1,4 @@
-// A token drawn on one thread: two vectorised passes over all logits; only candidates are sorted.
+// Sample a token on one thread: two vectorised passes over the logits; only candidates are sorted.
 #include "blocks/pick.h"
 
 #include <algorithm>
@@ -12,21 +12,21 @@ namespace conifer::blocks {
 
 namespace {
 
-constexpr float MIN_TEMPERATURE = 1e-6f;  // as in engine/sampling.py
-constexpr int64_t CHUNK = 4096;           // logits summed in float at a time
+constexpr float MIN_TEMPERATURE = 1e-6f;  // same as in engine/sampling.py
+constexpr int64_t CHUNK = 4096;           // logits summed in float32 at a time
 
 struct Candidate {
   float weight;
   int32_t id;
 
-  bool operator<(const Candidate& other) const {  // the likelier first
+  bool operator<(const Candidate& other) const {  // more likely candidates first
     return weight > other.weight || (weight == other.weight && id < other.id);
   }
 };
 
 struct Peak {
   float value;
-  int64_t chunk;  // where it begins, the first that has it
+  int64_t chunk;  // start of the first chunk that contains it
 };
 
 Peak find_peak(const float* logits, int64_t n) {
@@ -39,7 +39,7 @@ Peak find_peak(const float* logits, int64_t n) {
   return peak;
 }
 
-// The k likeliest, in any order.
+// The k most likely candidates, in any order.
 void take_likeliest(const float* weights, int64_t n, int64_t k, std::vector<Candidate>& out) {
   for (int64_t i = 0; i < n; ++i) {  // a heap whose front is the least likely
     const bool full = int64_t(out.size()) == k;
@@ -53,7 +53,7 @@ void take_likeliest(const float* weights, int64_t n, int64_t k, std::vector<Cand
   }
 }
 
-// The first of those before which, and with which, there is `target` of weight; or the last.
+// The first candidate at which the cumulative weight exceeds `target`, or the last one.
 template <class Weight>
 int64_t walk(int64_t count, double target, Weight weight) {
   int64_t last = 0;
@@ -89,15 +89,15 @@ int32_t pick(const float* logits, int64_t n, const Drawing& how, double uniform)
     total = 0.0;
     for (const Candidate& candidate : candidates) total += candidate.weight;
   } else {
-    // Whatever is less likely than this cannot come: all of it together is less than top_p cuts
-    // off, and less than min_p of the likeliest, whose weight is 1.
+    // Tokens below this weight cannot be chosen: their total is less than what top_p cuts off, or
+    // their weight is below min_p times the largest weight, which is 1.
     const double spare = std::max(1.0 - double(how.top_p), 0.0) * total / double(n);
     const float least = std::max(float(spare * 0.999), how.min_p);
     for (int64_t i = 0; i < n; ++i)
       if (weights[size_t(i)] > 0.0f && weights[size_t(i)] >= least)
         candidates.push_back({weights[size_t(i)], int32_t(i)});
   }
-  // A heap whose front is the likeliest; popped candidates move to the end.
+  // A heap with the most likely candidate at the front. Popped candidates move to the end.
   const auto less_likely = [](const Candidate& a, const Candidate& b) { return b < a; };
   std::make_heap(candidates.begin(), candidates.end(), less_likely);
   double mass = 0.0;

@@ -1,4 +1,4 @@
-// Logits to a token. engine/sampling.py says what the settings mean, and does the same in MLX.
+// Sample a token from logits. engine/sampling.py documents the settings and does the same in MLX.
 #pragma once
 
 #include <cstdint>
@@ -6,14 +6,15 @@
 namespace conifer::blocks {
 
 struct Drawing {
-  float temperature;  // 0 is greedy
-  int64_t top_k;      // 0 is all
+  float temperature;  // 0: greedy
+  int64_t top_k;      // 0: all
   float top_p, min_p;
 };
 
 constexpr int32_t NOT_FINITE = -1;
 
-// Draw one of n logits, or NOT_FINITE where one is not. uniform, 0 <= uniform < 1: which one.
+// Sample the index of one of n logits, or NOT_FINITE if any is not finite. uniform: random, 0 to
+// <1.
 int32_t pick(const float* logits, int64_t n, const Drawing& how, double uniform);
 
 }  // namespace conifer::blocks

@@ -1,7 +1,6 @@
-// The recurrent block: a whole Mamba-2 or delta-net layer as one parallel region. See block.h.
+// The recurrent block: a complete Mamba-2 or delta-net layer in one parallel region. See block.h.
 //
-// Threads divide the rows of the projections, the channels of the convolution, and the heads of the
-// recurrence.
+// Threads divide the projections by rows, the convolution by channels, and the recurrence by heads.
 #include <algorithm>
 #include <cmath>
 
@@ -27,14 +26,14 @@ struct RecurrentCall {
   Parts& parts;
   Pool& pool;
   Projection projections[RecurrentLayer::MOST_INPUTS];
-  int64_t width;     // of all projections together
+  int64_t width;     // total of all projections
   float* projected;  // (T, width)
   float* convolved;  // (T, C)
   float* decays;     // (T, A, B)
   float* factors;
   float* mixed;                // (T, A B P)
-  const float* nothing;        // zeros, as many as a tail or a head's memory has
-  RowSharing* projected_rows;  // of one token
+  const float* nothing;        // zeros, enough for a tail or a head's memory
+  RowSharing* projected_rows;  // for a single token
   RowSharing* output_rows;
 };
 
@@ -43,7 +42,7 @@ void project(const RecurrentCall& call, const Activations& input, Range rows) {
                  call.width, rows);
 }
 
-// Some channels of the convolution, whole key heads where lengths matter, and of the tails.
+// Convolve some channels and update their tails. If lengths matter, these are whole key heads.
 void convolve_range(const RecurrentCall& call, Range channels) {
   const RecurrentLayer& layer = call.layer;
   const RecurrentStates& states = call.states;
@@ -74,7 +73,7 @@ void convolve_range(const RecurrentCall& call, Range channels) {
   shorten(layer.k_at, 1.0f);
 }
 
-// Every head's decay and factor for some tokens.
+// Compute every head's decay and factor for some tokens.
 void weigh_heads(const RecurrentCall& call, Range tokens) {
   const RecurrentLayer& layer = call.layer;
   for (int64_t t = tokens.begin; t < tokens.end; ++t) {
@@ -90,7 +89,7 @@ void weigh_heads(const RecurrentCall& call, Range tokens) {
   }
 }
 
-// The recurrence for some heads: up to the mark, then from there on.
+// Compute the recurrence for some heads, first up to the mark and then from the mark on.
 void scan_heads(const RecurrentCall& call, Range heads, Thread& own) {
   const RecurrentLayer& layer = call.layer;
   const RecurrentStates& states = call.states;
@@ -131,7 +130,7 @@ void scan_heads(const RecurrentCall& call, Range heads, Thread& own) {
   }
 }
 
-// One token's result, gated and normed. out may be its part of `mixed`.
+// Gate and normalise one token's result. out may be its part of `mixed`.
 void norm_token(const RecurrentCall& call, int64_t token, float* out) {
   const RecurrentLayer& layer = call.layer;
   const int64_t n = layer.inner() / layer.norm_rows;
@@ -143,7 +142,7 @@ void norm_token(const RecurrentCall& call, int64_t token, float* out) {
                    layer.gate_first, out + row * n);
 }
 
-// Some rows of the output projection, and the residual.
+// Compute some rows of the output projection and add the residual.
 void finish(const RecurrentCall& call, const Activations& mixed, Range rows) {
   const int64_t width = call.layer.output.rows;
   float* sums = call.parts.normed.need(0);

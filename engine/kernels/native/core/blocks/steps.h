@@ -1,4 +1,4 @@
-// Steps that the blocks share: serial, for use inside a parallel region.
+// Steps shared by the blocks. Serial, for use inside a parallel region.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,7 @@
 
 namespace conifer::blocks {
 
-// Rows of several matrices side by side in y, so that one split serves them all.
+// Rows of several matrices, side by side in y, so that threads divide them all at once.
 struct Projection {
   const Matrix* matrix;
   const float* bias;  // may be null
@@ -39,7 +39,7 @@ inline void add_residual(const float* x, float factor, float* sums, int64_t n, f
   kernels.add(x, sums, n, y);
 }
 
-// y = activation(gate, up), of n values; y may be gate.
+// y = activation(gate, up), for n values. y may be gate.
 inline void activate(Activation activation, const float* gate, const float* up, int64_t n,
                      float* y) {
   const isa::KernelTable& kernels = isa::kernels();

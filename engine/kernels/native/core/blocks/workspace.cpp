@@ -1,4 +1,4 @@
-// Here because block.h only declares Workspace::Parts.
+// Defined here because block.h only declares Workspace::Parts.
 #include "blocks/workspace.h"
 
 namespace conifer::blocks {

@@ -1,4 +1,4 @@
-// The scratch memory behind Workspace: grow-only buffers, some shared, some of one thread.
+// Workspace's scratch memory: grow-only buffers, some shared and some per thread.
 #pragma once
 
 #include <atomic>
@@ -11,7 +11,7 @@
 
 namespace conifer::blocks {
 
-// Uninitialised floats on cache lines of their own. Growing loses the contents.
+// Uninitialised floats on their own cache lines. Growing discards the contents.
 class Floats {
  public:
   float* need(int64_t count) {
@@ -32,12 +32,12 @@ class Floats {
   int64_t capacity_ = 0;
 };
 
-// Divides the rows of one product in one token's step: most of them evenly, the rest first come,
-// first served. Threads run at different speeds: one may share its core with the interpreter, or
-// with another tenant of the machine.
+// Divides the rows of one product for a single token: most of them evenly, the rest first come,
+// first served. Threads run at different speeds, because one may share its core with the
+// interpreter or with another tenant of the machine.
 class RowSharing {
  public:
-  // Call fn(Range) for this thread's part of n rows, every thread with the same n.
+  // Call fn(Range) for this thread's share of n rows. Every thread must pass the same n.
   template <class F>
   void share_out(int64_t n, int thread, int threads, F&& fn) {
     if (threads == 1) return fn(Range{0, n});
@@ -53,7 +53,7 @@ class RowSharing {
 
  private:
   static constexpr int64_t GRAIN =
-      64;  // whole groups of four rows, as in the kernels: the sums never vary
+      64;  // whole groups of four rows, as in the kernels, so sums never vary
   alignas(64) std::atomic<int64_t> next_{0};
 };
 
@@ -63,8 +63,8 @@ inline void multiply_rows(const Matrix& w, const Activations& x, float* y, Range
 }
 
 struct Workspace::Parts {
-  // Of one thread. One token's activations are small: each thread makes its own copy, which costs
-  // less than a barrier.
+  // Per thread. One token's activations are small, so a copy for each thread costs less than a
+  // barrier.
   struct Thread {
     Activations input, hidden, shared;
     Floats normed, mixed, queries, scratch, out, weights;

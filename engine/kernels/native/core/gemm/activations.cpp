@@ -1,4 +1,4 @@
-// The layout of a token in the buffer, and the division of the work of filling it.
+// The buffer layout for a token, and how threads divide the work of filling it.
 #include "gemm/activations.h"
 
 #include <algorithm>
@@ -27,7 +27,8 @@ void Activations::prepare(const float* x, int64_t tokens, int64_t cols, int64_t 
   cols_ = cols;
   stride_ = stride;
   padded_ = (cols + CHUNK - 1) / CHUNK * CHUNK;
-  // int8 values, then 4 bytes for each of 7 per 32. The last 64 keep tokens off a power of two.
+  // int8 values, then seven 4-byte numbers per 32 values. The extra 64 bytes avoid a power-of-two
+  // stride.
   token_bytes_ = padded_ + padded_ / 32 * 7 * 4 + 64;
   tiled_ = tiled;
   const int64_t needed = tiled ? whole_tiles(tokens) * cols * 2 : tokens * token_bytes_;
@@ -59,7 +60,7 @@ void Activations::quantize(int thread, int count) {
     }
     return;
   }
-  const int64_t chunks = padded_ / CHUNK;  // by chunks, so that one token has work for all threads
+  const int64_t chunks = padded_ / CHUNK;  // by chunk, so that one token has work for all threads
   const int64_t end = tokens_ * chunks * (thread + 1) / count;
   for (int64_t i = tokens_ * chunks * thread / count; i < end; ++i) {
     const int64_t n = i % chunks * CHUNK;

@@ -1,6 +1,6 @@
-// The activations of a product: quantised to int8 (quant/token.h), columns padded with zeros to a
-// multiple of 256, up to which kernels may read; or, for many tokens on a processor with AMX tiles,
-// bfloat16 in the order of the tiles (gemm_amx.h).
+// A product's activations. They are quantised to int8 (quant/token.h), with columns padded with
+// zeros to a multiple of 256, and kernels may read the padding. For many tokens on a processor with
+// AMX, they are bfloat16 in tile order (gemm_amx.h).
 #pragma once
 
 #include <cstdint>
@@ -10,16 +10,16 @@
 
 namespace conifer::gemm {
 
-// Scratch memory that the caller keeps and reuses; it only grows. Call `prepare` once outside the
-// parallel region (or on one thread, before a barrier), then `quantize` on every thread, then a
+// Grow-only scratch memory that the caller keeps and reuses. Call `prepare` once outside the
+// parallel region (or on one thread before a barrier), then `quantize` on every thread, then a
 // barrier.
 class Activations {
  public:
-  // Remember `tokens` rows of `cols` floats, `stride` floats apart; x must outlive the use.
-  // tiled: for products with all of the tokens, if `tiles_serve`; x may be null if the caller
-  // fills the tiles.
+  // Set the input: `tokens` rows of `cols` floats, `stride` floats apart. x must stay valid.
+  // tiled: use tiles, for products with all of the tokens, if `tiles_serve`. x may be null if the
+  // caller fills the tiles.
   void prepare(const float* x, int64_t tokens, int64_t cols, int64_t stride, bool tiled = false);
-  // Quantise this thread's share. Not needed if only F32, F16 and BF16 weights will be used.
+  // Quantise this thread's share. Not needed if all weights are F32, F16 or BF16.
   void quantize(int thread, int threads);
   void load(const float* x, int64_t tokens, int64_t cols, int64_t stride) {
     prepare(x, tokens, cols, stride);
@@ -29,8 +29,8 @@ class Activations {
   int64_t tokens() const { return tokens_; }
   quant::TokenView token(int64_t index) const { return slot(index).view(); }
 
-  // The tile of 16 tokens from `token` on, (cols / 32, 16 pairs of columns, 16 tokens, 2), or null
-  // if not tiled.
+  // The tile for 16 tokens, starting with `token`: (cols / 32, 16 pairs of columns, 16 tokens, 2),
+  // or null if not tiled.
   uint16_t* tile(int64_t token) const {
     return tiled_ ? reinterpret_cast<uint16_t*>(buffer_.get()) + token * cols_ : nullptr;
   }

@@ -1,4 +1,4 @@
-// Two kernels of each instruction set, defined in gemm/dot_<id>.cpp. See isa/kernels.h.
+// Two kernels for each instruction set, defined in gemm/dot_<id>.cpp. See isa/kernels.h.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
 // AVX2 with FMA and F16C, row by row.
 //
 // vpmaddubsw adds pairs of products in 16 bits and saturates. Its operands here are |w| <= 128 and
-// x within -127..127 with the sign of w: a pair is at most 2 * 128 * 127 = 32512, which fits.
+// x in -127..127 with the sign of w, so a pair is at most 2 * 128 * 127 = 32512, which fits.
 #if defined(__x86_64__)
 #include <immintrin.h>
 
@@ -74,13 +74,13 @@ struct Avx2 {
     float largest = _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
     const __m256 unordered = _mm256_or_ps(_mm256_cmp_ps(v[0], v[1], _CMP_UNORD_Q),
                                           _mm256_cmp_ps(v[2], v[3], _CMP_UNORD_Q));
-    if (_mm256_movemask_ps(unordered)) largest = NAN;  // which a maximum may overlook
+    if (_mm256_movemask_ps(unordered)) largest = NAN;  // a maximum may ignore NaN
     const __m256 inverse = _mm256_set1_ps(largest > SMALLEST ? 127.0f / largest : 0.0f);
     __m256i rounded[4];
     for (int i = 0; i < 4; ++i) rounded[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
     const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(rounded[0], rounded[1]),
                                               _mm256_packs_epi32(rounded[2], rounded[3]));
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // packing goes by lanes
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // packing works per lane
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), _mm256_permutevar8x32_epi32(packed, order));
     return largest / 127.0f;
   }

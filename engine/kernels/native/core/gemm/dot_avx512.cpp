@@ -1,4 +1,4 @@
-// AVX-512 (F, BW, DQ, VL, VNNI): few tokens at a time, and the quantisation of activations.
+// AVX-512 (F, BW, DQ, VL, VNNI): products with few tokens, and quantisation of activations.
 #if defined(__x86_64__)
 #include "isa/avx512.h"
 
@@ -34,7 +34,7 @@ struct Avx512 {
   }
 };
 
-// Scratch memory of one thread; it only grows.
+// Grow-only scratch memory for one thread.
 void* scratch(size_t bytes) {
   struct Buffer {
     void* data = nullptr;
@@ -51,7 +51,7 @@ void* scratch(size_t bytes) {
   return buffer.data;
 }
 
-// Sums of the lanes of four vectors.
+// Sum the lanes of each of four vectors.
 CONIFER_INLINE __m128 totals(const __m512* v) {
   const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
   const __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(v[2], v[3]), _mm512_unpackhi_ps(v[2], v[3]));
@@ -60,8 +60,8 @@ CONIFER_INLINE __m128 totals(const __m512* v) {
   return _mm_add_ps(_mm256_castps256_ps128(d), _mm256_extractf128_ps(d, 1));
 }
 
-// How far ahead of their use weights are prefetched. They are read in one stream, so this reaches
-// into the next rows; past the last one it is harmless.
+// How far ahead weights are prefetched. They are read as one stream, so prefetching reaches into
+// the next rows. Past the last row, it is harmless.
 constexpr int64_t AHEAD_BYTES = 4096;
 
 template <class G, int TOKENS, int ROWS>
@@ -84,7 +84,7 @@ void multiply_group(const uint8_t* data, int64_t stride, int64_t cols, const typ
     }
   }
   if constexpr (G::PARTIAL) {
-    if (const int64_t rest = cols % G::WEIGHTS) {  // blocks that do not fill a group
+    if (const int64_t rest = cols % G::WEIGHTS) {  // the remaining blocks do not fill a group
 #pragma GCC unroll 4
       for (int r = 0; r < ROWS; ++r) {
         const typename G::Part part{data + r * stride + groups * G::BYTES, static_cast<int>(rest)};
@@ -141,7 +141,7 @@ void quantize_avx512(const float* x, int64_t n, const quant::TokenSlot& out) {
   for (int64_t i = 0; i < n / 32; ++i) {
     const __m512 a = _mm512_loadu_ps(x + 32 * i), b = _mm512_loadu_ps(x + 32 * i + 16);
     float largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
-    if (_mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q)) largest = NAN;  // which a maximum may overlook
+    if (_mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q)) largest = NAN;  // a maximum may ignore NaN
     const float scale = largest / 127.0f;
     const __m512 inverse = _mm512_set1_ps(largest > SMALLEST ? 127.0f / largest : 0.0f);
     const __m512i qa = _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse));

@@ -54,7 +54,7 @@ struct Portable {
     float largest = 0;
     for (int i = 0; i < 32; ++i) {
       if (std::isnan(x[i])) largest = NAN;
-      if (std::fabs(x[i]) > largest) largest = std::fabs(x[i]);  // never, once it is NaN
+      if (std::fabs(x[i]) > largest) largest = std::fabs(x[i]);  // never true once `largest` is NaN
     }
     const float inverse = largest > SMALLEST && largest <= FLT_MAX ? 127.0f / largest : 0.0f;
     for (int i = 0; i < 32; ++i)

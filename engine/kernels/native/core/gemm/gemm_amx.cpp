@@ -1,10 +1,10 @@
-// Many tokens: a blocked GEMM in tiles of bfloat16, with sums in float32.
+// Many tokens: a blocked GEMM on bfloat16 tiles, with float32 sums.
 //
 // Weights are unpacked to bfloat16, 32 rows of a chunk of columns at a time. Activations are
-// rounded to bfloat16, which loses less than 8 bits with a scale for 32 would. The sums of two
-// tiles of rows by two of tokens stay in four of the eight tiles during a chunk. Rows of weights
-// are the rows of the product, so that unpacked weights need no transposition; tokens are
-// transposed once per call.
+// rounded to bfloat16, which loses less precision than int8 with one scale per 32 values. During a
+// chunk, the sums for two row tiles by two token tiles stay in four of the eight tiles. Weight rows
+// become the rows of the product, so unpacked weights need no transposition. Tokens are transposed
+// once per call.
 #include "gemm/gemm_amx.h"
 
 #include "isa/amx.h"
@@ -28,9 +28,9 @@ using namespace isa;  // the small vector functions, and tiles
 
 namespace {
 
-constexpr int SIDE = 16;        // rows of weights, or tokens, of a tile
-constexpr int DEPTH = 32;       // columns of a tile
-constexpr int MOST_COLS = 512;  // of a chunk: 32 rows of it stay in the first-level cache
+constexpr int SIDE = 16;        // weight rows, or tokens, per tile
+constexpr int DEPTH = 32;       // columns per tile
+constexpr int MOST_COLS = 512;  // per chunk; 32 rows of a chunk fit the L1 cache
 
 TileConfig tile_config() {
   TileConfig config;
@@ -44,11 +44,11 @@ CONIFER_INLINE __m512i to_bf16(__m512 first, __m512 second) {
   return (__m512i)_mm512_cvtne2ps_pbh(second, first);
 }
 
-// Layouts whose vectors hold the first and the second halves of four groups, not two whole groups.
+// Layouts whose vectors hold the first or second halves of four groups, not two whole groups.
 template <class L>
 constexpr bool HALVED = L::column(1, 0) == 16;
 
-// The 16 weights that a group can hold, by their nibble.
+// The 16 possible weights in a group, by nibble.
 template <class L>
 CONIFER_INLINE __m512i choices(__m512 values, const float* scales, int group) {
   const __m512 scale = _mm512_set1_ps(scales[L::scale_lane(group)]);
@@ -68,7 +68,7 @@ CONIFER_INLINE void look_up(const uint8_t* row, int groups, const float* scales,
   const __m512i mask = _mm512_set1_epi16(15);
   if constexpr (N.pairs) {
     const __m512 shifted =
-        times(values, 16);  // the layout's scales of second groups are 16 times too small
+        times(values, 16);  // the layout's scales for second groups are 16 times too small
 #pragma GCC unroll 4
     for (int g = 0; g < groups; g += 2) {
       const uint8_t* data = row + N.first + g / 2 * N.step;
@@ -104,7 +104,7 @@ CONIFER_INLINE void convert(const RowVectors& v, const float* scale, Halves* out
     _mm512_store_ps(min, _mm512_fmadd_ps(v.scale, _mm512_set1_ps(-L::OFFSET), v.min));
   else _mm512_store_ps(min, L::SPLIT_MINS ? v.min : v.scale);
   for (int i = 0; i < 4; ++i) _mm512_store_si512(q[i], v.q[i]);
-  // Lane `lane` of vector `i`: 16 weights under one scale.
+  // Lane `lane` of vector `i`: 16 weights that share a scale.
   const auto floats = [&](int i, int lane) {
     const int group = L::column(i, 4 * lane) / L::GROUP, at = L::scale_lane(group);
     const __m128i part = _mm_load_si128(reinterpret_cast<const __m128i*>(q[i] + 16 * lane));
@@ -127,7 +127,7 @@ CONIFER_INLINE void convert(const RowVectors& v, const float* scale, Halves* out
     }
 }
 
-// A chunk of a row: 256 weights, or fewer at its end.
+// A chunk of a row: 256 weights, or fewer at the end of the row.
 template <class T>
 CONIFER_INLINE void unpack_row(const uint8_t* row, int cols, Halves* out) {
   using L = quant::Avx512Of<T>;
@@ -148,8 +148,8 @@ CONIFER_INLINE void unpack_row(const uint8_t* row, int cols, Halves* out) {
   else convert<T>(v, scale, out);
 }
 
-// Load 32 columns of up to 16 tokens: (16 pairs of columns, 16 tokens, 2). row(t) is the start of
-// token t; missing tokens are zero.
+// Load 32 columns for up to 16 tokens: (16 pairs of columns, 16 tokens, 2). row(t) is the start of
+// token t. Missing tokens are zero.
 template <class Row>
 CONIFER_INLINE void load_tokens(Row row, int64_t tokens, int64_t n, Halves* out) {
   __m512i v[SIDE];
@@ -162,8 +162,8 @@ CONIFER_INLINE void load_tokens(Row row, int64_t tokens, int64_t n, Halves* out)
   for (int k = 0; k < SIDE; ++k) _mm512_storeu_si512(out + k * DEPTH, v[k]);
 }
 
-// Sums of 32 rows by 32 tokens, (token tile, row tile, 16, 16), += a chunk: rows `row_stride`
-// apart, and tokens, whose two tiles are `token_stride` apart. `fresh`: start from zero.
+// Add a chunk to the sums for 32 rows by 32 tokens (token tile, row tile, 16, 16). Rows are
+// `row_stride` apart, and the two token tiles are `token_stride` apart. `fresh`: start from zero.
 void multiply_pair(const Halves* rows, int64_t row_stride, const Halves* tokens,
                    int64_t token_stride, int64_t cols, bool fresh, float* sums) {
   if (fresh) {
@@ -194,8 +194,7 @@ void multiply_pair(const Halves* rows, int64_t row_stride, const Halves* tokens,
   _tile_stored(3, sums + 768, 64);
 }
 
-// The same for the first of the two tiles of tokens alone; steps of columns alternate between
-// tiles.
+// The same for only the first token tile. Column steps alternate between tiles.
 void multiply_single(const Halves* rows, int64_t row_stride, const Halves* tokens, int64_t cols,
                      bool fresh, float* sums) {
   if (fresh) {
@@ -230,7 +229,7 @@ void multiply_single(const Halves* rows, int64_t row_stride, const Halves* token
   _tile_stored(1, sums + 256, 64);
 }
 
-// Sums (16 rows, 16 tokens) to y (tokens, rows).
+// Store sums (16 rows, 16 tokens) in y (tokens, rows).
 void store_turned(const float* sums, int rows, int tokens, float* y, int64_t y_stride) {
   if (rows <= 0 || tokens <= 0) return;
   __m512i v[SIDE];
@@ -243,7 +242,7 @@ void store_turned(const float* sums, int rows, int tokens, float* y, int64_t y_s
     if (t < tokens) _mm512_mask_storeu_ps(y + t * y_stride, stored, _mm512_castsi512_ps(v[t]));
 }
 
-// Aligned memory of one thread; it only grows.
+// Grow-only aligned memory for one thread.
 template <class T>
 class Kept {
  public:
@@ -265,7 +264,7 @@ class Kept {
   int64_t capacity_ = 0;
 };
 
-// Rows row .. row + 32 of the chunk from column n on.
+// Rows row .. row + 32 of the chunk that starts at column n.
 template <class T>
 void unpack_rows(const Matrix& w, int64_t row, int rows, int64_t n, int64_t cols, Halves* out,
                  int64_t stride) {
@@ -287,10 +286,11 @@ Room& room() {
   return kept;
 }
 
-// Sums of up to 32 rows from `row` on, by all tokens: (pairs of token tiles, 4 tiles, 16, 16).
+// Sums for up to 32 rows, starting at `row`, by all tokens: (pairs of token tiles, 4 tiles, 16,
+// 16).
 void sum_rows(const Matrix& w, int64_t row, int rows, const Halves* x, int64_t tokens,
               float* sums) {
-  const int64_t stride = MOST_COLS + DEPTH;  // off a power of two
+  const int64_t stride = MOST_COLS + DEPTH;  // not a power of two
   const int64_t token_stride = w.cols * SIDE;
   Halves* unpacked = room().rows.need(ROWS * (stride + COLS));
   for (int64_t n = 0; n < w.cols; n += MOST_COLS) {
@@ -361,7 +361,7 @@ void gate_tiles(const Matrix& gate, const Matrix& up, const Activations& x, Acti
   const int64_t tokens = x.tokens();
   float* gates = room().sums.need(whole_tiles(tokens) * ROWS);
   float* ups = room().more_sums.need(whole_tiles(tokens) * ROWS);
-  // Two rows of 16 tokens, one after the other, to pairs.
+  // Interleave two rows of 16 tokens into pairs.
   alignas(64) uint16_t order[DEPTH];
   for (int i = 0; i < DEPTH; ++i) order[i] = static_cast<uint16_t>(i / 2 + i % 2 * SIDE);
   const __m512i pairs = _mm512_load_si512(order);

@@ -1,8 +1,8 @@
 // Many tokens: a blocked integer GEMM.
 //
-// A panel of weights is multiplied by 6 tokens at a time, 4 values of each broadcast at once. The
-// panel stays in the first-level cache. A buffer of 32 floats per token collects the sums over
-// columns, which are written to y once.
+// A panel of weights is multiplied by 6 tokens at a time, broadcasting 4 values per token. The
+// panel stays in the L1 cache. A buffer of 32 floats per token accumulates the sums over columns,
+// which are written to y once.
 #if defined(__x86_64__)
 #include "isa/avx512.h"
 
@@ -21,9 +21,9 @@ using quant::TokenView;
 
 namespace {
 
-constexpr int TILE = 6;  // tokens: 12 sums in whole numbers and 12 in floats fill the registers
+constexpr int TILE = 6;  // tokens; 12 integer sums and 12 float sums fill the registers
 
-// sums (TOKENS, 32) += panel times the tokens' values from column n on.
+// sums (TOKENS, 32) += panel times the tokens' values, starting at column n.
 template <class L, int TOKENS>
 void multiply_tokens(const Panel& panel, const TokenView* x, int64_t n, float* sums) {
   constexpr int GROUP = L::GROUP;
@@ -104,7 +104,7 @@ struct Free {
   void operator()(float* p) const { std::free(p); }
 };
 
-// Memory of the thread for the sums of `tokens`.
+// This thread's memory for the sums of `tokens` tokens.
 float* sums_of(int64_t tokens) {
   static thread_local std::unique_ptr<float[], Free> buffer;
   static thread_local int64_t capacity = 0;
@@ -130,7 +130,8 @@ void multiply_panels(const Matrix& w, const TokenView* x, int64_t tokens, float*
       const int cols = static_cast<int>(std::min<int64_t>(COLS, w.cols - n));
       const uint8_t* data = w.data + row * stride + n / COLS * L::CHUNK_BYTES;
       unpack_half<L>(data, stride, std::min(rows, 16), cols, 0, panel);
-      const int second = std::min(16, rows - 1);  // of 16 rows or fewer: any, it is not stored
+      const int second =
+          std::min(16, rows - 1);  // with 16 rows or fewer, any row, which is not stored
       unpack_half<L>(data + second * stride, stride, std::max(rows - 16, 1), cols, 1, panel);
       multiply_panel<L>(panel, x, tokens, n, sums);
     }

@@ -1,11 +1,12 @@
-// Products with many tokens, in a translation unit of its own.
+// Products with many tokens, in a separate translation unit.
 #pragma once
 
 #include "gemm/dot.h"
 
 namespace conifer::gemm {
 
-// As KernelTable::multiply, for quantised weights; faster from about GEMM_TOKENS tokens on.
+// Same as KernelTable::multiply, for quantised weights. Faster with about GEMM_TOKENS or more
+// tokens.
 static constexpr int64_t GEMM_TOKENS = 6;
 void multiply_many_avx512(const quant::Matrix& w, const quant::TokenView* x, int64_t tokens,
                           float* y, int64_t y_stride, int64_t row0, int64_t row1);

@@ -1,4 +1,4 @@
-// The public products, on top of the kernels of the instruction set in use.
+// The public product functions, which call the kernels for the current instruction set.
 #include "gemm/matmul.h"
 
 #include <algorithm>
@@ -15,9 +15,9 @@ using quant::with_quantized;
 
 namespace {
 
-constexpr int64_t TOKENS_AT_ONCE = 512;  // whose views and partial sums fit the second-level cache
+constexpr int64_t TOKENS_AT_ONCE = 512;  // their views and partial sums fit the L2 cache
 
-// `token` gives the index of the i-th token.
+// `token(i)` is the index of the i-th token.
 template <class Token>
 void multiply(const Matrix& w, const Activations& x, int64_t n, Token token, float* y,
               int64_t y_stride, int64_t row0, int64_t row1) {

@@ -1,8 +1,8 @@
-// y = x W^T for W in GGML blocks: one token or many, all of them or a gathered list.
+// y = x W^T, where W consists of GGML blocks: one token or many, all tokens or a gathered list.
 //
-// The serial functions are for use inside a parallel region, each thread with rows of its own.
-// Few tokens stream the weights once, straight from their blocks; many tokens unpack panels of
-// weights, to bytes for a blocked integer GEMM, or to bfloat16 where the processor has tiles.
+// Use the serial functions inside a parallel region, where each thread has its own rows. With few
+// tokens, weights are read once, directly from their blocks. With many tokens, panels of weights
+// are unpacked to bytes for a blocked integer GEMM, or to bfloat16 if the processor supports AMX.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +18,8 @@ namespace conifer::gemm {
 using quant::Matrix;
 using threads::Pool;
 
-// y[(t - token0) * y_stride + r] for t in [token0, token1), r in [row0, row1): r is not
-// renumbered, so threads share one y. Other rows of y are left alone.
+// Compute y[(t - token0) * y_stride + r] for t in [token0, token1) and r in [row0, row1). r is not
+// renumbered, so threads can share one y. Other rows of y do not change.
 void matmul_rows(const Matrix& w, const Activations& x, int64_t token0, int64_t token1, float* y,
                  int64_t y_stride, int64_t row0, int64_t row1);
 
@@ -27,16 +27,16 @@ void matmul_rows(const Matrix& w, const Activations& x, int64_t token0, int64_t 
 void matmul_rows(const Matrix& w, const Activations& x, const int32_t* token_ids, int64_t n,
                  float* y, int64_t y_stride, int64_t row0, int64_t row1);
 
-// out[i * cols + c]: rows of a matrix as floats, for embeddings.
+// Read rows of a matrix as floats, for embeddings: out[i * cols + c].
 void dequantize_rows(const Matrix& w, const int32_t* ids, int64_t n, float* out);
 
-// True if products of so many tokens with all of these matrices can use AMX tiles.
+// True if products of this many tokens with all of these matrices can use AMX tiles.
 bool tiles_serve(int64_t tokens, std::initializer_list<const Matrix*> matrices);
 
-// True if AMX tiles serve products of many tokens on the instruction set in use.
+// True if the current instruction set uses AMX tiles for products with many tokens.
 bool tiles_in_use();
 
-// Quantise and multiply on the pool: x (tokens, cols) and y (tokens, rows), both contiguous.
+// Quantise and multiply on the thread pool. x (tokens, cols) and y (tokens, rows) are contiguous.
 void matmul(const Matrix& w, const float* x, int64_t tokens, float* y, Pool& pool);
 void matmul(const Matrix& w, const float* x, int64_t tokens, float* y, Pool& pool,
             Activations& scratch);

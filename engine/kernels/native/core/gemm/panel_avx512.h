@@ -1,5 +1,5 @@
-// Panels of weights for many tokens: 32 rows by 256 columns, unpacked to unsigned bytes in the
-// order of the multiplication. A vector holds 4 consecutive columns of 16 rows.
+// Weight panels for many tokens: 32 rows by 256 columns, unpacked to unsigned bytes in
+// multiplication order. A vector holds 4 consecutive columns of 16 rows.
 #pragma once
 
 #include <algorithm>
@@ -17,11 +17,11 @@ constexpr int COLS = 256;
 
 struct alignas(64) Panel {
   uint8_t q[COLS / 4][2][64];
-  float scale[16][ROWS];  // by group of columns
+  float scale[16][ROWS];  // for each group of columns
   float min[16][ROWS];
 };
 
-// Sixteen vectors of dwords, rows to columns.
+// Transpose sixteen vectors of dwords.
 CONIFER_INLINE void transpose(__m512i* v) {
   __m512i u[16];
 #pragma GCC unroll 4
@@ -56,8 +56,8 @@ CONIFER_INLINE void transpose_floats(const RowVectors* rows, __m512 RowVectors::
   transpose(v);
 }
 
-// Unpack one chunk of 16 rows into one half of the panel, with format L (quant/avx512.h). If there
-// are fewer rows, the last one is repeated.
+// Unpack one chunk of 16 rows to one half of the panel, in format L (quant/avx512.h). If there are
+// fewer rows, the last row is repeated.
 template <class L>
 void unpack_half(const uint8_t* data, int64_t stride, int rows, int cols, int half, Panel& panel) {
   RowVectors vectors[16];

@@ -1,9 +1,9 @@
-// Matrix products row by row, for instruction sets without a kernel of their own per type: four
-// rows unpack 256 weights each into the first-level cache, then every token meets them there.
+// Row-by-row matrix products, for instruction sets without a kernel for each type. 256 weights from
+// each of four rows are unpacked into the L1 cache, then multiplied by every token.
 //
-// The vector arithmetic comes from `Ops`, a struct of the including translation unit:
+// Vector arithmetic comes from `Ops`, a struct in the including translation unit:
 //   Acc, zero(), total(Acc)             a vector of partial sums
-//   dot<F>(Acc, Unpacked, x, n)         + 256 weights times a token from its value n on
+//   dot<F>(Acc, Unpacked, x, n)         + 256 weights times a token's values, starting at n
 //   fma(Acc, w, x)                      + LANES floats times floats
 //   load_f32 / load_f16 / load_bf16     LANES weights as floats
 //   quantize(x, q), returns the scale   32 floats to int8
@@ -37,7 +37,7 @@ void quantize(const float* x, int64_t n, const quant::TokenSlot& out) {
   }
 }
 
-// A block of activations whose largest value is below this counts as zero: its inverse overflows.
+// A block of activations with a largest value below this counts as zero, as its inverse overflows.
 constexpr float SMALLEST = 1e-35f;
 constexpr int ROWS_AT_ONCE = 4;
 constexpr int TOKENS_AT_ONCE = 64;
@@ -69,7 +69,7 @@ void multiply_quantized(const Matrix& w, const TokenView* x, int64_t tokens, flo
   }
 }
 
-// TOKENS tokens against one row, with two accumulators each so that additions overlap.
+// Multiply TOKENS tokens by one row, with two accumulators each so that additions overlap.
 template <class Ops, class T, int TOKENS>
 void multiply_row(const uint8_t* w, int64_t cols, const TokenView* x, float* y, int64_t y_stride) {
   constexpr int LANES = Ops::LANES;

@@ -1,4 +1,4 @@
-// Tiles: eight two-dimensional registers of at most 16 rows of 64 bytes.
+// AMX tiles: eight two-dimensional registers with up to 16 rows of 64 bytes.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 namespace conifer::isa {
 
-// True if the processor and the kernel grant tiles. Asks once.
+// True if the processor and the operating system support tiles. Checks once.
 bool amx_granted();
 
 #if defined(__AMX_INT8__)
@@ -27,7 +27,7 @@ struct alignas(64) TileConfig {
 
 #if !defined(CONIFER_EMULATE_AMX)
 
-// GCC 12.2 believes that its own intrinsic reads only 8 of these 64 bytes.
+// GCC 12.2 assumes that its own intrinsic reads only 8 of these 64 bytes.
 CONIFER_INLINE void configure(const TileConfig& config) {
   asm volatile("ldtilecfg\t%0" : : "m"(config));
 }

@@ -1,8 +1,8 @@
-// The tile instructions that the kernels use, in plain C++: their tests run on any processor with
-// AVX-512 and bfloat16. Built with -DCONIFER_EMULATE_AMX=ON only; slow. Included by amx.h.
+// The tile instructions used by the kernels, in plain C++, so that tests run on any processor with
+// AVX-512 and bfloat16. Slow; only built with -DCONIFER_EMULATE_AMX=ON. Included by amx.h.
 //
 // Semantics: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2. Unlike the
-// processor, TDPBF16PS here keeps denormals, which only makes sums more exact.
+// processor, TDPBF16PS here keeps denormals, which only makes sums more accurate.
 #pragma once
 
 #include "isa/avx512.h"

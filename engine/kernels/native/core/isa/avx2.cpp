@@ -4,7 +4,7 @@
 
 namespace conifer::isa {
 
-// Constant-initialised: no code of this file may run before isa.cpp has asked the processor.
+// Constant-initialised: no code in this file may run before isa.cpp has checked the processor.
 constinit const KernelTable KERNELS_avx2 = kernel_table(gemm::quantize_avx2, gemm::multiply_avx2);
 
 }  // namespace conifer::isa

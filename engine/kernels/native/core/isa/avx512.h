@@ -1,4 +1,4 @@
-// Small pieces that the AVX-512 kernels share. All of it has internal linkage.
+// Helpers shared by the AVX-512 kernels. Everything has internal linkage.
 #pragma once
 
 #include <immintrin.h>
@@ -43,7 +43,7 @@ CONIFER_INLINE __m512 dots(__m512i w0, __m512i x0, __m512i w1, __m512i x1) {
   return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(first, w1, x1));
 }
 
-// Lane i of the result is v[index i of four, each four times].
+// Select lanes of v by four indices, each repeated four times.
 CONIFER_INLINE __m512 spread(__m512 v, int a, int b, int c, int d) {
   return _mm512_permutexvar_ps(_mm512_setr_epi32(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d),
                                v);
@@ -53,19 +53,19 @@ CONIFER_INLINE __m512 times(__m512 v, float factor) {
   return _mm512_mul_ps(v, _mm512_set1_ps(factor));
 }
 
-// A half in every lane.
+// Broadcast a half to every lane.
 CONIFER_INLINE __m512 half(uint16_t d) {
   return _mm512_cvtph_ps(_mm256_set1_epi16(static_cast<int16_t>(d)));
 }
 
-// Four halves, each in four lanes.
+// Convert four halves, each repeated in four lanes.
 CONIFER_INLINE __m512 spread_halves(uint64_t four) {
   const __m256i index = _mm256_setr_epi16(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
   const __m128i halves = _mm_cvtsi64_si128(static_cast<int64_t>(four));
   return _mm512_cvtph_ps(_mm256_permutexvar_epi16(index, _mm256_castsi128_si256(halves)));
 }
 
-// The words w[a], w[b], w[c], w[d] of a vector: halves, each in four lanes.
+// Convert the halves w[a], w[b], w[c], w[d] of a vector, each repeated in four lanes.
 template <int a, int b, int c, int d>
 CONIFER_INLINE __m512 spread_words(__m512i w) {
   const __m512i index =

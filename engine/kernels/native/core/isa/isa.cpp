@@ -1,4 +1,4 @@
-// The choice of the instruction set, at first use.
+// Chooses the instruction set on first use.
 #include "isa/isa.h"
 
 #include "isa/amx.h"
@@ -75,7 +75,7 @@ bool amx_granted() {
 #if defined(CONIFER_EMULATE_AMX)
   return true;
 #elif defined(__linux__) && defined(__x86_64__)
-  constexpr long REQUEST = 0x1023, TILE_DATA = 18;  // arch_prctl: ask for a state component
+  constexpr long REQUEST = 0x1023, TILE_DATA = 18;  // arch_prctl: request a state component
   static const bool granted =
       HAS("amx-tile") && HAS("amx-int8") && syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
   return granted;

@@ -1,13 +1,13 @@
-// The instruction sets that this build has kernels for, and the choice among them.
+// The instruction sets that this build supports, and how one is chosen.
 //
-// Each entry has files of its own: isa/<id>.cpp, which fills in its KernelTable, and
-// gemm/dot_<id>.cpp. docs/adding-an-instruction-set.md has the steps.
+// Each entry has two files: isa/<id>.cpp, which fills in its KernelTable, and gemm/dot_<id>.cpp.
+// docs/adding-an-instruction-set.md lists the steps for adding one.
 #pragma once
 
 #include <cstdint>
 
-// X(name, id, text, supported): `id` names the files, `text` is for people, `supported` is the
-// test of the processor in isa.cpp. Best last: the last one that the processor has is used.
+// X(name, id, text, supported): `id` appears in file names, `text` is the display name, and
+// `supported` is the processor check in isa.cpp. The last supported entry is used, so best is last.
 #if defined(__x86_64__)
 #define CONIFER_ISAS(X)                                                        \
   X(Portable, portable, "portable", true)                                      \
@@ -37,10 +37,10 @@ inline constexpr Isa ALL[] = {
 #undef X
 };
 
-Isa current();          // the best supported one, unless force() changed it
+Isa current();          // the best supported set, unless force() changed it
 bool supported(Isa);    // by this processor
 void force(Isa);        // for tests and benchmarks; not while kernels run
-const char* name(Isa);  // for people
-const char* id(Isa);    // as in the names of its files
+const char* name(Isa);  // display name
+const char* id(Isa);    // as in file names
 
 }  // namespace conifer::isa

@@ -1,7 +1,7 @@
 // The table of kernels that each instruction set fills in.
 //
-// The translation units of an instruction set are compiled for it. Everything they define has
-// internal linkage, except the table in isa/<id>.cpp and the functions of gemm/dot_<id>.cpp.
+// Each instruction set has its own translation units, compiled with its flags. Everything in them
+// has internal linkage, except the table in isa/<id>.cpp and the functions in gemm/dot_<id>.cpp.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@
 namespace conifer::isa {
 
 struct KernelTable {
-  // True if products may use AMX tiles instead, on processors that have them.
+  // True if products may use AMX tiles instead, on processors that support them.
   bool tiles;
 
   // 32 values at a time: x (n) -> q, scale, sum, sum16, isum, isum16 of a token. n % 32 == 0.
@@ -36,12 +36,12 @@ struct KernelTable {
   float (*squares)(const float* x, int64_t n);                            // sum of x^2
   void (*scale)(const float* x, float factor, int64_t n, float* y);       // y = factor x
 
-  // The largest of n numbers; NaN if one is not finite.
+  // The largest of n numbers, or NaN if any is not finite.
   float (*peak)(const float* x, int64_t n);
   // y = e^((x - top) factor), or 0 if negligible. Returns the sum.
   float (*weigh)(const float* x, float top, float factor, int64_t n, float* y);
 
-  // Store one head's values (d,) of one token.
+  // Store one token's values (d,) for one head.
   void (*store_head)(attention::CacheType type, const float* x, int64_t dims, void* values,
                      uint16_t* scales);
   void (*attend_one)(const attention::HeadView& head, const float* queries, int64_t group,
@@ -55,7 +55,7 @@ struct KernelTable {
   void (*scan)(const recurrent::HeadScan& head, int64_t begin, int64_t end, float* scratch);
 };
 
-const KernelTable& kernels();  // of the instruction set in use
+const KernelTable& kernels();  // for the current instruction set
 
 #define X(Name, id, ...) extern const KernelTable KERNELS_##id;
 CONIFER_ISAS(X)

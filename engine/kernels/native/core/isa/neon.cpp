@@ -4,7 +4,7 @@
 
 namespace conifer::isa {
 
-// Constant-initialised: no code of this file may run before isa.cpp has asked the processor.
+// Constant-initialised: no code in this file may run before isa.cpp has checked the processor.
 constinit const KernelTable KERNELS_neon = kernel_table(gemm::quantize_neon, gemm::multiply_neon);
 
 }  // namespace conifer::isa

@@ -1,4 +1,4 @@
-// Row by row arithmetic in float32, for one instruction set. See isa/kernels.h.
+// Row-by-row float32 arithmetic for one instruction set. See isa/kernels.h.
 #pragma once
 
 #include "isa/simd.h"
@@ -51,7 +51,7 @@ void rotate_row(float* x, const float* cosines, const float* sines, int64_t dims
   }
 }
 
-// Apply `step` to whole vectors, and to the rest through a padded copy.
+// Apply `step` to whole vectors, and to a padded copy of the remainder.
 template <class Step>
 CONIFER_INLINE void map(const float* a, const float* b, int64_t n, float* y, Step step) {
   int64_t i = 0;
@@ -68,7 +68,7 @@ void silu_multiply_row(const float* gate, const float* up, int64_t n, float* y) 
   map(gate, up, n, y, [](VF g, VF u) { return g * u / (1.0f + exponential(-g)); });
 }
 
-// gate * sigmoid(CLAMP_SLOPE gate) * (up + 1), gate at most CLAMP_LIMIT and up within
+// gate * sigmoid(CLAMP_SLOPE gate) * (up + 1), where gate is at most CLAMP_LIMIT and up is in
 // -CLAMP_LIMIT..CLAMP_LIMIT.
 constexpr float CLAMP_SLOPE = 1.702f, CLAMP_LIMIT = 7.0f;
 

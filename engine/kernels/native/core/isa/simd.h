@@ -1,5 +1,5 @@
-// One float vector type for the kernels that are written once and compiled per instruction set.
-// Everything has internal linkage: two translation units with different flags must not share code.
+// A float vector type for kernels that are compiled once per instruction set. Everything has
+// internal linkage, because translation units with different flags must not share code.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ namespace conifer::isa {
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int W = 16;  // floats in a vector
+constexpr int W = 16;  // floats per vector
 #elif defined(__AVX2__)
 constexpr int W = 8;
 #else
@@ -35,7 +35,7 @@ CONIFER_INLINE VF fill(float x) { return VF{} + x; }
 CONIFER_INLINE VF larger(VF a, VF b) { return a > b ? a : b; }
 CONIFER_INLINE VF smaller(VF a, VF b) { return a < b ? a : b; }
 
-// (a0, b0, a1, b1, ...) of the first or second halves.
+// Interleave the first or second halves: (a0, b0, a1, b1, ...).
 CONIFER_INLINE VF zip_low(VF a, VF b) {
 #if defined(__AVX512F__)
   return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
@@ -68,7 +68,7 @@ CONIFER_INLINE VF sum_each(const VF* v) {
   }
 }
 
-// Turn W rows into W columns, in place.
+// Transpose W rows of W floats in place.
 CONIFER_INLINE void transpose(VF* v) {
 #pragma GCC unroll 5
   for (int stage = 1; stage < W; stage *= 2) {
@@ -98,10 +98,11 @@ CONIFER_INLINE float largest(VF v) {
   return top;
 }
 
-// e^x within 2 units in the last place for -64 < x < 88; x is clamped to that range. Smaller
-// results are negligible next to 1, and their products would be subnormal, which is slow.
+// e^x, accurate to 2 units in the last place for -64 < x < 88; x is clamped to that range. Smaller
+// results are negligible compared with 1, and their products would be subnormal, which is slow.
 CONIFER_INLINE VF exponential(VF x) {
-  constexpr float ROUND = 12582912.0f;  // 1.5 * 2^23: adding it leaves a whole number below
+  constexpr float ROUND =
+      12582912.0f;  // 1.5 * 2^23; adding it rounds to an integer in the low bits
   x = smaller(larger(x, fill(-64.0f)), fill(88.0f));
   const VF shifted = x * 1.44269504f + ROUND;
   const VF n = shifted - ROUND;

@@ -1,4 +1,4 @@
-// Assembles a KernelTable from this translation unit's own float32 loops.
+// Assembles a KernelTable from this translation unit's float32 loops.
 #pragma once
 
 #include "attention/attention_impl.h"

@@ -1,22 +1,22 @@
-// What the block types' AVX-512 formats are made of: weights go from the file to registers with as
-// few operations as possible, and the activations are laid out to match.
+// Building blocks for the block types' AVX-512 formats. Weights reach registers with as few
+// operations as possible, and activations are laid out to match.
 //
 // Two kernels use a format. For few tokens (gemm/dot_avx512.cpp) it has
-//   WEIGHTS, BYTES     of a group: as many blocks as fill whole vectors
+//   WEIGHTS, BYTES     per group: the number of blocks that fill whole vectors
 //   struct X, prepare  the activations of a group, prepared once per call
 //   struct W, unpack   the weights of a group, unpacked once for all tokens
 //   PARTIAL, Part      whether a row may end within a group, and that end
 //   dot(W, X, acc)     adds the group's products, spread over the lanes of acc
-// and for many (gemm/panel_avx512.h), which go through chunks of 256 columns,
-//   CHUNK_BYTES        of a chunk of a row
+// and for many tokens (gemm/panel_avx512.h), which are processed in chunks of 256 columns, it has
+//   CHUNK_BYTES        per chunk of a row
 //   unpack_chunk       writes RowVectors: 4 vectors of 64 weights, one of scales (and of minima)
 //   column(v, i)       the first of the 4 columns in dword i of vector v
-//   GROUP, scale_lane(g), min_lane(g)   weights per scale; the lanes that hold group g's
-//   MINS, SPLIT_MINS   whether there are minima; whether in a vector of their own
+//   GROUP, scale_lane(g), min_lane(g)   weights per scale; the lanes for group g
+//   MINS, SPLIT_MINS   whether there are minima; whether they have a separate vector
 //   OFFSET             added to the weights to make them unsigned
 //
-// vpdpbusd multiplies unsigned by signed bytes, so weights are unsigned here: the zero point and
-// the minimum are one multiply-add with the sums of the activations, for a whole group.
+// vpdpbusd multiplies unsigned by signed bytes, so weights are unsigned here. The zero point and
+// the minimum take one multiply-add with the sums of the activations, for a whole group.
 #pragma once
 
 #if defined(__AVX512VNNI__)
@@ -39,13 +39,13 @@ struct RowVectors {
   __m512 scale, min;
 };
 
-// ---- Four blocks of 32 with 16 bytes of nibbles: one block per 128-bit lane. Its low nibbles are
-// the first 16 weights and its high nibbles the others, so that two products share one scale.
+// ---- Four blocks of 32 with 16 bytes of nibbles: one block per 128-bit lane. Low nibbles are the
+// first 16 weights and high nibbles are the last 16, so that two products share one scale.
 
 struct FourBlocksX {
   __m512i low, high;  // values 0..15 and 16..31 of each block
-  __m512 scale;       // of each block, in four lanes
-  __m512 sum;         // scale * sum of the values, in the first of the four
+  __m512 scale;       // for each block, in four lanes
+  __m512 sum;         // scale * sum of the values, in the first of the four lanes
 
   void prepare(const TokenView& x, int64_t n) {
     const __m512i a = load512(x.q + n), b = load512(x.q + n + 64);
@@ -57,7 +57,7 @@ struct FourBlocksX {
   }
 };
 
-// The words at byte `at` of four blocks.
+// Load the words at byte `at` in four blocks.
 template <class Blocks>
 CONIFER_INLINE uint64_t four_words(const Blocks& blocks, int at) {
   const uint64_t a = read_as<uint16_t>(blocks.block(0) + at);
@@ -67,22 +67,22 @@ CONIFER_INLINE uint64_t four_words(const Blocks& blocks, int at) {
   return a | b << 16 | c << 32 | d << 48;
 }
 
-// Where the four blocks of a group are.
+// Access to a group's four blocks.
 template <int BYTES>
 struct FourWhole {
   const uint8_t* data;
 
   CONIFER_INLINE const uint8_t* block(int i) const { return data + i * BYTES; }
 
-  // The halves at byte 2 W of each block, each in four lanes.
+  // Load the half at byte 2 W of each block, each repeated in four lanes.
   template <int W>
   CONIFER_INLINE __m512 halves() const {
     return spread_words<W, W + BYTES / 2, W + BYTES, W + BYTES * 3 / 2>(load512(data));
   }
 };
 
-// The same for a group that ends after `weights`. Its last block stands in for the missing ones,
-// whose activations are zero, so nothing past the end is read.
+// The same for a group that ends after `weights`. The last block replaces missing blocks, whose
+// activations are zero, so that nothing past the end is read.
 template <int BYTES>
 struct FourPart {
   const uint8_t* data;
@@ -98,7 +98,7 @@ struct FourPart {
   }
 };
 
-// The 16 bytes at byte `at` of four blocks.
+// Load the 16 bytes at byte `at` in four blocks.
 template <class Blocks>
 CONIFER_INLINE __m512i four_lanes(const Blocks& blocks, int at) {
   const auto lane = [&](int i) {
@@ -110,7 +110,7 @@ CONIFER_INLINE __m512i four_lanes(const Blocks& blocks, int at) {
   return _mm512_inserti32x4(v, lane(3), 3);
 }
 
-// Format adds unpack(blocks), of FourWhole or FourPart.
+// Format adds unpack(blocks), where blocks is FourWhole or FourPart.
 template <class Format, int BLOCK_BYTES, int OFFSET_, bool MINS_ = false>
 struct FourBlocks {
   static constexpr int WEIGHTS = 128, BYTES = 4 * BLOCK_BYTES;
@@ -121,7 +121,7 @@ struct FourBlocks {
   struct W {
     __m512i low, high;
     __m512 scale;
-    __m512 min;  // in every fourth lane; the others do not matter
+    __m512 min;  // in every fourth lane; other lanes are ignored
   };
 
   static CONIFER_INLINE __m512 dot(const W& w, const X& x, __m512 acc) {
@@ -157,14 +157,14 @@ CONIFER_INLINE __m512i add_fifth(__m512i q, __mmask64 bits) {
   return _mm512_mask_add_epi8(q, bits, q, bytes(16));
 }
 
-// A codebook, made unsigned by adding `offset`.
+// A codebook, with `offset` added to make it unsigned.
 CONIFER_INLINE __m512i codebook(const int8_t* values, int offset) {
   const __m512i v = broadcast128(values);
   return _mm512_add_epi8(v, bytes(offset));
 }
 
 // ---- Q4_K and Q5_K: blocks of 256 with scales for 32 weights, nibbles in groups of 32 bytes.
-// 128-bit lane i of the even vectors is a half of group 2i, and of the odd ones of group 2i + 1.
+// 128-bit lane i is half of group 2i in even vectors, and half of group 2i + 1 in odd vectors.
 
 struct SuperX {
   __m512i even[2], odd[2];
@@ -198,7 +198,7 @@ struct SuperNibbles {
   static constexpr int WEIGHTS = 256, BYTES = FIVE ? 176 : 144;
   static constexpr bool PARTIAL = false;
   using Whole = const uint8_t*;
-  // Q4_K's high nibbles stay where they are in their bytes, 16 times too large.
+  // Q4_K's high nibbles are not shifted, so they are 16 times too large.
   static constexpr float ODD_FACTOR = FIVE ? 1.0f : 0x1p-4f;
   struct X : SuperX {
     void prepare(const TokenView& x, int64_t n) { SuperX::prepare(x, n, ODD_FACTOR); }
@@ -233,8 +233,8 @@ struct SuperNibbles {
       if constexpr (!FIVE) {
         w.odd[i] = _mm512_and_si512(both, bytes(0xf0));
       } else {
-        // Bit j of a byte belongs to block j: turn it to bit 4. Bits from other bytes fall outside
-        // the mask.
+        // Bit j of a byte belongs to block j. Rotate it to bit 4. The mask removes bits from other
+        // bytes.
         const __m512i high = broadcast128(data + 16 + 16 * i), mask = bytes(16);
         const __m512i turn = _mm512_setr_epi32(4, 4, 4, 4, 2, 2, 2, 2, 0, 0, 0, 0, 30, 30, 30, 30);
         const __m512i odd_turn =
@@ -276,7 +276,7 @@ struct SuperNibbles {
   }
 };
 
-// ---- Chunks of 256 with a scale for 16 weights: each 128-bit lane of values, in order, has one.
+// ---- Chunks of 256 with a scale for 16 weights: one for each 128-bit lane of values, in order.
 
 struct SixteensX {
   __m512i q[4];
@@ -327,13 +327,13 @@ struct Sixteens {
   }
 };
 
-// Lower and upper 256 bits get shift counts of their own.
+// The lower and upper 256 bits have separate shift counts.
 CONIFER_INLINE __m512i halves(int lower, int upper) {
   return _mm512_inserti64x4(_mm512_set1_epi32(lower), _mm256_set1_epi32(upper), 1);
 }
 
-// ---- Any type, through its plain unpack: slower than a format of its own. Weights are signed
-// here, so the activations take their signs.
+// ---- Any type, using its plain unpack function, which is slower than a dedicated format. Weights
+// are signed here, so their signs are applied to the activations.
 
 template <class T>
 struct GenericAvx512 {
@@ -396,7 +396,7 @@ struct GenericAvx512 {
 
 template <class T, class = void>
 struct Avx512Format : std::type_identity<GenericAvx512<T>> {};
-#if !defined(CONIFER_GENERIC_AVX512)  // by which a test covers the generic format
+#if !defined(CONIFER_GENERIC_AVX512)  // a test defines this to cover the generic format
 template <class T>
 struct Avx512Format<T, std::void_t<typename T::Avx512>> : std::type_identity<typename T::Avx512> {};
 #endif

@@ -11,7 +11,7 @@ struct F16 : Floating<2> {
 
   static float read(const uint8_t* data) { return f16_to_float(read_half(data)); }
 
-  // A vector of weights as floats, by the instruction set's Ops (gemm/rowwise.h).
+  // Load a vector of weights as floats, with the instruction set's Ops (gemm/rowwise.h).
   template <class Ops>
   static auto load(const uint8_t* data) {
     return Ops::load_f16(data);

@@ -15,7 +15,7 @@ struct F32 : Floating<4> {
     return x;
   }
 
-  // A vector of weights as floats, by the instruction set's Ops (gemm/rowwise.h).
+  // Load a vector of weights as floats, with the instruction set's Ops (gemm/rowwise.h).
   template <class Ops>
   static auto load(const uint8_t* data) {
     return Ops::load_f32(data);

@@ -1,14 +1,14 @@
-// What the block types are made of: the traits every type defines, and helpers to unpack blocks to
-// one plain form. Small vectors in plain C++, included by the translation units of several
-// instruction sets, so everything has internal linkage.
+// Building blocks for block types: the traits that every type defines, and helpers that unpack
+// blocks to one common form. Uses small vectors in plain C++. The translation units of several
+// instruction sets include it, so everything has internal linkage.
 //
 // A block type is a struct that derives from Quantized or Floating and adds
-//   ID        its number in GGUF
-//   unpack    one block to an Unpacked chunk (quantised types)
-// and, to be faster on one instruction set,
-//   Avx512    a format of quant/avx512.h; without it GenericAvx512 is used
+//   ID        the type id in GGUF
+//   unpack    converts one block to an Unpacked chunk (quantised types)
+// and optionally, for speed on one instruction set,
+//   Avx512    a format from quant/avx512.h; the default is GenericAvx512
 //   NIBBLES   a table of 16 weights that AMX tiles can look up
-// docs/adding-a-block-type.md has the steps.
+// docs/adding-a-block-type.md lists the steps for adding one.
 #pragma once
 
 #include <cstdint>
@@ -25,25 +25,25 @@
 namespace conifer::quant {
 namespace {
 
-// Up to 256 weights of a row: weight i is scale[i / 16] * q[i] + min[i / 16].
+// Up to 256 weights from a row. Weight i is scale[i / 16] * q[i] + min[i / 16].
 struct Unpacked {
   alignas(64) int8_t q[256];
   float scale[16];
   float min[16];
 };
 
-// For types with 16 different weights under a scale: the weights in steps of the scale, and where a
-// row has the nibbles of a group of 32, low nibbles before high ones, or of two groups.
+// For types with 16 distinct weights per scale: the weights in units of the scale, and where a row
+// stores the nibbles for one group of 32, low nibbles first, or for two groups.
 struct Nibbles {
   const int8_t* values;
-  int first, step;  // bytes; step 0: the type has no such table
+  int first, step;  // bytes; step 0: the type has no table
   bool pairs;
 };
 
 constexpr int8_t WHOLE[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 constexpr int8_t CENTRED[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
 
-// WEIGHTS per block: 32, 64, 128 or 256. GROUP: the weights that share a scale, 16 or 32.
+// WEIGHTS per block: 32, 64, 128 or 256. GROUP: weights per scale, 16 or 32.
 // MINS: whether groups have a minimum.
 template <class Block, int WEIGHTS_, int GROUP_, bool MINS_>
 struct Quantized {
@@ -52,7 +52,7 @@ struct Quantized {
   static constexpr bool MINS = MINS_;
   static constexpr Nibbles NIBBLES = {nullptr, 0, 0, false};
 
-  // Blocks are packed structs of bytes and halves, so they may lie at any address.
+  // Blocks are packed structs of bytes and halves, so they may be at any address.
   static const Block& read(const uint8_t* data) { return *reinterpret_cast<const Block*>(data); }
 };
 
@@ -68,13 +68,13 @@ struct Floating {
   }
 };
 
-// Scale and minimum of weights 32 * index to 32 * index + 31 of a chunk.
+// Set the scale and minimum for weights 32 * index to 32 * index + 31 in a chunk.
 inline void put_scale(Unpacked& out, int index, float scale, float min = 0) {
   out.scale[2 * index] = out.scale[2 * index + 1] = scale;
   out.min[2 * index] = out.min[2 * index + 1] = min;
 }
 
-// 16 bytes at a time, in the vectors that GCC and Clang have on every machine.
+// 16 bytes at a time, in vector types that GCC and Clang support on every machine.
 typedef uint8_t Bytes __attribute__((vector_size(16)));
 
 inline Bytes load(const void* p) {
@@ -87,7 +87,7 @@ inline void store(int8_t* q, Bytes v) { std::memcpy(q, &v, sizeof v); }
 
 inline Bytes fill(uint8_t byte) { return Bytes{} + byte; }
 
-// `bits` (1, 2 or 4) of each byte, from bit `shift` on.
+// Extract `bits` (1, 2 or 4) bits from each byte, starting at bit `shift`.
 inline Bytes field(Bytes v, int shift, int bits) {
   return (v >> fill(static_cast<uint8_t>(shift))) & fill(static_cast<uint8_t>((1 << bits) - 1));
 }
@@ -100,7 +100,7 @@ inline void put_nibbles(int8_t* q, const uint8_t* packed, int n, int offset) {
   }
 }
 
-// values[index] for 16 indices below 16.
+// Look up values[index] for 16 indices below 16.
 inline Bytes look_up(Bytes values, Bytes index) {
 #if defined(__SSSE3__)
   return (Bytes)_mm_shuffle_epi8((__m128i)values, (__m128i)index);
@@ -119,7 +119,7 @@ inline void put_codes(int8_t* q, const uint8_t* packed, const int8_t* values) {
   store(q + 16, look_up(codes, field(v, 4, 4)));
 }
 
-// 16 where a bit of the two bytes is set, else 0.
+// Return 16 for each bit set in the two bytes, and 0 for the rest.
 inline Bytes fifth_bits(const uint8_t* two) {
   constexpr uint64_t EACH = 0x0101010101010101;
   typedef uint64_t Words __attribute__((vector_size(16)));
@@ -134,7 +134,7 @@ inline void put_fives(int8_t* q, const uint8_t* packed, const uint8_t* high, int
   store(q + 16, (field(v, 4, 4) | fifth_bits(high + 2)) - fill(static_cast<uint8_t>(offset)));
 }
 
-// The 8 scales and 8 minima of 6 bits that Q4_K and Q5_K pack in 12 bytes, one byte each.
+// Unpack the 8 six-bit scales and 8 six-bit minima that Q4_K and Q5_K pack in 12 bytes.
 inline void k_scales(const uint8_t* packed, uint64_t& scales, uint64_t& minima) {
   uint32_t first, second, rest;
   std::memcpy(&first, packed, 4);
@@ -154,7 +154,7 @@ inline void put_k_scales(Unpacked& out, const uint8_t* packed, float d, float dm
               -dmin * static_cast<float>(minima >> 8 * i & 63));
 }
 
-// `weights` (at most 256, whole blocks) from `data` on; the rest of the chunk becomes zero.
+// Unpack `weights` weights (at most 256, whole blocks) from `data`. The rest of the chunk is zero.
 template <class T>
 inline void unpack_chunk(const uint8_t* data, int weights, Unpacked& out) {
   if constexpr (T::WEIGHTS == 256) {

@@ -1,4 +1,4 @@
-// Half-precision conversions, scalar. Vectors of them are in isa/simd.h.
+// Scalar half-precision conversions. isa/simd.h has the vector versions.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +10,8 @@
 
 namespace conifer::quant {
 
-// These functions are static, not inline: a translation unit compiled for one instruction set must
-// not lend its copy to the others.
+// These functions are static, not inline, so that code compiled for one instruction set is never
+// linked into others.
 static inline uint32_t float_bits(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
@@ -47,7 +47,7 @@ static inline uint16_t float_to_f16(float x) {
   const uint32_t magnitude = bits & 0x7fffffff;
   if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00);
   if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00);
-  if (magnitude < 0x38800000u) {  // subnormal half: a float addition does the rounding
+  if (magnitude < 0x38800000u) {  // subnormal half; a float addition rounds it
     const float rounded = bits_float(magnitude) + 0.5f;
     return static_cast<uint16_t>(sign | (float_bits(rounded) - 0x3f000000u));
   }

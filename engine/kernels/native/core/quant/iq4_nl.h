@@ -1,4 +1,4 @@
-// IQ4_NL: 32 weights from a codebook of 16, under one scale.
+// IQ4_NL: 32 weights from a 16-entry codebook, with one scale.
 #pragma once
 
 #include "quant/avx512.h"

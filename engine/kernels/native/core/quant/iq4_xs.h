@@ -1,4 +1,4 @@
-// IQ4_XS: 256 weights from IQ4_NL's codebook, with a scale of 6 bits, less 32, for every 32.
+// IQ4_XS: 256 weights from IQ4_NL's codebook, with a 6-bit scale, offset by -32, for every 32.
 #pragma once
 
 #include "quant/avx512.h"

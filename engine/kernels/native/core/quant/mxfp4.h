@@ -1,4 +1,4 @@
-// MXFP4: 32 weights from a codebook of 16, under a power of two.
+// MXFP4: 32 weights from a 16-entry codebook, with a power-of-two scale.
 #pragma once
 
 #include "quant/avx512.h"
@@ -7,7 +7,7 @@
 namespace conifer::quant {
 namespace {
 
-// Twice the value of each code, so that all are whole numbers.
+// Twice the value of each code, so that all are integers.
 constexpr int8_t MXFP4_VALUES[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
 // The shared exponent's value, halved because the codebook is doubled: 2^(e - 128).

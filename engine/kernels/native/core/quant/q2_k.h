@@ -1,4 +1,4 @@
-// Q2_K: 256 weights of 2 bits, with a scale and a minimum of 4 bits for every 16.
+// Q2_K: 256 two-bit weights, with a four-bit scale and minimum for every 16.
 #pragma once
 
 #include "quant/avx512.h"
@@ -9,7 +9,7 @@ namespace {
 
 #pragma pack(push, 1)
 struct BlockQ2_K {
-  uint8_t scales[16];  // low nibble scale, high nibble minimum, of 16 weights each
+  uint8_t scales[16];  // for each 16 weights: low nibble scale, high nibble minimum
   uint8_t q[64];
   uint16_t d, dmin;
 };

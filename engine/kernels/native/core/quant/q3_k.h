@@ -1,5 +1,5 @@
-// Q3_K: 256 weights of 3 bits, less 4, with a scale of 6 bits for every 16; the third bits lie
-// apart.
+// Q3_K: 256 three-bit weights, offset by -4, with a six-bit scale for every 16. The third bits are
+// stored separately.
 #pragma once
 
 #include "quant/avx512.h"
@@ -12,7 +12,7 @@ namespace {
 struct BlockQ3_K {
   uint8_t high[32];
   uint8_t q[64];
-  uint8_t scales[12];  // 16 scales of 6 bits, less 32
+  uint8_t scales[12];  // 16 six-bit scales, offset by -32
   uint16_t d;
 };
 #pragma pack(pop)
@@ -42,7 +42,7 @@ struct Q3_K : Quantized<BlockQ3_K, 256, 16, false> {
       const uint64_t low = read_as<uint64_t>(data + 96);
       const uint64_t first = (low & 0x0f0f0f0f0f0f0f0f), second = (low >> 4 & 0x0f0f0f0f0f0f0f0f);
       const uint64_t rest = read_as<uint32_t>(data + 104), twice = rest | rest << 30;
-      // Two bits of each byte of `rest`, in turn: 0..3, 4..7, then 8..11, 12..15.
+      // Two bits from each byte of `rest` in turn: 0..3, 4..7, 8..11, then 12..15.
       const uint64_t first_high = twice << 4 & 0x3030303030303030;
       const uint64_t second_high = twice & 0x3030303030303030;
       const __m128i packed = _mm_set_epi64x(static_cast<int64_t>(second | second_high),

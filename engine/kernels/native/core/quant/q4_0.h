@@ -1,4 +1,4 @@
-// Q4_0: 32 weights of 4 bits, less 8, under one scale.
+// Q4_0: 32 four-bit weights, offset by -8, with one scale.
 #pragma once
 
 #include "quant/avx512.h"

@@ -1,4 +1,4 @@
-// Q4_1: 32 weights of 4 bits under one scale, with a minimum.
+// Q4_1: 32 four-bit weights, with one scale and one minimum.
 #pragma once
 
 #include "quant/avx512.h"

@@ -1,4 +1,4 @@
-// Q4_K: 256 weights of 4 bits, with a scale and a minimum of 6 bits for every 32.
+// Q4_K: 256 four-bit weights, with a six-bit scale and minimum for every 32.
 #pragma once
 
 #include "quant/avx512.h"
@@ -10,7 +10,7 @@ namespace {
 #pragma pack(push, 1)
 struct BlockQ4_K {
   uint16_t d, dmin;
-  uint8_t scales[12];  // 8 scales and 8 minima of 6 bits
+  uint8_t scales[12];  // 8 six-bit scales and 8 six-bit minima
   uint8_t q[128];
 };
 #pragma pack(pop)

@@ -1,4 +1,4 @@
-// Q5_0: 32 weights of 5 bits, less 16, under one scale; the fifth bits lie apart.
+// Q5_0: 32 five-bit weights, offset by -16, with one scale. The fifth bits are stored separately.
 #pragma once
 
 #include "quant/avx512.h"

@@ -1,4 +1,4 @@
-// Q5_1: 32 weights of 5 bits under one scale, with a minimum; the fifth bits lie apart.
+// Q5_1: 32 five-bit weights, with one scale and one minimum. The fifth bits are stored separately.
 #pragma once
 
 #include "quant/avx512.h"

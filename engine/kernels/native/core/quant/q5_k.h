@@ -1,5 +1,5 @@
-// Q5_K: 256 weights of 5 bits, with a scale and a minimum of 6 bits for every 32; the fifth bits
-// lie apart.
+// Q5_K: 256 five-bit weights, with a six-bit scale and minimum for every 32. The fifth bits are
+// stored separately.
 #pragma once
 
 #include "quant/avx512.h"

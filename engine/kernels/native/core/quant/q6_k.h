@@ -1,5 +1,5 @@
-// Q6_K: 256 weights of 6 bits, less 32, with a scale of 8 bits for every 16; the top two bits lie
-// apart.
+// Q6_K: 256 six-bit weights, offset by -32, with an eight-bit scale for every 16. The top two bits
+// are stored separately.
 #pragma once
 
 #include "quant/avx512.h"
@@ -12,7 +12,7 @@ namespace {
 struct BlockQ6_K {
   uint8_t q[128];
   uint8_t high[64];
-  int8_t scales[16];  // of 16 weights each
+  int8_t scales[16];  // one for each 16 weights
   uint16_t d;
 };
 #pragma pack(pop)

@@ -1,4 +1,4 @@
-// Q8_0: 32 weights of 8 bits under one scale.
+// Q8_0: 32 eight-bit weights, with one scale.
 #pragma once
 
 #include "quant/avx512.h"
@@ -31,8 +31,8 @@ struct Q8_0 : Quantized<BlockQ8_0, 32, 32, false> {
     using Part = FourPart<34>;
     struct X {
       __m512i q[2];
-      __m512 scale[2];  // of each block, in eight lanes
-      __m512 sum[2];    // -128 * scale * sum of the values, in the first of the eight
+      __m512 scale[2];  // for each block, in eight lanes
+      __m512 sum[2];    // -128 * scale * sum of the values, in the first of eight lanes
 
       void prepare(const TokenView& x, int64_t n) {
         const __m512 scales = _mm512_castps128_ps512(_mm_loadu_ps(x.scale + n / 32));

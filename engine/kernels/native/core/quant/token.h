@@ -1,16 +1,16 @@
-// One token's activations, quantised to meet quantised weights: int8 with a float scale for every
-// 32 values. The sums of the int8 values are stored too, so that a minimum or a zero point costs
-// one multiply-add per block instead of one per weight.
+// One token's activations, quantised to int8 with a float scale for every 32 values, for products
+// with quantised weights. Sums of the int8 values are also stored, so that a minimum or a zero
+// point needs one multiply-add per block instead of one per weight.
 #pragma once
 
 #include <cstdint>
 
 namespace conifer::quant {
 
-// A token as the kernels read it. n counts from the start of the padded row.
+// A token, as read by the kernels. n counts from the start of the padded row.
 struct TokenView {
   const float* x;         // the source floats, not padded
-  const int8_t* q;        // [n] within -127..127
+  const int8_t* q;        // [n] in -127..127
   const float* scale;     // [n / 32]
   const float* sum;       // [n / 32] scale * sum of q
   const float* sum16;     // [n / 16] scale * sum of q, per 16 values
@@ -18,7 +18,7 @@ struct TokenView {
   const int32_t* isum16;  // [n / 16]
 };
 
-// The same memory as the quantiser writes it.
+// The same memory, as written by the quantiser.
 struct TokenSlot {
   const float* x;
   int8_t* q;
@@ -30,7 +30,7 @@ struct TokenSlot {
 
   TokenView view() const { return {x, q, scale, sum, sum16, isum, isum16}; }
 
-  // The slot from value n on, a multiple of 32.
+  // The slot that starts at value n, a multiple of 32.
   TokenSlot from(int64_t n) const {
     return {x + n,          q + n,         scale + n / 32, sum + n / 32,
             sum16 + n / 16, isum + n / 32, isum16 + n / 16};

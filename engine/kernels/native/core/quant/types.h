@@ -1,8 +1,8 @@
-// GGML's tensor types: the list, and everything generated from it.
+// The list of GGML tensor types, and everything generated from it.
 //
-// A row of a tensor is a run of blocks; a block is a few scales and its packed weights. Packed
-// fields are spread low bits first: of a group of bytes, the low nibbles precede the high ones.
-// Kernels read blocks in place from the file, so nothing may assume alignment.
+// A tensor row is a sequence of blocks. A block has a few scales and packed weights. Low bits come
+// first: in a group of bytes, the low nibbles precede the high nibbles. Kernels read blocks in
+// place from the file, so nothing may assume alignment.
 #pragma once
 
 #include "quant/bf16.h"
@@ -22,7 +22,7 @@
 #include "quant/q6_k.h"
 #include "quant/q8_0.h"
 
-// Every type the engine reads, by the name of its traits.
+// Every type the engine reads, by the name of its traits struct.
 #define CONIFER_BLOCK_TYPES(X) \
   X(F32)                       \
   X(F16)                       \
@@ -95,8 +95,8 @@ static constexpr int64_t row_bytes(Type type, int64_t cols) {
   return cols / block_weights(type) * block_bytes(type);
 }
 
-// Weights of `rows` output features, each a run of blocks over `cols` input features. A stack of
-// experts is one Matrix per expert.
+// Weights for `rows` output features, each a sequence of blocks over `cols` input features. An
+// expert stack has one Matrix per expert.
 struct Matrix {
   const uint8_t* data;
   Type type;
@@ -107,7 +107,7 @@ struct Matrix {
 
 namespace {
 
-// Call f with the traits of a quantised type; do nothing for the floats.
+// Call f with the traits of a quantised type. Does nothing for float types.
 template <class Call>
 inline void with_quantized(Type type, Call&& f) {
   switch (type) {
@@ -120,7 +120,7 @@ inline void with_quantized(Type type, Call&& f) {
   }
 }
 
-// Call f with the traits of a float type; do nothing for the quantised ones.
+// Call f with the traits of a float type. Does nothing for quantised types.
 template <class Call>
 inline void with_float(Type type, Call&& f) {
   switch (type) {

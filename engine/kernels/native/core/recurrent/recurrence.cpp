@@ -1,4 +1,4 @@
-// Divides the recurrent layers' loops among the threads of the pool.
+// Divides the recurrent layers' loops among the pool's threads.
 #include "recurrent/recurrence.h"
 
 #include <algorithm>
@@ -36,7 +36,7 @@ void convolve(const Convolution& call, float* y, float* tail, Pool& pool) {
 void copy_tail(const Convolution& call, int64_t tokens, int64_t begin, int64_t end, float* tail) {
   const int64_t before = call.kernel - 1, channels = call.channels;
   for (int64_t i = 0; i < before; ++i) {
-    const int64_t token = tokens - before + i;  // negative: still one of the old tail
+    const int64_t token = tokens - before + i;  // negative: still in the old tail
     const float* row =
         token < 0 ? call.tail + (before + token) * channels : call.x + token * call.stride;
     std::copy(row + begin, row + end, tail + i * channels + begin);

@@ -1,8 +1,8 @@
-// The part of a recurrent layer between its projections: a short convolution over tokens, the
-// recurrence, and the gated norm of its result. See engine/nn/scan.py for the mathematics.
-// All arrays are float32 with rows packed; the outputs overlap no input.
+// The steps between a recurrent layer's projections: a short convolution over tokens, the
+// recurrence, and a gated norm of its result. See engine/nn/scan.py for the mathematics. All arrays
+// are float32 with packed rows. Outputs must not overlap inputs.
 //
-// Axes: T tokens, C channels, K taps, H heads, N key width of a head's state, P its value width.
+// Axes: T tokens, C channels, K taps, H heads, N key width and P value width of a head's state.
 #pragma once
 
 #include <cstdint>
@@ -17,11 +17,11 @@ constexpr int64_t MAX_TAPS = 64;
 
 struct Convolution {
   const float* x;     // (T, C), rows `stride` apart
-  const float* tail;  // (K-1, C), the tokens before
-  const float* taps;  // (K, C), the newest token's last; K is at most MAX_TAPS
+  const float* tail;  // (K-1, C), the preceding tokens
+  const float* taps;  // (K, C), oldest token first; K is at most MAX_TAPS
   const float* bias;  // (C), may be null
   int64_t tokens, channels, kernel, stride;
-  bool activate;  // with silu
+  bool activate;  // apply silu
 };
 
 // y (T, C) and the tail (K-1, C) after the last token.
@@ -32,23 +32,23 @@ void copy_tail(const Convolution& call, int64_t tokens, int64_t begin, int64_t e
 
 struct Recurrence {
   const float* q;          // (T, key heads, N)
-  const float* k;          // as q
+  const float* k;          // same shape as q
   const float* v;          // (T, A, B, P); heads are (A, B)
   const float* log_decay;  // (T, A, B)
-  const float* beta;       // (T, A, B), or null where this is no delta rule
+  const float* beta;       // (T, A, B), or null if this is not a delta rule
   const float* state;      // (A, B, N, P), before the first token
   int64_t tokens, a, b, key_heads, key_step_a, key_step_b, width, values;
-  float eps;  // in the delta rule's normalisation
+  float eps;  // for the delta rule's normalisation
 };  // the key head of head (i, j) is i * key_step_a + j * key_step_b
 
 // y (T, A, B, P) and the state after the last token.
 void scan(const Recurrence& call, float* y, float* state, Pool& pool);
 
-constexpr int64_t SCAN_COLUMNS = 64;  // columns of a state that a thread processes at a time
+constexpr int64_t SCAN_COLUMNS = 64;  // state columns that a thread processes at a time
 
-// One head of a recurrence, as input of the kernels; strides are from token to token. With u =
-// factor * v, or for the delta rule factor * (v - decay S^T k): S = decay S + k u^T, y = S^T q +
-// skip v.
+// One head of a recurrence, as input to the kernels. Strides are from token to token. Let u =
+// factor * v, or factor * (v - decay S^T k) for the delta rule. Then S = decay S + k u^T and
+// y = S^T q + skip v.
 struct HeadScan {
   const float* q;  // (N,), already normalised for the delta rule
   const float* k;
@@ -77,7 +77,7 @@ struct GatedNorm {
 
 void gated_norm(const GatedNorm& call, float* out, Pool& pool);
 
-// One of its rows. out may be y.
+// Process one row. out may be y.
 void gated_norm_row(const float* y, const float* gate, const float* weight, int64_t n, float eps,
                     bool gate_first, float* out);
 

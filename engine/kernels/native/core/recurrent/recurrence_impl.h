@@ -1,5 +1,5 @@
-// The convolution and the recurrence for one instruction set, on some of their columns: channels,
-// and columns of a state, are independent. See recurrence.h.
+// The convolution and the recurrence for one instruction set, on a range of columns. Channels are
+// independent, and so are state columns. See recurrence.h.
 #pragma once
 
 #include <type_traits>
@@ -49,7 +49,7 @@ void convolve_columns(const Convolution& call, int64_t begin, int64_t end, float
   }
 }
 
-// One token, for COUNT vectors of a state's columns: from `in` to `out`, whose rows are N apart.
+// One token, for COUNT vectors of state columns: from `in` to `out`, whose rows are N apart.
 template <class V, int COUNT, bool DELTA>
 CONIFER_INLINE void scan_token(const HeadScan& head, int64_t t, const float* in, int64_t in_stride,
                                float* out, int64_t out_stride, int64_t column) {
@@ -87,7 +87,7 @@ CONIFER_INLINE void scan_token(const HeadScan& head, int64_t t, const float* in,
   for (int j = 0; j < COUNT; ++j) put(y + j * L, read[j]);
 }
 
-// All tokens for some columns. `scratch` (N * COUNT vectors) holds their state meanwhile.
+// All tokens, for some columns. `scratch` (N * COUNT vectors) holds their state.
 template <class V, int COUNT, bool DELTA>
 void scan_block(const HeadScan& head, int64_t column, float* scratch) {
   constexpr int64_t SIZE = COUNT * LANES<V>;

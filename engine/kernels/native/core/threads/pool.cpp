@@ -1,4 +1,4 @@
-// Threads wait by spinning on a word in memory first, then by sleeping on a condition variable.
+// Waiting threads first spin on a word in memory, then sleep on a condition variable.
 #include "threads/pool.h"
 
 #include <algorithm>
@@ -11,14 +11,14 @@ namespace conifer::threads {
 
 namespace {
 
-// Sleeping and waking costs 50 us and more on a virtual machine. Within a region the other threads
-// are working, and finish soon unless they lose their cores; between regions of a token the
-// interpreter may run for some 0.2 ms.
+// Sleeping and waking takes 50 us or more on a virtual machine. Within a region, the other threads
+// are working and finish soon unless they lose their cores. Between a token's regions, the
+// interpreter may run for about 0.2 ms.
 constexpr auto SPIN_IN_REGION = std::chrono::milliseconds(5);
 constexpr auto SPIN_BETWEEN = std::chrono::microseconds(500);
-// After this the core is yielded at every look: another thread may need it to finish.
+// After this, every check yields the core, because another thread may need it to finish.
 constexpr auto SPIN_ALONE = std::chrono::microseconds(30);
-constexpr int SPINS_PER_LOOK = 32;  // pauses between two readings of the clock
+constexpr int SPINS_PER_LOOK = 32;  // pauses between clock readings
 
 inline void pause() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -31,7 +31,7 @@ inline void pause() {
 }  // namespace
 
 Pool& Pool::shared() {
-  // Never destroyed: a stream of the caller may outlive the statics of this library.
+  // Never destroyed: the caller's streams may outlive this library's static objects.
   static Pool* pool = new Pool(1);
   return *pool;
 }
@@ -91,7 +91,7 @@ void Pool::await_change(const std::atomic<uint32_t>& word, uint32_t old,
     if (now > start + SPIN_ALONE) std::this_thread::yield();
   }
   std::unique_lock<std::mutex> lock(sleep_);
-  ++sleepers_;  // before the last look at the word: change() looks at both in the other order
+  ++sleepers_;  // before the last check of the word; change() checks in reverse order
   wake_.wait(lock, [&] { return word.load() != old; });
   --sleepers_;
 }
@@ -101,7 +101,7 @@ void Pool::change(std::atomic<uint32_t>& word) {
   if (sleepers_.load() == 0) return;
   {
     const std::lock_guard<std::mutex> lock(sleep_);
-  }  // a thread that looked before is waiting now
+  }  // a thread that checked before this is now waiting
   wake_.notify_all();
 }
 

@@ -1,6 +1,6 @@
-// The thread pool. A region runs a function on every thread at once, including the caller's;
-// barrier() inside a region waits for all of them. Workers spin briefly after their last work,
-// because the next region of a decode step follows within microseconds, and then sleep.
+// The thread pool. A region runs a function on every thread at once, including the caller's. Inside
+// a region, barrier() waits for all threads. Idle workers spin briefly before they sleep, because a
+// decode step's next region follows within microseconds.
 #pragma once
 
 #include <atomic>
@@ -21,10 +21,10 @@ class Pool {
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
-  // The pool of the process. It starts with one thread, the caller's own.
+  // This process's pool. It starts with one thread, the caller's.
   static Pool& shared();
 
-  // The caller's thread counts. Not from inside a region.
+  // Includes the caller's thread. Must not be called inside a region.
   void set_threads(int threads);
   int threads() const { return threads_; }
 
@@ -45,7 +45,7 @@ class Pool {
     barrier();
   }
 
-  // Inside a region: wait for every thread to arrive; their writes are then visible.
+  // Inside a region, wait for every thread to arrive. Their writes are then visible.
   void barrier();
 
  private:
@@ -59,7 +59,7 @@ class Pool {
 
   int threads_ = 1;
   std::vector<std::thread> workers_;
-  std::mutex turn_;  // held by the caller for the length of a region
+  std::mutex turn_;  // locked by the caller during a region
   Job job_ = nullptr;
   void* context_ = nullptr;
   bool stopping_ = false;
