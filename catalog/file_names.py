@@ -60,7 +60,7 @@ def normal_quant(text: str) -> str | None:
 
 
 def quant_of(name: str) -> str | None:
-    """Return the quantisation named at the end of a file name, or else by its folder."""
+    """Return the quantisation in a file name, or else in its folder's name, or None."""
     *folders, last = _PART.sub(".gguf", name).split("/")
     found = _LABEL.search(last.removesuffix(".gguf").removesuffix(".GGUF"))
     if found:
@@ -110,8 +110,8 @@ def select(
 ) -> FileSet:
     """Select one model in a repository.
 
-    Selects by `file` if given, or else by the catalog's `known` names, or else by `quant`. Without
-    `quant`, selects Q4_K_M or the only model. Raises ModelNotFound, listing the choices.
+    Selects by `file` if given, or else by the catalog's `known` names, or else by `quant`. If all
+    are missing, selects Q4_K_M, or else the only model. Raises ModelNotFound, listing the choices.
     """
     sets = file_sets(names)
     if file is not None:

@@ -48,10 +48,7 @@ def open_atomically(path: Path, *, mode: int = 0o666, sync: bool = False) -> Ite
 def read_json(
     path: Path, kind: type[_T], format: int | None = None, max_bytes: int = MAX_JSON_BYTES
 ) -> _T | None:
-    """Read a JSON file and parse it with `parse_json`.
-
-    Also returns None if the file is missing, unreadable or too large.
-    """
+    """Read a JSON file with `parse_json`; None if it is missing, unreadable or too large."""
     try:
         with path.open("rb") as file:
             data = file.read(max_bytes + 1)

@@ -23,15 +23,12 @@ class _Agreements:
 
 
 def is_open(licence: str) -> bool:
-    """True if the user need not accept a licence. Also true for an unstated or unknown licence."""
+    """True if a licence does not require acceptance. Also true if it is unstated or unknown."""
     return not licence.lower().startswith(NOT_OPEN)
 
 
 def stated(metadata: Mapping[str, Any]) -> str | None:
-    """Return the licence stated in a GGUF header, or None.
-
-    It is a standard identifier or the name of a custom licence.
-    """
+    """Return the licence in a GGUF header: a standard identifier, a custom name, or None."""
     common, own = metadata.get("general.license"), metadata.get("general.license.name")
     for name in (common if common != "other" else own, own, common):
         if isinstance(name, str) and name:

@@ -27,7 +27,7 @@ LICENCES = (
     *("gemma", "lfm1.0", "deepseek", "qwen"),
 )
 SIZE_UNITS = {"size_bytes": 1, "size_mib": 2**20, "size_gib": 2**30, "size_gb": 10**9}
-Check = Callable[[Any], object]  # returns a true value if a TOML value is valid
+Check = Callable[[Any], object]  # returns a truthy result for a valid TOML value
 
 
 def _of(kind: type, test: Check = lambda v: True) -> Check:
@@ -60,7 +60,7 @@ _KV = _each(lambda v: _each(_whole(1, 2**24), least=2)(v) and len(v) <= 3)
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """The publisher's recommended settings; None if not stated. `temperature` 0 means greedy."""
+    """The publisher's settings; None if not stated. `temperature` 0 means greedy decoding."""
 
     temperature: Annotated[float | None, _real(0, 2)] = None
     top_p: Annotated[float | None, _real(0.01, 1)] = None
@@ -149,7 +149,7 @@ class Entry:
         return self.experts is not None or self.active_parameters != self.total_parameters
 
     def file(self, quant: str | None = None) -> CatalogFile | None:
-        """Return the file with a quantisation. None means the default quantisation."""
+        """Return the file with this quantisation, or with the default quantisation if None."""
         return next((f for f in self.files if f.quant == (quant or self.default_quant)), None)
 
 
@@ -157,7 +157,7 @@ def status(entry: Entry, architectures: Collection[str]) -> str:
     """Return the support status of a model.
 
     architectures: the architectures that the engine implements.
-    "answer verified": the default file's answer matches the reference token for token.
+    "answer verified": the default file's answer matches the reference answer token for token.
     "architecture implemented": tested on small models, but not with this model's own file.
     "not yet": the engine does not implement the architecture.
     """
@@ -181,7 +181,10 @@ def starter_entry() -> Entry:
 
 
 def load(tables: Mapping[str, Any]) -> dict[str, Entry]:
-    """Validate parsed TOML and return entries by id. Raises CatalogError naming entry and key."""
+    """Validate parsed TOML and return the entries by id.
+
+    Raises CatalogError, naming the entry and key, if a value is invalid.
+    """
     tags = tables.get("sources", {})
     loaded: dict[str, Entry] = {}
     for number, table in enumerate(tables.get("model", ()), start=1):

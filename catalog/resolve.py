@@ -31,7 +31,7 @@ _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 class Reference:
     """A resolved name. `kind` is "path", "catalog" or "hub"; unspecified fields are None.
 
-    In a catalog reference, `repository` is the one that contains the requested quantisation.
+    For a catalog reference, `repository` contains the requested quantisation.
     """
 
     kind: str
@@ -90,7 +90,9 @@ def _path(text: str) -> Reference:
         is_folder = path.is_dir()
     except (OSError, ValueError, RuntimeError) as error:  # name too long, NUL byte, unknown user
         raise ModelNotFound(f"{text!r} is not a valid path: {error}") from error
-    raise ModelNotFound(f"{text!r} is a folder" if is_folder else f"no such file: {text!r}")
+    raise ModelNotFound(
+        f"{text!r} is a folder, not a file" if is_folder else f"no such file: {text!r}"
+    )
 
 
 def _catalog_name(text: str) -> Reference:

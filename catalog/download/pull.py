@@ -1,9 +1,9 @@
-"""Download files from the Hub into the cache. Downloads resume, and are verified before use.
+"""Download files from the Hub into the cache. Downloads can resume, and every file is verified.
 
 Bytes are written to a partial file that belongs to this process. If its SHA-256 matches the Hub's,
-it is renamed to a blob. Only then is it linked from a snapshot. A process takes over an abandoned
-partial file by renaming it, so only one process can succeed. huggingface_hub's lock is held only to
-save bandwidth.
+it is renamed to a blob, and only then is the snapshot link created. A process takes over an
+abandoned partial file by renaming it, so only one process can succeed. huggingface_hub's lock is
+held only to save bandwidth.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def pull(
     """Download missing files one at a time. Returns the paths of all files in order.
 
     Does not check disk space; see `require_room`. Raises HubUnreachable after too many failures,
-    StoreError if writing fails, or VerificationError if a SHA-256 does not match, in which case
-    that file is not published. Partial files are kept after other errors, for the next call.
+    StoreError if writing fails, NotAModel if a file is not GGUF, or VerificationError if a SHA-256
+    is wrong. Invalid files are deleted. The next call resumes all other partial files.
     """
     total = sum(file.size_bytes for file in files)
     done = 0
@@ -119,7 +119,7 @@ def _kept_bytes(blob: Path, *patterns: str) -> int:
 
 
 def _link(file: RemoteFile, store: Store) -> None:
-    """Link the snapshot's file to the blob, or move the blob if symlinks are unsupported."""
+    """Create the snapshot's link to the blob. Without symlink support, move the blob there."""
     link, blob = store.hub.snapshot_link(file), store.hub.blob_path(file)
     if link.exists() and link.stat().st_size == file.size_bytes:
         return

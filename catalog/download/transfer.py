@@ -41,7 +41,7 @@ END_S = 2.0  # how long to wait for stopped threads
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Retry at most `retries` times in a row. The delay starts at `wait_s` and doubles."""
+    """Retry up to `retries` times in a row. The delay starts at `wait_s` and doubles each time."""
 
     retries: int = 5
     wait_s: float = 1.0
@@ -156,7 +156,7 @@ def _receive(
             return
         at += len(chunk)
         scheduler.progressed()
-        if partial.size_bytes == file.size_bytes:  # a response with the whole file goes on
+        if partial.size_bytes == file.size_bytes:  # a whole-file response may have bytes left
             return
     if at < response.end:
         raise TransientError(f"{file.name}: the connection closed early")
@@ -178,11 +178,11 @@ class RangeScheduler:
         self._failures, self._failed_at, self._wait_until = 0, 0.0, 0.0
         self._mark_bytes = partial.size_bytes  # progress is measured from here
         self._rate_from = (partial.size_bytes, time.monotonic())
-        self._measured = False  # False again after a failure
+        self._measured = False  # True if measured since the most recent failure
         self._stopped = False
 
     def take(self) -> byte_ranges.ByteRange | None:
-        """Wait for a range and return it. Returns None if no range is left."""
+        """Wait for the next range to download. Returns None if no range is left."""
         with self._changed:
             while not self._stopped:
                 missing = self._partial.missing()
@@ -209,9 +209,9 @@ class RangeScheduler:
             self._changed.notify_all()
 
     def may_take_all(self, span: byte_ranges.ByteRange) -> bool:
-        """True if this range's stream may receive the whole file, when the server ignores ranges.
+        """Return True if the stream of this range may receive the whole file.
 
-        Only one stream at a time may do so.
+        Used if the server ignores ranges. Only one stream at a time may receive the whole file.
         """
         with self._changed:
             self._all = self._all or span

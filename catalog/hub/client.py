@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import httpx2
 
 CONNECT_TIMEOUT_S = 10.0
-STALL_TIMEOUT_S = 30.0  # the longest wait for the next byte
+STALL_TIMEOUT_S = 30.0  # the maximum wait for the next byte
 MAX_REDIRECTS = 5
 PROBE_BYTES = 4 * 2**20  # measure the speed over this many bytes
 FAST_BYTES_PER_S = 40e6
@@ -66,7 +66,7 @@ class RemoteFile:
 class RangeResponse:
     """A streamed response with the bytes [start, end) of a file.
 
-    whole: True if the server ignored the range and sends the whole file.
+    whole: True if the server ignored the range and sent the whole file.
     abort: a function that closes the connection; any thread may call it.
     """
 
@@ -154,10 +154,10 @@ class Hub:
     def open(
         self, file: RemoteFile, start: int, end: int, if_range: str | None = None
     ) -> Iterator[RangeResponse]:
-        """Request bytes [start, end) of a file. If the server ignores ranges, they start at 0.
+        """Request bytes [start, end) of a file.
 
-        if_range: the ETag of an earlier response. If the file has changed since, the response
-        starts at 0.
+        The response starts at 0 if the server ignores ranges, or if the file has changed since an
+        earlier response with the ETag `if_range`.
         """
         path = f"{quote(file.repository)}/resolve/{file.commit}/{quote(file.name)}"
         headers = {"Range": f"bytes={start}-{end - 1}"}
@@ -173,7 +173,7 @@ class Hub:
                 body += chunk
                 if len(body) > MAX_LISTING_BYTES:
                     most = f"{MAX_LISTING_BYTES:,} bytes"
-                    raise HubUnreachable(f"{what}: the file listing exceeds {most}")
+                    raise HubUnreachable(f"{what}: the file listing is larger than {most}")
         listing = parse_json(bytes(body), dict)
         if listing is None:
             raise HubUnreachable(f"{what}: the response is not a JSON file listing")
@@ -289,7 +289,7 @@ def _range_response(
         first, end, total = start, int(found[2]) + 1, int(found[3])
     if total != file.size_bytes:
         raise HubUnreachable(
-            f"{file.name}: size is {total:,} bytes, but the Hub lists {file.size_bytes:,} bytes"
+            f"{file.name}: expected {file.size_bytes:,} bytes, but the server has {total:,} bytes"
         )
     chunks = _translated(_body(response), file.name)
     etag = response.headers.get("ETag")
@@ -300,7 +300,8 @@ def _body(response: httpx2.Response) -> Iterator[bytes]:
     """Yield a response body in chunks. Fast responses are read from the socket, 1 MiB at a time.
 
     httpx yields 64 KiB chunks, which limits throughput. It buffers nothing between chunks if the
-    content length is known. A connection read directly cannot be reused, so httpx reads slow ones.
+    content length is known. A connection read directly cannot be reused, so this is only worth it
+    for fast responses.
     """
     stream = response.extensions.get("network_stream")
     plain = response.http_version == "HTTP/1.1" and "Transfer-Encoding" not in response.headers
@@ -386,7 +387,7 @@ def _error(
 
 
 def _retry_after(response: httpx2.Response) -> float | None:
-    """Return the delay in seconds from a Retry-After header, which is a number or a date."""
+    """Parse a Retry-After header, a number or a date, into a delay in seconds."""
     text = response.headers.get("Retry-After", "")
     if re.fullmatch(r"\d{1,6}", text):
         return float(text)

@@ -13,7 +13,7 @@ FOLDERS = "models--*--*"  # a glob that matches every repository's folder
 
 
 def folder_name(repository: str) -> str:
-    """Return the name of a repository's cache folder. Raises StoreError if it is malformed."""
+    """Return a repository's cache folder name. Raises StoreError for an invalid repository."""
     if not is_repository(repository):
         raise StoreError(f"{repository!r} is not a valid repository name")
     return f"models--{repository.replace('/', '--')}"

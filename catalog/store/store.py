@@ -214,13 +214,13 @@ class HubCache:
         return self._inside(folder / file.name)
 
     def ref_path(self, file: RemoteFile) -> Path:
-        """Return the path of the file that stores a branch's or tag's commit."""
+        """Return the path of the ref file that stores the commit of a branch or tag."""
         if not is_safe(file.revision):
             raise StoreError(f"{file.revision!r} is not a safe path")
         return self._inside(self.repository_folder(file.repository) / "refs" / file.revision)
 
     def _inside(self, path: Path) -> Path:
-        """Return a path unchanged. Raises StoreError if symlinks lead outside the cache."""
+        """Return `path` unchanged. Raises StoreError if symlinks lead outside the cache."""
         if not path.parent.resolve().is_relative_to(self.folder.resolve()):
             raise StoreError(f"{path.parent} leads outside {self.folder}")
         return path
@@ -264,7 +264,7 @@ def _ref(folder: Path, revision: str) -> str | None:
 
 
 def _names(snapshot: Path) -> list[str]:
-    """Return the names of a snapshot's GGUF files, except broken links."""
+    """Return the names of a snapshot's GGUF files, skipping broken links."""
     paths = (path for path in snapshot.rglob("*") if path.suffix.lower() == ".gguf")
     return [path.relative_to(snapshot).as_posix() for path in paths if path.is_file()]
 
