@@ -171,8 +171,8 @@ class Stack {
 };
 
 // Attention of scaled q (T, H, d) over rows (L, d). The last T rows belong to the new tokens, and
-// the first `value_dim` entries of a row are its value. Returns (T, H, value_dim). scales: for int8
-// rows.
+// the first `value_dim` entries of a row are its value. Returns (T, H, value_dim).
+// scales: for int8 rows.
 mx::array latent_attention_task(const mx::array& q, const mx::array& rows,
                                 const std::optional<mx::array>& scales, int64_t value_dim);
 

@@ -1,7 +1,7 @@
 // Complete decoder layers, each computed in one parallel region: attention, dense feed-forward,
 // mixture of experts, output head. The structs are plain views; the caller keeps their memory
-// alive. Comments say which pointers may be null. x and y are (T, D) float32 with packed rows; y
-// may be x.
+// alive. Comments say which pointers may be null. x and y are (T, D) float32 with packed rows.
+// y may be x.
 //
 // Axes: T tokens, D width, H query heads, K kv heads, d head width, E experts, k chosen, F hidden.
 #pragma once
@@ -78,8 +78,7 @@ struct LatentLayer {
   float scale, residual;
 };
 
-// Same as attention_block, except that the cache has one head, whose keys are the rows, and no
-// values.
+// Same as attention_block, but the cache has one head without values, whose keys are the rows.
 void latent_block(const LatentLayer& layer, const KVCache* cache, int64_t offset, const float* x,
                   int64_t tokens, float* y, Workspace& work, Pool& pool);
 
@@ -184,8 +183,8 @@ struct ExpertLayer {
 void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* y, Workspace& work,
                Pool& pool, int32_t* chosen = nullptr);
 
-// Choose `used` experts by `logits` (E). Writes ids and weights (k), best first; ties by id.
-// Serial.
+// Choose `used` experts by `logits` (E). Writes ids and weights (k), best first, with ties ordered
+// by id. Serial.
 void route(const Routing& routing, const float* logits, int32_t* ids, float* weights);
 
 // y = sum of weight * expert(h) over the chosen experts, without norm or residual: h (T, D) ->

@@ -13,8 +13,8 @@ struct Drawing {
 
 constexpr int32_t NOT_FINITE = -1;
 
-// Sample the index of one of n logits, or NOT_FINITE if any is not finite. uniform: random, 0 to
-// <1.
+// Sample the index of one of n logits. Returns NOT_FINITE if any logit is not finite. uniform: a
+// random number, 0 <= uniform < 1.
 int32_t pick(const float* logits, int64_t n, const Drawing& how, double uniform);
 
 }  // namespace conifer::blocks

@@ -286,8 +286,8 @@ Room& room() {
   return kept;
 }
 
-// Sums for up to 32 rows, starting at `row`, by all tokens: (pairs of token tiles, 4 tiles, 16,
-// 16).
+// Sums for up to 32 rows, starting at `row`, by all tokens:
+// (pairs of token tiles, 4 tiles, 16, 16).
 void sum_rows(const Matrix& w, int64_t row, int rows, const Halves* x, int64_t tokens,
               float* sums) {
   const int64_t stride = MOST_COLS + DEPTH;  // not a power of two

@@ -1,5 +1,5 @@
 // Times the pool, attention, and whole layers of two models' shapes.
-// Usage: block_bench [threads] [part], part one of pool, attend, smol, qwen; all without it.
+// Usage: block_bench [threads] [part]. part: pool, attend, smol or qwen; all by default.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -28,7 +28,7 @@ struct Times {
   double best, median;  // microseconds
 };
 
-// Call fn(i) again and again for about `seconds`.
+// Call fn(i) repeatedly for about `seconds`.
 Times time_calls(double seconds, const std::function<void(int)>& fn) {
   using Clock = std::chrono::steady_clock;
   std::vector<double> times;
@@ -98,7 +98,7 @@ void bench_pool(Pool& pool) {
               run.median / 100, barriers.best / 100, barriers.median / 100);
 }
 
-// Cache reading alone, as in Qwen3-30B-A3B: 4 kv heads of 128, 8 query heads each, depth 4096.
+// Reads only the cache, as in Qwen3-30B-A3B: 4 kv heads of 128, 8 query heads each, depth 4096.
 void bench_attend(Pool& pool) {
   const int64_t depth = 4096, heads = 4, dims = 128, group = 8;
   const std::vector<float> random = gaussians(MAX_ROWS * dims);
@@ -106,7 +106,7 @@ void bench_attend(Pool& pool) {
   float* queries = aligned.need(MAX_ROWS * dims);
   std::copy(random.begin(), random.end(), queries);
   for (CacheType type : {CacheType::F16, CacheType::Q8, CacheType::F32}) {
-    std::vector<Cache> caches;  // more than the last cache level holds for long
+    std::vector<Cache> caches;  // too large to stay in the last-level cache
     for (int i = 0; i < 12; ++i) caches.emplace_back(type, heads, depth, dims);
     std::vector<Floats> scratch(size_t(pool.threads())), out(scratch.size()), state(out.size());
     const double bytes = double(depth * heads * 2 * dims) * (type == CacheType::F32   ? 4
@@ -145,7 +145,7 @@ void bench_attend(Pool& pool) {
 struct Shapes {
   const char* name;
   int64_t width, heads, kv_heads, dims, hidden, experts, used;
-  Type type, value_type;  // of most; of v and down
+  Type type, value_type;  // for most weights; for v and down
   int layers;
 };
 
@@ -165,7 +165,7 @@ void bench_layers(const Shapes& s, Pool& pool) {
          Weights(s.value_type, s.width, s.hidden, stack),
          Cache(CacheType::F16, s.kv_heads, 4608, s.dims)});
   const std::vector<float> gain(static_cast<size_t>(s.width), 1.0f);
-  for (Layer& layer : layers) {  // routers that differ from token to token
+  for (Layer& layer : layers) {  // routers that choose differently for each token
     float* router = reinterpret_cast<float*>(layer.router.bytes.data());
     const std::vector<float> random = gaussians(s.experts * s.width);
     std::copy(random.begin(), random.end(), router);

@@ -1,4 +1,4 @@
-// What the tests of blocks share: random weights, a cache that reads back, plain loops in float64.
+// Helpers for block tests: random weights, a readable cache, plain loops in float64.
 #pragma once
 
 #include <algorithm>
@@ -36,7 +36,7 @@ Floats32 gaussians(int64_t n, double size = 1.0, double mean = 0.0) {
   return x;
 }
 
-// The root mean square difference is at most `tolerance` of the wanted values' own.
+// True if the RMS difference is at most `tolerance` times the RMS of the expected values.
 void expect_close(const float* got, const Doubles& want, double tolerance,
                   const std::string& what) {
   double difference = 0.0, size = 1e-30;
@@ -89,7 +89,7 @@ Doubles multiply(const Weights& w, const Doubles& x, int64_t expert = 0) {
   return y;
 }
 
-// Norm every run of n values.
+// Normalise each run of n values.
 Doubles normed(const Doubles& x, const Norm& norm, int64_t n) {
   Doubles y = x;
   for (size_t begin = 0; begin < x.size(); begin += size_t(n)) {
@@ -117,7 +117,7 @@ void rotate_all(Doubles& x, const Rope& rope, int64_t heads, int64_t dims, int64
 
 double silu(double x) { return x / (1.0 + std::exp(-x)); }
 
-// A cache of its own memory, which reads back as doubles.
+// A cache that owns its memory and can be read as doubles.
 struct TestCache {
   KVCache cache;
   int64_t heads;

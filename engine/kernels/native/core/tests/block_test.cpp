@@ -1,4 +1,4 @@
-// The blocks against plain loops in float64. Exits with the number of failures.
+// Tests the blocks against plain loops in float64. Exits with the number of failures.
 #include "block_support.h"
 
 namespace {
@@ -25,7 +25,7 @@ std::string describe(const AttentionCase& c) {
   return text;
 }
 
-// What one call should give, reading the keys and values that it stored.
+// The expected result of one call, computed from the keys and values that it stored.
 Doubles attention_reference(const AttentionLayer& layer, const Doubles& q,
                             const std::function<double(int, int64_t, int64_t, int64_t)>& stored,
                             int64_t past, int64_t tokens) {
@@ -93,7 +93,7 @@ void test_attention(const AttentionCase& c, Pool& pool) {
   for (int64_t tokens : {1, 33, 3, 1, 200, 1, 1}) {
     const std::string what = describe(c) + " T " + std::to_string(tokens) + " after " +
                              std::to_string(past) + " threads " + std::to_string(pool.threads());
-    const bool cached = past != 38;  // once, the tokens see only each other
+    const bool cached = past != 38;  // in one case, tokens attend only to each other
     const int64_t before = cached ? past : 0;
     Floats32 x = gaussians(tokens * c.width), y(x.size());
     attention_block(layer, cached ? &cache.cache : nullptr, past, x.data(), tokens, y.data(), work,
@@ -140,7 +140,7 @@ void test_attention(const AttentionCase& c, Pool& pool) {
                     pool);
     expect(x == y, what + " in place");
     if (cached || past == 38) past += cached ? tokens : 0;
-    if (!cached) {  // and now with the cache, so that the next calls find no gap
+    if (!cached) {  // repeat with the cache, so that later calls find no gap
       x = gaussians(tokens * c.width);
       attention_block(layer, &cache.cache, past, x.data(), tokens, y.data(), work, pool);
       past += tokens;
@@ -153,7 +153,7 @@ double clamped(double gate, double up) {
   return gate / (1.0 + std::exp(-1.702 * gate)) * (std::clamp(up, -7.0, 7.0) + 1.0);
 }
 
-// bias: of all three, of every expert, the same; may be null.
+// bias: the same for all three projections of every expert; may be null.
 Doubles gated(const Weights& gate, const Weights& up, const Weights& down, const Doubles& h,
               int64_t expert, Activation activation = Activation::Silu,
               const float* bias = nullptr) {
@@ -193,21 +193,21 @@ void test_dense(Type type, int64_t width, int64_t hidden, Pool& pool) {
   }
 }
 
-// extras: biases of the experts, the clamped activation, a shared expert that is weighed.
+// extras: expert biases, the clamped activation, a weighted shared expert.
 void test_experts(Type type, const Routing& routing, bool same_for_all, Pool& pool,
                   bool extras = false) {
   const int64_t width = 64, hidden = 96, experts = routing.experts, used = routing.used;
   const Weights gate(type, hidden, width, experts), up(type, hidden, width, experts);
   const Weights down(type, width, hidden, experts);
   Weights router(Type::F32, experts, width);
-  if (same_for_all) {  // all scores equal: the first experts get every token, the others none
+  if (same_for_all) {  // with equal scores, the first experts get every token
     std::fill(router.bytes.begin(), router.bytes.end(), uint8_t(0));
     std::fill(router.floats.begin(), router.floats.end(), 0.0f);
   }
   const Floats32 gain = gaussians(width, 0.2, 1.0);
   ExpertLayer layer{{gain.data(), 1e-5f}, router.matrix, gate.matrix, up.matrix,
                     down.matrix,          routing};
-  const Floats32 one_bias = gaussians(hidden);  // of every projection of every expert
+  const Floats32 one_bias = gaussians(hidden);  // for every projection in every expert
   Floats32 hidden_bias, width_bias;
   for (int64_t e = 0; e < experts; ++e) {
     hidden_bias.insert(hidden_bias.end(), one_bias.begin(), one_bias.end());

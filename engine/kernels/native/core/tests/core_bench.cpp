@@ -1,9 +1,9 @@
-// How fast the products are: core_bench [type ...], with --threads N, --tokens N, --cols N,
-// --isa ID.
+// Measures the speed of products. Usage: core_bench [type ...], with the options --threads N,
+// --tokens N, --cols N and --isa ID.
 //
-// Decode is measured as bytes of weights per second, against a plain read of the same bytes by the
-// same threads; prefill as multiply-adds per second. Both are the best of several turns, taken by
-// turns with the read, because machines are shared.
+// Decode is measured in bytes of weights per second, compared with a plain read of the same bytes
+// by the same threads. Prefill is measured in multiply-adds per second. Both are the best of
+// several runs that alternate with the read, because machines are shared.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>

@@ -1,9 +1,9 @@
-// Every block type on every instruction set that this CPU has, against arithmetic in double.
+// Tests every block type on every instruction set that this CPU supports, against double precision.
 //
-// core_test [cases per type and instruction set] [seed]. Each case is a random shape, multiplied
-// whole, by a range of rows and tokens, and by a gathered list. Two references: from the
-// activations as they were quantised (tight: only the order of additions differs), and from the
-// floats given.
+// Usage: core_test [cases per type and instruction set] [seed]. Each case has a random shape and is
+// multiplied as a whole, for a range of rows and tokens, and for a gathered list. There are two
+// references: one from the quantised activations, with a tight tolerance because only the order of
+// additions differs, and one from the original floats.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -56,13 +56,13 @@ Case random_case(const TypeReference& type) {
   for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i);
   dequantize_rows(c.matrix(), ids.data(), c.rows, c.weights.data());
   c.x.resize(static_cast<size_t>(c.tokens * c.cols));
-  const float shift = pick(0, 3) ? 0.0f : 3.0f;  // a mean far from zero tries the sums
+  const float shift = pick(0, 3) ? 0.0f : 3.0f;  // a mean far from zero exercises the sums
   for (float& value : c.x) value = normal() + shift;
   if (pick(0, 7) == 0) std::fill(c.x.begin(), c.x.begin() + std::min<int64_t>(c.cols, 64), 0.0f);
   return c;
 }
 
-// Compare the weights as the core reads them with the reference, as shares of a block's largest.
+// Compare weights read by the core with the reference, relative to the largest in each block.
 bool weights_hold(const Case& c) {
   const BlockType& block = c.type->block;
   std::vector<double> want(static_cast<size_t>(block.weights));
@@ -79,14 +79,14 @@ bool weights_hold(const Case& c) {
 
 struct Worst {
   double tight = 0, loose = 0;
-  double tiles = 0;  // of products that round weights and activations to bfloat16
+  double tiles = 0;  // for products that round weights and activations to bfloat16
 };
 
 bool in_tiles(const Case& c, int64_t tokens) {
   return !is_float(c.type->block.type) && tiles_in_use() && tokens >= AMX_TOKENS;
 }
 
-// Of one output of a product with `tokens`, as shares of the root of the sum of squared terms.
+// Errors in one output of a product with `tokens`, relative to the norm of its terms.
 void compare(const Case& c, int64_t tokens, int64_t token, int64_t row, float y, Worst& worst) {
   const TokenView view = c.activations.token(token);
   double exact = 0, quantized = 0, size = 0;
@@ -161,7 +161,7 @@ bool run(Case& c, Worst& worst) {
   return true;
 }
 
-// A half has 65536 values: all of them there and back.
+// Convert all 65536 half-precision values to float and back.
 bool halves_hold() {
   for (uint32_t half = 0; half < 0x10000; ++half) {
     const float x = f16_to_float(static_cast<uint16_t>(half));
@@ -194,11 +194,11 @@ int main(int count, char** arguments) {
         good = run(c, worst);
         if (!good) std::printf("rows %ld cols %ld tokens %ld\n", c.rows, c.cols, c.tokens);
       }
-      // Additions in another order, of terms that may be 40 times their sum when x has a mean,
-      // agree to some 1e-5. Rounding to 127 steps is within 1/254 of a block's largest value,
-      // a few times its root mean square; the tails of many outputs reach a third of 0.08.
-      // Bfloat16 rounds weights and activations to within 1/512 of their own size; where there are
-      // few different weights, as in Q2_K, their errors add up when x has a mean.
+      // If x has a non-zero mean, terms may be 40 times their sum, and additions in another order
+      // agree to about 1e-5. Rounding to 127 steps has an error of up to 1/254 of a block's largest
+      // value, a few times its RMS. The worst of many outputs reach a third of 0.08. Bfloat16
+      // rounds weights and activations to within 1/512 of their size. If there are few distinct
+      // weights, as in Q2_K, these errors add up when x has a non-zero mean.
       const bool bad =
           !good || !(worst.tight < 3e-5) || !(worst.loose < 0.08) || !(worst.tiles < 0.03);
       failed |= bad;

@@ -1,4 +1,4 @@
-// Runs a test on every instruction set of this processor.
+// Runs a test on every instruction set that this processor supports.
 #pragma once
 
 #include <cstdio>
@@ -30,8 +30,8 @@ void for_each_isa(F&& test) {
   }
 }
 
-// Call test(Pool&) with each instruction set and 1, 2 and 3 threads. Returns what main() returns:
-// 1 if a check failed, else 0.
+// Call test(Pool&) with each instruction set and 1, 2 and 3 threads. Returns the exit status for
+// main(): 1 if a check failed, else 0.
 template <class F>
 int run_everywhere(F&& test) {
   for_each_isa([&] {

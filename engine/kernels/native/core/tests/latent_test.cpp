@@ -1,4 +1,4 @@
-// Latent attention against plain loops in float64. Exits with the number of failures.
+// Tests latent attention against plain loops in float64. Exits with the number of failures.
 #include "blocks/latent.h"
 #include "block_support.h"
 
@@ -8,7 +8,7 @@ struct LatentCase {
   int64_t heads, key_dim, value_dim, length, tokens;
 };
 
-// Rows that are keys and begin with their values, as a cache stores them.
+// Rows as stored in a cache: each is a key and begins with its value.
 void test_latent(const LatentCase& c, CacheType type, Pool& pool) {
   char what[120];
   std::snprintf(what, sizeof what, "latent attention %d heads of %d,%d, %d of %d tokens, cache %d",

@@ -1,5 +1,5 @@
-// Picking a token against plain loops in float64, for every instruction set. Exits with the number
-// of failures.
+// Tests sampling a token against plain loops in float64, on every instruction set. Exits with the
+// number of failures.
 #include "blocks/pick.h"
 #include "block_support.h"
 
@@ -10,7 +10,7 @@ struct Share {
   double weight;
 };
 
-// What may be drawn, in the order in which `pick` counts.
+// The tokens that may be sampled, in the order used by `pick`.
 std::vector<Share> shares(const Floats32& logits, const Drawing& how) {
   const double top = *std::max_element(logits.begin(), logits.end());
   std::vector<Share> all;
@@ -39,7 +39,7 @@ void test_draws(int64_t n, const Drawing& how) {
   const std::vector<Share> left = shares(logits, how);
   double total = 0.0, before = 0.0;
   for (const Share& share : left) total += share.weight;
-  for (const Share& share : left) {  // in the middle of what is its own
+  for (const Share& share : left) {  // in the middle of the token's own range
     if (share.weight > 1e-4 * total)
       expect(pick(logits.data(), n, how, (before + share.weight / 2) / total) == share.id, what);
     before += share.weight;

@@ -1,4 +1,4 @@
-// The thread pool: barriers let nobody through early, and regions of several callers take turns.
+// Tests the thread pool: barriers wait for every thread, and concurrent regions take turns.
 #include <atomic>
 #include <chrono>
 #include <cstdint>

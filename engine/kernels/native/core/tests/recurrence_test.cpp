@@ -1,5 +1,5 @@
-// The recurrent layers' loops against plain ones in float64, on every instruction set that this CPU
-// has. Exits with the number of failures.
+// Tests the recurrent layers' loops against plain loops in float64, on every instruction set that
+// this CPU supports. Exits with the number of failures.
 #include <cmath>
 #include <cstdio>
 #include <random>
@@ -30,7 +30,7 @@ void expect_close(const Floats& got, const Doubles& want, const std::string& wha
   double worst = got.size() == want.size() ? 0.0 : 1.0;
   for (size_t i = 0; i < want.size() && i < got.size(); ++i) {
     const double off = std::fabs(got[i] - want[i]) / (1.0 + std::fabs(want[i]));
-    if (!(off <= worst)) worst = off;  // also where it is no number
+    if (!(off <= worst)) worst = off;  // also if `off` is NaN
   }
   if (worst <= 2e-5) return;
   ++failures;

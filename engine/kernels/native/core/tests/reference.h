@@ -1,7 +1,7 @@
-// What each block type means, decoded one weight at a time in double, and random blocks of it.
+// A reference decoder for each block type, one weight at a time in double, and random blocks.
 //
-// Every type of CONIFER_BLOCK_TYPES needs a Reference here: REFERENCES instantiates one for each,
-// so a type without one does not compile.
+// Every type in CONIFER_BLOCK_TYPES needs a Reference here. REFERENCES instantiates one for each
+// type, so a missing Reference is a compile error.
 #pragma once
 
 #include <cmath>
@@ -32,8 +32,8 @@ inline void put_half(uint8_t* p, float value) {
   std::memcpy(p, &half, 2);
 }
 
-// randomise: given a block of random bits, make its scales numbers of a common size.
-// decode: the weights of a block.
+// randomise: replace the scales in a block of random bits with numbers of a common size.
+// decode: return a block's weights.
 template <Type>
 struct Reference;
 
@@ -67,7 +67,7 @@ struct Reference<Type::BF16> {
   }
 };
 
-// Types whose scales are halves at bytes AT of a block.
+// Types with half-precision scales at bytes AT of a block.
 template <int... AT>
 struct Halves {
   static void randomise(uint8_t* block, Random& random) {
@@ -75,7 +75,7 @@ struct Halves {
   }
 };
 
-// Weight i of 32, of 4 bits.
+// Four-bit weight i of 32.
 inline int nibble(const uint8_t* q, int i) { return q[i % 16] >> 4 * (i / 16) & 15; }
 
 inline int bit(const uint8_t* bits, int i) { return bits[i / 8] >> i % 8 & 1; }
@@ -119,7 +119,7 @@ struct Reference<Type::Q8_0> : Halves<0> {
   }
 };
 
-// Weight i of 256, of 2 bits.
+// Two-bit weight i of 256.
 inline int pair(const uint8_t* q, int i) {
   return q[i / 128 * 32 + i % 32] >> i % 128 / 32 * 2 & 3;
 }
@@ -148,14 +148,14 @@ struct Reference<Type::Q3_K> : Halves<108> {
   }
 };
 
-// Scale (which = 0) or minimum (1) of group 0..7, of 6 bits, in 12 bytes.
+// Six-bit scale (which = 0) or minimum (which = 1) for group 0..7, packed in 12 bytes.
 inline int k_scale(const uint8_t* packed, int group, int which) {
   if (group < 4) return packed[group + 4 * which] & 63;
   const int low = packed[group + 4] >> 4 * which & 15;
   return low + 16 * (packed[group - 4 + 4 * which] >> 6);
 }
 
-// Weight i of 256, of 4 bits: the low nibbles of 32 bytes, then the high ones.
+// Four-bit weight i of 256: the low nibbles of 32 bytes, then the high nibbles.
 inline int k_nibble(const uint8_t* q, int i) {
   return q[i / 64 * 32 + i % 32] >> i % 64 / 32 * 4 & 15;
 }
@@ -244,8 +244,8 @@ constexpr TypeReference REFERENCES[] = {
 #undef X
 };
 
-// Random bits are weights of every pattern, with scales that are numbers. The result is exactly as
-// long as the tensor, so that a sanitizer sees any read past its end.
+// Random bits produce every pattern of weights, with finite scales. The result is exactly as long
+// as the tensor, so that a sanitizer detects any read past the end.
 inline std::vector<uint8_t> random_weights(const TypeReference& type, int64_t weights,
                                            Random& random) {
   const int64_t blocks = weights / type.block.weights;
