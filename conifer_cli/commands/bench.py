@@ -1,4 +1,4 @@
-"""`conifer bench`: measure the speed of a model, and compare decoding with memory bandwidth."""
+"""`conifer bench`: measure a model's speed and compare decoding with memory bandwidth."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Watch = Callable[[Iterable[float]], Iterator[float]]
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """The options of `bench`. None: the default lengths that fit the context."""
+    """Options for `conifer bench`. prompts, depths: None for the default lengths that fit."""
 
     prompts: tuple[int, ...] | None = None
     depths: tuple[int, ...] | None = None
@@ -45,7 +45,7 @@ class BenchOptions:
 
 
 def bench_model(name: str | None, options: BenchOptions) -> int:
-    """Print measurements as a table and as one line of JSON. Return the exit code."""
+    """Print the measurements as a table and as one line of JSON. Return the exit code."""
     target = locate(name)
     request = FitRequest(None, options.kv_type, options.force, options.yes, options.kernels)
     report = ensure(target, judge(target, request), request)
@@ -63,7 +63,7 @@ def bench_model(name: str | None, options: BenchOptions) -> int:
 
 
 def lengths(report: FitReport, options: BenchOptions) -> tuple[list[int], list[int]]:
-    """Return prompt lengths and depths. Raises UsageError or NoRoom if one is too long."""
+    """Return the prompt lengths and depths. Raises UsageError or NoRoom if one is too long."""
     from engine.benchmark import decode_context
 
     assert report.config is not None
@@ -78,14 +78,14 @@ def lengths(report: FitReport, options: BenchOptions) -> tuple[list[int], list[i
             require_context(report.name, most, FitRequest(need))
             if need > fits:
                 raise NoRoom(
-                    f"a context of {need:,} does not fit in memory: "
-                    f"the largest for {report.name} is {fits:,}"
+                    f"a {need:,}-token context does not fit in memory; "
+                    f"the largest for {report.name} is {fits:,} tokens"
                 )
         chosen.append([n for n in (asked or default) if n + more <= fits])
     if not any(chosen):
         raise UsageError(
-            f"the default lengths exceed the context of {report.name}: {fits:,} tokens",
-            "Choose shorter ones with --prompt, --depth and --tokens.",
+            f"the default lengths exceed the largest context for {report.name}: {fits:,} tokens",
+            "Set shorter lengths with --prompt, --depth and --tokens.",
         )
     return chosen[0], chosen[1]
 
@@ -113,7 +113,7 @@ def measure(
             }
             for n in depths
         ]
-        peak = peak_memory_bytes()  # before the buffers for bandwidth
+        peak = peak_memory_bytes()  # before bandwidth buffers are allocated
         for row in decode:
             row |= _bandwidth_share(model, report, row, watch, options)
     measured = {"prefill": prefill, "decode": decode, "peak_memory_bytes": peak}
@@ -144,7 +144,7 @@ def _record(document: dict[str, Any], report: FitReport, options: BenchOptions) 
 def _bandwidth_share(
     model: Model, report: FitReport, row: dict[str, Any], watch: Watch, options: BenchOptions
 ) -> dict[str, Any]:
-    """Measure reading the bytes that one token moves, and compare decoding with that rate."""
+    """Measure the read rate for the bytes moved per token, and compare decoding with that rate."""
     from engine.fit.bandwidth import read_rates
     from engine.fit.speed import bytes_per_token
     from engine.gguf.reader import open_model
@@ -164,14 +164,14 @@ def _bandwidth_share(
 
 
 def spread(rates: Iterable[float]) -> dict[str, Any]:
-    """Return the median, the minimum and the maximum of the runs, and the runs."""
+    """Return the rates of all runs, with their median, minimum and maximum."""
     runs = [float(f"{rate:.5g}") for rate in rates]
     per_s = {"median": statistics.median(runs), "low": min(runs), "high": max(runs)}
     return {"per_s": per_s, "runs": runs}
 
 
 def _watch(progress: Progress, total: int) -> Watch:
-    """Return a function that counts rates, of several iterators, as they pass through."""
+    """Return a function that wraps rate iterators to update the progress bar."""
     done = itertools.count(1)
 
     def watch(rates: Iterable[float]) -> Iterator[float]:
@@ -220,7 +220,7 @@ def _report(document: dict[str, Any]) -> list[str]:
         *table(rows, right=range(1, 7)),
         "",
         f"peak memory: {gigabytes(document['peak_memory_bytes'])}, including mapped weights",
-        f"BANDWIDTH is the rate of reading the same number of bytes: {document['read_method']}.",
+        f"BANDWIDTH: read rate for the same number of bytes ({document['read_method']}).",
     ]
 
 

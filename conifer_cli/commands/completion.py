@@ -1,8 +1,9 @@
-"""`conifer completion SHELL`: a script for bash, zsh or fish, and the candidates for it.
+"""`conifer completion SHELL`: print a completion script for bash, zsh or fish.
 
-On Tab, the scripts run `conifer __complete` with the words so far, the last one unfinished. It
-prints one candidate per line, followed by a tab and a description; if there are none, the shell
-completes file names. Completion never opens a socket. Why not Typer's own: decision 11.
+On Tab, the script runs `conifer __complete` with the words typed so far, including the unfinished
+one. The command prints one candidate per line, followed by a tab and a description. If it prints
+nothing, the shell completes file names. Completion never opens a socket. The reasons not to use
+Typer's completion are in docs/decisions/0011-shell-completion.md.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from conifer_cli import errors
 from conifer_cli.options import Shell
 from conifer_cli.terminal import console
 
-MODEL = "MODEL"  # metavar of model arguments
+MODEL = "MODEL"  # metavar for model arguments
 INSTALLED_ONLY = ("rm", "verify")
 
 BASH = """\
@@ -77,27 +78,27 @@ SCRIPTS = {Shell.BASH: BASH, Shell.ZSH: ZSH, Shell.FISH: FISH}
 
 
 class Candidate(NamedTuple):
-    """A completion and its description."""
+    """A completion candidate and its description."""
 
     word: str
     about: str = ""
 
 
 def print_script(shell: Shell) -> int:
-    """Print the completion script of a shell."""
+    """Print the completion script for a shell."""
     console.write_stdout(SCRIPTS[shell])
     return errors.OK
 
 
 def print_candidates(program: Any, words: list[str]) -> int:
-    """Print completions of the last word, each with a tab and its description."""
+    """Print candidates for the last word, each followed by a tab and a description."""
     *before, current = words or [""]
     console.print_lines("\t".join(found) for found in candidates(program, before, current))
     return errors.OK
 
 
 def candidates(program: Any, before: list[str], current: str) -> list[Candidate]:
-    """Return completions of `current` after the words `before`. program: the tree of commands."""
+    """Return candidates for `current` after the words `before`. program: the command tree."""
     possible = _possible(program, before, current)
     return [found for found in possible if found.word.startswith(current)]
 
@@ -147,7 +148,7 @@ def _visible(command: Any) -> Iterator[Any]:
 
 
 def _names(option: Any) -> list[str]:
-    """Return the names of an option, long ones first."""
+    """Return an option's names, long ones first."""
     names = [*option.opts, *option.secondary_opts]
     return sorted(names, key=lambda name: not name.startswith("--"))
 
@@ -157,7 +158,7 @@ def _choices(parameter: Any) -> Iterator[Candidate]:
 
 
 def _values(command: Any, count: int, current: str) -> Iterable[Candidate]:
-    """Return values of the argument that follows `count` others."""
+    """Return candidates for the next argument after `count` arguments."""
     argument = next((p for p in command.params if p.param_type_name == "argument"), None)
     if argument is None or (count and argument.nargs != -1):
         return []
@@ -165,7 +166,7 @@ def _values(command: Any, count: int, current: str) -> Iterable[Candidate]:
 
 
 def _models(command: str, current: str) -> Iterator[Candidate]:
-    """Yield model names: installed ones first, then the catalog."""
+    """Yield the names of installed models, then of models in the catalog."""
     from catalog import entries
     from conifer_cli.acquire import open_store
     from conifer_cli.commands.list import name_of

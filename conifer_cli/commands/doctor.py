@@ -1,7 +1,7 @@
 """`conifer doctor`: check this machine, the installation and the network.
 
-Prints one line per check and writes no files. A failed check has the exit code that other commands
-use for the same problem.
+Prints one line per check and writes no files. If a check fails, the exit code is the one that other
+commands use for the same problem.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from conifer_cli.terminal.format import gigabytes, size
 from conifer_cli.versions import DISTRIBUTION, NOT_INSTALLED, installed_version
 
 OK, WARN, FAIL = "ok", "warn", "fail"
-NAMED = ("mlx", "numpy", "huggingface_hub")  # versions that a bug report needs
-UNMEASURED = {"metal": "Metal: not yet measured", "cuda": "CUDA: not yet measured"}
-PROBE_REPOSITORY = "Qwen/Qwen3-30B-A3B-GGUF"  # any repository works
+NAMED = ("mlx", "numpy", "huggingface_hub")  # packages whose versions to report
+UNMEASURED = {"metal": "speed on Metal not yet measured", "cuda": "speed on CUDA not yet measured"}
+PROBE_REPOSITORY = "Qwen/Qwen3-30B-A3B-GGUF"  # any repository would work
 NO_HUB = (
     "Check the network, HTTPS_PROXY and HF_ENDPOINT, or set HF_HUB_OFFLINE=1 to work offline; "
-    "models listed by `conifer list` run without a network"
+    "models listed by `conifer list` also run offline"
 )
 SMALL_DISK_BYTES = 20 * 10**9  # less than most MoE models need
 _REQUIREMENT = re.compile(r"([A-Za-z0-9_.-]+)\s*(==|>=)\s*([0-9.]+)$")
@@ -38,7 +38,7 @@ _REQUIREMENT = re.compile(r"([A-Za-z0-9_.-]+)\s*(==|>=)\s*([0-9.]+)$")
 
 @dataclass(frozen=True)
 class Check:
-    """The result of a check. advice: how to fix the problem. code: exit code of a failure."""
+    """The result of a check. advice: how to fix a problem. code: the exit code on failure."""
 
     name: str
     status: str
@@ -48,7 +48,7 @@ class Check:
 
 
 def examine(as_json: bool) -> int:
-    """Run and print all checks. Return the exit code of the first failure."""
+    """Run all checks and print their results. Return the exit code of the first failure."""
     found = []
     for check in CHECKS:
         found.append(check())
@@ -102,7 +102,7 @@ def check_kernels() -> Check:
 
 
 def check_memory() -> Check:
-    """Check available memory, and name the largest model for it."""
+    """Check the available memory and name the largest MoE model that fits."""
     from engine.errors import BackendError
     from engine.fit.machine import this_machine
     from engine.fit.memory import MIN_RESERVE, PROGRAM
@@ -112,20 +112,20 @@ def check_memory() -> Check:
     except BackendError:
         return Check("memory", FAIL, "unknown without a backend", code=errors.FAILURE)
     detail = (
-        f"{gigabytes(machine.budget_bytes)} of {machine.limited_by}, "
+        f"budget {gigabytes(machine.budget_bytes)} ({machine.limited_by}), "
         f"{gigabytes(machine.memory_bytes)} in total"
     )
     best = best_moe(machine)
     if best is not None:
         return Check("memory", OK, f"{detail}; the largest MoE model that fits is {best.id}")
-    advice = "Close other programs; `conifer fit` shows the verdict for each model"
+    advice = "Close other programs, or run `conifer fit` to see the verdict for each model"
     if machine.budget_bytes < PROGRAM + MIN_RESERVE:
         return Check("memory", FAIL, f"{detail}; too little for any model", advice, errors.NO_ROOM)
     return Check("memory", WARN, f"{detail}; no MoE model fits", advice)
 
 
 def check_cgroup() -> Check:
-    """Check the limits of a container or service manager."""
+    """Check limits set by a container or service manager."""
     if sys.platform != "linux":
         return Check("cgroup", OK, "not used on this system")
     from engine.device import cgroup_cores
@@ -134,7 +134,7 @@ def check_cgroup() -> Check:
     root = Path("/")
     room, share = cgroup_available(root), cgroup_cores(root)
     parts = [
-        "memory: no limit" if room is None else f"memory: {gigabytes(room)} left within the limit",
+        "memory: no limit" if room is None else f"memory: {gigabytes(room)} left below the limit",
         "CPU: no limit" if share is None else f"CPU: limited to {share:g} cores",
     ]
     detail = ", ".join(parts)
@@ -144,7 +144,7 @@ def check_cgroup() -> Check:
 
 
 def check_cache() -> Check:
-    """Check the folders for models and their free space."""
+    """Check the model folders and their free disk space."""
     from catalog.store.disk import SPARE_BYTES
 
     try:
@@ -159,7 +159,7 @@ def check_cache() -> Check:
     free = shutil.disk_usage(_existing(store.hub_cache)).free
     used = size(sum(model.size_bytes for model in installed))
     detail = (
-        f"{store.hub_cache}: {_count(len(installed), 'model')}, {used}, {size(free)} free; "
+        f"{store.hub_cache}: {_count(len(installed), 'model')}, {used} used, {size(free)} free; "
         f"Conifer's files: {store.home}"
     )
     advice = "Remove models with `conifer rm`, or set HF_HOME to a folder on another disk"
@@ -171,7 +171,7 @@ def check_cache() -> Check:
 
 
 def _unusable(folder: Path) -> str | None:
-    """Return why a folder, which may not exist yet, cannot be written; None if it can."""
+    """Return why a folder cannot be written to, or None if it can. The folder may not exist."""
     parent = _existing(folder)
     if not os.path.isdir(parent):
         return f"{parent} is not a folder"
@@ -181,7 +181,7 @@ def _unusable(folder: Path) -> str | None:
         folder.stat()
     except FileNotFoundError:
         return None
-    except OSError as error:  # an invalid name
+    except OSError as error:  # for example, an invalid name
         return error.strerror
     return None
 
@@ -219,7 +219,7 @@ def check_versions() -> Check:
     detail = ", ".join(parts)
     wrong = _unmet(importlib.metadata.requires(DISTRIBUTION) or []) if own else []
     if wrong:
-        advice = f"Reinstall Conifer: it needs {', '.join(wrong)}"
+        advice = f"Reinstall Conifer: it requires {', '.join(wrong)}"
         return Check("versions", FAIL, detail, advice, errors.FAILURE)
     return Check("versions", OK, detail)
 
@@ -229,7 +229,7 @@ def _unmet(requirements: list[str]) -> list[str]:
     found = []
     for text in requirements:
         match = _REQUIREMENT.match(text)
-        if match is None:  # it has a marker, so it is optional
+        if match is None:  # has a marker, so it is optional
             continue
         version = installed_version(match[1])
         have, want = _numbers(version or ""), _numbers(match[3])
@@ -239,7 +239,7 @@ def _unmet(requirements: list[str]) -> list[str]:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """Return the leading numbers of a version without trailing zeros: 2.4.0rc1 is (2, 4)."""
+    """Return a version's leading numbers without trailing zeros: 2.4.0rc1 becomes (2, 4)."""
     leading = re.split(r"[^\d.]", version, maxsplit=1)[0]
     leading = re.sub(r"(\.0*)+$", "", leading)
     return tuple(int(number) for number in leading.split(".") if number)

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from engine.fit.machine import Machine
     from engine.fit.speed import Rate
 
-MIN_SIZE_RATIO = 1.25  # a quantisation must be this much larger to replace the default one
+MIN_SIZE_RATIO = 1.25  # a quantisation must be this much larger to replace the default
 ORDER = ["fits", "tight", "too_large", None]
 
 
 @dataclass(frozen=True)
 class FitOptions:
-    """The options of `fit`."""
+    """Options for `conifer fit`."""
 
     request: FitRequest
     machine: str | None = None
@@ -37,7 +37,7 @@ class FitOptions:
 
 
 def fit_model(name: str, options: FitOptions) -> int:
-    """Print the verdict on one model. Exit code 0: fits or tight; 4: too large."""
+    """Print the verdict on one model. Return 0 if it fits or is tight, 4 if it is too large."""
     request, model = options.request, locate(name)
     target = choose_target(options.machine, options.memory_bytes, options.idle, request.kernels)
     hub = None if options.machine else connect
@@ -65,7 +65,7 @@ def _name_of(report: FitReport, quant: str) -> str:
 
 
 def fit_all(options: FitOptions) -> int:
-    """Print every model in the catalog: those that fit first, the largest first."""
+    """Print every model in the catalog, sorted by verdict, then from largest to smallest."""
     from catalog import entries
 
     request = options.request
@@ -108,7 +108,7 @@ def _row(entry: Entry, target: Target, request: FitRequest) -> CatalogRow:
 
 
 def _best_quant(entry: Entry, machine: Machine) -> str:
-    """Return the largest quantisation that fits, unless the default one is nearly as large."""
+    """Return the largest quantisation that fits, or the default if that is nearly as large."""
     fitting = fitting_quants(entry, machine)
     default = sizes_of(entry).get(entry.default_quant, 0)
     if not fitting or (default in fitting and max(fitting) < MIN_SIZE_RATIO * default):

@@ -1,4 +1,4 @@
-"""`conifer list`: the models on this machine, the catalog, or the rates measured here."""
+"""`conifer list`: list the models on this machine, the catalog, or measured speeds."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def list_installed(as_json: bool) -> int:
     if as_json:
         console.print_json([_installed_document(model) for model in installed])
     elif not installed:
-        console.log("No models yet. `conifer run` downloads the starter, 98 MB.")
+        console.log("No models yet. Run `conifer run` to download the starter model (98 MB).")
     else:
         rows = [
             (name_of(model), size(model.size_bytes), _modified(model)[:16], str(model.paths[0]))
@@ -40,7 +40,7 @@ def list_installed(as_json: bool) -> int:
 
 
 def list_catalog(as_json: bool) -> int:
-    """Print every model of the catalog, and how well its support is proven."""
+    """Print every model in the catalog and its support status."""
     from catalog import entries, status
 
     known = supported()
@@ -59,7 +59,7 @@ def list_catalog(as_json: bool) -> int:
 
 
 def name_of(model: Installed) -> str:
-    """Return the name by which `run` and `rm` find exactly this file."""
+    """Return the name that identifies exactly this file to `run` and `rm`."""
     if model.model_id is not None:
         return f"{model.model_id}:{model.quant}" if model.quant else model.model_id
     return f"hf:{model.repository}/{model.name}"
@@ -82,7 +82,7 @@ def _installed_document(model: Installed) -> dict[str, Any]:
 
 
 def list_speeds(as_json: bool) -> int:
-    """Print every model that ran on this machine: medians of its last runs, and predictions."""
+    """Print median and predicted speeds for every model that has run on this machine."""
     from engine.fit.machine import this_machine
 
     machine = this_machine()
@@ -98,10 +98,10 @@ def list_speeds(as_json: bool) -> int:
     if as_json:
         console.print_json(documents)
     elif not documents:
-        console.log("No runs yet. `conifer run` and `conifer bench` record their rates.")
+        console.log("No runs recorded yet. Run `conifer run` or `conifer bench` to record one.")
     else:
         rows = [_speed_row(document) for document in documents]
-        note = "Tokens/s, medians of the last runs. "
+        note = "Speeds are medians of the most recent runs, in tokens/s. "
         note += "Peak memory approaches the prediction as more experts are used."
         console.print_lines([*table([SPEEDS, *rows], right=range(3, 9)), "", note])
     return errors.OK

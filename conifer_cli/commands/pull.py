@@ -1,4 +1,4 @@
-"""`conifer pull`: download a model, if `fit` says that it fits."""
+"""`conifer pull`: download a model if it fits this machine."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 
 def pull_model(name: str, request: FitRequest, update: bool = False, as_json: bool = False) -> int:
-    """Download a model and print the path of its file, or of its first part.
+    """Download a model and print the path of its file or first part.
 
-    If the model is on disk, report a newer revision on the Hub, or download it with `update`.
-    With `request.force`, hash its files and download damaged ones again.
+    If the model is on disk, report any newer revision on the Hub; with `update`, download that
+    revision. With `request.force`, hash the files on disk and download damaged ones again.
     """
     model = locate(name)
     newer = _newer(model)
@@ -44,10 +44,10 @@ def pull_model(name: str, request: FitRequest, update: bool = False, as_json: bo
         report = _judge_hashed(model, request) if request.force else judge(model, request)
     was_here = bool(report.paths)
     report = ensure(model, report, request)
-    console.log(f"conifer: {report.name} is downloaded, {size(report.size_bytes)}")
+    console.log(f"conifer: {report.name} is downloaded ({size(report.size_bytes)})")
     if newer and not update:
-        console.log(f"conifer: the Hub has a newer revision, {newer[0].commit[:7]}")
-        console.log(f"`conifer pull {name} --update` downloads it.")
+        console.log(f"conifer: the Hub has a newer revision: {newer[0].commit[:7]}")
+        console.log(f"Run `conifer pull {name} --update` to download it.")
     if as_json:
         console.print_json(_document(model, report, was_here, newer if not update else ()))
     else:
@@ -56,7 +56,7 @@ def pull_model(name: str, request: FitRequest, update: bool = False, as_json: bo
 
 
 def _newer(model: RequestedModel) -> Sequence[RemoteFile]:
-    """Return the Hub's files if they differ from those on disk. Report an unreachable Hub."""
+    """Return the Hub's files if they differ from the local ones. Log Hub failures."""
     from catalog import CatalogError
 
     reference = model.reference
@@ -74,7 +74,7 @@ def _newer(model: RequestedModel) -> Sequence[RemoteFile]:
 
 
 def _judge_hashed(model: RequestedModel, request: FitRequest) -> FitReport:
-    """Hash the files before reading their headers. If one is damaged, judge the Hub's files."""
+    """Hash and judge the local files, or judge the Hub's files if a local one is damaged."""
     here = open_store().locate(model.reference)
     if here is None or not (damaged := _damaged(model, here)):
         return judge(model, request)
@@ -88,12 +88,12 @@ def _damaged(model: RequestedModel, here: Installed) -> tuple[Path, ...]:
 
     listed: Sequence[RemoteFile] = ()
     if here.repository is not None and None in here.expected_hashes():
-        with suppress(CatalogError):  # without the Hub the hash stays unknown
+        with suppress(CatalogError):  # offline, the hash stays unknown
             listed = connect().files(here.repository, model.reference.revision)
     found = list(hashed(here, listed))
     for file in found:
         if file.outcome == UNKNOWN:
-            console.log(f"conifer: {file.path.name}: {UNKNOWN}; the file was left as it is")
+            console.log(f"conifer: {file.path.name}: {UNKNOWN}; keeping the file")
         if file.outcome == DAMAGED:
             console.log(f"conifer: {file.problem}")
     return tuple(file.path for file in found if file.outcome == DAMAGED)

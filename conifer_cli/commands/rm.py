@@ -1,4 +1,4 @@
-"""`conifer rm`: delete models, or with --all everything that Conifer wrote, and nothing else."""
+"""`conifer rm`: delete models or, with --all, every file that Conifer wrote and nothing else."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from catalog.store.store import Installed, Store
 
 _HEX = "[0-9a-f]"
-FETCHING = ".fetch-"  # prefix of the temporary folders of package downloads
-# What Conifer writes into its home, except package files, with the temporary files that a kill
-# leaves; see docs/files.md. Only the first is a folder.
+FETCHING = ".fetch-"  # name prefix of temporary folders for package downloads
+# Files in Conifer's home folder, except package files. Temporary files are left behind if Conifer
+# is killed; see docs/files.md. Only the first pattern matches folders.
 OURS = (
     f"models/{FETCHING}*",
     *("history", "ledger.jsonl", "licences.json"),
@@ -31,7 +31,7 @@ OURS = (
     *(f".{name}.{8 * _HEX}.tmp" for name in ("history", "ledger.jsonl", "licences.json")),
     f"prompts/{16 * _HEX}/.*.prompt.{8 * _HEX}.tmp",
 )
-# The folders of these files, inner ones first.
+# Folders that contain these files, inner folders first.
 FOLDERS = (
     "headers/models--*/**",
     f"prompts/{16 * _HEX}",
@@ -41,12 +41,13 @@ FOLDERS = (
 
 
 def remove_models(names: Sequence[str], everything: bool, yes: bool) -> int:
-    """List what will be deleted, ask, and delete it. everything: all that Conifer wrote."""
+    """List files, ask for confirmation and delete them. everything: all that Conifer wrote."""
     if everything == bool(names):
-        raise UsageError("rm takes model names, or --all", "`conifer list` shows the names.")
+        message = "rm takes either model names or --all"
+        raise UsageError(message, "Run `conifer list` to see the names.")
     store = open_store()
     named = [model for name in names for model in _revisions(locate(name), store)]
-    going = list({model.paths: model for model in named}.values())  # two names may mean one model
+    going = list({model.paths: model for model in named}.values())  # names can repeat a model
     rest: dict[Path, list[Path]] = {}
     if everything:
         going = [model for model in store.installed() if model.source.is_ours(model)]
@@ -61,7 +62,8 @@ def remove_models(names: Sequence[str], everything: bool, yes: bool) -> int:
         console.log(f"{place}, {size(sum(map(_size, paths)))}{of}")
     if not yes:
         if not console.can_ask():
-            raise UsageError("removing needs --yes: there is no terminal to ask on")
+            reason = "removal requires confirmation, but there is no terminal"
+            raise UsageError(reason, "Pass --yes to confirm.")
         if not console.confirm("Remove?"):
             raise Declined("nothing was removed")
     freed = sum(store.remove(model) for model in going)
@@ -73,13 +75,13 @@ def remove_models(names: Sequence[str], everything: bool, yes: bool) -> int:
 
 
 def installed_model(named: RequestedModel) -> Installed:
-    """Return the model on disk. Raises UsageError if it is not there."""
+    """Return the downloaded model. Raises UsageError if it is not on disk."""
     if named.reference.path is not None:
         raise UsageError(f"{named.name} is your own file, not a downloaded model")
     model = open_store().locate(named.reference)
     if model is None:
         raise UsageError(
-            f"{named.name} is not on this machine", "`conifer list` shows downloaded models."
+            f"{named.name} is not on this machine", "Run `conifer list` to see downloaded models."
         )
     return model
 
@@ -93,7 +95,7 @@ def _revisions(named: RequestedModel, store: Store) -> list[Installed]:
 
 
 def _leftovers(store: Store, going: Iterable[Installed]) -> dict[Path, list[Path]]:
-    """Return Conifer's other files by folder of its home; each unfinished download on its own."""
+    """Group Conifer's other files by top-level path in its home; list part files one by one."""
     from catalog.download.part_file import unfinished
 
     found = {path: [path] for path in unfinished(store.hub_cache)}

@@ -20,7 +20,7 @@ from conifer_cli.terminal import console
 from conifer_cli.terminal.format import size
 
 MAX_SCHEMA_BYTES = 1 << 20
-EFFORT = "reasoning_effort"  # the name in chat templates
+EFFORT = "reasoning_effort"  # the variable name in chat templates
 SHOWN = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "max_tokens", "seed")
 # Options that apply only to a single answer.
 ONE_ANSWER = {"as_json": "--json", "raw": "--raw", "extract": "-x/--extract", "cache": "--cache"}
@@ -43,7 +43,7 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
     if options.interactive:
         console.take_keyboard()
         if not console.conversing():
-            raise UsageError("-i/--interactive needs a terminal")
+            raise UsageError("-i/--interactive requires a terminal")
     if chatting:
         options = _for_talking(options)
     session = open_session(target, options, offline=offline)
@@ -74,7 +74,7 @@ def whole_prompt(typed: str | None) -> str:
     if not parts:
         raise UsageError(
             "no prompt given, and standard input is empty",
-            'Give one: `conifer run -p "Why is the sky blue?"`',
+            'Pass a prompt: `conifer run -p "Why is the sky blue?"`',
         )
     return "\n\n".join(parts)
 
@@ -93,7 +93,7 @@ def answer_once(session: Session, messages: Messages, prompt: str) -> int:
         console.print_json(_record(session, reply, answering))
     show_experts(session)
     if session.options.verbose:
-        console.log(f"conifer: seed {answering.seed} reproduces this answer")
+        console.log(f"conifer: pass --seed {answering.seed} to reproduce this answer")
     if session.options.stats or session.options.verbose:
         console.log(answering.stats())
     if session.options.cache:
@@ -101,14 +101,14 @@ def answer_once(session: Session, messages: Messages, prompt: str) -> int:
     if not answering.cut_by_context:
         return errors.OK
     used = answering.stream.stats.prompt_tokens + answering.stream.stats.decoded_tokens
-    limit = session.context
-    console.log(f"conifer: the answer was cut off: {used:,} tokens fill the context of {limit:,}")
-    console.log("Set a larger context with -c; `conifer fit MODEL` prints the largest that fits.")
+    full = f"{used:,} tokens fill the {session.context:,}-token context"
+    console.log(f"conifer: the answer was cut off: {full}")
+    console.log("Pass -c to set a larger context. Run `conifer fit MODEL` to see the limit.")
     return errors.NO_ROOM
 
 
 def _resumed_model(name: str | None, options: RunOptions, path: Path) -> str:
-    """Return the given model name, else the model of the saved conversation."""
+    """Return the given model name or, if there is none, the saved conversation's model."""
     if options.system is not None and options.is_explicit("system"):
         raise UsageError(
             "-s/--system cannot be used with --resume, which keeps the saved system message"
@@ -119,18 +119,18 @@ def _resumed_model(name: str | None, options: RunOptions, path: Path) -> str:
 
 
 def _for_talking(options: RunOptions) -> RunOptions:
-    """Turn off options for a single answer. Raises UsageError if one was given explicitly."""
+    """Turn off the options for a single answer. Raises UsageError if one was set explicitly."""
     for name, flag in ONE_ANSWER.items():
         if getattr(options, name) and options.is_explicit(name):
             raise UsageError(
-                f"{flag} needs a prompt: it cannot be used in a conversation",
+                f"{flag} requires a prompt: it cannot be used in a conversation",
                 'Add a prompt: `conifer run MODEL -p "Why is the sky blue?"`',
             )
     return replace(options, as_json=False, raw=False, extract=False, cache=False)
 
 
 def _grammar(path: str | None) -> str:
-    """Return the JSON schema given as text or as a file; default: any JSON object."""
+    """Return the JSON schema, given as text or as a file. By default, allow any JSON object."""
     from engine.text.constrained import check_schema
 
     if path is None:
@@ -142,9 +142,9 @@ def _grammar(path: str | None) -> str:
         with Path(path).open("rb") as file:
             data = file.read(MAX_SCHEMA_BYTES + 1)
     except OSError as error:
-        raise UsageError(f"cannot read the schema {path}: {error.strerror}") from error
+        raise UsageError(f"cannot read the schema file {path}: {error.strerror}") from error
     if len(data) > MAX_SCHEMA_BYTES:
-        raise UsageError(f"the schema {path} is larger than {size(MAX_SCHEMA_BYTES)}")
+        raise UsageError(f"the schema file {path} is larger than {size(MAX_SCHEMA_BYTES)}")
     text = data.decode("utf-8", errors="replace")
     check_schema(text, path)
     return text
@@ -178,9 +178,9 @@ def _record(session: Session, reply: Response, answering: Generation) -> dict[st
 
 def _explain(session: Session) -> None:
     report, options = session.report, session.options
-    console.log(f"conifer: {report.name} is {report.paths[0]}, {size(report.size_bytes)}")
+    console.log(f"conifer: {report.name}: {report.paths[0]} ({size(report.size_bytes)})")
     console.log(
-        f"conifer: context {report.verdict.context:,} tokens, KV cache in {options.kv_type}, "
+        f"conifer: {report.verdict.context:,}-token context, {options.kv_type} KV cache, "
         f"{session.model.kernels.name} kernels"
     )
     catalogued = report.entry.sampling if report.entry else None

@@ -1,6 +1,6 @@
-"""`conifer show`: what the catalog and the file's header say about a model.
+"""`conifer show`: print a model's catalog entry and file header.
 
-The header comes from the file on disk, or from the cache that `fit` fills. Opens no socket.
+The header is read from the file on disk, or from the cache that `fit` fills. Opens no socket.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from engine.gguf.reader import TensorInfo
     from engine.nn.config import ModelConfig
 
-TOKENS = 1000  # the length for KV cache sizes
+TOKENS = 1000  # cache length for which KV cache sizes are shown
 
 
 @dataclass(frozen=True)
 class ShownHeader:
-    """The header of a model. `paths` is empty if only the header is on this machine."""
+    """A model's header. `paths` is empty if only the header is on this machine."""
 
     metadata: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
@@ -40,13 +40,14 @@ class ShownHeader:
 
 
 def show_model(name: str, as_json: bool) -> int:
-    """Print the catalog's entry, and the file's header if there is one."""
+    """Print the catalog entry and the file's header, if known."""
     model = locate(name)
     entry, header = model.reference.entry, _header(model)
     if entry is None and header is None:
         raise UsageError(
             f"{name} is not on this machine",
-            f"`conifer fit {name}` reads its header; `conifer pull {name}` downloads it.",
+            f"Run `conifer fit {name}` to read its header, "
+            f"or `conifer pull {name}` to download the model.",
         )
     if as_json:
         catalog = dataclasses.asdict(entry) if entry else None
@@ -54,7 +55,8 @@ def show_model(name: str, as_json: bool) -> int:
         return errors.OK
     pairs = _entry_rows(entry) if entry else []
     if header is None:
-        pairs += [("on this machine", f"no; `conifer fit {name}` reads its header from the Hub")]
+        hint = f"run `conifer fit {name}` to read the header from the Hub"
+        pairs += [("on this machine", f"no; {hint}")]
     else:
         pairs += _header_rows(header)
     console.print_lines(labelled(pairs))
@@ -80,7 +82,7 @@ def _header(model: RequestedModel) -> ShownHeader | None:
         metadata, tensors = merge_parts(
             [read_header(part.data, part.size_bytes, i) for i, part in enumerate(cached)]
         )
-    except GGUFError:  # damaged on disk: treat as missing
+    except GGUFError:  # treat a damaged header as missing
         return None
     size_bytes = sum(part.size_bytes for part in cached)
     return ShownHeader(metadata, tensors, read_config(metadata), (), len(cached), size_bytes)
@@ -129,20 +131,20 @@ def _header_rows(header: ShownHeader) -> list[tuple[str, str]]:
     where = str(header.paths[0]) if header.paths else "not on this machine (cached header)"
     return [
         ("file", where),
-        ("file size", f"{size(header.size_bytes)} in {header.parts} part(s)"),
+        ("file size", f"{size(header.size_bytes)} (parts: {header.parts})"),
         ("file name", config.name),
         ("file architecture", config.architecture),
         ("file layers", f"{config.layers}, {config.width} wide"),
         ("file parameters", f"{total:,}, {active:,} active per token"),
         ("file experts", experts),
-        ("an expert", size(routed["expert_bytes"]) if routed else "-"),
-        ("a token reads", f"{size(traffic['total'])}: always {always}, routed {routed_part}"),
+        ("expert size", size(routed["expert_bytes"]) if routed else "-"),
+        ("read per token", f"{size(traffic['total'])}: always {always}, routed {routed_part}"),
         ("KV cache", f"{f16} per 1,000 tokens in f16, {q8} in q8"),
-        ("state", f"{size(state_bytes)} at any length" if state_bytes else "none"),
+        ("state", f"{size(state_bytes)} at any context length" if state_bytes else "none"),
         ("window", _windows(config)),
         ("file context", f"{config.context:,}"),
         ("vocabulary", f"{config.vocab:,}"),
-        ("tokenizer", f"{tokenizer}, {pre or 'no pre-split'}"),
+        ("tokenizer", f"{tokenizer}, {pre or 'no pre-tokenizer'}"),
         ("chat template", f"{len(template):,} characters" if template else "none"),
         ("file licence", document["licence"] or "not stated"),
         ("tensors", f"{len(tensors)}: {', '.join(document['types'])}"),
@@ -168,7 +170,7 @@ def _document(header: ShownHeader) -> dict[str, Any]:
 
     config, tensors = header.config, header.tensors
     total, active = count_parameters(config, tensors)
-    traffic = bytes_per_token(config, tensors, "cpu", "native", 0, "f16")  # types as in the file
+    traffic = bytes_per_token(config, tensors, "cpu", "native", 0, "f16")  # keeps the file's types
     layers = config.cache_specs
     kv_bytes = {
         kv_type: int(TOKENS * sum(token_bytes(layer, kv_type) for layer in layers))

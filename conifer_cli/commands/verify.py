@@ -1,4 +1,4 @@
-"""`conifer verify`: hash downloaded models again and compare with the expected SHA-256."""
+"""`conifer verify`: check the SHA-256 hashes of downloaded models."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OK, DAMAGED, UNKNOWN = "ok", "damaged", "no hash is known"
 
 @dataclass(frozen=True)
 class HashedFile:
-    """A file of a model: its expected SHA-256, if known, and its actual one."""
+    """One model file, with its expected SHA-256 (None if unknown) and its actual SHA-256."""
 
     name: str
     path: Path
@@ -43,14 +43,14 @@ class HashedFile:
 
     @property
     def problem(self) -> str:
-        return f"{self.path}: SHA-256 is {self.got}, expected {self.want}"
+        return f"{self.path}: expected SHA-256 {self.want}, got {self.got}"
 
 
 def verify_models(names: list[str], as_json: bool) -> int:
-    """Hash the named models, or all on disk. Returns exit code 3 if one is damaged."""
+    """Hash the named models, or all models on disk. Return exit code 3 if a file is damaged."""
     models = [installed_model(locate(name)) for name in names] or open_store().installed()
     if not models:
-        raise UsageError("there are no models to verify", "`conifer list` shows downloaded models.")
+        raise UsageError("no models to verify", "Run `conifer pull MODEL` to download one.")
     files = [file for model in models for file in hashed(model)]
     if as_json:
         console.print_json([file.document() for file in files])
@@ -60,12 +60,12 @@ def verify_models(names: list[str], as_json: bool) -> int:
     for file in damaged:
         console.log(f"conifer: {file.problem}")
     for name in dict.fromkeys(file.name for file in damaged):
-        console.log(f"`conifer rm {name}` and `conifer pull {name}` download it again.")
+        console.log(f"To download it again, run `conifer rm {name}`, then `conifer pull {name}`.")
     return errors.BAD_MODEL if damaged else errors.OK
 
 
 def hashed(model: Installed, listed: Sequence[RemoteFile] = ()) -> Iterator[HashedFile]:
-    """Hash a model's files. listed: the Hub's files, for hashes that nothing on disk records."""
+    """Hash a model's files. listed: the Hub's files, for hashes that are not stored on disk."""
     from catalog.store.disk import hash_file
 
     for path, want in zip(model.paths, model.expected_hashes(listed), strict=True):

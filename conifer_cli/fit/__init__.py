@@ -1,7 +1,7 @@
-"""Whether a model fits, with how much context, and how fast: the part that needs the catalog.
+"""Predict whether a model fits a machine, with how much context, and how fast it runs.
 
-`verdict` decides for this machine and refuses what is too large; `run`, `pull` and `fit` share it.
-`predict` judges any machine and adds the speed; `alternatives` and `quant_matrix` find what would
-fit instead; `run_history` records measured speeds (the ledger); `view` prints it all. The
-arithmetic on a header and a machine is in `engine.fit`.
+`verdict` judges models for this machine and rejects any that are too large. `predict` judges models
+for any machine and adds their speed. `alternatives` and `quant_matrix` find models and settings
+that would fit instead. `run_history` records measured speeds in the ledger. `view` formats the
+output. `engine.fit` computes memory use and speed; this package adds the catalog and the Hub.
 """

@@ -1,4 +1,4 @@
-"""Suggest models and settings that fit, from sizes in the catalog. Opens no files or sockets."""
+"""Suggest models and settings that fit, using catalog data only. Opens no files or sockets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from engine.fit.machine import Machine
     from engine.fit.memory import Verdict
 
-USEFUL_CONTEXT = 8192  # tokens; a model that fits only with less is not suggested
+USEFUL_CONTEXT = 8192  # tokens; a suggested model must fit with this context
 
 
 def supported() -> frozenset[str]:
@@ -22,7 +22,7 @@ def supported() -> frozenset[str]:
 
 
 def best_moe(machine: Machine) -> Entry | None:
-    """Return the largest Mixture-of-Experts chat model whose default file fits."""
+    """Return the largest MoE chat model whose default file fits."""
     from catalog import entries
 
     fitting = [
@@ -37,7 +37,7 @@ def best_moe(machine: Machine) -> Entry | None:
 
 
 def estimate_of(entry: Entry, facts: CatalogFile | None) -> ModelEstimate | None:
-    """Build an estimate from the catalog; None if the file size is unknown."""
+    """Build an estimate from a catalog entry. None if the file size is unknown."""
     from engine.fit.estimate import ModelEstimate
     from engine.nn.cache.spec import CacheSpec
 
@@ -62,7 +62,7 @@ def estimate_of(entry: Entry, facts: CatalogFile | None) -> ModelEstimate | None
 
 
 def size_kind(entry: Entry, quant: str | None, machine: Machine) -> str | None:
-    """Return fits, tight or too_large with a useful context; None if the size is unknown."""
+    """Return the verdict at a useful context: fits, tight, too_large, or None if unknown."""
     from engine.fit.estimate import judge_estimate
 
     estimate = estimate_of(entry, entry.file(quant))
@@ -73,13 +73,13 @@ def size_kind(entry: Entry, quant: str | None, machine: Machine) -> str | None:
 
 
 def sizes_of(entry: Entry | None) -> dict[str, int]:
-    """Return the file sizes in the catalog, by quantisation."""
+    """Return the file size in the catalog for each quantisation."""
     files = entry.files if entry else ()
     return {facts.quant: facts.size_bytes for facts in files if facts.size_bytes is not None}
 
 
 def fitting_quants(entry: Entry, machine: Machine) -> dict[int, str]:
-    """Return the quantisations in the catalog that fit with a useful context, by file size."""
+    """Return {file size: quantisation} for the catalog files that fit with a useful context."""
     return {
         size_bytes: quant
         for quant, size_bytes in sizes_of(entry).items()
@@ -88,12 +88,12 @@ def fitting_quants(entry: Entry, machine: Machine) -> dict[int, str]:
 
 
 def ways_out(name: str, entry: Entry | None, verdict: Verdict, q8_fits: bool) -> Iterator[str]:
-    """Yield alternatives that fit, each with its command."""
+    """Yield hints for a model that does not fit, each with a command or option to use."""
     if verdict.largest_context:
         context = verdict.largest_context
-        yield f"A context of {context:,} fits: `conifer run {name} -c {context}`"
+        yield f"The model fits with a {context:,}-token context: `conifer run {name} -c {context}`"
     if q8_fits:
-        yield f"An 8-bit KV cache fits: `conifer run {name} --kv-type q8`"
+        yield f"The model fits with an 8-bit KV cache: `conifer run {name} --kv-type q8`"
     if entry and entry.architecture in supported():
         fitting = fitting_quants(entry, verdict.machine)
         smaller = [size_bytes for size_bytes in fitting if size_bytes < verdict.file_bytes]
@@ -102,5 +102,5 @@ def ways_out(name: str, entry: Entry | None, verdict: Verdict, q8_fits: bool) ->
             yield f"A smaller quantisation fits: `conifer run {entry.id}:{quant}`"
     best = best_moe(verdict.machine)
     if best and best != entry:
-        yield f"The largest Mixture-of-Experts model that fits here: `conifer run {best.id}`"
-    yield "`conifer fit` lists every model; --force skips this check."
+        yield f"The largest MoE model that fits this machine: `conifer run {best.id}`"
+    yield "Run `conifer fit` to list every model, or pass --force to skip this check."

@@ -1,7 +1,8 @@
 """Judge a model for any machine from the best available data, and predict its speed.
 
-In order of preference: the header of a local file, the header on the Hub, its cached copy, and an
-estimate from the catalog. A network failure is an error only if none of the others is available.
+Data sources, best first: the header of a local file, the header on the Hub, a cached copy of that
+header, and an estimate from the catalog. A network failure is an error only if there is neither a
+cached header nor an estimate.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
 class Target:
     """The machine to plan for, and its kernels.
 
-    here: this machine, whose measurements apply; None if the target is another one. prior: the
-    published memory bandwidth of another machine.
+    here: this machine, whose measurements apply even if its memory size is overridden; None if
+    another machine is simulated. prior: the published memory bandwidth of a simulated machine.
     """
 
     machine: Machine
@@ -51,7 +52,7 @@ class Target:
 
     @cached_property
     def bandwidth(self) -> Bandwidth:
-        """The memory bandwidth. Measuring it, on first use, takes up to two seconds."""
+        """The memory bandwidth. Measured on first use if necessary, which takes two seconds."""
         if self.here is not None:
             return run_history.bandwidth_of(self.here)
         assert self.prior is not None
@@ -59,12 +60,12 @@ class Target:
 
     @cached_property
     def ratios(self) -> dict[tuple[str, int], list[float]]:
-        """Measured time per token of each file, as a multiple of the prior."""
+        """Measured time per token divided by the time that bandwidth alone predicts, by file."""
         return run_history.run_ratios(self.here, self.kernels, self.bandwidth) if self.here else {}
 
     @property
     def median_ratios(self) -> list[float]:
-        """The median ratio of each file that is too large for a CPU cache."""
+        """The median ratio for each file that is too large for a CPU cache."""
         return [
             run_history.median(ratios) or 1.0
             for (_, size_bytes), ratios in self.ratios.items()
@@ -75,9 +76,10 @@ class Target:
 def choose_target(
     machine: str | None, memory_bytes: int | None, idle: bool, kernels: str
 ) -> Target:
-    """Return the machine to plan for. machine: a name such as m4-max-64gb; None is this one.
+    """Return the machine to plan for. Raises UsageError if its name is unknown.
 
-    memory_bytes: replaces its memory size. idle: assume no other programs run. Raises UsageError.
+    machine: a name such as m4-max-64gb; None for this machine. memory_bytes: override the memory
+    size. idle: assume that no other programs are running.
     """
     from engine.fit import machine_specs
     from engine.fit.machine import this_machine
@@ -102,9 +104,9 @@ def best_known_report(
     store: Store,
     connect: Callable[[], Hub] | None,
 ) -> FitReport:
-    """Judge a model by the best available data. connect: None means offline.
+    """Judge a model by the best available data. connect: None to stay offline.
 
-    Raises the Hub's exception if nothing is known.
+    If no data is available, raises CatalogError, or UsageError if offline.
     """
     from catalog import CatalogError
     from catalog.hub.header_cache import HeaderCache
@@ -125,8 +127,8 @@ def best_known_report(
         return known
     if connect is None:
         raise UsageError(
-            f"nothing is known about {name} on this machine",
-            f"Run `conifer fit {name}` without --machine: it downloads the header once.",
+            f"no header or catalog data for {name} on this machine",
+            f"Run `conifer fit {name}` without --machine once to download the header.",
         )
     try:
         return judge_hub(name, reference, request, machine, connect(), headers)
@@ -140,7 +142,7 @@ def best_known_report(
 def bytes_per_token(
     report: FitReport, target: Target, request: FitRequest, depth: int
 ) -> BytesPerToken | None:
-    """Return the bytes that one token moves at a depth in tokens; None if unknown."""
+    """Return the bytes moved per token with `depth` tokens in the cache; None if unknown."""
     backend, kernels, kv_type = target.machine.backend, target.kernels, request.kv_type
     if report.config is not None and report.tensors is not None:
         from engine.fit.speed import bytes_per_token
@@ -154,7 +156,7 @@ def bytes_per_token(
 
 
 def speed(report: FitReport, target: Target, moved: BytesPerToken | None) -> Rate | None:
-    """Return the decoding speed: measured if the model ran on this machine, else predicted."""
+    """Return the decoding speed: measured if the model has run here, otherwise predicted."""
     from engine.fit.estimate import GUESSED_LAYERS
     from engine.fit.speed import predict
 
@@ -177,7 +179,7 @@ def speed(report: FitReport, target: Target, moved: BytesPerToken | None) -> Rat
 def _known(
     name: str, reference: Reference, request: FitRequest, machine: Machine, headers: HeaderCache
 ) -> FitReport | None:
-    """Judge a model by its cached header, else by the catalog; None if neither has it."""
+    """Judge a model by its cached header or, failing that, its catalog entry; else return None."""
     from engine.errors import GGUFError
     from engine.fit.estimate import judge_estimate
     from engine.gguf.reader import merge_parts, read_header

@@ -1,6 +1,6 @@
-"""The table of quantisations by context: which fit, and how fast each decodes.
+"""Build the table of verdicts and speeds for each quantisation and context.
 
-The row of the judged file is exact if its header was read; the others are scaled by file size.
+The judged file's row is exact if its header was read. All other rows are scaled by file size.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ if TYPE_CHECKING:
     from engine.fit.memory import Need
     from engine.fit.speed import Rate
 
-CONTEXTS = (4096, 8192, 16_384, 32_768, 65_536, 131_072)  # tokens; columns of the table
+CONTEXTS = (4096, 8192, 16_384, 32_768, 65_536, 131_072)  # tokens; the table's columns
 
 
 @dataclass(frozen=True)
 class QuantRow:
-    """One quantisation: its size, and a verdict and a rate for each context.
+    """One quantisation: its file size, and a verdict and a rate for each context.
 
-    known: True for the judged file, from which the others are scaled.
+    known: True for the judged file, False if the row was scaled from it.
     """
 
     quant: str
     size_bytes: int
     known: bool
-    steps: tuple[tuple[int, str, Rate | None], ...]  # context, verdict, rate at its end
+    steps: tuple[tuple[int, str, Rate | None], ...]  # (context, verdict, rate)
 
 
 def quant_matrix(
     report: FitReport, target: Target, request: FitRequest, sizes: Mapping[str, int]
 ) -> list[QuantRow]:
-    """Judge every quantisation at every context. sizes: file sizes by quantisation."""
+    """Judge every quantisation at every context. sizes: file size for each quantisation."""
     from engine.fit.memory import kind_of
 
     quant = quant_of_report(report)
@@ -48,7 +48,7 @@ def quant_matrix(
     for name, size_bytes in sorted(files.items(), key=lambda pair: pair[1]):
         need, share = _other(report, target, request, name, size_bytes)
         steps = []
-        scaled = report if share == 1 else replace(report, paths=())  # its own runs do not apply
+        scaled = report if share == 1 else replace(report, paths=())  # ignore its measured runs
         for context, traffic in moved.items():
             kind = kind_of(need(context), target.machine)
             rate = None
@@ -70,7 +70,7 @@ def quant_of_report(report: FitReport) -> str:
 
 
 def listed_sizes(report: FitReport, connect: Callable[[], Hub]) -> dict[str, int]:
-    """Return the sizes of supported quantisations in the repository of a report from the Hub."""
+    """Return the size of each supported quantisation in the report's Hub repository."""
     from catalog import CatalogError
     from catalog.file_names import file_sets
     from engine.kernels.sizes import supports
@@ -91,7 +91,7 @@ def listed_sizes(report: FitReport, connect: Callable[[], Hub]) -> dict[str, int
 
 
 def smaller_row(rows: list[QuantRow], report: FitReport) -> str | None:
-    """Return the largest smaller quantisation that fits with a useful context."""
+    """Return the largest quantisation below the judged one that fits with a useful context."""
     fitting = [
         row.quant
         for row in rows
@@ -104,7 +104,7 @@ def smaller_row(rows: list[QuantRow], report: FitReport) -> str | None:
 def _other(
     report: FitReport, target: Target, request: FitRequest, quant: str, size_bytes: int
 ) -> tuple[Callable[[int], Need], float]:
-    """Return a quantisation's memory use by context, and its weights / the judged file's."""
+    """Return a quantisation's memory use by context, and its weights relative to the report's."""
     from engine.fit.estimate import estimate_needs
     from engine.fit.memory import needs
     from engine.kernels.sizes import loaded_size_ratio
@@ -126,7 +126,7 @@ def _other(
 
 
 def _contexts(report: FitReport) -> list[int]:
-    """Return the columns: the usual contexts, the model's maximum, and the judged context."""
+    """Return the columns: common contexts, the model's maximum, and the judged context."""
     model, entry, longest = report.config or report.estimate, report.entry, CONTEXTS[-1]
     limits = (model and model.context, entry and entry.context)
     most = min(limit or longest for limit in (*limits, longest))

@@ -1,7 +1,7 @@
-"""Benchmark history: memory bandwidth and real runs measured on this machine.
+"""Benchmark history: memory bandwidth and model runs measured on this machine.
 
-Each measurement is one line of JSON in `ledger.jsonl` in Conifer's folder, and never leaves this
-machine. Invalid lines are skipped, and failed writes are ignored.
+Each measurement is one line of JSON in `ledger.jsonl` in Conifer's folder. The file never leaves
+this machine. Invalid lines are skipped, and failed writes are ignored.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from engine.generate import Stats
 
 FORMAT = 1
-MAX_BYTES = 1 << 20  # of the file; beyond this the older half is dropped
-LAST = 9  # runs per file used for predictions
-MIN_FILE_BYTES = 512 << 20  # smaller files fit a CPU cache and predict nothing
-MEASUREMENTS, APART_S = 3, 3600.0  # of bandwidth, at least an hour apart; the best counts
+MAX_BYTES = 1 << 20  # maximum file size; when reached, drop the older half
+LAST = 9  # most recent runs per file that predictions use
+MIN_FILE_BYTES = 512 << 20  # smaller files fit in a CPU cache and predict nothing
+MEASUREMENTS, APART_S = 3, 3600.0  # of bandwidth, at least an hour apart
 MIN_DECODED, MIN_PREFILLED = 16, 64  # tokens needed for a meaningful rate
-_VALID: dict[str, Callable[[Any], bool]] = {  # values of a run, by type
+_VALID: dict[str, Callable[[Any], bool]] = {  # checks for the fields of Run, by type
     "str": lambda value: isinstance(value, str),
     "int": lambda value: type(value) is int and value >= 0,
     "float | None": lambda value: value is None or (type(value) in (int, float) and value > 0),
@@ -42,9 +42,9 @@ _VALID: dict[str, Callable[[Any], bool]] = {  # values of a run, by type
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of a file. Rates are tokens per second; None if there were too few tokens.
+    """One measured run. Rates are in tokens per second, or None if there were too few tokens.
 
-    depth: tokens before the middle of the answer. weights_bytes, kv_bytes: bytes one token moved
+    depth: cache length halfway through the answer. weights_bytes, kv_bytes: bytes moved per token
     at this depth. predicted_bytes: predicted memory use.
     """
 
@@ -67,7 +67,7 @@ class Run:
 
 
 def machine_key(machine: Machine) -> str:
-    """Return a key shared by all machines of the same speed."""
+    """Return a key shared by all machines of equal speed."""
     from engine.device import cores
 
     threads = f", {cores()} threads" if machine.backend == "cpu" else ""
@@ -75,10 +75,10 @@ def machine_key(machine: Machine) -> str:
 
 
 def bandwidth_of(machine: Machine) -> Bandwidth:
-    """Return the highest measured memory bandwidth of this machine. Measuring takes two seconds.
+    """Return the highest memory bandwidth measured on this machine.
 
-    Other programs can only lower a result, so later calls measure again. Results from buffers small
-    enough for a CPU cache are not saved.
+    Measuring takes two seconds. Other programs can only lower a result, so later calls measure
+    again. Results from buffers that fit in a CPU cache are not saved.
     """
     from engine.fit.speed import MEASURED, Bandwidth
 
@@ -103,7 +103,7 @@ def bandwidth_of(machine: Machine) -> Bandwidth:
 
 
 def runs() -> list[Run]:
-    """Return all runs, oldest first."""
+    """Return all recorded runs, oldest first."""
     found, columns = [], fields(Run)
     for entry in _lines("run"):
         values: dict[str, Any] = {column.name: entry.get(column.name) for column in columns}
@@ -115,7 +115,7 @@ def runs() -> list[Run]:
 def run_ratios(
     machine: Machine, kernels: str, bandwidth: Bandwidth
 ) -> dict[tuple[str, int], list[float]]:
-    """Return measured time per token divided by the prior, by name and size of the file."""
+    """Return measured time per token divided by predicted time, by file name and size."""
     key = machine_key(machine)
     found: dict[tuple[str, int], list[float]] = {}
     for run in runs():
@@ -126,7 +126,7 @@ def run_ratios(
 
 
 def by_priors(run: Run, bandwidth: Bandwidth) -> float:
-    """Return the tokens per second that bandwidth alone predicts for a run."""
+    """Predict the tokens per second of a run from bandwidth alone."""
     from engine.fit.speed import BytesPerToken, seconds
 
     moved = BytesPerToken(0, run.weights_bytes, 0, 0, run.kv_bytes)
@@ -134,14 +134,14 @@ def by_priors(run: Run, bandwidth: Bandwidth) -> float:
 
 
 def disk_faults() -> int:
-    """Return the major page faults of this process so far."""
+    """Return the number of major page faults in this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
 
 
 def record_answer(report: FitReport, kernels: str, kv_type: str, stats: Stats, faults: int) -> None:
-    """Record the speed of an answer.
+    """Record an answer's speed, unless disk reads limited it.
 
-    faults: major page faults. With many of them, the answer ran at the speed of the disk and is not
+    faults: major page faults during the answer. If there are more faults than tokens, nothing is
     recorded.
     """
     computed = stats.prompt_tokens - stats.cached_tokens
@@ -168,9 +168,9 @@ def record(
     prefill_per_s: float | None,
     peak_bytes: int | None = None,
 ) -> None:
-    """Record one run with up to `tokens` in the cache, decoded around `depth`.
+    """Record one run with up to `tokens` tokens in the cache, decoded at about `depth` tokens.
 
-    peak_bytes: None is the peak of this process so far.
+    peak_bytes: peak memory use; defaults to this process's peak so far.
     """
     from engine.fit.bandwidth import peak_memory_bytes
     from engine.fit.memory import needs
@@ -179,7 +179,7 @@ def record(
     config, tensors, machine = report.config, report.tensors, report.verdict.machine
     if config is None or tensors is None or not report.paths:
         return
-    if report.verdict.kind == "too_large":  # its speed is that of the disk
+    if report.verdict.kind == "too_large":  # the disk limits its speed
         return
     if decode_per_s is None and prefill_per_s is None:
         return
@@ -207,7 +207,7 @@ def record(
 
 
 def median(values: Iterable[float | None]) -> float | None:
-    """Return the median of the last values, ignoring None."""
+    """Return the median of the most recent values, ignoring None."""
     known = [value for value in values if value is not None][-LAST:]
     return statistics.median(known) if known else None
 
@@ -221,11 +221,11 @@ def _now() -> str:
 
 
 def _since_s(date: object) -> float:
-    """Return the seconds since a date; infinity if it is invalid."""
+    """Return the seconds since a date; infinity if the date is invalid."""
     try:
         then = datetime.datetime.fromisoformat(str(date))
         return (datetime.datetime.fromisoformat(_now()) - then).total_seconds()
-    except (ValueError, TypeError):  # no date, or no time zone
+    except (ValueError, TypeError):  # missing date or time zone
         return math.inf
 
 
@@ -250,5 +250,5 @@ def _append(kind: str, values: dict[str, Any]) -> None:
         if path.exists() and path.stat().st_size >= MAX_BYTES:
             lines = path.read_bytes().splitlines(keepends=True)
             write_atomically(path, b"".join(lines[len(lines) // 2 :]))
-        with path.open("ab", buffering=0) as file:  # one write: processes cannot interleave
+        with path.open("ab", buffering=0) as file:  # one write, so lines cannot interleave
             file.write(line.encode())

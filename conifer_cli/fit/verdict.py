@@ -1,7 +1,8 @@
 """Decide whether a model fits this machine. `run`, `pull` and `fit` all use this verdict.
 
-The verdict is based on the header: of the file on disk, else of the file on the Hub, read by range
-requests. If its size in the catalog alone is too large, nothing is read from the network.
+The verdict is computed from the GGUF header of the file on disk. If the file is not on disk, its
+header is read from the Hub with range requests. If the file size in the catalog alone rules the
+model out, nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
     from engine.gguf.reader import Header, ModelFile, TensorInfo
     from engine.nn.config import ModelConfig
 
-FIRST_READ = 4 << 20  # bytes; holds the header of a model with a small vocabulary
+FIRST_READ = 4 << 20  # bytes; enough for the header if the vocabulary is small
 
 
 @dataclass(frozen=True)
 class FitRequest:
-    """The context, KV cache and kernels to plan for, and whether to ask or refuse."""
+    """The context, KV cache type and kernels to plan for, and the checks and prompts to skip."""
 
     context: int | None = None
     kv_type: str = "f16"
@@ -46,24 +47,25 @@ class FitRequest:
 class FitReport:
     """A model, its files (on disk, in a package or on the Hub) and its verdict.
 
-    q8_fits: True if it is too large but fits with an 8-bit KV cache. metadata: None if only the
-    size is known. source: the basis of the verdict. damaged: local files to download again.
+    q8_fits: True if the model is too large with the requested KV cache but fits with an 8-bit one.
+    metadata: None if only the file size is known. source: the data behind the verdict. damaged:
+    local files that must be downloaded again.
     """
 
     name: str
     entry: Entry | None
     verdict: Verdict
-    size_bytes: int  # all parts of the file
+    size_bytes: int  # total over all parts
     paths: tuple[Path, ...] = ()
-    file: ModelFile | None = None  # if it is on disk
+    file: ModelFile | None = None  # None unless the model is on disk
     remote: tuple[RemoteFile, ...] = ()
     metadata: Mapping[str, Any] | None = None
     config: ModelConfig | None = None
     tensors: Mapping[str, TensorInfo] | None = None
     q8_fits: bool = False
-    parameters: tuple[int, int] | None = None  # total and active per token, from the header
+    parameters: tuple[int, int] | None = None  # (total, active per token), from the header
     source: str = "the file's header"
-    estimate: ModelEstimate | None = None  # if there is no header
+    estimate: ModelEstimate | None = None  # set only if no header is available
     damaged: tuple[Path, ...] = ()
 
 
@@ -75,9 +77,9 @@ def judge_model(
     connect: Callable[[], Hub],
     ignore_disk: bool = False,
 ) -> FitReport:
-    """Judge a model for this machine. `connect` is called only if its header must be downloaded.
+    """Judge whether a model fits this machine.
 
-    ignore_disk: judge as if the model were not on disk.
+    `connect` is called only if the header must be downloaded. ignore_disk: ignore any local copy.
     """
     from catalog.hub.header_cache import HeaderCache
     from engine.fit.machine import this_machine
@@ -108,17 +110,17 @@ def enforce(report: FitReport, request: FitRequest) -> None:
 
 
 def shortage(report: FitReport) -> str:
-    """Return how much memory the model needs and how much is available."""
+    """Describe how much memory the model needs and how much it may use."""
     verdict = report.verdict
     least = "at least " if verdict.estimated else ""
-    at = "" if verdict.estimated else f" with a context of {verdict.context:,}"
+    at = "" if verdict.estimated else f" with a {verdict.context:,}-token context"
     need, budget = gigabytes(verdict.need.total_bytes), gigabytes(verdict.budget_bytes)
     limit = verdict.machine.limited_by
-    return f"it needs {least}{need}{at}, but only {budget} can be used ({limit})"
+    return f"it needs {least}{need}{at}; the budget is {budget} ({limit})"
 
 
 def settled(facts: CatalogFile | None, machine: Machine) -> bool:
-    """True if the exact file size is too large, whatever the header contains."""
+    """Return True if the exact file size alone shows that the model is too large."""
     from engine.fit.memory import surely_too_large
 
     if facts is None or facts.size_bytes is None or facts.approximate:
@@ -128,7 +130,7 @@ def settled(facts: CatalogFile | None, machine: Machine) -> bool:
 
 @contextmanager
 def reading(name: str, reference: Reference) -> Iterator[None]:
-    """Convert OSError to Unreadable; add to GGUFError how to download the file again."""
+    """Convert OSError to Unreadable. Add a note to GGUFError on how to download the file again."""
     from engine.errors import GGUFError
 
     try:
@@ -138,7 +140,7 @@ def reading(name: str, reference: Reference) -> Iterator[None]:
     except GGUFError as error:
         if reference.path is None:  # a local path cannot be downloaded again
             error.add_note(
-                f"To download it again: `conifer rm {name}`, then `conifer pull {name}`."
+                f"To download it again, run `conifer rm {name}`, then `conifer pull {name}`."
             )
         raise
 
@@ -146,7 +148,7 @@ def reading(name: str, reference: Reference) -> Iterator[None]:
 def judge_disk(
     name: str, reference: Reference, path: Path, request: FitRequest, machine: Machine
 ) -> FitReport:
-    """Judge a model by the header of its file, which may be the first of several parts."""
+    """Judge a model by its header on disk. `path` may be the first of several parts."""
     from engine.gguf.reader import open_model
 
     with reading(name, reference):
@@ -163,7 +165,7 @@ def judge_hub(
     hub: Hub,
     headers: HeaderCache,
 ) -> FitReport:
-    """Judge a model by the headers of its parts on the Hub."""
+    """Judge a model by its header on the Hub, merged from all parts."""
     from engine.gguf.reader import merge_parts
 
     remote = tuple(hub.find(reference))
@@ -202,7 +204,7 @@ def judge_header(
     request: FitRequest,
     machine: Machine,
 ) -> FitReport:
-    """Judge a model by the contents of its header."""
+    """Judge a model by its parsed header."""
     from engine.architectures.registry import require_architecture
     from engine.fit.memory import judge
     from engine.nn.config import count_parameters, read_config
@@ -232,7 +234,7 @@ def judge_header(
 
 
 def judge_cache_types(judge: Callable[[str], Verdict], kv_type: str) -> tuple[Verdict, bool]:
-    """Return the verdict for a type of KV cache, and whether only q8 would fit."""
+    """Return the verdict for a KV cache type, and whether the model would fit only with q8."""
     verdict = judge(kv_type)
     if verdict.kind != "too_large" or kv_type == "q8":
         return verdict, False
@@ -243,5 +245,5 @@ def require_context(name: str, most: int, request: FitRequest) -> None:
     """Raise UsageError if the requested context is over `most`, unless --force was given."""
     if request.context is not None and request.context > most and not request.force:
         raise UsageError(
-            f"a context of {request.context:,} exceeds the {most:,} tokens that {name} supports"
+            f"{name} supports a context of up to {most:,} tokens, got {request.context:,}"
         )

@@ -20,25 +20,25 @@ if TYPE_CHECKING:
 WORDS = {"fits": "fits", "tight": "tight", "too_large": "too large", None: "unknown"}
 BAR_WIDTH = 64
 _REPACKED = (
-    "Repacked for this machine, the weights take {:.2f} times the file size; "
-    "Q4_1, Q4_K, Q5_1, Q5_K and Q8_0 files grow least."
+    "Repacked for this machine, the weights take up {:.2f} times the file size. "
+    "Q4_1, Q4_K, Q5_1, Q5_K and Q8_0 files grow the least."
 )
-_CAVEAT = "~ estimated from the file size and published data; for more, run `conifer fit MODEL`."
+_CAVEAT = "~ estimated from the file size and published data. Run `conifer fit MODEL` for details."
 _SOURCES = {
-    "measured": "measured in runs on this machine",
-    "predicted": "predicted from {} of measured memory bandwidth",
-    "prior": "predicted from {} of published memory bandwidth, not measured",
+    "measured": "measured on this machine",
+    "predicted": "predicted from the measured memory bandwidth, {}",
+    "prior": "predicted from the published memory bandwidth, {}; not measured",
 }
 _NOTES = {
-    "measured": "in runs on this machine.",
-    "predicted": "from measurements on this machine.",
-    "prior": "from published figures, not measured.",
+    "measured": "taken from runs on this machine.",
+    "predicted": "calculated from measurements on this machine.",
+    "prior": "calculated from published figures, not measured.",
 }
 
 
 @dataclass(frozen=True)
 class DecodeSpeed:
-    """Decoding speed at the start and at the end of the context; None if unknown."""
+    """Decoding speeds at the start and end of the context. None means unknown."""
 
     moved: BytesPerToken | None
     start: Rate | None
@@ -47,7 +47,10 @@ class DecodeSpeed:
 
 @dataclass(frozen=True)
 class CatalogRow:
-    """One model of the table. report: None if its size is unknown or it is not supported."""
+    """One model in the catalog table.
+
+    report: None if the model is unsupported or its file size is unknown.
+    """
 
     entry: Entry
     quant: str
@@ -56,7 +59,7 @@ class CatalogRow:
 
     @property
     def kind(self) -> str | None:
-        """fits, tight, too_large, or None if unknown."""
+        """The verdict: fits, tight, too_large, or None if unknown."""
         return self.report.verdict.kind if self.report else None
 
 
@@ -68,7 +71,7 @@ def verdict_lines(
     hints: list[str],
     request: FitRequest,
 ) -> list[str]:
-    """Format one report as text."""
+    """Format the report on one model as lines of text."""
     verdict = report.verdict
     lines = [_title(report), f"based on {report.source}", "", *bar(verdict), ""]
     lines += [*_parts(report, request), ""]
@@ -84,7 +87,7 @@ def verdict_lines(
 
 
 def bar(verdict: Verdict) -> list[str]:
-    """Draw memory use within the budget; mark the end of the budget if it is exceeded."""
+    """Draw memory use as a bar. If it exceeds the budget, `|` marks the end of the budget."""
     need, budget = verdict.need, verdict.budget_bytes
     sizes = (need.weights_bytes, need.kv_bytes, need.buffers_bytes, need.program_bytes)
     whole, drawn, done = max(need.total_bytes, budget, 1), "", 0
@@ -101,10 +104,11 @@ def bar(verdict: Verdict) -> list[str]:
 
 
 def catalog(rows: Sequence[CatalogRow], target: Target, request: FitRequest) -> list[str]:
-    """Format the table of all models in the catalog."""
+    """Format a table of every model in the catalog."""
     machine, bandwidth = target.machine, target.bandwidth
-    rate = f"{size(int(bandwidth.bytes_per_s))}/s of memory bandwidth ({bandwidth.source})"
-    first = f"{machine.name}: {gigabytes(machine.budget_bytes)} of {machine.limited_by}; {rate}"
+    rate = f"memory bandwidth {size(int(bandwidth.bytes_per_s))}/s ({bandwidth.source})"
+    budget = f"budget {gigabytes(machine.budget_bytes)} ({machine.limited_by})"
+    first = f"{machine.name}: {budget}, {rate}"
     heading = ("MODEL", "TOTAL", "ACTIVE", "QUANT", "FILE", "VERDICT", "CONTEXT", "TOKENS/S", "")
     cells = [_cells(row) for row in rows]
     sources = {row.rate.source for row in rows if row.rate}
@@ -156,7 +160,7 @@ def _parts(report: FitReport, request: FitRequest) -> list[str]:
         ("buffers", need.buffers_bytes, about.removeprefix(", ")),
         ("program", need.program_bytes, ""),
         ("total", need.total_bytes, ""),
-        ("reserve", verdict.reserve_bytes, "kept free"),
+        ("reserve", verdict.reserve_bytes, "left free"),
         ("budget", verdict.budget_bytes, f"{machine.limited_by}, {machine.name}"),
     ]
     rows = [(label, f"{n / 10**9:.2f}", f"{n / 2**30:.2f}", note) for label, n, note in parts]
@@ -166,14 +170,14 @@ def _parts(report: FitReport, request: FitRequest) -> list[str]:
 def _speeds(found: DecodeSpeed, target: Target, context: int) -> list[str]:
     moved, lines = found.moved, []
     if found.start and found.end:
-        rates = f"{_range(found.start)} at the start, {_range(found.end)} at {context:,}"
+        rates = f"{_range(found.start)} at the start, {_range(found.end)} at {context:,} tokens"
         read = f"{size(int(target.bandwidth.bytes_per_s))}/s"
         lines = [f"tokens/s: {rates}", f"  {_SOURCES[found.start.source].format(read)}"]
     if moved is not None:
         labels = ("experts", "attention", "shared", "head")
         parts = {label: getattr(moved, f"{label}_bytes") for label in labels}
         named = ", ".join(f"{label} {size(n)}" for label, n in parts.items() if n)
-        lines.append(f"bytes per token: {size(moved.weights_bytes)} of weights: {named}")
+        lines.append(f"bytes per token: {size(moved.weights_bytes)} of weights ({named})")
     return lines
 
 
@@ -193,7 +197,7 @@ def _matrix(rows: list[QuantRow], verdict: Verdict) -> list[str]:
         name = row.quant if exact else f"{row.quant} ~"
         steps = (_step(kind, rate) for _, kind, rate in row.steps)
         lines.append((name, size(row.size_bytes), *steps))
-    legend = "Tokens/s at the end of each context; - too large, ~ estimated."
+    legend = "Rates are tokens/s at the end of each context; - means too large, ~ means estimated."
     return [*table(lines, right=range(1, len(contexts) + 2)), legend]
 
 

@@ -113,7 +113,7 @@ def test_a_conversation_needs_no_stderr(tmp_path):
 def test_what_is_for_one_answer_is_refused_where_it_is_typed(tmp_path, flag):
     arguments = [*command(), "run", QWEN, flag]
     with TerminalSession(arguments, environment(tmp_path, TERM="dumb")) as session:
-        session.expect("needs a prompt")
+        session.expect("requires a prompt")
         assert session.wait() == 2
 
 

@@ -45,7 +45,7 @@ def test_there_is_one_line_a_check_and_nothing_on_stderr(tmp_path: Path, server:
     assert done.stderr == b""
     assert [line.split()[1] for line in lines] == NAMES
     assert {line.split()[0] for line in lines} <= {"ok", "warn", "fail"}
-    assert "Metal: not yet measured" in lines[0]
+    assert "speed on Metal not yet measured" in lines[0]
     assert f"{server.url} is reachable" in lines[5]
     failed = [line for line in lines if line.startswith("fail")]
     assert bool(failed) == bool(done.returncode)
@@ -131,7 +131,7 @@ def test_a_gpu_is_not_yet_measured(backend: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("engine.fit.machine.this_machine", lambda: machine(backend))
     monkeypatch.setattr("engine.device.backend", lambda: backend)
     found = doctor.check_backend()
-    assert found.status == "warn" and f"{backend}: not yet measured" in found.detail.lower()
+    assert found.status == "warn" and f"speed on {backend} not yet measured" in found.detail.lower()
     assert doctor.check_kernels().status == "ok"
 
 

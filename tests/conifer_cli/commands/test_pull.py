@@ -68,7 +68,7 @@ def test_a_newer_revision_is_reported_and_fetched_only_when_asked(tmp_path, hub)
     hub.files[NAME], hub.commit = newer, "b" * 40
     said = conifer("pull", "hf:org/tiny", hub=hub, home=tmp_path)
     assert (said.returncode, said.stdout) == (0, first)
-    assert b"newer revision, bbbbbbb\n`conifer pull hf:org/tiny --update`" in said.stderr
+    assert b"newer revision: bbbbbbb\nRun `conifer pull hf:org/tiny --update`" in said.stderr
     assert hub.bytes_served == served
     done = conifer("pull", "hf:org/tiny", "--update", "--json", hub=hub, home=tmp_path)
     assert done.returncode == 0
@@ -193,7 +193,7 @@ def test_a_licence_that_is_not_open_is_agreed_to_once(tmp_path, hub):
     hub.files[NAME] = licensed("llama3.1")
     asked = conifer("pull", name, hub=hub, home=tmp_path)
     assert (asked.returncode, asked.stdout) == (2, b"")
-    assert b"licence llama3.1, which is not open, needs --yes" in asked.stderr
+    assert b"llama3.1 licence, which is not open, requires confirmation" in asked.stderr
     assert hub.bytes_served <= len(hub.files[NAME])  # its header
     assert conifer("pull", name, "--yes", hub=hub, home=tmp_path).returncode == 0
     hub.files["org/other/other-F32.gguf"] = hub.files[NAME]
@@ -222,7 +222,7 @@ def large(size_bytes: int) -> tuple[acquire.RequestedModel, FitReport]:
 
 def test_a_large_transfer_without_a_person_needs_yes(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO())
-    with pytest.raises(UsageError, match=r"200\.0 MB needs --yes"):
+    with pytest.raises(UsageError, match=r"200\.0 MB download requires confirmation"):
         acquire._require_consent(*large(200 * 10**6), FitRequest())
     acquire._require_consent(*large(200 * 10**6), FitRequest(yes=True))
     acquire._require_consent(*large(200 * 10**6 - 1), FitRequest())

@@ -86,7 +86,7 @@ def test_max_tokens_ends_an_answer_with_0_and_the_end_of_the_context_with_4(tmp_
     cut = run_conifer("run", QWEN, prompt, "--temperature", "0", "-c", "24", home=tmp_path)
     assert asked.returncode == 0
     assert cut.returncode == 4
-    assert cut.stdout.endswith(b"\n") and b"24 tokens fill the context of 24" in cut.stderr
+    assert cut.stdout.endswith(b"\n") and b"24 tokens fill the 24-token context" in cut.stderr
 
 
 def test_a_prompt_over_the_context_exits_4_with_both_counts(tmp_path):
@@ -98,7 +98,7 @@ def test_a_prompt_over_the_context_exits_4_with_both_counts(tmp_path):
 def test_a_context_over_the_models_own_exits_2(tmp_path):
     done = run_conifer("run", QWEN, "hi", "-c", "4k", home=tmp_path)
     assert done.returncode == 2
-    assert b"4,096 exceeds the 2,048 tokens" in done.stderr
+    assert b"supports a context of up to 2,048 tokens, got 4,096" in done.stderr
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 3, 100, 5000, 400_000])
@@ -176,7 +176,7 @@ def test_force_runs_what_does_not_fit(tmp_path):
     )
     assert (refused.returncode, refused.stdout) == (4, b"")
     assert forced.returncode == 0 and forced.stdout.strip()
-    assert b"model.gguf does not fit this machine; continuing because of --force" in forced.stderr
+    assert b"model.gguf does not fit this machine, but --force was given" in forced.stderr
 
 
 def test_invalid_utf8_on_stdin_is_replaced_and_noted_once(tmp_path):

@@ -107,7 +107,7 @@ def test_nothing_known_and_no_network_exits_5(tmp_path):
 def test_simulating_a_machine_asks_no_hub(tmp_path):
     done = run_unplugged("fit", NAME, "--machine", "m4-max-64gb", home=tmp_path)
     assert (done.returncode, done.stdout) == (2, b"")
-    assert b"nothing is known about hf:org/repo:Q4_K_M on this machine" in done.stderr
+    assert b"no header or catalog data for hf:org/repo:Q4_K_M on this machine" in done.stderr
 
 
 def test_the_catalog_takes_kept_headers_for_exact(tmp_path):
