@@ -112,7 +112,7 @@ def check_memory() -> Check:
     except BackendError:
         return Check("memory", FAIL, "unknown without a backend", code=errors.FAILURE)
     detail = (
-        f"budget {gigabytes(machine.budget_bytes)} ({machine.limited_by}), "
+        f"budget {gigabytes(machine.budget_bytes)}, {machine.limited_by}; "
         f"{gigabytes(machine.memory_bytes)} in total"
     )
     best = best_moe(machine)

@@ -178,7 +178,7 @@ def _record(session: Session, reply: Response, answering: Generation) -> dict[st
 
 def _explain(session: Session) -> None:
     report, options = session.report, session.options
-    console.log(f"conifer: {report.name}: {report.paths[0]} ({size(report.size_bytes)})")
+    console.log(f"conifer: loaded {report.name} from {report.paths[0]} ({size(report.size_bytes)})")
     console.log(
         f"conifer: {report.verdict.context:,}-token context, {options.kv_type} KV cache, "
         f"{session.model.kernels.name} kernels"

@@ -116,7 +116,7 @@ def shortage(report: FitReport) -> str:
     at = "" if verdict.estimated else f" with a {verdict.context:,}-token context"
     need, budget = gigabytes(verdict.need.total_bytes), gigabytes(verdict.budget_bytes)
     limit = verdict.machine.limited_by
-    return f"it needs {least}{need}{at}; the budget is {budget} ({limit})"
+    return f"it needs {least}{need}{at}; the budget ({limit}) is {budget}"
 
 
 def settled(facts: CatalogFile | None, machine: Machine) -> bool:

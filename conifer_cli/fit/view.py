@@ -107,8 +107,8 @@ def catalog(rows: Sequence[CatalogRow], target: Target, request: FitRequest) -> 
     """Format a table of every model in the catalog."""
     machine, bandwidth = target.machine, target.bandwidth
     rate = f"memory bandwidth {size(int(bandwidth.bytes_per_s))}/s ({bandwidth.source})"
-    budget = f"budget {gigabytes(machine.budget_bytes)} ({machine.limited_by})"
-    first = f"{machine.name}: {budget}, {rate}"
+    budget = f"budget {gigabytes(machine.budget_bytes)}, {machine.limited_by}"
+    first = f"{machine.name}: {budget}; {rate}"
     heading = ("MODEL", "TOTAL", "ACTIVE", "QUANT", "FILE", "VERDICT", "CONTEXT", "TOKENS/S", "")
     cells = [_cells(row) for row in rows]
     sources = {row.rate.source for row in rows if row.rate}

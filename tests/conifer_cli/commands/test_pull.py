@@ -52,8 +52,8 @@ def test_pull_says_what_comes_from_where_and_prints_the_path(tmp_path, hub):
     path = Path(done.stdout.decode().strip())
     assert path.read_bytes() == TINY
     said = done.stderr.decode().splitlines()[0]
-    assert "tiny-F32.gguf, 866.1 kB" in said and "127.0.0.1" in said and "org/tiny" in said
-    assert "licence not stated" in said and str(tmp_path / "hf" / "hub") in said
+    assert "tiny-F32.gguf (866.1 kB; " in said and "127.0.0.1" in said and "org/tiny" in said
+    assert "licence: not stated)" in said and str(tmp_path / "hf" / "hub") in said
 
 
 @pytest.mark.process
@@ -198,7 +198,7 @@ def test_a_licence_that_is_not_open_is_agreed_to_once(tmp_path, hub):
     assert conifer("pull", name, "--yes", hub=hub, home=tmp_path).returncode == 0
     hub.files["org/other/other-F32.gguf"] = hub.files[NAME]
     again = conifer("pull", "hf:org/other", hub=hub, home=tmp_path)
-    assert again.returncode == 0 and b"licence llama3.1" in again.stderr
+    assert again.returncode == 0 and b"licence: llama3.1)" in again.stderr
     agreed = json.loads((tmp_path / "conifer" / "licences.json").read_text())
     assert list(agreed["agreed"]) == ["llama3.1"]
 

@@ -64,7 +64,7 @@ def test_a_damaged_file_is_fetched_again_only_with_force(tmp_path, hub, pull, at
     done = pull("--force")
     assert done.returncode == 0
     assert Path(done.stdout.decode().strip()).read_bytes() == TINY
-    assert f"expected {sha256(TINY)}" in done.stderr.decode()
+    assert f"expected SHA-256 {sha256(TINY)}" in done.stderr.decode()
     assert b"downloading tiny-F32.gguf (866.1 kB; licence" in done.stderr  # nothing is here already
 
 

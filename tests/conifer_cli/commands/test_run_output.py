@@ -107,7 +107,7 @@ def test_verbose_names_the_file_and_where_each_setting_came_from(tmp_path):
     done = run_conifer("run", QWEN, "hi", *GREEDY, "--verbose", home=tmp_path, CONIFER_TOP_P="0.5")
     said = done.stderr.decode()
     assert done.returncode == 0 and done.stdout.strip()
-    assert f"is {QWEN}, 866.1 kB" in said and "context 2,048 tokens" in said
+    assert f"from {QWEN} (866.1 kB)" in said and "2,048-token context" in said
     assert "temperature 0.0 (command line)" in said
     assert "top_p 0.5 (CONIFER_TOP_P)" in said
     assert "min_p 0.0 (default)" in said
@@ -132,7 +132,7 @@ def test_effort_reaches_the_template(tmp_path):
 
 @pytest.mark.parametrize(
     ("flags", "said"),
-    [(("--effort", "low"), b"reasoning_effort"), (("--reasoning-budget", "9"), b"that reasons")],
+    [(("--effort", "low"), b"reasoning_effort"), (("--reasoning-budget", "9"), b"does not reason")],
 )
 def test_a_wish_that_a_model_would_ignore_exits_2_unless_it_is_a_standing_one(
     tmp_path, flags, said

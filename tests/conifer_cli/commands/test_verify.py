@@ -60,7 +60,7 @@ def test_a_damaged_model_exits_3_and_says_how_to_repair_it(tmp_path, here):
     done = conifer("verify", "hf:org/tiny", home=tmp_path)
     assert done.returncode == 3
     assert b"damaged" in done.stdout
-    assert f"expected {sha256(TINY)}".encode() in done.stderr
+    assert f"expected SHA-256 {sha256(TINY)}".encode() in done.stderr
     assert b"then `conifer pull hf:org/tiny/tiny-F32.gguf`" in done.stderr
     [check] = json.loads(conifer("verify", "hf:org/tiny", "--json", home=tmp_path).stdout)
     assert check["outcome"] == "damaged" and check["expected_sha256"] == sha256(TINY)
