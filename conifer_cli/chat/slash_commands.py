@@ -63,7 +63,10 @@ class Leave(Exception):
 
 @dataclass(frozen=True)
 class Command:
-    """A slash command, or a setting that /set changes. Callbacks receive the rest of the line."""
+    """A slash command, or a setting that /set changes.
+
+    `run` and `complete` receive the rest of the line.
+    """
 
     spellings: str
     usage: str
@@ -83,7 +86,7 @@ def is_command(text: str) -> bool:
 
 
 def run_command(text: str, conversation: Conversation) -> None:
-    """Run a command, reporting any error. Raises Leave."""
+    """Run a command and report any error. Raises Leave if the user exits."""
     name, *rest = text.split(maxsplit=1)
     command = _find(COMMANDS, name)
     if command is None:

@@ -69,7 +69,7 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def shows_thinking(option: bool | None) -> bool:
-    """True if thinking is shown. None means only if stderr is a terminal."""
+    """Return `option`, or by default whether stderr is a terminal."""
     return is_terminal(sys.stderr) if option is None else option
 
 

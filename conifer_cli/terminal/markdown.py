@@ -1,8 +1,8 @@
 """Render Markdown as styled terminal rows while it streams. The text must already be clean.
 
-Only the open block (the current line, or a table) can change. Each new piece of text causes the
-block to be laid out again, and the rows that differ from the screen to be written. For the reasons,
-see docs/decisions/0007-live-markdown.md.
+Only the open block (the current line, or a table) can change. When text arrives, the block is laid
+out again, and only the rows that differ from the screen are written. For the reasons, see
+docs/decisions/0007-live-markdown.md.
 """
 
 from __future__ import annotations
