@@ -17,7 +17,7 @@ from engine.gguf.types import BlockType
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
-# The 4-bit codebooks. IQ4_NL and IQ4_XS share one. MXFP4's is doubled, to have integer values.
+# The 4-bit codebooks. IQ4_NL and IQ4_XS share the first; MXFP4's is doubled to hold integers.
 IQ4_VALUES = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
 )

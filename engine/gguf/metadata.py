@@ -11,7 +11,7 @@ from engine.gguf.reader import WHOLE, numbers
 
 
 class Metadata:
-    """Typed access to the keys with one architecture's prefix. Every error names the key."""
+    """Typed access to one architecture's metadata keys. Every error names the key."""
 
     def __init__(self, metadata: Mapping[str, Any], architecture: str) -> None:
         self.metadata = metadata
@@ -72,7 +72,7 @@ class Metadata:
 
     def _typed(self, key: str, default: object, noun: str, *types: type) -> Any:
         value = self._value(key, default)
-        if type(value) not in types:  # isinstance would accept a bool as an integer
+        if type(value) not in types:  # isinstance would accept a bool as an int
             raise self._error(key, f"must be {noun}")
         return value
 

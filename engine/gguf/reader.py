@@ -47,7 +47,7 @@ MAX_WEIGHTS = 1 << 40
 ALIGNMENTS = tuple(1 << bits for bits in range(3, 13))  # 8 .. 4,096
 DEFAULT_ALIGNMENT = 32
 
-BATCH, BATCH_BYTES = 2048, 1 << 20  # the most strings, and bytes, to decode at once
+BATCH, BATCH_BYTES = 2048, 1 << 20  # the maximum number of strings and bytes to decode at once
 
 # The smallest possible key (length, type, one byte) and tensor (length, dims, type, offset).
 MIN_KEY_BYTES = 13
@@ -61,7 +61,7 @@ WHOLE, REAL = tuple("bBhHiIlLqQ"), ("f", "d")
 PART_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 Data = bytes | bytearray | memoryview | mmap.mmap
-# A memoryview is an array of numbers. Its format is one of NUMBERS.
+# Arrays of numbers are memoryviews, with a format from NUMBERS.
 Value = int | float | bool | str | list[str] | memoryview
 
 _U32 = struct.Struct("<I")
@@ -136,7 +136,7 @@ def read_header(data: Data, file_size: int | None = None, part: int = 0) -> Head
 
 
 def open_model(path: Path) -> ModelFile:
-    """Read the header of a model file, including the headers of all parts of a split model.
+    """Read a model's header. If the model is split, read and merge the headers of all parts.
 
     path: the only file, or part 1. Raises the same errors as `read_header`, with the file name in
     the message. Also raises GGUFError if a part is missing or belongs to another model, and OSError
@@ -207,7 +207,7 @@ class _Cursor:
         end = self.pos + size_bytes
         if end > self.file_size:
             raise self.error(
-                f"expected {size_bytes:,} more bytes, but the file ends at {self.file_size:,}"
+                f"expected {size_bytes:,} more bytes, but the file ends at byte {self.file_size:,}"
             )
         if end > MAX_HEADER_BYTES:
             raise self.error(f"the header is larger than {MAX_HEADER_BYTES:,} bytes")
@@ -321,7 +321,7 @@ def _read_strings(cursor: _Cursor, count: int) -> list[str]:
         raise cursor.error(f"the header's arrays contain more than {MAX_ELEMENTS:,} strings")
     cursor.strings_left -= count
     cursor.require(count * _U64.size)
-    # Most of a header is vocabulary, so this inlines `cursor.string`: it takes a third of the time.
+    # Most of a header is vocabulary. Inlining `cursor.string` here makes this three times as fast.
     strings: list[str] = []
     while len(strings) < count:
         wanted = min(BATCH, count - len(strings))
@@ -337,7 +337,7 @@ def _read_strings(cursor: _Cursor, count: int) -> list[str]:
 
 
 def _cut(data: bytes | bytearray | mmap.mmap, pos: int, count: int) -> list[bytes | bytearray]:
-    """Slice `count` strings starting at `pos`. Stop before the first string out of bounds."""
+    """Slice `count` strings starting at `pos`. Stop before the first one that is out of bounds."""
     limit = min(len(data), MAX_HEADER_BYTES)
     length_at = _U64.unpack_from
     pieces: list[bytes | bytearray] = []
@@ -385,7 +385,7 @@ def _read_tensors(
         if size_bytes > cursor.file_size:
             raise GGUFError(
                 f"tensor {name!r} ends at byte {size_bytes:,}, "
-                f"but the file ends at {cursor.file_size:,}"
+                f"but the file ends at byte {cursor.file_size:,}"
             )
         tensors[name] = replace(tensor, offset=data_start + tensor.offset)
     return tensors, data_start, size_bytes
@@ -456,7 +456,7 @@ def _part_paths(path: Path, metadata: dict[str, Value]) -> tuple[Path, ...]:
 
 
 def _check_part(header: Header, part: int, headers: list[Header]) -> None:
-    """Raise GGUFError unless `header` is this part of the model that starts with `headers[0]`."""
+    """Raise GGUFError unless `header` is part `part` of the model that `headers[0]` describes."""
     first = headers[0].metadata
     expected = {
         "split.no": part,

@@ -1,6 +1,6 @@
 """GGML's block types: weights and bytes per block. A tensor row is a sequence of blocks.
 
-This table is all that the header reader needs, so it does not import NumPy.
+The header reader needs only this table and no NumPy.
 """
 
 from __future__ import annotations

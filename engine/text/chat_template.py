@@ -1,8 +1,8 @@
 """Render chat messages to a prompt with the template in the model file.
 
 The template is untrusted code and runs in a child process. Only text that the template writes is
-markup. In messages, random placeholders replace the texts of control tokens before rendering; the
-original texts are restored once the markup in the output has been recognised.
+markup. Before rendering, control tokens in messages are replaced with random placeholders. Their
+original text is restored once the markup in the rendered prompt has been recognised.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class ChatTemplate:
     def encode(self, messages: Sequence[Message], **variables: Any) -> list[int]:
         """Return the prompt as token ids, with BOS if the model requires it.
 
-        Only text that the template itself writes can become control tokens. Takes the same
-        arguments as `render`.
+        Only text that the template itself writes can become control tokens. The arguments are the
+        same as for `render`.
         """
         tokenizer = self._tokenizer
         tags = {text: id for text, id in tokenizer.user_defined.items() if TAG.fullmatch(text)}
@@ -101,7 +101,7 @@ class _Quotes:
     """Replace special tokens in text with placeholders. `words` maps these back to the tokens."""
 
     def __init__(self, control: Mapping[str, int], tags: Mapping[str, int]) -> None:
-        # Longest first, so that no token matches inside a longer one.
+        # Longest first, so that no token matches inside a longer token.
         self._control = sorted(control, key=len, reverse=True)
         self._all = sorted([*control, *tags], key=len, reverse=True)
         self._secret = secrets.token_hex(8)
@@ -140,6 +140,6 @@ class _Quotes:
 
 
 def _with_reasoning(message: Message) -> Message:
-    """Return the message with its reasoning copied to the field names that templates read."""
+    """Return the message with its reasoning copied to all fields that templates read."""
     found = [message[name] for name in REASONING_FIELDS if message.get(name) is not None]
     return {"thinking": found[0], **message, "reasoning_content": found[0]} if found else message

@@ -1,4 +1,4 @@
-"""Constrain an answer to a JSON schema, token by token, and limit its thinking to a token budget.
+"""Constrain answers to a JSON schema, token by token, and limit thinking to a token budget.
 
 The llguidance library compiles the schema and computes which tokens are allowed in each state. This
 module determines where the answer begins. The schema does not apply to the thinking before it.
@@ -56,7 +56,7 @@ class Guide:
         self._matcher = None if schema is None else _matcher(tokenizer, schema)
         self._not_an_end = ~_mask(tokenizer, sorted(tokenizer.eog_ids))
         self._forced_tokens: deque[int] = deque()
-        self._think_opener: int | None = None  # token that may start thinking instead
+        self._think_opener: int | None = None  # the token that may start thinking, if any
         self._at_start = False
         self._constrained_now = False  # whether the schema applies to the next token
         self._thought = 0
@@ -79,7 +79,7 @@ class Guide:
         return allowed if opener is None else allowed | _mask(self._tokenizer, [opener])
 
     def accept(self, token: int) -> None:
-        """Advance by one token. Raises ConstraintError if the schema does not allow it."""
+        """Advance by one token. Raises ConstraintError if the schema does not allow the token."""
         if self._forced_tokens:
             self._forced_tokens.popleft()
         thinking, leftover = self._reader.thinking, ""
@@ -111,7 +111,7 @@ class Guide:
 
 
 def check_schema(schema: str, name: str) -> None:
-    """Raise SchemaError, starting with `name`, if the text is not a usable JSON schema."""
+    """Raise SchemaError if the text is not a usable JSON schema. The message starts with `name`."""
     from llguidance import LLMatcher
 
     try:
@@ -157,7 +157,7 @@ class _TokenizerAdapter:
         pieces = tokenizer.pieces()
         self.eos_token_id, self.bos_token_id = min(tokenizer.eog_ids), tokenizer.bos_id
         self.special_token_ids = [id for id, piece in enumerate(pieces) if piece is None]
-        # Each token needs a unique text. \xff never occurs in UTF-8, so these clash with no token.
+        # Each token needs a unique text. The byte \xff never occurs in UTF-8, so nothing clashes.
         self.tokens = [piece or b"\xff%d" % id for id, piece in enumerate(pieces)]
         self._encode = tokenizer.encode
 

@@ -74,9 +74,9 @@ DEEPSEEK_V3 = (
 
 @dataclass(frozen=True, slots=True)
 class PreTokenizer:
-    """Split patterns and options.
+    """The patterns and options of a pre-tokenizer.
 
-    whole_words: a piece that is a token is not merged. add_bos: the default if the file has none.
+    whole_words: keep a piece whole if it is a token. add_bos: the value if the file has none.
     """
 
     patterns: tuple[str, ...]

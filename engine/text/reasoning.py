@@ -41,7 +41,7 @@ class Dialect:
 
     @property
     def markers(self) -> tuple[str, ...]:
-        """All markers that the reader must see, even if they are control tokens."""
+        """All markers that the reader needs to see, including control tokens."""
         found = (self.opens, self.closes, self.answer_opens, self.answer_closes)
         return HARMONY_MARKERS if self is HARMONY else tuple(filter(None, found))
 
@@ -71,7 +71,7 @@ CHANNELS = {"analysis": Kind.THINKING, "commentary": Kind.COMMENTARY}
 
 
 def switches(think: bool | None, effort: str | None = None) -> dict[str, Any]:
-    """Return the template variables that turn thinking on or off. None keeps the defaults."""
+    """Return the template variables that turn thinking on or off. None keeps the default."""
     names: dict[str, Any] = {} if think is None else {"enable_thinking": think, "thinking": think}
     effort = "low" if think is False else effort
     return names if effort is None else {**names, "reasoning_effort": effort}
@@ -126,7 +126,7 @@ class Reader:
 
     def __init__(self) -> None:
         self._held = ""
-        self._state: Callable[[bool], Part] = self._answer  # reads the text that follows
+        self._state: Callable[[bool], Part] = self._answer  # reads the next text
 
     @property
     def answering(self) -> bool:
@@ -192,7 +192,7 @@ class Reader:
 
 
 class TagReader(Reader):
-    """Read thinking between two markers, then the answer, which may have its own two markers.
+    """Read thinking between two markers, then the answer, which may have markers too.
 
     begun: THINKING if the prompt opened the thinking, ANSWER if the prompt also closed it.
     """
@@ -241,7 +241,7 @@ class TagReader(Reader):
         return self._skip_blank(ended, self._wrapped)
 
     def _wrapped(self, ended: bool) -> Part:
-        """Return answer text. The closing marker counts only at the end of the output."""
+        """Return answer text. The closing marker is recognised only at the end of the output."""
         text, closes = self._held.rstrip(), self._dialect.answer_closes
         if text.endswith(closes):
             certain = text.removesuffix(closes).rstrip()

@@ -1,7 +1,7 @@
 """Reuse a conversation's cached tokens after its text has been tokenised again.
 
-A model may split a word into different tokens than the tokenizer does. If the text is the same, the
-ids that the model generated, which are in the cache, take precedence.
+A model may generate a word as different tokens than the tokenizer. As long as the text is the
+same, the generated ids, which are in the cache, take precedence.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def retokenized(held: Sequence[int], wanted: Sequence[int], tokenizer: Tokenizer
             continue
         end = _text_end(held, seen, marks)
         span = _count_matching(wanted, at, tokenizer.token_bytes(held[seen:end]), tokenizer, marks)
-        whole = end < len(held)  # a control token follows in `held`
+        whole = end < len(held)  # `held` continues with a control token
         if not span or (whole and _text_end(wanted, at, marks) != at + span):
             break
         ids += held[seen:end]

@@ -1,7 +1,7 @@
 """Run untrusted chat templates in a child process, `engine/text/sandbox_worker.py`.
 
 Starting the child takes as long as loading a small model, so a chat starts the child first. The
-child lives as long as its Sandbox. If the child is killed, the Sandbox starts a new one.
+child runs as long as its Sandbox exists. If the child is killed, the Sandbox starts a new one.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Sandbox:
         return self._child
 
     def _ask(self, line: bytes) -> dict[str, str]:
-        """Send a request and return the answer. Kill the child if it does not answer."""
+        """Send a request and return the answer. Kill the child if there is no answer."""
         child = self._running()
         answer: dict[str, str] = {}
         try:
@@ -141,7 +141,7 @@ def _answer(child: subprocess.Popen[bytes], patience_s: float) -> dict[str, str]
 
 
 def _resident_bytes(child: subprocess.Popen[bytes]) -> int:
-    """Return the child's resident memory. Used where the kernel does not enforce the limit."""
+    """Return the child's resident memory, for systems that do not enforce the memory limit."""
     import psutil
 
     try:

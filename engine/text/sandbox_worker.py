@@ -7,8 +7,8 @@ object:
     {"source": template, "context": variables, "now": ISO time}  ->  {"text": ...} or {"error": ...}
 
 A template may loop forever, fill the memory, or escape from jinja2's sandbox. The process is
-therefore limited to CPU_S seconds for each template and to MEMORY_BYTES of memory. It cannot write
-files, and it receives no environment variables except library paths.
+therefore limited to MEMORY_BYTES of memory and, for each template, CPU_S seconds of CPU time. It
+cannot write files, and it receives no environment variables except library paths.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Merge characters by score, as SentencePiece BPE vocabularies require.
 
-Characters that are not tokens are encoded as bytes. The `tokenizers` library merges by rank, which
-produces different ids if scores are equal, as in Gemma 3. It also takes 0.7 s to initialise for
-Llama 2.
+Characters that are not tokens are encoded as bytes. The `tokenizers` library is not used here: it
+merges by rank, which produces different ids if scores are equal, as in Gemma 3, and it takes 0.7 s
+to initialise for Llama 2.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CACHED_WORDS = 1 << 16
 
 
 def sentencepiece_encoder(vocabulary: Vocabulary) -> Callable[[str], list[int]]:
-    """Return an encoder that merges by score, highest first. The leftmost of equal scores wins."""
+    """Return an encoder that merges the highest score first, or the leftmost pair on a tie."""
     usable = vocabulary.without(*SPECIAL_TYPES)
     cost = {text: -vocabulary.scores[id] for text, id in usable.items()}
     byte_ids = _byte_ids(vocabulary)
@@ -42,7 +42,7 @@ def sentencepiece_encoder(vocabulary: Vocabulary) -> Callable[[str], list[int]]:
 
 
 def _byte_ids(vocabulary: Vocabulary) -> Callable[[str], list[int]]:
-    """Return a function that maps a character that is not a token to byte ids or unknown ids."""
+    """Return a function that encodes a character that is not a token as byte or unknown ids."""
     by_value = {
         int(match[1], 16): id
         for text, id in vocabulary.of_type(TokenType.BYTE).items()

@@ -1,7 +1,7 @@
 """Convert text to token ids and back, with the vocabulary in the model file.
 
 The `tokenizers` library merges byte-level BPE vocabularies and, line by line, Gemma 4's.
-`engine.text.sentencepiece` merges scored vocabularies. The ids are the same as from the model's own
+`engine.text.sentencepiece` merges scored vocabularies. The ids match the model's original
 tokenizer, with two exceptions. Text becomes a control token only with `markup=True`. Unicode is not
 normalised, because GGUF has no key for normalisation.
 """
@@ -70,7 +70,7 @@ class Tokenizer:
         self._all_marks = _longest_first({**self.user_defined, **self.unknown, **self.control})
 
     def special_texts(self) -> dict[str, str]:
-        """Return the special tokens' texts by chat template variable, such as "bos_token"."""
+        """Return a dict from template variables, such as "bos_token", to special tokens' texts."""
         vocabulary = self._vocabulary
         return {f"{name}_token": vocabulary.tokens[id] for name, id in vocabulary.specials.items()}
 
@@ -87,16 +87,16 @@ class Tokenizer:
         return self._encode(text, self._all_marks, quoted)
 
     def decode(self, ids: Iterable[int], *, markup: bool = False) -> str:
-        """Decode ids. markup: keep control tokens. Invalid UTF-8 becomes U+FFFD."""
+        """Decode ids. markup: keep control tokens. Invalid UTF-8 is replaced with U+FFFD."""
         text = b"".join(self._piece(id, markup) for id in ids)
         return self._without_prefix(text).decode("utf-8", "replace")
 
     def token_bytes(self, ids: Iterable[int]) -> bytes:
-        """Return the bytes of ids without control tokens. Characters may be incomplete."""
+        """Return the bytes of all ids except control tokens. They may end mid-character."""
         return b"".join(map(self._piece, ids))
 
     def stream(self, shown: frozenset[int] = frozenset()) -> StreamDecoder:
-        """Return a decoder for ids that arrive one by one. shown: control token ids to keep."""
+        """Return a decoder for ids that arrive one by one. shown: control tokens to keep."""
         return StreamDecoder(lambda id: self._piece(id, id in shown), self._without_prefix)
 
     def pieces(self) -> list[bytes | None]:
@@ -137,7 +137,7 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Decode ids one by one into whole characters. Joined, the pieces equal `decode`'s output."""
+    """Decode ids one by one, into whole characters. The joined text is the same as `decode`'s."""
 
     def __init__(
         self, piece: Callable[[int], bytes], without_prefix: Callable[[bytes], bytes]
@@ -213,7 +213,7 @@ def _token_bytes(vocabulary: Vocabulary, id: int) -> bytes:
 
 
 def _line_encoder(vocabulary: Vocabulary, pre: PreTokenizer) -> Encoder:
-    """Return an encoder that merges whole lines. A run of newlines is one token if one exists."""
+    """Return an encoder that merges whole lines. A run of newlines is one token if it can be."""
     merged = _merging_encoder(vocabulary, pre, (TokenType.UNKNOWN, TokenType.CONTROL))
     normal = vocabulary.of_type(TokenType.NORMAL)
     ends = {text: id for text, id in normal.items() if not text.strip("\n")}

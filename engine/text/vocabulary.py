@@ -84,11 +84,11 @@ class Vocabulary:
     stripping: frozenset[int]
 
     def of_type(self, *types: TokenType) -> dict[str, int]:
-        """Return the ids of all tokens with one of these types, by text."""
+        """Return a dict from text to id, for all tokens with one of these types."""
         return {self.tokens[id]: id for id in _ids_of_type(self.types, types)}
 
     def without(self, *types: TokenType) -> dict[str, int]:
-        """Return the ids of all tokens without any of these types, by text."""
+        """Return a dict from text to id, for all tokens except those with one of these types."""
         excluded = self.of_type(*types)
         return {text: id for text, id in self.ids.items() if text not in excluded}
 
@@ -200,14 +200,14 @@ def _merges(metadata: Mapping[str, Any], known: Mapping[str, int]) -> tuple[Pair
             if not known.keys() >= {left, right, left + right}:
                 pair = f"{left[:60]!r} and {right[:60]!r}"
                 raise GGUFError(
-                    f"{PREFIX}merges joins {pair}, but these or the merged token are not tokens"
+                    f"{PREFIX}merges joins {pair}, but the vocabulary lacks a part or the result"
                 )
     return pairs, merged
 
 
 def _with_control(by_text: Mapping[str, int], types: list[int], merged: list[str]) -> list[int]:
-    # A token that merges produce is ordinary text: "</s>" can be an HTML tag. It is also an HTML
-    # tag in Gemma's vocabulary, where <eos> ends texts.
+    # Tokens that merges produce are ordinary text. For example, "</s>" can be an HTML tag, as in
+    # Gemma's vocabulary, where <eos> ends texts.
     types = types.copy()
     html = ["</s>"] if "<eos>" in by_text else []
     for text in LOOKS_LIKE_CONTROL.intersection(by_text).difference(merged, html):
@@ -235,7 +235,7 @@ def _ids(metadata: Mapping[str, Any], count: int, defaults: dict[str, int]) -> d
         if type(id) is int and 0 <= id < count:
             ids[name] = id
         elif name in ("bos", "eos", "eot", "eom"):
-            raise GGUFError(f"{key} must be a token id from 0 to {count - 1:,}, got {id!r}")
+            raise GGUFError(f"{key} must be between 0 and {count - 1:,}, got {id!r}")
     return ids
 
 

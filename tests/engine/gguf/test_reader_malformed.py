@@ -83,10 +83,10 @@ def raw_array(type_id: int, payload: bytes, count: int) -> bytes:
 
 MALFORMED: dict[str, tuple[bytes, str]] = {
     # Preamble
-    "empty file": (b"", "byte 0: expected 4 more bytes, but the file ends at 0"),
+    "empty file": (b"", "byte 0: expected 4 more bytes, but the file ends at byte 0"),
     "wrong magic": (gguf_bytes(magic=b"GGUG"), "not a GGUF file: it starts with b'GGUG'"),
     "older magic": (gguf_bytes(magic=b"ggml"), "not a GGUF file"),
-    "magic only": (b"GGUF", "byte 4: expected 4 more bytes, but the file ends at 4"),
+    "magic only": (b"GGUF", "byte 4: expected 4 more bytes, but the file ends at byte 4"),
     "version 0": (gguf_bytes(version=0), "GGUF version 0"),
     "version 1": (gguf_bytes(version=1), "GGUF version 1"),
     "version 4": (gguf_bytes(version=4), "GGUF version 4 is not supported"),
@@ -116,7 +116,7 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     "key twice": (gguf_bytes([("k", 1), ("k", 2)]), "key 'k', .* duplicate name"),
     "one key fewer than counted": (
         gguf_bytes({"k": "x" * 20}, key_count=2, pad_last=False),
-        "key 1, byte 65: expected 8 more bytes, but the file ends at 65",
+        "key 1, byte 65: expected 8 more bytes, but the file ends at byte 65",
     ),
     "key without a type": (gguf_bytes()[:16] + u64(1) + string("k" * 5), "key 'kkkkk', byte 37"),
     # Values
@@ -225,7 +225,7 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     ),
     "no room for the data": (
         gguf_bytes({}, [W])[:-1],
-        "tensor 'w' ends at byte 192, but the file ends at 191",
+        "tensor 'w' ends at byte 192, but the file ends at byte 191",
     ),
     "junk after the tensors": (gguf_bytes({}, [W], trailing=b"x"), "byte 192, .* 193 bytes"),
     "junk after the keys": (gguf_bytes({"k": 1}, trailing=bytes(33)), "byte 64, .* 97 bytes"),
@@ -421,7 +421,8 @@ def test_bad_last_part_is_named(tmp_path: Path) -> None:
     *blobs, last = split_bytes(KEYS, PARTS)
     message = opening(tmp_path, [*blobs, last[:-1]])
     assert re.match(
-        r"m-00003-of-00003\.gguf: tensor 'c' ends at byte 288, but the file ends at 287", message
+        r"m-00003-of-00003\.gguf: tensor 'c' ends at byte 288, but the file ends at byte 287",
+        message,
     )
 
 
