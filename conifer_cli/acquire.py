@@ -216,5 +216,5 @@ def _require_consent(model: RequestedModel, report: FitReport, request: FitReque
         if not console.confirm(question):
             raise Declined("nothing was downloaded")
     if not accepted:
-        with suppress(OSError):  # the next download asks again
+        with suppress(OSError):  # ask again for the next download
             licences.agree(home, licence)

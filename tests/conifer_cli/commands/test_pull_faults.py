@@ -325,7 +325,7 @@ def test_on_a_terminal_one_live_line_tells_rate_and_time_left(hub, tmp_path):
     hub.throttle_bytes_per_s = 2 * MIB
     where = environment(tmp_path, HF_ENDPOINT=hub.url, NO_PROXY="127.0.0.1", TERM="xterm")
     with TerminalSession([*command(), "pull", NAME], where) as session:
-        session.expect("conifer: downloading big-F32.gguf, 68.0 MB, from 127.0.0.1")
+        session.expect("downloading big-F32.gguf (68.0 MB; licence: not stated) from 127.0.0.1")
         line = session.expect(" left").rpartition("\r")[2]
         rates = r"hf:org/big: \d+\.\d MB of 68\.0 MB, \d+\.\d MB/s, \d+ s"
         assert re.fullmatch(rf"(\[#*\.*\] )?{rates}", line), line
