@@ -110,8 +110,9 @@ def select(
 ) -> FileSet:
     """Select one model in a repository.
 
-    Selects by `file` if given, or else by the catalog's `known` names, or else by `quant`. If all
-    are missing, selects Q4_K_M, or else the only model. Raises ModelNotFound, listing the choices.
+    Selects by `file` if given, or else by the catalog's `known` names, or else by `quant`. If none
+    of them is given, selects Q4_K_M, or else the only model. Raises ModelNotFound, listing the
+    choices.
     """
     sets = file_sets(names)
     if file is not None:

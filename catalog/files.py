@@ -32,7 +32,7 @@ def write_atomically(
 
 @contextmanager
 def open_atomically(path: Path, *, mode: int = 0o666, sync: bool = False) -> Iterator[BinaryIO]:
-    """Open a temporary file in the same folder; it replaces `path` if the block succeeds."""
+    """Open a temporary file next to `path`; it replaces `path` if the block succeeds."""
     temporary = path.with_name(TEMPORARY_NAME.format(path.name, os.urandom(4).hex()))
     try:
         with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:

@@ -60,7 +60,7 @@ _KV = _each(lambda v: _each(_whole(1, 2**24), least=2)(v) and len(v) <= 3)
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """The publisher's settings; None if not stated. `temperature` 0 means greedy decoding."""
+    """The publisher's sampling settings; None if not stated. `temperature` 0 is greedy decoding."""
 
     temperature: Annotated[float | None, _real(0, 2)] = None
     top_p: Annotated[float | None, _real(0.01, 1)] = None
@@ -110,8 +110,8 @@ class Package:
 class Entry:
     """A model in the catalog.
 
-    hybrid: True for a reasoning model whose thinking can be turned off. `sampling` applies with
-    thinking, `sampling_no_think` without thinking.
+    hybrid: True for a reasoning model whose thinking can be turned off. `sampling` applies when
+    thinking is on, `sampling_no_think` when it is off.
     kv: (layers, values per token, window or 0) for each kind of layer with a KV cache; empty if
     unknown.
     state_values: the number of float32 values in the state of all recurrent layers.

@@ -48,7 +48,7 @@ class RequestedModel:
 
 
 def locate(name: str | None) -> RequestedModel:
-    """Resolve a model name. None is the starter model. Raises UsageError or UnknownModel."""
+    """Resolve a model name. None means the starter model. Raises UsageError or UnknownModel."""
     from catalog import ModelNotFound, resolve, starter_entry
 
     name = starter_entry().id if name is None else name
@@ -59,7 +59,10 @@ def locate(name: str | None) -> RequestedModel:
 
 
 def judge(model: RequestedModel, request: FitRequest, ignore_disk: bool = False) -> FitReport:
-    """Judge whether a model fits, from its header alone. ignore_disk: use the Hub's header."""
+    """Judge whether a model fits, from its header alone.
+
+    ignore_disk: ignore any local copy and use the Hub's header.
+    """
     hub = _refuse if request.offline else connect
     return judge_model(model.name, model.reference, request, open_store(), hub, ignore_disk)
 

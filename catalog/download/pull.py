@@ -40,7 +40,7 @@ def pull(
 
     Does not check disk space; see `require_room`. Raises HubUnreachable after too many failures,
     StoreError if writing fails, NotAModel if a file is not GGUF, or VerificationError if a SHA-256
-    is wrong. Invalid files are deleted. The next call resumes all other partial files.
+    is wrong. Invalid files are deleted. The next call resumes from all other partial files.
     """
     total = sum(file.size_bytes for file in files)
     done = 0

@@ -209,7 +209,7 @@ class RangeScheduler:
             self._changed.notify_all()
 
     def may_take_all(self, span: byte_ranges.ByteRange) -> bool:
-        """Return True if the stream of this range may receive the whole file.
+        """Return True if the stream downloading this range may receive the whole file.
 
         Used if the server ignores ranges. Only one stream at a time may receive the whole file.
         """

@@ -1,8 +1,8 @@
 """A cache of GGUF headers from the Hub: the first few megabytes of each file, without weights.
 
 Each header is stored in `<home>/headers/models--org--repo/<name>.header`: a line of JSON with the
-ETag and file size, then the header bytes. Headers are fetched again if the ETag has changed. The
-stale copy is used offline. Losing a cached header only costs bandwidth.
+ETag and file size, then the header bytes. Headers are fetched again if the ETag has changed. A
+stale header is still used offline. Losing a cached header only costs bandwidth.
 """
 
 from __future__ import annotations

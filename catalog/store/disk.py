@@ -17,7 +17,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def require_space(folder: Path, need_bytes: int) -> None:
-    """Raise NoSpace unless 1 GiB stays free after writing. `folder` need not exist."""
+    """Raise NoSpace unless 1 GiB would remain free after writing. `folder` need not exist."""
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     short_bytes = need_bytes + SPARE_BYTES - shutil.disk_usage(existing).free
     if short_bytes > 0:

@@ -42,7 +42,7 @@ class ManifestEntry:
             raise ValueError(f"invalid manifest entry for {self.name!r}")
 
     def matches(self, path: Path) -> bool:
-        """True if a path leads to a blob with this SHA-256, or has this name at this commit."""
+        """True if a path resolves to a blob with this SHA-256, or ends in this commit and name."""
         at_commit = f"/{self.commit}/{self.name}"
         return path.resolve().name == self.sha256 or path.as_posix().endswith(at_commit)
 

@@ -81,7 +81,7 @@ class Store:
         return [*self.packages.installed(), *self.hub.installed()]
 
     def remove(self, installed: Installed) -> int:
-        """Delete a model and everything that only it uses. Returns the number of bytes freed."""
+        """Delete a model and any files that only it uses. Returns the number of bytes freed."""
         try:
             return installed.source.remove(installed)
         except OSError as error:
@@ -237,7 +237,7 @@ def _packages() -> Iterator[Package]:
 
 
 def _snapshots(folder: Path, revision: str | None) -> Iterator[Path]:
-    """Yield a revision's snapshot. If it is None, yield main's, then the rest, newest first."""
+    """Yield a revision's snapshot. For None, yield main's snapshot, then the rest, newest first."""
     commit = _ref(folder, revision or "main")
     if revision is not None:
         if commit is None and COMMIT.fullmatch(revision):

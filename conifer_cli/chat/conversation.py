@@ -22,8 +22,8 @@ ANSWER_ROOM = 512  # free tokens required to start an answer; at most context / 
 class Conversation:
     """The messages and the session that answers them. `repl` sets `editor` and `host`.
 
-    staged: texts to send with the next message. attempts: number of times the last message has
-    been answered again.
+    staged: texts to send with the next message. attempts: the number of times the answer to the
+    last message has been regenerated.
     """
 
     editor: Editor
@@ -93,7 +93,7 @@ class Conversation:
         self.context = self.session.context
 
     def toggle_fold(self) -> None:
-        """Fold or unfold thinking. Unfolding also prints the last answer's thinking."""
+        """Fold or unfold the model's thinking. Unfolding also prints the last answer's thinking."""
         hidden = self.session.options.show_thinking is False
         self.folds = not (self.folds or hidden)
         if hidden:

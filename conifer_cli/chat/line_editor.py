@@ -43,8 +43,9 @@ Complete = Callable[[str], list[str]]  # the text after a command -> candidates 
 class EditorHost:
     """The callbacks and history file that the conversation passes to its editor.
 
-    complete: text before the cursor -> the start of its last word, and candidates. meter: returns
-    the text to the right of the prompt. keys: prompt_toolkit key name -> action, which may print.
+    complete: takes the text before the cursor; returns the start of its last word, and candidates.
+    meter: returns the text to the right of the prompt.
+    keys: maps each prompt_toolkit key name to an action, which may print.
     """
 
     complete: Callable[[str], tuple[int, list[str]]]
@@ -133,7 +134,7 @@ def open_editor(host: EditorHost, interrupts: Interrupts) -> Editor:
 
 
 def _output() -> Any:
-    """Return an output that never queries the cursor position: some terminals do not reply."""
+    """Return an `Output` that never queries the cursor position: some terminals do not reply."""
     from prompt_toolkit.output.vt100 import Vt100_Output
 
     output = Vt100_Output.from_pty(sys.stdout, term=os.environ.get("TERM"))

@@ -281,7 +281,7 @@ def _set_system(conversation: Conversation, rest: str) -> None:
 
 
 def _unquoted(text: str) -> str:
-    """Remove the quotes around a text, unless the text itself contains the same quotes."""
+    """Remove the quotes around `text`, unless the text itself contains the same quotes."""
     for quote in ('"""', '"', "'"):
         bare = text.removeprefix(quote).removesuffix(quote)
         if len(bare) == len(text) - 2 * len(quote) and quote not in bare:

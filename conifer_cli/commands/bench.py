@@ -1,4 +1,4 @@
-"""`conifer bench`: measure a model's speed and compare decoding with memory bandwidth."""
+"""`conifer bench`: measure a model's speed and the share of memory bandwidth that decoding uses."""
 
 from __future__ import annotations
 
@@ -144,7 +144,10 @@ def _record(document: dict[str, Any], report: FitReport, options: BenchOptions) 
 def _bandwidth_share(
     model: Model, report: FitReport, row: dict[str, Any], watch: Watch, options: BenchOptions
 ) -> dict[str, Any]:
-    """Measure the read rate for the bytes moved per token, and compare decoding with that rate."""
+    """Measure the share of this machine's read rate that decoding achieves.
+
+    The read rate is measured by reading as many bytes as decoding moves per token.
+    """
     from engine.fit.bandwidth import read_rates
     from engine.fit.speed import bytes_per_token
     from engine.gguf.reader import open_model

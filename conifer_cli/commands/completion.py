@@ -2,8 +2,8 @@
 
 On Tab, the script runs `conifer __complete` with the words typed so far, including the unfinished
 one. The command prints one candidate per line, followed by a tab and a description. If it prints
-nothing, the shell completes file names. Completion never opens a socket. The reasons not to use
-Typer's completion are in docs/decisions/0011-shell-completion.md.
+nothing, the shell completes file names. Completion never opens a socket. The reasons for not
+using Typer's completion are in docs/decisions/0011-shell-completion.md.
 """
 
 from __future__ import annotations
