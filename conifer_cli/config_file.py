@@ -29,7 +29,7 @@ TABLE = re.compile(rf"\s*\[\s*({BARE})\s*\]")
 
 
 def place() -> Path:
-    """Return the config file's path, in CONIFER_HOME if set or in the platform's folder."""
+    """Return the config file's path, in CONIFER_HOME if set or the platform's config folder."""
     try:
         return conifer_folder("XDG_CONFIG_HOME", ".config") / NAME
     except RuntimeError:  # `options.home` reports this error if a command needs the folder
@@ -118,7 +118,7 @@ def _variable(parameter: Any) -> str:
 
 
 def _checked(context: typer.Context, where: str, parameter: Any, value: Any) -> Any:
-    """Validate a value like a command-line value. Return booleans unchanged, the rest as text."""
+    """Validate a value as on the command line. Return booleans unchanged and others as text."""
     flag = isinstance(parameter.default, bool) or bool(parameter.secondary_opts)
     rows = value if isinstance(value, list) else [value]
     kinds = (bool,) if flag else (str, int, float)

@@ -1,9 +1,10 @@
-"""Signal handlers that exit cleanly. In chat, Ctrl-C cancels the current answer, not the session.
+"""Signal handlers for a clean exit. In chat, Ctrl-C cancels the current answer, not the session.
 
 At a prompt and while a model loads, Ctrl-C raises KeyboardInterrupt. During an answer, Ctrl-C stops
 the answer. At any other time, Ctrl-C is recorded and stops the next answer unless the user sends a
 message first. Each action runs at most once, so a second Ctrl-C cannot interrupt cleanup. At a
-prompt, Ctrl-C can raise again after AGAIN_S, because an exception raised in a destructor is lost.
+prompt, however, another Ctrl-C more than AGAIN_S seconds later raises KeyboardInterrupt again,
+because the first exception is lost if it was raised in a destructor.
 """
 
 from __future__ import annotations

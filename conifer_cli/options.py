@@ -1,4 +1,4 @@
-"""Options shared by several commands, with their names, ranges, help and environment variables.
+"""Options shared by several commands: their names, ranges, help text and environment variables.
 
 The command line overrides the environment. Invalid values are rejected before anything is loaded.
 """

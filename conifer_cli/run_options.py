@@ -1,7 +1,7 @@
-"""The options for `run`. Each is declared once, with its type, default, names, range and help.
+"""The options for `run`. Each is declared once: its type, default, names, range and help text.
 
 `RunOptions` defines the command's signature, environment variables, --help text and config keys.
-Annotations are not strings, because typer would compile every one of them.
+Annotations are real types, not strings, because typer would have to compile every string.
 """
 
 # ruff: noqa: RUF009 - the calls return dataclass fields
@@ -58,7 +58,7 @@ def parse_stop(text: str) -> str:
 
 
 class Effort(StrEnum):
-    """Reasoning effort, with the names that chat templates use."""
+    """Reasoning effort levels, named as in chat templates."""
 
     LOW = "low"
     MEDIUM = "medium"
@@ -267,7 +267,7 @@ def parse(command_line: typer.Context) -> tuple[str | None, str | None, RunOptio
 
 
 def _resolve_conflicts(values: dict[str, Any], ranks: dict[str, int]) -> None:
-    """In each exclusive pair, unset the option whose source has lower precedence.
+    """In each mutually exclusive pair, unset the option whose source has lower precedence.
 
     Raises UsageError if both options come from the same source.
     """

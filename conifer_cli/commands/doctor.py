@@ -171,7 +171,7 @@ def check_cache() -> Check:
 
 
 def _unusable(folder: Path) -> str | None:
-    """Return why a folder cannot be written to, or None if it can. The folder may not exist."""
+    """Return why a folder cannot be written to, or None if it can. The folder need not exist."""
     parent = _existing(folder)
     if not os.path.isdir(parent):
         return f"{parent} is not a folder"

@@ -74,7 +74,7 @@ def _newer(model: RequestedModel) -> Sequence[RemoteFile]:
 
 
 def _judge_hashed(model: RequestedModel, request: FitRequest) -> FitReport:
-    """Hash and judge the local files, or judge the Hub's files if a local one is damaged."""
+    """Hash the local files. Judge them if all are intact, otherwise judge the Hub's files."""
     here = open_store().locate(model.reference)
     if here is None or not (damaged := _damaged(model, here)):
         return judge(model, request)

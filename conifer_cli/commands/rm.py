@@ -41,7 +41,10 @@ FOLDERS = (
 
 
 def remove_models(names: Sequence[str], everything: bool, yes: bool) -> int:
-    """List files, ask for confirmation and delete them. everything: all that Conifer wrote."""
+    """List files, ask for confirmation and delete them.
+
+    everything: delete every file that Conifer wrote.
+    """
     if everything == bool(names):
         message = "rm takes either model names or --all"
         raise UsageError(message, "Run `conifer list` to see the names.")
@@ -95,7 +98,10 @@ def _revisions(named: RequestedModel, store: Store) -> list[Installed]:
 
 
 def _leftovers(store: Store, going: Iterable[Installed]) -> dict[Path, list[Path]]:
-    """Group Conifer's other files by top-level path in its home; list part files one by one."""
+    """Group Conifer's other files by top-level path in its home folder.
+
+    Part files are listed one by one.
+    """
     from catalog.download.part_file import unfinished
 
     found = {path: [path] for path in unfinished(store.hub_cache)}

@@ -119,7 +119,10 @@ def _resumed_model(name: str | None, options: RunOptions, path: Path) -> str:
 
 
 def _for_talking(options: RunOptions) -> RunOptions:
-    """Turn off the options for a single answer. Raises UsageError if one was set explicitly."""
+    """Turn off options that apply only to a single answer.
+
+    Raises UsageError if one was set explicitly.
+    """
     for name, flag in ONE_ANSWER.items():
         if getattr(options, name) and options.is_explicit(name):
             raise UsageError(

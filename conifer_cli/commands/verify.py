@@ -65,7 +65,10 @@ def verify_models(names: list[str], as_json: bool) -> int:
 
 
 def hashed(model: Installed, listed: Sequence[RemoteFile] = ()) -> Iterator[HashedFile]:
-    """Hash a model's files. listed: the Hub's files, for hashes that are not stored on disk."""
+    """Hash a model's files.
+
+    listed: the Hub's files, which supply the expected hashes that are not stored on disk.
+    """
     from catalog.store.disk import hash_file
 
     for path, want in zip(model.paths, model.expected_hashes(listed), strict=True):

@@ -62,7 +62,7 @@ def estimate_of(entry: Entry, facts: CatalogFile | None) -> ModelEstimate | None
 
 
 def size_kind(entry: Entry, quant: str | None, machine: Machine) -> str | None:
-    """Return the verdict at a useful context: fits, tight, too_large, or None if unknown."""
+    """Return the verdict with a useful context: fits, tight, too_large, or None if unknown."""
     from engine.fit.estimate import judge_estimate
 
     estimate = estimate_of(entry, entry.file(quant))

@@ -1,4 +1,4 @@
-"""Judge a model for any machine from the best available data, and predict its speed.
+"""Decide whether a model fits a given machine from the best data available; predict its speed.
 
 Data sources, best first: the header of a local file, the header on the Hub, a cached copy of that
 header, and an estimate from the catalog. A network failure is an error only if there is neither a

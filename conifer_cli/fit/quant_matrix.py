@@ -1,6 +1,7 @@
 """Build the table of verdicts and speeds for each quantisation and context.
 
-The judged file's row is exact if its header was read. All other rows are scaled by file size.
+The row for the report's own file is exact if its header was read. All other rows are scaled from it
+by file size.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ CONTEXTS = (4096, 8192, 16_384, 32_768, 65_536, 131_072)  # tokens; the table's 
 class QuantRow:
     """One quantisation: its file size, and a verdict and a rate for each context.
 
-    known: True for the judged file, False if the row was scaled from it.
+    known: True for the report's own file, False if the row was scaled from it.
     """
 
     quant: str
@@ -60,7 +61,7 @@ def quant_matrix(
 
 
 def quant_of_report(report: FitReport) -> str:
-    """Return the quantisation of the judged file."""
+    """Return the quantisation of the report's file."""
     from catalog.file_names import quant_of
 
     if report.estimate is not None:
@@ -91,7 +92,7 @@ def listed_sizes(report: FitReport, connect: Callable[[], Hub]) -> dict[str, int
 
 
 def smaller_row(rows: list[QuantRow], report: FitReport) -> str | None:
-    """Return the largest quantisation below the judged one that fits with a useful context."""
+    """Return the largest quantisation below the report's that fits with a useful context."""
     fitting = [
         row.quant
         for row in rows
@@ -104,7 +105,10 @@ def smaller_row(rows: list[QuantRow], report: FitReport) -> str | None:
 def _other(
     report: FitReport, target: Target, request: FitRequest, quant: str, size_bytes: int
 ) -> tuple[Callable[[int], Need], float]:
-    """Return a quantisation's memory use by context, and its weights relative to the report's."""
+    """Return a quantisation's memory use by context, and the relative size of its weights.
+
+    The size is relative to the weights of the report's file.
+    """
     from engine.fit.estimate import estimate_needs
     from engine.fit.memory import needs
     from engine.kernels.sizes import loaded_size_ratio
@@ -126,7 +130,7 @@ def _other(
 
 
 def _contexts(report: FitReport) -> list[int]:
-    """Return the columns: common contexts, the model's maximum, and the judged context."""
+    """Return the columns: common contexts, the model's maximum and the report's context."""
     model, entry, longest = report.config or report.estimate, report.entry, CONTEXTS[-1]
     limits = (model and model.context, entry and entry.context)
     most = min(limit or longest for limit in (*limits, longest))

@@ -168,9 +168,10 @@ def record(
     prefill_per_s: float | None,
     peak_bytes: int | None = None,
 ) -> None:
-    """Record one run with up to `tokens` tokens in the cache, decoded at about `depth` tokens.
+    """Record one run.
 
-    peak_bytes: peak memory use; defaults to this process's peak so far.
+    tokens: the largest cache length. depth: the approximate cache length at which the speed
+    was measured. peak_bytes: peak memory use; defaults to this process's peak so far.
     """
     from engine.fit.bandwidth import peak_memory_bytes
     from engine.fit.memory import needs

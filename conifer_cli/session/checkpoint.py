@@ -143,7 +143,7 @@ def _is_conversation(path: Path) -> bool:
 
 
 def write(path: Path, kind: str, facts: Mapping[str, Any], kept: CacheState | None) -> None:
-    """Write a file atomically. facts: the non-cache header fields. Raises OutputError."""
+    """Write a file atomically. facts: header fields that `kept` lacks. Raises OutputError."""
     arrays = kept.arrays if kept else []
     header = {
         **facts,

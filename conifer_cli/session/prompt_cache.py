@@ -1,8 +1,8 @@
-"""Stored prompts for `run --cache`: later runs reuse the longest prefix they share with one.
+"""Stored prompts for `run --cache`: a later run reuses the longest prefix shared with any of them.
 
-Each prompt is one file in CONIFER_HOME/prompts, in a folder named for the model's identity. At
-MAX_BYTES or MAX_FILES the least recently used files are removed. Since this is only a cache,
-unusable files are removed silently.
+Each prompt is one file in CONIFER_HOME/prompts, in a folder named after the model's identity. To
+stay within MAX_BYTES and MAX_FILES, the least recently used files are removed. Since this is only a
+cache, unusable files are removed silently.
 """
 
 from __future__ import annotations

@@ -40,10 +40,10 @@ PIXELS = 16  # maximum side of a square
 
 @dataclass(frozen=True)
 class RouterReport:
-    """The routers' choices for one answer. hits: (L, E). used: experts per token and layer.
+    """The routers' choices for one answer. hits: (L, E).
 
-    token_bytes: bytes of weights read per decoded token. dense_bytes: the same if every expert
-    were read.
+    used: experts used per token in each layer. token_bytes: bytes of weights read per decoded
+    token. dense_bytes: the same if every expert were read.
     """
 
     model: str
@@ -80,7 +80,7 @@ def _dense(name: str) -> str:
 
 
 def show_experts(session: Session) -> None:
-    """Show and write the report after an answer if --experts and --experts-out request it."""
+    """After an answer, show the report for --experts and write it for --experts-out."""
     options = session.options
     if options.experts and not options.as_json:
         show(session)

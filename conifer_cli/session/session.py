@@ -149,7 +149,7 @@ class Session:
         return self.cache.context if self.cache else self.report.verdict.context
 
     def _context(self, prompt_tokens: int) -> int:
-        """Return the context to use. Unless the user set it, a long prompt at least doubles it."""
+        """Return the context to use. Unless the user set one, a long prompt at least doubles it."""
         context = self.context
         needed = prompt_tokens + min(self.options.max_tokens or ANSWER_ROOM, ANSWER_ROOM)
         if self.options.context is not None or needed <= context:
@@ -260,7 +260,7 @@ def is_raw(report: FitReport) -> bool:
 
 
 def settings_for(entry: Entry | None, options: RunOptions) -> Settings:
-    """Return sampling settings: the user's options, then the catalog's, then the defaults."""
+    """Return sampling settings. User options override the catalog, which overrides the defaults."""
     from engine.sampling import Settings
 
     advice = entry.sampling if entry else None

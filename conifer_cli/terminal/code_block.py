@@ -1,4 +1,4 @@
-"""Fenced Markdown code blocks: recognise fences, and extract the first block of a stream."""
+"""Fenced Markdown code blocks: recognise fences, and extract the first block from a stream."""
 
 from __future__ import annotations
 
@@ -44,6 +44,9 @@ def first_code_block(pieces: Iterable[str]) -> Iterator[str]:
 
 
 def _opened(line: str) -> str:
-    """Return the fence that a line opens, or "". A line indented by four spaces opens none."""
+    """Return the fence if a line opens a block, else "".
+
+    A line indented by four spaces opens no block.
+    """
     found = FENCE.fullmatch(line)
     return found["fence"] if found and len(found["indent"].expandtabs(4)) < 4 else ""

@@ -69,12 +69,15 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def shows_thinking(option: bool | None) -> bool:
-    """Return `option`, or by default whether stderr is a terminal."""
+    """Return `option` or, if it is None, whether stderr is a terminal."""
     return is_terminal(sys.stderr) if option is None else option
 
 
 def take_keyboard() -> None:
-    """Read stdin from the keyboard even if it is a pipe. Raises UsageError without a terminal."""
+    """Connect stdin to the keyboard if it is not a terminal, for example if it is a pipe.
+
+    Raises UsageError if there is no terminal.
+    """
     if is_terminal(sys.stdin):
         return
     try:
@@ -108,7 +111,7 @@ def styles() -> bool:
 
 @contextlib.contextmanager
 def keys(quiet: bool) -> Iterator[None]:
-    """Switch the keyboard to type-ahead for the next prompt, or to normal line input.
+    """Put the keyboard in type-ahead mode for the next prompt, or in normal line mode.
 
     quiet: do not echo keys, and save them for the next prompt. Ctrl-C still interrupts.
     """

@@ -1,7 +1,7 @@
 """Format numbers and tables for people.
 
 Sizes are decimal (1 GB = 10^9 bytes). Memory is also shown in GiB (2^30 bytes), the unit in which
-machines are sold.
+it is sold.
 """
 
 from __future__ import annotations
