@@ -34,7 +34,7 @@ def prefill_rates(model: Model, length: int, repeat: int, kv_type: str) -> Itera
 def decode_rates(
     model: Model, depth: int, count: int, repeat: int, kv_type: str
 ) -> Iterator[float]:
-    """Yield decode rates in tokens per second, for `count` tokens generated at `depth`."""
+    """Yield decode rates in tokens per second, for `count` tokens that follow `depth` others."""
     # The first run prefills the `depth` tokens. Later runs find them in the cache.
     cache = model.new_cache(decode_context(depth, count), kv_type)
     for run in range(repeat + 1):

@@ -18,7 +18,7 @@ WIRED_RESERVE = 1 << 30
 def backend() -> str:
     """Return MLX's backend: cpu, metal or cuda.
 
-    Raises BackendError if none is installed, or more than one.
+    Raises BackendError if no backend is installed, or more than one is.
     """
     if sys.platform == "darwin":
         return "metal"
@@ -64,8 +64,8 @@ def cgroup_cores(root: Path) -> float | None:
 def set_wired_limit(weights_bytes: int, budget_bytes: int) -> None:
     """Wire the weights on Metal so that macOS cannot page them out.
 
-    WIRED_RESERVE of the budget stays unwired. MLX's default limit is the entire working set, and
-    wiring all of it has frozen machines.
+    WIRED_RESERVE bytes of the budget stay unwired. MLX's default limit is the entire working set,
+    and wiring all of it has frozen machines.
     """
     import mlx.core as mx
 

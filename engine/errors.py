@@ -1,4 +1,4 @@
-"""The engine's exceptions. Messages say what is wrong and where. Callers add what to do."""
+"""The engine's exceptions. Messages say what is wrong and where. Callers add the remedy."""
 
 from __future__ import annotations
 

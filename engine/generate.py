@@ -76,10 +76,11 @@ class _Stopped(Exception):
 
 
 class TokenStream:
-    """The answer to a prompt. Iterate over it for token ids, or call `text()` or `parts()`, once.
+    """The answer to a prompt. Read it once: iterate for token ids, or call `text()` or `parts()`.
 
     finish: why generation ended. "stop" means an end-of-generation token or a stop string, "length"
-    means that a limit was reached, and "interrupted" means that `stop` was called. None until then.
+    means that a limit was reached, and "interrupted" means that `stop` was called. None until
+    generation ends.
     cut_by: which limit ended the answer, "max_tokens" or "context", if finish is "length".
     """
 
@@ -112,7 +113,7 @@ class TokenStream:
         yield from (token for token, _ in self._steps if token is not None)
 
     def text(self) -> Iterator[str]:
-        """Yield the answer in pieces of whole characters, without the stop string."""
+        """Yield the answer in pieces that never split a character, without the stop string."""
         yield from (piece for _, piece in self._steps if piece)
 
     def parts(self) -> Iterator[Part]:
@@ -246,6 +247,6 @@ class StopFilter:
         return text[: len(text) - kept]
 
     def finish(self) -> str:
-        """Return the text held back, after the last piece."""
+        """Return the text still held back. Call this after the last piece."""
         held, self.held = self.held, ""
         return held

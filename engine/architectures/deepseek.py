@@ -31,7 +31,7 @@ def glm_dsa(config: ModelConfig, weights: Weights) -> Decoder:
 
 
 def _sparse(config: ModelConfig, weights: Weights, indexer_rope: RoPE) -> Decoder:
-    """Build a model whose layers have their own indexer or reuse the previous layer's."""
+    """Build a model in which each layer has its own indexer or reuses the previous layer's."""
     rope = latent_rope(config.rope, interleaved=True)
     indexers: list[Indexer] = []
     for layer, own in enumerate(require_indexer(config).own):

@@ -11,7 +11,7 @@ Layers without kv heads are recurrent.
   with head norms. Attention output is multiplied by the sigmoid of a gate, which is stored after
   each head's query. The rotary embedding covers part of each head. MoE layers route by softmax over
   all experts and add a gated shared expert. The converter adds 1 to norm gains that the checkpoint
-  stores around 0. qwen35 has a three-axis rotary embedding; for text, the three axes coincide.
+  stores centred on 0. qwen35 has a three-axis rotary embedding; for text, the three axes coincide.
 """
 
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def qwen3next(config: ModelConfig, weights: Weights, tiled: bool = False) -> Dec
 
 
 def qwen35(config: ModelConfig, weights: Weights) -> Decoder:
-    """Build a `qwen35` or `qwen35moe` model. The converter stores value heads tiled."""
+    """Build a `qwen35` or `qwen35moe` model. The converter stores value heads in tiled order."""
     return qwen3next(config, weights, tiled=True)
 
 

@@ -10,7 +10,7 @@ k to match). Differences:
   beyond the original context length.
 - granite, granitemoe: multipliers for the embedding, the attention scores, both residual branches
   and the logits. There is no rotary embedding if `rope.scaling.finetuned` is false. In MoE models,
-  every layer is routed as in Mixtral; some models add a shared expert.
+  every layer is an MoE layer and routes as in Mixtral; some models add a shared expert.
 - ernie4_5-moe: the first layers are dense. The router uses a selection bias and renormalises the
   weights. Shared experts, stored as one expert, always run.
 - llama4: Scout and Maverick. Three of every four layers rotate q and k and attend only within the

@@ -26,7 +26,8 @@ class Architecture:
     window, period: the last of every `period` layers attends to all tokens. The remaining layers
     attend only to the most recent `window` tokens or, if `chunked`, to tokens in the same chunk. If
     `period` is 0, there are no windows.
-    indexers_shared_from: the context length from which only some layers have their own indexer.
+    indexers_shared_from: if the model's context length is at least this, only some layers have
+    their own indexer. If it is 0, every layer has one.
     recurrent: the kind of recurrent layer that replaces some attention layers: delta, mamba2 or
     conv.
     """

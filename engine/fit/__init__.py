@@ -1,4 +1,4 @@
-"""Work out whether and how fast a model runs on a machine. Only the model's header is read.
+"""Work out whether a model fits on a machine and how fast it runs, reading only its header.
 
 `memory` computes memory use and the default and largest contexts. `speed` predicts the decode
 rate. `estimate` does both from catalog facts, without a header. `machine` and `bandwidth` measure

@@ -47,7 +47,7 @@ def bandwidth(
 def buffer_bytes(budget_bytes: int) -> int:
     """Return the size of the buffer that `bandwidth` reads.
 
-    A buffer smaller than BANDWIDTH_BYTES may fit in a CPU cache and read too fast.
+    A buffer smaller than BANDWIDTH_BYTES may fit in a CPU cache, which would inflate the rate.
     """
     return max(1 << 20, min(BANDWIDTH_BYTES, budget_bytes // 4))
 
@@ -71,7 +71,7 @@ def read_method(device: str) -> str:
 
 
 def _read_cpu(count: int) -> Iterator[Callable[[], object]]:
-    """Yield a function that reads the buffer, endlessly. NumPy's maximum is as fast as plain C."""
+    """Endlessly yield a function that reads the buffer. NumPy's `maximum` is as fast as plain C."""
     import numpy as np
 
     buffer = np.ones(count, np.uint64)

@@ -41,7 +41,7 @@ class ModelEstimate:
 
     @property
     def cache_specs(self) -> tuple[CacheSpec, ...]:
-        """What each layer caches, or a high guess if unknown."""
+        """What each layer caches, or a deliberately high guess if that is unknown."""
         return self.layer_specs or (GUESSED,) * (self.layers or GUESSED_LAYERS)
 
 
@@ -61,7 +61,7 @@ def judge_estimate(
 def estimate_needs(
     estimate: ModelEstimate, backend: str, kv_type: str, kernels: str
 ) -> Callable[[int], Need]:
-    """Return a function that estimates the memory needed for a context in tokens."""
+    """Return a function that estimates the memory needed for a given context, in tokens."""
     weights_bytes = estimate_weights(estimate, backend, kernels)
     specs = estimate.cache_specs
     layer_bytes = sum(max(token_bytes(spec, kind) for spec in specs) for kind in (kv_type, "f32"))

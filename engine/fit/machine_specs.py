@@ -48,7 +48,8 @@ def machine_specs() -> dict[str, MachineSpec]:
 def simulate(text: str, memory_bytes: int | None = None) -> tuple[Machine, Bandwidth]:
     """Return the idle machine with this name, such as m4-max-64gb, m4-max-32core-36gb or rtx-4090.
 
-    memory_bytes: overrides the size in the name. Raises UnknownMachine, with the valid names.
+    memory_bytes: overrides the size in the name. Raises UnknownMachine, whose
+    message suggests valid names.
     """
     specs = machine_specs()
     found = _NAME.fullmatch(text.strip().lower())

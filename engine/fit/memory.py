@@ -1,6 +1,6 @@
 """Determine whether a model fits on a machine, and how large its context can be.
 
-`fit` prints this verdict; `pull` and `run` enforce it. It depends only on the model's header and
+`fit` prints the verdict; `pull` and `run` enforce it. It depends only on the model's header and
 the machine. No weights are read. All sizes are in bytes.
 """
 
@@ -49,9 +49,9 @@ class Need:
 class Verdict:
     """Whether a model fits, at which context, and on which machine.
 
-    context: assumed context, in tokens. largest_context: the largest context that is not too large,
-    or 0 if there is none. file_bytes: size of the tensors in the file; repacked weights may be
-    larger. estimated: based on catalog facts, not on the header.
+    context: assumed context, in tokens. largest_context: the largest context that does not make the
+    model too large, or 0 if there is none. file_bytes: size of the tensors in the file; repacked
+    weights may be larger. estimated: based on catalog facts, not on the header.
     """
 
     kind: str  # fits | tight | too_large
@@ -96,9 +96,10 @@ def needs(
     kernels: str,
     weights_bytes: int | None = None,
 ) -> Callable[[int], Need]:
-    """Return a function that computes the memory needed for a context in tokens.
+    """Return a function that computes the memory needed for a given context, in tokens.
 
-    weights_bytes: for the same model in another quantisation. None means the size of these tensors.
+    weights_bytes: the size of the weights if the model is in another quantisation. None means the
+    size of these tensors.
     """
     kernels = selected(kernels, backend)
     if weights_bytes is None:
@@ -122,7 +123,7 @@ def judge_needs(
     file_bytes: int,
     estimated: bool = False,
 ) -> Verdict:
-    """Return the verdict, where `need` computes the memory for a context.
+    """Return the verdict, given `need`, which computes the memory needed for a context.
 
     most: the model's maximum context.
     """
@@ -175,9 +176,9 @@ def buffer_bytes(
 ) -> int:
     """Estimate the peak scratch memory, which the last prefill chunk of a full context uses.
 
-    The result never shrinks as the context grows: when `prefill_chunk` halves a chunk, the limit on
-    attention scores still applies. Fused native layers need neither a float32 copy of the cache nor
-    stored attention scores.
+    The result never shrinks as the context grows: even when `prefill_chunk` halves the chunk,
+    attention scores are counted up to their limit. Fused native layers need neither a float32 copy
+    of the cache nor stored attention scores.
     """
     chunk = min(MAX_CHUNK, context)
     heads = config.heads * _head_values(config)
@@ -208,7 +209,10 @@ def buffer_bytes(
 
 
 def _loading_bytes(tensors: Mapping[str, TensorInfo], backend: str) -> int:
-    """Return the extra memory for repacking: a copy of the largest matrix, and one piece."""
+    """Return the extra memory that repacking needs.
+
+    It holds a copy of the largest matrix, and working space for the piece being repacked.
+    """
     blocks = [info for info in tensors.values() if info.type.name not in ("F32", "F16", "BF16")]
     held = [resident_bytes(info, backend, "stock") for info in blocks]
     return max(held) + REPACKED_PIECE if held else 0
@@ -250,7 +254,7 @@ def _recurrent_values(config: ModelConfig, native: bool) -> int:
 
 
 def _largest(holds: Callable[[int], bool], most: int) -> int:
-    """Return the largest context, rounded down to a cache step, for which `holds`, or 0."""
+    """Return the largest context, rounded down to a cache step, for which `holds` is true, or 0."""
     if holds(most):
         return most
     low, high = 0, most // STEP

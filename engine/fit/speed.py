@@ -71,10 +71,11 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class DecodeCost:
-    """How much longer a token takes than reading its bytes. low, high: error bounds, as factors.
+    """How much longer generating a token takes than reading its bytes.
 
     weights, kv: time per byte read, relative to a plain read. layer_bytes, layer_s: overhead per
     layer, in bytes or in seconds. Overhead in bytes, used for CPUs, shrinks as bandwidth grows.
+    low, high: error bounds, as factors.
     """
 
     weights: float

@@ -1,4 +1,4 @@
-"""Dequantise blocks with NumPy, with one function per format.
+"""Dequantise blocks with NumPy, using one function per format.
 
 This is the reference implementation for the kernels: exact but slow. A block contains a few scales
 and packed weights. `n` is the number of blocks. Weights are packed low bits first: in a group of

@@ -1,6 +1,6 @@
 """GGML's block types: weights and bytes per block. A tensor row is a sequence of blocks.
 
-The header reader needs only this table and no NumPy.
+The header reader needs only this table, not NumPy.
 """
 
 from __future__ import annotations

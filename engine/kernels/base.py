@@ -99,4 +99,4 @@ class Kernels(Protocol):
         """
 
     def sample(self, logits: mx.array, settings: Settings, bits: int) -> mx.array:
-        """See `engine.sampling.sample`. The same bits may select a different token."""
+        """See `engine.sampling.sample`. The same random bits may select a different token."""

@@ -3,9 +3,9 @@
 Every type is converted to integers q with w = scale * q + bias for each group of 32:
 
     Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q4_K Q5_K   the same integers; exact with float32 scales
-    Q3_K                                 8 bits: sub-scale * number fits -124..128; also exact
+    Q3_K                                 8 bits: sub-scale * number is in -124..128; also exact
     IQ4_NL IQ4_XS                        8 bits: the codebook holds integers; also exact
-    Q2_K Q6_K                            8 bits, rounded: a group has two scales, MLX allows one
+    Q2_K Q6_K                            8 bits, rounded: a group has two scales but MLX allows one
     MXFP4                                MLX's own mode; the same bytes in a different order
 
 Axes: R rows, B blocks per row, G groups of 32 per row.
@@ -65,7 +65,7 @@ def repack(raw: mx.array, type_name: str, scale_dtype: mx.Dtype) -> Affine:
 
 
 def repack_mxfp4(raw: mx.array) -> Affine:
-    """Convert MXFP4 blocks, which are an exponent byte and 32 four-bit numbers. Always exact."""
+    """Convert MXFP4 blocks, each an exponent byte and 32 four-bit numbers. Always exact."""
     exponents = mx.contiguous(raw[..., 0])  # a view would keep all of `raw` in memory
     return Affine(_pack(_nibbles(raw[..., 1:]), 4), exponents, None, 4)
 

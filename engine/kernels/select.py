@@ -16,8 +16,9 @@ NAMES = ("auto", "native", "stock")
 def select(name: str = "auto", threads: int | None = None) -> Kernels:
     """Return the kernels for this machine. Raises BackendError if they are unavailable.
 
-    name: `auto` chooses native on a CPU. It chooses stock on a GPU, or if the native kernels do not
-    load; `fallback_reason` then explains why. threads: CPU threads; None means one per core.
+    name: `auto` chooses native on a CPU and stock on a GPU. If the native kernels do not load, it
+    chooses stock, and `fallback_reason` explains why.
+    threads: CPU threads; None means one per core.
     """
     if name not in NAMES:
         raise BackendError(f"kernels must be one of {', '.join(NAMES)}, got {name!r}")

@@ -1,4 +1,4 @@
-"""Compute the size of loaded tensors, from their headers or from the name of a quantisation."""
+"""Compute the size of loaded tensors, from a file's header or the name of its quantisation."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ SPLIT_WORK = 1 << 18  # multiply-adds above which more CPU streams help
 class FloatTensor:
     """A floating-point matrix or stack.
 
-    Products use its own precision if the activations have the same type, and float32 otherwise.
+    Products use the weights' type if the activations have the same type, and float32 otherwise.
     """
 
     w: mx.array  # (out, in) or (E, out, in)
@@ -108,7 +108,8 @@ class QuantizedTensor:
 class StockKernels:
     """Kernels that use MLX operations. backend: cpu, metal or cuda.
 
-    threads: CPU streams that share a large product; None means one per available core.
+    threads: number of CPU streams that share the work of a large product; None means one per
+    available core.
     """
 
     name = "stock"

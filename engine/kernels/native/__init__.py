@@ -1,8 +1,8 @@
 """Native kernels: C++ for CPUs. They read GGUF blocks in place from the mapped file.
 
 Python checks shapes and types before calling C++. Activations are float32. A product with quantised
-weights rounds them to 8 bits in groups of 32, or to bfloat16 if there are many tokens and the
-processor supports AMX.
+weights rounds the activations to 8 bits in groups of 32, or to bfloat16 if there are many tokens
+and the processor supports AMX.
 
 Axes: T tokens, E experts, k chosen experts.
 """

@@ -223,7 +223,8 @@ class LayerConverter:
     ) -> _native.RecurrentLayer:
         """Create a layer with the fields that both recurrences share.
 
-        heads: the pair (A, B). key_heads: (A or 1, B or 1).
+        heads: the sizes of the two head axes, (A, B).
+        key_heads: the same for the keys, (A or 1, B or 1).
         """
         shape, (key_a, key_b) = mixer.config, key_heads or (heads[0], 1)
         layer: _native.RecurrentLayer = self.native.RecurrentLayer()
