@@ -79,7 +79,7 @@ class Sampler:
         self.chance = random.Random(seed)
 
     def choose(self, logits: mx.array, allowed: mx.array | None = None) -> mx.array:
-        """Sample from logits (V,): a token () int32, or NOT_FINITE. Does not wait for the device.
+        """Sample a token: logits (V,) -> () int32, or NOT_FINITE. Does not wait for the device.
 
         allowed: (V,) bool mask of permitted tokens; None permits all of them.
         """

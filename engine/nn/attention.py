@@ -104,7 +104,7 @@ class Attention:
     ) -> mx.array:
         """Attend in batches of queries, to limit the memory for their scores.
 
-        q (1, H, T, d) starts at position `offset`, k and v (1, K, S, d) start at position `base`.
+        q (1, H, T, d) starts at position `offset`; k and v (1, K, S, d) start at position `base`.
         Returns (1, H, T, d).
         """
         tokens, parts = q.shape[2], []

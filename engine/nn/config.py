@@ -51,11 +51,11 @@ class RopeConfig:
 
 @dataclass(frozen=True, slots=True)
 class ExpertConfig:
-    """Routed experts in MoE layers: each token uses `used` of `count`, with hidden width `width`.
+    """Routed experts in MoE layers: each token uses `used` of the `count` experts.
 
     Starting at layer `first`, every `step`th layer is an MoE layer. Experts are chosen from the
-    best `groups_used` of `groups` groups. shared_width: hidden width of the shared expert, which
-    always runs; 0 if there is none.
+    best `groups_used` of `groups` groups. width: hidden width of each routed expert. shared_width:
+    hidden width of the shared expert, which always runs; 0 if there is none.
     """
 
     count: int
@@ -103,11 +103,11 @@ class LatentConfig:
 
 @dataclass(frozen=True, slots=True)
 class RecurrentConfig:
-    """A recurrent layer: a causal convolution over `kernel` tokens and, except for `conv`, a state.
+    """A causal convolution over `kernel` tokens and, except in conv layers, a recurrent state.
 
-    groups: key heads (delta), or groups of B and C (mamba2). heads: value heads. state: key width
-    per head. inner: value width summed over all heads. state_values: number of float32 values that
-    each layer caches.
+    groups: number of key heads (delta), or of groups that share B and C (mamba2). heads: number of
+    value heads. state: key width per head. inner: value width summed over all heads. state_values:
+    number of float32 values that each layer caches.
     """
 
     kind: str  # delta | mamba2 | conv
@@ -191,8 +191,8 @@ def token_share(
 ) -> Fraction:
     """Return the fraction of a tensor that one token uses.
 
-    An expert tensor counts only the chosen experts, and an untied embedding only one row. Every
-    other tensor counts fully.
+    A token uses only the chosen experts of an expert tensor, and only one row of an untied
+    embedding. It uses all of every other tensor.
     """
     if info.name == "token_embd.weight" and "output.weight" in tensors:
         return Fraction(1, config.vocab)

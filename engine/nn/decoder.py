@@ -56,7 +56,7 @@ class Layers(Protocol):
         """Start recording each layer's chosen experts in `stats`."""
 
     def __call__(self, x: mx.array, caches: Any, offset: int) -> mx.array:
-        """Run all layers on x (T, D), whose first token is at position `offset`: (T, D)."""
+        """Run all layers: x (T, D) -> (T, D). offset: the position of the first token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +200,7 @@ class Decoder:
         self.layers.record_routes(stats)
 
     def hidden(self, tokens: mx.array, cache: Cache | None, offset: int) -> mx.array:
-        """Embed tokens (T,), the first at position `offset`, and run all layers: (T, D)."""
+        """Embed tokens and run all layers: (T,) -> (T, D). offset: the first token's position."""
         x = self.embedding.rows(tokens).astype(self.kernels.dtype)
         if self.embedding_scale != 1.0:
             x = x * self.embedding_scale

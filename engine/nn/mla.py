@@ -5,8 +5,8 @@ computes the score (k_b[h] q_nope | q_pe) . (latent | pe) and outputs v_b[h] tim
 of latents (DeepSeek-V2, arXiv 2405.04434, section 2.1.2). Prefill also uses the absorbed form
 (docs/decisions/0003-absorbed-latent-attention.md).
 
-Axes: T tokens, D width, H heads, I indexer heads, d cached-vector or head width, L cached tokens
-including new tokens, R latent rank.
+Axes: T tokens, D width, H heads, I indexer heads, d width of a cached vector or a head, L cached
+tokens including the new ones, R latent rank.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class LatentAttention:
         return self.output(self.v_b.stack_matmul(mixed).reshape(x.shape[0], -1))
 
     def _attend(self, q: mx.array, rows: Rows, offset: int) -> mx.array:
-        """Attend: scaled q (T, H, d), rows (L, d) -> (T, H, R).
+        """Attend to cached rows: scaled q (T, H, d), rows (L, d) -> (T, H, R).
 
         Tokens at positions >= `top` are processed one at a time, each with its own chosen rows.
         """
@@ -167,8 +167,9 @@ def require_indexer(config: ModelConfig) -> IndexerConfig:
 def latent_rope(config: RopeConfig, interleaved: bool) -> RoPE:
     """Create the rotary embedding for latent attention, without YaRN's magnitude.
 
-    Files contain only `mscale_all_dim`, which equals `mscale`; `latent_scale` applies it to the
-    scores instead. Without `mscale_all_dim`, YaRN scales cos and sin as usual.
+    Files contain `mscale_all_dim` but not `mscale`, which has the same value. If `mscale_all_dim`
+    is set, `latent_scale` applies the magnitude to the scores instead. Otherwise, YaRN scales cos
+    and sin as usual.
     """
     multiplier = 1.0 if config.log_multiplier else 0.0
     return RoPE(replace(config, log_multiplier=multiplier), interleaved)

@@ -1,7 +1,7 @@
 """Count how often each layer's router chooses each expert, without blocking on the device.
 
-Expert ids are read only after their step is committed. A discarded step, such as the step launched
-past the last token of an answer, is never counted.
+Expert ids are read only after their step is committed. A discarded step, such as the one started
+after the last token of an answer, is never counted.
 
 Axes: L MoE layers, T tokens, k chosen experts, E experts.
 """

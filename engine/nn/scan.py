@@ -8,10 +8,10 @@ where u is v (Mamba-2, arXiv 2405.21060), or v minus the state's prediction for 
 rule, arXiv 2412.06464): u = beta (v - exp(log_decay) S^T k).
 
 A prompt is processed in chunks: matrix products handle all tokens in a chunk at once, and only the
-states between chunks are sequential. Everything is float32.
+states between chunks are computed sequentially. Everything is float32.
 
-Axes: T tokens, A and B heads (two axes, so that keys shared by several heads have size 1 along
-one), N key width, P value width, c chunks, Q tokens per chunk, C channels, K taps.
+Axes: T tokens, A and B heads, N key width, P value width, c chunks, Q tokens per chunk, C channels,
+K taps. There are two head axes, so that a key shared by several heads has size 1 along one of them.
 """
 
 from __future__ import annotations
@@ -145,8 +145,8 @@ def _chunks(x: mx.array, size: int) -> mx.array:
 def segment_sums(x: mx.array) -> mx.array:
     """Return the sum of x over tokens i+1..t if t >= i, else -inf: (..., Q) -> (..., Q, Q).
 
-    Each pair is summed separately, because differences of running sums lose precision when a small
-    term follows a large one.
+    Each (t, i) entry is summed separately, because differences of running sums lose precision when
+    a small term follows a large one.
     """
     size = x.shape[-1]
     sums = mx.cumsum(mx.tril(mx.broadcast_to(x[..., None], (*x.shape, size)), -1), axis=-2)

@@ -1,4 +1,4 @@
-"""Render chat messages to a prompt with the template in the model file.
+"""Render chat messages into a prompt with the template in the model file.
 
 The template is untrusted code and runs in a child process. Only text that the template writes is
 markup. Before rendering, control tokens in messages are replaced with random placeholders. Their
@@ -112,7 +112,10 @@ class _Quotes:
         return self.data(message, trusted=message.get("role") in TRUSTED_ROLES)
 
     def data(self, value: Any, trusted: bool) -> Any:
-        """Return plain data with all strings quoted. Raises TypeError for any other value."""
+        """Return plain data with the special tokens in all strings replaced by placeholders.
+
+        Raises TypeError for any other value.
+        """
         if isinstance(value, str):
             return self._text(str(value), trusted)
         if value is None or isinstance(value, bool | int | float):

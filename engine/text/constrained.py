@@ -33,7 +33,7 @@ HARMONY_ANSWER = "<|end|><|start|>assistant<|channel|>final<|message|>"
 
 
 class Guide:
-    """Constrain the answer to one prompt.
+    """The constraints on the answer to one prompt.
 
     schema: a JSON schema as text, or None. budget: the maximum number of thinking tokens, or None
     for no limit. think: whether the user turned thinking on or off; None lets the model decide.
@@ -94,7 +94,7 @@ class Guide:
         self._constrained_now, self._at_start, self._think_opener = False, False, None
 
     def _begin(self, think: bool | None) -> None:
-        """Set which tokens may come first if the prompt does not determine whether to think."""
+        """Set which tokens may come first if the prompt leaves open whether the model thinks."""
         assert self._dialect is not None
         opens = self._tokenizer.encode(self._dialect.opens, markup=True)
         if think or self._dialect is HARMONY:
@@ -111,7 +111,10 @@ class Guide:
 
 
 def check_schema(schema: str, name: str) -> None:
-    """Raise SchemaError if the text is not a usable JSON schema. The message starts with `name`."""
+    """Raise SchemaError if the text is not a usable JSON schema.
+
+    The error message starts with `name`.
+    """
     from llguidance import LLMatcher
 
     try:

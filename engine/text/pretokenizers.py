@@ -76,7 +76,8 @@ DEEPSEEK_V3 = (
 class PreTokenizer:
     """The patterns and options of a pre-tokenizer.
 
-    whole_words: keep a piece whole if it is a token. add_bos: the value if the file has none.
+    whole_words: keep a piece whole if it is a token. add_bos: whether to add BOS if the file does
+    not say.
     """
 
     patterns: tuple[str, ...]

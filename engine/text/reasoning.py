@@ -1,8 +1,8 @@
 """Separate a model's thinking from its answer while the text streams.
 
 Markers are recognised only where the model family writes them. Thinking can only come first: once
-the answer has begun, no marker in it can start thinking again. Markers and the blank lines around
-them are dropped. All other text is passed on as soon as its kind is certain.
+the answer has begun, no marker in it can start another thinking block. Markers and the blank lines
+around them are dropped. All other text is passed on as soon as its kind is certain.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def control_markers(dialect: Dialect | None, tokenizer: Tokenizer) -> frozenset[
 
 
 def new_reader(dialect: Dialect | None, tokenizer: Tokenizer, prompt: Sequence[int]) -> Reader:
-    """Return a reader for the output after a prompt. The prompt may already open the thinking."""
+    """Return a reader for the output after a prompt, which may already open the thinking block."""
     if dialect is None:
         return Reader()
     if dialect is HARMONY:
@@ -182,7 +182,7 @@ class Reader:
     def _at_marker(self, marker: str, ended: bool) -> bool | None:
         """Drop a marker and the whitespace before it.
 
-        Return False if the marker is absent, or None if it may still come.
+        Return False if the marker is absent, or None if it may still arrive.
         """
         text = self._held.lstrip()
         if text.startswith(marker):
@@ -194,7 +194,7 @@ class Reader:
 class TagReader(Reader):
     """Read thinking between two markers, then the answer, which may have markers too.
 
-    begun: THINKING if the prompt opened the thinking, ANSWER if the prompt also closed it.
+    begun: THINKING if the prompt opened the thinking block, ANSWER if it also closed it.
     """
 
     def __init__(self, dialect: Dialect, begun: Kind | None = None) -> None:

@@ -1,6 +1,6 @@
 """Reuse a conversation's cached tokens after its text has been tokenised again.
 
-A model may generate a word as different tokens than the tokenizer. As long as the text is the
+A model may spell a word with different tokens than the tokenizer would. As long as the text is the
 same, the generated ids, which are in the cache, take precedence.
 """
 

@@ -1,7 +1,8 @@
 """Run untrusted chat templates in a child process, `engine/text/sandbox_worker.py`.
 
-Starting the child takes as long as loading a small model, so a chat starts the child first. The
-child runs as long as its Sandbox exists. If the child is killed, the Sandbox starts a new one.
+Starting the child takes as long as loading a small model, so a chat starts the child before it
+loads the model. The child runs as long as its Sandbox exists. If the child is killed, the Sandbox
+starts a new one.
 """
 
 from __future__ import annotations

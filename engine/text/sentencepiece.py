@@ -18,7 +18,7 @@ CACHED_WORDS = 1 << 16
 
 
 def sentencepiece_encoder(vocabulary: Vocabulary) -> Callable[[str], list[int]]:
-    """Return an encoder that merges the highest score first, or the leftmost pair on a tie."""
+    """Return an encoder that merges the highest-scoring pair first, or the leftmost on a tie."""
     usable = vocabulary.without(*SPECIAL_TYPES)
     cost = {text: -vocabulary.scores[id] for text, id in usable.items()}
     byte_ids = _byte_ids(vocabulary)
@@ -42,7 +42,10 @@ def sentencepiece_encoder(vocabulary: Vocabulary) -> Callable[[str], list[int]]:
 
 
 def _byte_ids(vocabulary: Vocabulary) -> Callable[[str], list[int]]:
-    """Return a function that encodes a character that is not a token as byte or unknown ids."""
+    """Return a function that encodes a character outside the vocabulary, byte by byte.
+
+    A byte without a token becomes the unknown id, or is dropped if there is none.
+    """
     by_value = {
         int(match[1], 16): id
         for text, id in vocabulary.of_type(TokenType.BYTE).items()

@@ -1,9 +1,9 @@
 """Convert text to token ids and back, with the vocabulary in the model file.
 
-The `tokenizers` library merges byte-level BPE vocabularies and, line by line, Gemma 4's.
-`engine.text.sentencepiece` merges scored vocabularies. The ids match the model's original
-tokenizer, with two exceptions. Text becomes a control token only with `markup=True`. Unicode is not
-normalised, because GGUF has no key for normalisation.
+The `tokenizers` library handles byte-level BPE vocabularies and, one line at a time, Gemma 4's
+vocabulary. `engine.text.sentencepiece` handles scored vocabularies. The ids match those of the
+model's original tokenizer, with two exceptions. Text becomes a control token only with
+`markup=True`. Unicode is not normalised, because GGUF has no key for normalisation.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Tokenizer:
         self._all_marks = _longest_first({**self.user_defined, **self.unknown, **self.control})
 
     def special_texts(self) -> dict[str, str]:
-        """Return a dict from template variables, such as "bos_token", to special tokens' texts."""
+        """Return special tokens' texts, keyed by template variable, such as "bos_token"."""
         vocabulary = self._vocabulary
         return {f"{name}_token": vocabulary.tokens[id] for name, id in vocabulary.specials.items()}
 
@@ -137,7 +137,7 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Decode ids one by one, into whole characters. The joined text is the same as `decode`'s."""
+    """Decode ids one by one, into whole characters. The joined text is what `decode` returns."""
 
     def __init__(
         self, piece: Callable[[int], bytes], without_prefix: Callable[[bytes], bytes]
@@ -165,7 +165,7 @@ def _longest_first(marks: Mapping[str, int]) -> list[Mark]:
 
 
 def _partition(text: str, marks: Sequence[Mark], stripping: frozenset[int]) -> list[str | int]:
-    """Split text at marks. Longer marks take precedence over shorter ones, wherever they occur."""
+    """Split text at the tokens in `marks`. Longer tokens take precedence, wherever they occur."""
     fragments: list[str | int] = [text] if text else []
     for literal, id in marks:
         if literal not in text:
@@ -213,7 +213,7 @@ def _token_bytes(vocabulary: Vocabulary, id: int) -> bytes:
 
 
 def _line_encoder(vocabulary: Vocabulary, pre: PreTokenizer) -> Encoder:
-    """Return an encoder that merges whole lines. A run of newlines is one token if it can be."""
+    """Return an encoder that merges whole lines. A run of newlines is one token if possible."""
     merged = _merging_encoder(vocabulary, pre, (TokenType.UNKNOWN, TokenType.CONTROL))
     normal = vocabulary.of_type(TokenType.NORMAL)
     ends = {text: id for text, id in normal.items() if not text.strip("\n")}

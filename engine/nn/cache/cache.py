@@ -132,7 +132,7 @@ class StateCache:
     def stops(self, start: int, count: int) -> list[int]:
         """Return where to save snapshots when processing `count` tokens from `start`.
 
-        Deletes snapshots after `start`, because those tokens were rewound.
+        Deletes snapshots after `start`, because the cache has been rewound to `start`.
         """
         self.states = {at: old for at, old in self.states.items() if at <= start}
         end = start + count

@@ -33,8 +33,8 @@ class CacheState:
 
     positions: one list per layer. An attention layer stores the position of its first token. A
     recurrent layer stores `mark`, then the number of tokens before each snapshot. Fused layers
-    store one list per attention layer, then one list for all recurrent layers, whose numbers are
-    1 higher; 0 means no snapshot.
+    store one list per attention layer, then one list for all recurrent layers. Each number in that
+    last list is 1 higher, so that 0 means no snapshot.
     """
 
     tokens: list[int]
