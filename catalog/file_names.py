@@ -111,7 +111,7 @@ def select(
     """Select one model in a repository.
 
     Selects by `file` if given, or else by the catalog's `known` names, or else by `quant`. If none
-    of them is given, selects Q4_K_M, or else the only model. Raises ModelNotFound, listing the
+    of them selects a file, selects Q4_K_M, or else the only model. Raises ModelNotFound, listing the
     choices.
     """
     sets = file_sets(names)

@@ -45,7 +45,7 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
         if not console.conversing():
             raise UsageError("-i/--interactive requires a terminal")
     if chatting:
-        options = _for_talking(options)
+        options = _for_chat(options)
     session = open_session(target, options, offline=offline)
     if options.verbose:
         _explain(session)
@@ -118,7 +118,7 @@ def _resumed_model(name: str | None, options: RunOptions, path: Path) -> str:
     return checkpoint.read_header(path, checkpoint.ConversationHeader).model
 
 
-def _for_talking(options: RunOptions) -> RunOptions:
+def _for_chat(options: RunOptions) -> RunOptions:
     """Turn off options that apply only to a single answer.
 
     Raises UsageError if one was set explicitly.
