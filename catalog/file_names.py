@@ -111,8 +111,8 @@ def select(
     """Select one model in a repository.
 
     Selects by `file` if given, or else by the catalog's `known` names, or else by `quant`. If none
-    of them selects a file, selects Q4_K_M, or else the only model. Raises ModelNotFound, listing the
-    choices.
+    of them selects a file, falls back to Q4_K_M, or else to the only model. Raises ModelNotFound,
+    listing the choices.
     """
     sets = file_sets(names)
     if file is not None:
