@@ -43,7 +43,7 @@ def agreed(home: Path) -> dict[str, str]:
 
 
 def agree(home: Path, licence: str) -> None:
-    """Record that the user accepted a licence today. Raises OSError if writing fails."""
+    """Record today's acceptance of a licence. Raises OSError if writing fails."""
     names = agreed(home) | {licence: datetime.date.today().isoformat()}
     text = json.dumps({"format": FORMAT, "agreed": names}, indent=1) + "\n"
     write_atomically(home / FILE, text)

@@ -1,7 +1,7 @@
 """Measure a loaded model's prefill and decode rates.
 
-All measurements use `generate`, as a real answer does. Each function first does an unmeasured
-warm-up run, which loads the weights into memory, and then yields one rate per run.
+All measurements go through `generate`, just as real answers do. Each function first does an
+unmeasured warm-up run, which loads the weights into memory, and then yields one rate per run.
 """
 
 from __future__ import annotations

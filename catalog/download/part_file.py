@@ -1,4 +1,4 @@
-"""The partial file of a download.
+"""The partial file for a download.
 
 Bytes are written in any order, and the download resumes after any crash. The file name,
 `<blob>.<host>-<pid>-<n>.part`, identifies the writer, so two processes never share a file.

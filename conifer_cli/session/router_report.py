@@ -1,4 +1,4 @@
-"""Report which experts a model's routers chose for the last answer: `--experts`, `/experts`.
+"""Report which experts a model's routers chose for the last answer (`--experts`, `/experts`).
 
 docs/experts.md explains the figures. Axes: L MoE layers, E experts per layer, C cells per row.
 """

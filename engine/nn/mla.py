@@ -176,7 +176,7 @@ def latent_rope(config: RopeConfig, interleaved: bool) -> RoPE:
 
 
 def latent_scale(config: ModelConfig) -> float:
-    """Return the factor for scores: the attention scale times YaRN's squared magnitude."""
+    """Return the factor on attention scores: the scale times YaRN's magnitude squared."""
     rope = config.rope
     if rope.scaling != "yarn" or not rope.log_multiplier:
         return config.attention_scale
