@@ -174,7 +174,7 @@ def test_logits_that_are_not_finite_stop_with_an_error(
     monkeypatch.setattr(engine.Model, "forward", poisoned)
     given = []
     with pytest.raises(NumericError, match="not finite"):
-        for token in model.generate(PROMPT, greedy(**drawn)):
+        for token in model.generate(PROMPT, greedy(**drawn, ignore_end=True)):
             given.append(token)
     assert len(given) == fails_at
 

@@ -146,7 +146,8 @@ def test_no_room_on_the_disk_is_said_before_anyone_is_asked(monkeypatch, capsys,
 
 @pytest.mark.process
 def test_run_fetches_what_is_not_here(tmp_path, hub):
-    done = conifer("run", "hf:org/tiny", "hi", "--max-tokens", "2", hub=hub, home=tmp_path)
+    words = ("run", "hf:org/tiny", "hi", "--max-tokens", "4", "--seed", "1")
+    done = conifer(*words, hub=hub, home=tmp_path)
     assert done.returncode == 0
     assert done.stdout.strip() and done.stderr.startswith(b"conifer: downloading tiny-F32.gguf")
 
