@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Give every test the signals of a foreground program, and a machine of its own if marked."""
+    """Run each test with default signals; run a test marked `alone` while no other test runs."""
     alone, process = (item.get_closest_marker(name) is not None for name in ("alone", "process"))
     with turn(alone=alone), foreground_signals(), starting_programs(allowed=process):
         return (yield)

@@ -1,4 +1,4 @@
-"""What a test may count on, whoever started pytest and whatever runs beside it."""
+"""Isolate tests from the signals pytest inherited and from other tests that run in parallel."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def test_completion_loads_neither_mlx_nor_what_talks_to_the_hub():
 def test_a_real_shell_completes(shell: str, home: Path):
     program = shutil.which(shell)
     if program is None:
-        pytest.skip(f"no {shell} here")
+        pytest.skip(f"{shell} is not installed: its completion cannot be tried")
     (home / "bin").mkdir()
     wrapper = home / "bin" / "conifer"
     wrapper.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m conifer_cli "$@"\n')

@@ -231,9 +231,10 @@ def mounted(folder: Path, size_bytes: int) -> Iterator[None]:
     try:
         done = subprocess.run(["mount", *options], capture_output=True, check=False)
     except FileNotFoundError:
-        pytest.skip("there is no mount")
+        pytest.skip("no `mount` program: a disk that fills up cannot be made")
     if done.returncode:
-        pytest.skip(f"cannot mount: {done.stderr.decode().strip()}")
+        reason = done.stderr.decode().strip()
+        pytest.skip(f"no permission to mount a disk that fills up: {reason}")
     try:
         yield
     finally:
