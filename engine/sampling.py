@@ -19,6 +19,7 @@ MIN_TEMPERATURE = 1e-6
 NOT_FINITE = -1  # returned in place of a token if a logit is NaN or infinite
 FORBIDDEN = -1e30  # a masked token's logit; the sum of many of them is still finite
 SEED_BITS = 64
+MAX_TOP_K = 1 << 24  # far above any vocabulary, and a 32-bit number for the kernels
 
 Processor = Callable[[mx.array, mx.array], mx.array]  # (recent tokens, logits (V,)) -> logits (V,)
 
@@ -49,7 +50,7 @@ class Settings:
         ranges = (
             ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1"),
             ("temperature", 0 <= self.temperature <= 100, "between 0 and 100"),
-            ("top_k", self.top_k >= 0, "at least 0"),
+            ("top_k", 0 <= self.top_k <= MAX_TOP_K, "between 0 and 2^24"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p < 1, "at least 0 and below 1"),
             ("repetition_penalty", 0 < self.repetition_penalty <= 100, "above 0 and at most 100"),

@@ -158,6 +158,7 @@ def test_logits_that_are_not_finite_give_no_token(
         ("temperature", -1),
         ("temperature", math.nan),
         ("top_k", -1),
+        ("top_k", 10**20),  # more than the kernels can be given
         ("top_p", 0),
         ("top_p", 2),
         ("min_p", 1),
