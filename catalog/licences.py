@@ -19,7 +19,7 @@ NOT_OPEN = ("llama", "gemma", "lfm", "deepseek", "qwen", "tongyi")
 
 @dataclass(frozen=True, slots=True)
 class _Agreements:
-    agreed: dict[str, str]
+    agreed: dict[str, Any]
 
 
 def is_open(licence: str) -> bool:
@@ -39,7 +39,7 @@ def stated(metadata: Mapping[str, Any]) -> str | None:
 def agreed(home: Path) -> dict[str, str]:
     """Return the accepted licences with their dates. Empty if the file is missing or damaged."""
     found = read_json(home / FILE, _Agreements, FORMAT)
-    return found.agreed if found else {}
+    return {name: str(date) for name, date in found.agreed.items()} if found else {}
 
 
 def agree(home: Path, licence: str) -> None:

@@ -51,8 +51,10 @@ def write(home: Path, files: Sequence[RemoteFile]) -> None:
     """Record that Conifer is downloading these files. Raises OSError."""
     since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     for file in files:
+        if file.sha256 is None:  # such a file is never downloaded
+            continue
         entry = ManifestEntry(
-            file.repository, file.name, file.commit, file.sha256 or "", file.size_bytes, since
+            file.repository, file.name, file.commit, file.sha256, file.size_bytes, since
         )
         text = json.dumps({"format": FORMAT, **asdict(entry)}, indent=1) + "\n"
         write_atomically(_path(home, entry), text)

@@ -54,7 +54,7 @@ class Source(Protocol):
 
     def locate(self, reference: Reference) -> Installed | None: ...
     def installed(self) -> Iterator[Installed]: ...
-    def is_ours(self, installed: Installed) -> bool: ...
+    def ours(self) -> Iterable[Installed]: ...
     def expected_hashes(
         self, installed: Installed, listed: Iterable[RemoteFile]
     ) -> list[str | None]: ...
@@ -90,6 +90,10 @@ class Store:
     def installed(self) -> list[Installed]:
         """List all complete models, starting with the models from PyPI."""
         return [*self.packages.installed(), *self.hub.installed()]
+
+    def ours(self) -> list[Installed]:
+        """List the complete models that Conifer downloaded."""
+        return [*self.packages.ours(), *self.hub.ours()]
 
     def remove(self, installed: Installed) -> int:
         """Delete a model and any files that only it uses. Returns the number of bytes freed."""
@@ -127,9 +131,9 @@ class PackageFolder:
     def installed(self) -> Iterator[Installed]:
         yield from (found for package in _packages() if (found := self._installed(package)))
 
-    def is_ours(self, installed: Installed) -> bool:
-        """Return True, because no other tool writes to this folder."""
-        return True
+    def ours(self) -> Iterator[Installed]:
+        """Yield all models, because no other tool writes to this folder."""
+        return self.installed()
 
     def expected_hashes(
         self, installed: Installed, listed: Iterable[RemoteFile]
@@ -177,8 +181,10 @@ class HubCache:
                     if not files.missing:
                         yield self._installed(repository, snapshot, files)
 
-    def is_ours(self, installed: Installed) -> bool:
-        return bool(_entries_of(installed, manifest.read(self.home)))
+    def ours(self) -> Iterator[Installed]:
+        """Yield the models that have an entry in Conifer's manifest."""
+        known = manifest.read(self.home)
+        return (model for model in self.installed() if _entries_of(model, known))
 
     def expected_hashes(
         self, installed: Installed, listed: Iterable[RemoteFile]

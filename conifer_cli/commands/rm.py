@@ -53,7 +53,7 @@ def remove_models(names: Sequence[str], everything: bool, yes: bool) -> int:
     going = list({model.paths: model for model in named}.values())  # names can repeat a model
     rest: dict[Path, list[Path]] = {}
     if everything:
-        going = [model for model in store.installed() if model.source.is_ours(model)]
+        going = store.ours()
         rest = _leftovers(store, going)
     if not going and not rest:
         console.log("conifer: nothing to remove")

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 import catalog
+from catalog.hub.client import RemoteFile
+from catalog.store import manifest
 from catalog.store.store import Store
 
 OLD, NEW = "a" * 40, "b" * 40
@@ -166,3 +168,21 @@ def test_hostile_ref_is_ignored(store: Store) -> None:
     (store.hub.repository_folder(REPOSITORY) / "refs" / "main").write_text("../../../../etc")
     assert store.find(catalog.resolve("qwen3-8b")) == [path]
     assert store.find(catalog.resolve(f"hf:{REPOSITORY}@main")) is None
+
+
+def test_the_manifest_is_read_once_however_many_models_there_are(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(1, 4):
+        place(store, f"m{number}-Q4_K_M.gguf", bytes([number]), repository=f"a/m{number}")
+    manifest.write(store.home, [RemoteFile("a/m1", "m1-Q4_K_M.gguf", 1, f"{1:064x}", "", NEW, "")])
+    reads = []
+    read = manifest.read
+    monkeypatch.setattr(manifest, "read", lambda home: reads.append(home) or read(home))
+    assert [model.repository for model in store.ours()] == ["a/m1"]
+    assert len(reads) == 1
+
+
+def test_a_file_without_a_hash_has_no_record(store: Store) -> None:
+    manifest.write(store.home, [RemoteFile("a/m1", "m1.gguf", 1, None, "", NEW, "")])
+    assert manifest.read(store.home) == []
