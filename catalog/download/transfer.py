@@ -171,9 +171,8 @@ class RangeScheduler:
         self._changed = threading.Condition()
         self._taken: dict[byte_ranges.ByteRange, float] = {}  # range -> start time
         self._responses: list[RangeResponse] = []
-        self._all: byte_ranges.ByteRange | None = (
-            None  # this range's stream receives the whole file
-        )
+        # The range whose stream receives the whole file.
+        self._all: byte_ranges.ByteRange | None = None
         self._streams = 1  # the maximum number of active streams
         self._failures, self._failed_at, self._wait_until = 0, 0.0, 0.0
         self._mark_bytes = partial.size_bytes  # progress is measured from here

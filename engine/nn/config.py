@@ -233,9 +233,8 @@ def read_config(metadata: Mapping[str, Any]) -> ModelConfig:
     recurrent = _read_recurrent(keys, defaults.recurrent, width)
     key_dim = keys.integer("attention.key_length", 1, 65_536, width // heads)
     value_dim = keys.integer("attention.value_length", 1, 65_536, width // heads)
-    least = (
-        0 if "expert_feed_forward_length" in keys else 1
-    )  # files without dense layers may store 0
+    # Files without dense layers may store 0.
+    least = 0 if "expert_feed_forward_length" in keys else 1
     feed_forward = (0,) * layers
     if least or "feed_forward_length" in keys:
         feed_forward = keys.integers("feed_forward_length", layers, least, 1 << 24)

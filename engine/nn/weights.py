@@ -76,10 +76,8 @@ class Weights:
         count, rows, columns = shape
         info = self._info(name, (count * rows, columns))
         blocks, row_bytes = self._blocks(info), info.size_bytes // (count * rows)
-        size, starts = (
-            (end - start) * row_bytes,
-            range(start * row_bytes, len(blocks), rows * row_bytes),
-        )
+        size = (end - start) * row_bytes
+        starts = range(start * row_bytes, len(blocks), rows * row_bytes)
         copy = b"".join([blocks[at : at + size] for at in starts])
         info = replace(info, shape=(count, end - start, columns))
         return self._load_copy(*(_transposed(copy, info) if transpose else (copy, info)))
