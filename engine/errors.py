@@ -57,7 +57,7 @@ class ContextOverflow(EngineError):
     """A sequence is longer than the context. `used` and `limit` are token counts."""
 
     def __init__(self, used: int, limit: int) -> None:
-        super().__init__(f"{used:,} tokens do not fit in a {limit:,}-token context")
+        super().__init__(f"{used:,} tokens do not fit in a context of {limit:,} tokens")
         self.used, self.limit = used, limit
 
 

@@ -181,7 +181,7 @@ def _model(conversation: Conversation, rest: str) -> None:
         return
     conversation.switch_model(rest)
     name = conversation.session.report.name
-    console.log(f"Now using {name} with a {conversation.context:,}-token context.")
+    console.log(f"Now using {name} with a context of {conversation.context:,} tokens.")
 
 
 def _save(conversation: Conversation, rest: str) -> None:

@@ -78,7 +78,7 @@ def lengths(report: FitReport, options: BenchOptions) -> tuple[list[int], list[i
             require_context(report.name, most, FitRequest(need))
             if need > fits:
                 raise NoRoom(
-                    f"a {need:,}-token context does not fit in memory; "
+                    f"a context of {need:,} tokens does not fit in memory; "
                     f"the largest for {report.name} is {fits:,} tokens"
                 )
         chosen.append([n for n in (asked or default) if n + more <= fits])

@@ -61,7 +61,7 @@ def remove_models(names: Sequence[str], everything: bool, yes: bool) -> int:
     for model in going:
         console.log(f"{name_of(model)}, {size(model.size_bytes)}, {model.paths[0]}")
     for place, paths in rest.items():
-        of = f" in {len(paths):,} files" if place.is_dir() else ""
+        of = f" (files: {len(paths):,})" if place.is_dir() else ""
         console.log(f"{place}, {size(sum(map(_size, paths)))}{of}")
     if not yes:
         if not console.can_ask():

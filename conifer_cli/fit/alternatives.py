@@ -91,7 +91,7 @@ def ways_out(name: str, entry: Entry | None, verdict: Verdict, q8_fits: bool) ->
     """Yield hints for a model that does not fit, each with a command or option to use."""
     if verdict.largest_context:
         context = verdict.largest_context
-        yield f"The model fits with a {context:,}-token context: `conifer run {name} -c {context}`"
+        yield f"A context of {context:,} tokens fits: `conifer run {name} -c {context}`"
     if q8_fits:
         yield f"The model fits with an 8-bit KV cache: `conifer run {name} --kv-type q8`"
     if entry and entry.architecture in supported():

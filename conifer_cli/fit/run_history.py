@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import json
 import math
+import os
 import resource
 import statistics
 from collections.abc import Callable, Iterable
@@ -251,5 +252,9 @@ def _append(kind: str, values: dict[str, Any]) -> None:
         if path.exists() and path.stat().st_size >= MAX_BYTES:
             lines = path.read_bytes().splitlines(keepends=True)
             write_atomically(path, b"".join(lines[len(lines) // 2 :]))
-        with path.open("ab", buffering=0) as file:  # one write, so lines cannot interleave
-            file.write(line.encode())
+        with open(path, "ab", buffering=0, opener=_owner_writes) as file:
+            file.write(line.encode())  # one write, so lines cannot interleave
+
+
+def _owner_writes(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o644)

@@ -113,7 +113,7 @@ def shortage(report: FitReport) -> str:
     """Describe how much memory the model needs and how much it may use."""
     verdict = report.verdict
     least = "at least " if verdict.estimated else ""
-    at = "" if verdict.estimated else f" with a {verdict.context:,}-token context"
+    at = "" if verdict.estimated else f" with a context of {verdict.context:,} tokens"
     need, budget = gigabytes(verdict.need.total_bytes), gigabytes(verdict.budget_bytes)
     limit = verdict.machine.limited_by
     return f"it needs {least}{need}{at}; the budget ({limit}) is {budget}"

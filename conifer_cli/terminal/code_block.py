@@ -46,7 +46,7 @@ def first_code_block(pieces: Iterable[str]) -> Iterator[str]:
 def _opened(line: str) -> str:
     """Return the fence if a line opens a block, else "".
 
-    A line indented by four spaces opens no block.
+    A fence is indented by at most three spaces.
     """
     found = FENCE.fullmatch(line)
-    return found["fence"] if found and len(found["indent"].expandtabs(4)) < 4 else ""
+    return found["fence"] if found and found["indent"] in ("", " ", "  ", "   ") else ""

@@ -83,7 +83,7 @@ def take_keyboard() -> None:
     try:
         keyboard = os.open("/dev/tty", os.O_RDWR)
     except OSError as error:
-        raise UsageError("-i/--interactive needs a terminal") from error
+        raise UsageError("-i/--interactive requires a terminal") from error
     os.dup2(keyboard, 0)
     os.close(keyboard)
     sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115

@@ -168,7 +168,7 @@ def test_what_is_left_of_bad_bytes_is_text(monkeypatch, capsys, data):
 def test_one_line_of_megabytes_is_an_error_with_both_counts(tmp_path, size_bytes):
     done = run_conifer("run", QWEN, *GREEDY, home=tmp_path, stdin=b"word " * (size_bytes // 5))
     assert (done.returncode, done.stdout) == (4, b"")
-    assert b"tokens do not fit in a 2,048-token context" in done.stderr
+    assert b"tokens do not fit in a context of 2,048 tokens" in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

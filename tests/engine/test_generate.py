@@ -131,7 +131,7 @@ def test_a_prompt_over_the_context_is_an_error_with_both_counts(model: engine.Mo
 def test_a_step_over_the_context_computes_nothing(model: engine.Model):
     cache = model.new_cache(context=4)
     model.step([5, 6, 7], cache)
-    with pytest.raises(ContextOverflow, match="5 tokens do not fit in a 4-token context"):
+    with pytest.raises(ContextOverflow, match="5 tokens do not fit in a context of 4 tokens"):
         model.step([8, 9], cache)
     assert cache.tokens == [5, 6, 7]
 

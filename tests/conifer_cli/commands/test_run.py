@@ -92,7 +92,7 @@ def test_max_tokens_ends_an_answer_with_0_and_the_end_of_the_context_with_4(tmp_
 def test_a_prompt_over_the_context_exits_4_with_both_counts(tmp_path):
     done = run_conifer("run", QWEN, "word " * 100, "-c", "32", home=tmp_path)
     assert (done.returncode, done.stdout) == (4, b"")
-    assert b"tokens do not fit in a 32-token context" in done.stderr
+    assert b"tokens do not fit in a context of 32 tokens" in done.stderr
 
 
 def test_a_context_over_the_models_own_exits_2(tmp_path):

@@ -210,6 +210,15 @@ def test_a_ledger_stays_small(home, monkeypatch):
     assert os.listdir(home / "conifer") == ["ledger.jsonl"]
 
 
+def test_a_ledger_is_written_by_its_owner_alone(home):
+    before = os.umask(0)
+    try:
+        keep(run_of())
+    finally:
+        os.umask(before)
+    assert (home / "conifer" / "ledger.jsonl").stat().st_mode & 0o777 == 0o644
+
+
 @pytest.mark.process
 def test_a_home_that_takes_nothing_is_no_failure(home):
     (home / "conifer").write_text("a file, not a folder")

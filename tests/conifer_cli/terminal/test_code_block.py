@@ -15,7 +15,10 @@ BLOCKS = [
     ("````md\n```\nx\n```\n````", "```\nx\n```\n", True),
     ("```a\n```b\n``` \n", "```b\n", True),
 ]
-NONE = ["", "no code", "`inline`", "```inline``` too\n", "    ```\nindented by four\n"]
+NONE = [
+    *("", "no code", "`inline`", "```inline``` too\n"),
+    *("    ```\nindented by four\n", "\r```\nindented by no space\n"),
+]
 
 
 @pytest.mark.parametrize(("text", "code", "ended"), BLOCKS)
