@@ -91,7 +91,11 @@ def connect() -> Hub:
     """Return a Hub client. It opens no socket before the first request."""
     from catalog.hub.client import Hub
 
-    return Hub()
+    return Hub(on_retry=_log_retry)
+
+
+def _log_retry(reason: str, wait_s: float) -> None:
+    console.log(f"conifer: {reason}; retrying in {duration(wait_s)}")
 
 
 def _pull(files: tuple[RemoteFile, ...], store: Store, progress: Progress) -> tuple[Path, ...]:

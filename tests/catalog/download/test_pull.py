@@ -19,10 +19,12 @@ from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
 import catalog
 import catalog.hub.client
+import catalog.hub.session
 from catalog.download.part_file import PartFile, claim
 from catalog.download.pull import pull, require_room
-from catalog.download.transfer import Callbacks, RetryPolicy
+from catalog.download.transfer import Callbacks
 from catalog.hub.client import Hub, RemoteFile
+from catalog.hub.retry import RetryPolicy
 from catalog.store.store import Store
 from support.hub_server import COMMIT, Fault, HubServer, Request, sha256
 
@@ -209,7 +211,7 @@ def test_misbehaving_server_is_survived(hub_server: HubServer, store: Store, fau
 def test_silent_server_is_given_up_and_asked_again(
     hub_server: HubServer, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalog.hub.client, "STALL_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(catalog.hub.session, "STALL_TIMEOUT_S", 0.2)
     hub, files = remote(hub_server)
     hub_server.faults = [Fault("stall", at=MIB, headers={"seconds": "0.6"})]
     assert pull(hub, files, store, retry=QUICK)[0].read_bytes() == DATA

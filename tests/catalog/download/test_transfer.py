@@ -13,11 +13,13 @@ import pytest
 
 import catalog
 import catalog.hub.client
+import catalog.hub.session
 from catalog.download import transfer
 from catalog.download.part_file import PartFile
 from catalog.download.pull import pull
-from catalog.download.transfer import Callbacks, RetryPolicy
+from catalog.download.transfer import Callbacks
 from catalog.hub.client import Hub, RemoteFile
+from catalog.hub.retry import RetryPolicy
 from catalog.store.store import Store
 from support.hub_server import Fault, HubServer
 
@@ -198,7 +200,7 @@ def test_partial_file_that_someone_cuts_short_is_never_published(
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every answer counts as fast: after 4 MiB it is read from the connection itself."""
     monkeypatch.setattr(catalog.hub.client, "FAST_BYTES_PER_S", 1.0)
-    monkeypatch.setattr(catalog.hub.client, "STALL_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(catalog.hub.session, "STALL_TIMEOUT_S", 0.3)
 
 
 @pytest.mark.parametrize(
