@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -99,7 +100,7 @@ def get(url: httpx2.URL, headers: dict[str, str], what: str) -> Iterator[httpx2.
     try:
         yield response
     finally:
-        with suppress(Exception):  # the connection may be beyond closing properly
+        with suppress(*_library_errors()):  # the connection may be beyond closing properly
             response.close()
 
 
@@ -112,7 +113,7 @@ def _answer(http: httpx2.Client, request: httpx2.Request) -> httpx2.Response:
     def send() -> None:
         try:
             response = http.send(request, stream=True, follow_redirects=False)
-        except BaseException as error:
+        except _library_errors() as error:
             if answer.set_running_or_notify_cancel():
                 answer.set_exception(error)
         else:
@@ -181,12 +182,25 @@ def _failures(what: str, url: httpx2.URL) -> Iterator[None]:
 
     try:
         yield
-    except OfflineModeIsEnabled as error:
+    except OfflineModeIsEnabled as error:  # a ConnectionError
         raise HubUnreachable(f"{what}: offline mode is on") from error
-    except Exception as error:
+    except _library_errors() as error:
         connected, problem = _problem(error, url)
         kind = TransientError if connected else NotConnected
         raise kind(f"{what}: {problem}") from error
+
+
+@cache
+def _library_errors() -> tuple[type[Exception], ...]:
+    """Return what the HTTP library raises, also where it trusts a server's numbers and text."""
+    import httpcore2
+    import httpx2
+
+    return (
+        *(httpx2.HTTPError, httpx2.InvalidURL, httpcore2.ProtocolError, httpcore2.NetworkError),
+        *(httpcore2.TimeoutException, httpcore2.ProxyError, httpcore2.UnsupportedProtocol),
+        *(OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError),
+    )
 
 
 def _problem(error: BaseException, url: httpx2.URL) -> tuple[bool, str]:
