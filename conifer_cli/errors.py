@@ -133,7 +133,7 @@ def _engine_errors() -> Table:
     )
     return {
         **{kind: (BAD_MODEL, hint) for kind, hint in bad_model.items()},
-        errors.SchemaError: (USAGE, "See docs/scripting.md for the supported schemas."),
+        errors.SchemaError: (USAGE, "Change or remove that part of the schema."),
         errors.ConstraintError: (FAILURE, "Try a different --seed or a simpler schema."),
         errors.BackendError: (FAILURE, ""),
         errors.DoesNotFit: (

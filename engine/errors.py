@@ -41,6 +41,10 @@ class ConstraintError(EngineError):
     """An answer cannot continue without violating its schema."""
 
 
+class AnswerMismatch(ConstraintError):
+    """A finished answer does not match its schema."""
+
+
 class CacheStateError(EngineError):
     """A saved cache state belongs to a different model."""
 

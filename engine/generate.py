@@ -82,6 +82,7 @@ class TokenStream:
     means that a limit was reached, and "interrupted" means that `stop` was called. None until
     generation ends.
     cut_by: which limit ended the answer, "max_tokens" or "context", if finish is "length".
+    found_stop: whether a stop string ended the answer.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class TokenStream:
         self.on_prefill, self.guide = on_prefill, guide
         self.finish: str | None = None
         self.cut_by: str | None = None
+        self.found_stop = False
         self.stats = Stats(prompt_tokens=len(tokens))
         self._shown: frozenset[int] = frozenset()
         self._steps = self._run()
@@ -138,7 +140,7 @@ class TokenStream:
         for token in self._decode():
             piece = stops.push(decoder.push(token))
             if stops.found:
-                self.finish, self.cut_by = "stop", None
+                self.finish, self.cut_by, self.found_stop = "stop", None, True
             yield token, piece
             if stops.found:
                 return

@@ -51,7 +51,8 @@ def answer(conversation: Conversation, otherwise: str = NOT_ADDED) -> None:
         console.log(f"{conversation.totals.last}; {conversation.meter()}")
     try:
         show_experts(conversation.session)
-    except (errors.OutputError, errors.UsageError) as error:  # the answer is already printed
+        generation.require_schema(response.text)
+    except errors.known_exceptions() as error:  # the answer is already printed
         console.log(f"conifer: {error}")
     if generation.cut_by_context:
         limit = conversation.context

@@ -98,6 +98,10 @@ def answer_once(session: Session, messages: Messages, prompt: str) -> int:
         console.log(answering.stats())
     if session.options.cache:
         prompt_cache.remember(session, tokens, shared)
+    try:
+        answering.require_schema(reply.text)
+    except errors.known_exceptions() as error:  # the answer is printed, and may be saved
+        return console.report(error)
     if not answering.cut_by_context:
         return errors.OK
     used = answering.stream.stats.prompt_tokens + answering.stream.stats.decoded_tokens

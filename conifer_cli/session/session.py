@@ -194,6 +194,15 @@ class Generation:
     def cut_by_context(self) -> bool:
         return self.stream.finish == "length" and self.stream.cut_by == "context"
 
+    def require_schema(self, text: str) -> None:
+        """Raise AnswerMismatch if a complete answer does not match its schema."""
+        schema = self._session.options.grammar
+        if schema is None or self.stream.finish != "stop" or self.stream.found_stop:
+            return
+        from engine.text.json_document import require_match
+
+        require_match(text, schema)
+
     def record(self) -> dict[str, Any]:
         """Return the finish reason, token counts and rates for --json."""
         stats = self.stream.stats

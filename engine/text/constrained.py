@@ -14,21 +14,16 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from engine.errors import ConstraintError, SchemaError
+from engine.text.json_document import KeyTracker
+from engine.text.json_grammar import grammar, require_enforceable
 from engine.text.reasoning import HARMONY, Kind, control_markers, find_dialect, new_reader
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
-    from llguidance._lib import JsonCompileOptions
+    from llguidance import LLTokenizer
 
     from engine.text.chat_template import ChatTemplate
     from engine.text.tokenizer import Tokenizer
 
-# Allow exactly one layout, on one line. Otherwise small models can emit whitespace without end.
-LAYOUT: JsonCompileOptions = {
-    "whitespace_flexible": False,
-    "item_separator": ", ",
-    "key_separator": ": ",
-}
 HARMONY_ANSWER = "<|end|><|start|>assistant<|channel|>final<|message|>"
 
 
@@ -53,7 +48,7 @@ class Guide:
         self._dialect = find_dialect(tokenizer, template)
         self._reader = new_reader(self._dialect, tokenizer, prompt)
         self._text = tokenizer.stream(control_markers(self._dialect, tokenizer))
-        self._matcher = None if schema is None else _matcher(tokenizer, schema)
+        self._matcher = None if schema is None else _Matcher(tokenizer, schema)
         self._not_an_end = ~_mask(tokenizer, sorted(tokenizer.eog_ids))
         self._forced_tokens: deque[int] = deque()
         self._think_opener: int | None = None  # the token that may start thinking, if any
@@ -74,7 +69,7 @@ class Guide:
         self._constrained_now = self._at_start or self._reader.answering
         if not self._constrained_now:
             return self._not_an_end  # the output must not end during the thinking
-        allowed = _next_mask(self._matcher)
+        allowed = self._matcher.allowed()
         opener = self._think_opener
         return allowed if opener is None else allowed | _mask(self._tokenizer, [opener])
 
@@ -88,9 +83,9 @@ class Guide:
         self._thought += thinking and self._reader.thinking
         if self._matcher is not None:
             if self._constrained_now and token != self._think_opener:
-                _consume(self._matcher, [token])
+                self._matcher.accept([token])
             elif not self._constrained_now and leftover.strip():  # this token begins the answer
-                _consume(self._matcher, self._tokenizer.encode(leftover.lstrip()))
+                self._matcher.accept(self._tokenizer.encode(leftover.lstrip()))
         self._constrained_now, self._at_start, self._think_opener = False, False, None
 
     def _begin(self, think: bool | None) -> None:
@@ -111,36 +106,56 @@ class Guide:
 
 
 def check_schema(schema: str, name: str) -> None:
-    """Raise SchemaError if the text is not a usable JSON schema.
+    """Raise SchemaError if answers cannot be constrained to this JSON schema.
 
     The error message starts with `name`.
     """
-    from llguidance import LLMatcher
-
     try:
-        failed, messages = LLMatcher.validate_grammar_with_warnings(_grammar(schema))
+        require_enforceable(schema)
     except SchemaError as error:
         raise SchemaError(f"{name}: {error}") from error
-    if failed:
-        raise SchemaError(f"{name}: {_first_line(messages[0])}")
 
 
-def _grammar(schema: str) -> str:
-    from llguidance import LLMatcher
+class _Matcher:
+    """The state of a document: what the grammar engine allows next, without repeated keys."""
 
-    try:
-        return LLMatcher.grammar_from_json_schema(schema, defaults=LAYOUT)
-    except ValueError as error:
-        raise SchemaError(_first_line(str(error))) from error
+    def __init__(self, tokenizer: Tokenizer, schema: str) -> None:
+        from llguidance import LLMatcher
+
+        self._engine = LLMatcher(_vocabulary(tokenizer), grammar(schema), log_level=0)
+        if self._engine.is_error():
+            raise SchemaError("the schema is too complex for this model's vocabulary")
+        self._pieces, self._quoted = _pieces(tokenizer)
+        self._keys = KeyTracker()
+
+    def allowed(self) -> mx.array:
+        """Return a mask of the tokens that may come next: (V,) bool. Raises ConstraintError."""
+        biases = memoryview(self._engine.compute_logit_bias())  # one byte per token
+        allowed = mx.array(biases) != 0  # type: ignore[arg-type]
+        repeated = [
+            id
+            for id, piece, quotes in self._quoted
+            if biases[id] and self._keys.may_repeat(quotes) and self._keys.repeats(piece)
+        ]
+        if repeated:
+            allowed[mx.array(repeated, dtype=mx.int32)] = False
+        if self._engine.is_error() or (repeated and not allowed.any().item()):
+            raise ConstraintError("the model cannot continue the answer within the schema")
+        return allowed
+
+    def accept(self, tokens: list[int]) -> None:
+        """Advance. Raises ConstraintError if the schema does not allow the tokens."""
+        if not self._engine.consume_tokens(tokens):
+            raise ConstraintError("the model left the schema")
+        self._keys.push(b"".join(self._pieces[token] or b"" for token in tokens))
 
 
-def _matcher(tokenizer: Tokenizer, schema: str) -> LLMatcher:
-    from llguidance import LLMatcher
-
-    matcher = LLMatcher(_vocabulary(tokenizer), _grammar(schema), log_level=0)
-    if matcher.is_error():
-        raise SchemaError(_first_line(matcher.get_error()))
-    return matcher
+@lru_cache(maxsize=1)
+def _pieces(tokenizer: Tokenizer) -> tuple[list[bytes | None], list[tuple[int, bytes, int]]]:
+    """Return each token's bytes, and (id, bytes, count) of those with quotation marks."""
+    pieces = tokenizer.pieces()
+    quoted = [(id, p, p.count(b'"')) for id, p in enumerate(pieces) if p and b'"' in p]
+    return pieces, quoted
 
 
 @lru_cache(maxsize=1)
@@ -168,26 +183,8 @@ class _TokenizerAdapter:
         return self._encode(text if isinstance(text, str) else text.decode())
 
 
-def _next_mask(matcher: LLMatcher) -> mx.array:
-    """Return a mask of the tokens that the schema allows next: (V,) bool."""
-    biases = memoryview(matcher.compute_logit_bias())  # one byte per token
-    allowed = mx.array(biases) != 0  # type: ignore[arg-type]
-    if matcher.is_error():
-        raise ConstraintError(_first_line(matcher.get_error()))
-    return allowed
-
-
-def _consume(matcher: LLMatcher, tokens: list[int]) -> None:
-    if not matcher.consume_tokens(tokens):
-        raise ConstraintError(_first_line(matcher.get_error()))
-
-
 def _mask(tokenizer: Tokenizer, ids: list[int]) -> mx.array:
     """Return a mask that is True for these ids: (V,) bool."""
     mask = mx.zeros((tokenizer.vocab_size,), dtype=mx.bool_)
     mask[mx.array(ids, dtype=mx.int32)] = True
     return mask
-
-
-def _first_line(text: str) -> str:
-    return text.strip().partition("\n")[0]

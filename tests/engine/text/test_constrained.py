@@ -28,12 +28,12 @@ SCHEMAS = [
     {"anyOf": [{"type": "null"}, {"const": 7}]},
 ]
 BAD = {
-    "[1": "EOF",
-    "3": "object schema",
-    '{"type": "nonsense"}': "Invalid type",
+    "[1": "invalid JSON at line 1, column 3",
+    "3": "must be an object",
+    '{"type": "nonsense"}': "`type` at #",
     '{"$ref": "http://example.org/x"}': "example.org",
-    '{"not": {}}': "not",
-    "": "EOF",
+    '{"not": {}}': "`not` at #",
+    "": "there is no JSON",
     "{" * 2000: "",
 }
 
