@@ -30,7 +30,7 @@ SANDBOX = ROOT / "engine" / "text" / "sandbox.py"
 # Packages that cost start-up time. A module that loads one of them may be imported in a function.
 HEAVY = {
     *("huggingface_hub", "jinja2", "llguidance", "mlx", "numpy", "prompt_toolkit", "psutil"),
-    *("pygments", "rich", "tokenizers", "typer"),
+    *("rich", "tokenizers", "typer"),
 }
 # Modules of the CLI that load none of them, and still are not needed before the first line.
 LATE = {

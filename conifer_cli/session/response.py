@@ -15,22 +15,39 @@ if TYPE_CHECKING:
 
 
 class Response:
-    """An answer being printed. shown: the text for stdout, which may be only a code block."""
+    """An answer being printed. The text for stdout may be only a code block."""
 
     def __init__(self, options: RunOptions, printer: AnswerPrinter | None = None) -> None:
-        self.text, self.thinking, self.shown = "", "", ""
+        self._text: list[str] = []
+        self._thinking: list[str] = []
+        self._shown: list[str] = []
         self._extracts, self._streams = options.extract, not options.no_stream
         show = False if options.as_json and options.show_thinking is None else options.show_thinking
         self._printer = printer or AnswerPrinter(
             console.shows_thinking(show), raw=options.raw, quiet=options.as_json
         )
 
+    @property
+    def text(self) -> str:
+        """The answer so far."""
+        return "".join(self._text)
+
+    @property
+    def thinking(self) -> str:
+        """The thinking so far."""
+        return "".join(self._thinking)
+
+    @property
+    def shown(self) -> str:
+        """The text for stdout so far."""
+        return "".join(self._shown)
+
     def print(self, parts: Iterable[Part]) -> None:
         """Print the parts as they arrive. Only the answer goes to stdout. Raises NoCode."""
         with self._printer as printer:
             pieces = self._answer_of(parts)
             for piece in first_code_block(pieces) if self._extracts else pieces:
-                self.shown += piece
+                self._shown.append(piece)
                 if self._streams:
                     printer.push(piece)
             if not self._streams:
@@ -41,10 +58,11 @@ class Response:
 
         for kind, piece in parts:
             if kind is Kind.ANSWER:
-                self.text += piece
+                self._text.append(piece)
                 yield piece
             else:
-                self.thinking += piece if kind is Kind.THINKING else ""
+                if kind is Kind.THINKING:
+                    self._thinking.append(piece)
                 self._printer.think(piece)
 
     def message(self) -> dict[str, str]:

@@ -24,11 +24,14 @@ def first_code_block(pieces: Iterable[str]) -> Iterator[str]:
 
     Raises NoCode if there is no code block.
     """
-    fence = line = ""
+    fence = ""
+    held: list[str] = []  # the pieces of the current line
     for piece in pieces:
-        *lines, line = (line + piece).split("\n")
+        *lines, rest = piece.split("\n")
         code = ""
-        for whole in lines:
+        for end in lines:
+            whole = "".join([*held, end])
+            held.clear()
             if not fence:
                 fence = _opened(whole)
             elif closes(whole, fence):
@@ -36,7 +39,9 @@ def first_code_block(pieces: Iterable[str]) -> Iterator[str]:
                 return
             else:
                 code += whole + "\n"
+        held.append(rest)
         yield code
+    line = "".join(held)
     if not fence and not _opened(line):
         raise NoCode("the answer contains no code block")
     if fence and not closes(line, fence):

@@ -1,59 +1,132 @@
-"""Highlight the code in an answer line by line, with Pygments lexers."""
+"""Colour the code in an answer, line by line.
+
+A model wrote the code, so the time for a line is linear in its length, whatever it holds: no
+pattern can match one text in two ways. docs/decisions/0007-live-markdown.md says why these are not
+the lexers of a library.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from functools import cache
 
-from conifer_cli.terminal.inline import Row
+from conifer_cli.terminal.inline import Row, Span
+from conifer_cli.terminal.languages import (
+    BY_NAME,
+    CLASS_WORDS,
+    FUNCTION_WORDS,
+    LINE_BY_LINE,
+    Language,
+)
 
-CONTEXT = 1500  # preceding characters to lex with each line, for multi-line strings
-LONGEST_LINE = 500  # characters; longer lines are not highlighted
-COLOURS = {  # Pygments token type -> SGR parameters; other types use their parent's
-    "Comment": "2",
-    "Keyword": "35",
-    "Keyword.Constant": "36",
-    "Literal.Number": "36",
-    "Literal.String": "32",
-    "Name.Builtin": "36",
-    "Name.Class": "33",
-    "Name.Decorator": "33",
-    "Name.Function": "34",
-    "Name.Tag": "34",
-    "Operator.Word": "35",
-    "Generic.Deleted": "31",
-    "Generic.Inserted": "32",
-    "Generic.Heading": "1",
-    "Generic.Subheading": "36",
-}
+COMMENT, KEYWORD, CONSTANT, STRING, NAME, CLASS = "2", "35", "36", "32", "34", "33"
+_STYLES = {"comment": COMMENT, "number": CONSTANT, "tag": NAME, "decorator": CLASS}
+_DIFF = ((("diff ", "index "), "1"), (("@@",), "36"), (("+",), "32"), (("-",), "31"))
+_QUOTE_OR_ESCAPE = {quote: re.compile(rf"\\.|{quote}") for quote in "\"'"}
+_COLON = re.compile(r"\s*:")
 
 
 def lexer_for(name: str) -> Callable[[str], Row] | None:
-    """Return a function that highlights the next line, or None for an unknown language."""
-    from pygments.lexers import get_lexer_by_name
-    from pygments.util import ClassNotFound
-
-    try:
-        lexer = get_lexer_by_name(name, stripnl=False)
-    except ClassNotFound:
-        return None
-    before: list[str] = []
-
-    def line(text: str) -> Row:
-        start = "".join(before)
-        before.append(text + "\n")
-        while sum(map(len, before)) > CONTEXT and len(before) > 1:
-            del before[0]
-        if len(text) > LONGEST_LINE:
-            return [("", text)]
-        spans: Row = []
-        for at, kind, part in lexer.get_tokens_unprocessed(start + text + "\n"):
-            if at + len(part) > len(start):
-                spans.append((_colour(tuple(kind)), part[max(len(start) - at, 0) :].rstrip("\n")))
-        return [span for span in spans if span[1]]
-
-    return line
+    """Return a function that colours the next line, or None for an unknown language."""
+    name = name.lower()
+    if name in LINE_BY_LINE:
+        return _diff_line
+    return _Lexer(BY_NAME[name]).line if name in BY_NAME else None
 
 
-def _colour(kind: tuple[str, ...]) -> str:
-    names = (".".join(kind[:size]) for size in range(len(kind), 0, -1))
-    return next((COLOURS[name] for name in names if name in COLOURS), "")
+def _diff_line(text: str) -> Row:
+    style = next((style for starts, style in _DIFF if text.startswith(starts)), "")
+    return [(style, text)] if text else []
+
+
+class _Lexer:
+    """A language's reader. Between lines it keeps the open block: its end mark and its style."""
+
+    def __init__(self, language: Language) -> None:
+        self._language = language
+        self._words, self._pattern = _vocabulary(language), _pattern(language)
+        self._closes = self._style = ""
+
+    def line(self, text: str) -> Row:
+        """Return the next line's spans."""
+        return [span for span in self._spans(text) if span[1]]
+
+    def _spans(self, text: str) -> Iterator[Span]:
+        at = self._block_end(text, 0) if self._closes else 0
+        yield self._style, text[:at]
+        unclosed = before = ""  # quotes without an end; the last word, if only spaces follow it
+        while found := self._pattern.search(text, at):
+            kind, start, end = found.lastgroup or "", found.start(), found.end()
+            yield "", text[at:start]
+            before = "" if text[at:start].strip() else before
+            style = _STYLES.get(kind, "")
+            if kind == "block":
+                self._closes = dict(self._language.blocks)[found[0]]
+                style = self._style = COMMENT if found[0].strip("\"'`[") else STRING
+                end = self._block_end(text, end)
+            elif kind == "quote" and found[0] not in unclosed:
+                end, style = self._string(text, found)
+                unclosed += "" if style else found[0]
+            elif kind == "word":
+                style = self._word_style(text, found, before)
+            yield style, text[start:end]
+            at, before = end, found[0]
+        yield "", text[at:]
+
+    def _block_end(self, text: str, at: int) -> int:
+        """Return the end of the open block: after its mark, or that of the line."""
+        end = text.find(self._closes, at)
+        if end < 0:
+            return len(text)
+        end += len(self._closes)
+        self._closes = ""
+        return end
+
+    def _string(self, text: str, found: re.Match[str]) -> tuple[int, str]:
+        marks = _QUOTE_OR_ESCAPE[found[0]].finditer(text, found.end())
+        end = next((mark.end() for mark in marks if mark[0] == found[0]), None)
+        if end is None:
+            return found.end(), ""
+        return end, NAME if self._language.keys and _COLON.match(text, end) else STRING
+
+    def _word_style(self, text: str, found: re.Match[str], before: str) -> str:
+        if before in FUNCTION_WORDS and before in self._words:
+            return NAME
+        if before in CLASS_WORDS and before in self._words:
+            return CLASS
+        if self._language.keys and _COLON.match(text, found.end()):
+            return NAME
+        return self._words.get(found[0].lower() if self._language.ignore_case else found[0], "")
+
+
+@cache
+def _vocabulary(language: Language) -> dict[str, str]:
+    """Return the style of each keyword and constant."""
+    styles = dict.fromkeys(language.constants.split(), CONSTANT)
+    styles |= dict.fromkeys(language.words.split(), KEYWORD)
+    return {word.lower(): styles[word] for word in styles} if language.ignore_case else styles
+
+
+@cache
+def _pattern(language: Language) -> re.Pattern[str]:
+    """Return a pattern for the next text that is not plain.
+
+    Each alternative is a fixed text, a run of one class of characters, or both, so that no search
+    reads a position more than a few times.
+    """
+    hyphen = "-" if language.hyphens else ""
+    # "#" and ";" begin a comment only after a space: "$#" and "a;" have none.
+    comments = [
+        (r"(?<!\S)" if mark in "#;" else "") + re.escape(mark) for mark in language.comments
+    ]
+    parts = {
+        "block": "|".join(re.escape(start) for start, _ in language.blocks),
+        "comment": "|".join(f"{mark}.*" for mark in comments),
+        "quote": f"[{language.quotes}]" if language.quotes else "",
+        "tag": r"</?[^\W\d][\w:.-]*" if language.tags else "",
+        "decorator": r"@[\w.-]*" if language.decorators else "",
+        "word": rf"\$?[^\W\d][\w{hyphen}]*",  # "$for" is a variable, not a keyword
+        "number": r"\d[\w.]*",
+    }
+    return re.compile("|".join(f"(?P<{kind}>{text})" for kind, text in parts.items() if text))

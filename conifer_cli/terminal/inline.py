@@ -7,18 +7,28 @@ often than as emphasis.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
+from collections.abc import Iterator
+from functools import cached_property
 
 Span = tuple[str, str]  # (SGR parameters, text)
 Row = list[Span]
 
 BOLD, DIM, ITALIC, UNDERLINE, STRUCK, CODE = "1", "2", "3", "4", "9", "36"
 
-_MARKS_AT_END = re.compile(r"[*`~\\]+$")
+_MARKS = "*`~\\"
 _INLINE = re.compile(
     r"\\(?P<escaped>[\\`*_{}\[\]()#+.!|>~-])|(?P<code>`+)|(?P<emphasis>\*\*\*|\*\*|~~|\*)"
     r"|\[(?P<link>[^\]\[]+)\]\((?P<target>[^()\s]*)\)"
 )
 _EMPHASIS = {"***": f"{BOLD};{ITALIC}", "**": BOLD, "~~": STRUCK, "*": ITALIC}
+_CLOSES = {
+    "***": re.compile(r"(?<!\s)\*\*\*"),
+    "**": re.compile(r"(?<!\s)\*\*"),
+    "~~": re.compile(r"(?<!\s)~~"),
+    "*": re.compile(r"(?<![\s*])\*(?!\*)"),
+}
+_BACKTICKS = re.compile("`+")
 
 
 def cells(text: str) -> int:
@@ -45,75 +55,98 @@ def joined(row: Row) -> Row:
     return whole
 
 
-def settled(text: str) -> bool:
-    """True if no marker in an unfinished line still needs a closing marker."""
-    return inline(text, "", True) == inline(text, "", False)
-
-
 def inline(text: str, style: str, ended: bool) -> Row:
-    """Parse a line into spans. Unless `ended`, close open markers at the end of the line."""
-    if not ended:
-        text = _MARKS_AT_END.sub("", text)
-    row: Row = []
-    at = 0
-    while found := _INLINE.search(text, at):
-        row.append((style, text[at : found.start()]))
-        spans, at = _READERS[found.lastgroup or ""](text, found, style, ended)
-        row += spans
-    row.append((style, text[at:]))
-    return [span for span in row if span[1]]
+    """Parse a line into spans, in time linear in its length.
+
+    Unless `ended`, drop markers at the end of the line and close open ones there.
+    """
+    text = text if ended else text.rstrip(_MARKS)
+    return [span for span in _Parser(text).spans(0, len(text), style, ended) if span[1]]
 
 
-def _read_escaped(text: str, mark: re.Match[str], style: str, ended: bool) -> tuple[Row, int]:
-    return [(style, mark["escaped"])], mark.end()
+class _Parser:
+    """Reads a line from left to right, so each search for a closing mark starts where one ended."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._closing: dict[str, tuple[int, int]] = {}  # mark: (searched from, found)
+
+    @cached_property
+    def _runs(self) -> dict[int, list[int]]:
+        """Where runs of backticks start, by their length."""
+        runs: dict[int, list[int]] = {}
+        for run in _BACKTICKS.finditer(self._text):
+            runs.setdefault(len(run[0]), []).append(run.start())
+        return runs
+
+    def spans(self, start: int, end: int, style: str, ended: bool) -> Iterator[Span]:
+        """Yield the spans of text[start:end]."""
+        at, text = start, self._text
+        while found := _INLINE.search(text, at, end):
+            yield style, text[at : found.start()]
+            at, kind = found.end(), found.lastgroup
+            if kind == "escaped":
+                yield style, found["escaped"]
+            elif kind == "target":  # the last group in a link
+                yield from _link(found, style)
+            elif kind == "code":
+                code, at = self._code(found, end, ended)
+                yield (styled(style, CODE) if code else style), code or found[0]
+            elif not self._opens(found, start, end, ended):
+                yield style, found[0]
+            else:
+                inner = styled(style, _EMPHASIS[found[0]])
+                closing = self._closer(found[0], at + 1)
+                if closing + len(found[0]) <= end:
+                    yield from self.spans(at, closing, inner, True)
+                    at = closing + len(found[0])
+                elif ended:
+                    yield style, found[0]
+                else:  # the rest of the line is emphasised until the closing mark arrives
+                    start, style = at, inner
+        yield style, text[at:end]
+
+    def _code(self, found: re.Match[str], end: int, ended: bool) -> tuple[str, int]:
+        """Return the code after a run of backticks, or "" if there is none, and where it ends."""
+        text, start = self._text, found.end()
+        runs = self._runs.get(len(found[0]), [])
+        at = bisect_left(runs, start)
+        closing = runs[at] if at < len(runs) else len(text)
+        closed = closing + len(found[0]) <= end
+        if not closed and (ended or not cells(text[start : start + 1])):
+            return "", start
+        code = text[start : closing if closed else end]
+        if len(code) > 1 and code.startswith(" ") and code.endswith(" ") and code.strip():
+            code = code[1:-1]
+        return code, closing + len(found[0]) if closed else end
+
+    def _opens(self, found: re.Match[str], start: int, end: int, ended: bool) -> bool:
+        before = self._text[max(found.start() - 1, start) : found.start()]
+        after = self._text[found.end() : min(found.end() + 1, end)]
+        within_word = before.isalnum() and after.isalnum()
+        opens = not within_word or (ended and found[0] == "**")
+        return opens and bool(after.strip()) and bool(cells(after))
+
+    def _closer(self, mark: str, at: int) -> int:
+        """Return where the first closing mark from `at` on begins, past the end if there is none.
+
+        Searches start further right each time, so together they read the line once per mark.
+        """
+        searched, found = self._closing.get(mark, (at, -1))
+        if not searched <= at <= found:
+            closing = _CLOSES[mark].search(self._text, at)
+            found = closing.start() if closing else len(self._text)
+            self._closing[mark] = at, found
+        return found
 
 
-def _read_code(text: str, mark: re.Match[str], style: str, ended: bool) -> tuple[Row, int]:
-    closing = re.compile(rf"(?<!`){mark[0]}(?!`)").search(text, mark.end())
-    if closing is None and (ended or not cells(text[mark.end() : mark.end() + 1])):
-        return [(style, mark[0])], mark.end()
-    end = closing.start() if closing else len(text)
-    code = text[mark.end() : end]
-    if len(code) > 1 and code.startswith(" ") and code.endswith(" ") and code.strip():
-        code = code[1:-1]
-    return [(styled(style, CODE), code)], closing.end() if closing else end
-
-
-def _read_emphasis(text: str, mark: re.Match[str], style: str, ended: bool) -> tuple[Row, int]:
-    inner_style = styled(style, _EMPHASIS[mark[0]])
-    before, after = text[mark.start() - 1 : mark.start()], text[mark.end() : mark.end() + 1]
-    within_word = before.isalnum() and after.isalnum()
-    opens = not within_word or (ended and mark[0] == "**")
-    if not opens or not after.strip() or not cells(after):
-        return [(style, mark[0])], mark.end()
-    literal = re.escape(mark[0])
-    pattern = (
-        rf"(?<!\s){literal}" if len(mark[0]) > 1 else rf"(?<![\s{literal}]){literal}(?!{literal})"
-    )
-    closing = re.compile(pattern).search(text, mark.end() + 1)
-    if closing is None:
-        if ended:
-            return [(style, mark[0])], mark.end()
-        return inline(text[mark.end() :], inner_style, False), len(text)
-    inner = inline(text[mark.end() : closing.start()], inner_style, True)
-    return inner, closing.end()
-
-
-def _read_link(text: str, mark: re.Match[str], style: str, ended: bool) -> tuple[Row, int]:
-    row = inline(mark["link"], styled(style, UNDERLINE), True)
-    if mark["target"] and mark["target"] != mark["link"]:
-        row.append((styled(style, DIM), f" ({mark['target']})"))
-    return row, mark.end()
-
-
-_READERS = {
-    "escaped": _read_escaped,
-    "code": _read_code,
-    "emphasis": _read_emphasis,
-    "target": _read_link,  # the last group in a link
-}
+def _link(found: re.Match[str], style: str) -> Iterator[Span]:
+    yield from inline(found["link"], styled(style, UNDERLINE), True)
+    if found["target"] and found["target"] != found["link"]:
+        yield styled(style, DIM), f" ({found['target']})"
 
 
 def styled(style: str, more: str) -> str:
     """Combine two styles."""
-    return f"{style};{more}" if style else more
+    parts = filter(None, [*style.split(";"), *more.split(";")])
+    return ";".join(dict.fromkeys(parts))

@@ -22,24 +22,25 @@ from conifer_cli.terminal.inline import (
     cells,
     inline,
     joined,
-    settled,
-    styled,
     width_of,
 )
+from conifer_cli.terminal.table import Table
 
 Lexer = Callable[[str], Row]  # the next line of code -> its spans
 
 LONG_LINE = 3000  # characters; the rest of a longer line is written unrendered
+STEPS = 64  # a line with markers is laid out again once it has grown by 1/STEPS
 RULE_WIDTH = 40
 MIN_WIDTH = 20
 
-_HEADING = re.compile(r"\s{0,3}(#{1,6})\s+(.*?)(?:\s+#+)?\s*")
-_ITEM = re.compile(r"(\s*)([-*+]|\d{1,9}[.)])(\s+)(.*)", re.DOTALL)
+# No pattern may read a position more than a few times, whatever a model writes: two classes of
+# characters that follow each other have none in common, or a line is stripped first.
+_HEADING = re.compile(r"\s{0,3}(#{1,6})\s+(.*)")
+_ITEM = re.compile(r"(\s*)([-*+]|\d{1,9}[.)])(\s+)(.*)")
 _QUOTE = re.compile(r"\s{0,3}>\s?(.*)")
 _RULE = re.compile(r"\s{0,3}(?:(?:-\s*){3,}|(?:\*\s*){3,}|(?:_\s*){3,})")
-_TABLE_RULE = re.compile(r"\s*\|?(?:\s*:?-+:?\s*\|)+(?:\s*:?-+:?)?\s*")
 _PLAIN = re.compile(r"[^*`~\\\[\]()|\n]+")
-_UNDECIDED = re.compile(r"\s*(?:#{1,6}|[-*+_]+|`+|~+|>|\d{1,9}[.)]?)?\s*")
+_UNDECIDED = re.compile(r"#{1,6}|[-*+_]+|`+|~+|>|\d{1,9}[.)]?|")
 
 
 class MarkdownRenderer:
@@ -51,26 +52,39 @@ class MarkdownRenderer:
         self._width = max(width - 1, MIN_WIDTH)  # terminals disagree on when the last column wraps
         self._lexer_for = lexer_for
         self._line = ""  # the current line so far
-        self._table: list[str] = []
+        self._table: Table | None = None
         self._fence = ""  # the fence of the open code block
         self._lexer: Lexer | None = None
         self._rows = LineDiff(height)  # the rows of the open block
         self._settled = False  # if True, plain text can change only the last row
         self._following = ""  # indentation of the next row
-        self._plain = 0  # characters of a long line already written
+        self._overlong = False  # if True, the rest of the line is written unrendered
+        self._due = 0  # length of the line at which it is laid out again
 
     def push(self, text: str) -> str:
-        if self._settled and _PLAIN.fullmatch(text):
+        drawn = ""
+        if self._overlong:
+            drawn, newline, text = text.partition("\n")
+            if not newline:
+                return drawn
+            drawn += self._end_overlong()
+        elif self._settled and _PLAIN.fullmatch(text):
             return self._append_plain(text)
         *lines, self._line = (self._line + text).split("\n")
-        drawn = "".join(map(self._end_line, lines))
-        return drawn + self._draw_line(self._line, ended=False)
+        drawn += "".join(map(self._end_line, lines))
+        if lines or len(self._line) >= self._due:
+            drawn += self._draw_line(self._line, ended=False)
+            self._due = len(self._line) + len(self._line) // STEPS
+        else:
+            self._settled = False
+        self._line = "" if self._overlong else self._line
+        return drawn
 
     def finish(self) -> str:
         """Return the remaining output, without a newline at the end."""
-        drawn = self._draw_line(self._line, ended=True)
-        self._line, self._table, self._fence, self._rows = "", [], "", LineDiff(self._rows.height)
-        self._plain, self._settled = 0, False
+        drawn = "" if self._overlong else self._draw_line(self._line, ended=True)
+        self._line, self._table, self._fence, self._rows = "", None, "", LineDiff(self._rows.height)
+        self._overlong, self._settled, self._due = False, False, 0
         return drawn
 
     def _append_plain(self, text: str) -> str:
@@ -84,8 +98,9 @@ class MarkdownRenderer:
 
     def _end_line(self, line: str) -> str:
         drawn = self._draw_line(line, ended=True)
-        self._plain = 0
-        if self._table and self._table[-1] is line:
+        if self._overlong:
+            return drawn + self._end_overlong()
+        if self._is_row(line):
             return drawn
         if not self._fence and (found := FENCE.fullmatch(line)):
             self._fence, language = found["fence"], found["language"]
@@ -94,73 +109,65 @@ class MarkdownRenderer:
             self._fence, self._lexer = "", None
         return drawn + self._rows.leave()
 
+    def _end_overlong(self) -> str:
+        self._overlong, self._table = False, None
+        return self._rows.leave()
+
+    def _is_row(self, line: str) -> bool:
+        return not self._fence and line.lstrip().startswith("|")
+
     def _draw_line(self, line: str, ended: bool) -> str:
         self._settled = False
-        if not self._fence and line.lstrip().startswith("|"):
-            rows = self._table_rows([*self._table, line])
-            if ended:
-                self._table.append(line)
-            return self._rows.show(rows)
+        if len(line) > LONG_LINE:
+            self._overlong = True
+            return self._draw_line(line[:LONG_LINE], ended=True) + line[LONG_LINE:]
+        if self._is_row(line):
+            self._table = self._table or Table(self._width, self._rows.height, self._cut)
+            drawn = self._rows.show(self._table.rows(line, ended))
+            self._rows.forget(self._table.forget())
+            return drawn
         if self._table and not line.strip() and not ended:
             return ""
-        before = ""
-        if self._table:
-            self._table, before = [], self._rows.leave()
-        if self._plain or len(line) > LONG_LINE:
-            return before + self._append(line)
+        before = self._rows.leave() if self._table else ""
+        self._table = None
         return before + self._rows.show(self._layout(line, ended))
-
-    def _append(self, line: str) -> str:
-        # Write only the new part, unrendered. The terminal wraps it.
-        written, self._plain = self._plain, len(line)
-        if written:
-            return line[written:]
-        return self._rows.show(self._layout(line[:LONG_LINE], ended=True)) + line[LONG_LINE:]
 
     def _layout(self, line: str, ended: bool) -> list[Row]:
         if self._fence:
             return self._code(line, ended)
-        if not ended and _UNDECIDED.fullmatch(line):
+        if not ended and _UNDECIDED.fullmatch(line.strip()):
             return [[]]
         if FENCE.fullmatch(line):
             return self._cut([(DIM, line)])
         if found := _HEADING.fullmatch(line):
             style = f"{BOLD};{UNDERLINE}" if len(found[1]) == 1 else BOLD
-            return self._wrap(inline(found[2], style, ended))
+            return self._wrap(inline(_heading_text(found[2]), style, ended))
         if ended and _RULE.fullmatch(line):
             return [[(DIM, "\u2500" * min(self._width, RULE_WIDTH))]]
         if found := _ITEM.fullmatch(line):
             mark = "\u2022" if found[2] in "-*+" else found[2]
-            first = f"{found[1]}{mark} "
+            first = f"{self._indent(found[1])}{mark} "
             return self._paragraph(found[4], ended, first, " " * len(first))
         if found := _QUOTE.fullmatch(line):
             return self._wrap(inline(found[1], DIM, ended), "\u2502 ", "\u2502 ")
-        indent = line[: len(line) - len(line.lstrip(" "))]
-        return self._paragraph(line[len(indent) :], ended, indent, indent)
+        text = line.lstrip(" ")
+        indent = self._indent(line[: len(line) - len(text)])
+        return self._paragraph(text, ended, indent, indent)
+
+    def _indent(self, spaces: str) -> str:
+        return " " * min(cells(spaces.expandtabs(4)), self._width // 2)
 
     def _paragraph(self, text: str, ended: bool, first: str, following: str) -> list[Row]:
-        self._settled = not ended and bool(text.strip()) and settled(text)
+        row = inline(text, "", ended)
+        # Settled: no marker still needs a closing one.
+        self._settled = not ended and bool(text.strip()) and row == inline(text, "", True)
         self._following = following
-        return self._wrap(inline(text, "", ended), first, following)
+        return self._wrap(row, first, following)
 
     def _code(self, line: str, ended: bool) -> list[Row]:
         if closes(line, self._fence):
             return [[(DIM, line)]]
         return self._cut(self._lexer(line) if ended and self._lexer else [("", line)])
-
-    def _table_rows(self, lines: list[str]) -> list[Row]:
-        plain = [row for line in lines for row in self._cut([("", line)])]
-        if len(lines) < 2 or not _TABLE_RULE.fullmatch(lines[1]):
-            return plain
-        grid = [_cells_of(line) for line in (lines[0], *lines[2:])]
-        columns = max(map(len, grid))
-        grid = [[*row, *[[] for _ in range(columns - len(row))]] for row in grid]
-        widths = [max(width_of(row[at]) for row in grid) for at in range(columns)]
-        if sum(widths) + 3 * (columns - 1) > self._width:
-            return plain
-        rows = [_table_row(row, widths, bold=not at) for at, row in enumerate(grid)]
-        rule: Row = [(DIM, "\u2500\u253c\u2500".join("\u2500" * size for size in widths))]
-        return [rows[0], rule, *rows[1:]]
 
     def _cut(self, row: Row) -> list[Row]:
         rows, col = [[]], 0  # type: list[Row], int
@@ -226,19 +233,11 @@ def _fitting(text: str, room: int) -> str:
     return text[: len(list(widths))]
 
 
-def _cells_of(line: str) -> list[Row]:
-    parts = re.split(r"(?<!\\)\|", line.strip().removeprefix("|").removesuffix("|"))
-    return [joined(inline(part.strip(), "", True)) for part in parts]
-
-
-def _table_row(row: list[Row], widths: list[int], bold: bool) -> Row:
-    spans: Row = []
-    for at, (cell, size) in enumerate(zip(row, widths, strict=True)):
-        if at:
-            spans.append((DIM, " \u2502 "))
-        spans += [(styled(style, BOLD) if bold else style, text) for style, text in cell]
-        spans.append(("", " " * (size - width_of(cell))))
-    return joined([span for span in spans if span[1]])
+def _heading_text(text: str) -> str:
+    """Return a heading without the marks that may close it."""
+    text = text.rstrip()
+    bare = text.rstrip("#")
+    return bare.rstrip() if bare[-1:].isspace() else text
 
 
 class LineDiff:
@@ -251,6 +250,10 @@ class LineDiff:
     def leave(self) -> str:
         self.shown = [[]]
         return "\n"
+
+    def forget(self, count: int) -> None:
+        """Drop the first rows, which have scrolled off the screen."""
+        del self.shown[:count]
 
     def show(self, rows: list[Row]) -> str:
         """Return the output that replaces the rows on the screen with `rows`."""

@@ -35,7 +35,7 @@ class AnswerPrinter:
     ) -> None:
         self._raw, self._quiet, self._renderer = raw, quiet, renderer
         self._filter = Filter()
-        self._newlines = ""  # held back, because newlines at the end are dropped
+        self._newlines = 0  # held back, because newlines at the end are dropped
         self._started = False
         self._thinking = ThinkingPrinter(folded) if thinking else None
 
@@ -47,7 +47,8 @@ class AnswerPrinter:
             self._thinking.end()
         if self._raw or self._quiet or isinstance(error, ReaderGone | OutputError):
             return
-        if self._renderer is not None:
+        # A signal ends the program: nothing is laid out on the way out.
+        if self._renderer is not None and (error is None or isinstance(error, Exception)):
             write_stdout(self._renderer.finish())
         if error is None or self._started:
             write_stdout("\n")
@@ -65,11 +66,14 @@ class AnswerPrinter:
         if self._raw:
             write_stdout(piece)
             return
-        text = self._newlines + self._filter.push(piece)
+        text = self._filter.push(piece)
         body = text.rstrip("\n")
-        self._newlines = text[len(body) :]
-        if body:
+        held, self._newlines = self._newlines, len(text) - len(body)
+        if not body:
+            self._newlines += held
+        else:
             self._started = True
+            body = "\n" * held + body
             write_stdout(body if self._renderer is None else self._renderer.push(body))
 
 

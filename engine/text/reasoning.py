@@ -126,6 +126,7 @@ class Reader:
 
     def __init__(self) -> None:
         self._held = ""
+        self._blank: list[str] = []  # white space after `_held`, which ends in white space too
         self._state: Callable[[bool], Part] = self._answer  # reads the next text
 
     @property
@@ -140,12 +141,20 @@ class Reader:
 
     def push(self, piece: str) -> Iterator[Part]:
         """Add text and yield the parts whose kind is certain."""
-        self._held += piece
+        if piece.isspace() and self._held[-1:].isspace():  # decides nothing, so do not read again
+            self._blank.append(piece)
+            return
+        self._unite(piece)
         yield from self._read(False)
 
     def finish(self) -> Iterator[Part]:
         """Yield the remaining parts at the end of the output."""
+        self._unite("")
         yield from self._read(True)
+
+    def _unite(self, piece: str) -> None:
+        self._held = "".join([self._held, *self._blank, piece])
+        self._blank.clear()
 
     def _read(self, ended: bool) -> Iterator[Part]:
         before = None
