@@ -85,7 +85,7 @@ def _run(arguments: list[str]) -> int:
     except OSError as error:
         if not set(arguments) & set(HELP):  # typer itself writes only help
             raise
-        raise errors.OutputError(f"cannot write to standard output: {error.strerror}") from error
+        raise errors.OutputError(f"cannot write to standard output: {errors.why(error)}") from error
 
 
 @app.callback(invoke_without_command=True)

@@ -9,7 +9,6 @@ the file format.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +17,8 @@ from typing import Any
 
 import typer
 
-from conifer_cli.errors import UsageError, option_message
+from conifer_cli import usage
+from conifer_cli.errors import UsageError, why
 from conifer_cli.options import conifer_folder
 
 FORMAT = 1
@@ -68,7 +68,7 @@ def _read(path: Path) -> str:
     except (FileNotFoundError, NotADirectoryError):
         return ""
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+        raise UsageError(f"cannot read {path}: {why(error)}") from error
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise UsageError(f"{path}, line {line}: invalid UTF-8") from error
@@ -134,7 +134,7 @@ def _checked(context: typer.Context, where: str, parameter: Any, value: Any) -> 
         parameter.process_value(context, plain)
     except typer.BadParameter as error:
         error.param = parameter
-        raise UsageError(f"{where}: {option_message(error)}") from error
+        raise UsageError(f"{where}: {usage.problem(error, value)}") from error
     return plain
 
 
@@ -142,8 +142,8 @@ def _unknown(
     where: str, key: str, commands: list[Any], name_of: Callable[[Any], str]
 ) -> UsageError:
     known = {name_of(parameter) for command in commands for parameter in command.params}
-    close = difflib.get_close_matches(key.replace("-", "_"), known - {""}, 1)
-    hint = f"Did you mean {close[0]}?" if close else "Use long option names as keys, such as top_p."
+    hint = usage.did_you_mean(key, sorted(known - {""}))
+    hint = hint or "Use long option names as keys, such as top_p."
     return UsageError(f"{where}: unknown option", hint)
 
 

@@ -6,9 +6,12 @@ Any other exception is a bug and prints a traceback.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from functools import cache
 from typing import Any
+
+from conifer_cli import usage
 
 OK, FAILURE, USAGE, BAD_MODEL, NO_ROOM, UNREACHABLE = range(6)
 INTERRUPTED, READER_GONE = 130, 141
@@ -76,7 +79,7 @@ def table() -> Table:
         NoCode: (FAILURE, "Omit -x to print the whole answer."),
         OutputError: (FAILURE, ""),
         MemoryError: (NO_ROOM, "Close other programs, or pass -c to reserve a smaller context."),
-        typer.TyperException: (USAGE, _usage_hint),
+        typer.TyperException: (USAGE, usage.hint),
         **_catalog_errors(),
         **_engine_errors(),
     }
@@ -116,17 +119,12 @@ def _engine_errors() -> Table:
     from engine import errors
 
     bad_model: dict[type[BaseException], Hint] = {
-        # If the file was downloaded, a note says how to download it again.
-        errors.GGUFError: lambda error: "\n".join(getattr(error, "__notes__", [])),
+        errors.GGUFError: _notes,  # how to download the file again, if it was downloaded
         errors.UnsupportedError: "Run `conifer fit` to see which models and quantisations work.",
         errors.TemplateError: "",
         errors.ModelFileError: "",
         errors.CacheStateError: "",
     }
-    larger = (
-        "Shorten the prompt, or pass -c to reserve a larger context. Run `conifer fit MODEL` to "
-        "see the largest context that fits."
-    )
     not_a_number = (
         "The model file is probably damaged or badly quantised. If `conifer run MODEL --kernels "
         "stock` works, please report a bug in Conifer."
@@ -138,9 +136,10 @@ def _engine_errors() -> Table:
         errors.BackendError: (FAILURE, ""),
         errors.DoesNotFit: (
             NO_ROOM,
-            "Run `conifer fit` to see which models fit, or pass --force to try anyway.",
+            "Close other programs, pass -c to reserve a smaller context, or run `conifer fit` to "
+            "see which models fit.",
         ),
-        errors.ContextOverflow: (NO_ROOM, larger),
+        errors.ContextOverflow: (NO_ROOM, _notes),  # how to get a larger context
         errors.NumericError: (FAILURE, not_a_number),
         errors.EngineError: (FAILURE, ""),
     }
@@ -154,32 +153,39 @@ def known_exceptions() -> tuple[type[BaseException], ...]:
 def explain(error: BaseException) -> tuple[int, str, str]:
     """Return (exit code, message, hint) for a known exception. The hint may be empty."""
     code, hint = next(entry for kind in type(error).__mro__ if (entry := table().get(kind)))
-    message = option_message(error) if hasattr(error, "format_message") else str(error)
+    message = usage.message(error) if hasattr(error, "format_message") else str(error)
     if isinstance(error, MemoryError):
         message = "out of memory"
     return code, message, hint if isinstance(hint, str) else hint(error)
 
 
-def option_message(error: Any) -> str:
-    """Return the error message for an invalid option. For a number, state the valid range."""
-    message: str = error.format_message().replace("Value error, ", "").rstrip(".")
-    param = getattr(error, "param", None)
-    low, high = getattr(param, "min", None), getattr(param, "max", None)
-    if param is None or low is None:
-        return message
-    name = f"{'/'.join(param.opts)} (or {param.envvar})" if param.envvar else param.opts[0]
-    return f"{name} must be a number from {low:,} to {high:,}"
+def why(error: Exception) -> str:
+    """Return why a file could not be used, without an error number and without the path."""
+    return (isinstance(error, OSError) and error.strerror) or str(error) or "unknown reason"
 
 
-def _usage_hint(error: Any) -> str:
-    command = error.ctx.command_path if error.ctx else "conifer"
-    return f"See `{command} --help`."
+def explain_in_chat(error: BaseException) -> tuple[str, str]:
+    """Return (message, hint) for a known exception. The hint can be followed in a chat."""
+    from engine.errors import ConstraintError, DoesNotFit
+
+    _, message, hint = explain(error)
+    if isinstance(error, MemoryError | DoesNotFit):
+        hint = "Close other programs, or lower the context with /set parameter num_ctx."
+    elif isinstance(error, ConstraintError):
+        hint = "Type /set format text to allow any answer."
+    return message, hint
+
+
+def _notes(error: BaseException) -> str:
+    return "\n".join(getattr(error, "__notes__", []))
 
 
 def prompt_hint(name: str) -> str:
     """Return a hint if `name` looks like a prompt, otherwise an empty string."""
     sentence = any(character.isspace() for character in name.strip())
-    return f'Did you mean `conifer run -p "{name}"`?' if sentence else ""
+    plain = not any(character in name for character in '"\\$`!\n\t')
+    quoted = f'"{name}"' if plain else shlex.quote(name)
+    return f"Did you mean `conifer run -p {quoted}`?" if sentence else ""
 
 
 def _closest(error: Any) -> str:

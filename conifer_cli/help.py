@@ -12,6 +12,9 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from conifer_cli import usage
+from conifer_cli.errors import UsageError, prompt_hint
+
 WIDTH = 100  # maximum, in columns
 GROUPED_FROM = 12  # minimum number of options to group
 Rows = Iterable[tuple[str, str]]
@@ -45,7 +48,21 @@ ENVIRONMENT = (
 
 
 class CommandHelp(TyperCommand):
-    """Help for one command."""
+    """One command: its help, and what is said about arguments that it does not take."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments. Raises UsageError if there are too many of them."""
+        ctx.allow_extra_args = True  # typer's own message would say "(s)"
+        try:
+            super().parse_args(ctx, args)
+        except typer.TyperException as error:
+            vars(error)["ctx"] = getattr(error, "ctx", None) or ctx
+            raise
+        if ctx.args:
+            raise UsageError(
+                f"unexpected argument {usage.quoted(ctx.args[0])}", usage.help_hint(ctx)
+            )
+        return []
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments, then the options by group."""
@@ -65,7 +82,16 @@ class CommandHelp(TyperCommand):
 
 
 class ProgramHelp(TyperGroup):
-    """Help for the whole program."""
+    """The whole program: its help, and what is said about a command that it does not have."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that the first argument names. Raises UsageError if there is none."""
+        name, *_ = args
+        if name in self.commands or name.startswith("-"):
+            return super().resolve_command(ctx, args)
+        known = [known for known, command in self.commands.items() if not command.hidden]
+        meant = prompt_hint(name) or usage.did_you_mean(name, known, "`conifer {}`")
+        raise UsageError(f"unknown command {usage.quoted(name)}", meant or usage.help_hint(ctx))
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Write the examples, the environment variables and the exit codes."""

@@ -16,15 +16,16 @@ from typing import Annotated, Any
 import typer
 
 from conifer_cli.errors import UsageError
+from conifer_cli.usage import quoted
 
 MAX_CONTEXT = 1 << 24
 MAX_TOKENS = 1 << 24
 MAX_SEED = (1 << 64) - 1
 MIN_MEMORY, MAX_MEMORY = 10**9, 1 << 46
 
-_MEMORY = re.compile(r"(\d{1,6}(?:\.\d{1,3})?) ?([mMgGtT][iI]?[bB])")
+_MEMORY = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?) ?([mMgGtT][iI]?[bB])")
 _UNITS = {"mb": 10**6, "mib": 1 << 20, "gb": 10**9, "gib": 1 << 30, "tb": 10**12, "tib": 1 << 40}
-_CONTEXT = re.compile(r"(\d{1,9})([kK]?)")
+_CONTEXT = re.compile(r"([0-9]{1,9})([kK]?)")
 
 
 class KernelName(StrEnum):
@@ -71,7 +72,7 @@ def parse_context(text: str) -> int:
     tokens = int(match[1]) * (1024 if match[2] else 1) if match else 0
     if not 1 <= tokens <= MAX_CONTEXT:
         raise typer.BadParameter(
-            f"expected 1 to {MAX_CONTEXT:,} tokens, such as 8192 or 64k; got {text!r}"
+            f"must be from 1 to {MAX_CONTEXT:,} tokens, such as 8192 or 64k; got {quoted(text)}"
         )
     return tokens
 
@@ -82,7 +83,7 @@ def parse_memory(text: str) -> int:
     size_bytes = int(float(match[1]) * _UNITS[match[2].lower()]) if match else 0
     if not MIN_MEMORY <= size_bytes <= MAX_MEMORY:
         raise typer.BadParameter(
-            f"expected a memory size from 1GB to 64TiB, such as 32GB or 32GiB; got {text!r}"
+            f"must be a memory size from 1GB to 64TiB, such as 32GB or 32GiB; got {quoted(text)}"
         )
     return size_bytes
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_origin
 
@@ -53,7 +54,7 @@ _COUNT = {"metavar": "COUNT", "min": 1, "max": MAX_TOKENS}
 def parse_stop(text: str) -> str:
     """Return the stop text. Raises BadParameter if it is empty."""
     if not text:
-        raise typer.BadParameter("the stop text must not be empty")
+        raise typer.BadParameter("must not be empty")
     return text
 
 
@@ -146,8 +147,20 @@ class RunOptions:
         min=0,
         max=MAX_SEED,
     )
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
+    repetition_penalty: float | None = _sampling(
+        "--repeat-penalty",
+        "Make recent tokens less likely by this factor. 1 has no effect.",
+        metavar="NUMBER",
+        min=0.01,
+        max=100,
+    )
+    presence_penalty: float | None = _sampling(
+        "--presence-penalty",
+        "Make recent tokens less likely by this amount. 0 has no effect.",
+        metavar="NUMBER",
+        min=-2,
+        max=2,
+    )
 
     think: bool | None = _thinking(
         "--think/--no-think", "Turn reasoning on or off, if the chat template supports it."
@@ -228,6 +241,34 @@ def with_run_options(command: Command) -> Command:
             parameters.append(declared)
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return command
+
+
+@cache
+def _command() -> Any:
+    """Return a typer command with the options in `RunOptions`."""
+
+    @with_run_options
+    def run(**_: Any) -> int:
+        return 0
+
+    app = typer.Typer()
+    app.command()(run)
+    return typer.main.get_command(app)
+
+
+def parse_value(name: str, text: str) -> Any:
+    """Return the value that `text` has for a RunOptions field, as on the command line.
+
+    Raises BadParameter.
+    """
+    parameter = next(p for p in _command().params if p.name == name)
+    try:
+        return parameter.process_value(
+            typer.Context(_command()), [text] if parameter.multiple else text
+        )
+    except typer.BadParameter as error:
+        error.param = parameter
+        raise
 
 
 # Mutually exclusive options, by parameter name. "no_think" stands for --no-think.

@@ -61,7 +61,8 @@ class ContextOverflow(EngineError):
     """A sequence is longer than the context. `used` and `limit` are token counts."""
 
     def __init__(self, used: int, limit: int) -> None:
-        super().__init__(f"{used:,} tokens do not fit in a context of {limit:,} tokens")
+        plural = "" if limit == 1 else "s"
+        super().__init__(f"{used:,} tokens do not fit in a context of {limit:,} token{plural}")
         self.used, self.limit = used, limit
 
 

@@ -43,4 +43,4 @@ def enough_memory() -> Iterator[None]:
     except RuntimeError as error:  # MLX raises no specific class for this
         if "alloc" not in str(error).lower():
             raise
-        raise DoesNotFit(f"out of memory: {error}") from error
+        raise DoesNotFit("out of memory") from error

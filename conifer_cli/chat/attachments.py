@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from catalog.files import open_atomically
-from conifer_cli.errors import UsageError
+from conifer_cli.errors import UsageError, why
 from conifer_cli.session.session import Messages
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import size
@@ -49,7 +49,7 @@ def read_text(path: Path) -> str:
             raise UsageError(f"{path} exceeds the {size(MAX_FILE_BYTES)} limit")
         data = path.read_bytes()
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {path}: {_reason(error)}") from error
+        raise UsageError(f"cannot read {path}: {why(error)}") from error
     text = data.decode("utf-8", errors="replace")
     if "\ufffd" in text and "\ufffd".encode() not in data:
         console.log(f"conifer: {path.name} is not valid UTF-8; invalid bytes were replaced")
@@ -67,9 +67,5 @@ def export(name: str, messages: Messages, model: str) -> Path:
         with open_atomically(path, mode=0o600) as file:
             file.write(("\n".join(parts) + "\n").encode(errors="replace"))
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {_reason(error)}") from error
+        raise UsageError(f"cannot write {path}: {why(error)}") from error
     return path
-
-
-def _reason(error: OSError | ValueError) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from conifer_cli.chat.conversation import Conversation
+from conifer_cli.fit.context import largest_context, limit
 from conifer_cli.terminal import console
+from conifer_cli.terminal.format import counted
 
 SUMMARY_REQUEST = (
     "Summarise our conversation so far in at most 150 words. Keep names, numbers, decisions and "
@@ -27,21 +29,25 @@ def make_room(conversation: Conversation) -> list[int] | None:
         if len(tokens) + room <= context:
             return tokens
         console.log(
-            f"The conversation has {len(tokens):,} tokens and an answer needs at least {room:,}, "
-            f"but the context holds only {context:,}."
+            f"The conversation has {counted(len(tokens), 'token')} and an answer needs at least "
+            f"{room:,}, but the context holds only {context:,}."
         )
+        report = conversation.session.report
+        if len(tokens) + room > largest_context(report, context):
+            console.log(limit(report, context))
         if not _ask(conversation, _choices(conversation, len(tokens) + room)):
             return None
 
 
 def _choices(conversation: Conversation, needed: int) -> list[Choice]:
-    largest = conversation.session.report.verdict.largest_context
+    largest = largest_context(conversation.session.report, conversation.context)
     grown = min(max(2 * conversation.context, needed), largest)
     choices: list[Choice] = []
     if grown >= needed:
 
         def grow(conversation: Conversation) -> bool:
-            console.log(f"The context is now {grown:,} tokens. Processing the conversation again.")
+            size = counted(grown, "token")
+            console.log(f"The context is now {size}. Processing the conversation again.")
             conversation.resize(grown)
             return True
 
@@ -80,7 +86,7 @@ def _drop(conversation: Conversation) -> bool:
         while len(messages) > start + 1 and messages[start]["role"] != "user":
             del messages[start]
         dropped += 1
-    console.log(f"Oldest turns dropped: {dropped:,}.")
+    console.log(f"{counted(dropped, 'turn')} dropped, oldest first.")
     return True
 
 
@@ -103,7 +109,7 @@ def _summarise(conversation: Conversation) -> bool:
                 return False
             past, left_out = past[2:], left_out + 1
         if left_out:
-            console.log(f"Oldest turns left out of the summary: {left_out:,}.")
+            console.log(f"{counted(left_out, 'turn')} left out of the summary, oldest first.")
         response, generation = conversation.ask(tokens, max_tokens=limit)
     finally:
         messages[:] = before

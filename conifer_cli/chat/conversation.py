@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from catalog import UnknownModel
 from conifer_cli import errors
-from conifer_cli.acquire import locate
+from conifer_cli.acquire import RequestedModel, locate
 from conifer_cli.chat.line_editor import Editor, EditorHost
 from conifer_cli.interrupts import Interrupts
 from conifer_cli.session.open import open_session
 from conifer_cli.session.response import Response
 from conifer_cli.session.session import Generation, Messages, Session
 from conifer_cli.terminal import console
+from conifer_cli.terminal.format import counted
 from conifer_cli.terminal.format import tokens as short
 from conifer_cli.terminal.output import AnswerPrinter
 
@@ -39,11 +41,37 @@ class Conversation:
         self.folds = False
         self.totals = Totals()
         self.attempts = 0
+        self._measured: tuple[Any, int | None] = (None, None)
 
     def meter(self) -> str:
         """Return the context usage, such as `ctx 6.1k/32k`."""
-        cache = self.session.cache
-        return f"ctx {short(cache.length if cache else 0)}/{short(self.context)}"
+        used = self.used()
+        return f"ctx {'?' if used is None else short(used)}/{short(self.context)}"
+
+    def used(self) -> int | None:
+        """Return how many tokens the next prompt will hold besides the next message.
+
+        0 in a new conversation. None if the template cannot render the conversation. Counted again
+        only after a change.
+        """
+        options = self.session.options
+        change = (self.session, options.think, options.effort, self.staged[:], self.messages[:])
+        if self._measured[0] != change:
+            self._measured = (change, self._count())
+        return self._measured[1]
+
+    def _count(self) -> int | None:
+        earlier = [] if self.session.raw else self.messages
+        if not earlier and not self.staged:
+            return 0
+        try:
+            return len(self.session.encode([*earlier, self.compose("")]))
+        except errors.known_exceptions():
+            return None
+
+    def compose(self, text: str) -> dict[str, str]:
+        """Return the message with the staged texts and `text`."""
+        return {"role": "user", "content": "\n\n".join(filter(None, [*self.staged, text]))}
 
     def answer_room(self) -> int:
         """Return how many tokens must be free before an answer starts."""
@@ -77,7 +105,7 @@ class Conversation:
 
     def switch_model(self, name: str) -> None:
         """Switch to another model. On an error or Ctrl-C, reopen the old model and raise."""
-        target, old = locate(name), self.session
+        target, old = _locate(name), self.session
         old.close()  # both models may not fit in memory at once
         failure: BaseException | None = None
         try:
@@ -90,7 +118,7 @@ class Conversation:
         if failure is not None:
             self.session = Session(old.report, old.options)
             raise failure
-        self.context = self.session.context
+        self.context, self.totals = self.session.context, Totals()
 
     def toggle_fold(self) -> None:
         """Fold or unfold the model's thinking. Unfolding also prints the last answer's thinking."""
@@ -105,6 +133,7 @@ class Conversation:
     def clear(self) -> None:
         self.messages[:] = self.session.initial_messages()
         self.staged, self.last_thinking, self.attempts = [], "", 0
+        self.totals = Totals()
 
     def resize(self, context: int) -> None:
         """Change the context size. Drops the cache, so the messages are processed again."""
@@ -121,8 +150,21 @@ class Conversation:
         return AnswerPrinter(thinking, renderer=renderer, folded=self.folds)
 
 
+def _locate(name: str) -> RequestedModel:
+    try:
+        return locate(name)
+    except (errors.UsageError, UnknownModel) as error:
+        closest = getattr(error, "closest", None)
+        known = "Run `conifer list --catalog` to see every model."
+        hint = f"Did you mean /model {closest}?" if closest else known
+        raise errors.UsageError(str(error), hint) from error
+
+
 class Totals:
-    """Token counts and times over all answers. last: a line with the last answer's statistics."""
+    """Token counts and times of all answers since the conversation began or the model changed.
+
+    last: a line with the last answer's statistics.
+    """
 
     def __init__(self) -> None:
         self.answers = self.prompt = self.cached = self.decoded = 0
@@ -146,7 +188,8 @@ class Totals:
         computed = self.prompt - self.cached
         return [
             f"last: {self.last}",
-            f"answers: {self.answers:,}; prompt tokens: {self.prompt:,} ({self.cached:,} cached, "
+            f"total: {counted(self.answers, 'answer')}; "
+            f"prompts: {counted(self.prompt, 'token')} ({self.cached:,} cached, "
             f"{computed:,} processed in {self.prefill_s:.1f} s); "
-            f"answer tokens: {self.decoded:,} in {self.decode_s:.1f} s",
+            f"answers: {counted(self.decoded, 'token')} in {self.decode_s:.1f} s",
         ]

@@ -227,7 +227,7 @@ def edit_externally(text: str) -> str | None:
             done = subprocess.run([*shlex.split(editor), str(path)], check=False)
             changed = path.read_text(encoding="utf-8", errors="replace")
         except (OSError, ValueError) as error:
-            console.log(f"conifer: the editor {editor!r} failed: {error}")
+            console.log(f"conifer: the editor {editor!r} failed: {errors.why(error)}")
             return None
     return changed.removesuffix("\n") if done.returncode == 0 else None
 

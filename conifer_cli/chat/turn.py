@@ -15,7 +15,7 @@ CLEAR_HINT = "Type /clear to start a new conversation."
 def send(conversation: Conversation, text: str) -> None:
     """Add the user's message and answer it. If there is no answer, remove the message again."""
     messages = conversation.messages
-    messages.append({"role": "user", "content": "\n\n".join([*conversation.staged, text])})
+    messages.append(conversation.compose(text))
     staged, conversation.staged = conversation.staged, []
     conversation.attempts = 0
     try:
@@ -31,15 +31,15 @@ def answer(conversation: Conversation, otherwise: str = NOT_ADDED) -> None:
     try:
         tokens = make_room(conversation)
         if tokens is None:
-            console.log(f"{otherwise} {CLEAR_HINT}")
+            console.log(_joined(otherwise, _clear_hint(conversation)))
             return
         response, generation = conversation.ask(tokens)
     except errors.known_exceptions() as error:
         if isinstance(error, errors.OutputError):
             raise
-        _, message, hint = errors.explain(error)
+        message, hint = errors.explain_in_chat(error)
         console.log(f"conifer: {message}")
-        console.log(f"{otherwise} {hint} {CLEAR_HINT}")
+        console.log(_joined(otherwise, hint))
         return
     conversation.last_thinking = response.thinking
     if generation.stream.finish == "interrupted" and not response.text:
@@ -57,3 +57,13 @@ def answer(conversation: Conversation, otherwise: str = NOT_ADDED) -> None:
     if generation.cut_by_context:
         limit = conversation.context
         console.log(f"The {limit:,}-token context is full, so the answer was cut off.")
+
+
+def _joined(*sentences: str) -> str:
+    return " ".join(filter(None, sentences))
+
+
+def _clear_hint(conversation: Conversation) -> str:
+    """Return how to make room, if anything but the new message takes any."""
+    earlier = conversation.messages[:-1]
+    return CLEAR_HINT if any(m["role"] != "system" for m in earlier) else ""

@@ -17,7 +17,7 @@ from conifer_cli.errors import NoRoom, UsageError
 from conifer_cli.fit import run_history
 from conifer_cli.fit.verdict import FitReport, FitRequest, require_context
 from conifer_cli.terminal import console
-from conifer_cli.terminal.format import gigabytes, size, table
+from conifer_cli.terminal.format import counted, gigabytes, size, table
 from conifer_cli.terminal.progress import Progress
 from conifer_cli.versions import installed_version
 
@@ -205,7 +205,7 @@ def _environment(model: Model, report: FitReport, options: BenchOptions) -> dict
 
 
 def _report(document: dict[str, Any]) -> list[str]:
-    threads = f", {document['threads']} threads" if document["threads"] else ""
+    threads = f", {counted(document['threads'], 'thread')}" if document["threads"] else ""
     rows: list[tuple[str, ...]] = [
         ("", "TOKENS/S", "LOWEST", "HIGHEST", "BYTES/TOKEN", "BANDWIDTH", "SHARE")
     ]

@@ -21,7 +21,7 @@ from conifer_cli.acquire import connect, open_store
 from conifer_cli.fit.alternatives import best_moe
 from conifer_cli.session.session import SLOW
 from conifer_cli.terminal import console
-from conifer_cli.terminal.format import gigabytes, size
+from conifer_cli.terminal.format import counted, gigabytes, size
 from conifer_cli.versions import DISTRIBUTION, NOT_INSTALLED, installed_version
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -79,7 +79,7 @@ def check_backend() -> Check:
     if unmeasured := UNMEASURED.get(machine.backend):
         advice = "Please report the output of `conifer bench` on this machine"
         return Check("backend", WARN, f"{machine.backend}: {machine.name}; {unmeasured}", advice)
-    detail = f"cpu: {machine.name}, {_count(cores(), 'thread')}; {UNMEASURED['metal']}"
+    detail = f"cpu: {machine.name}, {counted(cores(), 'thread')}; {UNMEASURED['metal']}"
     return Check("backend", OK, detail)
 
 
@@ -159,7 +159,7 @@ def check_cache() -> Check:
     free = shutil.disk_usage(_existing(store.hub_cache)).free
     used = size(sum(model.size_bytes for model in installed))
     detail = (
-        f"{store.hub_cache}: {_count(len(installed), 'model')}, {used} used, {size(free)} free; "
+        f"{store.hub_cache}: {counted(len(installed), 'model')}, {used} used, {size(free)} free; "
         f"Conifer's files: {store.home}"
     )
     advice = "Remove models with `conifer rm`, or set HF_HOME to a folder on another disk"
@@ -182,7 +182,7 @@ def _unusable(folder: Path) -> str | None:
     except FileNotFoundError:
         return None
     except OSError as error:  # for example, an invalid name
-        return error.strerror
+        return errors.why(error)
     return None
 
 
@@ -243,10 +243,6 @@ def _numbers(version: str) -> tuple[int, ...]:
     leading = re.split(r"[^\d.]", version, maxsplit=1)[0]
     leading = re.sub(r"(\.0*)+$", "", leading)
     return tuple(int(number) for number in leading.split(".") if number)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 CHECKS: tuple[Callable[[], Check], ...] = (

@@ -32,7 +32,7 @@ def list_installed(as_json: bool) -> int:
         console.log("No models yet. Run `conifer run` to download the starter model (98 MB).")
     else:
         rows = [
-            (name_of(model), size(model.size_bytes), _modified(model)[:16], str(model.paths[0]))
+            (name_of(model), size(model.size_bytes), _minute(_modified(model)), str(model.paths[0]))
             for model in installed
         ]
         console.print_lines(table([("NAME", "SIZE", "MODIFIED", "WHERE"), *rows], right=(1,)))
@@ -67,7 +67,12 @@ def name_of(model: Installed) -> str:
 
 def _modified(model: Installed) -> str:
     seconds = model.paths[0].stat().st_mtime
-    return datetime.datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
+    return datetime.datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
+
+
+def _minute(date: str) -> str:
+    """Shorten an ISO 8601 date for a table: 2026-11-28 16:24."""
+    return date[:16].replace("T", " ")
 
 
 def _installed_document(model: Installed) -> dict[str, Any]:
@@ -134,5 +139,5 @@ def _speed_row(document: dict[str, Any]) -> tuple[str, ...]:
         size(document["peak_bytes"]),
         size(document["predicted_peak_bytes"]),
         str(document["runs"]),
-        document["last"][:16].replace("T", " "),
+        _minute(document["last"]),
     )

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from conifer_cli import errors
 from conifer_cli.acquire import RequestedModel, locate, open_store
 from conifer_cli.commands.list import name_of
-from conifer_cli.errors import Declined, Unreadable, UsageError
+from conifer_cli.errors import Declined, Unreadable, UsageError, why
 from conifer_cli.terminal import console
-from conifer_cli.terminal.format import size
+from conifer_cli.terminal.format import counted, size
 
 if TYPE_CHECKING:
     from catalog.store.store import Installed, Store
@@ -61,7 +61,7 @@ def remove_models(names: Sequence[str], everything: bool, yes: bool) -> int:
     for model in going:
         console.log(f"{name_of(model)}, {size(model.size_bytes)}, {model.paths[0]}")
     for place, paths in rest.items():
-        of = f" (files: {len(paths):,})" if place.is_dir() else ""
+        of = f" in {counted(len(paths), 'file')}" if place.is_dir() else ""
         console.log(f"{place}, {size(sum(map(_size, paths)))}{of}")
     if not yes:
         if not console.can_ask():
@@ -129,7 +129,7 @@ def _delete(path: Path) -> int:
         else:
             path.unlink()
     except OSError as error:
-        raise Unreadable(f"{error.filename or path}: {error.strerror or error}") from error
+        raise Unreadable(f"{error.filename or path}: {why(error)}") from error
     return freed
 
 

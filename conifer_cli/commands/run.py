@@ -9,7 +9,7 @@ from typing import Any
 
 from conifer_cli import errors
 from conifer_cli.acquire import locate
-from conifer_cli.errors import UsageError
+from conifer_cli.errors import UsageError, why
 from conifer_cli.run_options import RunOptions
 from conifer_cli.session import checkpoint, prompt_cache
 from conifer_cli.session.open import open_session
@@ -17,7 +17,7 @@ from conifer_cli.session.response import Response
 from conifer_cli.session.router_report import collect, document, require_format, show_experts
 from conifer_cli.session.session import JSON_OBJECT, Generation, Messages, Session
 from conifer_cli.terminal import console
-from conifer_cli.terminal.format import size
+from conifer_cli.terminal.format import counted, size
 
 MAX_SCHEMA_BYTES = 1 << 20
 EFFORT = "reasoning_effort"  # the variable name in chat templates
@@ -105,9 +105,9 @@ def answer_once(session: Session, messages: Messages, prompt: str) -> int:
     if not answering.cut_by_context:
         return errors.OK
     used = answering.stream.stats.prompt_tokens + answering.stream.stats.decoded_tokens
-    full = f"{used:,} tokens fill the {session.context:,}-token context"
+    full = f"{counted(used, 'token')} fill the {session.context:,}-token context"
     console.log(f"conifer: the answer was cut off: {full}")
-    console.log("Pass -c to set a larger context. Run `conifer fit MODEL` to see the limit.")
+    console.log(session.context_advice(session.context + 1))
     return errors.NO_ROOM
 
 
@@ -149,7 +149,7 @@ def _grammar(path: str | None) -> str:
         with Path(path).open("rb") as file:
             data = file.read(MAX_SCHEMA_BYTES + 1)
     except OSError as error:
-        raise UsageError(f"cannot read the schema file {path}: {error.strerror}") from error
+        raise UsageError(f"cannot read the schema file {path}: {why(error)}") from error
     if len(data) > MAX_SCHEMA_BYTES:
         raise UsageError(f"the schema file {path} is larger than {size(MAX_SCHEMA_BYTES)}")
     text = data.decode("utf-8", errors="replace")

@@ -17,7 +17,7 @@ from conifer_cli.errors import UsageError
 from conifer_cli.fit.alternatives import supported
 from conifer_cli.fit.verdict import reading
 from conifer_cli.terminal import console
-from conifer_cli.terminal.format import count, labelled, size
+from conifer_cli.terminal.format import count, counted, labelled, size
 
 if TYPE_CHECKING:
     from catalog import Entry
@@ -131,7 +131,7 @@ def _header_rows(header: ShownHeader) -> list[tuple[str, str]]:
     where = str(header.paths[0]) if header.paths else "not on this machine (cached header)"
     return [
         ("file", where),
-        ("file size", f"{size(header.size_bytes)} (parts: {header.parts})"),
+        ("file size", f"{size(header.size_bytes)} in {counted(header.parts, 'part')}"),
         ("file name", config.name),
         ("file architecture", config.architecture),
         ("file layers", f"{config.layers}, {config.width} wide"),
@@ -145,7 +145,7 @@ def _header_rows(header: ShownHeader) -> list[tuple[str, str]]:
         ("file context", f"{config.context:,}"),
         ("vocabulary", f"{config.vocab:,}"),
         ("tokenizer", f"{tokenizer}, {pre or 'no pre-tokenizer'}"),
-        ("chat template", f"{len(template):,} characters" if template else "none"),
+        ("chat template", counted(len(template), "character") if template else "none"),
         ("file licence", document["licence"] or "not stated"),
         ("tensors", f"{len(tensors)}: {', '.join(document['types'])}"),
     ]

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conifer_cli.errors import NoRoom, Unreadable, UsageError
+from conifer_cli.errors import NoRoom, Unreadable, UsageError, why
 from conifer_cli.fit.alternatives import ways_out
-from conifer_cli.terminal.format import gigabytes
+from conifer_cli.terminal.format import counted, gigabytes
 
 if TYPE_CHECKING:
     from catalog import CatalogFile, Entry, Reference
@@ -68,6 +68,12 @@ class FitReport:
     estimate: ModelEstimate | None = None  # set only if no header is available
     damaged: tuple[Path, ...] = ()
 
+    @property
+    def supported_context(self) -> int:
+        """The largest context that the model supports, in tokens. 0 means unknown."""
+        limits = (self.config and self.config.context, self.entry and self.entry.context)
+        return min((tokens for tokens in limits if tokens), default=0)
+
 
 def judge_model(
     name: str,
@@ -113,7 +119,7 @@ def shortage(report: FitReport) -> str:
     """Describe how much memory the model needs and how much it may use."""
     verdict = report.verdict
     least = "at least " if verdict.estimated else ""
-    at = "" if verdict.estimated else f" with a context of {verdict.context:,} tokens"
+    at = "" if verdict.estimated else f" with a context of {counted(verdict.context, 'token')}"
     need, budget = gigabytes(verdict.need.total_bytes), gigabytes(verdict.budget_bytes)
     limit = verdict.machine.limited_by
     return f"it needs {least}{need}{at}; the budget ({limit}) is {budget}"
@@ -136,7 +142,7 @@ def reading(name: str, reference: Reference) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise Unreadable(f"{error.filename or name}: {error.strerror or error}") from error
+        raise Unreadable(f"{error.filename or name}: {why(error)}") from error
     except GGUFError as error:
         if reference.path is None:  # a local path cannot be downloaded again
             error.add_note(
@@ -245,5 +251,5 @@ def require_context(name: str, most: int, request: FitRequest) -> None:
     """Raise UsageError if the requested context is over `most`, unless --force was given."""
     if request.context is not None and request.context > most and not request.force:
         raise UsageError(
-            f"{name} supports a context of up to {most:,} tokens, got {request.context:,}"
+            f"{name} supports a context of up to {counted(most, 'token')}, got {request.context:,}"
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from conifer_cli.fit.verdict import FitReport, FitRequest
-from conifer_cli.terminal.format import count, gigabytes, size, table
+from conifer_cli.terminal.format import count, counted, gigabytes, size, table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -156,7 +156,11 @@ def _parts(report: FitReport, request: FitRequest) -> list[str]:
     about = ", estimated" if verdict.estimated else ""
     parts = [
         ("weights", need.weights_bytes, f"file size {size(report.size_bytes)}"),
-        ("KV cache", need.kv_bytes, f"{verdict.context:,} tokens, {request.kv_type}{about}"),
+        (
+            "KV cache",
+            need.kv_bytes,
+            f"{counted(verdict.context, 'token')}, {request.kv_type}{about}",
+        ),
         ("buffers", need.buffers_bytes, about.removeprefix(", ")),
         ("program", need.program_bytes, ""),
         ("total", need.total_bytes, ""),
@@ -170,7 +174,8 @@ def _parts(report: FitReport, request: FitRequest) -> list[str]:
 def _speeds(found: DecodeSpeed, target: Target, context: int) -> list[str]:
     moved, lines = found.moved, []
     if found.start and found.end:
-        rates = f"{_range(found.start)} at the start, {_range(found.end)} at {context:,} tokens"
+        at = counted(context, "token")
+        rates = f"{_range(found.start)} at the start, {_range(found.end)} at {at}"
         read = f"{size(int(target.bandwidth.bytes_per_s))}/s"
         lines = [f"tokens/s: {rates}", f"  {_SOURCES[found.start.source].format(read)}"]
     if moved is not None:

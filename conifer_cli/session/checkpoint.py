@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, TypeVar
 
 from catalog.files import open_atomically, parse_json
-from conifer_cli.errors import BadSaved, OutputError, Unreadable, UsageError
+from conifer_cli.errors import BadSaved, OutputError, Unreadable, UsageError, why
 
 if TYPE_CHECKING:
     from conifer_cli.fit.verdict import FitReport
@@ -107,7 +107,7 @@ def identity(report: FitReport) -> str:
         try:
             _take_samples(path, digest)
         except OSError as error:  # the file may be removed while the model runs
-            raise Unreadable(f"cannot read {path}: {error.strerror}") from error
+            raise Unreadable(f"cannot read {path}: {why(error)}") from error
     return digest.hexdigest()
 
 
@@ -160,7 +160,7 @@ def write(path: Path, kind: str, facts: Mapping[str, Any], kept: CacheState | No
                 file.write(data)
             file.write(digest.digest())
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+        raise OutputError(f"cannot write {path}: {why(error)}") from error
 
 
 def read(path: Path, kind: type[H]) -> tuple[H, CacheState]:
@@ -202,7 +202,7 @@ def _opened(path: Path, kind: type[SavedHeader]) -> Iterator[BinaryIO]:
     except (FileNotFoundError, IsADirectoryError) as error:
         raise UsageError(f"no saved {kind.kind} at {str(path)!r}") from error
     except OSError as error:
-        raise BadSaved(f"cannot read {path}: {error.strerror}") from error
+        raise BadSaved(f"cannot read {path}: {why(error)}") from error
 
 
 def _header(path: Path, file: BinaryIO, kind: type[H], digest: Any) -> H:

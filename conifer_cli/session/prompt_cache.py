@@ -91,7 +91,7 @@ def _store(session: Session, tokens: list[int]) -> None:
         _make_room(size_bytes)
         checkpoint.write(place / f"{name}{SUFFIX}", checkpoint.SavedHeader.kind, facts, kept)
     except (OSError, errors.OutputError) as error:
-        console.log(f"conifer: cannot store the prompt: {error}")
+        console.log(f"conifer: cannot store the prompt: {errors.why(error)}")
 
 
 def _restored(session: Session, path: Path, cache: Cache) -> bool:

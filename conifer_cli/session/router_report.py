@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conifer_cli.errors import OutputError, UsageError
+from conifer_cli.errors import OutputError, UsageError, why
 from conifer_cli.terminal import console
-from conifer_cli.terminal.format import size
+from conifer_cli.terminal.format import counted, size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,7 +114,7 @@ def write(session: Session, path: Path) -> None:
     try:
         path.write_bytes(data)
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+        raise OutputError(f"cannot write {path}: {why(error)}") from error
 
 
 def collect(session: Session) -> RouterReport | None:
@@ -143,8 +143,8 @@ def summary(report: RouterReport) -> list[str]:
     covered, total = figures["experts_for_90_percent"], report.hits.size
     factor = report.dense_bytes / report.token_bytes
     return [
-        f"{report.tokens:,} tokens, {report.used} of {report.experts} experts in each of "
-        f"{len(report.layers)} layers",
+        f"{counted(report.tokens, 'token')}, {report.used} of {report.experts} experts in each of "
+        f"{counted(len(report.layers), 'layer')}",
         f"entropy: {bits['mean']:.2f} of {most:.2f} bits (layers range from {bits['low']:.2f} to "
         f"{bits['high']:.2f})",
         f"90% of the hits: {covered:.1f} experts per layer ({covered / report.experts:.0%})",
@@ -221,7 +221,7 @@ def png(report: RouterReport) -> bytes:
     text = (
         f"Rows: layers {report.layers[0]} to {report.layers[-1]}; columns: experts 0 to "
         f"{report.experts - 1}; hottest: {heat.max():.2f} times an even share of "
-        f"{report.tokens} tokens"
+        f"{counted(report.tokens, 'token')}"
     )
     height, width = pixels.shape
     image, described = io.BytesIO(), io.BytesIO()

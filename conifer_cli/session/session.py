@@ -6,15 +6,18 @@ import functools
 import secrets
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conifer_cli.errors import UsageError
 from conifer_cli.fit import run_history
+from conifer_cli.fit.context import advice
 from conifer_cli.run_options import RunOptions
 from conifer_cli.session import checkpoint
 from conifer_cli.terminal import console
+from conifer_cli.terminal.format import counted
 from conifer_cli.terminal.progress import Progress
 
 if TYPE_CHECKING:
@@ -148,6 +151,22 @@ class Session:
         """The cache's capacity in tokens, or the initial capacity if there is no cache yet."""
         return self.cache.context if self.cache else self.report.verdict.context
 
+    @contextmanager
+    def explaining_overflow(self) -> Iterator[None]:
+        """Add a note to ContextOverflow on how to get a larger context, or why there is none."""
+        from engine.errors import ContextOverflow
+
+        try:
+            yield
+        except ContextOverflow as error:
+            advice = self.context_advice(error.used)
+            error.add_note(f"Shorten the prompt. {advice}")
+            raise
+
+    def context_advice(self, needed: int) -> str:
+        """Return how to get a context of `needed` tokens, or why there is none."""
+        return advice(self.report, self.context, needed, self.options.kv_type)
+
     def _context(self, prompt_tokens: int) -> int:
         """Return the context to use. Unless the user set one, a long prompt at least doubles it."""
         context = self.context
@@ -175,7 +194,7 @@ class Generation:
         )
 
     def __iter__(self) -> Iterator[Part]:
-        with self._progress:
+        with self._progress, self._session.explaining_overflow():
             for part in self.stream.parts():
                 self._progress.clear()
                 self.total_s = time.perf_counter() - self._started
@@ -228,9 +247,10 @@ class Generation:
         """Return token counts and rates as one line."""
         stats = self.stream.stats
         cached = f" ({stats.cached_tokens:,} from the cache)" if stats.cached_tokens else ""
+        prompt, answer = (counted(n, "token") for n in (stats.prompt_tokens, stats.decoded_tokens))
         return (
-            f"prompt: {stats.prompt_tokens:,} tokens{cached}, {stats.prompt_per_s:.1f} tokens/s; "
-            f"answer: {stats.decoded_tokens:,} tokens, {stats.decode_per_s:.1f} tokens/s"
+            f"prompt: {prompt}{cached}, {stats.prompt_per_s:.1f} tokens/s; "
+            f"answer: {answer}, {stats.decode_per_s:.1f} tokens/s"
         )
 
 

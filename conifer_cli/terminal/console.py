@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import NoReturn, TextIO
 
-from conifer_cli.errors import OutputError, UsageError, explain
+from conifer_cli.errors import OutputError, UsageError, explain, why
 from conifer_cli.terminal.format import size
 from conifer_cli.terminal.sanitize import clean, clean_line
 
@@ -156,7 +156,7 @@ def write_stdout(text: str) -> None:
     except BrokenPipeError as error:
         raise ReaderGone from error
     except OSError as error:
-        raise OutputError(f"cannot write to standard output: {error.strerror}") from error
+        raise OutputError(f"cannot write to standard output: {why(error)}") from error
 
 
 def print_lines(lines: Iterable[str]) -> None:
@@ -228,7 +228,7 @@ def _chunks() -> Iterator[bytes]:
         except BlockingIOError:  # another reader of a non-blocking pipe took the data
             continue
         except OSError as error:
-            raise UsageError(f"cannot read standard input: {error.strerror}") from error
+            raise UsageError(f"cannot read standard input: {why(error)}") from error
         if not data:
             return
         yield data

@@ -39,6 +39,11 @@ def count(number: int | None) -> str:
     return f"{number:,}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Format a count with its noun, which takes an s in the plural: 1 token, 2,048 tokens."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def tokens(number: int) -> str:
     """Format a token count: 820, 6.1k, 32k. One k is 1,024 tokens."""
     return f"{number}" if number < 1024 else f"{number / 1024:.1f}".removesuffix(".0") + "k"

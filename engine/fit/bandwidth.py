@@ -66,7 +66,7 @@ def read_rates(size_bytes: int, repeat: int, device: str) -> Iterator[float]:
 def read_method(device: str) -> str:
     """Describe how `read_rates` reads memory."""
     if device == "cpu":
-        return f"NumPy's maximum over 64-bit words, {cores()} threads"
+        return f"NumPy's maximum over 64-bit words, one thread per core ({cores()})"
     return "MLX's maximum over 64-bit words, on the GPU"
 
 

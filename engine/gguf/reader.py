@@ -184,7 +184,7 @@ def merge_parts(headers: list[Header]) -> tuple[dict[str, Value], dict[str, Tens
     if len(tensors) != expected:
         raise GGUFError(
             f"part 1: key 'split.tensors.count' is {expected:,}, "
-            f"but the parts contain {len(tensors):,} tensors"
+            f"but the number of tensors in the parts is {len(tensors):,}"
         )
     return metadata, tensors
 

@@ -12,9 +12,9 @@ from conifer_cli.fit.verdict import FitRequest
 
 WRONG = [
     ("temprature = 1", "line 1, temprature: unknown option", "Did you mean temp"),
-    ("# a\n\n[run]\ntemperature = 11", "line 4, temperature: --temperature", "0 to 10"),
-    ("[run]\nseed = -1", "line 2, seed: --seed", "0 to 18"),
-    ("[run]\nmax-tokens = 0", "line 2, max-tokens: --max-tokens", "1 to 16,777,216"),
+    ("# a\n\n[run]\ntemperature = 11", "line 4, temperature: must be", "from 0 to 10, got 11"),
+    ("[run]\nseed = -1", "line 2, seed: must be", "0 to 18"),
+    ("[run]\nmax-tokens = 0", "line 2, max-tokens: must be", "1 to 16,777,216"),
     ("[fit]\n'context' = '12z'", "line 2, context:", "12z"),
     ("kernels = 'cuda'", "line 1, kernels:", "'auto', 'native', 'stock'"),
     ("stats = 1", "line 1, stats: must be true or false", ""),

@@ -143,7 +143,7 @@ def test_tab_completes_commands_paths_and_models(begin, tmp_path):
     with begin() as session:
         for typed, shown in (
             ("/und\t", "nothing to undo"),
-            (f"/read {tmp_path}/a-lo\t", "a-long-name.txt (1 characters)"),
+            (f"/read {tmp_path}/a-lo\t", "a-long-name.txt (1 character)"),
             ("/model smollm2-13\t-no", "smollm2-135m-no"),
         ):
             ready(session)
