@@ -86,7 +86,7 @@ def test_a_summary_that_fails_leaves_everything_as_it_was(begin, capsys, monkeyp
         if fault == "failed":
             raise NumericError("not finite")
         reply, *rest = answering(tokens, **settings)
-        reply.text = " \n"
+        reply._text[:] = [" \n"]
         return reply, *rest
 
     def question(text):

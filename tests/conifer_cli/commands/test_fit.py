@@ -143,8 +143,8 @@ def test_another_size_of_memory_is_judged_for_this_machine(tmp_path):
     [
         (("--machine", "m4-max"), "add the memory size: m4-max-64gb"),
         (("--machine", "m7-max-64gb"), "unknown machine 'm7-max-64gb'; did you mean"),
-        (("--memory", "32"), "expected a memory size"),
-        (("--memory", "1MB"), "expected a memory size"),
+        (("--memory", "32"), "--memory must be a memory size"),
+        (("--memory", "1MB"), "--memory must be a memory size"),
     ],
 )
 def test_a_machine_that_makes_no_sense_exits_2(tmp_path, arguments, said):

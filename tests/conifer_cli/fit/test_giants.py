@@ -45,7 +45,7 @@ def test_show_describes_a_giant(tmp_path: Path):
     assert (len(shown["paths"]), shown["tensors"]) == (13, 1086)
     text = run_unplugged("show", str(path), home=tmp_path).stdout.decode()
     assert "671,026,419,200, 36,625,625,600 active per token" in text
-    assert "(parts: 13)" in text
+    assert "in 13 parts" in text
 
 
 def broken(kind: str, folder: Path) -> Path:
