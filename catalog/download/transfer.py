@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import threading
 import time
 from collections import deque
@@ -47,12 +48,14 @@ class Callbacks:
     on_wait: called once if another process is already downloading the file.
     on_retry: receives (reason, seconds until the next attempt).
     on_hash: called if hashing continues after the download is complete.
+    on_refused: receives what the cache's file system does not offer, such as "chmod".
     """
 
     on_progress: Callable[[int, int], None] = lambda done, total: None
     on_wait: Callable[[], None] = lambda: None
     on_retry: Callable[[str, float], None] = lambda reason, wait_s: None
     on_hash: Callable[[], None] = lambda: None
+    on_refused: Callable[[set[str]], None] = lambda operations: None
 
 
 def download(
@@ -97,14 +100,13 @@ def download(
 def _hash(file: RemoteFile, partial: PartFile) -> str:
     version, done, synced = partial.version, 0, 0
     digest = hashlib.sha256()
-    with partial.path.open("rb", buffering=0) as source:
+    with partial.reader() as source:
         while found := partial.wait_for(done, version):
             ready, now = found
             if now != version:
                 version, done, synced, digest = now, 0, 0, hashlib.sha256()
-                source.seek(0)
                 continue
-            while done < ready and (chunk := source.read(min(HASH_BYTES, ready - done))):
+            while done < ready and (chunk := os.pread(source, min(HASH_BYTES, ready - done), done)):
                 if done == 0 and not chunk.startswith(MAGIC[: len(chunk)]):
                     raise NotAModel(f"{file.name} is not a GGUF file")
                 digest.update(chunk)

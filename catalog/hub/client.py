@@ -73,6 +73,16 @@ def cache_folder() -> Path:
     return Path(session.constants().HF_HUB_CACHE)
 
 
+def links_files() -> bool:
+    """True unless HF_HUB_DISABLE_SYMLINKS asks for files instead of links in the cache."""
+    return not session.constants().HF_HUB_DISABLE_SYMLINKS
+
+
+def warns_of_links() -> bool:
+    """True unless HF_HUB_DISABLE_SYMLINKS_WARNING is set."""
+    return not session.constants().HF_HUB_DISABLE_SYMLINKS_WARNING
+
+
 class Hub:
     """A client for one Hub. Endpoint and token default to huggingface_hub's settings.
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 
 from catalog.errors import StoreError
 from catalog.file_names import is_repository
+from catalog.files import real
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 COMMIT = re.compile(r"[0-9a-f]{7,64}")
-FOLDERS = "models--*--*"  # a glob that matches every repository's folder
 
 
 def folder_name(repository: str) -> str:
@@ -23,3 +25,15 @@ def repository_of(folder: str) -> str | None:
     """Return the repository that a cache folder belongs to; None for any other folder."""
     repository = folder.removeprefix("models--").replace("--", "/")
     return repository if is_repository(repository) else None
+
+
+def blob_of(path: Path) -> Path:
+    """Return the blob that a snapshot's link names; the path itself if it is not a link.
+
+    Follows one link only: a blob may itself be a link to the store that repositories share.
+    """
+    try:
+        blob = path.parent / os.readlink(path)
+    except OSError:
+        return path
+    return real(blob.parent) / blob.name

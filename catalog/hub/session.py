@@ -13,6 +13,7 @@ import ssl
 import threading
 import time
 import urllib.request
+import warnings
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -47,7 +48,8 @@ class NotConnected(TransientError):
 def constants() -> ModuleType:
     """Return huggingface_hub's settings."""
     try:
-        from huggingface_hub import constants
+        with warnings.catch_warnings(action="ignore"):  # of obsolete switches
+            from huggingface_hub import constants
     except ValueError as error:
         raise BadSetting(f"an HF_* environment variable has an invalid value: {error}") from error
     return constants

@@ -8,6 +8,7 @@ from PyPI are stored in `<home>/models/<id>/<name>`. Lookups never write to disk
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,13 +17,16 @@ from typing import TYPE_CHECKING, Protocol
 
 from catalog.errors import ModelNotFound, StoreError
 from catalog.file_names import FileSet, file_sets, is_safe
-from catalog.hub.paths import COMMIT, FOLDERS, SHA256, folder_name, repository_of
+from catalog.files import files_below, read_file, real, subfolders
+from catalog.hub.paths import COMMIT, SHA256, blob_of, folder_name, repository_of
 from catalog.registry import Package, entries
 from catalog.resolve import Reference
 from catalog.store import manifest
 
 if TYPE_CHECKING:
     from catalog.hub.client import RemoteFile
+
+MAX_REF_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +108,10 @@ class Store:
 
     def delete(self, path: Path) -> None:
         """Delete a damaged file and its blob, even if other links point to the blob."""
-        blob = path.resolve()
+        blob = blob_of(path)
         try:
             path.unlink(missing_ok=True)
-            if blob.parent.name == "blobs" and blob.is_relative_to(self.hub_cache.resolve()):
+            if blob.parent.name == "blobs" and blob.is_relative_to(real(self.hub_cache)):
                 blob.unlink(missing_ok=True)
         except OSError as error:
             raise StoreError(f"cannot remove {path}: {error.strerror or error}") from error
@@ -173,7 +177,7 @@ class HubCache:
         return None
 
     def installed(self) -> Iterator[Installed]:
-        for folder in sorted(self.folder.glob(FOLDERS)):
+        for folder in subfolders(self.folder):
             if (repository := repository_of(folder.name)) is None:
                 continue
             for snapshot in _snapshots(folder, None):
@@ -197,7 +201,7 @@ class HubCache:
         snapshots = self.repository_folder(repository) / "snapshots"
         found = []
         for path in installed.paths:
-            blob = path.resolve().name
+            blob = blob_of(path).name
             commit, _, name = path.relative_to(snapshots).as_posix().partition("/")
             found.append(blob if SHA256.fullmatch(blob) else known.get((repository, commit, name)))
         return found
@@ -206,13 +210,26 @@ class HubCache:
         """Delete a model's links, blobs that no other link uses, and unused records."""
         folder = self.repository_folder(installed.repository or "")
         known = _entries_of(installed, manifest.read(self.home))  # read before deleting the links
-        freed = sum(_remove_link(path, folder) for path in installed.paths)
-        _prune(folder)
+        freed = self.remove_links(folder, installed.paths)
         left = list(self.installed()) if known else []
         for entry in known:
             if not any(_entries_of(other, [entry]) for other in left):
-                manifest.remove(self.home, entry)
+                manifest.remove(self.home, entry, manifest.cache_name(self.folder))
         return freed
+
+    def remove_links(self, folder: Path, paths: Iterable[Path]) -> int:
+        """Delete snapshot links of a repository and unused blobs. Returns the bytes freed."""
+        freed = sum(map(self._remove_link, paths))
+        _prune(folder)
+        return freed
+
+    def _remove_link(self, path: Path) -> int:
+        """Delete a link and its blob, unless another link needs the blob."""
+        blob = blob_of(path)
+        freed = _unlink(path)
+        blobs = self.folder / path.relative_to(self.folder).parts[0] / "blobs"
+        ours = blob != path and blob.parent == real(blobs) and os.path.lexists(blob)
+        return _unlink(blob) if ours and not self.links_to(blob) else freed
 
     def repository_folder(self, repository: str) -> Path:
         """Return a repository's folder. Raises StoreError if the name is malformed."""
@@ -236,16 +253,35 @@ class HubCache:
             raise StoreError(f"{file.revision!r} is not a safe path")
         return self._inside(self.repository_folder(file.repository) / "refs" / file.revision)
 
+    def lock_path(self, file: RemoteFile) -> Path:
+        """Return the path of huggingface_hub's lock for a file's blob."""
+        folder = self.folder / ".locks" / folder_name(file.repository)
+        return self._inside(folder / f"{self.blob_path(file).name}.lock")
+
+    def copies(self, file: RemoteFile) -> Iterator[Path]:
+        """Yield the paths at which other revisions have a copy of a file, according to records."""
+        snapshots = self.repository_folder(file.repository) / "snapshots"
+        for entry in manifest.read(self.home):
+            if (entry.repository, entry.sha256) == (file.repository, file.sha256):
+                path = self._inside(snapshots / entry.commit / entry.name)
+                if not path.is_symlink() and _size(path) == file.size_bytes:
+                    yield path
+
+    def links_to(self, blob: Path) -> bool:
+        """True if a snapshot has a link to a blob."""
+        links = filter(os.path.islink, files_below(blob.parent.parent / "snapshots"))
+        return any(blob_of(link) == real(blob.parent) / blob.name for link in links)
+
     def _inside(self, path: Path) -> Path:
         """Return `path` unchanged. Raises StoreError if symlinks lead outside the cache."""
-        if not path.parent.resolve().is_relative_to(self.folder.resolve()):
+        if not real(path.parent).is_relative_to(real(self.folder)):
             raise StoreError(f"{path.parent} leads outside {self.folder}")
         return path
 
     def _installed(self, repository: str, snapshot: Path, files: FileSet) -> Installed:
         paths = tuple(snapshot / name for name in files.names)
         sizes = sum(_size(path) or 0 for path in paths)
-        id, commit, quant = _model_id(repository, files.quant), snapshot.name, files.quant
+        id, commit, quant = model_id_of(repository, files.quant), snapshot.name, files.quant
         return Installed(id, repository, commit, quant, files.names[0], paths, sizes, self)
 
 
@@ -259,22 +295,25 @@ def _snapshots(folder: Path, revision: str | None) -> Iterator[Path]:
     if revision is not None:
         if commit is None and COMMIT.fullmatch(revision):
             commit = revision
-        if commit is not None and (folder / "snapshots" / commit).is_dir():
+        if commit is not None and os.path.isdir(folder / "snapshots" / commit):
             yield folder / "snapshots" / commit
         return
+    found = [s for s in subfolders(folder / "snapshots") if COMMIT.fullmatch(s.name)]
+    yield from sorted(found, key=lambda s: (s.name == commit, _modified(s), s.name), reverse=True)
+
+
+def _modified(path: Path) -> float:
     try:
-        found = [s for s in (folder / "snapshots").iterdir() if s.is_dir()]
-        found.sort(key=lambda s: (s.name == commit, s.stat().st_mtime, s.name), reverse=True)
+        return path.stat().st_mtime
     except OSError:
-        return
-    yield from (s for s in found if COMMIT.fullmatch(s.name))
+        return 0.0
 
 
 def _ref(folder: Path, revision: str) -> str | None:
     if not is_safe(revision):
         return None
     try:
-        commit = (folder / "refs" / revision).read_text(encoding="ascii").strip()
+        commit = read_file(folder / "refs" / revision, MAX_REF_BYTES).decode("ascii").strip()
     except (OSError, UnicodeDecodeError):
         return None
     return commit if COMMIT.fullmatch(commit) else None
@@ -282,11 +321,12 @@ def _ref(folder: Path, revision: str) -> str | None:
 
 def _names(snapshot: Path) -> list[str]:
     """Return the names of a snapshot's GGUF files, skipping broken links."""
-    paths = (path for path in snapshot.rglob("*") if path.suffix.lower() == ".gguf")
-    return [path.relative_to(snapshot).as_posix() for path in paths if path.is_file()]
+    paths = (path for path in files_below(snapshot) if path.suffix.lower() == ".gguf")
+    return [path.relative_to(snapshot).as_posix() for path in paths if os.path.isfile(path)]
 
 
-def _model_id(repository: str, quant: str | None) -> str | None:
+def model_id_of(repository: str, quant: str | None) -> str | None:
+    """Return the id of the catalog model that a repository's file is, or None."""
     for entry in entries().values():
         file = next((file for file in entry.files if file.quant == quant), entry)
         if file.repository == repository:
@@ -312,33 +352,23 @@ def _size(path: Path) -> int | None:
 
 
 def _unlink(path: Path) -> int:
-    size = path.stat().st_size
+    """Delete a file or a link. Returns the number of bytes of the file."""
+    status = path.lstat()
     path.unlink()
-    return size
-
-
-def _remove_link(path: Path, folder: Path) -> int:
-    if not path.is_symlink():
-        return _unlink(path)
-    blob = path.resolve()
-    path.unlink()
-    others = (p for p in (folder / "snapshots").rglob("*") if p.is_symlink())
-    ours = blob.parent == (folder / "blobs").resolve()
-    return _unlink(blob) if ours and all(p.resolve() != blob for p in others) else 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
 
 def _prune(folder: Path) -> None:
-    for snapshot in (folder / "snapshots").iterdir():
+    for snapshot in subfolders(folder / "snapshots"):
         _remove_empty(snapshot)
-    for ref in (folder / "refs").rglob("*"):
-        if ref.is_file():
-            commit = ref.read_text(encoding="ascii", errors="replace").strip() or "none"
-            if not (folder / "snapshots" / commit).is_dir():
-                ref.unlink()
+    for ref in files_below(folder / "refs"):
+        commit = _ref(folder, ref.relative_to(folder / "refs").as_posix())
+        if commit is None or not os.path.isdir(folder / "snapshots" / commit):
+            ref.unlink()
     _remove_empty(folder)
 
 
 def _remove_empty(folder: Path) -> None:
     for path, _, _ in os.walk(folder, topdown=False):
-        if not any(Path(path).iterdir()):
-            Path(path).rmdir()
+        with suppress(OSError):  # not empty
+            os.rmdir(path)

@@ -10,12 +10,12 @@ import importlib.metadata
 import os
 import platform
 import re
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from catalog.store.disk import existing
 from conifer_cli import errors
 from conifer_cli.acquire import connect, open_store
 from conifer_cli.fit.alternatives import best_moe
@@ -145,7 +145,8 @@ def check_cgroup() -> Check:
 
 def check_cache() -> Check:
     """Check the model folders and their free disk space."""
-    from catalog.store.disk import SPARE_BYTES
+    from catalog.download.unfinished import unfinished
+    from catalog.store.disk import SPARE_BYTES, free_bytes
 
     try:
         store = open_store()
@@ -155,13 +156,17 @@ def check_cache() -> Check:
         if fault := _unusable(folder):
             advice = f"Set {variable} to another folder"
             return Check("cache", FAIL, f"{folder}: {fault}", advice, errors.UNREACHABLE)
-    installed = store.installed()
-    free = shutil.disk_usage(_existing(store.hub_cache)).free
+    installed, begun = store.installed(), unfinished(store)
+    free = free_bytes(store.hub_cache)
     used = size(sum(model.size_bytes for model in installed))
-    detail = (
-        f"{store.hub_cache}: {counted(len(installed), 'model')}, {used} used, {size(free)} free; "
-        f"Conifer's files: {store.home}"
-    )
+    parts = [counted(len(installed), "model"), f"{used} used"]
+    if begun:
+        present = size(sum(one.present_bytes for one in begun))
+        parts.append(f"{counted(len(begun), 'unfinished download')} ({present})")
+    parts.append("free space unknown" if free is None else f"{size(free)} free")
+    detail = f"{store.hub_cache}: {', '.join(parts)}; Conifer's files: {store.home}"
+    if free is None:
+        return Check("cache", OK, detail)
     advice = "Remove models with `conifer rm`, or set HF_HOME to a folder on another disk"
     if free < SPARE_BYTES:
         return Check("cache", FAIL, detail, advice, errors.NO_ROOM)
@@ -172,7 +177,7 @@ def check_cache() -> Check:
 
 def _unusable(folder: Path) -> str | None:
     """Return why a folder cannot be written to, or None if it can. The folder need not exist."""
-    parent = _existing(folder)
+    parent = existing(folder)
     if not os.path.isdir(parent):
         return f"{parent} is not a folder"
     if not os.access(parent, os.W_OK | os.X_OK):
@@ -184,10 +189,6 @@ def _unusable(folder: Path) -> str | None:
     except OSError as error:  # for example, an invalid name
         return errors.why(error)
     return None
-
-
-def _existing(folder: Path) -> Path:
-    return next(path for path in (folder, *folder.parents) if os.path.exists(path))
 
 
 def check_hub() -> Check:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import statistics
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conifer_cli import errors
@@ -15,6 +16,7 @@ from conifer_cli.terminal import console
 from conifer_cli.terminal.format import count, size, table
 
 if TYPE_CHECKING:
+    from catalog.download.unfinished import Unfinished
     from catalog.store.store import Installed
 
 SPEEDS = (
@@ -24,17 +26,22 @@ SPEEDS = (
 
 
 def list_installed(as_json: bool) -> int:
-    """Print the models on this machine."""
-    installed = open_store().installed()
+    """Print the models on this machine, then the downloads that have not finished."""
+    from catalog.download.unfinished import unfinished
+
+    store = open_store()
+    installed, begun = store.installed(), unfinished(store)
     if as_json:
-        console.print_json([_installed_document(model) for model in installed])
-    elif not installed:
+        documents = [_installed_document(model) for model in installed]
+        console.print_json([*documents, *map(_unfinished_document, begun)])
+    elif not installed and not begun:
         console.log("No models yet. Run `conifer run` to download the starter model (98 MB).")
     else:
         rows = [
             (name_of(model), size(model.size_bytes), _minute(_modified(model)), str(model.paths[0]))
             for model in installed
         ]
+        rows += [(name_of(one), amount(one), f"({_state(one)})", str(one.path)) for one in begun]
         console.print_lines(table([("NAME", "SIZE", "MODIFIED", "WHERE"), *rows], right=(1,)))
     return errors.OK
 
@@ -58,16 +65,33 @@ def list_catalog(as_json: bool) -> int:
     return errors.OK
 
 
-def name_of(model: Installed) -> str:
+def name_of(model: Installed | Unfinished) -> str:
     """Return the name that identifies exactly this file to `run` and `rm`."""
     if model.model_id is not None:
         return f"{model.model_id}:{model.quant}" if model.quant else model.model_id
-    return f"hf:{model.repository}/{model.name}"
+    return f"hf:{model.repository}/{model.name}" if model.name else f"hf:{model.repository}"
+
+
+def amount(one: Unfinished) -> str:
+    """Return how much of an unfinished download is on disk: `555.0 MB of 1.2 GB`."""
+    of = f" of {size(one.size_bytes)}" if one.size_bytes else ""
+    return f"{size(one.present_bytes)}{of}"
+
+
+def _state(one: Unfinished) -> str:
+    return "downloading" if one.active else "unfinished"
 
 
 def _modified(model: Installed) -> str:
-    seconds = model.paths[0].stat().st_mtime
-    return datetime.datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
+    return _date(model.paths[0])
+
+
+def _date(path: Path) -> str:
+    try:
+        seconds = path.stat().st_mtime
+        return datetime.datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
+    except (OSError, OverflowError, ValueError):  # deleted meanwhile, or a date beyond the calendar
+        return "unknown"
 
 
 def _minute(date: str) -> str:
@@ -78,11 +102,26 @@ def _minute(date: str) -> str:
 def _installed_document(model: Installed) -> dict[str, Any]:
     return {
         "name": name_of(model),
+        "state": "complete",
         "size_bytes": model.size_bytes,
+        "present_bytes": model.size_bytes,
         "modified": _modified(model),
         "paths": [str(path) for path in model.paths],
         "repository": model.repository,
         "commit": model.commit,
+    }
+
+
+def _unfinished_document(one: Unfinished) -> dict[str, Any]:
+    return {
+        "name": name_of(one),
+        "state": _state(one),
+        "size_bytes": one.size_bytes or None,
+        "present_bytes": one.present_bytes,
+        "modified": _date(one.path),
+        "paths": [str(path) for path in (*one.partial, *one.whole)],
+        "repository": one.repository,
+        "commit": one.commit,
     }
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from catalog.files import files_below, is_locked
 from conifer_cli import errors
 from conifer_cli.acquire import RequestedModel, locate, open_store
-from conifer_cli.commands.list import name_of
+from conifer_cli.commands.list import amount, name_of
 from conifer_cli.errors import Declined, Unreadable, UsageError, why
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import counted, size
 
 if TYPE_CHECKING:
+    from catalog.download.unfinished import Unfinished
     from catalog.store.store import Installed, Store
 
 _HEX = "[0-9a-f]"
@@ -43,23 +46,31 @@ FOLDERS = (
 def remove_models(names: Sequence[str], everything: bool, yes: bool) -> int:
     """List files, ask for confirmation and delete them.
 
-    everything: delete every file that Conifer wrote.
+    everything: delete every file that Conifer wrote, except those of downloads in progress.
     """
+    from catalog.download import unfinished
+
     if everything == bool(names):
         message = "rm takes either model names or --all"
         raise UsageError(message, "Run `conifer list` to see the names.")
     store = open_store()
-    named = [model for name in names for model in _revisions(locate(name), store)]
-    going = list({model.paths: model for model in named}.values())  # names can repeat a model
+    begun = unfinished.unfinished(store)
+    going, partial = _named(names, store, begun)
     rest: dict[Path, list[Path]] = {}
     if everything:
         going = store.ours()
+        partial = [one for one in begun if not one.active]
         rest = _leftovers(store, going)
-    if not going and not rest:
+        for one in begun:
+            if one.active:
+                console.log(f"conifer: {name_of(one)} is being downloaded; keeping its files")
+    if not going and not partial and not rest:
         console.log("conifer: nothing to remove")
         return errors.OK
     for model in going:
         console.log(f"{name_of(model)}, {size(model.size_bytes)}, {model.paths[0]}")
+    for one in partial:
+        console.log(f"{name_of(one)}, {amount(one)} (unfinished), {one.path}")
     for place, paths in rest.items():
         of = f" in {counted(len(paths), 'file')}" if place.is_dir() else ""
         console.log(f"{place}, {size(sum(map(_size, paths)))}{of}")
@@ -70,11 +81,33 @@ def remove_models(names: Sequence[str], everything: bool, yes: bool) -> int:
         if not console.confirm("Remove?"):
             raise Declined("nothing was removed")
     freed = sum(store.remove(model) for model in going)
+    freed += sum(unfinished.remove(store, one) for one in partial)
     freed += sum(_delete(path) for paths in rest.values() for path in paths)
     if everything:
         _tidy(store)
     console.log(f"{size(freed)} freed")
     return errors.OK
+
+
+def _named(
+    names: Sequence[str], store: Store, begun: Sequence[Unfinished]
+) -> tuple[list[Installed], list[Unfinished]]:
+    """Return the models and the unfinished downloads with these names, each once."""
+    from catalog.download import unfinished
+
+    going: dict[tuple[Path, ...], Installed] = {}
+    partial: dict[Path, Unfinished] = {}
+    for name in names:
+        named = locate(name)
+        matching = unfinished.select(named.reference, begun)
+        for one in matching:
+            if one.active:
+                reason = f"{name} is being downloaded by another process"
+                raise UsageError(reason, "Stop that process first.")
+        if not matching or open_store().locate(named.reference):
+            going |= {model.paths: model for model in _revisions(named, store)}
+        partial |= {one.path: one for one in matching}
+    return list(going.values()), list(partial.values())
 
 
 def installed_model(named: RequestedModel) -> Installed:
@@ -98,30 +131,53 @@ def _revisions(named: RequestedModel, store: Store) -> list[Installed]:
 
 
 def _leftovers(store: Store, going: Iterable[Installed]) -> dict[Path, list[Path]]:
-    """Group Conifer's other files by top-level path in its home folder.
-
-    Part files are listed one by one.
-    """
-    from catalog.download.part_file import unfinished
-
-    found = {path: [path] for path in unfinished(store.hub_cache)}
-    models = {path for model in going for path in model.paths}
-    own = (path for glob in OURS for path in sorted(store.home.glob(glob)))
+    """Group Conifer's other files by top-level path in its home folder."""
+    found: dict[Path, list[Path]] = {}
+    kept = {path for model in going for path in model.paths} | _records_in_use(store)
+    own = (path for glob in OURS for path in _glob(store.home, glob))
     for path in (*store.packages.paths(), *own):
-        if path not in models and path.exists() and path.is_dir() == path.name.startswith(FETCHING):
+        is_folder = os.path.isdir(path)
+        if path in kept or not os.path.lexists(path):
+            continue
+        if is_folder == path.name.startswith(FETCHING) and not (is_folder and is_locked(path)):
             place = store.home / path.relative_to(store.home).parts[0]
             found.setdefault(place, []).append(path)
     return found
 
 
+def _records_in_use(store: Store) -> set[Path]:
+    """Return the records of files in other caches, and of models that are being downloaded."""
+    from catalog.download.unfinished import active_files
+    from catalog.store import manifest
+
+    here, active, known = manifest.cache_name(store.hub_cache), active_files(store), []
+    known = manifest.read(store.home)
+    busy = {(e.repository, e.commit) for e in known if (e.repository, e.sha256) in active}
+    return {
+        manifest.path_of(store.home, entry)
+        for entry in known
+        if entry.caches != [here] or (entry.repository, entry.commit) in busy
+    }
+
+
+def _glob(home: Path, pattern: str) -> list[Path]:
+    try:
+        return sorted(home.glob(pattern))
+    except (OSError, RecursionError):
+        return []
+
+
 def _size(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.lstat().st_size for file in files if not file.is_dir())
+    if os.path.isdir(path) and not os.path.islink(path):
+        return sum(map(_size, files_below(path)))
+    with suppress(OSError):
+        return path.lstat().st_size
+    return 0
 
 
 def _delete(path: Path) -> int:
     try:
-        if not path.exists():
+        if not os.path.lexists(path):
             return 0  # deleted with a model
         freed = _size(path)
         if path.is_dir() and not path.is_symlink():
@@ -136,7 +192,7 @@ def _delete(path: Path) -> int:
 def _tidy(store: Store) -> None:
     folders = [path.parent for path in store.packages.paths()]
     for glob in FOLDERS:
-        folders += sorted(store.home.glob(glob), reverse=True)  # inner folders first
+        folders += reversed(_glob(store.home, glob))  # inner folders first
     for folder in folders:
         with suppress(OSError):  # not empty
             folder.rmdir()

@@ -41,7 +41,8 @@ def test_next_claim_goes_on_where_the_last_stopped(blob: Path) -> None:
         assert partial.etag == '"a"'
         for first, last in partial.missing():
             partial.write(first, DATA[first:last], 0)
-        partial.publish(blob)
+        digest = hashlib.sha256(DATA).hexdigest()
+        assert partial.publish(blob, digest) == digest
     assert blob.read_bytes() == DATA
     assert os.listdir(blob.parent) == [blob.name]
 
@@ -143,10 +144,13 @@ def test_file_of_a_living_process_is_left_alone(blob: Path) -> None:
 def test_file_of_another_host_is_left_alone_for_an_hour(blob: Path) -> None:
     with claim(blob, len(DATA)) as partial:
         partial.write(0, DATA[:MIB], 0)
+        partial.sync()
         left = partial.path
     theirs = left.with_name(f"{blob.name}.0000abcd-1-0.part")
     left.rename(theirs)
-    left.with_suffix(".json").rename(theirs.with_suffix(".json"))
+    record = json.loads(left.with_suffix(".json").read_text())
+    left.with_suffix(".json").unlink()
+    theirs.with_suffix(".json").write_text(json.dumps(record | {"boot": "of another machine"}))
     with claim(blob, len(DATA)) as partial:
         assert partial.size_bytes == 0
     os.utime(theirs, (1, 1))

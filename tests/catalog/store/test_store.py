@@ -175,7 +175,8 @@ def test_the_manifest_is_read_once_however_many_models_there_are(
 ) -> None:
     for number in range(1, 4):
         place(store, f"m{number}-Q4_K_M.gguf", bytes([number]), repository=f"a/m{number}")
-    manifest.write(store.home, [RemoteFile("a/m1", "m1-Q4_K_M.gguf", 1, f"{1:064x}", "", NEW, "")])
+    file = RemoteFile("a/m1", "m1-Q4_K_M.gguf", 1, f"{1:064x}", "", NEW, "")
+    manifest.write(store.home, store.hub_cache, [file])
     reads = []
     read = manifest.read
     monkeypatch.setattr(manifest, "read", lambda home: reads.append(home) or read(home))
@@ -184,5 +185,7 @@ def test_the_manifest_is_read_once_however_many_models_there_are(
 
 
 def test_a_file_without_a_hash_has_no_record(store: Store) -> None:
-    manifest.write(store.home, [RemoteFile("a/m1", "m1.gguf", 1, None, "", NEW, "")])
+    manifest.write(
+        store.home, store.hub_cache, [RemoteFile("a/m1", "m1.gguf", 1, None, "", NEW, "")]
+    )
     assert manifest.read(store.home) == []

@@ -171,7 +171,7 @@ def test_a_disk_that_is_nearly_full_is_told(
     free: int, status: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("CONIFER_HOME", str(tmp_path))
-    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=free))
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=free, total=2**40))
     found = doctor.check_cache()
     assert (found.status, found.code) == (status, code) and "conifer rm" in found.advice
 
