@@ -1,4 +1,4 @@
-"""Downloads that have not finished: seen by `list` and `doctor`, removed by `rm`, left to others."""
+"""Unfinished downloads: seen by `list` and `doctor`, removed by `rm`, left alone while they run."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ NAME = "hf:org/big/big-Q8_0.gguf"
 
 @pytest.fixture(scope="module")
 def big(tmp_path_factory) -> bytes:
-    """The tiny model with 8 MiB of other weights."""
-    noise = os.urandom(8 * MIB)
-    tensors = [*all_tensors(TINY), Tensor("noise.weight", (2048, 1024), "F32", noise)]
+    """The tiny model with 16 MiB of other weights."""
+    noise = os.urandom(16 * MIB)
+    tensors = [*all_tensors(TINY), Tensor("noise.weight", (4096, 1024), "F32", noise)]
     return rewrite(TINY, tmp_path_factory.mktemp("big") / "big.gguf", tensors).read_bytes()
 
 
@@ -56,9 +56,10 @@ def start(hub: HubServer, home: Path) -> subprocess.Popen[bytes]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    while hub.bytes_served < 3 * MIB:
+    while hub.bytes_served < 6 * MIB:  # the first 4 MiB are the header's
         assert process.poll() is None
         time.sleep(0.01)
+    hub.throttle_bytes_per_s = MIB
     return process
 
 
