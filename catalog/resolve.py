@@ -87,12 +87,14 @@ def _path(text: str) -> Reference:
         path = Path(text).expanduser()
         if path.is_file():
             return Reference("path", path=path)
-        is_folder = path.is_dir()
+        is_folder, exists = path.is_dir(), path.exists()
     except (OSError, ValueError, RuntimeError) as error:  # name too long, NUL byte, unknown user
         raise ModelNotFound(f"{text!r} is not a valid path: {error}") from error
-    raise ModelNotFound(
-        f"{text!r} is a folder, not a file" if is_folder else f"no such file: {text!r}"
-    )
+    if is_folder:
+        raise ModelNotFound(f"{text!r} is a folder, not a file")
+    if exists:
+        raise ModelNotFound(f"{text!r} is a pipe, a socket or a device, not a file")
+    raise ModelNotFound(f"no such file: {text!r}")
 
 
 def _catalog_name(text: str) -> Reference:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from engine.kernels.select import select
 from engine.limits import enough_memory, prefill_chunk
 from engine.nn.cache.cache import Cache
 from engine.nn.cache.spec import KV_TYPES
-from engine.nn.config import ModelConfig, read_config
+from engine.nn.config import ModelConfig, read_model_config, used_tensors
 from engine.nn.decoder import Decoder
 from engine.nn.weights import Weights
 from engine.sampling import Settings
@@ -182,7 +183,9 @@ def load(
     invalid, UnsupportedError if the engine cannot run it, or BackendError if no backend is usable.
     """
     file = path if isinstance(path, ModelFile) else open_model(Path(path))
-    config = read_config(file.metadata)
+    config = read_model_config(file.metadata, file.tensors)
+    read = {info.name: info for info in used_tensors(config, file.tensors)}
+    file = replace(file, tensors=read)
     words = tokenizer.from_metadata(file.metadata)
     chat = chat_template.from_metadata(file.metadata, words, sandbox)
     build = builder(config.architecture)

@@ -15,7 +15,7 @@ from conifer_cli import errors
 from conifer_cli.acquire import RequestedModel, locate, open_store
 from conifer_cli.errors import UsageError
 from conifer_cli.fit.alternatives import supported
-from conifer_cli.fit.verdict import reading
+from conifer_cli.fit.verdict import naming, reading
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import count, counted, labelled, size
 
@@ -67,13 +67,14 @@ def _header(model: RequestedModel) -> ShownHeader | None:
     from catalog.hub.header_cache import HeaderCache
     from engine.errors import GGUFError
     from engine.gguf.reader import merge_parts, open_model, read_header
-    from engine.nn.config import read_config
+    from engine.nn.config import read_model_config
 
     store, reference = open_store(), model.reference
     if paths := store.find(reference):
         with reading(model.name, reference):
             file = open_model(paths[0])
-        parts, config = file.parts, read_config(file.metadata)
+            config = read_model_config(file.metadata, file.tensors)
+        parts = file.parts
         return ShownHeader(file.metadata, file.tensors, config, parts, len(parts), file.size_bytes)
     cached = HeaderCache(store.home).find(reference)
     if cached is None:
@@ -85,7 +86,9 @@ def _header(model: RequestedModel) -> ShownHeader | None:
     except GGUFError:  # treat a damaged header as missing
         return None
     size_bytes = sum(part.size_bytes for part in cached)
-    return ShownHeader(metadata, tensors, read_config(metadata), (), len(cached), size_bytes)
+    with naming(model.name):
+        config = read_model_config(metadata, tensors)
+    return ShownHeader(metadata, tensors, config, (), len(cached), size_bytes)
 
 
 def _entry_rows(entry: Entry) -> list[tuple[str, str]]:
@@ -148,6 +151,7 @@ def _header_rows(header: ShownHeader) -> list[tuple[str, str]]:
         ("chat template", counted(len(template), "character") if template else "none"),
         ("file licence", document["licence"] or "not stated"),
         ("tensors", f"{len(tensors)}: {', '.join(document['types'])}"),
+        ("not read", _unread(document["unread"])),
     ]
 
 
@@ -202,8 +206,26 @@ def _document(header: ShownHeader) -> dict[str, Any]:
         "licence": licence if isinstance(licence, str) else None,
         "config": dataclasses.asdict(config),
         "tensors": len(tensors),
+        "unread": _unread_tensors(config, tensors),
         "types": sorted({tensor.type.name for tensor in tensors.values()}),
     }
+
+
+def _unread_tensors(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
+    """Count the tensors that the model does not read, such as those for images or drafts."""
+    from engine.nn.config import used_tensors
+
+    used = {info.name for info in used_tensors(config, tensors)}
+    unread = [info for info in tensors.values() if info.name not in used]
+    return {"tensors": len(unread), "size_bytes": sum(info.size_bytes for info in unread)}
+
+
+def _unread(unread: dict[str, int]) -> str:
+    if not unread["tensors"]:
+        return "none"
+    return (
+        f"{unread['tensors']:,} tensors ({size(unread['size_bytes'])}), for drafts, images or audio"
+    )
 
 
 def _experts(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ from conifer_cli.fit.verdict import (
     judge_disk,
     judge_header,
     judge_hub,
+    naming,
     require_context,
     settled,
 )
@@ -190,7 +191,8 @@ def _known(
             metadata, tensors = merge_parts(
                 [read_header(part.data, part.size_bytes, i) for i, part in enumerate(cached)]
             )
-            report = judge_header(name, reference.entry, metadata, tensors, request, machine)
+            with naming(name):
+                report = judge_header(name, reference.entry, metadata, tensors, request, machine)
             size_bytes = sum(part.size_bytes for part in cached)
             return replace(report, size_bytes=size_bytes, source="the header as last seen")
     entry = reference.entry

@@ -140,7 +140,8 @@ def reading(name: str, reference: Reference) -> Iterator[None]:
     from engine.errors import GGUFError
 
     try:
-        yield
+        with naming(reference.path.name if reference.path else name):
+            yield
     except OSError as error:
         raise Unreadable(f"{error.filename or name}: {why(error)}") from error
     except GGUFError as error:
@@ -148,6 +149,19 @@ def reading(name: str, reference: Reference) -> Iterator[None]:
             error.add_note(
                 f"To download it again, run `conifer rm {name}`, then `conifer pull {name}`."
             )
+        raise
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Put the file's name before the message of a ModelFileError that names no file."""
+    from engine.errors import ModelFileError
+
+    try:
+        yield
+    except ModelFileError as error:
+        if name not in str(error) and ".gguf: " not in str(error):
+            error.args = (f"{name}: {error}",)
         raise
 
 
@@ -159,7 +173,7 @@ def judge_disk(
 
     with reading(name, reference):
         file = open_model(path)
-    report = judge_header(name, reference.entry, file.metadata, file.tensors, request, machine)
+        report = judge_header(name, reference.entry, file.metadata, file.tensors, request, machine)
     return replace(report, size_bytes=file.size_bytes, paths=file.parts, file=file)
 
 
@@ -175,10 +189,13 @@ def judge_hub(
     from engine.gguf.reader import merge_parts
 
     remote = tuple(hub.find(reference))
-    metadata, tensors = merge_parts(
-        [_read_header(hub, file, part, headers) for part, file in enumerate(remote)]
-    )
-    report = judge_header(name, reference.entry, metadata, tensors, request, machine)
+    parts = []
+    for part, file in enumerate(remote):
+        with naming(file.name):
+            parts.append(_read_header(hub, file, part, headers))
+    with naming(remote[0].name):
+        metadata, tensors = merge_parts(parts)
+        report = judge_header(name, reference.entry, metadata, tensors, request, machine)
     size_bytes = sum(file.size_bytes for file in remote)
     return replace(report, size_bytes=size_bytes, remote=remote, source="the header on the hub")
 
@@ -213,9 +230,9 @@ def judge_header(
     """Judge a model by its parsed header."""
     from engine.architectures.registry import require_architecture
     from engine.fit.memory import judge
-    from engine.nn.config import count_parameters, read_config
+    from engine.nn.config import count_parameters, read_model_config
 
-    config = read_config(metadata)
+    config = read_model_config(metadata, tensors)
     require_architecture(config.architecture)
     known = entry.context if entry else None
     most = min(config.context, known or config.context)

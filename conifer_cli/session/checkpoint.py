@@ -12,6 +12,7 @@ import json
 import math
 import mmap
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ ITEM_BYTES = {"float16": 2, "float32": 4, "int8": 1}
 ROLES = ("system", "user", "assistant")
 FIELDS = ("role", "content", "reasoning_content")
 MAX_ARRAYS, MAX_DIMS = 1 << 16, 8
+MAX_VALUES = 1 << 40  # in an array, also if one of its dimensions is 0
 START_BYTES, SAMPLE_BYTES, SAMPLES = 16 << 20, 4096, 64  # read from a model file to identify it
 
 
@@ -54,7 +56,7 @@ class SavedHeader:
     def __post_init__(self) -> None:
         sound = (
             _whole_numbers(self.tokens)
-            and all(map(_whole_numbers, self.marks))
+            and all(_whole_numbers(row, len(self.tokens) + 1) for row in self.marks)
             and len(self.arrays) <= MAX_ARRAYS
             and all(
                 isinstance(row, list)
@@ -62,6 +64,7 @@ class SavedHeader:
                 and row[0] in tuple(ITEM_BYTES)
                 and _whole_numbers(row[1])
                 and len(row[1]) <= MAX_DIMS
+                and math.prod(max(size, 1) for size in row[1]) <= MAX_VALUES
                 for row in self.arrays
             )
         )
@@ -93,8 +96,8 @@ class ConversationHeader(SavedHeader):
 H = TypeVar("H", bound=SavedHeader)
 
 
-def _whole_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+def _whole_numbers(value: Any, most: int = MAX_VALUES) -> bool:
+    return isinstance(value, list) and all(type(n) is int and 0 <= n <= most for n in value)
 
 
 def identity(report: FitReport) -> str:
@@ -197,6 +200,9 @@ def read_header(path: Path, kind: type[H]) -> H:
 @contextmanager
 def _opened(path: Path, kind: type[SavedHeader]) -> Iterator[BinaryIO]:
     try:
+        # Opening a pipe would wait for its writer.
+        if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
+            raise BadSaved(f"{path} is a pipe, a socket or a device, not a saved {kind.kind}")
         with path.open("rb") as file:
             yield file
     except (FileNotFoundError, IsADirectoryError) as error:

@@ -1,8 +1,8 @@
 """Stored prompts for `run --cache`: a later run reuses the longest prefix shared with any of them.
 
 Each prompt is one file in CONIFER_HOME/prompts, in a folder named after the model's identity. To
-stay within MAX_BYTES and MAX_FILES, the least recently used files are removed. Since this is only a
-cache, unusable files are removed silently.
+stay within MAX_BYTES and MAX_FILES, the least recently used files are removed. A damaged file is
+removed with a note; a run goes on without it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
 from itertools import takewhile
 from operator import eq
 from pathlib import Path
@@ -103,17 +104,20 @@ def _restored(session: Session, path: Path, cache: Cache) -> bool:
         load(session.model, kept, cache)
     except ContextOverflow:  # longer than this run's context
         return False
-    except (errors.BadSaved, errors.UsageError, CacheStateError):
-        _remove(path)
+    except (errors.BadSaved, errors.UsageError, CacheStateError) as error:
+        _remove(path, error)
         return False
     with contextlib.suppress(OSError):  # another user's file, or a read-only disk
         os.utime(path)
     return True
 
 
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):
+def _remove(path: Path, error: Exception) -> None:
+    try:
         path.unlink()
+    except OSError:
+        return
+    console.log(f"conifer: removed a stored prompt that cannot be used: {error}")
 
 
 def _header(path: Path) -> checkpoint.SavedHeader | None:
@@ -121,8 +125,8 @@ def _header(path: Path) -> checkpoint.SavedHeader | None:
         return checkpoint.read_header(path, checkpoint.SavedHeader)
     except errors.UsageError:  # another process has removed it
         return None
-    except errors.BadSaved:
-        _remove(path)
+    except errors.BadSaved as error:
+        _remove(path, error)
         return None
 
 
@@ -130,7 +134,9 @@ def _make_room(size_bytes: int) -> None:
     found = []
     for path in folder().glob(f"*/*{SUFFIX}"):
         with contextlib.suppress(OSError):
-            about = path.stat()
+            about = path.lstat()
+            if not stat.S_ISREG(about.st_mode):
+                continue
             found.append((about.st_mtime, about.st_size, path))
     found.sort()
     total = sum(size for _, size, _ in found)

@@ -102,9 +102,9 @@ def needs(
     size of these tensors.
     """
     kernels = selected(kernels, backend)
+    tensors = {info.name: info for info in used_tensors(config, tensors)}
     if weights_bytes is None:
-        used = used_tensors(config, tensors)
-        weights_bytes = sum(resident_bytes(info, backend, kernels) for info in used)
+        weights_bytes = sum(resident_bytes(info, backend, kernels) for info in tensors.values())
     program = program_bytes(config.vocab, backend)
 
     @cache

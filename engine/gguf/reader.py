@@ -29,6 +29,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine.errors import GGUFError, ModelFileError, MoreNeeded, UnsupportedError
+from engine.gguf.kinds import START_BYTES, what_it_is
+from engine.gguf.mapping import map_file
 from engine.gguf.types import KNOWN_NAMES, TYPES, BlockType
 
 MAGIC = b"GGUF"
@@ -243,7 +245,7 @@ class _Cursor:
 def _read_version(cursor: _Cursor) -> int:
     found = bytes(cursor.data[: len(MAGIC)])
     if not MAGIC.startswith(found):
-        raise cursor.error(f"not a GGUF file: it starts with {found!r}")
+        raise GGUFError(f"not a GGUF file, but {what_it_is(bytes(cursor.data[:START_BYTES]))}")
     cursor.pos = cursor.require(len(MAGIC))
     version = cursor.u32()
     if version in VERSIONS:
@@ -382,12 +384,11 @@ def _read_tensors(
     data_start, size_bytes = _align(cursor.pos, alignment), cursor.pos
     for name, tensor in tensors.items():
         size_bytes = data_start + tensor.offset + tensor.size_bytes
-        if size_bytes > cursor.file_size:
-            raise GGUFError(
-                f"tensor {name!r} ends at byte {size_bytes:,}, "
-                f"but the file ends at byte {cursor.file_size:,}"
-            )
         tensors[name] = replace(tensor, offset=data_start + tensor.offset)
+    if size_bytes > cursor.file_size:
+        raise GGUFError(
+            f"the file is cut short: {cursor.file_size:,} of {size_bytes:,} bytes are there"
+        )
     return tensors, data_start, size_bytes
 
 
@@ -430,12 +431,19 @@ def _read_file(path: Path, part: int) -> tuple[Header, int]:
         raise GGUFError(f"{path.name}: not a regular file")
     try:
         with path.open("rb") as file:
-            if file.seek(0, 2) == 0:  # nothing to map
-                raise GGUFError("not a GGUF file: it is empty")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return read_header(data, part=part), len(data)
+            size_bytes = file.seek(0, 2)
+            if size_bytes == 0:  # nothing to map
+                file.seek(0)
+                raise GGUFError(f"not a GGUF file, but {what_it_is(file.read(START_BYTES))}")
+            data = map_file(file, MAX_HEADER_BYTES)
+            try:
+                return read_header(data, size_bytes, part), size_bytes
+            finally:
+                if isinstance(data, mmap.mmap):
+                    data.close()
     except ModelFileError as error:
-        raise type(error)(f"{path.name}: {error}") from error
+        error.args = (f"{path.name}: {error}",)
+        raise
 
 
 def _part_paths(path: Path, metadata: dict[str, Value]) -> tuple[Path, ...]:

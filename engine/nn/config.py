@@ -21,11 +21,13 @@ from engine.architectures.registry import (
     require_architecture,
 )
 from engine.errors import GGUFError, UnsupportedError
+from engine.gguf.kinds import not_a_model
 from engine.gguf.metadata import Metadata
 from engine.gguf.reader import TensorInfo, numbers
 from engine.nn.cache.spec import CacheSpec
 
 # `blk.0.ffn_up_exps.weight`, or `blk.0.ffn_up.7.weight` in files from before April 2024.
+OTHER_PARTS = ("nextn.", "mtp.", "vis_")  # of a block: for drafts and images
 OF_EXPERTS = re.compile(r"blk\.\d+\.\w+(_exps|\.\d+)\.\w+")
 
 
@@ -178,12 +180,17 @@ class ModelConfig:
 
 
 def used_tensors(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> Iterator[TensorInfo]:
-    """Yield the tensors that the model reads. Skips draft-only blocks."""
-    for name, info in tensors.items():
-        first, _, rest = name.partition(".")
-        layer = rest.partition(".")[0]
-        if not (first == "blk" and layer.isdecimal() and int(layer) >= config.layers):
-            yield info
+    """Yield the tensors that the model reads. Skips those for drafts, images and audio."""
+    return (info for name, info in tensors.items() if _is_read(name, config.layers))
+
+
+def _is_read(name: str, layers: int) -> bool:
+    first, _, rest = name.partition(".")
+    layer, _, inner = rest.partition(".")
+    if first != "blk":
+        return not inner  # `output.weight`, but not `mm.0.weight` or `v.patch_embd.weight`
+    beyond = layer.isdecimal() and int(layer) >= layers
+    return not (beyond or inner.startswith(OTHER_PARTS))
 
 
 def token_share(
@@ -273,6 +280,19 @@ def read_config(metadata: Mapping[str, Any]) -> ModelConfig:
         latent=latent,
         recurrent=recurrent,
     )
+
+
+def read_model_config(
+    metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo]
+) -> ModelConfig:
+    """Read the hyperparameters of a complete text model.
+
+    Raises UnsupportedError, saying what the file is, if it is anything else. Otherwise raises the
+    same errors as `read_config`.
+    """
+    if kind := not_a_model(metadata, tensors):
+        raise UnsupportedError(f"not a model that can run, but {kind}")
+    return read_config(metadata)
 
 
 def _vocabulary_size(metadata: Mapping[str, Any], keys: Metadata) -> int:

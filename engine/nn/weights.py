@@ -14,6 +14,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from engine.errors import GGUFError
+from engine.gguf.mapping import map_file
 from engine.gguf.reader import ModelFile, TensorInfo
 from engine.gguf.types import TYPE_BY_NAME
 from engine.kernels.base import Kernels, QTensor
@@ -141,9 +142,9 @@ class Weights:
         return memoryview(part)[info.offset : end]
 
 
-def _map(path: Path) -> mmap.mmap:
+def _map(path: Path) -> mmap.mmap | bytes:
     with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return map_file(file)
 
 
 def _transposed(blocks: bytes, info: TensorInfo) -> tuple[bytes, TensorInfo]:

@@ -79,7 +79,7 @@ def broken(kind: str, folder: Path) -> Path:
         ("another count", "part 3: key 'split.count' is 4, expected 3"),
         ("a tensor twice", "is also in an earlier part"),
         ("fewer tensors than promised", "'split.tensors.count' is 999"),
-        ("a part cut short", "m-00003-of-00003.gguf: tensor"),
+        ("a part cut short", "m-00003-of-00003.gguf: the file is cut short"),
         ("not the first part", "not the first part; open m-00001-of-00003.gguf"),
     ],
 )

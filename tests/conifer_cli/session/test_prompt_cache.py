@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -20,10 +21,10 @@ GREEDY = ("--temperature", "0", "--max-tokens", "6", "--json")
 TEXT = "A long text that several questions are about. " * 8
 
 
-def asked(home, name, prompt, *flags):
+def asked(home, name, prompt, *flags, said=b""):
     model = str(MODELS / name / "model.gguf")
     done = run_conifer("run", model, prompt, *GREEDY, *flags, home=home)
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.returncode == 0 and re.fullmatch(said, done.stderr)
     record = json.loads(done.stdout)
     return record["answer"], record["usage"]
 
@@ -63,7 +64,8 @@ def test_a_damaged_file_is_removed_and_the_answer_is_the_same(tmp_path):
     data = path.read_bytes()
     for bad in (data[:-1], b"", data[:-50] + b"x" * 50):
         path.write_bytes(bad)
-        again, usage = asked(tmp_path, "qwen3moe", TEXT, "--cache")
+        note = rb"conifer: removed a stored prompt that cannot be used: [^\n]+\n"
+        again, usage = asked(tmp_path, "qwen3moe", TEXT, "--cache", said=note)
         assert (again, usage["cached_tokens"]) == (first, 0)
         assert path.read_bytes() == data  # stored anew
 

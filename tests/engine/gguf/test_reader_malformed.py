@@ -35,7 +35,7 @@ from support.gguf_writer import (
 REJECTIONS = (GGUFError, UnsupportedError)
 LIMIT_S = 0.050
 LIMIT_BYTES = 1 << 20
-NAMES_A_PLACE = re.compile(r"byte [\d,]+|key '|tensor '")
+NAMES_A_PLACE = re.compile(r"byte [\d,]+|key '|tensor '|not a GGUF file|cut short: [\d,]+ of")
 
 U8, U32, BOOL, F64 = 0, 4, 7, 12
 W = Tensor("w", (32,))
@@ -84,8 +84,11 @@ def raw_array(type_id: int, payload: bytes, count: int) -> bytes:
 MALFORMED: dict[str, tuple[bytes, str]] = {
     # Preamble
     "empty file": (b"", "byte 0: expected 4 more bytes, but the file ends at byte 0"),
-    "wrong magic": (gguf_bytes(magic=b"GGUG"), "not a GGUF file: it starts with b'GGUG'"),
-    "older magic": (gguf_bytes(magic=b"ggml"), "not a GGUF file"),
+    "wrong magic": (
+        gguf_bytes(magic=b"GGUG"),
+        "not a GGUF file, but a file that starts with the bytes 47 47 55 47",
+    ),
+    "older magic": (gguf_bytes(magic=b"ggml"), "not a GGUF file, but a GGML file"),
     "magic only": (b"GGUF", "byte 4: expected 4 more bytes, but the file ends at byte 4"),
     "version 0": (gguf_bytes(version=0), "GGUF version 0"),
     "version 1": (gguf_bytes(version=1), "GGUF version 1"),
@@ -225,7 +228,7 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     ),
     "no room for the data": (
         gguf_bytes({}, [W])[:-1],
-        "tensor 'w' ends at byte 192, but the file ends at byte 191",
+        "the file is cut short: 191 of 192 bytes are there",
     ),
     "junk after the tensors": (gguf_bytes({}, [W], trailing=b"x"), "byte 192, .* 193 bytes"),
     "junk after the keys": (gguf_bytes({"k": 1}, trailing=bytes(33)), "byte 64, .* 97 bytes"),
@@ -421,7 +424,7 @@ def test_bad_last_part_is_named(tmp_path: Path) -> None:
     *blobs, last = split_bytes(KEYS, PARTS)
     message = opening(tmp_path, [*blobs, last[:-1]])
     assert re.match(
-        r"m-00003-of-00003\.gguf: tensor 'c' ends at byte 288, but the file ends at byte 287",
+        r"m-00003-of-00003\.gguf: the file is cut short: 287 of 288 bytes are there",
         message,
     )
 

@@ -1,0 +1,23 @@
+"""Map a model file into memory, or read it where it cannot be mapped."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+from typing import BinaryIO
+
+CANNOT_MAP = (errno.ENODEV, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # of mmap()
+
+
+def map_file(file: BinaryIO, limit: int = -1) -> mmap.mmap | bytes:
+    """Map an open file, or read it if its file system cannot map files. Raises OSError.
+
+    limit: how many bytes to read then; -1 for all.
+    """
+    try:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        if error.errno not in CANNOT_MAP:
+            raise
+    file.seek(0)
+    return file.read(limit)
