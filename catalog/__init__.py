@@ -9,6 +9,7 @@ licences the user has accepted. Importing this package loads no network library.
 from __future__ import annotations
 
 from catalog.errors import AccessDenied as AccessDenied
+from catalog.errors import BadName as BadName
 from catalog.errors import BadSetting as BadSetting
 from catalog.errors import CatalogError as CatalogError
 from catalog.errors import HubUnreachable as HubUnreachable

@@ -16,6 +16,14 @@ class UnknownModel(CatalogError):
         self.closest = closest
 
 
+class BadName(UnknownModel):
+    """An `hf:` name or a link that leads to no GGUF model. `problem` says why."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(name)
+        self.args = (problem,)
+
+
 class ModelNotFound(CatalogError):
     """A path, repository, file or quantisation does not exist."""
 

@@ -23,7 +23,23 @@ _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
 _NAMESPACE = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _REPOSITORY = re.compile(rf"{_NAMESPACE}/{_NAMESPACE}")
 _ASKED = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
-_NOT_A_MODEL = re.compile(r"(?:^|[-._])(?:mmproj|imatrix)(?:[-._]|$)", re.IGNORECASE)
+_SEPARATORS = re.compile(r"[-._ ]+")
+# Words that mark a file as a companion of the model beside it, whatever else is in its name.
+_COMPANIONS = {
+    "mmproj": "a projector",
+    "projector": "a projector",
+    "imatrix": "an importance matrix",
+    "mtp": "a prediction head",
+    "nextn": "a prediction head",
+    **dict.fromkeys(("draft", "drafter", "speculator", "dflash", "dspark"), "a drafter"),
+    **dict.fromkeys(("eagle2", "eagle3", "medusa"), "a drafter"),
+    "lora": "an adapter",
+    "adapter": "an adapter",
+    "cvector": "a control vector",
+    "vocab": "a vocabulary",
+}
+# Words that are also in the names of models; they count only if the rest is another file's name.
+_AMBIGUOUS = frozenset({"eagle", "assistant", "vision", "audio", "encoder", "clip", "vit"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +96,10 @@ def parts(first: str) -> tuple[str, ...]:
 
 
 def file_sets(names: Iterable[str]) -> tuple[FileSet, ...]:
-    """Group GGUF file names by model. Skips vision projectors and importance matrices."""
+    """Group GGUF file names by model. Skips projectors and importance matrices."""
     groups: dict[tuple[str, int], dict[int, str]] = {}
     for name in sorted(names):
-        if not name.lower().endswith(".gguf") or _NOT_A_MODEL.search(name.rsplit("/", 1)[-1][:-5]):
+        if not name.lower().endswith(".gguf") or _never_a_model(name):
             continue
         found = _PART.search(name)
         number, count = (int(found[1]), int(found[2])) if found else (1, 1)
@@ -100,40 +116,108 @@ def file_sets(names: Iterable[str]) -> tuple[FileSet, ...]:
     )
 
 
+def companion_kind(name: str) -> str | None:
+    """Return what a file's name says it is if not a model, for example "an adapter"; or None."""
+    words = [word for part in _words(name) for word in part]
+    return next((_COMPANIONS[word] for word in words if word in _COMPANIONS), None)
+
+
+def _never_a_model(name: str) -> bool:
+    """True for projectors, and for importance matrices: models made with one state a quant."""
+    words = _words(name)[-1]
+    labelled = any(_FOLDER.fullmatch(word) for word in words) or quant_of(name)
+    return "mmproj" in words or ("imatrix" in words and (words[0] == "imatrix" or not labelled))
+
+
+def _models(sets: tuple[FileSet, ...]) -> tuple[FileSet, ...]:
+    """Drop the companions of models. A word that all names contain marks none of them."""
+    stems = {_stem(s.names[0]) for s in sets}
+    marks = [_marks(s.names[0], stems) for s in sets]
+    common = frozenset.intersection(*marks) if marks else frozenset()
+    return tuple(s for s, found in zip(sets, marks, strict=True) if found == common) or sets
+
+
+def _marks(name: str, stems: set[tuple[str, ...]]) -> frozenset[str]:
+    *folders, words = _words(name)
+    found = {word for part in (*folders, words) for word in part if word in _COMPANIONS}
+    found |= {folder[0] for folder in folders if len(folder) == 1 and folder[0] in _AMBIGUOUS}
+    stem = _stem(name)
+    for word in _AMBIGUOUS.intersection(stem):
+        if tuple(other for other in stem if other != word) in stems:
+            found.add(word)
+    return frozenset(found)
+
+
+def _words(name: str) -> list[list[str]]:
+    """Return the words in each folder's name and the file's name, singular, without versions."""
+    *folders, last = _PART.sub(".gguf", name).lower().split("/")
+    parts = [_SEPARATORS.split(part) for part in (*folders, last.removesuffix(".gguf"))]
+    return [[_known(word) for word in part if word] or [""] for part in parts]
+
+
+def _known(word: str) -> str:
+    plain = word.removesuffix("s").rstrip("0123456789")
+    return plain if word not in _COMPANIONS and plain in (*_COMPANIONS, *_AMBIGUOUS) else word
+
+
+def _stem(name: str) -> tuple[str, ...]:
+    """Return the words of a file's name without its quantisation."""
+    last = _PART.sub(".gguf", name).rsplit("/", 1)[-1][: -len(".gguf")]
+    return tuple(_words(_LABEL.sub("", last))[-1])
+
+
 def select(
     names: Iterable[str],
     where: str,
     *,
     quant: str | None = None,
     file: str | None = None,
+    folder: str | None = None,
     known: tuple[str, ...] = (),
 ) -> FileSet:
-    """Select one model in a repository.
+    """Select one model in a repository, or in one of its folders.
 
     Selects by `file` if given, or else by the catalog's `known` names, or else by `quant`. If none
-    of them selects a file, falls back to Q4_K_M, or else to the only model. Raises ModelNotFound,
-    listing the choices.
+    of them selects a file, falls back to Q4_K_M, or else to the only model. Companions of models,
+    such as drafters and adapters, are selected only by `file`. Raises ModelNotFound, listing the
+    choices.
     """
+    names = list(names)
+    if folder is not None:
+        where = f"{where}/{folder}"
+        names = [name for name in names if name.startswith(f"{folder}/")]
     sets = file_sets(names)
+    models = _models(sets)
     if file is not None:
-        found = [s for s in sets if file in s.names]
+        found = [s for s in sets if file in s.names] or [
+            s for s in sets if file.lower() in map(str.lower, s.names)
+        ]
     else:
-        found = [s for s in sets if set(known) & set(s.names)] or _labelled(sets, quant)
+        found = [s for s in sets if set(known) & set(s.names)] or _labelled(models, quant)
     if not found:
-        if not sets:
-            raise ModelNotFound(f"no GGUF files in {where}")
-        wanted = file or (f"{quant} file" if quant else "default GGUF model")
-        available = ", ".join(sorted({s.quant or s.names[0] for s in sets}))
-        raise ModelNotFound(f"no {wanted} in {where}; available: {available}")
+        raise ModelNotFound(_absence(names, models, where, file or (quant and f"{quant} file")))
     if len(found) > 1 and not set(known) & set(found[0].names):
         listed = ", ".join(s.names[0] for s in found)
-        raise ModelNotFound(
-            f"{where} has several {found[0].quant} models; specify one of: {listed}"
-        )
+        of = f"{found[0].quant} models" if found[0].quant else "models"
+        raise ModelNotFound(f"{where} has several {of}; specify one of: {listed}")
     if found[0].missing:
         absent = ", ".join(str(i) for i in found[0].missing[:5])
         raise ModelNotFound(f"{where}: {found[0].names[0]}: missing parts: {absent}")
     return found[0]
+
+
+def _absence(names: list[str], models: tuple[FileSet, ...], where: str, wanted: str | None) -> str:
+    """Say what is not in a repository, and what is."""
+    available = ", ".join(sorted({s.quant or s.names[0] for s in models}))
+    other = next((n for n in names if n.lower().endswith(".gguf") and _never_a_model(n)), None)
+    other = wanted if wanted in names else other
+    if models:
+        if wanted is not None and wanted == other:
+            return f"{wanted} is {companion_kind(wanted)}, not a model; available: {available}"
+        return f"no {wanted or 'default GGUF model'} in {where}; available: {available}"
+    if other is not None:
+        return f"no GGUF model in {where}; {other} is {companion_kind(other)}"
+    return f"no GGUF files in {where}"
 
 
 def _labelled(sets: tuple[FileSet, ...], quant: str | None) -> list[FileSet]:

@@ -1,8 +1,9 @@
 """Resolve a model name from the command line to a model, file and repository.
 
-A link to the Hub or an `hf:` name is recognised first. A name is a path if it contains a separator,
-starts with `.` or `~`, or ends in `.gguf`. Any other name is a catalog id with an optional `:QUANT`
-or `@QUANT`. Only paths are looked up on disk, and nothing uses the network.
+A link to the Hub or an `hf:` name is recognised first (see `links`). A name is a path if it
+contains a separator, starts with `.` or `~`, or ends in `.gguf`. Any other name is a catalog id
+with an optional `:QUANT` or `@QUANT`. Only paths are looked up on disk, and nothing uses the
+network.
 """
 
 from __future__ import annotations
@@ -10,21 +11,15 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from urllib.parse import unquote
 
+from catalog import links
 from catalog.errors import ModelNotFound, UnknownModel
-from catalog.file_names import FileSet, is_repository, is_safe, normal_quant, select
+from catalog.file_names import FileSet, normal_quant, select
 from catalog.registry import CatalogFile, Entry, Package, entries
 
-_HUB_NAME = re.compile(r"hf:(?://)?(.*)", re.IGNORECASE | re.DOTALL)
-_LINK = re.compile(
-    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^?#]*)(?:[?#].*)?",
-    re.IGNORECASE | re.DOTALL,
-)
 MIN_SHARED = 3  # the minimum length for a partial match with an id
-_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +34,7 @@ class Reference:
     path: Path | None = None
     repository: str | None = None
     file: str | None = None
+    folder: str | None = None
     quant: str | None = None
     revision: str | None = None
 
@@ -64,19 +60,18 @@ class Reference:
             self.repository or "",
             quant=self.wanted_quant,
             file=self.file,
+            folder=self.folder,
             known=self.catalog_file.names if self.catalog_file else (),
         )
 
 
-def resolve(text: str) -> Reference:
-    """Resolve a name.
+def resolve(text: str, endpoint: str | None = None) -> Reference:
+    """Resolve a name. `endpoint` is the Hub's URL, whose links are recognised too.
 
     Raises ModelNotFound if a path does not exist, or UnknownModel if a name is unknown.
     """
-    if found := _LINK.fullmatch(text):
-        return _link(found[1], text)
-    if found := _HUB_NAME.fullmatch(text):
-        return _hub_name(found[1], text)
+    if found := links.parse(text, endpoint):
+        return Reference("hub", **asdict(found))
     if "/" in text or text.startswith((".", "~")) or text.lower().endswith(".gguf"):
         return _path(text)
     return _catalog_name(text)
@@ -119,35 +114,3 @@ def _closest(name: str) -> str | None:
 def _bare(name: str) -> str:
     """Drop punctuation, so that "llama-3.1" and "llama3.1" compare equal."""
     return re.sub(r"[\W_]", "", name)
-
-
-def _hub_name(rest: str, text: str) -> Reference:
-    """Parse `org/repo[/file][:QUANT][@revision]`."""
-    rest, _, revision = rest.partition("@")
-    rest, _, asked = rest.partition(":")
-    return _hub(text, rest.split("/"), asked or None, revision or None)
-
-
-def _link(rest: str, text: str) -> Reference:
-    """Parse a URL path: `org/repo`, `org/repo/tree/REV`, `org/repo/blob|resolve/REV/file`."""
-    segments = [unquote(segment) for segment in rest.rstrip("/").split("/")]
-    segments[-1], _, asked = segments[-1].partition(":")
-    revision = None
-    if len(segments) > 3 and segments[2] in ("blob", "resolve", "tree"):
-        _, _, view, revision, *file = segments
-        segments = segments[:2] + (file if view != "tree" else [])
-    return _hub(text, segments, asked or None, revision)
-
-
-def _hub(text: str, segments: list[str], asked: str | None, revision: str | None) -> Reference:
-    repository, file = "/".join(segments[:2]), "/".join(segments[2:]) or None
-    quant = normal_quant(asked) if asked else None
-    sound = (
-        is_repository(repository)
-        and (file is None or (is_safe(file) and file.lower().endswith(".gguf")))
-        and (asked is None or quant is not None)
-        and (revision is None or (_REVISION.fullmatch(revision) and is_safe(revision)))
-    )
-    if not sound:
-        raise UnknownModel(text)
-    return Reference("hub", repository=repository, file=file, quant=quant, revision=revision)

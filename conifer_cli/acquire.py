@@ -54,9 +54,24 @@ def locate(name: str | None) -> RequestedModel:
 
     name = starter_entry().id if name is None else name
     try:
-        return RequestedModel(name, resolve(name))
+        return RequestedModel(name, resolve(name, options.hub_endpoint()))
     except ModelNotFound as error:
-        raise UsageError(str(error), prompt_hint(name)) from error
+        raise UsageError(str(error), prompt_hint(name) or _hub_hint(name)) from error
+
+
+def _hub_hint(name: str) -> str:
+    """Return a hint if `name` looks like a repository on the Hub, otherwise an empty string."""
+    from catalog import UnknownModel, resolve
+
+    if name.startswith((".", "~", "/")) or Path(name.partition("/")[0]).is_dir():
+        return ""
+    try:
+        reference = resolve(f"hf:{name}")
+    except UnknownModel:
+        return ""
+    if (reference.repository or "").lower().endswith(".gguf"):  # the path of a file
+        return ""
+    return f"For {reference.repository} on the Hugging Face Hub, write `hf:{name}`."
 
 
 def judge(model: RequestedModel, request: FitRequest, ignore_disk: bool = False) -> FitReport:
@@ -120,6 +135,16 @@ def _pull(files: tuple[RemoteFile, ...], store: Store, progress: Progress) -> tu
         raise
 
 
+def _record_name(asked: str, found: str, store: Store) -> None:
+    """Keep the Hub's name for a renamed repository, so that the old one works offline."""
+    from catalog.store import renames
+
+    if asked.lower() != found.lower():
+        console.log(f"conifer: {asked} is now {found} on the Hub")
+        with suppress(OSError):  # then it works online
+            renames.record(store.home, asked, found)
+
+
 def _callbacks(progress: Progress) -> Callbacks:
     from catalog.download.transfer import Callbacks
 
@@ -164,6 +189,7 @@ def _download(
             told = _callbacks(progress)
             paths: tuple[Path, ...] = (fetch(package, store, told.on_progress, told.on_refused),)
         else:
+            _record_name(model.reference.repository or "", report.remote[0].repository, store)
             paths = _pull(report.remote, store, progress)
     if report.config is not None:
         return replace(report, paths=paths)

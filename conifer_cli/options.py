@@ -134,6 +134,11 @@ def home() -> Path:
         ) from error
 
 
+def hub_endpoint() -> str | None:
+    """Return the URL of the Hub that the user has set, or None for the default."""
+    return os.environ.get("HF_ENDPOINT", "").strip() or None
+
+
 _COUNT = {"metavar": "COUNT", "max": MAX_TOKENS}
 Context = Annotated[
     int | None,

@@ -13,7 +13,7 @@ from catalog.file_names import parts, quant_of
 from catalog.files import files_below, is_locked, subfolders
 from catalog.hub.paths import repository_of
 from catalog.resolve import Reference
-from catalog.store import manifest
+from catalog.store import manifest, renames
 from catalog.store.disk import disk_failures
 from catalog.store.manifest import ManifestEntry
 from catalog.store.store import Store, model_id_of
@@ -75,12 +75,13 @@ def remove(store: Store, one: Unfinished) -> int:
     return freed
 
 
-def select(reference: Reference, among: Iterable[Unfinished]) -> list[Unfinished]:
+def select(store: Store, reference: Reference, among: Iterable[Unfinished]) -> list[Unfinished]:
     """Return the unfinished downloads that a name stands for."""
+    asked = {name.lower() for name in store.hub.spellings(reference.repository or "")}
     here = [
         one
         for one in among
-        if one.repository == reference.repository and reference.revision in (None, one.commit)
+        if one.repository.lower() in asked and reference.revision in (None, one.commit)
     ]
     names = [name for one in here if one.name for name in parts(one.name)]
     chosen: tuple[str | None, ...] = ()
@@ -134,7 +135,7 @@ def _recorded(
     if not mine and len(whole) in (0, len(names)):
         return None
     return Unfinished(
-        model_id=model_id_of(first.repository, quant_of(names[0])),
+        model_id=model_id_of(first.repository, quant_of(names[0]), renames.read(store.home)),
         repository=first.repository,
         commit=first.commit,
         quant=quant_of(names[0]),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from catalog.errors import ModelNotFound, StoreError
 from catalog.file_names import is_safe
 from catalog.files import parse_json, write_atomically
-from catalog.hub.paths import folder_name
+from catalog.hub.paths import repository_folder
 from catalog.resolve import Reference
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class HeaderCache:
         return CachedHeader(name, version.etag, version.size_bytes, data) if version else None
 
     def _folder(self, repository: str) -> Path:
-        return self.home / "headers" / folder_name(repository)
+        return repository_folder(self.home / "headers", repository)
 
     def _path(self, repository: str, name: str) -> Path:
         if not is_safe(name):

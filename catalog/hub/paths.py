@@ -21,6 +21,20 @@ def folder_name(repository: str) -> str:
     return f"models--{repository.replace('/', '--')}"
 
 
+def repository_folder(parent: Path, repository: str) -> Path:
+    """Return a repository's folder in `parent`, with its name as on disk.
+
+    Like the Hub, this ignores case. Raises StoreError for an invalid repository.
+    """
+    name = folder_name(repository)
+    try:
+        names = os.listdir(parent)
+    except OSError:
+        names = []
+    same = sorted(other for other in names if other.lower() == name.lower())
+    return parent / (name if name in names or not same else same[0])
+
+
 def repository_of(folder: str) -> str | None:
     """Return the repository that a cache folder belongs to; None for any other folder."""
     repository = folder.removeprefix("models--").replace("--", "/")

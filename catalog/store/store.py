@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Protocol
 from catalog.errors import ModelNotFound, StoreError
 from catalog.file_names import FileSet, file_sets, is_safe
 from catalog.files import files_below, read_file, real, subfolders
-from catalog.hub.paths import COMMIT, SHA256, blob_of, folder_name, repository_of
+from catalog.hub.paths import COMMIT, SHA256, blob_of, repository_folder, repository_of
 from catalog.registry import Package, entries
 from catalog.resolve import Reference
-from catalog.store import manifest
+from catalog.store import manifest, renames
 
 if TYPE_CHECKING:
     from catalog.hub.client import RemoteFile
@@ -169,11 +169,22 @@ class HubCache:
         """Return a reference's model from the first snapshot that has all its parts."""
         if reference.repository is None:
             return None
-        folder = self.repository_folder(reference.repository)
+        for folder in map(self.repository_folder, self.spellings(reference.repository)):
+            if found := self._locate_in(folder, reference):
+                return found
+        return None
+
+    def spellings(self, repository: str) -> tuple[str, ...]:
+        """Return the names under which a repository may be stored: the Hub's name first."""
+        current = renames.read(self.home).get(repository.lower(), repository)
+        return tuple(dict.fromkeys((current, repository)))
+
+    def _locate_in(self, folder: Path, reference: Reference) -> Installed | None:
+        repository = repository_of(folder.name) or reference.repository or ""
         for snapshot in _snapshots(folder, reference.revision):
             with suppress(ModelNotFound):
                 chosen = reference.select(_names(snapshot))
-                return self._installed(reference.repository, snapshot, chosen)
+                return self._installed(repository, snapshot, chosen)
         return None
 
     def installed(self) -> Iterator[Installed]:
@@ -194,16 +205,18 @@ class HubCache:
         self, installed: Installed, listed: Iterable[RemoteFile]
     ) -> list[str | None]:
         """Return each file's hash: the blob name if it is a SHA-256, or else the one on record."""
-        known = {(file.repository, file.commit, file.name): file.sha256 for file in listed}
+        known = {(file.repository.lower(), file.commit, file.name): file.sha256 for file in listed}
         for entry in manifest.read(self.home):
-            known[entry.repository, entry.commit, entry.name] = entry.sha256
+            known[entry.repository.lower(), entry.commit, entry.name] = entry.sha256
         repository = installed.repository or ""
         snapshots = self.repository_folder(repository) / "snapshots"
         found = []
         for path in installed.paths:
             blob = blob_of(path).name
             commit, _, name = path.relative_to(snapshots).as_posix().partition("/")
-            found.append(blob if SHA256.fullmatch(blob) else known.get((repository, commit, name)))
+            found.append(
+                blob if SHA256.fullmatch(blob) else known.get((repository.lower(), commit, name))
+            )
         return found
 
     def remove(self, installed: Installed) -> int:
@@ -232,8 +245,8 @@ class HubCache:
         return _unlink(blob) if ours and not self.links_to(blob) else freed
 
     def repository_folder(self, repository: str) -> Path:
-        """Return a repository's folder. Raises StoreError if the name is malformed."""
-        return self.folder / folder_name(repository)
+        """Return a repository's folder, in any case. Raises StoreError for a malformed name."""
+        return repository_folder(self.folder, repository)
 
     def blob_path(self, file: RemoteFile) -> Path:
         if not file.sha256 or not SHA256.fullmatch(file.sha256):
@@ -255,14 +268,15 @@ class HubCache:
 
     def lock_path(self, file: RemoteFile) -> Path:
         """Return the path of huggingface_hub's lock for a file's blob."""
-        folder = self.folder / ".locks" / folder_name(file.repository)
+        folder = self.folder / ".locks" / self.repository_folder(file.repository).name
         return self._inside(folder / f"{self.blob_path(file).name}.lock")
 
     def copies(self, file: RemoteFile) -> Iterator[Path]:
         """Yield the paths at which other revisions have a copy of a file, according to records."""
         snapshots = self.repository_folder(file.repository) / "snapshots"
         for entry in manifest.read(self.home):
-            if (entry.repository, entry.sha256) == (file.repository, file.sha256):
+            same = entry.repository.lower() == file.repository.lower()
+            if same and entry.sha256 == file.sha256:
                 path = self._inside(snapshots / entry.commit / entry.name)
                 if not path.is_symlink() and _size(path) == file.size_bytes:
                     yield path
@@ -281,7 +295,8 @@ class HubCache:
     def _installed(self, repository: str, snapshot: Path, files: FileSet) -> Installed:
         paths = tuple(snapshot / name for name in files.names)
         sizes = sum(_size(path) or 0 for path in paths)
-        id, commit, quant = model_id_of(repository, files.quant), snapshot.name, files.quant
+        commit, quant = snapshot.name, files.quant
+        id = model_id_of(repository, quant, renames.read(self.home))
         return Installed(id, repository, commit, quant, files.names[0], paths, sizes, self)
 
 
@@ -325,11 +340,12 @@ def _names(snapshot: Path) -> list[str]:
     return [path.relative_to(snapshot).as_posix() for path in paths if os.path.isfile(path)]
 
 
-def model_id_of(repository: str, quant: str | None) -> str | None:
+def model_id_of(repository: str, quant: str | None, renamed: Mapping[str, str]) -> str | None:
     """Return the id of the catalog model that a repository's file is, or None."""
     for entry in entries().values():
         file = next((file for file in entry.files if file.quant == quant), entry)
-        if file.repository == repository:
+        known = (file.repository or "").lower()
+        if repository.lower() in (known, renamed.get(known, "").lower()):
             return entry.id
     return None
 
@@ -340,7 +356,8 @@ def _entries_of(
     return [
         entry
         for entry in known
-        if entry.repository == model.repository and any(map(entry.matches, model.paths))
+        if entry.repository.lower() == (model.repository or "").lower()
+        and any(map(entry.matches, model.paths))
     ]
 
 

@@ -23,15 +23,16 @@ if TYPE_CHECKING:
 
 _HEX = "[0-9a-f]"
 FETCHING = ".fetch-"  # name prefix of temporary folders for package downloads
+_SINGLE = ("history", "ledger.jsonl", "licences.json", "renamed.json")
 # Files in Conifer's home folder, except package files. Temporary files are left behind if Conifer
 # is killed; see docs/files.md. Only the first pattern matches folders.
 OURS = (
     f"models/{FETCHING}*",
-    *("history", "ledger.jsonl", "licences.json"),
+    *_SINGLE,
     *("headers/models--*/**/*.header", "pulled/models--*/*.json"),
     *(f"prompts/{16 * _HEX}/{name}" for name in (f"{32 * _HEX}.prompt", ".*.prompt.*.part")),
     *(f"{folder}.*.{8 * _HEX}.tmp" for folder in ("headers/models--*/**/", "pulled/models--*/")),
-    *(f".{name}.{8 * _HEX}.tmp" for name in ("history", "ledger.jsonl", "licences.json")),
+    *(f".{name}.{8 * _HEX}.tmp" for name in _SINGLE),
     f"prompts/{16 * _HEX}/.*.prompt.{8 * _HEX}.tmp",
 )
 # Folders that contain these files, inner folders first.
@@ -99,7 +100,7 @@ def _named(
     partial: dict[Path, Unfinished] = {}
     for name in names:
         named = locate(name)
-        matching = unfinished.select(named.reference, begun)
+        matching = unfinished.select(store, named.reference, begun)
         for one in matching:
             if one.active:
                 reason = f"{name} is being downloaded by another process"

@@ -77,6 +77,83 @@ def test_hub_name(
     assert (found.quant, found.revision) == (quant, revision)
 
 
+PAGE = "https://huggingface.co/org/repo"
+LINKS = {
+    # link: (file, folder, quant, revision)
+    f"{PAGE}?library=gguf": (None, None, None, None),
+    f"{PAGE}#how-to-run": (None, None, None, None),
+    f"{PAGE}/tree/main": (None, None, None, "main"),
+    f"{PAGE}/tree/main/": (None, None, None, "main"),
+    f"{PAGE}/tree/main/Q4%20K/b": (None, "Q4 K/b", None, "main"),
+    f"{PAGE}/tree/refs%2Fpr%2F3/Q8_0": (None, "Q8_0", None, "refs/pr/3"),
+    f"{PAGE}/tree/refs/pr/3": (None, None, None, "refs/pr/3"),
+    f"{PAGE}/blob/feature%2Fx/b.gguf": ("b.gguf", None, None, "feature/x"),
+    f"{PAGE}/blob/main/Q4/b.gguf": ("Q4/b.gguf", None, None, "main"),
+    f"{PAGE}/blob/main/b.gguf#L3": ("b.gguf", None, None, "main"),
+    f"{PAGE}/raw/v1.0/b.gguf": ("b.gguf", None, None, "v1.0"),
+    f"{PAGE}/resolve/main/b.gguf?download=true": ("b.gguf", None, None, "main"),
+    f"{PAGE}/blame/main/b.gguf": ("b.gguf", None, None, "main"),
+    f"{PAGE}/commits/main/b.gguf": ("b.gguf", None, None, "main"),
+    f"{PAGE}/commit/c0ffee": (None, None, None, "c0ffee"),
+    f"{PAGE}/discussions/12": (None, None, None, None),
+    f"{PAGE}?show_file_info=Q4%2Fb.gguf": ("Q4/b.gguf", None, None, None),
+    f"{PAGE}/tree/main?show_file_info=b.gguf&x=1": ("b.gguf", None, None, "main"),
+    f"{PAGE}/tree/main/Q4?show_file_info=Q4%2Fb.gguf": ("Q4/b.gguf", None, None, "main"),
+    f"{PAGE}/": (None, None, None, None),
+    f" <{PAGE}> \n": (None, None, None, None),
+    f"{PAGE}.git": (None, None, None, None),
+    f"{PAGE}:q8_0": (None, None, "Q8_0", None),
+    "https://user:secret@huggingface.co/org/repo": (None, None, None, None),
+    "HTTPS://WWW.HuggingFace.CO:443//org/repo": (None, None, None, None),
+    "http://hf.co/org/repo": (None, None, None, None),
+    "huggingface.co/org/repo/blob/main/b.gguf": ("b.gguf", None, None, "main"),
+    "hf.co/org/repo:Q4_K_M": (None, None, "Q4_K_M", None),
+    "hf.co/org/repo@v1": (None, None, None, "v1"),
+    "https://huggingface.co/api/models/org/repo/tree/main/Q4": (None, "Q4", None, "main"),
+    "https://huggingface.co/api/models/org/repo": (None, None, None, None),
+    "hf://models/org/repo": (None, None, None, None),
+    "hf://org/repo@main/Q4/b.gguf": ("Q4/b.gguf", None, None, "main"),
+    "hf:org/repo@refs/pr/3": (None, None, None, "refs/pr/3"),
+    "hf:org/repo@refs/pr/3/b.gguf": ("b.gguf", None, None, "refs/pr/3"),
+    "hf:org/repo@v1:Q8_0": (None, None, "Q8_0", "v1"),
+    "hf:org/repo/": (None, None, None, None),
+    "hf:org/repo/tree/main/Q4": (None, "Q4", None, "main"),
+    "https://mirror.example/hf/org/repo/blob/main/b.gguf?x#y": ("b.gguf", None, None, "main"),
+}
+
+
+@pytest.mark.parametrize("text", LINKS)
+def test_link_means_what_it_names_in_every_form(text: str) -> None:
+    found = catalog.resolve(text, "https://Mirror.example/hf/")
+    assert (found.kind, found.repository) == ("hub", "org/repo")
+    assert (found.file, found.folder, found.quant, found.revision) == LINKS[text]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("https://huggingface.co/datasets/org/data", "the link is to a dataset"),
+        ("https://huggingface.co/spaces/org/demo", "the link is to a Space"),
+        ("https://huggingface.co/collections/org/some-0123", "the link is to a collection"),
+        ("https://huggingface.co/papers/2401.00001", "the link is to a paper"),
+        ("https://huggingface.co/models?search=qwen", "the link is to a list of models"),
+        ("hf://datasets/org/data", "the link is to a dataset"),
+        ("https://huggingface.co/org", "no repository"),
+        ("https://huggingface.co", "no repository"),
+        ("https://huggingface.co/org/repo/blob/main/README.md", "README.md is not a GGUF file"),
+        ("https://huggingface.co/org/repo/resolve/main/m.safetensors", "not a GGUF file"),
+        ("https://huggingface.co/org/repo?show_file_info=m.safetensors", "not a GGUF file"),
+        ("https://example.com/org/repo/b.gguf", "the link is not to the Hugging Face Hub"),
+        ("https://huggingface.co.example.com/org/repo", "the link is not to the Hugging Face Hub"),
+        ("ftp://huggingface.co/org/repo", "the link is not to the Hugging Face Hub"),
+        ("hf:org/repo@main/../b.gguf", "not a valid file name"),
+    ],
+)
+def test_link_that_leads_to_no_model_is_told_by_what_it_is(text: str, problem: str) -> None:
+    with pytest.raises(catalog.BadName, match=problem):
+        catalog.resolve(text)
+
+
 @pytest.mark.parametrize(
     ("text", "closest"),
     [
@@ -179,6 +256,72 @@ def test_parts_follow_from_the_first() -> None:
 def test_projectors_and_importance_matrices_are_not_models() -> None:
     names = ["mmproj-F16.gguf", "a-mmproj-BF16.gguf", "imatrix_unsloth.gguf", "README.md", "a.gguf"]
     assert [s.names for s in file_sets(names)] == [("a.gguf",)]
+
+
+@pytest.mark.parametrize(
+    "companion",
+    [
+        *("mmproj-Q4_K_M.gguf", "m-Q4_K_M.mmproj.gguf", "mmproj/m-Q4_K_M.gguf"),
+        *("m-draft-Q4_K_M.gguf", "draft-Q4_K_M.gguf", "drafters/q-Q4_K_M.gguf"),
+        *("mtp-m-Q4_K_M.gguf", "m-MTP-Q4_K_M.gguf", "MTP/m-Q4_K_M.gguf", "m.nextn.Q4_K_M.gguf"),
+        *("m-eagle3-Q4_K_M.gguf", "m-eagle-Q4_K_M.gguf", "m-dflash-Q4_K_M.gguf"),
+        *("m-assistant-Q4_K_M.gguf", "assistant/q-Q4_K_M.gguf", "m-vision-Q4_K_M.gguf"),
+        *("m-lora-Q4_K_M.gguf", "loras/style-Q4_K_M.gguf", "adapter-Q4_K_M.gguf"),
+        *("imatrix-Q4_K_M.gguf", "m.imatrix.gguf", "imatrix.dat", "imatrix_unsloth.gguf_file"),
+        *("ggml-vocab-m-Q4_K_M.gguf", "m-Q4_K_M-imatrix.gguf", "imatrix/m-Q4_K_M.gguf"),
+    ],
+)
+def test_companion_of_a_model_is_neither_chosen_nor_in_the_way(companion: str) -> None:
+    for model in ("m-Q4_K_M.gguf", "m-Q8_0.gguf", "m.gguf"):
+        assert select([companion, model, "README.md"], "org/repo").names == (model,)
+    with pytest.raises(catalog.ModelNotFound, match="no Q4_K_M file in r; available: Q6_K, Q8_0"):
+        select([companion, "m-Q8_0.gguf", "m-Q6_K.gguf"], "r", quant="Q4_K_M")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["Qwen3-DRAFT-0.6B-Q4_K_M.gguf", "Qwen3-DRAFT-0.6B-Q8_0.gguf"],
+        ["m-MTP-Q4_K_M.gguf", "m-MTP-Q8_0.gguf", "mmproj-F16.gguf"],
+        ["m-MTP-Q4_K_M.gguf", "m-MTP-draft-Q4_K_M.gguf"],
+        ["v5-eagle-7b-Q4_K_M.gguf", "v5-finch-7b-Q8_0.gguf"],
+        ["m-11b-vision-Q4_K_M.gguf", "m-11b-vision-Q8_0.gguf", "m-11b-vision-mmproj.gguf"],
+        ["medical-assistant-Q4_K_M.gguf", "nurse-Q8_0.gguf"],
+        ["m-imatrix-Q4_K_M.gguf", "m-imatrix-Q8_0.gguf", "m.imatrix.gguf"],
+        ["loramodel-Q4_K_M.gguf", "drafty-Q8_0.gguf"],
+        ["lora/m-lora-Q4_K_M.gguf"],
+    ],
+)
+def test_word_in_a_models_own_name_excludes_nothing(names: list[str]) -> None:
+    assert select(names, "org/repo").names == (names[0],)
+
+
+def test_companion_that_is_named_is_selected_or_told_by_what_it_is() -> None:
+    names = ["m-Q4_K_M.gguf", "m-draft-Q8_0.gguf", "mmproj-F16.gguf"]
+    assert select(names, "r", file="m-draft-Q8_0.gguf").names == ("m-draft-Q8_0.gguf",)
+    with pytest.raises(catalog.ModelNotFound, match=r"mmproj-F16.gguf is a projector, not a model"):
+        select(names, "r", file="mmproj-F16.gguf")
+    with pytest.raises(
+        catalog.ModelNotFound, match=r"no GGUF model in r; mmproj-F16.gguf is a pro"
+    ):
+        select(["mmproj-F16.gguf"], "r")
+
+
+def test_folder_of_a_link_limits_the_choice() -> None:
+    names = ["m-Q4_K_M.gguf", "Q8_0/m-00001-of-00002.gguf", "Q8_0/m-00002-of-00002.gguf"]
+    names += ["MTP/m-MTP-Q8_0.gguf", "two/a-Q4_0.gguf", "two/b-Q4_0.gguf"]
+    assert select(names, "r", folder="Q8_0").names == tuple(names[1:3])
+    assert select(names, "r", folder="MTP").names == ("MTP/m-MTP-Q8_0.gguf",)
+    with pytest.raises(catalog.ModelNotFound, match="in r/two; available: Q4_0"):
+        select(names, "r", folder="two")
+    with pytest.raises(catalog.ModelNotFound, match="no GGUF files in r/none"):
+        select(names, "r", folder="none")
+
+
+def test_any_part_of_a_model_means_the_model_in_any_case() -> None:
+    names = [f"Q8_0/M-Q8_0-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
+    for name in (names[1], names[2].lower(), names[0].upper()):
+        assert select(names, "r", file=name).names == tuple(names)
 
 
 LISTING = ("m-Q4_K_M.gguf", "m-UD-Q5_K_M.gguf", "Q8_0/m-Q8_0-00001-of-00002.gguf")

@@ -66,6 +66,7 @@ class HubServer:
     ranges: bool = True  # whether storage knows any
     etags: Iterator[str] | None = None  # what storage says instead of the same each time
     throttle_bytes_per_s: float = 0
+    renamed: dict[str, str] = field(default_factory=dict)  # lower-case name -> the Hub's name
     redirect: str = "storage"  # or "loop", or an address to redirect to
     url: str = ""
     storage_url: str = ""
@@ -179,6 +180,9 @@ def _denied(handler: Any, hub: HubServer, repository: str) -> bool:
 
 def _api(handler: Any, hub: HubServer, path: str) -> None:
     repository, _, revision = path.removeprefix("api/models/").partition("/revision/")
+    if (name := hub.renamed.get(repository.lower(), repository)) != repository:
+        handler.answer(307, Location=handler.path.replace(repository, name))
+        return
     listing = hub.listing(repository)
     hidden = repository in hub.private and not _authorized(handler, hub)
     if listing is None or hidden:  # which of the two, somebody with a token is told

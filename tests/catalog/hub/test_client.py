@@ -100,6 +100,31 @@ def test_private_repository_is_told_from_a_missing_one_only_with_a_token(
     assert Hub(token="hf_secret").files("org/private")
 
 
+def test_repository_has_the_hubs_name_however_it_was_typed(hub_server: HubServer) -> None:
+    hub_server.files = {"Org/Repo-GGUF/m.gguf": BIG}
+    names = ("org/repo-gguf", "ORG/REPO-GGUF", "Org/Repo-GGUF", "old/name")
+    hub_server.renamed = dict.fromkeys(map(str.lower, names), "Org/Repo-GGUF")
+    for name in names:
+        hub = Hub()
+        (file,) = hub.find(catalog.resolve(f"hf:{name}"))
+        assert file.repository == "Org/Repo-GGUF"
+        assert hub.header(file, 10) == BIG[:10]
+
+
+def test_name_in_a_listing_that_nobody_asked_for_is_ignored(
+    hub_server: HubServer, monkeypatch
+) -> None:
+    hub_server.files = {"org/repo/m.gguf": BIG}
+    listing = hub_server.listing("org/repo")
+    for id, expected in {
+        "ORG/Repo": "ORG/Repo",
+        "evil/other": "org/repo",
+        "..": "org/repo",
+    }.items():
+        monkeypatch.setattr(hub_server, "listing", lambda _, id=id: {**(listing or {}), "id": id})
+        assert Hub().files("org/repo")[0].repository == expected
+
+
 def test_listing_is_asked_for_once(hub_server: HubServer) -> None:
     hub_server.files = {"org/repo/m.gguf": BIG}
     hub = Hub()

@@ -10,7 +10,7 @@ import pytest
 
 import catalog
 from catalog.hub.client import RemoteFile
-from catalog.store import manifest
+from catalog.store import manifest, renames
 from catalog.store.store import Store
 
 OLD, NEW = "a" * 40, "b" * 40
@@ -189,3 +189,50 @@ def test_a_file_without_a_hash_has_no_record(store: Store) -> None:
         store.home, store.hub_cache, [RemoteFile("a/m1", "m1.gguf", 1, None, "", NEW, "")]
     )
     assert manifest.read(store.home) == []
+
+
+@pytest.mark.parametrize("typed", [REPOSITORY, REPOSITORY.lower(), REPOSITORY.upper()])
+def test_repository_has_one_spelling_however_it_is_typed(store: Store, typed: str) -> None:
+    path = place(store, NAME, b"GGUF")
+    file = RemoteFile(typed, NAME, 4, "0" * 64, "e", NEW, "main")
+    manifest.write(store.home, [file])
+    for name in (f"hf:{typed}", f"https://huggingface.co/{typed}/blob/{NEW}/{NAME}"):
+        found = store.locate(catalog.resolve(name))
+        assert found is not None
+        assert (found.repository, found.model_id) == (REPOSITORY, "qwen3-8b")
+        assert found.paths == (path,)
+    assert store.hub.blob_path(file).parents[1] == path.parents[2]
+    assert [model.repository for model in store.ours()] == [REPOSITORY]
+
+
+def test_catalog_model_is_found_in_a_folder_of_another_case(store: Store) -> None:
+    path = place(store, NAME, b"GGUF", repository=REPOSITORY.lower())
+    assert store.find(catalog.resolve("qwen3-8b")) == [path]
+    assert [model.model_id for model in store.installed()] == ["qwen3-8b"]
+
+
+def test_renamed_repository_is_found_under_its_old_name(store: Store) -> None:
+    path = place(store, NAME, b"GGUF", repository="New-Org/New-Name")
+    assert store.find(catalog.resolve("qwen3-8b")) is None
+    renames.record(store.home, REPOSITORY, "New-Org/New-Name")
+    for name in ("qwen3-8b", f"hf:{REPOSITORY}", f"hf:{REPOSITORY.lower()}", "hf:new-org/new-name"):
+        found = store.locate(catalog.resolve(name))
+        assert found is not None
+        assert (found.repository, found.model_id) == ("New-Org/New-Name", "qwen3-8b")
+        assert found.paths == (path,)
+    (old,) = [place(store, NAME, b"GGUF old", repository=REPOSITORY)]
+    path.unlink()
+    assert store.find(catalog.resolve("qwen3-8b")) == [old]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"format": 1, "names": {"a/b": 1}}', '{"format": 1, "names": {"a": "../x"}}'],
+)
+def test_damaged_record_of_renames_is_empty(store: Store, text: str) -> None:
+    store.home.mkdir()
+    (store.home / renames.FILE).write_text(text)
+    assert renames.read(store.home) == {}
+    renames.record(store.home, "a/b", "c/d")
+    renames.record(store.home, "c/d", "a/b")  # renamed back
+    assert renames.read(store.home) == {"c/d": "a/b"}
