@@ -195,7 +195,7 @@ def test_a_file_without_a_hash_has_no_record(store: Store) -> None:
 def test_repository_has_one_spelling_however_it_is_typed(store: Store, typed: str) -> None:
     path = place(store, NAME, b"GGUF")
     file = RemoteFile(typed, NAME, 4, "0" * 64, "e", NEW, "main")
-    manifest.write(store.home, [file])
+    manifest.write(store.home, store.hub_cache, [file])
     for name in (f"hf:{typed}", f"https://huggingface.co/{typed}/blob/{NEW}/{NAME}"):
         found = store.locate(catalog.resolve(name))
         assert found is not None
