@@ -169,10 +169,14 @@ def is_locked(path: Path) -> bool:
 
 
 @contextmanager
-def open_regular(path: Path) -> Iterator[BinaryIO]:
-    """Open a regular file for reading. Raises OSError, at once, if it is anything else."""
-    handle = os.open(path, os.O_RDONLY | _SAFE)
-    with open(handle, "rb") as file:
+def open_regular(path: Path, kind: str = "rb", mode: int = 0o644) -> Iterator[BinaryIO]:
+    """Open a regular file. Raises OSError, at once, if it is anything else.
+
+    kind: "rb", "r+b", or "ab", which creates the file with the permissions `mode`.
+    """
+    flags = {"rb": os.O_RDONLY, "r+b": os.O_RDWR, "ab": os.O_WRONLY | os.O_APPEND | os.O_CREAT}
+    handle = os.open(path, flags[kind] | _SAFE, mode)
+    with typing.cast(BinaryIO, open(handle, kind, buffering=0 if kind == "ab" else -1)) as file:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         yield file

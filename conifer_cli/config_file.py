@@ -17,9 +17,11 @@ from typing import Any
 
 import typer
 
+from catalog.files import read_file
 from conifer_cli import usage
 from conifer_cli.errors import UsageError, why
 from conifer_cli.options import conifer_folder
+from conifer_cli.terminal import console
 
 FORMAT = 1
 NAME = "config.toml"
@@ -58,15 +60,24 @@ def defaults(context: typer.Context) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _read(path: Path) -> str:
+def _is_there(path: Path) -> bool:
+    """True if the file exists. Logs a problem with its folder, which stops nothing."""
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise UsageError(f"{path} is larger than {MAX_BYTES:,} bytes")
-        return data.decode("utf-8")
+        path.lstat()
     except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        console.log(f"conifer: cannot look for {path}: {why(error)}")
+        return False
+    return os.path.realpath(path) != os.devnull
+
+
+def _read(path: Path) -> str:
+    if not _is_there(path):
         return ""
+    try:
+        data = read_file(path, MAX_BYTES)
+        return data.decode("utf-8")
     except OSError as error:
         raise UsageError(f"cannot read {path}: {why(error)}") from error
     except UnicodeDecodeError as error:
@@ -84,6 +95,8 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
         raise UsageError(f"{path}: {message[:1].lower()}{message[1:]}") from error
     except RecursionError as error:
         raise UsageError(f"{path}: the values are nested too deeply") from error
+    except ValueError as error:  # from int(), which tomllib lets pass
+        raise UsageError(f"{path}: a number has too many digits") from error
     version = data.pop("format", FORMAT)
     if version != FORMAT:
         raise UsageError(f"{path}: format must be {FORMAT}, got {version!r}")

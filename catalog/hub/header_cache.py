@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from catalog.errors import ModelNotFound, StoreError
 from catalog.file_names import is_safe
-from catalog.files import parse_json, write_atomically
+from catalog.files import files_below, open_regular, parse_json, write_atomically
 from catalog.hub.paths import repository_folder
 from catalog.resolve import Reference
 
@@ -24,12 +24,17 @@ if TYPE_CHECKING:
 
 SUFFIX = ".header"
 MAX_LINE_BYTES = 4096
+MAX_BYTES = 256 << 20  # the largest header that the reader accepts
 
 
 @dataclass(frozen=True, slots=True)
 class _Version:
     etag: str
     size_bytes: int
+
+    def __post_init__(self) -> None:
+        if self.size_bytes < 0:
+            raise ValueError("a size is negative")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +78,8 @@ class HeaderCache:
             return None
         try:
             folder = self._folder(repository)
-            names = (path.relative_to(folder).as_posix() for path in folder.rglob(f"*{SUFFIX}"))
+            paths = (path for path in files_below(folder) if path.name.endswith(SUFFIX))
+            names = (path.relative_to(folder).as_posix() for path in paths)
             chosen = reference.select([name.removesuffix(SUFFIX) for name in names])
         except (ModelNotFound, StoreError):
             return None
@@ -83,12 +89,14 @@ class HeaderCache:
 
     def _read(self, repository: str, name: str) -> CachedHeader | None:
         try:
-            with self._path(repository, name).open("rb") as file:
+            with open_regular(self._path(repository, name)) as file:
                 version = parse_json(file.readline(MAX_LINE_BYTES), _Version)
-                data = file.read()
+                data = file.read(MAX_BYTES + 1) if version else b""
         except (OSError, StoreError):
             return None
-        return CachedHeader(name, version.etag, version.size_bytes, data) if version else None
+        if version is None or len(data) > MAX_BYTES:
+            return None
+        return CachedHeader(name, version.etag, version.size_bytes, data)
 
     def _folder(self, repository: str) -> Path:
         return repository_folder(self.home / "headers", repository)

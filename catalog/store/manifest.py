@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from catalog.file_names import is_repository, is_safe
 from catalog.files import files_below, read_json, real, write_atomically
-from catalog.hub.paths import SHA256, blob_of, folder_name
+from catalog.hub.paths import COMMIT, SHA256, blob_of, folder_name
 
 if TYPE_CHECKING:
     from catalog.hub.client import RemoteFile
@@ -43,7 +43,8 @@ class ManifestEntry:
 
     def __post_init__(self) -> None:
         sound = is_repository(self.repository) and is_safe(self.name)
-        if not sound or not SHA256.fullmatch(self.sha256):
+        hexadecimal = SHA256.fullmatch(self.sha256) and COMMIT.fullmatch(self.commit)
+        if not sound or not hexadecimal or self.size_bytes < 0:
             raise ValueError(f"invalid manifest entry for {self.name!r}")
 
     def matches(self, path: Path) -> bool:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from catalog.files import parse_json, write_atomically
+from catalog.files import open_regular, parse_json, read_file, write_atomically
 from conifer_cli import errors, options
 from conifer_cli.interrupts import Interrupts
 from conifer_cli.terminal import console
@@ -34,6 +34,7 @@ FAINT = "ansibrightblack"
 MAX_NAMES = 200  # maximum number of file names to offer
 HISTORY_FORMAT = {"format": 1}  # first line; each later line is one JSON string
 MAX_HISTORY = 1000  # messages
+MAX_HISTORY_BYTES = 256 << 20  # a larger file is not read
 MAX_MESSAGE = 100_000  # characters; longer messages are not saved
 
 Complete = Callable[[str], list[str]]  # the text after a command -> candidates for its last word
@@ -245,7 +246,7 @@ def history_file() -> Path | None:
 def read_history(path: Path) -> list[str]:
     """Return the saved messages, oldest first. An unreadable file is treated as empty."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        lines = read_file(path, MAX_HISTORY_BYTES).decode(errors="replace").split("\n")
     except OSError:
         return []
     if parse_json(lines[0], dict) != HISTORY_FORMAT:
@@ -264,10 +265,10 @@ def add_to_history(path: Path, text: str) -> None:
     with contextlib.suppress(OSError):
         if not path.exists():
             _write_history(path, [])
-        with path.open("r+", encoding="utf-8", errors="replace") as file:
-            if parse_json(file.readline(), dict) == HISTORY_FORMAT:
+        with open_regular(path, "r+b") as file:
+            if parse_json(file.readline(MAX_MESSAGE), dict) == HISTORY_FORMAT:
                 file.seek(0, os.SEEK_END)
-                file.write(json.dumps(text) + "\n")
+                file.write(json.dumps(text).encode() + b"\n")
 
 
 def _write_history(path: Path, texts: list[str]) -> None:

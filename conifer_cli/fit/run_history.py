@@ -10,15 +10,14 @@ import contextlib
 import datetime
 import json
 import math
-import os
 import resource
 import statistics
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from catalog.files import parse_json, write_atomically
+from catalog.files import open_regular, parse_json, read_file, write_atomically
 from conifer_cli import options
 from conifer_cli.terminal.progress import Progress
 
@@ -28,17 +27,20 @@ if TYPE_CHECKING:
     from engine.fit.speed import Bandwidth
     from engine.generate import Stats
 
+_T = TypeVar("_T")
 FORMAT = 1
 MAX_BYTES = 1 << 20  # maximum file size; when reached, drop the older half
+MAX_FILE_BYTES = 4 * MAX_BYTES  # a larger file is not read
 LAST = 9  # most recent runs per file that predictions use
 MIN_FILE_BYTES = 512 << 20  # smaller files fit in a CPU cache and predict nothing
 MEASUREMENTS, APART_S = 3, 3600.0  # of bandwidth, at least an hour apart
 MIN_DECODED, MIN_PREFILLED = 16, 64  # tokens needed for a meaningful rate
-_VALID: dict[str, Callable[[Any], bool]] = {  # checks for the fields of Run, by type
-    "str": lambda value: isinstance(value, str),
-    "int": lambda value: type(value) is int and value >= 0,
-    "float | None": lambda value: value is None or (type(value) in (int, float) and value > 0),
-}
+RATES = (1e-6, 1e15)  # tokens or bytes per second; anything else is not a measurement
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    kind: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,19 @@ class Run:
     predicted_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """A measured memory bandwidth."""
+
+    machine: str
+    bytes_per_s: float
+    date: Any = None
+
+
+def _is_rate(value: float) -> bool:
+    return RATES[0] <= value <= RATES[1]
+
+
 def machine_key(machine: Machine) -> str:
     """Return a key shared by all machines of equal speed."""
     from engine.device import cores
@@ -85,11 +100,10 @@ def bandwidth_of(machine: Machine) -> Bandwidth:
 
     key = machine_key(machine)
     rates, age_s = [], math.inf
-    for entry in _lines("bandwidth"):
-        rate = entry.get("bytes_per_s")
-        if entry.get("machine") == key and isinstance(rate, int | float) and 0 < rate < math.inf:
-            rates.append(float(rate))
-            age_s = _since_s(entry.get("date"))
+    for entry in _lines("bandwidth", Measurement):
+        if entry.machine == key and _is_rate(entry.bytes_per_s):
+            rates.append(float(entry.bytes_per_s))
+            age_s = _since_s(entry.date)
     if len(rates) >= MEASUREMENTS or age_s < APART_S:
         return Bandwidth(max(rates), MEASURED)
     from engine.fit.bandwidth import BANDWIDTH_BYTES, bandwidth, buffer_bytes
@@ -105,12 +119,18 @@ def bandwidth_of(machine: Machine) -> Bandwidth:
 
 def runs() -> list[Run]:
     """Return all recorded runs, oldest first."""
-    found, columns = [], fields(Run)
-    for entry in _lines("run"):
-        values: dict[str, Any] = {column.name: entry.get(column.name) for column in columns}
-        if all(_VALID[str(column.type)](values[column.name]) for column in columns):
-            found.append(Run(**values))
-    return found
+    return [run for run in _lines("run", Run) if _is_sound(run)]
+
+
+def _is_sound(run: Run) -> bool:
+    """True if a run has values that a run can have."""
+    from engine.fit.speed import DECODE_COSTS
+
+    rates = (rate for rate in (run.decode_per_s, run.prefill_per_s) if rate is not None)
+    counts = (run.depth, run.kv_bytes, run.peak_bytes, run.predicted_bytes)
+    positive = (run.size_bytes, run.layers, run.weights_bytes)
+    known = (run.backend, run.kernels) in DECODE_COSTS
+    return known and min(counts) >= 0 and min(positive) >= 1 and all(map(_is_rate, rates))
 
 
 def run_ratios(
@@ -227,7 +247,7 @@ def _since_s(date: object) -> float:
     try:
         then = datetime.datetime.fromisoformat(str(date))
         return (datetime.datetime.fromisoformat(_now()) - then).total_seconds()
-    except (ValueError, TypeError):  # missing date or time zone
+    except (ValueError, TypeError, OverflowError):  # missing date or time zone
         return math.inf
 
 
@@ -235,13 +255,18 @@ def _rounded(rate: float | None) -> float | None:
     return None if rate is None else float(f"{rate:.5g}")
 
 
-def _lines(kind: str) -> list[dict[str, Any]]:
+def _lines(kind: str, shape: type[_T]) -> list[_T]:
+    """Return the entries of a kind; skips those of any other shape."""
     try:
-        text = _path().read_text(encoding="utf-8", errors="replace")
+        text = read_file(_path(), MAX_FILE_BYTES).decode(errors="replace")
     except OSError:
         return []
-    entries = (parse_json(line, dict, FORMAT) for line in text.splitlines())
-    return [entry for entry in entries if entry is not None and entry.get("kind") == kind]
+    found = []
+    for line in text.splitlines():
+        entry = parse_json(line, _Kind, FORMAT)
+        if entry is not None and entry.kind == kind:
+            found.append(parse_json(line, shape, FORMAT))
+    return [entry for entry in found if entry is not None]
 
 
 def _append(kind: str, values: dict[str, Any]) -> None:
@@ -249,12 +274,16 @@ def _append(kind: str, values: dict[str, Any]) -> None:
     path = _path()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and path.stat().st_size >= MAX_BYTES:
-            lines = path.read_bytes().splitlines(keepends=True)
-            write_atomically(path, b"".join(lines[len(lines) // 2 :]))
-        with open(path, "ab", buffering=0, opener=_owner_writes) as file:
+        _shorten(path)
+        with open_regular(path, "ab") as file:
             file.write(line.encode())  # one write, so lines cannot interleave
 
 
-def _owner_writes(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o644)
+def _shorten(path: Path) -> None:
+    if not path.is_file() or path.stat().st_size < MAX_BYTES:
+        return
+    try:
+        lines = read_file(path, MAX_FILE_BYTES).splitlines(keepends=True)
+    except OSError:  # far too large to be ours
+        lines = []
+    write_atomically(path, b"".join(lines[len(lines) // 2 :]), mode=0o644)
