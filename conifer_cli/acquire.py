@@ -147,13 +147,14 @@ def _record_name(asked: str, found: str, store: Store) -> None:
 
 def _callbacks(progress: Progress) -> Callbacks:
     from catalog.download.transfer import Callbacks
+    from catalog.hub.client import shows_progress
 
     def log(text: str) -> None:
         progress.clear()
         console.log(f"conifer: {text}")
 
     return Callbacks(
-        on_progress=progress.update,
+        on_progress=progress.update if shows_progress() else lambda done, total: None,
         on_wait=lambda: log("another process is downloading this file; waiting for it"),
         on_retry=lambda reason, wait_s: log(f"{reason}; retrying in {duration(wait_s)}"),
         on_hash=lambda: log("download complete; checking its SHA-256"),

@@ -100,9 +100,12 @@ class PartFile:
             for first, last in byte_ranges.missing(self._present, start, start + len(chunk)):
                 view = memoryview(chunk)[first - start : last - start]
                 at = first
-                while at < last:
-                    at += os.pwrite(self._file.fileno(), view[at - first :], at)
-                self._present = byte_ranges.add(self._present, first, last)
+                try:
+                    while at < last:
+                        at += os.pwrite(self._file.fileno(), view[at - first :], at)
+                finally:  # on a full disk, some of the bytes may have been written
+                    if at > first:
+                        self._present = byte_ranges.add(self._present, first, at)
             self._watch.mark()
             if byte_ranges.count(self._present) >= self._recorded_bytes + RECORD_EVERY_BYTES:
                 self._record()

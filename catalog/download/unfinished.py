@@ -48,13 +48,13 @@ def unfinished(store: Store) -> list[Unfinished]:
     """List all unfinished downloads in the Hub's cache."""
     partial: dict[tuple[str, str], list[Path]] = {}
     for repository, sha256, path in _partial_files(store.hub_cache):
-        partial.setdefault((repository, sha256), []).append(path)
+        partial.setdefault((repository.lower(), sha256), []).append(path)
     models: dict[tuple[str, ...], list[ManifestEntry]] = {}
     for entry in manifest.read(store.home):
         key = (entry.repository, entry.commit, *parts(entry.name))
         models.setdefault(key, []).append(entry)
     found = [_recorded(store, entries, partial) for entries in models.values()]
-    found += [_unrecorded(repository, paths) for (repository, _), paths in partial.items()]
+    found += map(_unrecorded, partial.values())
     return sorted(filter(None, found), key=lambda one: (one.repository, one.name or ""))
 
 
@@ -93,16 +93,19 @@ def select(store: Store, reference: Reference, among: Iterable[Unfinished]) -> l
 
 
 def active_files(store: Store) -> set[tuple[str, str]]:
-    """Return (repository, SHA-256) of the files that processes are downloading now."""
+    """Return (repository, SHA-256) of the files that processes are downloading now.
+
+    The repositories are in lower case.
+    """
     active = {
-        (repository, sha256)
+        (repository.lower(), sha256)
         for repository, sha256, path in _partial_files(store.hub_cache)
         if not part_file.is_abandoned(path)
     }
     for path in files_below(store.hub_cache / ".locks", 1):
         repository = repository_of(path.parent.name)
         if repository is not None and path.suffix == ".lock" and is_locked(path):
-            active.add((repository, path.stem))
+            active.add((repository.lower(), path.stem))
     return active
 
 
@@ -129,7 +132,7 @@ def _recorded(
     present_bytes = sum(sizes.get(path.relative_to(snapshot).as_posix(), 0) for path in whole)
     mine: list[Path] = []
     for entry in entries:
-        paths = partial.pop((entry.repository, entry.sha256), [])
+        paths = partial.pop((entry.repository.lower(), entry.sha256), [])
         present_bytes += max(map(part_file.allocated_bytes, paths), default=0)
         mine += paths
     if not mine and len(whole) in (0, len(names)):
@@ -148,7 +151,8 @@ def _recorded(
     )
 
 
-def _unrecorded(repository: str, paths: list[Path]) -> Unfinished:
+def _unrecorded(paths: list[Path]) -> Unfinished:
+    repository = repository_of(paths[0].parents[1].name) or ""
     size_bytes = max(map(part_file.whole_bytes, paths))
     present_bytes = max(map(part_file.allocated_bytes, paths))
     active = not all(map(part_file.is_abandoned, paths))

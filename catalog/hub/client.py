@@ -78,6 +78,11 @@ def links_files() -> bool:
     return not session.constants().HF_HUB_DISABLE_SYMLINKS
 
 
+def shows_progress() -> bool:
+    """True unless HF_HUB_DISABLE_PROGRESS_BARS is set."""
+    return not session.constants().HF_HUB_DISABLE_PROGRESS_BARS
+
+
 def warns_of_links() -> bool:
     """True unless HF_HUB_DISABLE_SYMLINKS_WARNING is set."""
     return not session.constants().HF_HUB_DISABLE_SYMLINKS_WARNING
@@ -319,7 +324,7 @@ def _body(response: httpx2.Response) -> Iterator[bytes]:
         if fast and end - at > PROBE_BYTES:
             break
     while stream is not None and fast and at < end:
-        chunk = stream.read(min(READ_BYTES, end - at), session.STALL_TIMEOUT_S)
+        chunk = stream.read(min(READ_BYTES, end - at), session.stall_timeout_s())
         if not chunk:
             return
         at += len(chunk)

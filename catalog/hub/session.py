@@ -55,6 +55,20 @@ def constants() -> ModuleType:
     return constants
 
 
+def stall_timeout_s() -> float:
+    """Return the longest wait for the next byte; HF_HUB_DOWNLOAD_TIMEOUT changes it."""
+    known = constants()
+    asked, default = known.HF_HUB_DOWNLOAD_TIMEOUT, known.DEFAULT_DOWNLOAD_TIMEOUT
+    return STALL_TIMEOUT_S if asked == default or asked < 0 else float(asked)
+
+
+def connect_timeout_s() -> float:
+    """Return the longest wait for a connection; HF_HUB_ETAG_TIMEOUT changes it."""
+    known = constants()
+    asked, default = known.HF_HUB_ETAG_TIMEOUT, known.DEFAULT_ETAG_TIMEOUT
+    return CONNECT_TIMEOUT_S if asked == default or asked < 0 else float(asked)
+
+
 def stored_token() -> str | None:
     """Return the user's token, from HF_TOKEN or a file."""
     from huggingface_hub import get_token
@@ -96,7 +110,7 @@ def get(url: httpx2.URL, headers: dict[str, str], what: str) -> Iterator[httpx2.
     import httpx2
 
     http = client()
-    timeout = httpx2.Timeout(STALL_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+    timeout = httpx2.Timeout(stall_timeout_s(), connect=connect_timeout_s())
     with _failures(what, url):
         response = _answer(http, http.build_request("GET", url, headers=headers, timeout=timeout))
     try:

@@ -153,7 +153,7 @@ def _records_in_use(store: Store) -> set[Path]:
 
     here, active, known = manifest.cache_name(store.hub_cache), active_files(store), []
     known = manifest.read(store.home)
-    busy = {(e.repository, e.commit) for e in known if (e.repository, e.sha256) in active}
+    busy = {(e.repository, e.commit) for e in known if (e.repository.lower(), e.sha256) in active}
     return {
         manifest.path_of(store.home, entry)
         for entry in known

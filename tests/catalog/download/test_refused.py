@@ -17,6 +17,7 @@ import catalog
 from catalog.download import part_file
 from catalog.download.pull import missing_bytes, pull, require_room
 from catalog.download.transfer import Callbacks
+from catalog.hub import session
 from catalog.hub.client import Hub, RemoteFile
 from catalog.store import manifest
 from catalog.store.disk import free_bytes
@@ -148,6 +149,24 @@ def test_a_full_disk_is_told_by_its_cause_and_what_came_is_kept(
     assert hub_server.bytes_served <= len(DATA) - MIB
 
 
+def test_what_a_short_write_brought_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pwrite, number = os.pwrite, errno.EFBIG
+
+    def short(handle: int, data: bytes, at: int) -> int:
+        if at >= MIB:
+            raise OSError(number, os.strerror(number))
+        return pwrite(handle, data[: MIB - at], at)
+
+    blob = tmp_path / sha256(DATA)
+    with monkeypatch.context() as patched, part_file.claim(blob, len(DATA)) as partial:
+        patched.setattr(os, "pwrite", short)
+        with pytest.raises(OSError, match="File too large"):
+            partial.write(0, DATA, 0)
+        patched.undo()
+    with part_file.claim(blob, len(DATA)) as partial:
+        assert partial.size_bytes == MIB
+
+
 def test_switch_off_symlinks_and_the_snapshot_has_the_file(
     hub_server: HubServer, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +196,13 @@ def test_a_blob_that_another_revision_links_to_stays(
     assert path.is_symlink() and path.read_bytes() == DATA
     assert other.read_bytes() == DATA and not other.is_symlink()
     assert hub_server.bytes_served == len(DATA)
+
+
+def test_timeouts_of_the_hub_client_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (session.connect_timeout_s(), session.stall_timeout_s()) == (10, 30)
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 70)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 90)
+    assert (session.connect_timeout_s(), session.stall_timeout_s()) == (70, 90)
 
 
 def test_the_warning_about_symlinks_can_be_switched_off(
