@@ -20,6 +20,8 @@ def main() -> NoReturn:
         signal.signal(signal.SIGINT, _leave)
     # Typer imports pydantic, which would otherwise search every installed package for plugins.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    # NumPy multiplies no matrices here. OpenBLAS would start a thread per core, and exit without.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from conifer_cli.app import main
 
     main()

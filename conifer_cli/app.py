@@ -74,6 +74,13 @@ def _outcome(arguments: list[str]) -> int:
         return errors.READER_GONE
     except errors.known_exceptions() as error:
         return console.report(error)
+    except RuntimeError as error:
+        from engine.limits import NO_THREADS, lacks_threads
+
+        if not lacks_threads(error):
+            raise
+        console.log(f"conifer: {NO_THREADS}")
+        return errors.FAILURE
     return code
 
 

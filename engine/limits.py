@@ -5,11 +5,13 @@ All sizes are in bytes. This module does not import MLX.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from engine.errors import DoesNotFit
+from engine.errors import BackendError, DoesNotFit
 
 if TYPE_CHECKING:
     from engine.nn.config import ModelConfig
@@ -20,6 +22,7 @@ INDEXER_BYTES = 64 << 20  # scores that all indexer heads compute at a time
 # Tokens per recurrence chunk, a power of two. Longer chunks need fewer steps, which suits a GPU.
 # Shorter chunks need less arithmetic.
 SCAN_CHUNK = 64
+NO_THREADS = "cannot start a thread: this user or container has reached its limit of processes"
 
 
 def prefill_chunk(config: ModelConfig, context: int, kernels: str) -> int:
@@ -35,12 +38,19 @@ def prefill_chunk(config: ModelConfig, context: int, kernels: str) -> int:
 
 @contextmanager
 def enough_memory() -> Iterator[None]:
-    """Raise DoesNotFit if MLX fails to allocate memory."""
+    """Raise DoesNotFit if MLX fails to allocate memory, or BackendError if it starts no thread."""
     try:
         yield
     except MemoryError as error:
         raise DoesNotFit("out of memory") from error
-    except RuntimeError as error:  # MLX raises no specific class for this
+    except RuntimeError as error:  # MLX raises no specific class for these
+        if lacks_threads(error):
+            raise BackendError(NO_THREADS) from error
         if "alloc" not in str(error).lower():
             raise
         raise DoesNotFit("out of memory") from error
+
+
+def lacks_threads(error: RuntimeError) -> bool:
+    """True if C++ or Python could not start a thread."""
+    return any(words in str(error) for words in (os.strerror(errno.EAGAIN), "start new thread"))

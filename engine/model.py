@@ -192,7 +192,7 @@ def load(
     with enough_memory():
         decoder: Decoder = build(config, Weights(file, select(kernels, threads), on_load))
         fuse(decoder, config, file.tensors)
-    mx.clear_cache()  # frees repacking's buffers
+        mx.clear_cache()  # frees repacking's buffers
     if backend() == "metal":
         set_wired_limit(mx.get_active_memory(), this_machine().budget_bytes)
     return Model(config, words, chat, decoder)

@@ -22,7 +22,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from engine.errors import TemplateError
+from engine.errors import BackendError, TemplateError
 
 # The only environment variables that the child receives. Python may need these library paths.
 KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
@@ -98,14 +98,18 @@ def _start() -> subprocess.Popen[bytes]:
     # `-I` and `-S` hide installed packages, so pass the paths to the two that the child needs.
     found = [importlib.util.find_spec(name) for name in ("jinja2", "markupsafe")]
     places = [str(Path(spec.origin).parents[1]) for spec in found if spec and spec.origin]
-    return subprocess.Popen(
-        [sys.executable, "-I", "-S", str(PROGRAM), *dict.fromkeys(places)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        bufsize=0,
-        env={name: value for name, value in os.environ.items() if name in KEPT_VARIABLES},
-    )
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", str(PROGRAM), *dict.fromkeys(places)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            env={name: value for name, value in os.environ.items() if name in KEPT_VARIABLES},
+        )
+    except OSError as error:
+        problem = f"cannot start the process that renders chat templates: {error.strerror}"
+        raise BackendError(problem) from error
 
 
 def _send(child: subprocess.Popen[bytes], line: bytes) -> None:

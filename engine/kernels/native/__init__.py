@@ -22,6 +22,7 @@ from engine.device import cores
 from engine.errors import BackendError
 from engine.gguf.reader import TensorInfo
 from engine.kernels.base import Rows
+from engine.limits import lacks_threads
 
 if TYPE_CHECKING:
     from engine.kernels.native import _native
@@ -43,6 +44,18 @@ def unavailable_reason() -> str | None:
 def isa() -> str:
     """Return the instruction sets the kernels use on this machine, such as `AVX-512 VNNI, AMX`."""
     return _extension().isa()
+
+
+def _start_threads(native: ModuleType, count: int) -> None:
+    """Start the pool with `count` threads, or fewer if the system allows no more."""
+    while count:
+        try:
+            native.set_threads(count)
+            break
+        except RuntimeError as error:
+            if not lacks_threads(error):
+                raise
+            count //= 2  # leaves some for MLX
 
 
 def _extension() -> ModuleType:
@@ -108,7 +121,7 @@ class NativeKernels:
 
     def __init__(self, threads: int | None) -> None:
         self.native = _extension()
-        self.native.set_threads(threads or cores())
+        _start_threads(self.native, threads or cores())
         mx.set_default_device(mx.cpu)
 
     def load(self, blocks: memoryview, info: TensorInfo) -> NativeTensor:
