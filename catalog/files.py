@@ -245,6 +245,8 @@ def parse_json(text: bytes | str, kind: type[_T], format: int | None = None) -> 
     format: the required value of the "format" key.
     """
     try:
+        if isinstance(text, str):
+            text = text.removeprefix("\ufeff")
         value = json.loads(text, parse_constant=_finite, parse_float=_finite)
         if format is not None and (
             type(value) is not dict

@@ -171,7 +171,7 @@ def entries() -> dict[str, Entry]:
     """Return all entries in `models.toml` by id."""
     import tomllib
 
-    text = Path(__file__).with_name("models.toml").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("models.toml").read_text(encoding="utf-8-sig")
     return load(tomllib.loads(text))
 
 

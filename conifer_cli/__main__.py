@@ -18,6 +18,8 @@ def main() -> NoReturn:
     """Run the program and exit with its exit code."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # background jobs ignore SIGINT
         signal.signal(signal.SIGINT, _leave)
+    for name in [name for name, value in os.environ.items() if not value]:
+        del os.environ[name]  # an empty variable is an unset one, also for the libraries
     # Typer imports pydantic, which would otherwise search every installed package for plugins.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     # NumPy multiplies no matrices here. OpenBLAS would start a thread per core, and exit without.

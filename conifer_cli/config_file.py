@@ -76,13 +76,9 @@ def _read(path: Path) -> str:
     if not _is_there(path):
         return ""
     try:
-        data = read_file(path, MAX_BYTES)
-        return data.decode("utf-8")
+        return console.decoded(read_file(path, MAX_BYTES), str(path), strict=True)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {why(error)}") from error
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise UsageError(f"{path}, line {line}: invalid UTF-8") from error
 
 
 def _parsed(path: Path, text: str) -> dict[str, Any]:

@@ -82,6 +82,7 @@ def stored_token() -> str | None:
         ) from error
     except UnicodeDecodeError as error:
         raise BadSetting(f"HF_TOKEN_PATH ({path}) does not contain a token") from error
+    token = token and token.removeprefix("\ufeff")  # of a file that an editor marked as UTF-8
     if token and not (token.isascii() and token.isprintable()):
         raise BadSetting(f"HF_TOKEN (or the file {path}) contains invalid characters")
     return token

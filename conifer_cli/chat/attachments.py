@@ -50,10 +50,7 @@ def read_text(path: Path) -> str:
         data = path.read_bytes()
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {path}: {why(error)}") from error
-    text = data.decode("utf-8", errors="replace")
-    if "\ufffd" in text and "\ufffd".encode() not in data:
-        console.log(f"conifer: {path.name} is not valid UTF-8; invalid bytes were replaced")
-    return text.removeprefix("\ufeff")
+    return console.decoded(data, path.name)
 
 
 def export(name: str, messages: Messages, model: str) -> Path:

@@ -226,8 +226,8 @@ def edit_externally(text: str) -> str | None:
         path.write_text(text, encoding="utf-8", errors="replace")
         try:
             done = subprocess.run([*shlex.split(editor), str(path)], check=False)
-            changed = path.read_text(encoding="utf-8", errors="replace")
-        except (OSError, ValueError) as error:
+            changed = console.decoded(path.read_bytes(), "the message")
+        except (OSError, ValueError, errors.UsageError) as error:
             console.log(f"conifer: the editor {editor!r} failed: {errors.why(error)}")
             return None
     return changed.removesuffix("\n") if done.returncode == 0 else None

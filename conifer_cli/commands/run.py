@@ -152,7 +152,7 @@ def _grammar(path: str | None) -> str:
         raise UsageError(f"cannot read the schema file {path}: {why(error)}") from error
     if len(data) > MAX_SCHEMA_BYTES:
         raise UsageError(f"the schema file {path} is larger than {size(MAX_SCHEMA_BYTES)}")
-    text = data.decode("utf-8", errors="replace")
+    text = console.decoded(data, path, strict=True)
     check_schema(text, path)
     return text
 

@@ -202,12 +202,28 @@ def piped() -> str:
         data += chunk
         if len(data) > MAX_STDIN_BYTES:
             raise UsageError(f"standard input exceeds the {size(MAX_STDIN_BYTES)} limit")
+    return decoded(bytes(data), "standard input")
+
+
+def decoded(data: bytes, name: str, strict: bool = False) -> str:
+    """Decode UTF-8 text, without its byte-order mark. Raises UsageError for another encoding.
+
+    strict: raise UsageError for invalid bytes too, instead of replacing them with a warning.
+    """
+    from catalog.text import WrongEncoding, decode
+
     try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError:
-        log("conifer: standard input is not valid UTF-8; invalid bytes were replaced with '\ufffd'")
-        text = data.decode("utf-8", errors="replace")
-    return text.removeprefix("\ufeff")
+        return decode(data)
+    except WrongEncoding as error:
+        raise UsageError(
+            f"{name} is {error} text, not UTF-8", f"Convert it, such as with `iconv -f {error}`."
+        ) from error
+    except UnicodeDecodeError as error:
+        if strict:
+            line = data[: error.start].count(b"\n") + 1
+            raise UsageError(f"{name}, line {line}: invalid UTF-8") from error
+        log(f"conifer: {name} is not valid UTF-8; invalid bytes were replaced with '\ufffd'")
+        return decode(data, errors="replace")
 
 
 def _chunks() -> Iterator[bytes]:

@@ -11,7 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from catalog.files import open_atomically, parse_json, read_json, write_atomically
+from catalog.files import (
+    open_atomically,
+    parse_json,
+    read_json,
+    write_atomically,
+)
 
 
 @dataclass
@@ -78,3 +83,10 @@ def test_a_wrong_shape_is_refused(change: dict[str, object]) -> None:
 def test_damaged_json_is_refused(text: bytes) -> None:
     assert parse_json(text, Row) is None
     assert parse_json(text, Row, format=1) is None
+
+
+def test_the_mark_of_a_saved_file_is_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(path, dict) == {"a": 1}
+    assert parse_json(path.read_text(encoding="utf-8"), dict) == {"a": 1}

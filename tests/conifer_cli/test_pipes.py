@@ -41,7 +41,7 @@ READS = [0, 1]  # bytes, before it leaves
 SILENT = [(), ("--show-thinking",), ("--raw",), ("--no-stream",), ("--json",), ("--cache",)]
 PATTERNS = [
     b"\x80",
-    b"\xff\xfe",
+    b"\xfe\xfd",
     b"\xc3",
     b"\xc0\xaf",
     b"\xe0\x80\xaf",
@@ -50,8 +50,8 @@ PATTERNS = [
     b"\xf4\x90\x80\x80",
     b"\xf8\x88\x80\x80\x80",
     b"\xfe",
-    "hi".encode("utf-16"),
-    "hi".encode("utf-32"),
+    "hi".encode("utf-16") + b"\xd8",
+    "hi".encode("utf-32") + b"\xd8",
     b"caf\xe9",
     b"a\xffb\xffc",
     b"\xef\xbb\xbf\xff",
@@ -158,7 +158,7 @@ def test_each_of_twenty_patterns_is_replaced_in_each_locale(tmp_path, data, loca
 
 @pytest.mark.parametrize("data", PATTERNS, ids=repr)
 def test_what_is_left_of_bad_bytes_is_text(monkeypatch, capsys, data):
-    monkeypatch.setattr(console, "_chunks", lambda: iter([data[:2], data[2:]]))
+    monkeypatch.setattr(console, "_chunks", lambda: iter([b"xy" + data[:2], data[2:]]))
     text = console.piped()
     assert text.encode() and "\ufffd" in text
     assert capsys.readouterr().err.count("not valid UTF-8") == 1
