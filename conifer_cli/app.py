@@ -86,13 +86,16 @@ def _outcome(arguments: list[str]) -> int:
 
 def _run(arguments: list[str]) -> int:
     try:
-        return int(app(arguments, prog_name="conifer", standalone_mode=False) or errors.OK)
+        code = int(app(arguments, prog_name="conifer", standalone_mode=False) or errors.OK)
     except SystemExit as error:  # a broken pipe while typer prints help
         raise console.ReaderGone from error
     except OSError as error:
         if not set(arguments) & set(HELP):  # typer itself writes only help
             raise
         raise errors.OutputError(f"cannot write to standard output: {errors.why(error)}") from error
+    if sys.stdout is None and set(arguments) & set(HELP):  # which typer then omits
+        raise errors.OutputError("standard output is closed")
+    return code
 
 
 @app.callback(invoke_without_command=True)

@@ -10,10 +10,11 @@ import contextlib
 import io
 import json
 import os
+import select
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from conifer_cli.errors import OutputError, UsageError, explain, why
 from conifer_cli.terminal.format import size
@@ -43,9 +44,39 @@ def prepare() -> None:
         os.close(nothing)
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - input() needs it
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", errors="replace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+    sys.stdout, sys.stderr = _writer(sys.stdout), _writer(sys.stderr)
+
+
+class _Whole(io.FileIO):
+    """A descriptor that writes all bytes or raises OSError, also if it is non-blocking and full.
+
+    With PYTHONUNBUFFERED, Python's own streams ignore how much of the text was written.
+    """
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        size_bytes = len(rest)
+        while rest:
+            try:
+                rest = rest[os.write(self.fileno(), rest) :]
+            except BlockingIOError:
+                select.select([], [self], [])
+        return size_bytes
+
+
+def _writer(stream: TextIO | None) -> Any:
+    """Return a UTF-8 stream for the descriptor of an output stream that Python has opened."""
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    try:
+        raw = _Whole(stream.fileno(), "wb", closefd=False)
+    except OSError:  # it has none, as in a test
+        stream.reconfigure(encoding="utf-8", errors="replace")
+        return stream
+    buffer = io.BufferedWriter(raw)
+    return io.TextIOWrapper(buffer, "utf-8", "replace", line_buffering=raw.isatty())
 
 
 def finish(code: int) -> NoReturn:
@@ -227,8 +258,6 @@ def decoded(data: bytes, name: str, strict: bool = False) -> str:
 
 
 def _chunks() -> Iterator[bytes]:
-    import select
-
     if sys.stdin is None or sys.stdin.closed:
         return
     fd = sys.stdin.fileno()
