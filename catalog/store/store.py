@@ -386,6 +386,9 @@ def _prune(folder: Path) -> None:
 
 
 def _remove_empty(folder: Path) -> None:
-    for path, _, _ in os.walk(folder, topdown=False):
+    found = [folder]
+    for place in found:  # grows, instead of a recursion of any depth
+        found += [below for below in subfolders(place) if not below.is_symlink()]
+    for place in reversed(found):
         with suppress(OSError):  # not empty
-            os.rmdir(path)
+            place.rmdir()

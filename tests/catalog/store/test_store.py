@@ -236,3 +236,14 @@ def test_damaged_record_of_renames_is_empty(store: Store, text: str) -> None:
     renames.record(store.home, "a/b", "c/d")
     renames.record(store.home, "c/d", "a/b")  # renamed back
     assert renames.read(store.home) == {"c/d": "a/b"}
+
+
+def test_a_thousand_folders_within_each_other_are_no_recursion(store: Store) -> None:
+    path = place(store, NAME, b"GGUF")
+    deep = path.parent
+    for _ in range(1200):
+        deep = deep / "a"
+        deep.mkdir()
+    (model,) = store.installed()
+    assert store.remove(model) == 4
+    assert store.installed() == [] and not path.parent.exists()

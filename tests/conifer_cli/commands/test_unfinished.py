@@ -148,24 +148,54 @@ def test_rm_all_under_another_cache_keeps_the_records_of_what_it_leaves(hub, tmp
     assert not list(tmp_path.rglob("*.gguf")) and not (tmp_path / "conifer" / "pulled").exists()
 
 
-NO_CHMOD = """
-#include <errno.h>
-int chmod(const char *a, unsigned m) { errno = EPERM; return -1; }
-int fchmod(int a, unsigned m) { errno = EPERM; return -1; }
-int fchmodat(int a, const char *b, unsigned m, int f) { errno = EPERM; return -1; }
-"""
+# What a C library may refuse; each function has the arguments that a caller passes in registers.
+CALLS = {
+    "chmod": ("chmod", "fchmod", "fchmodat"),
+    "fsync": ("fsync", "fdatasync"),
+    "symlinks": ("symlink", "symlinkat"),
+    "locks": ("flock",),
+    "rename": ("rename", "renameat", "renameat2"),
+    "": (
+        *("link", "linkat", "utimensat", "futimens", "statvfs", "statvfs64", "fstatvfs64"),
+        *("posix_fallocate", "copy_file_range", "sendfile", "sendfile64", "setxattr", "fsetxattr"),
+    ),
+}
+ALL = tuple(call for calls in CALLS.values() for call in calls)
 
 
 @pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
-def test_a_system_that_refuses_chmod_is_told_once(hub, tmp_path, big):
-    source, library = tmp_path / "nochmod.c", tmp_path / "nochmod.so"
-    source.write_text(NO_CHMOD)
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+@pytest.mark.parametrize(
+    ("error", "calls", "words"),
+    [
+        ("EPERM", CALLS["chmod"], "chmod"),
+        ("ENOSYS", CALLS["rename"] + CALLS[""], "rename"),
+        ("ENOTSUP", ALL, "chmod or fsync or locks or rename or symlinks"),
+        ("EINVAL", ALL, "chmod or fsync or locks or rename or symlinks"),
+    ],
+)
+def test_a_system_that_refuses_calls_is_told_once(hub, tmp_path, error, calls, words):
+    data = hub.files["org/big/big-Q8_0.gguf"] = TINY.read_bytes()
+    source, library = tmp_path / "refuse.c", tmp_path / "refuse.so"
+    lines = [
+        f"long {call}(long a, long b, long c) {{ errno = {error}; return -1; }}" for call in calls
+    ]
+    source.write_text("#include <errno.h>\n" + "\n".join(lines))
+    subprocess.run(["cc", "-w", "-shared", "-fPIC", "-o", library, source], check=True)
     preload = {"LD_PRELOAD": str(library)}
-    done = conifer("pull", "hf:org/big", home=tmp_path, hub=hub, **preload)
-    assert done.returncode == 0 and Path(done.stdout.decode().strip()).read_bytes() == big
-    assert done.stderr.count(b"does not support chmod") == 1
+
+    def run(*arguments: str):
+        return conifer(*arguments, home=tmp_path, hub=hub, **preload)
+
+    done = run("pull", "hf:org/big")
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.decode().strip()).read_bytes() == data
+    assert done.stderr.count(f"does not support {words};".encode()) == 1
     served = hub.bytes_served
-    again = conifer("pull", "hf:org/big", home=tmp_path, hub=hub, **preload)
-    assert again.returncode == 0 and b"chmod" not in again.stderr
+    again = run("pull", "hf:org/big", "--json")
+    assert again.returncode == 0 and b"not support" not in again.stderr
+    assert json.loads(again.stdout)["files"][0]["sha256"] is not None
     assert hub.bytes_served == served
+    assert b" ok " in run("verify").stdout and NAME.encode() in run("list").stdout
+    assert run("run", "hf:org/big", "hi", "--max-tokens", "2").returncode == 0
+    assert run("rm", "hf:org/big", "--yes").returncode == 0
+    assert run("list", "--json").stdout == b"[]\n"
