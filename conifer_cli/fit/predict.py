@@ -156,8 +156,14 @@ def bytes_per_token(
     return estimate_bytes_per_token(report.estimate, backend, kernels, depth, kv_type)
 
 
-def speed(report: FitReport, target: Target, moved: BytesPerToken | None) -> Rate | None:
-    """Return the decoding speed: measured if the model has run here, otherwise predicted."""
+def speed(
+    report: FitReport, target: Target, moved: BytesPerToken | None, sibling: bool = False
+) -> Rate | None:
+    """Return the decoding speed: measured if the model has run here, otherwise predicted.
+
+    sibling: predict another quantisation of the model. If the report's own file has run here, its
+    runs correct the prediction, so that the two can be compared.
+    """
     from engine.fit.estimate import GUESSED_LAYERS
     from engine.fit.speed import predict
 
@@ -165,14 +171,15 @@ def speed(report: FitReport, target: Target, moved: BytesPerToken | None) -> Rat
         return None
     model = report.config or report.estimate
     file = (report.paths[0].name, report.size_bytes) if report.paths else ("", 0)
+    own = target.ratios.get(file, ())
     return predict(
         moved,
         (model and model.layers) or GUESSED_LAYERS,
         target.bandwidth,
         target.machine.backend,
         target.kernels,
-        own=target.ratios.get(file, ()),
-        others=target.median_ratios,
+        own=() if sibling else own,
+        others=own if sibling and own else target.median_ratios,
         estimated=report.config is None,
     )
 

@@ -49,12 +49,11 @@ def quant_matrix(
     for name, size_bytes in sorted(files.items(), key=lambda pair: pair[1]):
         need, share = _other(report, target, request, name, size_bytes)
         steps = []
-        scaled = report if share == 1 else replace(report, paths=())  # ignore its measured runs
         for context, traffic in moved.items():
             kind = kind_of(need(context), target.machine)
             rate = None
             if kind != "too_large" and traffic is not None:
-                rate = speed(scaled, target, traffic.scaled(share))
+                rate = speed(report, target, traffic.scaled(share), sibling=name != quant)
             steps.append((context, kind, rate))
         rows.append(QuantRow(name, size_bytes, name == quant, tuple(steps)))
     return rows

@@ -24,6 +24,7 @@ _REPACKED = (
     "Q4_1, Q4_K, Q5_1, Q5_K and Q8_0 files grow the least."
 )
 _CAVEAT = "~ estimated from the file size and published data. Run `conifer fit MODEL` for details."
+_MEASURED_ROW = "* measured on this machine; the other rows are predicted from it."
 _SOURCES = {
     "measured": "measured on this machine",
     "predicted": "predicted from the measured memory bandwidth, {}",
@@ -197,13 +198,17 @@ def _number(per_s: float) -> str:
 def _matrix(rows: list[QuantRow], verdict: Verdict) -> list[str]:
     contexts = [context for context, _, _ in rows[0].steps]
     lines = [("QUANT", "FILE", *(f"{context:,}" for context in contexts))]
+    measured = False
     for row in rows:
         exact = row.known and not verdict.estimated
-        name = row.quant if exact else f"{row.quant} ~"
+        own = any(rate and rate.source == "measured" for _, _, rate in row.steps)
+        measured = measured or own
+        name = row.quant + (" *" if own else "") + ("" if exact else " ~")
         steps = (_step(kind, rate) for _, kind, rate in row.steps)
         lines.append((name, size(row.size_bytes), *steps))
     legend = "Rates are tokens/s at the end of each context; - means too large, ~ means estimated."
-    return [*table(lines, right=range(1, len(contexts) + 2)), legend]
+    notes = [legend, _MEASURED_ROW] if measured else [legend]
+    return [*table(lines, right=range(1, len(contexts) + 2)), *notes]
 
 
 def _step(kind: str, rate: Rate | None) -> str:

@@ -12,8 +12,9 @@ import pytest
 
 from catalog import resolve
 from conifer_cli.acquire import locate
-from conifer_cli.fit import run_history
-from conifer_cli.fit.predict import Target
+from conifer_cli.fit import run_history, view
+from conifer_cli.fit.predict import Target, bytes_per_token
+from conifer_cli.fit.quant_matrix import quant_matrix
 from conifer_cli.fit.run_history import Run
 from conifer_cli.fit.verdict import FitRequest, judge_disk
 from conifer_cli.run_options import RunOptions
@@ -133,6 +134,27 @@ def test_a_file_that_a_cache_may_hold_says_nothing_of_others(size_bytes: int, me
     assert len(there.ratios) == 2
     by_priors = run_history.by_priors(run_of(), there.bandwidth)
     assert there.median_ratios == pytest.approx([by_priors / 20])
+
+
+@pytest.mark.parametrize("slowed", [0.05, 1.0, 3.0])
+def test_the_rows_of_one_table_can_be_compared(measured, slowed: float):
+    report = judge_disk(QWEN, resolve(QWEN), Path(QWEN), FitRequest(), MACHINE)
+    sizes = {"Q2_K": report.size_bytes // 2, "Q8_0": 2 * report.size_bytes}
+    there = Target(MACHINE, "native", MACHINE)
+    moved = bytes_per_token(report, there, FitRequest(), 100)
+    facts = {"weights_bytes": moved.weights_bytes, "kv_bytes": moved.kv_bytes, "layers": 2}
+    slow = run_of("model.gguf", size_bytes=report.size_bytes, **facts)
+    plain = run_history.by_priors(slow, there.bandwidth)
+    keep(dataclasses.replace(slow, decode_per_s=slowed * plain))
+    rows = quant_matrix(report, there, FitRequest(), sizes)
+    for column in zip(*(row.steps for row in rows), strict=True):
+        rates = [rate for _, _, rate in column]
+        assert [rate.source for rate in rates] == [PREDICTED, MEASURED, PREDICTED]
+        assert rates[0].per_s > rates[1].per_s > rates[2].per_s  # by size, and nothing else
+    text = "\n".join(view._matrix(rows, report.verdict))
+    assert "\nthis file *  " in text and "\n* measured on this machine; the other" in text
+    unmeasured = quant_matrix(dataclasses.replace(report, paths=()), there, FitRequest(), sizes)
+    assert "*" not in "\n".join(view._matrix(unmeasured, report.verdict))
 
 
 def test_the_best_of_three_measurements_an_hour_apart_counts(measured, monkeypatch):
