@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
 
 import pytest
@@ -98,6 +100,52 @@ def test_every_option_has_an_environment_variable_that_help_names(tmp_path):
                 continue
             assert option.envvar.startswith("CONIFER_"), (name, option.name)
             assert option.envvar in said, (name, option.name)
+
+
+@pytest.mark.parametrize(
+    ("line", "said", "hint"),
+    [
+        ("--temprature", "unknown option --temprature", "See `conifer --help`."),
+        ("--version=3", "--version takes no value", "See `conifer --help`."),
+        ("lst", "unknown command 'lst'", "Did you mean `conifer list`?"),
+        ("nonsense", "unknown command 'nonsense'", "See `conifer --help`."),
+        ("run --temprature 1", "unknown option --temprature", "Did you mean --temperature?"),
+        ("run --temp 1", "unknown option --temp", "Did you mean --temperature?"),
+        ("run --top_p 1", "unknown option --top_p", "Did you mean --top-p?"),
+        ("run --model x", "unknown option --model", "See `conifer run --help`."),
+        ("run -xZ", "unknown option -Z", "See `conifer run --help`."),
+        ("run --json=3", "--json takes no value", "See `conifer run --help`."),
+        ("run --top-k", "--top-k needs a value: a whole number from 1 to", "See `conifer run"),
+        ("run --effort", "needs a value: one of 'low', 'medium', 'high'", "See `conifer run"),
+        ("run -p", "-p needs a value", "See `conifer run --help`."),
+        ("run --top-k 1.5", "must be a whole number from 1 to 16,777,216", "See `conifer run"),
+        ("run -c ٣", "-c/--context must be from 1 to 16,777,216 tokens", "See `conifer run"),
+        ("fit a b c", "unexpected argument 'b'", "See `conifer fit --help`."),
+        ("pull", "MODEL is missing", "See `conifer pull --help`."),
+        ("completion", "SHELL is missing; it must be one of 'bash', 'zsh', 'fish'", "See `conif"),
+        ("completion ksh", "SHELL must be one of 'bash', 'zsh', 'fish'", "See `conifer compl"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_gets_our_words(capsys, line, said, hint):
+    code, out, err = outcome(capsys, *line.split())
+    first, second = err.splitlines()
+    assert (code, out) == (errors.USAGE, "")
+    assert first.startswith("conifer: ") and said in first and second.startswith(hint)
+
+
+@pytest.mark.parametrize(("name", "value"), [("JSON", "maybe"), ("THINK", "perhaps")])
+def test_a_switch_in_the_environment_is_true_or_false(capsys, monkeypatch, name, value):
+    monkeypatch.setenv(f"CONIFER_{name}", value)
+    code, _, err = outcome(capsys, "run", "smollm2-135m", "hi")
+    assert code == errors.USAGE
+    assert err.startswith(f"conifer: CONIFER_{name} must be true or false\n")
+
+
+@pytest.mark.parametrize("prompt", ["why is it so", 'say "hi" now', "cost of $HOME `x` !"])
+def test_the_command_in_a_hint_runs_as_it_is(capsys, prompt):
+    _, _, err = outcome(capsys, "run", prompt)
+    (command,) = re.findall(r"Did you mean `(.*)`\?\n", err)
+    assert shlex.split(command) == ["conifer", "run", "-p", prompt]
 
 
 def test_an_environment_variable_is_checked_like_its_option(capsys, monkeypatch):
