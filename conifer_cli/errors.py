@@ -122,6 +122,7 @@ def _engine_errors() -> Table:
         errors.GGUFError: _notes,  # how to download the file again, if it was downloaded
         errors.UnsupportedError: "Run `conifer fit` to see which models and quantisations work.",
         errors.TemplateError: "",
+        errors.FileShrank: "Download or copy the file again.",
         errors.ModelFileError: "",
         errors.CacheStateError: "",
     }
@@ -141,6 +142,7 @@ def _engine_errors() -> Table:
         ),
         errors.ContextOverflow: (NO_ROOM, _notes),  # how to get a larger context
         errors.NumericError: (FAILURE, not_a_number),
+        errors.ReadFailed: (FAILURE, "Check the disk, or the connection to it."),
         errors.EngineError: (FAILURE, ""),
     }
 

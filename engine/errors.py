@@ -25,6 +25,14 @@ class MoreNeeded(GGUFError):
         self.size_bytes = size_bytes
 
 
+class FileShrank(ModelFileError):
+    """A model's file became shorter while it was in use."""
+
+
+class ReadFailed(EngineError):
+    """The disk failed to read a part of a model's file."""
+
+
 class UnsupportedError(ModelFileError):
     """A valid file uses a feature that the engine does not support."""
 

@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from engine.errors import ContextOverflow, NumericError
 from engine.limits import enough_memory
-from engine.nn.cache.cache import Cache
+from engine.nn.cache.cache import DECODED, Cache
 from engine.sampling import NOT_FINITE, Sampler, Settings
 from engine.text.reasoning import Kind, Part, control_markers, find_dialect, new_reader, overlap
 
@@ -46,6 +46,8 @@ class LanguageModel(Protocol):
     ) -> mx.array: ...
 
     def forward(self, tokens: mx.array, cache: Cache) -> mx.array: ...
+
+    def check_file(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -172,6 +174,7 @@ class TokenStream:
                 mx.async_eval(pending)
             with enough_memory():
                 value = int(token.item())  # type: ignore[arg-type]  # blocks until the device is done
+            self.model.check_file()
             ended = value in endings
             if count == 1 or not ended:  # the end-of-generation token is not part of the answer
                 started = self._clock(count, started)
@@ -182,7 +185,7 @@ class TokenStream:
                 self.finish, self.cut_by = "stop", None
                 return
             if ahead:
-                self.cache.tokens.append(value)
+                self.cache.extend([value], DECODED)
                 if self.model.routes is not None:
                     self.model.routes.commit_step()
             else:
@@ -206,7 +209,7 @@ class TokenStream:
 
     def _prefill(self) -> mx.array:
         """Process the uncached part of the prompt. Returns the next token's logits (V,)."""
-        self.cache.trim(min(self.cache.shared_prefix(self.tokens), len(self.tokens) - 1))
+        self.cache.reuse(self.tokens)
         self.stats.cached_tokens = self.cache.length
         self._check_stop()
         fresh = self.tokens[self.cache.length :]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from engine.gguf.reader import ModelFile, open_model
 from engine.kernels.native.fused import fuse
 from engine.kernels.select import select
 from engine.limits import enough_memory, prefill_chunk
-from engine.nn.cache.cache import Cache
+from engine.nn.cache.cache import READ, WHOLE, Cache
 from engine.nn.cache.spec import KV_TYPES
 from engine.nn.config import ModelConfig, read_model_config, used_tensors
 from engine.nn.decoder import Decoder
@@ -39,7 +39,8 @@ class Model:
     """A loaded model. It processes one sequence at a time and is not thread-safe.
 
     template: None if the file has no chat template. kernels: if the slower kernels are in use,
-    `kernels.fallback_reason` explains why.
+    `kernels.fallback_reason` explains why. check_file: raises FileShrank or ReadFailed if the
+    mapped weights are no longer those of the file.
     """
 
     def __init__(
@@ -48,7 +49,9 @@ class Model:
         tokenizer: Tokenizer,
         template: ChatTemplate | None,
         decoder: Decoder,
+        check_file: Callable[[], None] = lambda: None,
     ) -> None:
+        self.check_file = check_file
         self.config, self.tokenizer, self.template = config, tokenizer, template
         self.kernels = decoder.kernels
         self._decoder = decoder
@@ -85,11 +88,15 @@ class Model:
             raise ValueError(f"context must be at least 1, got {context}")
         layers = self._decoder.layers
         caches = layers.new_caches(context, kv_type)
-        return Cache(caches, context, lambda length: layers.rewindable_length(caches, length))
+        block = self.kernels.block_tokens if self.config.experts else 0
+        return Cache(
+            caches, context, lambda length: layers.rewindable_length(caches, length), block
+        )
 
     def logits(self, tokens: list[int]) -> mx.array:
         """Return the logits at every position, computed without a cache: (T, V) float32."""
         self._check(tokens)
+        self.kernels.begin_step(prompt=True)
         return self._decoder.logits(self._decoder.hidden(mx.array(tokens), None, 0))
 
     def step(self, tokens: list[int], cache: Cache) -> mx.array:
@@ -128,10 +135,11 @@ class Model:
         on_prefill: OnPrefill | None,
         check: Callable[[], None] = lambda: None,
     ) -> mx.array:
-        """Append tokens to the cache, in chunks that limit scratch memory.
+        """Append tokens of a prompt to the cache, in chunks that limit scratch memory.
 
-        Returns the next token's logits (V,). check: called between chunks and during long ones. If
-        it raises an exception, the cache stays valid.
+        Chunks end at fixed positions, and a token's result does not depend on the chunk it is in
+        (in some models: if the chunk is not a whole block, see `Cache.block`). Returns the next token's logits (V,). check: called between chunks and during long ones. If
+        it raises an exception, the cache stays valid. Also raises FileShrank and ReadFailed.
         """
         chunk = prefill_chunk(self.config, cache.context, self.kernels.name)
 
@@ -140,25 +148,28 @@ class Model:
                 on_prefill(start + int(share * count), len(tokens))
             check()
 
-        for start in range(0, len(tokens), chunk):
-            part = tokens[start : start + chunk]
-            fed = range(cache.length, cache.length + len(part))
+        first = cache.length
+        for fed in _chunks(first, first + len(tokens), chunk):
+            start = fed.start - first
+            part = tokens[start : fed.stop - first]
             with enough_memory():
-                logits = self.forward(mx.array(part), cache)
+                logits = self.forward(mx.array(part), cache, prompt=True)
                 self._decoder.layers.evaluate(
                     logits, cache.layers, fed, partial(tell, start, len(part))
                 )
-            cache.tokens.extend(part)
+            self.check_file()
+            cache.extend(part, WHOLE if len(part) == cache.block else READ)
             if self.routes is not None:
                 self.routes.commit_step()
             tell(start, len(part), 1.0)
         return logits
 
-    def forward(self, tokens: mx.array, cache: Cache) -> mx.array:
+    def forward(self, tokens: mx.array, cache: Cache, prompt: bool = False) -> mx.array:
         """Start one step over tokens (T,). Returns the next token's logits (V,), not yet evaluated.
 
-        Does not append to `cache.tokens`.
+        Does not append to `cache.tokens`. prompt: the tokens are read, even if there is only one.
         """
+        self.kernels.begin_step(prompt)
         hidden = self._decoder.hidden(tokens, cache, cache.length)
         return self._decoder.logits(hidden[-1:]).squeeze(0)
 
@@ -167,6 +178,14 @@ class Model:
             raise ValueError("tokens must not be empty")
         if not 0 <= min(tokens) <= max(tokens) < self.config.vocab:
             raise ValueError(f"token ids must be between 0 and {self.config.vocab - 1:,}")
+
+
+def _chunks(start: int, end: int, size: int) -> Iterator[range]:
+    """Cut positions start..end at the multiples of `size`."""
+    while start < end:
+        stop = min(start - start % size + size, end)
+        yield range(start, stop)
+        start = stop
 
 
 def load(
@@ -180,7 +199,8 @@ def load(
 
     kernels: auto, native or stock. threads: CPU threads for the native kernels. sandbox: runs the
     chat template. on_load: receives (bytes loaded, total bytes). Raises GGUFError if the file is
-    invalid, UnsupportedError if the engine cannot run it, or BackendError if no backend is usable.
+    invalid, UnsupportedError if the engine cannot run it, BackendError if no backend is usable, or
+    FileShrank or ReadFailed if the file can no longer be read.
     """
     file = path if isinstance(path, ModelFile) else open_model(Path(path))
     config = read_model_config(file.metadata, file.tensors)
@@ -190,9 +210,13 @@ def load(
     chat = chat_template.from_metadata(file.metadata, words, sandbox)
     build = builder(config.architecture)
     with enough_memory():
-        decoder: Decoder = build(config, Weights(file, select(kernels, threads), on_load))
+        weights = Weights(file, select(kernels, threads), on_load)
+        decoder: Decoder = build(config, weights)
         fuse(decoder, config, file.tensors)
         mx.clear_cache()  # frees repacking's buffers
+    weights.check_files()
     if backend() == "metal":
         set_wired_limit(mx.get_active_memory(), this_machine().budget_bytes)
-    return Model(config, words, chat, decoder)
+    if not weights.kernels.in_place:  # the file is no longer in use
+        return Model(config, words, chat, decoder)
+    return Model(config, words, chat, decoder, weights.check_files)

@@ -57,12 +57,13 @@ def recall(session: Session, tokens: list[int]) -> int:
     cache = session.kv_cache(len(tokens))
     if not _restored(session, best, cache):
         return 0
-    cache.trim(shared)
-    if shared - cache.length >= MIN_TOKENS:
+    cache.reuse(tokens)
+    end = cache.fixed_start(shared, len(tokens))
+    if end - cache.length >= MIN_TOKENS:
         # A recurrent layer cannot rewind to where two prompts differ, so store this point too.
         with Progress("processing the prompt", "tokens", always=False) as progress:
-            session.model.prefill(tokens[cache.length : shared], cache, progress.update)
-        _store(session, tokens[:shared])
+            session.model.prefill(tokens[cache.length : end], cache, progress.update)
+        _store(session, tokens[:end])
     return shared
 
 

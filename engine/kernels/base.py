@@ -61,6 +61,11 @@ class Kernels(Protocol):
     name: str  # native | stock
     groups_by_expert: bool  # gather_matmul groups rows by expert
     fallback_reason: str | None  # why `auto` chose the slower stock kernels
+    in_place: bool  # weights are read from the mapped file, not copied
+    block_tokens: int  # a prompt's experts use other kernels in a whole block of this many; 0: none
+
+    def begin_step(self, prompt: bool) -> None:
+        """Prepare for a step. prompt: its tokens are read, not decoded, even if it is only one."""
 
     @property
     def dtype(self) -> mx.Dtype:

@@ -114,6 +114,8 @@ class StockKernels:
 
     name = "stock"
     groups_by_expert = False
+    in_place = False
+    block_tokens = 0
     convolve = staticmethod(recurrence.convolve)
     gated_norm = staticmethod(recurrence.gated_norm)
     sample = staticmethod(sampling.sample)
@@ -131,6 +133,9 @@ class StockKernels:
     @property
     def dtype(self) -> mx.Dtype:
         return mx.float32 if self.on_cpu else mx.bfloat16
+
+    def begin_step(self, prompt: bool) -> None:
+        pass  # one token and many use the same operations
 
     def load(self, blocks: memoryview, info: TensorInfo) -> QTensor:
         if info.type.name in FLOATS:

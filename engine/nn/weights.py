@@ -6,10 +6,8 @@ stack.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import mlx.core as mx
 
@@ -18,6 +16,7 @@ from engine.gguf.mapping import map_file
 from engine.gguf.reader import ModelFile, TensorInfo
 from engine.gguf.types import TYPE_BY_NAME
 from engine.kernels.base import Kernels, QTensor
+from engine.nn.mapped import MappedFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,12 @@ class Weights:
         self._on_load = on_load
         self._loaded_bytes = 0
         self._total_bytes = sum(info.size_bytes for info in file.tensors.values())
-        self._parts = [_map(path) for path in file.parts]
+        self._parts = [MappedFile(path) for path in file.parts]
+
+    def check_files(self) -> None:
+        """Raise FileShrank or ReadFailed if a part of a file was lost since it was mapped."""
+        for part in self._parts:
+            part.check()
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
@@ -130,21 +134,17 @@ class Weights:
 
     def _blocks(self, info: TensorInfo) -> memoryview:
         part = self._parts[info.part]
+        part.check()
         end = info.offset + info.size_bytes
-        if end > len(part):
+        if end > len(part.view):
             raise GGUFError(
                 f"tensor {info.name!r} ends at byte {end:,}, past the end of the file "
-                f"({len(part):,})"
+                f"({len(part.view):,})"
             )
         self._loaded_bytes += info.size_bytes
         if self._on_load is not None:
             self._on_load(min(self._loaded_bytes, self._total_bytes), self._total_bytes)
-        return memoryview(part)[info.offset : end]
-
-
-def _map(path: Path) -> mmap.mmap | bytes:
-    with path.open("rb") as file:
-        return map_file(file)
+        return part.view[info.offset : end]
 
 
 def _transposed(blocks: bytes, info: TensorInfo) -> tuple[bytes, TensorInfo]:

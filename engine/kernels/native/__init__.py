@@ -1,8 +1,8 @@
 """Native kernels: C++ for CPUs. They read GGUF blocks in place from the mapped file.
 
 Python checks shapes and types before calling C++. Activations are float32. A product with quantised
-weights rounds the activations to 8 bits in groups of 32, or to bfloat16 if there are many tokens
-and the processor supports AMX.
+weights rounds the activations to 8 bits in groups of 32, or to bfloat16 if the tokens are a
+prompt's and the processor supports AMX.
 
 Axes: T tokens, E experts, k chosen experts.
 """
@@ -56,6 +56,11 @@ def _start_threads(native: ModuleType, count: int) -> None:
             if not lacks_threads(error):
                 raise
             count //= 2  # leaves some for MLX
+
+
+def watch(mapped: memoryview) -> _native.Watch | None:
+    """Watch a mapped file for lost pages. Returns None if the extension cannot be loaded."""
+    return _extension().Watch(mapped) if unavailable_reason() is None else None
 
 
 def _extension() -> ModuleType:
@@ -116,13 +121,19 @@ class NativeKernels:
 
     name = "native"
     groups_by_expert = True
+    in_place = True
     dtype = mx.float32
     fallback_reason: str | None = None
 
     def __init__(self, threads: int | None) -> None:
         self.native = _extension()
         _start_threads(self.native, threads or cores())
+        # Only tiles are chosen by the number of tokens.
+        self.block_tokens: int = self.native.block_tokens() if "AMX" in isa() else 0
         mx.set_default_device(mx.cpu)
+
+    def begin_step(self, prompt: bool) -> None:
+        self.native.set_prompt(prompt)
 
     def load(self, blocks: memoryview, info: TensorInfo) -> NativeTensor:
         *stack, rows, columns = info.shape

@@ -17,6 +17,7 @@
 #include "core/blocks/pick.h"
 #include "core/gemm/matmul.h"
 #include "core/isa/isa.h"
+#include "guard.h"
 #include "layers.h"
 #include "recurrent.h"
 #include "weight.h"
@@ -74,6 +75,20 @@ Weight make_weight(nb::object buffer, int type, int64_t experts, int64_t rows, i
     throw nb::value_error("the buffer is smaller than the weight");
   return weight;
 }
+
+// A mapped file, watched for lost pages. Keeps it mapped.
+struct Watch {
+  explicit Watch(nb::object mapped) : owner(std::move(mapped)) {
+    const auto bytes = nb::cast<Blocks>(owner);
+    number = watch(bytes.data(), bytes.size());
+    if (number < 0) throw std::runtime_error("cannot watch another mapped file");
+  }
+  Watch(const Watch&) = delete;
+  ~Watch() { unwatch(number); }
+
+  nb::object owner;
+  int number;
+};
 
 // A rotary embedding, with the periods it points to.
 struct OwnedRope {
@@ -314,6 +329,11 @@ NB_MODULE(_native, m) {
   m.def("gated_norm", &gated_norm_task);
   m.def("latent_attention", &latent_attention_task);
   m.def("pick", &pick_token);
+  nb::class_<Watch>(m, "Watch")
+      .def(nb::init<nb::object>())
+      .def_prop_ro("lost", [](const Watch& self) { return lost(self.number); });
+  m.def("set_prompt", [](bool prompt) { prompt_step() = prompt; });
+  m.def("block_tokens", [] { return BLOCK_TOKENS; });
   m.def("ready", [](const mx::array& x) { return x.is_available(); });
   bind_caches(m);
   bind_layers(m);

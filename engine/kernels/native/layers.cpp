@@ -306,9 +306,11 @@ std::vector<mx::array> Stack::launch_all(const mx::array& x, Caches* caches, int
   if (caches && caches->ticket) inputs.push_back(*caches->ticket);
   std::optional<Caches::Step> held;
   if (caches) held = caches->step(offset, tokens);
-  auto body = [all = all_, held, tokens, offset](const Sources& in, const Targets& out) {
+  const bool prompt = prompt_step();
+  auto body = [all = all_, held, tokens, offset, prompt](const Sources& in, const Targets& out) {
     Shared& tools = shared();
     const std::lock_guard<std::mutex> lock(tools.mutex);
+    tools.work.prompt = prompt;
     const auto* from = static_cast<const float*>(in[0]);
     auto* y = static_cast<float*>(out[0]);
     *static_cast<uint8_t*>(out[1]) = 0;
@@ -358,6 +360,7 @@ mx::array latent_attention_task(const mx::array& q, const mx::array& rows,
                                             : CacheType::F32;
   call.tokens = q.shape(0), call.heads = q.shape(1), call.key_dim = q.shape(2);
   call.length = rows.shape(0), call.value_dim = value_dim;
+  call.decodes = call.tokens == 1 && !prompt_step();
   std::vector<mx::array> inputs{q, rows};
   if (scales) inputs.push_back(*scales);
   return launch("LatentAttention", std::move(inputs),

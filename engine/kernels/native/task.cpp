@@ -119,4 +119,9 @@ Shared& shared() {
   return *all;
 }
 
+bool& prompt_step() {
+  static bool prompt = false;
+  return prompt;
+}
+
 }  // namespace conifer

@@ -47,4 +47,7 @@ struct Shared {
 };
 Shared& shared();
 
+// Set by Python before it builds a step: its tokens, even if it is one, are part of a prompt.
+bool& prompt_step();
+
 }  // namespace conifer

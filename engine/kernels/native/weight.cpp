@@ -36,7 +36,7 @@ Groups group(const int32_t* ids, int64_t n, int64_t experts) {
 
 // x (pairs / per_row, cols) or (pairs, cols), ids (pairs,) -> y (pairs, rows).
 void gather(const Weight& w, const float* x, const int32_t* ids, int64_t pairs, int64_t per_row,
-            float* y) {
+            Tokens kind, float* y) {
   const Groups groups = group(ids, pairs, w.experts);
   std::vector<int32_t> tokens(pairs);
   for (int64_t i = 0; i < pairs; ++i) tokens[i] = static_cast<int32_t>(groups.order[i] / per_row);
@@ -52,7 +52,7 @@ void gather(const Weight& w, const float* x, const int32_t* ids, int64_t pairs, 
     for (int64_t e = 0; e < w.experts; ++e) {
       const int64_t start = groups.starts[e], n = groups.starts[e + 1] - start;
       if (n > 0 && part.end > part.begin)
-        matmul_rows(w.matrix(e), all.activations, tokens.data() + start, n,
+        matmul_rows(w.matrix(e), all.activations, kind, tokens.data() + start, n,
                     sorted.data() + start * w.rows, w.rows, part.begin, part.end);
     }
     pool.barrier();
@@ -62,27 +62,31 @@ void gather(const Weight& w, const float* x, const int32_t* ids, int64_t pairs, 
   });
 }
 
+bool decodes(int64_t tokens) { return tokens == 1 && !prompt_step(); }
+
 }  // namespace
 
 mx::array matmul(const mx::array& x, const Weight& w) {
   const int64_t tokens = x.shape(0);
+  const Tokens kind = decodes(tokens) ? Tokens::Single : Tokens::Prompt;
   return launch("Matmul", {x}, {x.shape(0), static_cast<int>(w.rows)},
-                [w, tokens](const Sources& in, const Targets& out) {
+                [w, tokens, kind](const Sources& in, const Targets& out) {
                   if (tokens == 0) return;
                   Shared& all = shared();
                   const std::lock_guard<std::mutex> lock(all.mutex);
                   matmul(w.matrix(), static_cast<const float*>(in[0]), tokens,
-                         static_cast<float*>(out[0]), Pool::shared(), all.activations);
+                         static_cast<float*>(out[0]), Pool::shared(), all.activations, kind);
                 });
 }
 
 mx::array gather_matmul(const mx::array& x, const mx::array& ids, const Weight& w) {
   const int64_t pairs = ids.size(), per_row = x.shape(1) == 1 ? ids.shape(1) : 1;
+  const Tokens kind = decodes(ids.shape(0)) ? Tokens::Single : routed(ids.shape(0));
   return launch("GatherMatmul", {x, ids}, {ids.shape(0), ids.shape(1), static_cast<int>(w.rows)},
-                [w, pairs, per_row](const Sources& in, const Targets& out) {
+                [w, pairs, per_row, kind](const Sources& in, const Targets& out) {
                   if (pairs == 0) return;
                   gather(w, static_cast<const float*>(in[0]), static_cast<const int32_t*>(in[1]),
-                         pairs, per_row, static_cast<float*>(out[0]));
+                         pairs, per_row, kind, static_cast<float*>(out[0]));
                 });
 }
 

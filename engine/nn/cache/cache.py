@@ -19,6 +19,7 @@ from engine.errors import ContextOverflow
 from engine.kernels.base import Rows
 from engine.nn.cache.spec import Q8_GROUP, STEP, WINDOW_SLACK, CacheSpec
 
+READ, WHOLE, DECODED = range(3)  # in a part of a block, in a whole block, or one by one
 REWIND = 16  # save a snapshot this many tokens before a prompt's end; templates append fewer
 
 
@@ -156,12 +157,21 @@ class Cache:
 
     rewindable_length: a function that returns the greatest length, at most its argument, that
     `layers` can be rewound to.
+    block: the tokens in a block that is computed differently if a prompt fills it; 0 for none.
+    kinds: how each token was computed: READ, WHOLE or DECODED.
     """
 
-    def __init__(self, layers: Any, context: int, rewindable_length: Callable[[int], int]) -> None:
-        self.layers, self.context = layers, context
+    def __init__(
+        self,
+        layers: Any,
+        context: int,
+        rewindable_length: Callable[[int], int],
+        block: int = 0,
+    ) -> None:
+        self.layers, self.context, self.block = layers, context, block
         self._rewindable_length = rewindable_length
         self.tokens: list[int] = []
+        self.kinds = bytearray()
 
     @property
     def length(self) -> int:
@@ -172,12 +182,46 @@ class Cache:
         if self.length + count > self.context:
             raise ContextOverflow(self.length + count, self.context)
 
+    def extend(self, tokens: list[int], kind: int) -> None:
+        """Record tokens that were processed at the end of the sequence."""
+        self.tokens.extend(tokens)
+        self.kinds[self.length - len(tokens) :] = bytes([kind]) * len(tokens)
+
+    def reuse(self, prompt: list[int]) -> None:
+        """Rewind to the longest start of `prompt` whose results do not depend on the rest.
+
+        The prompt then gives the same logits as with an empty cache. Its last token is always
+        computed again. Decoded tokens stay as they are.
+        """
+        self.trim(min(self.shared_prefix(prompt), len(prompt) - 1))
+        while (length := self._fixed_length(self.length, len(prompt))) < self.length:
+            self.trim(length)
+
+    def fixed_start(self, shared: int, total: int) -> int:
+        """Return how many of the first `shared` tokens other prompts compute in the same way.
+
+        total: tokens in the whole prompt. In a block that it fills, all tokens count.
+        """
+        start = shared - shared % self.block if self.block else shared
+        return start if self.block and start + self.block <= total else shared
+
+    def _fixed_length(self, length: int, total: int) -> int:
+        """Return the end of the blocks that a prompt of `total` tokens computes in the same way."""
+        for start in range(0, length, self.block) if self.block else ():
+            held = self.kinds[start : min(start + self.block, length)]
+            filled = start + self.block <= total
+            same = WHOLE in held and len(held) == self.block if filled else WHOLE not in held
+            if DECODED not in held and not same:
+                return start
+        return length
+
     def trim(self, length: int) -> None:
         """Rewind to the first `length` tokens, or to fewer if a layer cannot be rewound that far.
 
         Read `length` afterwards for the actual length. New tokens overwrite the rows after it.
         """
-        del self.tokens[self._rewindable_length(min(length, self.length)) :]
+        length = self._rewindable_length(min(length, self.length))
+        del self.tokens[length:], self.kinds[length:]
 
     def shared_prefix(self, tokens: list[int]) -> int:
         """Return the number of leading tokens shared with `tokens`."""

@@ -9,7 +9,8 @@ Axes: K kv heads, T tokens, d head width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -34,7 +35,8 @@ class CacheState:
     positions: one list per layer. An attention layer stores the position of its first token. A
     recurrent layer stores `mark`, then the number of tokens before each snapshot. Fused layers
     store one list per attention layer, then one list for all recurrent layers. Each number in that
-    last list is 1 higher, so that 0 means no snapshot.
+    list is 1 higher, so that 0 means no snapshot. One more list has `Cache.kinds` as runs: a kind,
+    its number of tokens, the next kind, and so on.
     """
 
     tokens: list[int]
@@ -45,7 +47,7 @@ class CacheState:
 def cache_format(model: Model, kv_type: str) -> str:
     """Return the name of a model's cache format. A state loads only into the same format."""
     fused = not isinstance(model.new_cache(1, kv_type).layers, list)
-    return f"{'fused' if fused else 'plain'} {kv_type}"
+    return f"{'fused' if fused else 'plain'} {kv_type} 2"  # 2: prompts are computed alike
 
 
 def dump(model: Model, cache: Cache) -> CacheState:
@@ -53,7 +55,7 @@ def dump(model: Model, cache: Cache) -> CacheState:
     import numpy as np
 
     mx.synchronize()
-    length = cache.length
+    length, kinds = cache.length, _runs(cache.kinds)
     if not isinstance(cache.layers, list):
         bases, marks = cache.layers.bases, cache.layers.marks
         positions, arrays = [[base] for base in bases], _views(model, cache, bases, length)
@@ -61,10 +63,11 @@ def dump(model: Model, cache: Cache) -> CacheState:
             marks = [marks[0], *(at if at <= length else -1 for at in marks[1:])]
             positions.append([at + 1 for at in marks])  # 0: no snapshot
             arrays += _states(cache, marks)
-        return CacheState(list(cache.tokens), positions, arrays)
+        return CacheState(list(cache.tokens), [*positions, kinds], arrays)
     layers = [_dump_layer(layer, length) for layer in cache.layers]
     arrays = [np.asarray(array) for _, held in layers for array in held]
-    return CacheState(list(cache.tokens), [positions for positions, _ in layers], arrays)
+    positions = [positions for positions, _ in layers]
+    return CacheState(list(cache.tokens), [*positions, kinds], arrays)
 
 
 def load(model: Model, state: CacheState, cache: Cache) -> None:
@@ -77,6 +80,10 @@ def load(model: Model, state: CacheState, cache: Cache) -> None:
     cache.require(length)
     if tokens and not 0 <= min(tokens) <= max(tokens) < model.config.vocab:
         raise CacheStateError("some token ids are outside the vocabulary")
+    if not state.positions:
+        raise CacheStateError("the number of layers does not match this model")
+    kinds = _read_kinds(state.positions[-1], length)
+    state = replace(state, positions=state.positions[:-1])
     if isinstance(cache.layers, list):
         _load_layers(model, state, cache)
     else:
@@ -86,7 +93,18 @@ def load(model: Model, state: CacheState, cache: Cache) -> None:
         for view, array in zip(views, state.arrays, strict=True):
             view[:] = array
         cache.layers.bases, cache.layers.marks = bases, marks
-    cache.tokens[:] = tokens
+    cache.tokens[:], cache.kinds[:] = tokens, kinds
+
+
+def _runs(kinds: bytearray) -> list[int]:
+    return [number for kind, run in groupby(kinds) for number in (kind, sum(1 for _ in run))]
+
+
+def _read_kinds(runs: list[int], length: int) -> bytes:
+    kinds, counts = runs[::2], runs[1::2]
+    if len(kinds) != len(counts) or sum(counts) != length or not set(kinds) <= {*range(3)}:
+        raise CacheStateError("the kinds of the tokens are invalid")
+    return b"".join(bytes([kind]) * count for kind, count in zip(kinds, counts, strict=True))
 
 
 def _read_bases(model: Model, state: CacheState, cache: Cache) -> list[int]:

@@ -35,7 +35,8 @@ HeadView head_view(const KVCache& cache, int64_t head, int64_t key_dim, int64_t 
           head_values(cache, cache.keys, row, key_dim),
           head_values(cache, cache.values, row, value_dim),
           head_scales(cache.keys, row, key_dim),
-          head_scales(cache.values, row, value_dim)};
+          head_scales(cache.values, row, value_dim),
+          cache.base};
 }
 
 void append(const KVCache& cache, const CacheBuffer& buffer, int64_t head, int64_t token,

@@ -32,6 +32,7 @@ struct HeadView {
   const void* values;
   const uint16_t* key_scales;
   const uint16_t* value_scales;
+  int64_t base;  // position of the first token
 };
 
 // A range of tokens' contribution to attention for G query heads. Ranges can be merged.

@@ -78,8 +78,12 @@ void load_queries(const float* queries, int64_t stride, int64_t heads, int64_t d
           x[i] = _mm512_loadu_ps(q + 16 * i);
           top = _mm512_max_ps(top, _mm512_abs_ps(x[i]));
         }
-      const float most = _mm512_reduce_max_ps(top), step = most / 127.0f;
-      const __m512 inverse = _mm512_set1_ps(most > 0.0f ? 127.0f / most : 0.0f);
+      float most = _mm512_reduce_max_ps(top);
+      if (_mm512_cmp_ps_mask(x[0], x[1], _CMP_UNORD_Q)) most = __builtin_nanf("");
+      const bool counts = most > 1e-35f && most <= __FLT_MAX__;
+      const float step = most / 127.0f;
+      const __m512 inverse = _mm512_set1_ps(counts ? 127.0f / most : 0.0f);
+      if (!counts) x[0] = x[1] = _mm512_setzero_ps();
       int8_t bytes[2][GROUP];
       for (int i = 0; i < 2; ++i) {
         __m512i high, low;

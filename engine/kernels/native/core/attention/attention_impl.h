@@ -362,13 +362,18 @@ void attend_many_isa(const HeadView& head, const float* queries, int64_t rows, c
     totals[r] = 0.0f;
     for (int64_t i = 0; i < value_width; ++i) out[r * value_width + i] = 0.0f;
   }
+  // Blocks start at fixed positions, so that a row's sums do not depend on the rows next to it.
   const int64_t end = sights[rows - 1].end;
-  for (int64_t begin = sights[0].begin; begin < end; begin += BLOCK) {
+  const int64_t start = sights[0].begin - (head.base + sights[0].begin) % BLOCK;
+  for (int64_t begin = start; begin < end; begin += BLOCK) {
     const int64_t n = end - begin < BLOCK ? end - begin : BLOCK;
-    int64_t first = 0;  // earlier rows do not attend to this block
+    const int64_t lead = begin < 0 ? -begin : 0;  // tokens that are no longer cached
+    int64_t first = 0;                            // earlier rows do not attend to this block
     while (sights[first].end <= begin) ++first;
     first = first / 4 * 4;
-    unpack(head.type, head.keys, head.key_scales, head.key_dim, head.key_dim, begin, n, keys);
+    for (int64_t i = 0; i < lead * key_width; ++i) keys[i] = 0.0f;
+    unpack(head.type, head.keys, head.key_scales, head.key_dim, head.key_dim, begin + lead,
+           n - lead, keys + lead * key_width);
     for (int64_t i = n * key_width; i < BLOCK * key_width; ++i) keys[i] = 0.0f;
     turn(keys, key_width, columns);
     multiply(queries + first * key_width, key_width, columns, BLOCK, padded_rows - first, key_width,
@@ -386,8 +391,9 @@ void attend_many_isa(const HeadView& head, const float* queries, int64_t rows, c
         for (int64_t i = 0; i < value_width; i += W)
           store(out + r * value_width + i, load(out + r * value_width + i) * factor);
     }
-    unpack(head.type, head.values, head.value_scales, head.value_dim, head.value_stride, begin, n,
-           keys);
+    for (int64_t i = 0; i < lead * value_width; ++i) keys[i] = 0.0f;
+    unpack(head.type, head.values, head.value_scales, head.value_dim, head.value_stride,
+           begin + lead, n - lead, keys + lead * value_width);
     multiply(scores + first * BLOCK, BLOCK, keys, value_width, padded_rows - first, n, value_width,
              true, out + first * value_width, value_width);
   }
@@ -403,19 +409,24 @@ void attend_many_isa(const HeadView& head, const float* queries, int64_t rows, c
 
 // --- storing ---------------------------------------------------------------------------------
 
+constexpr float SMALLEST_SCALE = 1e-37f;  // the inverse of a smaller one may overflow
+
 void store_q8(const float* x, int64_t dims, int8_t* numbers, uint16_t* scales) {
   const int64_t group = q8_group(dims);
   for (int64_t begin = 0; begin < dims; begin += group, ++scales) {
-    float top = 0.0f;
+    float top = 0.0f, all = 0.0f;
     for (int64_t i = begin; i < begin + group; ++i) {
       const float size = __builtin_fabsf(x[i]);
       top = size > top ? size : top;
+      all += size;  // NaN if any value is
     }
-    const float scale = top / 127.0f, inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+    const bool finite = top <= __FLT_MAX__ && all == all;
+    const float scale = finite ? top / 127.0f : __builtin_nanf("");
+    const float inverse = scale > SMALLEST_SCALE ? 1.0f / scale : 0.0f;
     *scales = quant::float_to_f16(scale);
     for (int64_t i = begin; i < begin + group; ++i) {
       constexpr float ROUND = 12582912.0f;  // to nearest, ties to even
-      numbers[i] = int8_t(int(x[i] * inverse + ROUND - ROUND));
+      numbers[i] = finite ? int8_t(int(x[i] * inverse + ROUND - ROUND)) : int8_t(0);
     }
   }
 }

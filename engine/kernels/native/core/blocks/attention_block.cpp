@@ -260,14 +260,15 @@ void attention_block(const AttentionLayer& layer, const KVCache* cache, int64_t 
   parts.need_threads(threads);
   if (layer.rope.dims) parts.rotations.prepare(layer.rope, offset, tokens);
   float* normed = parts.normed.need(tokens * layer.q.cols);
-  if (tokens == 1) {
+  const bool decodes = work.decodes(tokens);
+  if (decodes) {
     parts.partials.need(threads * layer.heads * (padded(layer.value_dim) + 16));
   } else {
     float* mixed = parts.mixed.need(tokens * layer.output.cols);
     parts.input.prepare(normed, tokens, layer.q.cols, layer.q.cols,
-                        gemm::tiles_serve(tokens, {&layer.q, &layer.k, &layer.v}));
+                        gemm::tiles_serve({&layer.q, &layer.k, &layer.v}));
     parts.hidden.prepare(mixed, tokens, layer.output.cols, layer.output.cols,
-                         gemm::tiles_serve(tokens, {&layer.output}));
+                         gemm::tiles_serve({&layer.output}));
   }
   KVCache own{CacheType::F32, tokens, 0, {}, {}};
   if (!cache) {
@@ -294,7 +295,7 @@ void attention_block(const AttentionLayer& layer, const KVCache* cache, int64_t 
                            .projected_rows = &projected_rows,
                            .output_rows = &output_rows};
   pool.run([&](int thread, int count) {
-    if (tokens == 1) one_token(call, thread, count);
+    if (decodes) one_token(call, thread, count);
     else many_tokens(call, thread, count);
   });
 }

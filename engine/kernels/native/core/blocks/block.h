@@ -33,8 +33,12 @@ enum class Activation : int32_t { Silu = 0, Clamped = 1 };
 struct Workspace {
   Workspace();
   ~Workspace();
+  // True if this is a step of decoding, which has its own kernels; false for a prompt's tokens.
+  bool decodes(int64_t tokens) const { return tokens == 1 && !prompt; }
+
   struct Parts;
   std::unique_ptr<Parts> parts;
+  bool prompt = false;  // even one token is part of a prompt
 };
 
 struct AttentionLayer {

@@ -14,11 +14,12 @@ void dense_block(const DenseLayer& layer, const float* x, int64_t tokens, float*
   const int64_t width = layer.gate.cols, hidden = layer.gate.rows;
   parts.need_threads(pool.threads());
   float* normed = parts.normed.need(tokens * width);
-  const bool tiled = hidden % threads::ROW_GRAIN == 0 &&
-                     gemm::tiles_serve(tokens, {&layer.gate, &layer.up, &layer.down});
+  const bool one = work.decodes(tokens);
+  const bool tiled = !one && hidden % threads::ROW_GRAIN == 0 &&
+                     gemm::tiles_serve({&layer.gate, &layer.up, &layer.down});
   float* gate = tiled ? nullptr : parts.gate.need(tokens * hidden);
   float* up = tiled ? nullptr : parts.up.need(tokens * hidden);
-  if (tokens > 1) {
+  if (!one) {
     parts.input.prepare(normed, tokens, width, width, tiled);
     parts.hidden.prepare(gate, tokens, hidden, hidden, tiled);
   }
@@ -26,7 +27,6 @@ void dense_block(const DenseLayer& layer, const float* x, int64_t tokens, float*
   RowSharing hidden_rows, output_rows;  // for a single token
   pool.run([&](int thread, int threads) {
     Thread& own = *parts.threads[size_t(thread)];
-    const bool one = tokens == 1;
     Activations& input = one ? own.input : parts.input;
     Activations& middle = one ? own.hidden : parts.hidden;
     if (one) {

@@ -8,7 +8,9 @@ void head_block(const Head& head, const float* x, int64_t tokens, float* logits,
   Workspace::Parts& parts = *work.parts;
   const int64_t width = head.output.cols;
   float* normed = parts.normed.need(tokens * width);
-  parts.input.prepare(normed, tokens, width, width);
+  // The head only sees the last token, so it is the same for a prompt and for decoding.
+  const gemm::Tokens kind = tokens == 1 ? gemm::Tokens::Single : gemm::Tokens::Prompt;
+  parts.input.prepare(normed, tokens, width, width, false, kind);
   RowSharing rows;
   pool.run([&](int thread, int threads) {
     const Range tokens_here = share(tokens, thread, threads, 1);

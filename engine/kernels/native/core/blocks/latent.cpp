@@ -15,8 +15,9 @@ namespace {
 using Thread = Workspace::Parts::Thread;
 
 HeadView view(const LatentCall& call) {
-  return {call.type, call.key_dim, call.value_dim, call.key_dim,
-          call.rows, call.rows,    call.scales,    call.scales};
+  return {call.type,    call.key_dim, call.value_dim,
+          call.key_dim, call.rows,    call.rows,
+          call.scales,  call.scales,  0};
 }
 
 // Copy one token's queries for heads.begin..heads.end to padded rows.
@@ -99,12 +100,12 @@ void many_tokens(const LatentCall& call, Workspace::Parts& parts, std::atomic<in
 
 void prepare_latent(const LatentCall& call, Workspace& work, int threads) {
   work.parts->need_threads(threads);
-  if (call.tokens == 1) work.parts->partials.need(threads * slot_size(call));
+  if (call.decodes) work.parts->partials.need(threads * slot_size(call));
 }
 
 void attend_latent(const LatentCall& call, Workspace& work, Pool& pool, std::atomic<int64_t>& next,
                    int thread, int threads) {
-  if (call.tokens == 1) one_token(call, *work.parts, pool, thread, threads);
+  if (call.decodes) one_token(call, *work.parts, pool, thread, threads);
   else many_tokens(call, *work.parts, next, thread, threads);
 }
 

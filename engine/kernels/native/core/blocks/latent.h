@@ -20,6 +20,7 @@ struct LatentCall {
   const float* queries;
   int64_t tokens, heads;
   float* out;
+  bool decodes;  // the only token is decoded, not part of a prompt
 };
 
 void latent_attention(const LatentCall& call, Workspace& work, Pool& pool);

@@ -33,7 +33,8 @@ struct HeadProduct {
       Matrix matrix = first;
       matrix.data += h * first.rows * first.stride();
       for (int64_t t = 0; t < tokens; ++t) ids[size_t(t)] = int32_t(t * heads + h);
-      gemm::matmul_rows(matrix, x, ids.data(), tokens, y + h * stride, heads * stride, begin, end);
+      gemm::matmul_rows(matrix, x, x.kind(), ids.data(), tokens, y + h * stride, heads * stride,
+                        begin, end);
     }
   }
 };
@@ -67,7 +68,7 @@ struct Call {
 // Call fn(Range) for this thread's share of the rows in product `i`.
 template <class F>
 void share_rows(const Call& call, int i, int64_t rows, int thread, int threads, F&& fn) {
-  if (call.tokens == 1) return call.sharing[i].share_out(rows, thread, threads, fn);
+  if (call.attention.decodes) return call.sharing[i].share_out(rows, thread, threads, fn);
   const Range mine = share(rows, thread, threads);
   if (mine.begin < mine.end) fn(mine);
 }
@@ -114,7 +115,7 @@ void turn_queries(const Call& call, int64_t token, Range heads) {
 // multiplied as `input`.
 void norm_rows(const Call& call, const float* x, const Norm& norm, int64_t n, float* y,
                Activations& input, int thread, int threads) {
-  if (call.tokens == 1) {
+  if (call.attention.decodes) {
     float* own = call.parts().threads[size_t(thread)]->normed.need(n);
     rms_norm(x, norm, n, own);
     return input.load(own, 1, n, n);
@@ -129,7 +130,7 @@ void norm_rows(const Call& call, const float* x, const Norm& norm, int64_t n, fl
 void project(const Call& call, int thread, int threads) {
   const LatentLayer& layer = call.layer;
   Parts& parts = call.parts();
-  const bool one = call.tokens == 1, two_steps = layer.q_a.data;
+  const bool one = call.attention.decodes, two_steps = layer.q_a.data;
   Thread& own = *parts.threads[size_t(thread)];
   Activations& input = one ? own.input : parts.input;
   norm_rows(call, call.x, layer.norm, layer.kv_a.cols, parts.normed.need(0), input, thread,
@@ -152,7 +153,7 @@ void absorb(const Call& call, int thread, int threads) {
   const LatentLayer& layer = call.layer;
   Parts& parts = call.parts();
   Thread& own = *parts.threads[size_t(thread)];
-  const bool one = call.tokens == 1;
+  const bool one = call.attention.decodes;
   Activations& heads = one ? own.hidden : parts.queries;
   if (one) {
     heads.load(call.queries, layer.heads, call.stays(), call.key_dim());
@@ -182,7 +183,7 @@ void finish(const Call& call, int thread, int threads) {
   const LatentLayer& layer = call.layer;
   Parts& parts = call.parts();
   Thread& own = *parts.threads[size_t(thread)];
-  const bool one = call.tokens == 1;
+  const bool one = call.attention.decodes;
   const int64_t width = layer.output.rows, columns = layer.output.cols;
   Activations& latents = one ? own.hidden : parts.latents;
   if (one) {
@@ -231,20 +232,21 @@ void latent_block(const LatentLayer& layer, const KVCache* cache, int64_t offset
   float* concatenated = parts.values.need(tokens * columns);
   RowSharing sharing[5];
   std::atomic<int64_t> next{0};
+  const bool decodes = work.decodes(tokens);
   const LatentCall attention{kept.type,     kept.keys.values, kept.keys.scales, row,   rank,
-                             past + tokens, absorbed,         tokens,           heads, mixed};
+                             past + tokens, absorbed,         tokens,           heads, mixed,
+                             decodes};
   prepare_latent(attention, work, pool.threads());
-  if (tokens > 1) {
-    const bool tiled = layer.q_a.data ? gemm::tiles_serve(tokens, {&layer.q_a, &layer.kv_a})
-                                      : gemm::tiles_serve(tokens, {&layer.q, &layer.kv_a});
+  if (!decodes) {
+    const bool tiled = layer.q_a.data ? gemm::tiles_serve({&layer.q_a, &layer.kv_a})
+                                      : gemm::tiles_serve({&layer.q, &layer.kv_a});
     parts.input.prepare(parts.normed.need(0), tokens, width, width, tiled);
     if (low)
-      parts.hidden.prepare(low, tokens, layer.q.cols, layer.q.cols,
-                           gemm::tiles_serve(tokens, {&layer.q}));
+      parts.hidden.prepare(low, tokens, layer.q.cols, layer.q.cols, gemm::tiles_serve({&layer.q}));
     parts.queries.prepare(queries, tokens * heads, key - layer.rope.dims, key);
     parts.latents.prepare(mixed, tokens * heads, rank, rank);
     parts.shared_hidden.prepare(concatenated, tokens, columns, columns,
-                                gemm::tiles_serve(tokens, {&layer.output}));
+                                gemm::tiles_serve({&layer.output}));
   }
   const Call call{.layer = layer,
                   .cache = kept,

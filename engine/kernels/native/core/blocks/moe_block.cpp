@@ -65,6 +65,7 @@ struct ExpertCall {
   Pool& pool;
   RowSharing* hidden_rows;  // for a single token
   RowSharing* output_rows;
+  bool decodes;
 
   int64_t width() const { return layer.gate.cols; }
   int64_t hidden() const { return layer.gate.rows; }
@@ -120,8 +121,8 @@ void one_token(const ExpertCall& call, const Activations& input, const int32_t* 
     float* sums = own.mixed.need(width) + rows.begin;
     std::fill(sums, sums + count, 0.0f);
     for (int64_t j = 0; j < used; ++j) {
-      gemm::matmul_rows(expert(call.layer.down, ids[j]), own.hidden, j, j + 1, out - rows.begin,
-                        width, rows.begin, rows.end);
+      gemm::matmul_rows(expert(call.layer.down, ids[j]), own.hidden, own.hidden.kind(), j, j + 1,
+                        out - rows.begin, width, rows.begin, rows.end);
       if (const float* bias = bias_of(call.layer.down_bias, ids[j], width))
         kernels.add(out, bias + rows.begin, count, out);
       kernels.add_scaled(out, weights[j], count, sums);
@@ -170,6 +171,7 @@ void for_each_piece(const ExpertCall& call, F&& fn) {
 void many_tokens(const ExpertCall& call, const float* weights, const float* shared, int thread,
                  int threads) {
   const int64_t used = call.used(), hidden = call.hidden(), width = call.width();
+  const gemm::Tokens kind = gemm::routed(call.tokens);
   const isa::KernelTable& kernels = isa::kernels();
   Parts& parts = call.parts;
   float* gate = parts.gate.need(0);
@@ -179,8 +181,9 @@ void many_tokens(const ExpertCall& call, const float* weights, const float* shar
     float* rows = gate + begin * hidden;
     const int32_t* tokens = parts.ids.data() + begin;
     const Gated gated = call.gated(e);
-    gemm::matmul_rows(gated.gate, parts.input, tokens, count, rows, hidden, mine.begin, mine.end);
-    gemm::matmul_rows(gated.up, parts.input, tokens, count, up, hidden, mine.begin, mine.end);
+    gemm::matmul_rows(gated.gate, parts.input, kind, tokens, count, rows, hidden, mine.begin,
+                      mine.end);
+    gemm::matmul_rows(gated.up, parts.input, kind, tokens, count, up, hidden, mine.begin, mine.end);
     gated.finish(rows, up, count, mine);
   });
   if (call.shared()) {
@@ -211,8 +214,8 @@ void many_tokens(const ExpertCall& call, const float* weights, const float* shar
   }
   float* out = parts.mixed.need(0);  // (piece, D): each thread writes its own columns
   for_each_piece(call, [&](int64_t e, int64_t begin, int64_t count) {
-    gemm::matmul_rows(expert(call.layer.down, e), parts.hidden, begin, begin + count, out, width,
-                      rows.begin, rows.end);
+    gemm::matmul_rows(expert(call.layer.down, e), parts.hidden, kind, begin, begin + count, out,
+                      width, rows.begin, rows.end);
     for (int64_t i = 0; i < count; ++i) {
       const int32_t slot = parts.slots[size_t(begin + i)];
       float* row = out + i * width + rows.begin;
@@ -233,9 +236,8 @@ void prepare_shared(const ExpertCall& call, const float* input) {
   Parts& parts = call.parts;
   const ExpertLayer& layer = call.layer;
   const int64_t tokens = call.tokens, hidden = call.shared(), width = call.width();
-  const bool tiled =
-      layer.activation == Activation::Silu && hidden % threads::ROW_GRAIN == 0 &&
-      gemm::tiles_serve(tokens, {&layer.shared_gate, &layer.shared_up, &layer.shared_down});
+  const bool tiled = layer.activation == Activation::Silu && hidden % threads::ROW_GRAIN == 0 &&
+                     gemm::tiles_serve({&layer.shared_gate, &layer.shared_up, &layer.shared_down});
   float* made = tiled ? nullptr : parts.shared.need(tokens * hidden);
   if (tiled) parts.shared_input.prepare(input, tokens, width, width, true);
   else parts.shared_up.need(tokens * hidden);
@@ -256,8 +258,8 @@ void prepare(const ExpertCall& call, const float* input) {
   const int64_t piece = std::min(call.tokens, TOKENS_AT_ONCE);
   parts.need_threads(call.pool.threads());
   const int64_t shared = call.shared();
-  float* gate = parts.gate.need(slots * hidden + (call.tokens == 1 ? shared : 0));
-  if (call.tokens == 1) {
+  float* gate = parts.gate.need(slots * hidden + (call.decodes ? shared : 0));
+  if (call.decodes) {
     parts.up.need(slots * hidden + shared);
     return;
   }
@@ -349,13 +351,14 @@ void run_experts(const ExpertLayer& layer, const float* h, int64_t tokens, const
                  const float* weights, float* y, Workspace& work, Pool& pool) {
   Parts& parts = *work.parts;
   RowSharing hidden_rows, output_rows;
-  const ExpertCall call{layer, nullptr, tokens, y, parts, pool, &hidden_rows, &output_rows};
+  const ExpertCall call{
+      layer, nullptr, tokens, y, parts, pool, &hidden_rows, &output_rows, work.decodes(tokens)};
   prepare(call, h);
   float* shared = parts.shared_weights.need(tokens);
   for (int64_t t = 0; t < tokens; ++t) shared[t] = shared_weight(layer, h + t * call.width());
-  if (tokens > 1) group_by_expert(call, ids);
+  if (!call.decodes) group_by_expert(call, ids);
   pool.run([&](int thread, int threads) {
-    if (tokens == 1) {
+    if (call.decodes) {
       Activations& input = parts.threads[size_t(thread)]->input;
       input.load(h, 1, call.width(), call.width());
       return one_token(call, input, ids, weights, *shared, thread, threads);
@@ -370,7 +373,8 @@ void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* 
                Pool& pool, int32_t* chosen) {
   Parts& parts = *work.parts;
   RowSharing hidden_rows, output_rows;
-  const ExpertCall call{layer, x, tokens, y, parts, pool, &hidden_rows, &output_rows};
+  const ExpertCall call{
+      layer, x, tokens, y, parts, pool, &hidden_rows, &output_rows, work.decodes(tokens)};
   const Routing& routing = layer.routing;
   const int64_t width = call.width(), experts = routing.experts, used = routing.used;
   float* normed = parts.normed.need(tokens * width);
@@ -387,7 +391,7 @@ void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* 
   prepare(call, normed);
   pool.run([&](int thread, int threads) {
     Thread& own = *parts.threads[size_t(thread)];
-    if (tokens == 1) {
+    if (call.decodes) {
       float* own_normed = own.normed.need(width);
       rms_norm(x, layer.norm, width, own_normed);
       own.input.load(own_normed, 1, width, width);
@@ -408,7 +412,7 @@ void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* 
     quantize_input(call, thread, threads);
     pool.barrier();
     if (mine.begin < mine.end)
-      gemm::matmul_rows(layer.router, parts.input, mine.begin, mine.end,
+      gemm::matmul_rows(layer.router, parts.input, parts.input.kind(), mine.begin, mine.end,
                         logits + mine.begin * experts, experts, 0, experts);
     for (int64_t t = mine.begin; t < mine.end; ++t) {
       choose(logits + t * experts, ids + t * used, weights + t * used);

@@ -230,7 +230,7 @@ void recurrent_block(const RecurrentLayer& layer, const RecurrentStates& states,
   for (int64_t i = 0; i < layer.input_count; ++i) {
     call.projections[i] = {&layer.inputs[i], nullptr};
     call.width += layer.inputs[i].rows;
-    tiled = tiled && gemm::tiles_serve(tokens, {&layer.inputs[i]});
+    tiled = tiled && gemm::tiles_serve({&layer.inputs[i]});
   }
   call.projected = parts.projected.need(tokens * call.width);
   if (!states.from) {
@@ -239,13 +239,13 @@ void recurrent_block(const RecurrentLayer& layer, const RecurrentStates& states,
     call.nothing = nothing;
   }
   float* normed = parts.normed.need(tokens * width);
-  if (tokens > 1) {
+  const bool decodes = work.decodes(tokens);
+  if (!decodes) {
     parts.input.prepare(normed, tokens, width, width, tiled);
-    parts.hidden.prepare(call.mixed, tokens, inner, inner,
-                         gemm::tiles_serve(tokens, {&layer.output}));
+    parts.hidden.prepare(call.mixed, tokens, inner, inner, gemm::tiles_serve({&layer.output}));
   }
   pool.run([&](int thread, int threads) {
-    if (tokens == 1) one_token(call, thread, threads);
+    if (decodes) one_token(call, thread, threads);
     else many_tokens(call, thread, threads);
   });
 }

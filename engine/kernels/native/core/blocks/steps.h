@@ -23,7 +23,7 @@ inline void multiply_range(const Projection* projections, int64_t count, const A
     const int64_t begin = std::max<int64_t>(range.begin - column, 0);
     const int64_t end = std::min(range.end - column, matrix.rows);
     if (begin >= end) continue;
-    matmul_rows(matrix, x, int64_t{0}, tokens, y + column, stride, begin, end);
+    matmul_rows(matrix, x, x.kind(), int64_t{0}, tokens, y + column, stride, begin, end);
     if (const float* bias = projections[i].bias)
       for (int64_t t = 0; t < tokens; ++t) {
         float* row = y + t * stride + column;

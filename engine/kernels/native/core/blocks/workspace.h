@@ -59,7 +59,7 @@ class RowSharing {
 
 // Rows of w for every token of x: y[t * w.rows + r].
 inline void multiply_rows(const Matrix& w, const Activations& x, float* y, Range rows) {
-  gemm::matmul_rows(w, x, int64_t{0}, x.tokens(), y, w.rows, rows.begin, rows.end);
+  gemm::matmul_rows(w, x, x.kind(), int64_t{0}, x.tokens(), y, w.rows, rows.begin, rows.end);
 }
 
 struct Workspace::Parts {

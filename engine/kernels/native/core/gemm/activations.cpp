@@ -20,8 +20,8 @@ constexpr int64_t CHUNK = 256;
 
 void Activations::Free::operator()(uint8_t* p) const { ::operator delete[](p, ALIGNMENT); }
 
-void Activations::prepare(const float* x, int64_t tokens, int64_t cols, int64_t stride,
-                          bool tiled) {
+void Activations::prepare(const float* x, int64_t tokens, int64_t cols, int64_t stride, bool tiled,
+                          quant::Tokens kind) {
   x_ = x;
   tokens_ = tokens;
   cols_ = cols;
@@ -31,6 +31,7 @@ void Activations::prepare(const float* x, int64_t tokens, int64_t cols, int64_t 
   // stride.
   token_bytes_ = padded_ + padded_ / 32 * 7 * 4 + 64;
   tiled_ = tiled;
+  kind_ = kind;
   const int64_t needed = tiled ? whole_tiles(tokens) * cols * 2 : tokens * token_bytes_;
   if (needed <= capacity_) return;
   buffer_.reset(static_cast<uint8_t*>(::operator new[](static_cast<size_t>(needed), ALIGNMENT)));

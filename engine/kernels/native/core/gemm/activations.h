@@ -18,15 +18,18 @@ class Activations {
   // Set the input: `tokens` rows of `cols` floats, `stride` floats apart. x must stay valid.
   // tiled: use tiles, for products with all of the tokens, if `tiles_serve`. x may be null if the
   // caller fills the tiles.
-  void prepare(const float* x, int64_t tokens, int64_t cols, int64_t stride, bool tiled = false);
+  void prepare(const float* x, int64_t tokens, int64_t cols, int64_t stride, bool tiled = false,
+               quant::Tokens kind = quant::Tokens::Prompt);
   // Quantise this thread's share. Not needed if all weights are F32, F16 or BF16.
   void quantize(int thread, int threads);
-  void load(const float* x, int64_t tokens, int64_t cols, int64_t stride) {
-    prepare(x, tokens, cols, stride);
+  // Set and quantise the rows that belong to one token, such as its heads or experts.
+  void load(const float* x, int64_t rows, int64_t cols, int64_t stride) {
+    prepare(x, rows, cols, stride, false, quant::Tokens::Single);
     quantize(0, 1);
   }
 
   int64_t tokens() const { return tokens_; }
+  quant::Tokens kind() const { return kind_; }
   quant::TokenView token(int64_t index) const { return slot(index).view(); }
 
   // The tile for 16 tokens, starting with `token`: (cols / 32, 16 pairs of columns, 16 tokens, 2),
@@ -45,6 +48,7 @@ class Activations {
   int64_t tokens_ = 0, cols_ = 0, stride_ = 0, padded_ = 0, token_bytes_ = 0;
   int64_t capacity_ = 0;
   bool tiled_ = false;
+  quant::Tokens kind_ = quant::Tokens::Single;
   std::unique_ptr<uint8_t[], Free> buffer_;
 };
 

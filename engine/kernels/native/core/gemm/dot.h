@@ -9,10 +9,10 @@
 
 namespace conifer::gemm {
 
-#define X(Name, id, ...)                                                                          \
-  void quantize_##id(const float* x, int64_t n, const quant::TokenSlot& out);                     \
-  void multiply_##id(const quant::Matrix& w, const quant::TokenView* x, int64_t tokens, float* y, \
-                     int64_t y_stride, int64_t row0, int64_t row1);
+#define X(Name, id, ...)                                                                    \
+  void quantize_##id(const float* x, int64_t n, const quant::TokenSlot& out);               \
+  void multiply_##id(const quant::Matrix& w, const quant::TokenView* x, quant::Tokens kind, \
+                     int64_t n, float* y, int64_t y_stride, int64_t row0, int64_t row1);
 CONIFER_ISAS(X)
 #undef X
 

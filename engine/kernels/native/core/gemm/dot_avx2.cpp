@@ -75,9 +75,11 @@ struct Avx2 {
     const __m256 unordered = _mm256_or_ps(_mm256_cmp_ps(v[0], v[1], _CMP_UNORD_Q),
                                           _mm256_cmp_ps(v[2], v[3], _CMP_UNORD_Q));
     if (_mm256_movemask_ps(unordered)) largest = NAN;  // a maximum may ignore NaN
-    const __m256 inverse = _mm256_set1_ps(largest > SMALLEST ? 127.0f / largest : 0.0f);
+    const __m256 inverse = _mm256_set1_ps(counts(largest) ? 127.0f / largest : 0.0f);
+    const __m256i used = _mm256_set1_epi32(counts(largest) ? -1 : 0);
     __m256i rounded[4];
-    for (int i = 0; i < 4; ++i) rounded[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
+    for (int i = 0; i < 4; ++i)
+      rounded[i] = _mm256_and_si256(_mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse)), used);
     const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(rounded[0], rounded[1]),
                                               _mm256_packs_epi32(rounded[2], rounded[3]));
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // packing works per lane
@@ -103,9 +105,9 @@ void quantize_avx2(const float* x, int64_t n, const quant::TokenSlot& out) {
   quantize<Avx2>(x, n, out);
 }
 
-void multiply_avx2(const Matrix& w, const TokenView* x, int64_t tokens, float* y, int64_t y_stride,
-                   int64_t row0, int64_t row1) {
-  multiply<Avx2>(w, x, tokens, y, y_stride, row0, row1);
+void multiply_avx2(const Matrix& w, const TokenView* x, quant::Tokens, int64_t n, float* y,
+                   int64_t y_stride, int64_t row0, int64_t row1) {
+  multiply<Avx2>(w, x, n, y, y_stride, row0, row1);
 }
 
 }  // namespace conifer::gemm

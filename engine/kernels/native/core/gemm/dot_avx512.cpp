@@ -1,4 +1,4 @@
-// AVX-512 (F, BW, DQ, VL, VNNI): products with few tokens, and quantisation of activations.
+// AVX-512 (F, BW, DQ, VL, VNNI): products with one token, and quantisation of activations.
 #if defined(__x86_64__)
 #include "isa/avx512.h"
 
@@ -64,12 +64,11 @@ CONIFER_INLINE __m128 totals(const __m512* v) {
 // the next rows. Past the last row, it is harmless.
 constexpr int64_t AHEAD_BYTES = 4096;
 
-template <class G, int TOKENS, int ROWS>
+template <class G, int ROWS>
 void multiply_group(const uint8_t* data, int64_t stride, int64_t cols, const typename G::X* x,
-                    int64_t x_stride, float* y, int64_t y_stride) {
-  __m512 acc[TOKENS][ROWS];
-  for (int t = 0; t < TOKENS; ++t)
-    for (int r = 0; r < ROWS; ++r) acc[t][r] = _mm512_setzero_ps();
+                    float* y) {
+  __m512 acc[ROWS];
+  for (int r = 0; r < ROWS; ++r) acc[r] = _mm512_setzero_ps();
   const int64_t groups = cols / G::WEIGHTS;
   const int64_t ahead = stride * ROWS > AHEAD_BYTES ? stride * ROWS : AHEAD_BYTES;
   const uint8_t* next = data + ahead;
@@ -79,8 +78,7 @@ void multiply_group(const uint8_t* data, int64_t stride, int64_t cols, const typ
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; ++r) {
       const typename G::W w = G::unpack(typename G::Whole{data + r * stride + g * G::BYTES});
-#pragma GCC unroll 4
-      for (int t = 0; t < TOKENS; ++t) acc[t][r] = G::dot(w, x[t * x_stride + g], acc[t][r]);
+      acc[r] = G::dot(w, x[g], acc[r]);
     }
   }
   if constexpr (G::PARTIAL) {
@@ -88,51 +86,29 @@ void multiply_group(const uint8_t* data, int64_t stride, int64_t cols, const typ
 #pragma GCC unroll 4
       for (int r = 0; r < ROWS; ++r) {
         const typename G::Part part{data + r * stride + groups * G::BYTES, static_cast<int>(rest)};
-        const typename G::W w = G::unpack(part);
-#pragma GCC unroll 4
-        for (int t = 0; t < TOKENS; ++t) acc[t][r] = G::dot(w, x[t * x_stride + groups], acc[t][r]);
+        acc[r] = G::dot(G::unpack(part), x[groups], acc[r]);
       }
     }
   }
-  for (int t = 0; t < TOKENS; ++t) {
-    if constexpr (ROWS == 4) {
-      _mm_storeu_ps(y + t * y_stride, totals(acc[t]));
-    } else {
-      for (int r = 0; r < ROWS; ++r) y[t * y_stride + r] = _mm512_reduce_add_ps(acc[t][r]);
-    }
+  if constexpr (ROWS == 4) {
+    _mm_storeu_ps(y, totals(acc));
+  } else {
+    for (int r = 0; r < ROWS; ++r) y[r] = _mm512_reduce_add_ps(acc[r]);
   }
-}
-
-template <class G, int TOKENS>
-void multiply_few(const Matrix& w, const TokenView* x, float* y, int64_t y_stride, int64_t row0,
-                  int64_t row1) {
-  using X = typename G::X;
-  const int64_t groups = (w.cols + G::WEIGHTS - 1) / G::WEIGHTS;
-  X* prepared = static_cast<X*>(scratch(static_cast<size_t>(TOKENS * groups) * sizeof(X)));
-  for (int t = 0; t < TOKENS; ++t)
-    for (int64_t g = 0; g < groups; ++g) prepared[t * groups + g].prepare(x[t], g * G::WEIGHTS);
-  const int64_t stride = w.stride();
-  int64_t row = row0;
-  for (; row + 4 <= row1; row += 4)
-    multiply_group<G, TOKENS, 4>(w.data + row * stride, stride, w.cols, prepared, groups, y + row,
-                                 y_stride);
-  for (; row < row1; ++row)
-    multiply_group<G, TOKENS, 1>(w.data + row * stride, stride, w.cols, prepared, groups, y + row,
-                                 y_stride);
 }
 
 template <class G>
-void multiply_quantized_few(const Matrix& w, const TokenView* x, int64_t tokens, float* y,
-                            int64_t y_stride, int64_t row0, int64_t row1) {
-  switch (tokens) {
-    case 1: return multiply_few<G, 1>(w, x, y, y_stride, row0, row1);
-    case 2: return multiply_few<G, 2>(w, x, y, y_stride, row0, row1);
-    case 3: return multiply_few<G, 3>(w, x, y, y_stride, row0, row1);
-    case 4: return multiply_few<G, 4>(w, x, y, y_stride, row0, row1);
-    case 5:
-      multiply_few<G, 3>(w, x, y, y_stride, row0, row1);
-      return multiply_few<G, 2>(w, x + 3, y + 3 * y_stride, y_stride, row0, row1);
-  }
+void multiply_single(const Matrix& w, const TokenView& x, float* y, int64_t row0, int64_t row1) {
+  using X = typename G::X;
+  const int64_t groups = (w.cols + G::WEIGHTS - 1) / G::WEIGHTS;
+  X* prepared = static_cast<X*>(scratch(static_cast<size_t>(groups) * sizeof(X)));
+  for (int64_t g = 0; g < groups; ++g) prepared[g].prepare(x, g * G::WEIGHTS);
+  const int64_t stride = w.stride();
+  int64_t row = row0;
+  for (; row + 4 <= row1; row += 4)
+    multiply_group<G, 4>(w.data + row * stride, stride, w.cols, prepared, y + row);
+  for (; row < row1; ++row)
+    multiply_group<G, 1>(w.data + row * stride, stride, w.cols, prepared, y + row);
 }
 
 }  // namespace
@@ -143,9 +119,10 @@ void quantize_avx512(const float* x, int64_t n, const quant::TokenSlot& out) {
     float largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
     if (_mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q)) largest = NAN;  // a maximum may ignore NaN
     const float scale = largest / 127.0f;
-    const __m512 inverse = _mm512_set1_ps(largest > SMALLEST ? 127.0f / largest : 0.0f);
-    const __m512i qa = _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse));
-    const __m512i qb = _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse));
+    const __m512 inverse = _mm512_set1_ps(counts(largest) ? 127.0f / largest : 0.0f);
+    const __mmask16 used = counts(largest) ? 0xffff : 0;
+    const __m512i qa = _mm512_maskz_cvtps_epi32(used, _mm512_mul_ps(a, inverse));
+    const __m512i qb = _mm512_maskz_cvtps_epi32(used, _mm512_mul_ps(b, inverse));
     __m128i* q = reinterpret_cast<__m128i*>(out.q + 32 * i);
     _mm_storeu_si128(q, _mm512_cvtsepi32_epi8(qa));
     _mm_storeu_si128(q + 1, _mm512_cvtsepi32_epi8(qb));
@@ -160,19 +137,24 @@ void quantize_avx512(const float* x, int64_t n, const quant::TokenSlot& out) {
   }
 }
 
-void multiply_avx512(const Matrix& w, const TokenView* x, int64_t tokens, float* y,
+void multiply_avx512(const Matrix& w, const TokenView* x, quant::Tokens kind, int64_t n, float* y,
                      int64_t y_stride, int64_t row0, int64_t row1) {
-  if (tokens <= 0 || row0 >= row1) return;
+  if (n <= 0 || row0 >= row1) return;
   quant::with_float(w.type, [&](auto type) {
-    multiply_float<Avx512, decltype(type)>(w, x, tokens, y, y_stride, row0, row1);
+    multiply_float<Avx512, decltype(type)>(w, x, n, y, y_stride, row0, row1);
   });
   if (quant::is_float(w.type)) return;
-  if (tokens >= AMX_TOKENS && amx_multiplies())
-    return multiply_many_amx(w, x, tokens, y, y_stride, row0, row1);
-  if (tokens >= GEMM_TOKENS) return multiply_many_avx512(w, x, tokens, y, y_stride, row0, row1);
-  quant::with_quantized(w.type, [&](auto type) {
-    multiply_quantized_few<quant::Avx512Of<decltype(type)>>(w, x, tokens, y, y_stride, row0, row1);
-  });
+  if (kind == quant::Tokens::Single) {
+    quant::with_quantized(w.type, [&](auto type) {
+      for (int64_t t = 0; t < n; ++t)
+        multiply_single<quant::Avx512Of<decltype(type)>>(w, x[t], y + t * y_stride, row0, row1);
+    });
+    return;
+  }
+  const bool tiles =
+      kind == quant::Tokens::Prompt || (kind == quant::Tokens::Block && n >= TILE_TOKENS);
+  if (tiles && amx_multiplies()) multiply_many_amx(w, x, n, y, y_stride, row0, row1);
+  else multiply_many_avx512(w, x, n, y, y_stride, row0, row1);
 }
 
 }  // namespace conifer::gemm

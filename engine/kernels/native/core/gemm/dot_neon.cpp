@@ -54,7 +54,7 @@ struct Neon {
       top = vmaxq_f32(top, vabsq_f32(v[i]));
     }
     const float largest = vmaxvq_f32(top);
-    const float inverse = largest > SMALLEST ? 127.0f / largest : 0.0f;
+    const float inverse = counts(largest) ? 127.0f / largest : 0.0f;  // 0 * NaN rounds to 0
     for (int i = 0; i < 8; i += 2) {
       const int32x4_t a = vcvtnq_s32_f32(vmulq_n_f32(v[i], inverse));
       const int32x4_t b = vcvtnq_s32_f32(vmulq_n_f32(v[i + 1], inverse));
@@ -70,9 +70,9 @@ void quantize_neon(const float* x, int64_t n, const quant::TokenSlot& out) {
   quantize<Neon>(x, n, out);
 }
 
-void multiply_neon(const Matrix& w, const TokenView* x, int64_t tokens, float* y, int64_t y_stride,
-                   int64_t row0, int64_t row1) {
-  multiply<Neon>(w, x, tokens, y, y_stride, row0, row1);
+void multiply_neon(const Matrix& w, const TokenView* x, quant::Tokens, int64_t n, float* y,
+                   int64_t y_stride, int64_t row0, int64_t row1) {
+  multiply<Neon>(w, x, n, y, y_stride, row0, row1);
 }
 
 }  // namespace conifer::gemm

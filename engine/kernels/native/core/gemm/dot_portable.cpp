@@ -1,6 +1,4 @@
 // The kernels in plain C++, for any CPU.
-#include <cfloat>
-
 #include "gemm/rowwise.h"
 
 namespace conifer::gemm {
@@ -56,7 +54,7 @@ struct Portable {
       if (std::isnan(x[i])) largest = NAN;
       if (std::fabs(x[i]) > largest) largest = std::fabs(x[i]);  // never true once `largest` is NaN
     }
-    const float inverse = largest > SMALLEST && largest <= FLT_MAX ? 127.0f / largest : 0.0f;
+    const float inverse = counts(largest) ? 127.0f / largest : 0.0f;
     for (int i = 0; i < 32; ++i)
       q[i] = inverse > 0 ? static_cast<int8_t>(std::lrintf(x[i] * inverse)) : int8_t{0};
     return largest / 127.0f;
@@ -69,9 +67,9 @@ void quantize_portable(const float* x, int64_t n, const quant::TokenSlot& out) {
   quantize<Portable>(x, n, out);
 }
 
-void multiply_portable(const Matrix& w, const TokenView* x, int64_t tokens, float* y,
+void multiply_portable(const Matrix& w, const TokenView* x, quant::Tokens, int64_t n, float* y,
                        int64_t y_stride, int64_t row0, int64_t row1) {
-  multiply<Portable>(w, x, tokens, y, y_stride, row0, row1);
+  multiply<Portable>(w, x, n, y, y_stride, row0, row1);
 }
 
 }  // namespace conifer::gemm

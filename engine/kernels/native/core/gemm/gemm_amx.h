@@ -7,7 +7,7 @@
 namespace conifer::gemm {
 
 // With at least this many tokens, bfloat16 tiles are faster than int8.
-static constexpr int64_t AMX_TOKENS = 24;
+static constexpr int64_t TILE_TOKENS = 24;
 
 // True if the processor can run the functions below.
 bool amx_multiplies();
@@ -19,7 +19,8 @@ static constexpr int64_t whole_tiles(int64_t tokens) { return (tokens + 31) / 32
 // Activations::tile. Missing tokens are zero.
 void fill_tile(const float* x, int64_t stride, int64_t tokens, int64_t cols, uint16_t* tile);
 
-// Same as KernelTable::multiply, for quantised weights.
+// Same as KernelTable::multiply, for quantised weights. A token's result does not depend on the
+// others.
 void multiply_many_amx(const quant::Matrix& w, const quant::TokenView* x, int64_t tokens, float* y,
                        int64_t y_stride, int64_t row0, int64_t row1);
 

@@ -5,9 +5,8 @@
 
 namespace conifer::gemm {
 
-// Same as KernelTable::multiply, for quantised weights. Faster with about GEMM_TOKENS or more
-// tokens.
-static constexpr int64_t GEMM_TOKENS = 6;
+// Same as KernelTable::multiply, for quantised weights. A token's result does not depend on the
+// others.
 void multiply_many_avx512(const quant::Matrix& w, const quant::TokenView* x, int64_t tokens,
                           float* y, int64_t y_stride, int64_t row0, int64_t row1);
 

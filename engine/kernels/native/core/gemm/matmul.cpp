@@ -19,7 +19,7 @@ constexpr int64_t TOKENS_AT_ONCE = 512;  // their views and partial sums fit the
 
 // `token(i)` is the index of the i-th token.
 template <class Token>
-void multiply(const Matrix& w, const Activations& x, int64_t n, Token token, float* y,
+void multiply(const Matrix& w, const Activations& x, Tokens kind, int64_t n, Token token, float* y,
               int64_t y_stride, int64_t row0, int64_t row1) {
   quant::TokenView few[4];
   static thread_local std::vector<quant::TokenView> many;
@@ -31,7 +31,7 @@ void multiply(const Matrix& w, const Activations& x, int64_t n, Token token, flo
       views = many.data();
     }
     for (int64_t i = 0; i < count; ++i) views[i] = x.token(token(i0 + i));
-    isa::kernels().multiply(w, views, count, y + i0 * y_stride, y_stride, row0, row1);
+    isa::kernels().multiply(w, views, kind, count, y + i0 * y_stride, y_stride, row0, row1);
   }
 }
 
@@ -39,22 +39,22 @@ void multiply(const Matrix& w, const Activations& x, int64_t n, Token token, flo
 
 bool tiles_in_use() { return isa::kernels().tiles && amx_multiplies(); }
 
-bool tiles_serve(int64_t tokens, std::initializer_list<const Matrix*> matrices) {
+bool tiles_serve(std::initializer_list<const Matrix*> matrices) {
   const auto quantized = [](const Matrix* w) { return !is_float(w->type); };
-  return tokens >= AMX_TOKENS && tiles_in_use() &&
-         std::all_of(matrices.begin(), matrices.end(), quantized);
+  return tiles_in_use() && std::all_of(matrices.begin(), matrices.end(), quantized);
 }
 
-void matmul_rows(const Matrix& w, const Activations& x, int64_t token0, int64_t token1, float* y,
-                 int64_t y_stride, int64_t row0, int64_t row1) {
+void matmul_rows(const Matrix& w, const Activations& x, Tokens kind, int64_t token0, int64_t token1,
+                 float* y, int64_t y_stride, int64_t row0, int64_t row1) {
   if (x.tile(0)) return multiply_tiles(w, x, y, y_stride, row0, row1);
   multiply(
-      w, x, token1 - token0, [token0](int64_t i) { return token0 + i; }, y, y_stride, row0, row1);
+      w, x, kind, token1 - token0, [token0](int64_t i) { return token0 + i; }, y, y_stride, row0,
+      row1);
 }
 
-void matmul_rows(const Matrix& w, const Activations& x, const int32_t* token_ids, int64_t n,
-                 float* y, int64_t y_stride, int64_t row0, int64_t row1) {
-  multiply(w, x, n, [token_ids](int64_t i) { return token_ids[i]; }, y, y_stride, row0, row1);
+void matmul_rows(const Matrix& w, const Activations& x, Tokens kind, const int32_t* token_ids,
+                 int64_t n, float* y, int64_t y_stride, int64_t row0, int64_t row1) {
+  multiply(w, x, kind, n, [token_ids](int64_t i) { return token_ids[i]; }, y, y_stride, row0, row1);
 }
 
 namespace {
@@ -92,15 +92,16 @@ void matmul(const Matrix& w, const float* x, int64_t tokens, float* y, Pool& poo
 }
 
 void matmul(const Matrix& w, const float* x, int64_t tokens, float* y, Pool& pool,
-            Activations& scratch) {
-  scratch.prepare(x, tokens, w.cols, w.cols, tiles_serve(tokens, {&w}));
+            Activations& scratch, Tokens kind) {
+  const bool tiled = kind == Tokens::Prompt && tiles_serve({&w});
+  scratch.prepare(x, tokens, w.cols, w.cols, tiled, kind);
   pool.run([&](int thread, int count) {
     if (!is_float(w.type)) {
       scratch.quantize(thread, count);
       pool.barrier();
     }
     const threads::Range rows = threads::share(w.rows, thread, count);
-    matmul_rows(w, scratch, int64_t{0}, tokens, y, w.rows, rows.begin, rows.end);
+    matmul_rows(w, scratch, scratch.kind(), int64_t{0}, tokens, y, w.rows, rows.begin, rows.end);
   });
 }
 

@@ -10,8 +10,10 @@
 #pragma once
 
 #include <cmath>
+#include <limits>
 
 #include "gemm/dot.h"
+#include "isa/inline.h"
 
 namespace conifer::gemm {
 namespace {
@@ -39,6 +41,12 @@ void quantize(const float* x, int64_t n, const quant::TokenSlot& out) {
 
 // A block of activations with a largest value below this counts as zero, as its inverse overflows.
 constexpr float SMALLEST = 1e-35f;
+
+// False if all of a block's integers are zero: its values are negligible, or one is not finite. In
+// the latter case the scale is NaN or infinite, and with it every product.
+CONIFER_INLINE bool counts(float largest) {
+  return largest > SMALLEST && largest <= std::numeric_limits<float>::max();
+}
 constexpr int ROWS_AT_ONCE = 4;
 constexpr int TOKENS_AT_ONCE = 64;
 

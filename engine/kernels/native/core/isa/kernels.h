@@ -20,9 +20,9 @@ struct KernelTable {
 
   // 32 values at a time: x (n) -> q, scale, sum, sum16, isum, isum16 of a token. n % 32 == 0.
   void (*quantize)(const float* x, int64_t n, const quant::TokenSlot& out);
-  // y[t * y_stride + r] for rows [row0, row1) and each of the tokens, for any type of weight.
-  void (*multiply)(const quant::Matrix& w, const quant::TokenView* x, int64_t tokens, float* y,
-                   int64_t y_stride, int64_t row0, int64_t row1);
+  // y[t * y_stride + r] for rows [row0, row1) and each of n tokens, for any type of weight.
+  void (*multiply)(const quant::Matrix& w, const quant::TokenView* x, quant::Tokens kind, int64_t n,
+                   float* y, int64_t y_stride, int64_t row0, int64_t row1);
 
   // y = x / sqrt(mean(x^2) + eps) * weight
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* y);

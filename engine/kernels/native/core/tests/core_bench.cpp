@@ -79,7 +79,8 @@ void bench(const TypeReference& type, int64_t cols, int64_t tokens, Pool& pool) 
   double read = 1e9, one = 1e9;
   for (int turn = 0; turn < 7; ++turn) {
     read = std::min(read, timed([&] { kept = kept + read_all(bytes, pool); }));
-    one = std::min(one, timed([&] { matmul(w, x.data(), 1, y.data(), pool, scratch); }));
+    one = std::min(one,
+                   timed([&] { matmul(w, x.data(), 1, y.data(), pool, scratch, Tokens::Single); }));
   }
   const double size = static_cast<double>(bytes.size()) / 1e9;
   std::printf("%-7s decode %6.2f GB/s of %6.2f (%3.0f %%)", type.block.name, size / one,

@@ -8,6 +8,8 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <limits>
 #include <random>
 #include <string>
 #include <vector>
@@ -82,12 +84,14 @@ struct Worst {
   double tiles = 0;  // for products that round weights and activations to bfloat16
 };
 
-bool in_tiles(const Case& c, int64_t tokens) {
-  return !is_float(c.type->block.type) && tiles_in_use() && tokens >= AMX_TOKENS;
+bool in_tiles(const Case& c, Tokens kind, int64_t tokens) {
+  return !is_float(c.type->block.type) && tiles_in_use() &&
+         (kind == Tokens::Prompt || (kind == Tokens::Block && tokens >= TILE_TOKENS));
 }
 
 // Errors in one output of a product with `tokens`, relative to the norm of its terms.
-void compare(const Case& c, int64_t tokens, int64_t token, int64_t row, float y, Worst& worst) {
+void compare(const Case& c, Tokens kind, int64_t tokens, int64_t token, int64_t row, float y,
+             Worst& worst) {
   const TokenView view = c.activations.token(token);
   double exact = 0, quantized = 0, size = 0;
   for (int64_t i = 0; i < c.cols; ++i) {
@@ -99,7 +103,7 @@ void compare(const Case& c, int64_t tokens, int64_t token, int64_t row, float y,
   }
   size = std::sqrt(size) + 1e-9;
   const double tight = std::fabs(y - quantized) / size, loose = std::fabs(y - exact) / size;
-  if (in_tiles(c, tokens)) {
+  if (in_tiles(c, kind, tokens)) {
     worst.tiles = loose > worst.tiles || std::isnan(loose) ? loose : worst.tiles;
     return;
   }
@@ -122,42 +126,85 @@ bool sums_hold(const Case& c) {
 }
 
 constexpr float UNTOUCHED = 12345.0f;
+constexpr Tokens KINDS[] = {Tokens::Single, Tokens::Prompt, Tokens::Routed, Tokens::Block};
+
+// A token has the same result alone and among others, to the last bit.
+bool alike(const Case& c) {
+  for (const Tokens kind : {Tokens::Single, Tokens::Prompt, Tokens::Routed}) {
+    std::vector<float> all(static_cast<size_t>(c.tokens * c.rows)),
+        one(static_cast<size_t>(c.rows));
+    matmul_rows(c.matrix(), c.activations, kind, int64_t{0}, c.tokens, all.data(), c.rows, 0,
+                c.rows);
+    for (int64_t t = 0; t < c.tokens; ++t) {
+      matmul_rows(c.matrix(), c.activations, kind, t, t + 1, one.data(), c.rows, 0, c.rows);
+      if (std::memcmp(one.data(), all.data() + t * c.rows, one.size() * sizeof(float)) != 0)
+        return false;
+    }
+  }
+  return true;
+}
 
 bool run(Case& c, Worst& worst) {
   if (!weights_hold(c)) return false;
   c.activations.prepare(c.x.data(), c.tokens, c.cols, c.cols);
   const int threads = static_cast<int>(pick(1, 3));
   for (int thread = 0; thread < threads; ++thread) c.activations.quantize(thread, threads);
-  if (!sums_hold(c)) return false;
+  if (!sums_hold(c) || !alike(c)) return false;
 
   const int64_t stride = c.rows + pick(0, 3);
   const int64_t row0 = pick(0, c.rows), row1 = pick(row0, c.rows);
   const int64_t token0 = pick(0, c.tokens), token1 = pick(token0, c.tokens);
+  const Tokens kind = KINDS[pick(0, 3)];
   std::vector<float> y(static_cast<size_t>(c.tokens * stride), UNTOUCHED);
-  matmul_rows(c.matrix(), c.activations, token0, token1, y.data(), stride, row0, row1);
+  matmul_rows(c.matrix(), c.activations, kind, token0, token1, y.data(), stride, row0, row1);
   for (int64_t t = 0; t < c.tokens; ++t)
     for (int64_t r = 0; r < stride; ++r) {
       const float value = y[static_cast<size_t>(t * stride + r)];
       if (t < token1 - token0 && r >= row0 && r < row1)
-        compare(c, token1 - token0, token0 + t, r, value, worst);
+        compare(c, kind, token1 - token0, token0 + t, r, value, worst);
       else if (value != UNTOUCHED) return false;
     }
 
   std::vector<int32_t> ids(static_cast<size_t>(pick(1, 80)));
   for (int32_t& id : ids) id = static_cast<int32_t>(pick(0, c.tokens - 1));
   std::vector<float> gathered(ids.size() * static_cast<size_t>(c.rows));
-  matmul_rows(c.matrix(), c.activations, ids.data(), static_cast<int64_t>(ids.size()),
+  matmul_rows(c.matrix(), c.activations, kind, ids.data(), static_cast<int64_t>(ids.size()),
               gathered.data(), c.rows, int64_t{0}, c.rows);
   for (size_t i = 0; i < gathered.size(); ++i)
-    compare(c, static_cast<int64_t>(ids.size()), ids[i / static_cast<size_t>(c.rows)],
+    compare(c, kind, static_cast<int64_t>(ids.size()), ids[i / static_cast<size_t>(c.rows)],
             static_cast<int64_t>(i) % c.rows, gathered[i], worst);
 
   Pool pool(2);
   std::vector<float> pooled(static_cast<size_t>(c.tokens * c.rows));
   matmul(c.matrix(), c.x.data(), c.tokens, pooled.data(), pool, c.activations);
   for (size_t i = 0; i < pooled.size(); ++i)
-    compare(c, c.tokens, static_cast<int64_t>(i) / c.rows, static_cast<int64_t>(i) % c.rows,
-            pooled[i], worst);
+    compare(c, c.activations.kind(), c.tokens, static_cast<int64_t>(i) / c.rows,
+            static_cast<int64_t>(i) % c.rows, pooled[i], worst);
+  return true;
+}
+
+// Activations that no float or integer holds are defined behaviour, and NaN and infinity stay
+// visible.
+bool extremes_hold(const TypeReference& type) {
+  constexpr float MOST = std::numeric_limits<float>::max();
+  for (const float extreme : {NAN, INFINITY, -INFINITY, MOST, -MOST, 1e-40f, -1e-40f, 1e-36f})
+    for (const bool all : {false, true}) {
+      Case c = random_case(type);
+      for (float& value : c.x) value = all ? extreme : value;
+      for (int64_t t = 0; t < c.tokens; ++t)
+        c.x[static_cast<size_t>(t * c.cols + pick(0, c.cols - 1))] = extreme;
+      std::vector<float> y(static_cast<size_t>(c.tokens * c.rows));
+      c.activations.prepare(c.x.data(), c.tokens, c.cols, c.cols);
+      c.activations.quantize(0, 1);
+      for (const Tokens kind : KINDS) {
+        matmul_rows(c.matrix(), c.activations, kind, int64_t{0}, c.tokens, y.data(), c.rows, 0,
+                    c.rows);
+        for (const float value : y) {
+          if (!std::isfinite(extreme) && std::isfinite(value)) return false;
+          if (std::fabs(extreme) < 1.0f && !std::isfinite(value)) return false;
+        }
+      }
+    }
   return true;
 }
 
@@ -193,6 +240,10 @@ int main(int count, char** arguments) {
         Case c = random_case(type);
         good = run(c, worst);
         if (!good) std::printf("rows %ld cols %ld tokens %ld\n", c.rows, c.cols, c.tokens);
+      }
+      if (good && !extremes_hold(type)) {
+        std::printf("NaN, infinities or extremes do not hold\n");
+        good = false;
       }
       // If x has a non-zero mean, terms may be 40 times their sum, and additions in another order
       // agree to about 1e-5. Rounding to 127 steps has an error of up to 1/254 of a block's largest

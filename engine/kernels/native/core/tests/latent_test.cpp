@@ -37,9 +37,10 @@ void test_latent(const LatentCase& c, CacheType type, Pool& pool) {
   Floats32 out(want.size(), -1.0f);
   Workspace work;
   const CacheBuffer& rows = cache.cache.keys;
-  latent_attention({type, rows.values, type == CacheType::Q8 ? rows.scales : nullptr, c.key_dim,
-                    c.value_dim, c.length, queries.data(), c.tokens, c.heads, out.data()},
-                   work, pool);
+  latent_attention(
+      {type, rows.values, type == CacheType::Q8 ? rows.scales : nullptr, c.key_dim, c.value_dim,
+       c.length, queries.data(), c.tokens, c.heads, out.data(), c.tokens == 1},
+      work, pool);
   expect_close(out.data(), want, 2e-6, what);
 }
 
