@@ -96,8 +96,8 @@ class Model:
     def logits(self, tokens: list[int]) -> mx.array:
         """Return the logits at every position, computed without a cache: (T, V) float32."""
         self._check(tokens)
-        self.kernels.begin_step(prompt=True)
-        return self._decoder.logits(self._decoder.hidden(mx.array(tokens), None, 0))
+        with self.kernels.reading():
+            return self._decoder.logits(self._decoder.hidden(mx.array(tokens), None, 0))
 
     def step(self, tokens: list[int], cache: Cache) -> mx.array:
         """Append tokens to the cached sequence. Returns the next token's logits, (V,) float32.
@@ -137,9 +137,10 @@ class Model:
     ) -> mx.array:
         """Append tokens of a prompt to the cache, in chunks that limit scratch memory.
 
-        Chunks end at fixed positions, and a token's result does not depend on the chunk it is in
-        (in some models: if the chunk is not a whole block, see `Cache.block`). Returns the next token's logits (V,). check: called between chunks and during long ones. If
-        it raises an exception, the cache stays valid. Also raises FileShrank and ReadFailed.
+        Chunks end at fixed positions, and a token's result does not depend on which other tokens
+        are in its chunk, except in a whole block (`Cache.block`). Returns the next token's logits
+        (V,). check: called between chunks and during long ones. If it raises an exception, the
+        cache stays valid. Raises FileShrank and ReadFailed.
         """
         chunk = prefill_chunk(self.config, cache.context, self.kernels.name)
 
@@ -153,7 +154,8 @@ class Model:
             start = fed.start - first
             part = tokens[start : fed.stop - first]
             with enough_memory():
-                logits = self.forward(mx.array(part), cache, prompt=True)
+                with self.kernels.reading():
+                    logits = self.forward(mx.array(part), cache)
                 self._decoder.layers.evaluate(
                     logits, cache.layers, fed, partial(tell, start, len(part))
                 )
@@ -164,12 +166,11 @@ class Model:
             tell(start, len(part), 1.0)
         return logits
 
-    def forward(self, tokens: mx.array, cache: Cache, prompt: bool = False) -> mx.array:
+    def forward(self, tokens: mx.array, cache: Cache) -> mx.array:
         """Start one step over tokens (T,). Returns the next token's logits (V,), not yet evaluated.
 
-        Does not append to `cache.tokens`. prompt: the tokens are read, even if there is only one.
+        Does not append to `cache.tokens`.
         """
-        self.kernels.begin_step(prompt)
         hidden = self._decoder.hidden(tokens, cache, cache.length)
         return self._decoder.logits(hidden[-1:]).squeeze(0)
 

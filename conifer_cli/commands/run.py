@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from conifer_cli.session.router_report import collect, document, require_format,
 from conifer_cli.session.session import JSON_OBJECT, Generation, Messages, Session
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import counted, size
+from engine.errors import EngineError
 
 MAX_SCHEMA_BYTES = 1 << 20
 EFFORT = "reasoning_effort"  # the variable name in chat templates
@@ -53,9 +56,12 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
     messages = (
         session.resume(Path(options.resume)) if options.resume else session.initial_messages()
     )
+    if options.save is not None:
+        session.require_identity()
     code = errors.OK
     if not chatting:
-        code = answer_once(session, messages, prompt)
+        with _saved_on_failure(session, messages):
+            code = answer_once(session, messages, prompt)
     if chatting or options.interactive:
         from conifer_cli.chat.repl import converse
 
@@ -63,6 +69,19 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
     if options.save is not None:
         session.save(Path(options.save), messages)
     return code
+
+
+@contextmanager
+def _saved_on_failure(session: Session, messages: Messages) -> Iterator[None]:
+    """If the engine fails, save the answer so far, without the model's state, which may be bad."""
+    try:
+        yield
+    except EngineError:
+        if messages and messages[-1]["role"] == "user":  # there is no answer
+            messages.pop()
+        if session.options.save is not None and any(m["role"] == "user" for m in messages):
+            session.save(Path(session.options.save), messages, with_cache=False)
+        raise
 
 
 def whole_prompt(typed: str | None) -> str:
@@ -87,8 +106,11 @@ def answer_once(session: Session, messages: Messages, prompt: str) -> int:
         shared = prompt_cache.recall(session, tokens)
     answering = session.answer(tokens)
     reply = Response(session.options)
-    reply.print(answering)
-    messages.append(reply.message())
+    try:
+        reply.print(answering)
+    finally:
+        if reply.text or answering.stream.finish:
+            messages.append(reply.message())
     if session.options.as_json:
         console.print_json(_record(session, reply, answering))
     show_experts(session)

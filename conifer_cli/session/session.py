@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 JSON_OBJECT = '{"type": "object", "minProperties": 1}'  # the schema of --format json
 SLOW = "using the slow kernels: {}. Install a C++ compiler, then reinstall Conifer."
 ANSWER_ROOM = 2048  # tokens to keep free for an answer when a long prompt grows the context
+CACHE_VERSION = 2  # of how caches are computed and stored
 SEED_BITS = 53  # size of random seeds: every JSON parser reads these integers exactly
 
 Messages = list[dict[str, str]]
@@ -103,12 +104,17 @@ class Session:
         """A digest that identifies the model's files."""
         return checkpoint.identity(self.report)
 
+    def require_identity(self) -> None:
+        """Identify the model's files now, because they may change before they are saved."""
+        _ = self.identity
+
     @functools.cached_property
     def cache_format(self) -> str:
         """The format of this session's caches. A cache in another format cannot be restored."""
         from engine.nn.cache.state import cache_format
 
-        return f"{self.model.kernels.name} {cache_format(self.model, self.options.kv_type)}"
+        form = cache_format(self.model, self.options.kv_type)
+        return f"{self.model.kernels.name} {form} {CACHE_VERSION}"
 
     def save(self, path: Path, messages: Messages, with_cache: bool = True) -> None:
         """Write the conversation to a file. Raises OutputError or Unreadable.

@@ -5,6 +5,7 @@ Axes: T tokens, E experts, k chosen experts, L cached tokens, d head width.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -64,8 +65,8 @@ class Kernels(Protocol):
     in_place: bool  # weights are read from the mapped file, not copied
     block_tokens: int  # a prompt's experts use other kernels in a whole block of this many; 0: none
 
-    def begin_step(self, prompt: bool) -> None:
-        """Prepare for a step. prompt: its tokens are read, not decoded, even if it is only one."""
+    def reading(self) -> AbstractContextManager[object]:
+        """Return a context in which steps read a prompt, even those of only one token."""
 
     @property
     def dtype(self) -> mx.Dtype:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,8 +135,8 @@ class StockKernels:
     def dtype(self) -> mx.Dtype:
         return mx.float32 if self.on_cpu else mx.bfloat16
 
-    def begin_step(self, prompt: bool) -> None:
-        pass  # one token and many use the same operations
+    def reading(self) -> AbstractContextManager[object]:
+        return nullcontext()  # one token and many use the same operations
 
     def load(self, blocks: memoryview, info: TensorInfo) -> QTensor:
         if info.type.name in FLOATS:

@@ -1,8 +1,8 @@
 """A model's file, mapped into memory.
 
-The file may shrink, or its disk may fail, while it is mapped. If the native extension is loaded, the
-lost part then reads as zeros, and `check` tells. Otherwise the system ends the program, unless
-`check` noticed first that the file had shrunk.
+The file may shrink, or its disk may fail, while it is mapped. With the native extension, the lost
+part then reads as zeros, and `check` raises. Without it, the system ends the program if it reads
+that part before `check` notices that the file has shrunk.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import mmap
 from pathlib import Path
 
 from engine.errors import FileShrank, ReadFailed
+from engine.gguf.mapping import map_file
 from engine.kernels.native import watch
 
 
@@ -20,12 +21,15 @@ class MappedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         with path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self.view = memoryview(self._map)
-        self._watch = watch(self.view)
+            data = map_file(file)  # a copy, if its file system cannot map files
+        self.view = memoryview(data)
+        self._map = data if isinstance(data, mmap.mmap) else None
+        self._watch = watch(self.view) if self._map is not None else None
 
     def check(self) -> None:
         """Raise FileShrank or ReadFailed if a part of the file was lost since it was mapped."""
+        if self._map is None:
+            return
         mapped, now = len(self._map), self._map.size()
         if now < mapped:
             raise FileShrank(

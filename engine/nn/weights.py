@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 
 from engine.errors import GGUFError
-from engine.gguf.mapping import map_file
 from engine.gguf.reader import ModelFile, TensorInfo
 from engine.gguf.types import TYPE_BY_NAME
 from engine.kernels.base import Kernels, QTensor

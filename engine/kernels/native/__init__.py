@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -132,8 +134,13 @@ class NativeKernels:
         self.block_tokens: int = self.native.block_tokens() if "AMX" in isa() else 0
         mx.set_default_device(mx.cpu)
 
-    def begin_step(self, prompt: bool) -> None:
-        self.native.set_prompt(prompt)
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        self.native.set_prompt(True)
+        try:
+            yield
+        finally:
+            self.native.set_prompt(False)
 
     def load(self, blocks: memoryview, info: TensorInfo) -> NativeTensor:
         *stack, rows, columns = info.shape

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from engine.errors import CacheStateError
-from engine.nn.cache.cache import StateCache, TokenCache
+from engine.nn.cache.cache import DECODED, StateCache, TokenCache
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,7 +47,7 @@ class CacheState:
 def cache_format(model: Model, kv_type: str) -> str:
     """Return the name of a model's cache format. A state loads only into the same format."""
     fused = not isinstance(model.new_cache(1, kv_type).layers, list)
-    return f"{'fused' if fused else 'plain'} {kv_type} 2"  # 2: prompts are computed alike
+    return f"{'fused' if fused else 'plain'} {kv_type}"
 
 
 def dump(model: Model, cache: Cache) -> CacheState:
@@ -55,7 +55,8 @@ def dump(model: Model, cache: Cache) -> CacheState:
     import numpy as np
 
     mx.synchronize()
-    length, kinds = cache.length, _runs(cache.kinds)
+    length = cache.length
+    kinds = _runs(cache.kinds.ljust(length, bytes([DECODED])))
     if not isinstance(cache.layers, list):
         bases, marks = cache.layers.bases, cache.layers.marks
         positions, arrays = [[base] for base in bases], _views(model, cache, bases, length)

@@ -1,7 +1,7 @@
 // Building blocks for the block types' AVX-512 formats. Weights reach registers with as few
 // operations as possible, and activations are laid out to match.
 //
-// Two kernels use a format. For few tokens (gemm/dot_avx512.cpp) it has
+// Two kernels use a format. For one token (gemm/dot_avx512.cpp) it has
 //   WEIGHTS, BYTES     per group: the number of blocks that fill whole vectors
 //   struct X, prepare  the activations of a group, prepared once per call
 //   struct W, unpack   the weights of a group, unpacked once for all tokens
