@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from catalog.files import open_atomically
 from conifer_cli.errors import UsageError, why
 from conifer_cli.session.session import Messages
 from conifer_cli.terminal import console
@@ -53,16 +52,8 @@ def read_text(path: Path) -> str:
     return console.decoded(data, path.name)
 
 
-def export(name: str, messages: Messages, model: str) -> Path:
-    """Write the conversation as Markdown to a new file that only its owner can read."""
-    path = whole_path(name)
-    if os.path.exists(path):
-        raise UsageError(f"{path} already exists")
+def markdown(messages: Messages, model: str) -> str:
+    """Return a conversation as Markdown. model: its name or path."""
     names = {"system": "System", "user": "You", "assistant": Path(model).name}
     parts = [f"## {names[m['role']]}\n\n{m['content'].strip()}\n" for m in messages]
-    try:
-        with open_atomically(path, mode=0o600) as file:
-            file.write(("\n".join(parts) + "\n").encode(errors="replace"))
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {why(error)}") from error
-    return path
+    return "\n".join(parts) + "\n"

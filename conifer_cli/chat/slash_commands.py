@@ -12,7 +12,7 @@ from conifer_cli.chat.line_editor import complete_model, complete_path, words
 from conifer_cli.chat.settings import VIEWS, change_setting, complete_setting, show_view
 from conifer_cli.chat.turn import answer, send
 from conifer_cli.errors import UsageError
-from conifer_cli.session import checkpoint, router_report
+from conifer_cli.session import checkpoint, output_file, router_report
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import counted
 from conifer_cli.usage import did_you_mean, quoted
@@ -163,17 +163,24 @@ def _load(conversation: Conversation, rest: str) -> None:
 
 
 def _export(conversation: Conversation, rest: str) -> None:
-    name = conversation.session.report.name
-    console.log(f"Written to {attachments.export(rest, conversation.messages, name)}.")
+    path, session = attachments.whole_path(rest), conversation.session
+    output_file.require_new(path, session.options.yes)
+    text = attachments.markdown(conversation.messages, session.report.name)
+    try:
+        output_file.write(path, text.encode(errors="replace"), mode=0o600)
+    except errors.OutputError as error:
+        raise UsageError(str(error)) from error
+    console.log(f"Written to {path}.")
 
 
 def _experts(conversation: Conversation, rest: str) -> None:
     if not rest:
         router_report.show(conversation.session)
         return
-    path = attachments.whole_path(rest)
+    path, session = attachments.whole_path(rest), conversation.session
+    router_report.require_target(path, session.options.yes)
     try:
-        router_report.write(conversation.session, path)
+        router_report.write(session, path)
     except errors.OutputError as error:
         raise UsageError(str(error)) from error
     console.log(f"Written to {path}.")

@@ -16,7 +16,7 @@ from conifer_cli.run_options import RunOptions
 from conifer_cli.session import checkpoint, prompt_cache
 from conifer_cli.session.open import open_session
 from conifer_cli.session.response import Response
-from conifer_cli.session.router_report import collect, document, require_format, show_experts
+from conifer_cli.session.router_report import collect, document, require_target, show_experts
 from conifer_cli.session.session import JSON_OBJECT, Generation, Messages, Session
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import counted, size
@@ -36,7 +36,8 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
         name = _resumed_model(name, options, Path(options.resume))
     if options.schema is not None or options.format is not None:
         options = replace(options, grammar=_grammar(options.schema))
-    require_format(options.experts_out)
+    if options.experts_out is not None:
+        require_target(options.experts_out, options.yes)
     if options.save is not None:
         checkpoint.require_writable(Path(options.save))
     target = locate(name)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, TypeVar
 
 from catalog.files import open_atomically, parse_json
 from conifer_cli.errors import BadSaved, OutputError, Unreadable, UsageError, why
+from conifer_cli.session import output_file
 
 if TYPE_CHECKING:
     from conifer_cli.fit.verdict import FitReport
@@ -128,11 +129,7 @@ def require_writable(path: Path) -> None:
     """Raise UsageError unless `path` is writable and is either new or a saved conversation."""
     if os.path.exists(path) and not _is_conversation(path):
         raise UsageError(f"refusing to overwrite {path}: not a Conifer conversation")
-    folder = path.parent
-    if not os.path.isdir(folder):
-        raise UsageError(f"the folder {str(folder)!r} does not exist")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"no permission to write to the folder {str(folder)!r}")
+    output_file.require_folder(path)
 
 
 def _is_conversation(path: Path) -> bool:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conifer_cli.errors import OutputError, UsageError, why
+from conifer_cli.errors import UsageError
+from conifer_cli.session import output_file
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import counted, size
 
@@ -59,14 +59,11 @@ class RouterReport:
         return int(self.hits.shape[1])
 
 
-def require_format(path: Path | None) -> None:
-    """Raise UsageError if the suffix of `path` is unsupported or its folder does not exist."""
-    if path is None:
-        return
+def require_target(path: Path, yes: bool) -> None:
+    """Raise UsageError if no report can be written to `path`. yes: replace an old file."""
     if path.suffix.lower() not in FORMATS:
         raise UsageError(f"expected a file name ending in .png or .json, got {path.name!r}")
-    if not os.path.isdir(path.parent):
-        raise UsageError(f"the folder {str(path.parent)!r} does not exist")
+    output_file.require_new(path, yes)
 
 
 def require_experts(report: FitReport, path: Path | None) -> None:
@@ -104,17 +101,13 @@ def show(session: Session) -> None:
 
 def write(session: Session, path: Path) -> None:
     """Write the last answer's report as PNG or JSON. Raises UsageError or OutputError."""
-    require_format(path)
     report = collect(session)
     if report is None or not report.tokens:
         reason = _dense(session.report.name) if report is None else "nothing has been generated yet"
         raise UsageError(f"cannot write {path.name!r}: {reason}")
     as_json = path.suffix.lower() == ".json"
     data = (json.dumps(document(report), indent=1) + "\n").encode() if as_json else png(report)
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {why(error)}") from error
+    output_file.write(path, data)
 
 
 def collect(session: Session) -> RouterReport | None:

@@ -290,10 +290,10 @@ def ask(prompt: str) -> str | None:
         return None
 
 
-def confirm(question: str) -> bool:
-    """Ask a yes/no question on stderr. Enter means yes; end of input means no."""
-    write_stderr(clean_line(question) + " [Y/n] ")
+def confirm(question: str, default: bool = True) -> bool:
+    """Ask a yes/no question on stderr. Enter means `default`; end of input means no."""
+    write_stderr(f"{clean_line(question)} {'[Y/n]' if default else '[y/N]'} ")
     reply = sys.stdin.readline()
     if not reply:
         log()
-    return reply.strip().lower() in ("y", "yes") or reply == "\n"
+    return reply.strip().lower() in ("y", "yes") or (default and reply == "\n")

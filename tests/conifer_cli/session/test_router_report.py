@@ -195,7 +195,7 @@ def test_a_dense_model_answers_and_says_that_it_has_no_experts(tmp_path: Path):
         ("report.svg", 2, "expected a file name ending in .png or .json"),
         ("nowhere/report.png", 2, "the folder 'nowhere' does not exist"),
         (f"{'x' * 300}/report.png", 2, "does not exist"),
-        ("folder.json", 1, "cannot write folder.json"),
+        ("folder.json", 2, "folder.json is a folder"),
     ],
 )
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, name: str, code: int, said: str):
