@@ -39,7 +39,11 @@ def require_new(path: Path, yes: bool) -> None:
 
 
 def write(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Write a file whole or not at all. Write into a pipe or device. Raises OutputError."""
+    """Write a file whole or not at all. Write into a pipe or device.
+
+    Raises OutputError, or UsageError if the folder has gone.
+    """
+    require_folder(path)
     try:
         if _is_special(path):
             path.write_bytes(data)
