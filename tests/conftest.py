@@ -11,7 +11,7 @@ where it is not set, all kernels that this build has are tested.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from catalog.store.store import Store
 from engine.device import backend, cores
 from engine.kernels.select import selected
 from support.isolation import foreground_signals, only_one_process, starting_programs, turn
+from support.plain_words import listening
 
 FIXTURES = Path(__file__).parent / "fixtures"
 MOST_WORKERS = 8  # each loads MLX
@@ -55,6 +56,16 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     alone, process = (item.get_closest_marker(name) is not None for name in ("alone", "process"))
     with turn(alone=alone), foreground_signals(), starting_programs(allowed=process):
         return (yield)
+
+
+@pytest.fixture(autouse=True)
+def plain_words(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that provokes a message in the words of Python, typer or errno."""
+    with listening() as first:
+        yield
+        found = None if request.node.get_closest_marker("foreign_words") else first()
+        if found is not None:
+            pytest.fail(f"a user would read: {found}")
 
 
 def kernels_here() -> list[str]:

@@ -11,6 +11,8 @@ import termios
 import time
 from types import TracebackType
 
+from support.plain_words import seen
+
 DEADLINE_S = 30.0
 
 
@@ -78,5 +80,7 @@ class TerminalSession:
             data = os.read(self._fd, 1 << 16)
         except OSError:  # how Linux reports that the other side has closed
             return False
-        self.screen += data.decode(errors="replace")
+        text = data.decode(errors="replace")
+        self.screen += text
+        seen(text)
         return bool(data)
