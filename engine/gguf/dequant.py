@@ -12,12 +12,14 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.gguf.grids import grid
 from engine.gguf.types import BlockType
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
-# The 4-bit codebooks. IQ4_NL and IQ4_XS share the first; MXFP4's is doubled to hold integers.
+# The 4-bit codebooks. IQ4_NL and IQ4_XS share the first, MXFP4 and NVFP4 the second, which is
+# doubled to hold integers.
 IQ4_VALUES = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
 )
@@ -103,6 +105,123 @@ def _mxfp4(b: Bytes) -> Floats:
     return scale * MXFP4_VALUES[_unpack(b[:, 1:], 4, 16)]
 
 
+def _nvfp4(b: Bytes) -> Floats:
+    # Layout: 4 scales (4-bit exponent, 3-bit mantissa), weights (4 x 8 bytes).
+    exponent, mantissa = (b[:, :4] >> 3 & 15).astype(np.int32), (b[:, :4] & 7).astype(np.float32)
+    normal = np.ldexp(1 + mantissa / 8, exponent - 8)  # halved: the codebook is doubled
+    scales = np.where(exponent > 0, normal, np.ldexp(mantissa, -10))
+    scales = np.where(b[:, :4] == 127, 0, scales).astype(np.float32)
+    return _scaled(scales, MXFP4_VALUES[_unpack(b[:, 4:], 4, 8)])
+
+
+def _tq1_0(b: Bytes) -> Floats:
+    # Layout: five weights to a byte (32 bytes, then 16), four weights to a byte (4), d. A byte is
+    # the fraction 0.abcde in base 3, times 256.
+    def digits(packed: Bytes, count: int) -> Bytes:
+        powers = np.array([3**i for i in range(count)], np.uint8)[:, None]
+        shifted = packed[:, None, :] * powers  # without the digits before the one wanted
+        return (shifted.astype(np.uint16) * 3 >> 8).astype(np.uint8).reshape(len(packed), -1)
+
+    parts = (digits(b[:, :32], 5), digits(b[:, 32:48], 5), digits(b[:, 48:52], 4))
+    return _f16(b, 52) * (np.concatenate(parts, axis=1).astype(np.float32) - 1)
+
+
+def _signed(points: NDArray[np.int8], signs: Bytes) -> NDArray[np.int8]:
+    """Negate the weights whose bit is set. points (n, k, w); signs (n, k * w / 8)."""
+    negative = np.unpackbits(signs, axis=1, bitorder="little").reshape(points.shape)
+    return np.where(negative, -points, points)
+
+
+def _sevens(words: NDArray[np.uint32]) -> Bytes:
+    """Return the signs in the low 28 bits of (n, k) words, as (n, 4 k) bytes.
+
+    Each 7 bits are the signs of 8 weights. The eighth makes the number of negative weights even.
+    """
+    seven = (words[:, :, None] >> np.arange(0, 28, 7, dtype=np.uint32) & 127).astype(np.uint8)
+    return _with_parity(seven.reshape(len(words), -1))
+
+
+def _with_parity(seven: Bytes) -> Bytes:
+    return (seven | np.bitwise_count(seven) << 7).astype(np.uint8)
+
+
+def _halves(b: Bytes, steps: NDArray[np.integer]) -> Floats:
+    """Return d * (step + 1/2) for each step: (n, k)."""
+    return _f16(b, 0) * (np.float32(0.5) + steps.astype(np.float32))
+
+
+def _iq2_xxs(b: Bytes) -> Floats:
+    # Layout: d, then for each 32 weights 4 indices (4 bytes) and a word of signs and a scale.
+    pairs = np.ascontiguousarray(b[:, 2:]).view("<u4").reshape(len(b), 8, 2)
+    indices = np.ascontiguousarray(pairs[:, :, 0]).view(np.uint8)
+    scales = _halves(b, pairs[:, :, 1] >> 28) * np.float32(0.25)
+    return _scaled(scales, _signed(grid("IQ2_XXS")[indices], _sevens(pairs[:, :, 1])))
+
+
+def _iq2_xs(b: Bytes) -> Floats:
+    # Layout: d, 32 words with an index (9 bits) and signs (7), scales (8 bytes, a nibble each).
+    words = np.ascontiguousarray(b[:, 2:66]).view("<u2")
+    signs = _with_parity((words >> 9).astype(np.uint8))
+    return _scaled(
+        _halves(b, _unpack(b[:, 66:], 4, 1)) * np.float32(0.25),
+        _signed(grid("IQ2_XS")[words & 511], signs),
+    )
+
+
+def _iq2_s(b: Bytes) -> Floats:
+    # Layout: d, low bytes of 32 indices, signs (32 bytes), high bits of the indices (8), scales.
+    indices = b[:, 2:34] | _unpack(b[:, 66:74], 2, 1).astype(np.uint16) << 8
+    return _scaled(
+        _halves(b, _unpack(b[:, 74:], 4, 1)) * np.float32(0.25),
+        _signed(grid("IQ2_S")[indices], b[:, 34:66]),
+    )
+
+
+def _iq3_xxs(b: Bytes) -> Floats:
+    # Layout: d, 64 indices, then a word of signs and a scale for each 32 weights.
+    words = np.ascontiguousarray(b[:, 66:]).view("<u4")
+    scales = _halves(b, words >> 28) * np.float32(0.5)
+    return _scaled(scales, _signed(grid("IQ3_XXS")[b[:, 2:66]], _sevens(words)))
+
+
+def _iq3_s(b: Bytes) -> Floats:
+    # Layout: d, low bytes of 64 indices, their ninth bits (8 bytes), signs (32), 8 scales (4).
+    indices = b[:, 2:66] | _unpack(b[:, 66:74], 1, 1).astype(np.uint16) << 8
+    scales = _f16(b, 0) * (1 + 2 * _unpack(b[:, 106:], 4, 1).astype(np.float32))
+    return _scaled(scales, _signed(grid("IQ3_S")[indices], b[:, 74:106]))
+
+
+def _iq1(indices: NDArray[np.integer], negative: NDArray[np.bool_], scales: Floats) -> Floats:
+    """Return grid weights moved by 1/8. indices (n, 32), negative (n, 32), scales (n, k)."""
+    moved = (
+        grid("IQ1")[indices] + np.where(negative, np.float32(-0.125), np.float32(0.125))[..., None]
+    )
+    return _scaled(scales, moved)
+
+
+def _iq1_s(b: Bytes) -> Floats:
+    # Layout: d, low bytes of 32 indices, then for each 32 weights a word: the high three bits of
+    # its indices, a scale (3 bits), and the direction of the move.
+    words = np.ascontiguousarray(b[:, 34:]).view("<u2")
+    high = words[:, :, None] >> np.arange(0, 12, 3, dtype=np.uint16) & 7
+    indices = b[:, 2:34] | high.reshape(len(b), -1) << 8
+    scales = _f16(b, 0) * (2 * (words >> 12 & 7) + 1).astype(np.float32)
+    return _iq1(indices, (words >> 15 != 0).repeat(4, axis=1), scales)
+
+
+def _iq1_m(b: Bytes) -> Floats:
+    # Layout: low bytes of 32 indices, a nibble for each (high three bits, direction of the move),
+    # four words of four 3-bit scales. Their high nibbles make d.
+    nibbles, words = _unpack(b[:, 32:48], 4, 1), np.ascontiguousarray(b[:, 48:]).view("<u2")
+    indices = b[:, :32] | (nibbles & 7).astype(np.uint16) << 8
+    d = np.bitwise_or.reduce((words >> 12) << np.arange(0, 16, 4, dtype=np.uint16), axis=1)
+    steps = words[:, :, None] >> np.arange(0, 12, 3, dtype=np.uint16) & 7
+    scales = d.astype("<u2").view("<f2").astype(np.float32)[:, None] * (
+        2 * steps.reshape(len(b), -1) + 1
+    ).astype(np.float32)
+    return _iq1(indices, nibbles & 8 != 0, scales)
+
+
 _DEQUANTIZERS: dict[str, Callable[[Bytes], Floats]] = {
     "F32": lambda b: b.view("<f4").astype(np.float32),
     "F16": lambda b: _f16(b, 0),
@@ -121,4 +240,17 @@ _DEQUANTIZERS: dict[str, Callable[[Bytes], Floats]] = {
     "IQ4_NL": lambda b: _f16(b, 0) * IQ4_VALUES[_unpack(b[:, 2:], 4, 16)],
     "IQ4_XS": _iq4_xs,
     "MXFP4": _mxfp4,
+    "NVFP4": _nvfp4,
+    "IQ1_S": _iq1_s,
+    "IQ1_M": _iq1_m,
+    "IQ2_XXS": _iq2_xxs,
+    "IQ2_XS": _iq2_xs,
+    "IQ2_S": _iq2_s,
+    "IQ3_XXS": _iq3_xxs,
+    "IQ3_S": _iq3_s,
+    "TQ1_0": _tq1_0,
+    # Layout: weights (64 bytes), d.
+    "TQ2_0": lambda b: _f16(b, 64) * (_unpack(b[:, :64], 2, 32).astype(np.float32) - 1),
+    "Q1_0": lambda b: _f16(b, 0) * (2 * _unpack(b[:, 2:], 1, 1).astype(np.float32) - 1),
+    "Q2_0": lambda b: _f16(b, 0) * (_unpack(b[:, 2:], 2, 1).astype(np.float32) - 1),
 }
