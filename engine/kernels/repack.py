@@ -1,14 +1,18 @@
 """Convert GGUF blocks to MLX's quantised matrices. Uses MLX operations, so it also runs on a GPU.
 
-Every type is converted to integers q with w = scale * q + bias for each group of 32:
+Every type is converted to integers q with w = scale * q + bias for each group, of 32 weights or as
+many as share a scale:
 
     Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q4_K Q5_K   the same integers; exact with float32 scales
+    Q1_0 Q2_0 TQ1_0 TQ2_0                the same, in 1 or 2 bits; exact
+    IQ1_S                                2 bits: three levels, and the bias moves them; exact
+    IQ3_S                                4 bits: odd numbers -15..15; exact
     Q3_K                                 8 bits: sub-scale * number is in -124..128; also exact
-    IQ4_NL IQ4_XS                        8 bits: the codebook holds integers; also exact
-    Q2_K Q6_K                            8 bits, rounded: a group has two scales but MLX allows one
-    MXFP4                                MLX's own mode; the same bytes in a different order
+    IQ4_NL IQ4_XS IQ2_XXS IQ3_XXS        8 bits: the codebook holds integers; also exact
+    Q2_K Q6_K IQ1_M IQ2_XS IQ2_S         8 bits, rounded: a group has two scales but MLX allows one
+    MXFP4 NVFP4                          MLX's own modes; the same bytes in a different order
 
-Axes: R rows, B blocks per row, G groups of 32 per row.
+Axes: R rows, B blocks per row, G groups per row.
 """
 
 from __future__ import annotations
@@ -19,7 +23,10 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from engine.gguf.dequant import IQ4_VALUES
-from engine.kernels.sizes import GROUP, RESIDENT_BITS
+from engine.gguf.grids import grid
+from engine.kernels.sizes import RESIDENT_BITS, scale_group
+
+GROUP = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +37,7 @@ class Affine:
     scales: mx.array
     biases: mx.array | None
     bits: int
+    group: int  # weights per scale
 
     @property
     def arrays(self) -> tuple[mx.array, mx.array, mx.array | None]:
@@ -38,7 +46,7 @@ class Affine:
     def at(self, index: slice | mx.array) -> Affine:
         """Return the rows selected by `index`."""
         biases = None if self.biases is None else self.biases[index]
-        return Affine(self.q[index], self.scales[index], biases, self.bits)
+        return Affine(self.q[index], self.scales[index], biases, self.bits, self.group)
 
     @staticmethod
     def join(parts: list[Affine], leading: tuple[int, ...]) -> Affine:
@@ -49,25 +57,38 @@ class Affine:
 
         biases = [part.biases for part in parts if part.biases is not None]
         q, scales = join([part.q for part in parts]), join([part.scales for part in parts])
-        return Affine(q, scales, join(biases) if biases else None, parts[0].bits)
+        bias = join(biases) if biases else None
+        return Affine(q, scales, bias, parts[0].bits, parts[0].group)
 
 
 def repack(raw: mx.array, type_name: str, scale_dtype: mx.Dtype) -> Affine:
     """Convert blocks of an affine type. raw: (R, B, block bytes) uint8."""
-    q, scales, biases = UNPACK[type_name](raw)  # (R, ..., 32) uint8 and (R, ...) float32
-    rows, bits = raw.shape[0], RESIDENT_BITS[type_name]
+    q, scales, biases = UNPACK[type_name](raw)  # (R, ...) uint8 and a float32 for each group
+    rows, bits, group = raw.shape[0], RESIDENT_BITS[type_name], scale_group(type_name)
     return Affine(
         _pack(q.reshape(rows, -1, GROUP), bits),
         scales.reshape(rows, -1).astype(scale_dtype),
         biases.reshape(rows, -1).astype(scale_dtype),
         bits,
+        group,
     )
 
 
 def repack_mxfp4(raw: mx.array) -> Affine:
     """Convert MXFP4 blocks, each an exponent byte and 32 four-bit numbers. Always exact."""
     exponents = mx.contiguous(raw[..., 0])  # a view would keep all of `raw` in memory
-    return Affine(_pack(_nibbles(raw[..., 1:]), 4), exponents, None, 4)
+    return Affine(_pack(_nibbles(raw[..., 1:]), 4), exponents, None, 4, GROUP)
+
+
+def repack_nvfp4(raw: mx.array) -> Affine:
+    """Convert NVFP4 blocks, each 4 scale bytes and 64 four-bit numbers. Exact.
+
+    GGML ignores a scale's sign bit, and reads the pattern of NaN as 0.
+    """
+    scales = mx.contiguous(raw[..., :4] & 127).reshape(raw.shape[0], -1)
+    scales = mx.where(scales == 127, mx.array(0, mx.uint8), scales)
+    q = _nibbles(raw[..., 4:].reshape(*raw.shape[:2], 4, 8))
+    return Affine(_pack(q, 4), scales, None, 4, scale_group("NVFP4"))
 
 
 def _half(raw: mx.array, at: int) -> mx.array:
@@ -92,9 +113,11 @@ def _fields_of_each(x: mx.array, bits: int) -> mx.array:
 
 
 def _pack(q: mx.array, bits: int) -> mx.array:
-    """Pack (R, G, 32) uint8 values into a little-endian bit stream: (R, words) uint32."""
-    if bits == 4:
-        q = q[..., 0::2] | (q[..., 1::2] << 4)
+    """Pack (R, ..., n) uint8 values, n a multiple of 8, into a bit stream: (R, words) uint32."""
+    if bits in (1, 2, 4):
+        count = 8 // bits
+        shifts = mx.arange(0, 8, bits, dtype=mx.uint8)
+        q = (q.reshape(*q.shape[:-1], -1, count) << shifts).sum(axis=-1).astype(mx.uint8)
     elif bits == 5:  # eight values in five bytes
         v = [q[..., i::8] for i in range(8)]
         packed = [
@@ -195,6 +218,118 @@ def _iq4_xs(raw: mx.array) -> Unpacked:
     return _centred(_codebook(q), _half(raw, 0)[..., None] * sub, 128)
 
 
+def _ternary(q: mx.array, d: mx.array) -> Unpacked:
+    """Return TQ1_0 or TQ2_0 numbers, 0..2, (R, B, 256), with a scale for each 128."""
+    return _centred(q, mx.repeat(d[..., None], 2, axis=-1), 1)
+
+
+def _tq1_0(raw: mx.array) -> Unpacked:
+    def digits(packed: mx.array, count: int) -> mx.array:
+        powers = mx.array([3**i for i in range(count)], dtype=mx.uint8)[:, None]
+        shifted = (packed[..., None, :] * powers).astype(mx.uint16)  # modulo 256
+        return (shifted * 3 >> 8).astype(mx.uint8).reshape(*packed.shape[:2], -1)
+
+    parts = digits(raw[..., :32], 5), digits(raw[..., 32:48], 5), digits(raw[..., 48:52], 4)
+    return _ternary(mx.concatenate(parts, axis=-1), _half(raw, 52))
+
+
+def _points(name: str, indices: mx.array) -> mx.array:
+    """Return the points of a grid: (R, B, k) -> (R, B, k, 8 or 4) int8."""
+    return mx.array(grid(name))[indices]
+
+
+def _signed(points: mx.array, signs: mx.array) -> mx.array:
+    """Negate the weights whose bit is set: points (R, B, 256 / w, w), signs (R, B, 32) uint8."""
+    negative = _fields_of_each(signs, 1).reshape(points.shape)
+    return mx.where(negative, -points, points)
+
+
+def _word(raw: mx.array, at: int) -> mx.array:
+    """Read the words at byte `at` of each of several runs: (..., n) uint8 -> (...) uint32."""
+    return mx.contiguous(raw[..., at : at + 4]).view(mx.uint32).squeeze(-1)
+
+
+def _sevens(words: mx.array) -> mx.array:
+    """Return the signs in the low 28 bits of words (R, B, 8), as (R, B, 32) bytes."""
+    seven = (words[..., None] >> mx.arange(0, 28, 7, dtype=mx.uint32)) & 127
+    return _with_parity(seven.astype(mx.uint8).reshape(*words.shape[:2], -1))
+
+
+def _with_parity(seven: mx.array) -> mx.array:
+    """Add the eighth sign, which makes the number of negative weights even."""
+    folded = seven ^ (seven >> 4)
+    folded = folded ^ (folded >> 2)
+    return seven | ((folded ^ (folded >> 1)) & 1) << 7
+
+
+def _steps(raw: mx.array, steps: mx.array, factor: float) -> mx.array:
+    """Return the scales factor * d * (step + 1/2): (R, B, k) float32."""
+    return _half(raw, 0)[..., None] * (steps.astype(mx.float32) + 0.5) * factor
+
+
+def _whole(q: mx.array, scales: mx.array) -> Unpacked:
+    """Return int8 numbers with a scale for each 32, in 8 bits."""
+    return _centred((q.astype(mx.int16) + 128).astype(mx.uint8), scales, 128)
+
+
+def _reencoded(q: mx.array, scales: mx.array) -> Unpacked:
+    """Round numbers with a scale for each 16. q (R, B, ...) of 256; scales (R, B, 16)."""
+    return _reencode(scales[..., None] * q.reshape(*scales.shape, 16))
+
+
+def _iq2_xxs(raw: mx.array) -> Unpacked:
+    runs = raw[..., 2:].reshape(*raw.shape[:2], 8, 8)
+    words = _word(runs, 4)
+    points = _points("IQ2_XXS", runs[..., :4].reshape(*raw.shape[:2], 32))
+    return _whole(_signed(points, _sevens(words)), _steps(raw, words >> 28, 0.25))
+
+
+def _iq2_xs(raw: mx.array) -> Unpacked:
+    words = mx.contiguous(raw[..., 2:66]).view(mx.uint16)
+    q = _signed(_points("IQ2_XS", words & 511), _with_parity((words >> 9).astype(mx.uint8)))
+    return _reencoded(q, _steps(raw, _fields_of_each(raw[..., 66:], 4), 0.25))
+
+
+def _iq2_s(raw: mx.array) -> Unpacked:
+    high = _fields_of_each(raw[..., 66:74], 2).astype(mx.uint16)
+    q = _signed(_points("IQ2_S", raw[..., 2:34] | high << 8), raw[..., 34:66])
+    return _reencoded(q, _steps(raw, _fields_of_each(raw[..., 74:], 4), 0.25))
+
+
+def _iq3_xxs(raw: mx.array) -> Unpacked:
+    words = _word(raw[..., 66:].reshape(*raw.shape[:2], 8, 4), 0)
+    q = _signed(_points("IQ3_XXS", raw[..., 2:66]), _sevens(words))
+    return _whole(q, _steps(raw, words >> 28, 0.5))
+
+
+def _iq3_s(raw: mx.array) -> Unpacked:
+    high = _fields_of_each(raw[..., 66:74], 1).astype(mx.uint16)
+    q = _signed(_points("IQ3_S", raw[..., 2:66] | high << 8), raw[..., 74:106])  # odd, -15..15
+    scales = _half(raw, 0)[..., None] * (2 * _fields_of_each(raw[..., 106:], 4) + 1)
+    return ((q + 15) >> 1).astype(mx.uint8), 2 * scales, -15 * scales
+
+
+def _iq1_s(raw: mx.array) -> Unpacked:
+    words = mx.contiguous(raw[..., 34:]).view(mx.uint16)
+    high = (words[..., None] >> mx.arange(0, 12, 3, dtype=mx.uint16)) & 7
+    indices = raw[..., 2:34] | high.reshape(*raw.shape[:2], -1) << 8
+    scales = _half(raw, 0)[..., None] * (2 * ((words >> 12) & 7) + 1).astype(mx.float32)
+    moved = mx.where(words >> 15, -1.125, -0.875)
+    return (_points("IQ1", indices) + 1).astype(mx.uint8), scales, scales * moved
+
+
+def _iq1_m(raw: mx.array) -> Unpacked:
+    nibbles, words = _fields_of_each(raw[..., 32:48], 4), mx.contiguous(raw[..., 48:])
+    words = words.view(mx.uint16)
+    d = ((words >> 12) << mx.arange(0, 16, 4, dtype=mx.uint16)).sum(axis=-1).astype(mx.uint16)
+    steps = (words[..., None] >> mx.arange(0, 12, 3, dtype=mx.uint16)) & 7
+    scales = d.view(mx.float16).astype(mx.float32)[..., None] * (
+        2 * steps.reshape(*raw.shape[:2], -1) + 1
+    ).astype(mx.float32)
+    points = _points("IQ1", raw[..., :32] | (nibbles & 7).astype(mx.uint16) << 8)
+    return _reencoded(points + mx.where(nibbles & 8, -0.125, 0.125)[..., None], scales)
+
+
 UNPACK: dict[str, Callable[[mx.array], Unpacked]] = {
     "Q4_0": lambda raw: _centred(_nibbles(raw[..., 2:]), _half(raw, 0), 8),
     "Q4_1": lambda raw: (_nibbles(raw[..., 4:]), _half(raw, 0), _half(raw, 2)),
@@ -208,4 +343,17 @@ UNPACK: dict[str, Callable[[mx.array], Unpacked]] = {
     "Q6_K": _q6_k,
     "IQ4_NL": lambda raw: _centred(_codebook(_nibbles(raw[..., 2:])), _half(raw, 0), 128),
     "IQ4_XS": _iq4_xs,
+    "IQ1_S": _iq1_s,
+    "IQ1_M": _iq1_m,
+    "IQ2_XXS": _iq2_xxs,
+    "IQ2_XS": _iq2_xs,
+    "IQ2_S": _iq2_s,
+    "IQ3_XXS": _iq3_xxs,
+    "IQ3_S": _iq3_s,
+    "TQ1_0": _tq1_0,
+    "TQ2_0": lambda raw: _ternary(
+        _fields(raw[..., :64].reshape(*raw.shape[:2], 2, 32), 2), _half(raw, 64)
+    ),
+    "Q1_0": lambda raw: (_fields_of_each(raw[..., 2:], 1), 2 * _half(raw, 0), -_half(raw, 0)),
+    "Q2_0": lambda raw: _centred(_fields_of_each(raw[..., 2:], 2), _half(raw, 0), 1),
 }

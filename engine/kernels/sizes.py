@@ -7,13 +7,21 @@ import math
 from engine.gguf.reader import TensorInfo
 from engine.gguf.types import TYPE_BY_NAME
 
-GROUP = 32  # weights per scale in MLX's quantised matrices
 # Bits per weight in the stock kernels, excluding scales and biases.
 RESIDENT_BITS = {
-    **dict.fromkeys(("Q4_0", "Q4_1", "Q4_K"), 4),
+    "Q1_0": 1,
+    **dict.fromkeys(("Q2_0", "TQ1_0", "TQ2_0", "IQ1_S"), 2),
+    **dict.fromkeys(("Q4_0", "Q4_1", "Q4_K", "IQ3_S"), 4),
     **dict.fromkeys(("Q5_0", "Q5_1", "Q5_K"), 5),
     **dict.fromkeys(("Q8_0", "Q2_K", "Q3_K", "Q6_K", "IQ4_NL", "IQ4_XS"), 8),
+    **dict.fromkeys(("IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"), 8),
 }
+FP4 = ("MXFP4", "NVFP4")  # MLX has modes for them, which keep their bytes
+
+
+def scale_group(type_name: str) -> int:
+    """Return how many weights share a scale in MLX's matrix."""
+    return {"NVFP4": 16, "Q2_0": 64, "Q1_0": 128, "TQ1_0": 128, "TQ2_0": 128}.get(type_name, 32)
 
 
 def resident_bytes(info: TensorInfo, device: str, kernels: str) -> int:
@@ -25,16 +33,16 @@ def resident_bytes(info: TensorInfo, device: str, kernels: str) -> int:
     if info.name.endswith(".attn_kv_b.weight"):
         return max(info.size_bytes, 2 * math.prod(info.shape))
     bits = RESIDENT_BITS.get(info.type.name)
-    if kernels == "native" or bits is None:  # floats and MXFP4 do not change size
+    if kernels == "native" or bits is None:  # floats, MXFP4 and NVFP4 do not change size
         return info.size_bytes
     weights = math.prod(info.shape)
     scale_and_bias = 2 * (4 if device == "cpu" else 2)
-    return weights * bits // 8 + weights // GROUP * scale_and_bias
+    return weights * bits // 8 + weights // scale_group(info.type.name) * scale_and_bias
 
 
 def supports(quant: str) -> bool:
     """Return True if the kernels support the block types that a quantisation uses."""
-    return _base(quant).startswith((*RESIDENT_BITS, "F32", "F16", "BF16", "MXFP4"))
+    return _base(quant).startswith((*RESIDENT_BITS, *FP4, "F32", "F16", "BF16"))
 
 
 def loaded_size_ratio(quant: str, device: str, kernels: str) -> float:
@@ -56,6 +64,6 @@ def _base(quant: str) -> str:
 
 def _type_ratio(type_name: str, device: str) -> float:
     kind = TYPE_BY_NAME[type_name]
-    block = TensorInfo("", (1, math.lcm(kind.weights, GROUP)), kind, 0, 0)
+    block = TensorInfo("", (1, math.lcm(kind.weights, scale_group(type_name))), kind, 0, 0)
     in_file = math.prod(block.shape) // kind.weights * kind.size_bytes
     return resident_bytes(block, device, "stock") / in_file

@@ -21,13 +21,13 @@ from engine.device import cores
 from engine.gguf.reader import TensorInfo
 from engine.gguf.types import BlockType
 from engine.kernels.base import QTensor, Rows
-from engine.kernels.repack import Affine, repack, repack_mxfp4
-from engine.kernels.sizes import GROUP
+from engine.kernels.repack import Affine, repack, repack_mxfp4, repack_nvfp4
 from engine.limits import SCAN_CHUNK
 from engine.nn import scan as recurrence
 
 Bytes = npt.NDArray[np.uint8]
 
+FP4 = {"MXFP4": repack_mxfp4, "NVFP4": repack_nvfp4}
 FLOATS = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
 CHUNK_WEIGHTS = 1 << 23  # weights converted at a time, to limit extra memory during loading
 LATENT_BYTES = 32 << 20  # latent-attention scores computed at a time
@@ -72,7 +72,7 @@ class FloatTensor:
 
 @dataclass(frozen=True, slots=True)
 class QuantizedTensor:
-    """A matrix or stack in one of MLX's quantised formats, in groups of 32."""
+    """A matrix or stack in one of MLX's quantised formats."""
 
     packed: Affine
     shape: tuple[int, ...]
@@ -141,9 +141,9 @@ class StockKernels:
     def load(self, blocks: memoryview, info: TensorInfo) -> QTensor:
         if info.type.name in FLOATS:
             return FloatTensor(self._load_float(np.frombuffer(blocks, np.uint8), info))
-        mode = "mxfp4" if info.type.name == "MXFP4" else "affine"
+        mode = info.type.name.lower() if info.type.name in FP4 else "affine"
         packed = self._load_blocks(np.frombuffer(blocks, np.uint8), info)
-        format = {"group_size": GROUP, "bits": packed.bits, "mode": mode}
+        format = {"group_size": packed.group, "bits": packed.bits, "mode": mode}
         return QuantizedTensor(packed, info.shape, format, self.dtype, self.streams)
 
     def latent_attention(self, q: mx.array, rows: Rows, value_dim: int) -> mx.array:
@@ -179,7 +179,8 @@ class StockKernels:
         return joined
 
     def _repack(self, raw: mx.array, type: BlockType) -> Affine:
-        part = repack_mxfp4(raw) if type.name == "MXFP4" else repack(raw, type.name, self.dtype)
+        convert = FP4.get(type.name)
+        part = convert(raw) if convert else repack(raw, type.name, self.dtype)
         mx.eval(part.q, part.scales)
         return part
 

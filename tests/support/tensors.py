@@ -16,6 +16,8 @@ HALVES = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2)} | {
     "Q2_K": (80, 82),
     "Q3_K": (108,),
     "Q6_K": (208,),
+    "TQ1_0": (52,),
+    "TQ2_0": (64,),
 }
 
 
@@ -31,6 +33,12 @@ def random_tensor(name: str, shape: tuple[int, ...], seed: int = 0):
         blocks = small[:, :1].astype(np.float32).view(np.uint8)[:, 2:]
     elif name == "MXFP4":
         blocks[:, 0] = rng.integers(118, 130, count)
+    elif name == "NVFP4":
+        blocks[:, :4] = rng.integers(16, 80, (count, 4))
+    elif name == "IQ1_M":  # the high nibbles of four words
+        d = small[:, 0].astype(np.float16).view(np.uint16)
+        for i in range(4):
+            blocks[:, 49 + 2 * i] = blocks[:, 49 + 2 * i] & 15 | (d >> 4 * i & 15) << 4
     else:
         for i, at in enumerate(HALVES.get(name, (0,))):
             blocks[:, at : at + 2] = small[:, i : i + 1].astype(np.float16).view(np.uint8)

@@ -15,7 +15,8 @@ from engine.kernels.stock import StockKernels
 from support.tensors import loss, random_tensor
 
 # Relative root mean square loss of holding a type at 8 bits; none for the others.
-LOSS = {"Q2_K": 3e-3, "Q6_K": 6e-3}
+LOSS = {"Q2_K": 3e-3, "Q6_K": 6e-3, "IQ1_M": 6e-3}
+LOSS |= {"IQ2_XS": 1.1e-2, "IQ2_S": 1.1e-2}
 NAMES = list(TYPE_BY_NAME)
 pytestmark = pytest.mark.float32
 
