@@ -72,8 +72,11 @@ class Kernels(Protocol):
     def dtype(self) -> mx.Dtype:
         """The data type of activations."""
 
-    def load(self, blocks: memoryview, info: TensorInfo) -> QTensor:
-        """Create a weight from its GGUF blocks. `blocks` must not change afterwards."""
+    def load(self, blocks: memoryview, info: TensorInfo, scales: mx.array | None = None) -> QTensor:
+        """Create a weight from its GGUF blocks. `blocks` must not change afterwards.
+
+        scales: a factor for a matrix, (1,), or for each matrix of a stack, (E,).
+        """
 
     def convolve(
         self, x: mx.array, tail: mx.array, taps: mx.array, bias: mx.array | None, activate: bool

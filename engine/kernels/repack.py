@@ -229,7 +229,7 @@ def _tq1_0(raw: mx.array) -> Unpacked:
         shifted = (packed[..., None, :] * powers).astype(mx.uint16)  # modulo 256
         return (shifted * 3 >> 8).astype(mx.uint8).reshape(*packed.shape[:2], -1)
 
-    parts = digits(raw[..., :32], 5), digits(raw[..., 32:48], 5), digits(raw[..., 48:52], 4)
+    parts = [digits(raw[..., :32], 5), digits(raw[..., 32:48], 5), digits(raw[..., 48:52], 4)]
     return _ternary(mx.concatenate(parts, axis=-1), _half(raw, 52))
 
 

@@ -106,6 +106,33 @@ class QuantizedTensor:
         return mx.dequantize(*self.packed.at(ids).arrays, **self.format).astype(self.dtype)
 
 
+@dataclass(frozen=True, slots=True)
+class ScaledTensor:
+    """A matrix with a factor, or a stack with a factor for each matrix."""
+
+    tensor: QTensor
+    scales: mx.array  # (1,) or (E,)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.tensor.shape
+
+    def matmul(self, x: mx.array) -> mx.array:
+        return self._scaled(self.tensor.matmul(x), self.scales)
+
+    def gather_matmul(self, x: mx.array, ids: mx.array) -> mx.array:
+        return self._scaled(self.tensor.gather_matmul(x, ids), self.scales[ids][..., None])
+
+    def stack_matmul(self, x: mx.array) -> mx.array:
+        return self._scaled(self.tensor.stack_matmul(x), self.scales[:, None])
+
+    def rows(self, ids: mx.array) -> mx.array:
+        return self._scaled(self.tensor.rows(ids), self.scales)
+
+    def _scaled(self, y: mx.array, scales: mx.array) -> mx.array:
+        return (y * scales).astype(y.dtype)
+
+
 class StockKernels:
     """Kernels that use MLX operations. backend: cpu, metal or cuda.
 
@@ -138,7 +165,11 @@ class StockKernels:
     def reading(self) -> AbstractContextManager[object]:
         return nullcontext()  # one token and many use the same operations
 
-    def load(self, blocks: memoryview, info: TensorInfo) -> QTensor:
+    def load(self, blocks: memoryview, info: TensorInfo, scales: mx.array | None = None) -> QTensor:
+        tensor = self._load(blocks, info)
+        return tensor if scales is None else ScaledTensor(tensor, scales)
+
+    def _load(self, blocks: memoryview, info: TensorInfo) -> QTensor:
         if info.type.name in FLOATS:
             return FloatTensor(self._load_float(np.frombuffer(blocks, np.uint8), info))
         mode = info.type.name.lower() if info.type.name in FP4 else "affine"

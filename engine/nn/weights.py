@@ -6,6 +6,7 @@ stack.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -54,7 +55,7 @@ class Weights:
     def matrix(self, name: str, *shape: int) -> QTensor:
         """Load a matrix (out, in) or a stack of matrices (E, out, in)."""
         info = self._info(name, shape)
-        return self.kernels.load(self._blocks(info), info)
+        return self.kernels.load(self._blocks(info), info, self._scales(info))
 
     def linear(self, name: str, rows: int, columns: int) -> Linear:
         """Load the projection `name.weight` (rows, columns) and its optional `name.bias`."""
@@ -67,7 +68,7 @@ class Weights:
         row_bytes, shape = info.size_bytes // rows, (end - start, columns)
         offset, size = info.offset + start * row_bytes, (end - start) * row_bytes
         part = replace(info, shape=shape, offset=offset, size_bytes=size)
-        return self.kernels.load(self._blocks(part), part)
+        return self.kernels.load(self._blocks(part), part, self._scales(info))
 
     def stacked(
         self, name: str, shape: tuple[int, int, int], start: int, end: int, transpose: bool = False
@@ -87,7 +88,17 @@ class Weights:
         return self._load_copy(*(_transposed(copy, info) if transpose else (copy, info)))
 
     def _load_copy(self, blocks: bytes, info: TensorInfo) -> QTensor:
-        return self.kernels.load(memoryview(blocks), replace(info, size_bytes=len(blocks)))
+        info = replace(info, size_bytes=len(blocks))
+        return self.kernels.load(memoryview(blocks), info, self._scales(info))
+
+    def _scales(self, info: TensorInfo) -> mx.array | None:
+        """Load the factor of a matrix, or of each matrix of a stack, that NVFP4 files have."""
+        name = info.name.removesuffix(".weight") + ".scale"
+        if name not in self:
+            return None
+        count = info.shape[0] if len(info.shape) == 3 else 1
+        held = math.prod(self.shape(name))
+        return mx.broadcast_to(self.array(name, count if held > 1 else 1), (count,))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape, or () if the file does not contain it."""

@@ -12,7 +12,8 @@ import numpy as np
 HERE = Path(__file__).parent.parent / "fixtures"
 # Block types that stock MLX holds without loss, and float types.
 EXACT = {"F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "MXFP4"}
-EXACT |= {"Q3_K", "IQ4_NL", "IQ4_XS"}
+EXACT |= {"Q3_K", "IQ4_NL", "IQ4_XS", "IQ1_S", "IQ2_XXS", "IQ3_XXS", "IQ3_S", "NVFP4"}
+EXACT |= {"Q1_0", "Q2_0", "TQ1_0", "TQ2_0"}
 LONG = 512  # tokens
 # Models that no published one is like. YaRN's ramp ends on whole pairs in this one, which no key
 # says: gpt-oss-yarn-exact is as the published model is.
@@ -57,9 +58,8 @@ class Stored:
 
 def stored_models(architectures: set[str]) -> list[Stored]:
     """List the fixtures of these architectures, those of CONIFER_FIXTURES too, sorted by name."""
-    folders = [HERE]
-    if extra := os.environ.get("CONIFER_FIXTURES"):
-        folders.append(Path(extra))
+    extra = os.environ.get("CONIFER_FIXTURES", "").split(os.pathsep)
+    folders = [HERE, *(Path(folder) for folder in extra if folder)]
     found = {
         path.parent.name: Stored(path.parent) for f in folders for path in f.glob("*/meta.json")
     }

@@ -142,7 +142,9 @@ class NativeKernels:
         finally:
             self.native.set_prompt(False)
 
-    def load(self, blocks: memoryview, info: TensorInfo) -> NativeTensor:
+    def load(
+        self, blocks: memoryview, info: TensorInfo, scales: mx.array | None = None
+    ) -> NativeTensor:
         *stack, rows, columns = info.shape
         if len(stack) > 1 or columns % info.type.weights or blocks.nbytes != info.size_bytes:
             message = (
@@ -150,7 +152,8 @@ class NativeKernels:
             )
             raise ValueError(message)
         experts = stack[0] if stack else 1
-        weight = self.native.Weight(blocks, info.type.id, experts, rows, columns)
+        factors = None if scales is None else scales.tolist()
+        weight = self.native.Weight(blocks, info.type.id, experts, rows, columns, factors)
         return NativeTensor(weight, info.shape, self.native)
 
     def latent_attention(self, q: mx.array, rows: Rows, value_dim: int) -> mx.array:

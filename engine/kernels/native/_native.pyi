@@ -21,7 +21,13 @@ class Watch:
 
 class Weight:
     def __init__(
-        self, buffer: NDArray[np.uint8], type: int, experts: int, rows: int, cols: int
+        self,
+        buffer: NDArray[np.uint8],
+        type: int,
+        experts: int,
+        rows: int,
+        cols: int,
+        scales: list[float] | None = None,
     ) -> None: ...
 
 def matmul(x: mx.array, w: Weight) -> mx.array: ...

@@ -67,10 +67,18 @@ std::shared_ptr<const void> keep_alive(nb::handle object) {
           [](const void* p) { queue->add(static_cast<PyObject*>(const_cast<void*>(p))); }};
 }
 
-Weight make_weight(nb::object buffer, int type, int64_t experts, int64_t rows, int64_t cols) {
+Weight make_weight(nb::object buffer, int type, int64_t experts, int64_t rows, int64_t cols,
+                   const std::optional<std::vector<float>>& scales) {
   const auto blocks = nb::cast<Blocks>(buffer);
-  const Weight weight{
-      keep_alive(buffer), blocks.data(), static_cast<Type>(type), experts, rows, cols};
+  if (scales && static_cast<int64_t>(scales->size()) != experts)
+    throw nb::value_error("a weight needs one scale for each expert");
+  const Weight weight{keep_alive(buffer),
+                      blocks.data(),
+                      static_cast<Type>(type),
+                      experts,
+                      rows,
+                      cols,
+                      scales ? std::make_shared<const std::vector<float>>(*scales) : nullptr};
   if (static_cast<int64_t>(blocks.size()) < experts * rows * row_bytes(weight.type, cols))
     throw nb::value_error("the buffer is smaller than the weight");
   return weight;
@@ -317,10 +325,14 @@ NB_MODULE(_native, m) {
   m.def("isa", &isa_and_tiles);
   m.def("set_threads", &set_threads, nb::call_guard<nb::gil_scoped_release>());
   nb::class_<Weight>(m, "Weight")
-      .def("__init__", [](Weight* self, nb::object buffer, int type, int64_t experts, int64_t rows,
-                          int64_t cols) {
-        new (self) Weight(make_weight(std::move(buffer), type, experts, rows, cols));
-      });
+      .def(
+          "__init__",
+          [](Weight* self, nb::object buffer, int type, int64_t experts, int64_t rows, int64_t cols,
+             const std::optional<std::vector<float>>& scales) {
+            new (self) Weight(make_weight(std::move(buffer), type, experts, rows, cols, scales));
+          },
+          nb::arg("buffer"), nb::arg("type"), nb::arg("experts"), nb::arg("rows"), nb::arg("cols"),
+          nb::arg("scales") = nb::none());
   m.def("matmul", nb::overload_cast<const mx::array&, const Weight&>(&matmul));
   m.def("gather_matmul", &gather_matmul);
   m.def("rows", &rows);

@@ -19,9 +19,11 @@ struct Weight {
   const uint8_t* data;
   Type type;
   int64_t experts, rows, cols;
+  std::shared_ptr<const std::vector<float>> scales;  // a factor for each expert; may be null
 
   Matrix matrix(int64_t expert = 0) const {
-    return {data + expert * rows * row_bytes(type, cols), type, rows, cols};
+    const uint8_t* blocks = data + expert * rows * row_bytes(type, cols);
+    return {blocks, type, rows, cols, scales ? scales->data() + expert : nullptr};
   }
 };
 

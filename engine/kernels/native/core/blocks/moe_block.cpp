@@ -27,6 +27,7 @@ constexpr float LEFT_OUT = -3.0e38f;  // below every valid score
 Matrix expert(const Matrix& first, int64_t id) {
   Matrix matrix = first;
   matrix.data += id * first.rows * first.stride();
+  if (first.scale) matrix.scale += id;
   return matrix;
 }
 

@@ -35,6 +35,12 @@ void multiply(const Matrix& w, const Activations& x, Tokens kind, int64_t n, Tok
   }
 }
 
+void rescale(const Matrix& w, int64_t n, float* y, int64_t y_stride, int64_t row0, int64_t row1) {
+  if (!w.scale) return;
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t r = row0; r < row1; ++r) y[i * y_stride + r] *= *w.scale;
+}
+
 }  // namespace
 
 bool tiles_in_use() { return isa::kernels().tiles && amx_multiplies(); }
@@ -46,15 +52,18 @@ bool tiles_serve(std::initializer_list<const Matrix*> matrices) {
 
 void matmul_rows(const Matrix& w, const Activations& x, Tokens kind, int64_t token0, int64_t token1,
                  float* y, int64_t y_stride, int64_t row0, int64_t row1) {
-  if (x.tile(0)) return multiply_tiles(w, x, y, y_stride, row0, row1);
-  multiply(
-      w, x, kind, token1 - token0, [token0](int64_t i) { return token0 + i; }, y, y_stride, row0,
-      row1);
+  if (x.tile(0)) multiply_tiles(w, x, y, y_stride, row0, row1);
+  else
+    multiply(
+        w, x, kind, token1 - token0, [token0](int64_t i) { return token0 + i; }, y, y_stride, row0,
+        row1);
+  rescale(w, token1 - token0, y, y_stride, row0, row1);
 }
 
 void matmul_rows(const Matrix& w, const Activations& x, Tokens kind, const int32_t* token_ids,
                  int64_t n, float* y, int64_t y_stride, int64_t row0, int64_t row1) {
   multiply(w, x, kind, n, [token_ids](int64_t i) { return token_ids[i]; }, y, y_stride, row0, row1);
+  rescale(w, n, y, y_stride, row0, row1);
 }
 
 namespace {
@@ -83,6 +92,7 @@ void dequantize_rows(const Matrix& w, const int32_t* ids, int64_t n, float* out)
     float* row = out + i * w.cols;
     with_float(w.type, [&](auto type) { read_floats<decltype(type)>(data, w.cols, row); });
     with_quantized(w.type, [&](auto type) { dequantize_row<decltype(type)>(data, w.cols, row); });
+    rescale(w, 1, row, w.cols, 0, w.cols);
   }
 }
 

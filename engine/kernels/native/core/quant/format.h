@@ -119,14 +119,16 @@ inline void put_codes(int8_t* q, const uint8_t* packed, const int8_t* values) {
   store(q + 16, look_up(codes, field(v, 4, 4)));
 }
 
-// Return 16 for each bit set in the two bytes, and 0 for the rest.
-inline Bytes fifth_bits(const uint8_t* two) {
+// Return 255 for each bit set in the two bytes, and 0 for the rest.
+inline Bytes set_bits(const uint8_t* two) {
   constexpr uint64_t EACH = 0x0101010101010101;
   typedef uint64_t Words __attribute__((vector_size(16)));
   const Bytes spread = (Bytes)Words{two[0] * EACH, two[1] * EACH};
   const Bytes bit = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
-  return (Bytes)((spread & bit) != 0) & fill(16);
+  return (Bytes)((spread & bit) != 0);
 }
+
+inline Bytes fifth_bits(const uint8_t* two) { return set_bits(two) & fill(16); }
 
 inline void put_fives(int8_t* q, const uint8_t* packed, const uint8_t* high, int offset) {
   const Bytes v = load(packed);

@@ -8,9 +8,19 @@
 #include "quant/bf16.h"
 #include "quant/f16.h"
 #include "quant/f32.h"
+#include "quant/iq1_m.h"
+#include "quant/iq1_s.h"
+#include "quant/iq2_s.h"
+#include "quant/iq2_xs.h"
+#include "quant/iq2_xxs.h"
+#include "quant/iq3_s.h"
+#include "quant/iq3_xxs.h"
 #include "quant/iq4_nl.h"
 #include "quant/iq4_xs.h"
 #include "quant/mxfp4.h"
+#include "quant/nvfp4.h"
+#include "quant/q1_0.h"
+#include "quant/q2_0.h"
 #include "quant/q2_k.h"
 #include "quant/q3_k.h"
 #include "quant/q4_0.h"
@@ -21,6 +31,8 @@
 #include "quant/q5_k.h"
 #include "quant/q6_k.h"
 #include "quant/q8_0.h"
+#include "quant/tq1_0.h"
+#include "quant/tq2_0.h"
 
 // Every type the engine reads, by the name of its traits struct.
 #define CONIFER_BLOCK_TYPES(X) \
@@ -39,7 +51,19 @@
   X(Q6_K)                      \
   X(IQ4_NL)                    \
   X(IQ4_XS)                    \
-  X(MXFP4)
+  X(MXFP4)                     \
+  X(IQ1_S)                     \
+  X(IQ1_M)                     \
+  X(IQ2_XXS)                   \
+  X(IQ2_XS)                    \
+  X(IQ2_S)                     \
+  X(IQ3_XXS)                   \
+  X(IQ3_S)                     \
+  X(TQ1_0)                     \
+  X(TQ2_0)                     \
+  X(NVFP4)                     \
+  X(Q1_0)                      \
+  X(Q2_0)
 
 namespace conifer::quant {
 
@@ -101,6 +125,7 @@ struct Matrix {
   const uint8_t* data;
   Type type;
   int64_t rows, cols;
+  const float* scale = nullptr;  // a factor for every product, as NVFP4 files have
 
   int64_t stride() const { return row_bytes(type, cols); }
 };

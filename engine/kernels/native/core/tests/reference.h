@@ -229,6 +229,198 @@ struct Reference<Type::MXFP4> {
   }
 };
 
+// Point `rank` of a grid of WEIGHTS weights with LEVELS levels: the digits of its number.
+template <int WEIGHTS, int LEVELS, size_t WORDS>
+void grid_point(const uint64_t (&points)[WORDS], int rank, int (&digits)[WEIGHTS]) {
+  int number = 0;
+  for (;; ++number)
+    if (points[number / 64] >> number % 64 & 1 && rank-- == 0) break;
+  for (int& digit : digits) {
+    digit = number % LEVELS;
+    number /= LEVELS;
+  }
+}
+
+constexpr int THREE_LEVELS[] = {8, 25, 43};
+constexpr int EIGHT_LEVELS[] = {4, 12, 20, 28, 36, 44, 52, 62};
+
+// The sign of weight i of 8, from 7 bits: the eighth makes the number of negative weights even.
+inline int seven_signs(unsigned bits, int i) {
+  int negative = 0;
+  for (int b = 0; b < 7; ++b) negative += bits >> b & 1;
+  return (i < 7 ? bits >> i & 1 : negative % 2) ? -1 : 1;
+}
+
+template <class T>
+T at(const uint8_t* p) {
+  T value;
+  std::memcpy(&value, p, sizeof value);
+  return value;
+}
+
+template <>
+struct Reference<Type::IQ2_XXS> : Halves<0> {
+  static void decode(const uint8_t* block, double* out) {
+    for (int p = 0; p < 32; ++p) {
+      const uint8_t* group = block + 2 + 8 * (p / 4);
+      const uint32_t word = at<uint32_t>(group + 4);
+      int digits[8];
+      grid_point<8, 3>(quant::IQ2_XXS_POINTS, group[p % 4], digits);
+      for (int i = 0; i < 8; ++i)
+        out[8 * p + i] = half_at(block) * (0.5 + (word >> 28)) / 4 * THREE_LEVELS[digits[i]] *
+                         seven_signs(word >> 7 * (p % 4) & 127, i);
+    }
+  }
+};
+
+template <>
+struct Reference<Type::IQ2_XS> : Halves<0> {
+  static void decode(const uint8_t* block, double* out) {
+    for (int p = 0; p < 32; ++p) {
+      const unsigned word = at<uint16_t>(block + 2 + 2 * p);
+      const int scale = block[66 + p / 4] >> 4 * (p / 2 % 2) & 15;
+      int digits[8];
+      grid_point<8, 3>(quant::IQ2_XS_POINTS, word & 511, digits);
+      for (int i = 0; i < 8; ++i)
+        out[8 * p + i] = half_at(block) * (0.5 + scale) / 4 * THREE_LEVELS[digits[i]] *
+                         seven_signs(word >> 9, i);
+    }
+  }
+};
+
+template <>
+struct Reference<Type::IQ2_S> : Halves<0> {
+  static void decode(const uint8_t* block, double* out) {
+    for (int p = 0; p < 32; ++p) {
+      const int rank = block[2 + p] + 256 * (block[66 + p / 4] >> 2 * (p % 4) & 3);
+      const int scale = block[74 + p / 4] >> 4 * (p / 2 % 2) & 15;
+      int digits[8];
+      grid_point<8, 3>(quant::IQ2_S_POINTS, rank, digits);
+      for (int i = 0; i < 8; ++i)
+        out[8 * p + i] = half_at(block) * (0.5 + scale) / 4 * THREE_LEVELS[digits[i]] *
+                         (block[34 + p] >> i & 1 ? -1 : 1);
+    }
+  }
+};
+
+template <>
+struct Reference<Type::IQ3_XXS> : Halves<0> {
+  static void decode(const uint8_t* block, double* out) {
+    for (int p = 0; p < 64; ++p) {
+      const uint32_t word = at<uint32_t>(block + 66 + 4 * (p / 8));
+      int digits[4];
+      grid_point<4, 8>(quant::IQ3_XXS_POINTS, block[2 + p], digits);
+      for (int i = 0; i < 4; ++i)
+        out[4 * p + i] = half_at(block) * (0.5 + (word >> 28)) / 2 * EIGHT_LEVELS[digits[i]] *
+                         seven_signs(word >> 7 * (p / 2 % 4) & 127, 4 * (p % 2) + i);
+    }
+  }
+};
+
+template <>
+struct Reference<Type::IQ3_S> : Halves<0> {
+  static void decode(const uint8_t* block, double* out) {
+    for (int p = 0; p < 64; ++p) {
+      const int scale = block[106 + p / 16] >> 4 * (p / 8 % 2) & 15;
+      int digits[4];
+      grid_point<4, 8>(quant::IQ3_S_POINTS, block[2 + p] + 256 * bit(block + 66, p), digits);
+      for (int i = 0; i < 4; ++i)
+        out[4 * p + i] = half_at(block) * (1 + 2 * scale) * (2 * digits[i] + 1) *
+                         (bit(block + 74, 4 * p + i) ? -1 : 1);
+    }
+  }
+};
+
+template <>
+struct Reference<Type::IQ1_S> : Halves<0> {
+  static void decode(const uint8_t* block, double* out) {
+    for (int p = 0; p < 32; ++p) {
+      const int word = at<uint16_t>(block + 34 + 2 * (p / 4));
+      int digits[8];
+      grid_point<8, 3>(quant::IQ1_POINTS, block[2 + p] + 256 * (word >> 3 * (p % 4) & 7), digits);
+      for (int i = 0; i < 8; ++i)
+        out[8 * p + i] = half_at(block) * (2 * (word >> 12 & 7) + 1) *
+                         (digits[i] - 1 + (word & 0x8000 ? -0.125 : 0.125));
+    }
+  }
+};
+
+template <>
+struct Reference<Type::IQ1_M> {
+  static void randomise(uint8_t* block, Random& random) {
+    uint8_t half[2];
+    put_half(half, 0.1f * normal(random));
+    const int nibbles[4] = {half[0] & 15, half[0] >> 4, half[1] & 15, half[1] >> 4};
+    for (int i = 0; i < 4; ++i)
+      block[49 + 2 * i] = static_cast<uint8_t>((block[49 + 2 * i] & 15) | nibbles[i] << 4);
+  }
+  static void decode(const uint8_t* block, double* out) {
+    uint8_t half[2] = {static_cast<uint8_t>(block[49] >> 4 | (block[51] & 0xf0)),
+                       static_cast<uint8_t>(block[53] >> 4 | (block[55] & 0xf0))};
+    for (int p = 0; p < 32; ++p) {
+      const int nibble = block[32 + p / 2] >> 4 * (p % 2) & 15, group = p / 2;
+      const int scale = at<uint16_t>(block + 48 + 2 * (group / 4)) >> 3 * (group % 4) & 7;
+      int digits[8];
+      grid_point<8, 3>(quant::IQ1_POINTS, block[p] + 256 * (nibble & 7), digits);
+      for (int i = 0; i < 8; ++i)
+        out[8 * p + i] =
+            half_at(half) * (2 * scale + 1) * (digits[i] - 1 + (nibble & 8 ? -0.125 : 0.125));
+    }
+  }
+};
+
+template <>
+struct Reference<Type::TQ1_0> : Halves<52> {
+  static void decode(const uint8_t* block, double* out) {
+    for (int i = 0; i < 256; ++i) {
+      const int rest = i < 160 ? i : i < 240 ? i - 160 : i - 240;
+      const int width = i < 160 ? 32 : i < 240 ? 16 : 4, start = i < 160 ? 0 : i < 240 ? 32 : 48;
+      unsigned byte = block[start + rest % width];
+      for (int shift = 0; shift < rest / width; ++shift) byte = byte * 3 % 256;
+      out[i] = half_at(block + 52) * (static_cast<int>(byte * 3 / 256) - 1);
+    }
+  }
+};
+
+template <>
+struct Reference<Type::TQ2_0> : Halves<64> {
+  static void decode(const uint8_t* block, double* out) {
+    for (int i = 0; i < 256; ++i) out[i] = half_at(block + 64) * (pair(block, i) - 1);
+  }
+};
+
+template <>
+struct Reference<Type::NVFP4> {
+  static void randomise(uint8_t* block, Random& random) {
+    for (int i = 0; i < 4; ++i) block[i] = static_cast<uint8_t>(random() % 80);
+  }
+  static void decode(const uint8_t* block, double* out) {
+    constexpr double CODES[8] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
+    for (int i = 0; i < 64; ++i) {
+      const int exponent = block[i / 16] >> 3, mantissa = block[i / 16] & 7;
+      const double scale =
+          exponent == 0 ? std::ldexp(mantissa, -9) : std::ldexp(8 + mantissa, exponent - 10);
+      const int code = block[4 + i / 16 * 8 + i % 8] >> 4 * (i / 8 % 2) & 15;
+      out[i] = scale * (code & 8 ? -CODES[code & 7] : CODES[code]);
+    }
+  }
+};
+
+template <>
+struct Reference<Type::Q1_0> : Halves<0> {
+  static void decode(const uint8_t* block, double* out) {
+    for (int i = 0; i < 128; ++i) out[i] = half_at(block) * (bit(block + 2, i) ? 1 : -1);
+  }
+};
+
+template <>
+struct Reference<Type::Q2_0> : Halves<0> {
+  static void decode(const uint8_t* block, double* out) {
+    for (int i = 0; i < 64; ++i)
+      out[i] = half_at(block) * ((block[2 + i / 4] >> 2 * (i % 4) & 3) - 1);
+  }
+};
+
 struct TypeReference {
   quant::BlockType block;
   void (*randomise)(uint8_t* block, Random& random);

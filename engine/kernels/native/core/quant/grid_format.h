@@ -1,0 +1,122 @@
+// Helpers shared by the types whose blocks store ranks of grid points: IQ1, IQ2 and IQ3.
+#pragma once
+
+#include "quant/avx512.h"
+#include "quant/format.h"
+#include "quant/grids.h"
+
+namespace conifer::quant {
+namespace {
+
+template <class Integer>
+inline Integer read_integer(const void* p) {
+  Integer value;
+  std::memcpy(&value, p, sizeof value);
+  return value;
+}
+
+// Add the eighth sign to seven: it makes the number of negative weights even.
+inline uint8_t with_parity(uint32_t seven) {
+  return static_cast<uint8_t>(seven | (0x6996u >> ((seven ^ seven >> 4) & 15) & 1) << 7);
+}
+
+// Sign byte i, 0..3, of a word with four times 7 bits.
+inline uint8_t signs_of(uint32_t word, int i) { return with_parity(word >> 7 * i & 127); }
+
+// Write 16 weights: points of 8 or 4 weights, negated where the bit in `signs` is set.
+inline void put_points(int8_t* q, uint64_t low, uint64_t high, const uint8_t (&signs)[2]) {
+  typedef uint64_t Words __attribute__((vector_size(16)));
+  const Bytes points = (Bytes)Words{low, high}, negative = set_bits(signs);
+  store(q, (points ^ negative) - negative);
+}
+
+// The same for four points of 4 weights.
+inline void put_points(int8_t* q, const uint32_t (&points)[4], const uint8_t (&signs)[2]) {
+  put_points(q, points[0] | static_cast<uint64_t>(points[1]) << 32,
+             points[2] | static_cast<uint64_t>(points[3]) << 32, signs);
+}
+
+// Write 8 weights of an IQ1 type in eighths: a point moved by an eighth.
+inline void put_moved(int8_t* q, uint64_t point, bool down) {
+  constexpr uint64_t EACH = 0x0101010101010101;
+  const uint64_t moved = point + (down ? 0 : 2 * EACH);  // 9 too high
+  for (int i = 0; i < 8; ++i) q[i] = static_cast<int8_t>((moved >> 8 * i & 255) - 9);
+}
+
+#if defined(CONIFER_AVX512)
+
+// Spread the low 28 bits of each of 8 words over four bytes, and add the eighth signs.
+CONIFER_INLINE __m256i sign_bytes(__m256i words) {
+  const auto both = [](__m256i v, int a, int b, int shift) {
+    const __m256i low = _mm256_and_si256(v, _mm256_set1_epi32(a));
+    const __m256i high = _mm256_and_si256(v, _mm256_set1_epi32(b));
+    return _mm256_or_si256(low, _mm256_slli_epi32(high, shift));
+  };
+  const __m256i halves = both(words, 0x00003fff, 0x0fffc000, 2);
+  return both(halves, 0x007f007f, 0x3f803f80, 1);
+}
+
+CONIFER_INLINE __m256i with_parity(__m256i seven) {
+  __m256i folded = _mm256_xor_si256(seven, _mm256_srli_epi32(seven, 4));
+  folded = _mm256_and_si256(folded, _mm256_set1_epi8(15));
+  const __m256i odd = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, -128, -128, 0, -128, 0, 0, -128, -128, 0, 0, -128, 0, -128, -128, 0));
+  return _mm256_or_si256(seven, _mm256_shuffle_epi8(odd, folded));
+}
+
+// Write 256 weights, moved up by `offset`: points, negated where the bit in `signs` is set.
+CONIFER_INLINE void apply_signs(__m512i (&q)[4], __m256i signs, int offset) {
+  alignas(32) uint64_t negative[4];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(negative), signs);
+  const __m512i middle = bytes(offset);
+  for (int i = 0; i < 4; ++i)
+    q[i] = _mm512_mask_sub_epi8(_mm512_add_epi8(middle, q[i]), negative[i], middle, q[i]);
+}
+
+CONIFER_INLINE __m128i load128(const void* p) {
+  return _mm_loadu_si128(static_cast<const __m128i*>(p));
+}
+
+CONIFER_INLINE __m256i load256(const void* p) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+}
+
+// 16 points of 4 weights, or 8 points of 8.
+CONIFER_INLINE __m512i look_up(const uint32_t* grid, __m512i ranks) {
+  return _mm512_i32gather_epi32(ranks, grid, 4);
+}
+
+CONIFER_INLINE __m512i look_up(const uint64_t* grid, __m256i ranks) {
+  return _mm512_i32gather_epi64(ranks, grid, 8);
+}
+
+// 32 points of 8 weights, by ranks of 16 bits.
+CONIFER_INLINE void look_up(__m512i (&q)[4], const uint64_t* grid, __m512i ranks) {
+  q[0] = look_up(grid, _mm256_cvtepu16_epi32(_mm512_castsi512_si128(ranks)));
+  q[1] = look_up(grid, _mm256_cvtepu16_epi32(_mm512_extracti32x4_epi32(ranks, 1)));
+  q[2] = look_up(grid, _mm256_cvtepu16_epi32(_mm512_extracti32x4_epi32(ranks, 2)));
+  q[3] = look_up(grid, _mm256_cvtepu16_epi32(_mm512_extracti32x4_epi32(ranks, 3)));
+}
+
+// Give each of 8 numbers two lanes.
+CONIFER_INLINE __m512 twice(__m256i numbers) {
+  const __m512i index = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+  return _mm512_cvtepi32_ps(_mm512_permutexvar_epi32(index, _mm512_castsi256_si512(numbers)));
+}
+
+// The nibbles of 8 bytes, low nibbles first, as floats.
+CONIFER_INLINE __m512 sixteen_nibbles(const uint8_t* packed) {
+  const __m128i low = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(packed));
+  const __m128i both = _mm_unpacklo_epi8(low, _mm_srli_epi16(low, 4));
+  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_and_si128(both, _mm_set1_epi8(15))));
+}
+
+// factor * (steps + 1/2)
+CONIFER_INLINE __m512 half_steps(__m512 steps, __m512 factor) {
+  return _mm512_mul_ps(_mm512_add_ps(steps, _mm512_set1_ps(0.5f)), factor);
+}
+
+#endif
+
+}  // namespace
+}  // namespace conifer::quant

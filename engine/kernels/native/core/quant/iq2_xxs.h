@@ -1,0 +1,54 @@
+// IQ2_XXS: 256 weights as 32 points of 8, with their signs and a scale for every 32.
+#pragma once
+
+#include "quant/grid_format.h"
+
+namespace conifer::quant {
+namespace {
+
+#pragma pack(push, 1)
+struct BlockIQ2_XXS {
+  uint16_t d;
+  struct {
+    uint8_t ranks[4];
+    uint32_t signs;  // four times 7 bits, then the scale
+  } groups[8];
+};
+#pragma pack(pop)
+
+struct IQ2_XXS : Quantized<BlockIQ2_XXS, 256, 32, false> {
+  static constexpr int32_t ID = 16;
+
+  static void unpack(const uint8_t* data, int, Unpacked& out) {
+    const BlockIQ2_XXS& b = read(data);
+    const float d = 0.25f * f16_to_float(b.d);
+    for (int i = 0; i < 8; ++i) {
+      const uint8_t* ranks = b.groups[i].ranks;
+      const uint32_t word = b.groups[i].signs;
+      put_scale(out, i, d * (static_cast<float>(word >> 28) + 0.5f));
+      for (int j = 0; j < 4; j += 2)
+        put_points(out.q + 32 * i + 8 * j, IQ2_XXS_GRID[ranks[j]], IQ2_XXS_GRID[ranks[j + 1]],
+                   {signs_of(word, j), signs_of(word, j + 1)});
+    }
+  }
+
+#if defined(CONIFER_AVX512)
+  struct Avx512 : Sixteens<Avx512, 66, 64> {
+    static CONIFER_INLINE W unpack(const uint8_t* data) {
+      const __m512i groups = load512(data + 2);
+      const __m256i words = _mm512_cvtepi64_epi32(_mm512_srli_epi64(groups, 32));
+      const __m512i ranks = _mm512_cvtepu8_epi16(_mm512_cvtepi64_epi32(groups));
+      W w;
+      look_up(w.q, IQ2_XXS_GRID.data(), ranks);
+      apply_signs(w.q, with_parity(sign_bytes(words)), OFFSET);
+      w.scale = half_steps(twice(_mm256_srli_epi32(words, 28)),
+                           times(half(read_as<uint16_t>(data)), 0.25f));
+      w.min = times(w.scale, -OFFSET);
+      return w;
+    }
+  };
+#endif
+};
+
+}  // namespace
+}  // namespace conifer::quant
