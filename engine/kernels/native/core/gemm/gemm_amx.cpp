@@ -356,6 +356,10 @@ void multiply_tiles(const Matrix& w, const Activations& x, float* y, int64_t y_s
   multiply_given(w, x.tile(0), x.tokens(), y, y_stride, row0, row1);
 }
 
+static void rescale(const Matrix& w, float* sums, int64_t count) {
+  for (int64_t i = 0; w.scale && i < count; ++i) sums[i] *= *w.scale;
+}
+
 void gate_tiles(const Matrix& gate, const Matrix& up, const Activations& x, Activations& y,
                 int64_t row0, int64_t row1) {
   const int64_t tokens = x.tokens();
@@ -369,6 +373,8 @@ void gate_tiles(const Matrix& gate, const Matrix& up, const Activations& x, Acti
   for (int64_t row = row0; row < row1; row += ROWS) {
     sum_rows(gate, row, ROWS, x.tile(0), tokens, gates);
     sum_rows(up, row, ROWS, x.tile(0), tokens, ups);
+    rescale(gate, gates, whole_tiles(tokens) * ROWS);
+    rescale(up, ups, whole_tiles(tokens) * ROWS);
     for (int64_t t = 0; t < tokens; t += SIDE) {
       kernels().silu_multiply(gates + t * ROWS, ups + t * ROWS, SIDE * ROWS, gates + t * ROWS);
       Halves* out = y.tile(t) + row * SIDE;

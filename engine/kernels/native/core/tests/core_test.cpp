@@ -111,6 +111,11 @@ void compare(const Case& c, Tokens kind, int64_t tokens, int64_t token, int64_t 
   worst.loose = loose > worst.loose || std::isnan(loose) ? loose : worst.loose;
 }
 
+bool one_size(quant::Type type) {
+  using quant::Type;
+  return type == Type::TQ1_0 || type == Type::TQ2_0 || type == Type::Q1_0 || type == Type::Q2_0;
+}
+
 bool sums_hold(const Case& c) {
   for (int64_t t = 0; t < c.tokens; ++t) {
     const TokenView view = c.activations.token(t);
@@ -249,9 +254,11 @@ int main(int count, char** arguments) {
       // agree to about 1e-5. Rounding to 127 steps has an error of up to 1/254 of a block's largest
       // value, a few times its RMS. The worst of many outputs reach a third of 0.08. Bfloat16
       // rounds weights and activations to within 1/512 of their size. If there are few distinct
-      // weights, as in Q2_K, these errors add up when x has a non-zero mean.
+      // weights, as in Q2_K, these errors add up when x has a non-zero mean; most of all if the
+      // weights of a whole block have one size.
+      const double tiles = one_size(type.block.type) ? 0.06 : 0.03;
       const bool bad =
-          !good || !(worst.tight < 3e-5) || !(worst.loose < 0.08) || !(worst.tiles < 0.03);
+          !good || !(worst.tight < 3e-5) || !(worst.loose < 0.08) || !(worst.tiles < tiles);
       failed |= bad;
       std::printf("%-13s %-7s %.1e %.1e %.1e%s\n", isa::name(isa::current()), type.block.name,
                   worst.tight, worst.loose, worst.tiles, bad ? "  FAILED" : "");
