@@ -15,7 +15,7 @@ DEFAULT_QUANT = "Q4_K_M"
 
 _QUANT = (
     r"(?:UD-)?(?:I?Q[1-8](?:_[01])?(?:_K)?(?:_(?:XXS|XS|S|M|L|XL|NL))?(?:_[48]_[48])?"
-    r"|TQ[12]_0|BF16|FP?16|FP?32|MXFP4(?:_MOE)?)"
+    r"|TQ[12]_0|BF16|FP?16|FP?32|MXFP4(?:_MOE)?|NVFP4)"
 )
 _LABEL = re.compile(rf"(?:^|[-._])({_QUANT})$", re.IGNORECASE)
 _FOLDER = re.compile(_QUANT, re.IGNORECASE)

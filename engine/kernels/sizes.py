@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from engine.gguf.reader import TensorInfo
 from engine.gguf.types import TYPE_BY_NAME
@@ -40,9 +41,22 @@ def resident_bytes(info: TensorInfo, device: str, kernels: str) -> int:
     return weights * bits // 8 + weights // scale_group(info.type.name) * scale_and_bias
 
 
+# Names of mixes that no block type has, and the type that most of the weights have.
+_MIXES = {
+    "IQ2_M": "IQ2_S",
+    "IQ3_XS": "IQ3_XXS",
+    "IQ3_M": "IQ3_S",
+    "UD-TQ1_0": "IQ1_S",
+    "UD-Q2_K_XL": "IQ2_XS",
+    "UD-Q3_K_XL": "IQ3_XXS",
+}
+
+
 def supports(quant: str) -> bool:
     """Return True if the kernels support the block types that a quantisation uses."""
-    return _base(quant).startswith((*RESIDENT_BITS, *FP4, "F32", "F16", "BF16"))
+    interleaved = re.search(r"_[48]_[48]$", quant)  # Q4_0_4_8: blocks in an order of their own
+    known = (*RESIDENT_BITS, *FP4, "F32", "F16", "BF16")
+    return interleaved is None and _base(quant).startswith(known)
 
 
 def loaded_size_ratio(quant: str, device: str, kernels: str) -> float:
@@ -50,16 +64,17 @@ def loaded_size_ratio(quant: str, device: str, kernels: str) -> float:
 
     A mix such as Q4_K_M is treated as three parts Q4_K and one part Q6_K.
     """
-    name = _base(quant)
-    base = next((kind for kind in RESIDENT_BITS if name.startswith(kind)), None)
+    base = next((kind for kind in RESIDENT_BITS if _base(quant).startswith(kind)), None)
     if kernels == "native" or base is None:
         return 1.0
-    mixed_in = base if name == base else "Q6_K"
+    mixed_in = base if quant.upper().removeprefix("UD-") == base else "Q6_K"
     return 0.75 * _type_ratio(base, device) + 0.25 * _type_ratio(mixed_in, device)
 
 
 def _base(quant: str) -> str:
-    return quant.upper().removeprefix("UD-")
+    name = quant.upper()
+    plain = name.removeprefix("UD-")
+    return _MIXES.get(name) or _MIXES.get(plain) or plain
 
 
 def _type_ratio(type_name: str, device: str) -> float:

@@ -166,10 +166,10 @@ def test_damaged_bytes_exit_5_and_are_not_kept(tmp_path, hub):
 def test_a_file_of_a_type_we_lack_is_refused_before_the_download(tmp_path, hub):
     name = b"token_embd.weight"
     at = TINY.index(name) + len(name) + 4 + 2 * 8  # dims, and then the type
-    hub.files[NAME] = TINY[:at] + b"\x10\x00\x00\x00" + TINY[at + 4 :]  # 16 is IQ2_XXS
+    hub.files[NAME] = TINY[:at] + b"\x0f\x00\x00\x00" + TINY[at + 4 :]  # 15 is Q8_K
     done = conifer("run", "hf:org/tiny", "hi", hub=hub, home=tmp_path)
     assert done.returncode == 3
-    assert b"IQ2_XXS" in done.stderr and b"token_embd.weight" in done.stderr
+    assert b"Q8_K" in done.stderr and b"token_embd.weight" in done.stderr
     assert not list(tmp_path.rglob("*.gguf"))
 
 

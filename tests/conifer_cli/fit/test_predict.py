@@ -122,7 +122,7 @@ def test_the_catalog_takes_kept_headers_for_exact(tmp_path):
 
 def test_the_ladder_has_what_lies_beside_the_file_on_the_hub(tmp_path, hub):
     data = QWEN.read_bytes()
-    for quant, more in (("Q8_0", 10**6), ("IQ1_S", 0), ("Q2_K", 0)):
+    for quant, more in (("Q8_0", 10**6), ("Q4_0_4_4", 0), ("Q2_K", 0)):
         hub.files[f"org/repo/tiny-{quant}.gguf"] = data + bytes(more)
     hub.files["org/repo/mmproj-F16.gguf"] = data
     _, found, _ = fit(NAME, tmp_path, hub)

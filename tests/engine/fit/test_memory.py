@@ -182,11 +182,12 @@ def test_an_estimate_counts_what_repacking_adds():
     )
     assert loaded_size_ratio("Q4_0", "cpu", "stock") == pytest.approx(6 / 4.5)
     assert loaded_size_ratio("Q8_0", "metal", "stock") == pytest.approx(9 / 8.5)
-    assert (
-        loaded_size_ratio("MXFP4", "cpu", "stock")
-        == loaded_size_ratio("IQ1_S", "cpu", "stock")
-        == 1
-    )
+    for unchanged in ("MXFP4", "NVFP4", "FP16"):
+        assert loaded_size_ratio(unchanged, "cpu", "stock") == 1
+    assert loaded_size_ratio("IQ1_S", "cpu", "stock") == pytest.approx(4 / 1.5625)
+    # Named after a type that most of its weights do not have.
+    mix = 0.75 * 10 / 3.0625 + 0.25 * 10 / 6.5625
+    assert loaded_size_ratio("UD-Q3_K_XL", "cpu", "stock") == pytest.approx(mix, rel=0.1)
     # Of Qwen3-30B-A3B with 16-bit scales, tensor by tensor: 18.56 GB become 21.8.
     assert loaded_size_ratio("Q4_K_M", "metal", "stock") == pytest.approx(21.8 / 18.56, rel=0.01)
     assert loaded_size_ratio("Q4_K_M", "cpu", "native") == 1

@@ -210,8 +210,8 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
         r"block size \(32\), got 1",
     ),
     "unsupported type": (
-        gguf_bytes({}, [Tensor("w", (256,), 16)]),
-        "'w' has the unsupported type IQ2_XXS",
+        gguf_bytes({}, [Tensor("w", (256,), 15)]),
+        "'w' has the unsupported type Q8_K",
     ),
     "removed type": (gguf_bytes({}, [Tensor("w", (32,), 4)]), "'w' has the unsupported type Q4_2"),
     "unknown type": (
@@ -255,7 +255,7 @@ def test_malformed_file_is_rejected_by_name(case: str, tmp_path: Path) -> None:
 
 def test_unsupported_type_is_not_called_damage() -> None:
     with pytest.raises(UnsupportedError):
-        read_header(gguf_bytes({}, [Tensor("w", (256,), 16)]))
+        read_header(gguf_bytes({}, [Tensor("w", (256,), 15)]))
 
 
 def test_bytes_beyond_the_file_size_are_refused() -> None:
