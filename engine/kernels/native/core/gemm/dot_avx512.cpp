@@ -153,7 +153,8 @@ void multiply_avx512(const Matrix& w, const TokenView* x, quant::Tokens kind, in
   }
   const bool tiles =
       kind == quant::Tokens::Prompt || (kind == quant::Tokens::Block && n >= TILE_TOKENS);
-  if (tiles && amx_multiplies()) multiply_many_amx(w, x, n, y, y_stride, row0, row1);
+  if (tiles && amx_multiplies() && quant::fits_tiles(w.type))
+    multiply_many_amx(w, x, n, y, y_stride, row0, row1);
   else multiply_many_avx512(w, x, n, y, y_stride, row0, row1);
 }
 

@@ -46,8 +46,8 @@ void rescale(const Matrix& w, int64_t n, float* y, int64_t y_stride, int64_t row
 bool tiles_in_use() { return isa::kernels().tiles && amx_multiplies(); }
 
 bool tiles_serve(std::initializer_list<const Matrix*> matrices) {
-  const auto quantized = [](const Matrix* w) { return !is_float(w->type); };
-  return tiles_in_use() && std::all_of(matrices.begin(), matrices.end(), quantized);
+  const auto fits = [](const Matrix* w) { return quant::fits_tiles(w->type); };
+  return tiles_in_use() && std::all_of(matrices.begin(), matrices.end(), fits);
 }
 
 void matmul_rows(const Matrix& w, const Activations& x, Tokens kind, int64_t token0, int64_t token1,

@@ -8,6 +8,7 @@
 // and optionally, for speed on one instruction set,
 //   Avx512    a format from quant/avx512.h; the default is GenericAvx512
 //   NIBBLES   a table of 16 weights that AMX tiles can look up
+//   TILES     false: AMX tiles do not multiply this type
 // docs/adding-a-block-type.md lists the steps for adding one.
 #pragma once
 
@@ -51,6 +52,7 @@ struct Quantized {
   static constexpr int WEIGHTS = WEIGHTS_, GROUP = GROUP_, BYTES = sizeof(Block);
   static constexpr bool MINS = MINS_;
   static constexpr Nibbles NIBBLES = {nullptr, 0, 0, false};
+  static constexpr bool TILES = true;  // whether bfloat16 is precise enough for the weights
 
   // Blocks are packed structs of bytes and halves, so they may be at any address.
   static const Block& read(const uint8_t* data) { return *reinterpret_cast<const Block*>(data); }
@@ -58,7 +60,7 @@ struct Quantized {
 
 template <int BYTES_>
 struct Floating {
-  static constexpr bool QUANTIZED = false;
+  static constexpr bool QUANTIZED = false, TILES = false;
   static constexpr int WEIGHTS = 1, BYTES = BYTES_;
 
   static uint16_t read_half(const uint8_t* data) {

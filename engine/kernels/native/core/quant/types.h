@@ -115,6 +115,16 @@ static constexpr bool is_float(Type type) {
   return false;
 }
 
+static constexpr bool fits_tiles(Type type) {
+  switch (type) {
+#define X(T) \
+  case Type::T: return T::TILES;
+    CONIFER_BLOCK_TYPES(X)
+#undef X
+  }
+  return false;
+}
+
 static constexpr int64_t row_bytes(Type type, int64_t cols) {
   return cols / block_weights(type) * block_bytes(type);
 }

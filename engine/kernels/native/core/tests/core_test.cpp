@@ -85,7 +85,7 @@ struct Worst {
 };
 
 bool in_tiles(const Case& c, Tokens kind, int64_t tokens) {
-  return !is_float(c.type->block.type) && tiles_in_use() &&
+  return fits_tiles(c.type->block.type) && tiles_in_use() &&
          (kind == Tokens::Prompt || (kind == Tokens::Block && tokens >= TILE_TOKENS));
 }
 
