@@ -3,9 +3,9 @@
 A run of whole folders is spread over the cores by pytest-xdist; a run of single files or tests is
 not. `-n 0` turns that off, `-n 4` sets the number of workers.
 
-CONIFER_FIXTURES names a folder with more model fixtures of the same form as tests/fixtures; where
-it is set, the parity tests run over those too. CONIFER_KERNELS chooses the kernels under test;
-where it is not set, all kernels that this build has are tested.
+CONIFER_FIXTURES names folders, separated by colons, with more model fixtures of the same form as
+tests/fixtures; where it is set, the parity tests run over those too. CONIFER_KERNELS chooses the
+kernels under test; where it is not set, all kernels that this build has are tested.
 """
 
 from __future__ import annotations

@@ -75,6 +75,27 @@ def test_resident_bytes_are_what_loading_keeps(name: str):
     assert abs(kept - resident_bytes(info, "cpu", "stock")) <= 0.01 * kept + 4096  # whole pages
 
 
+@pytest.mark.parametrize("tokens", [1, 40])  # 40: in tiles, if the processor has them
+def test_a_weight_is_multiplied_by_its_scale(kernels: str, tokens: int):
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(tokens, 256)).astype(np.float32)
+    tolerance = {"native": 2e-2, "stock": 2e-6}[kernels]
+    blocks, info, reference = random_tensor("NVFP4", (24, 256))
+    weight = select(kernels).load(blocks, info, mx.array([0.25]))
+    assert loss(weight.matmul(mx.array(x)), 0.25 * x @ reference.T) <= tolerance
+    assert loss(weight.rows(mx.array([3])), 0.25 * reference[3:4]) <= 1e-6
+
+    blocks, info, reference = random_tensor("NVFP4", (5, 24, 256))
+    scales = np.array([1, 2, -3, 0.5, 100], np.float32)
+    weight = select(kernels).load(blocks, info, mx.array(scales))
+    ids, scaled = rng.integers(0, 5, (tokens, 2)), reference * scales[:, None, None]
+    expected = np.einsum("ti,tkoi->tko", x, scaled[ids])
+    assert loss(weight.gather_matmul(mx.array(x[:, None]), mx.array(ids)), expected) <= tolerance
+    own = rng.normal(size=(tokens, 5, 256)).astype(np.float32)
+    expected = np.einsum("tei,eoi->teo", own, scaled)
+    assert loss(weight.stack_matmul(mx.array(own)), expected) <= tolerance
+
+
 def test_a_large_product_shared_among_streams_is_the_same():
     blocks, info, reference = random_tensor("Q4_1", (4099, 512))
     x = np.random.default_rng(1).normal(size=(9, 512)).astype(np.float32)
