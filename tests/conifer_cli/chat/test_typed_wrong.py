@@ -67,7 +67,7 @@ WRONG = [
     ("/read nosuch", "cannot read nosuch: No such file or directory"),
     ("/read nosuch/and more", "cannot read nosuch/and: No such file or directory"),
     ("/export", "expected a file name"),
-    ("/export nosuch/x", "cannot write nosuch/x: No such file or directory"),
+    ("/export nosuch/x", "the folder 'nosuch' does not exist"),
     ("/experts x.txt", "expected a file name ending in .png or .json"),
     ("/experts", "no"),
     ("/model nosuch", "no model named 'nosuch'"),

@@ -431,7 +431,9 @@ def test_bad_last_part_is_named(tmp_path: Path) -> None:
 
 def test_tensors_that_no_part_holds_are_missed(tmp_path: Path) -> None:
     blobs = split_bytes(KEYS, PARTS, **{"split.tensors.count": np.int32(4)})
-    assert "'split.tensors.count' is 4, but the parts contain 3 tensors" in opening(tmp_path, blobs)
+    assert "'split.tensors.count' is 4, but the number of tensors in the parts is 3" in opening(
+        tmp_path, blobs
+    )
 
 
 def test_other_part_than_the_first_is_refused_naming_the_first(tmp_path: Path) -> None:
