@@ -133,6 +133,11 @@ def _engine_errors() -> Table:
     return {
         **{kind: (BAD_MODEL, hint) for kind, hint in bad_model.items()},
         errors.SchemaError: (USAGE, "Change or remove that part of the schema."),
+        errors.EmptyPrompt: (USAGE, ""),
+        errors.MessageLeftOut: (
+            USAGE,
+            "Use another file of this model: a template that leaves out text cannot answer it.",
+        ),
         errors.ConstraintError: (FAILURE, "Try a different --seed or a simpler schema."),
         errors.BackendError: (FAILURE, ""),
         errors.DoesNotFit: (

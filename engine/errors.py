@@ -41,6 +41,18 @@ class TemplateError(ModelFileError):
     """A chat template is missing, unsafe, or rejects the conversation."""
 
 
+class TemplateRefusal(TemplateError):
+    """A chat template raises an exception for a conversation."""
+
+
+class MessageLeftOut(TemplateError):
+    """A chat template does not write the whole conversation into the prompt."""
+
+
+class EmptyPrompt(EngineError):
+    """A prompt has no tokens: the vocabulary has none for its text."""
+
+
 class SchemaError(EngineError):
     """A JSON schema is invalid or unsupported."""
 

@@ -45,6 +45,8 @@ def answer(conversation: Conversation, otherwise: str = NOT_ADDED) -> None:
     if generation.stream.finish == "interrupted" and not response.text:
         console.log(f"Stopped before the answer began. {otherwise}")
         return
+    if notice := response.notice(generation):
+        console.log(notice[:1].upper() + notice[1:] + ".")
     conversation.messages.append(response.message())
     conversation.totals.add(generation)
     if conversation.shows_stats:

@@ -112,6 +112,8 @@ def answer_once(session: Session, messages: Messages, prompt: str) -> int:
     finally:
         if reply.text or answering.stream.finish:
             messages.append(reply.message())
+    if notice := reply.notice(answering):
+        console.log(f"conifer: {notice}")
     if session.options.as_json:
         console.print_json(_record(session, reply, answering))
     show_experts(session)
@@ -198,6 +200,7 @@ def _record(session: Session, reply: Response, answering: Generation) -> dict[st
     return {
         "model": session.report.name,
         "answer": reply.shown,
+        "answer_empty": not reply.text.strip(),
         "thinking": reply.thinking,
         **answering.record(),
         "context": session.context,

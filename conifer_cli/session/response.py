@@ -11,6 +11,7 @@ from conifer_cli.terminal.code_block import first_code_block
 from conifer_cli.terminal.output import AnswerPrinter
 
 if TYPE_CHECKING:
+    from conifer_cli.session.session import Generation
     from engine.text.reasoning import Part
 
 
@@ -64,6 +65,22 @@ class Response:
                 if kind is Kind.THINKING:
                     self._thinking.append(piece)
                 self._printer.think(piece)
+
+    def notice(self, generation: Generation) -> str:
+        """Return a line that says why there is no answer, or an empty string if there is one."""
+        if self.text.strip() or generation.stream.finish == "interrupted":
+            return ""
+        stats = generation.stream.stats
+        within = " while the model was still reasoning" if self.thinking.strip() else ""
+        if generation.stream.finish == "length":
+            return f"no answer: {stats.decoded_tokens:,} tokens were used up{within}"
+        if within or stats.thinking_tokens:
+            return "no answer: the model ended while it was still reasoning"
+        return "no answer: " + (
+            "the model wrote only white space"
+            if self.text
+            else "the model or a stop string ended it at once"
+        )
 
     def message(self) -> dict[str, str]:
         """Return the message to add to the conversation.

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 JSON_OBJECT = '{"type": "object", "minProperties": 1}'  # the schema of --format json
 SLOW = "using the slow kernels: {}. Install a C++ compiler, then reinstall Conifer."
 ANSWER_ROOM = 2048  # tokens to keep free for an answer when a long prompt grows the context
+LONG_CHARACTERS, MANY_MESSAGES = 1 << 20, 2000  # counted before the template sees them
+FOLDED = (
+    "this model's chat template takes no system message, so it is part of the first user message"
+)
 CACHE_VERSION = 2  # of how caches are computed and stored
 SEED_BITS = 53  # size of random seeds: every JSON parser reads these integers exactly
 
@@ -46,6 +50,7 @@ class Session:
         self.report = report
         self.options = options
         self.raw = is_raw(report)
+        self._told_folded = False
         self.model = _loaded(report, options.kernels, chatting=not self.raw)
         if self.model.kernels.fallback_reason is not None:
             console.log(f"conifer: {SLOW.format(self.model.kernels.fallback_reason)}")
@@ -73,14 +78,37 @@ class Session:
 
     def encode(self, messages: Messages) -> list[int]:
         """Encode a conversation. For a raw model, encode only the last message."""
+        from engine.errors import EmptyPrompt
         from engine.text import reasoning
 
         template, tokenizer = self.model.template, self.model.tokenizer
-        if self.raw or template is None:
+        raw = self.raw or template is None
+        self._require_room([m["content"] for m in (messages[-1:] if raw else messages)])
+        if template is None or raw:
             start = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
-            return start + tokenizer.encode(messages[-1]["content"])
-        switches = reasoning.switches(self.options.think, self.options.effort)
-        return template.encode(messages, **switches)
+            tokens = start + tokenizer.encode(messages[-1]["content"])
+        else:
+            switches = reasoning.switches(self.options.think, self.options.effort)
+            tokens = template.encode(messages, **switches)
+            if template.folded and not self._told_folded:
+                console.log(f"conifer: {FOLDED}")
+                self._told_folded = True
+        if not tokens:
+            raise EmptyPrompt(
+                "the prompt is empty: the model's vocabulary has no token for its text"
+            )
+        return tokens
+
+    def _require_room(self, texts: list[str]) -> None:
+        """Raise ContextOverflow if long texts alone exceed every context, before rendering them."""
+        from engine.errors import ContextOverflow
+
+        if sum(map(len, texts)) < LONG_CHARACTERS and len(texts) < MANY_MESSAGES:
+            return
+        limit = self.options.context or max(self.context, self.report.verdict.largest_context)
+        used = sum(map(self.model.tokenizer.count, texts))
+        if used > limit:
+            raise ContextOverflow(used, limit)
 
     def answer(self, tokens: list[int], context: int | None = None) -> Generation:
         """Start an answer, reusing any prefix of `tokens` that is already in the cache."""

@@ -7,6 +7,7 @@ original text is restored once the markup in the rendered prompt has been recogn
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import secrets
@@ -15,6 +16,8 @@ from datetime import datetime
 from typing import Any
 
 from engine.errors import TemplateError
+from engine.text.marks import Marks
+from engine.text.message_forms import REASONING_FIELDS, Message, render_in_full
 from engine.text.sandbox import Sandbox
 from engine.text.tokenizer import Tokenizer
 
@@ -23,9 +26,8 @@ KEY = "tokenizer.chat_template"
 # splits past answers at them. In all other messages they are plain text.
 TRUSTED_ROLES = ("system", "developer", "assistant", "model")
 TAG = re.compile(r"[<\[].+[>\]]", re.DOTALL)
-REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
-
-Message = Mapping[str, Any]
+# Special tokens that templates add to text, although a file may lack them.
+TOKEN_NAMES = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
 
 
 def from_metadata(
@@ -43,7 +45,8 @@ def from_metadata(
 class ChatTemplate:
     """A chat template with its tokenizer. digest: the template's SHA-256, in hex.
 
-    sandbox: the sandbox that renders the template; by default, a new one.
+    sandbox: the sandbox that renders the template; by default, a new one. folded: whether the last
+    prompt has its system text in a user message, because the template takes no system message.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class ChatTemplate:
         self.digest = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
         self._tokenizer, self._clock = tokenizer, clock
         self._sandbox = sandbox or Sandbox()
+        self.folded = False
 
     def render(self, messages: Sequence[Message], **variables: Any) -> str:
         """Return the prompt as text, like `apply_chat_template` in transformers.
@@ -65,34 +69,56 @@ class ChatTemplate:
         any that the template defines, such as `enable_thinking`. Raises TypeError if a value is not
         plain data, or TemplateError if the template fails or rejects the conversation.
         """
-        return self._render(_Quotes({}, {}), messages, variables)
+        quotes = _Quotes(Marks({}), Marks({}))
+        said = [quotes.message(_with_reasoning(message)) for message in messages]
+        return self._render(said, quotes.data(variables, trusted=True))
 
     def encode(self, messages: Sequence[Message], **variables: Any) -> list[int]:
         """Return the prompt as token ids, with BOS if the model requires it.
 
         Only text that the template itself writes can become control tokens. The arguments are the
-        same as for `render`.
+        same as for `render`. If the template leaves out a message, its content is passed as typed
+        parts, or the system text in the user message. Raises MessageLeftOut if neither helps.
         """
         tokenizer = self._tokenizer
-        tags = {text: id for text, id in tokenizer.user_defined.items() if TAG.fullmatch(text)}
-        quotes = _Quotes({**tokenizer.control, **tokenizer.unknown}, tags)
-        text = self._render(quotes, messages, variables)
+        quotes = _Quotes(self._control, self._special)
+        text, form = render_in_full(
+            self.source,
+            [quotes.message(_with_reasoning(message)) for message in messages],
+            lambda messages: self._render(messages, quotes.data(variables, trusted=True)),
+        )
+        self.folded = len(form) < len(messages)
         ids = tokenizer.encode_quoted(text, quotes.words)
         bos = tokenizer.bos_id
         if tokenizer.add_bos and bos is not None and ids[:1] != [bos]:
             ids.insert(0, bos)
         return ids
 
-    def _render(
-        self, quotes: _Quotes, messages: Sequence[Message], variables: Mapping[str, Any]
-    ) -> str:
+    @functools.cached_property
+    def _control(self) -> Marks:
+        return Marks({**self._tokenizer.control, **self._tokenizer.unknown})
+
+    @functools.cached_property
+    def _special(self) -> Marks:
+        tokenizer = self._tokenizer
+        tags = {text: id for text, id in tokenizer.user_defined.items() if TAG.fullmatch(text)}
+        return Marks({**tokenizer.control, **tokenizer.unknown, **tags})
+
+    @functools.cached_property
+    def _token_variables(self) -> list[str]:
+        """Names of special tokens, except those that the template defines unless the file does."""
+        names = [f"{name}_token" for name in TOKEN_NAMES]
+        return [name for name in names if not re.search(rf"\b{name}\s+is\b", self.source)]
+
+    def _render(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
         context = {
+            **dict.fromkeys(self._token_variables, ""),
             **self._tokenizer.special_texts(),
-            "messages": [quotes.message(_with_reasoning(message)) for message in messages],
+            "messages": messages,
             "tools": None,
             "documents": None,
             "add_generation_prompt": True,
-            **{name: quotes.data(value, trusted=True) for name, value in variables.items()},
+            **variables,
         }
         return self._sandbox.render(self.source, context, self._clock())
 
@@ -100,10 +126,8 @@ class ChatTemplate:
 class _Quotes:
     """Replace special tokens in text with placeholders. `words` maps these back to the tokens."""
 
-    def __init__(self, control: Mapping[str, int], tags: Mapping[str, int]) -> None:
-        # Longest first, so that no token matches inside a longer token.
-        self._control = sorted(control, key=len, reverse=True)
-        self._all = sorted([*control, *tags], key=len, reverse=True)
+    def __init__(self, control: Marks, special: Marks) -> None:
+        self._control, self._special = control, special
         self._secret = secrets.token_hex(8)
         self._stand_ins: dict[str, str] = {}
         self.words: dict[str, str] = {}
@@ -131,14 +155,17 @@ class _Quotes:
         raise TypeError(f"chat template input must be plain data, got {type(value).__name__}")
 
     def _text(self, text: str, trusted: bool) -> str:
-        literals = self._control if trusted else self._all
-        found = [re.escape(literal) for literal in literals if literal in text]
-        return re.sub("|".join(found), self._stand_in, text) if found else text
+        parts: list[str] = []
+        at = 0
+        for start, end, _ in (self._control if trusted else self._special).find(text):
+            parts += [text[at:start], self._stand_in(text[start:end])]
+            at = end
+        return "".join([*parts, text[at:]])
 
-    def _stand_in(self, match: re.Match[str]) -> str:
+    def _stand_in(self, literal: str) -> str:
         # Use only letters and digits, so that template filters do not change or split the word.
-        word = self._stand_ins.setdefault(match[0], f"q{self._secret}x{len(self.words)}q")
-        self.words[word] = match[0]
+        word = self._stand_ins.setdefault(literal, f"q{self._secret}x{len(self.words)}q")
+        self.words[word] = literal
         return word
 
 

@@ -22,7 +22,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from engine.errors import BackendError, TemplateError
+from engine.errors import BackendError, TemplateError, TemplateRefusal
 
 # The only environment variables that the child receives. Python may need these library paths.
 KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
@@ -32,6 +32,9 @@ ANSWER_S = 10.0  # wall time; the child's limit on its own CPU time is much lowe
 POLL_S = 0.02
 MEMORY_BYTES = 256 << 20
 ANSWER_BYTES = 64 << 20
+# A larger request gets a child with more of everything: text of one emoji takes 4 bytes a letter.
+SMALL_REQUEST_BYTES, COPIES = 4 << 20, 32
+ANSWER_S_PER_BYTE = 4e-6
 
 
 class Sandbox:
@@ -42,6 +45,7 @@ class Sandbox:
         self._child: subprocess.Popen[bytes] | None = None
         self._stop: weakref.finalize[..., Sandbox] | None = None
         self._ready = False
+        self._memory_bytes = MEMORY_BYTES
 
     def start(self) -> None:
         """Start the child without waiting for it. `render` also starts it if necessary."""
@@ -51,13 +55,19 @@ class Sandbox:
     def render(self, source: str, context: Mapping[str, Any], now: datetime) -> str:
         """Render a jinja2 template with plain data.
 
-        Raises TemplateError if the template does not compile, raises an exception, or exceeds the
-        time or memory limit.
+        Raises TemplateRefusal if the template raises an exception, or TemplateError if it does not
+        compile or exceeds the time or memory limit.
         """
         request = {"source": source, "context": context, "now": now.isoformat()}
         line = json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogatepass")
         with self._lock:
+            needed = COPIES * len(line) if len(line) > SMALL_REQUEST_BYTES else 0
+            if MEMORY_BYTES + needed > self._memory_bytes:
+                self._end()
+                self._memory_bytes = MEMORY_BYTES + needed
             answer = self._ask(line + b"\n")
+        if "refusal" in answer:
+            raise TemplateRefusal(f"the chat template failed: {answer['refusal']}")
         if "error" in answer:
             raise TemplateError(f"the chat template failed: {answer['error']}")
         return answer["text"]
@@ -66,7 +76,7 @@ class Sandbox:
         if self._child is not None and self._child.poll() is None:
             return self._child
         self._end()
-        self._child = _start()
+        self._child = _start(self._memory_bytes)
         self._stop = weakref.finalize(self, _end, self._child)
         self._ready = False
         return self._child
@@ -77,12 +87,13 @@ class Sandbox:
         answer: dict[str, str] = {}
         try:
             if not self._ready:
-                answer = _answer(child, START_S)
+                answer = _answer(child, START_S, self._memory_bytes)
                 self._ready = "error" not in answer
             if self._ready:
                 answer = {}
                 _send(child, line)
-                answer = _answer(child, ANSWER_S)
+                patience_s = ANSWER_S + ANSWER_S_PER_BYTE * len(line)
+                answer = _answer(child, patience_s, self._memory_bytes)
         finally:
             if not answer or not self._ready:
                 self._end()
@@ -94,13 +105,13 @@ class Sandbox:
         self._child = None
 
 
-def _start() -> subprocess.Popen[bytes]:
+def _start(memory_bytes: int) -> subprocess.Popen[bytes]:
     # `-I` and `-S` hide installed packages, so pass the paths to the two that the child needs.
     found = [importlib.util.find_spec(name) for name in ("jinja2", "markupsafe")]
     places = [str(Path(spec.origin).parents[1]) for spec in found if spec and spec.origin]
     try:
         return subprocess.Popen(
-            [sys.executable, "-I", "-S", str(PROGRAM), *dict.fromkeys(places)],
+            [sys.executable, "-I", "-S", str(PROGRAM), str(memory_bytes), *dict.fromkeys(places)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -122,7 +133,7 @@ def _send(child: subprocess.Popen[bytes], line: bytes) -> None:
         raise TemplateError("the chat template process exited unexpectedly") from error
 
 
-def _answer(child: subprocess.Popen[bytes], patience_s: float) -> dict[str, str]:
+def _answer(child: subprocess.Popen[bytes], patience_s: float, memory_bytes: int) -> dict[str, str]:
     """Read one line. Raises TemplateError if the child exits or exceeds a limit."""
     assert child.stdout is not None
     deadline = time.monotonic() + patience_s
@@ -135,9 +146,9 @@ def _answer(child: subprocess.Popen[bytes], patience_s: float) -> dict[str, str]
                 if not chunk:
                     raise TemplateError(_epitaph(child))
                 line += chunk
-            elif sys.platform == "darwin" and _resident_bytes(child) > MEMORY_BYTES:
+            elif sys.platform == "darwin" and _resident_bytes(child) > memory_bytes:
                 raise TemplateError("the chat template failed: it ran out of memory")
-            if time.monotonic() > deadline or len(line) > ANSWER_BYTES:
+            if time.monotonic() > deadline or len(line) > max(ANSWER_BYTES, memory_bytes):
                 raise TemplateError(
                     "the chat template failed: it took too long or its output is too large"
                 )

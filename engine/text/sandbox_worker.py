@@ -6,8 +6,10 @@ object:
 
     {"source": template, "context": variables, "now": ISO time}  ->  {"text": ...} or {"error": ...}
 
+If the template itself raises an exception, "refusal" replaces "error".
+
 A template may loop forever, fill the memory, or escape from jinja2's sandbox. The process is
-therefore limited to MEMORY_BYTES of memory and, for each template, CPU_S seconds of CPU time. It
+therefore limited in memory (its first argument, in bytes) and, for each template, in CPU time. It
 cannot write files, and it receives no environment variables except library paths.
 """
 
@@ -23,23 +25,22 @@ from functools import lru_cache
 from typing import Any
 
 JINJA = (3, 1, 6)  # earlier versions have known sandbox escapes
-CPU_S = 0.6
-MEMORY_BYTES = 256 << 20
+CPU_S, CPU_S_PER_BYTE = 0.6, 1e-6  # a conversation of many short messages takes this long
 TEXT_CHARACTERS = 8 << 20  # plus twice the input size, since prompts may be long
 MESSAGE_CHARACTERS = 500
 FAULTS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def main() -> None:
-    sys.path += sys.argv[1:]  # where the parent found jinja2, which `-I` may hide
+    sys.path += sys.argv[2:]  # where the parent found jinja2, which `-I` may hide
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     _answer(_ready())
-    _limit()
+    _limit(int(sys.argv[1]))
     for line in sys.stdin.buffer:
         request = json.loads(line)
         # The kernel kills the process after this much CPU time, whatever it is doing.
-        signal.setitimer(signal.ITIMER_PROF, CPU_S)
+        signal.setitimer(signal.ITIMER_PROF, CPU_S + CPU_S_PER_BYTE * len(line))
         most = TEXT_CHARACTERS + 2 * len(line)
         answer = _render(request["source"], request["context"], request["now"], most)
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -60,9 +61,9 @@ def _ready() -> dict[str, str]:
     return {}
 
 
-def _limit() -> None:
+def _limit(memory_bytes: int) -> None:
     limits = {
-        resource.RLIMIT_AS: MEMORY_BYTES,  # not enforced on macOS; the parent checks instead
+        resource.RLIMIT_AS: memory_bytes,  # not enforced on macOS; the parent checks instead
         resource.RLIMIT_FSIZE: 0,
         resource.RLIMIT_CORE: 0,
     }
@@ -91,7 +92,8 @@ def _render(source: str, context: dict[str, Any], now: str, most: int) -> dict[s
     except RecursionError:
         return {"error": "infinite recursion"}
     except (jinja2.TemplateError, *FAULTS) as error:
-        return {"error": str(error)[:MESSAGE_CHARACTERS] or type(error).__name__}
+        kind = "error" if isinstance(error, jinja2.TemplateSyntaxError) else "refusal"
+        return {kind: str(error)[:MESSAGE_CHARACTERS] or type(error).__name__}
 
 
 @lru_cache(maxsize=1)
@@ -102,7 +104,10 @@ def _compiled(source: str) -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_generation_tag(), loopcontrols]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_generation_tag(), loopcontrols],
+        undefined=_lenient_undefined(),
     )
 
     def raise_exception(message: str) -> None:
@@ -123,8 +128,44 @@ def _to_json(
 ) -> str:
     """Format JSON for a prompt. jinja2's own filter would escape it for HTML."""
     return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+        default=_plain,
     )
+
+
+def _plain(value: Any) -> None:
+    from jinja2 import Undefined
+
+    if not isinstance(value, Undefined):
+        raise TypeError(f"{type(value).__name__} is not plain data")
+
+
+def _lenient_undefined() -> Any:
+    """Return a class for variables that nobody has set. Added to text, they are empty."""
+    from jinja2 import Undefined
+    from jinja2.utils import missing
+
+    class Unset(Undefined):
+        def _other(self, other: Any) -> Any:
+            return other if self._undefined_obj is missing else self._fail_with_undefined_error()
+
+        def __getattr__(self, name: str) -> Any:
+            if self._undefined_obj is missing and name[:2] != "__":
+                return Undefined(name=name, obj=None)
+            return super().__getattr__(name)
+
+        def __getitem__(self, name: Any) -> Any:
+            if self._undefined_obj is missing:
+                return Undefined(name=str(name), obj=None)
+            return self._fail_with_undefined_error()
+
+        __add__ = __radd__ = _other
+
+    return Unset
 
 
 def _generation_tag() -> Any:

@@ -79,14 +79,15 @@ def test_a_template_that_is_no_text_is_refused() -> None:
 
 
 def test_bos_is_written_once() -> None:
-    letter = from_metadata(byte_vocabulary()).encode("x")
+    letters = from_metadata(byte_vocabulary()).encode("Hello")
     vocabulary = byte_vocabulary(control=["<s>"], bos_token_id=257, add_bos_token=True)
     found = from_metadata(vocabulary)
-    for source in ("{{ bos_token }}x", "x", "<s>x"):
-        assert ChatTemplate(source, found).encode(HELLO) == [257, *letter]
+    said = "{{ messages[0].content }}"
+    for source in ("{{ bos_token }}" + said, said, "<s>" + said):
+        assert ChatTemplate(source, found).encode(HELLO) == [257, *letters]
     without = from_metadata({**vocabulary, "tokenizer.ggml.add_bos_token": False})
-    assert ChatTemplate("{{ bos_token }}x", without).encode(HELLO) == [257, *letter]
-    assert ChatTemplate("x", without).encode(HELLO) == letter
+    assert ChatTemplate("{{ bos_token }}" + said, without).encode(HELLO) == [257, *letters]
+    assert ChatTemplate(said, without).encode(HELLO) == letters
 
 
 def test_the_digest_is_the_sha256_of_the_source() -> None:

@@ -241,7 +241,7 @@ def test_an_old_or_missing_jinja_is_refused(
     if version:
         (tmp_path / "jinja2.py").write_text(f"__version__ = {version!r}\n")
     # -S: the environment's own jinja2 is out of the child's sight.
-    command = [sys.executable, "-I", "-S", str(sandbox.PROGRAM), str(tmp_path)]
+    command = [sys.executable, "-I", "-S", str(sandbox.PROGRAM), "1000000000", str(tmp_path)]
     first = subprocess.run(command, input=b"", capture_output=True, check=True).stdout
     assert expected in json.loads(first)["error"]
 
