@@ -155,12 +155,12 @@ def _lenient_undefined() -> Any:
 
         def __getattr__(self, name: str) -> Any:
             if self._undefined_obj is missing and name[:2] != "__":
-                return Undefined(name=name, obj=None)
+                return Unset(name=name)
             return super().__getattr__(name)
 
         def __getitem__(self, name: Any) -> Any:
             if self._undefined_obj is missing:
-                return Undefined(name=str(name), obj=None)
+                return Unset(name=str(name))
             return self._fail_with_undefined_error()
 
         __add__ = __radd__ = _other
