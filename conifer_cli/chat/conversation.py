@@ -80,7 +80,7 @@ class Conversation:
 
     def encode(self) -> list[int]:
         """Encode the messages, using the cached tokens for any text already in the cache."""
-        from engine.text.retokenize import retokenized
+        from engine.text.tokenizer import retokenized
 
         session = self.session
         cached = session.cache.tokens if session.cache else []

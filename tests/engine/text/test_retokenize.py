@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 import engine
-from engine.text.retokenize import retokenized
-from engine.text.tokenizer import Tokenizer
+from engine.text.tokenizer import Tokenizer, retokenized
 
 pytestmark = [pytest.mark.network, pytest.mark.process]
 
