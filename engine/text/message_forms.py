@@ -125,14 +125,16 @@ def _with_words(message: Message, words: Iterator[str]) -> Message:
     """Return a message of the same shape with other words."""
     brief = {name: "r" for name in REASONING_FIELDS if message.get(name)}
     content = message.get("content")
-    if isinstance(content, str) and content.strip():
+    if not _texts(message):
+        return {**message, **brief}
+    if isinstance(content, str):
         content = next(words)
     elif isinstance(content, list | tuple):
         content = [
             {**part, "text": next(words)} if _texts({"content": [part]}) else part
             for part in content
         ]
-    return {**message, **brief, "content": content} if "content" in message else message
+    return {**message, **brief, "content": content}
 
 
 def _require_texts(source: str, messages: Sequence[Message], prompt: str) -> None:

@@ -253,7 +253,8 @@ def retokenized(held: Sequence[int], wanted: Sequence[int], tokenizer: Tokenizer
     """Return `wanted`, but with the ids from `held` for the longest prefix with the same text.
 
     A model may spell a word with different tokens than the tokenizer would. As long as the text is
-    the same, the generated ids, which are in the cache, take precedence. Control tokens have no text, so their ids must be equal.
+    the same, the generated ids, which are in the cache, take precedence.
+    Control tokens have no text, so their ids must be equal.
     """
     marks = {*tokenizer.control.values(), *tokenizer.unknown.values(), *tokenizer.eog_ids}
     ids: list[int] = []

@@ -23,6 +23,7 @@ PARTS = [
     (Kind.ANSWER, "Fo"),
     (Kind.ANSWER, "ur.\n\n"),
 ]
+NO_ANSWER = b"conifer: no answer: 8 tokens were used up while the model was still reasoning\n"
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def plain(tmp_path):
 
 def test_thinking_in_a_pipe_is_not_shown(tmp_path):
     done = run_conifer("run", templated(tmp_path, OPEN), "hi", *GREEDY, home=tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"\n", b"")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"\n", NO_ANSWER)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,9 @@ def test_thinking_in_a_pipe_is_not_shown(tmp_path):
 def test_thinking_goes_to_stderr_when_asked_for(tmp_path, plain, flag, more):
     asked = ("run", templated(tmp_path, OPEN), "hi", *GREEDY, *flag)
     done = run_conifer(*asked, home=tmp_path, **more)
-    assert (done.returncode, done.stdout, done.stderr.strip()) == (0, b"\n", plain)
+    assert (done.returncode, done.stdout) == (0, b"\n")
+    assert done.stderr.removesuffix(NO_ANSWER).strip() == plain
+    assert done.stderr.endswith(NO_ANSWER)
     assert b"\x1b" not in done.stderr
 
 
