@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from conifer_cli.run_options import RunOptions
 from conifer_cli.terminal import console
 from conifer_cli.terminal.code_block import first_code_block
+from conifer_cli.terminal.format import counted
 from conifer_cli.terminal.output import AnswerPrinter
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ class Response:
         stats = generation.stream.stats
         within = " while the model was still reasoning" if self.thinking.strip() else ""
         if generation.stream.finish == "length":
-            return f"no answer: {stats.decoded_tokens:,} tokens were used up{within}"
+            limit = counted(stats.decoded_tokens, "token")
+            return f"no answer: the limit of {limit} was reached{within}"
         if within or stats.thinking_tokens:
             return "no answer: the model ended while it was still reasoning"
         return "no answer: " + (

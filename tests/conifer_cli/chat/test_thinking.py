@@ -23,7 +23,8 @@ PARTS = [
     (Kind.ANSWER, "Fo"),
     (Kind.ANSWER, "ur.\n\n"),
 ]
-NO_ANSWER = b"conifer: no answer: 8 tokens were used up while the model was still reasoning\n"
+LIMIT = "the limit of 8 tokens was reached while the model was still reasoning"
+NO_ANSWER = f"conifer: no answer: {LIMIT}\n".encode()
 
 
 @pytest.fixture
