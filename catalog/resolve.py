@@ -89,7 +89,8 @@ def _path(text: str) -> Reference:
             return Reference("path", path=path)
         is_folder, exists = path.is_dir(), path.exists()
     except (OSError, ValueError, RuntimeError) as error:  # name too long, NUL byte, unknown user
-        raise ModelNotFound(f"{text!r} is not a valid path: {error}") from error
+        problem = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise ModelNotFound(f"{text!r} is not a valid path: {problem}") from error
     if is_folder:
         raise ModelNotFound(f"{text!r} is a folder, not a file")
     if exists:

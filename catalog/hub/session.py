@@ -51,7 +51,8 @@ def constants() -> ModuleType:
         with warnings.catch_warnings(action="ignore"):  # of obsolete switches
             from huggingface_hub import constants
     except ValueError as error:
-        raise BadSetting(f"an HF_* environment variable has an invalid value: {error}") from error
+        value = str(error).rpartition(": ")[2]
+        raise BadSetting(f"an HF_* environment variable must be a number, got {value}") from error
     return constants
 
 

@@ -69,10 +69,11 @@ def hashed(model: Installed, listed: Sequence[RemoteFile] = ()) -> Iterator[Hash
 
     listed: the Hub's files, which supply the expected hashes that are not stored on disk.
     """
-    from catalog.store.disk import hash_file
+    from catalog.store.disk import disk_failures, hash_file
 
     for path, want in zip(model.paths, model.expected_hashes(listed), strict=True):
-        total = path.stat().st_size
+        with disk_failures(path):
+            total = path.stat().st_size
         with Progress(path.name) as progress:
             got = hash_file(path, lambda done, total=total: progress.update(done, total))  # type: ignore[misc]
         yield HashedFile(name_of(model), path, want, got)

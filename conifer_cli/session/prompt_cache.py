@@ -16,6 +16,7 @@ from operator import eq
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from catalog.files import files_below
 from conifer_cli import errors, options
 from conifer_cli.session import checkpoint
 from conifer_cli.terminal import console
@@ -44,7 +45,9 @@ def recall(session: Session, tokens: list[int]) -> int:
     """
     key = session.identity, session.cache_format
     best, shared = None, session.cache.shared_prefix(tokens) if session.cache else 0
-    for path in (folder() / session.identity[:16]).glob(f"*{SUFFIX}"):
+    for path in files_below(folder() / session.identity[:16], 0):
+        if path.suffix != SUFFIX:
+            continue
         header = _header(path)
         if header is None or (header.identity, header.form) != key:
             continue

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from conifer_cli.errors import UsageError
 from conifer_cli.fit import run_history
 from conifer_cli.fit.context import advice
+from conifer_cli.interrupts import time_limit
 from conifer_cli.run_options import RunOptions
 from conifer_cli.session import checkpoint
 from conifer_cli.terminal import console
@@ -38,6 +39,7 @@ FOLDED = (
     "this model's chat template takes no system message, so it is part of the first user message"
 )
 CACHE_VERSION = 2  # of how caches are computed and stored
+CHECK_S = 10  # for a complete answer and its schema
 SEED_BITS = 53  # size of random seeds: every JSON parser reads these integers exactly
 
 Messages = list[dict[str, str]]
@@ -248,13 +250,24 @@ class Generation:
         return self.stream.finish == "length" and self.stream.cut_by == "context"
 
     def require_schema(self, text: str) -> None:
-        """Raise AnswerMismatch if a complete answer does not match its schema."""
+        """Raise AnswerMismatch if a complete answer does not match its schema.
+
+        Raises ConstraintError if that takes too long to find out: a `pattern` may need a time that
+        is exponential in the length of a text.
+        """
         schema = self._session.options.grammar
         if schema is None or self.stream.finish != "stop" or self.stream.found_stop:
             return
+        from engine.errors import ConstraintError
         from engine.text.json_document import require_match
 
-        require_match(text, schema)
+        try:
+            with time_limit(CHECK_S):
+                require_match(text, schema)
+        except TimeoutError as error:
+            raise ConstraintError(
+                f"the answer was not checked: its schema takes more than {CHECK_S} s"
+            ) from error
 
     def record(self) -> dict[str, Any]:
         """Return the finish reason, token counts and rates for --json."""

@@ -60,7 +60,9 @@ def require_match(text: str, schema: str) -> None:
         # A `$ref` to a schema with `$schema` would fall back to jsonschema's own number rules.
         validator = validator_class(parsed.pop("$schema", DRAFT))
         error = best_match(validator(parsed, format_checker=_formats()).iter_errors(document))
-        problem = error and f"`{error.validator}` at {pointer(error.absolute_path)}"
+        # A key that an object must not have fails the schema `false`, which has no keyword.
+        keyword = error and (error.validator or "additionalProperties")
+        problem = error and f"`{keyword}` at {pointer(error.absolute_path)}"
     except ValueError as invalid:
         problem = str(invalid)
     except RecursionError:
@@ -133,7 +135,12 @@ def validator_class(draft: Any) -> type[Validator]:
         known = validators.validator_for({"$schema": draft}, default=known)
     if known is None:
         raise SchemaError(f"`$schema` at #: {draft!r} is not a version of JSON Schema")
-    rules = {"multipleOf": _multiple, "pattern": _pattern}
+    rules = {
+        "multipleOf": _multiple,
+        "pattern": _pattern,
+        "patternProperties": _pattern_properties,
+        "additionalProperties": _additional_properties,
+    }
     extended: type[Validator] = validators.extend(known, rules)  # type: ignore[no-untyped-call]
     return extended
 
@@ -189,6 +196,26 @@ def _pattern(validator: Any, pattern: str, value: Any, schema: Any) -> Iterator[
     compiled = _compiled(pattern)
     if isinstance(value, str) and compiled is not None and not compiled.search(value):
         yield ValidationError(f"does not match {pattern}")
+
+
+def _pattern_properties(
+    validator: Any, patterns: dict[str, Any], value: Any, schema: Any
+) -> Iterator[Exception]:
+    for pattern, below in patterns.items() if isinstance(value, dict) else ():
+        compiled = _compiled(pattern)
+        for key in value:
+            if compiled is not None and compiled.search(key):
+                yield from validator.descend(value[key], below, path=key, schema_path=pattern)
+
+
+def _additional_properties(
+    validator: Any, below: Any, value: Any, schema: Any
+) -> Iterator[Exception]:
+    patterns = [_compiled(pattern) for pattern in schema.get("patternProperties", ())]
+    for key in value if isinstance(value, dict) else ():
+        known = key in schema.get("properties", ())
+        if not known and not any(p is None or p.search(key) for p in patterns):
+            yield from validator.descend(value[key], below, path=key)
 
 
 @cache

@@ -6,6 +6,7 @@ Places are JSON pointers, such as #/properties/age. `json_grammar` checks number
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -89,6 +90,10 @@ def parse(text: str) -> Schema:
         root = json_document.parse(text)
     except ValueError as error:
         raise SchemaError(str(error)) from error
+    try:
+        json.dumps(root, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        raise SchemaError("a text in the schema has half of a surrogate pair") from error
     if not isinstance(root, dict):
         raise SchemaError('a JSON schema must be an object, such as {"type": "string"}')
     return Schema(root)
@@ -102,6 +107,7 @@ def require_supported(schema: Schema) -> None:
         if isinstance(node, dict):
             _require_keywords(place, node, new)
     _require_an_end(schema)
+    _require_progress(schema)
 
 
 def problem_at(place: str, keyword: str, problem: str) -> SchemaError:
@@ -181,6 +187,34 @@ def _ends(schema: Schema, place: str, finite: set[str]) -> bool:
         or ("array" in types and all(each in finite for each in _required_items(place, node)))
         or ("object" in types and _has_required_values(place, node, finite))
     )
+
+
+def _require_progress(schema: Schema) -> None:
+    """Raise SchemaError if a `$ref` leads to itself for the same value, as `{"$ref": "#"}` does."""
+    done: set[str] = set()
+    for start in schema.nodes:
+        path: dict[str, Iterator[tuple[str, str]]] = {start: _same_value(schema, start)}
+        while path and start not in done:
+            place = next(reversed(path))
+            keyword, after = next(path[place], ("", ""))
+            if not after:
+                done.add(place)
+                del path[place]
+            elif after in path:
+                raise problem_at(place, keyword, "it leads back to itself without an end")
+            elif after not in done:
+                path[after] = _same_value(schema, after)
+
+
+def _same_value(schema: Schema, place: str) -> Iterator[tuple[str, str]]:
+    """Yield the keyword and place of each schema that applies to the same value as this one."""
+    node = schema.nodes[place]
+    if not isinstance(node, dict):
+        return
+    if "$ref" in node:
+        yield "$ref", node["$ref"]
+    for keyword in ("allOf", "anyOf", "oneOf"):
+        yield from ((keyword, below(place, keyword, n)) for n in range(len(node.get(keyword, ()))))
 
 
 def is_written_out(node: Node) -> bool:

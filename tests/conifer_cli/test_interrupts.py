@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import signal
+import time
 
 import pytest
 
-from conifer_cli.interrupts import scope
+from conifer_cli.interrupts import scope, time_limit
 
 
 def press() -> None:
@@ -76,3 +78,14 @@ def test_the_handler_of_before_comes_back():
     with scope():
         assert signal.getsignal(signal.SIGINT) is not before
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_time_limit_ends_a_regular_expression():
+    start, before = time.monotonic(), signal.getsignal(signal.SIGALRM)
+    with pytest.raises(TimeoutError), time_limit(0.2):
+        re.search("^(a+)+$", "a" * 60 + "b")
+    assert time.monotonic() - start < 5
+    with time_limit(0.01):
+        pass
+    time.sleep(0.05)  # no alarm is left
+    assert signal.getsignal(signal.SIGALRM) == before

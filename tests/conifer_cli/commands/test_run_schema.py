@@ -53,3 +53,13 @@ def test_a_decimal_multiple_is_written_exactly(tmp_path):
     schema = '{"type": "number", "multipleOf": 0.1, "minimum": 0.05, "maximum": 0.15}'
     done = run(tmp_path, "--schema", schema)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"0.1\n", b"")
+
+
+def test_a_pattern_without_an_end_ends_with_one_line(tmp_path):
+    text = '"' + "a" * 40 + 'b"'  # Python takes 2^40 steps to find that the pattern fails
+    schema = f'{{"anyOf": [{{"type": "string", "pattern": "^(a+)+$"}}, {{"const": {text}}}]}}'
+    schema = f'{{"allOf": [{schema}, {{"const": {text}}}]}}'
+    done = run(tmp_path, "--schema", schema)
+    assert (done.returncode, done.stdout.decode()) == (1, text + "\n")
+    message, _ = done.stderr.decode().splitlines()
+    assert message == "conifer: the answer was not checked: its schema takes more than 10 s"

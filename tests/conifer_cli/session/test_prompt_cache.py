@@ -86,6 +86,13 @@ def test_a_place_that_cannot_be_written_is_said_and_no_error(tmp_path):
     assert done.stderr.count(b"\n") == 1 and b"cannot store the prompt" in done.stderr
 
 
+def test_a_home_whose_name_is_too_long_is_said_and_no_error(tmp_path):
+    model, home = str(MODELS / "qwen3moe" / "model.gguf"), str(tmp_path / ("x" * 300))
+    done = run_conifer("run", model, TEXT, *GREEDY, "--cache", home=tmp_path, CONIFER_HOME=home)
+    assert done.returncode == 0 and json.loads(done.stdout)["answer"]
+    assert b"cannot store the prompt" in done.stderr and b"Traceback" not in done.stderr
+
+
 def test_a_place_that_may_only_be_read_is_read(tmp_path, capsys, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(1, "Operation not permitted")

@@ -153,6 +153,12 @@ REFUSED = {
     '{"type": "object", "required": ["y"], "additionalProperties": false}': "no value matches",
     '{"enum": [1], "enum": [2]}': "the key 'enum' appears twice",
     '{"maximum": NaN}': "NaN is not a JSON number",
+    r'{"const": "\ud800"}': "half of a surrogate pair",
+    r'{"properties": {"\udc00": {}}}': "half of a surrogate pair",
+    r'{"pattern": "\ud800"}': "half of a surrogate pair",
+    '{"anyOf": [{"type": "null"}, {"$ref": "#"}]}': "`$ref` at #/anyOf/1: it leads back to itself",
+    '{"items": {"$ref": "#/$defs/a"}, "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/b"}, {}]}, '
+    '"b": {"oneOf": [{"$ref": "#/$defs/a"}]}}}': "it leads back to itself",
     '{"items": ' * 600 + "{}" + "}" * 600: "",
 }
 
@@ -253,6 +259,11 @@ MISMATCHES = {
     ("", "{}"): "there is no JSON",
     ("NaN", "{}"): "NaN is not a JSON number",
     ("1" + "0" * 5000, '{"maximum": 5}'): "`maximum` at #",
+    ('{"a": 1}', '{"patternProperties": {"^(?<n>a)$": {"type": "null"}}}'): "`type` at #/a",
+    (
+        '{"b": 1}',
+        '{"patternProperties": {"^(?<n>a)$": {}}, "additionalProperties": false}',
+    ): "`additionalProperties` at #",
     (r'"é\n"', r'{"pattern": "^\\w+$"}'): "`pattern` at #",
 }
 
@@ -276,6 +287,8 @@ def test_an_answer_that_breaks_its_schema_is_told_with_the_place(text: str, sche
         ("[[]]", '{"$schema": "https://json-schema.org/draft/2020-12/schema", "items": '
          '{"items": {"$ref": "#"}}}'),
         ('"é"', r'{"pattern": "^\\p{L}$"}'),
+        ('{"é": 1}', r'{"patternProperties": {"^\\p{L}$": {}}, "additionalProperties": false}'),
+        ('{"a": 1}', r'{"patternProperties": {"^(?<n>a)$": {}}, "additionalProperties": false}'),
     ],
 )  # fmt: skip
 def test_an_answer_that_keeps_its_schema_passes(text: str, schema: str):
