@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
     from typing import NoReturn
+
+ONE_ANSWER = {"-p", "--prompt", "-h", "--help", "-"}
+_cleanup: list[Callable[[], None]] = []  # what Ctrl-C does before it ends the program
 
 
 def main() -> NoReturn:
@@ -24,12 +29,30 @@ def main() -> NoReturn:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     # NumPy multiplies no matrices here. OpenBLAS would start a thread per core, and exit without.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from conifer_cli.app import main
+    from conifer_cli.terminal.keyboard import keyboard
 
-    main()
+    _cleanup.append(keyboard.release)
+    if _may_converse(sys.argv[1:]):  # what is typed while the program loads is a message
+        keyboard.take()
+    try:
+        from conifer_cli.app import main
+
+        main()
+    finally:
+        keyboard.release()
+
+
+def _may_converse(arguments: list[str]) -> bool:
+    """True if a command line may start a conversation. `run` decides once it has parsed it."""
+    command, *rest = arguments or [""]
+    words = [word for word in rest if not word.startswith("-")]
+    options = len(rest) - len(words)  # each may have a value
+    return command == "run" and ONE_ANSWER.isdisjoint(rest) and len(words) <= 1 + options
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    for restore in _cleanup:
+        restore()
     os._exit(128 + number)
 
 

@@ -87,6 +87,8 @@ def _outcome(arguments: list[str]) -> int:
 def _run(arguments: list[str]) -> int:
     try:
         code = int(app(arguments, prog_name="conifer", standalone_mode=False) or errors.OK)
+    except interrupts.Ended:
+        raise
     except SystemExit as error:  # a broken pipe while typer prints help
         raise console.ReaderGone from error
     except OSError as error:

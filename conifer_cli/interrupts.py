@@ -19,8 +19,8 @@ from typing import NoReturn
 AGAIN_S = 0.2  # if the prompt is still open by then, the first exception was lost
 
 
-class Ended(BaseException):
-    """Raised on SIGTERM and SIGHUP. A BaseException, like KeyboardInterrupt."""
+class Ended(SystemExit):
+    """Raised on SIGTERM and SIGHUP. An event loop swallows any other exception but Ctrl-C's."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)

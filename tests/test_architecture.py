@@ -37,6 +37,7 @@ LATE = {
     "conifer_cli.fit.verdict",
     "conifer_cli.terminal.format",
     "conifer_cli.terminal.highlight",
+    "conifer_cli.terminal.keyboard",
     "conifer_cli.terminal.markdown",
 }
 MOST_FILES = 14  # besides __init__.py

@@ -60,12 +60,13 @@ def _choices(conversation: Conversation, needed: int) -> list[Choice]:
 
 def _ask(conversation: Conversation, choices: list[Choice]) -> bool:
     labels = "".join(f"[{key}] {label}, " for key, label, _ in choices)
-    actions = {key: action for key, _, action in choices}
+    # Only the key or its word: the beginning of a message must not drop a turn.
+    actions = {word: action for key, label, action in choices for word in (key, label.split()[0])}
     while True:
-        reply = conversation.editor.question(f"{labels}[c] cancel: ").lower()[:1]
+        reply = conversation.editor.question(f"{labels}[c] cancel: ").lower()
         if reply in actions:
             return actions[reply](conversation)
-        if reply in ("", "c"):
+        if reply in ("", "c", "cancel"):
             return False
 
 

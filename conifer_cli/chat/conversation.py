@@ -97,7 +97,7 @@ class Conversation:
         try:
             session.model.count_routes()  # for /experts
             generation = session.answer(tokens, self.context)
-            with console.keys(quiet=True), self.interrupts.on_interrupt(generation.stream.stop):
+            with self.interrupts.on_interrupt(generation.stream.stop):
                 response.print(generation)
         finally:
             session.settings = saved

@@ -1,6 +1,7 @@
 """The conversation's line editor, with its completions and message history.
 
 prompt_toolkit is imported lazily, for the first message. A dumb terminal uses plain input instead.
+Messages that were typed ahead, before the prompt, come first.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -21,15 +23,20 @@ from catalog.files import open_regular, parse_json, read_file, write_atomically
 from conifer_cli import errors, options
 from conifer_cli.interrupts import Interrupts
 from conifer_cli.terminal import console
+from conifer_cli.terminal.keyboard import END_OF_INPUT, dumb, keyboard
 from engine.text.tokenizer import without_surrogates
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
+    from prompt_toolkit.formatted_text import AnyFormattedText
     from prompt_toolkit.key_binding import KeyBindings
+
+    from conifer_cli.chat.typed_keys import TypedKeys
 
 PROMPT, CONTINUATION = ">>> ", "... "
 PLACEHOLDER = "Send a message (/? for help)"
 QUOTES = '"""'
+HINT_WIDTH = 40  # columns; a narrower terminal shows no placeholder and no meter
 FAINT = "ansibrightblack"
 MAX_NAMES = 200  # maximum number of file names to offer
 HISTORY_FORMAT = {"format": 1}  # first line; each later line is one JSON string
@@ -74,43 +81,73 @@ class PlainEditor:
 
     def __init__(self, interrupts: Interrupts) -> None:
         self._interrupts = interrupts
+        self._ahead = b""  # typed before the prompt
 
     def message(self) -> str | None:
         """Read a message. Return None at the end of input. Raises KeyboardInterrupt on Ctrl-C."""
         text, prompt = "", PROMPT
-        with self._interrupts.propagate():
-            while (line := console.ask(prompt)) is not None:
-                text += without_surrogates(line)
-                if is_closed(text):
-                    return unquoted(text)
-                text, prompt = text + "\n", CONTINUATION
+        while (line := self._line(prompt)) is not None:
+            text += without_surrogates(line)
+            if is_closed(text):
+                return unquoted(text)
+            text, prompt = text + "\n", CONTINUATION
         return None
 
     def question(self, text: str) -> str:
         """Ask for a short reply, which may be empty."""
         try:
-            with self._interrupts.propagate():
+            with keyboard.lines(), self._interrupts.propagate():
                 return (console.ask(text) or "").strip()
         except KeyboardInterrupt:
             console.write_stdout("\n")
             return ""
 
+    def _line(self, prompt: str) -> str | None:
+        """Return the next line typed ahead or, if there is none, ask for one."""
+        with keyboard.lines():  # first: keys that come from now on are for readline
+            self._ahead += keyboard.typed()
+            typed, end, rest = split_line(self._ahead)
+            if not end:
+                self._ahead = b""
+                with self._interrupts.propagate():
+                    return console.ask(prompt, typed)
+        self._ahead = rest
+        console.write_stdout(f"{prompt}{typed}\n")
+        return None if end == END_OF_INPUT and not typed else typed
+
+
+def split_line(data: bytes) -> tuple[str, bytes, bytes]:
+    """Split what was typed ahead into its first line, as a terminal edits it, its end and the rest.
+
+    The end is empty if the line is unfinished.
+    """
+    found = re.search(rb"\r\n?|\n|\x04", data)
+    start, end = found.span() if found else (len(data), len(data))
+    line = re.sub(r".*\x15", "", data[:start].decode(errors="replace"), flags=re.DOTALL)  # Ctrl-U
+    while line != (line := re.sub(r"[^\x7f\b]?[\x7f\b]", "", line, count=1)):
+        pass
+    return re.sub(r"[\x00-\x08\x0a-\x1f]", "", line), data[start:end], data[end:]
+
 
 class LineEditor:
-    """prompt_toolkit's editor. Ctrl-C is a key binding here, not a signal."""
+    """prompt_toolkit's editor. Ctrl-C and Ctrl-Z are key bindings here, not signals."""
 
     def __init__(self, host: EditorHost, interrupts: Interrupts) -> None:
         self._host, self._interrupts = host, interrupts
         self._session: PromptSession[str] | None = None
+        self._keys: TypedKeys | None = None
 
     def message(self) -> str | None:
-        if self._session is None:
-            self._session = _session(self._host)
+        from conifer_cli.chat.typed_keys import TypedKeys, prompting
+
+        keys = self._keys = self._keys or TypedKeys()
         try:
-            text = without_surrogates(self._session.prompt(handle_sigint=False))
+            with prompting(keys, question=False):
+                self._session = self._session or _session(self._host, keys)
+                text = without_surrogates(self._session.prompt(handle_sigint=False))
+                self._interrupts.forget()  # a Ctrl-C pressed in $EDITOR must not stop the answer
         except EOFError:
             return None
-        self._interrupts.forget()  # a Ctrl-C pressed in $EDITOR must not stop the answer
         if self._host.history is not None and text.strip():
             add_to_history(self._host.history, text)
         return unquoted(text)
@@ -118,9 +155,15 @@ class LineEditor:
     def question(self, text: str) -> str:
         from prompt_toolkit import PromptSession
 
+        from conifer_cli.chat.typed_keys import TypedKeys, prompting
+
+        keys = self._keys = self._keys or TypedKeys()
         with contextlib.suppress(EOFError, KeyboardInterrupt):
-            session: PromptSession[str] = PromptSession(output=_output())
-            reply = session.prompt(text, handle_sigint=False).strip()
+            with prompting(keys, question=True):
+                session: PromptSession[str] = PromptSession(
+                    input=keys, output=_output(), key_bindings=_suspending()
+                )
+                reply = session.prompt(text, handle_sigint=False).strip()
             self._interrupts.forget()
             return reply
         return ""
@@ -131,19 +174,24 @@ Editor = PlainEditor | LineEditor
 
 def open_editor(host: EditorHost, interrupts: Interrupts) -> Editor:
     """Return the editor that this terminal supports."""
-    return PlainEditor(interrupts) if console.dumb() else LineEditor(host, interrupts)
+    return PlainEditor(interrupts) if dumb() else LineEditor(host, interrupts)
 
 
 def _output() -> Any:
     """Return an `Output` that never queries the cursor position: some terminals do not reply."""
+    from prompt_toolkit.output import ColorDepth
     from prompt_toolkit.output.vt100 import Vt100_Output
 
-    output = Vt100_Output.from_pty(sys.stdout, term=os.environ.get("TERM"))
+    depth = None if console.colours() else ColorDepth.MONOCHROME
+    output = Vt100_Output.from_pty(
+        sys.stdout, term=os.environ.get("TERM"), default_color_depth=depth
+    )
     output.enable_cpr = False
+    output._cursor_visible = True  # so that the first output is the prompt
     return output
 
 
-def _session(host: EditorHost) -> PromptSession[str]:
+def _session(host: EditorHost, keys: TypedKeys) -> PromptSession[str]:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.application import get_app
     from prompt_toolkit.completion import CompleteEvent, Completer, Completion
@@ -159,28 +207,51 @@ def _session(host: EditorHost) -> PromptSession[str]:
             back = start - len(document.text_before_cursor)
             return [Completion(word, start_position=back) for word in words]
 
-    faint = "" if "NO_COLOR" in os.environ else FAINT
+    def hint(text: Callable[[], str]) -> Callable[[], AnyFormattedText]:
+        def fitting() -> AnyFormattedText:
+            app = get_app()
+            narrow = app.output.get_size().columns < HINT_WIDTH
+            return [] if app.is_done or narrow else [(faint, text())]
+
+        return fitting
+
+    faint = FAINT if console.colours() else ""
     return PromptSession(
         PROMPT,
         multiline=True,
         prompt_continuation=CONTINUATION,
-        placeholder=[(faint, PLACEHOLDER)] if faint else None,
-        rprompt=lambda: [(faint, "" if get_app().is_done else host.meter())],
+        placeholder=hint(lambda: PLACEHOLDER) if faint else None,
+        rprompt=hint(host.meter),
         completer=HostCompleter(),
         complete_while_typing=False,
         complete_style=CompleteStyle.READLINE_LIKE,
         history=InMemoryHistory(read_history(host.history) if host.history else []),
         key_bindings=_bindings(host.keys),
+        input=keys,
         output=_output(),
     )
+
+
+def _suspending() -> KeyBindings:
+    """Return bindings in which Ctrl-Z suspends the program."""
+    from prompt_toolkit.application import run_in_terminal
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+    bindings = KeyBindings()
+
+    @bindings.add("c-z")
+    def _suspend(event: KeyPressEvent) -> None:
+        run_in_terminal(lambda: keyboard.stop(group=True))
+
+    return bindings
 
 
 def _bindings(keys: dict[str, Callable[[], None]]) -> KeyBindings:
     from prompt_toolkit.application import run_in_terminal
     from prompt_toolkit.document import Document
-    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+    from prompt_toolkit.key_binding import KeyPressEvent
 
-    bindings = KeyBindings()
+    bindings = _suspending()
 
     @bindings.add("enter")
     def _send(event: KeyPressEvent) -> None:
@@ -225,7 +296,8 @@ def edit_externally(text: str) -> str | None:
         path = Path(folder, "message.md")
         path.write_text(text, encoding="utf-8", errors="replace")
         try:
-            done = subprocess.run([*shlex.split(editor), str(path)], check=False)
+            with keyboard.lines(lent=True):
+                done = subprocess.run([*shlex.split(editor), str(path)], check=False)
             changed = console.decoded(path.read_bytes(), "the message")
         except (OSError, ValueError, errors.UsageError) as error:
             console.log(f"conifer: the editor {editor!r} failed: {errors.why(error)}")
@@ -235,7 +307,7 @@ def edit_externally(text: str) -> str | None:
 
 def history_file() -> Path | None:
     """Return the path of the message history, or None if history is off or unavailable."""
-    if os.environ.get("CONIFER_NOHISTORY") or console.dumb() or not console.is_terminal(sys.stdin):
+    if os.environ.get("CONIFER_NOHISTORY") or dumb() or not console.is_terminal(sys.stdin):
         return None
     try:
         return options.home() / "history"

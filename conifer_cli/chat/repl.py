@@ -20,7 +20,7 @@ def converse(session: Session, messages: Messages) -> Session:
 
     Return the session, which /model may have replaced.
     """
-    with scope() as interrupts, console.keys(quiet=True), ExitStack() as on_failure:
+    with scope() as interrupts, ExitStack() as on_failure:
         conversation = Conversation(session, messages, interrupts)
         conversation.host = EditorHost(
             complete, history_file(), conversation.meter, {"c-o": conversation.toggle_fold}
@@ -43,8 +43,7 @@ def _loop(conversation: Conversation) -> None:
             if text is None:
                 return
             if is_command(text):
-                with console.keys(quiet=False):
-                    run_command(text, conversation)
+                run_command(text, conversation)
             elif text.strip():
                 send(conversation, text)
         except KeyboardInterrupt:

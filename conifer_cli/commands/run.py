@@ -20,6 +20,7 @@ from conifer_cli.session.router_report import collect, document, require_target,
 from conifer_cli.session.session import JSON_OBJECT, Generation, Messages, Session
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import counted, size
+from conifer_cli.terminal.keyboard import keyboard
 from engine.errors import EngineError
 
 MAX_SCHEMA_BYTES = 1 << 20
@@ -43,6 +44,8 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
     target = locate(name)
     typed = words if words is not None else options.prompt
     chatting = typed is None and console.conversing()
+    if not chatting:
+        keyboard.release()
     prompt = "" if chatting else whole_prompt(None if typed == "-" else typed)
     if options.interactive:
         console.take_keyboard()
@@ -50,6 +53,8 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
             raise UsageError("-i/--interactive requires a terminal")
     if chatting:
         options = _for_chat(options)
+    if chatting or options.interactive:
+        keyboard.collect()
     session = open_session(target, options, offline=offline)
     if options.verbose:
         _explain(session)

@@ -12,12 +12,14 @@ import json
 import os
 import select
 import shutil
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn, TextIO
 
 from conifer_cli.errors import OutputError, UsageError, explain, why
 from conifer_cli.terminal.format import size
+from conifer_cli.terminal.keyboard import dumb, keyboard
 from conifer_cli.terminal.sanitize import clean, clean_line
 
 STDIN_PATIENCE_S = 2.0
@@ -81,6 +83,9 @@ def _writer(stream: TextIO | None) -> Any:
 
 def finish(code: int) -> NoReturn:
     """Exit with `code`. If it is 128 or more, do not wait for queued computations."""
+    if code == 130:  # another Ctrl-C ends the program at once
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    keyboard.release()
     if code == 130 and is_terminal(sys.stderr):
         log()
     try:
@@ -120,49 +125,24 @@ def take_keyboard() -> None:
     sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
 
 
-def dumb() -> bool:
-    """True if the terminal supports neither styles nor cursor movement."""
-    return os.environ.get("TERM") in (None, "", "dumb", "unknown")
-
-
 def dimensions() -> tuple[int, int]:
     """Return the terminal's size as (columns, lines)."""
     return shutil.get_terminal_size()
 
 
+def colours() -> bool:
+    """True unless NO_COLOR is set. An empty value counts as unset."""
+    return not os.environ.get("NO_COLOR")
+
+
 def supports_styles(stream: TextIO | None) -> bool:
     """True if escape sequences for styles may be written to `stream`."""
-    return is_terminal(stream) and "NO_COLOR" not in os.environ and not dumb()
+    return is_terminal(stream) and colours() and not dumb()
 
 
 def styles() -> bool:
     """True if answers may be rendered as Markdown."""
     return supports_styles(sys.stdout) and dimensions()[0] >= MIN_STYLED_WIDTH
-
-
-@contextlib.contextmanager
-def keys(quiet: bool) -> Iterator[None]:
-    """Put the keyboard in type-ahead mode for the next prompt, or in normal line mode.
-
-    quiet: do not echo keys, and save them for the next prompt. Ctrl-C still interrupts.
-    """
-    if dumb() or not is_terminal(sys.stdin):
-        yield
-        return
-    import termios
-
-    fd = sys.stdin.fileno()
-    before = termios.tcgetattr(fd)
-    changed = list(before)
-    lines, newlines = termios.ECHO | termios.ICANON, termios.ICRNL
-    changed[0] = before[0] & ~newlines if quiet else before[0] | newlines
-    changed[3] = before[3] & ~lines if quiet else before[3] | lines
-    changed[3] = changed[3] | termios.NOFLSH if quiet else changed[3] & ~termios.NOFLSH
-    try:
-        termios.tcsetattr(fd, termios.TCSANOW, changed)
-        yield
-    finally:
-        termios.tcsetattr(fd, termios.TCSANOW, before)
 
 
 def conversing() -> bool:
@@ -279,21 +259,39 @@ def _chunks() -> Iterator[bytes]:
         yield data
 
 
-def ask(prompt: str) -> str | None:
-    """Ask for a line, using readline if available. Return None at the end of input."""
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401
+def ask(prompt: str, start: str = "") -> str | None:
+    """Ask for a line, using readline if available. Return None at the end of input.
+
+    start: the beginning of the line, which readline lets the user edit.
+    """
+    with _beginning(start) as shown:
+        try:
+            return (start if shown else "") + input(prompt + (start if shown else ""))
+        except EOFError:
+            write_stdout("\n")
+            return None
+
+
+@contextlib.contextmanager
+def _beginning(start: str) -> Iterator[bool]:
+    """Put text into readline's line. Yield True if there is no readline, and it must be printed."""
     try:
-        return input(prompt)
-    except EOFError:
-        write_stdout("\n")
-        return None
+        import readline
+    except ImportError:
+        yield True
+        return
+    readline.set_startup_hook(lambda: readline.insert_text(start))
+    try:
+        yield False
+    finally:
+        readline.set_startup_hook(None)
 
 
 def confirm(question: str, default: bool = True) -> bool:
     """Ask a yes/no question on stderr. Enter means `default`; end of input means no."""
-    write_stderr(f"{clean_line(question)} {'[Y/n]' if default else '[y/N]'} ")
-    reply = sys.stdin.readline()
+    with keyboard.lines():
+        write_stderr(f"{clean_line(question)} {'[Y/n]' if default else '[y/N]'} ")
+        reply = sys.stdin.readline()
     if not reply:
         log()
     return reply.strip().lower() in ("y", "yes") or (default and reply == "\n")

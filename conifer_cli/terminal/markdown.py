@@ -87,6 +87,10 @@ class MarkdownRenderer:
         self._overlong, self._settled, self._due = False, False, 0
         return drawn
 
+    def restart(self) -> None:
+        """Draw the open block anew from the cursor: something else has written to the terminal."""
+        self._rows, self._settled = LineDiff(self._rows.height), False
+
     def _append_plain(self, text: str) -> str:
         """Add plain text to a paragraph. Only the paragraph's last row can change."""
         spaces = self._line[len(self._line.rstrip(" ")) :]
@@ -244,7 +248,7 @@ class LineDiff:
     """The open block's rows on the screen. The cursor stays at the end of the last row."""
 
     def __init__(self, height: int) -> None:
-        self.height = height
+        self.height = max(height, 2)  # on a single row, only the last row can be drawn again
         self.shown: list[Row] = [[]]
 
     def leave(self) -> str:

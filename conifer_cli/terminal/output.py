@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from conifer_cli.errors import OutputError
 from conifer_cli.terminal.console import ReaderGone, supports_styles, write_stderr, write_stdout
 from conifer_cli.terminal.format import duration
+from conifer_cli.terminal.keyboard import keyboard
 from conifer_cli.terminal.progress import Progress
 from conifer_cli.terminal.sanitize import Filter
 
@@ -37,6 +38,7 @@ class AnswerPrinter:
         self._filter = Filter()
         self._newlines = 0  # held back, because newlines at the end are dropped
         self._started = False
+        self._resumed = keyboard.resumed
         self._thinking = ThinkingPrinter(folded) if thinking else None
 
     def __enter__(self) -> AnswerPrinter:
@@ -47,6 +49,7 @@ class AnswerPrinter:
             self._thinking.end()
         if self._raw or self._quiet or isinstance(error, ReaderGone | OutputError):
             return
+        self._redraw_after_stop()
         # A signal ends the program: nothing is laid out on the way out.
         if self._renderer is not None and (error is None or isinstance(error, Exception)):
             write_stdout(self._renderer.finish())
@@ -66,6 +69,7 @@ class AnswerPrinter:
         if self._raw:
             write_stdout(piece)
             return
+        self._redraw_after_stop()
         text = self._filter.push(piece)
         body = text.rstrip("\n")
         held, self._newlines = self._newlines, len(text) - len(body)
@@ -76,6 +80,11 @@ class AnswerPrinter:
             body = "\n" * held + body
             write_stdout(body if self._renderer is None else self._renderer.push(body))
 
+    def _redraw_after_stop(self) -> None:
+        if self._renderer is not None and self._resumed != keyboard.resumed:
+            self._resumed = keyboard.resumed
+            self._renderer.restart()
+
 
 class ThinkingPrinter:
     """Print cleaned, dimmed thinking to stderr. folded: show a live line, then the duration."""
@@ -83,6 +92,7 @@ class ThinkingPrinter:
     def __init__(self, folded: bool = False) -> None:
         self._filter = Filter()
         self._begun = False
+        self._resumed = keyboard.resumed
         self._dims = supports_styles(sys.stderr)
         self._live = Progress("thinking", "characters") if folded and self._dims else None
         self._start = time.monotonic()
@@ -93,9 +103,11 @@ class ThinkingPrinter:
         if text and not self._begun:
             self._begun = True
             self._start = time.monotonic()
-            if self._dims and not self._live:
-                text = DIM + text
+            self._resumed = -1
         self._size += len(text)
+        if text and self._dims and self._resumed != keyboard.resumed:  # once, and after a stop
+            self._resumed = keyboard.resumed
+            text = DIM + text
         if self._live is None:
             write_stderr(text)
         else:

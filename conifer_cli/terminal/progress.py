@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 import time
 
-from conifer_cli.terminal.console import dimensions, dumb, is_terminal, log, write_stderr
+from conifer_cli.terminal.console import dimensions, is_terminal, log, write_stderr
 from conifer_cli.terminal.format import duration, size
+from conifer_cli.terminal.keyboard import dumb
 from conifer_cli.terminal.sanitize import clean_line
 
 LINE_EVERY_S = 10.0  # if stderr is not a terminal
 REDRAW_EVERY_S = 0.1  # on a terminal
 SILENT_START_S = 1.0  # shorter work shows no progress
 BAR_WIDTH = 20
+ECHO_WIDTH = 2  # columns of ^C
 
 
 def bar(done: int, total: int) -> str:
@@ -60,6 +62,7 @@ class Progress:
 
     def clear(self) -> None:
         if self._drawn:
+            self._drawn += ECHO_WIDTH  # Ctrl-C may have been echoed behind the line
             self._draw("")
             write_stderr("\r")
 
@@ -75,6 +78,6 @@ class Progress:
         return f"{self._label}: {text}, {rate}"
 
     def _draw(self, line: str) -> None:
-        line = line[: max(dimensions()[0] - 1, 0)]
+        line = line[: max(dimensions()[0] - 1 - ECHO_WIDTH, 0)]
         write_stderr("\r" + line.ljust(self._drawn))
         self._drawn = len(line)

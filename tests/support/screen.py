@@ -1,7 +1,7 @@
 """A terminal's screen, as far as our own output needs one: what is on it after some text.
 
 Knows line feeds (which return, as a terminal does for a program), carriage returns, the cursor's
-moves, erasing, and styles. Anything else that is no plain text fails.
+moves, erasing, styles and modes, which it ignores. Anything else that is no plain text fails.
 """
 
 from __future__ import annotations
@@ -51,6 +51,10 @@ class Screen:
             self.row = max(self.row - count, len(self.lines) - self.height, 0)
         elif final == "C":
             self.col += count
+        elif final == "D":
+            self.col -= count
+        elif final in "hl":
+            assert parameters.startswith("?")
         elif final == "K":
             del self.lines[self.row][self.col :], self.styles[self.row][self.col :]
         elif final == "J":
@@ -69,6 +73,8 @@ class Screen:
                 self.styles.append([])
         elif character == "\r":
             self.col = 0
+        elif character == "\b":
+            self.col -= 1
         else:
             assert character >= " " and not "\x7f" <= character <= "\x9f", repr(character)
             self._put(character)

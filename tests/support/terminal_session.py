@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pty
 import select
 import signal
+import struct
 import termios
 import time
 from types import TracebackType
@@ -50,6 +52,17 @@ class TerminalSession:
     def type(self, text: str) -> None:
         """Press these keys; \\x03 is Ctrl-C and \\x04 Ctrl-D. A lone surrogate is a byte."""
         os.write(self._fd, text.encode(errors="surrogateescape"))
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Give the terminal another size."""
+        fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def expect_quiet(self) -> None:
+        """Wait until keys are not echoed."""
+        deadline = time.monotonic() + DEADLINE_S
+        while termios.tcgetattr(self._fd)[3] & termios.ECHO:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
 
     def expect(self, text: str, deadline_s: float = DEADLINE_S) -> str:
         """Wait until `text` is on the screen; return what came before it and forget both."""

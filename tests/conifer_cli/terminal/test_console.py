@@ -14,6 +14,7 @@ from conifer_cli.run_options import RunOptions
 from conifer_cli.session.open import open_session
 from conifer_cli.terminal import console, progress
 from support.program import MODELS
+from support.screen import Screen
 
 
 @pytest.fixture
@@ -89,3 +90,26 @@ def test_a_prompt_is_counted_from_its_start_and_a_transfer_from_where_it_was(
     now_s.append(105.0)
     shown.update(50, 100)
     assert capsys.readouterr().err == line
+
+
+def test_a_progress_line_clears_the_echo_of_ctrl_c_too(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SILENT_START_S", 0.0)
+    monkeypatch.setattr(progress, "REDRAW_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "dimensions", lambda: (30, 24))
+    monkeypatch.setattr(progress, "is_terminal", lambda stream: True)
+    monkeypatch.setenv("TERM", "xterm")
+    screen = Screen(width=30)
+    shown = progress.Progress("a model with a long name")
+    shown.update(50, 100)
+    screen.write(capsys.readouterr().err + "^C")
+    shown.clear()
+    screen.write(capsys.readouterr().err)
+    assert screen.text.strip() == ""
+
+
+@pytest.mark.parametrize(("value", "colours"), [(None, True), ("", True), ("1", False)])
+def test_an_empty_no_color_counts_as_unset(monkeypatch, value, colours):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if value is not None:
+        monkeypatch.setenv("NO_COLOR", value)
+    assert console.colours() == colours

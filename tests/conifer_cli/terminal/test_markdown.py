@@ -190,3 +190,21 @@ def test_no_language_no_colours():
     assert lexer_for("nosuchlanguage") is None
     line = lexer_for("python")
     assert re.fullmatch("x = 1", "".join(text for _, text in line("x = 1")))
+
+
+@pytest.mark.parametrize("height", [0, 1, 2])
+def test_a_word_may_move_to_a_new_row_where_there_is_only_one(height):
+    painter, text = MarkdownRenderer(20, height), "several rows of words that **grow and wrap**"
+    for character in text:
+        painter.push(character)
+    painter.finish()
+
+
+def test_after_a_stop_the_open_line_is_drawn_again():
+    painter, screen = MarkdownRenderer(60, 24), Screen(60)
+    screen.write(painter.push("done\nan open **li"))
+    screen.write("\nStopped\n")
+    painter.restart()
+    screen.write(painter.push("ne** goes on"))
+    screen.write(painter.finish())
+    assert screen.text == "done\nan open li\nStopped\nan open line goes on"
