@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from catalog.files import open_regular
 from conifer_cli.errors import UsageError, why
 from conifer_cli.session.session import Messages
 from conifer_cli.terminal import console
@@ -44,11 +45,12 @@ def _path(name: str) -> Path:
 def read_text(path: Path) -> str:
     """Read a text file. Replaces bytes that are not valid UTF-8 and prints a warning."""
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise UsageError(f"{path} exceeds the {size(MAX_FILE_BYTES)} limit")
-        data = path.read_bytes()
+        with open_regular(path) as file:  # never a pipe, which would wait for its writer
+            data = file.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {path}: {why(error)}") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise UsageError(f"{path} exceeds the {size(MAX_FILE_BYTES)} limit")
     return console.decoded(data, path.name)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from conifer_cli import errors
 from conifer_cli.chat import attachments, clipboard
@@ -164,13 +167,10 @@ def _load(conversation: Conversation, rest: str) -> None:
 
 def _export(conversation: Conversation, rest: str) -> None:
     path, session = attachments.whole_path(rest), conversation.session
-    output_file.require_new(path, session.options.yes)
     text = attachments.markdown(conversation.messages, session.report.name)
-    try:
+    with _writing(conversation, path):
+        output_file.require_new(path, session.options.yes)
         output_file.write(path, text.encode(errors="replace"), mode=0o600)
-    except errors.OutputError as error:
-        raise UsageError(str(error)) from error
-    console.log(f"Written to {path}.")
 
 
 def _experts(conversation: Conversation, rest: str) -> None:
@@ -178,11 +178,21 @@ def _experts(conversation: Conversation, rest: str) -> None:
         router_report.show(conversation.session)
         return
     path, session = attachments.whole_path(rest), conversation.session
-    router_report.require_target(path, session.options.yes)
-    try:
+    with _writing(conversation, path):
+        router_report.require_target(path, session.options.yes)
         router_report.write(session, path)
+
+
+@contextmanager
+def _writing(conversation: Conversation, path: Path) -> Iterator[None]:
+    """Report that `path` was written. Ctrl-C ends a question, and waiting for a pipe's reader."""
+    try:
+        with conversation.interrupts.propagate():
+            yield
     except errors.OutputError as error:
         raise UsageError(str(error)) from error
+    except KeyboardInterrupt as interrupt:
+        raise UsageError(f"stopped; {path} was not written") from interrupt
     console.log(f"Written to {path}.")
 
 

@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import struct
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ import pytest
 from conifer_cli.chat import clipboard
 from conifer_cli.chat.slash_commands import COMMANDS, Leave, complete, is_command, run_command
 from conifer_cli.chat.turn import send
+from conifer_cli.interrupts import scope
+from conifer_cli.terminal import console
 from engine.errors import NumericError
 from engine.gguf.reader import open_model
 from support.program import templated
@@ -320,6 +323,41 @@ def test_a_file_is_read_with_words_or_the_next_message(talk, tmp_path, capsys):
     assert len(talk.messages) == 2
     send(talk, "and now?")
     assert talk.messages[2]["content"] == "some file.txt:\ninside\ufffd\n\nand now?"
+
+
+@pytest.mark.parametrize("path", ["pipe", "/dev/zero"])
+def test_a_file_without_an_end_is_not_read(talk, tmp_path, monkeypatch, capsys, path):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    run_command(f"/read {path} what is it?", talk)
+    assert capsys.readouterr().err == f"conifer: cannot read {path}: not a regular file\n"
+    assert talk.messages == [] and talk.staged == []
+
+
+def test_ctrl_c_ends_the_wait_for_a_pipes_reader(talk, tmp_path, capsys):
+    os.mkfifo(path := tmp_path / "pipe")
+    with scope() as talk.interrupts:
+        ctrl_c = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+        ctrl_c.start()
+        run_command(f"/export {path}", talk)
+        ctrl_c.join()
+    assert capsys.readouterr().err == f"conifer: stopped; {path} was not written\n"
+
+
+def test_ctrl_c_at_the_question_whether_to_replace_a_file_keeps_it(
+    talk, tmp_path, capsys, monkeypatch
+):
+    def struck(*_, **__):
+        signal.raise_signal(signal.SIGINT)
+        return True
+
+    (path := tmp_path / "talk.md").write_text("dear diary")
+    monkeypatch.setattr(console, "can_ask", lambda: True)
+    monkeypatch.setattr(console, "confirm", struck)
+    with scope() as talk.interrupts:
+        run_command(f"/export {path}", talk)
+    assert capsys.readouterr().err == f"conifer: stopped; {path} was not written\n"
+    assert path.read_text() == "dear diary"
 
 
 @pytest.mark.parametrize("rest", ["", "/nosuch/file", "~nosuchuser/x", "/"])
