@@ -28,7 +28,15 @@ JINJA = (3, 1, 6)  # earlier versions have known sandbox escapes
 CPU_S, CPU_S_PER_BYTE = 0.6, 1e-6  # a conversation of many short messages takes this long
 TEXT_CHARACTERS = 8 << 20  # plus twice the input size, since prompts may be long
 MESSAGE_CHARACTERS = 500
-FAULTS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+# What Python raises for a template's mistake, and what to call it.
+FAULTS: dict[type[Exception], str] = {
+    ArithmeticError: "it divides by zero, or a number is too large",
+    AttributeError: "a value has the wrong type",
+    LookupError: "it reads an entry that does not exist",
+    RuntimeError: "it changes a value that it is reading",
+    TypeError: "a value has the wrong type",
+    ValueError: "a value is not valid",
+}
 
 
 def main() -> None:
@@ -91,9 +99,13 @@ def _render(source: str, context: dict[str, Any], now: str, most: int) -> dict[s
         return {"error": "it ran out of memory"}
     except RecursionError:
         return {"error": "infinite recursion"}
-    except (jinja2.TemplateError, *FAULTS) as error:
+    except jinja2.UndefinedError:
+        return {"refusal": "it uses a value that is not set"}
+    except jinja2.TemplateError as error:
         kind = "error" if isinstance(error, jinja2.TemplateSyntaxError) else "refusal"
-        return {kind: str(error)[:MESSAGE_CHARACTERS] or type(error).__name__}
+        return {kind: str(error)[:MESSAGE_CHARACTERS] or "it does not say why"}
+    except tuple(FAULTS) as error:
+        return {"refusal": next(FAULTS[kind] for kind in FAULTS if isinstance(error, kind))}
 
 
 @lru_cache(maxsize=1)

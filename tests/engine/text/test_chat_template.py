@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from datetime import datetime
 
@@ -15,6 +16,7 @@ from engine.text import chat_template
 from engine.text.chat_template import ChatTemplate
 from engine.text.tokenizer import from_metadata
 from support.conversations import BOS, CONVERSATIONS, EOS, NOW
+from support.plain_words import FOREIGN
 from support.vocab import DATA, byte_vocabulary, metadata, renderings, template_source, tokenizer
 
 pytestmark = pytest.mark.process
@@ -130,13 +132,25 @@ def test_a_refusal_carries_the_templates_words() -> None:
 
 @pytest.mark.parametrize(
     "source",
-    ["{% if %}", "{{ 1 / 0 }}", "{{ none.x.y }}", "{{ 'a' + 1 }}", "{{ [][3].x }}", "{{ f() }}"],
+    [
+        *(
+            "{% if %}",
+            "{{ 1 / 0 }}",
+            "{{ none.x.y }}",
+            "{{ 'a' + 1 }}",
+            "{{ [][3].x }}",
+            "{{ f() }}",
+        ),
+        *("{{ (10 ** 5000) | string }}", r"{{ strftime_now('%Q\ud800') }}", "{{ 'a'.index('b') }}"),
+        *("{{ raise_exception('') }}", "{{ {}.x.y }}", "{{ messages | int + 'a' }}"),
+    ],
 )
 def test_a_broken_template_is_an_error_and_the_next_rendering_works(source: str) -> None:
     found = chat(source)
     for _ in range(2):
-        with pytest.raises(TemplateError, match=r"chat template failed: .+"):
+        with pytest.raises(TemplateError, match=r"chat template failed: .+") as caught:
             found.render(HELLO)
+        assert not re.search("|".join(FOREIGN), str(caught.value))
 
 
 @pytest.mark.parametrize("data", [object(), {1: "x"}, [b"x"], {"a": {"b": np.float32(1)}}, len])
