@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from catalog.errors import ModelNotFound, SeveralModels
+from catalog.files import MAX_DEPTH
 
 DEFAULT_QUANT = "Q4_K_M"
 
@@ -57,16 +58,20 @@ def is_repository(text: str) -> bool:
 
 
 def is_safe(name: str) -> bool:
-    """True if an untrusted name stays inside a folder when joined to it."""
+    """True if an untrusted name stays inside a folder when joined to it, where `list` finds it."""
     try:
         segments = name.encode().split(b"/")
     except UnicodeEncodeError:
         return False
-    return len(name) <= 1024 and all(
-        0 < len(segment) <= 200
-        and segment not in (b".", b"..")
-        and not any(byte < 32 or byte in b"\\:\x7f" for byte in segment)
-        for segment in segments
+    return (
+        len(name) <= 1024
+        and len(segments) <= MAX_DEPTH
+        and all(
+            0 < len(segment) <= 200
+            and segment not in (b".", b"..")
+            and not any(byte < 32 or byte in b"\\:\x7f" for byte in segment)
+            for segment in segments
+        )
     )
 
 

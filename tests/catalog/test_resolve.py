@@ -357,7 +357,7 @@ def test_select_names_what_is_missing() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("", ".", "..", "../a", "a/../b", "a/./b", "a//b", "/a", "a/", "a/" * 600 + "b"),
+        *("", ".", "..", "../a", "a/../b", "a/./b", "a//b", "/a", "a/", "a/" * 40 + "b"),
         *("a\\b", "\\\\host\\a", "c:\\a", "a\0b", "a\nb", "x" * 201, "\udcff"),
     ],
 )
