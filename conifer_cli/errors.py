@@ -136,7 +136,7 @@ def _engine_errors() -> Table:
         errors.EmptyPrompt: (USAGE, ""),
         errors.MessageLeftOut: (
             USAGE,
-            "Use another file of this model: a template that leaves out text cannot answer it.",
+            "Use another file of this model, with a chat template that writes every message.",
         ),
         errors.ConstraintError: (FAILURE, "Try a different --seed or a simpler schema."),
         errors.BackendError: (FAILURE, ""),
