@@ -88,7 +88,7 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         message = str(error)
-        raise UsageError(f"{path}: {message[:1].lower()}{message[1:]}") from error
+        raise UsageError(f"{path} is not valid TOML: {message[:1].lower()}{message[1:]}") from error
     except RecursionError as error:
         raise UsageError(f"{path}: the values are nested too deeply") from error
     except ValueError as error:  # from int(), which tomllib lets pass

@@ -87,7 +87,7 @@ class Schema:
 def parse(text: str) -> Schema:
     """Parse a JSON schema. Raises SchemaError if it is not one object of valid JSON."""
     try:
-        root = json_document.parse(text)
+        root = json_document.parse(text.removeprefix("\ufeff"))
     except ValueError as error:
         raise SchemaError(str(error)) from error
     try:
