@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from support.program import MODELS, ROOT, environment
+from support.program import MODELS, environment
 
 pytestmark = pytest.mark.process
 
@@ -75,7 +75,7 @@ def run(copy: Path, how: str, after: int, *flags: str, kernels: str = "native"):
     arguments = ["run", str(copy), "Count to thirty.", "--temperature", "0", "--max-tokens", "30"]
     return subprocess.run(
         [sys.executable, "-P", "-c", PROGRAM, copy, how, str(after), *arguments, *flags],
-        env=environment(copy.parent, CONIFER_KERNELS=kernels, PYTHONPATH=str(ROOT)),
+        env=environment(copy.parent, CONIFER_KERNELS=kernels),
         capture_output=True,
         timeout=300,
     )
