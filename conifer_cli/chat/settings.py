@@ -12,7 +12,7 @@ from conifer_cli.chat.conversation import Conversation
 from conifer_cli.chat.line_editor import history_file, words
 from conifer_cli.errors import UsageError
 from conifer_cli.fit.context import require_room
-from conifer_cli.run_options import SAMPLING, parse_value
+from conifer_cli.run_options import SAMPLING, Effort, parse_value
 from conifer_cli.session.session import JSON_OBJECT
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import count, labelled, size
@@ -31,7 +31,7 @@ PARAMETERS = {
     "seed": "seed",
     "stop": "stop",
 }
-EFFORTS = ("low", "medium", "high")
+EFFORTS = tuple(Effort)
 SHOWN = ("show", "fold", "hide")
 FORMATS = ("json", "text")
 

@@ -78,7 +78,7 @@ def fit_all(options: FitOptions) -> int:
         machine = _machine(target)
         console.print_json({"estimated": estimated, "machine": machine, "models": models})
     else:
-        console.print_lines(view.catalog(rows, target, request))
+        console.print_lines(view.catalog(rows, target))
     return errors.OK
 
 

@@ -105,7 +105,7 @@ def _named(
             if one.active:
                 reason = f"{name} is being downloaded by another process"
                 raise UsageError(reason, "Stop that process first.")
-        if not matching or open_store().locate(named.reference):
+        if not matching or store.locate(named.reference):
             going |= {model.paths: model for model in _revisions(named, store)}
         partial |= {one.path: one for one in matching}
     return list(going.values()), list(partial.values())
@@ -151,7 +151,7 @@ def _records_in_use(store: Store) -> set[Path]:
     from catalog.download.unfinished import active_files
     from catalog.store import manifest
 
-    here, active, known = manifest.cache_name(store.hub_cache), active_files(store), []
+    here, active = manifest.cache_name(store.hub_cache), active_files(store)
     known = manifest.read(store.home)
     busy = {(e.repository, e.commit) for e in known if (e.repository.lower(), e.sha256) in active}
     return {

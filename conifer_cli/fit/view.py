@@ -104,7 +104,7 @@ def bar(verdict: Verdict) -> list[str]:
     return [f"[{drawn}]", "W weights, K KV cache, B buffers, P program, . free, r reserve"]
 
 
-def catalog(rows: Sequence[CatalogRow], target: Target, request: FitRequest) -> list[str]:
+def catalog(rows: Sequence[CatalogRow], target: Target) -> list[str]:
     """Format a table of every model in the catalog."""
     machine, bandwidth = target.machine, target.bandwidth
     rate = f"memory bandwidth {size(int(bandwidth.bytes_per_s))}/s ({bandwidth.source})"
