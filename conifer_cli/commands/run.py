@@ -48,7 +48,7 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
         keyboard.release()
     prompt = "" if chatting else whole_prompt(None if typed == "-" else typed)
     if options.interactive:
-        console.take_keyboard()
+        console.reopen_stdin()
         if not console.conversing():
             raise UsageError("-i/--interactive requires a terminal")
     if chatting:

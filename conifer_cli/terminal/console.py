@@ -109,7 +109,7 @@ def shows_thinking(option: bool | None) -> bool:
     return is_terminal(sys.stderr) if option is None else option
 
 
-def take_keyboard() -> None:
+def reopen_stdin() -> None:
     """Connect stdin to the keyboard if it is not a terminal, for example if it is a pipe.
 
     Raises UsageError if there is no terminal.
@@ -117,11 +117,11 @@ def take_keyboard() -> None:
     if is_terminal(sys.stdin):
         return
     try:
-        keyboard = os.open("/dev/tty", os.O_RDWR)
+        terminal = os.open("/dev/tty", os.O_RDWR)
     except OSError as error:
         raise UsageError("-i/--interactive requires a terminal") from error
-    os.dup2(keyboard, 0)
-    os.close(keyboard)
+    os.dup2(terminal, 0)
+    os.close(terminal)
     sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
 
 
