@@ -26,8 +26,8 @@ from engine.gguf.metadata import Metadata
 from engine.gguf.reader import TensorInfo, numbers
 from engine.nn.cache.spec import CacheSpec
 
-# `blk.0.ffn_up_exps.weight`, or `blk.0.ffn_up.7.weight` in files from before April 2024.
 OTHER_PARTS = ("nextn.", "mtp.", "vis_")  # of a block: for drafts and images
+# `blk.0.ffn_up_exps.weight`, or `blk.0.ffn_up.7.weight` in files from before April 2024.
 OF_EXPERTS = re.compile(r"blk\.\d+\.\w+(_exps|\.\d+)\.\w+")
 
 
