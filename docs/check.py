@@ -298,7 +298,7 @@ def fixture_figures(parity: dict[str, Any], name: str) -> list[str]:
 
 
 def tokenizer_proof(entry: Entry) -> str:
-    """Say how far the ids of a model's tokenizer are proved, and on whose vocabulary."""
+    """Return how far the ids of a model's tokenizer are verified, and on which vocabulary."""
     if entry.tokenizer is None:
         return "unknown"
     exact = read_json("exact_tokenizers.json")
