@@ -21,7 +21,7 @@ NAMES = (
     "deepseek2-lite-Q5_0",
     "granitehybrid",
 )
-RECURRENT_ON_STOCK = ("granitehybrid",)  # its scan starts where the step does
+RECURRENT_ON_STOCK = ("granitehybrid",)  # chunks of the scan start where the step does
 BLOCK = 512
 GREEDY = engine.Settings(temperature=0, max_tokens=4, ignore_end=True)
 
@@ -29,7 +29,7 @@ GREEDY = engine.Settings(temperature=0, max_tokens=4, ignore_end=True)
 @pytest.fixture(scope="module", params=NAMES)
 def model(request: pytest.FixtureRequest, kernels: str) -> engine.Model:
     if kernels == "stock" and request.param in RECURRENT_ON_STOCK:
-        pytest.skip("a chunk of the recurrence starts with the step")
+        pytest.skip("stock kernels compute a recurrence in chunks, which depend on what is cached")
     return engine.load(HERE / request.param / "model.gguf", kernels, threads=1)
 
 
@@ -58,7 +58,7 @@ def earlier(model: engine.Model, prompt: list[int]) -> Iterator[tuple[str, list[
 @pytest.mark.parametrize("length", [33, BLOCK + 1])
 def test_what_is_cached_does_not_change_a_prompts_logits(model: engine.Model, length: int):
     if length > BLOCK and not model.kernels.in_place:
-        pytest.skip("the stock kernels have no blocks, and take minutes")
+        pytest.skip("stock kernels have no blocks, and take minutes for a prompt this long")
     kv_type = ("f16", "q8", "f32")[length % 3]
     prompt = random_tokens(model, length, length)
     cold = logits(model, prompt, new_cache(model, kv_type))
@@ -133,5 +133,5 @@ def test_the_kernels_and_the_limits_agree_on_the_size_of_a_block():
     from engine.kernels.native import _extension, unavailable_reason
 
     if unavailable_reason():
-        pytest.skip("the native kernels are not built")
+        pytest.skip("the native kernels, whose block size this test reads, are not built")
     assert _extension().block_tokens() == MAX_CHUNK == BLOCK

@@ -15,6 +15,8 @@ from support.program import MODELS, environment
 
 pytestmark = pytest.mark.process
 
+COPIED = "stock kernels copy the weights while loading, so the file is not read afterwards"
+
 # Runs the CLI. Before the file's weights are used for the Nth time, it is cut or hidden.
 PROGRAM = """
 import ctypes, os, sys
@@ -88,7 +90,7 @@ def run(copy: Path, how: str, after: int, *flags: str, kernels: str = "native"):
 )
 def test_a_lost_file_is_one_line_and_a_code(copy, how, code, reason, after):
     if os.environ.get("CONIFER_KERNELS") == "stock":
-        pytest.skip("the file is not in use after loading")
+        pytest.skip(COPIED)
     done = run(copy, how, after)
     assert done.returncode == code, done.stderr
     first, hint = done.stderr.decode().splitlines()
@@ -98,7 +100,7 @@ def test_a_lost_file_is_one_line_and_a_code(copy, how, code, reason, after):
 
 def test_what_was_answered_is_saved(copy, tmp_path):
     if os.environ.get("CONIFER_KERNELS") == "stock":
-        pytest.skip("the file is not in use after loading")
+        pytest.skip(COPIED)
     whole = copy.read_bytes()
     saved = tmp_path / "talk"
     done = run(copy, "shrink", 12, "--save", str(saved))
