@@ -29,7 +29,7 @@ class ModelNotFound(CatalogError):
 
 
 class SeveralModels(ModelNotFound):
-    """A name stands for several models. `names` are their files, without those in parts."""
+    """A name matches several models. `names` lists the files of those that are not split."""
 
     def __init__(self, message: str, names: tuple[str, ...]) -> None:
         super().__init__(message)

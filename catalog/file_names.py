@@ -25,7 +25,7 @@ _NAMESPACE = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _REPOSITORY = re.compile(rf"{_NAMESPACE}/{_NAMESPACE}")
 _ASKED = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 _SEPARATORS = re.compile(r"[-._ ]+")
-# Words that mark a file as a companion of the model beside it, whatever else is in its name.
+# A file with one of these words in its name accompanies a model, and is not a model itself.
 _COMPANIONS = {
     "mmproj": "a projector",
     "projector": "a projector",
@@ -39,7 +39,8 @@ _COMPANIONS = {
     "cvector": "a control vector",
     "vocab": "a vocabulary",
 }
-# Words that are also in the names of models; they count only if the rest is another file's name.
+# These words also occur in models' names. They mark a companion only if another file has the same
+# name without the word.
 _AMBIGUOUS = frozenset({"eagle", "assistant", "vision", "audio", "encoder", "clip", "vit"})
 
 
@@ -58,7 +59,7 @@ def is_repository(text: str) -> bool:
 
 
 def is_safe(name: str) -> bool:
-    """True if an untrusted name stays inside a folder when joined to it, where `list` finds it."""
+    """True if an untrusted name, joined to a folder, stays inside it and is found by `list`."""
     try:
         segments = name.encode().split(b"/")
     except UnicodeEncodeError:
@@ -122,20 +123,20 @@ def file_sets(names: Iterable[str]) -> tuple[FileSet, ...]:
 
 
 def companion_kind(name: str) -> str | None:
-    """Return what a file's name says it is if not a model, for example "an adapter"; or None."""
+    """Return the kind of companion that a file name indicates, such as "an adapter", or None."""
     words = [word for part in _words(name) for word in part]
     return next((_COMPANIONS[word] for word in words if word in _COMPANIONS), None)
 
 
 def _never_a_model(name: str) -> bool:
-    """True for projectors, and for importance matrices: models made with one state a quant."""
+    """True for projectors and importance matrices. A model made with a matrix names its quant."""
     words = _words(name)[-1]
     labelled = any(_FOLDER.fullmatch(word) for word in words) or quant_of(name)
     return "mmproj" in words or ("imatrix" in words and (words[0] == "imatrix" or not labelled))
 
 
 def _models(sets: tuple[FileSet, ...]) -> tuple[FileSet, ...]:
-    """Drop the companions of models. A word that all names contain marks none of them."""
+    """Drop the companions of models. Ignores words that occur in every name."""
     stems = {_stem(s.names[0]) for s in sets}
     marks = [_marks(s.names[0], stems) for s in sets]
     common = frozenset.intersection(*marks) if marks else frozenset()
@@ -213,7 +214,7 @@ def select(
 
 
 def _absence(names: list[str], models: tuple[FileSet, ...], where: str, wanted: str | None) -> str:
-    """Say what is not in a repository, and what is."""
+    """Return a message for a missing model that lists the models in the repository."""
     available = ", ".join(sorted({s.quant or s.names[0] for s in models}))
     other = next((n for n in names if n.lower().endswith(".gguf") and _never_a_model(n)), None)
     other = wanted if wanted in names else other

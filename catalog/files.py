@@ -2,7 +2,8 @@
 
 A file may have been replaced by anything: a pipe, a device, a link, a gigabyte of zeros. Readers
 open without waiting, accept only regular files and stop at a limit. Writers follow no links. A file
-system may refuse to sync, link, lock, rename or set modes; whatever is not essential is skipped.
+system may refuse to sync, link, lock, rename or set modes; these operations are skipped if they are
+not essential.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ MAX_DEPTH = 32  # of folders to search
 MAX_INTEGER = 2**64 - 1
 TEMPORARY_NAME = ".{}.{}.tmp"  # the file name, then 8 hex digits
 
-# What file systems and sandboxes answer to an operation that they do not offer.
+# Errors from file systems and sandboxes for operations that they do not support.
 REFUSED = frozenset(
     getattr(errno, name)
     for name in (
@@ -34,7 +35,7 @@ REFUSED = frozenset(
         *("ENOTTY", "EBUSY", "ETXTBSY", "EMLINK", "EAFNOSUPPORT", "ENODEV", "ENXIO"),
     )
 )
-_SAFE = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY  # opening waits for nobody
+_SAFE = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY  # opening never blocks
 
 _T = TypeVar("_T")
 
@@ -80,7 +81,7 @@ def open_atomically(path: Path, *, mode: int = 0o666, sync: bool = False) -> Ite
 
 
 def move(source: Path, target: Path, refused: set[str] | None = None) -> None:
-    """Rename a file over `target`; where that is refused, link or copy it. Raises OSError."""
+    """Rename a file over `target`, or link or copy it if that is refused. Raises OSError."""
     with optional("rename", set() if refused is None else refused):
         return os.replace(source, target)
     link_or_copy(source, target)
@@ -89,7 +90,7 @@ def move(source: Path, target: Path, refused: set[str] | None = None) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give a file a second name, or copy it over `target`. Raises OSError."""
+    """Hard-link a file as `target`, or copy it if that fails. Raises OSError."""
     try:
         os.link(source, target)
     except OSError:
@@ -97,7 +98,7 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy a file's bytes over `target`, in order, so that only a whole copy has the full size."""
+    """Copy a file's bytes over `target`, in order, so that only a complete copy has full size."""
     with open_regular(source) as old:
         mode = stat.S_IMODE(os.fstat(old.fileno()).st_mode)
         handle = open_own(target, os.O_WRONLY, mode | stat.S_IWUSR)
@@ -117,8 +118,8 @@ def copy(source: Path, target: Path) -> None:
 def open_own(path: Path, flags: int, mode: int = 0o644) -> int:
     """Open a file that only Conifer writes, creating it if it is missing. Returns a descriptor.
 
-    A link, a pipe or somebody else's file of this name is never opened for writing: the name is
-    removed and a new file is created. Raises OSError.
+    A link, a pipe or another user's file with this name is never opened for writing: it is removed
+    and a new file is created. Raises OSError.
     """
     for _ in range(2):
         with suppress(FileExistsError):
@@ -183,7 +184,7 @@ def open_regular(path: Path, kind: str = "rb", mode: int = 0o644) -> Iterator[Bi
 
 
 def read_file(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
-    """Read a regular file whole. Raises OSError, also if it is larger than `max_bytes`."""
+    """Read a whole regular file. Raises OSError, including if it exceeds `max_bytes`."""
     with open_regular(path) as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:

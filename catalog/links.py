@@ -1,4 +1,4 @@
-"""Parse `hf:` names, and links to pages of the Hub in every form that its pages use."""
+"""Parse `hf:` names and links to the Hub, in every form that its pages use."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FILE_VIEWS = ("blob", "resolve", "raw", "blame", "commits", "edit", "delete")
 _VIEWS = (*_FILE_VIEWS, "tree", "commit")
 # Pages about a repository that name no revision.
 _TABS = ("discussions", "settings", "activity", "community")
-# First segments that are not an organisation, and what their pages are.
+# First path segments that are not an organisation, and the pages that they lead to.
 _NO_MODEL = {
     "datasets": "a dataset",
     "spaces": "a Space",
@@ -39,7 +39,7 @@ _NO_MODEL = {
 
 @dataclass(frozen=True, slots=True)
 class HubName:
-    """A repository on the Hub, and what was named in it. `folder` has no slash at its end."""
+    """A repository on the Hub, or a part of it. `folder` has no slash at its end."""
 
     repository: str
     file: str | None = None
@@ -108,7 +108,7 @@ def _plain(segments: list[str]) -> HubName:
 
 
 def _without_api(segments: list[str]) -> list[str]:
-    """Drop what the Hub's API and huggingface_hub's file system put before a repository."""
+    """Drop the prefixes that the Hub's API and huggingface_hub's file system add."""
     if segments[:2] == ["api", "models"]:
         segments = [segment for segment in segments[2:] if segment != "revision"]
     if segments[:1] == ["models"] and len(segments) > 2:

@@ -55,7 +55,7 @@ class Reference:
         return package if package and package.quant == self.wanted_quant else None
 
     def without(self, names: Iterable[str]) -> Reference:
-        """Return this reference, never to select these files, which are no models."""
+        """Return a copy of this reference that never selects these files."""
         return replace(self, excluded=self.excluded.union(names))
 
     def select(self, names: Iterable[str]) -> FileSet:

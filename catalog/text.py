@@ -1,4 +1,4 @@
-"""Decode text, which is UTF-8."""
+"""Decode UTF-8 text."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ SAMPLE_BYTES = 4096
 
 
 class WrongEncoding(ValueError):
-    """A text is not UTF-8. The message names its encoding."""
+    """Text is in an encoding other than UTF-8. The message names the encoding."""
 
 
 def decode(data: bytes, errors: str = "strict") -> str:
     """Decode UTF-8 text, without its byte-order mark. errors: as for bytes.decode.
 
-    Raises WrongEncoding for text in UTF-16 or UTF-32, which is marked or has a NUL in every other
-    byte, and UnicodeDecodeError.
+    Raises WrongEncoding for UTF-16 or UTF-32, recognised by a byte-order mark or by NUL in every
+    other byte, or UnicodeDecodeError for invalid bytes.
     """
     encoding = next((name for mark, name in MARKS if data.startswith(mark)), None)
     halves = [data[start:SAMPLE_BYTES:2] for start in (0, 1)]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 ONE_ANSWER = {"-p", "--prompt", "-h", "--help", "-"}
-_cleanup: list[Callable[[], None]] = []  # what Ctrl-C does before it ends the program
+_cleanup: list[Callable[[], None]] = []  # called on Ctrl-C before the program exits
 
 
 def main() -> NoReturn:
@@ -24,15 +24,15 @@ def main() -> NoReturn:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # background jobs ignore SIGINT
         signal.signal(signal.SIGINT, _leave)
     for name in [name for name, value in os.environ.items() if not value]:
-        del os.environ[name]  # an empty variable is an unset one, also for the libraries
+        del os.environ[name]  # an empty variable counts as unset, also in libraries
     # Typer imports pydantic, which would otherwise search every installed package for plugins.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    # NumPy multiplies no matrices here. OpenBLAS would start a thread per core, and exit without.
+    # NumPy multiplies no matrices here. OpenBLAS would start a thread per core, or exit.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from conifer_cli.terminal.keyboard import keyboard
 
     _cleanup.append(keyboard.release)
-    if _may_converse(sys.argv[1:]):  # what is typed while the program loads is a message
+    if _may_converse(sys.argv[1:]):  # keep keys typed during start-up
         keyboard.take()
     try:
         from conifer_cli.app import main
@@ -46,7 +46,7 @@ def _may_converse(arguments: list[str]) -> bool:
     """True if a command line may start a conversation. `run` decides once it has parsed it."""
     command, *rest = arguments or [""]
     words = [word for word in rest if not word.startswith("-")]
-    options = len(rest) - len(words)  # each may have a value
+    options = len(rest) - len(words)  # each option may have a value
     return command == "run" and ONE_ANSWER.isdisjoint(rest) and len(words) <= 1 + options
 
 

@@ -141,7 +141,7 @@ def _record_name(asked: str, found: str, store: Store) -> None:
 
     if asked.lower() != found.lower():
         console.log(f"conifer: {asked} is now {found} on the Hub")
-        with suppress(OSError):  # then it works online
+        with suppress(OSError):  # the old name then works only online
             renames.record(store.home, asked, found)
 
 
@@ -163,7 +163,7 @@ def _callbacks(progress: Progress) -> Callbacks:
 
 
 def refusal(operations: Iterable[str]) -> str:
-    """Describe what a file system does not offer."""
+    """Return a note on operations that the file system does not support."""
     names = " or ".join(sorted(operations))
     return f"the file system of the model folder does not support {names}; continuing without"
 

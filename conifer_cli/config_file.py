@@ -61,7 +61,7 @@ def defaults(context: typer.Context) -> dict[str, dict[str, Any]]:
 
 
 def _is_there(path: Path) -> bool:
-    """True if the file exists. Logs a problem with its folder, which stops nothing."""
+    """True if the file exists. If the folder cannot be searched, logs why and returns False."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -91,7 +91,7 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
         raise UsageError(f"{path} is not valid TOML: {message[:1].lower()}{message[1:]}") from error
     except RecursionError as error:
         raise UsageError(f"{path}: the values are nested too deeply") from error
-    except ValueError as error:  # from int(), which tomllib lets pass
+    except ValueError as error:  # int() raises this for a very long number
         raise UsageError(f"{path}: a number has too many digits") from error
     version = data.pop("format", FORMAT)
     if version != FORMAT:

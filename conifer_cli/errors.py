@@ -172,7 +172,7 @@ def why(error: Exception) -> str:
 
 
 def explain_in_chat(error: BaseException) -> tuple[str, str]:
-    """Return (message, hint) for a known exception. The hint can be followed in a chat."""
+    """Return (message, hint) for a known exception, with a hint that works in a chat."""
     from engine.errors import ConstraintError, DoesNotFit
 
     _, message, hint = explain(error)

@@ -48,11 +48,11 @@ ENVIRONMENT = (
 
 
 class CommandHelp(TyperCommand):
-    """One command: its help, and what is said about arguments that it does not take."""
+    """A command's help, and its error for unexpected arguments."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments. Raises UsageError if there are too many of them."""
-        ctx.allow_extra_args = True  # typer's own message would say "(s)"
+        ctx.allow_extra_args = True  # typer's own message contains "(s)"
         try:
             super().parse_args(ctx, args)
         except typer.TyperException as error:
@@ -82,7 +82,7 @@ class CommandHelp(TyperCommand):
 
 
 class ProgramHelp(TyperGroup):
-    """The whole program: its help, and what is said about a command that it does not have."""
+    """The program's help, and its error for an unknown command."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command that the first argument names. Raises UsageError if there is none."""

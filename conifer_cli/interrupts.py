@@ -20,7 +20,7 @@ AGAIN_S = 0.2  # if the prompt is still open by then, the first exception was lo
 
 
 class Ended(SystemExit):
-    """Raised on SIGTERM and SIGHUP. An event loop swallows any other exception but Ctrl-C's."""
+    """Raised on SIGTERM and SIGHUP. A SystemExit, because event loops do not swallow it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)

@@ -1,4 +1,4 @@
-"""Say what is wrong with a command line, in Conifer's own words instead of typer's."""
+"""Describe errors in a command line, in Conifer's own words instead of typer's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def message(error: Any) -> str:
-    """Return the message for an exception of typer's."""
+    """Return the message for a typer exception."""
     say = _MESSAGES.get(type(error).__name__)
     return say(error) if say else str(error.message).rstrip(".")
 
@@ -41,7 +41,7 @@ def did_you_mean(word: str, known: Iterable[str], form: str = "{}") -> str:
 
 
 def quoted(text: object) -> str:
-    """Return what the user wrote in quotes, shortened to about 60 characters."""
+    """Return the user's text in quotes, shortened to about 60 characters."""
     plain = repr(text)
     return plain if len(plain) <= 64 else f"{plain[:60]}...{plain[-1]}"
 
@@ -67,7 +67,7 @@ def _wanted(parameter: Any) -> str:
 
 
 def _name(error: Any) -> str:
-    """Return what the user wrote: the option, the argument or the environment variable."""
+    """Return the name of the option, argument or environment variable that the user set."""
     parameter, source = error.param, None
     if error.ctx is not None:
         source = error.ctx.get_parameter_source(parameter.name)

@@ -38,7 +38,7 @@ def prefill_chunk(config: ModelConfig, context: int, kernels: str) -> int:
 
 @contextmanager
 def enough_memory() -> Iterator[None]:
-    """Raise DoesNotFit if MLX fails to allocate memory, or BackendError if it starts no thread."""
+    """Raise DoesNotFit if memory cannot be allocated, or BackendError if no thread can start."""
     try:
         yield
     except MemoryError as error:

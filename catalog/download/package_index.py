@@ -56,7 +56,7 @@ def fetch(
 ) -> Path:
     """Download and verify a package's file unless it already exists. Returns its path.
 
-    on_refused: receives what the file system does not offer, such as "chmod".
+    on_refused: receives operations that the file system does not support, such as "chmod".
     Raises IndexUnreachable if neither pip nor uv is installed or the download fails, NoSpace if the
     disk is too full, StoreError if writing fails, or VerificationError if the SHA-256 is wrong.
     """

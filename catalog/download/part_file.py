@@ -5,7 +5,7 @@ Bytes are written in any order, and the download resumes after any crash. The fi
 processes never share one. A JSON record with the same stem lists the ranges that are present. The
 record is updated after the bytes are written, so it is correct even if the process is killed. After
 a reboot, only fsynced ranges are trusted. Bytes that have been hashed are never overwritten, and a
-write by anybody else is noticed. Links and other users' files are never opened.
+write by another process is detected. Links and other users' files are never opened.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FORMAT = 1
 RECORD_EVERY_BYTES = 2**20  # at most this much is lost if the process is killed
 MAX_RECORD_BYTES = 2**16
 FOREIGN_IDLE_S = 3600.0  # treat another host's partial file as abandoned after this time
-MAX_NAMES = 1000  # to try for a new file, in case some are taken
+MAX_NAMES = 1000  # names to try for a new file, if some are taken
 _NAME = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{8}-\d+-\d+\.part")
 _numbers = itertools.count()
 _open_here: set[str] = set()  # names of partial files that this process has open
@@ -58,7 +58,7 @@ class PartFile:
 
     etag: the ETag of the bytes in the file.
     version: incremented when all bytes are discarded. Writes for an earlier version are ignored.
-    refused: operations that the file system does not offer, such as "chmod".
+    refused: operations that the file system does not support, such as "chmod".
     """
 
     def __init__(self, path: Path, size_bytes: int) -> None:
@@ -74,7 +74,7 @@ class PartFile:
         self._closed = False
         self._changed = threading.Condition()
         self._file = open(open_own(path, os.O_RDWR), "r+b", buffering=0)  # noqa: SIM115
-        with suppress(OSError):  # without locks, the process id in the name has to do
+        with suppress(OSError):  # without locks, the name alone shows the writer
             lock(self._file.fileno())
         self._watch = Watch(self._file.fileno())
         self._load()
@@ -185,9 +185,9 @@ class PartFile:
     def publish(self, blob: Path, sha256: str) -> str:
         """Make the finished file read-only, fsync it, and rename it to the blob atomically.
 
-        sha256: the hash of the bytes, as they were read during the download. If anybody else has
-        written to the file or replaced it, the published bytes are hashed. Returns their hash; if
-        it is not `sha256`, nothing is published.
+        sha256: the hash of the bytes, as they were read during the download. If another
+        process has written to the file or replaced it, the file is hashed again. Returns the hash;
+        if it is not `sha256`, nothing is published.
         """
         with self._changed:
             self._seal()
@@ -306,13 +306,13 @@ def _free_name(blob: Path) -> Path:
 
 
 def below(folder: Path) -> list[Path]:
-    """Return the partial files in a folder of blobs, whoever writes them."""
+    """Return the partial files of all writers in a folder of blobs."""
     names = (path for path in files_below(folder, 0) if _NAME.fullmatch(path.name))
     return [path for path in names if is_own(path)]
 
 
 def parts(blob: Path) -> list[Path]:
-    """Return a blob's partial files, whoever writes them."""
+    """Return a blob's partial files, of all writers."""
     return [path for path in below(blob.parent) if path.name.startswith(blob.name)]
 
 
@@ -374,7 +374,7 @@ def is_abandoned(path: Path) -> bool:
     if is_locked(path):
         return False
     if host != _host() or not pid.isdecimal():
-        # The same machine under another host name is another container, whose lock would show.
+        # On this machine, another host name means another container, whose lock is visible here.
         record = _read_record(path)
         here = record is not None and record.boot == _boot()
         return here or time.time() - changed > FOREIGN_IDLE_S

@@ -48,7 +48,7 @@ class Callbacks:
     on_wait: called once if another process is already downloading the file.
     on_retry: receives (reason, seconds until the next attempt).
     on_hash: called if hashing continues after the download is complete.
-    on_refused: receives what the cache's file system does not offer, such as "chmod".
+    on_refused: receives operations that the file system does not support, such as "chmod".
     """
 
     on_progress: Callable[[int, int], None] = lambda done, total: None

@@ -1,4 +1,4 @@
-"""Find downloads that have not finished, by the partial files in the Hub's cache."""
+"""Find unfinished downloads by their partial files in the Hub's cache."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from catalog.store.store import Store, model_id_of
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """A model whose download has begun.
+    """A model whose download has not finished.
 
-    name: its first file in the repository; None, like commit and quant, if there is no record of
-    it. size_bytes: the size of its recorded files. partial: its partial files. whole: those of its
-    files that are complete. active: True if a process is downloading it.
+    name: the model's first file in the repository. Without a record, name, commit and quant are
+    None. size_bytes: the size of the recorded files. partial, whole: the incomplete and the
+    complete files. active: True if a process is downloading the model.
     """
 
     model_id: str | None
@@ -76,7 +76,7 @@ def remove(store: Store, one: Unfinished) -> int:
 
 
 def select(store: Store, reference: Reference, among: Iterable[Unfinished]) -> list[Unfinished]:
-    """Return the unfinished downloads that a name stands for."""
+    """Return the unfinished downloads that match a reference."""
     asked = {name.lower() for name in store.hub.spellings(reference.repository or "")}
     here = [
         one
@@ -88,7 +88,7 @@ def select(store: Store, reference: Reference, among: Iterable[Unfinished]) -> l
     with suppress(ModelNotFound):
         chosen = reference.select(names).names
     if reference.kind == "hub" and reference.file is None and reference.quant is None:
-        chosen += (None,)  # no record says which file of the repository it is
+        chosen += (None,)  # the download's file is not on record
     return [one for one in here if one.name in chosen]
 
 

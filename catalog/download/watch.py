@@ -1,4 +1,4 @@
-"""Notice writes to an open file by anybody else."""
+"""Detect writes to an open file by other processes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from contextlib import suppress
 
 AHEAD_S = 10  # the mark lies this far in the future, where no other write puts it
 REFRESH_S = 5.0
-MOST_S = 5.0  # spent on marks; more only on a file system that is slow to set times
+MOST_S = 5.0  # time to spend on marks; only a slow file system needs more
 
 
 class Watch:
     """Watches a file for writes by others, through its modification time.
 
     After each of our own writes, `mark` sets the time to a moment in the future. Any other write
-    sets it to the present, and `check` sees that. Where times cannot be set, `check` is False.
+    sets it to the present, which `check` detects. If times cannot be set, `check` is False.
     """
 
     def __init__(self, handle: int) -> None:
@@ -27,7 +27,7 @@ class Watch:
         self.mark()
 
     def check(self) -> bool:
-        """True if nobody else has written to the file since the watch began."""
+        """True if no other process has written to the file since the watch began."""
         if self._untouched:
             start = time.monotonic()
             self._untouched = os.fstat(self._handle).st_mtime_ns == self._mark_ns
@@ -35,14 +35,14 @@ class Watch:
         return self._untouched
 
     def mark(self) -> None:
-        """Mark the file as it is after one of our own writes."""
+        """Mark the file after one of our own writes."""
         if not self._untouched:
             return
         start = time.monotonic()
         try:
             if start - self._refreshed >= REFRESH_S:
                 self._set(int((time.time() + AHEAD_S) * 10**9))
-                self._mark_ns = os.fstat(self._handle).st_mtime_ns  # some store whole seconds
+                self._mark_ns = os.fstat(self._handle).st_mtime_ns  # may be rounded
                 self._refreshed = start
             else:
                 self._set(self._mark_ns)

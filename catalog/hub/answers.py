@@ -1,4 +1,4 @@
-"""The shapes of what a Hub may answer: its headers and its file listings.
+"""Validate a Hub's response headers and file listings.
 
 Two tables hold one check for each header and each JSON value that the client reads. A value that
 fails its check is treated as missing, so all other code sees only types and ranges it expects,

@@ -33,7 +33,7 @@ READ_BYTES = 2**20
 MAX_LISTING_BYTES = 16 * 2**20
 LISTING_TIMEOUT_S = 120.0  # for the whole body
 LEAST_BYTES_PER_S = 8192  # the rate that sets the deadline of a range
-RETRY_WITHIN_S = 60.0  # start no retry of a listing or header read later than this
+RETRY_WITHIN_S = 60.0  # do not retry a listing or header read after this time
 
 _RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
 _T = TypeVar("_T")
@@ -115,7 +115,7 @@ class Hub:
     def files(self, repository: str, revision: str | None = None) -> tuple[RemoteFile, ...]:
         """List a repository's files with sizes and LFS hashes. Each revision is fetched once.
 
-        The files name the repository as the Hub spells it, also if it has been renamed. Raises
+        The files have the Hub's name for the repository, even if it has been renamed. Raises
         ModelNotFound, AccessDenied or HubUnreachable.
         """
         if not is_repository(repository):

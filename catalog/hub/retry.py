@@ -1,11 +1,11 @@
-"""When to repeat a request that failed, for listings, header reads and transfers alike."""
+"""The delays between attempts, for listings, header reads and transfers."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
 
-MAX_WAIT_S = 300.0  # whatever delay the server asks for
+MAX_WAIT_S = 300.0  # even if the server asks for a longer delay
 
 
 @dataclass(frozen=True, slots=True)

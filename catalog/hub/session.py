@@ -2,7 +2,7 @@
 
 This is the only module that imports huggingface_hub. It raises BadSetting if a setting is invalid.
 Every wait has an end: for the connection, for the headers, for each byte, and for the whole body.
-Whatever fails in the HTTP library is told in our own words.
+Errors of the HTTP library become the catalog's own exceptions and messages.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class NotConnected(TransientError):
 def constants() -> ModuleType:
     """Return huggingface_hub's settings."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # of obsolete switches
+        with warnings.catch_warnings(action="ignore"):  # about obsolete variables
             from huggingface_hub import constants
     except ValueError as error:
         value = str(error).rpartition(": ")[2]
@@ -83,7 +83,7 @@ def stored_token() -> str | None:
         ) from error
     except UnicodeDecodeError as error:
         raise BadSetting(f"HF_TOKEN_PATH ({path}) does not contain a token") from error
-    token = token and token.removeprefix("\ufeff")  # of a file that an editor marked as UTF-8
+    token = token and token.removeprefix("\ufeff")  # a byte-order mark in the file
     if token and not (token.isascii() and token.isprintable()):
         raise BadSetting(f"HF_TOKEN (or the file {path}) contains invalid characters")
     return token
@@ -118,12 +118,12 @@ def get(url: httpx2.URL, headers: dict[str, str], what: str) -> Iterator[httpx2.
     try:
         yield response
     finally:
-        with suppress(*_library_errors()):  # the connection may be beyond closing properly
+        with suppress(*_library_errors()):  # a broken connection may fail to close
             response.close()
 
 
 def _answer(http: httpx2.Client, request: httpx2.Request) -> httpx2.Response:
-    """Send a request in another thread, because only a thread ends headers that trickle."""
+    """Send a request in another thread, so that the caller can give up on slow headers."""
     import httpx2
 
     answer: Future[httpx2.Response] = Future()
@@ -210,7 +210,7 @@ def _failures(what: str, url: httpx2.URL) -> Iterator[None]:
 
 @cache
 def _library_errors() -> tuple[type[Exception], ...]:
-    """Return what the HTTP library raises, also where it trusts a server's numbers and text."""
+    """Return the HTTP library's exceptions, including those caused by malformed responses."""
     import httpcore2
     import httpx2
 

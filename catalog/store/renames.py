@@ -1,7 +1,7 @@
 """Repositories that have been renamed on the Hub (`<home>/renamed.json`).
 
-Models are stored under the Hub's name for their repository. This file leads there from the name
-that was typed, or that the catalog uses, also offline.
+Models are stored under the Hub's current name for their repository. This file maps old names to
+current ones, so that names in the catalog or on the command line also work offline.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FILE = "renamed.json"
 
 @dataclass(frozen=True, slots=True)
 class _Renames:
-    """Old names in lower case, and the Hub's names."""
+    """The Hub's current names by old name, in lower case."""
 
     names: dict[str, str]
 

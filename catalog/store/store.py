@@ -54,7 +54,7 @@ class Installed:
 
 
 class Source(Protocol):
-    """A place from which models come, with what it has on this disk."""
+    """A source of models, with its files on this disk."""
 
     def locate(self, reference: Reference) -> Installed | None: ...
     def installed(self) -> Iterator[Installed]: ...
@@ -341,7 +341,7 @@ def _names(snapshot: Path) -> list[str]:
 
 
 def model_id_of(repository: str, quant: str | None, renamed: Mapping[str, str]) -> str | None:
-    """Return the id of the catalog model that a repository's file is, or None."""
+    """Return the catalog id of a file in a repository, or None."""
     for entry in entries().values():
         file = next((file for file in entry.files if file.quant == quant), entry)
         known = (file.repository or "").lower()
@@ -387,7 +387,7 @@ def _prune(folder: Path) -> None:
 
 def _remove_empty(folder: Path) -> None:
     found = [folder]
-    for place in found:  # grows, instead of a recursion of any depth
+    for place in found:  # grows in the loop, so that no recursion is needed
         found += [below for below in subfolders(place) if not below.is_symlink()]
     for place in reversed(found):
         with suppress(OSError):  # not empty

@@ -45,7 +45,7 @@ def _path(name: str) -> Path:
 def read_text(path: Path) -> str:
     """Read a text file. Replaces bytes that are not valid UTF-8 and prints a warning."""
     try:
-        with open_regular(path) as file:  # never a pipe, which would wait for its writer
+        with open_regular(path) as file:  # a pipe could block
             data = file.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {path}: {why(error)}") from error

@@ -1,4 +1,4 @@
-"""A command of the conversation, and what is said about words that it does not know."""
+"""Slash commands and settings, and the error for an unknown word."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from conifer_cli.usage import did_you_mean, quoted
 class Command:
     """A slash command, or a setting that /set changes.
 
-    usage: what follows the name; empty if nothing may. `action` and `complete` receive the rest of
+    usage: the arguments, or empty if there are none. `action` and `complete` receive the rest of
     the line.
     """
 
@@ -30,7 +30,7 @@ class Command:
         return self.spellings.split()
 
     def run(self, name: str, conversation: Conversation, rest: str) -> None:
-        """Do what the command does. Raises UsageError if it was given a needless argument."""
+        """Run the command. Raises UsageError for an argument that it does not take."""
         if rest and not self.usage:
             raise UsageError(f"{name} takes no argument, got {quoted(rest)}")
         self.action(conversation, rest)

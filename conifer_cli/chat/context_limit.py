@@ -60,7 +60,7 @@ def _choices(conversation: Conversation, needed: int) -> list[Choice]:
 
 def _ask(conversation: Conversation, choices: list[Choice]) -> bool:
     labels = "".join(f"[{key}] {label}, " for key, label, _ in choices)
-    # Only the key or its word: the beginning of a message must not drop a turn.
+    # Accept only the key or its word: the start of a message must not drop a turn.
     actions = {word: action for key, label, action in choices for word in (key, label.split()[0])}
     while True:
         reply = conversation.editor.question(f"{labels}[c] cancel: ").lower()

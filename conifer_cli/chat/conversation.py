@@ -49,7 +49,7 @@ class Conversation:
         return f"ctx {'?' if used is None else short(used)}/{short(self.context)}"
 
     def used(self) -> int | None:
-        """Return how many tokens the next prompt will hold besides the next message.
+        """Return the number of tokens in the next prompt, without the next message.
 
         0 in a new conversation. None if the template cannot render the conversation. Counted again
         only after a change.

@@ -1,7 +1,7 @@
 """The conversation's line editor, with its completions and message history.
 
 prompt_toolkit is imported lazily, for the first message. A dumb terminal uses plain input instead.
-Messages that were typed ahead, before the prompt, come first.
+Messages typed before the prompt appeared come first.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class PlainEditor:
 
     def __init__(self, interrupts: Interrupts) -> None:
         self._interrupts = interrupts
-        self._ahead = b""  # typed before the prompt
+        self._ahead = b""  # keys typed before the prompt appeared
 
     def message(self) -> str | None:
         """Read a message. Return None at the end of input. Raises KeyboardInterrupt on Ctrl-C."""
@@ -104,7 +104,7 @@ class PlainEditor:
 
     def _line(self, prompt: str) -> str | None:
         """Return the next line typed ahead or, if there is none, ask for one."""
-        with keyboard.lines():  # first: keys that come from now on are for readline
+        with keyboard.lines():  # first, so that readline gets all later keys
             self._ahead += keyboard.typed()
             typed, end, rest = split_line(self._ahead)
             if not end:
@@ -117,7 +117,7 @@ class PlainEditor:
 
 
 def split_line(data: bytes) -> tuple[str, bytes, bytes]:
-    """Split what was typed ahead into its first line, as a terminal edits it, its end and the rest.
+    """Split keys typed ahead into the first line, edited as a terminal does, its end and the rest.
 
     The end is empty if the line is unfinished.
     """

@@ -185,7 +185,7 @@ def _experts(conversation: Conversation, rest: str) -> None:
 
 @contextmanager
 def _writing(conversation: Conversation, path: Path) -> Iterator[None]:
-    """Report that `path` was written. Ctrl-C ends a question, and waiting for a pipe's reader."""
+    """Report that the block wrote `path`. Ctrl-C cancels its question or its wait for a reader."""
     try:
         with conversation.interrupts.propagate():
             yield

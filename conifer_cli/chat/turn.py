@@ -66,6 +66,6 @@ def _joined(*sentences: str) -> str:
 
 
 def _clear_hint(conversation: Conversation) -> str:
-    """Return how to make room, if anything but the new message takes any."""
+    """Return a hint on making room, unless the new message is the only one."""
     earlier = conversation.messages[:-1]
     return CLEAR_HINT if any(m["role"] != "system" for m in earlier) else ""

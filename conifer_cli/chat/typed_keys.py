@@ -1,4 +1,4 @@
-"""Keys for prompt_toolkit, including those that were collected before its prompt was there."""
+"""Keys for prompt_toolkit, including those typed before its prompt appeared."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TypedKeys(Vt100Input):
         """Return the keys typed ahead. Each line feed counts as Enter, as in a terminal's lines."""
         data = keyboard.typed()
         keys = self._keys_of(data)
-        if data.endswith(ESCAPE):  # the Escape key: with more to come, it would be here already
+        if data.endswith(ESCAPE):  # a lone Escape key, not the start of a sequence
             keys += self.flush_keys()
         return list(_with_enter(keys))
 
@@ -62,7 +62,7 @@ def _with_enter(keys: list[KeyPress]) -> Iterator[KeyPress]:
 
 @contextmanager
 def prompting(keys: TypedKeys, question: bool) -> Iterator[None]:
-    """Let prompts read keys. question: keys typed ahead were meant as messages; save them."""
+    """Let prompts read keys. question: save keys typed ahead for the next message."""
     with keyboard.editing(_soon(_suspend), _soon(_redraw)):
         store_typeahead(keys, keys.collected())
         saved = get_typeahead(keys) if question else []

@@ -79,7 +79,7 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
 
 @contextmanager
 def _saved_on_failure(session: Session, messages: Messages) -> Iterator[None]:
-    """If the engine fails, save the answer so far, without the model's state, which may be bad."""
+    """If the engine fails, save the answer so far without the model's state, which may be bad."""
     try:
         yield
     except EngineError:

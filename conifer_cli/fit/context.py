@@ -18,7 +18,7 @@ def largest_context(report: FitReport, context: int) -> int:
 
 
 def limit(report: FitReport, context: int) -> str:
-    """Say what limits the context: the model or the memory."""
+    """Return a sentence that names the limit of the context: the model or the memory."""
     largest, supported = largest_context(report, context), report.supported_context
     if largest >= supported:
         return f"{report.name} supports no more than {counted(supported, 'token')}."
@@ -29,7 +29,7 @@ def limit(report: FitReport, context: int) -> str:
 
 
 def advice(report: FitReport, context: int, needed: int, kv_type: str) -> str:
-    """Say how to reserve a context of `needed` tokens with an option, or why that is impossible."""
+    """Return how to reserve a context of `needed` tokens, or why that is impossible."""
     largest = largest_context(report, context)
     if needed <= largest:
         wanted = min(max(needed, 2 * context), largest)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from engine.gguf.reader import Header, TensorInfo
 
 FIRST_READ = 4 << 20  # bytes; enough for the header if the vocabulary is small
-MOST_FILES = 8  # headers to read until one is a model's
+MOST_FILES = 8  # headers to read in search of a model
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class HubModel:
 def find_model(hub: Hub, reference: Reference, headers: HeaderCache) -> HubModel:
     """Choose a model's files and read their headers.
 
-    Files whose header says that they are no model are passed over, unless the reference names one.
+    Skips files whose header shows that they are not models, unless the reference names a file.
     """
     from catalog.errors import ModelNotFound, SeveralModels
 

@@ -1,4 +1,4 @@
-"""Name the file in messages about it."""
+"""Add file names to error messages."""
 
 from __future__ import annotations
 

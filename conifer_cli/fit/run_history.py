@@ -123,7 +123,7 @@ def runs() -> list[Run]:
 
 
 def _is_sound(run: Run) -> bool:
-    """True if a run has values that a run can have."""
+    """True if a run's values are plausible."""
     from engine.fit.speed import DECODE_COSTS
 
     rates = (rate for rate in (run.decode_per_s, run.prefill_per_s) if rate is not None)
@@ -284,6 +284,6 @@ def _shorten(path: Path) -> None:
         return
     try:
         lines = read_file(path, MAX_FILE_BYTES).splitlines(keepends=True)
-    except OSError:  # far too large to be ours
+    except OSError:  # too large to be Conifer's
         lines = []
     write_atomically(path, b"".join(lines[len(lines) // 2 :]), mode=0o644)

@@ -35,7 +35,7 @@ ITEM_BYTES = {"float16": 2, "float32": 4, "int8": 1}
 ROLES = ("system", "user", "assistant")
 FIELDS = ("role", "content", "reasoning_content")
 MAX_ARRAYS, MAX_DIMS = 1 << 16, 8
-MAX_VALUES = 1 << 40  # in an array, also if one of its dimensions is 0
+MAX_VALUES = 1 << 40  # in an array, even if one of its dimensions is 0
 START_BYTES, SAMPLE_BYTES, SAMPLES = 16 << 20, 4096, 64  # read from a model file to identify it
 
 

@@ -1,4 +1,4 @@
-"""Files that the user names to be written: nothing is replaced unasked, or left half written."""
+"""Write files that the user names: ask before replacing one, and leave none half written."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def require_new(path: Path, yes: bool) -> None:
 
 
 def write(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Write a file whole or not at all. Write into a pipe or device.
+    """Write a complete file or nothing. Write directly to a pipe or device.
 
-    Raises OutputError, or UsageError if the folder has gone.
+    Raises OutputError, or UsageError if the folder no longer exists.
     """
     require_folder(path)
     try:
@@ -55,7 +55,7 @@ def write(path: Path, data: bytes, mode: int = 0o666) -> None:
 
 
 def _is_special(path: Path) -> bool:
-    """True for a pipe or a device, also behind a link such as /dev/stdout."""
+    """True for a pipe or a device, including through a link such as /dev/stdout."""
     try:
         return not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path)
     except (OSError, ValueError):

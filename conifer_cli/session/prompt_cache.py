@@ -2,7 +2,7 @@
 
 Each prompt is one file in CONIFER_HOME/prompts, in a folder named after the model's identity. To
 stay within MAX_BYTES and MAX_FILES, the least recently used files are removed. A damaged file is
-removed with a note; a run goes on without it.
+removed with a note, and the run continues without it.
 """
 
 from __future__ import annotations

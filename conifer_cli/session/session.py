@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 JSON_OBJECT = '{"type": "object", "minProperties": 1}'  # the schema of --format json
 SLOW = "using the slow kernels: {}. Install a C++ compiler, then reinstall Conifer."
 ANSWER_ROOM = 2048  # tokens to keep free for an answer when a long prompt grows the context
-LONG_CHARACTERS, MANY_MESSAGES = 1 << 20, 2000  # counted before the template sees them
+LONG_CHARACTERS, MANY_MESSAGES = 1 << 20, 2000  # more are counted before rendering
 FOLDED = (
     "this model's chat template takes no system message, so it is part of the first user message"
 )
-CACHE_VERSION = 2  # of how caches are computed and stored
-CHECK_S = 10  # for a complete answer and its schema
+CACHE_VERSION = 2  # increment if caches are computed or stored differently
+CHECK_S = 10  # the time limit for checking an answer against its schema
 SEED_BITS = 53  # size of random seeds: every JSON parser reads these integers exactly
 
 Messages = list[dict[str, str]]
@@ -252,8 +252,8 @@ class Generation:
     def require_schema(self, text: str) -> None:
         """Raise AnswerMismatch if a complete answer does not match its schema.
 
-        Raises ConstraintError if that takes too long to find out: a `pattern` may need a time that
-        is exponential in the length of a text.
+        Raises ConstraintError if the check takes too long: matching a `pattern` can take
+        exponential time.
         """
         schema = self._session.options.grammar
         if schema is None or self.stream.finish != "stop" or self.stream.found_stop:

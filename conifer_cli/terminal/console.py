@@ -52,7 +52,7 @@ def prepare() -> None:
 
 
 class _Whole(io.FileIO):
-    """A descriptor that writes all bytes or raises OSError, also if it is non-blocking and full.
+    """A descriptor that writes all bytes or raises OSError, even if it is non-blocking and full.
 
     With PYTHONUNBUFFERED, Python's own streams ignore how much of the text was written.
     """
@@ -74,7 +74,7 @@ def _writer(stream: TextIO | None) -> Any:
         return stream
     try:
         raw = _Whole(stream.fileno(), "wb", closefd=False)
-    except OSError:  # it has none, as in a test
+    except OSError:  # no descriptor, as in a test
         stream.reconfigure(encoding="utf-8", errors="replace")
         return stream
     buffer = io.BufferedWriter(raw)

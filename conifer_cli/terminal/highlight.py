@@ -1,8 +1,8 @@
 """Colour the code in an answer, line by line.
 
-A model wrote the code, so the time for a line is linear in its length, whatever it holds: no
-pattern can match one text in two ways. docs/decisions/0007-live-markdown.md says why these are not
-the lexers of a library.
+A model wrote the code, so it is untrusted: the time for a line must be linear in its length. No
+pattern can match the same text in two ways. docs/decisions/0007-live-markdown.md explains why
+Conifer does not use a library's lexers.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _diff_line(text: str) -> Row:
 
 
 class _Lexer:
-    """A language's reader. Between lines it keeps the open block: its end mark and its style."""
+    """Reads one language line by line. Keeps the end mark and style of an open block."""
 
     def __init__(self, language: Language) -> None:
         self._language = language
@@ -55,7 +55,7 @@ class _Lexer:
     def _spans(self, text: str) -> Iterator[Span]:
         at = self._block_end(text, 0) if self._closes else 0
         yield self._style, text[:at]
-        unclosed = before = ""  # quotes without an end; the last word, if only spaces follow it
+        unclosed = before = ""  # unclosed quotes; the last word, if only spaces follow
         while found := self._pattern.search(text, at):
             kind, start, end = found.lastgroup or "", found.start(), found.end()
             yield "", text[at:start]
@@ -75,7 +75,7 @@ class _Lexer:
         yield "", text[at:]
 
     def _block_end(self, text: str, at: int) -> int:
-        """Return the end of the open block: after its mark, or that of the line."""
+        """Return where the open block ends: after its end mark, or at the end of the line."""
         end = text.find(self._closes, at)
         if end < 0:
             return len(text)

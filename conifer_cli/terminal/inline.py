@@ -65,7 +65,7 @@ def inline(text: str, style: str, ended: bool) -> Row:
 
 
 class _Parser:
-    """Reads a line from left to right, so each search for a closing mark starts where one ended."""
+    """Reads a line once: each search for a closing mark starts where the last one ended."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -128,9 +128,9 @@ class _Parser:
         return opens and bool(after.strip()) and bool(cells(after))
 
     def _closer(self, mark: str, at: int) -> int:
-        """Return where the first closing mark from `at` on begins, past the end if there is none.
+        """Return the start of the first closing mark from `at` on, past the end if there is none.
 
-        Searches start further right each time, so together they read the line once per mark.
+        Each search starts where the last one ended, so together they read the line once per mark.
         """
         searched, found = self._closing.get(mark, (at, -1))
         if not searched <= at <= found:

@@ -1,9 +1,9 @@
-"""Own the terminal's settings, from the first moment of a conversation to its end.
+"""Control the terminal's settings from the start of a conversation to its end.
 
-Outside the line editor, keys are neither echoed nor cut into lines. A thread collects them for the
-next prompt, so that the terminal's small buffer never fills, which would block Ctrl-C too. Another
-process may stop this one, or it may crash: the settings are restored on every way out, and taken
-again on the way back in.
+Outside the line editor, the terminal neither echoes keys nor collects them into lines. A thread
+keeps them for the next prompt, so that the terminal's small buffer never fills, which would also
+block Ctrl-C. The settings are restored whenever the program stops, exits or crashes, and applied
+again when it continues.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
-with contextlib.suppress(ImportError):  # on Windows, where `app.main` says what to do
+with contextlib.suppress(ImportError):  # on Windows, where `app.main` prints what to do
     import termios
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ Settings = list[int | list[bytes | int]]
 
 
 class Mode(Enum):
-    """Who reads the terminal."""
+    """The reader of the terminal."""
 
-    AHEAD = auto()  # nobody: keys are collected
+    AHEAD = auto()  # the collector, for the next prompt
     EDITOR = auto()  # the line editor, which handles Ctrl-Z itself
     LINES = auto()  # a plain question
     LENT = auto()  # another program, which changes the settings itself
@@ -77,7 +77,7 @@ class Keyboard:
             for number, handler in self._handlers():
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     signal.signal(number, handler)
-            signal.siginterrupt(signal.SIGCONT, False)  # or setting a terminal fails with EINTR
+            signal.siginterrupt(signal.SIGCONT, False)  # avoid EINTR from the terminal
 
     def collect(self) -> None:
         """Collect keys for the next prompt from now on."""
@@ -114,7 +114,7 @@ class Keyboard:
     def lines(self, lent: bool = False) -> Iterator[None]:
         """Use the terminal's own settings: for a question or, if `lent`, for another program.
 
-        Keys collected before do not answer the question. They remain for the next prompt.
+        Keys collected earlier do not answer the question. They remain for the next prompt.
         """
         if self._theirs is None:
             yield
@@ -149,7 +149,7 @@ class Keyboard:
     def stop(self, group: bool = False) -> None:
         """Stop this process or its group, as Ctrl-Z does, with the terminal's own settings.
 
-        Return when it continues. The settings in use before are in use again.
+        Return when it continues. Then apply the previous settings again.
         """
         before = self._ours
         if self._theirs is not None and self._mode is not Mode.LENT:
@@ -238,7 +238,7 @@ class Keyboard:
             self._typed += _waiting()
 
     def _collect_keys(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # the main thread's
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # main thread only
         assert self._halt is not None
         halt = self._halt[0]
         while True:
@@ -270,7 +270,7 @@ def _in_foreground() -> bool:
 
 
 def _waiting() -> bytes:
-    """Return what can be read without waiting."""
+    """Read the keys that are available without waiting."""
     data = bytearray()
     with contextlib.suppress(OSError):
         while _in_foreground() and select.select([0], [], [], 0)[0]:
@@ -287,7 +287,7 @@ def _apply(settings: Settings) -> None:
 
 
 def _changed(settings: Settings, local: int, inputs: int = 0) -> Settings:
-    """Return settings without these flags, with which Ctrl-C does not discard what was typed."""
+    """Return settings without these flags, in which Ctrl-C keeps typed text."""
     changed = [list(value) if isinstance(value, list) else value for value in settings]
     iflag, lflag, characters = settings[IFLAG], settings[LFLAG], changed[CC]
     assert isinstance(iflag, int) and isinstance(lflag, int) and isinstance(characters, list)
@@ -319,7 +319,7 @@ def _watch(theirs: Settings, escapes: bool) -> tuple[int, int] | None:
         os.close(2)
         os.read(ends, 1)
         flags = termios.tcgetattr(0)[LFLAG]
-        # Only settings of ours: the shell may have restored its own by now.
+        # Replace only our own settings: the shell may have restored its settings by now.
         if isinstance(flags, int) and flags & (termios.NOFLSH | termios.ECHO) == termios.NOFLSH:
             _apply(theirs)
             if escapes:

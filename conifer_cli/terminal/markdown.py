@@ -33,8 +33,8 @@ STEPS = 64  # a line with markers is laid out again once it has grown by 1/STEPS
 RULE_WIDTH = 40
 MIN_WIDTH = 20
 
-# No pattern may read a position more than a few times, whatever a model writes: two classes of
-# characters that follow each other have none in common, or a line is stripped first.
+# Every pattern must match in linear time: adjacent character classes are disjoint, or the line is
+# stripped first.
 _HEADING = re.compile(r"\s{0,3}(#{1,6})\s+(.*)")
 _ITEM = re.compile(r"(\s*)([-*+]|\d{1,9}[.)])(\s+)(.*)")
 _QUOTE = re.compile(r"\s{0,3}>\s?(.*)")
@@ -238,7 +238,7 @@ def _fitting(text: str, room: int) -> str:
 
 
 def _heading_text(text: str) -> str:
-    """Return a heading without the marks that may close it."""
+    """Return a heading without its closing marks."""
     text = text.rstrip()
     bare = text.rstrip("#")
     return bare.rstrip() if bare[-1:].isspace() else text

@@ -50,7 +50,7 @@ class AnswerPrinter:
         if self._raw or self._quiet or isinstance(error, ReaderGone | OutputError):
             return
         self._redraw_after_stop()
-        # A signal ends the program: nothing is laid out on the way out.
+        # After a signal, exit without rendering more text.
         if self._renderer is not None and (error is None or isinstance(error, Exception)):
             write_stdout(self._renderer.finish())
         if error is None or self._started:
@@ -105,7 +105,7 @@ class ThinkingPrinter:
             self._start = time.monotonic()
             self._resumed = -1
         self._size += len(text)
-        if text and self._dims and self._resumed != keyboard.resumed:  # once, and after a stop
+        if text and self._dims and self._resumed != keyboard.resumed:  # at first, and after a stop
             self._resumed = keyboard.resumed
             text = DIM + text
         if self._live is None:

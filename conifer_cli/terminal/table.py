@@ -28,8 +28,8 @@ class _Line:
 class Table:
     """The lines of a table that may still be on the screen. Earlier ones have scrolled away.
 
-    Without a rule below its first line, or if it is wider than the screen, a table is shown as it
-    is written. width, height: of the screen. cut: breaks a row at the edge of the screen.
+    Without a rule below its first line, or if it is wider than the screen, a table is shown as
+    plain text. width, height: of the screen. cut: breaks a row at the edge of the screen.
     """
 
     def __init__(self, width: int, height: int, cut: Callable[[Row], list[Row]]) -> None:
@@ -37,7 +37,7 @@ class Table:
         self._lines: list[_Line] = []
         self._count = 0  # lines so far
         self._widths: list[int] = []
-        self._plain = False  # as it is written, whatever follows
+        self._plain = False  # show plain text from now on
         self._grid: list[int] | None = None  # the columns' widths in `_lines`; None: no columns
 
     def rows(self, text: str, ended: bool) -> list[Row]:

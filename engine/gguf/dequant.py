@@ -119,7 +119,7 @@ def _tq1_0(b: Bytes) -> Floats:
     # the fraction 0.abcde in base 3, times 256.
     def digits(packed: Bytes, count: int) -> Bytes:
         powers = np.array([3**i for i in range(count)], np.uint8)[:, None]
-        shifted = packed[:, None, :] * powers  # without the digits before the one wanted
+        shifted = packed[:, None, :] * powers  # drop the digits before the wanted one
         return (shifted.astype(np.uint16) * 3 >> 8).astype(np.uint8).reshape(len(packed), -1)
 
     parts = (digits(b[:, :32], 5), digits(b[:, 32:48], 5), digits(b[:, 48:52], 4))

@@ -1,11 +1,11 @@
-"""Say what a file is if it is not a model that generates text."""
+"""Identify files that are not text-generation models."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-START_BYTES = 512  # of a file, for `what_it_is`
+START_BYTES = 512  # `what_it_is` needs this much of a file
 
 # (offset, bytes, what the file is); the first match wins.
 _MAGICS = (
@@ -101,7 +101,7 @@ def what_it_is(start: bytes) -> str:
 
 
 def not_a_model(metadata: Mapping[str, Any], tensors: Mapping[str, object]) -> str | None:
-    """Return what a GGUF file is if it is no text model, otherwise None.
+    """Return what a GGUF file is if it is not a text model, otherwise None.
 
     tensors: its tensor table, by name, over all parts.
     """

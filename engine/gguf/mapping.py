@@ -1,4 +1,4 @@
-"""Map a model file into memory, or read it where it cannot be mapped."""
+"""Map a model file into memory, or read it if it cannot be mapped."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import errno
 import mmap
 from typing import BinaryIO
 
-CANNOT_MAP = (errno.ENODEV, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # of mmap()
+CANNOT_MAP = (errno.ENODEV, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # from mmap()
 
 
 def map_file(file: BinaryIO, limit: int = -1) -> mmap.mmap | bytes:
     """Map an open file, or read it if its file system cannot map files. Raises OSError.
 
-    limit: how many bytes to read then; -1 for all.
+    limit: the number of bytes to read in that case; -1 for all.
     """
     try:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -63,10 +63,10 @@ class Kernels(Protocol):
     groups_by_expert: bool  # gather_matmul groups rows by expert
     fallback_reason: str | None  # why `auto` chose the slower stock kernels
     in_place: bool  # weights are read from the mapped file, not copied
-    block_tokens: int  # a prompt's experts use other kernels in a whole block of this many; 0: none
+    block_tokens: int  # experts use other kernels in whole blocks of a prompt; 0: never
 
     def reading(self) -> AbstractContextManager[object]:
-        """Return a context in which steps read a prompt, even those of only one token."""
+        """Return a context in which every step is part of a prompt, even one of a single token."""
 
     @property
     def dtype(self) -> mx.Dtype:

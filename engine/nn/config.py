@@ -287,8 +287,8 @@ def read_model_config(
 ) -> ModelConfig:
     """Read the hyperparameters of a complete text model.
 
-    Raises UnsupportedError, saying what the file is, if it is anything else. Otherwise raises the
-    same errors as `read_config`.
+    Raises UnsupportedError, naming the kind of file, for any other file. Otherwise raises the same
+    errors as `read_config`.
     """
     if kind := not_a_model(metadata, tensors):
         raise UnsupportedError(f"not a model that can run, but {kind}")

@@ -106,7 +106,7 @@ class ChatTemplate:
 
     @functools.cached_property
     def _token_variables(self) -> list[str]:
-        """Names of special tokens, except those that the template defines unless the file does."""
+        """Names of special tokens, except those for which the template has its own default."""
         names = [f"{name}_token" for name in TOKEN_NAMES]
         return [name for name in names if not re.search(rf"\b{name}\s+is\b", self.source)]
 

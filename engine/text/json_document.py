@@ -1,7 +1,7 @@
 """Parse JSON with exact numbers, and check a finished answer against its schema.
 
-The check does not share code with the grammar engine that produced the answer: it would find what
-the engine got wrong.
+The check does not share code with the grammar engine that produced the answer, so it can detect the
+engine's mistakes.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from jsonschema import FormatChecker
     from jsonschema.protocols import Validator
 
-DRAFT = "https://json-schema.org/draft/2020-12/schema"  # where a schema does not say
-MAX_INT_DIGITS = 1000  # int() may refuse to read more than 4300
-MAX_DIGITS = 10_000  # of a quotient, to check `multipleOf`
+DRAFT = "https://json-schema.org/draft/2020-12/schema"  # for a schema without `$schema`
+MAX_INT_DIGITS = 1000  # int() may reject more than 4300
+MAX_DIGITS = 10_000  # in a quotient, to check `multipleOf`
 DATE = re.compile(r"(\d{4})-(\d\d)-(\d\d)", re.ASCII)
 FORMATS = ("email", "ipv4", "ipv6", "uuid")  # checked by jsonschema without further packages
 TOO_DEEP = "the JSON is nested too deeply"
@@ -60,7 +60,7 @@ def require_match(text: str, schema: str) -> None:
         # A `$ref` to a schema with `$schema` would fall back to jsonschema's own number rules.
         validator = validator_class(parsed.pop("$schema", DRAFT))
         error = best_match(validator(parsed, format_checker=_formats()).iter_errors(document))
-        # A key that an object must not have fails the schema `false`, which has no keyword.
+        # A forbidden key fails the schema `false`, which has no keyword.
         keyword = error and (error.validator or "additionalProperties")
         problem = error and f"`{keyword}` at {pointer(error.absolute_path)}"
     except ValueError as invalid:
@@ -72,15 +72,15 @@ def require_match(text: str, schema: str) -> None:
 
 
 class KeyTracker:
-    """Follow the bytes of a growing JSON document, and know the keys of its open objects."""
+    """Track the keys of the open objects in a growing JSON document."""
 
     def __init__(self) -> None:
         self._open: list[set[bytes] | None] = []  # the keys of each object, None for an array
-        self._string: bytearray | None = None  # the string that has begun
+        self._string: bytearray | None = None  # the unfinished string
         self._is_key = self._escaped = False
 
     def push(self, data: bytes) -> bool:
-        """Advance. Return False if an object now has a key twice."""
+        """Advance. Return False if an object now repeats a key."""
         distinct = True
         for byte in data:
             if self._string is not None:
@@ -104,7 +104,7 @@ class KeyTracker:
         return any(self._open) and quotes > (0 if in_key else 1)
 
     def repeats(self, data: bytes) -> bool:
-        """True if an object would have a key twice after `data`."""
+        """True if an object would repeat a key after `data`."""
         trial = copy(self)
         trial._open = [None if keys is None else set(keys) for keys in self._open]
         trial._string = None if self._string is None else bytearray(self._string)
@@ -239,7 +239,7 @@ def _formats() -> FormatChecker:
 
 
 def _is_date(value: object) -> bool:
-    """True for a text that begins with a day of the calendar, and for what is not a text."""
+    """True for text that begins with a valid date, and for any value that is not text."""
     if not isinstance(value, str):
         return True
     found = DATE.match(value)

@@ -1,8 +1,8 @@
-"""Prepare a JSON schema for the grammar engine, llguidance, and refuse what it cannot enforce.
+"""Prepare a JSON schema for the grammar engine, llguidance, or reject what it cannot enforce.
 
-The engine stores numbers as doubles, and finds some contradictions only when it reaches them. So a
-schema is narrowed where the engine would be too lenient: what the engine then allows, the schema
-allows too. A schema for which that is impossible is refused before a model is loaded.
+The engine stores numbers as doubles and detects some contradictions only during an answer. Where it
+would be too lenient, the schema is narrowed, so that every document that the engine allows also
+matches the original schema. If that is impossible, the schema is rejected before a model is loaded.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ LAYOUT: JsonCompileOptions = {
     "key_separator": ": ",
 }
 MAX_MULTIPLES = 1000  # a shorter list of multiples within bounds becomes an enum
-MAX_COEFFICIENT = (1 << 32) - 1  # of a multipleOf, in the engine
-LARGEST = Decimal(10**18 - 1)  # wider bounds become this: the engine has 64-bit integers
+MAX_COEFFICIENT = (1 << 32) - 1  # the engine's limit for `multipleOf`
+LARGEST = Decimal(10**18 - 1)  # for bounds, because the engine has 64-bit integers
 NARROWING = 6  # decimal places of an interval that an exclusive bound may lose
 MAX_CHANGES = 500  # schemas compiled to find the keyword that the engine rejects
 INEXACT = "has more digits than Conifer can enforce exactly"
-# What the engine wants of a keyword that it rejects.
+# The engine's requirements for keywords that it rejects.
 LIMITS = {
     "oneOf": "its options must differ in type or in a constant. Try anyOf",
     "minProperties": "it is supported only if every key in properties is required",
@@ -124,7 +124,7 @@ def _prepared(schema: Schema) -> Node:
     """Return the schema with the engine's numbers, and without annotations."""
     nodes = (node for node in schema.nodes.values() if isinstance(node, dict))
     whole: Node = _plain(schema.root, {id(node): _with_bounds(node) for node in nodes})
-    whole.pop("x-guidance", None)  # options of the engine
+    whole.pop("x-guidance", None)  # the engine's options
     return whole
 
 
@@ -154,7 +154,8 @@ def _with_bounds(node: Node) -> Node:
     low, above = _bound(node, "minimum", "exclusiveMinimum", max)
     high, below = _bound(node, "maximum", "exclusiveMaximum", min)
     if low is not None and high is not None and low < high and _truncated(low) == _truncated(high):
-        # Within one whole number, the engine takes an exclusive bound that is whole as inclusive.
+        # If both bounds have the same whole part, the engine treats a whole exclusive bound as
+        # inclusive.
         narrow = Decimal(1).scaleb((high - low).adjusted() - NARROWING)
         low, above = (low + narrow, False) if above else (low, above)
         high, below = (high - narrow, False) if below else (high, below)
@@ -205,7 +206,7 @@ def _multiples(node: Node) -> list[Decimal] | None:
 
 
 def _inward(bound: Decimal, direction: float) -> Decimal:
-    """Return the bound itself if the engine reads it exactly, or the next number that it does."""
+    """Return the bound if the engine reads it exactly, or the next number inward that it does."""
     near = float(bound)
     outside = _exactly(near) < bound if direction > 0 else _exactly(near) > bound
     return _exactly(nextafter(near, direction) if outside else near)
@@ -216,7 +217,7 @@ def _require_compiled(schema: Schema) -> None:
     whole = _prepared(schema)
     prepared = Schema(whole)
     places = [(place, node) for place, node in prepared.nodes.items() if isinstance(node, dict)]
-    for place, node in places:  # the engine notices an empty set of numbers only when it gets there
+    for place, node in places:  # the engine detects an empty set of numbers late
         numbers = {key: node[key] for key in ("type", *NUMBERS) if key in node}
         if "multipleOf" in node and node.get("type") in ("number", "integer") and _problem(numbers):
             raise problem_at(
@@ -224,7 +225,7 @@ def _require_compiled(schema: Schema) -> None:
             )
     if not _problem(whole):
         return
-    # Take keywords away, innermost first, until the rest compiles: the last one is to blame.
+    # Remove keywords, innermost first, until the rest compiles: the last one is the cause.
     rows = [(place, node, key) for place, node in reversed(places) for key in _by_blame(node)]
     for place, node, keyword in rows[:MAX_CHANGES]:
         problem, value = _problem(whole), node.pop(keyword)
@@ -237,7 +238,7 @@ def _require_compiled(schema: Schema) -> None:
 
 
 def _by_blame(node: Node) -> list[str]:
-    """Return the keywords to blame for a problem, the most specific first."""
+    """Return the keywords that may cause a problem, the most specific first."""
     blamed = KEPT - {"properties", "$defs", "definitions"}
     return sorted((key for key in node if key in blamed), key=lambda key: key == "type")
 

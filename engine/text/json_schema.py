@@ -1,4 +1,4 @@
-"""Read a JSON schema, and refuse what is not one, what is not supported and what never ends.
+"""Parse a JSON schema. Reject invalid, unsupported and endless schemas.
 
 Places are JSON pointers, such as #/properties/age. `json_grammar` checks numbers and combinations.
 """
@@ -138,7 +138,7 @@ def _require_valid(schema: Schema) -> None:
     if error is None:
         return
     *path, last = error.absolute_path or ["$schema"]
-    while path and not isinstance(last, str):  # an item of `enum`, say
+    while path and not isinstance(last, str):  # for example, an item of `enum`
         last = path.pop()
     raise problem_at(pointer(path), str(last), "the value is not one that JSON Schema allows")
 
@@ -159,7 +159,7 @@ def _require_keywords(place: str, node: Node, new: bool) -> None:
 
 
 def _require_an_end(schema: Schema) -> None:
-    """Raise SchemaError if a `$ref` leads only to documents without an end."""
+    """Raise SchemaError if only endless documents match a `$ref`."""
     finite: set[str] = set()
     while more := {place for place in schema.nodes if _ends(schema, place, finite)} - finite:
         finite |= more
@@ -169,10 +169,10 @@ def _require_an_end(schema: Schema) -> None:
 
 
 def _ends(schema: Schema, place: str, finite: set[str]) -> bool:
-    """True if a schema has a finite document, given the places that are known to have one."""
+    """True if a finite document matches a schema. finite: places where that is known."""
     node = schema.nodes[place]
     if isinstance(node, bool):
-        return True  # `false` has no document, but none without an end either
+        return True  # `false` matches no document, so no endless one
     if "$ref" in node and node["$ref"] not in finite:
         return False
     if not all(below(place, "allOf", n) in finite for n in range(len(node.get("allOf", ())))):

@@ -1,7 +1,7 @@
 """Find special tokens in text, in time that hardly depends on how many of them there are.
 
-Longer tokens take precedence, wherever they occur. Among tokens of one length, the first in the
-vocabulary does, then the leftmost place.
+Longer tokens take precedence, wherever they occur. Among tokens of equal length, the first in
+the vocabulary does, then the leftmost occurrence.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Marks:
         ]
         heapq.heapify(queue)
         found: dict[int, Found] = {}
-        owner: dict[int, int] = {}  # the start of the token at each place in one
+        owner: dict[int, int] = {}  # for each position in a token, the token's start
         while queue:
             *_, start, mark = heapq.heappop(queue)
             if start in owner:

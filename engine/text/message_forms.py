@@ -1,9 +1,9 @@
-"""Find the form of a conversation that a chat template writes out in full.
+"""Find a form of the conversation that the chat template renders completely.
 
-Templates differ in what they take: content as text or as typed parts, a system message or none.
-What a template does not know it may drop without a word, so every rendering is checked: first with
-a random word in place of each text, which shows the messages that are left out, then with the texts
-themselves, which shows what is cut or changed.
+Templates expect different forms: content as text or as typed parts, with or without a system
+message. A template may silently drop a form that it does not support, so every rendering is
+checked twice. With a random word in place of each text, the check finds messages that are left out.
+With the texts themselves, it finds texts that are cut or changed.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ Render = Callable[[Sequence[Message]], str]
 def render_in_full(
     source: str, messages: Sequence[Message], render: Render
 ) -> tuple[str, Sequence[Message]]:
-    """Return the prompt and the form of the messages that it was made from.
+    """Return the prompt, and the form of the messages that it contains.
 
-    source: the template. render: renders messages with it. Raises MessageLeftOut if the prompt
-    lacks a message in every form, or TemplateRefusal if the template accepts no form.
+    source: the template. render: renders messages with it. Raises MessageLeftOut if every
+    form loses a message, or TemplateRefusal if the template accepts no form.
     """
     lost: MessageLeftOut | None = None
     refusal: TemplateRefusal | None = None
@@ -51,13 +51,13 @@ def render_in_full(
     if lost is not None:
         raise lost
     if refusal is not None:
-        render(messages)  # the refusal may quote a message
+        render(messages)  # raises the refusal with the original texts, which it may quote
         raise refusal
     raise AssertionError("a conversation has at least one form")
 
 
 def _forms(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
-    """Yield the forms of a conversation, the most usual first."""
+    """Yield the forms of a conversation, the most common first."""
     roles = list(dict.fromkeys(str(message.get("role")) for message in messages))
     some = chain.from_iterable(combinations(roles, size) for size in range(1, len(roles)))
     choices = [(), tuple(roles), *some]
@@ -74,9 +74,9 @@ def _typed(message: Message, roles: Sequence[str]) -> Message:
 
 
 def _folded(messages: Sequence[Message]) -> Sequence[Message] | None:
-    """Return the messages with system texts at the start of the next user message.
+    """Return the messages with each system text moved to the start of the next user message.
 
-    None if there is no system text, or no user message after it.
+    None if there is no system text, or no user message follows it.
     """
     folded: list[Message] = []
     held: list[str] = []
@@ -93,7 +93,7 @@ def _folded(messages: Sequence[Message]) -> Sequence[Message] | None:
 
 
 def _texts(message: Message) -> list[str]:
-    """Return the texts that must be in the prompt: all but those beside a call."""
+    """Return the texts that must be in the prompt. A message with tool calls has none."""
     if message.get("tool_calls"):
         return []
     content = message.get("content")
@@ -103,7 +103,7 @@ def _texts(message: Message) -> list[str]:
 
 
 def _require_all(source: str, messages: Sequence[Message], render: Render) -> None:
-    """Raise MessageLeftOut if the template leaves out a message, whatever it says."""
+    """Raise MessageLeftOut if the template leaves out a message, regardless of its text."""
     secret = secrets.token_hex(6)
     words: list[list[str]] = []
     marked = []
@@ -113,7 +113,7 @@ def _require_all(source: str, messages: Sequence[Message], render: Render) -> No
     text = render(marked).lower()
     for at, found in enumerate(words):
         for word in found:
-            # A list that is printed as data is not a form that the template knows.
+            # A list printed as data means that the template does not support typed parts.
             printed = isinstance(messages[at].get("content"), list) and re.search(
                 rf"""['"]text['"]: ['"]{word}""", text
             )
@@ -122,7 +122,7 @@ def _require_all(source: str, messages: Sequence[Message], render: Render) -> No
 
 
 def _with_words(message: Message, words: Iterator[str]) -> Message:
-    """Return a message of the same shape with other words."""
+    """Return the message with each of its texts replaced by the next word."""
     brief = {name: "r" for name in REASONING_FIELDS if message.get(name)}
     content = message.get("content")
     if not _texts(message):
@@ -138,7 +138,7 @@ def _with_words(message: Message, words: Iterator[str]) -> Message:
 
 
 def _require_texts(source: str, messages: Sequence[Message], prompt: str) -> None:
-    """Raise MessageLeftOut if a message's text is not in the prompt, white space aside."""
+    """Raise MessageLeftOut if a message's text is not in the prompt. Ignores white space."""
     at, squeezed = 0, ""
     for index, message in enumerate(messages):
         for text in map(str.strip, _texts(message)):
@@ -154,9 +154,9 @@ def _require_texts(source: str, messages: Sequence[Message], prompt: str) -> Non
 
 
 def _kept(source: str, message: Message, text: str, prompt: str) -> bool:
-    """True if the prompt has the text in another spelling: as JSON, or without switches.
+    """True if the prompt contains the text as JSON, or without switches.
 
-    Templates remove switches that they know, such as "/no_think", and thinking in past answers.
+    Templates remove their own switches, such as "/no_think", and the thinking in past answers.
     """
     if any(
         _squeezed(json.dumps(text, ensure_ascii=ascii)[1:-1]) in prompt for ascii in (False, True)
@@ -186,16 +186,16 @@ def _left_out(source: str, messages: Sequence[Message], at: int, what: str) -> s
 
 
 def _wants(source: str, role: str) -> str:
-    """Return what the template reads instead, as far as its source shows."""
+    """Return what the template reads instead, if its source shows that."""
     if "messages" not in source:
         return ": it does not read the messages"
     names = "|".join(map(re.escape, {*LOOP.findall(source)})) or "(?!)"
     key = re.compile(rf"\b(?:{names}|messages\[[^\]]*\])(?:\.get\(|\.|\[)['\"]?([A-Za-z_]\w*)")
     keys = sorted(set(key.findall(source)) - {"role"})
     if keys and "content" not in keys:
-        return f": of a message it reads {_listed(keys)}, not content"
+        return f": from each message it reads {_listed(keys)}, not content"
     roles = sorted(set(ROLE.findall(source)))
-    return "" if not roles or role in roles else f": the roles that it knows are {_listed(roles)}"
+    return "" if not roles or role in roles else f": the only roles it knows are {_listed(roles)}"
 
 
 def _listed(words: Sequence[str]) -> str:

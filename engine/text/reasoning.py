@@ -141,7 +141,7 @@ class Reader:
 
     def push(self, piece: str) -> Iterator[Part]:
         """Add text and yield the parts whose kind is certain."""
-        if piece.isspace() and self._held[-1:].isspace():  # decides nothing, so do not read again
+        if piece.isspace() and self._held[-1:].isspace():  # changes nothing, so do not read
             self._blank.append(piece)
             return
         self._unite(piece)

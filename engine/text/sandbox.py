@@ -32,7 +32,7 @@ ANSWER_S = 10.0  # wall time; the child's limit on its own CPU time is much lowe
 POLL_S = 0.02
 MEMORY_BYTES = 256 << 20
 ANSWER_BYTES = 64 << 20
-# A larger request gets a child with more of everything: text of one emoji takes 4 bytes a letter.
+# A larger request gets a child with higher limits: text with one emoji takes 4 bytes per letter.
 SMALL_REQUEST_BYTES, COPIES = 4 << 20, 32
 ANSWER_S_PER_BYTE = 4e-6
 

@@ -28,7 +28,7 @@ JINJA = (3, 1, 6)  # earlier versions have known sandbox escapes
 CPU_S, CPU_S_PER_BYTE = 0.6, 1e-6  # a conversation of many short messages takes this long
 TEXT_CHARACTERS = 8 << 20  # plus twice the input size, since prompts may be long
 MESSAGE_CHARACTERS = 500
-# What Python raises for a template's mistake, and what to call it.
+# Python's exceptions for mistakes in a template, and the messages for them.
 FAULTS: dict[type[Exception], str] = {
     ArithmeticError: "it divides by zero, or a number is too large",
     AttributeError: "a value has the wrong type",
@@ -157,7 +157,7 @@ def _plain(value: Any) -> None:
 
 
 def _lenient_undefined() -> Any:
-    """Return a class for variables that nobody has set. Added to text, they are empty."""
+    """Return a class for undefined variables. Added to text, they are empty."""
     from jinja2 import Undefined
     from jinja2.utils import missing
 

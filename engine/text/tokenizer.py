@@ -87,7 +87,7 @@ class Tokenizer:
         return self._encode(text, self._all_marks if markup else self._typed_marks, {})
 
     def count(self, text: str) -> int:
-        """Return how many tokens a text has, to about one in 10,000, in little memory."""
+        """Count the tokens in a text to about one in 10,000, using little memory."""
         parts = range(0, len(text), COUNTED_CHARACTERS)
         return sum(len(self.encode(text[at : at + COUNTED_CHARACTERS])) for at in parts)
 

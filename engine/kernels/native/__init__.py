@@ -130,7 +130,7 @@ class NativeKernels:
     def __init__(self, threads: int | None) -> None:
         self.native = _extension()
         _start_threads(self.native, threads or cores())
-        # Only tiles are chosen by the number of tokens.
+        # Without tiles, the number of tokens never selects the kernel.
         self.block_tokens: int = self.native.block_tokens() if "AMX" in isa() else 0
         mx.set_default_device(mx.cpu)
 

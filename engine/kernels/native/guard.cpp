@@ -16,7 +16,7 @@ namespace {
 
 constexpr int MOST = 256;  // parts of all loaded models
 
-// `end` is written last and cleared first: 0 marks a free place.
+// `end` is written last and cleared first. 0 marks a free entry.
 struct Watched {
   std::atomic<uintptr_t> begin{0}, end{0};
   std::atomic<bool> lost{false};
@@ -31,7 +31,7 @@ void pass_on(int signal, siginfo_t* info, void* context) {
   if (before.sa_flags & SA_SIGINFO) return before.sa_sigaction(signal, info, context);
   if (before.sa_handler != SIG_DFL && before.sa_handler != SIG_IGN)
     return before.sa_handler(signal);
-  sigaction(SIGBUS, &before, nullptr);  // the access is repeated and ends the program
+  sigaction(SIGBUS, &before, nullptr);  // the repeated access then ends the program
 }
 
 void on_lost_page(int signal, siginfo_t* info, void* context) {
@@ -43,7 +43,7 @@ void on_lost_page(int signal, siginfo_t* info, void* context) {
     one.lost.store(true, std::memory_order_release);
     void* page = reinterpret_cast<void*>(at / page_bytes * page_bytes);
     const size_t rest = end - at / page_bytes * page_bytes;
-    // Not only this page: the rest is lost too if the file shrank, and mappings are few.
+    // Replace the rest as well: a shrunken file lost all of it, and mappings are limited.
     if (mmap(page, rest, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != MAP_FAILED) {
       errno = error;
       return;

@@ -19,7 +19,7 @@ from engine.errors import ContextOverflow
 from engine.kernels.base import Rows
 from engine.nn.cache.spec import Q8_GROUP, STEP, WINDOW_SLACK, CacheSpec
 
-READ, WHOLE, DECODED = range(3)  # in a part of a block, in a whole block, or one by one
+READ, WHOLE, DECODED = range(3)  # in a partial block, in a whole block, or one by one
 REWIND = 16  # save a snapshot this many tokens before a prompt's end; templates append fewer
 
 
@@ -200,7 +200,8 @@ class Cache:
     def fixed_start(self, shared: int, total: int) -> int:
         """Return how many of the first `shared` tokens other prompts compute in the same way.
 
-        total: tokens in the whole prompt. In a block that it fills, all tokens count.
+        total: tokens in the whole prompt. In a block that the prompt fills, each token's result
+        depends on the whole block.
         """
         start = shared - shared % self.block if self.block else shared
         return start if self.block and start + self.block <= total else shared

@@ -64,7 +64,7 @@ def test_the_template_gets_the_form_that_it_takes(source: str, expected: str, fo
         ("Be brief. hi {{ messages[1].content }}{{ messages[2].content }}", "the system message"),
         (
             LOOP + "{% if m.role == 'human' %}{{ m.content }}{% endif %}{% endfor %}",
-            "the roles that it knows are human",
+            "the only roles it knows are human",
         ),
         (LOOP + "{{ m.content[:1] }}{% endfor %}", "the chat template leaves out"),
     ],

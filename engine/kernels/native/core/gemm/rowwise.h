@@ -39,11 +39,11 @@ void quantize(const float* x, int64_t n, const quant::TokenSlot& out) {
   }
 }
 
-// A block of activations with a largest value below this counts as zero, as its inverse overflows.
+// A block whose largest activation is below this counts as zero, because the inverse overflows.
 constexpr float SMALLEST = 1e-35f;
 
-// False if all of a block's integers are zero: its values are negligible, or one is not finite. In
-// the latter case the scale is NaN or infinite, and with it every product.
+// False if the block's integers are all zero: its values are negligible, or one is not finite. In
+// the latter case, the scale is NaN or infinite, and so is every product.
 CONIFER_INLINE bool counts(float largest) {
   return largest > SMALLEST && largest <= std::numeric_limits<float>::max();
 }

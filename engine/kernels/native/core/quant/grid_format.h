@@ -39,7 +39,7 @@ inline void put_points(int8_t* q, const uint32_t (&points)[4], const uint8_t (&s
 // Write 8 weights of an IQ1 type in eighths: a point moved by an eighth.
 inline void put_moved(int8_t* q, uint64_t point, bool down) {
   constexpr uint64_t EACH = 0x0101010101010101;
-  const uint64_t moved = point + (down ? 0 : 2 * EACH);  // 9 too high
+  const uint64_t moved = point + (down ? 0 : 2 * EACH);  // 9 more than the weight
   for (int i = 0; i < 8; ++i) q[i] = static_cast<int8_t>((moved >> 8 * i & 255) - 9);
 }
 

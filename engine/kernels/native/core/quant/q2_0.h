@@ -16,8 +16,8 @@ struct BlockQ2_0 {
 
 struct Q2_0 : Quantized<BlockQ2_0, 64, 32, false> {
   static constexpr int32_t ID = 42;
-  // The mean weight is half a scale. Rounding the scale to bfloat16 changes every product of a
-  // block alike: twice the error of activations rounded to 8 bits.
+  // The mean weight is half a scale. Rounding the scale to bfloat16 changes all products of a block
+  // by the same factor, which is twice the error of activations rounded to 8 bits.
   static constexpr bool TILES = false;
 
   static void unpack(const uint8_t* data, int index, Unpacked& out) {

@@ -7,14 +7,14 @@
 
 namespace conifer::quant {
 
-// Which tokens a product is for. This chooses the kernel, and kernels round differently: except for
-// Block, a token's result must not depend on how many others there are, so that a prompt gives the
-// same logits however much of it was cached.
+// The kind of tokens in a product, which selects the kernel. Kernels round differently, so except
+// for Block, a token's result must not depend on the number of tokens. A prompt then has the same
+// logits however much of it was cached.
 enum class Tokens {
-  Single,  // one, while decoding
-  Prompt,  // of a prompt: as many as are read at once
-  Routed,  // those of a prompt that chose an expert: often few
-  Block,   // the same in a whole block of BLOCK_TOKENS: their number chooses the kernel
+  Single,  // a decoded token
+  Prompt,  // tokens of a prompt, any number
+  Routed,  // a prompt's tokens for one expert, often few
+  Block,   // the same in a whole block of BLOCK_TOKENS: their number selects the kernel
 };
 constexpr int64_t BLOCK_TOKENS = 512;  // same as MAX_CHUNK in engine/limits.py
 

@@ -188,8 +188,7 @@ bool run(Case& c, Worst& worst) {
   return true;
 }
 
-// Activations that no float or integer holds are defined behaviour, and NaN and infinity stay
-// visible.
+// Extreme activations cause no undefined behaviour, and NaN and infinity reach the result.
 bool extremes_hold(const TypeReference& type) {
   constexpr float MOST = std::numeric_limits<float>::max();
   for (const float extreme : {NAN, INFINITY, -INFINITY, MOST, -MOST, 1e-40f, -1e-40f, 1e-36f})
