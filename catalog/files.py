@@ -51,21 +51,22 @@ def optional(operation: str, refused: set[str]) -> Iterator[None]:
         refused.add(operation)
 
 
-def write_atomically(
-    path: Path, data: bytes | str, *, mode: int = 0o666, sync: bool = False
-) -> None:
+def write_atomically(path: Path, data: bytes | str, *, mode: int = 0o666) -> None:
     """Replace a file atomically, creating its folder if needed. Raises OSError.
 
-    mode: the new file's permissions, before the umask. sync: fsync before replacing the old file.
+    mode: the new file's permissions, before the umask.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open_atomically(path, mode=mode, sync=sync) as file:
+    with open_atomically(path, mode=mode) as file:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
 @contextmanager
 def open_atomically(path: Path, *, mode: int = 0o666, sync: bool = False) -> Iterator[BinaryIO]:
-    """Open a temporary file next to `path`; it replaces `path` if the block succeeds."""
+    """Open a temporary file next to `path`; it replaces `path` if the block succeeds.
+
+    mode: as for `write_atomically`. sync: fsync before replacing the old file.
+    """
     temporary = path.with_name(TEMPORARY_NAME.format(path.name, os.urandom(4).hex()))
     try:
         with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:

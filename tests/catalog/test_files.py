@@ -38,8 +38,11 @@ ROW = {"name": "a", "count": 1, "rate": 2, "spans": [[0, 4]], "dates": {"x": "y"
 def test_a_write_creates_the_folder_and_replaces_the_file(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "file"
     write_atomically(path, "one")
-    write_atomically(path, b"two", mode=0o600, sync=True)
+    write_atomically(path, b"two", mode=0o600)
     assert path.read_bytes() == b"two"
+    with open_atomically(path, mode=0o600, sync=True) as file:
+        file.write(b"three")
+    assert path.read_bytes() == b"three"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert os.listdir(path.parent) == ["file"]
 
