@@ -59,12 +59,11 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 
 @pytest.fixture(autouse=True)
-def plain_words(request: pytest.FixtureRequest) -> Iterator[None]:
+def plain_words() -> Iterator[None]:
     """Fail a test that provokes a message in the words of Python, typer or errno."""
     with listening() as first:
         yield
-        found = None if request.node.get_closest_marker("foreign_words") else first()
-        if found is not None:
+        if (found := first()) is not None:
             pytest.fail(f"a user would read: {found}")
 
 
