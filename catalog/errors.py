@@ -71,3 +71,8 @@ class StoreError(CatalogError):
 
 class NoSpace(StoreError):
     """The download would leave less than 1 GiB of disk space free, so it was not started."""
+
+
+def why(error: Exception) -> str:
+    """Return the reason for a failure, without the error number and the path of an OSError."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from catalog import links
-from catalog.errors import ModelNotFound, UnknownModel
+from catalog.errors import ModelNotFound, UnknownModel, why
 from catalog.file_names import FileSet, normal_quant, select
 from catalog.registry import CatalogFile, Entry, Package, entries
 
@@ -89,8 +89,7 @@ def _path(text: str) -> Reference:
             return Reference("path", path=path)
         is_folder, exists = path.is_dir(), path.exists()
     except (OSError, ValueError, RuntimeError) as error:  # name too long, NUL byte, unknown user
-        problem = (isinstance(error, OSError) and error.strerror) or str(error)
-        raise ModelNotFound(f"{text!r} is not a valid path: {problem}") from error
+        raise ModelNotFound(f"{text!r} is not a valid path: {why(error)}") from error
     if is_folder:
         raise ModelNotFound(f"{text!r} is a folder, not a file")
     if exists:

@@ -21,7 +21,7 @@ from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from catalog.errors import BadSetting, HubUnreachable
+from catalog.errors import BadSetting, HubUnreachable, why
 
 if TYPE_CHECKING:
     import httpx2
@@ -78,9 +78,7 @@ def stored_token() -> str | None:
     try:
         token = get_token()
     except OSError as error:
-        raise BadSetting(
-            f"cannot read HF_TOKEN_PATH ({path}): {error.strerror or error}"
-        ) from error
+        raise BadSetting(f"cannot read HF_TOKEN_PATH ({path}): {why(error)}") from error
     except UnicodeDecodeError as error:
         raise BadSetting(f"HF_TOKEN_PATH ({path}) does not contain a token") from error
     token = token and token.removeprefix("\ufeff")  # a byte-order mark in the file
@@ -102,8 +100,7 @@ def client() -> httpx2.Client:
         raise BadSetting(f"{names}: {problem}") from error
     except (ValueError, OSError, httpx2.InvalidURL) as error:
         names = "HTTPS_PROXY, HTTP_PROXY, ALL_PROXY or SSL_CERT_FILE"
-        problem = (isinstance(error, OSError) and error.strerror) or str(error)
-        raise BadSetting(f"invalid network setting in {names}: {problem}") from error
+        raise BadSetting(f"invalid network setting in {names}: {why(error)}") from error
 
 
 @contextmanager

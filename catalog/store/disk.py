@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from catalog.errors import NoSpace, StoreError
+from catalog.errors import NoSpace, StoreError, why
 from catalog.files import open_regular
 
 SPARE_BYTES = 2**30  # always left free on the disk
@@ -56,7 +56,7 @@ def disk_failures(folder: Path) -> Iterator[None]:
         where = error.filename or folder
         if reason := _FULL.get(error.errno or 0):
             raise StoreError(f"{where}: {reason}; the partial download has been kept") from error
-        raise StoreError(f"{where}: {error.strerror or error}") from error
+        raise StoreError(f"{where}: {why(error)}") from error
 
 
 def hash_file(path: Path, on_progress: Callable[[int], None]) -> str:

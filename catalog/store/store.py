@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from catalog.errors import ModelNotFound, StoreError
+from catalog.errors import ModelNotFound, StoreError, why
 from catalog.file_names import FileSet, file_sets, is_safe
 from catalog.files import files_below, read_file, real, subfolders
 from catalog.hub.paths import COMMIT, SHA256, blob_of, repository_folder, repository_of
@@ -104,7 +104,9 @@ class Store:
         try:
             return installed.source.remove(installed)
         except OSError as error:
-            raise StoreError(f"cannot remove {installed.name}: {error}") from error
+            raise StoreError(
+                f"cannot remove {error.filename or installed.name}: {why(error)}"
+            ) from error
 
     def delete(self, path: Path) -> None:
         """Delete a damaged file and its blob, even if other links point to the blob."""
@@ -114,7 +116,7 @@ class Store:
             if blob.parent.name == "blobs" and blob.is_relative_to(real(self.hub_cache)):
                 blob.unlink(missing_ok=True)
         except OSError as error:
-            raise StoreError(f"cannot remove {path}: {error.strerror or error}") from error
+            raise StoreError(f"cannot remove {path}: {why(error)}") from error
 
 
 @dataclass(frozen=True, slots=True)

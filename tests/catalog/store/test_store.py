@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from pathlib import Path
@@ -126,6 +127,20 @@ def test_remove_keeps_what_others_need(store: Store) -> None:
     assert left.commit == OLD
     assert store.remove(left) == 8
     assert store.find(catalog.resolve(f"hf:{REPOSITORY}:Q8_0")) is not None
+
+
+def test_a_file_that_cannot_be_removed_is_named_with_the_reason(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = place_starter(store)
+
+    def refuse(self: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(catalog.StoreError) as caught:
+        store.remove(store.installed()[0])
+    assert str(caught.value) == f"cannot remove {path}: Permission denied"
 
 
 def test_remove_starter(store: Store) -> None:
