@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import mmap
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -167,6 +166,7 @@ def read(path: Path, kind: type[H]) -> tuple[H, CacheState]:
     """Read a file. Raises UsageError if it is missing, or BadSaved if it is not valid."""
     import numpy as np
 
+    from engine.gguf.mapping import map_file
     from engine.nn.cache.state import CacheState
 
     digest = hashlib.sha256()
@@ -174,7 +174,7 @@ def read(path: Path, kind: type[H]) -> tuple[H, CacheState]:
         header = _header(path, file, kind, digest)
         at = file.tell()
         # Map the file: a copy would need memory that the verdict does not include.
-        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        data = memoryview(map_file(file))
         if len(data) - at - DIGEST_BYTES != sum(size_bytes for _, _, size_bytes in header.layout()):
             raise BadSaved(f"{path} is damaged: its size does not match its header")
     arrays = []

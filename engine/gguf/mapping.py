@@ -1,4 +1,4 @@
-"""Map a model file into memory, or read it if it cannot be mapped."""
+"""Map a file into memory, or read it if it cannot be mapped."""
 
 from __future__ import annotations
 

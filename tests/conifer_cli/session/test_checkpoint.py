@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import signal
@@ -18,7 +20,7 @@ import engine
 from conifer_cli import app
 from conifer_cli.session import checkpoint
 from engine.gguf.reader import open_model
-from engine.nn.cache.state import dump, load
+from engine.nn.cache.state import CacheState, dump, load
 from support.gguf_writer import split_bytes
 from support.hub_server import running_hub
 from support.program import MODELS, command, environment, run_conifer, templated
@@ -103,6 +105,19 @@ def test_a_file_is_mapped_until_the_cache_is_filled(tmp_path, kernels, name):
     assert str(tmp_path) not in MAPS.read_text()
     pairs = zip(dump(model, cache).arrays, dump(model, other).arrays, strict=True)
     assert all(np.array_equal(mine, theirs) for mine, theirs in pairs)
+
+
+def test_a_file_is_read_where_it_cannot_be_mapped(tmp_path, monkeypatch):
+    facts = {"model": "m", "identity": "i", "form": "f", "messages": []}
+    state = CacheState([5, 9], [[0]], [np.arange(6, dtype=np.float16).reshape(2, 3)])
+    checkpoint.write(tmp_path / "talk", "conversation", facts, state)
+
+    def refuse(*arguments, **settings):
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    _, kept = checkpoint.read(tmp_path / "talk", checkpoint.ConversationHeader)
+    assert kept.tokens == state.tokens and np.array_equal(kept.arrays[0], state.arrays[0])
 
 
 def test_another_models_conversation_is_refused(kept, tmp_path):
