@@ -3,18 +3,43 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
+
+Maker = Callable[[np.random.Generator, float], np.ndarray]  # of blocks with a spread
 
 TILE_BYTES = 32 << 20
 BLOCKS = {  # id, weights, bytes
     "F32": (0, 1, 4),
     "Q5_0": (6, 32, 22),
     "Q8_0": (8, 32, 34),
+    "Q2_K": (10, 256, 84),
+    "Q3_K": (11, 256, 110),
     "Q4_K": (12, 256, 144),
     "Q5_K": (13, 256, 176),
     "Q6_K": (14, 256, 210),
+    "IQ2_XXS": (16, 256, 66),
+    "IQ2_XS": (17, 256, 74),
+    "IQ3_XXS": (18, 256, 98),
+    "IQ1_S": (19, 256, 50),
+    "IQ3_S": (21, 256, 110),
+    "IQ2_S": (22, 256, 82),
+    "IQ4_XS": (23, 256, 136),
     "MXFP4": (39, 32, 17),
+}
+# Types whose blocks are one half-precision scale and random bits: where the scale is, and the
+# spread of random bits under a scale of 1 (measured; a test decodes them).
+SCALED = {
+    "Q3_K": (108, 43.29),
+    "Q6_K": (208, 1367.0),
+    "IQ2_XXS": (0, 53.29),
+    "IQ2_XS": (0, 55.79),
+    "IQ3_XXS": (0, 142.4),
+    "IQ1_S": (0, 7.202),
+    "IQ3_S": (0, 140.3),
+    "IQ2_S": (0, 56.44),
+    "IQ4_XS": (0, 1245.0),
 }
 
 
@@ -50,12 +75,27 @@ def _scaled_twice(rng: np.random.Generator, std: float, size_bytes: int, bits: i
     return blocks
 
 
-def _q6_k(rng: np.random.Generator, std: float) -> np.ndarray:
-    """Make Q6_K blocks around 0: (n, 210). w = d * sc * (q - 32), sc signed."""
-    blocks = _random_bytes(rng, 210)
-    spread = math.sqrt(_mean_square(-128, 127) * _mean_square(-32, 31))
-    blocks[:, 208:210] = _scales(rng, len(blocks), std / spread).astype("<f2").view(np.uint8)
+def _q2_k(rng: np.random.Generator, std: float) -> np.ndarray:
+    """Make Q2_K blocks around 0: (n, 84). w = d * sc * (q - 1.5): as in _scaled_twice."""
+    blocks = _random_bytes(rng, 84)
+    blocks[:, :16] = (blocks[:, :16] & 15) * 17
+    scales = _scales(rng, len(blocks), std / math.sqrt(_mean_square(0, 15) * 1.25))
+    blocks[:, 80:82] = scales.astype("<f2").view(np.uint8)
+    blocks[:, 82:84] = (1.5 * scales).astype("<f2").view(np.uint8)
     return blocks
+
+
+def _scaled(type: str) -> Maker:
+    """Return what makes blocks of one of the types in SCALED."""
+    at, spread = SCALED[type]
+
+    def make(rng: np.random.Generator, std: float) -> np.ndarray:
+        blocks = _random_bytes(rng, BLOCKS[type][2])
+        scales = _scales(rng, len(blocks), std / spread)
+        blocks[:, at : at + 2] = scales.astype("<f2").view(np.uint8)
+        return blocks
+
+    return make
 
 
 def _q5_0(rng: np.random.Generator, std: float) -> np.ndarray:
@@ -87,14 +127,15 @@ def _mxfp4(rng: np.random.Generator, std: float) -> np.ndarray:
     return blocks
 
 
-MAKERS = {
+MAKERS: dict[str, Maker] = {
     "F32": _f32,
     "Q5_0": _q5_0,
     "Q8_0": _q8_0,
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
-    "Q6_K": _q6_k,
+    "Q2_K": _q2_k,
     "MXFP4": _mxfp4,
+    **{type: _scaled(type) for type in SCALED},
 }
 
 

@@ -2,9 +2,9 @@
 
 It takes the time and the memory that the model takes, without being downloaded, and with as many
 layers as there is room for; what it says is nonsense. The types of the tensors are those that
-`llama-quantize` chooses for a model with that many layers. shapes.py has the models. The same seed
-gives the same file. Blocks are cut at random places out of one large random tile per type and
-width, and written as they are cut: memory stays bounded.
+`llama-quantize` chooses for a model with that many layers, or with --mix another published mix.
+shapes.py has the models. The same seed gives the same file. Blocks are cut at random places out of
+one large random tile per type and width, and written as they are cut: memory stays bounded.
 
     python benchmarks/synthesize.py /tmp/moe.gguf --model qwen3-30b-a3b --layers 12
 """
@@ -15,6 +15,7 @@ import argparse
 import math
 import struct
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,25 +29,102 @@ from words import vocabulary
 ALIGNMENT = 32
 
 
+Choice = Callable[[int, int], bool]  # of a layer's number, and of how many there are
+
+
+def use_more_bits(layer: int, layers: int) -> bool:
+    """True for the layers whose attn_v and ffn_down llama-quantize gives six bits in Q4_K_M."""
+    return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
+
+
+def first(part: int) -> Choice:
+    """Choose the first `part`-th of the layers."""
+    return lambda layer, layers: layer < layers // part
+
+
 @dataclass(frozen=True)
 class Mix:
-    """How a file is quantised: the types of what llama-quantize tells apart.
+    """How a file is quantised.
 
-    more: of attn_v and ffn_down in the layers that `use_more_bits` names. joined: of attn_qkv.
+    types: by the start of a tensor's name, without `blk.N.`; "" is every other matrix. special: the
+    same, for chosen layers; it comes first. The first that fits holds.
     """
 
     file_type: int  # general.file_type
-    matrices: str
-    more: str
-    joined: str
-    experts: str
-    embedding: str
-    output: str
+    types: Mapping[str, str]
+    special: tuple[tuple[str, Choice, str], ...] = ()
+
+    def type_of(self, part: str, layer: int, layers: int) -> str:
+        """Return the type of a matrix, whose name without `blk.N.` is `part`."""
+        for start, chosen, type in self.special:
+            if part.startswith(start) and chosen(layer, layers):
+                return type
+        return next(type for start, type in self.types.items() if part.startswith(start))
 
 
+# What llama-quantize does with an importance matrix (llama_tensor_get_type), for models that have
+# experts and at least four queries to a key. UD-Q2_K_XL is unsloth's: the types that published
+# files hold, in about their shares.
 MIXES = {
-    "Q4_K_M": Mix(15, "Q4_K", "Q6_K", "Q5_K", "Q4_K", "Q4_K", "Q6_K"),
-    "MXFP4": Mix(38, "Q8_0", "Q8_0", "Q8_0", "MXFP4", "Q8_0", "Q8_0"),
+    "Q4_K_M": Mix(
+        15,
+        {"output": "Q6_K", "attn_qkv": "Q5_K", "": "Q4_K"},
+        (("attn_v.", use_more_bits, "Q6_K"), ("ffn_down", use_more_bits, "Q6_K")),
+    ),
+    "Q6_K": Mix(18, {"": "Q6_K"}),
+    "Q3_K_M": Mix(
+        12,
+        {
+            "output": "Q6_K",
+            "attn_output": "Q4_K",
+            "attn_qkv": "Q4_K",
+            "attn_v.": "Q4_K",
+            "ffn_down": "Q4_K",
+            "": "Q3_K",
+        },
+        (("attn_v.", lambda layer, _: layer < 2, "Q5_K"), ("ffn_down", first(16), "Q5_K")),
+    ),
+    "IQ3_XXS": Mix(
+        23,
+        {
+            "output": "Q5_K",
+            "token_embd": "IQ3_S",
+            "attn_output": "IQ3_S",
+            "attn_k.": "IQ2_S",
+            "attn_q.": "IQ2_S",
+            "attn_v.": "Q4_K",
+            "": "IQ3_XXS",
+        },
+    ),
+    "IQ2_XS": Mix(
+        20,
+        {"output": "Q5_K", "token_embd": "Q2_K", "attn_v.": "Q4_K", "": "IQ2_XS"},
+        (("ffn_down", first(8), "Q2_K"),),
+    ),
+    "UD-Q2_K_XL": Mix(
+        10,
+        {
+            "output": "Q6_K",
+            "token_embd": "Q5_K",
+            "attn_k.": "Q5_K",
+            "attn_output": "IQ4_XS",
+            "attn_q.": "IQ3_XXS",
+            "attn_v.": "Q6_K",
+            "ffn_down": "IQ3_XXS",
+            "ffn_up": "IQ2_S",
+            "": "IQ2_XS",
+        },
+        (("ffn_down", first(8), "IQ3_S"),),
+    ),
+    "MXFP4": Mix(
+        38,
+        {
+            "ffn_down_exps": "MXFP4",
+            "ffn_gate_exps": "MXFP4",
+            "ffn_up_exps": "MXFP4",
+            "": "Q8_0",
+        },
+    ),
 }
 # What rows that are no whole blocks of 256 get instead.
 FALLBACKS = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}
@@ -80,10 +158,11 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", choices=SHAPES, default="qwen3-30b-a3b")
     parser.add_argument("--layers", type=int, help="as many as the model has, if left out")
+    parser.add_argument("--mix", choices=MIXES, help="the published file's, if left out")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     shape = SHAPES[options.model]
-    shape = replace(shape, layers=options.layers or shape.layers)
+    shape = replace(shape, layers=options.layers or shape.layers, mix=options.mix or shape.mix)
     size_bytes = synthesize(shape, options.out, options.seed)
     print(f"{options.out}: {shape.layers} layers, {size_bytes:,} bytes")
     return 0
@@ -105,46 +184,40 @@ def synthesize(shape: Shape, path: Path, seed: int) -> int:
 
 
 def plan(shape: Shape) -> list[Tensor]:
-    """List the tensors, each of the type that llama-quantize gives it."""
+    """List the tensors, each of the type that the file's mix gives it."""
     width, mix = shape.width, MIXES[shape.mix]
-    dims, output = (shape.vocab, width), _type(mix.output, width)
+    dims, types = (shape.vocab, width), mix.types
+    output = _type(types.get("output", types[""]), width)
     if shape.tied:
         tensors = [Tensor("token_embd.weight", dims, output, width**-0.5)]
     else:
         # As large as what all layers add: else tokens become alike, and choose the same experts.
         spread = (2 * shape.layers) ** 0.5
+        embedding = _type(types.get("token_embd", types[""]), width)
         tensors = [
             Tensor("output.weight", dims, output, width**-0.5),
-            Tensor("token_embd.weight", dims, _type(mix.embedding, width), spread),
+            Tensor("token_embd.weight", dims, embedding, spread),
         ]
     tensors.append(Tensor("output_norm.weight", (width,), "F32", 0.0, 1.0))
     for layer in range(shape.layers):
-        more = use_more_bits(layer, shape.layers)
-        for name, dims in shape.layer(shape, layer):
-            tensors.append(_plan_tensor(f"blk.{layer}.{name}", dims, mix, more))
+        for part, dims in shape.layer(shape, layer):
+            name, type = f"blk.{layer}.{part}", mix.type_of(part, layer, shape.layers)
+            tensors.append(_plan_tensor(name, dims, type))
     return tensors
 
 
-def _plan_tensor(name: str, dims: tuple[int, ...], mix: Mix, more: bool) -> Tensor:
+def _plan_tensor(name: str, dims: tuple[int, ...], type: str) -> Tensor:
     means = [mean for end, mean in CONSTANTS.items() if name.endswith(end)]
     if means:
         return Tensor(name, dims, "F32", 0.0, means[0])
     if len(dims) == 1 or any(part in name for part in FLOATS):
         vector = len(dims) == 1 or name.endswith(".bias")
         return Tensor(name, dims, "F32", SMALL if vector else dims[-1] ** -0.5)
-    type = mix.experts if "_exps" in name else mix.joined if "_qkv" in name else mix.matrices
-    if more and type == "Q4_K" and ("attn_v." in name or "ffn_down" in name):
-        type = mix.more
     return Tensor(name, dims, _type(type, dims[-1]), dims[-1] ** -0.5)
 
 
 def _type(type: str, columns: int) -> str:
     return type if columns % BLOCKS[type][1] == 0 else FALLBACKS[type]
-
-
-def use_more_bits(layer: int, layers: int) -> bool:
-    """Say whether llama-quantize gives this layer's attn_v and ffn_down six bits in Q4_K_M."""
-    return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
 
 
 # Weights

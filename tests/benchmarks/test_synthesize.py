@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -79,6 +80,31 @@ def test_half_the_layers_have_six_bits_where_llama_quantize_gives_them():
     assert types["blk.7.attn_v.weight"] == types["blk.7.ffn_down_exps.weight"] == "Q4_K"
     assert types["output.weight"] == "Q6_K" and types["token_embd.weight"] == "Q4_K"
     assert types["blk.8.ffn_gate_inp.weight"] == "F32"
+
+
+@pytest.mark.parametrize("mix", synthesize.MIXES)
+def test_every_mix_loads_with_the_spread_asked_for(mix, tmp_path, kernels):
+    path = tmp_path / "mix.gguf"
+    synthesize.synthesize(dataclasses.replace(TINY, mix=mix, layers=16), path, seed=1)
+    file, raw = open_model(path), np.fromfile(path, np.uint8)
+    for name, info in file.tensors.items():
+        if len(info.shape) > 1:
+            blocks = raw[info.offset : info.offset + info.size_bytes]
+            weights = dequantize(blocks.reshape(math.prod(info.shape[:-1]), -1), info.type)
+            wanted = 32**0.5 if name == "token_embd.weight" else info.shape[-1] ** -0.5
+            assert weights.std() == pytest.approx(wanted, rel=0.1), (name, info.type)
+            assert abs(weights.mean()) < (0.05 + 4 / weights.size**0.5) * weights.std()
+    logits = np.array(load(path, kernels).logits([0, 5, 300]))
+    assert 0.3 < logits.std() < 3
+
+
+def test_a_mix_names_the_types_of_chosen_layers_first():
+    shape = dataclasses.replace(REAL, mix="UD-Q2_K_XL")
+    types = {tensor.name: tensor.type for tensor in synthesize.plan(shape)}
+    assert types["blk.5.ffn_down_exps.weight"] == "IQ3_S"
+    assert types["blk.6.ffn_down_exps.weight"] == "IQ3_XXS"
+    assert types["blk.6.ffn_gate_exps.weight"] == "IQ2_XS"
+    assert types["blk.6.attn_output.weight"] == "IQ4_XS" and types["output.weight"] == "Q6_K"
 
 
 @pytest.mark.parametrize("name", synthesize.SHAPES)
