@@ -1,0 +1,156 @@
+"""A model's hyperparameters, as the layers, the caches and the memory estimate use them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.architectures.registry import SOFTMAX
+from engine.nn.cache.spec import CacheSpec
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """Rotary embedding for the first `dims` values of each head.
+
+    attention_factor: multiplies cos and sin, in addition to YaRN's own factor.
+    log_multiplier: `mscale_all_dim`, or 0 if the file does not set it.
+    """
+
+    dims: int
+    base: float
+    scaling: str = "none"  # none | linear | yarn | longrope
+    factor: float = 1.0
+    original_context: int = 0
+    attention_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    rounded: bool = True  # round the ends of YaRN's ramp to whole pairs
+    log_multiplier: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertConfig:
+    """Routed experts in MoE layers: each token uses `used` of the `count` experts.
+
+    Starting at layer `first`, every `step`th layer is an MoE layer. Experts are chosen from the
+    best `groups_used` of `groups` groups. width: hidden width of each routed expert. shared_width:
+    hidden width of the shared expert, which always runs; 0 if there is none.
+    """
+
+    count: int
+    used: int
+    width: int
+    gating: int = SOFTMAX
+    renormalize: bool = True  # scale the chosen experts' weights to sum to 1
+    scale: float = 1.0
+    groups: int = 1
+    groups_used: int = 1
+    weight_on_input: bool = False
+    shared_width: int = 0
+    first: int = 0
+    step: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class IndexerConfig:
+    """The lightning indexer, which chooses the `top` tokens that each token attends to.
+
+    own: one flag per layer. True if the layer has its own indexer, False if it reuses the
+    previous layer's choice.
+    """
+
+    heads: int
+    dims: int
+    top: int
+    own: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LatentConfig:
+    """Multi-head latent attention: keys and values are cached as one `rank`-wide latent per token.
+
+    key_dim, value_dim: width per head; the last `rope.dims` values of each key are rotated.
+    query_rank: 0 if queries are projected in one step.
+    """
+
+    rank: int
+    query_rank: int
+    key_dim: int
+    value_dim: int
+    indexer: IndexerConfig | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RecurrentConfig:
+    """A causal convolution over `kernel` tokens and, except in conv layers, a recurrent state.
+
+    groups: number of key heads (delta), or of groups that share B and C (mamba2). heads: number of
+    value heads. state: key width per head. inner: value width summed over all heads. state_values:
+    number of float32 values that each layer caches.
+    """
+
+    kind: str  # delta | mamba2 | conv
+    kernel: int
+    state_values: int
+    state: int = 0
+    groups: int = 0
+    heads: int = 0
+    inner: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """A model's hyperparameters. Widths are in values, context lengths in tokens."""
+
+    architecture: str
+    name: str
+    layers: int  # excludes draft-only layers
+    width: int
+    vocab: int
+    context: int
+    heads: int
+    kv_heads: tuple[int, ...]  # one per layer; 0 where the layer is recurrent
+    key_dim: int
+    value_dim: int
+    feed_forward: tuple[int, ...]  # one per layer
+    norm_eps: float
+    attention_scale: float
+    rope: RopeConfig
+    experts: ExpertConfig | None = None
+    windows: tuple[int, ...] = ()  # one per layer, in tokens; 0: no window
+    chunked: bool = False  # windows do not slide: each token attends only within its chunk
+    window_base: float = 0.0  # rotary base in windowed layers
+    rope_enabled: bool = True
+    score_cap: float = 0.0
+    logit_cap: float = 0.0
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0  # multiplies the logits
+    temperature_scale: float = 0.0  # `scale` in `engine.nn.rope.Temperature`; 0: disabled
+    temperature_length: int = 0  # `length` in `engine.nn.rope.Temperature`, in tokens
+    latent: LatentConfig | None = None
+    recurrent: RecurrentConfig | None = None
+
+    def cache_spec(self, layer: int) -> CacheSpec:
+        """Return the cache spec for a layer."""
+        if self.recurrent and not self.kv_heads[layer]:
+            return CacheSpec(state_values=self.recurrent.state_values)
+        if self.latent:
+            indexer = self.latent.indexer
+            latents = (1, self.latent.rank + self.rope.dims)
+            if indexer is None:
+                return CacheSpec((latents,))
+            keys = ((1, indexer.dims),) if indexer.own[layer] else ()
+            return CacheSpec((latents, *keys), chosen=indexer.top)
+        heads = self.kv_heads[layer]
+        window = self.windows[layer] if self.windows else 0
+        return CacheSpec(((heads, self.key_dim), (heads, self.value_dim)), window=window)
+
+    @property
+    def cache_specs(self) -> tuple[CacheSpec, ...]:
+        return tuple(self.cache_spec(layer) for layer in range(self.layers))
+
+    def routed(self, layer: int) -> bool:
+        """Return True if a layer is an MoE layer."""
+        experts = self.experts
+        return bool(experts and layer >= experts.first and (layer + 1) % experts.step == 0)

@@ -1,0 +1,137 @@
+"""Read a model's hyperparameters from GGUF metadata, checking each key's type and range.
+
+An invalid value raises a GGUFError that names the key, so layers can use every value unchecked,
+including as a divisor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from engine.architectures.registry import Architecture, require_architecture
+from engine.errors import GGUFError, UnsupportedError
+from engine.gguf.kinds import not_a_model
+from engine.gguf.metadata import Metadata
+from engine.gguf.reader import TensorInfo, numbers
+from engine.nn.config.model import ModelConfig, RecurrentConfig
+from engine.nn.config.parts import read_experts, read_latent, read_recurrent, read_rope
+
+
+def architecture_of(metadata: Mapping[str, Any]) -> str:
+    """Return the architecture string. Raises GGUFError if it is missing."""
+    value = metadata.get("general.architecture")
+    if not isinstance(value, str) or not value:
+        raise GGUFError("general.architecture must be a non-empty string")
+    return value
+
+
+def read_config(metadata: Mapping[str, Any]) -> ModelConfig:
+    """Read and check the hyperparameters.
+
+    Raises UnsupportedError if the architecture is unknown, or GGUFError if a key is invalid. The
+    architecture is checked first.
+    """
+    architecture = architecture_of(metadata)
+    defaults = require_architecture(architecture)
+    keys = Metadata(metadata, architecture)
+    blocks = keys.integer("block_count", 1, 512)
+    layers = blocks - keys.integer("nextn_predict_layers", 0, blocks - 1, 0)
+    width = keys.integer("embedding_length", 1, 1 << 20)
+    heads = keys.same("attention.head_count", layers, 1, 65_536)
+    recurrent = read_recurrent(keys, defaults.recurrent, width)
+    key_dim = keys.integer("attention.key_length", 1, 65_536, width // heads)
+    value_dim = keys.integer("attention.value_length", 1, 65_536, width // heads)
+    # Files without dense layers may store 0.
+    least = 0 if "expert_feed_forward_length" in keys else 1
+    feed_forward = (0,) * layers
+    if least or "feed_forward_length" in keys:
+        feed_forward = keys.integers("feed_forward_length", layers, least, 1 << 24)
+    latent = read_latent(keys, defaults, layers, key_dim, value_dim)
+    rope = read_rope(keys, defaults, key_dim, latent)
+    scored = latent.key_dim if latent else key_dim
+    vocab = _vocabulary_size(metadata, keys)
+    name = metadata.get("general.name")
+    return ModelConfig(
+        architecture=architecture,
+        name=name if isinstance(name, str) else architecture,
+        layers=layers,
+        width=width,
+        vocab=vocab,
+        context=keys.integer("context_length", 1, 1 << 31),
+        heads=heads,
+        kv_heads=_read_kv_heads(keys, layers, heads, recurrent),
+        key_dim=key_dim,
+        value_dim=value_dim,
+        feed_forward=feed_forward,
+        norm_eps=keys.number("attention.layer_norm_rms_epsilon", 0.0, 1.0),
+        attention_scale=keys.number("attention.scale", 0.0, 1e6, 0.0) or scored**-0.5,
+        rope=rope,
+        experts=read_experts(keys, defaults, layers, max(feed_forward), vocab),
+        windows=_read_windows(keys, defaults, layers),
+        chunked=defaults.chunked,
+        window_base=keys.number("rope.freq_base_swa", 2.0, 1e12, defaults.window_base or rope.base),
+        rope_enabled=not defaults.rope_optional or keys.flag("rope.scaling.finetuned", True),
+        score_cap=keys.number("attn_logit_softcapping", 0.0, 1e6, defaults.score_cap),
+        logit_cap=keys.number("final_logit_softcapping", 0.0, 1e6, defaults.logit_cap),
+        embedding_scale=keys.number("embedding_scale", 0.0, 1e6, 0.0) or 1.0,
+        residual_scale=keys.number("residual_scale", 0.0, 1e6, 0.0) or 1.0,
+        logit_scale=1 / (keys.number("logit_scale", 0.0, 1e6, 0.0) or 1.0),
+        temperature_scale=keys.number("attention.temperature_scale", 0.0, 1e3, 0.0),
+        temperature_length=keys.integer("attention.temperature_length", 0, 1 << 31, 0),
+        latent=latent,
+        recurrent=recurrent,
+    )
+
+
+def read_model_config(
+    metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo]
+) -> ModelConfig:
+    """Read the hyperparameters of a complete text model.
+
+    Raises UnsupportedError, naming the kind of file, for any other file. Otherwise raises the same
+    errors as `read_config`.
+    """
+    if kind := not_a_model(metadata, tensors):
+        raise UnsupportedError(f"not a model that can run, but {kind}")
+    return read_config(metadata)
+
+
+def _vocabulary_size(metadata: Mapping[str, Any], keys: Metadata) -> int:
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list) or not tokens:
+        raise GGUFError("tokenizer.ggml.tokens must be a non-empty array")
+    if "vocab_size" in keys and keys.integer("vocab_size", 1, 1 << 24) != len(tokens):
+        raise GGUFError(f"{keys.prefix}vocab_size must equal the token count ({len(tokens):,})")
+    return len(tokens)
+
+
+def _read_kv_heads(
+    keys: Metadata, layers: int, heads: int, recurrent: RecurrentConfig | None
+) -> tuple[int, ...]:
+    name, kv_heads = "attention.head_count_kv", (heads,) * layers
+    if name in keys:
+        kv_heads = keys.integers(name, layers, 0 if recurrent else 1, 65_536)
+    if any(kv and heads % kv for kv in kv_heads):
+        raise GGUFError(f"{keys.prefix + name} must divide the query head count ({heads})")
+    if recurrent is None or recurrent.kind != "delta":
+        return kv_heads
+    if "attention.recurrent_layers" in keys:
+        marked = keys.flags("attention.recurrent_layers", layers)
+    else:
+        interval = keys.integer("full_attention_interval", 1, 512, 4)
+        marked = tuple((layer + 1) % interval != 0 for layer in range(layers))
+    return tuple(0 if m else kv for m, kv in zip(marked, kv_heads, strict=True))
+
+
+def _read_windows(keys: Metadata, defaults: Architecture, layers: int) -> tuple[int, ...]:
+    if not defaults.period:
+        return (0,) * layers
+    window = keys.integer("attention.sliding_window", 0, 1 << 31, defaults.window)
+    pattern = "attention.sliding_window_pattern"
+    if pattern in keys and numbers(keys.metadata[keys.prefix + pattern]) is not None:
+        windowed = keys.flags(pattern, layers)
+    else:
+        period = keys.integer(pattern, 1, 512, defaults.period)
+        windowed = tuple(layer % period < period - 1 for layer in range(layers))
+    return tuple(window if w else 0 for w in windowed)

@@ -1,0 +1,52 @@
+"""Which of a file's tensors a model reads, and how much of each one token uses."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+
+from engine.gguf.reader import TensorInfo
+from engine.nn.config.model import ModelConfig
+
+OTHER_PARTS = ("nextn.", "mtp.", "vis_")  # of a block: for drafts and images
+# `blk.0.ffn_up_exps.weight`, or `blk.0.ffn_up.7.weight` in files from before April 2024.
+OF_EXPERTS = re.compile(r"blk\.\d+\.\w+(_exps|\.\d+)\.\w+")
+
+
+def used_tensors(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> Iterator[TensorInfo]:
+    """Yield the tensors that the model reads. Skips those for drafts, images and audio."""
+    return (info for name, info in tensors.items() if _is_read(name, config.layers))
+
+
+def _is_read(name: str, layers: int) -> bool:
+    first, _, rest = name.partition(".")
+    layer, _, inner = rest.partition(".")
+    if first != "blk":
+        return not inner  # `output.weight`, but not `mm.0.weight` or `v.patch_embd.weight`
+    beyond = layer.isdecimal() and int(layer) >= layers
+    return not (beyond or inner.startswith(OTHER_PARTS))
+
+
+def token_share(
+    info: TensorInfo, config: ModelConfig, tensors: Mapping[str, TensorInfo]
+) -> Fraction:
+    """Return the fraction of a tensor that one token uses.
+
+    A token uses only the chosen experts of an expert tensor, and only one row of an untied
+    embedding. It uses all of every other tensor.
+    """
+    if info.name == "token_embd.weight" and "output.weight" in tensors:
+        return Fraction(1, config.vocab)
+    if config.experts and OF_EXPERTS.fullmatch(info.name):
+        return Fraction(config.experts.used, config.experts.count)
+    return Fraction(1)
+
+
+def count_parameters(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> tuple[int, int]:
+    """Return the total parameter count and the number of parameters active per token."""
+    used = list(used_tensors(config, tensors))
+    total = sum(math.prod(info.shape) for info in used)
+    active = sum(math.prod(info.shape) * token_share(info, config, tensors) for info in used)
+    return total, int(active)
