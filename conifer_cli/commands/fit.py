@@ -164,6 +164,8 @@ def _document(
     hints: list[str],
     request: FitRequest,
 ) -> dict[str, Any]:
+    from engine.kernels.sizes import bytes_by_type
+
     verdict, need = report.verdict, report.verdict.need
     return {
         "model": report.name,
@@ -172,6 +174,7 @@ def _document(
         "judged_by": report.source,
         "quant": matrix.quant_of_report(report),
         "size_bytes": report.size_bytes,
+        "type_bytes": bytes_by_type(report.tensors) if report.tensors else None,
         "need_bytes": {
             part: getattr(need, f"{part}_bytes")
             for part in ("weights", "kv", "buffers", "program", "total")

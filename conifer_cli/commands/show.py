@@ -18,7 +18,7 @@ from conifer_cli.fit.alternatives import supported
 from conifer_cli.fit.naming import naming
 from conifer_cli.fit.verdict import reading
 from conifer_cli.terminal import console
-from conifer_cli.terminal.format import count, counted, labelled, size
+from conifer_cli.terminal.format import count, counted, labelled, shares, size
 
 if TYPE_CHECKING:
     from catalog import Entry
@@ -151,13 +151,14 @@ def _header_rows(header: ShownHeader) -> list[tuple[str, str]]:
         ("tokenizer", f"{tokenizer}, {pre or 'no pre-tokenizer'}"),
         ("chat template", counted(len(template), "character") if template else "none"),
         ("file licence", document["licence"] or "not stated"),
-        ("tensors", f"{len(tensors)}: {', '.join(document['types'])}"),
+        ("tensors", f"{len(tensors):,}"),
+        ("made of", shares(document["type_bytes"])),
         ("not read", _unread(document["unread"])),
     ]
 
 
 def _share(part: int, traffic: dict[str, int]) -> str:
-    return f"{size(part)} ({part / max(traffic['total'], 1):.0%})"
+    return f"{size(part)} ({100 * part / max(traffic['total'], 1):.0f} %)"
 
 
 def _windows(config: ModelConfig) -> str:
@@ -170,6 +171,7 @@ def _windows(config: ModelConfig) -> str:
 
 def _document(header: ShownHeader) -> dict[str, Any]:
     from engine.fit.speed import bytes_per_token
+    from engine.kernels.sizes import bytes_by_type
     from engine.nn.cache.spec import token_bytes
     from engine.nn.config import count_parameters
 
@@ -209,6 +211,7 @@ def _document(header: ShownHeader) -> dict[str, Any]:
         "tensors": len(tensors),
         "unread": _unread_tensors(config, tensors),
         "types": sorted({tensor.type.name for tensor in tensors.values()}),
+        "type_bytes": bytes_by_type(tensors),
     }
 
 

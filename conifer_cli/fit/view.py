@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from conifer_cli.fit.verdict import FitReport, FitRequest
-from conifer_cli.terminal.format import count, counted, gigabytes, size, table
+from conifer_cli.terminal.format import count, counted, gigabytes, shares, size, table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,7 +74,7 @@ def verdict_lines(
 ) -> list[str]:
     """Format the report on one model as lines of text."""
     verdict = report.verdict
-    lines = [_title(report), f"based on {report.source}", "", *bar(verdict), ""]
+    lines = [_title(report), f"based on {report.source}", *_types(report), "", *bar(verdict), ""]
     lines += [*_parts(report, request), ""]
     lines.append(f"verdict: {WORDS[verdict.kind]}" + (" (estimated)" if verdict.estimated else ""))
     largest = f"{verdict.largest_context:,}" if verdict.largest_context else "none"
@@ -149,6 +149,12 @@ def _title(report: FitReport) -> str:
 def _sizes(total: int | None, active: int | None, moe: bool) -> str:
     text = f"{count(total)} parameters"
     return f"{text}, {count(active)} active per token" if moe else text
+
+
+def _types(report: FitReport) -> list[str]:
+    from engine.kernels.sizes import bytes_by_type
+
+    return [f"made of {shares(bytes_by_type(report.tensors))}"] if report.tensors else []
 
 
 def _parts(report: FitReport, request: FitRequest) -> list[str]:

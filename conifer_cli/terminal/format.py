@@ -6,7 +6,7 @@ it is sold.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from conifer_cli.terminal.sanitize import clean_line
 
@@ -42,6 +42,15 @@ def count(number: int | None) -> str:
 def counted(number: int, noun: str) -> str:
     """Format a count with its noun, which takes an s in the plural: 1 token, 2,048 tokens."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def shares(sizes: Mapping[str, int]) -> str:
+    """Format what a whole consists of: "IQ2_XS 41 %, Q6_K 9 %, F32 <1 %", in the given order."""
+    whole = max(sum(sizes.values()), 1)
+    parts = ((name, 100 * part / whole) for name, part in sizes.items())
+    return ", ".join(
+        f"{name} {percent:.0f} %" if percent >= 1 else f"{name} <1 %" for name, percent in parts
+    )
 
 
 def tokens(number: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 
 from engine.gguf.reader import TensorInfo
 from engine.gguf.types import TYPE_BY_NAME
@@ -39,6 +40,14 @@ def resident_bytes(info: TensorInfo, device: str, kernels: str) -> int:
     weights = math.prod(info.shape)
     scale_and_bias = 2 * (4 if device == "cpu" else 2)
     return weights * bits // 8 + weights // scale_group(info.type.name) * scale_and_bias
+
+
+def bytes_by_type(tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
+    """Return the size in the file of the tensors of each type, by its name, largest first."""
+    sizes: dict[str, int] = {}
+    for info in tensors.values():
+        sizes[info.type.name] = sizes.get(info.type.name, 0) + info.size_bytes
+    return dict(sorted(sizes.items(), key=lambda pair: -pair[1]))
 
 
 # Names of mixes that no block type has, and the type that most of the weights have.

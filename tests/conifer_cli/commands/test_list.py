@@ -70,6 +70,35 @@ def test_show_says_what_an_expert_weighs_and_what_a_token_reads(tmp_path, cached
     assert (shown["tokenizer"]["model"], shown["state_bytes"]) == ("gpt2", 0)
 
 
+def test_show_and_fit_tell_what_a_file_is_made_of(tmp_path):
+    path = MODELS / "qwen3moe-Q4_K_M" / "model.gguf"
+    with running_hub() as hub:
+        hub.files["org/mix/m-Q4_K_M.gguf"] = path.read_bytes()
+        know_bandwidth(tmp_path)
+        remote = run_conifer("fit", "hf:org/mix", home=tmp_path, HF_ENDPOINT=hub.url)
+    told = [run_unplugged(*asked, home=tmp_path) for asked in (("fit", path), ("show", path))]
+    kept = run_unplugged("show", "hf:org/mix", home=tmp_path)
+    sizes = json.loads(run_unplugged("show", path, "--json", home=tmp_path).stdout)["file"]
+    judged = json.loads(run_unplugged("fit", path, "--json", home=tmp_path).stdout)
+    assert sizes["type_bytes"] == judged["type_bytes"]
+    assert sum(sizes["type_bytes"].values()) < sizes["size_bytes"]
+    assert list(sizes["type_bytes"].values()) == sorted(sizes["type_bytes"].values(), reverse=True)
+    words = ", ".join(
+        f"{name} {100 * part / sum(sizes['type_bytes'].values()):.0f} %"
+        for name, part in sizes["type_bytes"].items()
+    )
+    for done in (remote, *told, kept):
+        assert words in done.stdout.decode(), done.stderr
+
+
+def test_nothing_is_made_up_about_a_file_whose_header_is_unknown(tmp_path):
+    know_bandwidth(tmp_path)
+    judged = run_unplugged("fit", "qwen3-30b-a3b", "--json", home=tmp_path)
+    assert json.loads(judged.stdout)["type_bytes"] is None
+    for command in ("fit", "show"):
+        assert b"made of" not in run_unplugged(command, "qwen3-30b-a3b", home=tmp_path).stdout
+
+
 def test_show_tells_what_a_kept_header_says(tmp_path):
     with running_hub() as hub:
         hub.files["org/tiny/tiny-F32.gguf"] = (MODELS / "lfm2moe" / "model.gguf").read_bytes()

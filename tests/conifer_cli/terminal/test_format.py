@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from conifer_cli.terminal.format import count, duration, gigabytes, size, table
+from conifer_cli.terminal.format import count, duration, gigabytes, shares, size, table
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,13 @@ def test_memory_is_given_in_both_units():
 
 def test_count_writes_parameters_short():
     assert [count(n) for n in (30_532_122_624, 134_515_008, None)] == ["30.5B", "135M", "-"]
+
+
+def test_shares_are_of_the_whole_in_order():
+    assert (
+        shares({"IQ2_XS": 41_400, "Q6_K": 58_200, "F32": 400}) == "IQ2_XS 41 %, Q6_K 58 %, F32 <1 %"
+    )
+    assert shares({}) == "" and shares({"F32": 0}) == "F32 <1 %"
 
 
 @pytest.mark.parametrize(
