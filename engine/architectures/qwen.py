@@ -1,4 +1,6 @@
-"""Qwen 2 and 3 and similar models: OLMoE, MiniMax M2, dots.llm1, Ling 2.0, GLM-4.5, Hunyuan.
+"""Qwen 2 and 3 and similar models.
+
+OLMoE, MiniMax M2, dots.llm1, Ling 2.0, GLM-4.5, Hunyuan, Hy 3, K-EXAONE, MiMo V2.
 
 The rotary embedding uses pairs (i, i + dims/2). The file sets the head width. Unless noted, the
 router uses softmax over all experts and renormalises the weights. Differences, which the file's
@@ -19,7 +21,15 @@ tensors and keys determine:
   covers half of each head. Routing is the same as in dots1.
 - hunyuan-moe: q and k are normalised per head after the rotary embedding. A shared expert always
   runs.
+- hy_v3: like dots1, but only the tensors show which layers are dense.
+- exaone-moe: like dots1, but three of every four layers use a sliding window. The remaining layers
+  have no rotary embedding.
+- mimo2: no norms of q and k, and no shared expert. Values are narrower than keys and are scaled.
+  Windowed layers have sinks, more kv heads, and a rotary embedding with another base, which covers
+  part of each head. The first layer is dense; routing is the same as in dots1.
 """
+
+from dataclasses import replace
 
 from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig
@@ -28,16 +38,34 @@ from engine.nn.rope import RoPE
 from engine.nn.weights import Weights
 
 
-def build(config: ModelConfig, weights: Weights, norm_after_rope: bool = False) -> Decoder:
-    """Build a Qwen-like model."""
-    rope = RoPE(config.rope, interleaved=False)
-    return Decoder(
-        config,
-        weights,
-        lambda layer: Attention(config, weights, layer, rope, norm_after_rope=norm_after_rope),
+def build(
+    config: ModelConfig,
+    weights: Weights,
+    norm_after_rope: bool = False,
+    rope_in_full_layers: bool = True,
+) -> Decoder:
+    """Build a Qwen-like model.
+
+    rope_in_full_layers: if False, only windowed layers have a rotary embedding.
+    """
+    divisors = weights.optional_vector("rope_freqs.weight", config.rope.dims // 2)
+    full, windowed = (
+        RoPE(replace(config.rope, base=base), interleaved=False, divisors=divisors)
+        for base in (config.rope.base, config.window_base)
     )
+
+    def attention(layer: int) -> Attention:
+        rope = windowed if config.windows[layer] else full if rope_in_full_layers else None
+        return Attention(config, weights, layer, rope, norm_after_rope=norm_after_rope)
+
+    return Decoder(config, weights, attention)
 
 
 def hunyuan(config: ModelConfig, weights: Weights) -> Decoder:
     """Build a `hunyuan-moe` model."""
     return build(config, weights, norm_after_rope=True)
+
+
+def exaone(config: ModelConfig, weights: Weights) -> Decoder:
+    """Build an `exaone-moe` model."""
+    return build(config, weights, rope_in_full_layers=False)

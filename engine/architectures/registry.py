@@ -64,6 +64,7 @@ ARCHITECTURES = {
     "dots1": Architecture("qwen", gating=SIGMOID),  # dots.llm1
     "ernie4_5": Architecture("llama"),  # ERNIE 4.5 0.3B
     "ernie4_5-moe": Architecture("llama"),  # ERNIE-4.5-21B-A3B, 300B-A47B
+    "exaone-moe": Architecture("qwen:exaone", gating=SIGMOID, window=128, period=4),  # K-EXAONE
     "gemma2": Architecture("gemma:gemma2", window=4096, period=2, score_cap=50.0, logit_cap=30.0),
     "gemma3": Architecture("gemma:gemma3", period=6, window_base=10_000.0),
     "glm-dsa": Architecture(  # GLM-5, 5.1, 5.2
@@ -76,6 +77,7 @@ ARCHITECTURES = {
     # Granite 3.x MoE (1B-A400M, 3B-A800M)
     "granitemoe": Architecture("llama", rope_optional=True),
     "hunyuan-moe": Architecture("qwen:hunyuan", shared_width_is_one=True),  # Hunyuan-A13B
+    "hy_v3": Architecture("qwen", gating=SIGMOID),  # Hy 3, Hy-MT2 30B-A3B
     "lfm2": Architecture("hybrid:lfm2", recurrent="conv"),  # LFM2, LFM2.5
     "lfm2moe": Architecture("hybrid:lfm2", gating=SIGMOID, recurrent="conv"),
     "llama": Architecture("llama"),  # Llama 2 and 3, SmolLM2, Mistral, Mixtral
@@ -89,6 +91,7 @@ ARCHITECTURES = {
         period=4,
         chunked=True,
     ),
+    "mimo2": Architecture("qwen", gating=SIGMOID, period=1),  # MiMo V2 Flash, V2.5
     "minimax-m2": Architecture("qwen", gating=SIGMOID),  # MiniMax M2
     "mistral3": Architecture("llama"),  # Ministral 3, Mistral Small 3
     "olmoe": Architecture("qwen", renormalize=False),  # OLMoE-1B-7B

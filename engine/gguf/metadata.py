@@ -49,11 +49,14 @@ class Metadata:
         return values.pop()
 
     def flags(self, key: str, count: int) -> tuple[bool, ...]:
-        """Read an array of booleans, one per layer."""
+        """Read an array of booleans, one per layer, which may be stored as the integers 0 and 1."""
         array = numbers(self._value(key, None))
-        if array is None or array.format != "?" or len(array) < count:
+        if array is None or array.format not in ("?", *WHOLE) or len(array) < count:
             raise self._error(key, f"must be an array of {count} booleans")
-        return tuple(map(bool, array[:count]))
+        values = array[:count].tolist()
+        if not {*values} <= {0, 1}:
+            raise self._error(key, "must contain only the values 0 and 1")
+        return tuple(map(bool, values))
 
     def number(self, key: str, low: float, high: float, default: float | None = None) -> float:
         """Read a finite number between `low` and `high`, inclusive."""

@@ -37,6 +37,8 @@ def fuses(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> bool:
     unfused = (*UNFUSED, *UNFUSED_DELTA) if delta else UNFUSED
     if any(part in info.name for info in used for part in unfused):
         return False
+    if config.value_scale != 1.0 and any("attn_output.bias" in info.name for info in used):
+        return False
     if config.latent:
         return not any(".attn_" in info.name and info.name.endswith(".bias") for info in used)
     norms = [info for info in used if info.name.endswith(("attn_q_norm.weight", "k_norm.weight"))]

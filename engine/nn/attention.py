@@ -43,6 +43,7 @@ class Attention:
         self.heads, self.kv_heads = config.heads, config.kv_heads[layer]
         self.key_dim, self.value_dim = config.key_dim, config.value_dim
         self.scale, self.score_cap = config.attention_scale, config.score_cap
+        self.value_scale = config.value_scale
         self.window = config.windows[layer] if config.windows else 0
         self.chunked, self.rope = config.chunked, rope
         self.norm_after_rope, self.gated, self.temperature = norm_after_rope, gated, temperature
@@ -65,6 +66,8 @@ class Attention:
         q = self._rotate(q, self.heads, self.q_norm, offset, cache)
         k = self._rotate(self.k(x), self.kv_heads, self.k_norm, offset, cache)
         v = split_heads(self.v(x), self.kv_heads)
+        if self.value_scale != 1.0:
+            v = v * self.value_scale
         if self.temperature is not None:
             q = self.temperature(q, offset)
         base = offset

@@ -153,6 +153,8 @@ class LayerConverter:
     def convert(self, part: object, norm: AnyNorm, residual_scale: float) -> Any:
         """Convert a mixer or a feed-forward layer, including its norm and its residual scale."""
         layer = self.converters[type(part)](part)
+        if isinstance(part, Attention):  # the output is linear in the values
+            residual_scale *= part.value_scale
         layer.norm, layer.residual = _norm(norm), residual_scale
         return layer
 

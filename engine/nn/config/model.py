@@ -32,9 +32,10 @@ class RopeConfig:
 class ExpertConfig:
     """Routed experts in MoE layers: each token uses `used` of the `count` experts.
 
-    Starting at layer `first`, every `step`th layer is an MoE layer. Experts are chosen from the
-    best `groups_used` of `groups` groups. width: hidden width of each routed expert. shared_width:
-    hidden width of the shared expert, which always runs; 0 if there is none.
+    Starting at layer `first`, every `step`th layer is an MoE layer, except the `dense` ones, which
+    the file's tensors show. Experts are chosen from the best `groups_used` of `groups` groups.
+    width: hidden width of each routed expert. shared_width: hidden width of the shared expert,
+    which always runs; 0 if there is none.
     """
 
     count: int
@@ -49,6 +50,7 @@ class ExpertConfig:
     shared_width: int = 0
     first: int = 0
     step: int = 1
+    dense: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,7 @@ class ModelConfig:
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logit_scale: float = 1.0  # multiplies the logits
+    value_scale: float = 1.0  # multiplies attention's values
     temperature_scale: float = 0.0  # `scale` in `engine.nn.rope.Temperature`; 0: disabled
     temperature_length: int = 0  # `length` in `engine.nn.rope.Temperature`, in tokens
     latent: LatentConfig | None = None
@@ -153,4 +156,6 @@ class ModelConfig:
     def routed(self, layer: int) -> bool:
         """Return True if a layer is an MoE layer."""
         experts = self.experts
-        return bool(experts and layer >= experts.first and (layer + 1) % experts.step == 0)
+        if experts is None or layer in experts.dense or layer < experts.first:
+            return False
+        return (layer + 1) % experts.step == 0

@@ -7,6 +7,7 @@ including as a divisor.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from engine.architectures.registry import Architecture, require_architecture
@@ -77,6 +78,7 @@ def read_config(metadata: Mapping[str, Any]) -> ModelConfig:
         embedding_scale=keys.number("embedding_scale", 0.0, 1e6, 0.0) or 1.0,
         residual_scale=keys.number("residual_scale", 0.0, 1e6, 0.0) or 1.0,
         logit_scale=1 / (keys.number("logit_scale", 0.0, 1e6, 0.0) or 1.0),
+        value_scale=keys.number("attention.value_scale", 0.0, 1e6, 0.0) or 1.0,
         temperature_scale=keys.number("attention.temperature_scale", 0.0, 1e3, 0.0),
         temperature_length=keys.integer("attention.temperature_length", 0, 1 << 31, 0),
         latent=latent,
@@ -94,7 +96,16 @@ def read_model_config(
     """
     if kind := not_a_model(metadata, tensors):
         raise UnsupportedError(f"not a model that can run, but {kind}")
-    return read_config(metadata)
+    config = read_config(metadata)
+    if config.experts is None:
+        return config
+    dense = frozenset(layer for layer in range(config.layers) if _is_dense(tensors, layer))
+    return replace(config, experts=replace(config.experts, dense=dense))
+
+
+def _is_dense(tensors: Mapping[str, TensorInfo], layer: int) -> bool:
+    prefix = f"blk.{layer}.ffn_"
+    return f"{prefix}up.weight" in tensors and f"{prefix}gate_inp.weight" not in tensors
 
 
 def _vocabulary_size(metadata: Mapping[str, Any], keys: Metadata) -> int:

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from engine.errors import GGUFError, UnsupportedError
-from engine.nn.config import read_config
+from engine.gguf.reader import open_model
+from engine.nn.config import read_config, read_model_config
 from support.headers import kv_values, metadata
+from support.models import HERE
 
 SOUND = {
     "general.architecture": "qwen3moe",
@@ -133,7 +135,9 @@ def test_a_sound_file_of_another_architecture_is_unsupported_not_damaged(archite
         ("gpt-oss", "attention.sliding_window", -1),
         ("gpt-oss", "attention.sliding_window", "wide"),
         ("gemma3", "attention.sliding_window_pattern", 0),
-        ("gemma3", "attention.sliding_window_pattern", np.array([1, 0], np.int32)),
+        ("gemma3", "attention.sliding_window_pattern", np.array([1, 2], np.int32)),
+        ("mimo2", "attention.sliding_window_pattern", np.array([1], np.int32)),
+        ("mimo2", "attention.value_scale", -0.5),
         ("gemma3", "rope.freq_base_swa", 0.0),
         ("gemma2", "attn_logit_softcapping", float("nan")),
         ("gemma2", "final_logit_softcapping", -1.0),
@@ -174,3 +178,14 @@ def test_nonsense_of_experts_names_its_key(key: str, value: object):
     read_config(header)
     with pytest.raises(GGUFError, match=key):
         read_config(header | {f"bailingmoe2.{key}": value})
+
+
+def test_tensors_show_which_layers_are_dense_if_no_key_does():
+    file = open_model(HERE / "hy_v3" / "model.gguf")
+    config = read_model_config(file.metadata, file.tensors)
+    assert [config.routed(layer) for layer in range(config.layers)] == [False, True, True]
+
+
+def test_a_pattern_of_windows_may_be_stored_as_integers():
+    file = open_model(HERE / "mimo2" / "model.gguf")
+    assert read_config(file.metadata).windows == (0, 16, 16, 0)

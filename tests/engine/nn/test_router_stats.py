@@ -79,12 +79,15 @@ def hits_by_numpy(stored: Stored, tokens: list[int], monkeypatch: pytest.MonkeyP
                 ("ffn_gate_inp.weight", (experts.count, model.config.width)),
                 ("ffn_gate_inp.bias", (experts.count,)),
                 ("exp_probs_b.bias", (experts.count,)),
+                ("exp_probs_b", (experts.count,)),  # as older files name it
             ]
             if f"blk.{layer}.{name}" in weights
         }
         logits = np.array(x, np.float64) @ tensors["ffn_gate_inp.weight"].T
         logits += tensors.get("ffn_gate_inp.bias", 0)
-        ids = chosen_by_numpy(logits, experts, tensors.get("exp_probs_b.bias"))
+        ids = chosen_by_numpy(
+            logits, experts, tensors.get("exp_probs_b.bias", tensors.get("exp_probs_b"))
+        )
         hits[row] = np.bincount(ids.ravel(), minlength=experts.count)
     return hits
 
