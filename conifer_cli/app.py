@@ -218,6 +218,7 @@ def bench(
     repeat: options.BenchRepeat = 5,
     kv_type: options.KV = options.KVType.F16,
     kernels: options.KernelChoice = options.KernelName.AUTO,
+    isa: options.Isa = None,
     force: options.Force = False,
     yes: options.Yes = False,
     as_json: options.Json = False,
@@ -231,7 +232,7 @@ def bench(
     from conifer_cli.commands.bench import BenchOptions, bench_model
 
     prompts, depths = (each.tokens if each else None for each in (prompt, depth))
-    settings = (tokens, repeat, kv_type.value, kernels.value, force, yes, as_json)
+    settings = (tokens, repeat, kv_type.value, kernels.value, isa, force, yes, as_json)
     return bench_model(model, BenchOptions(prompts, depths, *settings))
 
 

@@ -88,6 +88,17 @@ def parse_memory(text: str) -> int:
     return size_bytes
 
 
+def parse_isa(text: str) -> str:
+    """Return an instruction set's name. Raises BadParameter if this processor lacks it."""
+    from engine.errors import BackendError
+    from engine.kernels.native import check_isa
+
+    try:
+        return check_isa(text)
+    except BackendError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
 @dataclass(eq=False, repr=False)
 class Lengths:
     """Token counts in ascending order, without duplicates."""
@@ -157,6 +168,16 @@ KernelChoice = Annotated[
         "--kernels",
         "native: Conifer's C++ kernels (CPU); stock: MLX's own; auto: native if available.",
         "Machine",
+    ),
+]
+Isa = Annotated[
+    str | None,
+    option(
+        "--isa",
+        "The instruction set for Conifer's C++ kernels, such as avx2. Default: the best available.",
+        "Machine",
+        metavar="NAME",
+        parser=parse_isa,
     ),
 ]
 Total = Annotated[bool, option("--total", "Assume that nothing else is running on this machine.")]

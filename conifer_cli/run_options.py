@@ -208,6 +208,7 @@ class RunOptions:
     context: options.Context = None
     kv_type: options.KV = options.KVType.F16
     kernels: options.KernelChoice = options.KernelName.AUTO
+    isa: options.Isa = None
     force: options.Force = False
     offline: bool = _network(
         "--offline", "Make no network connections, and download nothing.", False

@@ -195,11 +195,13 @@ def load(
     threads: int | None = None,
     sandbox: Sandbox | None = None,
     on_load: Callable[[int, int], None] | None = None,
+    isa: str | None = None,
 ) -> Model:
     """Load a model. path: a GGUF file, part 1 of a split file, or the result of `open_model`.
 
     kernels: auto, native or stock. threads: CPU threads for the native kernels. sandbox: runs the
-    chat template. on_load: receives (bytes loaded, total bytes). Raises GGUFError if the file is
+    chat template. on_load: receives (bytes loaded, total bytes). isa: the native kernels'
+    instruction set, such as avx2, for all models in this process. Raises GGUFError if the file is
     invalid, UnsupportedError if the engine cannot run it, BackendError if no backend is usable, or
     FileShrank or ReadFailed if the file can no longer be read.
     """
@@ -211,7 +213,7 @@ def load(
     chat = chat_template.from_metadata(file.metadata, words, sandbox)
     build = builder(config.architecture)
     with enough_memory():
-        weights = Weights(file, select(kernels, threads), on_load)
+        weights = Weights(file, select(kernels, threads, isa), on_load)
         decoder: Decoder = build(config, weights)
         fuse(decoder, config, file.tensors)
         mx.clear_cache()  # frees repacking's buffers

@@ -39,6 +39,7 @@ class BenchOptions:
     repeat: int = 5
     kv_type: str = "f16"
     kernels: str = "auto"
+    isa: str | None = None
     force: bool = False
     yes: bool = False
     as_json: bool = False
@@ -53,7 +54,7 @@ def bench_model(name: str | None, options: BenchOptions) -> int:
 
     from engine.model import load
 
-    model = load(report.paths[0], kernels=options.kernels)
+    model = load(report.paths[0], kernels=options.kernels, isa=options.isa)
     document = measure(model, report, prompts, depths, options)
     _record(document, report, options)
     if not options.as_json:
@@ -195,6 +196,7 @@ def _environment(model: Model, report: FitReport, options: BenchOptions) -> dict
         "architecture": model.config.architecture,
         "file_bytes": report.size_bytes,
         "kernels": model.kernels.name,
+        "isa": model.kernels.isa,
         "kv_type": options.kv_type,
         "machine": machine.name,
         "backend": machine.backend,
@@ -206,6 +208,7 @@ def _environment(model: Model, report: FitReport, options: BenchOptions) -> dict
 
 def _report(document: dict[str, Any]) -> list[str]:
     threads = f", {counted(document['threads'], 'thread')}" if document["threads"] else ""
+    isa = f" ({document['isa']})" if document["isa"] else ""
     rows: list[tuple[str, ...]] = [
         ("", "TOKENS/S", "LOWEST", "HIGHEST", "BYTES/TOKEN", "BANDWIDTH", "SHARE")
     ]
@@ -217,7 +220,7 @@ def _report(document: dict[str, Any]) -> list[str]:
     ]
     return [
         f"{document['model']}: {document['architecture']}, {size(document['file_bytes'])}",
-        f"{document['machine']}{threads}, {document['kernels']} kernels, "
+        f"{document['machine']}{threads}, {document['kernels']} kernels{isa}, "
         f"{document['kv_type']} KV cache",
         "",
         *table(rows, right=range(1, 7)),

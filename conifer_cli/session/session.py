@@ -53,7 +53,7 @@ class Session:
         self.options = options
         self.raw = is_raw(report)
         self._told_folded = False
-        self.model = _loaded(report, options.kernels, chatting=not self.raw)
+        self.model = _loaded(report, options, chatting=not self.raw)
         if self.model.kernels.fallback_reason is not None:
             console.log(f"conifer: {SLOW.format(self.model.kernels.fallback_reason)}")
         self.settings = settings_for(report.entry, options)
@@ -311,7 +311,7 @@ def _guide(session: Session, tokens: list[int]) -> Guide | None:
     return Guide(model.tokenizer, model.template, tokens, options.grammar, budget, options.think)
 
 
-def _loaded(report: FitReport, kernels: str, chatting: bool) -> Model:
+def _loaded(report: FitReport, options: RunOptions, chatting: bool) -> Model:
     """Load a model while the process that renders its chat template starts."""
     from engine.text.sandbox import Sandbox
 
@@ -322,7 +322,9 @@ def _loaded(report: FitReport, kernels: str, chatting: bool) -> Model:
 
     source = report.file or report.paths[0]
     with Progress("loading", always=False) as progress:
-        return load(source, kernels, sandbox=sandbox, on_load=progress.update)
+        return load(
+            source, options.kernels, sandbox=sandbox, on_load=progress.update, isa=options.isa
+        )
 
 
 def is_raw(report: FitReport) -> bool:

@@ -69,6 +69,10 @@ class Kernels(Protocol):
         """Return a context in which every step is part of a prompt, even one of a single token."""
 
     @property
+    def isa(self) -> str | None:
+        """The instruction set that native kernels use, such as AVX2; None for stock kernels."""
+
+    @property
     def dtype(self) -> mx.Dtype:
         """The data type of activations."""
 

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 NAMES = ("auto", "native", "stock")
 
 
-def select(name: str = "auto", threads: int | None = None) -> Kernels:
+def select(name: str = "auto", threads: int | None = None, isa: str | None = None) -> Kernels:
     """Return the kernels for this machine. Raises BackendError if they are unavailable.
 
     name: `auto` chooses native on a CPU and stock on a GPU. If the native kernels do not load, it
     chooses stock, and `fallback_reason` explains why.
-    threads: CPU threads; None means one per core.
+    threads: CPU threads; None means one per core. isa: the native kernels' instruction set, such as
+    avx2; None means the best that this processor supports.
     """
     if name not in NAMES:
         raise BackendError(f"kernels must be one of {', '.join(NAMES)}, got {name!r}")
@@ -31,9 +32,11 @@ def select(name: str = "auto", threads: int | None = None) -> Kernels:
 
         reason = unavailable_reason()
         if reason is None:
-            return NativeKernels(threads)
+            return NativeKernels(threads, isa)
     if name == "native":
         raise BackendError(reason or f"the native kernels only run on a CPU, but MLX uses {device}")
+    if isa is not None:
+        raise BackendError(f"only the native kernels can use an instruction set, {isa!r}")
     from engine.kernels.stock import StockKernels
 
     return StockKernels(device, threads, reason)

@@ -144,6 +144,7 @@ class StockKernels:
     groups_by_expert = False
     in_place = False
     block_tokens = 0
+    isa = None
     convolve = staticmethod(recurrence.convolve)
     gated_norm = staticmethod(recurrence.gated_norm)
     sample = staticmethod(sampling.sample)

@@ -48,6 +48,16 @@ def isa() -> str:
     return _extension().isa()
 
 
+def check_isa(name: str) -> str:
+    """Return the name of an instruction set. Raises BackendError if it cannot be used here."""
+    known = _extension().isas()
+    if name not in known:
+        raise BackendError(
+            f"this processor's instruction sets are {', '.join(known)}, not {name!r}"
+        )
+    return name
+
+
 def _start_threads(native: ModuleType, count: int) -> None:
     """Start the pool with `count` threads, or fewer if the system allows no more."""
     while count:
@@ -117,8 +127,9 @@ class NativeTensor:
 class NativeKernels:
     """Kernels written in C++ for CPUs. Raises BackendError if the extension does not load.
 
-    threads: size of the thread pool, which all models in this process share; None means one per
-    available core.
+    All models in this process share the thread pool and the instruction set. threads: size of the
+    pool; None means one per available core. isa: an instruction set, such as avx2; None means the
+    best.
     """
 
     name = "native"
@@ -127,11 +138,13 @@ class NativeKernels:
     dtype = mx.float32
     fallback_reason: str | None = None
 
-    def __init__(self, threads: int | None) -> None:
+    def __init__(self, threads: int | None, isa: str | None = None) -> None:
         self.native = _extension()
+        self.native.use_isa(None if isa is None else check_isa(isa))
+        self.isa: str = self.native.isa()
         _start_threads(self.native, threads or cores())
         # Without tiles, the number of tokens never selects the kernel.
-        self.block_tokens: int = self.native.block_tokens() if "AMX" in isa() else 0
+        self.block_tokens: int = self.native.block_tokens() if "AMX" in self.isa else 0
         mx.set_default_device(mx.cpu)
 
     @contextmanager

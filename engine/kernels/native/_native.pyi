@@ -7,7 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 def block_types() -> list[tuple[int, str, int, int]]: ...  # id, name, weights, bytes
-def isa() -> str: ...
+def isa() -> str: ...  # the instruction set in use, for display
+def isas() -> list[str]: ...  # ids of those that this processor supports
+def use_isa(id: str | None) -> None: ...  # one of isas(); None: the best
 def set_threads(threads: int) -> None: ...
 def set_prompt(prompt: bool) -> None: ...  # whether the next steps read a prompt, not decode
 def block_tokens() -> int: ...

@@ -308,8 +308,20 @@ std::vector<std::tuple<int, std::string, int64_t, int64_t>> block_types() {
   return types;
 }
 
-std::string isa_and_tiles() {
-  return std::string(isa::name(isa::current())) + (tiles_in_use() ? ", AMX" : "");
+// Names of the instruction sets that this processor supports, as for use_isa.
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  for (const isa::Isa isa : isa::ALL)
+    if (isa::supported(isa)) names.emplace_back(isa::id(isa));
+  return names;
+}
+
+void use_isa(const std::optional<std::string>& id) {
+  const std::lock_guard<std::mutex> lock(shared().mutex);  // a running task keeps its kernels
+  isa::Isa wanted = isa::best();
+  for (const isa::Isa isa : isa::ALL)
+    if (id && *id == isa::id(isa)) wanted = isa;
+  isa::force(wanted);
 }
 
 void set_threads(int threads) {
@@ -322,7 +334,9 @@ void set_threads(int threads) {
 NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);  // a model may exist until the program ends
   m.def("block_types", &block_types);
-  m.def("isa", &isa_and_tiles);
+  m.def("isa", [] { return isa::name(isa::current()); });
+  m.def("isas", &isas);
+  m.def("use_isa", &use_isa, nb::arg("id").none(), nb::call_guard<nb::gil_scoped_release>());
   m.def("set_threads", &set_threads, nb::call_guard<nb::gil_scoped_release>());
   nb::class_<Weight>(m, "Weight")
       .def(

@@ -33,6 +33,7 @@ def test_the_last_line_is_the_whole_as_json(tmp_path):
     assert [row["tokens"] for row in document["prefill"]] == [3, 8]
     assert [(row["depth"], row["tokens"]) for row in document["decode"]] == [(0, 4), (5, 4)]
     assert document["kernels"] in ("native", "stock")
+    assert (document["isa"] is None) == (document["kernels"] == "stock")
     assert document["threads"] >= 1 and document["peak_memory_bytes"] > 10**6
     labels = [line.partition("  ")[0] for line in table]
     for label in ("prefill 3", "prefill 8", "decode at 0", "decode at 5"):

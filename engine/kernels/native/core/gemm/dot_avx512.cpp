@@ -137,25 +137,34 @@ void quantize_avx512(const float* x, int64_t n, const quant::TokenSlot& out) {
   }
 }
 
-void multiply_avx512(const Matrix& w, const TokenView* x, quant::Tokens kind, int64_t n, float* y,
-                     int64_t y_stride, int64_t row0, int64_t row1) {
-  if (n <= 0 || row0 >= row1) return;
+static bool single_or_float(const Matrix& w, const TokenView* x, quant::Tokens kind, int64_t n,
+                            float* y, int64_t y_stride, int64_t row0, int64_t row1) {
   quant::with_float(w.type, [&](auto type) {
     multiply_float<Avx512, decltype(type)>(w, x, n, y, y_stride, row0, row1);
   });
-  if (quant::is_float(w.type)) return;
-  if (kind == quant::Tokens::Single) {
-    quant::with_quantized(w.type, [&](auto type) {
-      for (int64_t t = 0; t < n; ++t)
-        multiply_single<quant::Avx512Of<decltype(type)>>(w, x[t], y + t * y_stride, row0, row1);
-    });
-    return;
-  }
+  if (quant::is_float(w.type)) return true;
+  if (kind != quant::Tokens::Single) return false;
+  quant::with_quantized(w.type, [&](auto type) {
+    for (int64_t t = 0; t < n; ++t)
+      multiply_single<quant::Avx512Of<decltype(type)>>(w, x[t], y + t * y_stride, row0, row1);
+  });
+  return true;
+}
+
+void multiply_avx512(const Matrix& w, const TokenView* x, quant::Tokens kind, int64_t n, float* y,
+                     int64_t y_stride, int64_t row0, int64_t row1) {
+  if (n <= 0 || row0 >= row1) return;
+  if (!single_or_float(w, x, kind, n, y, y_stride, row0, row1))
+    multiply_many_avx512(w, x, n, y, y_stride, row0, row1);
+}
+
+void multiply_amx(const Matrix& w, const TokenView* x, quant::Tokens kind, int64_t n, float* y,
+                  int64_t y_stride, int64_t row0, int64_t row1) {
   const bool tiles =
       kind == quant::Tokens::Prompt || (kind == quant::Tokens::Block && n >= TILE_TOKENS);
-  if (tiles && amx_multiplies() && quant::fits_tiles(w.type))
+  if (tiles && quant::fits_tiles(w.type) && n > 0 && row0 < row1)
     multiply_many_amx(w, x, n, y, y_stride, row0, row1);
-  else multiply_many_avx512(w, x, n, y, y_stride, row0, row1);
+  else multiply_avx512(w, x, kind, n, y, y_stride, row0, row1);
 }
 
 }  // namespace conifer::gemm

@@ -327,16 +327,6 @@ void multiply_given(const Matrix& w, const Halves* x, int64_t tokens, float* y, 
 
 }  // namespace
 
-bool amx_multiplies() {
-#if defined(CONIFER_EMULATE_AMX)
-  constexpr bool tiles = true;
-#else
-  static const bool tiles = __builtin_cpu_supports("amx-bf16");
-#endif
-  static const bool has = tiles && __builtin_cpu_supports("avx512bf16") && amx_granted();
-  return has;
-}
-
 void fill_tile(const float* x, int64_t stride, int64_t tokens, int64_t cols, uint16_t* tile) {
   for (int64_t n = 0; n < cols; n += DEPTH)
     load_tokens([&](int t) { return x + t * stride; }, tokens, n, tile + n * SIDE);
@@ -394,7 +384,6 @@ void gate_tiles(const Matrix& gate, const Matrix& up, const Activations& x, Acti
 
 namespace conifer::gemm {
 
-bool amx_multiplies() { return false; }
 void fill_tile(const float*, int64_t, int64_t, int64_t, uint16_t*) {}
 void multiply_many_amx(const quant::Matrix&, const quant::TokenView*, int64_t, float*, int64_t,
                        int64_t, int64_t) {}

@@ -9,9 +9,6 @@ namespace conifer::gemm {
 // With at least this many tokens, bfloat16 tiles are faster than int8.
 static constexpr int64_t TILE_TOKENS = 24;
 
-// True if the processor can run the functions below.
-bool amx_multiplies();
-
 // Tokens are processed in pairs of tiles.
 static constexpr int64_t whole_tiles(int64_t tokens) { return (tokens + 31) / 32 * 32; }
 

@@ -43,7 +43,7 @@ void rescale(const Matrix& w, int64_t n, float* y, int64_t y_stride, int64_t row
 
 }  // namespace
 
-bool tiles_in_use() { return isa::kernels().tiles && amx_multiplies(); }
+bool tiles_in_use() { return isa::kernels().tiles; }
 
 bool tiles_serve(std::initializer_list<const Matrix*> matrices) {
   const auto fits = [](const Matrix* w) { return quant::fits_tiles(w->type); };

@@ -7,9 +7,6 @@
 
 namespace conifer::isa {
 
-// True if the processor and the operating system support tiles. Checks once.
-bool amx_granted();
-
 #if defined(__AMX_INT8__)
 
 namespace {

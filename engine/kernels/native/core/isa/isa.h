@@ -1,7 +1,7 @@
 // The instruction sets that this build supports, and how one is chosen.
 //
 // Each entry has two files: isa/<id>.cpp, which fills in its KernelTable, and gemm/dot_<id>.cpp.
-// docs/adding-an-instruction-set.md lists the steps for adding one.
+// AMX shares those of AVX-512. docs/adding-an-instruction-set.md lists the steps for adding one.
 #pragma once
 
 #include <cstdint>
@@ -9,12 +9,11 @@
 // X(name, id, text, supported): `id` appears in file names, `text` is the display name, and
 // `supported` is the processor check in isa.cpp. The last supported entry is used, so best is last.
 #if defined(__x86_64__)
-#define CONIFER_ISAS(X)                                                        \
-  X(Portable, portable, "portable", true)                                      \
-  X(Avx2, avx2, "AVX2", HAS("avx2") && HAS("fma") && HAS("f16c"))              \
-  X(Avx512, avx512, "AVX-512 VNNI",                                            \
-    HAS("avx512f") && HAS("avx512bw") && HAS("avx512dq") && HAS("avx512vl") && \
-        HAS("avx512vnni") && HAS("avx2") && HAS("fma") && HAS("f16c"))
+#define CONIFER_ISAS(X)                                           \
+  X(Portable, portable, "portable", true)                         \
+  X(Avx2, avx2, "AVX2", HAS("avx2") && HAS("fma") && HAS("f16c")) \
+  X(Avx512, avx512, "AVX-512 VNNI", HAS_AVX512)                   \
+  X(Amx, amx, "AVX-512 VNNI, AMX", HAS_AVX512&& amx_granted())
 #elif defined(__aarch64__)
 #define CONIFER_ISAS(X)                   \
   X(Portable, portable, "portable", true) \
@@ -37,9 +36,10 @@ inline constexpr Isa ALL[] = {
 #undef X
 };
 
-Isa current();          // the best supported set, unless force() changed it
+Isa best();             // of those that this processor supports
+Isa current();          // the best, unless force() changed it
 bool supported(Isa);    // by this processor
-void force(Isa);        // for tests and benchmarks; not while kernels run
+void force(Isa);        // not while kernels run
 const char* name(Isa);  // display name
 const char* id(Isa);    // as in file names
 

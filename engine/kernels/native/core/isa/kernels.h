@@ -15,7 +15,7 @@
 namespace conifer::isa {
 
 struct KernelTable {
-  // True if products may use AMX tiles instead, on processors that support them.
+  // True if products and attention use AMX tiles where they serve.
   bool tiles;
 
   // 32 values at a time: x (n) -> q, scale, sum, sum16, isum, isum16 of a token. n % 32 == 0.
