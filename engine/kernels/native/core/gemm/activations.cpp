@@ -7,6 +7,7 @@
 
 #include "gemm/gemm_amx.h"
 #include "isa/kernels.h"
+#include "quant/half.h"
 #include "threads/share.h"
 
 namespace conifer::gemm {
@@ -74,6 +75,12 @@ void Activations::quantize(int thread, int count) {
     std::memcpy(padded, part.x + whole, static_cast<size_t>(given - whole) * sizeof(float));
     isa::kernels().quantize(padded, CHUNK - whole, part.from(whole));
   }
+}
+
+void Activations::read(int64_t token, float* out) const {
+  if (!tiled_) return static_cast<void>(std::copy_n(x_ + token * stride_, cols_, out));
+  const uint16_t* pairs = tile(token / 16 * 16) + 2 * (token % 16);
+  for (int64_t n = 0; n < cols_; ++n) out[n] = quant::bf16_to_float(pairs[n / 2 * 32 + n % 2]);
 }
 
 }  // namespace conifer::gemm

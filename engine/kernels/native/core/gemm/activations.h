@@ -37,6 +37,8 @@ class Activations {
   uint16_t* tile(int64_t token) const {
     return tiled_ ? reinterpret_cast<uint16_t*>(buffer_.get()) + token * cols_ : nullptr;
   }
+  // Copy a token's values before they were quantised, or those in the tiles.
+  void read(int64_t token, float* out) const;
 
  private:
   quant::TokenSlot slot(int64_t index) const;

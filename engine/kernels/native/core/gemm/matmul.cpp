@@ -2,6 +2,7 @@
 #include "gemm/matmul.h"
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "gemm/gemm_amx.h"
@@ -41,6 +42,58 @@ void rescale(const Matrix& w, int64_t n, float* y, int64_t y_stride, int64_t row
     for (int64_t r = row0; r < row1; ++r) y[i * y_stride + r] *= *w.scale;
 }
 
+bool all_finite(const float* x, int64_t n) {
+  int32_t largest = 0;  // of the bits without their sign
+  for (int64_t i = 0; i < n; ++i)
+    largest = std::max(largest, static_cast<int32_t>(quant::float_bits(x[i]) & 0x7fffffff));
+  return largest < 0x7f800000;
+}
+
+template <class T>
+double exact_product(const uint8_t* data, const float* x, int64_t cols) {
+  double total = 0;
+  quant::Unpacked chunk;
+  for (int64_t n = 0; n < cols && !std::isnan(total); n += 256) {
+    const int weights = static_cast<int>(std::min<int64_t>(256, cols - n));
+    const uint8_t* blocks = data + n / T::WEIGHTS * T::BYTES;
+    if constexpr (T::QUANTIZED) quant::unpack_chunk<T>(blocks, weights, chunk);
+    for (int i = 0; i < weights; ++i) {
+      double weight;
+      if constexpr (T::QUANTIZED)
+        weight = double(chunk.scale[i / 16]) * chunk.q[i] + chunk.min[i / 16];
+      else weight = T::read(blocks + i * T::BYTES);
+      total += weight * x[n + i];
+    }
+  }
+  return total;
+}
+
+// Kernels multiply sums by scales and add them in any order, so scales that are infinite and sums
+// that overflow give NaN or infinity by chance. Compute such results weight by weight, in double.
+// Where a token's own values are not finite, they stay as they are.
+template <class Token>
+void finish(const Matrix& w, const Activations& x, int64_t n, Token token, float* y,
+            int64_t y_stride, int64_t row0, int64_t row1) {
+  rescale(w, n, y, y_stride, row0, row1);
+  std::vector<float> values;
+  for (int64_t i = 0; i < n; ++i, y += y_stride) {
+    if (all_finite(y + row0, row1 - row0)) continue;
+    values.resize(static_cast<size_t>(w.cols));
+    x.read(token(i), values.data());
+    if (!all_finite(values.data(), w.cols)) continue;
+    for (int64_t r = row0; r < row1; ++r) {
+      if (std::isfinite(y[r])) continue;
+      const auto compute = [&](auto type) {
+        const double sum =
+            exact_product<decltype(type)>(w.data + r * w.stride(), values.data(), w.cols);
+        y[r] = static_cast<float>(w.scale ? sum * *w.scale : sum);
+      };
+      with_float(w.type, compute);
+      with_quantized(w.type, compute);
+    }
+  }
+}
+
 }  // namespace
 
 bool tiles_in_use() { return isa::kernels().tiles; }
@@ -52,18 +105,18 @@ bool tiles_serve(std::initializer_list<const Matrix*> matrices) {
 
 void matmul_rows(const Matrix& w, const Activations& x, Tokens kind, int64_t token0, int64_t token1,
                  float* y, int64_t y_stride, int64_t row0, int64_t row1) {
+  const auto token = [token0](int64_t i) { return token0 + i; };
+  const int64_t n = token1 - token0;
   if (x.tile(0)) multiply_tiles(w, x, y, y_stride, row0, row1);
-  else
-    multiply(
-        w, x, kind, token1 - token0, [token0](int64_t i) { return token0 + i; }, y, y_stride, row0,
-        row1);
-  rescale(w, token1 - token0, y, y_stride, row0, row1);
+  else multiply(w, x, kind, n, token, y, y_stride, row0, row1);
+  finish(w, x, n, token, y, y_stride, row0, row1);
 }
 
 void matmul_rows(const Matrix& w, const Activations& x, Tokens kind, const int32_t* token_ids,
                  int64_t n, float* y, int64_t y_stride, int64_t row0, int64_t row1) {
-  multiply(w, x, kind, n, [token_ids](int64_t i) { return token_ids[i]; }, y, y_stride, row0, row1);
-  rescale(w, n, y, y_stride, row0, row1);
+  const auto token = [token_ids](int64_t i) { return token_ids[i]; };
+  multiply(w, x, kind, n, token, y, y_stride, row0, row1);
+  finish(w, x, n, token, y, y_stride, row0, row1);
 }
 
 namespace {

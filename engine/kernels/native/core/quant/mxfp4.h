@@ -39,10 +39,12 @@ struct MXFP4 : Quantized<BlockMXFP4, 32, 32, false> {
       const __m512i q = four_lanes(blocks, 1), codes = codebook(MXFP4_VALUES, 12);
       const uint32_t e = blocks.block(0)[0] | uint32_t{blocks.block(1)[0]} << 8 |
                          uint32_t{blocks.block(2)[0]} << 16 | uint32_t{blocks.block(3)[0]} << 24;
-      // The exponent field of 2^(e - 128) is e - 1. Subnormal scales count as zero.
-      __m128i exponents = _mm_subs_epu8(_mm_cvtsi32_si128(static_cast<int>(e)), _mm_set1_epi8(1));
-      exponents = _mm_slli_epi32(_mm_cvtepu8_epi32(exponents), 23);
-      const __m512 scale = spread(_mm512_castps128_ps512(_mm_castsi128_ps(exponents)), 0, 1, 2, 3);
+      // The exponent field of 2^(e - 128) is e - 1. Those of e = 0 and 1 are subnormal.
+      const __m128i wide = _mm_cvtepu8_epi32(_mm_cvtsi32_si128(static_cast<int>(e)));
+      const __m128i normal = _mm_slli_epi32(_mm_sub_epi32(wide, _mm_set1_epi32(1)), 23);
+      const __m128i bits = _mm_mask_sllv_epi32(
+          normal, _mm_cmple_epu32_mask(wide, _mm_set1_epi32(1)), _mm_set1_epi32(0x00200000), wide);
+      const __m512 scale = spread(_mm512_castps128_ps512(_mm_castsi128_ps(bits)), 0, 1, 2, 3);
       return {_mm512_shuffle_epi8(codes, low_nibbles(q)),
               _mm512_shuffle_epi8(codes, high_nibbles(q)), scale, times(scale, -12)};
     }

@@ -32,13 +32,23 @@ inline void put_half(uint8_t* p, float value) {
   std::memcpy(p, &half, 2);
 }
 
+// Zero, subnormal, largest, infinite and NaN scales.
+constexpr uint16_t EXTREME_HALVES[] = {0x0000, 0x8000, 0x0001, 0x8001, 0x03ff, 0x7bff,
+                                       0xfbff, 0x7c00, 0xfc00, 0x7c01, 0x7e00, 0xfe00};
+constexpr int EXTREMES = 2 * 12;
+
 // randomise: replace the scales in a block of random bits with numbers of a common size.
+// exaggerate: replace them with extreme number `which`, 0..EXTREMES - 1, of the type's scales.
 // decode: return a block's weights.
 template <Type>
 struct Reference;
 
 template <>
 struct Reference<Type::F32> {
+  static void exaggerate(uint8_t* block, int which) {
+    const float value = quant::f16_to_float(EXTREME_HALVES[which % 12]) * (which < 12 ? 1 : 1e33f);
+    std::memcpy(block, &value, 4);
+  }
   static void randomise(uint8_t* block, Random& random) {
     const float value = normal(random);
     std::memcpy(block, &value, 4);
@@ -53,6 +63,9 @@ struct Reference<Type::F32> {
 template <>
 struct Reference<Type::F16> {
   static void randomise(uint8_t* block, Random& random) { put_half(block, normal(random)); }
+  static void exaggerate(uint8_t* block, int which) {
+    std::memcpy(block, EXTREME_HALVES + which % 12, 2);
+  }
   static void decode(const uint8_t* block, double* out) { out[0] = half_at(block); }
 };
 
@@ -61,6 +74,10 @@ struct Reference<Type::BF16> {
   static void randomise(uint8_t* block, Random& random) {
     const uint16_t upper = static_cast<uint16_t>(quant::float_bits(normal(random)) >> 16);
     std::memcpy(block, &upper, 2);
+  }
+  static void exaggerate(uint8_t* block, int which) {
+    constexpr uint16_t VALUES[] = {0, 0x8000, 1, 0x0080, 0x7f7f, 0xff7f, 0x7f80, 0xff80, 0x7fc0};
+    std::memcpy(block, VALUES + which % 9, 2);
   }
   static void decode(const uint8_t* block, double* out) {
     out[0] = quant::bits_float(uint32_t{block[0]} << 16 | uint32_t{block[1]} << 24);
@@ -72,6 +89,12 @@ template <int... AT>
 struct Halves {
   static void randomise(uint8_t* block, Random& random) {
     (put_half(block + AT, 0.1f * normal(random)), ...);
+  }
+  // The last of them, or all.
+  static void exaggerate(uint8_t* block, int which) {
+    constexpr int OFFSETS[] = {AT...}, COUNT = sizeof...(AT);
+    for (int i = which < 12 ? 0 : COUNT - 1; i < COUNT; ++i)
+      std::memcpy(block + OFFSETS[i], EXTREME_HALVES + which % 12, 2);
   }
 };
 
@@ -220,6 +243,10 @@ struct Reference<Type::MXFP4> {
   static void randomise(uint8_t* block, Random& random) {
     block[0] = static_cast<uint8_t>(122 + random() % 11);
   }
+  static void exaggerate(uint8_t* block, int which) {
+    constexpr uint8_t VALUES[] = {0, 1, 2, 3, 252, 253, 254, 255};
+    block[0] = VALUES[which % 8];
+  }
   static void decode(const uint8_t* block, double* out) {
     constexpr double CODES[8] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
     for (int i = 0; i < 32; ++i) {
@@ -350,6 +377,14 @@ struct Reference<Type::IQ1_M> {
   static void randomise(uint8_t* block, Random& random) {
     uint8_t half[2];
     put_half(half, 0.1f * normal(random));
+    put_scale(block, half);
+  }
+  static void exaggerate(uint8_t* block, int which) {
+    uint8_t half[2];
+    std::memcpy(half, EXTREME_HALVES + which % 12, 2);
+    put_scale(block, half);
+  }
+  static void put_scale(uint8_t* block, const uint8_t* half) {
     const int nibbles[4] = {half[0] & 15, half[0] >> 4, half[1] & 15, half[1] >> 4};
     for (int i = 0; i < 4; ++i)
       block[49 + 2 * i] = static_cast<uint8_t>((block[49 + 2 * i] & 15) | nibbles[i] << 4);
@@ -394,12 +429,17 @@ struct Reference<Type::NVFP4> {
   static void randomise(uint8_t* block, Random& random) {
     for (int i = 0; i < 4; ++i) block[i] = static_cast<uint8_t>(random() % 80);
   }
+  static void exaggerate(uint8_t* block, int which) {
+    constexpr uint8_t VALUES[] = {0, 1, 7, 8, 0x77, 0x7e, 0x7f, 0x80, 0x81, 0xfe, 0xff};
+    for (int i = 0; i < 4; ++i) block[i] = VALUES[(which + 5 * i) % 11];
+  }
   static void decode(const uint8_t* block, double* out) {
     constexpr double CODES[8] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
     for (int i = 0; i < 64; ++i) {
-      const int exponent = block[i / 16] >> 3, mantissa = block[i / 16] & 7;
-      const double scale =
-          exponent == 0 ? std::ldexp(mantissa, -9) : std::ldexp(8 + mantissa, exponent - 10);
+      const int e = block[i / 16], exponent = e >> 3 & 15, mantissa = e & 7;
+      const double scale = e == 127        ? 0
+                           : exponent == 0 ? std::ldexp(mantissa, -9)
+                                           : std::ldexp(8 + mantissa, exponent - 10);
       const int code = block[4 + i / 16 * 8 + i % 8] >> 4 * (i / 8 % 2) & 15;
       out[i] = scale * (code & 8 ? -CODES[code & 7] : CODES[code]);
     }
@@ -424,6 +464,7 @@ struct Reference<Type::Q2_0> : Halves<0> {
 struct TypeReference {
   quant::BlockType block;
   void (*randomise)(uint8_t* block, Random& random);
+  void (*exaggerate)(uint8_t* block, int which);
   void (*decode)(const uint8_t* block, double* out);
 };
 
@@ -431,6 +472,7 @@ constexpr TypeReference REFERENCES[] = {
 #define X(T)                                          \
   {{Type::T, #T, quant::T::WEIGHTS, quant::T::BYTES}, \
    Reference<Type::T>::randomise,                     \
+   Reference<Type::T>::exaggerate,                    \
    Reference<Type::T>::decode},
     CONIFER_BLOCK_TYPES(X)
 #undef X
