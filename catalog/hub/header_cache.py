@@ -77,15 +77,31 @@ class HeaderCache:
         if repository is None or reference.revision is not None:
             return None
         try:
-            folder = self._folder(repository)
-            paths = (path for path in files_below(folder) if path.name.endswith(SUFFIX))
-            names = (path.relative_to(folder).as_posix() for path in paths)
-            chosen = reference.select([name.removesuffix(SUFFIX) for name in names])
-        except (ModelNotFound, StoreError):
+            chosen = reference.select(self._names(repository))
+        except ModelNotFound:
             return None
         parts = [self._read(repository, name) for name in chosen.names]
         found = [part for part in parts if part is not None]
         return found if len(found) == len(parts) else None
+
+    def quantisations(self, reference: Reference) -> list[tuple[str, str]]:
+        """Return the (repository, quantisation) pairs of a model that have cached headers."""
+        if reference.revision is not None:
+            return []
+        return [
+            (repository, found.quant)
+            for repository in reference.repositories
+            for found in reference.choices(self._names(repository))
+            if found.quant
+        ]
+
+    def _names(self, repository: str) -> list[str]:
+        try:
+            folder = self._folder(repository)
+        except StoreError:
+            return []
+        paths = (path for path in files_below(folder) if path.name.endswith(SUFFIX))
+        return [path.relative_to(folder).as_posix().removesuffix(SUFFIX) for path in paths]
 
     def _read(self, repository: str, name: str) -> CachedHeader | None:
         try:

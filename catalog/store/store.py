@@ -19,6 +19,7 @@ from catalog.errors import ModelNotFound, StoreError, why
 from catalog.file_names import FileSet, file_sets, is_safe
 from catalog.files import files_below, read_file, real, subfolders
 from catalog.hub.paths import COMMIT, SHA256, blob_of, repository_folder, repository_of
+from catalog.quants import preferred
 from catalog.registry import Package, entries
 from catalog.resolve import Reference
 from catalog.store import manifest, renames
@@ -90,6 +91,10 @@ class Store:
     def locate(self, reference: Reference) -> Installed | None:
         """Return the complete model that a catalog or Hub reference selects, or None."""
         return self.packages.locate(reference) or self.hub.locate(reference)
+
+    def quantisations(self, reference: Reference) -> list[Installed]:
+        """Return the quantisations of a model that are on disk, in order of preference."""
+        return self.hub.quantisations(reference)
 
     def installed(self) -> list[Installed]:
         """List all complete models, starting with the models from PyPI."""
@@ -188,6 +193,18 @@ class HubCache:
                 chosen = reference.select(_names(snapshot))
                 return self._installed(repository, snapshot, chosen)
         return None
+
+    def quantisations(self, reference: Reference) -> list[Installed]:
+        """Return the quantisations of a model in the newest snapshot of each repository."""
+        found: dict[str | None, Installed] = {}
+        for repository in reference.repositories:
+            for folder in map(self.repository_folder, self.spellings(repository)):
+                for snapshot in _snapshots(folder, reference.revision):
+                    for chosen in reference.choices(_names(snapshot)):
+                        name = repository_of(folder.name) or repository
+                        found.setdefault(chosen.quant, self._installed(name, snapshot, chosen))
+        order = preferred((quant for quant in found if quant), reference.preferred_quant)
+        return [found[quant] for quant in order]
 
     def installed(self) -> Iterator[Installed]:
         for folder in subfolders(self.folder):

@@ -10,6 +10,7 @@ from conifer_cli.acquire import connect, locate, open_store
 from conifer_cli.fit import quant_matrix as matrix
 from conifer_cli.fit import view
 from conifer_cli.fit.alternatives import fitting_quants, sizes_of, supported, ways_out
+from conifer_cli.fit.other_quants import quant_of_report
 from conifer_cli.fit.predict import Target, best_known_report, bytes_per_token, choose_target, speed
 from conifer_cli.fit.quant_matrix import QuantRow
 from conifer_cli.fit.verdict import FitReport, FitRequest
@@ -172,7 +173,8 @@ def _document(
         "verdict": verdict.kind,
         "estimated": verdict.estimated,
         "judged_by": report.source,
-        "quant": matrix.quant_of_report(report),
+        "quant": quant_of_report(report),
+        "default_quant": report.default_quant or quant_of_report(report),
         "size_bytes": report.size_bytes,
         "type_bytes": bytes_by_type(report.tensors) if report.tensors else None,
         "need_bytes": {

@@ -64,7 +64,7 @@ def _newer(model: RequestedModel) -> Sequence[RemoteFile]:
     if here is None or here.commit is None or reference.revision is not None:
         return ()
     try:
-        files = connect().find(reference)
+        files = connect().find(replace(reference, quant=reference.quant or here.quant))
     except CatalogError as error:
         console.log(f"conifer: cannot check for a newer revision: {error}")
         return ()
@@ -102,7 +102,7 @@ def _damaged(model: RequestedModel, here: Installed) -> tuple[Path, ...]:
 def _document(
     model: RequestedModel, report: FitReport, was_here: bool, newer: Sequence[RemoteFile]
 ) -> dict[str, Any]:
-    here = open_store().locate(model.reference)
+    here = open_store().locate(report.reference or model.reference)
     hashes = here.expected_hashes() if here else [None] * len(report.paths)
     return {
         "name": report.name,

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING
 from conifer_cli.errors import UsageError
 from conifer_cli.fit import run_history
 from conifer_cli.fit.alternatives import estimate_of
+from conifer_cli.fit.choice import Option, best, catalog_options, judge_here, judge_remote
 from conifer_cli.fit.naming import naming
 from conifer_cli.fit.verdict import (
     FitReport,
     FitRequest,
     judge_cache_types,
-    judge_disk,
     judge_header,
-    judge_hub,
     require_context,
     settled,
 )
@@ -113,31 +112,28 @@ def best_known_report(
     from catalog.hub.header_cache import HeaderCache
 
     entry, headers = reference.entry, HeaderCache(store.home)
-    paths = store.find(reference)
-    if paths:
-        return judge_disk(name, reference, paths[0], request, machine)
+    if (here := judge_here(name, reference, request, machine, store)) is not None:
+        return here
     if entry is not None:
         from engine.architectures.registry import require_architecture
 
         require_context(name, entry.context or request.context or 0, request)
         require_architecture(entry.architecture)
     known = _known(name, reference, request, machine, headers)
-    if known is not None and (connect is None or reference.package):
-        return known
-    if known is not None and known.estimate and settled(reference.catalog_file, machine):
+    if known is not None and reference.package:
         return known
     if connect is None:
-        raise UsageError(
-            f"no header or catalog data for {name} on this machine",
-            f"Run `conifer fit {name}` without --machine once to download the header.",
-        )
+        return _offline_choice(name, reference, request, machine, headers, known)
+    sure = known is not None and known.estimate and settled(reference.catalog_file, machine)
+    surely = known if sure else None
     try:
-        return judge_hub(name, reference, request, machine, connect(), headers)
+        return judge_remote(name, reference, request, machine, headers, connect, surely)
     except CatalogError as error:
         if known is None:
             raise
-        console.log(f"conifer: {error}; falling back to {known.source}")
-        return known
+        found = _offline_choice(name, reference, request, machine, headers, known)
+        console.log(f"conifer: {error}; falling back to {found.source}")
+        return found
 
 
 def bytes_per_token(
@@ -184,6 +180,39 @@ def speed(
     )
 
 
+def _offline_choice(
+    name: str,
+    reference: Reference,
+    request: FitRequest,
+    machine: Machine,
+    headers: HeaderCache,
+    known: FitReport | None,
+) -> FitReport:
+    """Choose among the quantisations in the catalog and those with cached headers."""
+
+    def judge(option: Option) -> FitReport | None:
+        chosen = reference.of(option.repository, option.quant)
+        return _known(name, chosen, request, machine, headers)
+
+    entry = reference.entry
+    options = []
+    if reference.is_open:
+        options = [
+            Option(repository, quant, sum(part.size_bytes for part in parts))
+            for repository, quant in headers.quantisations(reference)
+            if (parts := headers.find(reference.of(repository, quant)))
+        ]
+        options += catalog_options(entry) if entry else []
+    if known is None and options:
+        known, options = judge(options[0]), options[1:]
+    if known is None:
+        raise UsageError(
+            f"no header or catalog data for {name} on this machine",
+            f"Run `conifer fit {name}` without --machine once to download the header.",
+        )
+    return known if request.force else best(known, options, judge, request, machine)
+
+
 def _known(
     name: str, reference: Reference, request: FitRequest, machine: Machine, headers: HeaderCache
 ) -> FitReport | None:
@@ -201,7 +230,8 @@ def _known(
             with naming(name):
                 report = judge_header(name, reference.entry, metadata, tensors, request, machine)
             size_bytes = sum(part.size_bytes for part in cached)
-            return replace(report, size_bytes=size_bytes, source="the header as last seen")
+            source = "the header as last seen"
+            return replace(report, size_bytes=size_bytes, source=source, reference=reference)
     entry = reference.entry
     estimate = estimate_of(entry, reference.catalog_file) if entry else None
     if estimate is None:
@@ -220,4 +250,5 @@ def _known(
         q8_fits=q8_fits,
         source="what the catalog knows",
         estimate=estimate,
+        reference=reference,
     )

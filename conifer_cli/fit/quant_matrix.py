@@ -7,15 +7,15 @@ by file size.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from conifer_cli.fit.other_quants import other_needs, quant_of_report
 from conifer_cli.fit.predict import Target, bytes_per_token, speed
 from conifer_cli.fit.verdict import FitReport, FitRequest
 
 if TYPE_CHECKING:
     from catalog.hub.client import Hub
-    from engine.fit.memory import Need
     from engine.fit.speed import Rate
 
 CONTEXTS = (4096, 8192, 16_384, 32_768, 65_536, 131_072)  # tokens; the table's columns
@@ -47,7 +47,7 @@ def quant_matrix(
     rows = []
     files = {**sizes, quant: report.size_bytes}
     for name, size_bytes in sorted(files.items(), key=lambda pair: pair[1]):
-        need, share = _other(report, target, request, name, size_bytes)
+        need, share = other_needs(report, target.machine, request, name, size_bytes)
         steps = []
         for context, traffic in moved.items():
             kind = kind_of(need(context), target.machine)
@@ -57,16 +57,6 @@ def quant_matrix(
             steps.append((context, kind, rate))
         rows.append(QuantRow(name, size_bytes, name == quant, tuple(steps)))
     return rows
-
-
-def quant_of_report(report: FitReport) -> str:
-    """Return the quantisation of the report's file."""
-    from catalog.file_names import quant_of
-
-    if report.estimate is not None:
-        return report.estimate.quant
-    first = report.paths[0].name if report.paths else report.remote[0].name if report.remote else ""
-    return quant_of(first) or "this file"
 
 
 def listed_sizes(report: FitReport, connect: Callable[[], Hub]) -> dict[str, int]:
@@ -99,33 +89,6 @@ def smaller_row(rows: list[QuantRow], report: FitReport) -> str | None:
         and any(kind == "fits" and context >= CONTEXTS[0] for context, kind, _ in row.steps)
     ]
     return fitting[-1] if fitting else None
-
-
-def _other(
-    report: FitReport, target: Target, request: FitRequest, quant: str, size_bytes: int
-) -> tuple[Callable[[int], Need], float]:
-    """Return a quantisation's memory use by context, and the relative size of its weights.
-
-    The size is relative to the weights of the report's file.
-    """
-    from engine.fit.estimate import estimate_needs
-    from engine.fit.memory import needs
-    from engine.kernels.sizes import loaded_size_ratio
-
-    backend, kernels, mine = target.machine.backend, target.kernels, quant_of_report(report)
-    if report.config is None or report.tensors is None:
-        assert report.estimate is not None
-        estimate = replace(report.estimate, quant=quant, size_bytes=size_bytes)
-        need = estimate_needs(estimate, backend, request.kv_type, kernels)
-        held = need(1).weights_bytes
-    else:
-        held = report.verdict.need.weights_bytes
-        if quant != mine:
-            ratio = loaded_size_ratio(quant, backend, kernels)
-            ratio /= loaded_size_ratio(mine, backend, kernels)
-            held = int(held * size_bytes / report.size_bytes * ratio)
-        need = needs(report.config, report.tensors, backend, request.kv_type, kernels, held)
-    return need, held / report.verdict.need.weights_bytes
 
 
 def _contexts(report: FitReport) -> list[int]:

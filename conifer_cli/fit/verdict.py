@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from catalog import CatalogFile, Entry, Reference
     from catalog.hub.client import Hub, RemoteFile
     from catalog.hub.header_cache import HeaderCache
-    from catalog.store.store import Store
     from engine.fit.estimate import ModelEstimate
     from engine.fit.machine import Machine
     from engine.fit.memory import Verdict
@@ -49,7 +48,8 @@ class FitReport:
 
     q8_fits: True if the model is too large with the requested KV cache but fits with an 8-bit one.
     metadata: None if only the file size is known. source: the data behind the verdict. damaged:
-    local files that must be downloaded again.
+    local files that must be downloaded again. reference: what selects the files; names one
+    quantisation if Conifer chose it. default_quant: the one that it chose another for.
     """
 
     name: str
@@ -67,45 +67,14 @@ class FitReport:
     source: str = "the file's header"
     estimate: ModelEstimate | None = None  # set only if no header is available
     damaged: tuple[Path, ...] = ()
+    reference: Reference | None = None
+    default_quant: str | None = None
 
     @property
     def supported_context(self) -> int:
         """The largest context that the model supports, in tokens. 0 means unknown."""
         limits = (self.config and self.config.context, self.entry and self.entry.context)
         return min((tokens for tokens in limits if tokens), default=0)
-
-
-def judge_model(
-    name: str,
-    reference: Reference,
-    request: FitRequest,
-    store: Store,
-    connect: Callable[[], Hub],
-    ignore_disk: bool = False,
-) -> FitReport:
-    """Judge whether a model fits this machine.
-
-    `connect` is called only if the header must be downloaded. ignore_disk: ignore any local copy.
-    """
-    from catalog.hub.header_cache import HeaderCache
-    from engine.fit.machine import this_machine
-    from engine.fit.memory import judge_size
-
-    machine, entry, facts = this_machine(), reference.entry, reference.catalog_file
-    paths = None if ignore_disk else store.find(reference)
-    if paths:
-        return judge_disk(name, reference, paths[0], request, machine)
-    if entry is not None and entry.context is not None:
-        require_context(name, entry.context, request)
-    hopeless = settled(facts, machine) and not request.force
-    if facts is not None and facts.size_bytes is not None and (reference.package or hopeless):
-        verdict = judge_size(facts.size_bytes, machine)
-        return FitReport(name, entry, verdict, facts.size_bytes)
-    if entry is not None:
-        from engine.architectures.registry import require_architecture
-
-        require_architecture(entry.architecture)
-    return judge_hub(name, reference, request, machine, connect(), HeaderCache(store.home))
 
 
 def enforce(report: FitReport, request: FitRequest) -> None:
@@ -161,7 +130,8 @@ def judge_disk(
     with reading(name, reference):
         file = open_model(path)
         report = judge_header(name, reference.entry, file.metadata, file.tensors, request, machine)
-    return replace(report, size_bytes=file.size_bytes, paths=file.parts, file=file)
+    paths, size_bytes = file.parts, file.size_bytes
+    return replace(report, size_bytes=size_bytes, paths=paths, file=file, reference=reference)
 
 
 def judge_hub(
@@ -180,7 +150,11 @@ def judge_hub(
         )
     size_bytes = sum(file.size_bytes for file in found.files)
     return replace(
-        report, size_bytes=size_bytes, remote=found.files, source="the header on the hub"
+        report,
+        size_bytes=size_bytes,
+        remote=found.files,
+        source="the header on the hub",
+        reference=reference,
     )
 
 

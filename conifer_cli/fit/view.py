@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from conifer_cli.fit.other_quants import choice
 from conifer_cli.fit.verdict import FitReport, FitRequest
 from conifer_cli.terminal.format import count, counted, gigabytes, shares, size, table
 
@@ -74,7 +75,9 @@ def verdict_lines(
 ) -> list[str]:
     """Format the report on one model as lines of text."""
     verdict = report.verdict
-    lines = [_title(report), f"based on {report.source}", *_types(report), "", *bar(verdict), ""]
+    lines = [_title(report), f"based on {report.source}"]
+    lines += [choice(report)] if report.default_quant else []
+    lines += [*_types(report), "", *bar(verdict), ""]
     lines += [*_parts(report, request), ""]
     lines.append(f"verdict: {WORDS[verdict.kind]}" + (" (estimated)" if verdict.estimated else ""))
     largest = f"{verdict.largest_context:,}" if verdict.largest_context else "none"

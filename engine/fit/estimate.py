@@ -14,7 +14,7 @@ from engine.fit.machine import Machine
 from engine.fit.memory import DEFAULT_CONTEXT, Need, Verdict, judge_needs, program_bytes
 from engine.fit.speed import BytesPerToken
 from engine.kernels.select import selected
-from engine.kernels.sizes import loaded_size_ratio
+from engine.kernels.sizes import loaded_bytes
 from engine.limits import SCORE_BYTES
 from engine.nn.cache.spec import CacheSpec, kv_bytes, kv_read_bytes, token_bytes
 
@@ -77,8 +77,9 @@ def estimate_needs(
 
 def estimate_weights(estimate: ModelEstimate, backend: str, kernels: str) -> int:
     """Estimate the size of the loaded weights in bytes."""
-    ratio = loaded_size_ratio(estimate.quant, backend, selected(kernels, backend))
-    return int(estimate.size_bytes * ratio)
+    kernels = selected(kernels, backend)
+    quant, size_bytes, weights = estimate.quant, estimate.size_bytes, estimate.total_parameters
+    return loaded_bytes(quant, size_bytes, weights, backend, kernels)
 
 
 def estimate_bytes_per_token(

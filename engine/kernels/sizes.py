@@ -58,7 +58,13 @@ _MIXES = {
     "UD-TQ1_0": "IQ1_S",
     "UD-Q2_K_XL": "IQ2_XS",
     "UD-Q3_K_XL": "IQ3_XXS",
+    "Q8_K_XL": "Q8_0",
+    "FP16": "F16",
+    "FP32": "F32",
 }
+
+
+_DYNAMIC = ("UD-Q1", "UD-Q2", "UD-Q3", "UD-TQ")  # unsloth's mixes, mostly of IQ types
 
 
 def supports(quant: str) -> bool:
@@ -78,6 +84,25 @@ def loaded_size_ratio(quant: str, device: str, kernels: str) -> float:
         return 1.0
     mixed_in = base if quant.upper().removeprefix("UD-") == base else "Q6_K"
     return 0.75 * _type_ratio(base, device) + 0.25 * _type_ratio(mixed_in, device)
+
+
+def loaded_bytes(
+    quant: str, size_bytes: int, weights: int | None, device: str, kernels: str, most: bool = True
+) -> int:
+    """Estimate the size of a quantisation's loaded weights from the size of its file.
+
+    How much of an IQ mix has which type is unknown: all of it counts as the type that grows most,
+    unless `most` is False. weights: how many the file has, or None if that is unknown.
+    """
+    likely = int(size_bytes * loaded_size_ratio(quant, device, kernels))
+    of_grids = _base(quant).startswith(("IQ1", "IQ2", "IQ3"))
+    if kernels == "native" or not (of_grids or quant.upper().startswith(_DYNAMIC)):
+        return likely
+    bound = int(size_bytes * _type_ratio("IQ1_M", device))
+    if weights is not None:  # as many bytes as at 8 bits, which is the most
+        at_8_bits = weights // 32 * TYPE_BY_NAME["Q8_0"].size_bytes
+        bound = min(bound, max(size_bytes, int(at_8_bits * _type_ratio("Q8_0", device))))
+    return bound if most else min(likely, bound)
 
 
 def _base(quant: str) -> str:

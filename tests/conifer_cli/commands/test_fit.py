@@ -57,7 +57,7 @@ def test_a_verdict_is_a_labelled_table_in_both_units(tmp_path):
 
 
 def test_a_catalog_size_over_the_budget_is_an_estimate_and_exits_4(tmp_path):
-    done = run_unplugged("fit", "qwen3-30b-a3b", home=tmp_path, memory_bytes=8 << 30)
+    done = run_unplugged("fit", "qwen3-30b-a3b:Q4_K_M", home=tmp_path, memory_bytes=8 << 30)
     assert done.returncode == 4
     assert b"verdict: too large (estimated)" in done.stdout
 
@@ -182,7 +182,7 @@ def test_what_fit_says_run_does_to_the_byte(tmp_path):
 
 
 def test_what_is_too_large_comes_with_commands_that_would_fit(tmp_path):
-    code, fit = document("qwen3-30b-a3b", home=tmp_path, memory_bytes=16 << 30)
+    code, fit = document("qwen3-30b-a3b:Q4_K_M", home=tmp_path, memory_bytes=16 << 30)
     assert (code, fit["verdict"], fit["speed"]["at_start"]) == (4, "too_large", None)
     ways = "\n".join(fit["ways_out"])
     assert "`conifer run qwen3-30b-a3b:Q2_K`" in ways  # a smaller quantisation

@@ -93,10 +93,11 @@ def test_show_and_fit_tell_what_a_file_is_made_of(tmp_path):
 
 def test_nothing_is_made_up_about_a_file_whose_header_is_unknown(tmp_path):
     know_bandwidth(tmp_path)
-    judged = run_unplugged("fit", "qwen3-30b-a3b", "--json", home=tmp_path)
+    name = "qwen3-30b-a3b:Q4_K_M"
+    judged = run_unplugged("fit", name, "--json", home=tmp_path)
     assert json.loads(judged.stdout)["type_bytes"] is None
     for command in ("fit", "show"):
-        assert b"made of" not in run_unplugged(command, "qwen3-30b-a3b", home=tmp_path).stdout
+        assert b"made of" not in run_unplugged(command, name, home=tmp_path).stdout
 
 
 def test_show_tells_what_a_kept_header_says(tmp_path):

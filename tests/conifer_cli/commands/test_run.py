@@ -111,10 +111,11 @@ def test_a_truncated_file_exits_3(tmp_path, kept_bytes):
 
 
 def test_a_model_too_large_exits_4_without_a_socket_and_says_what_fits(tmp_path):
-    for arguments in (("run", "qwen3-30b-a3b", "hi"), ("pull", "qwen3-30b-a3b")):
+    name = "qwen3-30b-a3b:Q4_K_M"
+    for arguments in (("run", name, "hi"), ("pull", name)):
         done = run_unplugged(*arguments, home=tmp_path, memory_bytes=8 << 30)
         assert (done.returncode, done.stdout) == (4, b"")
-        assert b"qwen3-30b-a3b does not fit this machine" in done.stderr
+        assert b"qwen3-30b-a3b:Q4_K_M does not fit this machine" in done.stderr
         assert b"18.6 GB (17.3 GiB)" in done.stderr and b"8.6 GB (8.0 GiB)" in done.stderr
         assert b"`conifer fit`" in done.stderr
 

@@ -14,7 +14,7 @@ from engine.fit.estimate import estimate_needs, estimate_weights, judge_estimate
 from engine.fit.machine import Machine, cuda_machine, linux_cpu, metal_machine
 from engine.fit.machine_specs import resized, simulate
 from engine.fit.memory import MARGIN, judge_size, kind_of, reserve_bytes
-from engine.kernels.sizes import loaded_size_ratio
+from engine.kernels.sizes import loaded_bytes
 
 GIB = 1 << 30
 ORDER = ["too_large", "tight", "fits"]
@@ -161,5 +161,6 @@ def test_a_smaller_cache_type_never_needs_more():
 
 def _held(entry: Entry, facts: CatalogFile, backend: str) -> int:
     held = estimate_weights(estimate_of(entry, facts), backend, KERNELS[backend])
-    assert held == int(facts.size_bytes * loaded_size_ratio(facts.quant, backend, KERNELS[backend]))
+    sizes = (facts.size_bytes, entry.total_parameters)
+    assert held == loaded_bytes(facts.quant, *sizes, backend, KERNELS[backend])
     return held

@@ -11,9 +11,10 @@ from catalog import resolve
 from catalog.hub.client import Hub, RemoteFile
 from catalog.store.store import Store
 from conifer_cli.commands.fit import _name_of
+from conifer_cli.fit.choice import judge_model
 from conifer_cli.fit.predict import best_known_report
 from conifer_cli.fit.quant_matrix import QuantRow, smaller_row
-from conifer_cli.fit.verdict import FitReport, FitRequest, judge_model
+from conifer_cli.fit.verdict import FitReport, FitRequest
 from engine.fit.machine import Machine
 from engine.fit.memory import Need, Verdict
 from support.hub_server import COMMIT, HubServer, running_hub
@@ -157,8 +158,8 @@ def connect() -> Hub:
 @pytest.mark.parametrize(
     ("name", "share", "asked"),
     [
-        ("qwen3-30b-a3b", 0.9, False),
-        ("qwen3-30b-a3b", 0.98, True),  # without layers that only draft it might fit
+        ("qwen3-30b-a3b:Q4_K_M", 0.9, False),
+        ("qwen3-30b-a3b:Q4_K_M", 0.98, True),  # without layers that only draft it might fit
         ("qwen3-30b-a3b:Q2_K", 0.9, True),  # of which the catalog has a rounded size
     ],
 )

@@ -15,7 +15,7 @@ from engine.fit.machine import Machine
 from engine.fit.memory import PROGRAM, judge_size, reserve_bytes, surely_too_large
 from engine.gguf.reader import TensorInfo, open_model
 from engine.gguf.types import TYPE_BY_NAME
-from engine.kernels.sizes import loaded_size_ratio
+from engine.kernels.sizes import bytes_by_type, loaded_bytes, loaded_size_ratio, resident_bytes
 from engine.limits import SCORE_BYTES, prefill_chunk
 from engine.nn.cache.spec import kv_bytes
 from engine.nn.config import read_config
@@ -191,6 +191,40 @@ def test_an_estimate_counts_what_repacking_adds():
     # Of Qwen3-30B-A3B with 16-bit scales, tensor by tensor: 18.56 GB become 21.8.
     assert loaded_size_ratio("Q4_K_M", "metal", "stock") == pytest.approx(21.8 / 18.56, rel=0.01)
     assert loaded_size_ratio("Q4_K_M", "cpu", "native") == 1
+
+
+# Shares of the weights by type, in published files.
+MIXES = {
+    "UD-IQ1_S": {"IQ1_S": 40, "IQ1_M": 10, "IQ2_XXS": 16, "IQ2_S": 15, "IQ3_XXS": 17, "Q6_K": 2},
+    "UD-TQ1_0": {"IQ1_S": 80, "IQ2_XXS": 17, "Q4_K": 2, "Q6_K": 1},
+    "UD-Q2_K_XL": {"IQ2_XS": 60, "IQ3_XXS": 34, "IQ4_XS": 3, "Q5_K": 2, "Q6_K": 1},
+    "UD-Q3_K_XL": {"IQ3_XXS": 64, "IQ4_XS": 32, "Q8_0": 4},
+    "UD-Q3_K_M": {"IQ3_XXS": 60, "IQ4_XS": 38, "Q6_K": 2},
+    "IQ1_M": {"IQ1_M": 90, "IQ2_XXS": 8, "Q6_K": 2},
+    "IQ3_M": {"IQ3_S": 85, "Q4_K": 13, "Q6_K": 2},
+}
+
+
+@pytest.mark.parametrize("quant", MIXES)
+@pytest.mark.parametrize("device", ["cpu", "metal"])
+@pytest.mark.parametrize("known", [True, False])
+def test_an_estimate_of_a_mix_is_never_below_what_its_tensors_take(quant, device, known):
+    tensors = {
+        name: TensorInfo(
+            name,
+            (share, 2560),
+            kind := TYPE_BY_NAME[name],
+            0,
+            share * 2560 // kind.weights * kind.size_bytes,
+        )
+        for name, share in MIXES[quant].items()
+    }
+    weights = sum(2560 * share for share in MIXES[quant].values())
+    size_bytes = sum(bytes_by_type(tensors).values())
+    exact = sum(resident_bytes(info, device, "stock") for info in tensors.values())
+    counts = weights if known else None
+    assert loaded_bytes(quant, size_bytes, counts, device, "stock") >= 0.999 * exact
+    assert loaded_bytes(quant, size_bytes, counts, device, "native") == size_bytes
 
 
 @pytest.mark.parametrize("context", [256, 4096, 32_768, 1 << 20])
