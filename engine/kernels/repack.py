@@ -83,10 +83,11 @@ def repack_mxfp4(raw: mx.array) -> Affine:
 def repack_nvfp4(raw: mx.array) -> Affine:
     """Convert NVFP4 blocks, each 4 scale bytes and 64 four-bit numbers. Exact.
 
-    GGML ignores a scale's sign bit, and reads the pattern of NaN as 0.
+    GGML reads 127, the pattern of NaN, as 0. It ignores the sign bit and reads 255 as 480, which is
+    NaN to MLX on a CPU.
     """
-    scales = mx.contiguous(raw[..., :4] & 127).reshape(raw.shape[0], -1)
-    scales = mx.where(scales == 127, mx.array(0, mx.uint8), scales)
+    scales = mx.contiguous(raw[..., :4]).reshape(raw.shape[0], -1)
+    scales = mx.where(scales == 127, mx.array(0, mx.uint8), scales & 127)
     q = _nibbles(raw[..., 4:].reshape(*raw.shape[:2], 4, 8))
     return Affine(_pack(q, 4), scales, None, 4, scale_group("NVFP4"))
 

@@ -26,14 +26,13 @@ from engine.kernels.base import Rows
 from engine.kernels.select import select, selected
 from engine.kernels.sizes import resident_bytes
 from support.models import HERE
-from support.tensors import random_tensor
+from support.tensors import gathered, product_error, random_tensor
 
 NAMES = list(TYPE_BY_NAME)
 FLOATS = ("F32", "F16", "BF16")
 # Rounding of activations to 8 bits, as a share of the size of a product; four times the usual one,
 # as products of few numbers may be unlucky.
 ROUNDING = 2e-2
-CASES = 2000  # random products in the nightly run
 missing = None if backend() != "cpu" else native.unavailable_reason()
 needs_native = pytest.mark.skipif(
     backend() != "cpu" or missing is not None, reason=missing or "no CPU backend"
@@ -58,21 +57,6 @@ def load(name: str, shape: tuple[int, ...], seed: int = 0):
     return select("native").load(blocks, info), reference
 
 
-def error(y: mx.array, expected: np.ndarray, x: np.ndarray, reference: np.ndarray) -> float:
-    """Root mean square error, as a share of the size that products of such numbers have.
-
-    Not of their own size: a product may cancel, and what was rounded is then large beside it.
-    """
-    squares = [np.square(values, dtype=np.float64).mean() for values in (x, reference)]
-    difference = np.array(y, dtype=np.float64) - expected
-    return float(np.sqrt(np.square(difference).mean() / (squares[0] * squares[1] * x.shape[-1])))
-
-
-def gathered(x: np.ndarray, ids: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    wide = np.broadcast_to(x, (*ids.shape, x.shape[-1]))
-    return np.einsum("tki,tkoi->tko", wide, reference[ids], optimize=True)
-
-
 @needs_native
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_are_the_reference_rows_exactly(name: str):
@@ -91,7 +75,7 @@ def test_matmul_is_the_reference_product(name: str, shape: tuple[int, int], toke
     x = np.random.default_rng(1).normal(size=(tokens, shape[1])).astype(np.float32)
     y = weight.matmul(mx.array(x))
     assert y.shape == (tokens, shape[0])
-    assert error(y, x @ reference.T, x, reference) <= tolerance(name)
+    assert product_error(y, x @ reference.T, x, reference) <= tolerance(name)
 
 
 @needs_native
@@ -105,7 +89,7 @@ def test_gather_matmul_runs_the_chosen_experts(name: str, tokens: int):
         x = rng.normal(size=(tokens, choices, 256)).astype(np.float32)
         y = weight.gather_matmul(mx.array(x), mx.array(ids))
         assert y.shape == (tokens, 2, 24)
-        assert error(y, gathered(x, ids, reference), x, reference) <= tolerance(name)
+        assert product_error(y, gathered(x, ids, reference), x, reference) <= tolerance(name)
 
 
 @needs_native
@@ -117,7 +101,7 @@ def test_stack_matmul_gives_every_matrix_its_own_rows(name: str, tokens: int):
     y = weight.stack_matmul(mx.array(x))
     assert y.shape == (tokens, 5, 24)
     expected = np.einsum("tei,eoi->teo", x, reference)
-    assert error(y, expected, x, reference) <= tolerance(name)
+    assert product_error(y, expected, x, reference) <= tolerance(name)
 
 
 @needs_native
@@ -145,53 +129,18 @@ def test_latent_attention_refuses_scales_that_do_not_fit(scales: mx.array):
         select("native").latent_attention(mx.zeros((1, 4, 80)), rows, 64)
 
 
-def random_case(seed: int) -> None:
-    """One product of random type, shape, number of tokens and of chosen experts."""
-    rng = np.random.default_rng(seed)
-    name = NAMES[seed % len(NAMES)]
-    columns = int(rng.integers(1, 9)) * max(TYPE_BY_NAME[name].weights, 32)
-    rows, tokens = int(rng.integers(1, 200)), int(rng.choice([1, 2, 3, 7, 16, 17, 64, 100]))
-    chosen = int(rng.integers(0, 5))  # 0: a matrix
-    if chosen == 0:
-        weight, reference = load(name, (rows, columns), seed)
-        x = rng.normal(size=(tokens, columns)).astype(np.float32)
-        y, expected = weight.matmul(mx.array(x)), x @ reference.T
-    else:
-        experts = int(rng.integers(chosen, 9))
-        weight, reference = load(name, (experts, rows, columns), seed)
-        x = rng.normal(size=(tokens, int(rng.choice([1, chosen])), columns)).astype(np.float32)
-        ids = rng.integers(0, experts, (tokens, chosen))
-        y = weight.gather_matmul(mx.array(x), mx.array(ids))
-        expected = gathered(x, ids, reference)
-    assert error(y, expected, x, reference) <= tolerance(name), (name, seed, y.shape, columns)
-
-
-@needs_native
-@pytest.mark.parametrize("start", range(0, CASES // 20, 10))
-def test_random_products_are_the_references(start: int):
-    for seed in range(start, start + 10):
-        random_case(seed)
-
-
-@needs_native
-@pytest.mark.nightly
-@pytest.mark.parametrize("start", range(CASES // 20, CASES, 50))
-def test_many_random_products_are_the_references(start: int):
-    for seed in range(start, start + 50):
-        random_case(seed)
-
-
 @needs_native
 def test_inputs_with_gaps_and_of_other_types_are_taken():
     weight, reference = load("Q8_0", (24, 512))
     x = np.random.default_rng(3).normal(size=(512, 6)).astype(np.float32)
     turned = mx.array(x).T
     assert (
-        error(weight.matmul(turned[::2]), x.T[::2] @ reference.T, x.T[::2], reference) <= ROUNDING
+        product_error(weight.matmul(turned[::2]), x.T[::2] @ reference.T, x.T[::2], reference)
+        <= ROUNDING
     )
     half = turned.astype(mx.float16)
     assert (
-        error(
+        product_error(
             weight.matmul(half),
             np.array(half, np.float32) @ reference.T,
             np.array(half, np.float32),
@@ -316,7 +265,7 @@ def test_blocks_are_read_where_they_are_mapped_and_kept_as_long_as_needed(tmp_pa
     del mapping, mapped, weight
     gc.collect()
     assert alive() is not None
-    assert error(y, np.array(x) @ reference.T, np.array(x), reference) <= ROUNDING
+    assert product_error(y, np.array(x) @ reference.T, np.array(x), reference) <= ROUNDING
     del y
     mx.synchronize()
     gc.collect()
@@ -331,7 +280,10 @@ def test_dropped_outputs_are_no_harm():
     x = mx.random.normal((64, 512))
     for _ in range(200):
         mx.async_eval(weight.matmul(x))
-    assert error(weight.matmul(x), np.array(x) @ reference.T, np.array(x), reference) <= ROUNDING
+    assert (
+        product_error(weight.matmul(x), np.array(x) @ reference.T, np.array(x), reference)
+        <= ROUNDING
+    )
 
 
 @needs_native
