@@ -31,7 +31,7 @@ def prefill_chunk(config: ModelConfig, context: int, kernels: str) -> int:
     # Native kernels store scores for a few tokens at a time. Latent attention has its own limit.
     if kernels == "native" or config.latent:
         return chunk
-    while chunk > MIN_CHUNK and 4 * config.heads * chunk * context > SCORE_BYTES:
+    while chunk > MIN_CHUNK and 4 * max(config.heads) * chunk * context > SCORE_BYTES:
         chunk //= 2
     return chunk
 

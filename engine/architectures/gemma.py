@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig, RopeConfig
-from engine.nn.decoder import Decoder
+from engine.nn.decoder import Decoder, sandwich_block
 from engine.nn.mlp import geglu
 from engine.nn.moe import feed_forward
 from engine.nn.rope import RoPE
@@ -23,20 +23,19 @@ GEMMA2_27B_LAYERS, GEMMA3_27B_LAYERS = 46, 62
 
 def gemma2(config: ModelConfig, weights: Weights) -> Decoder:
     """Build a `gemma2` model."""
-    windowed = replace(config.rope, base=config.window_base)
+    windowed = replace(config.rope, base=config.window_rope.base)
     return _build(config, weights, windowed, GEMMA2_27B_LAYERS)
 
 
 def gemma3(config: ModelConfig, weights: Weights) -> Decoder:
     """Build a `gemma3` model."""
-    windowed = replace(config.rope, base=config.window_base, scaling="none")
-    return _build(config, weights, windowed, GEMMA3_27B_LAYERS)
+    return _build(config, weights, config.window_rope, GEMMA3_27B_LAYERS)
 
 
 def _build(config: ModelConfig, weights: Weights, windowed: RopeConfig, layers_27b: int) -> Decoder:
     """Build a Gemma model. windowed: rotary configuration for sliding-window layers."""
     if config.layers == layers_27b:
-        config = replace(config, attention_scale=(config.width // config.heads) ** -0.5)
+        config = replace(config, attention_scale=(config.width // config.heads[0]) ** -0.5)
     global_rope, window_rope = (RoPE(rope, interleaved=False) for rope in (config.rope, windowed))
 
     def attention(layer: int) -> Attention:
@@ -48,6 +47,6 @@ def _build(config: ModelConfig, weights: Weights, windowed: RopeConfig, layers_2
         weights,
         attention,
         lambda layer: feed_forward(config, weights, layer, geglu),
-        sandwich=True,
+        block=sandwich_block,
         embedding_scale=math.sqrt(config.width),
     )

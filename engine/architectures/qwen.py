@@ -51,11 +51,11 @@ def build(
     divisors = weights.optional_vector("rope_freqs.weight", config.rope.dims // 2)
     full, windowed = (
         RoPE(replace(config.rope, base=base), interleaved=False, divisors=divisors)
-        for base in (config.rope.base, config.window_base)
+        for base in (config.rope.base, config.window_rope.base)
     )
 
     def attention(layer: int) -> Attention:
-        rope = windowed if config.windows[layer] else full if rope_in_full_layers else None
+        rope = windowed if config.window(layer) else full if rope_in_full_layers else None
         return Attention(config, weights, layer, rope, norm_after_rope=norm_after_rope)
 
     return Decoder(config, weights, attention)

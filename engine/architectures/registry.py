@@ -23,9 +23,10 @@ class Architecture:
     """The builder and defaults of one architecture.
 
     build: "module" or "module:function" in `engine.architectures`. The default function is `build`.
-    window, period: the last of every `period` layers attends to all tokens. The remaining layers
-    attend only to the most recent `window` tokens or, if `chunked`, to tokens in the same chunk. If
-    `period` is 0, there are no windows.
+    window, period: the last of every `period` layers, or the first if `full_first`, attends to all
+    tokens. The remaining layers attend only to the most recent `window` tokens or, if `chunked`, to
+    tokens in the same chunk. If `period` is 0, there are no windows. A file may list the layers
+    with a window instead.
     indexers_shared_from: if the model's context length is at least this, only some layers have
     their own indexer. If it is 0, every layer has one.
     recurrent: the kind of recurrent layer that replaces some attention layers: delta, mamba2 or
@@ -38,10 +39,16 @@ class Architecture:
     weight_on_input: bool = False  # router weights scale an expert's input, not its output
     shared_expert: bool = False  # MoE layers have a shared expert that no key mentions
     shared_width_is_one: bool = False  # the width key is per shared expert, not the total
+    averages_shared: bool = False  # halve the sum of the routed and the shared experts' outputs
     window: int = 0
     period: int = 0
+    full_first: bool = False
     chunked: bool = False
     window_base: float | None = None  # rotary base in windowed layers; None: use `rope.freq_base`
+    rotary_share: float = 1.0  # of a head without a window, unless a key says how many values
+    attention_scale: float = 0.0  # of attention scores; 0: key width ^ -0.5
+    centred_norms: bool = False  # norms are layer norms, unless the file has an RMS epsilon
+    scales_logits_up: bool = False  # logits are multiplied by `logit_scale`, not divided
     score_cap: float = 0.0  # tanh soft cap for attention scores; 0: no cap
     logit_cap: float = 0.0
     recurrent: str = ""
@@ -54,11 +61,22 @@ class Architecture:
 
 
 ARCHITECTURES = {
+    "afmoe": Architecture("windowed:afmoe", gating=SIGMOID, period=4),  # Trinity
     # Ling 2.0, Ring 2.0 (mini to 1T)
     "bailingmoe2": Architecture("qwen", gating=SIGMOID, shared_width_is_one=True),
     # DeepSeek-V2 to V3.1, R1, Kimi K2, Mistral Large 3, Moonlight; GLM-4.7-Flash (no gating key)
     "deepseek2": Architecture(
         "deepseek", renormalize=False, log_multiplier_unit=0.1, sigmoid_vocabulary=154_880
+    ),
+    "cohere2moe": Architecture(  # North Mini
+        "windowed:cohere2moe",
+        gating=SIGMOID,
+        renormalize=False,
+        averages_shared=True,
+        period=4,
+        full_first=True,
+        centred_norms=True,
+        scales_logits_up=True,
     ),
     "deepseek32": Architecture("deepseek:deepseek32", gating=SIGMOID, log_multiplier_unit=0.1),
     "dots1": Architecture("qwen", gating=SIGMOID),  # dots.llm1
@@ -67,6 +85,8 @@ ARCHITECTURES = {
     "exaone-moe": Architecture("qwen:exaone", gating=SIGMOID, window=128, period=4),  # K-EXAONE
     "gemma2": Architecture("gemma:gemma2", window=4096, period=2, score_cap=50.0, logit_cap=30.0),
     "gemma3": Architecture("gemma:gemma3", period=6, window_base=10_000.0),
+    # Gemma 4: 26B-A4B, 31B, E2B, E4B
+    "gemma4": Architecture("gemma4", period=6, window_base=10_000.0, attention_scale=1.0),
     "glm-dsa": Architecture(  # GLM-5, 5.1, 5.2
         "deepseek:glm_dsa", gating=SIGMOID, log_multiplier_unit=0.1, indexers_shared_from=1 << 20
     ),
@@ -78,6 +98,8 @@ ARCHITECTURES = {
     "granitemoe": Architecture("llama", rope_optional=True),
     "hunyuan-moe": Architecture("qwen:hunyuan", shared_width_is_one=True),  # Hunyuan-A13B
     "hy_v3": Architecture("qwen", gating=SIGMOID),  # Hy 3, Hy-MT2 30B-A3B
+    # Laguna XS.2, S 2.1, M.1
+    "laguna": Architecture("windowed:laguna", gating=SIGMOID, period=4, full_first=True),
     "lfm2": Architecture("hybrid:lfm2", recurrent="conv"),  # LFM2, LFM2.5
     "lfm2moe": Architecture("hybrid:lfm2", gating=SIGMOID, recurrent="conv"),
     "llama": Architecture("llama"),  # Llama 2 and 3, SmolLM2, Mistral, Mixtral
@@ -91,9 +113,11 @@ ARCHITECTURES = {
         period=4,
         chunked=True,
     ),
+    "mellum": Architecture("windowed", period=4),  # Mellum 2
     "mimo2": Architecture("qwen", gating=SIGMOID, period=1),  # MiMo V2 Flash, V2.5
     "minimax-m2": Architecture("qwen", gating=SIGMOID),  # MiniMax M2
     "mistral3": Architecture("llama"),  # Ministral 3, Mistral Small 3
+    "mistral4": Architecture("deepseek", log_multiplier_unit=0.1),  # Mistral Small 4
     "olmoe": Architecture("qwen", renormalize=False),  # OLMoE-1B-7B
     "phimoe": Architecture("phimoe", gating=SPARSE_MIXER, renormalize=False),  # Phi-3.5-MoE
     "qwen2": Architecture("qwen"),  # Qwen2, Qwen2.5
@@ -104,6 +128,11 @@ ARCHITECTURES = {
     "qwen35moe": Architecture("hybrid:qwen35", recurrent="delta"),
     "qwen3moe": Architecture("qwen"),  # Qwen3-30B-A3B, 235B-A22B, Qwen3-Coder
     "qwen3next": Architecture("hybrid:qwen3next", recurrent="delta"),
+    "qwen3vl": Architecture("qwen"),  # the text models of Qwen3-VL, 2B to 32B, ...
+    "qwen3vlmoe": Architecture("qwen"),  # ... and 30B-A3B, 235B-A22B
+    "step35": Architecture(  # Step 3.5 Flash, 3.7 Flash
+        "windowed", gating=SIGMOID, period=4, full_first=True, rotary_share=0.5
+    ),
 }
 
 

@@ -181,7 +181,8 @@ def buffer_bytes(
     of the cache nor stored attention scores.
     """
     chunk = min(MAX_CHUNK, context)
-    heads = config.heads * _head_values(config)
+    pairs = zip(config.heads, _head_values(config), strict=True)
+    heads = max(count * values for count, values in pairs)
     native = kernels == "native"
     mixed = max(heads, _recurrent_values(config, native))
     fused = native and fuses(config, tensors)
@@ -193,7 +194,7 @@ def buffer_bytes(
         size_bytes += 3 * INDEXER_BYTES + 4 * context * config.latent.indexer.dims
     if native and config.latent:
         return size_bytes
-    one_row = 4 * config.heads * context
+    one_row = 4 * max(config.heads) * context
     scores = 2 * max(min(one_row * chunk, SCORE_BYTES), one_row * min(MIN_CHUNK, chunk))
     layers = config.cache_specs
     widened = context * max(token_bytes(layer, "f32") for layer in layers)
@@ -218,12 +219,13 @@ def _loading_bytes(tensors: Mapping[str, TensorInfo], backend: str) -> int:
     return max(held) + REPACKED_PIECE if held else 0
 
 
-def _head_values(config: ModelConfig) -> int:
-    """Return how many values attention stores per head and token."""
+def _head_values(config: ModelConfig) -> list[int]:
+    """Return how many values each layer's attention stores per head and token."""
     if config.latent is None:
-        return 2 * (config.key_dim + config.value_dim)
+        return [2 * sum(config.head_dims(layer)) for layer in range(config.layers)]
     rank, rope_dims = config.latent.rank, config.rope.dims
-    return 2 * (2 * rank + rope_dims) + config.latent.key_dim + config.latent.value_dim
+    values = 2 * (2 * rank + rope_dims) + config.latent.key_dim + config.latent.value_dim
+    return [values] * config.layers
 
 
 def _hidden_values(config: ModelConfig, fused: bool) -> int:

@@ -58,6 +58,18 @@ class Metadata:
             raise self._error(key, "must contain only the values 0 and 1")
         return tuple(map(bool, values))
 
+    def numbers(self, key: str, count: int, low: float, high: float) -> tuple[float, ...]:
+        """Read one number per layer, stored as an array of `count` or as a single number."""
+        array = numbers(self._value(key, None))
+        if array is None:
+            return (self.number(key, low, high),) * count
+        if array.format not in ("f", "d") or len(array) < count:
+            raise self._error(key, f"must be an array of {count} numbers")
+        values = tuple(array[:count].tolist())
+        if not all(low <= value <= high for value in values):
+            raise self._error(key, f"must contain only values between {low:g} and {high:g}")
+        return values
+
     def number(self, key: str, low: float, high: float, default: float | None = None) -> float:
         """Read a finite number between `low` and `high`, inclusive."""
         value: float = self._typed(key, default, "a number", int, float)

@@ -23,6 +23,7 @@ UNFUSED = (
     *(f"ssm_{part}.bias" for part in ("in", "out", "ba", "beta", "alpha")),
 )
 UNFUSED_DELTA = ("ssm_in.weight", "attn_qkv.bias", "attn_gate.bias")
+UNFUSED_ATTENTION = ("attn_gate.weight",)  # in a delta net, it is the gate of the recurrent layer
 
 
 def fuses(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> bool:
@@ -34,7 +35,7 @@ def fuses(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> bool:
         return False
     used = [info for info in used_tensors(config, tensors) if info.name != "output_norm.bias"]
     delta = config.recurrent is not None and config.recurrent.kind == "delta"
-    unfused = (*UNFUSED, *UNFUSED_DELTA) if delta else UNFUSED
+    unfused = (*UNFUSED, *(UNFUSED_DELTA if delta else UNFUSED_ATTENTION))
     if any(part in info.name for info in used for part in unfused):
         return False
     if config.value_scale != 1.0 and any("attn_output.bias" in info.name for info in used):
@@ -50,10 +51,13 @@ def _has_layers(config: ModelConfig) -> bool:
     experts, kind = config.experts, config.recurrent.kind if config.recurrent else ""
     if experts and (experts.gating == SPARSE_MIXER or experts.weight_on_input):
         return False
+    if config.centred_norms or any(config.expert_clamps + config.dense_clamps):
+        return False
     if config.score_cap or config.temperature_scale or (config.chunked and any(config.windows)):
         return False
     if config.latent:
         return config.latent.indexer is None
     if kind == "conv" or (kind == "delta" and config.key_dim != config.value_dim):
         return False
-    return all(config.heads <= MAX_GROUP * heads for heads in config.kv_heads if heads)
+    groups = zip(config.heads, config.kv_heads, strict=True)
+    return all(heads <= MAX_GROUP * kv_heads for heads, kv_heads in groups if kv_heads)

@@ -7,6 +7,7 @@ sequence, so the batch axis that MLX's attention operations require is always 1.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import mlx.core as mx
 
@@ -25,7 +26,12 @@ class Attention:
     per head or as whole projections, and whether q, k and v are stored as one `attn_qkv`.
     rope: None if the layer has no rotary embedding. norm_after_rope: apply norms after the rotary
     embedding. l2_norm: normalise each head's q and k after the rotary embedding, without a gain.
-    gated: the q projection also outputs a gate per head; output *= sigmoid(gate).
+    gated: the q projection also outputs a gate per head; output *= sigmoid(gate). In other files
+    `attn_gate` computes it from the layer's input, for each head or each value; gate_activation
+    takes the sigmoid's place. value_norm: normalise each head's v, without a gain.
+    value_optional: if `attn_v` is missing, v is what `attn_k` computes, before its norm and rotary
+    embedding. A layer that borrows keys and values has only queries: it is called with the lending
+    layer's cache.
     """
 
     def __init__(
@@ -38,25 +44,39 @@ class Attention:
         norm_after_rope: bool = False,
         l2_norm: bool = False,
         gated: bool = False,
+        gate_activation: Callable[[mx.array], mx.array] = mx.sigmoid,
+        value_norm: bool = False,
+        value_optional: bool = False,
         temperature: Temperature | None = None,
     ) -> None:
-        self.heads, self.kv_heads = config.heads, config.kv_heads[layer]
-        self.key_dim, self.value_dim = config.key_dim, config.value_dim
+        source = config.kv_source(layer)
+        self.heads, self.kv_heads = config.heads[layer], config.kv_heads[source]
+        self.key_dim, self.value_dim = config.head_dims(layer)
         self.scale, self.score_cap = config.attention_scale, config.score_cap
         self.value_scale = config.value_scale
-        self.window = config.windows[layer] if config.windows else 0
+        self.window = config.window(layer)
         self.chunked, self.rope = config.chunked, rope
         self.norm_after_rope, self.gated, self.temperature = norm_after_rope, gated, temperature
         self.l2_eps = config.norm_eps if l2_norm else None
         name = f"blk.{layer}.attn_"
-        width = config.width
+        width, mixed = config.width, self.heads * self.value_dim
         queries = self.heads * self.key_dim * (2 if gated else 1)
-        keys, values = self.kv_heads * self.key_dim, self.kv_heads * self.value_dim
-        self.q, self.k, self.v = qkv(weights, name, (queries, keys, values), width)
-        self.output = weights.linear(name + "output", width, self.heads * self.value_dim)
         dims, eps = self.key_dim, config.norm_eps
+        self.borrows, self.k_norm = source != layer, None
+        if self.borrows:
+            self.q = weights.linear(name + "q", queries, width)
+        else:
+            keys, values = self.kv_heads * self.key_dim, self.kv_heads * self.value_dim
+            rows = (queries, keys, values)
+            self.q, self.k, self.v = qkv(weights, name, rows, width, value_optional)
+            self.k_norm = head_norm(weights, name + "k_norm", self.kv_heads, dims, eps)
         self.q_norm = head_norm(weights, name + "q_norm", self.heads, dims, eps)
-        self.k_norm = head_norm(weights, name + "k_norm", self.kv_heads, dims, eps)
+        self.output = weights.linear(name + "output", width, mixed)
+        self.gate, self.gate_activation = None, gate_activation
+        if shape := weights.shape(name + "gate.weight"):
+            gates = self.heads if shape[0] == self.heads else mixed
+            self.gate = weights.linear(name + "gate", gates, width)
+        self.value_eps = eps if value_norm else None
         self.sinks = weights.optional_vector(name + "sinks.weight", self.heads)
 
     def __call__(self, x: mx.array, cache: TokenCache | None, offset: int) -> mx.array:
@@ -64,20 +84,37 @@ class Attention:
         if self.gated:
             q, gate = mx.split(q.reshape(x.shape[0], self.heads, -1), 2, axis=-1)
         q = self._rotate(q, self.heads, self.q_norm, offset, cache)
-        k = self._rotate(self.k(x), self.kv_heads, self.k_norm, offset, cache)
-        v = split_heads(self.v(x), self.kv_heads)
-        if self.value_scale != 1.0:
-            v = v * self.value_scale
         if self.temperature is not None:
             q = self.temperature(q, offset)
-        base = offset
-        if cache is not None:
-            (k, v), base = cache.extend(offset, (k, v), self._first_visible(offset))
+        k, v, base = self._keys_and_values(x, cache, offset)
         mixed = self._attend_in_parts(q, k.astype(q.dtype), v.astype(q.dtype), offset, base)
-        mixed = mixed.squeeze(0).swapaxes(0, 1).reshape(x.shape[0], -1)
+        mixed = mixed.squeeze(0).swapaxes(0, 1)  # (T, H, d)
+        if self.gate is not None:
+            gate = self.gate(x).reshape(x.shape[0], self.heads, -1)
         if gate is not None:
-            mixed = mixed * mx.sigmoid(gate.reshape(mixed.shape))
-        return self.output(mixed)
+            mixed = mixed * self.gate_activation(gate)
+        return self.output(mixed.reshape(x.shape[0], -1))
+
+    def _keys_and_values(
+        self, x: mx.array, cache: TokenCache | None, offset: int
+    ) -> tuple[mx.array, mx.array, int]:
+        """Return k and v (1, K, S, d), and the position of their first token."""
+        first = self._first_visible(offset)
+        if self.borrows:
+            assert cache is not None
+            k, v = cache.read(first, offset + x.shape[0])
+            return k, v, first
+        projected = self.k(x)
+        k = self._rotate(projected, self.kv_heads, self.k_norm, offset, cache)
+        v = split_heads(projected if self.v is None else self.v(x), self.kv_heads)
+        if self.value_scale != 1.0:
+            v = v * self.value_scale
+        if self.value_eps is not None:
+            v = mx.fast.rms_norm(v, None, self.value_eps)
+        if cache is None:
+            return k, v, offset
+        (k, v), base = cache.extend(offset, (k, v), first)
+        return k, v, base
 
     def _rotate(
         self, x: mx.array, heads: int, norm: RMSNorm | None, offset: int, cache: TokenCache | None
@@ -164,12 +201,20 @@ def split_heads(x: mx.array, heads: int) -> mx.array:
 
 
 def qkv(
-    weights: Weights, name: str, rows: tuple[int, int, int], columns: int
-) -> tuple[Linear, Linear, Linear]:
-    """Load the q, k and v projections, which files may store as one `{name}qkv`."""
+    weights: Weights,
+    name: str,
+    rows: tuple[int, int, int],
+    columns: int,
+    value_optional: bool = False,
+) -> tuple[Linear, Linear, Linear | None]:
+    """Load the q, k and v projections, which files may store as one `{name}qkv`.
+
+    v is None if it is optional and missing.
+    """
     if name + "qkv.weight" not in weights:
-        q, k, v = (weights.linear(name + "qkv"[i], rows[i], columns) for i in range(3))
-        return q, k, v
+        q, k = (weights.linear(name + "qk"[i], rows[i], columns) for i in range(2))
+        missing = value_optional and name + "v.weight" not in weights
+        return q, k, None if missing else weights.linear(name + "v", rows[2], columns)
     total = sum(rows)
     bias = weights.optional_vector(name + "qkv.bias", total)
     ends = (rows[0], rows[0] + rows[1], total)

@@ -19,7 +19,7 @@ from engine.nn import moe
 from engine.nn.cache.cache import Cache, LayerCache, new_layer_cache, rewindable_length
 from engine.nn.cache.spec import CacheSpec
 from engine.nn.config import ModelConfig
-from engine.nn.moe import Experts, SharedExperts
+from engine.nn.moe import Experts
 from engine.nn.norm import AnyNorm, required_norm
 from engine.nn.weights import Weights
 
@@ -31,6 +31,8 @@ Scorer = Callable[[mx.array], mx.array]  # (T, D) -> (T, V) float32
 # `ModelConfig.cache_spec` describes the cache. Without a cache, earlier tokens are not visible.
 Mixer = Callable[[mx.array, Any, int], mx.array]
 FeedForwardLayer = Callable[[mx.array], mx.array]  # (T, D) -> (T, D)
+# The end of a block: x (T, D), the layer's embedding of each token (T, n) or None -> (T, D).
+BlockEnd = Callable[[mx.array, mx.array | None], mx.array]
 # Called repeatedly during a long step with the completed fraction; may raise to stop the step.
 OnProgress = Callable[[float], None]
 
@@ -55,8 +57,13 @@ class Layers(Protocol):
     def record_routes(self, stats: RouterStats) -> None:
         """Start recording each layer's chosen experts in `stats`."""
 
-    def __call__(self, x: mx.array, caches: Any, offset: int) -> mx.array:
-        """Run all layers: x (T, D) -> (T, D). offset: the position of the first token."""
+    def __call__(
+        self, x: mx.array, caches: Any, offset: int, embedded: mx.array | None
+    ) -> mx.array:
+        """Run all layers: x (T, D) -> (T, D). offset: the position of the first token.
+
+        embedded: the tokens' embeddings in each layer, (T, L, n), if the model has them.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +71,26 @@ class Block:
     """A mixer, then a feed-forward layer, each with a norm before it and a residual connection.
 
     post_mixer_norm, post_feed_forward_norm: applied to the output before the residual is added.
-    residual_scale: multiplies both outputs.
+    residual_scale: multiplies both outputs. feed_forward_norm: None if the feed-forward layer
+    normalises what it reads. end: applied to the block's output.
     """
 
     mixer_norm: AnyNorm
     mixer: Mixer
-    feed_forward_norm: AnyNorm
+    feed_forward_norm: AnyNorm | None
     feed_forward: FeedForwardLayer
     post_mixer_norm: AnyNorm | None = None
     post_feed_forward_norm: AnyNorm | None = None
     residual_scale: float = 1.0
+    end: BlockEnd | None = None
 
-    def __call__(self, x: mx.array, cache: LayerCache | None, offset: int) -> mx.array:
+    def __call__(
+        self, x: mx.array, cache: LayerCache | None, offset: int, embedded: mx.array | None = None
+    ) -> mx.array:
         x = self._add(x, self.mixer(self.mixer_norm(x), cache, offset), self.post_mixer_norm)
-        y = self.feed_forward(self.feed_forward_norm(x))
-        return self._add(x, y, self.post_feed_forward_norm)
+        y = self.feed_forward(self.feed_forward_norm(x) if self.feed_forward_norm else x)
+        x = self._add(x, y, self.post_feed_forward_norm)
+        return self.end(x, embedded) if self.end else x
 
     def _add(self, x: mx.array, y: mx.array, norm: AnyNorm | None) -> mx.array:
         y = norm(y) if norm else y
@@ -86,11 +98,73 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
-class Blocks:
-    """A sequence of blocks. cache_specs: one cache spec per block."""
+class ParallelBlock:
+    """A mixer and a feed-forward layer that read the same normalised input."""
 
-    blocks: Sequence[Block]
+    norm: AnyNorm
+    mixer: Mixer
+    feed_forward: FeedForwardLayer
+
+    def __call__(
+        self, x: mx.array, cache: LayerCache | None, offset: int, embedded: mx.array | None = None
+    ) -> mx.array:
+        normed = self.norm(x)
+        return x + self.mixer(normed, cache, offset) + self.feed_forward(normed)
+
+
+# config, weights, layer, mixer, feed-forward layer -> block
+MakeBlock = Callable[[ModelConfig, Weights, int, Mixer, FeedForwardLayer], "Block | ParallelBlock"]
+
+
+def pre_norm_block(
+    config: ModelConfig, weights: Weights, layer: int, mixer: Mixer, feed_forward: FeedForwardLayer
+) -> Block:
+    """Load a block with a norm before each part.
+
+    If `ffn_norm` is missing, `post_attention_norm` precedes the feed-forward layer.
+    """
+    before, after = f"blk.{layer}.ffn_norm", f"blk.{layer}.post_attention_norm"
+    if before + ".weight" not in weights and after + ".weight" in weights:
+        before = after
+    return Block(
+        required_norm(weights, f"blk.{layer}.attn_norm", config),
+        mixer,
+        required_norm(weights, before, config),
+        feed_forward,
+        residual_scale=config.residual_scale,
+    )
+
+
+def sandwich_block(
+    config: ModelConfig, weights: Weights, layer: int, mixer: Mixer, feed_forward: FeedForwardLayer
+) -> Block:
+    """Load a block with a norm before and after each part."""
+    names = ("attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm")
+    before, second, after, last = (
+        required_norm(weights, f"blk.{layer}.{name}", config) for name in names
+    )
+    return Block(before, mixer, second, feed_forward, after, last, config.residual_scale)
+
+
+def parallel_block(
+    config: ModelConfig, weights: Weights, layer: int, mixer: Mixer, feed_forward: FeedForwardLayer
+) -> ParallelBlock:
+    """Load a block whose two parts read the same normalised input."""
+    return ParallelBlock(
+        required_norm(weights, f"blk.{layer}.attn_norm", config), mixer, feed_forward
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """A sequence of blocks. cache_specs: one cache spec per block.
+
+    sources: for each block, the index of the one whose cache it uses: its own, or an earlier one.
+    """
+
+    blocks: Sequence[Block | ParallelBlock]
     cache_specs: Sequence[CacheSpec]
+    sources: Sequence[int]
 
     def new_caches(self, context: int, kv_type: str) -> list[LayerCache]:
         return [new_layer_cache(spec, context, kv_type) for spec in self.cache_specs]
@@ -105,14 +179,22 @@ class Blocks:
 
     def record_routes(self, stats: RouterStats) -> None:
         for block in self.blocks:
-            layer = block.feed_forward
-            routed = layer.routed if isinstance(layer, SharedExperts) else layer
+            routed = getattr(block.feed_forward, "routed", block.feed_forward)
             if isinstance(routed, Experts):
                 routed.stats = stats
 
-    def __call__(self, x: mx.array, caches: Sequence[LayerCache] | None, offset: int) -> mx.array:
+    def __call__(
+        self,
+        x: mx.array,
+        caches: Sequence[LayerCache] | None,
+        offset: int,
+        embedded: mx.array | None = None,
+    ) -> mx.array:
+        if caches is None and any(spec.borrowed for spec in self.cache_specs):
+            caches = self.new_caches(x.shape[0], "f32")
         for i, block in enumerate(self.blocks):
-            x = block(x, caches[i] if caches else None, offset)
+            own = None if embedded is None else embedded[:, i]
+            x = block(x, caches[self.sources[i]] if caches else None, offset, own)
         return x
 
 
@@ -142,14 +224,14 @@ class LMHead:
 
 
 class Decoder:
-    """A pre-norm decoder.
+    """A decoder-only transformer.
 
     mixer, feed_forward: functions that return a layer's mixer or feed-forward layer, given the
     layer's index. By default, the config determines whether the feed-forward layer is dense or MoE.
-    sandwich: also normalise the mixer's and the feed-forward layer's output. embedding_scale: if
-    0, use the scale from the config.
-    If `ffn_norm` is missing, `post_attention_norm` precedes the feed-forward layer. If
-    `output.weight` is missing, the embedding is also the head.
+    block: makes a layer's block of them. embedding_scale: if 0, use the scale from the config.
+    embed_per_layer: computes the embeddings that each layer has for each token from the tokens (T,)
+    and their embeddings x (T, D): (T, L, n).
+    If `output.weight` is missing, the embedding is also the head.
     """
 
     def __init__(
@@ -159,38 +241,24 @@ class Decoder:
         mixer: Callable[[int], Mixer],
         feed_forward: Callable[[int], FeedForwardLayer] | None = None,
         *,
-        sandwich: bool = False,
+        block: MakeBlock = pre_norm_block,
         output_norm: str = "output_norm",
         embedding_scale: float = 0.0,
+        embed_per_layer: Callable[[mx.array, mx.array], mx.array] | None = None,
     ) -> None:
         second_part = feed_forward or partial(moe.feed_forward, config, weights)
-
-        def norm(name: str) -> AnyNorm:
-            return required_norm(weights, name, config.width, config.norm_eps)
-
-        def block(layer: int) -> Block:
-            before, after = f"blk.{layer}.ffn_norm", f"blk.{layer}.post_attention_norm"
-            if before + ".weight" not in weights and after + ".weight" in weights and not sandwich:
-                before = after
-            return Block(
-                norm(f"blk.{layer}.attn_norm"),
-                mixer(layer),
-                norm(before),
-                second_part(layer),
-                norm(after) if sandwich else None,
-                norm(f"blk.{layer}.post_ffw_norm") if sandwich else None,
-                config.residual_scale,
-            )
-
-        blocks = [block(layer) for layer in range(config.layers)]
+        layers = range(config.layers)
+        blocks = [block(config, weights, i, mixer(i), second_part(i)) for i in layers]
+        sources = [config.kv_source(layer) for layer in layers]
         shape = (config.vocab, config.width)
         self.embedding = weights.matrix("token_embd.weight", *shape)
         self.embedding_scale = embedding_scale or config.embedding_scale
-        last_norm = norm(output_norm)
+        self.embed_per_layer = embed_per_layer
+        last_norm = required_norm(weights, output_norm, config)
         tied = "output.weight" not in weights
         output = self.embedding if tied else weights.matrix("output.weight", *shape)
         bias = weights.optional_vector("output.bias", config.vocab)
-        self.layers: Layers = Blocks(blocks, config.cache_specs)
+        self.layers: Layers = Blocks(blocks, config.cache_specs, sources)
         self.head: Scorer = LMHead(last_norm, output, bias, config.logit_scale, config.logit_cap)
         self.kernels = weights.kernels
         self.routes: RouterStats | None = None
@@ -206,7 +274,8 @@ class Decoder:
             x = x * self.embedding_scale
         if self.routes is not None:
             self.routes.begin_step()
-        return self.layers(x, cache.layers if cache else None, offset)
+        embedded = self.embed_per_layer(tokens, x) if self.embed_per_layer else None
+        return self.layers(x, cache.layers if cache else None, offset, embedded)
 
     def logits(self, hidden: mx.array) -> mx.array:
         """Compute logits over the vocabulary: (T, D) -> (T, V) float32."""

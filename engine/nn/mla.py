@@ -45,7 +45,7 @@ class LatentAttention:
     ) -> None:
         assert config.latent is not None
         latent, width = config.latent, config.width
-        self.heads, self.rank, self.rope = config.heads, latent.rank, rope
+        self.heads, self.rank, self.rope = config.heads[layer], latent.rank, rope
         self.nope_dims = latent.key_dim - rope.dims  # unrotated values per head
         self.scale = latent_scale(config)
         self.kernels = weights.kernels
@@ -62,7 +62,7 @@ class LatentAttention:
         self.q = weights.linear(name + ("q_b" if rank else "q"), queries, rank or width)
         self.kv_a = weights.linear(name + "kv_a_mqa", self.rank + rope.dims, width)
         self.kv_norm = RMSNorm(weights.array(name + "kv_a_norm.weight", self.rank), LATENT_EPS)
-        self.k_b, self.v_b = head_projections(config, weights, name)
+        self.k_b, self.v_b = head_projections(config, weights, name, self.heads)
         self.output = weights.linear(name + "output", width, self.heads * latent.value_dim)
 
     def __call__(self, x: mx.array, cache: TokenCache | None, offset: int) -> mx.array:
@@ -183,7 +183,9 @@ def latent_scale(config: ModelConfig) -> float:
     return config.attention_scale * yarn_magnitude(rope.factor, rope.log_multiplier) ** 2
 
 
-def head_projections(config: ModelConfig, weights: Weights, name: str) -> tuple[QTensor, QTensor]:
+def head_projections(
+    config: ModelConfig, weights: Weights, name: str, heads: int
+) -> tuple[QTensor, QTensor]:
     """Load k_b (H, R, nope) and v_b (H, value, R).
 
     Files from before April 2025 store both as one matrix, `attn_kv_b`, whose key rows must be
@@ -191,7 +193,7 @@ def head_projections(config: ModelConfig, weights: Weights, name: str) -> tuple[
     DeepSeek-V3.
     """
     assert config.latent is not None
-    heads, rank, values = config.heads, config.latent.rank, config.latent.value_dim
+    rank, values = config.latent.rank, config.latent.value_dim
     nope = config.latent.key_dim - config.rope.dims
     both, shape = name + "kv_b.weight", (heads, nope + values, rank)
     if both in weights:

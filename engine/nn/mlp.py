@@ -33,10 +33,25 @@ def clamped_swiglu(gate: mx.array, up: mx.array) -> mx.array:
     return gate * mx.sigmoid(CLAMP_SLOPE * gate) * (mx.clip(up, -CLAMP_LIMIT, CLAMP_LIMIT) + 1)
 
 
+def clamped_silu(limit: float) -> Activation:
+    """Return the activation min(silu(gate), limit) * clip(up, -limit, limit), or swiglu for 0."""
+    if not limit:
+        return swiglu
+
+    def activation(gate: mx.array, up: mx.array) -> mx.array:
+        return mx.minimum(gate * mx.sigmoid(gate), limit) * mx.clip(up, -limit, limit)
+
+    return activation
+
+
 def geglu(gate: mx.array, up: mx.array) -> mx.array:
-    """Return gelu(gate) * up, using the tanh approximation of GELU."""
-    inner = math.sqrt(2 / math.pi) * (gate + 0.044715 * gate * gate * gate)
-    return 0.5 * gate * (1 + mx.tanh(inner)) * up
+    """Return gelu(gate) * up."""
+    return gelu(gate) * up
+
+
+def gelu(x: mx.array) -> mx.array:
+    """Return the tanh approximation of GELU."""
+    return 0.5 * x * (1 + mx.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
 class FeedForward:

@@ -14,7 +14,7 @@ import mlx.core as mx
 from engine.architectures.registry import SOFTMAX, SOFTMAX_OF_CHOSEN, SPARSE_MIXER
 from engine.kernels.base import QTensor
 from engine.nn.config import ExpertConfig, ModelConfig
-from engine.nn.mlp import Activation, FeedForward, swiglu
+from engine.nn.mlp import Activation, FeedForward, clamped_silu, swiglu
 from engine.nn.weights import Weights
 
 if TYPE_CHECKING:
@@ -141,8 +141,9 @@ class Experts:
         self.sorts = not weights.kernels.groups_by_expert
         self.stats: RouterStats | None = None
 
-    def __call__(self, x: mx.array) -> mx.array:
-        logits = self.router.matmul(x.astype(mx.float32))
+    def __call__(self, x: mx.array, scored: mx.array | None = None) -> mx.array:
+        """Compute the layer's output for x (T, D). scored: what the router reads; None: x."""
+        logits = self.router.matmul((x if scored is None else scored).astype(mx.float32))
         if self.router_bias is not None:
             logits = logits + self.router_bias
         weights, ids = route(logits, self.config, self.selection_bias)
@@ -174,13 +175,19 @@ class SharedExperts:
     """An MoE feed-forward layer plus a shared expert, which may have a sigmoid gate."""
 
     def __init__(
-        self, config: ModelConfig, weights: Weights, layer: int, activation: Activation = swiglu
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        layer: int,
+        activation: Activation = swiglu,
+        shared_activation: Activation = swiglu,
     ) -> None:
         assert config.experts is not None
         self.routed = Experts(config, weights, layer, activation)
+        self.averaged = config.experts.averaged
         rows = weights.shape(f"blk.{layer}.ffn_up_shexp.weight") or (0,)
         width = config.experts.shared_width or rows[0]
-        self.shared = FeedForward(config, weights, layer, activation, "_shexp", width)
+        self.shared = FeedForward(config, weights, layer, shared_activation, "_shexp", width)
         self.gate = weights.optional_vector(f"blk.{layer}.ffn_gate_inp_shexp.weight", config.width)
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -188,18 +195,25 @@ class SharedExperts:
         if self.gate is not None:
             score = (x.astype(mx.float32) * self.gate).sum(axis=-1, keepdims=True)
             shared = shared * mx.sigmoid(score).astype(shared.dtype)
-        return self.routed(x) + shared
+        both = self.routed(x) + shared
+        return both / 2 if self.averaged else both
 
 
 def feed_forward(
-    config: ModelConfig, weights: Weights, layer: int, activation: Activation = swiglu
+    config: ModelConfig, weights: Weights, layer: int, activation: Activation | None = None
 ) -> FeedForward | Experts | SharedExperts:
-    """Load a block's feed-forward layer: dense, MoE, or MoE plus a shared expert."""
+    """Load a block's feed-forward layer: dense, MoE, or MoE plus a shared expert.
+
+    activation: by default swiglu, clamped in the layers for which the config has a clamp.
+    """
+    of_experts = activation or clamped_silu(config.expert_clamps[layer])
+    of_dense = activation or clamped_silu(config.dense_clamps[layer])
     if not config.routed(layer):
-        return FeedForward(config, weights, layer, activation)
+        return FeedForward(config, weights, layer, of_dense)
     assert config.experts is not None
-    shared = config.experts.shared_width or f"blk.{layer}.ffn_up_shexp.weight" in weights
-    return (SharedExperts if shared else Experts)(config, weights, layer, activation)
+    if config.experts.shared_width or f"blk.{layer}.ffn_up_shexp.weight" in weights:
+        return SharedExperts(config, weights, layer, of_experts, of_dense)
+    return Experts(config, weights, layer, of_experts)
 
 
 def expert_linear(weights: Weights, prefix: str, part: str, *shape: int) -> ExpertLinear:

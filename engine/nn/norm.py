@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from engine.nn.config import ModelConfig
 from engine.nn.weights import Weights
 
 
@@ -22,25 +23,30 @@ class RMSNorm:
 
 @dataclass(frozen=True, slots=True)
 class LayerNorm:
-    """Normalisation to mean 0 and variance 1 with a learned gain and bias."""
+    """Normalisation to mean 0 and variance 1 with a learned gain and an optional bias."""
 
     weight: mx.array  # (D,)
-    bias: mx.array  # (D,)
+    bias: mx.array | None  # (D,)
     eps: float
 
     def __call__(self, x: mx.array) -> mx.array:
-        weight, bias = self.weight.astype(x.dtype), self.bias.astype(x.dtype)
-        return mx.fast.layer_norm(x, weight, bias, self.eps)
+        bias = None if self.bias is None else self.bias.astype(x.dtype)
+        return mx.fast.layer_norm(x, self.weight.astype(x.dtype), bias, self.eps)
 
 
 AnyNorm = RMSNorm | LayerNorm
 
 
-def required_norm(weights: Weights, name: str, size: int, eps: float) -> AnyNorm:
-    """Load `name.weight` as an RMS norm, or as a layer norm if `name.bias` exists."""
-    weight = weights.array(name + ".weight", size)
-    bias = weights.optional_vector(name + ".bias", size)
-    return RMSNorm(weight, eps) if bias is None else LayerNorm(weight, bias, eps)
+def required_norm(weights: Weights, name: str, config: ModelConfig) -> AnyNorm:
+    """Load `name.weight` as an RMS norm, or as a layer norm if `name.bias` exists.
+
+    If the model's norms are centred, it is a layer norm in any case.
+    """
+    weight = weights.array(name + ".weight", config.width)
+    bias = weights.optional_vector(name + ".bias", config.width)
+    if bias is None and not config.centred_norms:
+        return RMSNorm(weight, config.norm_eps)
+    return LayerNorm(weight, bias, config.norm_eps)
 
 
 def head_norm(weights: Weights, name: str, heads: int, dims: int, eps: float) -> RMSNorm | None:

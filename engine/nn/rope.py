@@ -12,7 +12,8 @@ from typing import cast
 
 import mlx.core as mx
 
-from engine.nn.config import RopeConfig
+from engine.nn.config import ModelConfig, RopeConfig
+from engine.nn.weights import Weights
 
 # x (1, H, T, d), position of the first token, context length -> rotated x
 Rotary = Callable[[mx.array, int, int], mx.array]
@@ -51,6 +52,17 @@ class RoPE:
         )
 
 
+def layer_ropes(config: ModelConfig, weights: Weights, interleaved: bool) -> list[RoPE]:
+    """Return each layer's rotary embedding.
+
+    `rope_freqs.weight` applies only to layers without a window.
+    """
+    divisors = weights.optional_vector("rope_freqs.weight", config.rope.dims // 2)
+    full = RoPE(config.rope, interleaved, divisors)
+    windowed = RoPE(config.window_rope, interleaved)
+    return [windowed if config.window(layer) else full for layer in range(config.layers)]
+
+
 def rope_periods(config: RopeConfig) -> tuple[list[float], float]:
     """Return period / 2 pi for each pair, (dims/2,), and the factor for cos and sin.
 
@@ -75,7 +87,7 @@ def rope_periods(config: RopeConfig) -> tuple[list[float], float]:
     for pair, period in enumerate(periods):
         ramp = min(max((pair - low) / max(high - low, 0.001), 0.0), 1.0)
         periods[pair] = 1 / ((1 - ramp) / period + ramp / (period * config.factor))
-    magnitude = yarn_magnitude(config.factor, 1.0)
+    magnitude = config.yarn_factor or yarn_magnitude(config.factor, 1.0)
     if config.log_multiplier:
         magnitude /= yarn_magnitude(config.factor, config.log_multiplier)
     return periods, config.attention_factor * magnitude

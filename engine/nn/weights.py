@@ -18,6 +18,8 @@ from engine.gguf.types import TYPE_BY_NAME
 from engine.kernels.base import Kernels, QTensor
 from engine.nn.mapped import MappedFile
 
+ROUTER_SCALE = "ffn_gate_inp.scale"  # scales what Gemma 4's router reads, not what it computes
+
 
 @dataclass(frozen=True, slots=True)
 class Linear:
@@ -94,7 +96,7 @@ class Weights:
     def _scales(self, info: TensorInfo) -> mx.array | None:
         """Load the factor of a matrix, or of each matrix of a stack, that NVFP4 files have."""
         name = info.name.removesuffix(".weight") + ".scale"
-        if name not in self:
+        if name not in self or name.endswith(ROUTER_SCALE):
             return None
         count = info.shape[0] if len(info.shape) == 3 else 1
         held = math.prod(self.shape(name))

@@ -23,7 +23,7 @@ from engine.nn.attention import Attention
 from engine.nn.cache.cache import REWIND
 from engine.nn.cache.spec import STEP, WINDOW_SLACK
 from engine.nn.config import ModelConfig
-from engine.nn.decoder import Blocks, Decoder, LMHead, OnProgress
+from engine.nn.decoder import Block, Blocks, Decoder, LMHead, OnProgress
 from engine.nn.mla import LatentAttention
 from engine.nn.mlp import Activation, FeedForward, clamped_swiglu, swiglu
 from engine.nn.moe import ExpertLinear, Experts, SharedExperts
@@ -60,15 +60,16 @@ class FusedLayers:
 
     def __init__(self, layers: Blocks, native: ModuleType) -> None:
         self.native = native
-        self.width = layers.blocks[0].mixer_norm.weight.size
         self.windowed = any(spec.window for spec in layers.cache_specs)
         self.stack: _native.Stack = native.Stack()
         convert = LayerConverter(native).convert
         for block in layers.blocks:
+            assert isinstance(block, Block) and block.feed_forward_norm and not block.end
             assert block.post_mixer_norm is None and block.post_feed_forward_norm is None
             residual = block.residual_scale
             self.stack.add(convert(block.mixer, block.mixer_norm, residual))
             self.stack.add(convert(block.feed_forward, block.feed_forward_norm, residual))
+            self.width = block.mixer_norm.weight.size
         self.bytes = self.stack.bytes
         self.stats: RouterStats | None = None
 
@@ -106,7 +107,14 @@ class FusedLayers:
     def record_routes(self, stats: RouterStats) -> None:
         self.stats = stats
 
-    def __call__(self, x: mx.array, caches: _native.Caches | None, offset: int) -> mx.array:
+    def __call__(
+        self,
+        x: mx.array,
+        caches: _native.Caches | None,
+        offset: int,
+        embedded: mx.array | None = None,
+    ) -> mx.array:
+        assert embedded is None
         _require_rows(x, self.width)
         end = offset + x.shape[0]
         if offset < 0 or (caches is not None and end > caches.capacity):
@@ -165,6 +173,7 @@ class LayerConverter:
 
     def _attention(self, attention: Attention) -> _native.AttentionLayer:
         layer: _native.AttentionLayer = self.native.AttentionLayer()
+        assert attention.v is not None
         layer.q, layer.k = _linear(attention.q), _linear(attention.k)
         layer.v, layer.output = _linear(attention.v), _linear(attention.output)
         layer.q_norm, layer.k_norm = _norm(attention.q_norm), _norm(attention.k_norm)

@@ -100,11 +100,14 @@ class TokenCache:
             for buffer in self.buffers:
                 buffer.drop(unseen)
             self.base += unseen
-        held = start - self.base
         for buffer, part in zip(self.buffers, parts, strict=True):
-            buffer.write(held, part)
+            buffer.write(start - self.base, part)
+        return self.read(first, start + added), first
+
+    def read(self, first: int, end: int) -> list[mx.array]:
+        """Return the tokens at positions first..end: (1, K, end - first, d) per buffer."""
         since = first - self.base
-        return [buffer.read(held + added)[:, :, since:] for buffer in self.buffers], first
+        return [buffer.read(end - self.base)[:, :, since:] for buffer in self.buffers]
 
     def rewindable_length(self, length: int) -> int:
         """Return the greatest length, at most `length`, that this cache can be rewound to."""
@@ -238,9 +241,8 @@ def new_layer_cache(spec: CacheSpec, context: int, kv_type: str) -> LayerCache:
     if spec.state_values:
         return StateCache(context)
     dtype = mx.float16 if kv_type == "f16" else mx.float32
-    buffers = [
-        Q8Buffer(*shape) if kv_type == "q8" else Buffer(*shape, dtype) for shape in spec.buffers
-    ]
+    shapes = () if spec.borrowed else spec.buffers
+    buffers = [Q8Buffer(*shape) if kv_type == "q8" else Buffer(*shape, dtype) for shape in shapes]
     return TokenCache(buffers, context, spec.window)
 
 

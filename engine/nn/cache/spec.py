@@ -24,19 +24,22 @@ class CacheSpec:
     buffers: (heads, values per head) for each tensor with one row per token. window: how many of
     the most recent tokens the buffers hold, or 0 for all. chosen: the maximum number of tokens that
     a new token reads from the first buffer, or 0 for all. state_values: number of float32 values in
-    the recurrent state.
+    the recurrent state. borrowed: the buffers belong to an earlier layer; this one only reads them.
     """
 
     buffers: tuple[tuple[int, int], ...] = ()
     chosen: int = 0
     window: int = 0
     state_values: int = 0
+    borrowed: bool = False
 
 
 def kv_bytes(layers: Iterable[CacheSpec], context: int, kv_type: str) -> int:
     """Return the size in bytes of a full cache for `context` tokens."""
     total = 0
     for spec in layers:
+        if spec.borrowed:
+            continue
         held = min(context, spec.window + WINDOW_SLACK + STEP) if spec.window else context
         tokens = math.ceil(held / STEP) * STEP
         total += int(tokens * token_bytes(spec, kv_type)) + SNAPSHOTS * 4 * spec.state_values

@@ -12,7 +12,8 @@ from engine.nn.cache.spec import CacheSpec
 class RopeConfig:
     """Rotary embedding for the first `dims` values of each head.
 
-    attention_factor: multiplies cos and sin, in addition to YaRN's own factor.
+    attention_factor: multiplies cos and sin, in addition to YaRN's own factor. yarn_factor: YaRN's
+    own factor, or 0 if it follows from `factor`.
     log_multiplier: `mscale_all_dim`, or 0 if the file does not set it.
     """
 
@@ -22,6 +23,7 @@ class RopeConfig:
     factor: float = 1.0
     original_context: int = 0
     attention_factor: float = 1.0
+    yarn_factor: float = 0.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     rounded: bool = True  # round the ends of YaRN's ramp to whole pairs
@@ -48,6 +50,7 @@ class ExpertConfig:
     groups_used: int = 1
     weight_on_input: bool = False
     shared_width: int = 0
+    averaged: bool = False  # the output is the mean of the routed and the shared experts' outputs
     first: int = 0
     step: int = 1
     dense: frozenset[int] = frozenset()
@@ -102,7 +105,10 @@ class RecurrentConfig:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """A model's hyperparameters. Widths are in values, context lengths in tokens."""
+    """A model's hyperparameters. Widths are in values, context lengths in tokens.
+
+    Layers with a window may have heads of other widths, and have their own rotary embedding.
+    """
 
     architecture: str
     name: str
@@ -110,19 +116,26 @@ class ModelConfig:
     width: int
     vocab: int
     context: int
-    heads: int
+    heads: tuple[int, ...]  # one per layer
     kv_heads: tuple[int, ...]  # one per layer; 0 where the layer is recurrent
     key_dim: int
     value_dim: int
+    window_key_dim: int
+    window_value_dim: int
     feed_forward: tuple[int, ...]  # one per layer
     norm_eps: float
     attention_scale: float
     rope: RopeConfig
+    window_rope: RopeConfig
     experts: ExpertConfig | None = None
     windows: tuple[int, ...] = ()  # one per layer, in tokens; 0: no window
     chunked: bool = False  # windows do not slide: each token attends only within its chunk
-    window_base: float = 0.0  # rotary base in windowed layers
     rope_enabled: bool = True
+    borrowed_layers: int = 0  # how many of the last layers use the keys of an earlier one
+    per_layer_width: int = 0  # of the embedding that each layer has for each token; 0: none
+    expert_clamps: tuple[float, ...] = ()  # one per layer: see `clamped_silu`; 0: none
+    dense_clamps: tuple[float, ...] = ()  # the same for shared experts and dense layers
+    centred_norms: bool = False  # norms without a bias subtract the mean
     score_cap: float = 0.0
     logit_cap: float = 0.0
     embedding_scale: float = 1.0
@@ -145,13 +158,36 @@ class ModelConfig:
                 return CacheSpec((latents,))
             keys = ((1, indexer.dims),) if indexer.own[layer] else ()
             return CacheSpec((latents, *keys), chosen=indexer.top)
-        heads = self.kv_heads[layer]
-        window = self.windows[layer] if self.windows else 0
-        return CacheSpec(((heads, self.key_dim), (heads, self.value_dim)), window=window)
+        source = self.kv_source(layer)
+        heads, (key_dim, value_dim) = self.kv_heads[source], self.head_dims(layer)
+        rows = ((heads, key_dim), (heads, value_dim))
+        return CacheSpec(rows, window=self.window(layer), borrowed=source != layer)
 
     @property
     def cache_specs(self) -> tuple[CacheSpec, ...]:
         return tuple(self.cache_spec(layer) for layer in range(self.layers))
+
+    def window(self, layer: int) -> int:
+        """Return how many tokens a layer attends to, or 0 for all."""
+        return self.windows[layer] if self.windows else 0
+
+    def head_dims(self, layer: int) -> tuple[int, int]:
+        """Return the widths of a layer's keys and values, per head."""
+        if self.window(layer):
+            return self.window_key_dim, self.window_value_dim
+        return self.key_dim, self.value_dim
+
+    def kv_source(self, layer: int) -> int:
+        """Return the layer whose keys and values a layer attends to.
+
+        The last `borrowed_layers` layers use those of the last layer before them that, like them,
+        has a window or has none.
+        """
+        own = self.layers - self.borrowed_layers
+        if layer < own:
+            return layer
+        alike = (at for at in range(own) if bool(self.window(at)) == bool(self.window(layer)))
+        return max(alike)
 
     def routed(self, layer: int) -> bool:
         """Return True if a layer is an MoE layer."""

@@ -17,9 +17,8 @@ from engine.nn.config.model import (
 def read_rope(
     keys: Metadata, defaults: Architecture, key_dim: int, latent: LatentConfig | None
 ) -> RopeConfig:
-    dims = keys.integer("rope.dimension_count", 2, key_dim, key_dim)
-    if dims % 2:
-        raise GGUFError(f"{keys.prefix}rope.dimension_count must be even, got {dims}")
+    rotated = int(key_dim * defaults.rotary_share)
+    dims = _read_rope_dims(keys, "rope.dimension_count", key_dim, rotated)
     if latent and dims >= latent.key_dim:
         raise GGUFError(f"{keys.prefix}rope.dimension_count must be less than the key length")
     if latent and latent.indexer and dims > latent.indexer.dims:
@@ -39,12 +38,35 @@ def read_rope(
         scaling=scaling,
         factor=factor,
         original_context=original or keys.integer("context_length", 1, 1 << 31),
+        yarn_factor=keys.number("rope.scaling.yarn_attn_factor", 0.0, 1e3, 0.0),
         attention_factor=keys.number("rope.scaling.attn_factor", 0.0, 1e3, 1.0) or 1.0,
         beta_fast=keys.number("rope.scaling.yarn_beta_fast", 1e-3, 1e6, 32.0),
         beta_slow=keys.number("rope.scaling.yarn_beta_slow", 1e-3, 1e6, 1.0),
         rounded=defaults.yarn_rounded,
         log_multiplier=multiplier / defaults.log_multiplier_unit,
     )
+
+
+def read_window_rope(
+    keys: Metadata, defaults: Architecture, rope: RopeConfig, key_dim: int
+) -> RopeConfig:
+    """Read the rotary embedding of layers with a window, whose context is not stretched.
+
+    key_dim: width of these layers' heads. Unless `rope.dimension_count_swa` says otherwise, it
+    rotates as many values as `rope.dimension_count` says, or all.
+    """
+    default = min(rope.dims, key_dim) if "rope.dimension_count" in keys else key_dim
+    return RopeConfig(
+        dims=_read_rope_dims(keys, "rope.dimension_count_swa", key_dim, default),
+        base=keys.number("rope.freq_base_swa", 2.0, 1e12, defaults.window_base or rope.base),
+    )
+
+
+def _read_rope_dims(keys: Metadata, name: str, key_dim: int, default: int) -> int:
+    dims = keys.integer(name, 2, key_dim, default)
+    if dims % 2:
+        raise GGUFError(f"{keys.prefix}{name} must be even, got {dims}")
+    return dims
 
 
 def read_experts(
@@ -77,6 +99,7 @@ def read_experts(
         groups=groups,
         groups_used=groups_used,
         weight_on_input=defaults.weight_on_input,
+        averaged=defaults.averages_shared,
         shared_width=_shared_width(keys, defaults, width),
         first=keys.integer("leading_dense_block_count", 0, 512, 0),
         step=keys.integer("interleave_moe_layer_step", 1, 512, 1),

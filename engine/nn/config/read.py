@@ -16,7 +16,15 @@ from engine.gguf.kinds import not_a_model
 from engine.gguf.metadata import Metadata
 from engine.gguf.reader import TensorInfo, numbers
 from engine.nn.config.model import ModelConfig, RecurrentConfig
-from engine.nn.config.parts import read_experts, read_latent, read_recurrent, read_rope
+from engine.nn.config.parts import (
+    read_experts,
+    read_latent,
+    read_recurrent,
+    read_rope,
+    read_window_rope,
+)
+
+RMS_EPS, LAYER_NORM_EPS = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
 
 
 def architecture_of(metadata: Mapping[str, Any]) -> str:
@@ -39,10 +47,11 @@ def read_config(metadata: Mapping[str, Any]) -> ModelConfig:
     blocks = keys.integer("block_count", 1, 512)
     layers = blocks - keys.integer("nextn_predict_layers", 0, blocks - 1, 0)
     width = keys.integer("embedding_length", 1, 1 << 20)
-    heads = keys.same("attention.head_count", layers, 1, 65_536)
+    heads = keys.integers("attention.head_count", layers, 1, 65_536)
     recurrent = read_recurrent(keys, defaults.recurrent, width)
-    key_dim = keys.integer("attention.key_length", 1, 65_536, width // heads)
-    value_dim = keys.integer("attention.value_length", 1, 65_536, width // heads)
+    key_dim = keys.integer("attention.key_length", 1, 65_536, width // max(heads))
+    value_dim = keys.integer("attention.value_length", 1, 65_536, width // max(heads))
+    window_key_dim = keys.integer("attention.key_length_swa", 1, 65_536, key_dim)
     # Files without dense layers may store 0.
     least = 0 if "expert_feed_forward_length" in keys else 1
     feed_forward = (0,) * layers
@@ -50,7 +59,8 @@ def read_config(metadata: Mapping[str, Any]) -> ModelConfig:
         feed_forward = keys.integers("feed_forward_length", layers, least, 1 << 24)
     latent = read_latent(keys, defaults, layers, key_dim, value_dim)
     rope = read_rope(keys, defaults, key_dim, latent)
-    scored = latent.key_dim if latent else key_dim
+    scale = defaults.attention_scale or (latent.key_dim if latent else key_dim) ** -0.5
+    windows = _read_windows(keys, defaults, layers)
     vocab = _vocabulary_size(metadata, keys)
     name = metadata.get("general.name")
     return ModelConfig(
@@ -64,23 +74,31 @@ def read_config(metadata: Mapping[str, Any]) -> ModelConfig:
         kv_heads=_read_kv_heads(keys, layers, heads, recurrent),
         key_dim=key_dim,
         value_dim=value_dim,
+        window_key_dim=window_key_dim,
+        window_value_dim=keys.integer("attention.value_length_swa", 1, 65_536, value_dim),
         feed_forward=feed_forward,
-        norm_eps=keys.number("attention.layer_norm_rms_epsilon", 0.0, 1.0),
-        attention_scale=keys.number("attention.scale", 0.0, 1e6, 0.0) or scored**-0.5,
+        norm_eps=_read_norm_eps(keys),
+        attention_scale=keys.number("attention.scale", 0.0, 1e6, 0.0) or scale,
         rope=rope,
+        window_rope=read_window_rope(keys, defaults, rope, window_key_dim),
         experts=read_experts(keys, defaults, layers, max(feed_forward), vocab),
-        windows=_read_windows(keys, defaults, layers),
+        windows=windows,
         chunked=defaults.chunked,
-        window_base=keys.number("rope.freq_base_swa", 2.0, 1e12, defaults.window_base or rope.base),
         rope_enabled=not defaults.rope_optional or keys.flag("rope.scaling.finetuned", True),
+        borrowed_layers=_read_borrowed_layers(keys, windows),
+        per_layer_width=keys.integer("embedding_length_per_layer_input", 0, 1 << 20, 0),
+        expert_clamps=_read_clamps(keys, "swiglu_clamp_exp", layers),
+        dense_clamps=_read_clamps(keys, "swiglu_clamp_shexp", layers),
+        centred_norms=defaults.centred_norms and RMS_EPS not in keys,
         score_cap=keys.number("attn_logit_softcapping", 0.0, 1e6, defaults.score_cap),
         logit_cap=keys.number("final_logit_softcapping", 0.0, 1e6, defaults.logit_cap),
         embedding_scale=keys.number("embedding_scale", 0.0, 1e6, 0.0) or 1.0,
         residual_scale=keys.number("residual_scale", 0.0, 1e6, 0.0) or 1.0,
-        logit_scale=1 / (keys.number("logit_scale", 0.0, 1e6, 0.0) or 1.0),
+        logit_scale=_read_logit_scale(keys, defaults),
         value_scale=keys.number("attention.value_scale", 0.0, 1e6, 0.0) or 1.0,
         temperature_scale=keys.number("attention.temperature_scale", 0.0, 1e3, 0.0),
-        temperature_length=keys.integer("attention.temperature_length", 0, 1 << 31, 0),
+        temperature_length=keys.integer("attention.temperature_length", 0, 1 << 31, 0)
+        or rope.original_context,
         latent=latent,
         recurrent=recurrent,
     )
@@ -117,14 +135,40 @@ def _vocabulary_size(metadata: Mapping[str, Any], keys: Metadata) -> int:
     return len(tokens)
 
 
+def _read_norm_eps(keys: Metadata) -> float:
+    """Read the epsilon of norms, which some converters store as that of layer norms."""
+    name = LAYER_NORM_EPS if LAYER_NORM_EPS in keys and RMS_EPS not in keys else RMS_EPS
+    return keys.number(name, 0.0, 1.0)
+
+
+def _read_logit_scale(keys: Metadata, defaults: Architecture) -> float:
+    scale = keys.number("logit_scale", 0.0, 1e6, 0.0) or 1.0
+    return scale if defaults.scales_logits_up else 1 / scale
+
+
+def _read_clamps(keys: Metadata, name: str, layers: int) -> tuple[float, ...]:
+    return keys.numbers(name, layers, 0.0, 1e6) if name in keys else (0.0,) * layers
+
+
+def _read_borrowed_layers(keys: Metadata, windows: tuple[int, ...]) -> int:
+    """Read how many of the last layers borrow keys, and check that there are some to borrow."""
+    name, layers = "attention.shared_kv_layers", len(windows)
+    count = keys.integer(name, 0, layers - 1, 0)
+    own, borrowed = windows[: layers - count], windows[layers - count :]
+    if not set(map(bool, borrowed)) <= set(map(bool, own)):
+        raise GGUFError(f"{keys.prefix + name} leaves no layer of the same kind to share with")
+    return count
+
+
 def _read_kv_heads(
-    keys: Metadata, layers: int, heads: int, recurrent: RecurrentConfig | None
+    keys: Metadata, layers: int, heads: tuple[int, ...], recurrent: RecurrentConfig | None
 ) -> tuple[int, ...]:
-    name, kv_heads = "attention.head_count_kv", (heads,) * layers
+    name, kv_heads = "attention.head_count_kv", heads
     if name in keys:
         kv_heads = keys.integers(name, layers, 0 if recurrent else 1, 65_536)
-    if any(kv and heads % kv for kv in kv_heads):
-        raise GGUFError(f"{keys.prefix + name} must divide the query head count ({heads})")
+    for count, kv in zip(heads, kv_heads, strict=True):
+        if kv and count % kv:
+            raise GGUFError(f"{keys.prefix + name} must divide the query head count ({count})")
     if recurrent is None or recurrent.kind != "delta":
         return kv_heads
     if "attention.recurrent_layers" in keys:
@@ -144,5 +188,6 @@ def _read_windows(keys: Metadata, defaults: Architecture, layers: int) -> tuple[
         windowed = keys.flags(pattern, layers)
     else:
         period = keys.integer(pattern, 1, 512, defaults.period)
-        windowed = tuple(layer % period < period - 1 for layer in range(layers))
+        full = 0 if defaults.full_first else period - 1
+        windowed = tuple(layer % period != full for layer in range(layers))
     return tuple(window if w else 0 for w in windowed)

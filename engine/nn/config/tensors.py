@@ -11,22 +11,30 @@ from engine.gguf.reader import TensorInfo
 from engine.nn.config.model import ModelConfig
 
 OTHER_PARTS = ("nextn.", "mtp.", "vis_")  # of a block: for drafts and images
+KEYS_AND_VALUES = ("attn_k.", "attn_k_norm.", "attn_v.")
+EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
 # `blk.0.ffn_up_exps.weight`, or `blk.0.ffn_up.7.weight` in files from before April 2024.
 OF_EXPERTS = re.compile(r"blk\.\d+\.\w+(_exps|\.\d+)\.\w+")
 
 
 def used_tensors(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> Iterator[TensorInfo]:
-    """Yield the tensors that the model reads. Skips those for drafts, images and audio."""
-    return (info for name, info in tensors.items() if _is_read(name, config.layers))
+    """Yield the tensors that the model reads.
+
+    Skips those for drafts, images and audio, and the keys of layers that borrow others.
+    """
+    return (info for name, info in tensors.items() if _is_read(name, config))
 
 
-def _is_read(name: str, layers: int) -> bool:
+def _is_read(name: str, config: ModelConfig) -> bool:
     first, _, rest = name.partition(".")
     layer, _, inner = rest.partition(".")
     if first != "blk":
         return not inner  # `output.weight`, but not `mm.0.weight` or `v.patch_embd.weight`
-    beyond = layer.isdecimal() and int(layer) >= layers
-    return not (beyond or inner.startswith(OTHER_PARTS))
+    if inner.startswith(OTHER_PARTS):
+        return False
+    if not layer.isdecimal() or int(layer) < config.layers - config.borrowed_layers:
+        return True
+    return int(layer) < config.layers and not inner.startswith(KEYS_AND_VALUES)
 
 
 def token_share(
@@ -34,10 +42,11 @@ def token_share(
 ) -> Fraction:
     """Return the fraction of a tensor that one token uses.
 
-    A token uses only the chosen experts of an expert tensor, and only one row of an untied
-    embedding. It uses all of every other tensor.
+    A token uses only the chosen experts of an expert tensor, and only one row of an embedding that
+    is not also the head. It uses all of every other tensor.
     """
-    if info.name == "token_embd.weight" and "output.weight" in tensors:
+    is_head = info.name == "token_embd.weight" and "output.weight" not in tensors
+    if info.name in EMBEDDINGS and not is_head:
         return Fraction(1, config.vocab)
     if config.experts and OF_EXPERTS.fullmatch(info.name):
         return Fraction(config.experts.used, config.experts.count)

@@ -35,7 +35,7 @@ MISSING = object()
 def test_config_reads_what_the_file_says():
     config = read_config(SOUND)
     assert (config.layers, config.width, config.vocab, config.context) == (2, 64, 3, 2048)
-    assert (config.heads, config.kv_heads, config.key_dim) == (4, (2, 2), 48)
+    assert (config.heads, config.kv_heads, config.key_dim) == ((4, 4), (2, 2), 48)
     assert config.experts is not None
     assert (config.experts.count, config.experts.used, config.experts.width) == (8, 2, 32)
     assert config.attention_scale == 48**-0.5

@@ -66,8 +66,13 @@ def hits_by_numpy(stored: Stored, tokens: list[int], monkeypatch: pytest.MonkeyP
     weights = Weights(open_model(stored.model), model.kernels)
     seen = []
     run = Experts.__call__
+
+    def record(self: Experts, x: mx.array, scored: mx.array | None = None) -> mx.array:
+        seen.append(x if scored is None else scored)
+        return run(self, x, scored)
+
     with monkeypatch.context() as patch:
-        patch.setattr(Experts, "__call__", lambda self, x: seen.append(x) or run(self, x))
+        patch.setattr(Experts, "__call__", record)
         mx.eval(model.logits(tokens))
     layers = [layer for layer in range(model.config.layers) if model.config.routed(layer)]
     assert len(seen) == len(layers)
