@@ -143,8 +143,8 @@ class Session:
         """The format of this session's caches. A cache in another format cannot be restored."""
         from engine.nn.cache.state import cache_format
 
-        form = cache_format(self.model, self.options.kv_type)
-        return f"{self.model.kernels.name} {form} {CACHE_VERSION}"
+        kernels, form = self.model.kernels, cache_format(self.model, self.options.kv_type)
+        return f"{kernels.name} {kernels.isa or ''} {form} {CACHE_VERSION}"
 
     def save(self, path: Path, messages: Messages, with_cache: bool = True) -> None:
         """Write the conversation to a file. Raises OutputError or Unreadable.

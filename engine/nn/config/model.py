@@ -53,7 +53,7 @@ class ExpertConfig:
     averaged: bool = False  # the output is the mean of the routed and the shared experts' outputs
     first: int = 0
     step: int = 1
-    dense: frozenset[int] = frozenset()
+    dense: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,7 +117,7 @@ def read_model_config(
     config = read_config(metadata)
     if config.experts is None:
         return config
-    dense = frozenset(layer for layer in range(config.layers) if _is_dense(tensors, layer))
+    dense = tuple(layer for layer in range(config.layers) if _is_dense(tensors, layer))
     return replace(config, experts=replace(config.experts, dense=dense))
 
 

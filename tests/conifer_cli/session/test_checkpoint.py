@@ -20,6 +20,7 @@ import engine
 from conifer_cli import app
 from conifer_cli.session import checkpoint
 from engine.gguf.reader import open_model
+from engine.kernels import native
 from engine.nn.cache.state import CacheState, dump, load
 from support.gguf_writer import split_bytes
 from support.hub_server import running_hub
@@ -86,6 +87,14 @@ def test_a_resumed_conversation_can_be_saved_over_itself(kept, tmp_path):
 def test_with_another_form_of_cache_the_text_is_read_anew(kept, tmp_path, flags):
     _, model, path, _ = kept
     done = run_conifer("run", model, "and", *GREEDY, "--resume", str(path), *flags, home=tmp_path)
+    assert (done.returncode, usage(done)["cached_tokens"]) == (0, 0)
+
+
+@pytest.mark.skipif(native.unavailable_reason() is not None, reason="no extension")
+def test_another_instruction_set_reads_the_text_anew(kept, tmp_path):
+    _, model, path, _ = kept
+    flags = ("--resume", str(path), "--isa", "portable")
+    done = run_conifer("run", model, "and", *GREEDY, *flags, home=tmp_path)
     assert (done.returncode, usage(done)["cached_tokens"]) == (0, 0)
 
 
