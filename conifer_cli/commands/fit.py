@@ -11,7 +11,14 @@ from conifer_cli.fit import quant_matrix as matrix
 from conifer_cli.fit import view
 from conifer_cli.fit.alternatives import fitting_quants, sizes_of, supported, ways_out
 from conifer_cli.fit.other_quants import quant_of_report
-from conifer_cli.fit.predict import Target, best_known_report, bytes_per_token, choose_target, speed
+from conifer_cli.fit.predict import (
+    Target,
+    best_known_report,
+    bytes_per_token,
+    choose_target,
+    slowest_type,
+    speed,
+)
 from conifer_cli.fit.quant_matrix import QuantRow
 from conifer_cli.fit.verdict import FitReport, FitRequest
 from conifer_cli.fit.view import CatalogRow, DecodeSpeed
@@ -20,7 +27,7 @@ from conifer_cli.terminal import console
 if TYPE_CHECKING:
     from catalog import Entry
     from engine.fit.machine import Machine
-    from engine.fit.speed import Rate
+    from engine.fit.speed import BytesPerToken, Rate
 
 MIN_SIZE_RATIO = 1.25  # a quantisation must be this much larger to replace the default
 ORDER = ["fits", "tight", "too_large", None]
@@ -88,7 +95,8 @@ def _speed(report: FitReport, target: Target, request: FitRequest) -> DecodeSpee
     moved, later = (bytes_per_token(report, target, request, depth) for depth in (0, context))
     if report.verdict.kind == "too_large":  # swapping makes any rate meaningless
         return DecodeSpeed(moved, None, None)
-    return DecodeSpeed(moved, speed(report, target, moved), speed(report, target, later))
+    slow = slowest_type(report, target, moved)
+    return DecodeSpeed(moved, speed(report, target, moved), speed(report, target, later), slow)
 
 
 def _row(entry: Entry, target: Target, request: FitRequest) -> CatalogRow:
@@ -144,6 +152,16 @@ def _rate(rate: Rate | None) -> dict[str, Any] | None:
     return {**rounded, "source": rate.source}
 
 
+def _moved(moved: BytesPerToken) -> dict[str, int]:
+    return {name: size_bytes for name, size_bytes in asdict(moved).items() if name != "types"}
+
+
+def _slow(found: DecodeSpeed) -> dict[str, Any] | None:
+    if found.slow is None:
+        return None
+    return {"type": found.slow[0], "rate_of_q4_k": float(f"{found.slow[1]:.2g}")}
+
+
 def _machine(target: Target) -> dict[str, Any]:
     machine, bandwidth = target.machine, target.bandwidth
     return {
@@ -185,8 +203,9 @@ def _document(
         "kv_type": request.kv_type,
         "context": verdict.context,
         "largest_context": verdict.largest_context,
-        "moved_bytes_per_token": asdict(found.moved) if found.moved else None,
+        "moved_bytes_per_token": _moved(found.moved) if found.moved else None,
         "speed": {"at_start": _rate(found.start), "at_context": _rate(found.end)},
+        "slow_type": _slow(found),
         "ladder": [
             {
                 "quant": row.quant,

@@ -180,6 +180,20 @@ def speed(
     )
 
 
+def slowest_type(
+    report: FitReport, target: Target, moved: BytesPerToken | None
+) -> tuple[str, float] | None:
+    """Return the block type that slows decoding, and its rate per byte relative to Q4_K."""
+    from engine.fit.estimate import GUESSED_LAYERS
+    from engine.fit.speed import slow_type
+
+    if moved is None:
+        return None
+    model = report.config or report.estimate
+    layers = (model and model.layers) or GUESSED_LAYERS
+    return slow_type(moved, layers, target.bandwidth, target.machine.backend, target.kernels)
+
+
 def _offline_choice(
     name: str,
     reference: Reference,

@@ -39,6 +39,7 @@ def quant_matrix(
 ) -> list[QuantRow]:
     """Judge every quantisation at every context. sizes: file size for each quantisation."""
     from engine.fit.memory import kind_of
+    from engine.kernels.sizes import main_type
 
     quant = quant_of_report(report)
     moved = {
@@ -53,7 +54,8 @@ def quant_matrix(
             kind = kind_of(need(context), target.machine)
             rate = None
             if kind != "too_large" and traffic is not None:
-                rate = speed(report, target, traffic.scaled(share), sibling=name != quant)
+                other = traffic.scaled(share, None if name == quant else main_type(name))
+                rate = speed(report, target, other, sibling=name != quant)
             steps.append((context, kind, rate))
         rows.append(QuantRow(name, size_bytes, name == quant, tuple(steps)))
     return rows

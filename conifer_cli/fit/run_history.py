@@ -13,7 +13,7 @@ import math
 import resource
 import statistics
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -48,7 +48,8 @@ class Run:
     """One measured run. Rates are in tokens per second, or None if there were too few tokens.
 
     depth: cache length halfway through the answer. weights_bytes, kv_bytes: bytes moved per token
-    at this depth. predicted_bytes: predicted memory use.
+    at this depth. predicted_bytes: predicted memory use. types: the bytes of weights by block type,
+    empty in older records.
     """
 
     date: str
@@ -67,6 +68,7 @@ class Run:
     prefill_per_s: float | None
     peak_bytes: int
     predicted_bytes: int
+    types: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,7 @@ def bandwidth_of(machine: Machine) -> Bandwidth:
     Measuring takes two seconds. Other programs can only lower a result, so later calls measure
     again. Results from buffers that fit in a CPU cache are not saved.
     """
+    from engine.fit.decode_cost import byte_seconds
     from engine.fit.speed import MEASURED, Bandwidth
 
     key = machine_key(machine)
@@ -104,8 +107,9 @@ def bandwidth_of(machine: Machine) -> Bandwidth:
         if entry.machine == key and _is_rate(entry.bytes_per_s):
             rates.append(float(entry.bytes_per_s))
             age_s = _since_s(entry.date)
+    core_s = byte_seconds(machine.backend)
     if len(rates) >= MEASUREMENTS or age_s < APART_S:
-        return Bandwidth(max(rates), MEASURED)
+        return Bandwidth(max(rates), MEASURED, core_s)
     from engine.fit.bandwidth import BANDWIDTH_BYTES, bandwidth, buffer_bytes
 
     reliable = buffer_bytes(machine.budget_bytes) >= BANDWIDTH_BYTES
@@ -114,7 +118,7 @@ def bandwidth_of(machine: Machine) -> Bandwidth:
             rates.append(round(bandwidth(machine.backend, machine.budget_bytes, progress.update)))
     if reliable:
         _append("bandwidth", {"machine": key, "bytes_per_s": rates[-1], "date": _now()})
-    return Bandwidth(max(rates), MEASURED)
+    return Bandwidth(max(rates), MEASURED, core_s)
 
 
 def runs() -> list[Run]:
@@ -127,7 +131,7 @@ def _is_sound(run: Run) -> bool:
     from engine.fit.speed import DECODE_COSTS
 
     rates = (rate for rate in (run.decode_per_s, run.prefill_per_s) if rate is not None)
-    counts = (run.depth, run.kv_bytes, run.peak_bytes, run.predicted_bytes)
+    counts = (run.depth, run.kv_bytes, run.peak_bytes, run.predicted_bytes, *run.types.values())
     positive = (run.size_bytes, run.layers, run.weights_bytes)
     known = (run.backend, run.kernels) in DECODE_COSTS
     return known and min(counts) >= 0 and min(positive) >= 1 and all(map(_is_rate, rates))
@@ -150,7 +154,7 @@ def by_priors(run: Run, bandwidth: Bandwidth) -> float:
     """Predict the tokens per second of a run from bandwidth alone."""
     from engine.fit.speed import BytesPerToken, seconds
 
-    moved = BytesPerToken(0, run.weights_bytes, 0, 0, run.kv_bytes)
+    moved = BytesPerToken(0, run.weights_bytes, 0, 0, run.kv_bytes, run.types)
     return 1 / seconds(moved, run.layers, bandwidth, run.backend, run.kernels)
 
 
@@ -224,6 +228,7 @@ def record(
         prefill_per_s=_rounded(prefill_per_s),
         peak_bytes=peak_memory_bytes() if peak_bytes is None else peak_bytes,
         predicted_bytes=need(tokens).total_bytes,
+        types=dict(moved.types),
     )
     _append("run", asdict(run))
 

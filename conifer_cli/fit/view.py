@@ -26,6 +26,7 @@ _REPACKED = (
 )
 _CAVEAT = "~ estimated from the file size and published data. Run `conifer fit MODEL` for details."
 _MEASURED_ROW = "* measured on this machine; the other rows are predicted from it."
+_SLOW = "{} blocks decode at {:.1g} x the rate of Q4_K for each byte"
 _SOURCES = {
     "measured": "measured on this machine",
     "predicted": "predicted from the measured memory bandwidth, {}",
@@ -40,11 +41,15 @@ _NOTES = {
 
 @dataclass(frozen=True)
 class DecodeSpeed:
-    """Decoding speeds at the start and end of the context. None means unknown."""
+    """Decoding speeds at the start and end of the context. None means unknown.
+
+    slow: the block type that slows decoding, and its rate per byte relative to Q4_K.
+    """
 
     moved: BytesPerToken | None
     start: Rate | None
     end: Rate | None
+    slow: tuple[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -188,6 +193,7 @@ def _speeds(found: DecodeSpeed, target: Target, context: int) -> list[str]:
         rates = f"{_range(found.start)} at the start, {_range(found.end)} at {at}"
         read = f"{size(int(target.bandwidth.bytes_per_s))}/s"
         lines = [f"tokens/s: {rates}", f"  {_SOURCES[found.start.source].format(read)}"]
+        lines += [f"  {_SLOW.format(*found.slow)}"] if found.slow else []
     if moved is not None:
         labels = ("experts", "attention", "shared", "head")
         parts = {label: getattr(moved, f"{label}_bytes") for label in labels}

@@ -14,7 +14,7 @@ from engine.fit.machine import Machine
 from engine.fit.memory import DEFAULT_CONTEXT, Need, Verdict, judge_needs, program_bytes
 from engine.fit.speed import BytesPerToken
 from engine.kernels.select import selected
-from engine.kernels.sizes import loaded_bytes
+from engine.kernels.sizes import loaded_bytes, main_type
 from engine.limits import SCORE_BYTES
 from engine.nn.cache.spec import CacheSpec, kv_bytes, kv_read_bytes, token_bytes
 
@@ -92,4 +92,6 @@ def estimate_bytes_per_token(
     weights = int(estimate_weights(estimate, backend, kernels) * share)
     experts, shared = (weights, 0) if share < 1 else (0, weights)
     kv = kv_read_bytes(estimate.cache_specs, depth, kv_type)
-    return BytesPerToken(experts, attention_bytes=0, shared_bytes=shared, head_bytes=0, kv_bytes=kv)
+    base = main_type(estimate.quant)
+    types = {base: weights} if base and kernels == "native" else {}
+    return BytesPerToken(experts, 0, shared, 0, kv_bytes=kv, types=types)

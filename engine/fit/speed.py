@@ -4,13 +4,16 @@ Callers pass in measurements. The priors below replace any that are missing. One
 
     (weights x bytes of weights + kv x bytes of the cache + layers x layer_bytes) / bandwidth
     + layers x layer_s
+
+and more on a CPU if its cores take longer for the bytes of a block type than memory to deliver them
+(`engine.fit.decode_cost`).
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from engine.gguf.reader import TensorInfo
 from engine.kernels.sizes import resident_bytes
@@ -18,6 +21,8 @@ from engine.nn.cache.spec import kv_read_bytes
 from engine.nn.config import OF_EXPERTS, ModelConfig, token_share, used_tensors
 
 MEASURED, PREDICTED, PRIOR = "measured", "predicted", "prior"
+OVERLAP = 0.45  # of reading, while cores decode what they have; fitted to 256 MiB of each type
+SLOW = 0.1  # of a token's time
 GUESS = 0.8  # widens the range if the bytes per token are estimated
 HEAD = ("output.weight", "output.bias", "output_norm.weight", "token_embd.weight")
 
@@ -28,7 +33,8 @@ class BytesPerToken:
 
     experts: the chosen experts. attention: includes recurrent layers. shared: feed-forward weights
     that every token uses, including routers. head: includes one embedding row. kv: keys and values,
-    or recurrent states, of earlier tokens.
+    or recurrent states, of earlier tokens. types: the bytes of weights by block type; empty if that
+    is unknown.
     """
 
     experts_bytes: int
@@ -36,6 +42,7 @@ class BytesPerToken:
     shared_bytes: int
     head_bytes: int
     kv_bytes: int
+    types: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def weights_bytes(self) -> int:
@@ -45,18 +52,32 @@ class BytesPerToken:
     def total_bytes(self) -> int:
         return self.weights_bytes + self.kv_bytes
 
-    def scaled(self, share: float) -> BytesPerToken:
-        """Return a copy with the weights scaled by `share`."""
-        names = ("experts_bytes", "attention_bytes", "shared_bytes", "head_bytes")
-        return replace(self, **{name: int(share * getattr(self, name)) for name in names})
+    def scaled(self, share: float, type_name: str | None = None) -> BytesPerToken:
+        """Return a copy with the weights scaled by `share`, and in another type if it is given."""
+        moved = BytesPerToken(
+            int(share * self.experts_bytes),
+            int(share * self.attention_bytes),
+            int(share * self.shared_bytes),
+            int(share * self.head_bytes),
+            self.kv_bytes,
+        )
+        types = {name: int(share * part) for name, part in self.types.items()}
+        if type_name is not None and types:
+            types = {type_name: moved.weights_bytes}
+        return replace(moved, types=types)
 
 
 @dataclass(frozen=True, slots=True)
 class Bandwidth:
-    """A machine's memory bandwidth. source: measured or prior."""
+    """A machine's memory bandwidth. source: measured or prior.
+
+    core_s: the seconds that all cores together take for a byte of a block type once they have it,
+    with the native kernels. Types that are not listed never take longer than reading.
+    """
 
     bytes_per_s: float
     source: str
+    core_s: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +127,15 @@ def bytes_per_token(
 ) -> BytesPerToken:
     """Return the bytes read for a token after `depth` others. kernels: native or stock."""
     parts = dict.fromkeys(("experts", "attention", "shared", "head"), 0.0)
+    types: dict[str, float] = {}
     for info in used_tensors(config, tensors):
         share = token_share(info, config, tensors)
-        parts[_part(info.name)] += resident_bytes(info, device, kernels) * float(share)
+        size_bytes = resident_bytes(info, device, kernels) * float(share)
+        parts[_part(info.name)] += size_bytes
+        types[info.type.name] = types.get(info.type.name, 0) + size_bytes
     sizes = {f"{part}_bytes": int(size_bytes) for part, size_bytes in parts.items()}
-    return BytesPerToken(**sizes, kv_bytes=kv_read_bytes(config.cache_specs, depth, kv_type))
+    kv_bytes = kv_read_bytes(config.cache_specs, depth, kv_type)
+    return BytesPerToken(**sizes, kv_bytes=kv_bytes, types=_whole(types, kernels))
 
 
 def seconds(
@@ -119,7 +144,41 @@ def seconds(
     """Return how many seconds one token takes, according to the priors."""
     cost = DECODE_COSTS[backend, kernels]
     read_bytes = cost.weights * moved.weights_bytes + cost.kv * moved.kv_bytes
-    return (read_bytes + layers * cost.layer_bytes) / bandwidth.bytes_per_s + layers * cost.layer_s
+    read_s = (read_bytes + layers * cost.layer_bytes) / bandwidth.bytes_per_s
+    return read_s + layers * cost.layer_s + sum(_waits(moved, bandwidth, backend, kernels).values())
+
+
+def slow_type(
+    moved: BytesPerToken, layers: int, bandwidth: Bandwidth, backend: str, kernels: str
+) -> tuple[str, float] | None:
+    """Return the block type that slows decoding most, and its rate per byte relative to Q4_K.
+
+    Returns None if no type takes at least SLOW of a token's time beyond reading it.
+    """
+    waits = _waits(moved, bandwidth, backend, kernels)
+    if sum(waits.values()) < SLOW * seconds(moved, layers, bandwidth, backend, kernels):
+        return None
+    name, cost = max(waits, key=lambda name: waits[name]), DECODE_COSTS[backend, kernels]
+    return name, _byte_s("Q4_K", bandwidth, cost) / _byte_s(name, bandwidth, cost)
+
+
+def _waits(
+    moved: BytesPerToken, bandwidth: Bandwidth, backend: str, kernels: str
+) -> dict[str, float]:
+    """Return how many seconds decoding takes beyond reading, by block type."""
+    if kernels != "native":
+        return {}
+    cost = DECODE_COSTS[backend, kernels]
+    read_s = cost.weights / bandwidth.bytes_per_s
+    return {
+        name: part * (_byte_s(name, bandwidth, cost) - read_s) for name, part in moved.types.items()
+    }
+
+
+def _byte_s(type_name: str, bandwidth: Bandwidth, cost: DecodeCost) -> float:
+    """Return the seconds for a byte of a block type: reading alone, or decoding and the rest."""
+    plain = 1 / bandwidth.bytes_per_s
+    return max(cost.weights * plain, bandwidth.core_s.get(type_name, 0) + (1 - OVERLAP) * plain)
 
 
 def predict(
@@ -147,6 +206,11 @@ def predict(
         plain, source = plain / statistics.median(others), PREDICTED
     low, high = (GUESS * cost.low, cost.high / GUESS) if estimated else (cost.low, cost.high)
     return Rate(plain, plain * low, plain * high, source)
+
+
+def _whole(types: Mapping[str, float], kernels: str) -> dict[str, int]:
+    """Round the bytes by type. Stock kernels hold other types than the file, so none are known."""
+    return {name: int(part) for name, part in types.items()} if kernels == "native" else {}
 
 
 def _part(name: str) -> str:

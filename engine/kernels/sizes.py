@@ -74,6 +74,12 @@ def supports(quant: str) -> bool:
     return interleaved is None and _base(quant).startswith(known)
 
 
+def main_type(quant: str) -> str | None:
+    """Return the block type that most weights of a quantisation have, or None if it is unknown."""
+    names = sorted(TYPE_BY_NAME, key=len, reverse=True)
+    return next((name for name in names if _base(quant).startswith(name)), None)
+
+
 def loaded_size_ratio(quant: str, device: str, kernels: str) -> float:
     """Estimate a quantisation's ratio of loaded size to file size. Returns 1 if it is unknown.
 

@@ -48,6 +48,11 @@ def isa() -> str:
     return _extension().isa()
 
 
+def best_isa() -> str:
+    """Return the id of the best instruction set that this processor supports, such as `avx2`."""
+    return _extension().isas()[-1]
+
+
 def check_isa(name: str) -> str:
     """Return the name of an instruction set. Raises BackendError if it cannot be used here."""
     known = _extension().isas()
@@ -212,8 +217,7 @@ class NativeKernels:
             raise ValueError(f"scan: q {q.shape} does not match v {v.shape}")
         for name, array in (("q", q), ("k", k)):
             _require_shape(name, array, shared)
-        channels = (q.shape[3],) if log_decay.ndim == 4 and beta is not None else ()
-        _require_shape("log_decay", log_decay, (*v.shape[:3], *channels))
+        _require_shape("log_decay", log_decay, v.shape[:3])
         _require_shape("state", state, (a, b, q.shape[3], values))
         if beta is not None:
             _require_shape("beta", beta, v.shape[:3])

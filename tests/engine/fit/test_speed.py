@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import time
+from dataclasses import replace
 
 import pytest
 
 from engine.fit.bandwidth import bandwidth
+from engine.fit.decode_cost import NS_PER_KB
 from engine.fit.speed import (
     DECODE_COSTS,
     MEASURED,
+    OVERLAP,
     PREDICTED,
     PRIOR,
     Bandwidth,
     BytesPerToken,
     bytes_per_token,
     predict,
+    seconds,
+    slow_type,
 )
 from engine.gguf.reader import open_model
+from engine.gguf.types import TYPE_BY_NAME
 from engine.kernels.sizes import resident_bytes
 from engine.nn.config import read_config, token_share, used_tensors
 from support.models import HERE
@@ -78,6 +85,54 @@ def test_the_prior_for_macs_is_near_what_others_measured_there():
 def test_another_quantisation_moves_its_share_of_the_weights_and_the_same_cache():
     moved = BytesPerToken(400, 100, 100, 100, 50).scaled(0.5)
     assert (moved.weights_bytes, moved.kv_bytes) == (350, 50)
+
+
+Q4_K, GRID = 1e-11, 4e-10  # seconds for a byte, made up
+
+
+def test_blocks_that_take_longer_than_their_bytes_are_waited_for():
+    types = {"Q4_K": 3 * 10**8, "IQ2_XS": 4 * 10**8}
+    moved = replace(MOVED, types=types)
+    cost = DECODE_COSTS["cpu", "native"]
+    fast = Bandwidth(1e10, MEASURED, {"Q4_K": Q4_K, "IQ2_XS": GRID})
+    plain = seconds(MOVED, 10, fast, "cpu", "native")
+    byte_s = GRID + (1 - OVERLAP) / 1e10
+    waits = 4e8 * (byte_s - cost.weights / 1e10)
+    assert seconds(moved, 10, fast, "cpu", "native") == pytest.approx(plain + waits)
+    name, rate = slow_type(moved, 10, fast, "cpu", "native")
+    assert (name, rate) == ("IQ2_XS", pytest.approx(cost.weights / 1e10 / byte_s))
+    slow = replace(fast, bytes_per_s=1e8)  # memory takes longer than the cores
+    assert seconds(moved, 10, slow, "cpu", "native") == seconds(MOVED, 10, slow, "cpu", "native")
+    assert slow_type(moved, 10, slow, "cpu", "native") is None
+
+
+def test_a_type_counts_only_for_the_native_kernels():
+    fast = Bandwidth(1e12, MEASURED, {"IQ2_XS": GRID})
+    moved = replace(MOVED, types={"IQ2_XS": 7 * 10**8})
+    for backend, kernels in DECODE_COSTS:
+        same = seconds(moved, 9, fast, backend, kernels) == seconds(
+            MOVED, 9, fast, backend, kernels
+        )
+        assert same == (kernels != "native")
+
+
+def test_another_quantisation_has_the_type_that_it_is_named_after():
+    moved = replace(MOVED, types={"Q4_K": 6 * 10**8, "Q6_K": 10**8}).scaled(0.5, "IQ2_XS")
+    assert moved.types == {"IQ2_XS": moved.weights_bytes}
+    assert replace(MOVED, types={"Q4_K": 100}).scaled(0.5).types == {"Q4_K": 50}
+    assert MOVED.scaled(0.5, "IQ2_XS").types == {}  # of stock kernels
+
+
+@pytest.mark.parametrize("isa", NS_PER_KB)
+def test_every_block_type_has_a_measured_cost(isa: str):
+    floats = {"F32", "F16", "BF16"}
+    assert set(NS_PER_KB[isa]) == set(TYPE_BY_NAME) - floats
+    page = (HERE.parents[1] / "docs" / "fit.md").read_text()
+    for name in NS_PER_KB[isa]:
+        costs = " | ".join(f"{NS_PER_KB[each][name]:g}" for each in ("avx512", "avx2", "portable"))
+        assert f"| {name} | {costs} |" in page
+    results = HERE.parents[1] / "benchmarks" / "results" / "decode-cost.json"
+    assert json.loads(results.read_text())["ns_per_kb"][isa] == NS_PER_KB[isa]
 
 
 @pytest.mark.alone

@@ -1,9 +1,10 @@
 // Measures the speed of products. Usage: core_bench [type ...], with the options --threads N,
-// --tokens N, --cols N and --isa ID.
+// --tokens N, --cols N, --mib N and --isa ID.
 //
 // Decode is measured in bytes of weights per second, compared with a plain read of the same bytes
 // by the same threads. Prefill is measured in multiply-adds per second. Both are the best of
-// several runs that alternate with the read, because machines are shared.
+// several runs that alternate with the read, because machines are shared. With --mib 1 instead of
+// 256, the weights stay in a core's cache: what computing costs without waiting for memory.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -62,8 +63,8 @@ void force_isa(const std::string& id) {
     if (isa::id(isa) == id) isa::force(isa);
 }
 
-void bench(const TypeReference& type, int64_t cols, int64_t tokens, Pool& pool) {
-  const int64_t bytes_wanted = 256 << 20;
+void bench(const TypeReference& type, int64_t cols, int64_t tokens, int64_t mib, Pool& pool) {
+  const int64_t bytes_wanted = mib << 20;
   const int64_t rows = bytes_wanted / row_bytes(type.block.type, cols) / 64 * 64;
   Random generator(1);
   const std::vector<uint8_t> some = random_weights(type, 1 << 20, generator);
@@ -77,7 +78,8 @@ void bench(const TypeReference& type, int64_t cols, int64_t tokens, Pool& pool) 
 
   volatile uint64_t kept = 0;
   double read = 1e9, one = 1e9;
-  for (int turn = 0; turn < 7; ++turn) {
+  const int turns = mib < 64 ? 256 : 7;
+  for (int turn = 0; turn < turns; ++turn) {
     read = std::min(read, timed([&] { kept = kept + read_all(bytes, pool); }));
     one = std::min(one,
                    timed([&] { matmul(w, x.data(), 1, y.data(), pool, scratch, Tokens::Single); }));
@@ -102,13 +104,14 @@ void bench(const TypeReference& type, int64_t cols, int64_t tokens, Pool& pool) 
 
 int main(int count, char** arguments) {
   int threads = 2;
-  int64_t tokens = 512, cols = 2048;
+  int64_t tokens = 512, cols = 2048, mib = 256;
   std::vector<std::string> wanted;
   for (int i = 1; i < count; ++i) {
     const std::string argument = arguments[i];
     if (argument == "--threads" && i + 1 < count) threads = std::atoi(arguments[++i]);
     else if (argument == "--tokens" && i + 1 < count) tokens = std::atol(arguments[++i]);
     else if (argument == "--cols" && i + 1 < count) cols = std::atol(arguments[++i]);
+    else if (argument == "--mib" && i + 1 < count) mib = std::atol(arguments[++i]);
     else if (argument == "--isa" && i + 1 < count) force_isa(arguments[++i]);
     else wanted.push_back(argument);
   }
@@ -116,5 +119,5 @@ int main(int count, char** arguments) {
   std::printf("%s, %d threads, %ld columns\n", isa::name(isa::current()), threads, cols);
   for (const TypeReference& type : REFERENCES)
     if (wanted.empty() || std::find(wanted.begin(), wanted.end(), type.block.name) != wanted.end())
-      bench(type, cols, tokens, pool);
+      bench(type, cols, tokens, mib, pool);
 }
