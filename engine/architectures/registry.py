@@ -29,8 +29,8 @@ class Architecture:
     with a window instead.
     indexers_shared_from: if the model's context length is at least this, only some layers have
     their own indexer. If it is 0, every layer has one.
-    recurrent: the kind of recurrent layer that replaces some attention layers: delta, mamba2 or
-    conv.
+    recurrent: the kind of recurrent layer that replaces some attention layers: delta, kda, mamba2
+    or conv. decay_bound: the least log decay of a kda layer; 0: none.
     """
 
     build: str
@@ -52,11 +52,14 @@ class Architecture:
     score_cap: float = 0.0  # tanh soft cap for attention scores; 0: no cap
     logit_cap: float = 0.0
     recurrent: str = ""
+    decay_bound: float = 0.0
     yarn_rounded: bool = True  # round the ends of YaRN's ramp outwards to whole pairs
     log_multiplier_unit: float = 1.0  # files store `yarn_log_multiplier` multiplied by this
+    rotates: bool = True  # if False, there is no rotary embedding, whatever the keys say
     rope_optional: bool = False  # `rope.scaling.finetuned` = false disables the rotary embedding
     indexers_shared_from: int = 0  # 0: every layer has its own indexer
     sigmoid_vocabulary: int = 0  # vocabulary size of the model whose files omit sigmoid gating
+    single_blocks: bool = False  # a layer is a mixer or a feed-forward layer, not both
     routed_as_dense: bool = False  # expert width is `feed_forward_length` / experts used
 
 
@@ -64,6 +67,10 @@ ARCHITECTURES = {
     "afmoe": Architecture("windowed:afmoe", gating=SIGMOID, period=4),  # Trinity
     # Ling 2.0, Ring 2.0 (mini to 1T)
     "bailingmoe2": Architecture("qwen", gating=SIGMOID, shared_width_is_one=True),
+    # Ling 3 (tiny, flash)
+    "bailingmoe3": Architecture(
+        "hybrid:bailing", gating=SIGMOID, recurrent="kda", decay_bound=-5.0
+    ),
     # DeepSeek-V2 to V3.1, R1, Kimi K2, Mistral Large 3, Moonlight; GLM-4.7-Flash (no gating key)
     "deepseek2": Architecture(
         "deepseek", renormalize=False, log_multiplier_unit=0.1, sigmoid_vocabulary=154_880
@@ -98,6 +105,7 @@ ARCHITECTURES = {
     "granitemoe": Architecture("llama", rope_optional=True),
     "hunyuan-moe": Architecture("qwen:hunyuan", shared_width_is_one=True),  # Hunyuan-A13B
     "hy_v3": Architecture("qwen", gating=SIGMOID),  # Hy 3, Hy-MT2 30B-A3B
+    "kimi-linear": Architecture("hybrid:kimi", gating=SIGMOID, recurrent="kda"),  # 48B-A3B
     # Laguna XS.2, S 2.1, M.1
     "laguna": Architecture("windowed:laguna", gating=SIGMOID, period=4, full_first=True),
     "lfm2": Architecture("hybrid:lfm2", recurrent="conv"),  # LFM2, LFM2.5
@@ -118,6 +126,13 @@ ARCHITECTURES = {
     "minimax-m2": Architecture("qwen", gating=SIGMOID),  # MiniMax M2
     "mistral3": Architecture("llama"),  # Ministral 3, Mistral Small 3
     "mistral4": Architecture("deepseek", log_multiplier_unit=0.1),  # Mistral Small 4
+    # Nemotron-H, Nemotron Nano 2
+    "nemotron_h": Architecture(
+        "hybrid:nemotron", recurrent="mamba2", single_blocks=True, rotates=False
+    ),
+    "nemotron_h_moe": Architecture(  # Nemotron 3 Nano and Super
+        "hybrid:nemotron", gating=SIGMOID, recurrent="mamba2", single_blocks=True, rotates=False
+    ),
     "olmoe": Architecture("qwen", renormalize=False),  # OLMoE-1B-7B
     "phimoe": Architecture("phimoe", gating=SPARSE_MIXER, renormalize=False),  # Phi-3.5-MoE
     "qwen2": Architecture("qwen"),  # Qwen2, Qwen2.5

@@ -249,10 +249,14 @@ def _recurrent_values(config: ModelConfig, native: bool) -> int:
         return 8 * config.width
     channels = recurrent.inner + 2 * recurrent.groups * recurrent.state
     values = 3 * channels + 5 * recurrent.inner  # projected (two copies) and mixed values
+    if recurrent.kind == "kda":  # steps and decays of each channel, and the gate of each value
+        values += 5 * recurrent.inner
     if native:
         return values
-    # For each chunk: pairwise products of its tokens, and the delta rule's keys.
-    return values + recurrent.heads * (6 * SCAN_CHUNK + 2 * recurrent.state)
+    # For each chunk: pairwise products of its tokens, and the delta rule's keys, which decays of
+    # channels multiply in several ways.
+    keys = 10 if recurrent.kind == "kda" else 2
+    return values + recurrent.heads * (6 * SCAN_CHUNK + keys * recurrent.state)
 
 
 def _largest(holds: Callable[[int], bool], most: int) -> int:

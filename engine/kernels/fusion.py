@@ -20,10 +20,14 @@ UNFUSED = (
     "post_ffw_norm",
     "rope_factors_long",
     "shexp.bias",
+    "ffn_latent_down.bias",
+    "ffn_latent_up.bias",
     *(f"ssm_{part}.bias" for part in ("in", "out", "ba", "beta", "alpha")),
+    *(f"ssm_{part}.bias" for part in ("f_a", "f_b", "g_a", "g_b")),
 )
 UNFUSED_DELTA = ("ssm_in.weight", "attn_qkv.bias", "attn_gate.bias")
 UNFUSED_ATTENTION = ("attn_gate.weight",)  # in a delta net, it is the gate of the recurrent layer
+UNFUSED_LATENT_EXPERTS = ("ffn_gate_inp_shexp",)
 
 
 def fuses(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> bool:
@@ -35,7 +39,11 @@ def fuses(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> bool:
         return False
     used = [info for info in used_tensors(config, tensors) if info.name != "output_norm.bias"]
     delta = config.recurrent is not None and config.recurrent.kind == "delta"
-    unfused = (*UNFUSED, *(UNFUSED_DELTA if delta else UNFUSED_ATTENTION))
+    unfused = UNFUSED
+    if delta or not config.latent:  # latent attention has its gate
+        unfused += UNFUSED_DELTA if delta else UNFUSED_ATTENTION
+    if config.experts and config.experts.latent_width:
+        unfused += UNFUSED_LATENT_EXPERTS
     if any(part in info.name for info in used for part in unfused):
         return False
     if config.value_scale != 1.0 and any("attn_output.bias" in info.name for info in used):

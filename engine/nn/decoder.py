@@ -112,6 +112,24 @@ class ParallelBlock:
         return x + self.mixer(normed, cache, offset) + self.feed_forward(normed)
 
 
+@dataclass(frozen=True, slots=True)
+class SingleBlock:
+    """A mixer or a feed-forward layer, with a norm before it and a residual connection."""
+
+    norm: AnyNorm
+    mixer: Mixer | None
+    feed_forward: FeedForwardLayer | None
+
+    def __call__(
+        self, x: mx.array, cache: LayerCache | None, offset: int, embedded: mx.array | None = None
+    ) -> mx.array:
+        y = self.norm(x)
+        if self.mixer is not None:
+            return x + self.mixer(y, cache, offset)
+        assert self.feed_forward is not None
+        return x + self.feed_forward(y)
+
+
 # config, weights, layer, mixer, feed-forward layer -> block
 MakeBlock = Callable[[ModelConfig, Weights, int, Mixer, FeedForwardLayer], "Block | ParallelBlock"]
 
@@ -162,7 +180,7 @@ class Blocks:
     sources: for each block, the index of the one whose cache it uses: its own, or an earlier one.
     """
 
-    blocks: Sequence[Block | ParallelBlock]
+    blocks: Sequence[Block | ParallelBlock | SingleBlock]
     cache_specs: Sequence[CacheSpec]
     sources: Sequence[int]
 
@@ -228,7 +246,8 @@ class Decoder:
 
     mixer, feed_forward: functions that return a layer's mixer or feed-forward layer, given the
     layer's index. By default, the config determines whether the feed-forward layer is dense or MoE.
-    block: makes a layer's block of them. embedding_scale: if 0, use the scale from the config.
+    block: makes a layer's block of them, unless a layer has only one of them: `attn_norm` then
+    precedes it. embedding_scale: if 0, use the scale from the config.
     embed_per_layer: computes the embeddings that each layer has for each token from the tokens (T,)
     and their embeddings x (T, D): (T, L, n).
     If `output.weight` is missing, the embedding is also the head.
@@ -247,8 +266,17 @@ class Decoder:
         embed_per_layer: Callable[[mx.array, mx.array], mx.array] | None = None,
     ) -> None:
         second_part = feed_forward or partial(moe.feed_forward, config, weights)
+
+        def make(layer: int) -> Block | ParallelBlock | SingleBlock:
+            if not config.single_blocks:
+                return block(config, weights, layer, mixer(layer), second_part(layer))
+            norm = required_norm(weights, f"blk.{layer}.attn_norm", config)
+            if config.mixes(layer):
+                return SingleBlock(norm, mixer(layer), None)
+            return SingleBlock(norm, None, second_part(layer))
+
         layers = range(config.layers)
-        blocks = [block(config, weights, i, mixer(i), second_part(i)) for i in layers]
+        blocks = [make(layer) for layer in layers]
         sources = [config.kv_source(layer) for layer in layers]
         shape = (config.vocab, config.width)
         self.embedding = weights.matrix("token_embd.weight", *shape)

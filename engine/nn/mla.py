@@ -24,7 +24,7 @@ from engine.nn.cache.cache import TokenCache
 from engine.nn.config import IndexerConfig, ModelConfig, RopeConfig
 from engine.nn.norm import LayerNorm, RMSNorm
 from engine.nn.rope import RoPE, Temperature, yarn_magnitude
-from engine.nn.weights import Weights
+from engine.nn.weights import Linear, Weights
 
 LATENT_EPS = INDEXER_EPS = 1e-6  # hard-coded in the reference implementations, not in files
 
@@ -32,7 +32,9 @@ LATENT_EPS = INDEXER_EPS = 1e-6  # hard-coded in the reference implementations, 
 class LatentAttention:
     """Attention over the latents of all tokens, or only of the tokens that an indexer chooses.
 
-    indexer: this layer's indexer, or an earlier layer's if this layer reuses its choice.
+    rope: None if no part of a key is rotated. indexer: this layer's indexer, or an earlier layer's
+    if this layer reuses its choice. If the file has `attn_gate`, each head's output is multiplied
+    by the sigmoid of its gate.
     """
 
     def __init__(
@@ -40,13 +42,14 @@ class LatentAttention:
         config: ModelConfig,
         weights: Weights,
         layer: int,
-        rope: RoPE,
+        rope: RoPE | None,
         indexer: Indexer | None = None,
     ) -> None:
         assert config.latent is not None
         latent, width = config.latent, config.width
+        self.rotary = rotary = config.rope.dims
         self.heads, self.rank, self.rope = config.heads[layer], latent.rank, rope
-        self.nope_dims = latent.key_dim - rope.dims  # unrotated values per head
+        self.nope_dims = latent.key_dim - rotary  # values per head that never are rotated
         self.scale = latent_scale(config)
         self.kernels = weights.kernels
         self.indexer, self.indexes = indexer, indexer is not None and indexer.layer == layer
@@ -60,10 +63,13 @@ class LatentAttention:
             self.q_a = weights.linear(name + "q_a", rank, width)
             self.q_norm = RMSNorm(weights.array(name + "q_a_norm.weight", rank), LATENT_EPS)
         self.q = weights.linear(name + ("q_b" if rank else "q"), queries, rank or width)
-        self.kv_a = weights.linear(name + "kv_a_mqa", self.rank + rope.dims, width)
+        self.kv_a = weights.linear(name + "kv_a_mqa", self.rank + rotary, width)
         self.kv_norm = RMSNorm(weights.array(name + "kv_a_norm.weight", self.rank), LATENT_EPS)
         self.k_b, self.v_b = head_projections(config, weights, name, self.heads)
         self.output = weights.linear(name + "output", width, self.heads * latent.value_dim)
+        self.gate: Linear | None = None
+        if name + "gate.weight" in weights:
+            self.gate = weights.linear(name + "gate", self.heads, width)
 
     def __call__(self, x: mx.array, cache: TokenCache | None, offset: int) -> mx.array:
         source = x if self.q_a is None or self.q_norm is None else self.q_norm(self.q_a(x))
@@ -73,7 +79,8 @@ class LatentAttention:
         kv = self.kv_a(x)[None, None]  # (1, 1, T, R + rope)
         latents = self.kv_norm(kv[..., : self.rank])
         rotated = mx.concatenate([q[..., self.nope_dims :], kv[..., self.rank :]], axis=1)
-        rotated = self.rope(rotated, offset)
+        if self.rope is not None:
+            rotated = self.rope(rotated, offset)
         absorbed = self.k_b.stack_matmul(by_token(q[..., : self.nope_dims]))  # (T, H, R)
         q = mx.concatenate([absorbed, by_token(rotated[:, : self.heads])], axis=-1) * self.scale
         cached = [mx.concatenate([latents, rotated[:, self.heads :]], axis=-1)]
@@ -86,8 +93,10 @@ class LatentAttention:
             rows = [buffer.rows(offset + x.shape[0]) for buffer in cache.buffers]
         if self.indexes and self.indexer is not None:
             self.indexer.choose(x, source, rows[1], offset)
-        mixed = self._attend(q, rows[0], offset)  # (T, H, R)
-        return self.output(self.v_b.stack_matmul(mixed).reshape(x.shape[0], -1))
+        mixed = self.v_b.stack_matmul(self._attend(q, rows[0], offset))  # (T, H, value)
+        if self.gate is not None:
+            mixed = mixed * mx.sigmoid(self.gate(x))[..., None]
+        return self.output(mixed.reshape(x.shape[0], -1))
 
     def _attend(self, q: mx.array, rows: Rows, offset: int) -> mx.array:
         """Attend to cached rows: scaled q (T, H, d), rows (L, d) -> (T, H, R).

@@ -1,4 +1,4 @@
-"""The gated feed-forward layer and its activations.
+"""The dense feed-forward layer and its activations.
 
 Axes: T tokens, D width, F hidden width.
 """
@@ -11,12 +11,13 @@ from collections.abc import Callable
 import mlx.core as mx
 
 from engine.nn.config import ModelConfig
-from engine.nn.weights import Weights
+from engine.nn.weights import Linear, Weights
 
 CLAMP_SLOPE = 1.702  # sigmoid slope in `clamped_swiglu`
 CLAMP_LIMIT = 7.0
 
-Activation = Callable[[mx.array, mx.array], mx.array]  # gate (..., F), up (..., F) -> (..., F)
+# gate (..., F), up (..., F) -> (..., F); one of UNGATED receives only up
+Activation = Callable[..., mx.array]
 
 
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:
@@ -54,11 +55,19 @@ def gelu(x: mx.array) -> mx.array:
     return 0.5 * x * (1 + mx.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
-class FeedForward:
-    """The gated feed-forward layer: down(activation(gate(x), up(x))).
+def squared_relu(up: mx.array) -> mx.array:
+    """Return max(up, 0) squared."""
+    return mx.square(mx.maximum(up, 0))
 
-    suffix: appended to the tensor names. width: hidden width; by default, the layer's width in
-    `config`.
+
+UNGATED = (squared_relu,)
+
+
+class FeedForward:
+    """The feed-forward layer: down(activation(gate(x), up(x))), or down(activation(up(x))).
+
+    activation: if it is one of UNGATED, there is no gate. suffix: appended to the tensor names.
+    width: hidden width; by default, the layer's width in `config`.
     """
 
     def __init__(
@@ -73,9 +82,12 @@ class FeedForward:
         hidden = config.feed_forward[layer] if width is None else width
         prefix = f"blk.{layer}.ffn_"
         self.activation = activation
-        self.gate = weights.linear(f"{prefix}gate{suffix}", hidden, config.width)
+        self.gate: Linear | None = None
+        if activation not in UNGATED:
+            self.gate = weights.linear(f"{prefix}gate{suffix}", hidden, config.width)
         self.up = weights.linear(f"{prefix}up{suffix}", hidden, config.width)
         self.down = weights.linear(f"{prefix}down{suffix}", config.width, hidden)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.down(self.activation(self.gate(x), self.up(x)))
+        gates = () if self.gate is None else (self.gate(x),)
+        return self.down(self.activation(*gates, self.up(x)))

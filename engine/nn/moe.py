@@ -14,8 +14,8 @@ import mlx.core as mx
 from engine.architectures.registry import SOFTMAX, SOFTMAX_OF_CHOSEN, SPARSE_MIXER
 from engine.kernels.base import QTensor
 from engine.nn.config import ExpertConfig, ModelConfig
-from engine.nn.mlp import Activation, FeedForward, clamped_silu, swiglu
-from engine.nn.weights import Weights
+from engine.nn.mlp import UNGATED, Activation, FeedForward, clamped_silu, swiglu
+from engine.nn.weights import Linear, Weights
 
 if TYPE_CHECKING:
     from engine.nn.router_stats import RouterStats
@@ -116,7 +116,11 @@ class ExpertLinear:
 
 
 class Experts:
-    """An MoE feed-forward layer. Biases are used if the file contains them."""
+    """An MoE feed-forward layer. Biases are used if the file contains them.
+
+    activation: if it is one of `UNGATED`, experts have no gate. Latent experts read and write a
+    narrower vector, which all experts of a layer share.
+    """
 
     def __init__(
         self, config: ModelConfig, weights: Weights, layer: int, activation: Activation = swiglu
@@ -125,17 +129,25 @@ class Experts:
         self.config = config.experts
         self.activation = activation
         count, hidden, width = self.config.count, self.config.width, config.width
-        prefix = f"blk.{layer}"
+        prefix, latent = f"blk.{layer}", self.config.latent_width
         self.router = weights.matrix(f"{prefix}.ffn_gate_inp.weight", count, width)
         self.router_bias = weights.optional_vector(f"{prefix}.ffn_gate_inp.bias", count)
         name = f"{prefix}.exp_probs_b"  # older files omit the suffix .bias
         name = name + ".bias" if name + ".bias" in weights else name
         self.selection_bias = weights.optional_vector(name, count)
+        self.latent_down: Linear | None = None
+        self.latent_up: Linear | None = None
+        if latent:
+            self.latent_down = weights.linear(f"{prefix}.ffn_latent_down", latent, width)
+            self.latent_up = weights.linear(f"{prefix}.ffn_latent_up", width, latent)
+            width = latent
         self.gate_up: ExpertLinear | None = None
+        self.gate: ExpertLinear | None = None
         if f"{prefix}.ffn_gate_up_exps.weight" in weights:
             self.gate_up = expert_linear(weights, prefix, "ffn_gate_up", count, 2 * hidden, width)
         else:
-            self.gate = expert_linear(weights, prefix, "ffn_gate", count, hidden, width)
+            if activation not in UNGATED:
+                self.gate = expert_linear(weights, prefix, "ffn_gate", count, hidden, width)
             self.up = expert_linear(weights, prefix, "ffn_up", count, hidden, width)
         self.down = expert_linear(weights, prefix, "ffn_down", count, width, hidden)
         self.sorts = not weights.kernels.groups_by_expert
@@ -150,9 +162,13 @@ class Experts:
         if self.stats is not None:
             self.stats.record(ids)
         weights = weights.astype(x.dtype)
+        if self.latent_down is not None:
+            x = self.latent_down(x)
         if self.config.weight_on_input:
-            return self.run(x[:, None, :] * weights[..., None], ids).sum(axis=-2)
-        return (self.run(x[:, None, :], ids) * weights[..., None]).sum(axis=-2)
+            y = self.run(x[:, None, :] * weights[..., None], ids).sum(axis=-2)
+        else:
+            y = (self.run(x[:, None, :], ids) * weights[..., None]).sum(axis=-2)
+        return y if self.latent_up is None else self.latent_up(y)
 
     def run(self, x: mx.array, ids: mx.array) -> mx.array:
         """Run the chosen experts: x (T, 1 or k, D), ids (T, k) -> (T, k, D)."""
@@ -168,7 +184,8 @@ class Experts:
     def _hidden(self, x: mx.array, ids: mx.array) -> mx.array:
         if self.gate_up is not None:
             return self.activation(*mx.split(self.gate_up(x, ids), 2, axis=-1))
-        return self.activation(self.gate(x, ids), self.up(x, ids))
+        gates = () if self.gate is None else (self.gate(x, ids),)
+        return self.activation(*gates, self.up(x, ids))
 
 
 class SharedExperts:

@@ -14,10 +14,14 @@ from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
+from engine.nn.attention import qkv
 from engine.nn.cache.cache import LayerCache, StateCache
 from engine.nn.config import ModelConfig, RecurrentConfig
 from engine.nn.weights import Linear, Weights
 
+LENGTH_EPS = (
+    1e-6  # hard-coded in the reference implementations of Kimi delta attention, not in files
+)
 State = tuple[mx.array, ...]  # the convolution's last K-1 inputs (K-1, C), then the matrix, if any
 # inputs (T, ...), previous state -> output (T, ...), new state
 Advance = Callable[[Sequence[mx.array], State], tuple[mx.array, State]]
@@ -117,6 +121,66 @@ class GatedDeltaNet:
         return y, (tail, matrix)
 
 
+class KimiDeltaAttention:
+    """Kimi delta attention (arXiv 2510.26692): a delta net in which each channel of a key decays.
+
+    q, k and v are convolved separately. Without a bound, log decays are rate * softplus(x), with
+    negative rates; with one, they are bound * sigmoid(rate * x). The output is normalised per head,
+    then multiplied by the sigmoid of a gate.
+    """
+
+    def __init__(self, config: ModelConfig, weights: Weights, layer: int) -> None:
+        assert config.recurrent is not None
+        self.config = shape = config.recurrent
+        self.kernels = weights.kernels
+        name, inner, width = f"blk.{layer}.", shape.inner, config.width
+        self.q, self.k, v = qkv(weights, name + "attn_", (inner,) * 3, width)
+        assert v is not None  # it is not optional
+        self.v = v
+        convolutions = (f"{name}ssm_conv1d_{part}.weight" for part in "qkv")
+        taps = [_taps(weights, convolution, inner, shape.kernel) for convolution in convolutions]
+        self.taps = mx.concatenate(taps, axis=-1)
+        self.decay = LowRank(weights, name + "ssm_f", inner, width)
+        self.dt_bias = weights.array(name + "ssm_dt.bias", inner)
+        self.rate = weights.array(name + "ssm_a", shape.heads)
+        self.beta = weights.linear(name + "ssm_beta", shape.heads, width)
+        self.gate = LowRank(weights, name + "ssm_g", inner, width)
+        self.norm = weights.array(name + "ssm_norm.weight", shape.state)[None]
+        self.eps = config.norm_eps
+        self.output = weights.linear(name + "attn_output", width, inner)
+        matrix = (shape.heads, 1, shape.state, shape.state)
+        self.state_shapes = ((shape.kernel - 1, 3 * inner), matrix)
+
+    def __call__(self, x: mx.array, cache: LayerCache | None, offset: int) -> mx.array:
+        heads = (len(x), self.config.heads, self.config.state)
+        mixed = mx.concatenate([self.q(x), self.k(x), self.v(x)], axis=-1).astype(mx.float32)
+        decay = self._log_decay((self.decay(x).astype(mx.float32) + self.dt_bias).reshape(heads))
+        beta = mx.sigmoid(self.beta(x).astype(mx.float32))
+        y = run_cached(cache, offset, [mixed, decay, beta], self.state_shapes, self._advance)
+        y = mx.fast.rms_norm(y.reshape(heads), self.norm[0], self.eps)
+        y = y * mx.sigmoid(self.gate(x).astype(mx.float32).reshape(heads))
+        return self.output(y.reshape(len(x), -1).astype(x.dtype))
+
+    def _log_decay(self, x: mx.array) -> mx.array:
+        rate, bound = self.rate[:, None], self.config.decay_bound
+        if bound:
+            return bound * mx.sigmoid(rate * x)
+        return rate * mx.logaddexp(x, 0)  # softplus
+
+    def _advance(self, parts: Sequence[mx.array], state: State) -> tuple[mx.array, State]:
+        """Process qkv (T, C), decay (T, H, N) and beta (T, H).
+
+        Return y (T, H, 1, N) and the new state.
+        """
+        (mixed, decay, beta), (tail, matrix) = parts, state
+        mixed, tail = self.kernels.convolve(mixed, tail, self.taps, None, activate=True)
+        heads = (len(mixed), self.config.heads, 1, self.config.state)
+        q, k, v = (part.reshape(heads) for part in mx.split(mixed, 3, axis=-1))
+        decay, beta = decay[:, :, None], beta[..., None]
+        y, matrix = self.kernels.scan(q, k, v, decay, matrix, beta, LENGTH_EPS)
+        return y, (tail, matrix)
+
+
 class ShortConvolution:
     """A causal convolution over a few tokens, with gated input and output."""
 
@@ -167,6 +231,23 @@ def run_cached(
     # Evaluate the state together with the output: an unevaluated state keeps every input alive.
     held: list[mx.array] = mx.depends([y], list(state))
     return held[0]
+
+
+class LowRank:
+    """The projection `name_b`(`name_a`(x)), or only `name_a`(x) if `name_b` is missing.
+
+    x: (T, D). Returns (T, rows).
+    """
+
+    def __init__(self, weights: Weights, name: str, rows: int, columns: int) -> None:
+        whole = name + "_b.weight" not in weights
+        rank = rows if whole else weights.shape(name + "_a.weight")[0]
+        self.a = weights.linear(name + "_a", rank, columns)
+        self.b = None if whole else weights.linear(name + "_b", rows, rank)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        y = self.a(x)
+        return y if self.b is None else self.b(y)
 
 
 class DeltaProjections:

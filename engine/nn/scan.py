@@ -5,7 +5,8 @@ Both keep one matrix S per head and update it for each token:
     S = exp(log_decay) S + k u^T,    y = S^T q
 
 where u is v (Mamba-2, arXiv 2405.21060), or v minus the state's prediction for k (gated delta
-rule, arXiv 2412.06464): u = beta (v - exp(log_decay) S^T k).
+rule, arXiv 2412.06464): u = beta (v - (exp(log_decay) S)^T k). In Kimi delta attention
+(arXiv 2510.26692), each row of S, that is, each channel of the key, has its own decay.
 
 A prompt is processed in chunks: matrix products handle all tokens in a chunk at once, and only the
 states between chunks are computed sequentially. Everything is float32.
@@ -37,8 +38,9 @@ def scan(
 
     The gated delta rule normalises q and k to length 1, with `eps` added to the squared length, and
     divides q by sqrt(N).
-    q, k: (T, A or 1, B or 1, N). v: (T, A, B, P). log_decay: (T, A, B), at most 0. beta:
-    (T, A, B). state: (A, B, N, P), before the first token.
+    q, k: (T, A or 1, B or 1, N). v: (T, A, B, P). log_decay: at most 0; (T, A, B), or
+    (T, A, B, N) for the delta rule with a decay per channel, without shared keys. beta: (T, A, B).
+    state: (A, B, N, P), before the first token.
     Returns y (T, A, B, P) and the state after the last token.
     """
     if beta is not None:
@@ -47,8 +49,12 @@ def scan(
         k = mx.fast.rms_norm(k, None, eps / width) * width**-0.5
     if v.shape[0] == 1:
         one = None if beta is None else beta[0]
-        y, state = _step(q[0], k[0], v[0], mx.exp(log_decay[0])[..., None], state, one)
+        decay = mx.exp(log_decay[0]).reshape(*v.shape[1:3], -1)
+        y, state = _step(q[0], k[0], v[0], decay, state, one)
         return y[None], state
+    if log_decay.ndim == 4:
+        assert beta is not None
+        return _scan_channels(q, k, v, log_decay, state, beta, chunk)
     return _scan_chunks(q, k, v, log_decay, state, beta, chunk)
 
 
@@ -92,13 +98,13 @@ def gated_norm(
 def _step(
     q: mx.array, k: mx.array, v: mx.array, decay: mx.array, state: mx.array, beta: mx.array | None
 ) -> tuple[mx.array, mx.array]:
-    """Process one token: like `scan`, but without the token axis. decay: (A, B, 1)."""
+    """Process one token: like `scan`, but without the token axis. decay: (A, B, 1 or N)."""
     if beta is None:
-        read, u = (q[..., None, :] @ state).squeeze(-2) * decay, v
+        read, u = ((q * decay)[..., None, :] @ state).squeeze(-2), v
     else:
-        both = mx.stack([q, k], axis=-2) @ state  # (A, B, 2, P); reads the state only once
-        read, known = both[..., 0, :] * decay, both[..., 1, :] * decay
-        u = beta[..., None] * (v - known)
+        both = mx.stack([q, k], axis=-2) * decay[..., None, :]
+        both = both @ state  # (A, B, 2, P); reads the state only once
+        read, u = both[..., 0, :], beta[..., None] * (v - both[..., 1, :])
     y = read + (q * k).sum(axis=-1, keepdims=True) * u
     return y, state * decay[..., None] + k[..., None] * u[..., None, :]
 
@@ -132,6 +138,59 @@ def _scan_chunks(
         state = state * from_start[i, ..., -1:, :] + k_transposed[i] @ (u * to_end[i])
     y = mx.moveaxis(mx.stack(chunks), 3, 1)  # (c, Q, A, B, P)
     return y.reshape(-1, *y.shape[2:])[:count], state
+
+
+def _scan_channels(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    log_decay: mx.array,
+    state: mx.array,
+    beta: mx.array,
+    chunk: int,
+) -> tuple[mx.array, mx.array]:
+    """Process chunks as `_scan_chunks` does, with a decay per channel: log_decay (T, A, B, N)."""
+    count = v.shape[0]
+    size = min(chunk, 1 << (count - 1).bit_length())
+    q, k, v, log_decay = (_chunks(x, size) for x in (q, k, v, log_decay))
+    beta = _chunks(beta, size)[..., None]
+    inverse = unit_lower_inverse(mx.tril(decayed_products(k, k, log_decay) * beta, -1))
+    from_start = mx.exp(mx.cumsum(log_decay, axis=-2))  # (c, A, B, Q, N)
+    scores, q = decayed_products(q, k, log_decay), q * from_start
+    v, w = inverse @ (v * beta), inverse @ (k * (beta * from_start))
+    k = (k * _to_end(log_decay)).swapaxes(-1, -2)
+    chunks = []
+    for i in range(v.shape[0]):
+        u = v[i] - w[i] @ state
+        chunks.append(scores[i] @ u + q[i] @ state)
+        state = state * from_start[i, ..., -1, :, None] + k[i] @ u
+    y = mx.moveaxis(mx.stack(chunks), 3, 1)  # (c, Q, A, B, P)
+    return y.reshape(-1, *y.shape[2:])[:count], state
+
+
+def decayed_products(a: mx.array, b: mx.array, log_decay: mx.array) -> mx.array:
+    """Return the sum over channels of a[t] b[i] exp(log_decay[i + 1] + ... + log_decay[t]).
+
+    All arguments: (..., Q, N), Q a power of two. Returns (..., Q, Q), zero where t < i.
+    Halves meet at their border, so that no exponent is positive: with a common origin, the decays
+    of some channels would overflow.
+    """
+    *lead, size, width = log_decay.shape
+    if size == 1:
+        return (a * b).sum(axis=-1, keepdims=True)
+    half = size // 2
+    a, b, decay = (x.reshape(*lead, 2, half, width) for x in (a, b, log_decay))
+    inner = decayed_products(a, b, decay)
+    later = a[..., 1, :, :] * mx.exp(mx.cumsum(decay[..., 1, :, :], axis=-2))
+    earlier = b[..., 0, :, :] * _to_end(decay[..., 0, :, :])
+    below = later @ earlier.swapaxes(-1, -2)
+    top = mx.concatenate([inner[..., 0, :, :], mx.zeros_like(below)], axis=-1)
+    return mx.concatenate([top, mx.concatenate([below, inner[..., 1, :, :]], axis=-1)], axis=-2)
+
+
+def _to_end(log_decay: mx.array) -> mx.array:
+    """Return the decay from after each token to the end of its chunk: (..., Q, N)."""
+    return mx.exp(mx.cumsum(log_decay, axis=-2, reverse=True, inclusive=False))
 
 
 def _chunks(x: mx.array, size: int) -> mx.array:

@@ -5,9 +5,10 @@
 held_out.json holds, by case, the class of transformers, its configuration, the seed of weights and
 tokens, and what was measured: the largest difference of our logits from transformers', prompt and
 decoded, in standard deviations of the logits, by kernels. "published" is what the publishers'
-configurations say and transformers does not save. This makes each model anew, measures, and writes
-the figures. Needs torch, transformers and the engine; LLAMA_CPP is a source tree of
-llama.cpp, whose converter writes the model files, so that their form is not ours either.
+configurations say and transformers does not save, or null for what only transformers saves. This
+makes each model anew, measures, and writes the figures. Needs torch, transformers and the engine;
+LLAMA_CPP is a source tree of llama.cpp, whose converter writes the model files, so that their form
+is not ours either.
 """
 
 import contextlib
@@ -74,7 +75,9 @@ def convert(model: Any, case: dict[str, Any], folder: Path, llama_cpp: Path) -> 
     import gguf
 
     model.save_pretrained(folder)
-    saved = json.loads((folder / "config.json").read_text()) | case.get("published", {})
+    published = case.get("published", {})
+    saved = json.loads((folder / "config.json").read_text()) | published
+    saved = {key: value for key, value in saved.items() if published.get(key, 0) is not None}
     (folder / "config.json").write_text(json.dumps(saved))
     words = {str(number): number for number in range(saved["vocab_size"])}  # Gemma's are counted
     vocabulary = {"model": {"vocab": words}, "added_tokens": []}

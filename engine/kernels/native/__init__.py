@@ -217,7 +217,8 @@ class NativeKernels:
             raise ValueError(f"scan: q {q.shape} does not match v {v.shape}")
         for name, array in (("q", q), ("k", k)):
             _require_shape(name, array, shared)
-        _require_shape("log_decay", log_decay, v.shape[:3])
+        channels = (q.shape[3],) if log_decay.ndim == 4 and beta is not None else ()
+        _require_shape("log_decay", log_decay, (*v.shape[:3], *channels))
         _require_shape("state", state, (a, b, q.shape[3], values))
         if beta is not None:
             _require_shape("beta", beta, v.shape[:3])

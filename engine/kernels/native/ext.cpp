@@ -260,14 +260,16 @@ void bind_layers(nb::module_& m) {
                              FIELD(value_dim), FIELD(window), FIELD(scale));
   bind_layer<LatentLayer>(m, stack, "LatentLayer", FIELD(norm), FIELD(residual), FIELD(q_a),
                           FIELD(q_norm), FIELD(q), FIELD(kv_a), FIELD(kv_norm), FIELD(k_b),
-                          FIELD(v_b), FIELD(output), FIELD(rope), FIELD(heads), FIELD(scale));
+                          FIELD(v_b), FIELD(output), FIELD(rope), FIELD(gate), FIELD(heads),
+                          FIELD(scale));
   bind_layer<RecurrentLayer>(
       m, stack, "RecurrentLayer", FIELD(norm), FIELD(residual), FIELD(output), FIELD(taps),
       FIELD(bias), FIELD(kernel), FIELD(channels), FIELD(mixed_at), FIELD(gate_at), FIELD(step),
       FIELD(beta), FIELD(step_bias), FIELD(rate), FIELD(skip), FIELD(q_at), FIELD(k_at),
       FIELD(v_at), FIELD(a), FIELD(b), FIELD(key_heads), FIELD(key_step_a), FIELD(key_step_b),
       FIELD(width), FIELD(values), FIELD(delta), FIELD(length_eps), FIELD(gated_norm),
-      FIELD(norm_rows), FIELD(norm_weights), FIELD(gate_first))
+      FIELD(norm_rows), FIELD(norm_weights), FIELD(gate_first), FIELD(sigmoid_gate),
+      FIELD(by_channel), FIELD(bound), FIELD(step_b), FIELD(gate_b))
       .def_prop_rw("inputs", nullptr,
                    [](LayerBuilder<RecurrentLayer>& builder, const std::vector<Weight>& inputs) {
                      RecurrentLayer& layer = builder.layer;
@@ -276,14 +278,14 @@ void bind_layers(nb::module_& m) {
                    });
   bind_layer<DenseLayer>(m, stack, "DenseLayer", FIELD(norm), FIELD(residual), FIELD(gate),
                          FIELD(up), FIELD(down));
-  bind_layer<ExpertLayer>(m, stack, "ExpertLayer", FIELD(norm), FIELD(residual), LINEAR(router),
-                          LINEAR(gate), LINEAR(up), LINEAR(down), FIELD(activation),
-                          FIELD_AT(experts, routing.experts), FIELD_AT(used, routing.used),
-                          FIELD_AT(renormalize, routing.renormalize),
-                          FIELD_AT(scale, routing.scale), FIELD_AT(gating, routing.gating),
-                          FIELD_AT(selection_bias, routing.bias), FIELD_AT(groups, routing.groups),
-                          FIELD_AT(groups_used, routing.groups_used), FIELD(shared_gate),
-                          FIELD(shared_up), FIELD(shared_down), FIELD(shared_score));
+  bind_layer<ExpertLayer>(
+      m, stack, "ExpertLayer", FIELD(norm), FIELD(residual), LINEAR(router), LINEAR(gate),
+      LINEAR(up), LINEAR(down), FIELD(activation), FIELD_AT(experts, routing.experts),
+      FIELD_AT(used, routing.used), FIELD_AT(renormalize, routing.renormalize),
+      FIELD_AT(scale, routing.scale), FIELD_AT(gating, routing.gating),
+      FIELD_AT(selection_bias, routing.bias), FIELD_AT(groups, routing.groups),
+      FIELD_AT(groups_used, routing.groups_used), FIELD(shared_gate), FIELD(shared_up),
+      FIELD(shared_down), FIELD(shared_score), FIELD(latent_down), FIELD(latent_up));
   nb::class_<HeadLayer>(m, "Head")
       .def(nb::init<const mx::array&, float, const Weight&>())
       .def("run", &HeadLayer::run);

@@ -6,6 +6,8 @@ this. Axes: T tokens, D width.
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -23,12 +25,12 @@ from engine.nn.attention import Attention
 from engine.nn.cache.cache import REWIND
 from engine.nn.cache.spec import STEP, WINDOW_SLACK
 from engine.nn.config import ModelConfig
-from engine.nn.decoder import Block, Blocks, Decoder, LMHead, OnProgress
+from engine.nn.decoder import Block, Blocks, Decoder, LMHead, OnProgress, SingleBlock
 from engine.nn.mla import LatentAttention
-from engine.nn.mlp import Activation, FeedForward, clamped_swiglu, swiglu
+from engine.nn.mlp import Activation, FeedForward, clamped_swiglu, squared_relu, swiglu
 from engine.nn.moe import ExpertLinear, Experts, SharedExperts
 from engine.nn.norm import AnyNorm, RMSNorm
-from engine.nn.recurrent import GatedDeltaNet, Mamba2
+from engine.nn.recurrent import LENGTH_EPS, GatedDeltaNet, KimiDeltaAttention, Mamba2
 from engine.nn.rope import RoPE
 from engine.nn.weights import Linear
 
@@ -64,6 +66,11 @@ class FusedLayers:
         self.stack: _native.Stack = native.Stack()
         convert = LayerConverter(native).convert
         for block in layers.blocks:
+            if isinstance(block, SingleBlock):
+                part = block.mixer or block.feed_forward
+                self.stack.add(convert(part, block.norm, 1.0))
+                self.width = block.norm.weight.size
+                continue
             assert isinstance(block, Block) and block.feed_forward_norm and not block.end
             assert block.post_mixer_norm is None and block.post_feed_forward_norm is None
             residual = block.residual_scale
@@ -153,6 +160,7 @@ class LayerConverter:
             LatentAttention: self._latent,
             Mamba2: self._mamba2,
             GatedDeltaNet: self._delta_net,
+            KimiDeltaAttention: self._kimi_delta,
             FeedForward: self._dense,
             Experts: self._experts,
             SharedExperts: self._shared_experts,
@@ -196,7 +204,13 @@ class LayerConverter:
         layer.kv_a, layer.kv_norm = _weight(attention.kv_a.weight), _norm(attention.kv_norm)
         layer.k_b, layer.v_b = _weight(attention.k_b), _weight(attention.v_b)
         layer.output = _weight(attention.output.weight)
-        layer.rope = self._rope(attention.rope)
+        if attention.rope is not None:
+            layer.rope = self._rope(attention.rope)
+        else:  # the same values stay where they are: their periods are infinite
+            still = mx.full(attention.rotary // 2, math.inf)
+            layer.rope = self.native.Rope(still, False, 1.0)
+        if attention.gate is not None:
+            layer.gate = _weight(attention.gate.weight)
         layer.heads, layer.scale = attention.heads, attention.scale
         return layer
 
@@ -226,9 +240,26 @@ class LayerConverter:
         layer.q_at, layer.k_at, layer.v_at = 0, mixer.keys, 2 * mixer.keys
         return layer
 
+    def _kimi_delta(self, mixer: KimiDeltaAttention) -> _native.RecurrentLayer:
+        shape, columns = mixer.config, self.native.HeadColumns
+        layer = self._recurrent(mixer, (shape.heads, 1))
+        parts = [mixer.q, mixer.k, mixer.v, mixer.decay.a, mixer.gate.a, mixer.beta]
+        weights = [_weight(part.weight) for part in parts]
+        starts = [0, *itertools.accumulate(part.weight.shape[0] for part in parts)]
+        layer.inputs = weights
+        layer.q_at, layer.k_at, layer.v_at = starts[:3]
+        layer.step, layer.gate_at = columns(starts[3], shape.inner, 0), starts[4]
+        layer.beta = columns(starts[5], shape.heads, 0)
+        for name, part in (("step_b", mixer.decay.b), ("gate_b", mixer.gate.b)):
+            if part is not None:
+                setattr(layer, name, _weight(part.weight))
+        layer.delta = layer.by_channel = layer.sigmoid_gate = True
+        layer.bound, layer.length_eps = shape.decay_bound, LENGTH_EPS
+        return layer
+
     def _recurrent(
         self,
-        mixer: Mamba2 | GatedDeltaNet,
+        mixer: Mamba2 | GatedDeltaNet | KimiDeltaAttention,
         heads: tuple[int, int],
         key_heads: tuple[int, int] | None = None,
     ) -> _native.RecurrentLayer:
@@ -251,19 +282,24 @@ class LayerConverter:
         return layer
 
     def _dense(self, part: FeedForward) -> _native.DenseLayer:
-        assert part.activation is swiglu
+        assert part.activation in (swiglu, squared_relu)
         layer: _native.DenseLayer = self.native.DenseLayer()
-        layer.gate, layer.up = _weight(part.gate.weight), _weight(part.up.weight)
-        layer.down = _weight(part.down.weight)
+        if part.gate is not None:
+            layer.gate = _weight(part.gate.weight)
+        layer.up, layer.down = _weight(part.up.weight), _weight(part.down.weight)
         return layer
 
     def _experts(self, experts: Experts) -> _native.ExpertLayer:
         layer: _native.ExpertLayer = self.native.ExpertLayer()
         layer.router = _weight(experts.router), experts.router_bias
-        layer.gate, layer.up = _linear(experts.gate), _linear(experts.up)
-        layer.down = _linear(experts.down)
+        if experts.gate is not None:
+            layer.gate = _linear(experts.gate)
+            layer.activation = self.native.Activation[ACTIVATIONS[experts.activation]]
+        layer.up, layer.down = _linear(experts.up), _linear(experts.down)
+        if experts.latent_down is not None and experts.latent_up is not None:
+            layer.latent_down = _weight(experts.latent_down.weight)
+            layer.latent_up = _weight(experts.latent_up.weight)
         config = experts.config
-        layer.activation = self.native.Activation[ACTIVATIONS[experts.activation]]
         layer.gating = self.native.Gating[GATINGS[config.gating]]
         layer.experts, layer.used, layer.scale = config.count, config.used, config.scale
         layer.groups, layer.groups_used = config.groups, config.groups_used
@@ -273,8 +309,10 @@ class LayerConverter:
     def _shared_experts(self, part: SharedExperts) -> _native.ExpertLayer:
         assert part.shared.activation is part.routed.activation
         layer, shared = self._experts(part.routed), part.shared
-        layer.shared_gate, layer.shared_up = _weight(shared.gate.weight), _weight(shared.up.weight)
-        layer.shared_down, layer.shared_score = _weight(shared.down.weight), part.gate
+        if shared.gate is not None:
+            layer.shared_gate = _weight(shared.gate.weight)
+        layer.shared_up, layer.shared_down = _weight(shared.up.weight), _weight(shared.down.weight)
+        layer.shared_score = part.gate
         return layer
 
 

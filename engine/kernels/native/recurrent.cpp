@@ -46,6 +46,7 @@ std::pair<mx::array, mx::array> scan_task(const mx::array& q, const mx::array& k
   shape.key_step_a = q.shape(1) > 1 ? q.shape(2) : 0;
   shape.key_step_b = q.shape(2) > 1 ? 1 : 0;
   shape.eps = eps;
+  shape.channels = log_decay.ndim() == 4;
   const auto made =
       launch("Scan", std::move(inputs), {{v.shape(), mx::float32}, {state.shape(), mx::float32}},
              [shape](const Sources& in, const Targets& out) {

@@ -14,8 +14,8 @@ std::pair<mx::array, mx::array> convolve_task(const mx::array& x, const mx::arra
                                               const mx::array& taps,
                                               const std::optional<mx::array>& bias, bool activate);
 
-// q and k (T, A or 1, B or 1, N), v (T, A, B, P), log_decay and beta (T, A, B), state
-// (A, B, N, P) -> y, with the shape of v, and the new state.
+// q and k (T, A or 1, B or 1, N), v (T, A, B, P), log_decay (T, A, B) or (T, A, B, N), beta
+// (T, A, B), state (A, B, N, P) -> y, with the shape of v, and the new state.
 std::pair<mx::array, mx::array> scan_task(const mx::array& q, const mx::array& k,
                                           const mx::array& v, const mx::array& log_decay,
                                           const mx::array& state,

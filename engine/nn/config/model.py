@@ -37,7 +37,8 @@ class ExpertConfig:
     Starting at layer `first`, every `step`th layer is an MoE layer, except the `dense` ones, which
     the file's tensors show. Experts are chosen from the best `groups_used` of `groups` groups.
     width: hidden width of each routed expert. shared_width: hidden width of the shared expert,
-    which always runs; 0 if there is none.
+    which always runs; 0 if there is none. latent_width: width of the vector that routed experts
+    read and write; 0: the model's.
     """
 
     count: int
@@ -54,6 +55,7 @@ class ExpertConfig:
     first: int = 0
     step: int = 1
     dense: tuple[int, ...] = ()
+    latent_width: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +91,20 @@ class LatentConfig:
 class RecurrentConfig:
     """A causal convolution over `kernel` tokens and, except in conv layers, a recurrent state.
 
-    groups: number of key heads (delta), or of groups that share B and C (mamba2). heads: number of
-    value heads. state: key width per head. inner: value width summed over all heads. state_values:
-    number of float32 values that each layer caches.
+    groups: number of key heads (delta, kda), or of groups that share B and C (mamba2). heads:
+    number of value heads. state: key width per head. inner: value width summed over all heads.
+    state_values: number of float32 values that each layer caches. decay_bound: the least log decay;
+    0: none.
     """
 
-    kind: str  # delta | mamba2 | conv
+    kind: str  # delta | kda | mamba2 | conv
     kernel: int
     state_values: int
     state: int = 0
     groups: int = 0
     heads: int = 0
     inner: int = 0
+    decay_bound: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +126,7 @@ class ModelConfig:
     value_dim: int
     window_key_dim: int
     window_value_dim: int
-    feed_forward: tuple[int, ...]  # one per layer
+    feed_forward: tuple[int, ...]  # one per layer; see `single_blocks`
     norm_eps: float
     attention_scale: float
     rope: RopeConfig
@@ -146,9 +150,16 @@ class ModelConfig:
     temperature_length: int = 0  # `length` in `engine.nn.rope.Temperature`, in tokens
     latent: LatentConfig | None = None
     recurrent: RecurrentConfig | None = None
+    single_blocks: bool = False  # a layer with feed_forward 0 has only a mixer; others have none
+
+    def mixes(self, layer: int) -> bool:
+        """Return True if a layer has a mixer."""
+        return not (self.single_blocks and self.feed_forward[layer])
 
     def cache_spec(self, layer: int) -> CacheSpec:
         """Return the cache spec for a layer."""
+        if not self.mixes(layer):
+            return CacheSpec()
         if self.recurrent and not self.kv_heads[layer]:
             return CacheSpec(state_values=self.recurrent.state_values)
         if self.latent:
@@ -193,5 +204,7 @@ class ModelConfig:
         """Return True if a layer is an MoE layer."""
         experts = self.experts
         if experts is None or layer in experts.dense or layer < experts.first:
+            return False
+        if self.single_blocks and self.mixes(layer):
             return False
         return (layer + 1) % experts.step == 0

@@ -17,6 +17,8 @@ from engine.nn.config.model import (
 def read_rope(
     keys: Metadata, defaults: Architecture, key_dim: int, latent: LatentConfig | None
 ) -> RopeConfig:
+    if not defaults.rotates:
+        return RopeConfig(dims=key_dim, base=10_000.0)  # not used
     rotated = int(key_dim * defaults.rotary_share)
     dims = _read_rope_dims(keys, "rope.dimension_count", key_dim, rotated)
     if latent and dims >= latent.key_dim:
@@ -101,6 +103,7 @@ def read_experts(
         weight_on_input=defaults.weight_on_input,
         averaged=defaults.averages_shared,
         shared_width=_shared_width(keys, defaults, width),
+        latent_width=keys.integer("moe_latent_size", 0, 1 << 20, 0),
         first=keys.integer("leading_dense_block_count", 0, 512, 0),
         step=keys.integer("interleave_moe_layer_step", 1, 512, 1),
     )
@@ -153,13 +156,19 @@ def _read_indexer(keys: Metadata, defaults: Architecture, layers: int) -> Indexe
     )
 
 
-def read_recurrent(keys: Metadata, kind: str, width: int) -> RecurrentConfig | None:
+def read_recurrent(
+    keys: Metadata, defaults: Architecture, width: int, heads: int
+) -> RecurrentConfig | None:
+    """Read the keys of recurrent layers. heads: the number of attention heads."""
+    kind = defaults.recurrent
     if not kind:
         return None
     if kind == "conv":
         kernel = keys.integer("shortconv.l_cache", 2, 64)
         return RecurrentConfig(kind, kernel, (kernel - 1) * width)
     kernel = keys.integer("ssm.conv_kernel", 2, 64)
+    if kind == "kda":
+        return _read_kda(keys, defaults, kernel, heads)
     state = keys.integer("ssm.state_size", 1, 65_536)
     groups = keys.integer("ssm.group_count", 1, 65_536)
     heads = keys.integer("ssm.time_step_rank", 1, 65_536)
@@ -173,3 +182,20 @@ def read_recurrent(keys: Metadata, kind: str, width: int) -> RecurrentConfig | N
         raise GGUFError(f"{keys.prefix}ssm.group_count must divide ssm.time_step_rank ({heads})")
     values = (kernel - 1) * (2 * groups * state + inner) + inner * state
     return RecurrentConfig(kind, kernel, values, state, groups, heads, inner)
+
+
+def _read_kda(keys: Metadata, defaults: Architecture, kernel: int, heads: int) -> RecurrentConfig:
+    dims = keys.integer("kda.head_dim", 1, 65_536)
+    if not keys.flag("kda.safe_gate", True):
+        raise UnsupportedError(f"{keys.prefix}kda.safe_gate = false is not supported")
+    inner = heads * dims
+    return RecurrentConfig(
+        kind="kda",
+        kernel=kernel,
+        state_values=(kernel - 1) * 3 * inner + inner * dims,
+        state=dims,
+        groups=heads,
+        heads=heads,
+        inner=inner,
+        decay_bound=keys.number("kda.gate_lower_bound", -1e3, 0.0, defaults.decay_bound),
+    )

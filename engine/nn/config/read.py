@@ -48,12 +48,12 @@ def read_config(metadata: Mapping[str, Any]) -> ModelConfig:
     layers = blocks - keys.integer("nextn_predict_layers", 0, blocks - 1, 0)
     width = keys.integer("embedding_length", 1, 1 << 20)
     heads = keys.integers("attention.head_count", layers, 1, 65_536)
-    recurrent = read_recurrent(keys, defaults.recurrent, width)
+    recurrent = read_recurrent(keys, defaults, width, max(heads))
     key_dim = keys.integer("attention.key_length", 1, 65_536, width // max(heads))
     value_dim = keys.integer("attention.value_length", 1, 65_536, width // max(heads))
     window_key_dim = keys.integer("attention.key_length_swa", 1, 65_536, key_dim)
-    # Files without dense layers may store 0.
-    least = 0 if "expert_feed_forward_length" in keys else 1
+    # Files without dense layers may store 0, and so may layers that only mix.
+    least = 0 if "expert_feed_forward_length" in keys or defaults.single_blocks else 1
     feed_forward = (0,) * layers
     if least or "feed_forward_length" in keys:
         feed_forward = keys.integers("feed_forward_length", layers, least, 1 << 24)
@@ -101,6 +101,7 @@ def read_config(metadata: Mapping[str, Any]) -> ModelConfig:
         or rope.original_context,
         latent=latent,
         recurrent=recurrent,
+        single_blocks=defaults.single_blocks,
     )
 
 

@@ -44,6 +44,12 @@ FUSED = [
     "qwen3next",
     "qwen35",
     "qwen35moe",
+    "mimo2",
+    "nemotron_h",
+    "nemotron_h_moe",
+    "nemotron_h_moe-latent",
+    "kimi-linear",
+    "bailingmoe3",
 ]
 
 
@@ -94,6 +100,10 @@ def test_every_model_whose_layers_the_core_has_runs_as_one_task(name: str):
         ("deepseek2-lite", "attn_output.bias"),
         ("granitehybrid", "ssm_in.bias"),
         ("qwen35", "ssm_out.bias"),
+        ("kimi-linear", "ssm_f_a.bias"),
+        ("nemotron_h", "ffn_up.bias"),
+        ("nemotron_h_moe-latent", "ffn_gate_inp_shexp.weight"),
+        ("mimo2", "attn_output.bias"),
         ("qwen35", "attn_gate.bias"),
         ("qwen3", "attn_q_norm.weight"),  # of all heads, but of each head for keys
     ],

@@ -30,6 +30,14 @@ SOUND = {
     "qwen3moe.expert_feed_forward_length": 32,
 }
 MISSING = object()
+RECURRENT = {
+    "ssm__conv_kernel": 4,
+    "ssm__state_size": 32,
+    "ssm__group_count": 1,
+    "ssm__inner_size": 128,
+    "ssm__time_step_rank": 4,
+    "kda__head_dim": 16,
+}
 
 
 def test_config_reads_what_the_file_says():
@@ -138,6 +146,10 @@ def test_a_sound_file_of_another_architecture_is_unsupported_not_damaged(archite
         ("gemma3", "attention.sliding_window_pattern", np.array([1, 2], np.int32)),
         ("mimo2", "attention.sliding_window_pattern", np.array([1], np.int32)),
         ("mimo2", "attention.value_scale", -0.5),
+        ("kimi-linear", "ssm.conv_kernel", 0),
+        ("kimi-linear", "kda.head_dim", 0),
+        ("bailingmoe3", "kda.gate_lower_bound", 1.0),
+        ("nemotron_h", "feed_forward_length", np.array([0, -1], np.int32)),
         ("gemma3", "rope.freq_base_swa", 0.0),
         ("gemma2", "attn_logit_softcapping", float("nan")),
         ("gemma2", "final_logit_softcapping", -1.0),
@@ -154,7 +166,7 @@ def test_a_sound_file_of_another_architecture_is_unsupported_not_damaged(archite
 )
 def test_nonsense_of_a_family_names_its_key(architecture: str, key: str, value: object):
     with pytest.raises(GGUFError, match=key.replace(".", r"\.")):
-        read_config(metadata(architecture) | {f"{architecture}.{key}": value})
+        read_config(metadata(architecture, **RECURRENT) | {f"{architecture}.{key}": value})
 
 
 @pytest.mark.parametrize(
@@ -189,3 +201,19 @@ def test_tensors_show_which_layers_are_dense_if_no_key_does():
 def test_a_pattern_of_windows_may_be_stored_as_integers():
     file = open_model(HERE / "mimo2" / "model.gguf")
     assert read_config(file.metadata).windows == (0, 16, 16, 0)
+
+
+def test_a_layer_of_a_single_part_mixes_or_feeds_forward():
+    file = open_model(HERE / "nemotron_h_moe" / "model.gguf")
+    config = read_model_config(file.metadata, file.tensors)
+    layers = range(config.layers)
+    assert [config.mixes(layer) for layer in layers] == [True, False, True, True, False]
+    assert [config.routed(layer) for layer in layers] == [False, True, False, False, True]
+    kinds = [bool(spec.state_values) - bool(spec.buffers) for spec in config.cache_specs]
+    assert kinds == [1, 0, 1, -1, 0]  # the layers that only feed forward cache nothing
+
+
+def test_a_gate_without_a_bound_that_the_file_denies_is_unsupported():
+    header = metadata("bailingmoe3", **RECURRENT) | {"bailingmoe3.kda.safe_gate": False}
+    with pytest.raises(UnsupportedError, match=r"kda\.safe_gate"):
+        read_config(header)

@@ -8,7 +8,7 @@ import pytest
 
 from engine.kernels.select import select
 from engine.limits import SCAN_CHUNK
-from engine.nn.scan import scan, segment_sums, unit_lower_inverse
+from engine.nn.scan import decayed_products, scan, segment_sums, unit_lower_inverse
 
 # (A, B) heads with keys of (A, 1), (1, B) or (A, B); N key width, P value width.
 HEADS = [
@@ -31,7 +31,7 @@ def sequential(q, k, v, log_decay, state, beta=None):
     q, k = (np.broadcast_to(x, (len(x), *heads, x.shape[-1])) for x in (q, k))
     ys = []
     for t in range(len(v)):
-        state = state * np.exp(log_decay[t])[..., None, None]
+        state = state * np.exp(log_decay[t]).reshape(*heads, -1, 1)
         u = v[t]
         if beta is not None:
             u = beta[t][..., None] * (v[t] - np.einsum("abnp,abn->abp", state, k[t]))
@@ -113,6 +113,39 @@ def test_a_strong_decay_does_not_blur_what_follows_it(kernels: str):
     log_decay[3:20] = -3e4
     y, _ = run(kernels, [q, k, v, log_decay, state, beta])
     np.testing.assert_allclose(y, sequential(q, k, v, log_decay, state, beta)[0], atol=2e-5)
+
+
+def by_channel(length: int, n: int = 6, p: int = 5):
+    """Return inputs whose decays differ from channel to channel, some strong, some almost none."""
+    q, k, v, _, state, beta = inputs(length, (3, 1), (3, 1), n, p)
+    log_decay = -np.exp(3 * np.random.default_rng(5).standard_normal((length, 3, 1, n)))
+    return [q, k, v, log_decay.astype(np.float32), state, beta]
+
+
+@pytest.mark.parametrize(("n", "p"), [(6, 5), (33, 70)])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_channels_may_decay_differently(length: int, n: int, p: int, kernels: str):
+    arrays = by_channel(length, n, p)
+    y, state = run(kernels, arrays)
+    expected_y, expected_state = sequential(*arrays)
+    np.testing.assert_allclose(y, expected_y, atol=2e-5)
+    np.testing.assert_allclose(state, expected_state, atol=2e-5)
+
+
+def test_decays_of_channels_need_the_delta_rule(kernels: str):
+    with pytest.raises((AssertionError, ValueError)):
+        run(kernels, by_channel(3)[:5])
+
+
+def test_decayed_products_do_not_overflow():
+    a, b, log_decay = np.random.default_rng(6).standard_normal((3, 2, 16, 4)).astype(np.float32)
+    log_decay = -1e3 * np.abs(log_decay)
+    log_decay[..., 1] = 0
+    products = np.array(decayed_products(*map(mx.array, (a, b, log_decay))))
+    sums = np.cumsum(log_decay.astype(np.float64), axis=-2)
+    decay = np.exp(np.minimum(sums[:, :, None] - sums[:, None], 0))
+    expected = np.tril(np.einsum("ctn,cin,ctin->cti", a, b, decay))
+    np.testing.assert_allclose(products, expected, atol=1e-5)
 
 
 def test_segment_sums_add_the_tokens_after_the_first_up_to_the_last():

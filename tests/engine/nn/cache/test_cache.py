@@ -86,6 +86,14 @@ def test_a_recurrent_layer_costs_its_states_whatever_the_context():
     assert large - small == 3840 * token
 
 
+def test_kimi_delta_attention_costs_its_state_and_three_convolutions():
+    changes = {"ssm__conv_kernel": 4, "kda__head_dim": 16}
+    heads = np.array([0, 1], np.int32)
+    header = metadata("kimi-linear", attention__head_count_kv=heads, **changes)
+    spec = read_config(header).cache_spec(0)
+    assert spec.state_values == 3 * 3 * 8 * 16 + 8 * 16 * 16 and not spec.buffers
+
+
 def test_latent_attention_keeps_576_values_a_token_and_layer():
     header = metadata(
         "deepseek2",

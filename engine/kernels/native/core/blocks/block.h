@@ -77,7 +77,8 @@ struct LatentLayer {
   Norm kv_norm;     // (R)
   Matrix k_b, v_b;  // for the first head, followed by the rest: (R, d - r), (dv, R)
   Matrix output;    // (D, H dv)
-  Rope rope;        // for the rotated r
+  Rope rope;        // for the rotated r; infinite periods: they stay
+  Matrix gate;      // (H, D), data null: none; the gate's sigmoid scales a head's result
   int64_t heads;
   float scale, residual;
 };
@@ -96,8 +97,13 @@ struct HeadColumns {
 // The inputs are the concatenated results of the input projections. q, k and v come from the
 // convolved part. With s = softplus(step + step_bias), the decay is e^(rate s). The recurrence's
 // factor is sigmoid(beta) for the delta rule, and s otherwise.
+//
+// If `by_channel`, a head has N steps, decays and biases, one per row of its state, in consecutive
+// columns from step.at; each head has one rate. With a bound, the decay is
+// e^(bound sigmoid(rate (step + step_bias))). Steps and gates may have a second projection, whose
+// input is stored in their place.
 struct RecurrentLayer {
-  static constexpr int MOST_INPUTS = 4;
+  static constexpr int MOST_INPUTS = 6;
   Norm norm;  // of x
   Matrix inputs[MOST_INPUTS];
   int64_t input_count;
@@ -105,19 +111,23 @@ struct RecurrentLayer {
   const float* taps;  // (K, C)
   const float* bias;  // (C), may be null
   int64_t kernel, channels, mixed_at, gate_at;
-  HeadColumns step, beta;                                          // beta: for the delta rule
-  const float* step_bias;                                          // (A, B)
-  const float* rate;                                               // (A, B), negative
-  const float* skip;                                               // (A, B), may be null
-  int64_t q_at, k_at, v_at;                                        // first channels
+  HeadColumns step, beta;    // beta: for the delta rule
+  const float* step_bias;    // (A, B) or (A, B, N)
+  const float* rate;         // (A, B); negative, unless bounded
+  const float* skip;         // (A, B), may be null
+  int64_t q_at, k_at, v_at;  // first channels
   int64_t a, b, key_heads, key_step_a, key_step_b, width, values;  // as in Recurrence
-  bool delta;
-  float length_eps;  // for the delta rule's keys and queries
-  Norm gated_norm;   // weight (M or 1, n), for M runs of n values
+  bool delta, by_channel;  // channels: only for the delta rule
+  float bound;             // least log decay, for channels; 0: none
+  Matrix step_b, gate_b;   // (A B N, rank), (A B P, rank); data null: none
+  float length_eps;        // for the delta rule's keys and queries
+  Norm gated_norm;         // weight (M or 1, n), for M runs of n values
   int64_t norm_rows, norm_weights;
-  bool gate_first;
+  bool gate_first, sigmoid_gate;
   float residual;
 
+  int64_t lifted() const { return step_b.rows + gate_b.rows; }
+  int64_t decays() const { return by_channel ? width : 1; }  // for each head
   int64_t heads() const { return a * b; }
   int64_t inner() const { return a * b * values; }
   int64_t state_values() const { return a * b * width * values; }
@@ -145,11 +155,12 @@ void recurrent_block(const RecurrentLayer& layer, const RecurrentStates& states,
 
 struct DenseLayer {
   Norm norm;
-  Matrix gate, up, down;  // (F, D), (F, D), (D, F)
+  Matrix gate, up, down;  // (F, D), (F, D), (D, F); gate.data null: none
   float residual;
 };
 
-// y = x + residual * down(silu(gate(h)) * up(h)), h = norm(x).
+// y = x + residual * down(silu(gate(h)) * up(h)), h = norm(x). Without a gate, y =
+// x + residual * down(max(up(h), 0)^2).
 void dense_block(const DenseLayer& layer, const float* x, int64_t tokens, float* y, Workspace& work,
                  Pool& pool);
 
@@ -167,8 +178,9 @@ struct Routing {
 
 struct ExpertLayer {
   Norm norm;
-  Matrix router;          // (E, D)
-  Matrix gate, up, down;  // for the first expert; the rest follow without gaps
+  Matrix router;  // (E, D)
+  Matrix gate, up,
+      down;  // for the first expert; the rest follow without gaps; gate.data null: none
   Routing routing;
   Activation activation = Activation::Silu;
   const float* router_bias = nullptr;  // (E); all four biases may be null
@@ -178,14 +190,21 @@ struct ExpertLayer {
   // An expert that is always used; data null: none. Its weight is sigmoid(score . h), or 1.
   Matrix shared_gate = {}, shared_up = {}, shared_down = {};
   const float* shared_score = nullptr;  // (D)
+  // The routed experts' own width: (W, D), (D, W); data null: they read and write D values.
+  Matrix latent_down = {}, latent_up = {};
   float residual = 1.0f;
 };
 
 // y = x + residual * (sum of weight * expert(h) over the chosen experts + shared(h)), where
-// h = norm(x) and expert(h) = down(activation(gate(h), up(h))).
+// h = norm(x) and expert(h) = down(activation(gate(h), up(h))), or down(max(up(h), 0)^2) without a
+// gate. With latent experts, the sum is latent_up(sum of weight * expert(latent_down(h))).
 // chosen: receives the ids of the chosen experts (T, k); may be null.
 void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* y, Workspace& work,
                Pool& pool, int32_t* chosen = nullptr);
+
+// The same for latent experts, whose shared expert has no score. moe_block calls it.
+void latent_moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* y,
+                      Workspace& work, Pool& pool, int32_t* chosen);
 
 // Choose `used` experts by `logits` (E). Writes ids and weights (k), best first, with ties ordered
 // by id. Serial.

@@ -11,11 +11,12 @@ using Thread = Workspace::Parts::Thread;
 void dense_block(const DenseLayer& layer, const float* x, int64_t tokens, float* y, Workspace& work,
                  Pool& pool) {
   Workspace::Parts& parts = *work.parts;
-  const int64_t width = layer.gate.cols, hidden = layer.gate.rows;
+  const int64_t width = layer.up.cols, hidden = layer.up.rows;
   parts.need_threads(pool.threads());
   float* normed = parts.normed.need(tokens * width);
   const bool one = work.decodes(tokens);
-  const bool tiled = !one && hidden % threads::ROW_GRAIN == 0 &&
+  const bool gated = layer.gate.data;
+  const bool tiled = !one && gated && hidden % threads::ROW_GRAIN == 0 &&
                      gemm::tiles_serve({&layer.gate, &layer.up, &layer.down});
   float* gate = tiled ? nullptr : parts.gate.need(tokens * hidden);
   float* up = tiled ? nullptr : parts.up.need(tokens * hidden);
@@ -43,11 +44,12 @@ void dense_block(const DenseLayer& layer, const float* x, int64_t tokens, float*
     }
     const auto gate_rows = [&](Range rows) {
       if (tiled) return gemm::gate_tiles(layer.gate, layer.up, input, middle, rows.begin, rows.end);
-      multiply_rows(layer.gate, input, gate, rows);
+      if (gated) multiply_rows(layer.gate, input, gate, rows);
       multiply_rows(layer.up, input, up, rows);
       for (int64_t t = 0; t < tokens; ++t) {
-        const int64_t at = t * hidden + rows.begin;
-        kernels.silu_multiply(gate + at, up + at, rows.end - rows.begin, gate + at);
+        const int64_t at = t * hidden + rows.begin, count = rows.end - rows.begin;
+        if (gated) kernels.silu_multiply(gate + at, up + at, count, gate + at);
+        else squared_relu(up + at, count, gate + at);
       }
     };
     if (one) hidden_rows.share_out(hidden, thread, threads, gate_rows);

@@ -1,6 +1,7 @@
 // The latent-attention block. See block.h.
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 
 #include "blocks/latent.h"
 #include "blocks/steps.h"
@@ -53,6 +54,7 @@ struct Call {
   float* low;      // (T, Q): queries before their second projection
   float* kv;       // (T, R + r)
   float* queries;  // (T, H, d)
+  float* gates;    // (T, H); null: none
   HeadProduct absorbed, values;
   LatentCall attention;
   std::atomic<int64_t>* next;
@@ -71,14 +73,6 @@ void share_rows(const Call& call, int i, int64_t rows, int thread, int threads, 
   if (call.attention.decodes) return call.sharing[i].share_out(rows, thread, threads, fn);
   const Range mine = share(rows, thread, threads);
   if (mine.begin < mine.end) fn(mine);
-}
-
-// Multiply by rows of two matrices, numbered as one: a's rows, then b's.
-void multiply_both(const Matrix& a, float* a_out, const Matrix& b, float* b_out,
-                   const Activations& x, Range rows) {
-  if (rows.begin < a.rows) multiply_rows(a, x, a_out, {rows.begin, std::min(rows.end, a.rows)});
-  if (rows.end > a.rows)
-    multiply_rows(b, x, b_out, {std::max<int64_t>(rows.begin - a.rows, 0), rows.end - a.rows});
 }
 
 void turn(const Call& call, int64_t token, float* x) {
@@ -137,8 +131,9 @@ void project(const Call& call, int thread, int threads) {
             threads);
   const Matrix& first = two_steps ? layer.q_a : layer.q;
   float* made = two_steps ? call.low : call.queries;
-  share_rows(call, 0, first.rows + layer.kv_a.rows, thread, threads,
-             [&](Range rows) { multiply_both(first, made, layer.kv_a, call.kv, input, rows); });
+  const Product products[] = {{first, made}, {layer.kv_a, call.kv}, {layer.gate, call.gates}};
+  share_rows(call, 0, first.rows + layer.kv_a.rows + layer.gate.rows, thread, threads,
+             [&](Range rows) { multiply_products(products, input, rows); });
   call.pool.barrier();
   if (!two_steps) return;
   Activations& low = one ? own.hidden : parts.hidden;
@@ -179,6 +174,17 @@ void absorb(const Call& call, int thread, int threads) {
   call.pool.barrier();
 }
 
+// Multiply rows of the heads' results, numbered over all heads, by their gates' sigmoids.
+void gate_values(const Call& call, Range rows) {
+  if (!call.gates) return;
+  const HeadProduct& values = call.values;
+  for (int64_t t = 0; t < call.tokens; ++t)
+    for (int64_t i = rows.begin; i < rows.end; ++i) {
+      const float gate = call.gates[t * values.heads + i / values.stride];
+      values.y[t * values.rows() + i] /= 1.0f + std::exp(-gate);
+    }
+}
+
 void finish(const Call& call, int thread, int threads) {
   const LatentLayer& layer = call.layer;
   Parts& parts = call.parts();
@@ -192,8 +198,10 @@ void finish(const Call& call, int thread, int threads) {
     latents.quantize(thread, threads);
     call.pool.barrier();
   }
-  share_rows(call, 3, call.values.rows(), thread, threads,
-             [&](Range rows) { call.values.multiply(latents, rows, own.ids); });
+  share_rows(call, 3, call.values.rows(), thread, threads, [&](Range rows) {
+    call.values.multiply(latents, rows, own.ids);
+    gate_values(call, rows);
+  });
   call.pool.barrier();
   Activations& mixed = one ? own.input : parts.shared_hidden;
   if (one) {
@@ -238,8 +246,9 @@ void latent_block(const LatentLayer& layer, const KVCache* cache, int64_t offset
                              decodes};
   prepare_latent(attention, work, pool.threads());
   if (!decodes) {
-    const bool tiled = layer.q_a.data ? gemm::tiles_serve({&layer.q_a, &layer.kv_a})
-                                      : gemm::tiles_serve({&layer.q, &layer.kv_a});
+    const Matrix& first = layer.q_a.data ? layer.q_a : layer.q;
+    const Matrix& last = layer.gate.data ? layer.gate : layer.kv_a;
+    const bool tiled = gemm::tiles_serve({&first, &layer.kv_a, &last});
     parts.input.prepare(parts.normed.need(0), tokens, width, width, tiled);
     if (low)
       parts.hidden.prepare(low, tokens, layer.q.cols, layer.q.cols, gemm::tiles_serve({&layer.q}));
@@ -259,6 +268,7 @@ void latent_block(const LatentLayer& layer, const KVCache* cache, int64_t offset
                   .low = low,
                   .kv = parts.projected.need(tokens * row),
                   .queries = queries,
+                  .gates = layer.gate.data ? parts.weights.need(tokens * heads) : nullptr,
                   .absorbed = {layer.k_b, heads, tokens, absorbed, row},
                   .values = {layer.v_b, heads, tokens, concatenated, layer.v_b.rows},
                   .attention = attention,

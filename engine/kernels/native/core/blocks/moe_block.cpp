@@ -26,6 +26,7 @@ constexpr float LEFT_OUT = -3.0e38f;  // below every valid score
 
 Matrix expert(const Matrix& first, int64_t id) {
   Matrix matrix = first;
+  if (!first.data) return matrix;
   matrix.data += id * first.rows * first.stride();
   if (first.scale) matrix.scale += id;
   return matrix;
@@ -36,7 +37,7 @@ const float* bias_of(const float* biases, int64_t id, int64_t n) {
   return biases ? biases + id * n : nullptr;
 }
 
-// One expert's gate and up projections.
+// One expert's gate, which may be missing, and up projections.
 struct Gated {
   Matrix gate, up;
   const float* gate_bias;  // both biases may be null
@@ -46,13 +47,14 @@ struct Gated {
   // Apply the activation to the rows for n tokens. Overwrites `gate`; both are (n, hidden).
   void finish(float* gate_out, float* up_out, int64_t n, Range rows) const {
     const isa::KernelTable& kernels = isa::kernels();
-    const int64_t hidden = gate.rows, count = rows.end - rows.begin;
+    const int64_t hidden = up.rows, count = rows.end - rows.begin;
     for (int64_t i = 0; i < n; ++i) {
       float* g = gate_out + i * hidden + rows.begin;
       float* u = up_out + i * hidden + rows.begin;
       if (gate_bias) kernels.add(g, gate_bias + rows.begin, count, g);
       if (up_bias) kernels.add(u, up_bias + rows.begin, count, u);
-      activate(activation, g, u, count, g);
+      if (gate.data) activate(activation, g, u, count, g);
+      else squared_relu(u, count, g);
     }
   }
 };
@@ -68,10 +70,10 @@ struct ExpertCall {
   RowSharing* output_rows;
   bool decodes;
 
-  int64_t width() const { return layer.gate.cols; }
-  int64_t hidden() const { return layer.gate.rows; }
+  int64_t width() const { return layer.up.cols; }
+  int64_t hidden() const { return layer.up.rows; }
   int64_t used() const { return layer.routing.used; }
-  int64_t shared() const { return layer.shared_gate.data ? layer.shared_gate.rows : 0; }
+  int64_t shared() const { return layer.shared_up.data ? layer.shared_up.rows : 0; }
 
   Gated gated(int64_t id) const {
     return {expert(layer.gate, id), expert(layer.up, id), bias_of(layer.gate_bias, id, hidden()),
@@ -86,7 +88,7 @@ struct ExpertCall {
 float shared_weight(const ExpertLayer& layer, const float* h) {
   if (!layer.shared_score) return layer.residual;
   float score = 0.0f;
-  for (int64_t i = 0; i < layer.shared_gate.cols; ++i) score += layer.shared_score[i] * h[i];
+  for (int64_t i = 0; i < layer.shared_up.cols; ++i) score += layer.shared_score[i] * h[i];
   return layer.residual / (1.0f + std::exp(-score));
 }
 
@@ -99,7 +101,7 @@ void one_token(const ExpertCall& call, const Activations& input, const int32_t* 
   float* gate = call.parts.gate.need(0);
   float* up = call.parts.up.need(0);
   const auto gate_rows = [&](const Gated& gated, int64_t start, Range rows) {
-    multiply_rows(gated.gate, input, gate + start, rows);
+    if (gated.gate.data) multiply_rows(gated.gate, input, gate + start, rows);
     multiply_rows(gated.up, input, up + start, rows);
     gated.finish(gate + start, up + start, 1, rows);
   };
@@ -182,8 +184,9 @@ void many_tokens(const ExpertCall& call, const float* weights, const float* shar
     float* rows = gate + begin * hidden;
     const int32_t* tokens = parts.ids.data() + begin;
     const Gated gated = call.gated(e);
-    gemm::matmul_rows(gated.gate, parts.input, kind, tokens, count, rows, hidden, mine.begin,
-                      mine.end);
+    if (gated.gate.data)
+      gemm::matmul_rows(gated.gate, parts.input, kind, tokens, count, rows, hidden, mine.begin,
+                        mine.end);
     gemm::matmul_rows(gated.up, parts.input, kind, tokens, count, up, hidden, mine.begin, mine.end);
     gated.finish(rows, up, count, mine);
   });
@@ -196,7 +199,7 @@ void many_tokens(const ExpertCall& call, const float* weights, const float* shar
     } else {
       float* made = parts.shared.need(0);
       float* ups = parts.shared_up.need(0);  // other threads may still be using the chosen experts
-      multiply_rows(gated.gate, parts.input, made, rows);
+      if (gated.gate.data) multiply_rows(gated.gate, parts.input, made, rows);
       multiply_rows(gated.up, parts.input, ups, rows);
       gated.finish(made, ups, call.tokens, rows);
     }
@@ -237,7 +240,8 @@ void prepare_shared(const ExpertCall& call, const float* input) {
   Parts& parts = call.parts;
   const ExpertLayer& layer = call.layer;
   const int64_t tokens = call.tokens, hidden = call.shared(), width = call.width();
-  const bool tiled = layer.activation == Activation::Silu && hidden % threads::ROW_GRAIN == 0 &&
+  const bool tiled = layer.shared_gate.data && layer.activation == Activation::Silu &&
+                     hidden % threads::ROW_GRAIN == 0 &&
                      gemm::tiles_serve({&layer.shared_gate, &layer.shared_up, &layer.shared_down});
   float* made = tiled ? nullptr : parts.shared.need(tokens * hidden);
   if (tiled) parts.shared_input.prepare(input, tokens, width, width, true);
@@ -372,6 +376,7 @@ void run_experts(const ExpertLayer& layer, const float* h, int64_t tokens, const
 
 void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* y, Workspace& work,
                Pool& pool, int32_t* chosen) {
+  if (layer.latent_down.data) return latent_moe_block(layer, x, tokens, y, work, pool, chosen);
   Parts& parts = *work.parts;
   RowSharing hidden_rows, output_rows;
   const ExpertCall call{

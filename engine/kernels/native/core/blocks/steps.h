@@ -32,11 +32,36 @@ inline void multiply_range(const Projection* projections, int64_t count, const A
   }
 }
 
+// One of several matrices whose rows are numbered one after the other. y (T, rows).
+struct Product {
+  const Matrix& matrix;  // without rows: none
+  float* y;
+};
+
+template <size_t N>
+void multiply_products(const Product (&products)[N], const Activations& x, Range rows) {
+  int64_t first = 0;
+  for (const Product& product : products) {
+    const int64_t begin = std::max<int64_t>(rows.begin - first, 0);
+    const int64_t end = std::min(rows.end - first, product.matrix.rows);
+    if (begin < end) multiply_rows(product.matrix, x, product.y, {begin, end});
+    first += product.matrix.rows;
+  }
+}
+
 // y = x + factor * sums. Overwrites sums.
 inline void add_residual(const float* x, float factor, float* sums, int64_t n, float* y) {
   const isa::KernelTable& kernels = isa::kernels();
   if (factor != 1.0f) kernels.scale(sums, factor, n, sums);
   kernels.add(x, sums, n, y);
+}
+
+// y = max(up, 0)^2, for n values.
+inline void squared_relu(const float* up, int64_t n, float* y) {
+  for (int64_t i = 0; i < n; ++i) {
+    const float x = up[i] > 0.0f ? up[i] : 0.0f;
+    y[i] = x * x;
+  }
 }
 
 // y = activation(gate, up), for n values. y may be gate.

@@ -53,7 +53,8 @@ void scan(const Recurrence& call, float* y, float* state, Pool& pool) {
   const int64_t heads = call.a * call.b, matrix = call.width * call.values;
   const int64_t blocks = (call.values + SCAN_COLUMNS - 1) / SCAN_COLUMNS;
   const int64_t keys = call.tokens * call.key_heads;
-  std::vector<float> decay(call.log_decay, call.log_decay + call.tokens * heads);
+  const int64_t decays = call.channels ? call.width : 1;  // for each head
+  std::vector<float> decay(call.log_decay, call.log_decay + call.tokens * heads * decays);
   for (float& x : decay) x = std::exp(x);
   const float *q = call.q, *k = call.k;
   std::vector<float> scaled[2];
@@ -74,7 +75,7 @@ void scan(const Recurrence& call, float* y, float* state, Pool& pool) {
       const HeadScan one{.q = q + key * call.width,
                          .k = k + key * call.width,
                          .v = call.v + head * call.values,
-                         .decay = decay.data() + head,
+                         .decay = decay.data() + head * decays,
                          .factor = call.beta ? call.beta + head : nullptr,
                          .state = call.state + head * matrix,
                          .y = y + head * call.values,
@@ -84,10 +85,12 @@ void scan(const Recurrence& call, float* y, float* state, Pool& pool) {
                          .value_stride = heads * call.values,
                          .y_stride = heads * call.values,
                          .scalar_stride = heads,
+                         .decay_stride = heads * decays,
                          .width = call.width,
                          .values = call.values,
                          .skip = 0.0f,
-                         .delta = call.beta != nullptr};
+                         .delta = call.beta != nullptr,
+                         .channels = call.channels};
       isa::kernels().scan(one, begin, std::min(begin + SCAN_COLUMNS, call.values), scratch.data());
     }
   });

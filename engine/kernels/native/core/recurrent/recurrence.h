@@ -34,11 +34,12 @@ struct Recurrence {
   const float* q;          // (T, key heads, N)
   const float* k;          // same shape as q
   const float* v;          // (T, A, B, P); heads are (A, B)
-  const float* log_decay;  // (T, A, B)
+  const float* log_decay;  // (T, A, B), or (T, A, B, N) if `channels`
   const float* beta;       // (T, A, B), or null if this is not a delta rule
   const float* state;      // (A, B, N, P), before the first token
   int64_t tokens, a, b, key_heads, key_step_a, key_step_b, width, values;
-  float eps;  // for the delta rule's normalisation
+  float eps;      // for the delta rule's normalisation
+  bool channels;  // each row of the state has its own decay; only for the delta rule
 };  // the key head of head (i, j) is i * key_step_a + j * key_step_b
 
 // y (T, A, B, P) and the state after the last token.
@@ -47,20 +48,20 @@ void scan(const Recurrence& call, float* y, float* state, Pool& pool);
 constexpr int64_t SCAN_COLUMNS = 64;  // state columns that a thread processes at a time
 
 // One head of a recurrence, as input to the kernels. Strides are from token to token. Let u =
-// factor * v, or factor * (v - decay S^T k) for the delta rule. Then S = decay S + k u^T and
+// factor * v, or factor * (v - (decay S)^T k) for the delta rule. Then S = decay S + k u^T and
 // y = S^T q + skip v.
 struct HeadScan {
   const float* q;  // (N,), already normalised for the delta rule
   const float* k;
   const float* v;       // (P,)
-  const float* decay;   // one
+  const float* decay;   // one, or one for each row of the state
   const float* factor;  // one; null: 1
   const float* state;   // (N, P), before the first token; may be `end`
   float* y;             // (P,)
   float* end;           // (N, P), the state after the last token
-  int64_t tokens, key_stride, value_stride, y_stride, scalar_stride, width, values;
+  int64_t tokens, key_stride, value_stride, y_stride, scalar_stride, decay_stride, width, values;
   float skip;
-  bool delta;
+  bool delta, channels;  // channels: one decay for each row; only for the delta rule
 };
 
 // x = x / sqrt(|x|^2 + eps) * factor, for `heads` runs of n values.

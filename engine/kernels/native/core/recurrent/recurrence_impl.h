@@ -49,8 +49,10 @@ void convolve_columns(const Convolution& call, int64_t begin, int64_t end, float
   }
 }
 
+enum class Rule { Plain, Delta, DeltaOfChannels };
+
 // One token, for COUNT vectors of state columns: from `in` to `out`, whose rows are N apart.
-template <class V, int COUNT, bool DELTA>
+template <class V, int COUNT, Rule RULE>
 CONIFER_INLINE void scan_token(const HeadScan& head, int64_t t, const float* in, int64_t in_stride,
                                float* out, int64_t out_stride, int64_t column) {
   constexpr int L = LANES<V>;
@@ -58,59 +60,67 @@ CONIFER_INLINE void scan_token(const HeadScan& head, int64_t t, const float* in,
   const float* k = head.k + t * head.key_stride;
   const float* v = head.v + t * head.value_stride + column;
   float* y = head.y + t * head.y_stride + column;
-  const float decay = head.decay[t * head.scalar_stride];
+  constexpr bool CHANNELS = RULE == Rule::DeltaOfChannels;
+  const float* decays = head.decay + t * head.decay_stride;
+  const float decay = *decays;
   const float factor = head.factor ? head.factor[t * head.scalar_stride] : 1.0f;
   V u[COUNT], read[COUNT] = {};
   for (int j = 0; j < COUNT; ++j) u[j] = get<V>(v + j * L);
   for (int j = 0; j < COUNT; ++j) read[j] = u[j] * head.skip;
-  if constexpr (DELTA) {
+  if constexpr (RULE != Rule::Plain) {
     V known[2][COUNT] = {};  // two sums each, so that additions overlap
     int64_t i = 0;
     for (; i + 2 <= head.width; i += 2)
       for (int half = 0; half < 2; ++half) {
         const float* row = in + (i + half) * in_stride;
-        for (int j = 0; j < COUNT; ++j)
-          known[half][j] = known[half][j] + get<V>(row + j * L) * k[i + half];
+        const float key = CHANNELS ? k[i + half] * decays[i + half] : k[i + half];
+        for (int j = 0; j < COUNT; ++j) known[half][j] = known[half][j] + get<V>(row + j * L) * key;
       }
-    if (i < head.width)
+    if (i < head.width) {
+      const float key = CHANNELS ? k[i] * decays[i] : k[i];
       for (int j = 0; j < COUNT; ++j)
-        known[0][j] = known[0][j] + get<V>(in + i * in_stride + j * L) * k[i];
-    for (int j = 0; j < COUNT; ++j) u[j] = u[j] - (known[0][j] + known[1][j]) * decay;
+        known[0][j] = known[0][j] + get<V>(in + i * in_stride + j * L) * key;
+    }
+    const float later = CHANNELS ? 1.0f : decay;
+    for (int j = 0; j < COUNT; ++j) u[j] = u[j] - (known[0][j] + known[1][j]) * later;
   }
   for (int j = 0; j < COUNT; ++j) u[j] = u[j] * factor;
-  for (int64_t i = 0; i < head.width; ++i)
+  for (int64_t i = 0; i < head.width; ++i) {
+    const float kept = CHANNELS ? decays[i] : decay;
     for (int j = 0; j < COUNT; ++j) {
-      const V s = get<V>(in + i * in_stride + j * L) * decay + u[j] * k[i];
+      const V s = get<V>(in + i * in_stride + j * L) * kept + u[j] * k[i];
       put(out + i * out_stride + j * L, s);
       read[j] = read[j] + s * q[i];
     }
+  }
   for (int j = 0; j < COUNT; ++j) put(y + j * L, read[j]);
 }
 
 // All tokens, for some columns. `scratch` (N * COUNT vectors) holds their state.
-template <class V, int COUNT, bool DELTA>
+template <class V, int COUNT, Rule RULE>
 void scan_block(const HeadScan& head, int64_t column, float* scratch) {
   constexpr int64_t SIZE = COUNT * LANES<V>;
   const int64_t last = head.tokens - 1;
   for (int64_t t = 0; t <= last; ++t) {
     const float* in = t == 0 ? head.state + column : scratch;
     float* out = t == last ? head.end + column : scratch;
-    scan_token<V, COUNT, DELTA>(head, t, in, t == 0 ? head.values : SIZE, out,
-                                t == last ? head.values : SIZE, column);
+    scan_token<V, COUNT, RULE>(head, t, in, t == 0 ? head.values : SIZE, out,
+                               t == last ? head.values : SIZE, column);
   }
 }
 
-template <bool DELTA>
+template <Rule RULE>
 void scan_some(const HeadScan& head, int64_t begin, int64_t end, float* scratch) {
   int64_t c = begin;
-  for (; c + 4 * W <= end; c += 4 * W) scan_block<VF, 4, DELTA>(head, c, scratch);
-  for (; c + W <= end; c += W) scan_block<VF, 1, DELTA>(head, c, scratch);
-  for (; c < end; ++c) scan_block<float, 1, DELTA>(head, c, scratch);
+  for (; c + 4 * W <= end; c += 4 * W) scan_block<VF, 4, RULE>(head, c, scratch);
+  for (; c + W <= end; c += W) scan_block<VF, 1, RULE>(head, c, scratch);
+  for (; c < end; ++c) scan_block<float, 1, RULE>(head, c, scratch);
 }
 
 void scan_columns(const HeadScan& head, int64_t begin, int64_t end, float* scratch) {
-  if (head.delta) scan_some<true>(head, begin, end, scratch);
-  else scan_some<false>(head, begin, end, scratch);
+  if (head.channels) scan_some<Rule::DeltaOfChannels>(head, begin, end, scratch);
+  else if (head.delta) scan_some<Rule::Delta>(head, begin, end, scratch);
+  else scan_some<Rule::Plain>(head, begin, end, scratch);
 }
 
 }  // namespace

@@ -62,17 +62,18 @@ void test_convolution(Pool& pool, int64_t tokens, int64_t channels, int64_t kern
 }
 
 void test_scan(Pool& pool, int64_t tokens, int64_t a, int64_t b, bool tiled, int64_t n, int64_t p,
-               bool delta) {
+               bool delta, bool channels = false) {
   const int64_t heads = a * b, keys = tiled ? b : a;
   const Floats q = gaussians(tokens * keys * n), k = gaussians(tokens * keys * n);
   const Floats v = gaussians(tokens * heads * p), state = gaussians(heads * n * p);
-  Floats decay = gaussians(tokens * heads), beta = gaussians(tokens * heads);
+  const int64_t decays = channels ? n : 1;
+  Floats decay = gaussians(tokens * heads * decays), beta = gaussians(tokens * heads);
   for (float& x : decay) x = -std::exp(x);
   for (float& x : beta) x = 1.0f / (1.0f + std::exp(-x));
   Floats y(v.size()), end(state.size());
   const float eps = 1e-3f;
   scan({q.data(), k.data(), v.data(), decay.data(), delta ? beta.data() : nullptr, state.data(),
-        tokens, a, b, keys, tiled ? 0 : 1, tiled ? 1 : 0, n, p, eps},
+        tokens, a, b, keys, tiled ? 0 : 1, tiled ? 1 : 0, n, p, eps, channels},
        y.data(), end.data(), pool);
   Doubles s(state.begin(), state.end()), want(v.size());
   for (int64_t t = 0; t < tokens; ++t)
@@ -85,20 +86,24 @@ void test_scan(Pool& pool, int64_t tokens, int64_t a, int64_t b, bool tiled, int
       }
       const double fq = delta ? 1.0 / std::sqrt(qq * n) : 1.0;
       const double fk = delta ? 1.0 / std::sqrt(kk) : 1.0;
-      const double gate = std::exp(double(decay[t * heads + h]));
+      const auto kept = [&](int64_t i) {
+        return std::exp(double(decay[(t * heads + h) * decays + (channels ? i : 0)]));
+      };
       for (int64_t j = 0; j < p; ++j) {
         double* column = s.data() + h * n * p + j;
         const int64_t at = (t * heads + h) * p + j;
         double u = v[at], known = 0.0, read = 0.0;
-        for (int64_t i = 0; i < n; ++i) known += (column[i * p] *= gate) * k[key * n + i] * fk;
+        for (int64_t i = 0; i < n; ++i) known += (column[i * p] *= kept(i)) * k[key * n + i] * fk;
         if (delta) u = beta[t * heads + h] * (u - known);
         for (int64_t i = 0; i < n; ++i)
           read += (column[i * p] += k[key * n + i] * fk * u) * q[key * n + i] * fq;
         want[at] = read;
       }
     }
-  const std::string what = std::string(delta ? "delta rule" : "recurrence") + " of " +
-                           std::to_string(n) + " by " + std::to_string(p);
+  const std::string what = std::string(channels ? "delta rule with decays of channels"
+                                       : delta  ? "delta rule"
+                                                : "recurrence") +
+                           " of " + std::to_string(n) + " by " + std::to_string(p);
   expect_close(y, want, what);
   expect_close(end, s, what + ", state");
 }
@@ -140,6 +145,10 @@ void test_all(Pool& pool) {
       test_scan(pool, tokens, 3, 2, false, 1, 129, delta);
       test_scan(pool, tokens, 2, 2, true, 128, 128, delta);
     }
+  for (int64_t tokens : {1, 25}) {
+    test_scan(pool, tokens, 3, 1, false, 33, 70, true, true);
+    test_scan(pool, tokens, 2, 1, false, 128, 128, true, true);
+  }
   for (bool gate_first : {false, true})
     for (int64_t n : {1, 70, 512}) {
       test_gated_norm(pool, 3, 1, n, gate_first);
