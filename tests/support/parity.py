@@ -33,9 +33,11 @@ def decoded_logits(model: engine.Model, prompt: list[int], tokens: list[int]) ->
 
 
 @cache
-def all_logits(stored: Stored, kernels: str) -> tuple[np.ndarray, np.ndarray]:
+def all_logits(
+    stored: Stored, kernels: str, isa: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The logits of the prompt and of the tokens decoded behind it. Do not write to them."""
-    model = engine.load(stored.model, kernels=kernels)
+    model = engine.load(stored.model, kernels=kernels, isa=isa)
     expected = stored.expected()
     prompt, tokens = expected["tokens"].tolist(), expected["decode_tokens"].tolist()
     if not stored.long:
@@ -54,10 +56,12 @@ def float_difference(stored: Stored, kernels: str) -> float:
     return float(largest / expected["hf_logits"].std())
 
 
-def rounded_rows(stored: Stored, kernels: str) -> tuple[np.ndarray, np.ndarray]:
+def rounded_rows(
+    stored: Stored, kernels: str, isa: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The rms difference from transformers at each position: ours, and llama.cpp's."""
     expected = stored.expected()
-    prompt, decoded = all_logits(stored, kernels)
+    prompt, decoded = all_logits(stored, kernels, isa)
     ours = [row_rms(prompt, expected["hf_logits"]), row_rms(decoded, expected["decode_hf"])]
     theirs = [
         row_rms(expected["llamacpp_logits"], expected["hf_logits"]),
