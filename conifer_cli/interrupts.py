@@ -9,7 +9,10 @@ because the first exception is lost if it was raised in a destructor.
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +20,7 @@ from types import FrameType
 from typing import NoReturn
 
 AGAIN_S = 0.2  # if the prompt is still open by then, the first exception was lost
+RESEND_S = 0.01  # by then, a destructor that dropped an exception has returned
 
 
 class Ended(SystemExit):
@@ -49,6 +53,16 @@ def catch_signals() -> None:
     for number, handler in raising.items():
         if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` ignores SIGHUP
             signal.signal(number, handler)
+    sys.unraisablehook = _resend
+
+
+def _resend(lost: sys.UnraisableHookArgs) -> None:
+    """Send a signal again if its exception was raised in a destructor, where Python drops it."""
+    if not isinstance(lost.exc_value, Ended):
+        return sys.__unraisablehook__(lost)
+    number = lost.exc_value.number
+    signal.signal(number, _end)
+    threading.Timer(RESEND_S, os.kill, (os.getpid(), number)).start()
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -89,3 +91,25 @@ def test_a_time_limit_ends_a_regular_expression():
         pass
     time.sleep(0.05)  # no alarm is left
     assert signal.getsignal(signal.SIGALRM) == before
+
+
+@pytest.mark.process
+def test_a_signal_in_a_destructor_is_not_lost():
+    program = """
+import os, signal, time
+from conifer_cli import interrupts
+
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0)
+
+interrupts.catch_signals()
+try:
+    Dying()
+    time.sleep(10)
+except interrupts.Ended as signal:
+    print("ended by", signal.number)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("ended by 15\n", "")

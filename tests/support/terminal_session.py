@@ -81,7 +81,8 @@ class TerminalSession:
         """Read to the end and return the exit code."""
         deadline = time.monotonic() + deadline_s
         while self._read(deadline - time.monotonic()):
-            assert time.monotonic() < deadline
+            pass
+        assert time.monotonic() < deadline, f"still running after {self.screen!r}"
         _, status = os.waitpid(self.pid, 0)
         return os.waitstatus_to_exitcode(status)
 
