@@ -58,11 +58,12 @@ def catch_signals() -> None:
 
 def _resend(lost: sys.UnraisableHookArgs) -> None:
     """Send a signal again if its exception was raised in a destructor, where Python drops it."""
-    if not isinstance(lost.exc_value, Ended):
-        return sys.__unraisablehook__(lost)
-    number = lost.exc_value.number
-    signal.signal(number, _end)
-    threading.Timer(RESEND_S, os.kill, (os.getpid(), number)).start()
+    if isinstance(lost.exc_value, Ended):
+        number = lost.exc_value.number
+        signal.signal(number, _end)
+        threading.Timer(RESEND_S, os.kill, (os.getpid(), number)).start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
