@@ -151,14 +151,16 @@ def summarise(
     report: Any, kernels: str, context: int, peak: int, pairs: list[tuple[float, float]]
 ) -> dict[str, Any]:
     """Compare. Ratios are of what was measured to what was predicted."""
+    from engine.fit.decode_cost import byte_seconds
     from engine.fit.memory import needs
     from engine.fit.speed import MEASURED, Bandwidth, bytes_per_token, seconds
 
     config, tensors, backend = report.config, report.tensors, report.verdict.machine.backend
     need = needs(config, tensors, backend, "f16", kernels)(context)
     moved = bytes_per_token(config, tensors, backend, kernels, context - DECODED, "f16")
+    core_s = byte_seconds(backend)
     predicted = [
-        1 / seconds(moved, config.layers, Bandwidth(read, MEASURED), backend, kernels)
+        1 / seconds(moved, config.layers, Bandwidth(read, MEASURED, core_s), backend, kernels)
         for _, read in pairs
     ]
     ratios = [rate / by for (rate, _), by in zip(pairs, predicted, strict=True)]

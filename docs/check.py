@@ -40,6 +40,10 @@ TABLE = re.compile(r"(<!-- results: ([^>]+) -->\n\n)(?:\|.*\n)*")
 FILES = {
     "starter": "starter, Q4_1",
     "qwen3-30b-a3b-12-layers": "Qwen3-30B-A3B shapes, 12 of 48 layers, Q4_K_M",
+    **{
+        f"qwen3-30b-a3b-12-layers-{mix}": f"Qwen3-30B-A3B shapes, 12 of 48 layers, {mix}"
+        for mix in ("IQ3_XXS", "UD-Q2_K_XL", "IQ2_XS")
+    },
     "qwen3-30b-a3b-48-layers": "Qwen3-30B-A3B shapes, all 48 layers, Q4_K_M",
     "olmoe-6-layers": "OLMoE shapes, 6 of 16 layers",
     "gpt-oss-20b-4-layers": "gpt-oss-20b shapes, 4 of 24 layers",
