@@ -1,10 +1,13 @@
-// Building blocks for block types: the traits that every type defines, and helpers that unpack
-// blocks to one common form. Uses small vectors in plain C++. The translation units of several
-// instruction sets include it, so everything has internal linkage.
+// Building blocks for block types: the traits that every type defines, and helpers that read
+// blocks. Uses small vectors in plain C++. The translation units of several instruction sets
+// include it, so everything has internal linkage.
 //
-// A block type is a struct that derives from Quantized or Floating and adds
+// Kernels read a row in chunks of 256 weights, as eight groups of 32. A block type is a struct that
+// derives from Quantized or Floating and adds
 //   ID        the type id in GGUF
-//   unpack    converts one block to an Unpacked chunk (quantised types)
+//   LEVELS     the least and the largest weight, in units of its scale   (quantised types)
+//   group     32 weights of a chunk as bytes, in order; see Levels
+//   scales    the scales and minima of a chunk's first groups
 // and optionally, for speed on one instruction set,
 //   Avx512    a format from quant/avx512.h; the default is GenericAvx512
 //   NIBBLES   a table of 16 weights that AMX tiles can look up
@@ -15,13 +18,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "quant/half.h"
-
-#if defined(__SSSE3__)
-#include <immintrin.h>
-#elif defined(__aarch64__)
-#include <arm_neon.h>
-#endif
+#include "isa/inline.h"
+#include "quant/bytes.h"
 
 namespace conifer::quant {
 namespace {
@@ -54,8 +52,11 @@ struct Quantized {
   static constexpr Nibbles NIBBLES = {nullptr, 0, 0, false};
   static constexpr bool TILES = true;  // whether bfloat16 is precise enough for the weights
 
-  // Blocks are packed structs of bytes and halves, so they may be at any address.
-  static const Block& read(const uint8_t* data) { return *reinterpret_cast<const Block*>(data); }
+  // Block i of a chunk. Blocks are packed structs of bytes and halves, so they may be at any
+  // address.
+  static const Block& block(const uint8_t* chunk, int i = 0) {
+    return reinterpret_cast<const Block*>(chunk)[i];
+  }
 };
 
 template <int BYTES_>
@@ -70,72 +71,54 @@ struct Floating {
   }
 };
 
-// Set the scale and minimum for weights 32 * index to 32 * index + 31 in a chunk.
-inline void put_scale(Unpacked& out, int index, float scale, float min = 0) {
-  out.scale[2 * index] = out.scale[2 * index + 1] = scale;
-  out.min[2 * index] = out.min[2 * index + 1] = min;
+// The bytes of `group` are w - least if these fit seven bits, and the signed weights w otherwise.
+struct Levels {
+  int least, most;
+
+  constexpr bool is_signed() const { return most - least > 127; }
+  constexpr int offset() const { return is_signed() ? 0 : -least; }
+  constexpr int largest() const { return is_signed() ? 128 : most - least; }  // magnitude
+};
+
+// The scales and minima of a chunk, one for every GROUP weights.
+struct Scales {
+  alignas(32) float scale[16];
+  alignas(32) float min[16];
+};
+
+// Eight bytes with the nibbles of four, low nibbles first.
+CONIFER_INLINE uint64_t spread_nibbles(uint32_t four) {
+  uint64_t v = four;
+  v = (v | v << 16) & 0x0000ffff0000ffff;
+  v = (v | v << 8) & 0x00ff00ff00ff00ff;
+  return (v | v << 4) & 0x0f0f0f0f0f0f0f0f;
 }
 
-// 16 bytes at a time, in vector types that GCC and Clang support on every machine.
-typedef uint8_t Bytes __attribute__((vector_size(16)));
-
-inline Bytes load(const void* p) {
-  Bytes v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-
-inline void store(int8_t* q, Bytes v) { std::memcpy(q, &v, sizeof v); }
-
-inline Bytes fill(uint8_t byte) { return Bytes{} + byte; }
-
-// Extract `bits` (1, 2 or 4) bits from each byte, starting at bit `shift`.
-inline Bytes field(Bytes v, int shift, int bits) {
-  return (v >> fill(static_cast<uint8_t>(shift))) & fill(static_cast<uint8_t>((1 << bits) - 1));
-}
-
-inline void put_nibbles(int8_t* q, const uint8_t* packed, int n, int offset) {
-  for (int i = 0; i < n; i += 16) {
-    const Bytes v = load(packed + i);
-    store(q + i, field(v, 0, 4) - fill(static_cast<uint8_t>(offset)));
-    store(q + n + i, field(v, 4, 4) - fill(static_cast<uint8_t>(offset)));
-  }
-}
-
-// Look up values[index] for 16 indices below 16.
-inline Bytes look_up(Bytes values, Bytes index) {
-#if defined(__SSSE3__)
-  return (Bytes)_mm_shuffle_epi8((__m128i)values, (__m128i)index);
-#elif defined(__aarch64__)
-  return (Bytes)vqtbl1q_u8((uint8x16_t)values, (uint8x16_t)index);
+// out[i] = factor * (byte i + shift), for eight bytes.
+CONIFER_INLINE void put_steps(float* out, uint64_t eight, float factor, float shift = 0) {
+#if defined(__AVX2__)
+  const __m256i wide = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(eight)));
+  const __m256 steps = _mm256_add_ps(_mm256_cvtepi32_ps(wide), _mm256_set1_ps(shift));
+  _mm256_storeu_ps(out, _mm256_mul_ps(steps, _mm256_set1_ps(factor)));
 #else
-  Bytes out{};
-  for (int i = 0; i < 16; ++i) out[i] = values[index[i]];
-  return out;
+  for (int i = 0; i < 8; ++i) out[i] = factor * (static_cast<float>(eight >> 8 * i & 255) + shift);
 #endif
 }
 
-inline void put_codes(int8_t* q, const uint8_t* packed, const int8_t* values) {
-  const Bytes v = load(packed), codes = load(values);
-  store(q, look_up(codes, field(v, 0, 4)));
-  store(q + 16, look_up(codes, field(v, 4, 4)));
+CONIFER_INLINE void put_all(float* out, int n, float value) {
+  for (int i = 0; i < n; ++i) out[i] = value;
 }
 
-// Return 255 for each bit set in the two bytes, and 0 for the rest.
-inline Bytes set_bits(const uint8_t* two) {
-  constexpr uint64_t EACH = 0x0101010101010101;
-  typedef uint64_t Words __attribute__((vector_size(16)));
-  const Bytes spread = (Bytes)Words{two[0] * EACH, two[1] * EACH};
-  const Bytes bit = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
-  return (Bytes)((spread & bit) != 0);
-}
-
-inline Bytes fifth_bits(const uint8_t* two) { return set_bits(two) & fill(16); }
-
-inline void put_fives(int8_t* q, const uint8_t* packed, const uint8_t* high, int offset) {
-  const Bytes v = load(packed);
-  store(q, (field(v, 0, 4) | fifth_bits(high)) - fill(static_cast<uint8_t>(offset)));
-  store(q + 16, (field(v, 4, 4) | fifth_bits(high + 2)) - fill(static_cast<uint8_t>(offset)));
+// Read n halves that are `stride` bytes apart.
+CONIFER_INLINE void put_halves(float* out, const uint8_t* halves, int stride, int n) {
+#if defined(__AVX2__)
+  if (n == 8) {
+    const auto at = [&](int i) { return read_integer<int16_t>(halves + i * stride); };
+    const __m128i eight = _mm_setr_epi16(at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7));
+    return _mm256_storeu_ps(out, _mm256_cvtph_ps(eight));
+  }
+#endif
+  for (int i = 0; i < n; ++i) out[i] = f16_to_float(read_integer<uint16_t>(halves + i * stride));
 }
 
 // Unpack the 8 six-bit scales and 8 six-bit minima that Q4_K and Q5_K pack in 12 bytes.
@@ -150,25 +133,27 @@ inline void k_scales(const uint8_t* packed, uint64_t& scales, uint64_t& minima) 
   minima = (second & 0x3f3f3f3f) | static_cast<uint64_t>(minima_high) << 32;
 }
 
-inline void put_k_scales(Unpacked& out, const uint8_t* packed, float d, float dmin) {
+CONIFER_INLINE void put_k_scales(Scales& out, const uint8_t* packed, float d, float dmin) {
   uint64_t scales, minima;
   k_scales(packed, scales, minima);
-  for (int i = 0; i < 8; ++i)
-    put_scale(out, i, d * static_cast<float>(scales >> 8 * i & 63),
-              -dmin * static_cast<float>(minima >> 8 * i & 63));
+  put_steps(out.scale, scales, d);
+  put_steps(out.min, minima, -dmin);
 }
 
 // Unpack `weights` weights (at most 256, whole blocks) from `data`. The rest of the chunk is zero.
 template <class T>
 inline void unpack_chunk(const uint8_t* data, int weights, Unpacked& out) {
-  if constexpr (T::WEIGHTS == 256) {
-    T::unpack(data, 0, out);
-  } else {
-    const int blocks = weights / T::WEIGHTS;
-    for (int i = 0; i < blocks; ++i) T::unpack(data + i * T::BYTES, i, out);
-    for (int i = weights / 32; i < 8; ++i) put_scale(out, i, 0);
-    std::memset(out.q + weights, 0, static_cast<size_t>(256 - weights));
+  const int groups = weights / 32;
+  Scales scales{};
+  T::scales(data, groups, scales);
+  for (int i = 0; i < 16; ++i) {
+    const int group = T::GROUP == 16 ? i : i / 2;
+    out.scale[i] = scales.scale[group];
+    out.min[i] = T::MINS ? scales.min[group] : 0;
   }
+  const Bytes32 offset = fill32(T::LEVELS.offset());
+  for (int g = 0; g < groups; ++g) store32(out.q + 32 * g, T::group(data, g) - offset);
+  std::memset(out.q + weights, 0, static_cast<size_t>(256 - weights));
 }
 
 }  // namespace

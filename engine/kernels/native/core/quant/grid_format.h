@@ -8,39 +8,37 @@
 namespace conifer::quant {
 namespace {
 
-template <class Integer>
-inline Integer read_integer(const void* p) {
-  Integer value;
-  std::memcpy(&value, p, sizeof value);
-  return value;
+// Add the eighth sign to each of four times seven: it makes the number of negative weights even.
+CONIFER_INLINE uint32_t with_parity(uint32_t sevens) {
+  uint32_t folded = sevens ^ sevens >> 4;
+  folded ^= folded >> 2;
+  folded ^= folded >> 1;
+  return sevens | (folded & 0x01010101) << 7;
 }
 
-// Add the eighth sign to seven: it makes the number of negative weights even.
-inline uint8_t with_parity(uint32_t seven) {
-  return static_cast<uint8_t>(seven | (0x6996u >> ((seven ^ seven >> 4) & 15) & 1) << 7);
+// The sign bytes of a word with four times 7 bits.
+CONIFER_INLINE uint32_t even_signs(uint32_t word) {
+  uint32_t sevens = (word & 0x00003fff) | (word & 0x0fffc000) << 2;
+  sevens = (sevens & 0x007f007f) | (sevens & 0x3f803f80) << 1;
+  return with_parity(sevens);
 }
 
-// Sign byte i, 0..3, of a word with four times 7 bits.
-inline uint8_t signs_of(uint32_t word, int i) { return with_parity(word >> 7 * i & 127); }
-
-// Write 16 weights: points of 8 or 4 weights, negated where the bit in `signs` is set.
-inline void put_points(int8_t* q, uint64_t low, uint64_t high, const uint8_t (&signs)[2]) {
-  typedef uint64_t Words __attribute__((vector_size(16)));
-  const Bytes points = (Bytes)Words{low, high}, negative = set_bits(signs);
-  store(q, (points ^ negative) - negative);
+// Negate the points whose bit in `signs` is set, and move all up by the offset.
+CONIFER_INLINE Bytes32 with_signs(Bytes32 points, uint32_t signs, Levels levels) {
+  const Bytes32 negative = set_bits32(signs);
+  return (points ^ negative) - negative + fill32(levels.offset());
 }
 
-// The same for four points of 4 weights.
-inline void put_points(int8_t* q, const uint32_t (&points)[4], const uint8_t (&signs)[2]) {
-  put_points(q, points[0] | static_cast<uint64_t>(points[1]) << 32,
-             points[2] | static_cast<uint64_t>(points[3]) << 32, signs);
+// Two points of 4 weights.
+CONIFER_INLINE uint64_t two_points(uint32_t first, uint32_t second) {
+  return first | uint64_t{second} << 32;
 }
 
-// Write 8 weights of an IQ1 type in eighths: a point moved by an eighth.
-inline void put_moved(int8_t* q, uint64_t point, bool down) {
-  constexpr uint64_t EACH = 0x0101010101010101;
-  const uint64_t moved = point + (down ? 0 : 2 * EACH);  // 9 more than the weight
-  for (int i = 0; i < 8; ++i) q[i] = static_cast<int8_t>((moved >> 8 * i & 255) - 9);
+// Scales of factor * (step + 1/2), for the 16 nibbles of 8 bytes.
+CONIFER_INLINE void put_half_steps(Scales& out, const uint8_t* packed, float factor) {
+  for (int i = 0; i < 2; ++i)
+    put_steps(out.scale + 8 * i, spread_nibbles(read_integer<uint32_t>(packed + 4 * i)), factor,
+              0.5f);
 }
 
 #if defined(CONIFER_AVX512)

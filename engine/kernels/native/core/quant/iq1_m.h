@@ -16,6 +16,7 @@ struct BlockIQ1_M {
 
 struct IQ1_M : Quantized<BlockIQ1_M, 256, 16, false> {
   static constexpr int32_t ID = 29;
+  static constexpr Levels LEVELS = {-9, 9};
 
   static float scale(const uint16_t* words) {
     uint16_t d = 0;
@@ -23,20 +24,22 @@ struct IQ1_M : Quantized<BlockIQ1_M, 256, 16, false> {
     return f16_to_float(d);
   }
 
-  static void unpack(const uint8_t* data, int, Unpacked& out) {
-    const BlockIQ1_M& b = read(data);
+  static CONIFER_INLINE Bytes32 group(const uint8_t* chunk, int g) {
+    const BlockIQ1_M& b = block(chunk);
+    const auto point = [&](int i) {
+      const int nibble = b.high[2 * g + i / 2] >> 4 * (i % 2) & 15;
+      return IQ1_GRID[static_cast<size_t>(b.ranks[4 * g + i] | (nibble & 7) << 8)] +
+             (nibble & 8 ? 0 : 0x0202020202020202);
+    };
+    return join(point(0), point(1), point(2), point(3));
+  }
+
+  static CONIFER_INLINE void scales(const uint8_t* chunk, int, Scales& out) {
     uint16_t words[4];
-    std::memcpy(words, b.scales, 8);
-    const float d = 0.125f * scale(words);
-    for (int i = 0; i < 16; ++i) {
-      out.scale[i] = d * static_cast<float>(2 * (words[i / 4] >> 3 * (i % 4) & 7) + 1);
-      out.min[i] = 0;
-      for (int j = 2 * i; j < 2 * i + 2; ++j) {
-        const int nibble = b.high[j / 2] >> 4 * (j % 2) & 15;
-        put_moved(out.q + 8 * j, IQ1_GRID[static_cast<size_t>(b.ranks[j] | (nibble & 7) << 8)],
-                  nibble & 8);
-      }
-    }
+    std::memcpy(words, block(chunk).scales, 8);
+    const float d = 0.25f * scale(words);
+    for (int i = 0; i < 16; ++i)
+      out.scale[i] = d * (static_cast<float>(words[i / 4] >> 3 * (i % 4) & 7) + 0.5f);
   }
 
 #if defined(CONIFER_AVX512)

@@ -16,18 +16,22 @@ struct BlockIQ1_S {
 
 struct IQ1_S : Quantized<BlockIQ1_S, 256, 32, false> {
   static constexpr int32_t ID = 19;
+  static constexpr Levels LEVELS = {-9, 9};
 
-  static void unpack(const uint8_t* data, int, Unpacked& out) {
-    const BlockIQ1_S& b = read(data);
-    const float d = 0.125f * f16_to_float(b.d);
-    for (int i = 0; i < 8; ++i) {
-      const int word = b.groups[i];
-      put_scale(out, i, d * static_cast<float>(2 * (word >> 12 & 7) + 1));
-      for (int j = 0; j < 4; ++j)
-        put_moved(out.q + 32 * i + 8 * j,
-                  IQ1_GRID[static_cast<size_t>(b.ranks[4 * i + j] | (word >> 3 * j & 7) << 8)],
-                  word >> 15);
-    }
+  static CONIFER_INLINE Bytes32 group(const uint8_t* chunk, int g) {
+    const BlockIQ1_S& b = block(chunk);
+    const int word = b.groups[g];
+    const auto point = [&](int i) {
+      return IQ1_GRID[static_cast<size_t>(b.ranks[4 * g + i] | (word >> 3 * i & 7) << 8)];
+    };
+    return join(point(0), point(1), point(2), point(3)) + fill32(word >> 15 ? 0 : 2);
+  }
+
+  static CONIFER_INLINE void scales(const uint8_t* chunk, int, Scales& out) {
+    const BlockIQ1_S& b = block(chunk);
+    uint64_t steps = 0;
+    for (int i = 0; i < 8; ++i) steps |= uint64_t{b.groups[i] >> 12 & 7u} << 8 * i;
+    put_steps(out.scale, steps, 0.25f * f16_to_float(b.d), 0.5f);
   }
 
 #if defined(CONIFER_AVX512)

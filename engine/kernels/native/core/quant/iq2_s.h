@@ -18,19 +18,19 @@ struct BlockIQ2_S {
 
 struct IQ2_S : Quantized<BlockIQ2_S, 256, 16, false> {
   static constexpr int32_t ID = 22;
+  static constexpr Levels LEVELS = {-43, 43};
 
-  static void unpack(const uint8_t* data, int, Unpacked& out) {
-    const BlockIQ2_S& b = read(data);
-    const float d = 0.25f * f16_to_float(b.d);
-    const auto point = [&b](int i) {
-      return IQ2_S_GRID[b.ranks[i] | (b.high[i / 4] >> 2 * (i % 4) & 3) << 8];
+  static CONIFER_INLINE Bytes32 group(const uint8_t* chunk, int g) {
+    const BlockIQ2_S& b = block(chunk);
+    const auto point = [&](int i) {
+      return IQ2_S_GRID[static_cast<size_t>(b.ranks[4 * g + i] | (b.high[g] >> 2 * i & 3) << 8)];
     };
-    for (int i = 0; i < 16; ++i) {
-      out.scale[i] = d * (static_cast<float>(b.scales[i / 2] >> 4 * (i % 2) & 15) + 0.5f);
-      out.min[i] = 0;
-      put_points(out.q + 16 * i, point(2 * i), point(2 * i + 1),
-                 {b.signs[2 * i], b.signs[2 * i + 1]});
-    }
+    return with_signs(join(point(0), point(1), point(2), point(3)),
+                      read_integer<uint32_t>(b.signs + 4 * g), LEVELS);
+  }
+
+  static CONIFER_INLINE void scales(const uint8_t* chunk, int, Scales& out) {
+    put_half_steps(out, block(chunk).scales, 0.25f * f16_to_float(block(chunk).d));
   }
 
 #if defined(CONIFER_AVX512)

@@ -16,17 +16,19 @@ struct BlockIQ2_XS {
 
 struct IQ2_XS : Quantized<BlockIQ2_XS, 256, 16, false> {
   static constexpr int32_t ID = 17;
+  static constexpr Levels LEVELS = {-43, 43};
 
-  static void unpack(const uint8_t* data, int, Unpacked& out) {
-    const BlockIQ2_XS& b = read(data);
-    const float d = 0.25f * f16_to_float(b.d);
-    for (int i = 0; i < 16; ++i) {
-      const uint16_t first = b.points[2 * i], second = b.points[2 * i + 1];
-      out.scale[i] = d * (static_cast<float>(b.scales[i / 2] >> 4 * (i % 2) & 15) + 0.5f);
-      out.min[i] = 0;
-      put_points(out.q + 16 * i, IQ2_XS_GRID[first & 511], IQ2_XS_GRID[second & 511],
-                 {with_parity(first >> 9), with_parity(second >> 9)});
-    }
+  static CONIFER_INLINE Bytes32 group(const uint8_t* chunk, int g) {
+    const uint64_t four = read_integer<uint64_t>(block(chunk).points + 4 * g);
+    const auto point = [&](int i) { return IQ2_XS_GRID[four >> 16 * i & 511]; };
+    uint64_t seven = four >> 9 & 0x007f007f007f007f;
+    seven = (seven | seven >> 8) & 0x0000ffff0000ffff;
+    const uint32_t signs = static_cast<uint32_t>(seven | seven >> 16);
+    return with_signs(join(point(0), point(1), point(2), point(3)), with_parity(signs), LEVELS);
+  }
+
+  static CONIFER_INLINE void scales(const uint8_t* chunk, int, Scales& out) {
+    put_half_steps(out, block(chunk).scales, 0.25f * f16_to_float(block(chunk).d));
   }
 
 #if defined(CONIFER_AVX512)

@@ -18,18 +18,20 @@ struct BlockIQ2_XXS {
 
 struct IQ2_XXS : Quantized<BlockIQ2_XXS, 256, 32, false> {
   static constexpr int32_t ID = 16;
+  static constexpr Levels LEVELS = {-43, 43};
 
-  static void unpack(const uint8_t* data, int, Unpacked& out) {
-    const BlockIQ2_XXS& b = read(data);
-    const float d = 0.25f * f16_to_float(b.d);
-    for (int i = 0; i < 8; ++i) {
-      const uint8_t* ranks = b.groups[i].ranks;
-      const uint32_t word = b.groups[i].signs;
-      put_scale(out, i, d * (static_cast<float>(word >> 28) + 0.5f));
-      for (int j = 0; j < 4; j += 2)
-        put_points(out.q + 32 * i + 8 * j, IQ2_XXS_GRID[ranks[j]], IQ2_XXS_GRID[ranks[j + 1]],
-                   {signs_of(word, j), signs_of(word, j + 1)});
-    }
+  static CONIFER_INLINE Bytes32 group(const uint8_t* chunk, int g) {
+    const auto& [ranks, word] = block(chunk).groups[g];
+    const Bytes32 points = join(IQ2_XXS_GRID[ranks[0]], IQ2_XXS_GRID[ranks[1]],
+                                IQ2_XXS_GRID[ranks[2]], IQ2_XXS_GRID[ranks[3]]);
+    return with_signs(points, even_signs(word), LEVELS);
+  }
+
+  static CONIFER_INLINE void scales(const uint8_t* chunk, int, Scales& out) {
+    const BlockIQ2_XXS& b = block(chunk);
+    uint64_t steps = 0;
+    for (int i = 0; i < 8; ++i) steps |= uint64_t{b.groups[i].signs >> 28} << 8 * i;
+    put_steps(out.scale, steps, 0.25f * f16_to_float(b.d), 0.5f);
   }
 
 #if defined(CONIFER_AVX512)

@@ -18,19 +18,21 @@ struct BlockIQ3_S {
 
 struct IQ3_S : Quantized<BlockIQ3_S, 256, 32, false> {
   static constexpr int32_t ID = 21;
+  static constexpr Levels LEVELS = {-15, 15};
 
-  static void unpack(const uint8_t* data, int, Unpacked& out) {
-    const BlockIQ3_S& b = read(data);
-    const float d = f16_to_float(b.d);
-    const auto point = [&b](int i) {
-      return IQ3_S_GRID[b.ranks[i] | (b.ninth[i / 8] >> i % 8 & 1) << 8];
+  static CONIFER_INLINE Bytes32 group(const uint8_t* chunk, int g) {
+    const BlockIQ3_S& b = block(chunk);
+    const auto point = [&](int i) {
+      return IQ3_S_GRID[static_cast<size_t>(b.ranks[8 * g + i] | (b.ninth[g] >> i & 1) << 8)];
     };
-    for (int i = 0; i < 8; ++i)
-      put_scale(out, i, d * static_cast<float>(1 + 2 * (b.scales[i / 2] >> 4 * (i % 2) & 15)));
-    for (int i = 0; i < 16; ++i)
-      put_points(out.q + 16 * i,
-                 {point(4 * i), point(4 * i + 1), point(4 * i + 2), point(4 * i + 3)},
-                 {b.signs[2 * i], b.signs[2 * i + 1]});
+    const auto points = [&](int i) { return two_points(point(2 * i), point(2 * i + 1)); };
+    return with_signs(join(points(0), points(1), points(2), points(3)),
+                      read_integer<uint32_t>(b.signs + 4 * g), LEVELS);
+  }
+
+  static CONIFER_INLINE void scales(const uint8_t* chunk, int, Scales& out) {
+    const uint64_t steps = spread_nibbles(read_integer<uint32_t>(block(chunk).scales));
+    put_steps(out.scale, steps, 2 * f16_to_float(block(chunk).d), 0.5f);
   }
 
 #if defined(CONIFER_AVX512)

@@ -16,21 +16,23 @@ struct BlockIQ3_XXS {
 
 struct IQ3_XXS : Quantized<BlockIQ3_XXS, 256, 32, false> {
   static constexpr int32_t ID = 18;
+  static constexpr Levels LEVELS = {-62, 62};
 
-  static void unpack(const uint8_t* data, int, Unpacked& out) {
-    const BlockIQ3_XXS& b = read(data);
-    const float d = 0.5f * f16_to_float(b.d);
-    for (int i = 0; i < 8; ++i) {
-      const uint32_t word = b.signs[i];
-      put_scale(out, i, d * (static_cast<float>(word >> 28) + 0.5f));
-      for (int j = 0; j < 4; j += 2) {
-        const uint8_t* ranks = b.ranks + 8 * i + 2 * j;
-        put_points(out.q + 32 * i + 8 * j,
-                   {IQ3_XXS_GRID[ranks[0]], IQ3_XXS_GRID[ranks[1]], IQ3_XXS_GRID[ranks[2]],
-                    IQ3_XXS_GRID[ranks[3]]},
-                   {signs_of(word, j), signs_of(word, j + 1)});
-      }
-    }
+  static CONIFER_INLINE Bytes32 group(const uint8_t* chunk, int g) {
+    const BlockIQ3_XXS& b = block(chunk);
+    const auto points = [&](int i) {
+      const uint8_t* ranks = b.ranks + 8 * g + 2 * i;
+      return two_points(IQ3_XXS_GRID[ranks[0]], IQ3_XXS_GRID[ranks[1]]);
+    };
+    return with_signs(join(points(0), points(1), points(2), points(3)), even_signs(b.signs[g]),
+                      LEVELS);
+  }
+
+  static CONIFER_INLINE void scales(const uint8_t* chunk, int, Scales& out) {
+    const BlockIQ3_XXS& b = block(chunk);
+    uint64_t steps = 0;
+    for (int i = 0; i < 8; ++i) steps |= uint64_t{b.signs[i] >> 28} << 8 * i;
+    put_steps(out.scale, steps, 0.5f * f16_to_float(b.d), 0.5f);
   }
 
 #if defined(CONIFER_AVX512)

@@ -19,12 +19,15 @@ struct BlockIQ4_NL {
 
 struct IQ4_NL : Quantized<BlockIQ4_NL, 32, 32, false> {
   static constexpr int32_t ID = 20;
+  static constexpr Levels LEVELS = {-127, 113};
   static constexpr Nibbles NIBBLES = {IQ4_VALUES, 2, 18, false};
 
-  static void unpack(const uint8_t* data, int index, Unpacked& out) {
-    const BlockIQ4_NL& b = read(data);
-    put_scale(out, index, f16_to_float(b.d));
-    put_codes(out.q + 32 * index, b.q, IQ4_VALUES);
+  static CONIFER_INLINE Bytes32 group(const uint8_t* chunk, int g) {
+    return look_up(load(IQ4_VALUES), nibbles(block(chunk, g).q));
+  }
+
+  static CONIFER_INLINE void scales(const uint8_t* chunk, int groups, Scales& out) {
+    put_halves(out.scale, chunk, BYTES, groups);
   }
 
 #if defined(CONIFER_AVX512)

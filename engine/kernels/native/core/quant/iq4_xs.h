@@ -19,16 +19,24 @@ struct BlockIQ4_XS {
 
 struct IQ4_XS : Quantized<BlockIQ4_XS, 256, 32, false> {
   static constexpr int32_t ID = 23;
+  static constexpr Levels LEVELS = {-127, 113};
   static constexpr Nibbles NIBBLES = {IQ4_VALUES, 8, 16, false};
 
-  static void unpack(const uint8_t* data, int, Unpacked& out) {
-    const BlockIQ4_XS& b = read(data);
-    const float d = f16_to_float(b.d);
-    for (int i = 0; i < 8; ++i) {
-      const int low = b.scales_low[i / 2] >> 4 * (i % 2) & 15;
-      put_scale(out, i, d * static_cast<float>((low | (b.scales_high >> 2 * i & 3) << 4) - 32));
-      put_codes(out.q + 32 * i, b.q + 16 * i, IQ4_VALUES);
-    }
+  static CONIFER_INLINE Bytes32 group(const uint8_t* chunk, int g) {
+    return look_up(load(IQ4_VALUES), nibbles(block(chunk).q + 16 * g));
+  }
+
+  // 8 six-bit scales as bytes.
+  static CONIFER_INLINE uint64_t steps(const uint8_t* chunk) {
+    uint64_t high = read_integer<uint16_t>(chunk + 2);
+    high = (high | high << 24) & 0x000000ff000000ff;
+    high = (high | high << 12) & 0x000f000f000f000f;
+    high = (high | high << 6) & 0x0303030303030303;
+    return spread_nibbles(read_integer<uint32_t>(chunk + 4)) | high << 4;
+  }
+
+  static CONIFER_INLINE void scales(const uint8_t* chunk, int, Scales& out) {
+    put_steps(out.scale, steps(chunk), f16_to_float(block(chunk).d), -32);
   }
 
 #if defined(CONIFER_AVX512)
@@ -54,17 +62,9 @@ struct IQ4_XS : Quantized<BlockIQ4_XS, 256, 32, false> {
     };
 
     static CONIFER_INLINE W unpack(const uint8_t* data) {
-      uint64_t packed = read_as<uint32_t>(data + 4), high = read_as<uint16_t>(data + 2);
-      packed = (packed | packed << 16) & 0x0000ffff0000ffff;  // fields of 4 and of 2 bits to bytes
-      packed = (packed | packed << 8) & 0x00ff00ff00ff00ff;
-      packed = (packed | packed << 4) & 0x0f0f0f0f0f0f0f0f;
-      high = (high | high << 24) & 0x000000ff000000ff;
-      high = (high | high << 12) & 0x000f000f000f000f;
-      high = (high | high << 6) & 0x0303030303030303;
-      packed |= high << 4;
-      const __m512i scale =
-          _mm512_sub_epi32(_mm512_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(packed))),
-                           _mm512_set1_epi32(32));
+      const __m512i scale = _mm512_sub_epi32(
+          _mm512_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(steps(data)))),
+          _mm512_set1_epi32(32));
       W w;
       w.scale = _mm512_mul_ps(_mm512_cvtepi32_ps(scale), half(read_as<uint16_t>(data)));
       const __m512i codes = codebook(IQ4_VALUES, 128);

@@ -24,12 +24,15 @@ struct BlockMXFP4 {
 
 struct MXFP4 : Quantized<BlockMXFP4, 32, 32, false> {
   static constexpr int32_t ID = 39;
+  static constexpr Levels LEVELS = {-12, 12};
   static constexpr Nibbles NIBBLES = {MXFP4_VALUES, 1, 17, false};
 
-  static void unpack(const uint8_t* data, int index, Unpacked& out) {
-    const BlockMXFP4& b = read(data);
-    put_scale(out, index, mxfp4_scale(b.e));
-    put_codes(out.q + 32 * index, b.q, MXFP4_VALUES);
+  static CONIFER_INLINE Bytes32 group(const uint8_t* chunk, int g) {
+    return look_up(load(MXFP4_VALUES) + fill(12), nibbles(block(chunk, g).q));
+  }
+
+  static CONIFER_INLINE void scales(const uint8_t* chunk, int groups, Scales& out) {
+    for (int i = 0; i < groups; ++i) out.scale[i] = mxfp4_scale(block(chunk, i).e);
   }
 
 #if defined(CONIFER_AVX512)

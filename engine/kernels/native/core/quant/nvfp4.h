@@ -27,19 +27,16 @@ struct BlockNVFP4 {
 
 struct NVFP4 : Quantized<BlockNVFP4, 64, 16, false> {
   static constexpr int32_t ID = 40;
+  static constexpr Levels LEVELS = {-12, 12};
 
-  static void unpack(const uint8_t* data, int index, Unpacked& out) {
-    const BlockNVFP4& b = read(data);
-    const Bytes codes = load(MXFP4_VALUES);
-    for (int i = 0; i < 4; ++i) {
-      out.scale[4 * index + i] = nvfp4_scale(b.scales[i]);
-      out.min[4 * index + i] = 0;
-      Bytes packed{};
-      std::memcpy(&packed, b.q[i], 8);
-      typedef uint64_t Words __attribute__((vector_size(16)));
-      const Words low = (Words)field(packed, 0, 4), high = (Words)field(packed, 4, 4);
-      store(out.q + 64 * index + 16 * i, look_up(codes, (Bytes)Words{low[0], high[0]}));
-    }
+  static CONIFER_INLINE Bytes32 group(const uint8_t* chunk, int g) {
+    const uint8_t* packed = block(chunk, g / 2).q[g % 2 * 2];
+    return look_up(load(MXFP4_VALUES) + fill(12), swap_middle(nibbles(packed)));
+  }
+
+  static CONIFER_INLINE void scales(const uint8_t* chunk, int groups, Scales& out) {
+    for (int i = 0; i < 2 * groups; ++i)
+      out.scale[i] = nvfp4_scale(block(chunk, i / 4).scales[i % 4]);
   }
 };
 

@@ -16,13 +16,16 @@ struct BlockQ1_0 {
 
 struct Q1_0 : Quantized<BlockQ1_0, 128, 32, false> {
   static constexpr int32_t ID = 41;
+  static constexpr Levels LEVELS = {-1, 1};
 
-  static void unpack(const uint8_t* data, int index, Unpacked& out) {
-    const BlockQ1_0& b = read(data);
-    const float d = f16_to_float(b.d);
-    for (int i = 0; i < 4; ++i) put_scale(out, 4 * index + i, d);
-    for (int i = 0; i < 8; ++i)
-      store(out.q + 128 * index + 16 * i, (set_bits(b.bits + 2 * i) & fill(2)) - fill(1));
+  static CONIFER_INLINE Bytes32 group(const uint8_t* chunk, int g) {
+    const uint8_t* four = block(chunk, g / 4).bits + g % 4 * 4;
+    return bits(set_bits32(read_integer<uint32_t>(four)), 1, 1, 1);
+  }
+
+  static CONIFER_INLINE void scales(const uint8_t* chunk, int groups, Scales& out) {
+    for (int i = 0; i < groups; i += 4)
+      put_all(out.scale + i, 4, f16_to_float(block(chunk, i / 4).d));
   }
 };
 

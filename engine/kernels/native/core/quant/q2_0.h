@@ -16,16 +16,22 @@ struct BlockQ2_0 {
 
 struct Q2_0 : Quantized<BlockQ2_0, 64, 32, false> {
   static constexpr int32_t ID = 42;
+  static constexpr Levels LEVELS = {-1, 2};
   // The mean weight is half a scale. Rounding the scale to bfloat16 changes all products of a block
   // by the same factor, which is twice the error of activations rounded to 8 bits.
   static constexpr bool TILES = false;
 
-  static void unpack(const uint8_t* data, int index, Unpacked& out) {
-    const BlockQ2_0& b = read(data);
-    const float d = f16_to_float(b.d);
-    for (int i = 0; i < 2; ++i) put_scale(out, 2 * index + i, d);
-    int8_t* q = out.q + 64 * index;
-    for (int i = 0; i < 64; ++i) q[i] = static_cast<int8_t>((b.q[i / 4] >> 2 * (i % 4) & 3) - 1);
+  static CONIFER_INLINE Bytes32 group(const uint8_t* chunk, int g) {
+    const uint64_t eight = read_integer<uint64_t>(block(chunk, g / 2).q + g % 2 * 8);
+    const Bytes packed = (Bytes)Words{eight, 0};
+    const Bytes four = zip_low(bits(packed, 0, 4), bits(packed, 4, 4));
+    const Bytes even = bits(four, 0, 2), odd = bits(four, 2, 2);
+    return join(zip_low(even, odd), zip_high(even, odd));
+  }
+
+  static CONIFER_INLINE void scales(const uint8_t* chunk, int groups, Scales& out) {
+    for (int i = 0; i < groups; i += 2)
+      put_all(out.scale + i, 2, f16_to_float(block(chunk, i / 2).d));
   }
 };
 

@@ -17,17 +17,21 @@ struct BlockQ2_K {
 
 struct Q2_K : Quantized<BlockQ2_K, 256, 16, true> {
   static constexpr int32_t ID = 10;
+  static constexpr Levels LEVELS = {0, 3};
 
-  static void unpack(const uint8_t* data, int, Unpacked& out) {
-    const BlockQ2_K& b = read(data);
+  static CONIFER_INLINE Bytes32 group(const uint8_t* chunk, int g) {
+    return bits(load32(block(chunk).q + 32 * (g / 4)), 2 * (g % 4), 2);
+  }
+
+  static CONIFER_INLINE void scales(const uint8_t* chunk, int, Scales& out) {
+    const BlockQ2_K& b = block(chunk);
     const float d = f16_to_float(b.d), dmin = -f16_to_float(b.dmin);
-    for (int i = 0; i < 16; ++i) {
-      out.scale[i] = d * static_cast<float>(b.scales[i] & 15);
-      out.min[i] = dmin * static_cast<float>(b.scales[i] >> 4);
+    const Bytes packed = load(b.scales);
+    const Words scale = (Words)bits(packed, 0, 4), min = (Words)bits(packed, 4, 4);
+    for (int i = 0; i < 2; ++i) {
+      put_steps(out.scale + 8 * i, scale[i], d);
+      put_steps(out.min + 8 * i, min[i], dmin);
     }
-    for (int i = 0; i < 8; ++i)
-      for (int j = 0; j < 32; j += 16)
-        store(out.q + 32 * i + j, field(load(b.q + 32 * (i / 4) + j), 2 * (i % 4), 2));
   }
 
 #if defined(CONIFER_AVX512)

@@ -19,34 +19,36 @@ struct BlockQ3_K {
 
 struct Q3_K : Quantized<BlockQ3_K, 256, 16, false> {
   static constexpr int32_t ID = 11;
+  static constexpr Levels LEVELS = {-4, 3};
 
-  static void unpack(const uint8_t* data, int, Unpacked& out) {
-    const BlockQ3_K& b = read(data);
-    const float d = f16_to_float(b.d);
-    for (int i = 0; i < 16; ++i) {
-      const int low = b.scales[i % 8] >> 4 * (i / 8) & 15;
-      const int high = b.scales[8 + i % 4] >> 2 * (i / 4) & 3;
-      out.scale[i] = d * static_cast<float>((low | high << 4) - 32);
-      out.min[i] = 0;
-    }
-    for (int i = 0; i < 8; ++i)
-      for (int j = 0; j < 32; j += 16) {
-        const Bytes low = field(load(b.q + 32 * (i / 4) + j), 2 * (i % 4), 2);
-        store(out.q + 32 * i + j, (low | field(load(b.high + j), i, 1) << fill(2)) - fill(4));
-      }
+  static CONIFER_INLINE Bytes32 group(const uint8_t* chunk, int g) {
+    const BlockQ3_K& b = block(chunk);
+    return bits(load32(b.q + 32 * (g / 4)), 2 * (g % 4), 2) | bits(load32(b.high), g, 1, 2);
+  }
+
+  // 16 six-bit scales as bytes, in two words.
+  static CONIFER_INLINE void steps(const uint8_t* chunk, uint64_t (&out)[2]) {
+    const uint64_t low = read_integer<uint64_t>(chunk + 96);
+    const uint64_t rest = read_integer<uint32_t>(chunk + 104), twice = rest | rest << 30;
+    // Two bits from each byte of `rest` in turn: 0..3, 4..7, 8..11, then 12..15.
+    out[0] = (low & 0x0f0f0f0f0f0f0f0f) | (twice << 4 & 0x3030303030303030);
+    out[1] = (low >> 4 & 0x0f0f0f0f0f0f0f0f) | (twice & 0x3030303030303030);
+  }
+
+  static CONIFER_INLINE void scales(const uint8_t* chunk, int, Scales& out) {
+    const float d = f16_to_float(block(chunk).d);
+    uint64_t sixteen[2];
+    steps(chunk, sixteen);
+    for (int i = 0; i < 2; ++i) put_steps(out.scale + 8 * i, sixteen[i], d, -32);
   }
 
 #if defined(CONIFER_AVX512)
   struct Avx512 : Sixteens<Avx512, 110, 4> {
     static CONIFER_INLINE W unpack(const uint8_t* data) {
-      const uint64_t low = read_as<uint64_t>(data + 96);
-      const uint64_t first = (low & 0x0f0f0f0f0f0f0f0f), second = (low >> 4 & 0x0f0f0f0f0f0f0f0f);
-      const uint64_t rest = read_as<uint32_t>(data + 104), twice = rest | rest << 30;
-      // Two bits from each byte of `rest` in turn: 0..3, 4..7, 8..11, then 12..15.
-      const uint64_t first_high = twice << 4 & 0x3030303030303030;
-      const uint64_t second_high = twice & 0x3030303030303030;
-      const __m128i packed = _mm_set_epi64x(static_cast<int64_t>(second | second_high),
-                                            static_cast<int64_t>(first | first_high));
+      uint64_t sixteen[2];
+      steps(data, sixteen);
+      const __m128i packed =
+          _mm_set_epi64x(static_cast<int64_t>(sixteen[1]), static_cast<int64_t>(sixteen[0]));
       const __m512i scale = _mm512_sub_epi32(_mm512_cvtepu8_epi32(packed), _mm512_set1_epi32(32));
       W w;
       w.scale = _mm512_mul_ps(_mm512_cvtepi32_ps(scale), half(read_as<uint16_t>(data + 108)));

@@ -16,12 +16,15 @@ struct BlockQ4_0 {
 
 struct Q4_0 : Quantized<BlockQ4_0, 32, 32, false> {
   static constexpr int32_t ID = 2;
+  static constexpr Levels LEVELS = {-8, 7};
   static constexpr Nibbles NIBBLES = {CENTRED, 2, 18, false};
 
-  static void unpack(const uint8_t* data, int index, Unpacked& out) {
-    const BlockQ4_0& b = read(data);
-    put_scale(out, index, f16_to_float(b.d));
-    put_nibbles(out.q + 32 * index, b.q, 16, 8);
+  static CONIFER_INLINE Bytes32 group(const uint8_t* chunk, int g) {
+    return nibbles(block(chunk, g).q);
+  }
+
+  static CONIFER_INLINE void scales(const uint8_t* chunk, int groups, Scales& out) {
+    put_halves(out.scale, chunk, BYTES, groups);
   }
 
 #if defined(CONIFER_AVX512)

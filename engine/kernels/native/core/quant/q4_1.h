@@ -16,12 +16,16 @@ struct BlockQ4_1 {
 
 struct Q4_1 : Quantized<BlockQ4_1, 32, 32, true> {
   static constexpr int32_t ID = 3;
+  static constexpr Levels LEVELS = {0, 15};
   static constexpr Nibbles NIBBLES = {WHOLE, 4, 20, false};
 
-  static void unpack(const uint8_t* data, int index, Unpacked& out) {
-    const BlockQ4_1& b = read(data);
-    put_scale(out, index, f16_to_float(b.d), f16_to_float(b.m));
-    put_nibbles(out.q + 32 * index, b.q, 16, 0);
+  static CONIFER_INLINE Bytes32 group(const uint8_t* chunk, int g) {
+    return nibbles(block(chunk, g).q);
+  }
+
+  static CONIFER_INLINE void scales(const uint8_t* chunk, int groups, Scales& out) {
+    put_halves(out.scale, chunk, BYTES, groups);
+    put_halves(out.min, chunk + 2, BYTES, groups);
   }
 
 #if defined(CONIFER_AVX512)

@@ -17,12 +17,16 @@ struct BlockQ4_K {
 
 struct Q4_K : Quantized<BlockQ4_K, 256, 32, true> {
   static constexpr int32_t ID = 12;
+  static constexpr Levels LEVELS = {0, 15};
   static constexpr Nibbles NIBBLES = {WHOLE, 16, 32, true};
 
-  static void unpack(const uint8_t* data, int, Unpacked& out) {
-    const BlockQ4_K& b = read(data);
+  static CONIFER_INLINE Bytes32 group(const uint8_t* chunk, int g) {
+    return bits(load32(block(chunk).q + 32 * (g / 2)), 4 * (g % 2), 4);
+  }
+
+  static CONIFER_INLINE void scales(const uint8_t* chunk, int, Scales& out) {
+    const BlockQ4_K& b = block(chunk);
     put_k_scales(out, b.scales, f16_to_float(b.d), f16_to_float(b.dmin));
-    for (int i = 0; i < 4; ++i) put_nibbles(out.q + 64 * i, b.q + 32 * i, 32, 0);
   }
 
 #if defined(CONIFER_AVX512)

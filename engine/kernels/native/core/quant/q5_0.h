@@ -17,11 +17,15 @@ struct BlockQ5_0 {
 
 struct Q5_0 : Quantized<BlockQ5_0, 32, 32, false> {
   static constexpr int32_t ID = 6;
+  static constexpr Levels LEVELS = {-16, 15};
 
-  static void unpack(const uint8_t* data, int index, Unpacked& out) {
-    const BlockQ5_0& b = read(data);
-    put_scale(out, index, f16_to_float(b.d));
-    put_fives(out.q + 32 * index, b.q, b.high, 16);
+  static CONIFER_INLINE Bytes32 group(const uint8_t* chunk, int g) {
+    const BlockQ5_0& b = block(chunk, g);
+    return nibbles(b.q) | bits(set_bits32(read_integer<uint32_t>(b.high)), 4, 1, 4);
+  }
+
+  static CONIFER_INLINE void scales(const uint8_t* chunk, int groups, Scales& out) {
+    put_halves(out.scale, chunk, BYTES, groups);
   }
 
 #if defined(CONIFER_AVX512)

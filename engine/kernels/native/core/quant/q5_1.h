@@ -17,11 +17,16 @@ struct BlockQ5_1 {
 
 struct Q5_1 : Quantized<BlockQ5_1, 32, 32, true> {
   static constexpr int32_t ID = 7;
+  static constexpr Levels LEVELS = {0, 31};
 
-  static void unpack(const uint8_t* data, int index, Unpacked& out) {
-    const BlockQ5_1& b = read(data);
-    put_scale(out, index, f16_to_float(b.d), f16_to_float(b.m));
-    put_fives(out.q + 32 * index, b.q, b.high, 0);
+  static CONIFER_INLINE Bytes32 group(const uint8_t* chunk, int g) {
+    const BlockQ5_1& b = block(chunk, g);
+    return nibbles(b.q) | bits(set_bits32(read_integer<uint32_t>(b.high)), 4, 1, 4);
+  }
+
+  static CONIFER_INLINE void scales(const uint8_t* chunk, int groups, Scales& out) {
+    put_halves(out.scale, chunk, BYTES, groups);
+    put_halves(out.min, chunk + 2, BYTES, groups);
   }
 
 #if defined(CONIFER_AVX512)

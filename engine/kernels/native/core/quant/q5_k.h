@@ -19,15 +19,16 @@ struct BlockQ5_K {
 
 struct Q5_K : Quantized<BlockQ5_K, 256, 32, true> {
   static constexpr int32_t ID = 13;
+  static constexpr Levels LEVELS = {0, 31};
 
-  static void unpack(const uint8_t* data, int, Unpacked& out) {
-    const BlockQ5_K& b = read(data);
+  static CONIFER_INLINE Bytes32 group(const uint8_t* chunk, int g) {
+    const BlockQ5_K& b = block(chunk);
+    return bits(load32(b.q + 32 * (g / 2)), 4 * (g % 2), 4) | bits(load32(b.high), g, 1, 4);
+  }
+
+  static CONIFER_INLINE void scales(const uint8_t* chunk, int, Scales& out) {
+    const BlockQ5_K& b = block(chunk);
     put_k_scales(out, b.scales, f16_to_float(b.d), f16_to_float(b.dmin));
-    for (int i = 0; i < 8; ++i)
-      for (int j = 0; j < 32; j += 16) {
-        const Bytes low = field(load(b.q + 32 * (i / 2) + j), 4 * (i % 2), 4);
-        store(out.q + 32 * i + j, low | field(load(b.high + j), i, 1) << fill(4));
-      }
   }
 
 #if defined(CONIFER_AVX512)

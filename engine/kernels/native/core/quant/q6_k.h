@@ -19,20 +19,20 @@ struct BlockQ6_K {
 
 struct Q6_K : Quantized<BlockQ6_K, 256, 16, false> {
   static constexpr int32_t ID = 14;
+  static constexpr Levels LEVELS = {-32, 31};
 
-  static void unpack(const uint8_t* data, int, Unpacked& out) {
-    const BlockQ6_K& b = read(data);
+  static CONIFER_INLINE Bytes32 group(const uint8_t* chunk, int g) {
+    const BlockQ6_K& b = block(chunk);
+    const int half = g / 4, i = g % 4;
+    return bits(load32(b.q + 64 * half + 32 * (i % 2)), 4 * (i / 2), 4) |
+           bits(load32(b.high + 32 * half), 2 * i, 2, 4);
+  }
+
+  static CONIFER_INLINE void scales(const uint8_t* chunk, int, Scales& out) {
+    const BlockQ6_K& b = block(chunk);
     const float d = f16_to_float(b.d);
-    for (int i = 0; i < 16; ++i) {
-      out.scale[i] = d * static_cast<float>(b.scales[i]);
-      out.min[i] = 0;
-    }
-    for (int i = 0; i < 8; ++i)
-      for (int j = 0; j < 32; j += 16) {
-        const Bytes low = field(load(b.q + 64 * (i / 4) + 32 * (i % 2) + j), 4 * (i / 2 % 2), 4);
-        const Bytes high = field(load(b.high + 32 * (i / 4) + j), 2 * (i % 4), 2);
-        store(out.q + 32 * i + j, (low | high << fill(4)) - fill(32));
-      }
+    const Words steps = (Words)(load(b.scales) ^ fill(128));  // unsigned
+    for (int i = 0; i < 2; ++i) put_steps(out.scale + 8 * i, steps[i], d, -128);
   }
 
 #if defined(CONIFER_AVX512)

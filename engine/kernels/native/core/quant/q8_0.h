@@ -16,11 +16,14 @@ struct BlockQ8_0 {
 
 struct Q8_0 : Quantized<BlockQ8_0, 32, 32, false> {
   static constexpr int32_t ID = 8;
+  static constexpr Levels LEVELS = {-128, 127};
 
-  static void unpack(const uint8_t* data, int index, Unpacked& out) {
-    const BlockQ8_0& b = read(data);
-    put_scale(out, index, f16_to_float(b.d));
-    std::memcpy(out.q + 32 * index, b.q, 32);
+  static CONIFER_INLINE Bytes32 group(const uint8_t* chunk, int g) {
+    return load32(block(chunk, g).q);
+  }
+
+  static CONIFER_INLINE void scales(const uint8_t* chunk, int groups, Scales& out) {
+    put_halves(out.scale, chunk, BYTES, groups);
   }
 
 #if defined(CONIFER_AVX512)

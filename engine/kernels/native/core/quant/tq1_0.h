@@ -18,24 +18,39 @@ struct BlockTQ1_0 {
 struct TQ1_0 : Quantized<BlockTQ1_0, 256, 32, false> {
   static constexpr int32_t ID = 34;
 
-  // A byte is the fraction 0.abcde in base 3, times 256. Return the digit after `power` shifts.
-  static int8_t digit(uint8_t byte, uint8_t power) {
-    const uint8_t shifted = static_cast<uint8_t>(byte * power);
-    return static_cast<int8_t>((shifted * 3 >> 8) - 1);
+  static constexpr Levels LEVELS = {-1, 1};
+
+  // A byte is the fraction 0.abcde in base 3, times 256. Its first digit is a; tripling it, modulo
+  // 256, moves the next digit there.
+  static CONIFER_INLINE Bytes32 digits(Bytes32 v) {
+    return fill32(0) - at_least(v, 86) - at_least(v, 171);
   }
 
-  static void unpack(const uint8_t* data, int, Unpacked& out) {
-    constexpr uint8_t POWERS[5] = {1, 3, 9, 27, 81};
-    const BlockTQ1_0& b = read(data);
-    const float d = f16_to_float(b.d);
-    for (int i = 0; i < 8; ++i) put_scale(out, i, d);
-    int8_t* q = out.q;
-    for (const uint8_t power : POWERS)
-      for (int i = 0; i < 32; ++i) *q++ = digit(b.q[i], power);
-    for (const uint8_t power : POWERS)
-      for (int i = 0; i < 16; ++i) *q++ = digit(b.q[32 + i], power);
-    for (int j = 0; j < 4; ++j)
-      for (int i = 0; i < 4; ++i) *q++ = digit(b.last[i], POWERS[j]);
+  template <class Vector>
+  static CONIFER_INLINE Vector tripled(Vector v, int times) {
+    for (int i = 0; i < times; ++i) v = v + v + v;
+    return v;
+  }
+
+  // Groups 5 to 7: five digits of 16 bytes, then four digits of four bytes.
+  static CONIFER_INLINE Bytes32 last_digits(const BlockTQ1_0& b, int g) {
+    const int times = 2 * (g - 5);
+    const Bytes first = tripled(load(b.q + 32), times);
+    if (g < 7) return digits(join(first, tripled(first, 1)));
+    typedef uint32_t Quads __attribute__((vector_size(16)));
+    const Bytes once = (Bytes)(Quads{} + read_integer<uint32_t>(b.last));
+    const Quads thrice = (Quads)tripled(once, 1), ninth = (Quads)tripled(once, 2);
+    const Quads last = (Quads)tripled(once, 3);
+    return digits(join(first, (Bytes)Quads{((Quads)once)[0], thrice[0], ninth[0], last[0]}));
+  }
+
+  static CONIFER_INLINE Bytes32 group(const uint8_t* chunk, int g) {
+    const BlockTQ1_0& b = block(chunk);
+    return g < 5 ? digits(tripled(load32(b.q), g)) : last_digits(b, g);
+  }
+
+  static CONIFER_INLINE void scales(const uint8_t* chunk, int, Scales& out) {
+    put_all(out.scale, 8, f16_to_float(block(chunk).d));
   }
 };
 

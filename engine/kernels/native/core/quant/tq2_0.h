@@ -16,15 +16,14 @@ struct BlockTQ2_0 {
 
 struct TQ2_0 : Quantized<BlockTQ2_0, 256, 32, false> {
   static constexpr int32_t ID = 35;
+  static constexpr Levels LEVELS = {-1, 2};
 
-  static void unpack(const uint8_t* data, int, Unpacked& out) {
-    const BlockTQ2_0& b = read(data);
-    const float d = f16_to_float(b.d);
-    for (int i = 0; i < 8; ++i) {
-      put_scale(out, i, d);
-      for (int j = 0; j < 32; j += 16)
-        store(out.q + 32 * i + j, field(load(b.q + 32 * (i / 4) + j), 2 * (i % 4), 2) - fill(1));
-    }
+  static CONIFER_INLINE Bytes32 group(const uint8_t* chunk, int g) {
+    return bits(load32(block(chunk).q + 32 * (g / 4)), 2 * (g % 4), 2);
+  }
+
+  static CONIFER_INLINE void scales(const uint8_t* chunk, int, Scales& out) {
+    put_all(out.scale, 8, f16_to_float(block(chunk).d));
   }
 
 #if defined(CONIFER_AVX512)
