@@ -97,7 +97,9 @@ Models with other shapes and seeds than the fixtures' (odd head counts, other nu
 groups, ranks, windows and rotary dimensions). `tests/data/make_held_out.py` makes them with
 transformers, converts them with llama.cpp's converter, and compares; the shapes are in
 `tests/data/held_out.json`. The difference is as above, over a prompt of 61 tokens and 12 decoded.
-`bailingmoe2`, which transformers 5.23 does not have, and `mistral3` have no row.
+These have no row: `bailingmoe2`, which transformers 5.24 does not have; `mistral3`; `mistral4`,
+whose query scale llama.cpp's converter does not write; `qwen3vl`, `qwen3vlmoe` and `step35`, which
+transformers has only as a part of models that see images.
 
 {held_out}
 

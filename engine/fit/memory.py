@@ -186,7 +186,8 @@ def buffer_bytes(
     native = kernels == "native"
     mixed = max(heads, _recurrent_values(config, native))
     fused = native and fuses(config, tensors)
-    rows = 4 * chunk * (4 * config.width + mixed + _hidden_values(config, fused))
+    embedded = 3 * config.layers * config.per_layer_width
+    rows = 4 * chunk * (4 * config.width + mixed + _hidden_values(config, fused) + embedded)
     size_bytes = rows + 6 * 4 * config.vocab  # plus the logits
     if fused:
         return size_bytes

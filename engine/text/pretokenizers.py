@@ -22,6 +22,7 @@ UPPER, LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
 GPT2 = (r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",)
 STARCODER = (r"\p{N}", *GPT2)
 DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", *GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")
+FALCON = (r"[\p{P}\$\+<=>\^~\|`]+", *GPT2, r"[0-9][0-9][0-9]")
 LLAMA3 = (f"{CONTRACTIONS}|{WORDS}|{DIGITS}|{PUNCTUATION}|{SPACES}",)
 QWEN2 = (rf"{CONTRACTIONS}|{WORDS}|\p{{N}}|{PUNCTUATION}|{SPACES}",)
 QWEN35 = (
@@ -31,6 +32,12 @@ QWEN35 = (
 BAILING = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*"
     r"|\s*[\r\n]|\s+(?!\S)|\s+",
+)
+
+# A word may go on after a single space.
+EXAONE_MOE = (
+    rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",
 )
 
 
@@ -64,12 +71,24 @@ DEEPSEEK_LLM = (
     r"(?:(?!\s)[一-龥ࠀ-一가-\x{D7FF}])+",
     r"\p{N}+",
 )
+DEEPSEEK_CODER = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", DEEPSEEK_LLM[4], r"\p{N}")
 DEEPSEEK_V3 = (
     r"\p{N}{1,3}",
     "[一-龥぀-ゟ゠-ヿ]+",
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
     rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{SPACES}",
 )
+
+# Digits in threes, counted from the end of the number.
+COHERE2_MOE = (r"\d{1,3}(?=(?:\d{3})*\b)", *GPT4O)
+# Scripts of Asia whose words are not separated by spaces.
+ASIAN = (
+    r"\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{8C48}-\x{FAFF}\x{3040}-\x{309F}\x{30A0}-\x{30FF}"
+    r"\x{FF65}-\x{FF9F}\x{2F00}-\x{2FDF}\x{0E40}-\x{0E7F}\x{0E80}-\x{0EFF}\x{1780}-\x{17FF}"
+    r"\x{1000}-\x{109F}\x{AA60}-\x{AA7F}\x{A9E0}-\x{A9FF}\x{AC00}-\x{D7AF}\x{1100}-\x{11FF}"
+)
+AFMOE = (r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))", f"[{ASIAN}]+", DEEPSEEK_V3[2])
+LAGUNA = (r"[^\n]+|\n+", *QWEN2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,19 +106,25 @@ class PreTokenizer:
 
 _ROWS: dict[str, PreTokenizer] = {
     "default": PreTokenizer(DEFAULT),
-    "gpt-2 olmo mpt phi-2": PreTokenizer(GPT2),
-    "smollm starcoder refact command-r": PreTokenizer(STARCODER),
-    "qwen2 stablelm2 deepseek-r1-qwen hunyuan megrez": PreTokenizer(QWEN2),
+    "gpt-2 olmo mpt phi-2 mellum": PreTokenizer(GPT2),
+    "smollm starcoder refact command-r mellum2": PreTokenizer(STARCODER),
+    "qwen2 stablelm2 deepseek-r1-qwen hunyuan megrez solar-open": PreTokenizer(QWEN2),
     "qwen35": PreTokenizer(QWEN35),
     "llama-bpe llama3 llama-v3 lfm2 falcon3 pixtral": PreTokenizer(LLAMA3, True, True),
     "glm4 glm5": PreTokenizer(LLAMA3, True),
     "dbrx smaug-bpe chatglm-bpe": PreTokenizer(LLAMA3),
     "deepseek-llm": PreTokenizer(DEEPSEEK_LLM),
-    "deepseek-v3 hunyuan-dense": PreTokenizer(DEEPSEEK_V3),
+    "deepseek-coder": PreTokenizer(DEEPSEEK_CODER),
+    "deepseek-v3 hunyuan-dense hy_v4 joyai-llm": PreTokenizer(DEEPSEEK_V3),
     "tekken": PreTokenizer(TEKKEN, True, True),
     "gpt-4o llama4 minimax-m2": PreTokenizer(GPT4O),
     "bailingmoe bailingmoe2": PreTokenizer(BAILING),
     "kimi-k2": PreTokenizer(KIMI),
+    "exaone-moe": PreTokenizer(EXAONE_MOE),
+    "falcon": PreTokenizer(FALCON),
+    "cohere2moe": PreTokenizer(COHERE2_MOE),
+    "afmoe": PreTokenizer(AFMOE),
+    "laguna": PreTokenizer(LAGUNA),
     "gemma4": PreTokenizer((r"[^\n]+|\n+",), add_bos=True),
 }
 PRE_TOKENIZERS = {name: row for names, row in _ROWS.items() for name in names.split()}

@@ -113,21 +113,80 @@ KIMI_PATTERN = "|".join(
 )
 
 
-def by_kimi_pattern(metadata: Mapping[str, Any]) -> Ids:
-    """Encode with tiktoken and Kimi's pattern: llama.cpp cuts otherwise before combining marks."""
+def ranks_of(metadata: Mapping[str, Any]) -> dict[bytes, int]:
+    """The ranks of a byte-level vocabulary's tokens, for tiktoken."""
     tokens, kinds = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
-    ranks = {
+    return {
         b"".join(BYTE_OF[character] for character in text): id
         for id, text in enumerate(tokens)
         if kinds[id] == TokenType.NORMAL
     }
-    return ranked(ranks, KIMI_PATTERN)
+
+
+def by_kimi_pattern(metadata: Mapping[str, Any]) -> Ids:
+    """Encode with tiktoken and Kimi's pattern: llama.cpp cuts otherwise before combining marks."""
+    return ranked(ranks_of(metadata), KIMI_PATTERN)
+
+
+# In llama.cpp, which is right about where these cut numbers, a lookahead sees past the end of a
+# piece. In the publishers' library it does not, as here: blanks before a number stay together.
+O200K_PATTERN = "|".join(
+    [
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    ]
+)
+PUBLISHED_PATTERNS = {
+    "afmoe": (
+        r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))",
+        r"[\u4e00-\u9fff\u3400-\u4dbf\u8c48-\ufaff\u3040-\u309f\u30a0-\u30ff"
+        r"\uff65-\uff9f\u2f00-\u2fdf\u0e40-\u0e7f\u0e80-\u0eff\u1780-\u17ff"
+        r"\u1000-\u109f\uaa60-\uaa7f\ua9e0-\ua9ff\uac00-\ud7af\u1100-\u11ff]+",
+        r"[!-/:-@\[-`{-~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+        r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ),
+    # The published lookahead ends in \b. The publishers' library counts all numbers as letters of
+    # words there, `regex` only some.
+    "cohere2moe": (r"\d{1,3}(?=(?:\d{3})*(?![\p{L}\p{M}\p{N}\p{Pc}]))", O200K_PATTERN),
+    "exaone-moe": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",
+    ),
+}
+
+
+def by_patterns(metadata: Mapping[str, Any]) -> Ids:
+    """Cut with `regex`, one pattern after the other, and merge with tiktoken."""
+    import regex
+    import tiktoken
+
+    ranks = ranks_of(metadata)
+    words = tiktoken.Encoding("", pat_str="(?s).+", mergeable_ranks=ranks, special_tokens={})
+    rows = []
+    for text in STRINGS:
+        pieces = [text]
+        for pattern in PUBLISHED_PATTERNS[metadata["tokenizer.ggml.pre"]]:
+            cut = regex.compile(f"({pattern})")
+            pieces = [part for piece in pieces for part in cut.split(piece)]
+        rows.append([id for piece in pieces for id in words.encode_ordinary(piece)])
+    return rows
 
 
 # No package ships these vocabularies: their patterns cut the words of Qwen's.
 BORROWING: dict[str, Callable[[Mapping[str, Any]], Ids]] = {
     "glm4": by_llama_cpp,
     "bailingmoe2": by_llama_cpp,
+    "afmoe": by_patterns,
+    "cohere2moe": by_patterns,
+    "exaone-moe": by_patterns,
+    "laguna": by_llama_cpp,
     "kimi-k2": by_kimi_pattern,
 }
 

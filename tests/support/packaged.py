@@ -110,6 +110,8 @@ PACKAGED = {
     "starcoder": _llama_cpp("starcoder"),
     "command-r": _llama_cpp("command-r"),
     "mpt": _llama_cpp("mpt"),
+    "deepseek-coder": _llama_cpp("deepseek-coder"),
+    "falcon": _llama_cpp("falcon"),
     "phi-3": _llama_cpp("phi-3"),
     "gemma-4": _llama_cpp("gemma-4"),
 }
@@ -261,9 +263,9 @@ def part_of(whole: Mapping[str, Any], strings: Iterable[str]) -> dict[str, Any]:
         if not name.endswith("_token_id") or value in new
     }
     part[key + "tokens"] = [tokens[id] for id in kept]
-    part[key + "token_type"] = kinds[kept]
+    part[key + "token_type"] = np.asarray(kinds)[kept]
     if key + "scores" in whole:
-        part[key + "scores"] = whole[key + "scores"][kept]
+        part[key + "scores"] = np.asarray(whole[key + "scores"])[kept]
     if key + "merges" in whole:
         part[key + "merges"] = [
             merge

@@ -20,11 +20,11 @@ DATA = Path(__file__).parents[1] / "data"
 REAL = ("deepseek-llm", "gpt-2", "llama-bpe", "llama-spm", "qwen2", "qwen35", "smollm")
 # Stored are those of their tokens that the mixed strings need: see packaged.py.
 PARTS = (
-    *("cl100k", "command-r", "deepseek-v3", "gemma-3", "gemma-4", "gpt-oss", "llama-4"),
-    *("mpt", "olmo", "phi-3", "refact", "starcoder", "tekken"),
+    *("cl100k", "command-r", "deepseek-coder", "deepseek-v3", "falcon", "gemma-3", "gemma-4"),
+    *("gpt-oss", "llama-4", "mpt", "olmo", "phi-3", "refact", "starcoder", "tekken"),
 )
 # The words of Qwen2, cut as for vocabularies that no package ships.
-BORROWING = ("bailingmoe2", "glm4", "kimi-k2")
+BORROWING = ("afmoe", "bailingmoe2", "cohere2moe", "exaone-moe", "glm4", "kimi-k2", "laguna")
 # The vocabulary of gpt-2, cut as files are that name no pre-tokenizer.
 ALL = (*REAL, "default")
 

@@ -72,7 +72,9 @@ def test_a_cache_and_its_chunks_change_nothing(model: engine.Model, stored: Stor
 
 
 @pytest.mark.float32
-@pytest.mark.parametrize("name", ["gemma2", "gemma3", "gpt-oss", "llama4", "qwen2moe"])
+@pytest.mark.parametrize(
+    "name", ["gemma2", "gemma3", "gemma4", "gpt-oss", "laguna", "llama4", "qwen2moe"]
+)
 def test_attention_over_some_queries_at_a_time_changes_nothing(
     name: str, kernels: str, monkeypatch: pytest.MonkeyPatch
 ):
@@ -86,7 +88,7 @@ def test_attention_over_some_queries_at_a_time_changes_nothing(
 
 
 @pytest.mark.float32
-@pytest.mark.parametrize("name", ["gemma2", "gemma3", "gpt-oss"])
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "gemma4", "gpt-oss", "laguna", "mellum"])
 def test_a_window_that_has_forgotten_what_it_cannot_see_changes_nothing(
     name: str, kernels: str, monkeypatch: pytest.MonkeyPatch
 ):

@@ -125,6 +125,25 @@ def test_q_k_and_v_may_be_one_tensor(name: str, tmp_path: Path, kernels: str):
 
 
 @pytest.mark.float32
+@pytest.mark.parametrize("name", ["gemma4", "mistral4"])
+def test_gate_and_up_may_be_two_tensors(name: str, tmp_path: Path, kernels: str):
+    source = HERE / name / "model.gguf"
+    split = []
+    for tensor in all_tensors(source):
+        if "ffn_gate_up_exps" not in tensor.name:
+            split.append(tensor)
+            continue
+        count, rows, width = tensor.shape
+        halves = np.frombuffer(tensor.blob(), np.float32).reshape(count, 2, rows // 2, width)
+        for half, part in enumerate(("gate", "up")):
+            name = tensor.name.replace("gate_up", part)
+            blob = halves[:, half].tobytes()
+            split.append(Tensor(name, (count, rows // 2, width), tensor.type, blob))
+    two = rewrite(source, tmp_path / "two.gguf", split)
+    assert np.allclose(logits(two, kernels), logits(source, kernels), atol=1e-4)
+
+
+@pytest.mark.float32
 @pytest.mark.parametrize("name", ["mixtral", "qwen3moe-Q5_0", "gpt-oss-yarn-exact", "qwen2moe"])
 def test_gate_and_up_may_be_one_tensor(name: str, tmp_path: Path, kernels: str):
     source = HERE / name / "model.gguf"
@@ -135,6 +154,21 @@ def test_gate_and_up_may_be_one_tensor(name: str, tmp_path: Path, kernels: str):
     assert not any("ffn_up_exps" in t.name for t in tensors)
     merged = rewrite(source, tmp_path / "merged.gguf", tensors)
     assert np.allclose(logits(merged, kernels), logits(source, kernels), atol=1e-4)
+
+
+def test_keys_of_layers_that_borrow_them_are_left_out(tmp_path: Path, kernels: str):
+    source = HERE / "gemma4-e4b" / "model.gguf"  # the last two of seven layers borrow keys
+    tensors = all_tensors(source)
+    unused = [
+        Tensor(t.name.replace(f"blk.{lender}.", f"blk.{borrower}."), t.shape, t.type, t.data)
+        for lender, borrower in ((3, 5), (4, 6))
+        for t in tensors
+        if t.name.startswith((f"blk.{lender}.attn_k", f"blk.{lender}.attn_v"))
+    ]
+    assert len(unused) == 6
+    longer = rewrite(source, tmp_path / "longer.gguf", [*tensors, *unused])
+    assert np.array_equal(logits(longer, kernels), logits(source, kernels))
+    assert judged_weights(longer) == judged_weights(source)
 
 
 def test_a_block_that_only_drafts_is_left_out(tmp_path: Path, kernels: str):

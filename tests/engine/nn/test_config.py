@@ -162,6 +162,16 @@ def test_a_sound_file_of_another_architecture_is_unsupported_not_damaged(archite
         ("glm4moe", "nextn_predict_layers", -1),
         ("llama", "feed_forward_length", np.array([128], np.int32)),
         ("llama", "attention.head_count", np.array([8.0, 8.0], np.float32)),
+        ("laguna", "attention.head_count_kv", np.array([2, 3], np.int32)),
+        ("laguna", "rope.dimension_count_swa", 7),
+        ("laguna", "rope.dimension_count_swa", 66),
+        ("laguna", "rope.scaling.yarn_attn_factor", -1.0),
+        ("gemma4", "attention.key_length_swa", 0),
+        ("gemma4", "attention.shared_kv_layers", 2),
+        ("gemma4", "embedding_length_per_layer_input", -1),
+        ("step35", "swiglu_clamp_exp", np.array([0.0, -1.0], np.float32)),
+        ("step35", "swiglu_clamp_exp", np.array([1, 1], np.int32)),
+        ("step35", "swiglu_clamp_shexp", np.array([0.5], np.float32)),
     ],
 )
 def test_nonsense_of_a_family_names_its_key(architecture: str, key: str, value: object):
@@ -217,3 +227,53 @@ def test_a_gate_without_a_bound_that_the_file_denies_is_unsupported():
     header = metadata("bailingmoe3", **RECURRENT) | {"bailingmoe3.kda.safe_gate": False}
     with pytest.raises(UnsupportedError, match=r"kda\.safe_gate"):
         read_config(header)
+
+
+def test_layers_with_a_window_may_have_heads_and_a_rotary_embedding_of_their_own():
+    header = metadata(
+        "gemma4",
+        attention__sliding_window=16,
+        attention__sliding_window_pattern=np.array([True, False]),
+        attention__key_length_swa=32,
+        attention__value_length_swa=16,
+        rope__freq_base=1e6,
+        rope__scaling__type="yarn",
+        rope__scaling__factor=4.0,
+    )
+    config = read_config(header)
+    assert [config.head_dims(layer) for layer in range(2)] == [(32, 16), (64, 64)]
+    assert (config.rope.dims, config.rope.base, config.rope.scaling) == (64, 1e6, "yarn")
+    window = config.window_rope
+    assert (window.dims, window.base, window.scaling) == (32, 10_000.0, "none")
+
+
+def test_the_number_of_query_heads_may_differ_by_layer():
+    config = read_config(metadata("laguna", attention__head_count=np.array([4, 6], np.int32)))
+    assert config.heads == (4, 6)
+
+
+def test_half_of_a_head_is_rotated_where_no_key_says_how_much():
+    header = metadata("step35", attention__sliding_window=16)
+    config = read_config(header)
+    assert (config.windows, config.rope.dims, config.window_rope.dims) == ((0, 16), 32, 64)
+    config = read_config(header | {"step35.rope.dimension_count": 16})
+    assert (config.rope.dims, config.window_rope.dims) == (16, 16)
+
+
+def test_the_last_layers_borrow_the_keys_of_the_last_layer_of_their_kind():
+    pattern = np.array([True, False, True, True, False])
+    header = metadata("gemma4", block_count=5, attention__sliding_window=16)
+    header |= {"gemma4.attention.sliding_window_pattern": pattern}
+    config = read_config(header | {"gemma4.attention.shared_kv_layers": 2})
+    assert [config.kv_source(layer) for layer in range(5)] == [0, 1, 2, 2, 1]
+    assert [spec.borrowed for spec in config.cache_specs] == [False, False, False, True, True]
+    with pytest.raises(GGUFError, match=r"shared_kv_layers leaves no layer"):
+        read_config(header | {"gemma4.attention.shared_kv_layers": 4})
+
+
+def test_the_epsilon_of_a_norm_may_have_either_name():
+    header = metadata("cohere2moe")
+    assert not read_config(header).centred_norms
+    eps = header.pop("cohere2moe.attention.layer_norm_rms_epsilon")
+    config = read_config(header | {"cohere2moe.attention.layer_norm_epsilon": eps})
+    assert config.centred_norms and config.norm_eps == eps

@@ -36,13 +36,20 @@ EXACT = json.loads((DATA / "exact_tokenizers.json").read_text(encoding="utf-8"))
 # Aliases of a vocabulary that is stored under one name; and qwen35's, which has Qwen2's words.
 ALIASES = {"llama3", "llama-v3"}
 WORDS_OF_ANOTHER = {"default", "qwen35"}
+LACKING = {"falcon": "\x0b\x1c"}
 
 
 def wrong(found: Tokenizer, ids: list[list[int]], name: str) -> list[str]:
     expected = stored_checksums(name)
     assert len(expected) == len(STRINGS)
     same = checksums(ids) == expected
-    return [text for text, right in zip(STRINGS, same, strict=True) if not right]
+    pairs = zip(STRINGS, same, strict=True)
+    return [text for text, right in pairs if not right and text == sayable(text, name)]
+
+
+def sayable(text: str, name: str) -> str:
+    """Drop what a vocabulary has no token for; libraries disagree on what merges around it."""
+    return text.translate(dict.fromkeys(map(ord, LACKING.get(name, ""))))
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -57,7 +64,8 @@ def test_packaged_vocabularies_lose_nothing(name: str) -> None:
     found = tokenizer(name)
     spaced = name in ("gemma-3", "gemma-4", "phi-3")  # these cannot tell U+2581 from a space
     for text in STRINGS:
-        assert found.decode(found.encode(text)) == (text.replace("▁", " ") if spaced else text)
+        expected = sayable(text.replace("▁", " ") if spaced else text, name)
+        assert found.decode(found.encode(text)) == expected
 
 
 @pytest.mark.parametrize(
@@ -141,8 +149,10 @@ def ending_texts(found: Tokenizer) -> set[str]:
     [
         ("cl100k", "<|endoftext|>"),
         ("command-r", "<|END_OF_TURN_TOKEN|> <PAD>"),
+        ("deepseek-coder", "<｜end▁of▁sentence｜>"),
         ("deepseek-llm", "<｜end▁of▁sentence｜>"),
         ("deepseek-v3", "<｜end▁of▁sentence｜>"),
+        ("falcon", "<|endoftext|>"),
         ("gemma-3", "<eos> <end_of_turn>"),
         ("gemma-4", "<eos> <turn|> <|tool_response>"),
         ("gpt-oss", "<|return|> <|call|> <|endoftext|>"),

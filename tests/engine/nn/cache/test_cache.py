@@ -72,6 +72,18 @@ def test_windowed_layers_cost_their_window():
     assert kv_read_bytes(config.cache_specs, 1000, "f16") == token * (1000 + 128)
 
 
+def test_layers_that_borrow_keys_read_them_but_do_not_store_them():
+    header = metadata("gemma4", block_count=4, attention__sliding_window=16)
+    pattern = np.array([True, False, True, False])
+    header |= {"gemma4.attention.sliding_window_pattern": pattern}
+    own = read_config(header).cache_specs
+    borrowed = read_config(header | {"gemma4.attention.shared_kv_layers": 2}).cache_specs
+    assert kv_bytes(borrowed, 4096, "f16") == kv_bytes(own[:2], 4096, "f16")
+    assert kv_read_bytes(borrowed, 4096, "f16") == kv_read_bytes(own, 4096, "f16")
+    layer = new_layer_cache(borrowed[3], 4096, "f16")
+    assert isinstance(layer, TokenCache) and not layer.buffers
+
+
 def test_a_recurrent_layer_costs_its_states_whatever_the_context():
     changes = {"ssm__conv_kernel": 4, "ssm__state_size": 32, "ssm__group_count": 1}
     changes |= {"ssm__inner_size": 128, "ssm__time_step_rank": 4}

@@ -13,11 +13,12 @@ from engine.errors import CacheStateError, ContextOverflow
 from engine.nn.cache.state import CacheState, cache_format, dump, load
 
 HERE = Path(__file__).parents[3] / "fixtures"
-# full attention (fused with native kernels), windows, latent attention, recurrent layers
+# full attention (fused with native kernels), windows, borrowed keys, latent attention, recurrent
 NAMES = (
     "llama",
     "qwen3moe",
     "gemma3",
+    "gemma4-e4b",
     "gpt-oss-yarn-exact",
     "deepseek2-lite",
     "qwen3next",
