@@ -58,6 +58,10 @@ _TABLE = _of(dict)
 _KV = _each(lambda v: _each(_whole(1, 2**24), least=2)(v) and len(v) <= 3)
 
 
+_PAIR = _of(list, lambda v: len(v) == 2 and all(map(_whole(1, 2**40), v)))
+_PAIRS = _each(_PAIR, least=1)
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """The publisher's sampling settings; None if not stated. `temperature` 0 is greedy decoding."""
@@ -68,6 +72,26 @@ class Sampling:
     min_p: Annotated[float | None, _real(0, 1)] = None
     repetition_penalty: Annotated[float | None, _real(0.5, 2)] = None
     presence_penalty: Annotated[float | None, _real(-2, 2)] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The sizes of a model's matrices, from its published configuration.
+
+    attention: (layers, weights of one layer) for each kind of attention or recurrent layer. dense,
+    experts: (layers, width) of feed-forward layers without and with experts. shared: the width of
+    all shared experts together. tied: the head is the embedding. reuse: how often a token
+    multiplies each value of a latent cache.
+    """
+
+    width: Annotated[int, _whole(16, 2**16)]
+    vocabulary: Annotated[int, _whole(16, 2**22)]
+    attention: Annotated[tuple[tuple[int, int], ...], _PAIRS]
+    dense: Annotated[tuple[int, int] | None, _PAIR] = None
+    experts: Annotated[tuple[int, int] | None, _PAIR] = None
+    shared: Annotated[int, _whole(0, 2**20)] = 0
+    tied: Annotated[bool, _of(bool)] = False
+    reuse: Annotated[float, _real(0, 2**12)] = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +156,7 @@ class Entry:
     experts_shared: Annotated[int | None, _whole(0, 64)]
     kv: Annotated[tuple[tuple[int, int, int], ...], _KV]
     state_values: Annotated[int | None, _whole(1, 2**32)]
+    shape: Annotated[Shape | None, _TABLE]
     context: Annotated[int | None, _whole(512, 2**24)]
     licence: Annotated[str, LICENCES.__contains__]
     original: Annotated[str | None, _REPOSITORY]
@@ -147,6 +172,27 @@ class Entry:
     def moe(self) -> bool:
         """True for an MoE model: each token uses only some of the weights."""
         return self.experts is not None or self.active_parameters != self.total_parameters
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Return how many weights have which purpose; nothing if the shape is unknown.
+
+        embedding: 0 if the head is the embedding.
+        """
+        shape, count = self.shape, self.experts or 0
+        if shape is None:
+            return {}
+        layers, hidden = shape.experts or (0, 0)
+        dense_layers, dense_hidden = shape.dense or (0, 0)
+        table = shape.width * shape.vocabulary
+        always = layers * (3 * shape.shared + count) + dense_layers * 3 * dense_hidden
+        return {
+            "routed": 3 * shape.width * hidden * layers * count,
+            "attention": sum(number * weights for number, weights in shape.attention),
+            "shared": shape.width * always,
+            "head": table,
+            "embedding": 0 if shape.tied else table,
+        }
 
     def file(self, quant: str | None = None) -> CatalogFile | None:
         """Return the file with this quantisation, or with the default quantisation if None."""
@@ -215,6 +261,10 @@ def _keys(kind: type) -> dict[str, Check]:
     }
 
 
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
 class _Reader:
     """A parser for one model table. `where` identifies the table in error messages."""
 
@@ -247,6 +297,9 @@ class _Reader:
                 self.check(table, _keys(Sampling), (), f"{key}.")
                 plain[key] = Sampling(**table)
         plain["sampling"] = plain["sampling"] or Sampling()
+        if (table := self.table.get("shape")) is not None:
+            self.check(table, _keys(Shape), ("width", "vocabulary", "attention"), "shape.")
+            plain["shape"] = Shape(**{key: _frozen(value) for key, value in table.items()})
         plain["kv"] = tuple((*kind, 0)[:3] for kind in self.table.get("kv", ()))
         plain["files"] = tuple(self.file(f, i) for i, f in enumerate(self.table["files"]))
         if (table := self.table.get("package")) is not None:
@@ -281,6 +334,13 @@ class _Reader:
             approximate=bool(sizes) and sizes[0] != "size_bytes",
         )
 
+    def plausible(self, entry: Entry) -> bool:
+        """True if a shape has as many layers and, but for rounding, weights as the entry says."""
+        assert entry.shape is not None
+        weights, layers = sum(entry.parts.values()), sum(n for n, _ in entry.shape.attention)
+        near = entry.total_parameters or weights
+        return layers == (entry.layers or layers) and abs(weights / near - 1) < 0.08
+
     def consistent(self, entry: Entry) -> Entry:
         total, active = entry.total_parameters, entry.active_parameters
         quants = [f.quant for f in entry.files]
@@ -288,6 +348,7 @@ class _Reader:
         problems = {
             "active_parameters": total is not None and active is not None and active > total,
             "experts_used": (entry.experts_used or 0) > (entry.experts or 0),
+            "shape": entry.shape is not None and not self.plausible(entry),
             "kv": sum(count for count, _, _ in entry.kv) > (entry.layers or 512),
             "default_quant": entry.default_quant not in quants,
             "files": len(set(quants)) != len(quants),

@@ -57,6 +57,9 @@ FIGURES = {
     "decode_4096": "decode at 4,096 tokens, tokens/s",
     "start_s": "cold start to first token, s",
 }
+LEFT_OUT = (
+    "left out|reports|sources|median of predicted : reported|lowest to highest|inside the range"
+)
 ACCURACY = "file|context|peak memory, of the predicted|tokens/s, of the predicted, median of 9"
 # Title, date and status of a decision record.
 RECORD = re.compile(r"# (\d+\. .+)\n\n- Date: (\d{4}-\d\d-\d\d)\n- Status: (.+)\n")
@@ -246,6 +249,8 @@ def with_results(text: str) -> str:
 
 def results_table(names: list[str]) -> str:
     """Write what was measured as a table: a comparison with llama.cpp, or the accuracy of `fit`."""
+    if names == ["fit-speed"]:
+        return markdown_table(LEFT_OUT.split("|"), left_out_rows())
     if names == ["fit-accuracy"]:
         cases = read_json("fit-accuracy.json", RESULTS)["cases"]
         return markdown_table(ACCURACY.split("|"), [accuracy_row(case) for case in cases])
@@ -264,6 +269,22 @@ def comparison_rows(name: str) -> list[list[str]]:
             spread = f"{ratio['median']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f})"
             rows.append([FILES[name], title, *map(three_digits, pair), spread])
     return rows
+
+
+def left_out_rows() -> list[list[str]]:
+    """Write how well `fit_speed.py` predicts the sources that it leaves out, for each group."""
+    return [
+        [
+            group if kind == "all" else f"{group}, {kind}",
+            str(figures["reports"]),
+            str(found["sources"]),
+            f"{figures['median']:.2f}",
+            f"{figures['lowest']:.2f} to {figures['highest']:.2f}",
+            f"{figures['inside']:.0%}".replace("%", " %"),
+        ]
+        for group, found in read_json("fit-speed.json", RESULTS).items()
+        for kind, figures in found["left_out"].items()
+    ]
 
 
 def accuracy_row(case: dict[str, Any]) -> list[str]:

@@ -153,7 +153,9 @@ def _rate(rate: Rate | None) -> dict[str, Any] | None:
 
 
 def _moved(moved: BytesPerToken) -> dict[str, int]:
-    return {name: size_bytes for name, size_bytes in asdict(moved).items() if name != "types"}
+    return {
+        name: size_bytes for name, size_bytes in asdict(moved).items() if name.endswith("_bytes")
+    }
 
 
 def _slow(found: DecodeSpeed) -> dict[str, Any] | None:

@@ -58,6 +58,10 @@ def estimate_of(entry: Entry, facts: CatalogFile | None) -> ModelEstimate | None
         total_parameters=entry.total_parameters,
         active_parameters=entry.active_parameters,
         layer_specs=tuple(layer_specs),
+        parts=entry.parts,
+        used=(entry.experts_used or 1) / (entry.experts or 1),
+        routed_layers=entry.shape.experts[0] if entry.shape and entry.shape.experts else 0,
+        kv_reuse=entry.shape.reuse if entry.shape else 0.0,
     )
 
 

@@ -176,7 +176,7 @@ def speed(
         target.kernels,
         own=() if sibling else own,
         others=own if sibling and own else target.median_ratios,
-        estimated=report.config is None,
+        estimated=report.estimate is not None and not report.estimate.parts,
     )
 
 

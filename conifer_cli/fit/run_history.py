@@ -69,6 +69,8 @@ class Run:
     peak_bytes: int
     predicted_bytes: int
     types: dict[str, int] = field(default_factory=dict)
+    routed_layers: int = 0
+    kv_reuse: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,7 @@ def bandwidth_of(machine: Machine) -> Bandwidth:
     again. Results from buffers that fit in a CPU cache are not saved.
     """
     from engine.fit.decode_cost import byte_seconds
+    from engine.fit.machine_specs import costs_of
     from engine.fit.speed import MEASURED, Bandwidth
 
     key = machine_key(machine)
@@ -107,9 +110,9 @@ def bandwidth_of(machine: Machine) -> Bandwidth:
         if entry.machine == key and _is_rate(entry.bytes_per_s):
             rates.append(float(entry.bytes_per_s))
             age_s = _since_s(entry.date)
-    core_s = byte_seconds(machine.backend)
+    core_s, costs = byte_seconds(machine.backend), costs_of(machine)
     if len(rates) >= MEASUREMENTS or age_s < APART_S:
-        return Bandwidth(max(rates), MEASURED, core_s)
+        return Bandwidth(max(rates), MEASURED, core_s, costs)
     from engine.fit.bandwidth import BANDWIDTH_BYTES, bandwidth, buffer_bytes
 
     reliable = buffer_bytes(machine.budget_bytes) >= BANDWIDTH_BYTES
@@ -118,7 +121,7 @@ def bandwidth_of(machine: Machine) -> Bandwidth:
             rates.append(round(bandwidth(machine.backend, machine.budget_bytes, progress.update)))
     if reliable:
         _append("bandwidth", {"machine": key, "bytes_per_s": rates[-1], "date": _now()})
-    return Bandwidth(max(rates), MEASURED, core_s)
+    return Bandwidth(max(rates), MEASURED, core_s, costs)
 
 
 def runs() -> list[Run]:
@@ -128,12 +131,12 @@ def runs() -> list[Run]:
 
 def _is_sound(run: Run) -> bool:
     """True if a run's values are plausible."""
-    from engine.fit.speed import DECODE_COSTS
+    from engine.fit.speed import BACKEND_COSTS
 
     rates = (rate for rate in (run.decode_per_s, run.prefill_per_s) if rate is not None)
     counts = (run.depth, run.kv_bytes, run.peak_bytes, run.predicted_bytes, *run.types.values())
     positive = (run.size_bytes, run.layers, run.weights_bytes)
-    known = (run.backend, run.kernels) in DECODE_COSTS
+    known = (run.backend, run.kernels) in BACKEND_COSTS
     return known and min(counts) >= 0 and min(positive) >= 1 and all(map(_is_rate, rates))
 
 
@@ -154,7 +157,9 @@ def by_priors(run: Run, bandwidth: Bandwidth) -> float:
     """Predict the tokens per second of a run from bandwidth alone."""
     from engine.fit.speed import BytesPerToken, seconds
 
-    moved = BytesPerToken(0, run.weights_bytes, 0, 0, run.kv_bytes, run.types)
+    moved = BytesPerToken(
+        *(0, run.weights_bytes, 0, 0, run.kv_bytes), run.types, run.routed_layers, run.kv_reuse
+    )
     return 1 / seconds(moved, run.layers, bandwidth, run.backend, run.kernels)
 
 
@@ -229,6 +234,8 @@ def record(
         peak_bytes=peak_memory_bytes() if peak_bytes is None else peak_bytes,
         predicted_bytes=need(tokens).total_bytes,
         types=dict(moved.types),
+        routed_layers=moved.routed_layers,
+        kv_reuse=moved.kv_reuse,
     )
     _append("run", asdict(run))
 

@@ -30,12 +30,12 @@ _SLOW = "{} blocks decode at {:.1g} x the rate of Q4_K for each byte"
 _SOURCES = {
     "measured": "measured on this machine",
     "predicted": "predicted from the measured memory bandwidth, {}",
-    "prior": "predicted from the published memory bandwidth, {}; not measured",
+    "prior": "predicted from the published memory bandwidth, {}, and other programs' rates",
 }
 _NOTES = {
     "measured": "taken from runs on this machine.",
     "predicted": "calculated from measurements on this machine.",
-    "prior": "calculated from published figures, not measured.",
+    "prior": "calculated from published figures and other programs' rates, which Conifer aims at.",
 }
 
 

@@ -105,6 +105,10 @@ def byte_seconds(backend: str) -> dict[str, float]:
     """
     if backend != "cpu" or unavailable_reason() is not None:
         return {}
-    isa = best_isa()
+    return core_seconds(best_isa(), cores())
+
+
+def core_seconds(isa: str, count: int) -> dict[str, float]:
+    """Return the seconds that `count` cores together take for a byte, by block type."""
     costs = NS_PER_KB[SAME_AS.get(isa, isa)]
-    return {name: cost * 1e-12 / cores() for name, cost in costs.items()}
+    return {name: cost * 1e-12 / count for name, cost in costs.items()}

@@ -6,19 +6,22 @@ assumed to be large, because an estimate must not be more optimistic than the ac
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 
 from engine.fit.machine import Machine
 from engine.fit.memory import DEFAULT_CONTEXT, Need, Verdict, judge_needs, program_bytes
 from engine.fit.speed import BytesPerToken
+from engine.gguf.types import TYPE_BY_NAME
 from engine.kernels.select import selected
-from engine.kernels.sizes import loaded_bytes, main_type
+from engine.kernels.sizes import FP4, loaded_bytes, main_type
 from engine.limits import SCORE_BYTES
 from engine.nn.cache.spec import CacheSpec, kv_bytes, kv_read_bytes, token_bytes
 
 ROWS_BYTES = 384 << 20  # for one prefill chunk in the widest models in the catalog
+EIGHT, SIX = 8.5, 6.5625  # bits per weight of Q8_0 and Q6_K
+MORE_BITS = 0.35  # that attention has in a mix such as Q4_K_M, on average
 GUESSED_LAYERS = 48
 GUESSED_VOCABULARY = 160_000
 GUESSED = CacheSpec(buffers=((1, 1024),))  # for each layer, if the catalog does not list them
@@ -28,7 +31,9 @@ GUESSED = CacheSpec(buffers=((1, 1024),))  # for each layer, if the catalog does
 class ModelEstimate:
     """A model's catalog facts. None or an empty value means unknown.
 
-    size_bytes: all parts of the file. layer_specs: one for each layer that has a cache.
+    size_bytes: all parts of the file. layer_specs: one for each layer that has a cache. parts: how
+    many weights are routed experts, attention, shared, head, and an embedding that is not the head.
+    used: the share of the experts that a token uses. routed_layers, kv_reuse: see `BytesPerToken`.
     """
 
     size_bytes: int
@@ -38,6 +43,10 @@ class ModelEstimate:
     total_parameters: int | None = None
     active_parameters: int | None = None
     layer_specs: tuple[CacheSpec, ...] = ()
+    parts: Mapping[str, int] = field(default_factory=dict)
+    used: float = 1.0
+    routed_layers: int = 0
+    kv_reuse: float = 0.0
 
     @property
     def cache_specs(self) -> tuple[CacheSpec, ...]:
@@ -85,13 +94,56 @@ def estimate_weights(estimate: ModelEstimate, backend: str, kernels: str) -> int
 def estimate_bytes_per_token(
     estimate: ModelEstimate, backend: str, kernels: str, depth: int, kv_type: str
 ) -> BytesPerToken | None:
-    """Estimate the bytes read for each token. Returns None if the parameter counts are unknown."""
-    if not estimate.total_parameters or not estimate.active_parameters:
+    """Estimate the bytes read for each token, from the model's shapes if they are known.
+
+    Returns None if the parameter counts are unknown, too.
+    """
+    sizes = _sizes(estimate)
+    if sizes is None:
         return None
-    share = estimate.active_parameters / estimate.total_parameters
-    weights = int(estimate_weights(estimate, backend, kernels) * share)
-    experts, shared = (weights, 0) if share < 1 else (0, weights)
-    kv = kv_read_bytes(estimate.cache_specs, depth, kv_type)
+    growth = estimate_weights(estimate, backend, kernels) / estimate.size_bytes
+    read = {f"{part}_bytes": int(growth * size_bytes) for part, size_bytes in sizes.items()}
+    weights = sum(read.values())
     base = main_type(estimate.quant)
-    types = {base: weights} if base and kernels == "native" else {}
-    return BytesPerToken(experts, 0, shared, 0, kv_bytes=kv, types=types)
+    return BytesPerToken(
+        **read,
+        kv_bytes=kv_read_bytes(estimate.cache_specs, depth, kv_type),
+        types={base: weights} if base and kernels == "native" else {},
+        routed_layers=estimate.routed_layers,
+        kv_reuse=estimate.kv_reuse,
+    )
+
+
+def part_bits(quant: str) -> tuple[float, float, float]:
+    """Return the usual bits per weight of a file's attention, head and embedding.
+
+    A mix gives some of its attention more bits than its name says, and its head six at least. MXFP4
+    files keep eight bits for all but the experts.
+    """
+    base = main_type(quant)
+    if base is None or base in FP4:
+        return EIGHT, EIGHT, EIGHT
+    kind = TYPE_BY_NAME[base]
+    bits = 8 * kind.size_bytes / kind.weights
+    return (bits, bits, bits) if bits >= SIX else (bits + MORE_BITS, SIX, bits)
+
+
+def _sizes(estimate: ModelEstimate) -> dict[str, float] | None:
+    """Return the bytes of the file that one token reads, by purpose; None if unknown."""
+    parts, total, active = estimate.parts, estimate.total_parameters, estimate.active_parameters
+    if not parts:
+        if not total or not active:
+            return None
+        share = active / total
+        used = estimate.size_bytes * share
+        experts = used if share < 1 else 0.0
+        return {"experts": experts, "attention": 0.0, "shared": used - experts, "head": 0.0}
+    attention_bits, head_bits, embedding_bits = part_bits(estimate.quant)
+    embedding = parts["embedding"] * embedding_bits / 8
+    bits = {"attention": attention_bits, "shared": attention_bits, "head": head_bits}
+    always = {part: parts[part] * bits[part] / 8 for part in bits}
+    rest = estimate.size_bytes - embedding - sum(always.values())
+    if parts["routed"]:
+        return {"experts": max(0.0, rest) * estimate.used, **always}
+    scale = (estimate.size_bytes - embedding) / sum(always.values())  # a dense model reads the rest
+    return {"experts": 0.0, **{part: scale * size_bytes for part, size_bytes in always.items()}}

@@ -3,10 +3,11 @@
 Callers pass in measurements. The priors below replace any that are missing. One token takes
 
     (weights x bytes of weights + kv x bytes of the cache + layers x layer_bytes) / bandwidth
-    + layers x layer_s
+    + layers x layer_s + routed layers x routed_s
 
 and more on a CPU if its cores take longer for the bytes of a block type than memory to deliver them
-(`engine.fit.decode_cost`).
+(`engine.fit.decode_cost`). A latent cache is multiplied so often that computing takes longer than
+reading; then `reuse` replaces `kv`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class BytesPerToken:
     experts: the chosen experts. attention: includes recurrent layers. shared: feed-forward weights
     that every token uses, including routers. head: includes one embedding row. kv: keys and values,
     or recurrent states, of earlier tokens. types: the bytes of weights by block type; empty if that
-    is unknown.
+    is unknown. routed_layers: how many layers choose experts. kv_reuse: how often a token
+    multiplies each value of a latent cache; 0 for other caches.
     """
 
     experts_bytes: int
@@ -43,6 +45,8 @@ class BytesPerToken:
     head_bytes: int
     kv_bytes: int
     types: Mapping[str, int] = field(default_factory=dict)
+    routed_layers: int = 0
+    kv_reuse: float = 0.0
 
     @property
     def weights_bytes(self) -> int:
@@ -54,12 +58,12 @@ class BytesPerToken:
 
     def scaled(self, share: float, type_name: str | None = None) -> BytesPerToken:
         """Return a copy with the weights scaled by `share`, and in another type if it is given."""
-        moved = BytesPerToken(
-            int(share * self.experts_bytes),
-            int(share * self.attention_bytes),
-            int(share * self.shared_bytes),
-            int(share * self.head_bytes),
-            self.kv_bytes,
+        moved = replace(
+            self,
+            experts_bytes=int(share * self.experts_bytes),
+            attention_bytes=int(share * self.attention_bytes),
+            shared_bytes=int(share * self.shared_bytes),
+            head_bytes=int(share * self.head_bytes),
         )
         types = {name: int(share * part) for name, part in self.types.items()}
         if type_name is not None and types:
@@ -71,6 +75,9 @@ class BytesPerToken:
 class Bandwidth:
     """A machine's memory bandwidth. source: measured or prior.
 
+    costs: a key of DECODE_COSTS, for machines of a kind; None means the backend's. barrier: how
+    much longer a layer takes than in DECODE_COSTS, because many cores wait for each other. tflops:
+    the published rate of a GPU in products of matrices.
     core_s: the seconds that all cores together take for a byte of a block type once they have it,
     with the native kernels. Types that are not listed never take longer than reading.
     """
@@ -78,6 +85,9 @@ class Bandwidth:
     bytes_per_s: float
     source: str
     core_s: Mapping[str, float] = field(default_factory=dict)
+    costs: str | None = None
+    barrier: float = 1.0
+    tflops: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,27 +104,52 @@ class Rate:
 class DecodeCost:
     """How much longer generating a token takes than reading its bytes.
 
-    weights, kv: time per byte read, relative to a plain read. layer_bytes, layer_s: overhead per
-    layer, in bytes or in seconds. Overhead in bytes, used for CPUs, shrinks as bandwidth grows.
-    low, high: error bounds, as factors.
+    weights, kv: time per byte read, relative to a plain read. reuse: the same for a byte of a
+    latent cache and each time that a token multiplies it. layer_bytes, layer_s: overhead per layer,
+    in bytes or in seconds. Overhead in bytes, used for CPUs, shrinks as bandwidth grows. routed_s:
+    more for a layer that chooses experts. low, high: error bounds, as factors.
     """
 
     weights: float
     kv: float
     layer_bytes: float = 0.0
     layer_s: float = 0.0
+    routed_s: float = 0.0
+    reuse: float = 0.0
     low: float = 0.65
-    high: float = 1.35
+    high: float = 1.5
 
 
-# Priors. Those for native kernels are fitted to runs on an idle and a busy machine. Those for GPUs
-# are fitted to published measurements of other programs. docs/fit.md reports their accuracy.
+# The native kernels' are fitted to Conifer's runs on an idle and a busy machine. Those of GPUs and
+# of CPUs elsewhere are fitted to published rates of other programs, by benchmarks/fit_speed.py.
 DECODE_COSTS = {
-    ("cpu", "native"): DecodeCost(weights=1.15, kv=1.22, layer_bytes=0.5e6, low=0.8, high=1.2),
-    ("cpu", "stock"): DecodeCost(weights=15.0, kv=15.0, layer_bytes=15e6, low=0.5, high=2.0),
-    ("metal", "stock"): DecodeCost(weights=1.4, kv=1.4, layer_s=0.1e-3),
-    ("cuda", "stock"): DecodeCost(weights=1.4, kv=1.4, layer_s=0.1e-3, low=0.5, high=1.6),
+    "cpu, native": DecodeCost(1.15, 1.22, layer_bytes=0.5e6, low=0.8, high=1.2),
+    "cpu, stock": DecodeCost(15.0, 15.0, layer_bytes=15e6, low=0.5, high=2.0),
+    **{
+        chip: DecodeCost(1.15, 1.28, layer_s=layer_s, routed_s=routed_s, reuse=0.325)
+        for chips, layer_s, routed_s in (
+            (("m1",), 0.236e-3, 0.174e-3),
+            (("m2", "m3"), 0.135e-3, 0.1e-3),
+            (("m4", "m5"), 0.062e-3, 0.046e-3),
+        )
+        for chip in chips
+    },
+    "card": DecodeCost(1.15, 1.29, layer_s=0.079e-3, reuse=0.1, low=0.6, high=1.6),
+    "gb10": DecodeCost(1.2, 1.4, layer_s=0.06e-3, reuse=0.1, low=0.75, high=1.3),
+    "cpu, others": DecodeCost(1.21, 1.22, layer_s=0.13e-3, reuse=0.1, high=1.4),
 }
+BACKEND_COSTS = {
+    ("cpu", "native"): "cpu, native",
+    ("cpu", "stock"): "cpu, stock",
+    ("metal", "stock"): "m4",
+    ("cuda", "stock"): "card",
+}
+
+
+def decode_cost(bandwidth: Bandwidth, backend: str, kernels: str) -> DecodeCost:
+    """Return the costs of a machine: those of its kind, or the backend's."""
+    named = None if (backend, kernels) == ("cpu", "stock") else bandwidth.costs
+    return DECODE_COSTS[named or BACKEND_COSTS[backend, kernels]]
 
 
 def bytes_per_token(
@@ -135,17 +170,35 @@ def bytes_per_token(
         types[info.type.name] = types.get(info.type.name, 0) + size_bytes
     sizes = {f"{part}_bytes": int(size_bytes) for part, size_bytes in parts.items()}
     kv_bytes = kv_read_bytes(config.cache_specs, depth, kv_type)
-    return BytesPerToken(**sizes, kv_bytes=kv_bytes, types=_whole(types, kernels))
+    names = (info.name for info in tensors.values())
+    routed = len({name.split(".")[1] for name in names if OF_EXPERTS.fullmatch(name)})
+    return BytesPerToken(
+        **sizes,
+        kv_bytes=kv_bytes,
+        types=_whole(types, kernels),
+        routed_layers=routed,
+        kv_reuse=latent_reuse(config),
+    )
+
+
+def latent_reuse(config: ModelConfig) -> float:
+    """Return how often a token multiplies each value of a latent cache; 0 for other caches."""
+    if config.latent is None:
+        return 0.0
+    rank, turned = config.latent.rank, config.rope.dims
+    return max(config.heads) * (2 * rank + turned) / (rank + turned)
 
 
 def seconds(
     moved: BytesPerToken, layers: int, bandwidth: Bandwidth, backend: str, kernels: str
 ) -> float:
     """Return how many seconds one token takes, according to the priors."""
-    cost = DECODE_COSTS[backend, kernels]
-    read_bytes = cost.weights * moved.weights_bytes + cost.kv * moved.kv_bytes
+    cost = decode_cost(bandwidth, backend, kernels)
+    kv = max(cost.kv, cost.reuse * moved.kv_reuse)
+    read_bytes = cost.weights * moved.weights_bytes + kv * moved.kv_bytes
     read_s = (read_bytes + layers * cost.layer_bytes) / bandwidth.bytes_per_s
-    return read_s + layers * cost.layer_s + sum(_waits(moved, bandwidth, backend, kernels).values())
+    layers_s = layers * cost.layer_s * bandwidth.barrier + moved.routed_layers * cost.routed_s
+    return read_s + layers_s + sum(_waits(moved, bandwidth, backend, kernels).values())
 
 
 def slow_type(
@@ -158,7 +211,7 @@ def slow_type(
     waits = _waits(moved, bandwidth, backend, kernels)
     if sum(waits.values()) < SLOW * seconds(moved, layers, bandwidth, backend, kernels):
         return None
-    name, cost = max(waits, key=lambda name: waits[name]), DECODE_COSTS[backend, kernels]
+    name, cost = max(waits, key=lambda name: waits[name]), decode_cost(bandwidth, backend, kernels)
     return name, _byte_s("Q4_K", bandwidth, cost) / _byte_s(name, bandwidth, cost)
 
 
@@ -168,7 +221,7 @@ def _waits(
     """Return how many seconds decoding takes beyond reading, by block type."""
     if kernels != "native":
         return {}
-    cost = DECODE_COSTS[backend, kernels]
+    cost = decode_cost(bandwidth, backend, kernels)
     read_s = cost.weights / bandwidth.bytes_per_s
     return {
         name: part * (_byte_s(name, bandwidth, cost) - read_s) for name, part in moved.types.items()
@@ -198,7 +251,7 @@ def predict(
     depth. estimated: True if `moved` does not come from a header.
     """
     plain = 1 / seconds(moved, layers, bandwidth, backend, kernels)
-    cost = DECODE_COSTS[backend, kernels]
+    cost = decode_cost(bandwidth, backend, kernels)
     if own:
         return Rate(plain / statistics.median(own), plain / max(own), plain / min(own), MEASURED)
     source = PREDICTED if bandwidth.source == MEASURED else PRIOR

@@ -71,11 +71,45 @@ def test_experts_of_qwen3_30b_are_128_of_which_8_run() -> None:
 
 def test_unverified_facts_are_absent() -> None:
     assert ENTRIES["smollm2-135m"].sampling == catalog.Sampling()
-    assert ENTRIES["phi-3.5-moe-instruct"].total_parameters is None
-    assert ENTRIES["mistral-large-3"].layers is None
-    facts = ENTRIES["gemma-3-27b"].file()
+    assert ENTRIES["granite-4.0-h-350m"].context is None
+    facts = ENTRIES["kimi-k2-instruct"].file()
     assert facts is not None
-    assert facts.size_bytes is None
+    assert facts.names == ()
+
+
+# Parameters that a token uses, counted from the published files' headers.
+ACTIVE = {
+    "gpt-oss-120b": 5.13e9,
+    "gpt-oss-20b": 3.61e9,
+    "qwen3-next-80b-a3b": 3.56e9,
+    "qwen3-coder-next": 3.56e9,
+    "glm-4.7-flash": 3.58e9,
+    "granite-4.0-h-tiny": 1.47e9,
+    "ernie-4.5-21b-a3b-thinking": 3.35e9,
+    "qwen3.5-35b-a3b": 2.95e9,
+}
+
+
+@pytest.mark.parametrize("id", ACTIVE)
+def test_shapes_give_what_a_token_uses(id: str) -> None:
+    entry = ENTRIES[id]
+    parts = entry.parts
+    used = (entry.experts_used or 0) / (entry.experts or 1)
+    active = sum(parts.values()) - parts["embedding"] - parts["routed"] * (1 - used)
+    assert active == pytest.approx(ACTIVE[id], rel=0.01)
+
+
+@pytest.mark.parametrize("entry", ENTRIES.values(), ids=lambda e: e.id)
+def test_shapes_agree_with_the_rest_of_the_entry(entry: catalog.Entry) -> None:
+    if entry.shape is None:
+        return
+    total = sum(entry.parts.values())
+    assert total == pytest.approx(entry.total_parameters, rel=0.05)
+    assert (entry.shape.experts is None) == (entry.experts is None)
+    for facts in entry.files:
+        if facts.size_bytes is not None and facts.quant in ("Q4_K_M", "Q8_0", "MXFP4"):
+            bits = {"Q4_K_M": (4.4, 6.6), "Q8_0": (8.3, 9.3), "MXFP4": (4.25, 4.7)}[facts.quant]
+            assert bits[0] <= 8 * facts.size_bytes / total <= bits[1], facts.quant
 
 
 def test_dense_model_uses_all_its_parameters() -> None:

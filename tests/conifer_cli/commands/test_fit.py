@@ -107,7 +107,7 @@ def test_a_bar_shows_the_need_within_the_budget_or_the_budget_within_the_need(tm
 
 def test_speed_is_what_is_moved_over_the_bandwidth(tmp_path):
     _, fit = document(QWEN, "--kernels", "stock", home=tmp_path)
-    moved, pace = fit["moved_bytes_per_token"], DECODE_COSTS["cpu", "stock"]
+    moved, pace = fit["moved_bytes_per_token"], DECODE_COSTS["cpu, stock"]
     weights = sum(moved.values()) - moved["kv_bytes"]
     expected = 10**10 / (pace.weights * weights + 2 * pace.layer_bytes)
     rate = fit["speed"]["at_start"]
@@ -143,6 +143,7 @@ def test_another_size_of_memory_is_judged_for_this_machine(tmp_path):
     [
         (("--machine", "m4-max"), "add the memory size: m4-max-64gb"),
         (("--machine", "m7-max-64gb"), "unknown machine 'm7-max-64gb'; did you mean"),
+        (("--machine", "rtx-4090", "--memory", "64GB"), "is sold with 24 GB, not 64 GB"),
         (("--memory", "32"), "--memory must be a memory size"),
         (("--memory", "1MB"), "--memory must be a memory size"),
     ],
@@ -154,7 +155,7 @@ def test_a_machine_that_makes_no_sense_exits_2(tmp_path, arguments, said):
 
 
 def test_the_ladder_goes_down_with_context_and_up_with_the_quantisation(tmp_path):
-    _, fit = document("qwen3-30b-a3b", "--machine", "rtx-4090", "--memory", "40GB", home=tmp_path)
+    _, fit = document("qwen3-30b-a3b", "--machine", "m4-pro-48gb", home=tmp_path)
     order = ["too_large", "tight", "fits"]
     assert [row["quant"] for row in fit["ladder"]] == ["Q2_K", "Q4_K_M", "Q8_0"]
     for row in fit["ladder"]:
@@ -188,7 +189,7 @@ def test_what_is_too_large_comes_with_commands_that_would_fit(tmp_path):
     assert "`conifer run qwen3-30b-a3b:Q2_K`" in ways  # a smaller quantisation
     assert "The largest MoE model that fits this machine: `conifer run " in ways
     _, long = document(
-        "qwen3-coder-30b-a3b", "-c", "256k", "--machine", "m4-max-64gb", home=tmp_path
+        "qwen3-coder-30b-a3b", "-c", "256k", "--machine", "m4-max-48gb", home=tmp_path
     )
     ways = "\n".join(long["ways_out"])
     assert f"`conifer run qwen3-coder-30b-a3b -c {long['largest_context']}`" in ways

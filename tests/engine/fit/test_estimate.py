@@ -12,7 +12,7 @@ from engine.fit.estimate import (
 )
 from engine.fit.machine import Machine
 from engine.fit.memory import judge, needs
-from engine.fit.speed import DECODE_COSTS, bytes_per_token
+from engine.fit.speed import BACKEND_COSTS, bytes_per_token
 from engine.gguf.reader import open_model
 from engine.nn.config import read_config
 from support.giants import write_deepseek_v3, write_qwen3_235b
@@ -42,7 +42,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return file, config, estimate
 
 
-@pytest.mark.parametrize(("backend", "kernels"), DECODE_COSTS)
+@pytest.mark.parametrize(("backend", "kernels"), BACKEND_COSTS)
 @pytest.mark.parametrize("kv_type", ["f16", "q8"])
 def test_an_estimate_promises_no_more_than_the_header(pair, backend, kernels, kv_type):
     file, config, estimate = pair

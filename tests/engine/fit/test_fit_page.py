@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from engine.gguf.types import TYPE_BY_NAME
 from engine.kernels.sizes import resident_bytes
 from engine.nn.config import read_config
 
-PAGE = (Path(__file__).parents[3] / "docs" / "fit.md").read_text()
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs" / "fit.md").read_text()
+FITTED = json.loads((ROOT / "benchmarks" / "results" / "fit-speed.json").read_text())
 WIDTH, HIDDEN, VOCAB, EXPERTS = 2048, 768, 151_936, 128
 KEYS = {
     "general.architecture": "qwen3moe",
@@ -102,7 +105,7 @@ def test_the_pages_need_is_the_codes():
 
 
 def test_the_pages_speed_is_the_codes():
-    pace, bandwidth = DECODE_COSTS["cpu", "native"], Bandwidth(16e9, MEASURED)
+    pace, bandwidth = DECODE_COSTS["cpu, native"], Bandwidth(16e9, MEASURED)
     start, end = (bytes_per_token(CONFIG, TENSORS, "cpu", "native", d, "f16") for d in (0, 32_768))
     assert_on_page(start.experts_bytes, start.attention_bytes, start.shared_bytes)
     assert_on_page(start.head_bytes, start.weights_bytes, end.kv_bytes)
@@ -113,16 +116,50 @@ def test_the_pages_speed_is_the_codes():
     assert f"{pace.kv:g} x {end.kv_bytes:,}" in PAGE
 
 
+ROWS = {"cpu, native": "CPU here, native", "cpu, stock": "CPU here, stock"} | {
+    "card": "NVIDIA cards",
+    "gb10": "GB10",
+    "cpu, others": "CPU elsewhere",
+}
+
+
 @pytest.mark.parametrize("key", DECODE_COSTS)
-def test_the_pages_constants_are_the_codes(key: tuple[str, str]):
-    names = {("cpu", "native"): "CPU, native", ("cpu", "stock"): "CPU, stock"} | {
-        ("metal", "stock"): "Metal",
-        ("cuda", "stock"): "CUDA",
-    }
-    row = next(line for line in PAGE.splitlines() if line.startswith(f"| {names[key]} |"))
+def test_the_pages_constants_are_the_codes(key: str):
+    name = ROWS.get(key, key.upper())
+    row = next(line for line in PAGE.splitlines() if line.startswith(f"| {name} |"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    pace = DECODE_COSTS[key]
-    assert [float(cells[1]), float(cells[2])] == [pace.weights, pace.kv]
-    assert float(cells[3].split()[0]) * 1e6 == pace.layer_bytes
-    assert float(cells[4].split()[0]) * 1e-3 == pace.layer_s
-    assert cells[5] == f"-{1 - pace.low:.0%} to +{pace.high - 1:.0%}".replace("%", " %")
+    cost = DECODE_COSTS[key]
+    assert [float(cell) for cell in cells[1:4]] == [cost.weights, cost.kv, cost.reuse]
+    assert float(cells[4].split()[0]) * 1e6 == cost.layer_bytes
+    assert [float(cell.split()[0]) for cell in cells[5:7]] == pytest.approx(
+        [1e3 * cost.layer_s, 1e3 * cost.routed_s]
+    )
+    assert cells[7] == f"x{cost.low:g} to x{cost.high:g}"
+
+
+@pytest.mark.parametrize("group", FITTED)
+def test_the_codes_constants_are_those_that_were_fitted(group: str):
+    found = FITTED[group]
+    for key, reports in found["chips"].items():
+        cost, values = DECODE_COSTS[key], found["values"]
+        first = {"m3": "m2", "m5": "m4"}.get(key, key)
+        layer_ms = values.get(f"layer_ms {first}", values.get("layer_ms"))
+        assert 1e3 * cost.layer_s == pytest.approx(layer_ms, rel=0.02)
+        assert cost.weights == pytest.approx(values["weights"], rel=0.01)
+        assert cost.kv == pytest.approx(values["kv"], rel=0.01)
+        assert cost.reuse == pytest.approx(values["reuse"], rel=0.01)
+        routed_ms = (values.get("routed", 1) - 1) * layer_ms
+        assert 1e3 * cost.routed_s == pytest.approx(routed_ms, rel=0.02)
+        row = next(
+            x for x in PAGE.splitlines() if x.startswith(f"| {ROWS.get(key, key.upper())} |")
+        )
+        assert row.endswith(f"| {reports} reports |")
+
+
+@pytest.mark.parametrize("group", FITTED)
+def test_reports_that_were_left_out_are_inside_the_printed_range(group: str):
+    for figures in FITTED[group]["left_out"].values():
+        assert 0.88 <= figures["median"] <= 1.14
+        assert figures["inside"] >= 0.9
+    for key in FITTED[group]["chips"]:
+        assert DECODE_COSTS[key].low >= 0.6 and DECODE_COSTS[key].high <= 1.6
