@@ -292,12 +292,24 @@ struct SixteensX {
   }
 };
 
-// Format adds unpack(whole).
+// A group of BYTES that ends after `weights`: a copy, in which the missing blocks are zero.
+template <int BYTES>
+struct PaddedPart {
+  alignas(64) uint8_t bytes[BYTES] = {};
+
+  PaddedPart(const uint8_t* data, int weights) {
+    std::memcpy(bytes, data, static_cast<size_t>(weights * BYTES / 256));
+  }
+  operator const uint8_t*() const { return bytes; }
+};
+
+// Format adds unpack(whole), and PARTIAL = true if its blocks are smaller than a chunk.
 template <class Format, int BYTES_, int OFFSET_, bool MINS_ = false>
 struct Sixteens {
   static constexpr int WEIGHTS = 256, BYTES = BYTES_;
   static constexpr bool PARTIAL = false;
   using Whole = const uint8_t*;
+  using Part = PaddedPart<BYTES>;
   using X = SixteensX;
   struct W {
     __m512i q[4];

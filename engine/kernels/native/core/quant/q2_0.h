@@ -33,6 +33,26 @@ struct Q2_0 : Quantized<BlockQ2_0, 64, 32, false> {
     for (int i = 0; i < groups; i += 2)
       put_all(out.scale + i, 2, f16_to_float(block(chunk, i / 2).d));
   }
+
+#if defined(CONIFER_AVX512)
+  struct Avx512 : Sixteens<Avx512, 4 * BYTES, 1> {
+    static constexpr bool PARTIAL = true;
+
+    static CONIFER_INLINE W unpack(const uint8_t* data) {
+      W w;
+      for (int i = 0; i < 4; ++i) {
+        const __m512i q = _mm512_cvtepu8_epi32(
+            _mm_loadu_si128(reinterpret_cast<const __m128i*>(data + Q2_0::BYTES * i + 2)));
+        // Bits 0..3 stay, and 4..7 move to the third byte; then the upper two of each move one up.
+        const __m512i pairs = _mm512_or_si512(q, _mm512_slli_epi32(q, 12));
+        w.q[i] = _mm512_and_si512(_mm512_or_si512(pairs, _mm512_slli_epi32(pairs, 6)), bytes(3));
+      }
+      w.scale = FourWhole<Q2_0::BYTES>{data}.template halves<0>();
+      w.min = times(w.scale, -OFFSET);
+      return w;
+    }
+  };
+#endif
 };
 
 }  // namespace
