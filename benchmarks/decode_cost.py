@@ -38,10 +38,18 @@ def main() -> int:
             print(f'        "{name}": {cost},')
         print("    },")
     if options.out:
-        date = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        document = {"cpu": cpu(), "commit": commit(), "date": date, "ns_per_kb": table}
-        options.out.write_text(json.dumps(document, indent=1) + "\n")
+        write(options.out, table)
     return 0
+
+
+def write(out: Path, table: dict[str, dict[str, float]]) -> None:
+    """Write the costs, and keep those of instruction sets that were not measured this time."""
+    known = json.loads(out.read_text()) if out.exists() else {"measured": {}, "ns_per_kb": {}}
+    date = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    run = {"commit": commit(), "date": date}
+    measured = known["measured"] | dict.fromkeys(table, run)
+    document = {"cpu": cpu(), "measured": measured, "ns_per_kb": known["ns_per_kb"] | table}
+    out.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def measure(core_bench: Path, isa: str) -> dict[str, float]:
