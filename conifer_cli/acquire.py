@@ -91,7 +91,7 @@ def ensure(model: RequestedModel, report: FitReport, request: FitRequest) -> Fit
     if not report.paths:
         report = _download(model, report, request, open_store())
     if report.verdict.kind != "fits":
-        console.log(f"conifer: {report.name} {_MISFIT[report.verdict.kind]}: {shortage(report)}")
+        console.note(f"{report.name} {_MISFIT[report.verdict.kind]}: {shortage(report)}")
     return report
 
 
@@ -113,7 +113,7 @@ def connect() -> Hub:
 
 
 def _log_retry(reason: str, wait_s: float) -> None:
-    console.log(f"conifer: {reason}; retrying in {duration(wait_s)}")
+    console.note(f"{reason}; retrying in {duration(wait_s)}")
 
 
 def _pull(files: tuple[RemoteFile, ...], store: Store, progress: Progress) -> tuple[Path, ...]:
@@ -142,7 +142,7 @@ def _record_name(asked: str, found: str, store: Store) -> None:
     from catalog.store import renames
 
     if asked.lower() != found.lower():
-        console.log(f"conifer: {asked} is now {found} on the Hub")
+        console.note(f"{asked} is now {found} on the Hub")
         with suppress(OSError):  # the old name then works only online
             renames.record(store.home, asked, found)
 
@@ -153,7 +153,7 @@ def _callbacks(progress: Progress) -> Callbacks:
 
     def log(text: str) -> None:
         progress.clear()
-        console.log(f"conifer: {text}")
+        console.note(text)
 
     return Callbacks(
         on_progress=progress.update if shows_progress() else lambda done, total: None,
@@ -180,10 +180,10 @@ def _download(
 
         require_room(report.remote, store)
     if report.default_quant is not None:
-        console.log(f"conifer: {choice(report)}")
-    console.log(f"conifer: downloading {_announcement(model, report, store)}")
+        console.note(choice(report))
+    console.note(f"downloading {_announcement(model, report, store)}")
     if model.is_starter:
-        console.log(f"conifer: {demonstration(report)}")
+        console.note(demonstration(report))
     _require_consent(model, report, request)
     for path in report.damaged:
         store.delete(path)

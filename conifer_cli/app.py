@@ -12,13 +12,13 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from conifer_cli import errors, interrupts, options, run_options
-from conifer_cli.help import WIDTH, Program, ProgramHelp, examples
+from conifer_cli.help import WIDTH, Program, ProgramHelp, examples, show_help
 from conifer_cli.terminal import console
 from conifer_cli.versions import NOT_INSTALLED, installed_version
 
 HELP = ["-h", "--help"]
 QUERY = "__complete"  # a hidden command, run by the completion scripts
-UNCONFIGURED = (QUERY, "completion", "doctor")  # these work even if config.toml is invalid
+UNCONFIGURED = (QUERY, "completion", "doctor", "help")  # these work even if config.toml is invalid
 WINDOWS = "conifer: Windows is not supported; run Conifer in WSL2 (Ubuntu, x86-64) instead"
 
 app = Program(
@@ -28,9 +28,9 @@ app = Program(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": HELP, "max_content_width": WIDTH},
     epilog=examples(
-        "conifer run                                   a first answer, with a 98 MB model",
+        "conifer fit                      which models fit this machine?",
         'conifer run qwen3-30b-a3b "Why is the sky blue?"',
-        "conifer fit                                   which models fit this machine",
+        "conifer run                      try a 98 MB model",
     ),
 )
 
@@ -44,7 +44,7 @@ MaybeModel = Annotated[str | None, _MODEL]
 MaybeModels = Annotated[list[str] | None, _MODELS]
 Words = Annotated[list[str] | None, _WORDS]
 Version = Annotated[
-    bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")
+    bool, typer.Option("--version", "-V", is_eager=True, help="Print the version and exit.")
 ]
 All = Annotated[
     bool, typer.Option("--all", help="Remove every file written by Conifer, and nothing else.")
@@ -101,12 +101,17 @@ def _run(arguments: list[str]) -> int:
 
 
 @app.callback(invoke_without_command=True)
-def conifer(context: typer.Context, version: Version = False) -> int:
+def conifer(
+    context: typer.Context,
+    version: Version = False,
+    color: options.Color = None,
+    quiet: options.Quiet = False,
+) -> int:
     """Run Mixture-of-Experts language models, and see in advance which ones fit this machine."""
     if version:
         console.print_lines([f"conifer {installed_version() or NOT_INSTALLED}"])
     elif context.invoked_subcommand is None:
-        console.print_lines([context.get_help()])
+        show_help(context, None)
     elif context.invoked_subcommand not in UNCONFIGURED:
         from conifer_cli.config_file import defaults
 
@@ -161,7 +166,12 @@ def pull(
     return pull_model(model, FitRequest(context, kv_type.value, force, yes), update, as_json)
 
 
-@app.command("Verify the hashes of model files.", "conifer verify", "conifer verify qwen3-30b-a3b")
+@app.command(
+    "Verify the hashes of model files.",
+    "conifer verify",
+    "conifer verify qwen3-30b-a3b",
+    rare=True,
+)
 def verify(models: MaybeModels = None, as_json: options.Json = False) -> int:
     """Compare the SHA-256 hashes of model files with the published hashes.
 
@@ -209,6 +219,7 @@ def fit(
     "conifer bench",
     "conifer bench qwen3-30b-a3b --prompt 512 --depth 0,4k,16k",
     "conifer bench ./model.gguf --json > result.json",
+    rare=True,
 )
 def bench(
     model: MaybeModel = None,
@@ -297,6 +308,7 @@ def doctor(as_json: options.Json = False) -> int:
     "conifer completion bash > ~/.local/share/bash-completion/completions/conifer",
     'conifer completion zsh > "${fpath[1]}/_conifer"',
     "conifer completion fish > ~/.config/fish/completions/conifer.fish",
+    rare=True,
 )
 def completion(
     shell: Annotated[options.Shell, typer.Argument(help="The shell to generate a script for.")],
@@ -305,6 +317,18 @@ def completion(
     from conifer_cli.commands.completion import print_script
 
     return print_script(shell)
+
+
+@app.command("Show help on a command or a topic.", "conifer help run", rare=True)
+def help(
+    context: typer.Context,
+    topic: Annotated[
+        str | None, typer.Argument(help="A command, environment or exit-codes.")
+    ] = None,
+) -> int:
+    """Show help on a command, on environment variables (environment) or on exit codes."""
+    show_help(context.find_root(), topic)
+    return errors.OK
 
 
 @app.command(

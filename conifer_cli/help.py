@@ -1,30 +1,58 @@
-"""Format `--help`: grouped options, examples, environment variables and exit codes.
+"""Help: the page of commands, the short `-h` and the long `--help` of a command, and topics.
 
-The output is plain text, no wider than the terminal.
+A page is plain text with bold headings, and no wider than the terminal.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from conifer_cli import usage
+from conifer_cli import options, usage
 from conifer_cli.errors import UsageError, prompt_hint
+from conifer_cli.terminal import console
+from conifer_cli.terminal.inline import BOLD
+from conifer_cli.terminal.layout import Column, Grid, Line
 
 WIDTH = 100  # maximum, in columns
 GROUPED_FROM = 12  # minimum number of options to group
 Rows = Iterable[tuple[str, str]]
 _TYPE = re.compile(r" <(str|list\[str\])>$")  # argument types, omitted from help
 _RANGE = re.compile(r"([\d.]+)<=x<=([\d.]+)")
+_VARIABLE = re.compile(r"(  )?\[env var: (\w+)(?:; )?(\])?")
+_HEADING = re.compile(r"^(?:Usage|\w[\w ]*(?=:$)|Also)", re.MULTILINE)
 
 # Option group headings, in display order. Options without a group come last.
 GROUPS = (
     *("Prompt", "Answer", "Sampling", "Thinking", "Conversation", "Reports", "Machine", "Network"),
 )
+# Options that only the long help of a command shows.
+RARE = {
+    *("--color", "--quiet", "--isa", "--kernels", "--kv-type", "--experts", "--experts-out"),
+    *("--no-stream", "--raw", "--stop", "--top-p", "--top-k", "--min-p", "--seed", "--cache"),
+    *("--repeat-penalty", "--presence-penalty", "--effort", "--reasoning-budget", "--verbose"),
+    *("--show-thinking", "--save", "--resume", "--format", "--offline", "--log", "--force"),
+    *("--save-preset", "--stats", "--plain", "--variable", "--interactive"),
+}
+# Other tools' names for commands, and what to type for commands that Conifer lacks.
+ALIASES = {"ls": "list"}
+FAMILIAR = {
+    **dict.fromkeys(("chat", "ask", "generate", "prompt"), "run"),
+    **dict.fromkeys(("remove", "delete", "uninstall"), "rm"),
+    **dict.fromkeys(("download", "install", "get", "fetch"), "pull"),
+    **dict.fromkeys(("search", "catalog", "browse"), "list --catalog"),
+    **dict.fromkeys(("models", "installed"), "list"),
+    **dict.fromkeys(("info", "inspect"), "show"),
+    **dict.fromkeys(("version",), "--version"),
+    **dict.fromkeys(("benchmark",), "bench"),
+    **dict.fromkeys(("check",), "doctor"),
+}
 EXIT_CODES = (
     ("0", "success, even if --max-tokens ended the answer"),
     ("1", "a runtime failure"),
@@ -37,22 +65,33 @@ EXIT_CODES = (
 )
 ENVIRONMENT = (
     ("CONIFER_<OPTION>", "any option, such as CONIFER_CONTEXT=16k; overrides config.toml"),
+    ("CONIFER_MODEL", "the model to use if the command line names none"),
     ("CONIFER_HOME", "the folder for Conifer's own files, such as config.toml"),
+    ("CONIFER_NOHISTORY", "set to 1 to keep neither messages nor conversations"),
     ("HF_HOME, HF_HUB_CACHE", "the folder for model weights"),
     ("HF_TOKEN", "the access token for gated repositories"),
     ("HF_ENDPOINT", "the URL of a Hub mirror"),
     ("HF_HUB_OFFLINE", "set to 1 to make no connections"),
     ("HTTPS_PROXY, NO_PROXY", "proxy settings"),
     ("NO_COLOR", "set to disable colours and styles"),
+    ("CLICOLOR_FORCE", "set to 1 to print colours into pipes and files too"),
+    ("VISUAL, EDITOR", "the editor for messages and presets"),
 )
+TOPICS: dict[str, Rows] = {"environment": ENVIRONMENT, "exit-codes": EXIT_CODES}
+TITLE = "Conifer runs Mixture-of-Experts models and says in advance whether they fit."
+FOOTER = "See `conifer help COMMAND`, `conifer help environment` or `conifer help exit-codes`."
+TEXT_ONLY = "Conifer reads and writes text. It sees no images and hears no audio."
 
 
 class CommandHelp(TyperCommand):
-    """A command's help, and its error for unexpected arguments."""
+    """A command's help, and its error for unexpected arguments. rare: left out of the list."""
+
+    rare = False
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments. Raises UsageError if there are too many of them."""
         ctx.allow_extra_args = True  # typer's own message contains "(s)"
+        ctx.meta["brief"] = "-h" in args and "--help" not in args
         try:
             super().parse_args(ctx, args)
         except typer.TyperException as error:
@@ -64,11 +103,19 @@ class CommandHelp(TyperCommand):
             )
         return []
 
+    def get_help(self, ctx: Any) -> str:
+        """Return the page, with bold headings if standard output shows styles."""
+        return _headed(super().get_help(ctx))
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the arguments, then the options by group."""
+        """Write the arguments, then the options by group. In the short help, only common ones."""
         parameters = self.get_params(ctx)
         _section(ctx, formatter, "Arguments", (p for p in parameters if _is(p, "argument")))
         options = [p for p in parameters if _is(p, "option")]
+        if ctx.meta.get("brief"):
+            common = [option for option in options if RARE.isdisjoint(option.opts)]
+            _section(ctx, formatter, "Options", common)
+            return
         if len(options) < GROUPED_FROM:
             _section(ctx, formatter, "Options", options)
             return
@@ -76,38 +123,108 @@ class CommandHelp(TyperCommand):
             found = [option for option in options if _group(option) == title]
             _section(ctx, formatter, title or "Other options", found)
 
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        """Write the description. In the short help, only its first line."""
+        if not ctx.meta.get("brief"):
+            super().format_help_text(ctx, formatter)
+            return
+        formatter.write_paragraph()
+        with formatter.indentation():
+            formatter.write_text((self.help or "").partition("\n")[0])
+
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Write the examples and the exit codes."""
-        _epilog(self, formatter, {"Exit codes": EXIT_CODES})
+        """Write the examples. In the short help, only one, and how to get the long help."""
+        formatter.write_paragraph()
+        if ctx.meta.get("brief"):
+            example = (self.epilog or "").split("\n")[-1].strip()
+            formatter.write_text(f"\b\nExamples:\n  {example}")
+            formatter.write_paragraph()
+            formatter.write_text(f"`{ctx.command_path} --help` lists every option.")
+            return
+        formatter.write_text(self.epilog)
 
 
 class ProgramHelp(TyperGroup):
-    """The program's help, and its error for an unknown command."""
+    """The program's page, and its error for an unknown command."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command that the first argument names. Raises UsageError if there is none."""
-        name, *_ = args
+        name, *rest = args
+        if name in ALIASES:
+            return super().resolve_command(ctx, [ALIASES[name], *rest])
         if name in self.commands or name.startswith("-"):
             return super().resolve_command(ctx, args)
         known = [known for known, command in self.commands.items() if not command.hidden]
-        meant = prompt_hint(name) or usage.did_you_mean(name, known, "`conifer {}`")
+        meant = prompt_hint(name)
+        if not meant and (other := FAMILIAR.get(name.lower())):
+            meant = f"Did you mean `conifer {other}`?"
+        meant = meant or usage.did_you_mean(name, known, "`conifer {}`")
+        if not meant and len(args) > 1 and not any(word.startswith("-") for word in rest):
+            meant = prompt_hint(" ".join(args))
         raise UsageError(f"unknown command {usage.quoted(name)}", meant or usage.help_hint(ctx))
 
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Write the examples, the environment variables and the exit codes."""
-        _epilog(self, formatter, {"Environment": ENVIRONMENT, "Exit codes": EXIT_CODES})
+    def get_help(self, ctx: Any) -> str:
+        """Return the page of commands, which fits a terminal of 80 columns and 24 lines."""
+        return _headed("\n".join(self._page(ctx)))
+
+    def _page(self, ctx: Any) -> Iterable[str]:
+        shown = {name: each for name, each in self.commands.items() if not each.hidden}
+        common = [n for n, each in shown.items() if not getattr(each, "rare", False)]
+        width = ctx.make_formatter().width
+        yield from _wrapped(TITLE, width)
+        yield from ("", "Usage: conifer COMMAND [OPTIONS]", "", "Commands:")
+        for name in common:
+            about = shown[name].get_short_help_str(WIDTH)
+            yield from _wrapped(f"  {name:10}  {about}", width)
+        others = ", ".join(sorted(name for name in shown if name not in common))
+        yield from _wrapped(f"Also: {others}", width)
+        yield ""
+        yield from (self.epilog or "").split("\n")[1:]
+        yield ""
+        yield from _wrapped(FOOTER.replace("`", ""), width)
 
 
 class Program(typer.Typer):
-    """A Typer app whose commands use CommandHelp."""
+    """A Typer app whose commands use CommandHelp and have --color and --quiet."""
 
     def command(  # type: ignore[override]
-        self, short_help: str = "", *lines: str, **settings: Any
+        self, short_help: str = "", *lines: str, rare: bool = False, **settings: Any
     ) -> Callable[..., Any]:
-        """Register a command. short_help: shown in the list of commands. lines: examples."""
-        return super().command(
-            cls=CommandHelp, short_help=short_help, epilog=examples(*lines), **settings
+        """Register a command.
+
+        short_help: shown in the list of commands. lines: examples. rare: the list shows only its
+        name.
+        """
+        kind = type("CommandHelp", (CommandHelp,), {"rare": rare}) if rare else CommandHelp
+        register = super().command(
+            cls=kind, short_help=short_help, epilog=examples(*lines), **settings
         )
+
+        def declare(callback: Callable[..., Any]) -> Callable[..., Any]:
+            return register(_with_common_options(callback))
+
+        return declare
+
+
+def _with_common_options(callback: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that has the options of every command too. They act when read."""
+
+    def command(*args: Any, **values: Any) -> Any:
+        for name in COMMON:
+            values.pop(name, None)
+        return callback(*args, **values)
+
+    signature = inspect.signature(callback)
+    parameters = list(signature.parameters.values())
+    for name, (kind, default) in COMMON.items():
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter(name, keyword, default=default, annotation=kind))
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__name__, command.__doc__ = callback.__name__, callback.__doc__
+    return command
+
+
+COMMON = {"color": (options.Color, None), "quiet": (options.Quiet, False)}
 
 
 def examples(*lines: str) -> str:
@@ -115,11 +232,42 @@ def examples(*lines: str) -> str:
     return "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))
 
 
-def _epilog(command: Any, formatter: Any, sections: dict[str, Rows]) -> None:
-    formatter.write_paragraph()
-    formatter.write_text(command.epilog)
-    for title, rows in sections.items():
-        _list(formatter, title, rows)
+def show_help(root: Any, topic: str | None) -> None:
+    """Print the page of a command or a topic. Raises UsageError if there is none."""
+    program = root.command
+    topic = ALIASES.get(topic, topic) if topic else None
+    if topic is None:
+        console.write_stdout(program.get_help(root) + "\n")
+    elif topic in TOPICS:
+        console.print_lines(_topic(topic))
+    elif topic in program.commands and not program.commands[topic].hidden:
+        context = typer.Context(program.commands[topic], info_name=topic, parent=root)
+        console.write_stdout(context.command.get_help(context) + "\n")
+    else:
+        known = [name for name, command in program.commands.items() if not command.hidden]
+        meant = usage.did_you_mean(topic, [*known, *TOPICS], "`conifer help {}`")
+        topics = f"Topics: {', '.join(TOPICS)}, and the name of every command."
+        raise UsageError(f"no help on {usage.quoted(topic)}", meant or topics)
+
+
+def _topic(name: str) -> list[Line]:
+    title: Line = [(BOLD, f"{name.replace('-', ' ').capitalize()}:")]
+    lines = [title, Grid([Column(), Column()], TOPICS[name])]
+    if name == "environment":
+        lines += ["", "The command line overrides the environment, which overrides config.toml."]
+    return lines
+
+
+def _headed(text: str) -> str:
+    if not console.paints(sys.stdout):
+        return text
+    return _HEADING.sub(lambda found: f"\x1b[{BOLD}m{found[0]}\x1b[0m", text)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(text, width, subsequent_indent=" " * 14 if text[:1] == " " else "")
 
 
 def _group(option: Any) -> str | None:
@@ -131,16 +279,19 @@ def _is(parameter: Any, kind: str) -> bool:
 
 
 def _section(ctx: Any, formatter: Any, title: str, parameters: Iterable[Any]) -> None:
-    records = (parameter.get_help_record(ctx) for parameter in parameters)
-    rows = [
-        (_TYPE.sub("", name), _RANGE.sub(r"\1 to \2", about))
-        for name, about in filter(None, records)
-    ]
-    _list(formatter, title, rows)
-
-
-def _list(formatter: Any, title: str, rows: Rows) -> None:
-    rows = list(rows)
+    rows = []
+    for parameter in parameters:
+        if record := parameter.get_help_record(ctx):
+            name, about = record
+            about = _RANGE.sub(r"\1 to \2", about)
+            rows.append((_TYPE.sub("", name), _without_variable(parameter, about)))
     if rows:
         with formatter.section(title):
             formatter.write_dl(rows)
+
+
+def _without_variable(parameter: Any, about: str) -> str:
+    """Return the text without the environment variable, if that is CONIFER_ and the option."""
+    if parameter.envvar != options.variable_of(parameter.opts):
+        return about
+    return _VARIABLE.sub(lambda found: "" if found[3] else f"{found[1] or ''}[", about, count=1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Annotated, Any
 import typer
 
 from conifer_cli.errors import UsageError
+from conifer_cli.terminal import console
+from conifer_cli.terminal.console import Colour
 from conifer_cli.usage import quoted
 
 MAX_CONTEXT = 1 << 24
@@ -23,8 +26,9 @@ MAX_TOKENS = 1 << 24
 MAX_SEED = (1 << 64) - 1
 MIN_MEMORY, MAX_MEMORY = 10**9, 1 << 46
 
-_MEMORY = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?) ?([mMgGtT][iI]?[bB])")
+_MEMORY = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?) ?([mMgGtT](?:[iI]?[bB])?)")
 _UNITS = {"mb": 10**6, "mib": 1 << 20, "gb": 10**9, "gib": 1 << 30, "tb": 10**12, "tib": 1 << 40}
+_UNITS |= {unit[0]: size for unit, size in _UNITS.items() if "i" in unit}  # as memory is sold
 _CONTEXT = re.compile(r"([0-9]{1,9})([kK]?)")
 
 
@@ -59,11 +63,16 @@ def option(names: str, help: str, group: str = "", env: str = "", **settings: An
     the variable's name without CONIFER_; by default, the long option name in upper case.
     """
     words = names.split()
-    long = next(name for name in words if name.startswith("--")).split("/")[0]
-    variable = env or long.removeprefix("--").replace("-", "_").upper()
+    variable = f"CONIFER_{env}" if env else variable_of([word.split("/")[0] for word in words])
     return typer.Option(
-        *words, envvar=f"CONIFER_{variable}", help=help, rich_help_panel=group or None, **settings
+        *words, envvar=variable, help=help, rich_help_panel=group or None, **settings
     )
+
+
+def variable_of(names: Sequence[str]) -> str:
+    """Return the environment variable for an option, from its long name."""
+    long = next((name for name in names if name.startswith("--")), "")
+    return "CONIFER_" + long.removeprefix("--").replace("-", "_").upper()
 
 
 def parse_context(text: str) -> int:
@@ -78,7 +87,7 @@ def parse_context(text: str) -> int:
 
 
 def parse_memory(text: str) -> int:
-    """Parse a memory size, such as 32GB (GB is 10^9 bytes) or 32GiB (GiB is 2^30 bytes)."""
+    """Parse a memory size: 32GB (GB is 10^9 bytes), 32GiB (GiB is 2^30 bytes) or 32G (GiB)."""
     match = _MEMORY.fullmatch(text.strip())
     size_bytes = int(float(match[1]) * _UNITS[match[2].lower()]) if match else 0
     if not MIN_MEMORY <= size_bytes <= MAX_MEMORY:
@@ -150,6 +159,40 @@ def hub_endpoint() -> str | None:
     return os.environ.get("HF_ENDPOINT", "").strip() or None
 
 
+def choose_colour(choice: Colour | None) -> None:
+    """Apply --color, if given."""
+    if choice is not None:
+        console.policy.colour = choice
+
+
+def choose_quiet(quiet: bool) -> None:
+    """Apply --quiet, if given."""
+    console.policy.quiet = quiet or console.policy.quiet
+
+
+# Options of every command. They take effect when they are read.
+Color = Annotated[
+    Colour | None,
+    option(
+        "--color",
+        "When to use colours. Default: auto, in a terminal.",
+        callback=choose_colour,
+        is_eager=True,
+        expose_value=False,
+    ),
+]
+Quiet = Annotated[
+    bool,
+    option(
+        "--quiet -q",
+        "Print no notes and no progress to stderr, only errors.",
+        callback=choose_quiet,
+        is_eager=True,
+        expose_value=False,
+    ),
+]
+
+
 _COUNT = {"metavar": "COUNT", "max": MAX_TOKENS}
 Context = Annotated[
     int | None,
@@ -185,8 +228,8 @@ Memory = Annotated[
     int | None,
     option(
         "--memory",
-        "Assume this much memory and nothing else running, such as 32GB. "
-        "GB is 10^9 bytes, GiB is 2^30 bytes.",
+        "Assume this much memory and nothing else running, such as 32G. "
+        "GB is 10^9 bytes; GiB and G are 2^30 bytes.",
         metavar="SIZE",
         parser=parse_memory,
     ),

@@ -106,8 +106,11 @@ class RunOptions:
         "Print the model's output exactly, with terminal escapes and no added newline.",
         False,
     )
+    plain: bool = _answer(
+        "--plain", "Print the answer as it is in a terminal too, without rendering Markdown.", False
+    )
     max_tokens: int | None = _answer(
-        "--max-tokens", "Stop the answer after this many tokens.", **_COUNT
+        "--max-tokens -n", "Stop the answer after this many tokens.", **_COUNT
     )
     stop: list[str] | None = _answer(
         "--stop",

@@ -34,6 +34,7 @@ COMMANDS = (
     "rm",
     "doctor",
     "completion",
+    "help",
 )
 TABLE = re.compile(r"(<!-- results: ([^>]+) -->\n\n)(?:\|.*\n)*")
 # What the tables call a result's file.
@@ -178,7 +179,8 @@ def missing_from_tree() -> list[str]:
 def commands_page() -> str:
     """Put together what every command prints under --help."""
     parts = [
-        "# Commands\n\nWhat `conifer COMMAND --help` prints; made by `docs/check.py --write`.\n"
+        "# Commands\n\nWhat `conifer COMMAND --help` prints, or `conifer help COMMAND`; `-h` "
+        "leaves out what is rarely used. Made by `docs/check.py --write`.\n"
     ]
     for command in COMMANDS:
         shown = " ".join(["conifer", command, "--help"]).replace("  ", " ")

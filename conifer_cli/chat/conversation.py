@@ -16,7 +16,7 @@ from conifer_cli.session.session import Generation, Messages, Session
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import counted
 from conifer_cli.terminal.format import tokens as short
-from conifer_cli.terminal.output import AnswerPrinter
+from conifer_cli.terminal.output import AnswerPrinter, renderer
 
 ANSWER_ROOM = 512  # free tokens required to start an answer; at most context / 4
 
@@ -35,7 +35,7 @@ class Conversation:
         self.session, self.messages, self.interrupts = session, messages, interrupts
         self.context = session.context
         self.shows_stats = session.options.stats
-        self.styled = console.styles()
+        self.styled = console.styles() and not session.options.plain
         self.staged: list[str] = []
         self.last_thinking = ""
         self.folds = False
@@ -140,14 +140,8 @@ class Conversation:
         self.context, self.session.cache = context, None
 
     def _printer(self) -> AnswerPrinter:
-        renderer = None
-        if self.styled:
-            from conifer_cli.terminal.highlight import lexer_for
-            from conifer_cli.terminal.markdown import MarkdownRenderer
-
-            renderer = MarkdownRenderer(*console.dimensions(), lexer_for)
         thinking = console.shows_thinking(self.session.options.show_thinking)
-        return AnswerPrinter(thinking, renderer=renderer, folded=self.folds)
+        return AnswerPrinter(thinking, renderer=renderer(self.styled), folded=self.folds)
 
 
 def _locate(name: str) -> RequestedModel:
@@ -163,13 +157,13 @@ def _locate(name: str) -> RequestedModel:
 class Totals:
     """Token counts and times of all answers since the conversation began or the model changed.
 
-    last: a line with the last answer's statistics.
+    last: the last answer's statistics, in parts.
     """
 
     def __init__(self) -> None:
         self.answers = self.prompt = self.cached = self.decoded = 0
         self.prefill_s = self.decode_s = 0.0
-        self.last = ""
+        self.last: list[str] = []
 
     def add(self, generation: Generation) -> None:
         stats = generation.stream.stats
@@ -179,7 +173,7 @@ class Totals:
         self.decoded += stats.decoded_tokens
         self.prefill_s += stats.prefill_s
         self.decode_s += stats.decode_s
-        self.last = f"{generation.stats()}; time to first token: {generation.first_s:.2f} s"
+        self.last = [*generation.stats(), f"time to first token: {generation.first_s:.2f} s"]
 
     def lines(self) -> list[str]:
         """Return the last answer's statistics and the totals, one line each."""
@@ -187,7 +181,7 @@ class Totals:
             return ["No answers yet."]
         computed = self.prompt - self.cached
         return [
-            f"last: {self.last}",
+            f"last: {'; '.join(self.last)}",
             f"total: {counted(self.answers, 'answer')}; "
             f"prompts: {counted(self.prompt, 'token')} ({self.cached:,} cached, "
             f"{computed:,} processed in {self.prefill_s:.1f} s); "

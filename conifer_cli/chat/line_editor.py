@@ -300,7 +300,7 @@ def edit_externally(text: str) -> str | None:
                 done = subprocess.run([*shlex.split(editor), str(path)], check=False)
             changed = console.decoded(path.read_bytes(), "the message")
         except (OSError, ValueError, errors.UsageError) as error:
-            console.log(f"conifer: the editor {editor!r} failed: {errors.why(error)}")
+            console.problem(f"the editor {editor!r} failed: {errors.why(error)}")
             return None
     return changed.removesuffix("\n") if done.returncode == 0 else None
 

@@ -61,4 +61,4 @@ def _rescue(conversation: Conversation) -> None:
     try:
         session.save(Path(session.options.save), messages, with_cache=False)
     except errors.known_exceptions() as error:
-        console.log(f"conifer: {errors.explain(error)[1]}")
+        console.problem(errors.explain(error)[1])

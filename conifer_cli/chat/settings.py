@@ -15,7 +15,8 @@ from conifer_cli.fit.context import require_room
 from conifer_cli.run_options import SAMPLING, Effort, parse_value
 from conifer_cli.session.session import JSON_OBJECT
 from conifer_cli.terminal import console
-from conifer_cli.terminal.format import count, labelled, size
+from conifer_cli.terminal.format import count, size
+from conifer_cli.terminal.layout import Column, Grid, Line, labelled
 from conifer_cli.usage import did_you_mean, problem, quoted
 
 # Parameter name, as in other tools -> RunOptions field.
@@ -41,7 +42,8 @@ def change_setting(conversation: Conversation, rest: str) -> None:
     name, _, value = rest.partition(" ")
     if not name:
         usages = [(" ".join((*setting.names, setting.usage)), setting.help) for setting in SETTINGS]
-        console.log_text("\n".join(f"/set {usage:31} {effect}" for usage, effect in usages))
+        rows = [(f"/set {usage}", effect) for usage, effect in usages]
+        console.log_lines([Grid([Column(), Column()], rows)])
         return
     setting = find(SETTINGS, name)
     if setting is None and name in PARAMETERS:
@@ -167,10 +169,10 @@ def show_view(conversation: Conversation, rest: str) -> None:
     """Print the view that `rest` names."""
     if rest not in VIEWS:
         raise expected("view", rest, VIEWS)
-    console.log_text(VIEWS[rest](conversation))
+    console.log_lines(VIEWS[rest](conversation))
 
 
-def _show_info(conversation: Conversation) -> str:
+def _show_info(conversation: Conversation) -> list[Line]:
     session = conversation.session
     report, config = session.report, session.model.config
     rows = [
@@ -184,15 +186,15 @@ def _show_info(conversation: Conversation) -> str:
     ]
     if report.entry is not None:
         rows.insert(3, ("parameters", count(report.entry.total_parameters)))
-    return "\n".join(labelled(rows))
+    return [labelled(rows)]
 
 
-def _show_template(conversation: Conversation) -> str:
+def _show_template(conversation: Conversation) -> list[Line]:
     template = conversation.session.model.template
-    return template.source if template is not None else "This model has no chat template."
+    return [template.source if template is not None else "This model has no chat template."]
 
 
-def _show_parameters(conversation: Conversation) -> str:
+def _show_parameters(conversation: Conversation) -> list[Line]:
     settings = conversation.session.settings
     fields = {name: field for name, field in PARAMETERS.items() if field in SAMPLING}
     rows = [(name, str(getattr(settings, field))) for name, field in fields.items()]
@@ -202,13 +204,13 @@ def _show_parameters(conversation: Conversation) -> str:
         ("seed", "random for each answer" if settings.seed is None else str(settings.seed)),
         ("stop", ", ".join(map(repr, settings.stop)) or "none"),
     ]
-    return "\n".join(labelled(rows))
+    return [labelled(rows)]
 
 
-VIEWS: dict[str, Callable[[Conversation], str]] = {
+VIEWS: dict[str, Callable[[Conversation], list[Line]]] = {
     "info": _show_info,
-    "system": lambda talk: talk.session.options.system or "There is no system message.",
+    "system": lambda talk: [talk.session.options.system or "There is no system message."],
     "template": _show_template,
     "parameters": _show_parameters,
-    "thinking": lambda talk: talk.last_thinking or "The last answer contains no thinking.",
+    "thinking": lambda talk: [talk.last_thinking or "The last answer contains no thinking."],
 }

@@ -18,6 +18,7 @@ from conifer_cli.errors import UsageError
 from conifer_cli.session import checkpoint, output_file, router_report
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import counted
+from conifer_cli.terminal.layout import Column, Grid
 from conifer_cli.usage import did_you_mean, quoted
 
 KEYS = (
@@ -55,8 +56,7 @@ def run_command(text: str, conversation: Conversation) -> None:
         if isinstance(error, errors.OutputError):
             raise
         message, hint = errors.explain_in_chat(error)
-        for line in (f"conifer: {message}", *hint.splitlines()):
-            console.log(line)
+        console.problem(message, hint)
 
 
 def complete(text: str) -> tuple[int, list[str]]:
@@ -82,10 +82,8 @@ def _help(conversation: Conversation, rest: str) -> None:
         name, *aliases = command.names
         also = f" (also {', '.join(aliases)})" if aliases else ""
         rows.append((f"{name} {command.usage}", command.help + also))
-    width = max(len(usage) for usage, _ in rows) + 2
     rows += () if rest else (("", ""), *KEYS)
-    lines = [f"{usage:{width}}{effect}".rstrip() for usage, effect in rows]
-    console.log_text("\n".join(lines))
+    console.log_lines([Grid([Column(), Column()], rows)])
 
 
 def _leave(conversation: Conversation, rest: str) -> None:
@@ -121,7 +119,7 @@ def _undo(conversation: Conversation, rest: str) -> None:
 
 
 def _stats(conversation: Conversation, rest: str) -> None:
-    console.log_text("\n".join([*conversation.totals.lines(), conversation.meter()]))
+    console.log_lines([*conversation.totals.lines(), conversation.meter()])
 
 
 def _read(conversation: Conversation, rest: str) -> None:

@@ -38,7 +38,7 @@ def answer(conversation: Conversation, otherwise: str = NOT_ADDED) -> None:
         if isinstance(error, errors.OutputError):
             raise
         message, hint = errors.explain_in_chat(error)
-        console.log(f"conifer: {message}")
+        console.problem(message)
         console.log(_joined(otherwise, hint))
         return
     conversation.last_thinking = response.thinking
@@ -50,12 +50,12 @@ def answer(conversation: Conversation, otherwise: str = NOT_ADDED) -> None:
     conversation.messages.append(response.message())
     conversation.totals.add(generation)
     if conversation.shows_stats:
-        console.log(f"{conversation.totals.last}; {conversation.meter()}")
+        console.log_parts(*conversation.totals.last, conversation.meter())
     try:
         show_experts(conversation.session)
         generation.require_schema(response.text)
     except errors.known_exceptions() as error:  # the answer is already printed
-        console.log(f"conifer: {error}")
+        console.problem(str(error))
     if generation.cut_by_context:
         limit = conversation.context
         console.log(f"The {limit:,}-token context is full, so the answer was cut off.")

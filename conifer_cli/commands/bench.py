@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import statistics
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ from conifer_cli.errors import NoRoom, UsageError
 from conifer_cli.fit import run_history
 from conifer_cli.fit.verdict import FitReport, FitRequest, require_context
 from conifer_cli.terminal import console
-from conifer_cli.terminal.format import counted, gigabytes, size, table
+from conifer_cli.terminal.format import counted, gigabytes, size
+from conifer_cli.terminal.layout import Column, Grid, Line
 from conifer_cli.terminal.progress import Progress
 from conifer_cli.versions import installed_version
 
@@ -26,6 +28,15 @@ if TYPE_CHECKING:
 
 PROMPTS = (128, 512)
 DEPTHS = (0, 4096)
+COLUMNS = (
+    Column(),
+    Column("TOKENS/S", True),
+    Column("LOWEST", True, rank=2),
+    Column("HIGHEST", True, rank=2),
+    Column("BYTES/TOKEN", True, rank=3),
+    Column("READ AT", True, rank=3),
+    Column("SHARE", True, rank=1),
+)
 Watch = Callable[[Iterable[float]], Iterator[float]]
 
 
@@ -58,8 +69,10 @@ def bench_model(name: str | None, options: BenchOptions) -> int:
     document = measure(model, report, prompts, depths, options)
     _record(document, report, options)
     if not options.as_json:
-        console.print_lines([*_report(document), ""])
-    console.print_lines([json.dumps(document, separators=(",", ":"))])
+        console.print_lines(_report(document))
+    if options.as_json or not console.is_terminal(sys.stdout):
+        blank = [] if options.as_json else [""]
+        console.print_lines([*blank, json.dumps(document, separators=(",", ":"))])
     return errors.OK
 
 
@@ -206,13 +219,10 @@ def _environment(model: Model, report: FitReport, options: BenchOptions) -> dict
     }
 
 
-def _report(document: dict[str, Any]) -> list[str]:
+def _report(document: dict[str, Any]) -> list[Line]:
     threads = f", {counted(document['threads'], 'thread')}" if document["threads"] else ""
     isa = f" ({document['isa']})" if document["isa"] else ""
     rows: list[tuple[str, ...]] = [
-        ("", "TOKENS/S", "LOWEST", "HIGHEST", "BYTES/TOKEN", "BANDWIDTH", "SHARE")
-    ]
-    rows += [
         (f"prefill {row['tokens']:,}", *_rates(row), "", "", "") for row in document["prefill"]
     ]
     rows += [
@@ -223,15 +233,16 @@ def _report(document: dict[str, Any]) -> list[str]:
         f"{document['machine']}{threads}, {document['kernels']} kernels{isa}, "
         f"{document['kv_type']} KV cache",
         "",
-        *table(rows, right=range(1, 7)),
+        Grid(COLUMNS, rows),
         "",
         f"peak memory: {gigabytes(document['peak_memory_bytes'])}, including mapped weights",
-        f"BANDWIDTH: read rate for the same number of bytes ({document['read_method']}).",
+        f"READ AT: how fast this machine reads that many bytes ({document['read_method']}). "
+        "SHARE: how much of that speed decoding reaches.",
     ]
 
 
 def _rates(row: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(f"{row['per_s'][name]:.4g}" for name in ("median", "low", "high"))
+    return tuple(f"{row['per_s'][name]:,.1f}" for name in ("median", "low", "high"))
 
 
 def _shares(row: dict[str, Any]) -> tuple[str, ...]:

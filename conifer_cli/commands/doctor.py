@@ -22,9 +22,11 @@ from conifer_cli.fit.alternatives import best_moe
 from conifer_cli.session.session import SLOW
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import counted, gigabytes, size
+from conifer_cli.terminal.layout import BAD, GOOD, WARNING, Column, Grid
 from conifer_cli.versions import DISTRIBUTION, NOT_INSTALLED, installed_version
 
 OK, WARN, FAIL = "ok", "warn", "fail"
+STYLES = {OK: GOOD, WARN: WARNING, FAIL: BAD}
 NAMED = ("mlx", "numpy", "huggingface_hub")  # packages whose versions to report
 UNMEASURED = {"metal": "speed on Metal not yet measured", "cuda": "speed on CUDA not yet measured"}
 PROBE_REPOSITORY = "Qwen/Qwen3-30B-A3B-GGUF"  # any repository would work
@@ -53,7 +55,7 @@ def examine(as_json: bool) -> int:
     for check in CHECKS:
         found.append(check())
         if not as_json:
-            console.print_lines([_line(found[-1])])
+            console.print_lines([_grid(found[-1])])
     failed = [check for check in found if check.status == FAIL]
     if as_json:
         worst = next((s for s in (FAIL, WARN) if any(c.status == s for c in found)), OK)
@@ -62,9 +64,11 @@ def examine(as_json: bool) -> int:
     return failed[0].code if failed else errors.OK
 
 
-def _line(check: Check) -> str:
+def _grid(check: Check) -> Grid:
     advice = f". {check.advice}" if check.advice else ""
-    return f"{check.status:<5} {check.name:<9} {check.detail}{advice}"
+    columns = [Column(least=4), Column(least=8), Column()]
+    status = (STYLES[check.status], check.status)
+    return Grid(columns, [(status, check.name, check.detail + advice)])
 
 
 def check_backend() -> Check:

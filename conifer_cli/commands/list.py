@@ -13,15 +13,40 @@ from conifer_cli.acquire import open_store
 from conifer_cli.fit import run_history
 from conifer_cli.fit.alternatives import supported
 from conifer_cli.terminal import console
-from conifer_cli.terminal.format import count, size, table
+from conifer_cli.terminal.format import count, size
+from conifer_cli.terminal.layout import WARNING, Cell, Column, Grid
 
 if TYPE_CHECKING:
     from catalog.download.unfinished import Unfinished
     from catalog.store.store import Installed
 
+# The columns of the three tables; see `Column` for the numbers.
+INSTALLED = (
+    Column("NAME"),
+    Column("SIZE", True),
+    Column("MODIFIED", rank=1),
+    Column("WHERE", rank=2),
+)
+CATALOG = (
+    Column("MODEL"),
+    Column("TOTAL", True),
+    Column("ACTIVE", True),
+    Column("KIND", rank=2),
+    Column("CONTEXT", True, rank=1),
+    Column("LICENCE", rank=3),
+    Column("STATUS", rank=4),
+)
 SPEEDS = (
-    *("MODEL", "KERNELS", "KV", "DECODE", "PREDICTED", "PREFILL", "PEAK", "PREDICTED"),
-    *("RUNS", "LAST"),
+    Column("MODEL"),
+    Column("KERNELS", rank=3),
+    Column("KV", rank=4),
+    Column("DECODE", True),
+    Column("PREDICTED", True, rank=2),
+    Column("PREFILL", True),
+    Column("PEAK", True, rank=1),
+    Column("PREDICTED", True, rank=2),
+    Column("RUNS", True, rank=5),
+    Column("LAST", rank=6),
 )
 
 
@@ -37,12 +62,15 @@ def list_installed(as_json: bool) -> int:
     elif not installed and not begun:
         console.log("No models yet. Run `conifer run` to download the starter model (98 MB).")
     else:
-        rows = [
+        rows: list[tuple[Cell, ...]] = [
             (name_of(model), size(model.size_bytes), _minute(_modified(model)), str(model.paths[0]))
             for model in installed
         ]
-        rows += [(name_of(one), amount(one), f"({_state(one)})", str(one.path)) for one in begun]
-        console.print_lines(table([("NAME", "SIZE", "MODIFIED", "WHERE"), *rows], right=(1,)))
+        rows += [
+            (name_of(one), amount(one), (WARNING, f"({_state(one)})"), str(one.path))
+            for one in begun
+        ]
+        console.print_lines([Grid(INSTALLED, rows)])
     return errors.OK
 
 
@@ -55,13 +83,13 @@ def list_catalog(as_json: bool) -> int:
     if as_json:
         console.print_json([dataclasses.asdict(entry) | {"status": text} for entry, text in pairs])
         return errors.OK
-    rows = [("MODEL", "TOTAL", "ACTIVE", "KIND", "CONTEXT", "LICENCE", "STATUS")]
+    rows = []
     for entry, text in pairs:
         total = count(entry.total_parameters)
         active = count(entry.active_parameters) if entry.moe else "dense"
         context = f"{entry.context:,}" if entry.context else "-"
         rows.append((entry.id, total, active, entry.kind, context, entry.licence, text))
-    console.print_lines(table(rows, right=(1, 2, 4)))
+    console.print_lines([Grid(CATALOG, rows)])
     return errors.OK
 
 
@@ -147,7 +175,7 @@ def list_speeds(as_json: bool) -> int:
         rows = [_speed_row(document) for document in documents]
         note = "Speeds are medians of the most recent runs, in tokens/s. "
         note += "Peak memory approaches the prediction as more experts are used."
-        console.print_lines([*table([SPEEDS, *rows], right=range(3, 9)), "", note])
+        console.print_lines([Grid(SPEEDS, rows), "", note])
     return errors.OK
 
 

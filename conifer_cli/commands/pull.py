@@ -44,9 +44,9 @@ def pull_model(name: str, request: FitRequest, update: bool = False, as_json: bo
         report = _judge_hashed(model, request) if request.force else judge(model, request)
     was_here = bool(report.paths)
     report = ensure(model, report, request)
-    console.log(f"conifer: {report.name} is downloaded ({size(report.size_bytes)})")
+    console.note(f"{report.name} is downloaded ({size(report.size_bytes)})")
     if newer and not update:
-        console.log(f"conifer: the Hub has a newer revision: {newer[0].commit[:7]}")
+        console.note(f"the Hub has a newer revision: {newer[0].commit[:7]}")
         console.log(f"Run `conifer pull {name} --update` to download it.")
     if as_json:
         console.print_json(_document(model, report, was_here, newer if not update else ()))
@@ -66,7 +66,7 @@ def _newer(model: RequestedModel) -> Sequence[RemoteFile]:
     try:
         files = connect().find(replace(reference, quant=reference.quant or here.quant))
     except CatalogError as error:
-        console.log(f"conifer: cannot check for a newer revision: {error}")
+        console.note(f"cannot check for a newer revision: {error}")
         return ()
     hashes = [file.sha256 for file in files]
     same = files[0].commit == here.commit or hashes == here.expected_hashes()
@@ -93,9 +93,9 @@ def _damaged(model: RequestedModel, here: Installed) -> tuple[Path, ...]:
     found = list(hashed(here, listed))
     for file in found:
         if file.outcome == UNKNOWN:
-            console.log(f"conifer: {file.path.name}: {UNKNOWN}; keeping the file")
+            console.note(f"{file.path.name}: {UNKNOWN}; keeping the file")
         if file.outcome == DAMAGED:
-            console.log(f"conifer: {file.problem}")
+            console.problem(file.problem)
     return tuple(file.path for file in found if file.outcome == DAMAGED)
 
 

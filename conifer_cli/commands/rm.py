@@ -64,9 +64,9 @@ def remove_models(names: Sequence[str], everything: bool, yes: bool) -> int:
         rest = _leftovers(store, going)
         for one in begun:
             if one.active:
-                console.log(f"conifer: {name_of(one)} is being downloaded; keeping its files")
+                console.note(f"{name_of(one)} is being downloaded; keeping its files")
     if not going and not partial and not rest:
-        console.log("conifer: nothing to remove")
+        console.note("nothing to remove")
         return errors.OK
     for model in going:
         console.log(f"{name_of(model)}, {size(model.size_bytes)}, {model.paths[0]}")

@@ -125,7 +125,7 @@ def answer_once(session: Session, messages: Messages, prompt: str) -> int:
     if session.options.verbose:
         console.log(f"conifer: pass --seed {answering.seed} to reproduce this answer")
     if session.options.stats or session.options.verbose:
-        console.log(answering.stats())
+        console.log_parts(*answering.stats())
     if session.options.cache:
         prompt_cache.remember(session, tokens, shared)
     try:
@@ -136,8 +136,8 @@ def answer_once(session: Session, messages: Messages, prompt: str) -> int:
         return errors.OK
     used = answering.stream.stats.prompt_tokens + answering.stream.stats.decoded_tokens
     full = f"{counted(used, 'token')} fill the {session.context:,}-token context"
-    console.log(f"conifer: the answer was cut off: {full}")
-    console.log(session.context_advice(session.context + 1))
+    advice = session.context_advice(session.context + 1)
+    console.problem(f"the answer was cut off: {full}", advice)
     return errors.NO_ROOM
 
 

@@ -18,7 +18,8 @@ from conifer_cli.fit.alternatives import supported
 from conifer_cli.fit.naming import naming
 from conifer_cli.fit.verdict import reading
 from conifer_cli.terminal import console
-from conifer_cli.terminal.format import count, counted, labelled, shares, size
+from conifer_cli.terminal.format import count, counted, shares, size
+from conifer_cli.terminal.layout import labelled
 
 if TYPE_CHECKING:
     from catalog import Entry
@@ -60,7 +61,7 @@ def show_model(name: str, as_json: bool) -> int:
         pairs += [("on this machine", f"no; {hint}")]
     else:
         pairs += _header_rows(header)
-    console.print_lines(labelled(pairs))
+    console.print_lines([labelled(pairs)])
     return errors.OK
 
 

@@ -13,7 +13,7 @@ from conifer_cli.commands.list import name_of
 from conifer_cli.commands.rm import installed_model
 from conifer_cli.errors import UsageError
 from conifer_cli.terminal import console
-from conifer_cli.terminal.format import table
+from conifer_cli.terminal.layout import BAD, GOOD, WARNING, Column, Grid
 from conifer_cli.terminal.progress import Progress
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from catalog.store.store import Installed
 
 OK, DAMAGED, UNKNOWN = "ok", "damaged", "no hash is known"
+STYLES = {OK: GOOD, DAMAGED: BAD, UNKNOWN: WARNING}
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,11 @@ def verify_models(names: list[str], as_json: bool) -> int:
     if as_json:
         console.print_json([file.document() for file in files])
     else:
-        console.print_lines(table([(file.name, file.outcome, str(file.path)) for file in files]))
+        rows = [(file.name, (STYLES[file.outcome], file.outcome), str(file.path)) for file in files]
+        console.print_lines([Grid([Column(), Column(), Column(rank=1)], rows)])
     damaged = [file for file in files if file.outcome == DAMAGED]
     for file in damaged:
-        console.log(f"conifer: {file.problem}")
+        console.problem(file.problem)
     for name in dict.fromkeys(file.name for file in damaged):
         console.log(f"To download it again, run `conifer rm {name}`, then `conifer pull {name}`.")
     return errors.BAD_MODEL if damaged else errors.OK

@@ -86,7 +86,7 @@ def judge_model(
     except CatalogError as error:
         if known is None:
             raise
-        console.log(f"conifer: cannot look for a smaller file: {error}")
+        console.note(f"cannot look for a smaller file: {error}")
         return known
 
 

@@ -132,7 +132,7 @@ def best_known_report(
         if known is None:
             raise
         found = _offline_choice(name, reference, request, machine, headers, known)
-        console.log(f"conifer: {error}; falling back to {found.source}")
+        console.note(f"{error}; falling back to {found.source}")
         return found
 
 

@@ -96,7 +96,7 @@ def _store(session: Session, tokens: list[int]) -> None:
         _make_room(size_bytes)
         checkpoint.write(place / f"{name}{SUFFIX}", checkpoint.SavedHeader.kind, facts, kept)
     except (OSError, errors.OutputError) as error:
-        console.log(f"conifer: cannot store the prompt: {errors.why(error)}")
+        console.note(f"cannot store the prompt: {errors.why(error)}")
 
 
 def _restored(session: Session, path: Path, cache: Cache) -> bool:
@@ -121,7 +121,7 @@ def _remove(path: Path, error: Exception) -> None:
         path.unlink()
     except OSError:
         return
-    console.log(f"conifer: removed a stored prompt that cannot be used: {error}")
+    console.note(f"removed a stored prompt that cannot be used: {error}")
 
 
 def _header(path: Path) -> checkpoint.SavedHeader | None:

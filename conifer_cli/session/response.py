@@ -9,7 +9,7 @@ from conifer_cli.run_options import RunOptions
 from conifer_cli.terminal import console
 from conifer_cli.terminal.code_block import first_code_block
 from conifer_cli.terminal.format import counted
-from conifer_cli.terminal.output import AnswerPrinter
+from conifer_cli.terminal.output import AnswerPrinter, renderer
 
 if TYPE_CHECKING:
     from conifer_cli.session.session import Generation
@@ -25,8 +25,12 @@ class Response:
         self._shown: list[str] = []
         self._extracts, self._streams = options.extract, not options.no_stream
         show = False if options.as_json and options.show_thinking is None else options.show_thinking
+        plain = options.plain or options.raw or options.as_json or options.extract
         self._printer = printer or AnswerPrinter(
-            console.shows_thinking(show), raw=options.raw, quiet=options.as_json
+            console.shows_thinking(show),
+            raw=options.raw,
+            quiet=options.as_json,
+            renderer=renderer(console.styles() and not plain),
         )
 
     @property

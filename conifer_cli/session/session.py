@@ -55,7 +55,7 @@ class Session:
         self._told_folded = False
         self.model = _loaded(report, options, chatting=not self.raw)
         if self.model.kernels.fallback_reason is not None:
-            console.log(f"conifer: {SLOW.format(self.model.kernels.fallback_reason)}")
+            console.note(SLOW.format(self.model.kernels.fallback_reason))
         self.settings = settings_for(report.entry, options)
         self.cache: Cache | None = None
         if options.experts or options.experts_out:
@@ -93,7 +93,7 @@ class Session:
             switches = reasoning.switches(self.options.think, self.options.effort)
             tokens = template.encode(messages, **switches)
             if template.folded and not self._told_folded:
-                console.log(f"conifer: {FOLDED}")
+                console.note(FOLDED)
                 self._told_folded = True
         if not tokens:
             raise EmptyPrompt(
@@ -290,15 +290,15 @@ class Generation:
             },
         }
 
-    def stats(self) -> str:
-        """Return token counts and rates as one line."""
+    def stats(self) -> list[str]:
+        """Return token counts and rates of the prompt, then of the answer."""
         stats = self.stream.stats
         cached = f" ({stats.cached_tokens:,} from the cache)" if stats.cached_tokens else ""
         prompt, answer = (counted(n, "token") for n in (stats.prompt_tokens, stats.decoded_tokens))
-        return (
-            f"prompt: {prompt}{cached}, {stats.prompt_per_s:.1f} tokens/s; "
-            f"answer: {answer}, {stats.decode_per_s:.1f} tokens/s"
-        )
+        return [
+            f"prompt: {prompt}{cached}, {stats.prompt_per_s:,.1f} tokens/s",
+            f"answer: {answer}, {stats.decode_per_s:,.1f} tokens/s",
+        ]
 
 
 def _guide(session: Session, tokens: list[int]) -> Guide | None:

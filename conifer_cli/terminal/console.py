@@ -15,15 +15,29 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, NoReturn, TextIO
 
 from conifer_cli.errors import OutputError, UsageError, explain, why
 from conifer_cli.terminal.format import size
+from conifer_cli.terminal.inline import BOLD
 from conifer_cli.terminal.keyboard import dumb, keyboard
+from conifer_cli.terminal.layout import (
+    BAD,
+    PROSE_WIDTH,
+    Line,
+    marked,
+    painted,
+    plain,
+    rows_of,
+    wrap,
+)
 from conifer_cli.terminal.sanitize import clean, clean_line
 
 STDIN_PATIENCE_S = 2.0
 MIN_STYLED_WIDTH = 20
+PREFIX = "conifer: "
 MAX_STDIN_BYTES = 64 * 10**6
 
 
@@ -130,14 +144,57 @@ def dimensions() -> tuple[int, int]:
     return shutil.get_terminal_size()
 
 
+class Colour(StrEnum):
+    """When to print colours and styles. AUTO: to a terminal that supports them."""
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+@dataclass
+class Policy:
+    """What the user has chosen for all output. quiet: print neither notes nor progress."""
+
+    colour: Colour = Colour.AUTO
+    quiet: bool = False
+
+
+policy = Policy()
+
+
+def line_width(stream: TextIO | None) -> int | None:
+    """Return the width to lay lines out for, or None to leave them to a pipe or to the terminal.
+
+    A terminal that is very narrow, or does not know its size, wraps lines itself.
+    """
+    if stream is None or not is_terminal(stream):
+        return None
+    chosen = os.environ.get("COLUMNS", "")
+    columns = int(chosen) if chosen.isdecimal() else 0
+    with contextlib.suppress(OSError, ValueError):
+        columns = columns or os.get_terminal_size(stream.fileno()).columns
+    return columns if columns >= MIN_STYLED_WIDTH else None
+
+
 def colours() -> bool:
-    """True unless NO_COLOR is set. An empty value counts as unset."""
+    """True unless --color never or NO_COLOR forbids them. An empty variable counts as unset."""
+    if policy.colour is not Colour.AUTO:
+        return policy.colour is Colour.ALWAYS
     return not os.environ.get("NO_COLOR")
 
 
 def supports_styles(stream: TextIO | None) -> bool:
-    """True if escape sequences for styles may be written to `stream`."""
+    """True if escape sequences for styles may be written to `stream`, which is a terminal."""
     return is_terminal(stream) and colours() and not dumb()
+
+
+def paints(stream: TextIO | None) -> bool:
+    """True if lines for `stream` are coloured. Colours can be forced even where it is a pipe."""
+    forced = policy.colour is Colour.ALWAYS or (
+        os.environ.get("CLICOLOR_FORCE", "0") != "0" and colours()
+    )
+    return forced or supports_styles(stream)
 
 
 def styles() -> bool:
@@ -170,9 +227,15 @@ def write_stdout(text: str) -> None:
         raise OutputError(f"cannot write to standard output: {why(error)}") from error
 
 
-def print_lines(lines: Iterable[str]) -> None:
-    """Print lines to stdout."""
-    write_stdout("".join(clean(line) + "\n" for line in lines))
+def print_lines(lines: Iterable[Line]) -> None:
+    """Print lines and tables to stdout, laid out for its width if it is a terminal."""
+    write_stdout(_laid_out(lines, sys.stdout))
+
+
+def _laid_out(lines: Iterable[Line], stream: TextIO | None) -> str:
+    width = line_width(stream)
+    show = painted if paints(stream) else plain
+    return "".join(show(row) + "\n" for line in lines for row in rows_of(line, width))
 
 
 def print_json(value: object) -> None:
@@ -181,21 +244,60 @@ def print_json(value: object) -> None:
 
 
 def log_text(text: str) -> None:
-    """Print several lines to stderr."""
+    """Print a text to stderr as it is, without wrapping its lines."""
     write_stderr(clean(text).rstrip("\n") + "\n")
 
 
-def log(text: str = "") -> None:
-    """Print one line to stderr."""
-    write_stderr(clean_line(text) + "\n")
+def log_lines(lines: Iterable[Line]) -> None:
+    """Print lines and tables to stderr."""
+    write_stderr(_laid_out(lines, sys.stderr))
+
+
+def log(text: str = "", style: str = "") -> None:
+    """Print one line to stderr. style: of the whole line, or of its prefix "conifer: "."""
+    line = clean_line(text)
+    if not line:
+        write_stderr("\n")
+        return
+    start = PREFIX if line.startswith(PREFIX) else line if style else ""
+    width = line_width(sys.stderr)
+    row = [(style or BOLD, start.rstrip()), ("", start[len(start.rstrip()) :])]
+    row = [span for span in (*row, *marked(line[len(start) :])) if span[1]]
+    show = painted if paints(sys.stderr) else plain
+    rows = [row] if width is None else wrap(row, min(width, PROSE_WIDTH))
+    write_stderr("".join(show(row) + "\n" for row in rows))
+
+
+def log_parts(*parts: str) -> None:
+    """Print one line of parts to stderr or, if it is too long, break it between parts."""
+    width, line = line_width(sys.stderr), ""
+    for part in parts:
+        longer = f"{line}; {part}" if line else part
+        if line and width is not None and len(longer) > width:
+            log(f"{line};")
+            longer = part
+        line = longer
+    log(line)
+
+
+def note(text: str) -> None:
+    """Print a line about what the program does to stderr, unless --quiet forbids it."""
+    if not policy.quiet:
+        log(PREFIX + text)
 
 
 def report(error: BaseException) -> int:
     """Print a known exception and its hint to stderr. Return its exit code."""
     code, message, hint = explain(error)
-    for line in (f"conifer: {message}", *hint.splitlines()):
-        log(line)
+    problem(message, hint)
     return code
+
+
+def problem(message: str, hint: str = "") -> None:
+    """Print what is wrong, and lines on what to do about it, to stderr."""
+    log(PREFIX + message, f"{BAD};{BOLD}")
+    for line in hint.splitlines():
+        log(line)
 
 
 def write_stderr(text: str) -> None:

@@ -74,8 +74,3 @@ def table(rows: Sequence[Sequence[str]], right: Container[int] = ()) -> list[str
         align, width = str.rjust if number in right else str.ljust, max(map(len, column))
         columns.append([align(cell, width) for cell in column])
     return ["  ".join(row).rstrip() for row in zip(*columns, strict=True)]
-
-
-def labelled(pairs: Sequence[tuple[str, str]]) -> list[str]:
-    """Align (label, value) pairs, one per line."""
-    return table([(f"{label}:", value) for label, value in pairs])

@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from itertools import accumulate, takewhile
+from itertools import takewhile
 from operator import eq
 
 from conifer_cli.terminal.code_block import FENCE, closes
 from conifer_cli.terminal.inline import (
     BOLD,
     DIM,
-    ITALIC,
     UNDERLINE,
     Row,
     cells,
     inline,
-    joined,
     width_of,
 )
+from conifer_cli.terminal.layout import cut, painted, wrap
 from conifer_cli.terminal.table import Table
 
 Lexer = Callable[[str], Row]  # the next line of code -> its spans
@@ -98,7 +97,7 @@ class MarkdownRenderer:
         self._settled = len(self._line) <= LONG_LINE
         *before, last = self._rows.shown
         row = [*last, ("", spaces + text)]
-        return self._rows.show([*before, *self._wrap(row, following=self._following)])
+        return self._rows.show([*before, *wrap(row, self._width, following=self._following)])
 
     def _end_line(self, line: str) -> str:
         drawn = self._draw_line(line, ended=True)
@@ -126,7 +125,7 @@ class MarkdownRenderer:
             self._overlong = True
             return self._draw_line(line[:LONG_LINE], ended=True) + line[LONG_LINE:]
         if self._is_row(line):
-            self._table = self._table or Table(self._width, self._rows.height, self._cut)
+            self._table = self._table or Table(self._width, self._rows.height)
             drawn = self._rows.show(self._table.rows(line, ended))
             self._rows.forget(self._table.forget())
             return drawn
@@ -142,10 +141,10 @@ class MarkdownRenderer:
         if not ended and _UNDECIDED.fullmatch(line.strip()):
             return [[]]
         if FENCE.fullmatch(line):
-            return self._cut([(DIM, line)])
+            return cut([(DIM, line)], self._width)
         if found := _HEADING.fullmatch(line):
             style = f"{BOLD};{UNDERLINE}" if len(found[1]) == 1 else BOLD
-            return self._wrap(inline(_heading_text(found[2]), style, ended))
+            return wrap(inline(_heading_text(found[2]), style, ended), self._width)
         if ended and _RULE.fullmatch(line):
             return [[(DIM, "\u2500" * min(self._width, RULE_WIDTH))]]
         if found := _ITEM.fullmatch(line):
@@ -153,7 +152,7 @@ class MarkdownRenderer:
             first = f"{self._indent(found[1])}{mark} "
             return self._paragraph(found[4], ended, first, " " * len(first))
         if found := _QUOTE.fullmatch(line):
-            return self._wrap(inline(found[1], DIM, ended), "\u2502 ", "\u2502 ")
+            return wrap(inline(found[1], DIM, ended), self._width, "\u2502 ", "\u2502 ")
         text = line.lstrip(" ")
         indent = self._indent(line[: len(line) - len(text)])
         return self._paragraph(text, ended, indent, indent)
@@ -166,75 +165,13 @@ class MarkdownRenderer:
         # Settled: no marker still needs a closing one.
         self._settled = not ended and bool(text.strip()) and row == inline(text, "", True)
         self._following = following
-        return self._wrap(row, first, following)
+        return wrap(row, self._width, first, following)
 
     def _code(self, line: str, ended: bool) -> list[Row]:
         if closes(line, self._fence):
             return [[(DIM, line)]]
-        return self._cut(self._lexer(line) if ended and self._lexer else [("", line)])
-
-    def _cut(self, row: Row) -> list[Row]:
-        rows, col = [[]], 0  # type: list[Row], int
-        for style, text in row:
-            text = text.expandtabs(4)
-            while text:
-                part = _fitting(text, self._width - col)
-                if part:
-                    rows[-1].append((style, part))
-                    col += cells(part)
-                    text = text[len(part) :]
-                else:
-                    rows.append([])
-                    col = 0
-        return rows
-
-    def _wrap(self, row: Row, first: str = "", following: str = "") -> list[Row]:
-        rows: list[Row] = [[("", first)] if first else []]
-        col, gap = cells(first), ""
-        if cells(following) > self._width // 2:
-            following = ""
-        for word in _words(row):
-            if not word[0][1].strip(" "):
-                gap = word[0][1] if rows[-1] or not first else ""
-                continue
-            size = width_of(word)
-            if col + len(gap) + size <= self._width:
-                if gap:
-                    rows[-1].append((word[0][0] if rows[-1] else "", gap))
-            elif col > cells(following) or not rows[-1]:
-                rows.append([("", following)] if following else [])
-                col, gap = cells(following), ""
-            col += len(gap)
-            gap = ""
-            if col + size > self._width:
-                head, *tail = self._cut([("", " " * col), *word])
-                rows[-1] += head[1:] if col else head
-                rows += tail
-                col = width_of(rows[-1])
-                continue
-            rows[-1] += word
-            col += size
-        return [joined(row) for row in rows]
-
-
-def _words(row: Row) -> list[Row]:
-    words: list[Row] = []
-    for style, text in row:
-        for part in re.findall(r" +|[^ ]+", text.expandtabs(4)):
-            if part[0] == " ":
-                words.append([("", part) if style in ("", BOLD, ITALIC) else (style, part)])
-            elif words and words[-1][0][1][0] != " ":
-                words[-1].append((style, part))
-            else:
-                words.append([(style, part)])
-    return words
-
-
-def _fitting(text: str, room: int) -> str:
-    if text.isascii():
-        return text[: max(room, 0)]
-    widths = takewhile(lambda width: width <= room, accumulate(map(cells, text)))
-    return text[: len(list(widths))]
+        row = self._lexer(line) if ended and self._lexer else [("", line)]
+        return cut(row, self._width)
 
 
 def _heading_text(text: str) -> str:
@@ -264,18 +201,18 @@ class LineDiff:
         old, self.shown = self.shown, rows
         same = _common_prefix(old, rows)
         if same == len(old):
-            return "".join("\n" + _painted(row) for row in rows[same:])
+            return "".join("\n" + painted(row) for row in rows[same:])
         at = max(min(same, len(rows) - 1), len(old) - self.height + 1)
         if at >= len(rows):  # the changed rows have scrolled off the screen
             return ""
         col, rest = _beyond(old[at], rows[at])
         up = len(old) - 1 - at
         if not up and col == width_of(old[at]):
-            drawn = _painted(rest)
+            drawn = painted(rest)
         else:
             move = (f"\x1b[{up}A" if up else "") + "\r" + (f"\x1b[{col}C" if col else "")
-            drawn = f"{move}{_painted(rest)}\x1b[K"
-        drawn += "".join(f"\n{_painted(row)}\x1b[K" for row in rows[at + 1 :])
+            drawn = f"{move}{painted(rest)}\x1b[K"
+        drawn += "".join(f"\n{painted(row)}\x1b[K" for row in rows[at + 1 :])
         return drawn + ("\x1b[J" if len(old) > len(rows) else "")
 
 
@@ -298,7 +235,3 @@ def _shared(a: str, b: str) -> int:
     while 0 < same < len(b) and not b[same].isascii() and cells(b[same]) == 0:
         same -= 1
     return same
-
-
-def _painted(row: Row) -> str:
-    return "".join(f"\x1b[{style}m{text}\x1b[0m" if style else text for style, text in row if text)

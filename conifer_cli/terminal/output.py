@@ -7,7 +7,13 @@ import time
 from typing import TYPE_CHECKING
 
 from conifer_cli.errors import OutputError
-from conifer_cli.terminal.console import ReaderGone, supports_styles, write_stderr, write_stdout
+from conifer_cli.terminal.console import (
+    ReaderGone,
+    dimensions,
+    supports_styles,
+    write_stderr,
+    write_stdout,
+)
 from conifer_cli.terminal.format import duration
 from conifer_cli.terminal.keyboard import keyboard
 from conifer_cli.terminal.progress import Progress
@@ -17,6 +23,16 @@ if TYPE_CHECKING:
     from conifer_cli.terminal.markdown import MarkdownRenderer
 
 DIM, UNDIM = "\x1b[2m", "\x1b[22m"
+
+
+def renderer(styled: bool) -> MarkdownRenderer | None:
+    """Return what lays out an answer as Markdown in the terminal, or None if not `styled`."""
+    if not styled:
+        return None
+    from conifer_cli.terminal.highlight import lexer_for
+    from conifer_cli.terminal.markdown import MarkdownRenderer
+
+    return MarkdownRenderer(*dimensions(), lexer_for)
 
 
 class AnswerPrinter:

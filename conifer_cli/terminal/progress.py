@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from conifer_cli.terminal.console import dimensions, is_terminal, log, write_stderr
+from conifer_cli.terminal.console import dimensions, is_terminal, log, policy, write_stderr
 from conifer_cli.terminal.format import duration, size
 from conifer_cli.terminal.keyboard import dumb
 from conifer_cli.terminal.sanitize import clean_line
@@ -36,7 +36,7 @@ class Progress:
         self._first = None if unit == "bytes" else 0  # a resumed transfer starts in the middle
         self._drawn = 0  # width of the live line on the screen
         self._live = is_terminal(sys.stderr) and not dumb()
-        self._silent = not (always or is_terminal(sys.stderr))
+        self._silent = policy.quiet or not (always or is_terminal(sys.stderr))
 
     def __enter__(self) -> Progress:
         return self
@@ -54,30 +54,38 @@ class Progress:
         if now - self._start < SILENT_START_S or now - self._last < pause_s:
             return
         self._last = now
-        line = self._line(done, total, (done - self._first) / (now - self._start))
-        if self._live:
-            self._draw(f"{bar(done, total)} {line}" if total else line)
-        else:
-            log(line)
+        amount, *more = self._parts(done, total, (done - self._first) / (now - self._start))
+        if not self._live:
+            log(", ".join((amount, *more)))
+            return
+        percent = f"{bar(done, total)} {100 * done // total:3} % " if total else ""
+        self._draw(f"{percent}{amount}", more)
 
     def clear(self) -> None:
         if self._drawn:
             self._drawn += ECHO_WIDTH  # Ctrl-C may have been echoed behind the line
-            self._draw("")
+            self._draw("", [])
             write_stderr("\r")
 
-    def _line(self, done: int, total: int | None, per_s: float) -> str:
+    def _parts(self, done: int, total: int | None, per_s: float) -> list[str]:
+        """Return the amount, the rate and the time left, most important first."""
         if self._unit == "bytes":
             text, whole, rate = size(done), size(total or 0), f"{size(int(per_s))}/s"
         else:
             text, whole = f"{done:,}", f"{total or 0:,} {self._unit}"
             rate = f"{per_s:,.0f} {self._unit}/s"
-        if total:
-            text += f" of {whole}"
-            rate += f", {duration((total - done) / per_s)} left" if per_s > 0 else ""
-        return f"{self._label}: {text}, {rate}"
+        parts = [f"{self._label}: {text}" + (f" of {whole}" if total else ""), rate]
+        if total and per_s > 0:
+            parts.append(f"{duration((total - done) / per_s)} left")
+        return parts
 
-    def _draw(self, line: str) -> None:
-        line = line[: max(dimensions()[0] - 1 - ECHO_WIDTH, 0)]
+    def _draw(self, line: str, more: list[str]) -> None:
+        """Draw the line, with as many of the parts `more` as fit."""
+        room = max(dimensions()[0] - 1 - ECHO_WIDTH, 0)
+        for part in more:
+            if len(line) + 2 + len(part) > room:
+                break
+            line += f", {part}"
+        line = line[:room]
         write_stderr("\r" + line.ljust(self._drawn))
         self._drawn = len(line)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
 from conifer_cli.terminal.inline import BOLD, DIM, Row, inline, joined, styled, width_of
+from conifer_cli.terminal.layout import cut
 
 _RULE = re.compile(r"\|?(?:\s*:?-+:?\s*\|)+(?:\s*:?-+:?)?")
 _BAR = re.compile(r"(?<!\\)\|")
@@ -29,11 +29,11 @@ class Table:
     """The lines of a table that may still be on the screen. Earlier ones have scrolled away.
 
     Without a rule below its first line, or if it is wider than the screen, a table is shown as
-    plain text. width, height: of the screen. cut: breaks a row at the edge of the screen.
+    plain text. width, height: of the screen.
     """
 
-    def __init__(self, width: int, height: int, cut: Callable[[Row], list[Row]]) -> None:
-        self._width, self._height, self._cut = width, height, cut
+    def __init__(self, width: int, height: int) -> None:
+        self._width, self._height = width, height
         self._lines: list[_Line] = []
         self._count = 0  # lines so far
         self._widths: list[int] = []
@@ -78,7 +78,7 @@ class Table:
 
     def _rows_of(self, line: _Line) -> list[Row]:
         if self._grid is None:
-            return self._cut([("", line.text)])
+            return cut([("", line.text)], self._width)
         if line.is_rule:
             return [[(DIM, "\u2500\u253c\u2500".join("\u2500" * size for size in self._grid))]]
         spans: Row = []

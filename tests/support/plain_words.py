@@ -10,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 from conifer_cli.terminal import console
+from conifer_cli.terminal.layout import text_of
 
 FOREIGN = (
     r"Traceback \(most recent",
@@ -82,7 +83,7 @@ def listening() -> Iterator[Callable[[], str | None]]:
     _screens.clear()
     with ExitStack() as patched:
         patched.enter_context(mock.patch.object(subprocess.Popen, "communicate", overhear))
-        for name, text_of in (("write_stderr", str), ("print_lines", "\n".join)):
-            say = noting(getattr(console, name), text_of)
+        for name, as_text in (("write_stderr", str), ("print_lines", text_of)):
+            say = noting(getattr(console, name), as_text)
             patched.enter_context(mock.patch.object(console, name, say))
         yield first
