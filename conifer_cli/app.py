@@ -248,6 +248,38 @@ def bench(
 
 
 @app.command(
+    "Serve models to editors, agents and SDKs over HTTP.",
+    "conifer serve qwen3-30b-a3b",
+    "conifer serve qwen3-coder-30b-a3b -c 64k --parallel 2",
+    "conifer serve ./model.gguf --port 9000",
+)
+def serve(
+    model: MaybeModel = None,
+    host: options.ServeHost = "127.0.0.1",
+    port: options.ServePort = 8321,
+    api_key: options.ApiKey = "",
+    parallel: options.Parallel = 1,
+    cors: options.Cors = None,
+    context: options.Context = None,
+    kv_type: options.KV = options.KVType.F16,
+    kernels: options.KernelChoice = options.KernelName.AUTO,
+    isa: options.Isa = None,
+    force: options.Force = False,
+    offline: options.Offline = False,
+    yes: options.Yes = False,
+) -> int:
+    """Serve models over HTTP with the APIs of OpenAI and Anthropic, until Ctrl-C.
+
+    Without MODEL, each request chooses among the models on this machine, and one at a time is
+    loaded. docs/serving.md has the configuration of editors, agents and SDKs.
+    """
+    from conifer_cli.commands.serve import ServeOptions, serve
+
+    where = (model, host, port, api_key, context, parallel, tuple(cors or ()))
+    return serve(ServeOptions(*where, kv_type.value, kernels.value, isa, force, offline, yes))
+
+
+@app.command(
     "List the models on this machine.",
     "conifer list",
     "conifer list --catalog",

@@ -297,3 +297,30 @@ BenchRepeat = Annotated[
         max=1000,
     ),
 ]
+Offline = Annotated[
+    bool, option("--offline", "Make no network connections, and download nothing.", "Network")
+]
+ServeHost = Annotated[
+    str, option("--host", "The address to serve. Others than loopback require a key.")
+]
+ServePort = Annotated[int, option("--port", "The port to serve.", min=1, max=65535)]
+ApiKey = Annotated[
+    str,
+    option(
+        "--api-key",
+        "The key that requests must contain. CONIFER_API_KEY keeps it out of the process list.",
+        metavar="KEY",
+        show_default=False,
+    ),
+]
+Parallel = Annotated[
+    int, option("--parallel", "Answers that run at once, each with its own cache.", min=1, max=64)
+]
+Cors = Annotated[
+    list[str] | None,
+    option(
+        "--cors",
+        "An origin whose web pages may use the server, or '*'. Can be repeated.",
+        metavar="ORIGIN",
+    ),
+]

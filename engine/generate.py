@@ -122,18 +122,30 @@ class TokenStream:
 
     def parts(self) -> Iterator[Part]:
         """Yield the pieces of `text()`, each labelled with its kind, such as thinking or answer."""
+        for _, parts in self.steps():
+            yield from parts
+
+    def steps(
+        self, shown: frozenset[int] = frozenset(), calls: bool = False
+    ) -> Iterator[tuple[int | None, list[Part]]]:
+        """Yield (id, labelled pieces) for each token, then (None, remaining pieces).
+
+        shown: control tokens to keep in the text. calls: yield also the names of called functions,
+        for models that write them in headers.
+        """
         tokenizer = self.model.tokenizer
         dialect = find_dialect(tokenizer, self.model.template)
-        self._shown = control_markers(dialect, tokenizer)
+        self._shown = control_markers(dialect, tokenizer) | shown
         reader = new_reader(dialect, tokenizer, self.tokens)
+        reader.names_calls = calls
         before, thinks = 0, False
         for token, piece in self._steps:
-            for part in reader.push(piece):
-                thinks = thinks or part[0] is Kind.THINKING
-                yield part
+            parts = list(reader.push(piece))
+            thinks = thinks or any(kind is Kind.THINKING for kind, _ in parts)
             before += token is not None and not reader.answering
             self.stats.thinking_tokens = before if thinks else 0
-        yield from reader.finish()
+            yield token, parts
+        yield None, list(reader.finish())
 
     def _run(self) -> Iterator[tuple[int | None, str]]:
         """Yield (id, text completed by this token) for each token, then (None, remaining text)."""

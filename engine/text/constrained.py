@@ -8,6 +8,7 @@ Axes: V vocabulary.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -27,12 +28,26 @@ if TYPE_CHECKING:
 HARMONY_ANSWER = "<|end|><|start|>assistant<|channel|>final<|message|>"
 
 
+@dataclass(frozen=True)
+class Constraint:
+    """A grammar, in the grammar engine's form.
+
+    opens: empty if the answer must match from its beginning. Otherwise the text from each `opens`
+    on must, and other text is free. at_once: the thinking must match too.
+    """
+
+    grammar: str
+    opens: str = ""
+    at_once: bool = False
+
+
 class Guide:
     """The constraints on the answer to one prompt.
 
     schema: a JSON schema as text, or None. budget: the maximum number of thinking tokens, or None
     for no limit. think: whether the user turned thinking on or off; None lets the model decide.
-    Raises SchemaError if the schema is invalid or unsupported.
+    constraint: a grammar instead of a schema. Raises SchemaError if the schema is invalid or
+    unsupported.
     """
 
     def __init__(
@@ -43,19 +58,25 @@ class Guide:
         schema: str | None = None,
         budget: int | None = None,
         think: bool | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         self._tokenizer, self._budget = tokenizer, budget
+        self._constraint = constraint
         self._dialect = find_dialect(tokenizer, template)
         self._reader = new_reader(self._dialect, tokenizer, prompt)
         self._text = tokenizer.stream(control_markers(self._dialect, tokenizer))
-        self._matcher = None if schema is None else _Matcher(tokenizer, schema)
+        self._matcher = None if schema is None else _Matcher(tokenizer, grammar(schema))
+        self._answer = ""  # since the last constrained part
+        if constraint is not None and not constraint.opens:
+            self._matcher = _Matcher(tokenizer, constraint.grammar, json=False)
         self._not_an_end = ~_mask(tokenizer, sorted(tokenizer.eog_ids))
         self._forced_tokens: deque[int] = deque()
         self._think_opener: int | None = None  # the token that may start thinking, if any
         self._at_start = False
         self._constrained_now = False  # whether the schema applies to the next token
         self._thought = 0
-        if schema is not None and not (self._reader.answering or self._reader.thinking):
+        decides = self._matcher is not None and not (constraint and constraint.at_once)
+        if decides and not (self._reader.answering or self._reader.thinking):
             self._begin(think)
 
     def allowed(self) -> mx.array | None:
@@ -66,7 +87,8 @@ class Guide:
             return _mask(self._tokenizer, [self._forced_tokens[0]])
         if self._matcher is None:
             return None
-        self._constrained_now = self._at_start or self._reader.answering
+        at_once = self._constraint is not None and self._constraint.at_once
+        self._constrained_now = self._at_start or at_once or self._reader.answering
         if not self._constrained_now:
             return self._not_an_end  # the output must not end during the thinking
         allowed = self._matcher.allowed()
@@ -81,12 +103,27 @@ class Guide:
         for kind, text in self._reader.push(self._text.push(token)):
             leftover += text if kind is Kind.ANSWER else ""
         self._thought += thinking and self._reader.thinking
-        if self._matcher is not None:
+        if self._constraint is not None and self._constraint.opens:
+            self._follow(token, leftover, self._constraint)
+        elif self._matcher is not None:
             if self._constrained_now and token != self._think_opener:
                 self._matcher.accept([token])
             elif not self._constrained_now and leftover.strip():  # this token begins the answer
                 self._matcher.accept(self._tokenizer.encode(leftover.lstrip()))
         self._constrained_now, self._at_start, self._think_opener = False, False, None
+
+    def _follow(self, token: int, text: str, constraint: Constraint) -> None:
+        """Start the grammar where the answer opens it, and end it when it is complete."""
+        if self._matcher is not None:
+            self._matcher.accept([token])
+        else:
+            self._answer += text
+            _, found, rest = self._answer.partition(constraint.opens)
+            if found:
+                self._matcher = _Matcher(self._tokenizer, constraint.grammar, json=False)
+                self._matcher.accept(self._tokenizer.encode(found + rest, markup=True))
+        if self._matcher is not None and self._matcher.complete:
+            self._matcher, self._answer = None, ""
 
     def _begin(self, think: bool | None) -> None:
         """Set which tokens may come first if the prompt leaves open whether the model thinks."""
@@ -117,12 +154,16 @@ def check_schema(schema: str, name: str) -> None:
 
 
 class _Matcher:
-    """The state of a document: what the grammar engine allows next, without repeated keys."""
+    """The state of a document: what the grammar engine allows next, without repeated keys.
 
-    def __init__(self, tokenizer: Tokenizer, schema: str) -> None:
+    json: the whole document is JSON, so that keys can be compared.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, grammar: str, json: bool = True) -> None:
         from llguidance import LLMatcher
 
-        self._engine = LLMatcher(_vocabulary(tokenizer), grammar(schema), log_level=0)
+        self._json = json
+        self._engine = LLMatcher(_vocabulary(tokenizer), grammar, log_level=0)
         if self._engine.is_error():
             raise SchemaError("the schema is too complex for this model's vocabulary")
         self._pieces, self._quoted = _pieces(tokenizer)
@@ -134,7 +175,7 @@ class _Matcher:
         allowed = mx.array(biases) != 0  # type: ignore[arg-type]
         repeated = [
             id
-            for id, piece, quotes in self._quoted
+            for id, piece, quotes in (self._quoted if self._json else ())
             if biases[id] and self._keys.may_repeat(quotes) and self._keys.repeats(piece)
         ]
         if repeated:
@@ -147,7 +188,13 @@ class _Matcher:
         """Advance. Raises ConstraintError if the schema does not allow the tokens."""
         if not self._engine.consume_tokens(tokens):
             raise ConstraintError("the model left the schema")
-        self._keys.push(b"".join(self._pieces[token] or b"" for token in tokens))
+        if self._json:
+            self._keys.push(b"".join(self._pieces[token] or b"" for token in tokens))
+
+    @property
+    def complete(self) -> bool:
+        """True if the document may end here."""
+        return bool(self._engine.is_accepting())
 
 
 @lru_cache(maxsize=1)

@@ -74,6 +74,12 @@ def grammar(text: str) -> str:
     return _grammar(_prepared(parse(text)))
 
 
+def enforceable_schema(text: str) -> Node:
+    """Return the engine's form of a schema, as a part of a grammar. Raises SchemaError."""
+    require_enforceable(text)
+    return _prepared(parse(text))
+
+
 def _require_exact(place: str, node: Node) -> None:
     """Raise SchemaError if the engine would round a number that must be met exactly."""
     for keyword in ("const", "enum"):

@@ -19,11 +19,15 @@ if TYPE_CHECKING:
 
 
 class Kind(StrEnum):
-    """A kind of output text. COMMENTARY is a message to a tool or about a tool call."""
+    """A kind of output text. COMMENTARY is a message to a tool or about a tool call.
+
+    CALLED is the name of the function that the next COMMENTARY text calls.
+    """
 
     THINKING = "thinking"
     ANSWER = "answer"
     COMMENTARY = "commentary"
+    CALLED = "called"
 
 
 Part = tuple[Kind, str]
@@ -67,6 +71,7 @@ MESSAGE, END = "<|message|>", "<|end|>"
 MESSAGE_ENDS = (f"{END}<|start|>", f"{END}<|channel|>")
 NEXT_MESSAGE = re.compile(r"<\|end\|>(?=<\|start\|>|<\|channel\|>)")
 CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
+CALLED = re.compile(r"\bto=functions\.([^\s<]+)")
 CHANNELS = {"analysis": Kind.THINKING, "commentary": Kind.COMMENTARY}
 
 
@@ -122,7 +127,12 @@ def overlap(text: str, marker: str) -> int:
 
 
 class Reader:
-    """Split streamed text into parts by kind. This base class treats all text as the answer."""
+    """Split streamed text into parts by kind. This base class treats all text as the answer.
+
+    names_calls: whether to yield the name of a called function, as CALLED, if a header has it.
+    """
+
+    names_calls = False
 
     def __init__(self) -> None:
         self._held = ""
@@ -286,6 +296,9 @@ class HarmonyReader(Reader):
             self._take(0, len(header) + len(message))
             self._kind = _channel_kind(header)
             self._state = self._final if self._kind is Kind.ANSWER else self._message
+            called = CALLED.search(header) if self.names_calls else None
+            if called is not None:
+                return Kind.CALLED, called[1]
         elif ended:
             self._take(0, len(header))  # the output ended inside a header
         return NOTHING

@@ -148,12 +148,12 @@ def padded(path: Path, size_bytes: int) -> None:
         file.write(data[24:])
 
 
-def templated(folder: Path, template: str) -> str:
-    """Write the tiny qwen3moe model with a chat template added; return its path.
+def templated(folder: Path, template: str, model: str = "qwen3moe") -> str:
+    """Write a tiny model with a chat template added; return its path.
 
     What is added is a multiple of the alignment long, so that all else keeps its padding.
     """
-    data = (MODELS / "qwen3moe" / "model.gguf").read_bytes()
+    data = (MODELS / model / "model.gguf").read_bytes()
     key = b"tokenizer.chat_template"
     text = template.encode() + b"{#"
     text += b" " * (-(8 + len(key) + 4 + 8 + len(text) + 2) % 32) + b"#}"

@@ -227,6 +227,10 @@ class Cache:
         length = self._rewindable_length(min(length, self.length))
         del self.tokens[length:], self.kinds[length:]
 
+    def rewindable_to(self, length: int) -> int:
+        """Return the greatest length, at most `length`, that every layer can be rewound to."""
+        return self._rewindable_length(length)
+
     def shared_prefix(self, tokens: list[int]) -> int:
         """Return the number of leading tokens shared with `tokens`."""
         pairs = zip(self.tokens, tokens, strict=False)

@@ -8,7 +8,7 @@ Axes: K kv heads, T tokens, d head width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -138,6 +138,13 @@ def _read_marks(state: CacheState, cache: Cache) -> list[int]:
     return marks
 
 
+def state_views(cache: Cache, snapshot: int) -> list[Array]:
+    """Return float32 views of one of the snapshots of fused recurrent layers."""
+    parts = [view.view("f4") for view in cache.layers.states()]
+    each = len(parts) // max(len(cache.layers.marks) - 1, 1)
+    return parts[snapshot * each : (snapshot + 1) * each]
+
+
 def _states(cache: Cache, marks: list[int]) -> list[Array]:
     """Return float32 views of the fused snapshots in use."""
     parts = [view.view("f4") for view in cache.layers.states()]
@@ -147,16 +154,23 @@ def _states(cache: Cache, marks: list[int]) -> list[Array]:
 
 def _views(model: Model, cache: Cache, bases: list[int], length: int) -> list[Array]:
     """Return (K, T, d) views of fused layers' first `length` tokens, in their storage types."""
-    parts, views = iter(cache.layers.buffers()), []
-    for spec, base, slots in zip(_attention_specs(model), bases, cache.layers.slots, strict=True):
+    layers = zip(bases, buffer_views(model, cache), strict=True)
+    return [view[:, : length - base] for base, (*_, views) in layers for view in views]
+
+
+def buffer_views(model: Model, cache: Cache) -> Iterator[tuple[int, int, list[Array]]]:
+    """Yield (window, position of the first row, (K, slots, d) views) of each fused layer."""
+    parts, layers = iter(cache.layers.buffers()), cache.layers
+    for spec, base, slots in zip(_attention_specs(model), layers.bases, layers.slots, strict=True):
+        views: list[Array] = []
         for heads, dims in spec.buffers:
             values = next(parts)
             width = values.nbytes // (heads * slots * dims)
-            whole = [values.view({4: "f4", 2: "f2", 1: "i1"}[width]).reshape(heads, slots, dims)]
+            views.append(values.view({4: "f4", 2: "f2", 1: "i1"}[width]))
+            views[-1] = views[-1].reshape(heads, slots, dims)
             if width == 1:
-                whole.append(next(parts).view("f2").reshape(heads, slots, -1))
-            views += [view[:, : length - base] for view in whole]
-    return views
+                views.append(next(parts).view("f2").reshape(heads, slots, -1))
+        yield spec.window, base, views
 
 
 def _dump_layer(layer: object, length: int) -> tuple[list[int], list[mx.array]]:

@@ -1,0 +1,296 @@
+"""Turn a request into a stream of events, whatever its protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from conifer_cli.run_options import RunOptions
+from conifer_cli.serve.fields import BadRequest
+from conifer_cli.serve.host import Host, ServedModel
+from conifer_cli.serve.tools import Tools, with_tools
+from conifer_cli.session.session import SEED_BITS, settings_for
+from engine.errors import TemplateError
+from engine.serving.processors import FrequencyPenalty, LogitBias, Logprob, LogprobRecorder
+from engine.serving.scheduler import Decoded, Finished, Happening, Job
+from engine.text import reasoning
+from engine.text.reasoning import Kind
+from engine.tools.dialects import call_markers
+from engine.tools.parser import CallParser, CallPiece
+
+if TYPE_CHECKING:
+    from engine.sampling import Processor, Settings
+    from engine.text.constrained import Guide
+
+PULSE_S = 5.0  # a client hears from the server at least this often
+Messages = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request in no protocol's terms.
+
+    messages: the conversation in OpenAI's form, or None to continue `prompt`. schema: the JSON
+    schema of the answer. top_logprobs: None for no log probabilities. variables: for the chat
+    template. sampling: fields of Settings.
+    """
+
+    model: str | None
+    messages: Messages | None = None
+    prompt: str | list[int] = ""
+    tools: Tools = field(default_factory=Tools)
+    schema: str | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    top_logprobs: int | None = None
+    think: bool | None = None
+    effort: str | None = None
+    budget: int | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    client: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenChance:
+    """A token of the answer with its log probability and the most likely alternatives."""
+
+    token: int
+    logprob: float
+    top: list[Logprob]
+
+
+@dataclass(frozen=True, slots=True)
+class TextPiece:
+    """A piece of the answer or of the thinking, and the tokens since the last piece."""
+
+    kind: Kind
+    text: str
+    chances: tuple[TokenChance, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """The answer is still waiting, or its prompt is being read."""
+
+
+AnswerEvent = TextPiece | CallPiece | Pulse | Finished
+
+
+class Answer:
+    """An answer that has been queued. Iterate once; `cancel` in any case.
+
+    position: how many answers were before it. called: whether it contains calls.
+    """
+
+    def __init__(self, host: Host, served: ServedModel, ask: Ask, tokens: list[int]) -> None:
+        self.served, self.tokens, self._ask, self._host = served, tokens, ask, host
+        self.called = False
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[Happening | TokenChance] = asyncio.Queue()
+        self._recorder: LogprobRecorder | None = None
+        dialect = ask.tools.dialect_for(served.model) if ask.tools.used else None
+        self._parser = CallParser(dialect, ask.tools.schemas) if dialect is not None else None
+        self._job = Job(
+            served.prefixes,
+            tokens,
+            self._settings(),
+            self._emit,
+            guide=self._guide,
+            shown=call_markers(dialect, served.model.tokenizer) if dialect else frozenset(),
+            calls=dialect is not None,
+            client=ask.client,
+        )
+        self.position = host.scheduler.submit(self._job)
+        host.metrics.asked(self.position)
+
+    def cancel(self) -> None:
+        """End the answer before its next step, if it has not ended."""
+        self._host.scheduler.cancel(self._job)
+
+    async def __aiter__(self) -> AsyncIterator[AnswerEvent]:
+        chances: list[TokenChance] = []
+        while True:
+            try:
+                event = await asyncio.wait_for(self._events.get(), PULSE_S)
+            except TimeoutError:
+                yield Pulse()
+                continue
+            if isinstance(event, TokenChance):
+                chances.append(event)
+            elif isinstance(event, Decoded):
+                for piece in self._pieces(event):
+                    if isinstance(piece, CallPiece):
+                        self.called = True
+                        yield piece
+                    else:
+                        yield TextPiece(piece[0], piece[1], tuple(chances))
+                        chances.clear()
+            elif isinstance(event, Finished):
+                if chances:
+                    yield TextPiece(Kind.ANSWER, "", tuple(chances))
+                for piece in self._parser.finish() if self._parser else ():
+                    yield piece if isinstance(piece, CallPiece) else TextPiece(*piece)
+                self.called = bool(self._parser and self._parser.calls)
+                if event.error is not None:
+                    raise event.error
+                yield event
+                return
+            else:
+                yield Pulse()
+
+    def _pieces(self, event: Decoded) -> list[Any]:
+        parser = self._parser
+        if parser is None:
+            return list(event.parts)
+        return [piece for kind, text in event.parts for piece in parser.push(kind, text)]
+
+    def _emit(self, event: Happening) -> None:
+        """Pass an event from the scheduler's thread to the event loop."""
+        chance = None
+        if self._recorder is not None and isinstance(event, Decoded) and event.token is not None:
+            chance = TokenChance(event.token, *self._recorder.next(event.token))
+        self._loop.call_soon_threadsafe(self._receive, event, chance)
+
+    def _receive(self, event: Happening, chance: TokenChance | None) -> None:
+        if chance is not None:
+            self._events.put_nowait(chance)
+        self._events.put_nowait(event)
+        if isinstance(event, Finished):
+            self._host.release(self.served)
+            self._host.metrics.answered(event)
+
+    def _settings(self) -> Settings:
+        ask, processors = self._ask, list[Any]()
+        if ask.logit_bias:
+            processors.append(LogitBias(ask.logit_bias))
+        if ask.frequency_penalty:
+            processors.append(FrequencyPenalty(ask.frequency_penalty))
+        if ask.top_logprobs is not None:
+            self._recorder = LogprobRecorder(ask.top_logprobs)
+            processors.append(self._recorder)
+        found: tuple[Processor, ...] = tuple(processors)
+        options = RunOptions(
+            **ask.sampling,
+            think=ask.think,
+            max_tokens=ask.max_tokens,
+            stop=list(ask.stop),
+            seed=secrets.randbits(SEED_BITS) if ask.seed is None else ask.seed,
+        )
+        try:
+            return replace(settings_for(self.served.report.entry, options), processors=found)
+        except ValueError as error:
+            raise BadRequest(str(error)) from error
+
+    def _guide(self, tokens: list[int]) -> Guide | None:
+        from engine.text.constrained import Guide
+
+        ask, model = self._ask, self.served.model
+        if ask.tools.used and (constraint := ask.tools.constraint(model)) is not None:
+            return Guide(
+                model.tokenizer, model.template, tokens, None, ask.budget, ask.think, constraint
+            )
+        if ask.schema is None and ask.budget is None:
+            return None
+        return Guide(model.tokenizer, model.template, tokens, ask.schema, ask.budget, ask.think)
+
+
+async def start(host: Host, ask: Ask) -> Answer:
+    """Load the model if necessary, encode the prompt and queue the answer.
+
+    Raises BadRequest if the prompt does not fit the context.
+    """
+    served = await host.lease(ask.model)
+    with ExitStack() as unless_queued:
+        unless_queued.callback(host.release, served)
+        tokens = await asyncio.to_thread(encode, served, ask)
+        answer = Answer(host, served, ask, tokens)
+        unless_queued.pop_all()
+    return answer
+
+
+def encode(served: ServedModel, ask: Ask) -> list[int]:
+    """Return the prompt as tokens. Raises BadRequest if there is no room for an answer."""
+    model = served.model
+    if ask.messages is None:
+        tokens = _plain_tokens(served, ask.prompt)
+    else:
+        tokens = _chat_tokens(served, ask)
+    if not tokens:
+        raise BadRequest("the prompt is empty")
+    if not 0 <= min(tokens) <= max(tokens) < model.config.vocab:
+        raise BadRequest("a token id is outside the vocabulary")
+    if len(tokens) >= served.context:
+        raise BadRequest(
+            f"the prompt has {len(tokens):,} tokens, but the context has {served.context:,}, which "
+            "must also hold the answer",
+            code="context_length_exceeded",
+        )
+    return tokens
+
+
+def render(served: ServedModel, ask: Ask) -> str:
+    """Return the prompt of a conversation as text."""
+    prompt: str = _rendered(served, ask, lambda template: template.render)
+    return prompt
+
+
+def _plain_tokens(served: ServedModel, prompt: str | list[int]) -> list[int]:
+    tokenizer = served.model.tokenizer
+    if not isinstance(prompt, str):
+        return prompt
+    start = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
+    return start + tokenizer.encode(prompt)
+
+
+def _chat_tokens(served: ServedModel, ask: Ask) -> list[int]:
+    tokens: list[int] = _rendered(served, ask, lambda template: template.encode)
+    return tokens
+
+
+def _rendered(served: ServedModel, ask: Ask, how: Callable[[Any], Callable[..., Any]]) -> Any:
+    """Render a conversation, with the arguments of past calls in a form that the template reads."""
+    template = served.model.template
+    if template is None:
+        raise BadRequest(f"{served.name} has no chat template; use /v1/completions", "messages")
+    messages = ask.messages or []
+    variables = {**reasoning.switches(ask.think, ask.effort), **ask.variables}
+    if ask.tools.given or any(message.get("tool_calls") for message in messages):
+        messages, tools = with_tools(messages, ask.tools, template.source)
+        variables |= {"tools": tools} if tools else {}
+    if "developer" not in template.source:
+        messages = [_as_system(message) for message in messages]
+    try:
+        return how(template)(messages, **variables)
+    except TemplateError as error:
+        if not any(message.get("tool_calls") for message in messages):
+            raise
+        try:  # older templates concatenate the arguments as text
+            return how(template)([_with_text_arguments(m) for m in messages], **variables)
+        except TemplateError:
+            raise error from None
+
+
+def _as_system(message: dict[str, Any]) -> dict[str, Any]:
+    return {**message, "role": "system"} if message.get("role") == "developer" else message
+
+
+def _with_text_arguments(message: dict[str, Any]) -> dict[str, Any]:
+    calls = message.get("tool_calls")
+    if not calls:
+        return message
+    return {**message, "tool_calls": [_text_arguments(call) for call in calls]}
+
+
+def _text_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    given = json.dumps(function["arguments"], ensure_ascii=False)
+    return {**call, "function": {**function, "arguments": given}}

@@ -1,0 +1,224 @@
+"""The model in memory: which it is, with how many caches, and how another replaces it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conifer_cli import errors
+from conifer_cli.acquire import RequestedModel, ensure, judge, locate, open_store
+from conifer_cli.commands.list import name_of
+from conifer_cli.fit.verdict import FitReport, FitRequest, reading
+from conifer_cli.serve.fields import BadRequest
+from conifer_cli.serve.metrics import Metrics
+from conifer_cli.session.session import SLOW, is_raw
+from conifer_cli.terminal import console
+from conifer_cli.terminal.format import counted
+from engine.serving.scheduler import FAILURES, Scheduler
+
+if TYPE_CHECKING:
+    from engine.model import Model
+    from engine.serving.prefixes import Prefixes
+
+MAX_PREFIX_BYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What to serve and where. api_key: empty if none is required. origins: for CORS."""
+
+    model: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8321
+    api_key: str = ""
+    context: int | None = None
+    parallel: int = 1
+    origins: tuple[str, ...] = ()
+    kv_type: str = "f16"
+    kernels: str = "auto"
+    isa: str | None = None
+    force: bool = False
+    offline: bool = False
+    yes: bool = False
+
+    @property
+    def request(self) -> FitRequest:
+        """What the verdict needs to know."""
+        return FitRequest(
+            self.context, self.kv_type, self.force, self.yes, self.kernels, self.offline
+        )
+
+
+@dataclass(eq=False)
+class ServedModel:
+    """A loaded model with its caches. context: tokens per answer. lanes: answers at once."""
+
+    report: FitReport
+    model: Model
+    prefixes: Prefixes
+    context: int
+    lanes: int
+    need_bytes: int
+    loaded_s: float = field(default_factory=time.time)
+    users: int = 0
+
+    @property
+    def name(self) -> str:
+        """The model's name; of a path, the file's name."""
+        return Path(self.report.name).name if self.report.entry is None else self.report.name
+
+
+@dataclass(frozen=True)
+class LanePlan:
+    """How the memory is divided. Sizes are in bytes."""
+
+    lanes: int
+    prefix_bytes: int
+    need_bytes: int
+
+
+class Host:
+    """Holds at most one model. All methods but `load` run in the event loop's thread."""
+
+    def __init__(self, options: ServeOptions) -> None:
+        self.options, self.metrics = options, Metrics()
+        self.scheduler = Scheduler(options.parallel)
+        self.current: ServedModel | None = None
+        self._turn = asyncio.Lock()  # for a request's model, first come first served
+        self._freed = asyncio.Condition()
+        self._released: set[asyncio.Task[None]] = set()
+
+    async def lease(self, name: str | None) -> ServedModel:
+        """Return the requested model, loaded. Call `release` after its use.
+
+        A server of one model ignores `name`. Another model waits until the loaded one is unused.
+        """
+        async with self._turn:
+            if self.options.model is None and name is not None:
+                await self._switch(name)
+            if self.current is None:
+                raise BadRequest("the request names no model", "model")
+            self.current.users += 1
+            return self.current
+
+    def release(self, served: ServedModel) -> None:
+        """End a lease."""
+        served.users -= 1
+        if not served.users:
+            task = asyncio.ensure_future(self._tell())
+            self._released.add(task)
+            task.add_done_callback(self._released.discard)
+
+    async def _tell(self) -> None:
+        async with self._freed:
+            self._freed.notify_all()
+
+    async def _switch(self, name: str) -> None:
+        target = await asyncio.to_thread(self.find, name)
+        if self.current is not None and self.current.report.name == target.name:
+            return
+        async with self._freed:
+            await self._freed.wait_for(lambda: self.current is None or not self.current.users)
+        failures = (*errors.known_exceptions(), *FAILURES)
+        await asyncio.wrap_future(self.scheduler.call(lambda: self.load(target), failures))
+
+    def find(self, name: str) -> RequestedModel:
+        """Return a model on this machine by its name. Raises BadRequest."""
+        known = available()
+        if name not in known:
+            names = ", ".join(sorted(set(known.values())))
+            raise BadRequest(
+                f"the model {name!r} is not on this machine; it has {names or 'none'}",
+                "model",
+                404,
+                "model_not_found",
+            )
+        return locate(known[name])
+
+    def load(self, target: RequestedModel) -> None:
+        """Replace the loaded model. Runs in the scheduler's thread. Raises NoRoom."""
+        from engine.model import load
+        from engine.serving.prefixes import Prefixes
+        from engine.text.sandbox import Sandbox
+
+        self._unload()
+        request = self.options.request
+        report = ensure(target, judge(target, request), request)
+        plan = plan_lanes(report, self.options)
+        sandbox = Sandbox()
+        if not is_raw(report):
+            sandbox.start()
+        with reading(target.name, target.reference):
+            source = report.file or report.paths[0]
+            model = load(source, self.options.kernels, sandbox=sandbox, isa=self.options.isa)
+        if model.kernels.fallback_reason is not None:
+            console.log(f"conifer: {SLOW.format(model.kernels.fallback_reason)}")
+        context = report.verdict.context
+        kv_type = self.options.kv_type
+        prefixes = Prefixes(model, context, kv_type, plan.lanes, plan.prefix_bytes)
+        self.scheduler.parallel = plan.lanes
+        if plan.lanes < self.options.parallel:
+            console.log(
+                f"conifer: memory for {counted(plan.lanes, 'answer')} at once, not "
+                f"{self.options.parallel}, with a context of {counted(context, 'token')} each"
+            )
+        self.current = ServedModel(report, model, prefixes, context, plan.lanes, plan.need_bytes)
+
+    def _unload(self) -> None:
+        self.current = None
+        gc.collect()
+
+    def close(self, timeout_s: float) -> None:
+        """End all answers and the scheduler."""
+        self.scheduler.close(timeout_s)
+
+
+def available() -> dict[str, str]:
+    """Return the models on this machine: each name that a request may use, and the full name."""
+    names: dict[str, str] = {}
+    for model in open_store().installed():
+        full = name_of(model)
+        names[full] = full
+        if model.model_id is not None:
+            names.setdefault(model.model_id, full)
+    return names
+
+
+def plan_lanes(report: FitReport, options: ServeOptions) -> LanePlan:
+    """Divide the memory: as many caches of the whole context as fit, then stored prefixes."""
+    from engine.fit.memory import MARGIN, Need, kind_of
+
+    verdict = report.verdict
+    need, machine = verdict.need, verdict.machine
+
+    def with_lanes(lanes: int) -> Need:
+        kv_bytes = lanes * need.kv_bytes
+        return Need(need.weights_bytes, kv_bytes, need.buffers_bytes, need.program_bytes)
+
+    counts = range(options.parallel, 0, -1)
+    fitting = (n for n in counts if kind_of(with_lanes(n), machine) != "too_large")
+    lanes = options.parallel if options.force else next(fitting, 1)
+    needed = with_lanes(lanes)
+    left = verdict.budget_bytes - verdict.reserve_bytes - int(MARGIN * needed.total_bytes)
+    prefix_bytes = max(0, min(left, MAX_PREFIX_BYTES))
+    return LanePlan(lanes, prefix_bytes, needed.total_bytes + prefix_bytes)
+
+
+def model_card(name: str, served: ServedModel | None) -> dict[str, Any]:
+    """Return a model's entry in /v1/models."""
+    card: dict[str, Any] = {"id": name, "object": "model", "created": 0, "owned_by": "conifer"}
+    if served is not None:
+        total, active = served.report.parameters or (None, None)
+        card |= {
+            "created": int(served.loaded_s),
+            "context_length": served.context,
+            "max_context_length": served.report.supported_context,
+            "parameters": total,
+            "active_parameters": active,
+            "loaded": True,
+        }
+    return card

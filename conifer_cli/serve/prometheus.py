@@ -1,0 +1,55 @@
+"""The server's metrics in Prometheus' text format."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from conifer_cli.serve.host import Host
+from conifer_cli.serve.metrics import Metrics
+
+
+def prometheus(metrics: Metrics, host: Host) -> str:
+    """Return the metrics in Prometheus' text format."""
+    lines = []
+    for name, kind, help, samples in _families(metrics, host):
+        lines += [f"# HELP conifer_{name} {help}", f"# TYPE conifer_{name} {kind}"]
+        lines += [f"conifer_{name}{labels} {value:g}" for labels, value in samples]
+    return "\n".join(lines) + "\n"
+
+
+Family = tuple[str, str, str, list[tuple[str, float]]]
+
+
+def _families(metrics: Metrics, host: Host) -> Iterator[Family]:
+    requests = [
+        (f'{{path="{path}",status="{status}"}}', float(count))
+        for (path, status), count in sorted(metrics.requests.items())
+    ]
+    finishes = [(f'{{finish="{n}"}}', float(c)) for n, c in sorted(metrics.finishes.items())]
+    yield "requests_total", "counter", "Requests by path and status.", requests
+    yield "answers_total", "counter", "Answers by how they ended.", finishes
+    counters = (
+        ("prompt_tokens_total", "Tokens of prompts.", metrics.prompt_tokens),
+        ("cached_tokens_total", "Tokens of prompts found in the cache.", metrics.cached_tokens),
+        ("decoded_tokens_total", "Tokens of answers.", metrics.decoded_tokens),
+        ("cache_hits_total", "Answers whose prompt began in the cache.", metrics.cache_hits),
+        ("queued_answers_total", "Answers that had to wait.", metrics.queued_answers),
+        ("prefill_seconds_total", "Time spent on reading prompts.", metrics.prefill_s),
+        ("decode_seconds_total", "Time spent on decoding.", metrics.decode_s),
+        ("wait_seconds_total", "Time spent in the queue.", metrics.waited_s),
+    )
+    for name, help, value in counters:
+        yield name, "counter", help, [("", float(value))]
+    served = host.current
+    gauges = (
+        ("queue_length", "Answers that wait.", host.scheduler.queued),
+        ("running", "Answers that run.", host.scheduler.running),
+        ("parallel", "Answers that may run at once.", host.scheduler.parallel),
+        ("prompt_tokens_per_second", "In the last answers.", metrics.prompt_per_s),
+        ("decoded_tokens_per_second", "In the last answers.", metrics.decode_per_s),
+        ("prefix_cache_bytes", "Stored prefixes.", served.prefixes.stored_bytes if served else 0),
+        ("uptime_seconds", "Since the start.", time.time() - metrics.started_s),
+    )
+    for name, help, value in gauges:
+        yield name, "gauge", help, [("", float(value))]
