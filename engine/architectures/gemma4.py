@@ -22,11 +22,11 @@ import mlx.core as mx
 from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Block, Decoder, FeedForwardLayer, Mixer, sandwich_block
-from engine.nn.mlp import FeedForward, geglu, gelu
-from engine.nn.moe import Experts
+from engine.nn.mlp import FeedForward, LayerEnd, geglu
+from engine.nn.moe import DenseAndExperts
 from engine.nn.norm import RMSNorm
 from engine.nn.rope import layer_ropes
-from engine.nn.weights import ROUTER_SCALE, Weights
+from engine.nn.weights import Weights
 
 
 def build(config: ModelConfig, weights: Weights) -> Decoder:
@@ -39,7 +39,7 @@ def build(config: ModelConfig, weights: Weights) -> Decoder:
 
     def feed_forward(layer: int) -> FeedForwardLayer:
         if config.routed(layer):
-            return DenseAndExperts(config, weights, layer)
+            return DenseAndExperts(config, weights, layer, geglu)
         return FeedForward(config, weights, layer, geglu)
 
     return Decoder(
@@ -62,25 +62,6 @@ def _block(
     return replace(block, end=LayerEnd(config, weights, layer))
 
 
-class DenseAndExperts:
-    """A dense layer and routed experts that both read the residual stream."""
-
-    def __init__(self, config: ModelConfig, weights: Weights, layer: int) -> None:
-        self.dense = FeedForward(config, weights, layer, geglu)
-        self.routed = Experts(config, weights, layer, geglu)
-        width, self.eps = config.width, config.norm_eps
-        self.norm, self.dense_norm, self.experts_norm, self.routed_norm = (
-            RMSNorm(weights.array(f"blk.{layer}.{name}.weight", width), self.eps)
-            for name in ("ffn_norm", "post_ffw_norm_1", "pre_ffw_norm_2", "post_ffw_norm_2")
-        )
-        self.router_scale = weights.array(f"blk.{layer}.{ROUTER_SCALE}", width) / math.sqrt(width)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        scored = mx.fast.rms_norm(x.astype(mx.float32), None, self.eps) * self.router_scale
-        routed = self.routed_norm(self.routed(self.experts_norm(x), scored))
-        return self.dense_norm(self.dense(self.norm(x))) + routed
-
-
 class PerLayerEmbedding:
     """An embedding of each token for each layer: from a table, and projected from its first one.
 
@@ -101,23 +82,3 @@ class PerLayerEmbedding:
         projected = self.norm((self.projection.matmul(x) * self.scale).reshape(self.shape))
         found = self.table.rows(tokens).astype(x.dtype).reshape(self.shape)
         return (found * math.sqrt(self.shape[-1]) + projected) / math.sqrt(2)
-
-
-class LayerEnd:
-    """Adds what the layer's own embedding of each token contributes, then scales the stream."""
-
-    def __init__(self, config: ModelConfig, weights: Weights, layer: int) -> None:
-        name, width, inner = f"blk.{layer}.", config.width, config.per_layer_width
-        self.scale = weights.optional_vector(name + "layer_output_scale.weight", 1)
-        self.embeds = inner > 0
-        if self.embeds:
-            self.gate = weights.linear(name + "inp_gate", inner, width)
-            self.projection = weights.linear(name + "proj", width, inner)
-            gain = weights.array(name + "post_norm.weight", width)
-            self.norm = RMSNorm(gain, config.norm_eps)
-
-    def __call__(self, x: mx.array, embedded: mx.array | None) -> mx.array:
-        if self.embeds:
-            assert embedded is not None
-            x = x + self.norm(self.projection(gelu(self.gate(x)) * embedded))
-        return x if self.scale is None else x * self.scale.astype(x.dtype)

@@ -5,12 +5,10 @@ sparse mixer. The rotary embedding uses its long factors if the cache's context 
 original context length.
 """
 
-import mlx.core as mx
-
 from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Decoder
-from engine.nn.rope import RoPE
+from engine.nn.rope import LongRoPE, RoPE
 from engine.nn.weights import Weights
 
 
@@ -25,7 +23,5 @@ def build(config: ModelConfig, weights: Weights) -> Decoder:
         for kind in ("short", "long")
     )
 
-    def rope(x: mx.array, offset: int, context: int) -> mx.array:
-        return (long if context > config.rope.original_context else short)(x, offset)
-
+    rope = LongRoPE(short, long, config.rope.original_context)
     return Decoder(config, weights, lambda layer: Attention(config, weights, layer, rope))

@@ -21,11 +21,10 @@ sigmoid with a selection bias, renormalise the weights, scale them, and add a sh
 
 import math
 
-import mlx.core as mx
-
 from engine.nn.attention import Attention
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import Decoder, parallel_block, sandwich_block
+from engine.nn.mlp import softplus
 from engine.nn.rope import layer_ropes
 from engine.nn.weights import Weights
 
@@ -42,9 +41,7 @@ def laguna(config: ModelConfig, weights: Weights) -> Decoder:
     return Decoder(
         config,
         weights,
-        lambda layer: Attention(
-            config, weights, layer, ropes[layer], gate_activation=lambda x: mx.logaddexp(x, 0)
-        ),
+        lambda layer: Attention(config, weights, layer, ropes[layer], gate_activation=softplus),
     )
 
 

@@ -5,28 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from engine.architectures.registry import SPARSE_MIXER
 from engine.gguf.reader import TensorInfo
 from engine.nn.config import ModelConfig, used_tensors
 
 MAX_GROUP = 128  # query heads per key head; MAX_ROWS in core/attention/attention.h
 # Parts of tensor names that identify layers the C++ core does not implement.
 UNFUSED = (
-    "_norm.bias",
-    "ffn_down.bias",
-    "ffn_gate.bias",
-    "ffn_up.bias",
-    "gate_up_exps",
-    "post_ffw_norm",
-    "rope_factors_long",
-    "shexp.bias",
-    "ffn_latent_down.bias",
-    "ffn_latent_up.bias",
+    *(f"ffn_{part}.bias" for part in ("down", "gate", "up", "latent_down", "latent_up")),
     *(f"ssm_{part}.bias" for part in ("in", "out", "ba", "beta", "alpha")),
     *(f"ssm_{part}.bias" for part in ("f_a", "f_b", "g_a", "g_b")),
+    *(f"shortconv.{part}_proj.bias" for part in ("in", "out")),
+    "attn_gate.bias",
+    "inp_gate.bias",
+    "shexp.bias",
+    ".proj.bias",
 )
-UNFUSED_DELTA = ("ssm_in.weight", "attn_qkv.bias", "attn_gate.bias")
-UNFUSED_ATTENTION = ("attn_gate.weight",)  # in a delta net, it is the gate of the recurrent layer
+UNFUSED_DELTA = ("attn_qkv.bias",)
 UNFUSED_LATENT_EXPERTS = ("ffn_gate_inp_shexp",)
 
 
@@ -37,35 +31,45 @@ def fuses(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> bool:
     """
     if not _has_layers(config):
         return False
-    used = [info for info in used_tensors(config, tensors) if info.name != "output_norm.bias"]
+    used = list(used_tensors(config, tensors))
     delta = config.recurrent is not None and config.recurrent.kind == "delta"
-    unfused = UNFUSED
-    if delta or not config.latent:  # latent attention has its gate
-        unfused += UNFUSED_DELTA if delta else UNFUSED_ATTENTION
+    unfused = UNFUSED + (UNFUSED_DELTA if delta else ())
     if config.experts and config.experts.latent_width:
         unfused += UNFUSED_LATENT_EXPERTS
     if any(part in info.name for info in used for part in unfused):
         return False
-    if config.value_scale != 1.0 and any("attn_output.bias" in info.name for info in used):
+    normed_after = any("post_ffw_norm" in info.name for info in used)
+    if normed_after and (config.latent or config.recurrent):
+        return False
+    biased = any("attn_output.bias" in info.name for info in used)
+    if config.value_scale != 1.0 and (biased or normed_after):
         return False
     if config.latent:
         return not any(".attn_" in info.name and info.name.endswith(".bias") for info in used)
     norms = [info for info in used if info.name.endswith(("attn_q_norm.weight", "k_norm.weight"))]
-    whole = {math.prod(info.shape) != config.key_dim for info in norms}  # one norm over all heads
-    return len(whole) < 2 and not (delta and True in whole)
+    whole = {_normalises_all_heads(config, info) for info in norms}
+    if len(whole) > 1 or (delta and True in whole):
+        return False
+    return True not in whole or not _shares_keys_and_values(config, tensors)
+
+
+def _normalises_all_heads(config: ModelConfig, norm: TensorInfo) -> bool:
+    """Return True if a norm of queries or keys covers all heads, not each of them."""
+    key_dim, _ = config.head_dims(int(norm.name.split(".")[1]))
+    return math.prod(norm.shape) != key_dim
+
+
+def _shares_keys_and_values(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> bool:
+    """Return True if a layer has one projection for its keys and its values."""
+    names = (f"blk.{layer}.attn_" for layer in range(config.layers))
+    return any(name + "k.weight" in tensors and name + "v.weight" not in tensors for name in names)
 
 
 def _has_layers(config: ModelConfig) -> bool:
-    experts, kind = config.experts, config.recurrent.kind if config.recurrent else ""
-    if experts and (experts.gating == SPARSE_MIXER or experts.weight_on_input):
-        return False
-    if config.centred_norms or any(config.expert_clamps + config.dense_clamps):
-        return False
-    if config.score_cap or config.temperature_scale or (config.chunked and any(config.windows)):
-        return False
+    kind = config.recurrent.kind if config.recurrent else ""
     if config.latent:
         return config.latent.indexer is None
-    if kind == "conv" or (kind == "delta" and config.key_dim != config.value_dim):
+    if kind == "delta" and config.key_dim != config.value_dim:
         return False
     groups = zip(config.heads, config.kv_heads, strict=True)
     return all(heads <= MAX_GROUP * kv_heads for heads, kv_heads in groups if kv_heads)

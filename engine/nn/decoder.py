@@ -130,6 +130,7 @@ class SingleBlock:
         return x + self.feed_forward(y)
 
 
+AnyBlock = Block | ParallelBlock | SingleBlock
 # config, weights, layer, mixer, feed-forward layer -> block
 MakeBlock = Callable[[ModelConfig, Weights, int, Mixer, FeedForwardLayer], "Block | ParallelBlock"]
 
@@ -180,7 +181,7 @@ class Blocks:
     sources: for each block, the index of the one whose cache it uses: its own, or an earlier one.
     """
 
-    blocks: Sequence[Block | ParallelBlock | SingleBlock]
+    blocks: Sequence[AnyBlock]
     cache_specs: Sequence[CacheSpec]
     sources: Sequence[int]
 
@@ -267,7 +268,7 @@ class Decoder:
     ) -> None:
         second_part = feed_forward or partial(moe.feed_forward, config, weights)
 
-        def make(layer: int) -> Block | ParallelBlock | SingleBlock:
+        def make(layer: int) -> AnyBlock:
             if not config.single_blocks:
                 return block(config, weights, layer, mixer(layer), second_part(layer))
             norm = required_norm(weights, f"blk.{layer}.attn_norm", config)

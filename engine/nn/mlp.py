@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import mlx.core as mx
 
 from engine.nn.config import ModelConfig
+from engine.nn.norm import RMSNorm
 from engine.nn.weights import Linear, Weights
 
 CLAMP_SLOPE = 1.702  # sigmoid slope in `clamped_swiglu`
@@ -34,15 +36,20 @@ def clamped_swiglu(gate: mx.array, up: mx.array) -> mx.array:
     return gate * mx.sigmoid(CLAMP_SLOPE * gate) * (mx.clip(up, -CLAMP_LIMIT, CLAMP_LIMIT) + 1)
 
 
-def clamped_silu(limit: float) -> Activation:
-    """Return the activation min(silu(gate), limit) * clip(up, -limit, limit), or swiglu for 0."""
-    if not limit:
-        return swiglu
+@dataclass(frozen=True, slots=True)
+class ClampedSiLU:
+    """The activation min(silu(gate), limit) * clip(up, -limit, limit)."""
 
-    def activation(gate: mx.array, up: mx.array) -> mx.array:
+    limit: float
+
+    def __call__(self, gate: mx.array, up: mx.array) -> mx.array:
+        limit = self.limit
         return mx.minimum(gate * mx.sigmoid(gate), limit) * mx.clip(up, -limit, limit)
 
-    return activation
+
+def clamped_silu(limit: float) -> Activation:
+    """Return the activation with this limit, or swiglu for 0."""
+    return ClampedSiLU(limit) if limit else swiglu
 
 
 def geglu(gate: mx.array, up: mx.array) -> mx.array:
@@ -53,6 +60,11 @@ def geglu(gate: mx.array, up: mx.array) -> mx.array:
 def gelu(x: mx.array) -> mx.array:
     """Return the tanh approximation of GELU."""
     return 0.5 * x * (1 + mx.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+
+
+def softplus(x: mx.array) -> mx.array:
+    """Return ln(1 + e^x)."""
+    return mx.logaddexp(x, 0)
 
 
 def squared_relu(up: mx.array) -> mx.array:
@@ -91,3 +103,32 @@ class FeedForward:
     def __call__(self, x: mx.array) -> mx.array:
         gates = () if self.gate is None else (self.gate(x),)
         return self.down(self.activation(*gates, self.up(x)))
+
+
+class LayerEmbedding:
+    """What a layer's own embedding of each token adds to the residual stream."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, name: str) -> None:
+        inner, width = config.per_layer_width, config.width
+        self.gate = weights.linear(name + "inp_gate", inner, width)
+        self.projection = weights.linear(name + "proj", width, inner)
+        self.norm = RMSNorm(weights.array(name + "post_norm.weight", width), config.norm_eps)
+
+    def __call__(self, x: mx.array, embedded: mx.array) -> mx.array:
+        return self.norm(self.projection(gelu(self.gate(x)) * embedded))
+
+
+class LayerEnd:
+    """The end of a block: adds what the layer's embedding contributes, then scales the stream."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, layer: int) -> None:
+        name = f"blk.{layer}."
+        self.scale = weights.optional_vector(name + "layer_output_scale.weight", 1)
+        embeds = config.per_layer_width > 0
+        self.embedding = LayerEmbedding(config, weights, name) if embeds else None
+
+    def __call__(self, x: mx.array, embedded: mx.array | None) -> mx.array:
+        if self.embedding is not None:
+            assert embedded is not None
+            x = x + self.embedding(x, embedded)
+        return x if self.scale is None else x * self.scale.astype(x.dtype)

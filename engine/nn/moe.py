@@ -15,7 +15,8 @@ from engine.architectures.registry import SOFTMAX, SOFTMAX_OF_CHOSEN, SPARSE_MIX
 from engine.kernels.base import QTensor
 from engine.nn.config import ExpertConfig, ModelConfig
 from engine.nn.mlp import UNGATED, Activation, FeedForward, clamped_silu, swiglu
-from engine.nn.weights import Linear, Weights
+from engine.nn.norm import RMSNorm
+from engine.nn.weights import ROUTER_SCALE, Linear, Weights
 
 if TYPE_CHECKING:
     from engine.nn.router_stats import RouterStats
@@ -214,6 +215,30 @@ class SharedExperts:
             shared = shared * mx.sigmoid(score).astype(shared.dtype)
         both = self.routed(x) + shared
         return both / 2 if self.averaged else both
+
+
+class DenseAndExperts:
+    """A dense layer and routed experts that both read the residual stream.
+
+    Each normalises its input and its output. The router reads the stream in its own scale.
+    """
+
+    def __init__(
+        self, config: ModelConfig, weights: Weights, layer: int, activation: Activation
+    ) -> None:
+        self.dense = FeedForward(config, weights, layer, activation)
+        self.routed = Experts(config, weights, layer, activation)
+        width, self.eps = config.width, config.norm_eps
+        self.norm, self.dense_norm, self.experts_norm, self.routed_norm = (
+            RMSNorm(weights.array(f"blk.{layer}.{name}.weight", width), self.eps)
+            for name in ("ffn_norm", "post_ffw_norm_1", "pre_ffw_norm_2", "post_ffw_norm_2")
+        )
+        self.router_scale = weights.array(f"blk.{layer}.{ROUTER_SCALE}", width) / math.sqrt(width)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        scored = mx.fast.rms_norm(x.astype(mx.float32), None, self.eps) * self.router_scale
+        routed = self.routed_norm(self.routed(self.experts_norm(x), scored))
+        return self.dense_norm(self.dense(self.norm(x))) + routed
 
 
 def feed_forward(

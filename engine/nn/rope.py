@@ -52,6 +52,18 @@ class RoPE:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class LongRoPE:
+    """A rotary embedding for contexts up to a length, and another for longer ones."""
+
+    short: RoPE
+    long: RoPE
+    original_context: int
+
+    def __call__(self, x: mx.array, offset: int, context: int = 0) -> mx.array:
+        return (self.long if context > self.original_context else self.short)(x, offset)
+
+
 def layer_ropes(config: ModelConfig, weights: Weights, interleaved: bool) -> list[RoPE]:
     """Return each layer's rotary embedding.
 

@@ -31,6 +31,7 @@ class Weight:
         cols: int,
         scales: list[float] | None = None,
     ) -> None: ...
+    def rows(self, begin: int, end: int) -> Weight: ...  # of a single matrix
 
 def matmul(x: mx.array, w: Weight) -> mx.array: ...
 def gather_matmul(x: mx.array, ids: mx.array, w: Weight) -> mx.array: ...
@@ -76,22 +77,35 @@ class Caches:
     def undo(self, offset: int) -> None: ...  # roll back a cancelled step
 
 # The layers in core/blocks/block.h. Fields can be set but not read. Assign an array or None to a
-# field that points to floats, (weight, eps) or None to a norm, and (weight, bias or None) to a
-# matrix with a bias.
+# field that points to floats, (weight, eps, bias or None, whether it is a layer norm) or None to a
+# norm, and (weight, bias or None) to a matrix with a bias.
 class _Layer:
     def __setattr__(self, name: str, value: object) -> None: ...
 
 class AttentionLayer(_Layer): ...
 class LatentLayer(_Layer): ...
 class RecurrentLayer(_Layer): ...
+class ConvLayer(_Layer): ...
 class DenseLayer(_Layer): ...
 class ExpertLayer(_Layer): ...
+class EndLayer(_Layer): ...
 
 class Activation(Enum):
-    silu, clamped = range(2)
+    silu, clamped, gelu, capped = range(4)
+
+class Gate(Enum):
+    sigmoid, softplus = range(2)
+
+class Place(Enum):
+    """What a layer adds its result to, and where it writes the sum."""
+
+    stream, aside, nothing = range(3)
 
 class Gating(Enum):
-    softmax, sigmoid, softmax_of_chosen = range(3)
+    softmax, sigmoid, softmax_of_chosen, sparse_mixer = range(4)
+
+class Temperature:
+    def __init__(self, scale: float, length: int, shift: int) -> None: ...
 
 class HeadColumns:
     def __init__(self, at: int, group: int, step: int) -> None: ...
@@ -105,15 +119,27 @@ class Stack:
     def bytes(self) -> int: ...  # total size of the weights
     @property
     def done(self) -> float: ...  # share of layers finished by the current task
-    def add(self, layer: _Layer) -> None: ...
+    # lender: the number of the attention cache that the layer reads; -1: its own
+    def add(
+        self,
+        layer: _Layer,
+        base: Place = Place.stream,
+        to: Place = Place.stream,
+        lender: int = -1,
+    ) -> None: ...
     def cancel(self, yes: bool) -> None: ...  # while True, tasks stop after their current layer
     # rewind: tokens between the saved state and the prompt's end. slack: extra tokens per window.
     def new_caches(self, capacity: int, type: CacheType, rewind: int, slack: int) -> Caches: ...
-    def run(self, x: mx.array, caches: Caches | None, offset: int) -> mx.array: ...
+    # embedded: the tokens' embeddings in each layer, (T, L n), if the model has them
+    def run(
+        self, x: mx.array, caches: Caches | None, offset: int, embedded: mx.array | None
+    ) -> mx.array: ...
     def run_with_routes(
-        self, x: mx.array, caches: Caches | None, offset: int
+        self, x: mx.array, caches: Caches | None, offset: int, embedded: mx.array | None
     ) -> tuple[mx.array, mx.array]: ...  # (T, D), and the chosen experts (L, T, k) int32
 
 class Head:
-    def __init__(self, norm: mx.array, eps: float, output: Weight) -> None: ...
+    def __init__(
+        self, norm: tuple[mx.array, float, mx.array | None, bool] | None, output: Weight
+    ) -> None: ...
     def run(self, x: mx.array) -> mx.array: ...

@@ -108,8 +108,9 @@ struct OwnedRope {
   Rope rope;
 };
 
-using PyNorm = std::optional<std::pair<mx::array, float>>;  // weight, eps
-using PyLinear = std::pair<Weight, MaybeArray>;             // weight, bias
+// Weight, eps, bias, and whether it subtracts the mean.
+using PyNorm = std::optional<std::tuple<mx::array, float, MaybeArray, bool>>;
+using PyLinear = std::pair<Weight, MaybeArray>;  // weight, bias
 using Linear = std::tuple<Matrix&, const float*&>;
 
 // The Python type for a field.
@@ -158,7 +159,9 @@ struct LayerBuilder {
     return vectors.back().data();
   }
   Norm convert(const PyNorm& norm) {
-    return norm ? Norm{convert(MaybeArray(norm->first)), norm->second} : Norm{};
+    if (!norm) return Norm{};
+    const auto& [weight, eps, bias, centred] = *norm;
+    return {convert(MaybeArray(weight)), eps, convert(bias), centred};
   }
   Rope convert(const OwnedRope& rope) {
     vectors.push_back(rope.periods);
@@ -199,9 +202,13 @@ nb::class_<LayerBuilder<L>> bind_layer(nb::module_& m, nb::class_<Stack>& stack,
   };
   type.def(nb::init<>());
   (bind(fields), ...);
-  stack.def("add", [](Stack& self, const Builder& builder) {
-    self.add(builder.layer, builder.weights, builder.vectors);
-  });
+  stack.def(
+      "add",
+      [](Stack& self, const Builder& builder, Place base, Place to, int lender) {
+        self.add(builder.layer, builder.weights, builder.vectors, base, to, lender);
+      },
+      nb::arg("layer"), nb::arg("base") = Place::Stream, nb::arg("to") = Place::Stream,
+      nb::arg("lender") = -1);
   return type;
 }
 
@@ -237,12 +244,21 @@ void bind_caches(nb::module_& m) {
 void bind_layers(nb::module_& m) {
   nb::enum_<Activation>(m, "Activation")
       .value("silu", Activation::Silu)
-      .value("clamped", Activation::Clamped);
+      .value("clamped", Activation::Clamped)
+      .value("gelu", Activation::Gelu)
+      .value("capped", Activation::Capped);
+  nb::enum_<Gate>(m, "Gate").value("sigmoid", Gate::Sigmoid).value("softplus", Gate::Softplus);
+  nb::enum_<Place>(m, "Place")
+      .value("stream", Place::Stream)
+      .value("aside", Place::Aside)
+      .value("nothing", Place::Nothing);
   nb::enum_<Gating>(m, "Gating")
       .value("softmax", Gating::Softmax)
       .value("sigmoid", Gating::Sigmoid)
-      .value("softmax_of_chosen", Gating::SoftmaxOfChosen);
+      .value("softmax_of_chosen", Gating::SoftmaxOfChosen)
+      .value("sparse_mixer", Gating::SparseMixer);
   nb::class_<OwnedRope>(m, "Rope").def(nb::init<const mx::array&, bool, float>());
+  nb::class_<Temperature>(m, "Temperature").def(nb::init<float, int64_t, int64_t>());
   nb::class_<HeadColumns>(m, "HeadColumns").def(nb::init<int64_t, int64_t, int64_t>());
   nb::class_<Stack> stack(m, "Stack");
   stack.def(nb::init<>())
@@ -250,18 +266,21 @@ void bind_layers(nb::module_& m) {
       .def_prop_ro("done", &Stack::done)
       .def("cancel", &Stack::cancel)
       .def("new_caches", &Stack::new_caches)
-      .def("run", &Stack::run, nb::arg("x"), nb::arg("caches").none(), nb::arg("offset"))
+      .def("run", &Stack::run, nb::arg("x"), nb::arg("caches").none(), nb::arg("offset"),
+           nb::arg("embedded").none())
       .def("run_with_routes", &Stack::run_with_routes, nb::arg("x"), nb::arg("caches").none(),
-           nb::arg("offset"));
-  bind_layer<AttentionLayer>(m, stack, "AttentionLayer", FIELD(norm), FIELD(residual), LINEAR(q),
-                             LINEAR(k), LINEAR(v), LINEAR(output), FIELD(q_norm), FIELD(k_norm),
-                             FIELD(gated), FIELD(whole_norms), FIELD(norms_last), FIELD(rope),
-                             FIELD(sinks), FIELD(heads), FIELD(kv_heads), FIELD(key_dim),
-                             FIELD(value_dim), FIELD(window), FIELD(scale));
+           nb::arg("offset"), nb::arg("embedded").none());
+  bind_layer<AttentionLayer>(
+      m, stack, "AttentionLayer", FIELD(norm), FIELD(residual), LINEAR(q), LINEAR(k), LINEAR(v),
+      LINEAR(output), FIELD(q_norm), FIELD(k_norm), FIELD(gated), FIELD(whole_norms),
+      FIELD(norms_last), FIELD(rope), FIELD(sinks), FIELD(heads), FIELD(kv_heads), FIELD(key_dim),
+      FIELD(value_dim), FIELD(window), FIELD(scale), FIELD(post_norm), FIELD(v_norm), FIELD(gate),
+      FIELD(gate_kind), FIELD(long_rope), FIELD(long_from), FIELD(chunked), FIELD(score_cap),
+      FIELD(temperature));
   bind_layer<LatentLayer>(m, stack, "LatentLayer", FIELD(norm), FIELD(residual), FIELD(q_a),
                           FIELD(q_norm), FIELD(q), FIELD(kv_a), FIELD(kv_norm), FIELD(k_b),
                           FIELD(v_b), FIELD(output), FIELD(rope), FIELD(gate), FIELD(heads),
-                          FIELD(scale));
+                          FIELD(scale), FIELD(temperature));
   bind_layer<RecurrentLayer>(
       m, stack, "RecurrentLayer", FIELD(norm), FIELD(residual), FIELD(output), FIELD(taps),
       FIELD(bias), FIELD(kernel), FIELD(channels), FIELD(mixed_at), FIELD(gate_at), FIELD(step),
@@ -274,10 +293,14 @@ void bind_layers(nb::module_& m) {
                    [](LayerBuilder<RecurrentLayer>& builder, const std::vector<Weight>& inputs) {
                      RecurrentLayer& layer = builder.layer;
                      for (const Weight& input : inputs)
-                       layer.inputs[layer.input_count++] = builder.convert(input);
+                       layer.inputs.push_back(builder.convert(input));
                    });
   bind_layer<DenseLayer>(m, stack, "DenseLayer", FIELD(norm), FIELD(residual), FIELD(gate),
-                         FIELD(up), FIELD(down));
+                         FIELD(up), FIELD(down), FIELD(activation), FIELD(limit), FIELD(post_norm),
+                         FIELD(given_at));
+  bind_layer<ConvLayer>(m, stack, "ConvLayer", FIELD(norm), FIELD(residual), FIELD(input),
+                        FIELD(output), FIELD(taps), FIELD(kernel));
+  bind_layer<EndLayer>(m, stack, "EndLayer", FIELD(norm), FIELD(scale));
   bind_layer<ExpertLayer>(
       m, stack, "ExpertLayer", FIELD(norm), FIELD(residual), LINEAR(router), LINEAR(gate),
       LINEAR(up), LINEAR(down), FIELD(activation), FIELD_AT(experts, routing.experts),
@@ -285,9 +308,26 @@ void bind_layers(nb::module_& m) {
       FIELD_AT(scale, routing.scale), FIELD_AT(gating, routing.gating),
       FIELD_AT(selection_bias, routing.bias), FIELD_AT(groups, routing.groups),
       FIELD_AT(groups_used, routing.groups_used), FIELD(shared_gate), FIELD(shared_up),
-      FIELD(shared_down), FIELD(shared_score), FIELD(latent_down), FIELD(latent_up));
+      FIELD(shared_down), FIELD(shared_score), FIELD(latent_down), FIELD(latent_up),
+      FIELD(shared_activation), FIELD(limit), FIELD(shared_limit), FIELD(weight_on_input),
+      FIELD(router_norm), FIELD(post_norm))
+      .def_prop_rw("gate_up", nullptr,
+                   [](LayerBuilder<ExpertLayer>& builder, const PyLinear& both) {
+                     ExpertLayer& layer = builder.layer;
+                     std::tie(layer.gate, layer.gate_bias) = builder.convert(both);
+                     layer.up = layer.gate;
+                     layer.merged_rows = layer.gate.rows;
+                     layer.gate.rows = layer.up.rows = layer.merged_rows / 2;
+                     layer.up.data += layer.gate.rows * layer.up.stride();
+                     if (layer.gate_bias) layer.up_bias = layer.gate_bias + layer.gate.rows;
+                   });
   nb::class_<HeadLayer>(m, "Head")
-      .def(nb::init<const mx::array&, float, const Weight&>())
+      .def("__init__",
+           [](HeadLayer* self, const PyNorm& norm, const Weight& output) {
+             LayerBuilder<Head> builder;
+             const Norm made = builder.convert(norm);
+             new (self) HeadLayer(made, builder.vectors, output);
+           })
       .def("run", &HeadLayer::run);
 }
 
@@ -348,7 +388,15 @@ NB_MODULE(_native, m) {
             new (self) Weight(make_weight(std::move(buffer), type, experts, rows, cols, scales));
           },
           nb::arg("buffer"), nb::arg("type"), nb::arg("experts"), nb::arg("rows"), nb::arg("cols"),
-          nb::arg("scales") = nb::none());
+          nb::arg("scales") = nb::none())
+      .def("rows", [](const Weight& self, int64_t begin, int64_t end) {
+        if (self.experts != 1 || begin < 0 || begin > end || end > self.rows)
+          throw nb::value_error("these are not rows of a matrix");
+        Weight part = self;
+        part.data += begin * row_bytes(self.type, self.cols);
+        part.rows = end - begin;
+        return part;
+      });
   m.def("matmul", nb::overload_cast<const mx::array&, const Weight&>(&matmul));
   m.def("gather_matmul", &gather_matmul);
   m.def("rows", &rows);

@@ -222,7 +222,7 @@ std::vector<Caches::Part> Caches::states() const {
   for (size_t i = 0; i < states_.size(); ++i) {
     const StateShape& shape = state_shapes_[i % state_shapes_.size()];
     found.push_back({states_[i].tail, 4 * shape.tail});
-    found.push_back({states_[i].memory, 4 * shape.memory});
+    if (shape.memory) found.push_back({states_[i].memory, 4 * shape.memory});
   }
   return found;
 }
@@ -250,8 +250,8 @@ Vector::Vector(const std::optional<mx::array>& values) : values_(values) {
 }
 
 void Stack::add(const Layer& layer, const std::vector<Weight>& weights,
-                const std::vector<Vector>& vectors) {
-  all_->layers.push_back(layer);
+                const std::vector<Vector>& vectors, Place base, Place to, int lender) {
+  all_->layers.push_back({layer, base, to, lender});
   all_->weights.insert(all_->weights.end(), weights.begin(), weights.end());
   all_->vectors.insert(all_->vectors.end(), vectors.begin(), vectors.end());
 }
@@ -270,79 +270,153 @@ double Stack::done() const {
 Caches Stack::new_caches(int64_t capacity, CacheType type, int64_t rewind, int64_t slack) const {
   std::vector<CacheShape> shapes;
   std::vector<StateShape> states;
-  for (const Layer& layer : all_->layers) {
-    if (const auto* attention = std::get_if<AttentionLayer>(&layer)) {
+  for (const Entry& entry : all_->layers) {
+    if (const auto* attention = std::get_if<AttentionLayer>(&entry.layer)) {
+      if (entry.lender >= 0) continue;
       const int64_t window = attention->window;
       shapes.push_back({attention->kv_heads, attention->key_dim, attention->value_dim, window,
                         window ? std::min(capacity, window + slack) : capacity});
-    } else if (const auto* latent = std::get_if<LatentLayer>(&layer)) {
+    } else if (const auto* latent = std::get_if<LatentLayer>(&entry.layer)) {
       shapes.push_back({1, latent->kv_a.rows, 0, 0, capacity});
-    } else if (const auto* recurrent = std::get_if<RecurrentLayer>(&layer)) {
+    } else if (const auto* recurrent = std::get_if<RecurrentLayer>(&entry.layer)) {
       states.push_back({recurrent->tail_values(), recurrent->state_values()});
+    } else if (const auto* conv = std::get_if<ConvLayer>(&entry.layer)) {
+      states.push_back({conv->tail_values(), 0});
     }
   }
   return Caches(shapes, states, capacity, type, rewind);
 }
 
-mx::array Stack::run(const mx::array& x, Caches* caches, int64_t offset) const {
-  return launch_all(x, caches, offset, std::nullopt)[0];
+mx::array Stack::run(const mx::array& x, Caches* caches, int64_t offset,
+                     const std::optional<mx::array>& embedded) const {
+  return launch_all(x, caches, offset, embedded, std::nullopt)[0];
 }
 
-std::pair<mx::array, mx::array> Stack::run_with_routes(const mx::array& x, Caches* caches,
-                                                       int64_t offset) const {
+std::pair<mx::array, mx::array> Stack::run_with_routes(
+    const mx::array& x, Caches* caches, int64_t offset,
+    const std::optional<mx::array>& embedded) const {
   int routed = 0, used = 0;
-  for (const Layer& layer : all_->layers)
-    if (const auto* experts = std::get_if<ExpertLayer>(&layer))
+  for (const Entry& entry : all_->layers)
+    if (const auto* experts = std::get_if<ExpertLayer>(&entry.layer))
       ++routed, used = static_cast<int>(experts->routing.used);
-  const auto made = launch_all(x, caches, offset, Output{{routed, x.shape(0), used}, mx::int32});
-  return {made[0], made[2]};
+  const auto made =
+      launch_all(x, caches, offset, embedded, Output{{routed, x.shape(0), used}, mx::int32});
+  return {made[0], made.back()};
 }
+
+namespace {
+
+// The layer with the rotary embedding for a context.
+AttentionLayer for_context(const AttentionLayer& layer, int64_t context) {
+  AttentionLayer made = layer;
+  if (layer.long_rope.dims && context > layer.long_from) made.rope = layer.long_rope;
+  return made;
+}
+
+bool has_cache(const Stack::Layer& layer) {
+  return std::holds_alternative<AttentionLayer>(layer) ||
+         std::holds_alternative<LatentLayer>(layer);
+}
+
+// One run of a stack's layers: called with each of them in turn.
+struct Run {
+  Workspace& work;
+  const std::optional<Caches::Step>& caches;
+  int64_t offset, tokens, width;
+  int64_t context;    // tokens that the caches are made for
+  const float* from;  // the stream: the input, then y
+  float* y;
+  float* aside;
+  Given embedded;
+  int32_t* chosen;  // null: not recorded
+  Pool& pool = Pool::shared();
+  Place base_at = Place::Stream, to = Place::Stream;  // of the current layer
+  int lender = -1;
+  size_t caches_used = 0, states_used = 0;
+
+  void operator()(const AttentionLayer& layer) {
+    attention_block(for_context(layer, context), cache(), offset, from, tokens, target(), work,
+                    pool, base());
+  }
+  void operator()(const LatentLayer& layer) {
+    latent_block(layer, cache(), offset, from, tokens, y, work, pool);
+  }
+  void operator()(const RecurrentLayer& layer) {
+    recurrent_block(layer, states(), from, tokens, y, work, pool);
+  }
+  void operator()(const ConvLayer& layer) {
+    conv_block(layer, states(), from, tokens, y, work, pool);
+  }
+  void operator()(const DenseLayer& layer) {
+    dense_block(layer, from, tokens, target(), work, pool, base(), embedded);
+  }
+  void operator()(const ExpertLayer& layer) {
+    moe_block(layer, from, tokens, target(), work, pool, chosen, base());
+    if (chosen) chosen += tokens * layer.routing.used;
+  }
+  void operator()(const EndLayer& layer) {
+    end_block(layer, from, aside, tokens, width, y, work, pool);
+  }
+
+  float* target() const { return to == Place::Stream ? y : aside; }
+  const float* base() const {
+    if (base_at == Place::Nothing) std::fill(aside, aside + tokens * width, 0.0f);
+    return base_at == Place::Stream ? from : aside;
+  }
+  const KVCache* cache() {
+    if (!caches) return nullptr;
+    if (lender >= 0) return &caches->layers[static_cast<size_t>(lender)];
+    caches->make_room(caches_used, offset);
+    return &caches->layers[caches_used++];
+  }
+  RecurrentStates states() { return caches ? caches->recurrent(states_used++) : RecurrentStates{}; }
+};
+
+}  // namespace
 
 std::vector<mx::array> Stack::launch_all(const mx::array& x, Caches* caches, int64_t offset,
+                                         const std::optional<mx::array>& embedded,
                                          const std::optional<Output>& routes) const {
-  const int64_t tokens = x.shape(0);
+  const int64_t tokens = x.shape(0), width = x.shape(1);
   all_->done = 0;
   std::vector<mx::array> inputs{x};
+  if (embedded) inputs.push_back(*embedded);
   if (caches && caches->ticket) inputs.push_back(*caches->ticket);
   std::optional<Caches::Step> held;
   if (caches) held = caches->step(offset, tokens);
+  const int64_t context = caches ? caches->capacity() : offset + tokens;
+  const int64_t columns = embedded ? embedded->shape(1) : 0;
   const bool prompt = prompt_step();
-  auto body = [all = all_, held, tokens, offset, prompt](const Sources& in, const Targets& out) {
+  auto body = [all = all_, held, tokens, width, offset, context, columns, prompt](
+                  const Sources& in, const Targets& out) {
     Shared& tools = shared();
     const std::lock_guard<std::mutex> lock(tools.mutex);
     tools.work.prompt = prompt;
-    const auto* from = static_cast<const float*>(in[0]);
-    auto* y = static_cast<float*>(out[0]);
     *static_cast<uint8_t*>(out[1]) = 0;
-    auto* chosen = out.size() > 2 ? static_cast<int32_t*>(out[2]) : nullptr;
-    size_t caches_used = 0, states_used = 0;
-    const auto next_cache = [&]() -> const KVCache* {
-      if (!held) return nullptr;
-      held->make_room(caches_used, offset);
-      return &held->layers[caches_used++];
-    };
+    const auto sums_aside = [](const Entry& entry) { return entry.to == Place::Aside; };
+    const bool any = std::any_of(all->layers.begin(), all->layers.end(), sums_aside);
+    std::vector<float> aside(static_cast<size_t>(any ? tokens * width : 0));
+    Run run{.work = tools.work,
+            .caches = held,
+            .offset = offset,
+            .tokens = tokens,
+            .width = width,
+            .context = context,
+            .from = static_cast<const float*>(in[0]),
+            .y = static_cast<float*>(out[0]),
+            .aside = aside.data(),
+            .embedded = {columns ? static_cast<const float*>(in[1]) : nullptr, columns},
+            .chosen = out.size() > 2 ? static_cast<int32_t*>(out[2]) : nullptr};
     all->done = 0;
-    for (const Layer& layer : all->layers) {
-      const auto* attention = std::get_if<AttentionLayer>(&layer);
-      const auto* latent = std::get_if<LatentLayer>(&layer);
-      const KVCache* cache = attention || latent ? next_cache() : nullptr;
-      if (all->cancelled) continue;  // but keep the caches consistent
-      if (attention) {
-        attention_block(*attention, cache, offset, from, tokens, y, tools.work, Pool::shared());
-      } else if (latent) {
-        latent_block(*latent, cache, offset, from, tokens, y, tools.work, Pool::shared());
-      } else if (const auto* recurrent = std::get_if<RecurrentLayer>(&layer)) {
-        const RecurrentStates states = held ? held->recurrent(states_used++) : RecurrentStates{};
-        recurrent_block(*recurrent, states, from, tokens, y, tools.work, Pool::shared());
-      } else if (const auto* dense = std::get_if<DenseLayer>(&layer)) {
-        dense_block(*dense, from, tokens, y, tools.work, Pool::shared());
-      } else {
-        const auto& experts = std::get<ExpertLayer>(layer);
-        moe_block(experts, from, tokens, y, tools.work, Pool::shared(), chosen);
-        if (chosen) chosen += tokens * experts.routing.used;
+    for (const Entry& entry : all->layers) {
+      run.base_at = entry.base, run.to = entry.to, run.lender = entry.lender;
+      if (all->cancelled) {  // but keep the caches consistent
+        if (has_cache(entry.layer)) run.cache();
+        continue;
       }
+      std::visit(run, entry.layer);
       all->done.fetch_add(1, std::memory_order_relaxed);
-      from = y;  // all layers except the first run in place
+      if (entry.to == Place::Stream) run.from = run.y;  // the next layers run in place
     }
   };
   std::vector<Output> outputs{{x.shape(), mx::float32}, {{1}, mx::uint8}};
@@ -376,8 +450,8 @@ mx::array latent_attention_task(const mx::array& q, const mx::array& rows,
                 });
 }
 
-HeadLayer::HeadLayer(const mx::array& norm, float eps, const Weight& output)
-    : norm_(norm), output_(output), head_{{norm_.data(), eps}, output_.matrix()} {}
+HeadLayer::HeadLayer(const Norm& norm, const std::vector<Vector>& vectors, const Weight& output)
+    : vectors_(vectors), output_(output), head_{norm, output_.matrix()} {}
 
 mx::array HeadLayer::run(const mx::array& x) const {
   const int64_t tokens = x.shape(0);

@@ -86,7 +86,7 @@ class Caches {
   // The mark, then the number of tokens in each saved state; -1: none.
   std::vector<int64_t> marks() const;
   void set_marks(const std::vector<int64_t>& marks);
-  // Tail and memory for each saved state and layer.
+  // Tail and memory, if it has one, for each saved state and layer.
   std::vector<Part> states() const;
 
   // Output of the last task that wrote to the caches, and input of the next one. MLX tracks only
@@ -123,16 +123,22 @@ class Vector {
   std::optional<mx::array> values_;
 };
 
+// What a layer adds its result to, and where it writes the sum. All layers read the stream. Layers
+// that read the same input sum their results aside; one of them or an EndLayer ends this.
+enum class Place : int32_t { Stream = 0, Aside = 1, Nothing = 2 };
+
 // A sequence of layers. All must be added before the first run.
 class Stack {
  public:
-  using Layer = std::variant<AttentionLayer, LatentLayer, RecurrentLayer, DenseLayer, ExpertLayer>;
+  using Layer = std::variant<AttentionLayer, LatentLayer, RecurrentLayer, ConvLayer, DenseLayer,
+                             ExpertLayer, EndLayer>;
 
   Stack() : all_(std::make_shared<All>()) {}
 
-  // Add a layer, with the weights and vectors it points to.
+  // Add a layer, with the weights and vectors it points to. base: what its result is added to; to:
+  // where the sum is written. lender: which of the attention layers wrote the cache that it reads.
   void add(const Layer& layer, const std::vector<Weight>& weights,
-           const std::vector<Vector>& vectors);
+           const std::vector<Vector>& vectors, Place base, Place to, int lender);
 
   // Total size of the weights in bytes.
   int64_t bytes() const;
@@ -147,17 +153,25 @@ class Stack {
   Caches new_caches(int64_t capacity, CacheType type, int64_t rewind, int64_t slack) const;
 
   // x (T, D) -> (T, D). The first token is at position `offset`. Without caches, tokens attend only
-  // to each other.
-  mx::array run(const mx::array& x, Caches* caches, int64_t offset) const;
+  // to each other, and no layer may read another one's. embedded: what the layers embed each token
+  // as, (T, their widths), if they do.
+  mx::array run(const mx::array& x, Caches* caches, int64_t offset,
+                const std::optional<mx::array>& embedded) const;
 
   // Also returns the experts chosen in each of the L routed layers: (L, T, k) int32. L must be at
   // least 1, and all routed layers must have the same k.
   std::pair<mx::array, mx::array> run_with_routes(const mx::array& x, Caches* caches,
-                                                  int64_t offset) const;
+                                                  int64_t offset,
+                                                  const std::optional<mx::array>& embedded) const;
 
  private:
+  struct Entry {
+    Layer layer;
+    Place base, to;
+    int lender;  // index of the attention layer whose cache it reads; -1: its own, if it has one
+  };
   struct All {
-    std::vector<Layer> layers;
+    std::vector<Entry> layers;
     std::vector<Weight> weights;
     std::vector<Vector> vectors;
     std::atomic<bool> cancelled{false};
@@ -165,6 +179,7 @@ class Stack {
   };
 
   std::vector<mx::array> launch_all(const mx::array& x, Caches* caches, int64_t offset,
+                                    const std::optional<mx::array>& embedded,
                                     const std::optional<Output>& routes) const;
 
   std::shared_ptr<All> all_;
@@ -179,11 +194,11 @@ mx::array latent_attention_task(const mx::array& q, const mx::array& rows,
 // The final norm and the projection to the vocabulary: (T, D) -> (T, V).
 class HeadLayer {
  public:
-  HeadLayer(const mx::array& norm, float eps, const Weight& output);
+  HeadLayer(const Norm& norm, const std::vector<Vector>& vectors, const Weight& output);
   mx::array run(const mx::array& x) const;
 
  private:
-  Vector norm_;
+  std::vector<Vector> vectors_;  // the norm's
   Weight output_;
   Head head_;
 };

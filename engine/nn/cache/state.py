@@ -122,7 +122,7 @@ def _read_bases(model: Model, state: CacheState, cache: Cache) -> list[int]:
 
 
 def _attention_specs(model: Model) -> list[CacheSpec]:
-    return [spec for spec in model.config.cache_specs if spec.buffers]
+    return [spec for spec in model.config.cache_specs if spec.buffers and not spec.borrowed]
 
 
 def _read_marks(state: CacheState, cache: Cache) -> list[int]:

@@ -55,7 +55,7 @@ int64_t attention_scratch(int64_t key_dim, int64_t value_dim) {
 
 void attend_one(const HeadView& head, const float* queries, int64_t group, int64_t begin,
                 int64_t end, Partial partial, float* scratch) {
-  if (isa::kernels().tiles && amx_serves(head))
+  if (isa::kernels().tiles && !head.score_cap && amx_serves(head))
     return attend_one_amx(head, queries, group, begin, end, partial, scratch);
   isa::kernels().attend_one(head, queries, group, begin, end, partial, scratch);
 }

@@ -32,7 +32,8 @@ struct HeadView {
   const void* values;
   const uint16_t* key_scales;
   const uint16_t* value_scales;
-  int64_t base;  // position of the first token
+  int64_t base;            // position of the first token
+  float score_cap = 0.0f;  // scores become cap * tanh(score / cap); 0: they do not
 };
 
 // A range of tokens' contribution to attention for G query heads. Ranges can be merged.

@@ -70,6 +70,14 @@ void unpack(CacheType type, const void* data, const uint16_t* scales, int64_t di
   typed(data, scales, dims, stride, begin, n, out);
 }
 
+// Cap n scores smoothly; n is a multiple of W.
+CONIFER_INLINE void soften(float* scores, int64_t n, float cap) {
+  for (int64_t i = 0; i < n; i += W) {
+    const VF power = exponential(load(scores + i) * (2.0f / cap));
+    store(scores + i, cap - 2.0f * cap / (power + 1.0f));
+  }
+}
+
 // --- one token ------------------------------------------------------------------------------
 
 // The running state for G query heads. Lane t * G + g of a vector belongs to head g.
@@ -162,9 +170,10 @@ CONIFER_INLINE void mix(const Rows<C>& values, Ahead ahead, const float* weights
 template <int G, CacheType C>
 CONIFER_INLINE void one_block(const Rows<C>& keys, const Rows<C>& values, const float* queries,
                               int64_t query_stride, int64_t begin, int64_t n, Running<G>& state,
-                              float* mixed, int64_t mixed_stride, float* weights) {
+                              float* mixed, int64_t mixed_stride, float* weights, float score_cap) {
   score<G, C>(keys, values, queries, query_stride, begin, n, weights);
   const int64_t count = n * G;
+  if (score_cap != 0.0f) soften(weights, (count + W - 1) / W * W, score_cap);
   for (int64_t i = count; i % W != 0; ++i) weights[i] = LOWEST;
   VF top = state.top;
   for (int64_t i = 0; i < count; i += W) top = larger(top, load(weights + i));
@@ -226,14 +235,15 @@ void one_group(const HeadView& head, const float* queries, int64_t heads, int64_
     const int64_t n = end - t < SHORT_BLOCK ? end - t : SHORT_BLOCK;
     if (direct) {
       one_block<G, C>(keys, values, own_queries, query_stride, t, n, state, mixed, mixed_stride,
-                      weights);
+                      weights, head.score_cap);
       continue;
     }
     unpack<C>(head.keys, head.key_scales, head.key_dim, head.key_dim, t, n, key_block);
     unpack<C>(head.values, head.value_scales, head.value_dim, head.value_stride, t, n, value_block);
     one_block<G, CacheType::F32>({key_block, nullptr, query_stride, query_stride, 1},
                                  {value_block, nullptr, mixed_stride, mixed_stride, 1}, own_queries,
-                                 query_stride, 0, n, state, mixed, mixed_stride, weights);
+                                 query_stride, 0, n, state, mixed, mixed_stride, weights,
+                                 head.score_cap);
   }
   float tops[W], totals[W];
   store(tops, state.top);
@@ -378,6 +388,8 @@ void attend_many_isa(const HeadView& head, const float* queries, int64_t rows, c
     turn(keys, key_width, columns);
     multiply(queries + first * key_width, key_width, columns, BLOCK, padded_rows - first, key_width,
              BLOCK, false, scores + first * BLOCK, BLOCK);
+    if (head.score_cap != 0.0f)
+      soften(scores + first * BLOCK, (padded_rows - first) * BLOCK, head.score_cap);
     for (int64_t r = first; r < padded_rows; ++r) {
       const Sight seen = r < rows ? sights[r] : Sight{0, 0, NO_SINK};
       const int64_t from = seen.begin > begin ? seen.begin - begin : 0;

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "attention/attention.h"
 #include "blocks/norm_rope.h"
@@ -26,8 +27,20 @@ using threads::Range;
 using threads::share;
 
 // A feed-forward layer's activation. Silu: gate * sigmoid(gate) * up. Clamped: gate *
-// sigmoid(1.702 gate) * (up + 1), where gate is at most 7 and up is in -7..7.
-enum class Activation : int32_t { Silu = 0, Clamped = 1 };
+// sigmoid(1.702 gate) * (up + 1), where gate is at most 7 and up is in -7..7. Gelu: gelu(gate) *
+// up. Capped: min(silu(gate), limit) * up, where up is in -limit..limit.
+enum class Activation : int32_t { Silu = 0, Clamped = 1, Gelu = 2, Capped = 3 };
+
+// How a position scales queries: by 1 + scale * ln(1 + floor((position + shift) / length)).
+struct Temperature {
+  float scale = 0.0f;
+  int64_t length = 1, shift = 0;
+
+  float at(int64_t position) const;
+};
+
+// What becomes of the gate of an attention head before it multiplies the head's result.
+enum class Gate : int32_t { Sigmoid = 0, Softplus = 1 };
 
 // Scratch memory for blocks, as large as the largest call so far needed. One call at a time.
 struct Workspace {
@@ -42,29 +55,41 @@ struct Workspace {
 };
 
 struct AttentionLayer {
-  Norm norm;               // of x
-  Matrix q, k, v, output;  // (H d, D), (K d, D), (K dv, D), (D, H dv); gated: q is (H 2d, D)
-  const float* q_bias;     // these four may be null
+  Norm norm;       // of x
+  Norm post_norm;  // of the block's result; weight null: none
+  // (H d, D), (K d, D), (K dv, D), (D, H dv); gated: q is (H 2d, D). k.data null: the cache holds
+  // the keys and values of these tokens already. v.data null: k's result is also the values.
+  Matrix q, k, v, output;
+  const float* q_bias;  // these four may be null
   const float* k_bias;
   const float* v_bias;
   const float* output_bias;
   Norm q_norm, k_norm;  // for queries and keys; weight null: none
+  Norm v_norm;          // for each head's values; weight null: none
   bool gated;           // a gate follows each head's query; its sigmoid scales the head
   bool whole_norms;     // q_norm and k_norm apply to whole projections, not to each head
   bool norms_last;      // they follow the rotation; only for per-head norms
-  Rope rope;            // dims 0: none
-  const float* sinks;   // (H), may be null: scores without a value in the softmax
+  Matrix gate;          // (H or H dv, D): scales each head, or each of its values; data null: none
+  Gate gate_kind;
+  Rope rope;       // dims 0: none
+  Rope long_rope;  // takes rope's place in longer contexts than long_from; dims 0: none
+  int64_t long_from;
+  const float* sinks;  // (H), may be null: scores without a value in the softmax
   int64_t heads, kv_heads, key_dim, value_dim;  // heads / kv_heads: an integer up to MAX_ROWS
-  int64_t window;  // tokens that a token attends to, including itself; 0: all
-  float scale;     // factor on scores
-  float residual;  // factor on the block's result
+  int64_t window;           // tokens that a token attends to, including itself; 0: all
+  bool chunked;             // a token attends to those since the last multiple of `window` instead
+  float scale;              // factor on scores
+  float score_cap;          // scores become cap * tanh(score / cap); 0: they do not
+  Temperature temperature;  // factor on queries
+  float residual;           // factor on the block's result
 };
 
-// y = x + residual * output(attention(rope(norm(q)), cache)). Appends T tokens to the cache at
-// `offset`. The buffers must have room for offset - base + T tokens. If cache is null, the tokens
-// attend only to each other, but the rotation still starts at offset.
+// y = base + residual * output(attention(rope(norm(q)), cache)). Appends T tokens to the cache at
+// `offset`. The buffers must have room for offset - cache's base + T tokens. If cache is null, the
+// tokens attend only to each other, but the rotation still starts at offset. base: null for x.
 void attention_block(const AttentionLayer& layer, const KVCache* cache, int64_t offset,
-                     const float* x, int64_t tokens, float* y, Workspace& work, Pool& pool);
+                     const float* x, int64_t tokens, float* y, Workspace& work, Pool& pool,
+                     const float* base = nullptr);
 
 // Multi-head latent attention. Each head's own projections are multiplied into queries and results.
 // A token stores one row, which all heads share: its normalised latent (R) and a rotated part (r).
@@ -81,6 +106,7 @@ struct LatentLayer {
   Matrix gate;      // (H, D), data null: none; the gate's sigmoid scales a head's result
   int64_t heads;
   float scale, residual;
+  Temperature temperature;
 };
 
 // Same as attention_block, but the cache has one head without values, whose keys are the rows.
@@ -103,10 +129,8 @@ struct HeadColumns {
 // e^(bound sigmoid(rate (step + step_bias))). Steps and gates may have a second projection, whose
 // input is stored in their place.
 struct RecurrentLayer {
-  static constexpr int MOST_INPUTS = 6;
   Norm norm;  // of x
-  Matrix inputs[MOST_INPUTS];
-  int64_t input_count;
+  std::vector<Matrix> inputs;
   Matrix output;      // (D, A B P)
   const float* taps;  // (K, C)
   const float* bias;  // (C), may be null
@@ -153,19 +177,57 @@ struct RecurrentStates {
 void recurrent_block(const RecurrentLayer& layer, const RecurrentStates& states, const float* x,
                      int64_t tokens, float* y, Workspace& work, Pool& pool);
 
+// A convolution over recent tokens between two gates. The input projection's result is the gate of
+// what is convolved, the gate of what the convolution yields, and the values, D each.
+struct ConvLayer {
+  Norm norm;             // of x
+  Matrix input, output;  // (3D, D), (D, D)
+  const float* taps;     // (K, D)
+  int64_t kernel;
+  float residual;
+
+  int64_t tail_values() const { return (kernel - 1) * output.cols; }
+};
+
+// y = x + residual * output(after * convolution(before * values)). States have no memory.
+void conv_block(const ConvLayer& layer, const RecurrentStates& states, const float* x,
+                int64_t tokens, float* y, Workspace& work, Pool& pool);
+
 struct DenseLayer {
   Norm norm;
   Matrix gate, up, down;  // (F, D), (F, D), (D, F); gate.data null: none
   float residual;
+  Activation activation = Activation::Silu;
+  float limit = 0.0f;    // for Capped
+  Norm post_norm = {};   // of the block's result; weight null: none
+  int64_t given_at = 0;  // if up.data is null: the first of the F columns that are given
 };
 
-// y = x + residual * down(silu(gate(h)) * up(h)), h = norm(x). Without a gate, y =
-// x + residual * down(max(up(h), 0)^2).
+// Rows that take the place of a projection: row t at values + t * stride.
+struct Given {
+  const float* values;
+  int64_t stride;
+};
+
+// y = base + residual * down(activation(gate(h), up(h))), h = norm(x), or x if there is no norm.
+// Without a gate, y = base + residual * down(max(up(h), 0)^2). base: null for x. given: the values
+// that take the place of up(h) if up.data is null.
 void dense_block(const DenseLayer& layer, const float* x, int64_t tokens, float* y, Workspace& work,
-                 Pool& pool);
+                 Pool& pool, const float* base = nullptr, Given given = {});
+
+// The end of a transformer block: y = scale * (x + norm(side)), or scale * x without a norm.
+struct EndLayer {
+  Norm norm;
+  float scale;
+};
+
+void end_block(const EndLayer& layer, const float* x, const float* side, int64_t tokens,
+               int64_t width, float* y, Workspace& work, Pool& pool);
 
 // How router logits become weights. SoftmaxOfChosen: softmax over the chosen experts only.
-enum class Gating : int32_t { Softmax = 0, Sigmoid = 1, SoftmaxOfChosen = 2 };
+// SparseMixer: experts are chosen one by one; each weight is a softmax over the remaining experts
+// whose logits are close to the largest.
+enum class Gating : int32_t { Softmax = 0, Sigmoid = 1, SoftmaxOfChosen = 2, SparseMixer = 3 };
 
 struct Routing {
   int64_t experts, used;
@@ -179,8 +241,8 @@ struct Routing {
 struct ExpertLayer {
   Norm norm;
   Matrix router;  // (E, D)
-  Matrix gate, up,
-      down;  // for the first expert; the rest follow without gaps; gate.data null: none
+  // For the first expert; the rest follow without gaps; gate.data null: none.
+  Matrix gate, up, down;
   Routing routing;
   Activation activation = Activation::Silu;
   const float* router_bias = nullptr;  // (E); all four biases may be null
@@ -190,17 +252,26 @@ struct ExpertLayer {
   // An expert that is always used; data null: none. Its weight is sigmoid(score . h), or 1.
   Matrix shared_gate = {}, shared_up = {}, shared_down = {};
   const float* shared_score = nullptr;  // (D)
+  Activation shared_activation = Activation::Silu;
+  float limit = 0.0f, shared_limit = 0.0f;  // for Capped
+  // If not 0, an expert's gate and up are halves of one matrix with this many rows, and so are
+  // their biases.
+  int64_t merged_rows = 0;
+  bool weight_on_input = false;  // weights scale an expert's input instead of its result
+  Norm router_norm = {};         // of x, for the router; weight null: it reads h
+  Norm post_norm = {};           // of the block's result; weight null: none
   // The routed experts' own width: (W, D), (D, W); data null: they read and write D values.
   Matrix latent_down = {}, latent_up = {};
   float residual = 1.0f;
 };
 
-// y = x + residual * (sum of weight * expert(h) over the chosen experts + shared(h)), where
+// y = base + residual * (sum of weight * expert(h) over the chosen experts + shared(h)), where
 // h = norm(x) and expert(h) = down(activation(gate(h), up(h))), or down(max(up(h), 0)^2) without a
 // gate. With latent experts, the sum is latent_up(sum of weight * expert(latent_down(h))).
-// chosen: receives the ids of the chosen experts (T, k); may be null.
+// chosen: receives the ids of the chosen experts (T, k); may be null. base: null for x; it must be
+// null for latent experts.
 void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* y, Workspace& work,
-               Pool& pool, int32_t* chosen = nullptr);
+               Pool& pool, int32_t* chosen = nullptr, const float* base = nullptr);
 
 // The same for latent experts, whose shared expert has no score. moe_block calls it.
 void latent_moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* y,

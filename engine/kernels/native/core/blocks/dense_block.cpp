@@ -9,22 +9,24 @@ namespace conifer::blocks {
 using Thread = Workspace::Parts::Thread;
 
 void dense_block(const DenseLayer& layer, const float* x, int64_t tokens, float* y, Workspace& work,
-                 Pool& pool) {
+                 Pool& pool, const float* base, Given given) {
   Workspace::Parts& parts = *work.parts;
-  const int64_t width = layer.up.cols, hidden = layer.up.rows;
+  const int64_t width = layer.down.rows, hidden = layer.down.cols;
+  if (!base) base = x;
   parts.need_threads(pool.threads());
   float* normed = parts.normed.need(tokens * width);
   const bool one = work.decodes(tokens);
   const bool gated = layer.gate.data;
-  const bool tiled = !one && gated && hidden % threads::ROW_GRAIN == 0 &&
+  const bool tiled = !one && gated && layer.up.data && layer.activation == Activation::Silu &&
+                     hidden % threads::ROW_GRAIN == 0 &&
                      gemm::tiles_serve({&layer.gate, &layer.up, &layer.down});
   float* gate = tiled ? nullptr : parts.gate.need(tokens * hidden);
   float* up = tiled ? nullptr : parts.up.need(tokens * hidden);
+  const float* seen = layer.norm.weight ? normed : x;  // what the projections read
   if (!one) {
-    parts.input.prepare(normed, tokens, width, width, tiled);
+    parts.input.prepare(seen, tokens, width, width, tiled);
     parts.hidden.prepare(gate, tokens, hidden, hidden, tiled);
   }
-  const isa::KernelTable& kernels = isa::kernels();
   RowSharing hidden_rows, output_rows;  // for a single token
   pool.run([&](int thread, int threads) {
     Thread& own = *parts.threads[size_t(thread)];
@@ -32,12 +34,12 @@ void dense_block(const DenseLayer& layer, const float* x, int64_t tokens, float*
     Activations& middle = one ? own.hidden : parts.hidden;
     if (one) {
       float* own_normed = own.normed.need(width);
-      rms_norm(x, layer.norm, width, own_normed);
-      input.load(own_normed, 1, width, width);
+      if (layer.norm.weight) normalize(x, layer.norm, width, own_normed);
+      input.load(layer.norm.weight ? own_normed : x, 1, width, width);
     } else {
       const Range mine = share(tokens, thread, threads, 1);
-      for (int64_t t = mine.begin; t < mine.end; ++t)
-        rms_norm(x + t * width, layer.norm, width, normed + t * width);
+      for (int64_t t = mine.begin; t < mine.end && layer.norm.weight; ++t)
+        normalize(x + t * width, layer.norm, width, normed + t * width);
       pool.barrier();
       input.quantize(thread, threads);
       pool.barrier();
@@ -45,11 +47,13 @@ void dense_block(const DenseLayer& layer, const float* x, int64_t tokens, float*
     const auto gate_rows = [&](Range rows) {
       if (tiled) return gemm::gate_tiles(layer.gate, layer.up, input, middle, rows.begin, rows.end);
       if (gated) multiply_rows(layer.gate, input, gate, rows);
-      multiply_rows(layer.up, input, up, rows);
+      if (layer.up.data) multiply_rows(layer.up, input, up, rows);
       for (int64_t t = 0; t < tokens; ++t) {
         const int64_t at = t * hidden + rows.begin, count = rows.end - rows.begin;
-        if (gated) kernels.silu_multiply(gate + at, up + at, count, gate + at);
-        else squared_relu(up + at, count, gate + at);
+        const float* other =
+            layer.up.data ? up + at : given.values + t * given.stride + layer.given_at + rows.begin;
+        if (gated) activate(layer.activation, layer.limit, gate + at, other, count, gate + at);
+        else squared_relu(other, count, gate + at);
       }
     };
     if (one) hidden_rows.share_out(hidden, thread, threads, gate_rows);
@@ -63,13 +67,39 @@ void dense_block(const DenseLayer& layer, const float* x, int64_t tokens, float*
     }
     const auto down_rows = [&](Range rows) {
       multiply_rows(layer.down, middle, normed, rows);
-      for (int64_t t = 0; t < tokens; ++t) {
+      for (int64_t t = 0; t < tokens && !layer.post_norm.weight; ++t) {
         const int64_t at = t * width + rows.begin;
-        add_residual(x + at, layer.residual, normed + at, rows.end - rows.begin, y + at);
+        add_residual(base + at, layer.residual, normed + at, rows.end - rows.begin, y + at);
       }
     };
     if (one) output_rows.share_out(width, thread, threads, down_rows);
     else down_rows(share(width, thread, threads));
+    if (!layer.post_norm.weight) return;
+    pool.barrier();
+    add_normed(layer.post_norm, layer.residual, normed, base, tokens, width, thread, threads,
+               own.out.need(width), y);
+  });
+}
+
+void end_block(const EndLayer& layer, const float* x, const float* side, int64_t tokens,
+               int64_t width, float* y, Workspace& work, Pool& pool) {
+  work.parts->need_threads(pool.threads());
+  const auto finish = [&](Range range, Thread& own) {
+    for (int64_t t = range.begin; t < range.end; ++t) {
+      float* row = y + t * width;
+      if (layer.norm.weight) {
+        float* normed = own.out.need(width);
+        normalize(side + t * width, layer.norm, width, normed);
+        isa::kernels().add(x + t * width, normed, width, row);
+        isa::kernels().scale(row, layer.scale, width, row);
+      } else {
+        isa::kernels().scale(x + t * width, layer.scale, width, row);
+      }
+    }
+  };
+  if (tokens == 1) return finish({0, 1}, *work.parts->threads[0]);
+  pool.run([&](int thread, int threads) {
+    finish(share(tokens, thread, threads, 1), *work.parts->threads[size_t(thread)]);
   });
 }
 

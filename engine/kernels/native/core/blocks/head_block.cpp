@@ -15,7 +15,7 @@ void head_block(const Head& head, const float* x, int64_t tokens, float* logits,
   pool.run([&](int thread, int threads) {
     const Range tokens_here = share(tokens, thread, threads, 1);
     for (int64_t t = tokens_here.begin; t < tokens_here.end; ++t)
-      rms_norm(x + t * width, head.norm, width, normed + t * width);
+      normalize(x + t * width, head.norm, width, normed + t * width);
     pool.barrier();
     parts.input.quantize(thread, threads);
     pool.barrier();

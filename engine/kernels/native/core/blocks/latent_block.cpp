@@ -51,6 +51,8 @@ struct Call {
   float* y;
   Workspace& work;
   Pool& pool;
+  const Rotation* rotation;
+  int64_t offset;  // position of the first token
   float* low;      // (T, Q): queries before their second projection
   float* kv;       // (T, R + r)
   float* queries;  // (T, H, d)
@@ -65,6 +67,7 @@ struct Call {
   int64_t rank() const { return layer.k_b.rows; }
   int64_t key_dim() const { return layer.q.rows / layer.heads; }
   int64_t stays() const { return key_dim() - turned(); }
+  float scale(int64_t token) const { return layer.scale * layer.temperature.at(offset + token); }
 };
 
 // Call fn(Range) for this thread's share of the rows in product `i`.
@@ -77,7 +80,7 @@ void share_rows(const Call& call, int i, int64_t rows, int thread, int threads, 
 
 void turn(const Call& call, int64_t token, float* x) {
   const Rope& rope = call.layer.rope;
-  rotate(x, call.parts().rotations.cosines(token), call.parts().rotations.sines(token), rope.dims,
+  rotate(x, call.rotation->cosines(token), call.rotation->sines(token), rope.dims,
          rope.interleaved);
 }
 
@@ -86,7 +89,7 @@ void append_row(const Call& call, int64_t token, Thread& own) {
   const int64_t rank = call.rank(), width = rank + call.turned();
   const float* from = call.kv + token * width;
   float* row = own.out.need(width);
-  rms_norm(from, call.layer.kv_norm, rank, row);
+  normalize(from, call.layer.kv_norm, rank, row);
   std::copy(from + rank, from + width, row + rank);
   turn(call, token, row + rank);
   append(call.cache, call.cache.keys, 0, call.past + token, row, width);
@@ -101,7 +104,7 @@ void turn_queries(const Call& call, int64_t token, Range heads) {
     float* to = call.absorbed.y + row * call.absorbed.stride + call.rank();
     std::copy(from, from + r, to);
     turn(call, token, to);
-    isa::kernels().scale(to, call.layer.scale, r, to);
+    isa::kernels().scale(to, call.scale(token), r, to);
   }
 }
 
@@ -111,11 +114,11 @@ void norm_rows(const Call& call, const float* x, const Norm& norm, int64_t n, fl
                Activations& input, int thread, int threads) {
   if (call.attention.decodes) {
     float* own = call.parts().threads[size_t(thread)]->normed.need(n);
-    rms_norm(x, norm, n, own);
+    normalize(x, norm, n, own);
     return input.load(own, 1, n, n);
   }
   const Range mine = share(call.tokens, thread, threads, 1);
-  for (int64_t t = mine.begin; t < mine.end; ++t) rms_norm(x + t * n, norm, n, y + t * n);
+  for (int64_t t = mine.begin; t < mine.end; ++t) normalize(x + t * n, norm, n, y + t * n);
   call.pool.barrier();
   input.quantize(thread, threads);
   call.pool.barrier();
@@ -169,7 +172,7 @@ void absorb(const Call& call, int thread, int threads) {
   const Range rows = share(call.tokens * layer.heads, thread, threads, 1);
   for (int64_t i = rows.begin; i < rows.end; ++i) {
     float* query = call.absorbed.y + i * call.absorbed.stride;
-    isa::kernels().scale(query, layer.scale, call.rank(), query);
+    isa::kernels().scale(query, call.scale(i / layer.heads), call.rank(), query);
   }
   call.pool.barrier();
 }
@@ -231,7 +234,7 @@ void latent_block(const LatentLayer& layer, const KVCache* cache, int64_t offset
   if (!cache) own.keys.values = parts.keys.need(tokens * row);
   const KVCache kept = cache ? *cache : own;
   const int64_t past = cache ? offset - cache->base : 0;
-  parts.rotations.prepare(layer.rope, offset, tokens);
+  const Rotation& rotation = parts.rotations.prepare(layer.rope, offset, tokens);
   parts.normed.need(tokens * width);
   float* queries = parts.gate.need(tokens * layer.q.rows);
   float* low = layer.q_a.data ? parts.up.need(tokens * layer.q.cols) : nullptr;
@@ -265,6 +268,8 @@ void latent_block(const LatentLayer& layer, const KVCache* cache, int64_t offset
                   .y = y,
                   .work = work,
                   .pool = pool,
+                  .rotation = &rotation,
+                  .offset = offset,
                   .low = low,
                   .kv = parts.projected.need(tokens * row),
                   .queries = queries,

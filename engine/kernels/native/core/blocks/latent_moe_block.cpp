@@ -29,13 +29,13 @@ void route_all(const ExpertLayer& layer, const float* x, int64_t tokens, float* 
     const int64_t rows = experts + layer.latent_down.rows;
     if (one) {
       float* own_normed = own.normed.need(width);
-      rms_norm(x, layer.norm, width, own_normed);
+      normalize(x, layer.norm, width, own_normed);
       own.input.load(own_normed, 1, width, width);
       sharing.share_out(rows, thread, threads,
                         [&](Range range) { multiply_products(products, own.input, range); });
     } else {
       for (int64_t t = mine.begin; t < mine.end; ++t)
-        rms_norm(x + t * width, layer.norm, width, normed + t * width);
+        normalize(x + t * width, layer.norm, width, normed + t * width);
       pool.barrier();
       parts.input.quantize(thread, threads);
       pool.barrier();
@@ -98,8 +98,9 @@ void latent_moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, 
   routed.shared_score = nullptr;
   run_experts(routed, low, tokens, ids, weights, mixed, work, pool);
   if (layer.shared_up.data) {
-    const DenseLayer shared{layer.norm, layer.shared_gate, layer.shared_up, layer.shared_down,
-                            layer.residual};
+    const DenseLayer shared{layer.norm,        layer.shared_gate, layer.shared_up,
+                            layer.shared_down, layer.residual,    layer.shared_activation,
+                            layer.shared_limit};
     dense_block(shared, x, tokens, y, work, pool);
   } else if (x != y) {
     std::copy(x, x + tokens * width, y);

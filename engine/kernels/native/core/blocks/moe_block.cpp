@@ -24,10 +24,11 @@ constexpr int64_t TOKENS_AT_ONCE = 512;  // per expert, to limit scratch memory
 constexpr int64_t ROUTER_GRAIN = 8;
 constexpr float LEFT_OUT = -3.0e38f;  // below every valid score
 
-Matrix expert(const Matrix& first, int64_t id) {
+// rows: from one expert to the next.
+Matrix expert(const Matrix& first, int64_t id, int64_t rows) {
   Matrix matrix = first;
   if (!first.data) return matrix;
-  matrix.data += id * first.rows * first.stride();
+  matrix.data += id * rows * first.stride();
   if (first.scale) matrix.scale += id;
   return matrix;
 }
@@ -43,25 +44,34 @@ struct Gated {
   const float* gate_bias;  // both biases may be null
   const float* up_bias;
   Activation activation;
+  float limit;
 
   // Apply the activation to the rows for n tokens. Overwrites `gate`; both are (n, hidden).
-  void finish(float* gate_out, float* up_out, int64_t n, Range rows) const {
+  // weigh(i): token i's factor on the expert's input, which its projections only pass on.
+  template <class Weigh>
+  void finish(float* gate_out, float* up_out, int64_t n, Range rows, Weigh&& weigh) const {
     const isa::KernelTable& kernels = isa::kernels();
     const int64_t hidden = up.rows, count = rows.end - rows.begin;
     for (int64_t i = 0; i < n; ++i) {
       float* g = gate_out + i * hidden + rows.begin;
       float* u = up_out + i * hidden + rows.begin;
+      if (const float weight = weigh(i); weight != 1.0f) {
+        if (gate.data) kernels.scale(g, weight, count, g);
+        kernels.scale(u, weight, count, u);
+      }
       if (gate_bias) kernels.add(g, gate_bias + rows.begin, count, g);
       if (up_bias) kernels.add(u, up_bias + rows.begin, count, u);
-      if (gate.data) activate(activation, g, u, count, g);
+      if (gate.data) activate(activation, limit, g, u, count, g);
       else squared_relu(u, count, g);
     }
   }
 };
 
+float unweighted(int64_t) { return 1.0f; }
+
 struct ExpertCall {
   const ExpertLayer& layer;
-  const float* x;  // added to the result, unless null
+  const float* base;  // added to the result, unless null
   int64_t tokens;
   float* y;
   Parts& parts;
@@ -69,6 +79,7 @@ struct ExpertCall {
   RowSharing* hidden_rows;  // for a single token
   RowSharing* output_rows;
   bool decodes;
+  float residual;
 
   int64_t width() const { return layer.up.cols; }
   int64_t hidden() const { return layer.up.rows; }
@@ -76,20 +87,34 @@ struct ExpertCall {
   int64_t shared() const { return layer.shared_up.data ? layer.shared_up.rows : 0; }
 
   Gated gated(int64_t id) const {
-    return {expert(layer.gate, id), expert(layer.up, id), bias_of(layer.gate_bias, id, hidden()),
-            bias_of(layer.up_bias, id, hidden()), layer.activation};
+    const int64_t rows = layer.merged_rows ? layer.merged_rows : hidden();
+    return {expert(layer.gate, id, rows),
+            expert(layer.up, id, rows),
+            bias_of(layer.gate_bias, id, rows),
+            bias_of(layer.up_bias, id, rows),
+            layer.activation,
+            layer.limit};
   }
   Gated gated_shared() const {
-    return {layer.shared_gate, layer.shared_up, nullptr, nullptr, layer.activation};
+    return {layer.shared_gate, layer.shared_up,         nullptr,
+            nullptr,           layer.shared_activation, layer.shared_limit};
+  }
+  Matrix down(int64_t id) const { return expert(layer.down, id, width()); }
+
+  // A router's weight as a factor on an expert's input, and on its result.
+  float on_input(float weight) const { return layer.weight_on_input ? weight : 1.0f; }
+  float on_result(float weight) const {
+    return layer.weight_on_input ? residual : residual * weight;
   }
 };
 
 // The shared expert's weight for a token's h.
-float shared_weight(const ExpertLayer& layer, const float* h) {
-  if (!layer.shared_score) return layer.residual;
+float shared_weight(const ExpertCall& call, const float* h) {
+  const ExpertLayer& layer = call.layer;
+  if (!layer.shared_score) return call.residual;
   float score = 0.0f;
   for (int64_t i = 0; i < layer.shared_up.cols; ++i) score += layer.shared_score[i] * h[i];
-  return layer.residual / (1.0f + std::exp(-score));
+  return call.residual / (1.0f + std::exp(-score));
 }
 
 // Apply k experts and the shared expert to one token. `input` is this thread's own copy.
@@ -100,20 +125,21 @@ void one_token(const ExpertCall& call, const Activations& input, const int32_t* 
   Thread& own = *call.parts.threads[size_t(thread)];
   float* gate = call.parts.gate.need(0);
   float* up = call.parts.up.need(0);
-  const auto gate_rows = [&](const Gated& gated, int64_t start, Range rows) {
+  const auto gate_rows = [&](const Gated& gated, int64_t start, Range rows, float weight) {
     if (gated.gate.data) multiply_rows(gated.gate, input, gate + start, rows);
     multiply_rows(gated.up, input, up + start, rows);
-    gated.finish(gate + start, up + start, 1, rows);
+    gated.finish(gate + start, up + start, 1, rows, [weight](int64_t) { return weight; });
   };
   const int64_t routed = used * hidden;
   call.hidden_rows->share_out(routed + call.shared(), thread, threads, [&](Range mine) {
     for (int64_t j = mine.begin / hidden; j < used && j * hidden < mine.end; ++j)
       gate_rows(
           call.gated(ids[j]), j * hidden,
-          {std::max<int64_t>(mine.begin - j * hidden, 0), std::min(mine.end - j * hidden, hidden)});
+          {std::max<int64_t>(mine.begin - j * hidden, 0), std::min(mine.end - j * hidden, hidden)},
+          call.on_input(weights[j]));
     if (mine.end > routed)
       gate_rows(call.gated_shared(), routed,
-                {std::max<int64_t>(mine.begin - routed, 0), mine.end - routed});
+                {std::max<int64_t>(mine.begin - routed, 0), mine.end - routed}, 1.0f);
   });
   call.pool.barrier();
   own.hidden.load(gate, used, hidden, hidden);
@@ -124,17 +150,17 @@ void one_token(const ExpertCall& call, const Activations& input, const int32_t* 
     float* sums = own.mixed.need(width) + rows.begin;
     std::fill(sums, sums + count, 0.0f);
     for (int64_t j = 0; j < used; ++j) {
-      gemm::matmul_rows(expert(call.layer.down, ids[j]), own.hidden, own.hidden.kind(), j, j + 1,
+      gemm::matmul_rows(call.down(ids[j]), own.hidden, own.hidden.kind(), j, j + 1,
                         out - rows.begin, width, rows.begin, rows.end);
       if (const float* bias = bias_of(call.layer.down_bias, ids[j], width))
         kernels.add(out, bias + rows.begin, count, out);
-      kernels.add_scaled(out, weights[j], count, sums);
+      kernels.add_scaled(out, call.on_result(weights[j]), count, sums);
     }
     if (call.shared()) {
       multiply_rows(call.layer.shared_down, own.shared, out - rows.begin, rows);
       kernels.add_scaled(out, shared, count, sums);
     }
-    if (call.x) kernels.add(call.x + rows.begin, sums, count, sums);
+    if (call.base) kernels.add(call.base + rows.begin, sums, count, sums);
     std::copy(sums, sums + count, call.y + rows.begin);
   });
 }
@@ -188,7 +214,9 @@ void many_tokens(const ExpertCall& call, const float* weights, const float* shar
       gemm::matmul_rows(gated.gate, parts.input, kind, tokens, count, rows, hidden, mine.begin,
                         mine.end);
     gemm::matmul_rows(gated.up, parts.input, kind, tokens, count, up, hidden, mine.begin, mine.end);
-    gated.finish(rows, up, count, mine);
+    const int32_t* slots = parts.slots.data() + begin;
+    gated.finish(rows, up, count, mine,
+                 [&](int64_t i) { return call.on_input(weights[slots[i]]); });
   });
   if (call.shared()) {
     const Gated gated = call.gated_shared();
@@ -201,7 +229,7 @@ void many_tokens(const ExpertCall& call, const float* weights, const float* shar
       float* ups = parts.shared_up.need(0);  // other threads may still be using the chosen experts
       if (gated.gate.data) multiply_rows(gated.gate, parts.input, made, rows);
       multiply_rows(gated.up, parts.input, ups, rows);
-      gated.finish(made, ups, call.tokens, rows);
+      gated.finish(made, ups, call.tokens, rows, unweighted);
     }
   }
   call.pool.barrier();
@@ -212,20 +240,21 @@ void many_tokens(const ExpertCall& call, const float* weights, const float* shar
   const int64_t columns = rows.end - rows.begin;
   for (int64_t t = 0; t < call.tokens; ++t) {
     float* at = call.y + t * width + rows.begin;
-    if (!call.x) std::fill(at, at + columns, 0.0f);
-    else if (call.x != call.y)
-      std::copy(call.x + t * width + rows.begin, call.x + t * width + rows.end, at);
+    if (!call.base) std::fill(at, at + columns, 0.0f);
+    else if (call.base != call.y)
+      std::copy(call.base + t * width + rows.begin, call.base + t * width + rows.end, at);
   }
   float* out = parts.mixed.need(0);  // (piece, D): each thread writes its own columns
   for_each_piece(call, [&](int64_t e, int64_t begin, int64_t count) {
-    gemm::matmul_rows(expert(call.layer.down, e), parts.hidden, kind, begin, begin + count, out,
-                      width, rows.begin, rows.end);
+    gemm::matmul_rows(call.down(e), parts.hidden, kind, begin, begin + count, out, width,
+                      rows.begin, rows.end);
     for (int64_t i = 0; i < count; ++i) {
       const int32_t slot = parts.slots[size_t(begin + i)];
       float* row = out + i * width + rows.begin;
       if (const float* bias = bias_of(call.layer.down_bias, e, width))
         kernels.add(row, bias + rows.begin, columns, row);
-      kernels.add_scaled(row, weights[slot], columns, call.y + slot / used * width + rows.begin);
+      kernels.add_scaled(row, call.on_result(weights[slot]), columns,
+                         call.y + slot / used * width + rows.begin);
     }
   });
   if (!call.shared()) return;
@@ -240,7 +269,7 @@ void prepare_shared(const ExpertCall& call, const float* input) {
   Parts& parts = call.parts;
   const ExpertLayer& layer = call.layer;
   const int64_t tokens = call.tokens, hidden = call.shared(), width = call.width();
-  const bool tiled = layer.shared_gate.data && layer.activation == Activation::Silu &&
+  const bool tiled = layer.shared_gate.data && layer.shared_activation == Activation::Silu &&
                      hidden % threads::ROW_GRAIN == 0 &&
                      gemm::tiles_serve({&layer.shared_gate, &layer.shared_up, &layer.shared_down});
   float* made = tiled ? nullptr : parts.shared.need(tokens * hidden);
@@ -298,6 +327,25 @@ void leave_out_groups(const Routing& routing, float* wanted) {
     std::fill_n(wanted + groups[size_t(i)].second * size, size, LEFT_OUT);
 }
 
+// The sparse mixer: choose experts one by one. Its jitter is PhiMoE's, which no file stores.
+void mix_sparsely(const Routing& routing, const float* logits, int32_t* ids, float* weights) {
+  constexpr float JITTER = 0.01f;
+  for (int64_t j = 0; j < routing.used; ++j) {
+    const auto left = [&](int64_t e) { return std::find(ids, ids + j, int32_t(e)) == ids + j; };
+    int64_t best = -1;
+    for (int64_t e = 0; e < routing.experts; ++e)
+      if (left(e) && (best < 0 || logits[e] > logits[best])) best = e;
+    const float top = logits[best];
+    float total = 0.0f;
+    for (int64_t e = 0; e < routing.experts; ++e) {
+      const bool far = (top - logits[e]) / std::max(std::abs(logits[e]), top) > 2 * JITTER;
+      if (!far && left(e)) total += std::exp(logits[e] - top);
+    }
+    ids[j] = int32_t(best);
+    weights[j] = routing.scale / total;
+  }
+}
+
 // Compute the scores (E) that become weights. For SoftmaxOfChosen, these are the logits.
 void score(const Routing& routing, const float* logits, float* scores) {
   const int64_t experts = routing.experts;
@@ -313,9 +361,33 @@ void score(const Routing& routing, const float* logits, float* scores) {
   }
 }
 
+// What the router reads: x (T, D), normalised in its own way. Prompts: into parts.latents.
+const Activations& route_input(const ExpertCall& call, const float* x, int thread, int threads) {
+  Parts& parts = call.parts;
+  const ExpertLayer& layer = call.layer;
+  Thread& own = *parts.threads[size_t(thread)];
+  const int64_t width = call.width();
+  if (!layer.router_norm.weight) return call.decodes ? own.input : parts.input;
+  if (call.decodes) {
+    float* normed = own.mixed.need(width);
+    normalize(x, layer.router_norm, width, normed);
+    own.hidden.load(normed, 1, width, width);
+    return own.hidden;
+  }
+  const Range mine = share(call.tokens, thread, threads, 1);
+  float* normed = parts.absorbed.need(0);
+  for (int64_t t = mine.begin; t < mine.end; ++t)
+    normalize(x + t * width, layer.router_norm, width, normed + t * width);
+  call.pool.barrier();
+  parts.latents.quantize(thread, threads);
+  call.pool.barrier();
+  return parts.latents;
+}
+
 }  // namespace
 
 void route(const Routing& routing, const float* logits, int32_t* ids, float* weights) {
+  if (routing.gating == Gating::SparseMixer) return mix_sparsely(routing, logits, ids, weights);
   static thread_local std::vector<float> kept;
   const int64_t experts = routing.experts, used = routing.used;
   kept.resize(size_t(2 * experts));
@@ -357,10 +429,11 @@ void run_experts(const ExpertLayer& layer, const float* h, int64_t tokens, const
   Parts& parts = *work.parts;
   RowSharing hidden_rows, output_rows;
   const ExpertCall call{
-      layer, nullptr, tokens, y, parts, pool, &hidden_rows, &output_rows, work.decodes(tokens)};
+      layer, nullptr, tokens, y, parts, pool, &hidden_rows, &output_rows, work.decodes(tokens),
+      1.0f};
   prepare(call, h);
   float* shared = parts.shared_weights.need(tokens);
-  for (int64_t t = 0; t < tokens; ++t) shared[t] = shared_weight(layer, h + t * call.width());
+  for (int64_t t = 0; t < tokens; ++t) shared[t] = shared_weight(call, h + t * call.width());
   if (!call.decodes) group_by_expert(call, ids);
   pool.run([&](int thread, int threads) {
     if (call.decodes) {
@@ -375,14 +448,24 @@ void run_experts(const ExpertLayer& layer, const float* h, int64_t tokens, const
 }
 
 void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* y, Workspace& work,
-               Pool& pool, int32_t* chosen) {
+               Pool& pool, int32_t* chosen, const float* base) {
   if (layer.latent_down.data) return latent_moe_block(layer, x, tokens, y, work, pool, chosen);
   Parts& parts = *work.parts;
   RowSharing hidden_rows, output_rows;
-  const ExpertCall call{
-      layer, x, tokens, y, parts, pool, &hidden_rows, &output_rows, work.decodes(tokens)};
   const Routing& routing = layer.routing;
-  const int64_t width = call.width(), experts = routing.experts, used = routing.used;
+  const int64_t width = layer.up.cols, experts = routing.experts, used = routing.used;
+  const bool ends_normed = layer.post_norm.weight;
+  if (!base) base = x;
+  const ExpertCall call{.layer = layer,
+                        .base = ends_normed ? nullptr : base,
+                        .tokens = tokens,
+                        .y = ends_normed ? parts.convolved.need(tokens * width) : y,
+                        .parts = parts,
+                        .pool = pool,
+                        .hidden_rows = &hidden_rows,
+                        .output_rows = &output_rows,
+                        .decodes = work.decodes(tokens),
+                        .residual = ends_normed ? 1.0f : layer.residual};
   float* normed = parts.normed.need(tokens * width);
   float* logits = parts.logits.need(tokens * experts);
   float* weights = parts.weights.need(tokens * used);
@@ -390,44 +473,55 @@ void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* 
   const auto choose = [&](float* scored, int32_t* best, float* weighed) {
     if (layer.router_bias) isa::kernels().add(scored, layer.router_bias, experts, scored);
     route(routing, scored, best, weighed);
-    for (int64_t j = 0; j < used; ++j) weighed[j] *= layer.residual;
   };
   parts.chosen.resize(size_t(tokens * used));
   int32_t* ids = chosen ? chosen : parts.chosen.data();
   prepare(call, normed);
-  pool.run([&](int thread, int threads) {
+  if (layer.router_norm.weight && !call.decodes)
+    parts.latents.prepare(parts.absorbed.need(tokens * width), tokens, width, width);
+  const auto one = [&](int thread, int threads) {
     Thread& own = *parts.threads[size_t(thread)];
-    if (call.decodes) {
-      float* own_normed = own.normed.need(width);
-      rms_norm(x, layer.norm, width, own_normed);
-      own.input.load(own_normed, 1, width, width);
-      multiply_rows(layer.router, own.input, logits, share(experts, thread, threads, ROUTER_GRAIN));
-      pool.barrier();
-      own.ids.resize(size_t(used));
-      float* own_weights = own.weights.need(used + experts);
-      std::copy(logits, logits + experts, own_weights + used);
-      choose(own_weights + used, own.ids.data(), own_weights);
-      if (chosen && thread == 0) std::copy(own.ids.begin(), own.ids.end(), chosen);
-      const float own_shared = shared_weight(layer, own_normed);
-      return one_token(call, own.input, own.ids.data(), own_weights, own_shared, thread, threads);
-    }
+    float* own_normed = own.normed.need(width);
+    normalize(x, layer.norm, width, own_normed);
+    own.input.load(own_normed, 1, width, width);
+    multiply_rows(layer.router, route_input(call, x, thread, threads), logits,
+                  share(experts, thread, threads, ROUTER_GRAIN));
+    pool.barrier();
+    own.ids.resize(size_t(used));
+    float* own_weights = own.weights.need(used + experts);
+    std::copy(logits, logits + experts, own_weights + used);
+    choose(own_weights + used, own.ids.data(), own_weights);
+    if (chosen && thread == 0) std::copy(own.ids.begin(), own.ids.end(), chosen);
+    const float own_shared = shared_weight(call, own_normed);
+    one_token(call, own.input, own.ids.data(), own_weights, own_shared, thread, threads);
+  };
+  const auto many = [&](int thread, int threads) {
     const Range mine = share(tokens, thread, threads, 1);
     for (int64_t t = mine.begin; t < mine.end; ++t)
-      rms_norm(x + t * width, layer.norm, width, normed + t * width);
+      normalize(x + t * width, layer.norm, width, normed + t * width);
     pool.barrier();
     quantize_input(call, thread, threads);
     pool.barrier();
+    const Activations& seen = route_input(call, x, thread, threads);
     if (mine.begin < mine.end)
-      gemm::matmul_rows(layer.router, parts.input, parts.input.kind(), mine.begin, mine.end,
+      gemm::matmul_rows(layer.router, seen, seen.kind(), mine.begin, mine.end,
                         logits + mine.begin * experts, experts, 0, experts);
     for (int64_t t = mine.begin; t < mine.end; ++t) {
       choose(logits + t * experts, ids + t * used, weights + t * used);
-      shared[t] = shared_weight(layer, normed + t * width);
+      shared[t] = shared_weight(call, normed + t * width);
     }
     pool.barrier();
     if (thread == 0) group_by_expert(call, ids);
     pool.barrier();
     many_tokens(call, weights, shared, thread, threads);
+  };
+  pool.run([&](int thread, int threads) {
+    if (call.decodes) one(thread, threads);
+    else many(thread, threads);
+    if (!ends_normed) return;
+    pool.barrier();
+    add_normed(layer.post_norm, layer.residual, call.y, base, tokens, width, thread, threads,
+               parts.threads[size_t(thread)]->out.need(width), y);
   });
 }
 

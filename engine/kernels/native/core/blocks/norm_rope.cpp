@@ -8,21 +8,29 @@
 
 namespace conifer::blocks {
 
-void rms_norm(const float* x, const Norm& norm, int64_t n, float* y) {
-  isa::kernels().rms_norm(x, norm.weight, norm.eps, n, y);
+void normalize(const float* x, const Norm& norm, int64_t n, float* y) {
+  if (norm.centred) isa::kernels().layer_norm(x, norm.weight, norm.bias, norm.eps, n, y);
+  else isa::kernels().rms_norm(x, norm.weight, norm.eps, n, y);
 }
 
 void rotate(float* x, const float* cosines, const float* sines, int64_t dims, bool interleaved) {
   isa::kernels().rotate(x, cosines, sines, dims, interleaved);
 }
 
-bool Rotations::holds(const Rope& rope, int64_t offset, int64_t tokens) const {
+bool Rotation::holds(const Rope& rope, int64_t offset, int64_t tokens) const {
   return offset == offset_ && tokens <= tokens_ && rope.dims / 2 == pairs_ &&
          rope.magnitude == magnitude_ && std::equal(periods_.begin(), periods_.end(), rope.periods);
 }
 
-void Rotations::prepare(const Rope& rope, int64_t offset, int64_t tokens) {
-  if (holds(rope, offset, tokens)) return;
+const Rotation& Rotations::prepare(const Rope& rope, int64_t offset, int64_t tokens) {
+  for (const Rotation& rotation : kept_)
+    if (rotation.holds(rope, offset, tokens)) return rotation;
+  Rotation& oldest = kept_[next_++ % KEPT];
+  oldest.fill(rope, offset, tokens);
+  return oldest;
+}
+
+void Rotation::fill(const Rope& rope, int64_t offset, int64_t tokens) {
   pairs_ = rope.dims / 2;
   offset_ = offset;
   tokens_ = tokens;

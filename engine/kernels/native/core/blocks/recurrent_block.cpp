@@ -25,7 +25,7 @@ struct RecurrentCall {
   float* y;
   Parts& parts;
   Pool& pool;
-  Projection projections[RecurrentLayer::MOST_INPUTS];
+  std::vector<Projection> projections;
   int64_t width;       // total of all projections
   float* projected;    // (T, width)
   float* convolved;    // (T, C)
@@ -44,8 +44,8 @@ struct RecurrentCall {
 float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
 
 void project(const RecurrentCall& call, const Activations& input, Range rows) {
-  multiply_range(call.projections, call.layer.input_count, input, call.tokens, call.projected,
-                 call.width, rows);
+  multiply_range(call.projections.data(), int64_t(call.projections.size()), input, call.tokens,
+                 call.projected, call.width, rows);
 }
 
 // Convolve some channels and update their tails. If lengths matter, these are whole key heads.
@@ -181,9 +181,9 @@ void norm_token(const RecurrentCall& call, int64_t token, float* out) {
   const float* gate = call.gates + token * call.gate_stride;
   if (layer.sigmoid_gate) {
     for (int64_t row = 0; row < layer.norm_rows; ++row)
-      rms_norm(mixed + row * n,
-               {layer.gated_norm.weight + row % layer.norm_weights * n, layer.gated_norm.eps}, n,
-               out + row * n);
+      normalize(mixed + row * n,
+                {layer.gated_norm.weight + row % layer.norm_weights * n, layer.gated_norm.eps}, n,
+                out + row * n);
     return isa::kernels().sigmoid_multiply(gate, out, layer.inner(), out);
   }
   for (int64_t row = 0; row < layer.norm_rows; ++row)
@@ -208,7 +208,7 @@ void one_token(const RecurrentCall& call, int thread, int threads) {
   Thread& own = *call.parts.threads[size_t(thread)];
   const int64_t width = layer.output.rows, inner = layer.inner();
   float* normed = own.normed.need(width);
-  rms_norm(call.x, layer.norm, width, normed);
+  normalize(call.x, layer.norm, width, normed);
   own.input.load(normed, 1, width, width);
   call.projected_rows->share_out(call.width, thread, threads,
                                  [&](Range rows) { project(call, own.input, rows); });
@@ -236,7 +236,7 @@ void many_tokens(const RecurrentCall& call, int thread, int threads) {
   const int64_t width = layer.output.rows;
   const Range tokens = share(call.tokens, thread, threads, 1);
   for (int64_t t = tokens.begin; t < tokens.end; ++t)
-    rms_norm(call.x + t * width, layer.norm, width, parts.normed.need(0) + t * width);
+    normalize(call.x + t * width, layer.norm, width, parts.normed.need(0) + t * width);
   call.pool.barrier();
   parts.input.quantize(thread, threads);
   call.pool.barrier();
@@ -294,10 +294,10 @@ void recurrent_block(const RecurrentLayer& layer, const RecurrentStates& states,
                      .projected_rows = &projected_rows,
                      .output_rows = &output_rows};
   bool tiled = true;
-  for (int64_t i = 0; i < layer.input_count; ++i) {
-    call.projections[i] = {&layer.inputs[i], nullptr};
-    call.width += layer.inputs[i].rows;
-    tiled = tiled && gemm::tiles_serve({&layer.inputs[i]});
+  for (const Matrix& input : layer.inputs) {
+    call.projections.push_back({&input, nullptr});
+    call.width += input.rows;
+    tiled = tiled && gemm::tiles_serve({&input});
   }
   call.projected = parts.projected.need(tokens * call.width);
   const bool step_b = layer.step_b.data, gate_b = layer.gate_b.data;

@@ -56,6 +56,20 @@ inline void add_residual(const float* x, float factor, float* sums, int64_t n, f
   kernels.add(x, sums, n, y);
 }
 
+// y = base + factor * norm(sums) for this thread's part of n tokens. `sums` is complete.
+// scratch: (width).
+inline void add_normed(const Norm& norm, float factor, const float* sums, const float* base,
+                       int64_t tokens, int64_t width, int thread, int threads, float* scratch,
+                       float* y) {
+  const Range rows = tokens == 1 ? Range{0, 1} : share(tokens, thread, threads, 1);
+  const Range columns = tokens == 1 ? share(width, thread, threads, 16) : Range{0, width};
+  for (int64_t t = rows.begin; t < rows.end && columns.begin < columns.end; ++t) {
+    const int64_t at = t * width + columns.begin;
+    normalize(sums + t * width, norm, width, scratch);
+    add_residual(base + at, factor, scratch + columns.begin, columns.end - columns.begin, y + at);
+  }
+}
+
 // y = max(up, 0)^2, for n values.
 inline void squared_relu(const float* up, int64_t n, float* y) {
   for (int64_t i = 0; i < n; ++i) {
@@ -65,11 +79,15 @@ inline void squared_relu(const float* up, int64_t n, float* y) {
 }
 
 // y = activation(gate, up), for n values. y may be gate.
-inline void activate(Activation activation, const float* gate, const float* up, int64_t n,
-                     float* y) {
+inline void activate(Activation activation, float limit, const float* gate, const float* up,
+                     int64_t n, float* y) {
   const isa::KernelTable& kernels = isa::kernels();
-  (activation == Activation::Clamped ? kernels.clamped_multiply : kernels.silu_multiply)(gate, up,
-                                                                                         n, y);
+  switch (activation) {
+    case Activation::Silu: return kernels.silu_multiply(gate, up, n, y);
+    case Activation::Clamped: return kernels.clamped_multiply(gate, up, n, y);
+    case Activation::Gelu: return kernels.gelu_multiply(gate, up, n, y);
+    case Activation::Capped: return kernels.capped_multiply(gate, up, limit, n, y);
+  }
 }
 
 }  // namespace conifer::blocks

@@ -26,10 +26,15 @@ struct KernelTable {
 
   // y = x / sqrt(mean(x^2) + eps) * weight
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* y);
+  // y = (x - mean) / sqrt(variance + eps) * weight + bias; bias may be null
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int64_t n,
+                     float* y);
   void (*rotate)(float* x, const float* cosines, const float* sines, int64_t dims,
                  bool interleaved);
   void (*silu_multiply)(const float* gate, const float* up, int64_t n, float* y);
   void (*clamped_multiply)(const float* gate, const float* up, int64_t n, float* y);
+  void (*capped_multiply)(const float* gate, const float* up, float limit, int64_t n, float* y);
+  void (*gelu_multiply)(const float* gate, const float* up, int64_t n, float* y);
   void (*sigmoid_multiply)(const float* gate, const float* x, int64_t n, float* y);
   void (*add)(const float* a, const float* b, int64_t n, float* y);       // y = a + b
   void (*add_scaled)(const float* x, float factor, int64_t n, float* y);  // y += factor x

@@ -26,6 +26,28 @@ void rms_norm_row(const float* x, const float* weight, float eps, int64_t n, flo
   for (; i < n; ++i) y[i] = x[i] * factor * weight[i];
 }
 
+// bias may be null.
+void layer_norm_row(const float* x, const float* weight, const float* bias, float eps, int64_t n,
+                    float* y) {
+  VF sums = {}, squares = {};
+  int64_t i = 0;
+  for (; i + W <= n; i += W) sums = sums + load(x + i);
+  float total = sum(sums), spread = 0.0f;
+  for (; i < n; ++i) total += x[i];
+  const float mean = total / float(n);
+  for (i = 0; i + W <= n; i += W) {
+    const VF v = load(x + i) - mean;
+    squares = squares + v * v;
+  }
+  for (spread = sum(squares); i < n; ++i) spread += (x[i] - mean) * (x[i] - mean);
+  const float factor = 1.0f / __builtin_sqrtf(spread / float(n) + eps);
+  for (i = 0; i + W <= n; i += W) {
+    const VF v = (load(x + i) - mean) * factor * load(weight + i);
+    store(y + i, bias ? v + load(bias + i) : v);
+  }
+  for (; i < n; ++i) y[i] = (x[i] - mean) * factor * weight[i] + (bias ? bias[i] : 0.0f);
+}
+
 void rotate_row(float* x, const float* cosines, const float* sines, int64_t dims,
                 bool interleaved) {
   const int64_t pairs = dims / 2;
@@ -77,6 +99,23 @@ void clamped_multiply_row(const float* gate, const float* up, int64_t n, float* 
     g = smaller(g, fill(CLAMP_LIMIT));
     u = smaller(larger(u, fill(-CLAMP_LIMIT)), fill(CLAMP_LIMIT));
     return g * (u + 1.0f) / (1.0f + exponential(g * -CLAMP_SLOPE));
+  });
+}
+
+// min(silu(gate), limit) * up, where up is in -limit..limit.
+void capped_multiply_row(const float* gate, const float* up, float limit, int64_t n, float* y) {
+  map(gate, up, n, y, [limit](VF g, VF u) {
+    const VF capped = smaller(larger(u, fill(-limit)), fill(limit));
+    return smaller(g / (1.0f + exponential(-g)), fill(limit)) * capped;
+  });
+}
+
+// The tanh approximation of GELU, g (1 + tanh(u)) / 2, is g / (1 + e^(-2u)).
+void gelu_multiply_row(const float* gate, const float* up, int64_t n, float* y) {
+  constexpr float SLOPE = 0.7978845608f, CUBE = 0.044715f;  // sqrt(2 / pi)
+  map(gate, up, n, y, [](VF g, VF u) {
+    const VF turned = (g + g * g * g * CUBE) * (-2.0f * SLOPE);
+    return g * u / (1.0f + exponential(turned));
   });
 }
 

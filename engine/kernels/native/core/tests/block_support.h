@@ -93,10 +93,15 @@ Doubles multiply(const Weights& w, const Doubles& x, int64_t expert = 0) {
 Doubles normed(const Doubles& x, const Norm& norm, int64_t n) {
   Doubles y = x;
   for (size_t begin = 0; begin < x.size(); begin += size_t(n)) {
-    double squares = 0.0;
-    for (int64_t i = 0; i < n; ++i) squares += x[begin + size_t(i)] * x[begin + size_t(i)];
+    double mean = 0.0, squares = 0.0;
+    for (int64_t i = 0; i < n && norm.centred; ++i) mean += x[begin + size_t(i)] / double(n);
+    for (int64_t i = 0; i < n; ++i) y[begin + size_t(i)] -= mean;
+    for (int64_t i = 0; i < n; ++i) squares += y[begin + size_t(i)] * y[begin + size_t(i)];
     const double factor = 1.0 / std::sqrt(squares / double(n) + norm.eps);
-    for (int64_t i = 0; i < n; ++i) y[begin + size_t(i)] *= factor * norm.weight[i];
+    for (int64_t i = 0; i < n; ++i) {
+      double& value = y[begin + size_t(i)];
+      value = value * factor * norm.weight[i] + (norm.bias ? norm.bias[i] : 0.0f);
+    }
   }
   return y;
 }
@@ -116,6 +121,25 @@ void rotate_all(Doubles& x, const Rope& rope, int64_t heads, int64_t dims, int64
 }
 
 double silu(double x) { return x / (1.0 + std::exp(-x)); }
+
+double softplus(double x) { return std::log1p(std::exp(x)); }
+
+double gelu(double x) {
+  return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
+}
+
+// What a feed-forward layer computes of one gate and one up value. gated: it has a gate.
+double activated(Activation activation, double limit, bool gated, double gate, double up) {
+  if (!gated) return up > 0.0 ? up * up : 0.0;
+  switch (activation) {
+    case Activation::Silu: return silu(gate) * up;
+    case Activation::Gelu: return gelu(gate) * up;
+    case Activation::Capped: return std::min(silu(gate), limit) * std::clamp(up, -limit, limit);
+    case Activation::Clamped: break;
+  }
+  gate = std::min(gate, 7.0);
+  return gate / (1.0 + std::exp(-1.702 * gate)) * (std::clamp(up, -7.0, 7.0) + 1.0);
+}
 
 // A cache that owns its memory and can be read as doubles.
 struct TestCache {

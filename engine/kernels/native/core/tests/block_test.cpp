@@ -12,34 +12,46 @@ struct AttentionCase {
   bool sinks = false, whole_norms = false, norms_last = false;
   float residual = 1.0f;
   int64_t width = 96;
+  int64_t gates = 0;  // per head: one, or one for each value
+  Gate gate_kind = Gate::Sigmoid;
+  float score_cap = 0.0f;
+  Temperature temperature = {};
+  bool chunked = false, value_norm = false, keys_are_values = false, post_norm = false;
 };
 
 std::string describe(const AttentionCase& c) {
-  char text[200];
-  std::snprintf(text, sizeof text,
-                "attention %d/%d heads of %d,%d rope %d%s type %d cache %d window %d%s%s%s",
-                int(c.heads), int(c.kv_heads), int(c.key_dim), int(c.value_dim), int(c.rope_dims),
-                c.interleaved ? "i" : "", int(c.type), int(c.cache), int(c.window),
-                c.sinks ? " sinks" : "", c.whole_norms ? " whole norms" : "",
-                c.norms_last ? " norms last" : "");
+  char text[300];
+  std::snprintf(
+      text, sizeof text,
+      "attention %d/%d heads of %d,%d rope %d%s type %d cache %d window %d%s%s%s gates %d "
+      "cap %g%s%s",
+      int(c.heads), int(c.kv_heads), int(c.key_dim), int(c.value_dim), int(c.rope_dims),
+      c.interleaved ? "i" : "", int(c.type), int(c.cache), int(c.window), c.sinks ? " sinks" : "",
+      c.whole_norms ? " whole norms" : "", c.norms_last ? " norms last" : "", int(c.gates),
+      double(c.score_cap), c.chunked ? " chunked" : "", c.post_norm ? " post norm" : "");
   return text;
 }
 
 // The expected result of one call, computed from the keys and values that it stored.
 Doubles attention_reference(const AttentionLayer& layer, const Doubles& q,
                             const std::function<double(int, int64_t, int64_t, int64_t)>& stored,
-                            int64_t past, int64_t tokens) {
+                            int64_t past, int64_t tokens, int64_t start = 0) {
   const int64_t group = layer.heads / layer.kv_heads;
   Doubles mixed;
   for (int64_t t = 0; t < tokens; ++t)
     for (int64_t h = 0; h < layer.heads; ++h) {
       Doubles scores;
-      const int64_t first = layer.window ? std::max<int64_t>(past + t + 1 - layer.window, 0) : 0;
+      const int64_t window = layer.window, at = past + t;
+      const int64_t first = !window         ? start
+                            : layer.chunked ? std::max(at / window * window, start)
+                                            : std::max<int64_t>(at + 1 - window, start);
       for (int64_t s = first; s <= past + t; ++s) {
         double dot = 0.0;
         for (int64_t i = 0; i < layer.key_dim; ++i)
           dot += q[size_t((t * layer.heads + h) * layer.key_dim + i)] * stored(0, h / group, s, i);
-        scores.push_back(dot * layer.scale);
+        dot *= layer.scale * layer.temperature.at(at);
+        scores.push_back(layer.score_cap ? layer.score_cap * std::tanh(dot / layer.score_cap)
+                                         : dot);
       }
       const double top = *std::max_element(scores.begin(), scores.end());
       double total = layer.sinks ? std::exp(layer.sinks[h] - top) : 0.0;
@@ -58,7 +70,10 @@ void test_attention(const AttentionCase& c, Pool& pool) {
   const int64_t q_rows = c.heads * c.key_dim, k_rows = c.kv_heads * c.key_dim;
   const int64_t v_rows = c.kv_heads * c.value_dim;
   const Weights q(c.type, q_rows, c.width), k(c.type, k_rows, c.width);
-  const Weights v(c.type, v_rows, c.width), output(c.type, c.width, c.heads * c.value_dim);
+  const Weights own_v(c.type, v_rows, c.width), output(c.type, c.width, c.heads * c.value_dim);
+  const Weights& v = c.keys_are_values ? k : own_v;
+  const Weights gate(c.type, c.gates ? c.heads * c.gates : 1, c.width);
+  const Floats32 post_gain = gaussians(c.width, 0.2, 1.0), value_gain = gaussians(c.value_dim);
   const Floats32 gain = gaussians(c.width, 0.2, 1.0), head_gain = gaussians(q_rows, 0.2, 1.0);
   const Floats32 sinks = gaussians(c.heads);
   const Floats32 bias = gaussians(std::max(q_rows, c.width));
@@ -67,7 +82,13 @@ void test_attention(const AttentionCase& c, Pool& pool) {
     periods.push_back(float(std::pow(10000.0, double(i) / double(c.rope_dims))));
   AttentionLayer layer{};
   layer.norm = {gain.data(), 1e-5f};
-  layer.q = q.matrix, layer.k = k.matrix, layer.v = v.matrix, layer.output = output.matrix;
+  layer.q = q.matrix, layer.k = k.matrix, layer.output = output.matrix;
+  if (!c.keys_are_values) layer.v = v.matrix;
+  if (c.gates) layer.gate = gate.matrix;
+  if (c.post_norm) layer.post_norm = {post_gain.data(), 1e-5f};
+  if (c.value_norm) layer.v_norm = {value_gain.data(), 1e-6f};
+  layer.gate_kind = c.gate_kind, layer.score_cap = c.score_cap;
+  layer.temperature = c.temperature, layer.chunked = c.chunked;
   if (c.extras) {
     layer.q_bias = layer.k_bias = layer.v_bias = layer.output_bias = bias.data();
     layer.q_norm = layer.k_norm = {head_gain.data(), 1e-6f};
@@ -94,15 +115,16 @@ void test_attention(const AttentionCase& c, Pool& pool) {
     const std::string what = describe(c) + " T " + std::to_string(tokens) + " after " +
                              std::to_string(past) + " threads " + std::to_string(pool.threads());
     const bool cached = past != 38;  // in one case, tokens attend only to each other
-    const int64_t before = cached ? past : 0;
     Floats32 x = gaussians(tokens * c.width), y(x.size());
+    const Floats32 base = c.post_norm ? gaussians(tokens * c.width) : x;
     attention_block(layer, cached ? &cache.cache : nullptr, past, x.data(), tokens, y.data(), work,
-                    pool);
+                    pool, c.post_norm ? base.data() : nullptr);
     const Doubles h = normed(Doubles(x.begin(), x.end()), layer.norm, c.width);
     Doubles queries = multiply(q, h), keys = multiply(k, h), values = multiply(v, h);
     add_bias(queries, layer.q_bias, q_rows);
     add_bias(keys, layer.k_bias, k_rows);
     add_bias(values, layer.v_bias, v_rows);
+    if (c.value_norm) values = normed(values, layer.v_norm, c.value_dim);
     const auto norm_both = [&] {
       queries = normed(queries, layer.q_norm, c.whole_norms ? q_rows : c.key_dim);
       keys = normed(keys, layer.k_norm, c.whole_norms ? k_rows : c.key_dim);
@@ -116,7 +138,7 @@ void test_attention(const AttentionCase& c, Pool& pool) {
       return (which ? values : keys)[size_t((token * c.kv_heads + head) * dims + i)];
     };
     const auto stored = [&](int which, int64_t head, int64_t token, int64_t i) {
-      if (!cached) return made(which, head, token, i);
+      if (!cached) return made(which, head, token - past, i);
       return cache.at(which, head, token, which ? c.value_dim : c.key_dim, i);
     };
     if (cached)
@@ -132,13 +154,30 @@ void test_attention(const AttentionCase& c, Pool& pool) {
             }
         expect_close(got.data(), want, stored_tolerance, what + (which ? " values" : " keys"));
       }
-    Doubles want = multiply(output, attention_reference(layer, queries, stored, before, tokens));
+    Doubles mixed = attention_reference(layer, queries, stored, past, tokens, cached ? 0 : past);
+    if (c.gates) {
+      const Doubles gates = multiply(gate, h);
+      for (size_t i = 0; i < mixed.size(); ++i) {
+        const double g = gates[c.gates == 1 ? i / size_t(c.value_dim) : i];
+        mixed[i] *= c.gate_kind == Gate::Sigmoid ? 1.0 / (1.0 + std::exp(-g)) : softplus(g);
+      }
+    }
+    Doubles want = multiply(output, mixed);
     add_bias(want, layer.output_bias, c.width);
-    for (size_t i = 0; i < want.size(); ++i) want[i] = x[i] + c.residual * want[i];
+    if (c.post_norm) want = normed(want, layer.post_norm, c.width);
+    for (size_t i = 0; i < want.size(); ++i) want[i] = base[i] + c.residual * want[i];
     expect_close(y.data(), want, tolerance, what);
     attention_block(layer, cached ? &cache.cache : nullptr, past, x.data(), tokens, x.data(), work,
-                    pool);
+                    pool, c.post_norm ? base.data() : nullptr);
     expect(x == y, what + " in place");
+    if (cached) {  // a layer that borrows the keys and values
+      AttentionLayer borrower = layer;
+      borrower.k = borrower.v = {}, borrower.k_bias = borrower.v_bias = nullptr;
+      const Floats32 same = gaussians(tokens * c.width);
+      attention_block(layer, &cache.cache, past, same.data(), tokens, x.data(), work, pool);
+      attention_block(borrower, &cache.cache, past, same.data(), tokens, y.data(), work, pool);
+      expect(x == y, what + " with borrowed keys");
+    }
     if (cached || past == 38) past += cached ? tokens : 0;
     if (!cached) {  // repeat with the cache, so that later calls find no gap
       x = gaussians(tokens * c.width);
@@ -146,11 +185,6 @@ void test_attention(const AttentionCase& c, Pool& pool) {
       past += tokens;
     }
   }
-}
-
-double clamped(double gate, double up) {
-  gate = std::min(gate, 7.0);
-  return gate / (1.0 + std::exp(-1.702 * gate)) * (std::clamp(up, -7.0, 7.0) + 1.0);
 }
 
 // bias: the same for all three projections of every expert; may be null.
@@ -161,8 +195,7 @@ Doubles gated(const Weights& gate, const Weights& up, const Weights& down, const
   add_bias(hidden, bias, gate.matrix.rows);
   add_bias(other, bias, up.matrix.rows);
   for (size_t i = 0; i < hidden.size(); ++i)
-    hidden[i] = activation == Activation::Clamped ? clamped(hidden[i], other[i])
-                                                  : silu(hidden[i]) * other[i];
+    hidden[i] = activated(activation, 0.0, true, hidden[i], other[i]);
   Doubles y = multiply(down, hidden, expert);
   add_bias(y, bias, down.matrix.rows);
   return y;
@@ -217,7 +250,7 @@ void test_experts(Type type, const Routing& routing, bool same_for_all, Pool& po
   const Weights shared_down(type, width, 2 * hidden);
   const Floats32 score = gaussians(width, 0.1);
   if (extras) {
-    layer.activation = Activation::Clamped;
+    layer.activation = layer.shared_activation = Activation::Clamped;
     layer.gate_bias = layer.up_bias = hidden_bias.data(), layer.down_bias = width_bias.data();
     layer.shared_gate = shared_gate.matrix, layer.shared_up = shared_up.matrix;
     layer.shared_down = shared_down.matrix, layer.shared_score = score.data();
@@ -324,6 +357,63 @@ void test_blocks(Pool& pool) {
     test_attention({8, 2, 32, 32, 32, false, true, Type::F32, cache, 20, true}, pool);
     test_attention({4, 4, 32, 32, 16, false, true, Type::F32, cache, 0, false, true}, pool);
     test_attention({6, 3, 32, 32, 0, false, true, Type::F32, cache, 130, true, false, true, 0.3f},
+                   pool);
+  }
+  for (CacheType cache : {CacheType::F32, CacheType::Q8}) {  // Gemma 2 and 4, Laguna, Llama 4
+    test_attention({.heads = 4,
+                    .kv_heads = 2,
+                    .key_dim = 32,
+                    .value_dim = 32,
+                    .rope_dims = 32,
+                    .interleaved = false,
+                    .extras = false,
+                    .type = Type::F32,
+                    .cache = cache,
+                    .window = 20,
+                    .score_cap = 1.5f,
+                    .post_norm = true},
+                   pool);
+    test_attention({.heads = 8,
+                    .kv_heads = 1,
+                    .key_dim = 48,
+                    .value_dim = 48,
+                    .rope_dims = 12,
+                    .interleaved = false,
+                    .extras = true,
+                    .type = Type::F32,
+                    .cache = cache,
+                    .value_norm = true,
+                    .keys_are_values = true,
+                    .post_norm = true},
+                   pool);
+    for (Gate kind : {Gate::Sigmoid, Gate::Softplus})
+      for (int64_t gates : {1, 16})
+        test_attention({.heads = 6,
+                        .kv_heads = 3,
+                        .key_dim = 32,
+                        .value_dim = 16,
+                        .rope_dims = 16,
+                        .interleaved = false,
+                        .extras = true,
+                        .type = Type::F32,
+                        .cache = cache,
+                        .residual = 0.5f,
+                        .gates = gates,
+                        .gate_kind = kind},
+                       pool);
+    test_attention({.heads = 4,
+                    .kv_heads = 2,
+                    .key_dim = 32,
+                    .value_dim = 32,
+                    .rope_dims = 0,
+                    .interleaved = true,
+                    .extras = true,
+                    .type = Type::F32,
+                    .cache = cache,
+                    .window = 16,
+                    .norms_last = true,
+                    .temperature = {0.3f, 8, 1},
+                    .chunked = true},
                    pool);
   }
   test_dense(Type::F32, 64, 96, pool);
