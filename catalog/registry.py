@@ -26,6 +26,7 @@ LICENCES = (
     *("Apache-2.0", "MIT", "modified-MIT", "llama3.1", "llama3.2", "llama3.3", "llama4"),
     *("gemma", "lfm1.0", "deepseek", "qwen"),
 )
+BENCHMARKS = ("MMLU-Pro", "GPQA Diamond", "LiveCodeBench v6", "SWE-bench Verified")
 SIZE_UNITS = {"size_bytes": 1, "size_mib": 2**20, "size_gib": 2**30, "size_gb": 10**9}
 Check = Callable[[Any], object]  # returns a truthy result for a valid TOML value
 
@@ -81,7 +82,8 @@ class Shape:
     attention: (layers, weights of one layer) for each kind of attention or recurrent layer. dense,
     experts: (layers, width) of feed-forward layers without and with experts. shared: the width of
     all shared experts together. tied: the head is the embedding. reuse: how often a token
-    multiplies each value of a latent cache.
+    multiplies each value of a latent cache. scores: its products with each earlier token, over the
+    layers without a window.
     """
 
     width: Annotated[int, _whole(16, 2**16)]
@@ -92,6 +94,17 @@ class Shape:
     shared: Annotated[int, _whole(0, 2**20)] = 0
     tied: Annotated[bool, _of(bool)] = False
     reuse: Annotated[float, _real(0, 2**12)] = 0.0
+    scores: Annotated[int, _whole(0, 2**32)] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """A published score of a model on a benchmark, in per cent. date: of the publication."""
+
+    benchmark: Annotated[str, BENCHMARKS.__contains__]
+    value: Annotated[float, _real(0, 100)]
+    source: Annotated[str, _text(r"[\w.-]+\.\w+/\S+")]
+    date: Annotated[str, _text(r"20\d\d-\d\d")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +178,7 @@ class Entry:
     default_quant: Annotated[str, _QUANT]
     sampling: Annotated[Sampling, _TABLE]
     sampling_no_think: Annotated[Sampling | None, _TABLE]
+    quality: Annotated[tuple[Quality, ...], _each(_TABLE)]
     package: Annotated[Package | None, _TABLE]
     sources: Annotated[tuple[str, ...], _each(_of(str), least=1)] = field(repr=False)
 
@@ -172,6 +186,11 @@ class Entry:
     def moe(self) -> bool:
         """True for an MoE model: each token uses only some of the weights."""
         return self.experts is not None or self.active_parameters != self.total_parameters
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Return the published scores by benchmark."""
+        return {quality.benchmark: quality.value for quality in self.quality}
 
     @property
     def parts(self) -> dict[str, int]:
@@ -300,6 +319,7 @@ class _Reader:
         if (table := self.table.get("shape")) is not None:
             self.check(table, _keys(Shape), ("width", "vocabulary", "attention"), "shape.")
             plain["shape"] = Shape(**{key: _frozen(value) for key, value in table.items()})
+        plain["quality"] = tuple(map(self.quality, self.table.get("quality", ())))
         plain["kv"] = tuple((*kind, 0)[:3] for kind in self.table.get("kv", ()))
         plain["files"] = tuple(self.file(f, i) for i, f in enumerate(self.table["files"]))
         if (table := self.table.get("package")) is not None:
@@ -315,6 +335,10 @@ class _Reader:
         if plain["experts"] is None and plain["active_parameters"] is None:
             plain["active_parameters"] = plain["total_parameters"]  # a dense model
         return self.consistent(Entry(**plain))
+
+    def quality(self, table: dict[str, Any]) -> Quality:
+        self.check(table, _keys(Quality), _keys(Quality), "quality.")
+        return Quality(**table)
 
     def file(self, table: dict[str, Any], number: int) -> CatalogFile:
         prefix = f"files[{number}]."

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from conifer_cli import options
 from conifer_cli.errors import Declined, Offline, UsageError, prompt_hint
-from conifer_cli.fit.alternatives import best_moe
+from conifer_cli.fit.best import best_here
 from conifer_cli.fit.choice import judge_model
 from conifer_cli.fit.other_quants import choice
 from conifer_cli.fit.verdict import FitReport, FitRequest, enforce, shortage
@@ -235,11 +235,11 @@ def licence_of(report: FitReport) -> str | None:
 
 def demonstration(report: FitReport) -> str:
     """Describe the starter model as a demonstration and suggest a better model."""
-    best = best_moe(report.verdict.machine)
+    best = best_here(report.verdict.machine)
     text = f"{report.name} is a demonstration model with 135M parameters"
     if best is None:
-        return f"{text}; no MoE model in the catalog fits this machine"
-    return f"{text}; the best MoE model for this machine: `conifer run {best.id}`"
+        return f"{text}; no larger model in the catalog fits this machine"
+    return f"{text}; the best model for this machine: `conifer run {best.id}`"
 
 
 def _require_consent(model: RequestedModel, report: FitReport, request: FitRequest) -> None:

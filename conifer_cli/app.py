@@ -188,6 +188,8 @@ def verify(models: MaybeModels = None, as_json: options.Json = False) -> int:
     "conifer fit qwen3-30b-a3b",
     "conifer fit qwen3-30b-a3b:Q8_0 -c 64k",
     "conifer fit --machine m4-max-64gb",
+    "conifer fit --for code --machine rtx-4090 --ram 64GB",
+    "conifer fit gpt-oss-120b --buy",
     "conifer fit ./model.gguf --json",
 )
 def fit(
@@ -198,6 +200,10 @@ def fit(
     total: options.Total = False,
     memory: options.Memory = None,
     machine: options.Machine = None,
+    ram: options.Ram = None,
+    bandwidth: options.Bandwidth = None,
+    purpose: options.Purpose = None,
+    buy: options.Buy = False,
     as_json: options.Json = False,
 ) -> int:
     """Check whether a model fits this machine, and show its largest context and expected speed.
@@ -210,7 +216,17 @@ def fit(
     from conifer_cli.fit.verdict import FitRequest
 
     request = FitRequest(context, kv_type.value, kernels=kernels.value)
-    asked = FitOptions(request, machine, memory, total, as_json)
+    asked = FitOptions(
+        request,
+        machine,
+        memory,
+        total,
+        as_json,
+        ram_bytes=ram,
+        bytes_per_s=bandwidth * 1e9 if bandwidth else None,
+        purpose=purpose.value if purpose else None,
+        buy=buy,
+    )
     return fit_all(asked) if model is None else fit_model(model, asked)
 
 

@@ -32,6 +32,15 @@ _UNITS |= {unit[0]: size for unit, size in _UNITS.items() if "i" in unit}  # as 
 _CONTEXT = re.compile(r"([0-9]{1,9})([kK]?)")
 
 
+class PurposeName(StrEnum):
+    """What a model is for."""
+
+    CHAT = "chat"
+    CODE = "code"
+    REASONING = "reasoning"
+    LONG_CONTEXT = "long-context"
+
+
 class KernelName(StrEnum):
     """The matrix kernels to use."""
 
@@ -242,6 +251,26 @@ Machine = Annotated[
         "Works offline.",
         metavar="NAME",
     ),
+]
+Ram = Annotated[
+    int | None,
+    option(
+        "--ram",
+        "The memory of the PC that holds the card of --machine, such as 64GB: judges its CPU, too.",
+        metavar="SIZE",
+        parser=parse_memory,
+    ),
+]
+Bandwidth = Annotated[
+    float | None,
+    option("--bandwidth", "The memory bandwidth of the CPU of --machine.", metavar="GB/S", min=1),
+]
+Purpose = Annotated[
+    PurposeName | None,
+    option("--for", "List what fits and serves this purpose, the best model first."),
+]
+Buy = Annotated[
+    bool, option("--buy", "List the machines that MODEL fits, each with its least memory.")
 ]
 Force = Annotated[bool, option("--force", "Run the model even if it does not fit.", "Machine")]
 Yes = Annotated[bool, option("--yes -y", "Answer yes to every question.", "Network")]

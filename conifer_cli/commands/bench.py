@@ -148,7 +148,8 @@ def _record(document: dict[str, Any], report: FitReport, options: BenchOptions) 
     for row in document["prefill"]:
         if row["tokens"] >= run_history.MIN_PREFILLED:
             rate = row["per_s"]["median"]
-            record(depth=row["tokens"], decode_per_s=None, prefill_per_s=rate)
+            tokens = row["tokens"]
+            record(depth=tokens, decode_per_s=None, prefill_per_s=rate, prompt_tokens=tokens)
     for row in document["decode"]:
         if options.tokens >= run_history.MIN_DECODED:
             depth, rate = row["depth"] + options.tokens // 2, row["per_s"]["median"]

@@ -18,7 +18,7 @@ from pathlib import Path
 from catalog.store.disk import existing
 from conifer_cli import errors
 from conifer_cli.acquire import connect, open_store
-from conifer_cli.fit.alternatives import best_moe
+from conifer_cli.fit.best import best_here
 from conifer_cli.session.session import SLOW
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import counted, gigabytes, size
@@ -106,7 +106,7 @@ def check_kernels() -> Check:
 
 
 def check_memory() -> Check:
-    """Check the available memory and name the largest MoE model that fits."""
+    """Check the available memory and name the best model that fits."""
     from engine.errors import BackendError
     from engine.fit.machine import this_machine
     from engine.fit.memory import MIN_RESERVE, PROGRAM
@@ -119,13 +119,13 @@ def check_memory() -> Check:
         f"budget {gigabytes(machine.budget_bytes)}, {machine.limited_by}; "
         f"{gigabytes(machine.memory_bytes)} in total"
     )
-    best = best_moe(machine)
+    best = best_here(machine)
     if best is not None:
-        return Check("memory", OK, f"{detail}; the largest MoE model that fits is {best.id}")
+        return Check("memory", OK, f"{detail}; the best model that fits is {best.id}")
     advice = "Close other programs, or run `conifer fit` to see the verdict for each model"
     if machine.budget_bytes < PROGRAM + MIN_RESERVE:
         return Check("memory", FAIL, f"{detail}; too little for any model", advice, errors.NO_ROOM)
-    return Check("memory", WARN, f"{detail}; no MoE model fits", advice)
+    return Check("memory", WARN, f"{detail}; no model fits", advice)
 
 
 def check_cgroup() -> Check:

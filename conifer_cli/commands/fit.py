@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,23 +10,26 @@ from conifer_cli import errors
 from conifer_cli.acquire import connect, locate, open_store
 from conifer_cli.fit import quant_matrix as matrix
 from conifer_cli.fit import view
-from conifer_cli.fit.alternatives import fitting_quants, sizes_of, supported, ways_out
+from conifer_cli.fit.alternatives import USEFUL_CONTEXT, fitting_quants, sizes_of, supported
+from conifer_cli.fit.best import PURPOSES, Contender, best, ways_out
+from conifer_cli.fit.buy import Offer, offer_lines, offers, pc_lines, pc_target, raised_hint
 from conifer_cli.fit.other_quants import quant_of_report
 from conifer_cli.fit.predict import (
     Target,
     best_known_report,
     bytes_per_token,
     choose_target,
+    prompt_speeds,
     slowest_type,
     speed,
 )
 from conifer_cli.fit.quant_matrix import QuantRow
-from conifer_cli.fit.verdict import FitReport, FitRequest
+from conifer_cli.fit.verdict import FitReport, FitRequest, judge_again
 from conifer_cli.fit.view import CatalogRow, DecodeSpeed
 from conifer_cli.terminal import console
 
 if TYPE_CHECKING:
-    from catalog import Entry
+    from catalog import Entry, Reference
     from engine.fit.machine import Machine
     from engine.fit.speed import BytesPerToken, Rate
 
@@ -42,12 +46,46 @@ class FitOptions:
     memory_bytes: int | None = None
     idle: bool = False
     as_json: bool = False
+    ram_bytes: int | None = None
+    bytes_per_s: float | None = None
+    purpose: str | None = None
+    buy: bool = False
+
+    @property
+    def target(self) -> Target:
+        """The machine to plan for: --ram is its memory, unless it is a card with its own."""
+        memory_bytes = self.memory_bytes
+        if self.ram_bytes is not None and not self.has_card:
+            memory_bytes = self.ram_bytes
+        return choose_target(
+            self.machine,
+            memory_bytes,
+            self.idle,
+            self.request.kernels,
+            None if self.has_card else self.bytes_per_s,
+        )
+
+    @property
+    def has_card(self) -> bool:
+        """True if the machine is a card whose PC --ram describes."""
+        from engine.fit.machine_specs import UnknownMachine, choose
+
+        if self.machine is None or self.ram_bytes is None:
+            return False
+        with suppress(UnknownMachine):  # choose_target explains it
+            spec = choose(self.machine).spec
+            return spec.backend == "cuda" and not spec.unified
+        return False
 
 
 def fit_model(name: str, options: FitOptions) -> int:
     """Print the verdict on one model. Return 0 if it fits or is tight, 4 if it is too large."""
     request, model = options.request, locate(name)
-    target = choose_target(options.machine, options.memory_bytes, options.idle, request.kernels)
+    if options.purpose is not None:
+        raise errors.UsageError("--for ranks all models: leave out MODEL")
+    if options.buy:
+        return _buy(name, model.reference, options)
+    target = options.target
     hub = None if options.machine else connect
     report = best_known_report(name, model.reference, request, target.machine, open_store(), hub)
     found = _speed(report, target, request)
@@ -59,10 +97,16 @@ def fit_model(name: str, options: FitOptions) -> int:
         command = f"`conifer run {_name_of(report, smaller)}`"
         if not any(command in hint for hint in hints):
             hints.insert(0, f"A smaller quantisation fits: {command}")
+    if (raise_limit := raised_hint(report, target, request)) is not None:
+        hints.insert(0, raise_limit)
+    pc: list[str] = []
+    if options.has_card and options.ram_bytes is not None:
+        pc = list(pc_lines(report, target, options.ram_bytes, options.bytes_per_s, request))
     if options.as_json:
         console.print_json(_document(report, target, found, rows, hints, request))
     else:
-        console.print_lines(view.verdict_lines(report, target, found, rows, hints, request))
+        lines = view.verdict_lines(report, target, found, rows, hints, request)
+        console.print_lines([*lines, *([""] if pc else []), *pc])
     return errors.NO_ROOM if report.verdict.kind == "too_large" else errors.OK
 
 
@@ -72,22 +116,89 @@ def _name_of(report: FitReport, quant: str) -> str:
     return f"hf:{report.remote[0].repository}:{quant}"
 
 
+def _buy(name: str, reference: Reference, options: FitOptions) -> int:
+    """Print the machines that a model fits. It is judged offline, by the best data available."""
+    any_machine = choose_target("m3-ultra-512gb", None, True, "auto").machine
+    report = best_known_report(name, reference, options.request, any_machine, open_store(), None)
+    found = offers(report, options.request)
+    if options.as_json:
+        console.print_json([_offer(offer) for offer in found])
+    else:
+        quant = quant_of_report(report)
+        console.print_lines(
+            [f"{name}, {quant}: the machines that it fits", "", *offer_lines(found)]
+        )
+    return errors.OK if found else errors.NO_ROOM
+
+
+def _offer(offer: Offer) -> dict[str, Any]:
+    machine = offer.target.machine
+    speed_at_start = _rate(offer.rate)
+    memory_bytes, backend = machine.memory_bytes, machine.backend
+    return {
+        "machine": offer.name,
+        "backend": backend,
+        "memory_bytes": memory_bytes,
+        "context": offer.verdict.context,
+        "speed": speed_at_start,
+    }
+
+
 def fit_all(options: FitOptions) -> int:
-    """Print every model in the catalog, sorted by verdict, then from largest to smallest."""
+    """Print every model in the catalog, sorted by verdict, then from largest to smallest.
+
+    With a purpose, print the models that fit and serve it, the best first.
+    """
     from catalog import entries
 
-    request = options.request
-    target = choose_target(options.machine, options.memory_bytes, options.idle, request.kernels)
-    rows = [_row(entry, target, request) for entry in entries().values()]
-    rows.sort(key=lambda row: (ORDER.index(row.kind), -(row.entry.total_parameters or 0)))
+    if options.buy:
+        raise errors.UsageError("--buy needs a MODEL")
+    request, target = options.request, options.target
+    targets = [target]
+    if options.has_card and options.ram_bytes is not None:
+        targets.append(pc_target(options.ram_bytes, options.bytes_per_s, request))
+    documents = []
+    for each in targets:
+        rows = [_row(entry, each, request) for entry in entries().values()]
+        rows.sort(key=lambda row: (ORDER.index(row.kind), -(row.entry.total_parameters or 0)))
+        ranked = _ranked(rows, options.purpose or "chat")
+        rows = ranked if options.purpose is not None else rows
+        if not options.as_json:
+            first = f"best for {options.purpose or 'chat'}: "
+            first += ranked[0].entry.id if ranked else "nothing fits with a useful context"
+            console.print_lines([*view.catalog(rows, each), "", first])
+        documents.append(_all_document(rows, each, ranked))
     if options.as_json:
-        models = [_row_document(row) for row in rows]
-        estimated = any(row.report is None or row.report.verdict.estimated for row in rows)
-        machine = _machine(target)
-        console.print_json({"estimated": estimated, "machine": machine, "models": models})
-    else:
-        console.print_lines(view.catalog(rows, target))
+        console.print_json({**documents[0], **({"cpu": documents[1]} if documents[1:] else {})})
     return errors.OK
+
+
+def _all_document(
+    rows: list[CatalogRow], target: Target, ranked: list[CatalogRow]
+) -> dict[str, Any]:
+    return {
+        "estimated": any(row.report is None or row.report.verdict.estimated for row in rows),
+        "machine": _machine(target),
+        "best": ranked[0].entry.id if ranked else None,
+        "models": [_row_document(row) for row in rows],
+    }
+
+
+def _ranked(rows: list[CatalogRow], purpose: str) -> list[CatalogRow]:
+    """Return the rows that fit and serve a purpose, the best first."""
+    wanted = PURPOSES[purpose].context
+    by_id = {row.entry.id: row for row in rows}
+    candidates = [
+        Contender(
+            row.entry,
+            row.kind == "fits"
+            and row.report is not None
+            and row.report.verdict.largest_context >= min(wanted, row.entry.context or wanted),
+            row.rate.per_s if row.rate else None,
+        )
+        for row in rows
+    ]
+    return [by_id[entry.id] for entry in best(candidates, purpose)]
 
 
 def _speed(report: FitReport, target: Target, request: FitRequest) -> DecodeSpeed:
@@ -96,7 +207,8 @@ def _speed(report: FitReport, target: Target, request: FitRequest) -> DecodeSpee
     if report.verdict.kind == "too_large":  # swapping makes any rate meaningless
         return DecodeSpeed(moved, None, None)
     slow = slowest_type(report, target, moved)
-    return DecodeSpeed(moved, speed(report, target, moved), speed(report, target, later), slow)
+    start, end = (speed(report, target, each) for each in (moved, later))
+    return DecodeSpeed(moved, start, end, slow, prompt_speeds(report, target, request))
 
 
 def _row(entry: Entry, target: Target, request: FitRequest) -> CatalogRow:
@@ -111,6 +223,11 @@ def _row(entry: Entry, target: Target, request: FitRequest) -> CatalogRow:
     name = entry.id if quant == entry.default_quant else f"{entry.id}:{quant}"
     try:
         report = best_known_report(name, resolve(name), request, target.machine, open_store(), None)
+        least = min(USEFUL_CONTEXT, entry.context or USEFUL_CONTEXT)
+        if request.context is None and report.verdict.context < least:
+            report = replace(
+                report, verdict=judge_again(report, target.machine, replace(request, context=least))
+            )
     except (errors.UsageError, errors.Unreadable, ModelFileError):
         return CatalogRow(entry, quant, None, None)
     return CatalogRow(entry, quant, report, _speed(report, target, request).start)
@@ -207,6 +324,14 @@ def _document(
         "largest_context": verdict.largest_context,
         "moved_bytes_per_token": _moved(found.moved) if found.moved else None,
         "speed": {"at_start": _rate(found.start), "at_context": _rate(found.end)},
+        "prompts": [
+            {
+                "tokens": tokens,
+                "seconds": float(f"{tokens / rate.per_s:.3g}"),
+                **(_rate(rate) or {}),
+            }
+            for tokens, rate in found.prompts
+        ],
         "slow_type": _slow(found),
         "ladder": [
             {

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from catalog import CatalogFile, Entry
     from engine.fit.estimate import ModelEstimate
     from engine.fit.machine import Machine
-    from engine.fit.memory import Verdict
 
 USEFUL_CONTEXT = 8192  # tokens; a suggested model must fit with this context
 
@@ -19,21 +17,6 @@ def supported() -> frozenset[str]:
     from engine.architectures.registry import ARCHITECTURES
 
     return frozenset(ARCHITECTURES)
-
-
-def best_moe(machine: Machine) -> Entry | None:
-    """Return the largest MoE chat model whose default file fits."""
-    from catalog import entries
-
-    fitting = [
-        entry
-        for entry in entries().values()
-        if entry.moe
-        and entry.kind != "base"
-        and entry.architecture in supported()
-        and size_kind(entry, None, machine) == "fits"
-    ]
-    return max(fitting, key=lambda entry: entry.total_parameters or 0, default=None)
 
 
 def estimate_of(entry: Entry, facts: CatalogFile | None) -> ModelEstimate | None:
@@ -62,6 +45,7 @@ def estimate_of(entry: Entry, facts: CatalogFile | None) -> ModelEstimate | None
         used=(entry.experts_used or 1) / (entry.experts or 1),
         routed_layers=entry.shape.experts[0] if entry.shape and entry.shape.experts else 0,
         kv_reuse=entry.shape.reuse if entry.shape else 0.0,
+        scores=entry.shape.scores if entry.shape else 0,
     )
 
 
@@ -74,6 +58,21 @@ def size_kind(entry: Entry, quant: str | None, machine: Machine) -> str | None:
         return None
     context = min(USEFUL_CONTEXT, entry.context or USEFUL_CONTEXT)
     return judge_estimate(estimate, machine, context).kind
+
+
+def sibling(entry: Entry, context: int) -> Entry | None:
+    """Return another model of the same shape that supports a context of so many tokens."""
+    from catalog import entries
+
+    alike = [
+        other
+        for other in entries().values()
+        if entry.shape is not None
+        and (other.shape, other.experts) == (entry.shape, entry.experts)
+        and (other.context or 0) >= context
+        and other.kind != "base"
+    ]
+    return max(alike, key=lambda other: other.kind == "instruct", default=None)
 
 
 def sizes_of(entry: Entry | None) -> dict[str, int]:
@@ -89,22 +88,3 @@ def fitting_quants(entry: Entry, machine: Machine) -> dict[int, str]:
         for quant, size_bytes in sizes_of(entry).items()
         if size_kind(entry, quant, machine) == "fits"
     }
-
-
-def ways_out(name: str, entry: Entry | None, verdict: Verdict, q8_fits: bool) -> Iterator[str]:
-    """Yield hints for a model that does not fit, each with a command or option to use."""
-    if verdict.largest_context:
-        context = verdict.largest_context
-        yield f"A context of {context:,} tokens fits: `conifer run {name} -c {context}`"
-    if q8_fits:
-        yield f"The model fits with an 8-bit KV cache: `conifer run {name} --kv-type q8`"
-    if entry and entry.architecture in supported():
-        fitting = fitting_quants(entry, verdict.machine)
-        smaller = [size_bytes for size_bytes in fitting if size_bytes < verdict.file_bytes]
-        if smaller:
-            quant = fitting[max(smaller)]
-            yield f"A smaller quantisation fits: `conifer run {entry.id}:{quant}`"
-    best = best_moe(verdict.machine)
-    if best and best != entry:
-        yield f"The largest MoE model that fits this machine: `conifer run {best.id}`"
-    yield "Run `conifer fit` to list every model, or pass --force to skip this check."

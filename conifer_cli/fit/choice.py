@@ -68,7 +68,7 @@ def judge_model(
     if here is not None:
         return here
     if entry is not None and entry.context is not None:
-        require_context(name, entry.context, request)
+        require_context(name, entry.context, request, entry)
     known, hopeless = None, settled(facts, machine) and not request.force
     if facts is not None and facts.size_bytes is not None and (reference.package or hopeless):
         verdict = judge_size(facts.size_bytes, machine)

@@ -63,6 +63,13 @@ class Target:
         """Measured time per token divided by the time that bandwidth alone predicts, by file."""
         return run_history.run_ratios(self.here, self.kernels, self.bandwidth) if self.here else {}
 
+    def prompt_rates(self, report: FitReport, tokens: int) -> list[float]:
+        """Return the rates measured here for a report's file and prompts about as long."""
+        if self.here is None or not report.paths:
+            return []
+        file = (report.paths[0].name, report.size_bytes)
+        return run_history.prompt_rates(self.here, self.kernels, file, tokens)
+
     @property
     def median_ratios(self) -> list[float]:
         """The median ratio for each file that is too large for a CPU cache."""
@@ -74,12 +81,16 @@ class Target:
 
 
 def choose_target(
-    machine: str | None, memory_bytes: int | None, idle: bool, kernels: str
+    machine: str | None,
+    memory_bytes: int | None,
+    idle: bool,
+    kernels: str,
+    bytes_per_s: float | None = None,
 ) -> Target:
     """Return the machine to plan for. Raises UsageError if its name is unknown.
 
-    machine: a name such as m4-max-64gb; None for this machine. memory_bytes: override the memory
-    size. idle: assume that no other programs are running.
+    machine: a name such as m4-max-64gb; None for this machine. memory_bytes, bytes_per_s: override
+    the memory size and the bandwidth. idle: assume that no other programs are running.
     """
     from engine.fit import machine_specs
     from engine.fit.machine import this_machine
@@ -87,10 +98,13 @@ def choose_target(
 
     if machine is not None:
         try:
-            elsewhere, prior = machine_specs.simulate(machine, memory_bytes)
+            elsewhere, prior = machine_specs.simulate(machine, memory_bytes, bytes_per_s)
         except machine_specs.UnknownMachine as error:
             raise UsageError(f"--machine: {error}") from error
-        return Target(elsewhere, selected(kernels, elsewhere.backend), None, prior)
+        chosen = "stock" if kernels == "stock" or elsewhere.backend != "cpu" else "native"
+        return Target(elsewhere, chosen, None, prior)
+    if bytes_per_s is not None:
+        raise UsageError("--bandwidth describes another machine: add --machine, such as cpu-64gb")
     here = this_machine(idle=idle)
     resized = here if memory_bytes is None else machine_specs.resized(here, memory_bytes)
     return Target(resized, selected(kernels, resized.backend), here)
@@ -117,7 +131,7 @@ def best_known_report(
     if entry is not None:
         from engine.architectures.registry import require_architecture
 
-        require_context(name, entry.context or request.context or 0, request)
+        require_context(name, entry.context or request.context or 0, request, entry)
         require_architecture(entry.architecture)
     known = _known(name, reference, request, machine, headers)
     if known is not None and reference.package:
@@ -178,6 +192,32 @@ def speed(
         others=own if sibling and own else target.median_ratios,
         estimated=report.estimate is not None and not report.estimate.parts,
     )
+
+
+def prompt_speeds(
+    report: FitReport, target: Target, request: FitRequest
+) -> tuple[tuple[int, Rate], ...]:
+    """Return (tokens, rate) for prompts of 512 and 4,096 tokens, as far as the context allows."""
+    from engine.fit.prefill import PROMPTS, estimated_work, predict_prompt, prompt_work
+
+    if target.kernels == "stock" and target.machine.backend == "cpu":
+        return ()
+    read_bytes, work = report.verdict.need.weights_bytes, None
+    if report.config is not None and report.tensors is not None:
+        work = prompt_work(report.config, report.tensors, read_bytes)
+    elif report.estimate is not None:
+        work = estimated_work(report.estimate, read_bytes)
+    if work is None:
+        return ()
+    found = []
+    for tokens in PROMPTS:
+        if tokens > report.verdict.context:
+            continue
+        own = target.prompt_rates(report, tokens)
+        rate = predict_prompt(work, tokens, target.bandwidth, target.machine.backend, own)
+        if rate is not None:
+            found.append((tokens, rate))
+    return tuple(found)
 
 
 def slowest_type(

@@ -32,6 +32,7 @@ FORMAT = 1
 MAX_BYTES = 1 << 20  # maximum file size; when reached, drop the older half
 MAX_FILE_BYTES = 4 * MAX_BYTES  # a larger file is not read
 LAST = 9  # most recent runs per file that predictions use
+ABOUT = 1.5  # the factor by which prompts that are compared may differ in length
 MIN_FILE_BYTES = 512 << 20  # smaller files fit in a CPU cache and predict nothing
 MEASUREMENTS, APART_S = 3, 3600.0  # of bandwidth, at least an hour apart
 MIN_DECODED, MIN_PREFILLED = 16, 64  # tokens needed for a meaningful rate
@@ -71,6 +72,7 @@ class Run:
     types: dict[str, int] = field(default_factory=dict)
     routed_layers: int = 0
     kv_reuse: float = 0.0
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,7 @@ def bandwidth_of(machine: Machine) -> Bandwidth:
     again. Results from buffers that fit in a CPU cache are not saved.
     """
     from engine.fit.decode_cost import byte_seconds
-    from engine.fit.machine_specs import costs_of
+    from engine.fit.machine_specs import known_here
     from engine.fit.speed import MEASURED, Bandwidth
 
     key = machine_key(machine)
@@ -110,9 +112,9 @@ def bandwidth_of(machine: Machine) -> Bandwidth:
         if entry.machine == key and _is_rate(entry.bytes_per_s):
             rates.append(float(entry.bytes_per_s))
             age_s = _since_s(entry.date)
-    core_s, costs = byte_seconds(machine.backend), costs_of(machine)
+    core_s, (costs, flops) = byte_seconds(machine.backend), known_here(machine)
     if len(rates) >= MEASUREMENTS or age_s < APART_S:
-        return Bandwidth(max(rates), MEASURED, core_s, costs)
+        return Bandwidth(max(rates), MEASURED, core_s, costs, flops=flops)
     from engine.fit.bandwidth import BANDWIDTH_BYTES, bandwidth, buffer_bytes
 
     reliable = buffer_bytes(machine.budget_bytes) >= BANDWIDTH_BYTES
@@ -121,7 +123,7 @@ def bandwidth_of(machine: Machine) -> Bandwidth:
             rates.append(round(bandwidth(machine.backend, machine.budget_bytes, progress.update)))
     if reliable:
         _append("bandwidth", {"machine": key, "bytes_per_s": rates[-1], "date": _now()})
-    return Bandwidth(max(rates), MEASURED, core_s, costs)
+    return Bandwidth(max(rates), MEASURED, core_s, costs, flops=flops)
 
 
 def runs() -> list[Run]:
@@ -151,6 +153,18 @@ def run_ratios(
             ratio = by_priors(run, bandwidth) / run.decode_per_s
             found.setdefault((run.file, run.size_bytes), []).append(ratio)
     return {file: values[-LAST:] for file, values in found.items()}
+
+
+def prompt_rates(machine: Machine, kernels: str, file: tuple[str, int], tokens: int) -> list[float]:
+    """Return the rates at which a file read prompts of about so many tokens on this machine."""
+    key = machine_key(machine)
+    return [
+        run.prefill_per_s
+        for run in runs()
+        if (run.machine, run.kernels, run.file, run.size_bytes) == (key, kernels, *file)
+        and run.prefill_per_s is not None
+        and tokens / ABOUT <= run.prompt_tokens <= ABOUT * tokens
+    ][-LAST:]
 
 
 def by_priors(run: Run, bandwidth: Bandwidth) -> float:
@@ -185,6 +199,7 @@ def record_answer(report: FitReport, kernels: str, kv_type: str, stats: Stats, f
         depth=stats.prompt_tokens + stats.decoded_tokens // 2,
         decode_per_s=stats.decode_per_s if stats.decoded_tokens >= MIN_DECODED else None,
         prefill_per_s=stats.prompt_per_s if computed >= MIN_PREFILLED else None,
+        prompt_tokens=computed,
     )
 
 
@@ -197,11 +212,13 @@ def record(
     decode_per_s: float | None,
     prefill_per_s: float | None,
     peak_bytes: int | None = None,
+    prompt_tokens: int = 0,
 ) -> None:
     """Record one run.
 
     tokens: the largest cache length. depth: the approximate cache length at which the speed
     was measured. peak_bytes: peak memory use; defaults to this process's peak so far.
+    prompt_tokens: how many tokens prefill_per_s is the rate of.
     """
     from engine.fit.bandwidth import peak_memory_bytes
     from engine.fit.memory import needs
@@ -236,6 +253,7 @@ def record(
         types=dict(moved.types),
         routed_layers=moved.routed_layers,
         kv_reuse=moved.kv_reuse,
+        prompt_tokens=prompt_tokens,
     )
     _append("run", asdict(run))
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conifer_cli.errors import NoRoom, Unreadable, UsageError, why
-from conifer_cli.fit.alternatives import ways_out
+from conifer_cli.fit.alternatives import sibling
+from conifer_cli.fit.best import ways_out
 from conifer_cli.fit.hub_header import find_model
 from conifer_cli.fit.naming import naming
 from conifer_cli.terminal.format import counted, gigabytes
@@ -175,7 +176,7 @@ def judge_header(
     require_architecture(config.architecture)
     known = entry.context if entry else None
     most = min(config.context, known or config.context)
-    require_context(name, most, request)
+    require_context(name, most, request, entry)
     verdict, q8_fits = judge_cache_types(
         lambda kv_type: judge(
             config, tensors, machine, request.context, kv_type, known, request.kernels
@@ -195,6 +196,21 @@ def judge_header(
     )
 
 
+def judge_again(report: FitReport, machine: Machine, request: FitRequest) -> Verdict:
+    """Return the verdict for the same file on another machine."""
+    from engine.fit.estimate import judge_estimate
+    from engine.fit.memory import judge, judge_size
+
+    if report.config is not None and report.tensors is not None:
+        known = report.entry.context if report.entry else None
+        wanted = (request.context, request.kv_type, known, request.kernels)
+        return judge(report.config, report.tensors, machine, *wanted)
+    if report.estimate is None:
+        return judge_size(report.size_bytes, machine)
+    context, kv_type = request.context, request.kv_type
+    return judge_estimate(report.estimate, machine, context, kv_type, request.kernels)
+
+
 def judge_cache_types(judge: Callable[[str], Verdict], kv_type: str) -> tuple[Verdict, bool]:
     """Return the verdict for a KV cache type, and whether the model would fit only with q8."""
     verdict = judge(kv_type)
@@ -203,9 +219,18 @@ def judge_cache_types(judge: Callable[[str], Verdict], kv_type: str) -> tuple[Ve
     return verdict, judge("q8").kind != "too_large"
 
 
-def require_context(name: str, most: int, request: FitRequest) -> None:
-    """Raise UsageError if the requested context is over `most`, unless --force was given."""
-    if request.context is not None and request.context > most and not request.force:
-        raise UsageError(
-            f"{name} supports a context of up to {counted(most, 'token')}, got {request.context:,}"
-        )
+def require_context(name: str, most: int, request: FitRequest, entry: Entry | None = None) -> None:
+    """Raise UsageError if the requested context is over `most`, unless --force was given.
+
+    The hint names a sibling of the catalog's entry that supports the context.
+    """
+    if request.context is None or request.context <= most or request.force:
+        return
+    problem = (
+        f"{name} supports a context of up to {counted(most, 'token')}, got {request.context:,}"
+    )
+    other = sibling(entry, request.context) if entry else None
+    if other is None:
+        raise UsageError(problem)
+    supported = counted(other.context or 0, "token")
+    raise UsageError(problem, f"{other.id} has the same shape and supports {supported}.")

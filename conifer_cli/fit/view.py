@@ -43,13 +43,15 @@ _NOTES = {
 class DecodeSpeed:
     """Decoding speeds at the start and end of the context. None means unknown.
 
-    slow: the block type that slows decoding, and its rate per byte relative to Q4_K.
+    slow: the block type that slows decoding, and its rate per byte relative to Q4_K. prompts: their
+    lengths in tokens, and the rates at which they are read.
     """
 
     moved: BytesPerToken | None
     start: Rate | None
     end: Rate | None
     slow: tuple[str, float] | None = None
+    prompts: tuple[tuple[int, Rate], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -194,12 +196,18 @@ def _speeds(found: DecodeSpeed, target: Target, context: int) -> list[str]:
         read = f"{size(int(target.bandwidth.bytes_per_s))}/s"
         lines = [f"tokens/s: {rates}", f"  {_SOURCES[found.start.source].format(read)}"]
         lines += [f"  {_SLOW.format(*found.slow)}"] if found.slow else []
+    lines += [_prompt(tokens, rate) for tokens, rate in found.prompts]
     if moved is not None:
         labels = ("experts", "attention", "shared", "head")
         parts = {label: getattr(moved, f"{label}_bytes") for label in labels}
         named = ", ".join(f"{label} {size(n)}" for label, n in parts.items() if n)
         lines.append(f"bytes per token: {size(moved.weights_bytes)} of weights ({named})")
     return lines
+
+
+def _prompt(tokens: int, rate: Rate) -> str:
+    first_s = f"{_number(tokens / rate.per_s)} s to the first token"
+    return f"prompt of {tokens:,}: {_range(rate)} tokens/s, {first_s}, {rate.source}"
 
 
 def _range(rate: Rate) -> str:

@@ -34,6 +34,7 @@ class ModelEstimate:
     size_bytes: all parts of the file. layer_specs: one for each layer that has a cache. parts: how
     many weights are routed experts, attention, shared, head, and an embedding that is not the head.
     used: the share of the experts that a token uses. routed_layers, kv_reuse: see `BytesPerToken`.
+    scores: see `engine.fit.prefill.PromptWork`.
     """
 
     size_bytes: int
@@ -47,6 +48,7 @@ class ModelEstimate:
     used: float = 1.0
     routed_layers: int = 0
     kv_reuse: float = 0.0
+    scores: int = 0
 
     @property
     def cache_specs(self) -> tuple[CacheSpec, ...]:

@@ -15,11 +15,13 @@ from typing import Any
 
 from engine.fit.decode_cost import core_seconds
 from engine.fit.machine import UNIFIED_LIMIT, Machine, cuda_machine, idle_bytes, metal_machine
-from engine.fit.speed import DECODE_COSTS, PRIOR, Bandwidth
+from engine.fit.prefill import GPU_SHARE, core_flops, flops_here
+from engine.fit.speed import PRIOR, Bandwidth
 
 GB, GIB = 10**9, 1 << 30
 REACHED = 0.8  # of a CPU's theoretical bandwidth, by plain reads
 FEW_CORES = 64  # more wait for each other in every layer, by the square of their number
+USUAL_GB = (8, 16, 32, 64, 128, 256, 512, 1024)  # of a PC or a server
 NEAR = 0.08  # GB and GiB are closer than that, and so is what a driver keeps
 # What people write around a name: words, and inches before an Apple chip.
 _WORDS = re.compile(
@@ -38,8 +40,9 @@ _LARGEST_SHARE = 0.906
 class MachineSpec:
     """A chip, graphics card or CPU listed in `machine_specs.toml`.
 
-    memory_gb: the sizes that it is sold with; empty if any size may be. usable_gib: what is left of
-    each. costs: a key of DECODE_COSTS. gpu_cores: of the smaller part and of the full one.
+    memory_gb: the only sizes that it is sold with; empty if any size may be. usable_gib: what is
+    left of each. sold_gb: usual sizes. costs: a key of DECODE_COSTS. gpu_cores: of the smaller
+    part and of the full one.
     """
 
     name: str
@@ -49,6 +52,7 @@ class MachineSpec:
     tflops: float | None = None
     memory_gb: tuple[int, ...] = ()
     usable_gib: tuple[float, ...] = ()
+    sold_gb: tuple[int, ...] = ()
     gpu_cores: tuple[int, ...] = ()
     slower: Mapping[str, Any] | None = None
     unified: bool = False
@@ -112,13 +116,26 @@ def simulate(
     return _machine(spec, memory_bytes), _bandwidth(spec, found.key, bytes_per_s)
 
 
-def costs_of(machine: Machine) -> str | None:
-    """Return the key of DECODE_COSTS for a machine that is here; None: the backend's."""
-    name = machine.name.lower()
-    generation = re.search(r"\bapple (m\d)\b", name)
-    if generation and generation[1] in DECODE_COSTS:
-        return generation[1]
-    return "gb10" if machine.backend == "cuda" and "gb10" in name else None
+def known_here(machine: Machine) -> tuple[str | None, float | None]:
+    """Return what is known of a machine that is here: a key of DECODE_COSTS, and its flops.
+
+    The key is None if the backend says enough; the flops are None if the GPU is not in the table. A
+    chip that is sold with fewer GPU cores counts as the full one.
+    """
+    if machine.backend == "cpu":
+        return None, flops_here("cpu")
+    try:
+        spec = choose(machine.name).spec
+    except UnknownMachine:
+        return None, None
+    return spec.costs, _flops(spec)
+
+
+def models_of(key: str) -> list[str]:
+    """Return the names of a machine with each of its usual memory sizes, the smallest first."""
+    spec = machine_specs()[key]
+    sizes = spec.memory_gb or spec.sold_gb or USUAL_GB
+    return [f"{key}-{size}gb" for size in sizes]
 
 
 def resized(machine: Machine, memory_bytes: int) -> Machine:
@@ -178,8 +195,10 @@ def _unknown(text: str, squashed: str) -> str:
 
 
 def _apple(key: str, row: dict[str, Any]) -> MachineSpec:
-    cores = tuple(row.pop("gpu_cores"))
-    return MachineSpec(**row, backend="metal", costs=key.split("-")[0], gpu_cores=cores)
+    cores, sizes = tuple(row.pop("gpu_cores")), tuple(row.pop("sold_gb"))
+    return MachineSpec(
+        **row, backend="metal", costs=key.split("-")[0], gpu_cores=cores, sold_gb=sizes
+    )
 
 
 def _nvidia(row: dict[str, Any]) -> MachineSpec:
@@ -243,8 +262,15 @@ def _bandwidth(spec: MachineSpec, key: str, bytes_per_s: float | None) -> Bandwi
         core_seconds(spec.isa, spec.cores) if spec.cores else {},
         costs=spec.costs,
         barrier=max(1.0, (spec.cores / FEW_CORES) ** 2),
-        tflops=spec.tflops,
+        flops=_flops(spec),
     )
+
+
+def _flops(spec: MachineSpec) -> float | None:
+    """Return the operations a second that a machine reaches in products of matrices."""
+    if spec.tflops is not None:
+        return GPU_SHARE[spec.backend] * spec.tflops * 1e12
+    return core_flops(spec.isa, spec.cores) if spec.cores else None
 
 
 def _variant(found: Choice, memory_bytes: int | None) -> MachineSpec:

@@ -76,8 +76,8 @@ class Bandwidth:
     """A machine's memory bandwidth. source: measured or prior.
 
     costs: a key of DECODE_COSTS, for machines of a kind; None means the backend's. barrier: how
-    much longer a layer takes than in DECODE_COSTS, because many cores wait for each other. tflops:
-    the published rate of a GPU in products of matrices.
+    much longer a layer takes than in DECODE_COSTS, because many cores wait for each other. flops:
+    operations a second in products of matrices; None if that is unknown.
     core_s: the seconds that all cores together take for a byte of a block type once they have it,
     with the native kernels. Types that are not listed never take longer than reading.
     """
@@ -87,7 +87,7 @@ class Bandwidth:
     core_s: Mapping[str, float] = field(default_factory=dict)
     costs: str | None = None
     barrier: float = 1.0
-    tflops: float | None = None
+    flops: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

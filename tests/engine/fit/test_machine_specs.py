@@ -7,7 +7,7 @@ import pytest
 from engine.fit.machine import METAL_SHARE, Machine
 from engine.fit.machine_specs import (
     UnknownMachine,
-    costs_of,
+    known_here,
     machine_specs,
     raised_limit,
     resized,
@@ -127,7 +127,7 @@ def test_a_machine_that_is_here_has_the_costs_of_its_generation():
     names = {"Apple M4 Max": "m4", "Apple M1": "m1", "Apple M9": None, "NVIDIA GB10": "gb10"}
     for name, costs in names.items():
         backend = "metal" if "Apple" in name else "cuda"
-        assert costs_of(Machine(name, backend, 1, 1, "")) == costs
+        assert known_here(Machine(name, backend, 1, 1, ""))[0] == costs
 
 
 @pytest.mark.parametrize(("name", "memory_bytes"), [("gb10", 119 * GIB), ("gb10-128gb", 119 * GIB)])
