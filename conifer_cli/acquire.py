@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
 
-from conifer_cli import options
+from conifer_cli import config_file, options
 from conifer_cli.errors import Declined, Offline, UsageError, prompt_hint
 from conifer_cli.fit.best import best_here
 from conifer_cli.fit.choice import judge_model
@@ -54,26 +54,28 @@ def locate(name: str | None) -> RequestedModel:
     """Resolve a model name. None means the starter model. Raises UsageError or UnknownModel."""
     from catalog import ModelNotFound, resolve, starter_entry
 
-    name = starter_entry().id if name is None else name
+    name = starter_entry().id if name is None else config_file.aliases().get(name, name)
     try:
         return RequestedModel(name, resolve(name, options.hub_endpoint()))
     except ModelNotFound as error:
-        raise UsageError(str(error), prompt_hint(name) or _hub_hint(name)) from error
+        if (found := _on_hub(name)) is not None:
+            return found
+        raise UsageError(str(error), prompt_hint(name)) from error
 
 
-def _hub_hint(name: str) -> str:
-    """Return a hint if `name` looks like a repository on the Hub, otherwise an empty string."""
+def _on_hub(name: str) -> RequestedModel | None:
+    """Return the model if `name` looks like a repository on the Hub and no path begins so."""
     from catalog import UnknownModel, resolve
 
     if name.startswith((".", "~", "/")) or Path(name.partition("/")[0]).is_dir():
-        return ""
+        return None
     try:
         reference = resolve(f"hf:{name}")
     except UnknownModel:
-        return ""
+        return None
     if (reference.repository or "").lower().endswith(".gguf"):  # the path of a file
-        return ""
-    return f"For {reference.repository} on the Hugging Face Hub, write `hf:{name}`."
+        return None
+    return RequestedModel(f"hf:{name}", reference)
 
 
 def judge(model: RequestedModel, request: FitRequest, ignore_disk: bool = False) -> FitReport:

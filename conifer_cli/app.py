@@ -18,7 +18,13 @@ from conifer_cli.versions import NOT_INSTALLED, installed_version
 
 HELP = ["-h", "--help"]
 QUERY = "__complete"  # a hidden command, run by the completion scripts
-UNCONFIGURED = (QUERY, "completion", "doctor", "help")  # these work even if config.toml is invalid
+UNCONFIGURED = (
+    QUERY,
+    "completion",
+    "doctor",
+    "help",
+    "config",
+)  # these work even if config.toml is invalid
 WINDOWS = "conifer: Windows is not supported; run Conifer in WSL2 (Ubuntu, x86-64) instead"
 
 app = Program(
@@ -133,10 +139,13 @@ def run(
     """Answer a prompt. In a terminal, omit the prompt to start a conversation.
 
     If standard input is not a terminal, its text is placed before the prompt. Without MODEL,
-    Conifer runs the starter model, a 135M-parameter demo. Standard output contains only the answer.
+    Conifer runs the default model or, if there is none, the starter model, a 135M-parameter demo.
+    Standard output contains only the answer. Conifer reads text only, no images and no audio.
     """
-    from conifer_cli.commands.run import run_model
+    from conifer_cli.commands.run import run_model, save_preset
 
+    if (kept := command_line.params["save_preset"]) is not None:
+        return save_preset(kept, run_options.typed_options(command_line))
     return run_model(*run_options.parse(command_line))
 
 
@@ -365,6 +374,81 @@ def completion(
     from conifer_cli.commands.completion import print_script
 
     return print_script(shell)
+
+
+@app.command(
+    "Choose the model that run uses by default.",
+    "conifer default qwen3-30b-a3b",
+    "conifer default --unset",
+    rare=True,
+)
+def default(model: MaybeModel = None, unset: options.Unset = False) -> int:
+    """Show or choose the model that `conifer run` uses if the command line names none.
+
+    It is kept as `model` in config.toml. CONIFER_MODEL overrides it.
+    """
+    from conifer_cli.commands.settings import default_model
+
+    return default_model(model, unset)
+
+
+@app.command(
+    "Give a model another name.",
+    "conifer alias fast=qwen3-30b-a3b:Q4_K_M",
+    "conifer alias --remove fast",
+    rare=True,
+)
+def alias(
+    definition: Annotated[
+        str | None, typer.Argument(metavar="NAME=MODEL", help="The new name, and the model.")
+    ] = None,
+    remove: options.RemoveAlias = None,
+) -> int:
+    """List the aliases, or add one. An alias works wherever a model's name does."""
+    from conifer_cli.commands.settings import alias as run_alias
+
+    return run_alias(definition, remove)
+
+
+@app.command(
+    "List and edit presets, the options of run under a name.",
+    "conifer run -m qwen3-30b-a3b -s 'Be brief.' --temperature 0 --save-preset brief",
+    "conifer run -t brief",
+    "conifer presets edit brief",
+    rare=True,
+)
+def presets(
+    context: typer.Context,
+    action: Annotated[options.PresetAction, typer.Argument(help="What to do.")] = (
+        options.PresetAction.LIST
+    ),
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="The preset.")] = None,
+    yes: options.Yes = False,
+) -> int:
+    """List the presets, or show, edit or remove one. `conifer run -t NAME` uses it.
+
+    A preset is a TOML file. Its keys are the long names of the options of run, and template: a
+    prompt with {input} for the prompt and other names in braces for the values of --var.
+    """
+    from conifer_cli.commands.settings import manage_presets
+
+    return manage_presets(context.find_root(), action.value, name, yes)
+
+
+@app.command(
+    "Show what is set, and where.", "conifer config", "conifer config edit", "conifer config path"
+)
+def config(
+    context: typer.Context,
+    action: Annotated[options.ConfigAction, typer.Argument(help="What to do.")] = (
+        options.ConfigAction.SHOW
+    ),
+    as_json: options.Json = False,
+) -> int:
+    """Show the settings in the environment and in config.toml, print its path, or edit it."""
+    from conifer_cli.commands.settings import configure
+
+    return configure(context.find_root(), action.value, as_json)
 
 
 @app.command("Show help on a command or a topic.", "conifer help run", rare=True)

@@ -1,7 +1,8 @@
 """The config file: a TOML file of option defaults.
 
 Its values override the catalog, and environment variables override its values. A table named after
-a command sets that command's options, by their long names. A top-level key is an environment
+a command sets that command's options, by their long names; the table `alias` names models. A
+top-level key is an environment
 variable's name without CONIFER_, and applies to every command that reads the variable. Values are
 checked like command-line values. Errors name the file, line and key. `format = 1` is the version of
 the file format.
@@ -25,6 +26,7 @@ from conifer_cli.terminal import console
 
 FORMAT = 1
 NAME = "config.toml"
+ALIAS = "alias"  # the table of models' other names
 MAX_BYTES = 1 << 20
 BARE = r"[A-Za-z0-9_-]+"
 TABLE = re.compile(rf"\s*\[\s*({BARE})\s*\]")
@@ -44,20 +46,29 @@ def defaults(context: typer.Context) -> dict[str, dict[str, Any]]:
     text = _read(path)
     if not text:
         return {}
-    data = _parsed(path, text)
+    data = parsed(path, text)
     commands: Mapping[str, Any] = context.command.commands  # type: ignore[attr-defined]
     found: dict[str, dict[str, Any]] = {name: {} for name in commands}
+    _check_aliases(path, text, data.get(ALIAS, {}))
     for table, key, value in _settings(data, commands):
         where = _where(path, text, table, key)
         wanted = [table] if table else list(commands)
-        name_of = _long_name if table else _variable
+        name_of = long_name if table else _variable
         parameters = [(name, _parameter(commands[name], key, name_of)) for name in wanted]
         having = [(name, parameter) for name, parameter in parameters if parameter is not None]
         if not having:
             raise _unknown(where, key, [commands[name] for name in wanted], name_of)
         for name, parameter in having:
-            found[name][parameter.name] = _checked(context, where, parameter, value)
+            found[name][parameter.name] = checked(context, where, parameter, value)
     return found
+
+
+def _check_aliases(path: Path, text: str, found: Any) -> None:
+    if not isinstance(found, dict):
+        raise UsageError(f"{path}, {ALIAS}: must be a table")
+    for name, model in found.items():
+        if not isinstance(model, str) or not model:
+            raise UsageError(f"{_where(path, text, ALIAS, name)}: must be a model's name")
 
 
 def _is_there(path: Path) -> bool:
@@ -81,7 +92,28 @@ def _read(path: Path) -> str:
         raise UsageError(f"cannot read {path}: {why(error)}") from error
 
 
-def _parsed(path: Path, text: str) -> dict[str, Any]:
+def contents() -> dict[str, Any]:
+    """Return everything in the file. Raises UsageError if it is not valid TOML."""
+    path = place()
+    return parsed(path, text) if (text := _read(path)) else {}
+
+
+def value_of(key: str) -> Any:
+    """Return the value of a top-level key, or None."""
+    return contents().get(key)
+
+
+def aliases() -> dict[str, str]:
+    """Return the models' names by alias. Ignores a file that is not valid, as its reader warns."""
+    try:
+        found = contents().get(ALIAS, {})
+    except UsageError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def parsed(path: Path, text: str) -> dict[str, Any]:
+    """Parse the file's text. Raises UsageError if it is not valid TOML."""
     import tomllib
 
     try:
@@ -104,6 +136,8 @@ def _settings(
 ) -> Iterator[tuple[str, str, Any]]:
     """Yield (command, key, value) for each setting. For top-level keys, the command is empty."""
     for key, value in data.items():
+        if key == ALIAS:
+            continue
         if isinstance(value, dict) and key in commands:
             yield from ((key, inner, setting) for inner, setting in value.items())
         else:
@@ -117,7 +151,8 @@ def _parameter(command: Any, key: str, name_of: Callable[[Any], str]) -> Any:
     return None
 
 
-def _long_name(parameter: Any) -> str:
+def long_name(parameter: Any) -> str:
+    """Return an option's long name with underscores, or an empty string for an argument."""
     long = next((name for name in parameter.opts if name.startswith("--")), "")
     return str(long.removeprefix("--").replace("-", "_"))
 
@@ -126,7 +161,7 @@ def _variable(parameter: Any) -> str:
     return str(parameter.envvar or "").removeprefix("CONIFER_").lower()
 
 
-def _checked(context: typer.Context, where: str, parameter: Any, value: Any) -> Any:
+def checked(context: typer.Context, where: str, parameter: Any, value: Any) -> Any:
     """Validate a value as on the command line. Return booleans unchanged and others as text."""
     flag = isinstance(parameter.default, bool) or bool(parameter.secondary_opts)
     rows = value if isinstance(value, list) else [value]

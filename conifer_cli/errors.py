@@ -187,9 +187,12 @@ def _notes(error: BaseException) -> str:
     return "\n".join(getattr(error, "__notes__", []))
 
 
-def prompt_hint(name: str) -> str:
-    """Return a hint if `name` looks like a prompt, otherwise an empty string."""
-    sentence = any(character.isspace() for character in name.strip())
+def prompt_hint(name: str, sure: bool = False) -> str:
+    """Return a hint if `name` looks like a prompt, otherwise an empty string.
+
+    sure: it is a prompt, whatever it looks like.
+    """
+    sentence = sure or any(character.isspace() for character in name.strip())
     plain = not any(character in name for character in '"\\$`!\n\t')
     quoted = f'"{name}"' if plain else shlex.quote(name)
     return f"Did you mean `conifer run -p {quoted}`?" if sentence else ""

@@ -38,7 +38,7 @@ RARE = {
     *("--no-stream", "--raw", "--stop", "--top-p", "--top-k", "--min-p", "--seed", "--cache"),
     *("--repeat-penalty", "--presence-penalty", "--effort", "--reasoning-budget", "--verbose"),
     *("--show-thinking", "--save", "--resume", "--format", "--offline", "--log", "--force"),
-    *("--save-preset", "--stats", "--plain", "--variable", "--interactive"),
+    *("--save-preset", "--stats", "--plain", "--var", "--interactive", "--no-history"),
 }
 # Other tools' names for commands, and what to type for commands that Conifer lacks.
 ALIASES = {"ls": "list"}
@@ -48,6 +48,9 @@ FAMILIAR = {
     **dict.fromkeys(("download", "install", "get", "fetch"), "pull"),
     **dict.fromkeys(("search", "catalog", "browse"), "list --catalog"),
     **dict.fromkeys(("models", "installed"), "list"),
+    **dict.fromkeys(("settings", "set"), "config"),
+    **dict.fromkeys(("templates", "create"), "presets"),
+    "aliases": "alias",
     **dict.fromkeys(("info", "inspect"), "show"),
     **dict.fromkeys(("version",), "--version"),
     **dict.fromkeys(("benchmark",), "bench"),

@@ -65,6 +65,23 @@ class Shell(StrEnum):
     FISH = "fish"
 
 
+class PresetAction(StrEnum):
+    """What `conifer presets` does."""
+
+    LIST = "list"
+    SHOW = "show"
+    EDIT = "edit"
+    RM = "rm"
+
+
+class ConfigAction(StrEnum):
+    """What `conifer config` does."""
+
+    SHOW = "show"
+    EDIT = "edit"
+    PATH = "path"
+
+
 def option(names: str, help: str, group: str = "", env: str = "", **settings: Any) -> Any:
     """Declare an option that an environment variable can also set.
 
@@ -289,6 +306,10 @@ Speeds = Annotated[
         "--speeds",
         "List measured and predicted speeds for each model that has run on this machine.",
     ),
+]
+Unset = Annotated[bool, typer.Option("--unset", help="Have no default model.")]
+RemoveAlias = Annotated[
+    str | None, typer.Option("--remove", metavar="NAME", help="Remove this alias.")
 ]
 BenchPrompt = Annotated[
     Lengths | None,

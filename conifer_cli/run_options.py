@@ -77,10 +77,29 @@ class RunOptions:
     """The options for `run`. None means the model's default.
 
     Fields without an option cannot be set on the command line. grammar: the JSON schema that
-    answers must match. sources: the source of each value, by field name.
+    answers must match. template: the preset's. sources: the source of each value, by field name.
     """
 
-    prompt: str | None = _prompt("-p --prompt", "The prompt.", metavar="TEXT")
+    named: str | None = _prompt(
+        "-m --model", "The model; then all words are the prompt.", metavar="MODEL"
+    )
+    prompt: str | None = _prompt(
+        "-p --prompt", "The prompt. @FILE in it stands for a file's text.", metavar="TEXT"
+    )
+    files: list[str] | None = _prompt(
+        "-f --file",
+        "Send a text file with the prompt. Can be repeated; a pattern such as 'src/*.py' works.",
+        metavar="FILE",
+    )
+    preset: str | None = _prompt(
+        "-t --preset", "Use the options kept under this name.", metavar="NAME"
+    )
+    var: list[str] | None = _prompt(
+        "--var", "A value for {NAME} in the preset's template.", metavar="NAME=VALUE"
+    )
+    save_preset: str | None = _prompt(
+        "--save-preset", "Keep the options just typed under this name, and exit.", metavar="NAME"
+    )
     system: str | None = _prompt("-s --system", "The system message.", metavar="TEXT")
     interactive: bool = _prompt(
         "-i --interactive", "Continue the conversation after the first answer.", False
@@ -219,6 +238,7 @@ class RunOptions:
     yes: options.Yes = False
 
     grammar: str | None = None
+    template: str | None = None
     sources: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -306,9 +326,54 @@ def parse(command_line: typer.Context) -> tuple[str | None, str | None, RunOptio
             ranks[parameter.name] = [*SOURCES].index(source.name)
     if sources.get("stop") == "CONIFER_STOP":
         values["stop"] = [os.environ["CONIFER_STOP"]]  # typer would split it at whitespace
+    if values["preset"]:
+        _apply_preset(command_line, values, sources, ranks)
+    if sources.get("named") == TYPED and values["model"] is not None:
+        values["words"] = [values["model"], *(values["words"] or [])]
+        ranks["words"] = ranks["named"]
+        values["model"] = None
     _resolve_conflicts(values, ranks)
     model, words = values.pop("model"), values.pop("words")
+    if model is None and (values["resume"] is None or sources.get("named") == TYPED):
+        model = values["named"]
     return model, " ".join(words) if words else None, RunOptions(**values, sources=sources)
+
+
+def _apply_preset(
+    command_line: typer.Context, values: dict[str, Any], sources: dict[str, str], ranks: Any
+) -> None:
+    """Set what the preset sets, unless the command line sets it too."""
+    from conifer_cli import presets
+
+    found, values["template"] = presets.read(command_line, values["preset"])
+    for name, value in found.items():
+        if sources.get(name) != TYPED:
+            values[name], sources[name] = value, f"preset {values['preset']}"
+            ranks[name] = len(SOURCES) - 1.5  # above the environment
+
+
+def typed_options(command_line: typer.Context) -> dict[str, Any]:
+    """Return the options on the command line for --save-preset, by long name.
+
+    The model and the prompt are options too: `model` and `template`.
+    """
+    from conifer_cli import presets
+    from conifer_cli.config_file import long_name
+
+    found: dict[str, Any] = {}
+    params = command_line.params
+    for parameter in command_line.command.params:
+        source = command_line.get_parameter_source(parameter.name)
+        key = long_name(parameter)
+        typed = source is not None and SOURCES[source.name] == TYPED
+        if key and typed and parameter.name in {*params} - {*presets.EXCLUDED}:
+            value = params[parameter.name]
+            found[key] = value if isinstance(value, bool | int | float | list) else str(value)
+    words = [word for word in (params["model"], *(params["words"] or [])) if word]
+    if words and "model" not in found:
+        found["model"], *words = words
+    template = found.pop("prompt", None) or " ".join(words)
+    return {**found, presets.TEMPLATE: template} if template else found
 
 
 def _resolve_conflicts(values: dict[str, Any], ranks: dict[str, int]) -> None:

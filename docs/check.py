@@ -34,6 +34,10 @@ COMMANDS = (
     "rm",
     "doctor",
     "completion",
+    "default",
+    "alias",
+    "presets",
+    "config",
     "help",
 )
 TABLE = re.compile(r"(<!-- results: ([^>]+) -->\n\n)(?:\|.*\n)*")

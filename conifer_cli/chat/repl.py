@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,21 +14,27 @@ from conifer_cli.chat.turn import send
 from conifer_cli.interrupts import scope
 from conifer_cli.session.session import Messages, Session
 from conifer_cli.terminal import console
+from conifer_cli.terminal.format import counted
 
 
-def converse(session: Session, messages: Messages) -> Session:
+def converse(session: Session, messages: Messages, staged: Sequence[str] = ()) -> Session:
     """Run the conversation until the user exits, appending to `messages`.
 
-    Return the session, which /model may have replaced.
+    staged: texts to send with the first message. Return the session, which /model may have
+    replaced.
     """
     with scope() as interrupts, ExitStack() as on_failure:
         conversation = Conversation(session, messages, interrupts)
+        conversation.staged = list(staged)
         conversation.host = EditorHost(
             complete, history_file(), conversation.meter, {"c-o": conversation.toggle_fold}
         )
         conversation.editor = open_editor(conversation.host, interrupts)
         name, context = session.report.name, conversation.context
         console.log(f"{name}, {context:,}-token context. Type /? for help.")
+        if staged:
+            held = f"{counted(len(staged), 'file')}, {counted(conversation.used() or 0, 'token')}"
+            console.log(f"{held} of {context:,}, will be sent with your first message.")
         if session.raw:
             console.log("This model has no chat template, so it continues your text.")
         on_failure.callback(_rescue, conversation)

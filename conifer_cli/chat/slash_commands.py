@@ -15,7 +15,7 @@ from conifer_cli.chat.line_editor import complete_model, complete_path, words
 from conifer_cli.chat.settings import VIEWS, change_setting, complete_setting, show_view
 from conifer_cli.chat.turn import answer, send
 from conifer_cli.errors import UsageError
-from conifer_cli.session import checkpoint, output_file, router_report
+from conifer_cli.session import checkpoint, files, output_file, router_report
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import counted
 from conifer_cli.terminal.layout import Column, Grid
@@ -123,14 +123,22 @@ def _stats(conversation: Conversation, rest: str) -> None:
 
 
 def _read(conversation: Conversation, rest: str) -> None:
-    path, question = attachments.split_path(rest)
-    text = attachments.read_text(path)
-    conversation.staged.append(f"{path.name}:\n{text.rstrip()}")
+    paths, question = attachments.split_paths(rest)
+    read = [(path.name, files.read_text(path)) for path in paths]
+    conversation.staged += [files.introduced(name, text) for name, text in read]
     if question:
         send(conversation, question)
-    else:
-        length = counted(len(text), "character")
-        console.log(f"{path.name} ({length}) will be sent with your next message.")
+        return
+    what = read[0][0] if len(read) == 1 else counted(len(read), "file")
+    length = counted(sum(len(text) for _, text in read), "character")
+    console.log(f"{what} ({length}) will be sent with your next message.")
+
+
+def _drop(conversation: Conversation, rest: str) -> None:
+    if not conversation.staged:
+        raise UsageError("no file waits to be sent")
+    dropped, conversation.staged = conversation.staged, []
+    console.log(f"{counted(len(dropped), 'file')} dropped.")
 
 
 def _model(conversation: Conversation, rest: str) -> None:
@@ -220,11 +228,12 @@ COMMANDS = (
     Command("/undo", "", "remove the last message and its answer", _undo),
     Command(
         "/read",
-        "FILE [TEXT]",
-        "send a file with TEXT, or with the next message",
+        "FILE... [TEXT]",
+        "send text files with TEXT, or with the next message",
         _read,
         complete_path,
     ),
+    Command("/drop", "", "do not send the files that /read has read", _drop),
     Command("/model", "[NAME]", "show or switch the model", _model, complete_model),
     Command("/stats", "", "show token counts and speed", _stats),
     Command(

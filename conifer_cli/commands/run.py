@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from conifer_cli import errors
-from conifer_cli.acquire import locate
-from conifer_cli.errors import UsageError, why
+from conifer_cli import errors, presets
+from conifer_cli.acquire import RequestedModel, locate
+from conifer_cli.errors import UsageError, prompt_hint, why
 from conifer_cli.run_options import RunOptions
-from conifer_cli.session import checkpoint, prompt_cache
+from conifer_cli.session import checkpoint, files, prompt_cache
 from conifer_cli.session.open import open_session
 from conifer_cli.session.response import Response
 from conifer_cli.session.router_report import collect, document, require_target, show_experts
@@ -21,6 +21,7 @@ from conifer_cli.session.session import JSON_OBJECT, Generation, Messages, Sessi
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import counted, size
 from conifer_cli.terminal.keyboard import keyboard
+from conifer_cli.usage import quoted
 from engine.errors import EngineError
 
 MAX_SCHEMA_BYTES = 1 << 20
@@ -41,12 +42,18 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
         require_target(options.experts_out, options.yes)
     if options.save is not None:
         checkpoint.require_writable(Path(options.save))
-    target = locate(name)
+    target = _target(name, words)
     typed = words if words is not None else options.prompt
-    chatting = typed is None and console.conversing()
+    sent = list(options.files or [])
+    if words is None and typed is not None:
+        typed, mentioned = files.split_mentions(typed)
+        sent += mentioned
+    alone = options.template is not None and not presets.needs_input(options.template)
+    chatting = typed is None and not alone and files.STDIN not in sent and console.conversing()
     if not chatting:
         keyboard.release()
-    prompt = "" if chatting else whole_prompt(None if typed == "-" else typed)
+    staged = files.texts(sent)
+    prompt = "" if chatting else _prompt(typed, staged, options, alone)
     if options.interactive:
         console.reopen_stdin()
         if not console.conversing():
@@ -71,7 +78,7 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
     if chatting or options.interactive:
         from conifer_cli.chat.repl import converse
 
-        session, code = converse(session, messages), errors.OK
+        session, code = converse(session, messages, staged if chatting else []), errors.OK
     if options.save is not None:
         session.save(Path(options.save), messages)
     return code
@@ -90,13 +97,66 @@ def _saved_on_failure(session: Session, messages: Messages) -> Iterator[None]:
         raise
 
 
-def whole_prompt(typed: str | None) -> str:
-    """Return standard input and the typed prompt, separated by a blank line."""
-    piped = ""
-    if typed is None or not console.is_terminal(sys.stdin):
-        piped = console.piped().strip("\r\n")
-    parts = [part for part in (piped, typed or "") if part.strip()]
-    if not parts:
+def save_preset(name: str, values: dict[str, Any]) -> int:
+    """Keep options under a name, for `conifer run -t NAME`. Return the exit code."""
+    if not values:
+        raise UsageError("--save-preset needs options to keep", "Add -m, -s, --temperature, ...")
+    path = presets.write(name, values)
+    console.note(f"kept as the preset {name} in {path}; use it with `conifer run -t {name}`")
+    return errors.OK
+
+
+def _target(name: str | None, words: str | None) -> RequestedModel:
+    """Locate the model. If its name begins a question, the hint quotes the whole question."""
+    from catalog import UnknownModel
+
+    try:
+        return locate(name)
+    except UnknownModel as error:
+        if error.closest or not name or not name.isalpha():
+            raise
+        whole = " ".join(filter(None, (name, words)))
+        raise UsageError(str(error), prompt_hint(whole, sure=True)) from error
+
+
+def _prompt(typed: str | None, staged: list[str], options: RunOptions, alone: bool) -> str:
+    """Return the whole prompt: files, standard input and the typed text, within the template.
+
+    alone: the template needs no other text.
+    """
+    given = "" if typed is None and alone else None if typed == "-" else typed
+    piped = files.STDIN in (options.files or [])
+    prompt = whole_prompt(given, staged, optional=alone, piped=piped)
+    if options.template is None:
+        if options.var:
+            raise UsageError("--var requires a preset with a template", "Add -t NAME.")
+        return prompt
+    return presets.filled(options.template, prompt, _variables(options), options.preset or "")
+
+
+def _variables(options: RunOptions) -> dict[str, str]:
+    found = {}
+    for text in options.var or []:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise UsageError(f"--var must be NAME=VALUE, got {quoted(text)}")
+        found[name] = value
+    return found
+
+
+def whole_prompt(
+    typed: str | None, staged: Sequence[str] = (), optional: bool = False, piped: bool = False
+) -> str:
+    """Return files, standard input and the typed prompt, separated by blank lines.
+
+    optional: return an empty prompt instead of raising UsageError. piped: read standard input even
+    if it is a terminal.
+    """
+    read = ""
+    if typed is None or piped or not console.is_terminal(sys.stdin):
+        read = console.piped().strip("\r\n")
+    parts = [part for part in (*staged, read, typed or "") if part.strip()]
+    if not parts and not optional:
         raise UsageError(
             "no prompt given, and standard input is empty",
             'Pass a prompt: `conifer run -p "Why is the sky blue?"`',
@@ -108,6 +168,8 @@ def answer_once(session: Session, messages: Messages, prompt: str) -> int:
     """Print the answer to one prompt to stdout, and append it to `messages`."""
     messages.append({"role": "user", "content": prompt})
     tokens, shared = session.encode(messages), 0
+    if session.options.files and console.is_terminal(sys.stderr):
+        console.note(f"{counted(len(tokens), 'token')} of a context of {session.context:,}")
     if session.options.cache:
         shared = prompt_cache.recall(session, tokens)
     answering = session.answer(tokens)

@@ -87,7 +87,7 @@ def test_a_command_line_without_sense_exits_2(capsys, arguments, tmp_path, monke
     assert err.startswith("conifer: ")
 
 
-STANDING = {"--all", "--dry-run", "--continue", "--variable", "--save-preset"}  # never a wish
+STANDING = {"--all", "--dry-run", "--continue", "--unset", "--remove"}  # never a wish
 
 
 def test_every_option_has_a_variable_that_follows_from_its_name_or_is_in_its_help(capsys):

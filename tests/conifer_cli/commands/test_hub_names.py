@@ -27,11 +27,10 @@ TINY = (MODELS / "qwen3moe" / "model.gguf").read_bytes()
         ("org/tiny@v1", "hf:org/tiny@v1"),
     ],
 )
-def test_bare_repository_gets_its_hf_form(name, form, tmp_path, monkeypatch):
+def test_bare_repository_means_its_hf_form(name, form, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="no such file") as caught:
-        locate(name)
-    assert caught.value.hint == f"For org/tiny on the Hugging Face Hub, write `{form}`."
+    assert locate(name) == locate(form)
+    assert locate(name).name == form
 
 
 @pytest.mark.parametrize(
