@@ -46,6 +46,7 @@ class KernelName(StrEnum):
 
     AUTO = "auto"
     NATIVE = "native"
+    BLOCKS = "blocks"
     STOCK = "stock"
 
 
@@ -235,7 +236,8 @@ KernelChoice = Annotated[
     KernelName,
     option(
         "--kernels",
-        "native: Conifer's C++ kernels (CPU); stock: MLX's own; auto: native if available.",
+        "native: Conifer's C++ kernels (CPU); blocks: its GPU kernels; stock: MLX's own; "
+        "auto: the first that is available.",
         "Machine",
     ),
 ]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MAX_CHUNK, MIN_CHUNK = 512, 16  # prompt tokens processed at a time
 SCORE_BYTES = 128 << 20  # attention scores for one prefill chunk
+PIECE_BYTES = 64 << 20  # of blocks that a GPU turns into numbers at a time, as numbers
 INDEXER_BYTES = 64 << 20  # scores that all indexer heads compute at a time
 # Tokens per recurrence chunk, a power of two. Longer chunks need fewer steps, which suits a GPU.
 # Shorter chunks need less arithmetic.

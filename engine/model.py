@@ -16,6 +16,7 @@ from engine.errors import NumericError
 from engine.fit.machine import this_machine
 from engine.generate import OnPrefill, TokenStream
 from engine.gguf.reader import ModelFile, open_model
+from engine.kernels.gpu.fuse import fuse_experts
 from engine.kernels.native.fused import fuse
 from engine.kernels.select import select
 from engine.limits import enough_memory, prefill_chunk
@@ -199,8 +200,8 @@ def load(
 ) -> Model:
     """Load a model. path: a GGUF file, part 1 of a split file, or the result of `open_model`.
 
-    kernels: auto, native or stock. threads: CPU threads for the native kernels. sandbox: runs the
-    chat template. on_load: receives (bytes loaded, total bytes). isa: the native kernels'
+    kernels: auto, native, blocks or stock. threads: CPU threads for the native kernels. sandbox:
+    runs the chat template. on_load: receives (bytes loaded, total bytes). isa: the native kernels'
     instruction set, such as avx2, for all models in this process. Raises GGUFError if the file is
     invalid, UnsupportedError if the engine cannot run it, BackendError if no backend is usable, or
     FileShrank or ReadFailed if the file can no longer be read.
@@ -216,6 +217,7 @@ def load(
         weights = Weights(file, select(kernels, threads, isa), on_load)
         decoder: Decoder = build(config, weights)
         fuse(decoder, config, file.tensors)
+        fuse_experts(decoder)
         mx.clear_cache()  # frees repacking's buffers
     weights.check_files()
     if backend() == "metal":

@@ -15,7 +15,14 @@ from engine.gguf.reader import TensorInfo
 from engine.kernels.fusion import fuses
 from engine.kernels.select import selected
 from engine.kernels.sizes import resident_bytes
-from engine.limits import INDEXER_BYTES, MAX_CHUNK, MIN_CHUNK, SCAN_CHUNK, SCORE_BYTES
+from engine.limits import (
+    INDEXER_BYTES,
+    MAX_CHUNK,
+    MIN_CHUNK,
+    PIECE_BYTES,
+    SCAN_CHUNK,
+    SCORE_BYTES,
+)
 from engine.nn.cache.spec import STEP, kv_bytes, token_bytes
 from engine.nn.config import ModelConfig, used_tensors
 
@@ -80,7 +87,7 @@ def judge(
     """Return the verdict for a model, from its header.
 
     context: in tokens. None means the smallest of the model's maximum, `default_context`, 32,768
-    and the largest context that fits. kernels: auto, native or stock.
+    and the largest context that fits. kernels: auto, native, blocks or stock.
     """
     most = min(config.context, default_context or config.context)
     need = needs(config, tensors, machine.backend, kv_type, kernels)
@@ -207,17 +214,20 @@ def buffer_bytes(
     # On a CPU, half-precision matrices are multiplied in float32. Expert stacks are on any device.
     halves = [t for t in tensors.values() if t.type.name in ("F16", "BF16")]
     widest = max((t.size_bytes for t in halves if backend == "cpu" or len(t.shape) == 3), default=0)
-    return max(size_bytes + 2 * widest, _loading_bytes(tensors, backend))
+    numbers = 2 * PIECE_BYTES if kernels == "blocks" else 0  # weights as a prompt multiplies them
+    return max(size_bytes + 2 * widest + numbers, _loading_bytes(tensors, backend, kernels))
 
 
-def _loading_bytes(tensors: Mapping[str, TensorInfo], backend: str) -> int:
-    """Return the extra memory that repacking needs.
+def _loading_bytes(tensors: Mapping[str, TensorInfo], backend: str, kernels: str) -> int:
+    """Return the extra memory that loading needs.
 
-    It holds a copy of the largest matrix, and working space for the piece being repacked.
+    Beside its copy, the largest tensor is in memory as a part of the mapped file. Repacking holds a
+    second copy of the largest matrix, and working space for the piece being repacked.
     """
     blocks = [info for info in tensors.values() if info.type.name not in ("F32", "F16", "BF16")]
-    held = [resident_bytes(info, backend, "stock") for info in blocks]
-    return max(held) + REPACKED_PIECE if held else 0
+    held = [resident_bytes(info, backend, kernels) for info in blocks]
+    repacked = 0 if kernels == "blocks" else REPACKED_PIECE
+    return max(held) + repacked if held else 0
 
 
 def _head_values(config: ModelConfig) -> list[int]:

@@ -141,8 +141,8 @@ DECODE_COSTS = {
 BACKEND_COSTS = {
     ("cpu", "native"): "cpu, native",
     ("cpu", "stock"): "cpu, stock",
-    ("metal", "stock"): "m4",
-    ("cuda", "stock"): "card",
+    **{("metal", kernels): "m4" for kernels in ("blocks", "stock")},
+    **{("cuda", kernels): "card" for kernels in ("blocks", "stock")},
 }
 
 
@@ -160,7 +160,7 @@ def bytes_per_token(
     depth: int,
     kv_type: str,
 ) -> BytesPerToken:
-    """Return the bytes read for a token after `depth` others. kernels: native or stock."""
+    """Return the bytes read for a token after `depth` others. kernels: native, blocks or stock."""
     parts = dict.fromkeys(("experts", "attention", "shared", "head"), 0.0)
     types: dict[str, float] = {}
     for info in used_tensors(config, tensors):

@@ -59,7 +59,7 @@ class QTensor(Protocol):
 class Kernels(Protocol):
     """A way to store and multiply weights on one device."""
 
-    name: str  # native | stock
+    name: str  # native | blocks | stock
     groups_by_expert: bool  # gather_matmul groups rows by expert
     fallback_reason: str | None  # why `auto` chose the slower stock kernels
     in_place: bool  # weights are read from the mapped file, not copied

@@ -10,13 +10,13 @@ from engine.errors import BackendError
 if TYPE_CHECKING:
     from engine.kernels.base import Kernels
 
-NAMES = ("auto", "native", "stock")
+NAMES = ("auto", "native", "blocks", "stock")
 
 
 def select(name: str = "auto", threads: int | None = None, isa: str | None = None) -> Kernels:
     """Return the kernels for this machine. Raises BackendError if they are unavailable.
 
-    name: `auto` chooses native on a CPU and stock on a GPU. If the native kernels do not load, it
+    name: `auto` chooses native on a CPU and blocks on a GPU. If the native kernels do not load, it
     chooses stock, and `fallback_reason` explains why.
     threads: CPU threads; None means one per core. isa: the native kernels' instruction set, such as
     avx2; None means the best that this processor supports.
@@ -27,7 +27,7 @@ def select(name: str = "auto", threads: int | None = None, isa: str | None = Non
         raise BackendError(f"threads must be at least 1, got {threads}")
     device = backend()
     reason = None
-    if name != "stock" and device == "cpu":
+    if name in ("auto", "native") and device == "cpu":
         from engine.kernels.native import NativeKernels, unavailable_reason
 
         reason = unavailable_reason()
@@ -35,20 +35,29 @@ def select(name: str = "auto", threads: int | None = None, isa: str | None = Non
             return NativeKernels(threads, isa)
     if name == "native":
         raise BackendError(reason or f"the native kernels only run on a CPU, but MLX uses {device}")
+    if name == "blocks" and device == "cpu":
+        raise BackendError("the kernels blocks only run on a GPU, but MLX uses cpu")
     if isa is not None:
         raise BackendError(f"only the native kernels can use an instruction set, {isa!r}")
+    if device != "cpu" and name != "stock":
+        from engine.kernels.gpu.blocks import BlockKernels
+        from engine.kernels.gpu.launch import Gpu
+
+        return BlockKernels(device, Gpu(cuda=device == "cuda"))
     from engine.kernels.stock import StockKernels
 
     return StockKernels(device, threads, reason)
 
 
 def selected(name: str, device: str) -> str:
-    """Return which kernels `select` chooses on a device: native or stock.
+    """Return which kernels `select` chooses on a device: native, blocks or stock.
 
     device: cpu, metal or cuda.
     """
-    if name == "stock" or device != "cpu":
+    if name == "stock":
         return "stock"
+    if device != "cpu":
+        return "blocks"
     from engine.kernels.native import unavailable_reason
 
     return "native" if name == "native" or unavailable_reason() is None else "stock"

@@ -18,6 +18,7 @@ RESIDENT_BITS = {
     **dict.fromkeys(("Q8_0", "Q2_K", "Q3_K", "Q6_K", "IQ4_NL", "IQ4_XS"), 8),
     **dict.fromkeys(("IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"), 8),
 }
+IN_FILE_FORM = ("native", "blocks")  # kernels that hold weights as they are in the file
 FP4 = ("MXFP4", "NVFP4")  # MLX has modes for them, which keep their bytes
 
 
@@ -29,13 +30,13 @@ def scale_group(type_name: str) -> int:
 def resident_bytes(info: TensorInfo, device: str, kernels: str) -> int:
     """Return how many bytes a tensor takes once loaded on cpu, metal or cuda.
 
-    kernels: native, which reads the mapped file in place, or stock. For `attn_kv_b`, which is split
-    into two matrices when loaded, this is an upper bound.
+    kernels: native, which reads the mapped file in place, blocks, which copies it, or stock. For
+    `attn_kv_b`, which is split into two matrices when loaded, this is an upper bound.
     """
     if info.name.endswith(".attn_kv_b.weight"):
         return max(info.size_bytes, 2 * math.prod(info.shape))
     bits = RESIDENT_BITS.get(info.type.name)
-    if kernels == "native" or bits is None:  # floats, MXFP4 and NVFP4 do not change size
+    if kernels in IN_FILE_FORM or bits is None:  # floats, MXFP4 and NVFP4 do not change size
         return info.size_bytes
     weights = math.prod(info.shape)
     scale_and_bias = 2 * (4 if device == "cpu" else 2)
@@ -86,7 +87,7 @@ def loaded_size_ratio(quant: str, device: str, kernels: str) -> float:
     A mix such as Q4_K_M is treated as three parts Q4_K and one part Q6_K.
     """
     base = next((kind for kind in RESIDENT_BITS if _base(quant).startswith(kind)), None)
-    if kernels == "native" or base is None:
+    if kernels in IN_FILE_FORM or base is None:
         return 1.0
     mixed_in = base if quant.upper().removeprefix("UD-") == base else "Q6_K"
     return 0.75 * _type_ratio(base, device) + 0.25 * _type_ratio(mixed_in, device)
@@ -102,7 +103,7 @@ def loaded_bytes(
     """
     likely = int(size_bytes * loaded_size_ratio(quant, device, kernels))
     of_grids = _base(quant).startswith(("IQ1", "IQ2", "IQ3"))
-    if kernels == "native" or not (of_grids or quant.upper().startswith(_DYNAMIC)):
+    if kernels in IN_FILE_FORM or not (of_grids or quant.upper().startswith(_DYNAMIC)):
         return likely
     bound = int(size_bytes * _type_ratio("IQ1_M", device))
     if weights is not None:  # as many bytes as at 8 bits, which is the most

@@ -26,6 +26,12 @@ class MappedFile:
         self._map = data if isinstance(data, mmap.mmap) else None
         self._watch = watch(self.view) if self._map is not None else None
 
+    def release(self, start: int, end: int) -> None:
+        """Let the system take back the pages of a part of the file, which was copied."""
+        if self._map is not None:
+            first = start - start % mmap.ALLOCATIONGRANULARITY
+            self._map.madvise(mmap.MADV_DONTNEED, first, end - first)
+
     def check(self) -> None:
         """Raise FileShrank or ReadFailed if a part of the file was lost since it was mapped."""
         if self._map is None:

@@ -6,6 +6,7 @@ Axes: T tokens, D width, E experts, k chosen experts, G groups of experts, F hid
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -153,6 +154,8 @@ class Experts:
         self.down = expert_linear(weights, prefix, "ffn_down", count, width, hidden)
         self.sorts = not weights.kernels.groups_by_expert
         self.stats: RouterStats | None = None
+        # x (T, D), ids (T, k), weights (T, k) -> (T, D): what kernels replace `run` and the sum by
+        self.fused: Callable[[mx.array, mx.array, mx.array], mx.array] | None = None
 
     def __call__(self, x: mx.array, scored: mx.array | None = None) -> mx.array:
         """Compute the layer's output for x (T, D). scored: what the router reads; None: x."""
@@ -162,9 +165,12 @@ class Experts:
         weights, ids = route(logits, self.config, self.selection_bias)
         if self.stats is not None:
             self.stats.record(ids)
-        weights = weights.astype(x.dtype)
         if self.latent_down is not None:
             x = self.latent_down(x)
+        if self.fused is not None:
+            y = self.fused(x, ids, weights)
+            return y if self.latent_up is None else self.latent_up(y)
+        weights = weights.astype(x.dtype)
         if self.config.weight_on_input:
             y = self.run(x[:, None, :] * weights[..., None], ids).sum(axis=-2)
         else:
@@ -174,15 +180,16 @@ class Experts:
     def run(self, x: mx.array, ids: mx.array) -> mx.array:
         """Run the chosen experts: x (T, 1 or k, D), ids (T, k) -> (T, k, D)."""
         if not self.sorts or ids.size < SORT_FROM:
-            return self.down(self._hidden(x, ids), ids)
+            return self.down(self.hidden(x, ids), ids)
         # Group rows by expert, so that each expert's weights are read once.
         order = mx.argsort(ids.reshape(-1))
         rows = x.reshape(-1, x.shape[-1])[order if x.shape[1] > 1 else order // ids.shape[1]]
         chosen = ids.reshape(-1)[order][:, None]
-        y = self.down(self._hidden(rows[:, None, :], chosen), chosen)  # (T*k, 1, D)
+        y = self.down(self.hidden(rows[:, None, :], chosen), chosen)  # (T*k, 1, D)
         return y[mx.argsort(order)].reshape(*ids.shape, -1)
 
-    def _hidden(self, x: mx.array, ids: mx.array) -> mx.array:
+    def hidden(self, x: mx.array, ids: mx.array) -> mx.array:
+        """Compute what `down` reads: x (T, 1 or k, D), ids (T, k) -> (T, k, F)."""
         if self.gate_up is not None:
             return self.activation(*mx.split(self.gate_up(x, ids), 2, axis=-1))
         gates = () if self.gate is None else (self.gate(x, ids),)

@@ -57,7 +57,7 @@ class Weights:
     def matrix(self, name: str, *shape: int) -> QTensor:
         """Load a matrix (out, in) or a stack of matrices (E, out, in)."""
         info = self._info(name, shape)
-        return self.kernels.load(self._blocks(info), info, self._scales(info))
+        return self._load(info, self._scales(info))
 
     def linear(self, name: str, rows: int, columns: int) -> Linear:
         """Load the projection `name.weight` (rows, columns) and its optional `name.bias`."""
@@ -70,7 +70,7 @@ class Weights:
         row_bytes, shape = info.size_bytes // rows, (end - start, columns)
         offset, size = info.offset + start * row_bytes, (end - start) * row_bytes
         part = replace(info, shape=shape, offset=offset, size_bytes=size)
-        return self.kernels.load(self._blocks(part), part, self._scales(info))
+        return self._load(part, self._scales(info))
 
     def stacked(
         self, name: str, shape: tuple[int, int, int], start: int, end: int, transpose: bool = False
@@ -88,6 +88,12 @@ class Weights:
         copy = b"".join([blocks[at : at + size] for at in starts])
         info = replace(info, shape=(count, end - start, columns))
         return self._load_copy(*(_transposed(copy, info) if transpose else (copy, info)))
+
+    def _load(self, info: TensorInfo, scales: mx.array | None) -> QTensor:
+        tensor = self.kernels.load(self._blocks(info), info, scales)
+        if not self.kernels.in_place:
+            self._parts[info.part].release(info.offset, info.offset + info.size_bytes)
+        return tensor
 
     def _load_copy(self, blocks: bytes, info: TensorInfo) -> QTensor:
         info = replace(info, size_bytes=len(blocks))

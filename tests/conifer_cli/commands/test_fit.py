@@ -122,7 +122,7 @@ def test_another_machine_is_judged_by_priors_and_without_a_socket(tmp_path):
     code, fit = document("qwen3-30b-a3b", "--machine", "m4-max-64gb", home=tmp_path)
     assert (code, fit["verdict"], fit["estimated"]) == (0, "fits", True)
     machine = fit["machine"]
-    assert (machine["backend"], machine["kernels"]) == ("metal", "stock")
+    assert (machine["backend"], machine["kernels"]) == ("metal", "blocks")
     assert machine["bandwidth"] == {"bytes_per_s": 546 * 10**9, "source": "prior"}
     assert fit["speed"]["at_start"]["source"] == "prior"
     assert fit["need_bytes"]["kv"] == 3 << 30  # 32,768 tokens, by the catalog's facts
@@ -157,7 +157,7 @@ def test_a_machine_that_makes_no_sense_exits_2(tmp_path, arguments, said):
 def test_the_ladder_goes_down_with_context_and_up_with_the_quantisation(tmp_path):
     _, fit = document("qwen3-30b-a3b", "--machine", "m4-pro-48gb", home=tmp_path)
     order = ["too_large", "tight", "fits"]
-    assert [row["quant"] for row in fit["ladder"]] == ["Q2_K", "Q4_K_M", "Q8_0"]
+    assert [row["quant"] for row in fit["ladder"]] == ["Q2_K", "Q3_K_M", "Q4_K_M", "Q8_0"]
     for row in fit["ladder"]:
         kinds = [order.index(step["verdict"]) for step in row["contexts"]]
         rates = [step["speed"]["per_s"] for step in row["contexts"] if step["speed"]]

@@ -18,7 +18,7 @@ from engine.kernels.sizes import loaded_bytes
 
 GIB = 1 << 30
 ORDER = ["too_large", "tight", "fits"]
-KERNELS = {"cpu": "native", "metal": "stock", "cuda": "stock"}
+KERNELS = {"cpu": "native", "metal": "blocks", "cuda": "blocks"}
 
 # Memory, available memory, and the limit, the usage and the file cache of a cgroup, in GiB.
 LINUX = {

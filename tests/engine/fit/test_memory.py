@@ -82,10 +82,16 @@ def test_weights_count_what_the_stock_kernels_really_hold():
 def test_the_native_kernels_hold_the_blocks_of_the_file():
     verdict = judge(read_config(QWEN3_30B), q4_tensor(9), machine(60 * GB), kernels="native")
     assert verdict.need.weights_bytes == verdict.file_bytes == pytest.approx(9 * GB, rel=1e-6)
-    on_gpu = machine(60 * GB, backend="cuda")  # where they are not what runs
-    assert judge(
-        read_config(QWEN3_30B), q4_tensor(9), on_gpu, kernels="auto"
-    ).need.weights_bytes > (9 * GB)
+
+
+@pytest.mark.parametrize("backend", ["metal", "cuda"])
+def test_a_gpu_holds_the_blocks_of_the_file_unless_stock_is_asked_for(backend: str):
+    there = machine(60 * GB, backend=backend)
+    config, tensors = read_config(QWEN3_30B), q4_tensor(9)
+    blocks = judge(config, tensors, there, kernels="auto").need
+    stock = judge(config, tensors, there, kernels="stock").need
+    assert blocks.weights_bytes == pytest.approx(9 * GB, rel=1e-6)
+    assert stock.weights_bytes == pytest.approx(10 * GB, rel=1e-6)
 
 
 def test_the_native_kernels_buffers_do_not_grow_with_the_context():

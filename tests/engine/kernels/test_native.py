@@ -310,7 +310,8 @@ def test_native_weights_take_their_blocks_and_no_more():
 def test_auto_is_native_where_that_loads():
     assert (select().name, select().fallback_reason) == ("native", None)
     assert selected("auto", "cpu") == "native"
-    assert selected("auto", "cuda") == selected("stock", "cpu") == "stock"
+    assert selected("stock", "cpu") == selected("stock", "cuda") == "stock"
+    assert selected("auto", "cuda") == selected("auto", "metal") == "blocks"
 
 
 @pytest.mark.skipif(backend() != "cpu", reason="no CPU backend")

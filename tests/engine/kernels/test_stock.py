@@ -117,7 +117,7 @@ def test_a_constant_group_is_reencoded_without_dividing_by_zero():
 @pytest.mark.parametrize(
     ("name", "threads", "message"),
     [
-        ("fast", None, "kernels must be one of auto, native, stock, got 'fast'"),
+        ("fast", None, "kernels must be one of auto, native, blocks, stock, got 'fast'"),
         ("stock", 0, "0"),
     ],
 )
