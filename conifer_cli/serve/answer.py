@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -91,9 +92,11 @@ class Answer:
     position: how many answers were before it. called: whether it contains calls.
     """
 
+    called = False
+
     def __init__(self, host: Host, served: ServedModel, ask: Ask, tokens: list[int]) -> None:
-        self.served, self.tokens, self._ask, self._host = served, tokens, ask, host
-        self.called = False
+        self.served, self.tokens, self.ask, self._host = served, tokens, ask, host
+        self.id, self.created_s = f"resp_{secrets.token_hex(12)}", time.time()
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Happening | TokenChance] = asyncio.Queue()
         self._recorder: LogprobRecorder | None = None
@@ -169,7 +172,7 @@ class Answer:
             self._host.metrics.answered(event)
 
     def _settings(self) -> Settings:
-        ask, processors = self._ask, list[Any]()
+        ask, processors = self.ask, list[Any]()
         if ask.logit_bias:
             processors.append(LogitBias(ask.logit_bias))
         if ask.frequency_penalty:
@@ -193,7 +196,7 @@ class Answer:
     def _guide(self, tokens: list[int]) -> Guide | None:
         from engine.text.constrained import Guide
 
-        ask, model = self._ask, self.served.model
+        ask, model = self.ask, self.served.model
         if ask.tools.used and (constraint := ask.tools.constraint(model)) is not None:
             return Guide(
                 model.tokenizer, model.template, tokens, None, ask.budget, ask.think, constraint
@@ -219,14 +222,10 @@ async def start(host: Host, ask: Ask) -> Answer:
 
 def encode(served: ServedModel, ask: Ask) -> list[int]:
     """Return the prompt as tokens. Raises BadRequest if there is no room for an answer."""
-    model = served.model
-    if ask.messages is None:
-        tokens = _plain_tokens(served, ask.prompt)
-    else:
-        tokens = _chat_tokens(served, ask)
+    tokens = prompt_tokens(served, ask)
     if not tokens:
         raise BadRequest("the prompt is empty")
-    if not 0 <= min(tokens) <= max(tokens) < model.config.vocab:
+    if not 0 <= min(tokens) <= max(tokens) < served.model.config.vocab:
         raise BadRequest("a token id is outside the vocabulary")
     if len(tokens) >= served.context:
         raise BadRequest(
@@ -235,6 +234,13 @@ def encode(served: ServedModel, ask: Ask) -> list[int]:
             code="context_length_exceeded",
         )
     return tokens
+
+
+def prompt_tokens(served: ServedModel, ask: Ask) -> list[int]:
+    """Return the prompt as tokens, whatever its length."""
+    if ask.messages is None:
+        return _plain_tokens(served, ask.prompt)
+    return _chat_tokens(served, ask)
 
 
 def render(served: ServedModel, ask: Ask) -> str:
@@ -268,15 +274,28 @@ def _rendered(served: ServedModel, ask: Ask, how: Callable[[Any], Callable[..., 
         variables |= {"tools": tools} if tools else {}
     if "developer" not in template.source:
         messages = [_as_system(message) for message in messages]
-    try:
-        return how(template)(messages, **variables)
-    except TemplateError as error:
-        if not any(message.get("tool_calls") for message in messages):
-            raise
-        try:  # older templates concatenate the arguments as text
-            return how(template)([_with_text_arguments(m) for m in messages], **variables)
-        except TemplateError:
-            raise error from None
+    first: TemplateError | None = None
+    for form in _forms(messages):
+        try:
+            return how(template)(form, **variables)
+        except TemplateError as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def _forms(messages: Messages) -> Iterator[Messages]:
+    """Yield a conversation in the forms that templates accept, the usual one first."""
+    yield messages
+    if any(message.get("tool_calls") for message in messages):
+        # Older templates concatenate the arguments as text.
+        yield [_with_text_arguments(message) for message in messages]
+    if any(message["role"] == "system" for message in messages[1:]):
+        yield [*messages[:1], *map(_as_user, messages[1:])]
+
+
+def _as_user(message: dict[str, Any]) -> dict[str, Any]:
+    return {**message, "role": "user"} if message["role"] == "system" else message
 
 
 def _as_system(message: dict[str, Any]) -> dict[str, Any]:

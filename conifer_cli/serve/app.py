@@ -13,7 +13,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from conifer_cli.serve import fields
-from conifer_cli.serve.answer import Ask, encode, render, start
+from conifer_cli.serve.answer import Ask, encode, prompt_tokens, render, start
+from conifer_cli.serve.anthropic import message_events, message_reply, read_messages_request
 from conifer_cli.serve.fields import BadRequest, Body, parse_body
 from conifer_cli.serve.host import Host, available, model_card
 from conifer_cli.serve.openai_chat import chat_events, chat_reply, read_chat
@@ -23,6 +24,7 @@ from conifer_cli.serve.openai_completions import (
     read_completion,
 )
 from conifer_cli.serve.prometheus import prometheus
+from conifer_cli.serve.responses import read_response, response_events, response_reply
 from conifer_cli.serve.web import (
     LOCAL_NAMES,
     EventStream,
@@ -52,6 +54,25 @@ class Service:
         body = parse_body(await request.body())
         ask = read_completion(body, client_of(request))
         return await self._answer(request, body, ask, completion_reply, completion_events)
+
+    async def messages(self, request: Request) -> Response:
+        body = parse_body(await request.body())
+        ask = await asyncio.to_thread(read_messages_request, body, client_of(request))
+        return await self._answer(request, body, ask, message_reply, message_events)
+
+    async def count_tokens(self, request: Request) -> Response:
+        ask = read_messages_request(parse_body(await request.body()))
+        served = await self.host.lease(ask.model)
+        try:
+            tokens = await asyncio.to_thread(prompt_tokens, served, ask)
+        finally:
+            self.host.release(served)
+        return JSONResponse({"input_tokens": len(tokens)})
+
+    async def responses(self, request: Request) -> Response:
+        body = parse_body(await request.body())
+        ask = await asyncio.to_thread(read_response, body, client_of(request))
+        return await self._answer(request, body, ask, response_reply, response_events)
 
     async def _answer(
         self, request: Request, body: Body, ask: Ask, reply: Any, events: Any
@@ -124,6 +145,9 @@ def build(host: Host) -> Starlette:
     routes: list[tuple[str, str, Handler]] = [
         ("POST", "/v1/chat/completions", service.chat),
         ("POST", "/v1/completions", service.completions),
+        ("POST", "/v1/messages", service.messages),
+        ("POST", "/v1/messages/count_tokens", service.count_tokens),
+        ("POST", "/v1/responses", service.responses),
         ("POST", "/v1/embeddings", service.embeddings),
         ("GET", "/v1/models", service.models),
         ("GET", "/v1/models/{name:path}", service.models),
