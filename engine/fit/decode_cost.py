@@ -95,7 +95,7 @@ NS_PER_KB: dict[str, dict[str, float]] = {
     },
 }
 # AMX multiplies only prompts. NEON has not been measured: the table assumes no more than AVX2's.
-SAME_AS = {"amx": "avx512", "neon": "avx2"}
+SAME_AS = {"amx": "avx512", "avxvnni": "avx2", "neon": "avx2"}
 
 
 def byte_seconds(backend: str) -> dict[str, float]:

@@ -12,6 +12,7 @@
 #endif
 
 #define HAS(feature) __builtin_cpu_supports(feature)
+#define HAS_AVX2 (HAS("avx2") && HAS("fma") && HAS("f16c"))
 #define HAS_AVX512                                                                                 \
   (HAS("avx512f") && HAS("avx512bw") && HAS("avx512dq") && HAS("avx512vl") && HAS("avx512vnni") && \
    HAS("avx2") && HAS("fma") && HAS("f16c"))

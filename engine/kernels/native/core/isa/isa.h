@@ -9,10 +9,11 @@
 // X(name, id, text, supported): `id` appears in file names, `text` is the display name, and
 // `supported` is the processor check in isa.cpp. The last supported entry is used, so best is last.
 #if defined(__x86_64__)
-#define CONIFER_ISAS(X)                                           \
-  X(Portable, portable, "portable", true)                         \
-  X(Avx2, avx2, "AVX2", HAS("avx2") && HAS("fma") && HAS("f16c")) \
-  X(Avx512, avx512, "AVX-512 VNNI", HAS_AVX512)                   \
+#define CONIFER_ISAS(X)                                            \
+  X(Portable, portable, "portable", true)                          \
+  X(Avx2, avx2, "AVX2", HAS_AVX2)                                  \
+  X(AvxVnni, avxvnni, "AVX2, AVX-VNNI", HAS_AVX2&& HAS("avxvnni")) \
+  X(Avx512, avx512, "AVX-512 VNNI", HAS_AVX512)                    \
   X(Amx, amx, "AVX-512 VNNI, AMX", HAS_AVX512&& amx_granted())
 #elif defined(__aarch64__)
 #define CONIFER_ISAS(X)                   \

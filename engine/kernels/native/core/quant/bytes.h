@@ -29,6 +29,7 @@ CONIFER_INLINE Integer read_integer(const void* p) {
 
 typedef uint8_t Bytes __attribute__((vector_size(16)));
 typedef uint64_t Words __attribute__((vector_size(16)));
+typedef uint32_t Quads __attribute__((vector_size(16)));
 
 CONIFER_INLINE Bytes load(const void* p) { return read_integer<Bytes>(p); }
 
@@ -96,12 +97,20 @@ CONIFER_INLINE Bytes32 look_up(Bytes values, Bytes32 index) {
   return (Bytes32)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256((__m128i)values), (__m256i)index);
 }
 
-CONIFER_INLINE Bytes32 set_bits32(uint32_t mask) {
-  const __m256i spread = _mm256_shuffle_epi8(
-      _mm256_set1_epi32(static_cast<int32_t>(mask)),
-      _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303));
+// 255 for each bit set in bytes 4 part .. 4 part + 3 of v.
+CONIFER_INLINE Bytes32 set_bits(Bytes32 v, int part) {
+  const __m256i both = part < 4 ? _mm256_permute2x128_si256((__m256i)v, (__m256i)v, 0x00)
+                                : _mm256_permute2x128_si256((__m256i)v, (__m256i)v, 0x11);
+  const __m256i index = _mm256_add_epi8(
+      _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303),
+      _mm256_set1_epi8(static_cast<char>(part % 4 * 4)));
   const __m256i bit = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201));
+  const __m256i spread = _mm256_shuffle_epi8(both, index);
   return (Bytes32)_mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit);
+}
+
+CONIFER_INLINE Bytes32 set_bits32(uint32_t mask) {
+  return set_bits((Bytes32)_mm256_set1_epi32(static_cast<int32_t>(mask)), 0);
 }
 
 // The low nibbles of 16 bytes, then the high nibbles.
@@ -114,6 +123,17 @@ CONIFER_INLINE Bytes32 nibbles(const uint8_t* packed) {
 // Exchange the second and third eight bytes.
 CONIFER_INLINE Bytes32 swap_middle(Bytes32 v) {
   return (Bytes32)_mm256_permute4x64_epi64((__m256i)v, 0xd8);
+}
+
+// The second of each pair of 4-byte numbers, in order.
+CONIFER_INLINE Bytes32 second_quads(Bytes32 a, Bytes32 b) {
+  return swap_middle((Bytes32)_mm256_shuffle_ps((__m256)a, (__m256)b, 0xdd));
+}
+
+// The second of each pair of bytes, in order.
+CONIFER_INLINE Bytes32 high_bytes(Bytes32 a, Bytes32 b) {
+  return swap_middle((Bytes32)_mm256_packus_epi16(_mm256_srli_epi16((__m256i)a, 8),
+                                                  _mm256_srli_epi16((__m256i)b, 8)));
 }
 
 CONIFER_INLINE Bytes32 at_least(Bytes32 v, int byte) {  // 255 where it holds
@@ -131,7 +151,8 @@ struct Bytes32 {
     return {a.low op b.low, a.high op b.high};               \
   }
 X(|)
-X(&) X(^) X(+) X(-)
+X(&)
+X(^) X(+) X(-)
 #undef X
 
     CONIFER_INLINE Bytes32 join(Bytes low, Bytes high) {
@@ -154,6 +175,10 @@ CONIFER_INLINE Bytes32 look_up(Bytes values, Bytes32 index) {
 
 CONIFER_INLINE Bytes32 set_bits32(uint32_t mask) { return {set_bits(mask), set_bits(mask >> 16)}; }
 
+CONIFER_INLINE Bytes32 set_bits(Bytes32 v, int part) {
+  return set_bits32(((Quads)(part < 4 ? v.low : v.high))[part % 4]);
+}
+
 CONIFER_INLINE Bytes32 nibbles(const uint8_t* packed) {
   const Bytes v = load(packed);
   return {bits(v, 0, 4), bits(v, 4, 4)};
@@ -162,6 +187,19 @@ CONIFER_INLINE Bytes32 nibbles(const uint8_t* packed) {
 CONIFER_INLINE Bytes32 swap_middle(Bytes32 v) {
   const Words low = (Words)v.low, high = (Words)v.high;
   return {(Bytes)Words{low[0], high[0]}, (Bytes)Words{low[1], high[1]}};
+}
+
+CONIFER_INLINE Bytes32 second_quads(Bytes32 a, Bytes32 b) {
+  return {(Bytes)__builtin_shufflevector((Quads)a.low, (Quads)a.high, 1, 3, 5, 7),
+          (Bytes)__builtin_shufflevector((Quads)b.low, (Quads)b.high, 1, 3, 5, 7)};
+}
+
+CONIFER_INLINE Bytes high_bytes(Bytes a, Bytes b) {
+  return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+}
+
+CONIFER_INLINE Bytes32 high_bytes(Bytes32 a, Bytes32 b) {
+  return {high_bytes(a.low, a.high), high_bytes(b.low, b.high)};
 }
 
 CONIFER_INLINE Bytes32 at_least(Bytes32 v, int byte) {
@@ -175,6 +213,17 @@ CONIFER_INLINE void store32(void* p, Bytes32 v) { std::memcpy(p, &v, 32); }
 // Four words of eight bytes.
 CONIFER_INLINE Bytes32 join(uint64_t a, uint64_t b, uint64_t c, uint64_t d) {
   return join((Bytes)Words{a, b}, (Bytes)Words{c, d});
+}
+
+// Apply f, which takes vectors of any size, to numbers of 32 bits.
+template <class F>
+CONIFER_INLINE Bytes32 map_quads(Bytes32 v, F f) {
+#if defined(__AVX2__)
+  typedef uint32_t Quads32 __attribute__((vector_size(32)));
+  return (Bytes32)f((Quads32)v);
+#else
+  return {(Bytes)f((Quads)v.low), (Bytes)f((Quads)v.high)};
+#endif
 }
 
 }  // namespace

@@ -8,30 +8,33 @@
 namespace conifer::quant {
 namespace {
 
-// Add the eighth sign to each of four times seven: it makes the number of negative weights even.
-CONIFER_INLINE uint32_t with_parity(uint32_t sevens) {
-  uint32_t folded = sevens ^ sevens >> 4;
-  folded ^= folded >> 2;
-  folded ^= folded >> 1;
-  return sevens | (folded & 0x01010101) << 7;
+// Add the eighth sign to seven in each byte: it makes the number of negative weights even.
+CONIFER_INLINE Bytes32 with_parity(Bytes32 sevens) {
+  constexpr uint8_t O = 128;
+  const Bytes odd = {0, O, O, 0, O, 0, 0, O, O, 0, 0, O, 0, O, O, 0};
+  const Bytes32 folded = sevens ^ bits(sevens, 4, 3);
+  return sevens | look_up(odd, bits(folded, 0, 4));
 }
 
-// The sign bytes of a word with four times 7 bits.
-CONIFER_INLINE uint32_t even_signs(uint32_t word) {
-  uint32_t sevens = (word & 0x00003fff) | (word & 0x0fffc000) << 2;
-  sevens = (sevens & 0x007f007f) | (sevens & 0x3f803f80) << 1;
-  return with_parity(sevens);
+// The sign bytes of eight words with four times 7 bits.
+CONIFER_INLINE Bytes32 even_signs(Bytes32 words) {
+  return with_parity(map_quads(words, [](auto w) __attribute__((always_inline)) {
+    const auto halves = (w & 0x00003fff) | (w & 0x0fffc000) << 2;
+    return (halves & 0x007f007f) | (halves & 0x3f803f80) << 1;
+  }));
 }
 
-// Negate the points whose bit in `signs` is set, and move all up by the offset.
-CONIFER_INLINE Bytes32 with_signs(Bytes32 points, uint32_t signs, Levels levels) {
-  const Bytes32 negative = set_bits32(signs);
+// Negate the points whose bit is set in group g of `signs`, and move all up by the offset.
+CONIFER_INLINE Bytes32 with_signs(Bytes32 points, Bytes32 signs, int g, Levels levels) {
+  const Bytes32 negative = set_bits(signs, g);
   return (points ^ negative) - negative + fill32(levels.offset());
 }
 
-// Two points of 4 weights.
-CONIFER_INLINE uint64_t two_points(uint32_t first, uint32_t second) {
-  return first | uint64_t{second} << 32;
+// Eight points of 4 weights.
+template <class Point>
+CONIFER_INLINE Bytes32 join_points(Point point) {
+  return join((Bytes)Quads{point(0), point(1), point(2), point(3)},
+              (Bytes)Quads{point(4), point(5), point(6), point(7)});
 }
 
 // Scales of factor * (step + 1/2), for the 16 nibbles of 8 bytes.

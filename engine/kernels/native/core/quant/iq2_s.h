@@ -25,8 +25,7 @@ struct IQ2_S : Quantized<BlockIQ2_S, 256, 16, false> {
     const auto point = [&](int i) {
       return IQ2_S_GRID[static_cast<size_t>(b.ranks[4 * g + i] | (b.high[g] >> 2 * i & 3) << 8)];
     };
-    return with_signs(join(point(0), point(1), point(2), point(3)),
-                      read_integer<uint32_t>(b.signs + 4 * g), LEVELS);
+    return with_signs(join(point(0), point(1), point(2), point(3)), load32(b.signs), g, LEVELS);
   }
 
   static CONIFER_INLINE void scales(const uint8_t* chunk, int, Scales& out) {

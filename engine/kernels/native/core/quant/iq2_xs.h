@@ -19,12 +19,10 @@ struct IQ2_XS : Quantized<BlockIQ2_XS, 256, 16, false> {
   static constexpr Levels LEVELS = {-43, 43};
 
   static CONIFER_INLINE Bytes32 group(const uint8_t* chunk, int g) {
-    const uint64_t four = read_integer<uint64_t>(block(chunk).points + 4 * g);
-    const auto point = [&](int i) { return IQ2_XS_GRID[four >> 16 * i & 511]; };
-    uint64_t seven = four >> 9 & 0x007f007f007f007f;
-    seven = (seven | seven >> 8) & 0x0000ffff0000ffff;
-    const uint32_t signs = static_cast<uint32_t>(seven | seven >> 16);
-    return with_signs(join(point(0), point(1), point(2), point(3)), with_parity(signs), LEVELS);
+    const BlockIQ2_XS& b = block(chunk);
+    const auto point = [&](int i) { return IQ2_XS_GRID[b.points[4 * g + i] & 511]; };
+    const Bytes32 sevens = bits(high_bytes(load32(b.points), load32(b.points + 16)), 1, 7);
+    return with_signs(join(point(0), point(1), point(2), point(3)), with_parity(sevens), g, LEVELS);
   }
 
   static CONIFER_INLINE void scales(const uint8_t* chunk, int, Scales& out) {

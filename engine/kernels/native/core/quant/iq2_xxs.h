@@ -21,10 +21,10 @@ struct IQ2_XXS : Quantized<BlockIQ2_XXS, 256, 32, false> {
   static constexpr Levels LEVELS = {-43, 43};
 
   static CONIFER_INLINE Bytes32 group(const uint8_t* chunk, int g) {
-    const auto& [ranks, word] = block(chunk).groups[g];
-    const Bytes32 points = join(IQ2_XXS_GRID[ranks[0]], IQ2_XXS_GRID[ranks[1]],
-                                IQ2_XXS_GRID[ranks[2]], IQ2_XXS_GRID[ranks[3]]);
-    return with_signs(points, even_signs(word), LEVELS);
+    const BlockIQ2_XXS& b = block(chunk);
+    const auto point = [&](int i) { return IQ2_XXS_GRID[b.groups[g].ranks[i]]; };
+    const Bytes32 words = second_quads(load32(b.groups), load32(b.groups + 4));
+    return with_signs(join(point(0), point(1), point(2), point(3)), even_signs(words), g, LEVELS);
   }
 
   static CONIFER_INLINE void scales(const uint8_t* chunk, int, Scales& out) {

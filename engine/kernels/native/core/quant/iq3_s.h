@@ -25,9 +25,7 @@ struct IQ3_S : Quantized<BlockIQ3_S, 256, 32, false> {
     const auto point = [&](int i) {
       return IQ3_S_GRID[static_cast<size_t>(b.ranks[8 * g + i] | (b.ninth[g] >> i & 1) << 8)];
     };
-    const auto points = [&](int i) { return two_points(point(2 * i), point(2 * i + 1)); };
-    return with_signs(join(points(0), points(1), points(2), points(3)),
-                      read_integer<uint32_t>(b.signs + 4 * g), LEVELS);
+    return with_signs(join_points(point), load32(b.signs), g, LEVELS);
   }
 
   static CONIFER_INLINE void scales(const uint8_t* chunk, int, Scales& out) {

@@ -20,12 +20,8 @@ struct IQ3_XXS : Quantized<BlockIQ3_XXS, 256, 32, false> {
 
   static CONIFER_INLINE Bytes32 group(const uint8_t* chunk, int g) {
     const BlockIQ3_XXS& b = block(chunk);
-    const auto points = [&](int i) {
-      const uint8_t* ranks = b.ranks + 8 * g + 2 * i;
-      return two_points(IQ3_XXS_GRID[ranks[0]], IQ3_XXS_GRID[ranks[1]]);
-    };
-    return with_signs(join(points(0), points(1), points(2), points(3)), even_signs(b.signs[g]),
-                      LEVELS);
+    const auto point = [&](int i) { return IQ3_XXS_GRID[b.ranks[8 * g + i]]; };
+    return with_signs(join_points(point), even_signs(load32(b.signs)), g, LEVELS);
   }
 
   static CONIFER_INLINE void scales(const uint8_t* chunk, int, Scales& out) {

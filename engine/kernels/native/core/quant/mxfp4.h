@@ -32,6 +32,17 @@ struct MXFP4 : Quantized<BlockMXFP4, 32, 32, false> {
   }
 
   static CONIFER_INLINE void scales(const uint8_t* chunk, int groups, Scales& out) {
+#if defined(__AVX2__)
+    if (groups == 8) {
+      const auto e = [&](int i) { return int32_t{block(chunk, i).e}; };
+      const __m256i eight = _mm256_setr_epi32(e(0), e(1), e(2), e(3), e(4), e(5), e(6), e(7));
+      const __m256i one = _mm256_set1_epi32(1);
+      const __m256i normal = _mm256_slli_epi32(_mm256_sub_epi32(eight, one), 23);
+      const __m256i subnormal = _mm256_sllv_epi32(_mm256_set1_epi32(0x00200000), eight);
+      const __m256i bits = _mm256_blendv_epi8(subnormal, normal, _mm256_cmpgt_epi32(eight, one));
+      return _mm256_store_ps(out.scale, _mm256_castsi256_ps(bits));
+    }
+#endif
     for (int i = 0; i < groups; ++i) out.scale[i] = mxfp4_scale(block(chunk, i).e);
   }
 
