@@ -285,6 +285,7 @@ def serve(
     api_key: options.ApiKey = "",
     parallel: options.Parallel = 1,
     cors: options.Cors = None,
+    print_config: options.PrintConfig = None,
     context: options.Context = None,
     kv_type: options.KV = options.KVType.F16,
     kernels: options.KernelChoice = options.KernelName.AUTO,
@@ -300,8 +301,24 @@ def serve(
     """
     from conifer_cli.commands.serve import ServeOptions, serve
 
+    if print_config is not None:
+        from conifer_cli.commands.serve import print_client_config
+
+        return print_client_config(print_config, model, host, port, context)
     where = (model, host, port, api_key, context, parallel, tuple(cors or ()))
     return serve(ServeOptions(*where, kv_type.value, kernels.value, isa, force, offline, yes))
+
+
+@app.command("Show what a running server has loaded.", "conifer ps", "conifer ps --json")
+def ps(
+    host: options.ServeHost = "127.0.0.1",
+    port: options.ServePort = 8321,
+    as_json: options.Json = False,
+) -> int:
+    """Show the model that `conifer serve` has loaded, its memory, its answers and their speed."""
+    from conifer_cli.commands.ps import show_server
+
+    return show_server(host, port, as_json)
 
 
 @app.command(

@@ -376,3 +376,11 @@ Cors = Annotated[
         metavar="ORIGIN",
     ),
 ]
+PrintConfig = Annotated[
+    str | None,
+    option(
+        "--print-config",
+        "Print the configuration of a client, such as opencode, codex or zed, and exit.",
+        metavar="CLIENT",
+    ),
+]

@@ -23,7 +23,7 @@ from conifer_cli.serve.openai_completions import (
     completion_reply,
     read_completion,
 )
-from conifer_cli.serve.prometheus import prometheus
+from conifer_cli.serve.reports import prometheus
 from conifer_cli.serve.responses import read_response, response_events, response_reply
 from conifer_cli.serve.web import (
     LOCAL_NAMES,
@@ -106,6 +106,10 @@ class Service:
             "running": scheduler.running,
             "queued": scheduler.queued,
             "parallel": scheduler.parallel,
+            "loaded_s": current.loaded_s if current else None,
+            "need_bytes": current.need_bytes if current else None,
+            "decoded_tokens_per_s": round(self.host.metrics.decode_per_s, 2),
+            "prompt_tokens_per_s": round(self.host.metrics.prompt_per_s, 2),
         }
         return JSONResponse(body, 200 if scheduler.alive else 500)
 

@@ -64,6 +64,7 @@ async def _serve(
     options: ServeOptions, target: RequestedModel | None, listener: socket.socket
 ) -> int:
     from conifer_cli.serve.app import build
+    from conifer_cli.serve.reports import show_status
 
     host = Host(options)
     signals: list[int] = []
@@ -80,8 +81,10 @@ async def _serve(
         _announce(host, listener)
         server = _server(build(host))
         serving = asyncio.ensure_future(server.serve([listener]))
+        showing = asyncio.ensure_future(show_status(host))
         stopping = asyncio.ensure_future(ended.wait())
         await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
+        showing.cancel()
         server.should_exit = True
         await asyncio.to_thread(host.close, JOIN_S)
         with contextlib.suppress(asyncio.TimeoutError):

@@ -69,7 +69,8 @@ class ServedModel:
     @property
     def name(self) -> str:
         """The model's name; of a path, the file's name."""
-        return Path(self.report.name).name if self.report.entry is None else self.report.name
+        reference, name = self.report.reference, self.report.name
+        return Path(name).name if reference is not None and reference.path is not None else name
 
 
 @dataclass(frozen=True)

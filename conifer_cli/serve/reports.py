@@ -1,12 +1,18 @@
-"""The server's metrics in Prometheus' text format."""
+"""The server's metrics for Prometheus, and as a live line in the server's terminal."""
 
 from __future__ import annotations
 
+import asyncio
+import sys
 import time
 from collections.abc import Iterator
 
 from conifer_cli.serve.host import Host
 from conifer_cli.serve.metrics import Metrics
+from conifer_cli.terminal import console
+
+EVERY_S = 0.5
+CLEAR = "\r\x1b[K"
 
 
 def prometheus(metrics: Metrics, host: Host) -> str:
@@ -53,3 +59,33 @@ def _families(metrics: Metrics, host: Host) -> Iterator[Family]:
     )
     for name, help, value in gauges:
         yield name, "gauge", help, [("", float(value))]
+
+
+async def show_status(host: Host) -> None:
+    """Rewrite the line while something changes, if standard error is a terminal."""
+    if not console.is_terminal(sys.stderr):
+        return
+    shown = ""
+    try:
+        while True:
+            line = status_line(host)
+            if line != shown:
+                columns, _ = console.dimensions()
+                console.write_stderr(CLEAR + line[: columns - 1])
+                shown = line
+            await asyncio.sleep(EVERY_S)
+    finally:
+        console.write_stderr(CLEAR)
+
+
+def status_line(host: Host) -> str:
+    """Return what the server does now, or has done."""
+    scheduler, metrics = host.scheduler, host.metrics
+    answered = sum(metrics.finishes.values())
+    parts = [f"{scheduler.running} running", f"{scheduler.queued} waiting", f"{answered} answered"]
+    if metrics.recent:
+        parts.append(f"{metrics.decode_per_s:.1f} tokens/s")
+    if metrics.prompt_tokens:
+        parts.append(f"{100 * metrics.cached_tokens // metrics.prompt_tokens} % from the cache")
+    name = host.current.name if host.current else "no model"
+    return f"{name}: {', '.join(parts)}"

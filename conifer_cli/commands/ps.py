@@ -1,0 +1,53 @@
+"""`conifer ps`: what a running server has loaded, and how busy it is."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from typing import Any
+
+from conifer_cli import errors
+from conifer_cli.errors import why
+from conifer_cli.terminal import console
+from conifer_cli.terminal.format import duration, size, table
+
+TIMEOUT_S = 5.0
+HEADINGS = ("MODEL", "CONTEXT", "MEMORY", "RUNNING", "WAITING", "TOKENS/S", "LOADED")
+
+
+def show_server(host: str, port: int, as_json: bool) -> int:
+    """Print the state of the server at an address. The exit code is 1 if there is none."""
+    connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
+    try:
+        connection.request("GET", "/health")
+        state = json.loads(connection.getresponse().read())
+        rate = state["decoded_tokens_per_s"]
+    except (OSError, http.client.HTTPException) as error:
+        console.log(f"conifer: no server at {host}:{port}: {why(error)}")
+        return errors.FAILURE
+    except (ValueError, KeyError, TypeError):
+        console.log(f"conifer: the program at {host}:{port} is not Conifer")
+        return errors.FAILURE
+    finally:
+        connection.close()
+    if as_json:
+        console.print_json(state)
+    elif state["model"] is None:
+        console.print_lines(["No model is loaded."])
+    else:
+        console.print_lines(table([HEADINGS, _row(state, rate)], right=range(1, 6)))
+    return errors.OK
+
+
+def _row(state: dict[str, Any], rate: float) -> tuple[str, ...]:
+    since = duration(time.time() - state["loaded_s"])
+    return (
+        state["model"],
+        f"{state['context']:,}",
+        size(state["need_bytes"]),
+        f"{state['running']} of {state['parallel']}",
+        str(state["queued"]),
+        f"{rate:.1f}" if rate else "-",
+        f"{since} ago",
+    )

@@ -1,0 +1,154 @@
+"""The configuration of clients that use the server, for --print-config and docs/serving.md."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+
+RUN_HERE = "run here"
+FROM_DOCS = "from its documentation"
+
+
+@dataclass(frozen=True, slots=True)
+class ClientConfig:
+    """How to configure one client. text has URL, MODEL, CONTEXT and KEY as placeholders.
+
+    tried: whether this configuration was run, or follows the client's documentation.
+    """
+
+    name: str
+    title: str
+    where: str
+    text: str
+    tried: str = FROM_DOCS
+
+
+def _pretty(document: object) -> str:
+    return json.dumps(document, indent=2)
+
+
+OPENCODE = {
+    "$schema": "https://opencode.ai/config.json",
+    "provider": {
+        "conifer": {
+            "npm": "@ai-sdk/openai-compatible",
+            "name": "Conifer",
+            "options": {"baseURL": "URL/v1", "apiKey": "KEY"},
+            "models": {"MODEL": {"name": "MODEL", "limit": {"context": 0, "output": 8192}}},
+        }
+    },
+    "model": "conifer/MODEL",
+}
+ZED = {
+    "language_models": {
+        "openai_compatible": {
+            "Conifer": {
+                "api_url": "URL/v1",
+                "available_models": [
+                    {
+                        "name": "MODEL",
+                        "max_tokens": 0,
+                        "capabilities": {"tools": True, "images": False},
+                    }
+                ],
+            }
+        }
+    }
+}
+CODEX = """\
+model = "MODEL"
+model_provider = "conifer"
+model_context_window = CONTEXT
+
+[model_providers.conifer]
+name = "Conifer"
+base_url = "URL/v1"
+wire_api = "responses"
+"""
+CLAUDE_CODE = """\
+export ANTHROPIC_BASE_URL=URL
+export ANTHROPIC_AUTH_TOKEN=KEY
+export ANTHROPIC_MODEL=MODEL
+export ANTHROPIC_SMALL_FAST_MODEL=MODEL
+claude
+"""
+CONTINUE = """\
+name: Conifer
+version: 1.0.0
+schema: v1
+models:
+  - name: MODEL
+    provider: openai
+    model: MODEL
+    apiBase: URL/v1
+    apiKey: KEY
+    roles: [chat, edit, apply]
+    defaultCompletionOptions:
+      contextLength: CONTEXT
+"""
+AIDER = """\
+export OPENAI_API_BASE=URL/v1
+export OPENAI_API_KEY=KEY
+aider --model openai/MODEL
+"""
+LLM = """\
+- model_id: conifer
+  model_name: MODEL
+  api_base: "URL/v1"
+"""
+OPENAI_SDK = """\
+from openai import OpenAI
+
+client = OpenAI(base_url="URL/v1", api_key="KEY")
+reply = client.chat.completions.create(
+    model="MODEL", messages=[{"role": "user", "content": "Hello"}]
+)
+print(reply.choices[0].message.content)
+"""
+ANTHROPIC_SDK = """\
+from anthropic import Anthropic
+
+client = Anthropic(base_url="URL", api_key="KEY")
+reply = client.messages.create(
+    model="MODEL", max_tokens=500, messages=[{"role": "user", "content": "Hello"}]
+)
+print(reply.content[-1].text)
+"""
+LITELLM = """\
+model_list:
+  - model_name: conifer
+    litellm_params:
+      model: openai/MODEL
+      api_base: URL/v1
+      api_key: KEY
+"""
+CLIENT_CONFIGS = {
+    config.name: config
+    for config in (
+        ClientConfig("opencode", "opencode", "opencode.json", _pretty(OPENCODE), RUN_HERE),
+        ClientConfig("codex", "Codex", "~/.codex/config.toml", CODEX),
+        ClientConfig("claude-code", "Claude Code", "a shell", CLAUDE_CODE),
+        ClientConfig("zed", "Zed", "settings.json", _pretty(ZED)),
+        ClientConfig("continue", "Continue", "~/.continue/config.yaml", CONTINUE),
+        ClientConfig("aider", "Aider", "a shell", AIDER),
+        ClientConfig("llm", "llm", "extra-openai-models.yaml", LLM),
+        ClientConfig("openai", "OpenAI's SDK", "Python", OPENAI_SDK, RUN_HERE),
+        ClientConfig("anthropic", "Anthropic's SDK", "Python", ANTHROPIC_SDK, RUN_HERE),
+        ClientConfig("litellm", "LiteLLM", "config.yaml", LITELLM),
+    )
+}
+
+
+def configured(config: ClientConfig, url: str, model: str, context: int, key: str) -> str:
+    """Return a client's configuration for a server."""
+    text = config.text.replace('"context": 0', f'"context": {context}')
+    text = text.replace('"max_tokens": 0', f'"max_tokens": {context}')
+    for name, value in (("URL", url), ("MODEL", model), ("CONTEXT", str(context)), ("KEY", key)):
+        text = _replaced(text, name, value)
+    return text.rstrip("\n")
+
+
+def _replaced(text: str, name: str, value: str) -> str:
+    """Replace a placeholder where it is not a part of a longer name, such as ANTHROPIC_MODEL."""
+    return re.sub(rf"(?<![A-Za-z_]){name}(?![A-Z_=])", lambda _: value, text)

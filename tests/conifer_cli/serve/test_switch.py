@@ -1,0 +1,59 @@
+"""A server without a model loads the one that a request names."""
+
+from pathlib import Path
+
+import pytest
+
+from conifer_cli.errors import NoRoom
+from conifer_cli.serve.fields import BadRequest
+from conifer_cli.serve.web import status_of
+from engine.errors import DoesNotFit, NumericError, TemplateRefusal
+from support.program import MODELS, run_conifer, templated
+from support.serving import CHATML, serving
+
+
+def install(home, repository, model):
+    """Put a model where the Hub's client keeps it. Returns its name."""
+    folder = home / "hf" / "hub" / f"models--{repository.replace('/', '--')}"
+    place = folder / "snapshots" / ("0" * 40)
+    place.mkdir(parents=True)
+    made = home / "made"
+    made.mkdir(exist_ok=True)
+    target = place / f"{model}.gguf"
+    target.write_bytes(Path(templated(made, CHATML, model)).read_bytes())
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("0" * 40)
+    return f"hf:{repository}/{model}.gguf"
+
+
+@pytest.mark.process
+def test_requests_choose_among_the_models_here(tmp_path):
+    assert (MODELS / "llama").is_dir()
+    one, two = install(tmp_path, "a/one", "qwen3moe"), install(tmp_path, "a/two", "granitehybrid")
+    listed = run_conifer("list", "--json", home=tmp_path).stdout.decode()
+    assert one in listed and two in listed
+    with serving(tmp_path, "-c", "1024") as server:
+        names = [card["id"] for card in server.ask("/v1/models").json["data"]]
+        assert names == [one, two]
+        for name in (one, two, one):
+            reply = server.chat("Hi", model=name)
+            assert (reply.status, reply.json["model"]) == (200, name)
+            assert server.ask("/health").json["model"] == name
+        assert server.chat("Hi").status == 200  # the loaded one
+        assert server.chat("Hi", model="hf:a/three/x.gguf").status == 404
+        done = run_conifer("ps", "--port", str(server.port), home=tmp_path)
+        assert done.returncode == 0 and one.encode() in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (NoRoom("x does not fit"), 507),
+        (DoesNotFit("out of memory"), 507),
+        (BadRequest("no", status=404), 404),
+        (TemplateRefusal("roles must alternate"), 400),
+        (NumericError("not finite"), 500),
+    ],
+)
+def test_the_status_of_an_error(error, status):
+    assert status_of(error) == status
