@@ -10,7 +10,7 @@ import pytest
 
 import engine
 from engine.errors import GGUFError
-from engine.gguf.reader import open_model
+from engine.gguf.reader import numbers, open_model
 from engine.nn.config import read_config, used_tensors
 from support.gguf_writer import Tensor, split_bytes, write_parts
 from support.models import HERE
@@ -113,7 +113,9 @@ def joined(tensors: list[Tensor], parts: tuple[str, ...], whole: str, axis: int)
     return kept
 
 
-@pytest.mark.parametrize("name", ["qwen2", "qwen3moe-Q5_0", "gpt-oss-yarn-exact", "gemma3"])
+@pytest.mark.parametrize(
+    "name", ["qwen2", "qwen3moe-Q5_0", "gpt-oss-yarn-exact", "gemma3", "mimo2", "step35"]
+)
 def test_q_k_and_v_may_be_one_tensor(name: str, tmp_path: Path, kernels: str):
     source = HERE / name / "model.gguf"
     tensors = all_tensors(source)
@@ -144,7 +146,13 @@ def test_gate_and_up_may_be_two_tensors(name: str, tmp_path: Path, kernels: str)
 
 
 @pytest.mark.float32
-@pytest.mark.parametrize("name", ["mixtral", "qwen3moe-Q5_0", "gpt-oss-yarn-exact", "qwen2moe"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("mixtral", "qwen3moe-Q5_0", "gpt-oss-yarn-exact", "qwen2moe"),
+        *("cohere2moe", "kimi-linear", "mimo2", "step35"),
+    ],
+)
 def test_gate_and_up_may_be_one_tensor(name: str, tmp_path: Path, kernels: str):
     source = HERE / name / "model.gguf"
     tensors = all_tensors(source)
@@ -171,22 +179,48 @@ def test_keys_of_layers_that_borrow_them_are_left_out(tmp_path: Path, kernels: s
     assert judged_weights(longer) == judged_weights(source)
 
 
-def test_a_block_that_only_drafts_is_left_out(tmp_path: Path, kernels: str):
-    source = HERE / "glm4moe" / "model.gguf"
-    tensors = all_tensors(source)
-    depth = open_model(source).metadata["glm4moe.block_count"]
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("glm4moe", "bailingmoe3", "cohere2moe", "exaone-moe", "hy_v3", "mimo2"),
+        *("nemotron_h_moe", "step35"),
+    ],
+)
+def test_a_block_that_only_drafts_is_left_out(name: str, tmp_path: Path, kernels: str):
+    source = HERE / name / "model.gguf"
+    tensors, metadata = all_tensors(source), open_model(source).metadata
+    prefix = f"{metadata['general.architecture']}."
+    depth = metadata[prefix + "block_count"]
     draft = [
-        Tensor(t.name.replace("blk.1.", f"blk.{depth}."), t.shape, t.type, t.data)
+        Tensor(t.name.replace(f"blk.{depth - 1}.", f"blk.{depth}."), t.shape, t.type, t.data)
         for t in tensors
-        if t.name.startswith("blk.1.")
+        if t.name.startswith(f"blk.{depth - 1}.")
     ]
     draft.append(Tensor(f"blk.{depth}.nextn.eh_proj.weight", (64, 128), "F32"))
-    changes = {"glm4moe.block_count": depth + 1, "glm4moe.nextn_predict_layers": 1}
+    arrays = {key: numbers(value) for key, value in metadata.items() if key.startswith(prefix)}
+    changes = {
+        key: np.append(array, array[depth - 1])  # one value per block, drafting ones included
+        for key, array in arrays.items()
+        if array is not None and len(array) == depth
+    }
+    changes |= {prefix + "block_count": depth + 1, prefix + "nextn_predict_layers": 1}
     longer = rewrite(source, tmp_path / "longer.gguf", [*tensors, *draft], changes)
     assert np.array_equal(logits(longer, kernels), logits(source, kernels))
     assert engine.load(longer).config.layers == depth
     sizes = [judged_weights(path) for path in (longer, source)]
     assert sizes[0] == sizes[1]
+
+
+def test_dimensions_of_one_may_be_left_out(tmp_path: Path, kernels: str):
+    source = HERE / "kimi-linear" / "model.gguf"  # quantising drops some of them
+    tensors = [
+        Tensor(t.name, tuple(size for size in t.shape if size > 1), t.type, t.data)
+        if "ssm_conv1d" in t.name or t.name.endswith("ssm_a")
+        else t
+        for t in all_tensors(source)
+    ]
+    flat = rewrite(source, tmp_path / "flat.gguf", tensors)
+    assert np.array_equal(logits(flat, kernels), logits(source, kernels))
 
 
 def judged_weights(path: Path) -> int:
