@@ -115,8 +115,9 @@ transformers has only as a part of models that see images.
 
 The templates in `tests/data/templates` render as in transformers, and no message's text becomes a
 control token; `tests/data/templates.md` gives their sources. The published templates of
-Phi-3.5-MoE, OLMoE, dots.llm1, Hunyuan-A13B and the thinking model of ERNIE 4.5 could not be
-obtained: theirs run like any file's template, without a test.
+Phi-3.5-MoE, OLMoE, dots.llm1, Hunyuan-A13B, the thinking model of ERNIE 4.5, Qwen3-VL, Mistral
+Small 4, Trinity, Mellum 2, K-EXAONE, MiMo V2 and Kimi Linear could not be obtained: theirs run like
+any file's template, without a test.
 """
 
 

@@ -90,7 +90,7 @@ class Session:
             start = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
             tokens = start + tokenizer.encode(messages[-1]["content"])
         else:
-            switches = reasoning.switches(self.options.think, self.options.effort)
+            switches = reasoning.switches(self.options.think, self.options.effort, template.source)
             tokens = template.encode(messages, **switches)
             if template.folded and not self._told_folded:
                 console.note(FOLDED)

@@ -36,20 +36,26 @@ NOTHING: Part = (Kind.ANSWER, "")
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """The markers that a model family writes around its thinking and, optionally, its answer."""
+    """The markers that a model family writes around its thinking and, optionally, its answer.
+
+    answer_header: what precedes `answer_opens` after thinking.
+    """
 
     opens: str
     closes: str
     answer_opens: str = ""
     answer_closes: str = ""
+    answer_header: str = ""
 
     @property
     def markers(self) -> tuple[str, ...]:
         """All markers that the reader needs to see, including control tokens."""
         found = (self.opens, self.closes, self.answer_opens, self.answer_closes)
-        return HARMONY_MARKERS if self is HARMONY else tuple(filter(None, found))
+        header = CONTROL_TOKEN.findall(self.answer_header)
+        return HARMONY_MARKERS if self is HARMONY else tuple(filter(None, (*found, *header)))
 
 
+CONTROL_TOKEN = re.compile(r"<\|\w+\|>")
 HARMONY_MARKERS = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>")
 # Each message has a header: <|channel|>analysis<|message|>...<|end|><|start|>assistant<|channel|>
 HARMONY = Dialect("<|channel|>", "<|channel|>")
@@ -57,12 +63,19 @@ HARMONY = Dialect("<|channel|>", "<|channel|>")
 DIALECTS = (
     HARMONY,  # gpt-oss
     Dialect("<|channel>thought", "<channel|>"),  # Gemma 4
+    Dialect(  # North Mini, Command A+
+        "<|START_THINKING|>", "<|END_THINKING|>", "<|START_TEXT|>", "<|END_TEXT|>"
+    ),
+    Dialect(  # Solar Open
+        "<|think|>", "<|end|>", "<|content|>", "<|end|>", answer_header="<|begin|>assistant"
+    ),
+    Dialect("<think:opensource>", "</think:opensource>"),  # Hy 3
     Dialect("<think>", "</think>", "<response>", "</response>"),  # Granite 3.3
     Dialect("<think>", "</think>", "<answer>", "</answer>"),  # Hunyuan
     Dialect("Here is my thought process:", "Here is my response:"),  # Granite 3.2
     Dialect("[THINK]", "[/THINK]"),  # Mistral, Magistral
     Dialect("◁think▷", "◁/think▷"),  # Kimi-VL
-    Dialect("<think>", "</think>"),  # DeepSeek, ERNIE, GLM, Kimi, MiniMax, Qwen, Ring
+    Dialect("<think>", "</think>"),  # DeepSeek, ERNIE, GLM, Kimi, Laguna, MiniMax, Nemotron, Qwen
 )
 PROMPT_END_TOKENS = 24  # enough for any marker and trailing whitespace
 HEADER_CHARACTERS = 512  # longer text is not a header
@@ -72,13 +85,21 @@ MESSAGE_ENDS = (f"{END}<|start|>", f"{END}<|channel|>")
 NEXT_MESSAGE = re.compile(r"<\|end\|>(?=<\|start\|>|<\|channel\|>)")
 CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 CALLED = re.compile(r"\bto=functions\.([^\s<]+)")
+NO_EFFORT = re.compile(r"""reasoning_effort.*==\s*['"](no_think|none)['"]""")
 CHANNELS = {"analysis": Kind.THINKING, "commentary": Kind.COMMENTARY}
 
 
-def switches(think: bool | None, effort: str | None = None) -> dict[str, Any]:
-    """Return the template variables that turn thinking on or off. None keeps the default."""
+def switches(think: bool | None, effort: str | None = None, source: str = "") -> dict[str, Any]:
+    """Return the template variables that turn thinking on or off. None keeps the default.
+
+    source: the template. In some, an effort is the only switch.
+    """
     names: dict[str, Any] = {} if think is None else {"enable_thinking": think, "thinking": think}
-    effort = "low" if think is False else effort
+    no_effort = NO_EFFORT.search(source)
+    if think is False:
+        effort = no_effort[1] if no_effort else "low"
+    elif think and no_effort:
+        effort = effort or "high"
     return names if effort is None else {**names, "reasoning_effort": effort}
 
 
@@ -92,7 +113,10 @@ def find_dialect(tokenizer: Tokenizer, template: ChatTemplate | None) -> Dialect
         return text in template.source or text in tokens
 
     for row in DIALECTS:
-        if (known(row.opens) or known(row.closes)) and known(row.answer_opens + row.answer_closes):
+        # Tags such as <response> have other uses, unless a template writes both together.
+        both = row.answer_opens + row.answer_closes
+        answer = [row.answer_opens, row.answer_closes] if row.opens.startswith("<|") else [both]
+        if all(map(known, answer)) and (known(row.opens) or known(row.closes)):
             return row
     return None
 
@@ -231,9 +255,13 @@ class TagReader(Reader):
         return self._state in (self._opened, self._thinking)
 
     def _start(self, ended: bool) -> Part:
+        answer = self._dialect.answer_opens
         found = self._at_marker(self._dialect.opens, ended)
-        if found is not None:
-            self._state = self._opened if found else self._answer
+        unwrapped = self._at_marker(answer, ended) if answer and not found else False
+        if found or unwrapped:
+            self._state = self._opened if found else self._unwrapped
+        elif found is unwrapped is False:
+            self._state = self._answer
         return NOTHING
 
     def _opened(self, ended: bool) -> Part:
@@ -248,7 +276,7 @@ class TagReader(Reader):
         return Kind.THINKING, self._before(closes, ended)
 
     def _closed(self, ended: bool) -> Part:
-        marker = self._dialect.answer_opens
+        marker = self._dialect.answer_header + self._dialect.answer_opens
         found = self._at_marker(marker, ended) if marker else False
         if found:
             self._state = self._unwrapped

@@ -56,7 +56,8 @@ def read(reader: Reader, pieces: list[str]) -> list[Part]:
 Case = tuple[Dialect | None, Kind | None, str, list[Part]]
 CASES: list[Case] = []
 for row in TAGS.values():
-    o, c, a, z = row.opens, row.closes, row.answer_opens, row.answer_closes
+    o, c, z = row.opens, row.closes, row.answer_closes
+    a = row.answer_header + row.answer_opens
     both = [(THINK, "Let me see.\n\n 2 + 2?"), (ANSWER, "Four: <b>4</b>.\n")]
     words = "Let me see.\n\n 2 + 2?"
     CASES += [
@@ -87,6 +88,9 @@ for row in TAGS.values():
             (row, None, f"{o}x{c}{a}y {z} q{z}.", [(THINK, "x"), (ANSWER, f"y {z} q{z}.")]),
             (row, None, f"{o}x{c}{a}y {z[:-1]}", [(THINK, "x"), (ANSWER, f"y {z[:-1]}")]),
             (row, None, f"{o}x{c}{a[:-1]}", [(THINK, "x"), (ANSWER, a[:-1])]),
+            (row, None, f"{row.answer_opens}y{z}", [(ANSWER, "y")]),
+            (row, None, f"\n{row.answer_opens}\ny {o} z {c}q", [(ANSWER, f"y {o} z {c}q")]),
+            (row, None, row.answer_opens[:-1], [(ANSWER, row.answer_opens[:-1])]),
         ]
 HARMONIES: list[tuple[str, list[Part]]] = [
     (f"{STARTED}Sum.{NEXT}final<|message|>Four.\n", [(THINK, "Sum."), (ANSWER, "Four.\n")]),
@@ -166,7 +170,7 @@ def test_nothing_but_markers_and_white_space_is_lost(
     left = iter(text)
     assert all(character in left for character in rest)  # in order
     if dialect in TAGS.values():
-        markers = sum(len(marker) for marker in dialect.markers)
+        markers = sum(map(len, (*dialect.markers, dialect.answer_header)))
         assert len("".join(text.split())) - len("".join(rest.split())) <= markers
 
 
@@ -185,21 +189,27 @@ def template_of(source: str, **specials: list[str]) -> ChatTemplate:
 
 
 STORED = {
+    "Cohere2MoE.jinja": TAGS["<|START_THINKING|><|START_TEXT|>"],
     "GLM-4.6.jinja": PLAIN,
     "GLM-4.7-Flash.jinja": PLAIN,
     "Kimi-K2-Thinking.jinja": PLAIN,
     "LFM2-8B-A1B.jinja": None,
     "LFM2.5-8B-A1B.jinja": PLAIN,
     "MiniMax-M2.jinja": PLAIN,
+    "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16.jinja": PLAIN,
     "Qwen-Qwen2.5-7B-Instruct.jinja": None,
     "Qwen-Qwen3-0.6B.jinja": PLAIN,
     "Qwen3-Coder.jinja": None,
     "Qwen3.5-4B.jinja": PLAIN,
+    "StepFun3.5-Flash.jinja": PLAIN,
     "baidu-ERNIE-4.5.jinja": None,
     "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B.jinja": PLAIN,
     "deepseek-ai-DeepSeek-V3.1.jinja": PLAIN,
     "deepseek-ai-DeepSeek-V3.2.jinja": PLAIN,
+    "deepseek-ai-DeepSeek-V4.jinja": PLAIN,
+    "deepseek-ai-DeepSeek-V4-Flash-0731.jinja": PLAIN,
     "google-gemma-2-2b-it.jinja": None,
+    "google-gemma-4-31B-it.jinja": TAGS["<|channel>thought"],
     "ibm-granite-granite-3.3-2B-Instruct.jinja": GRANITE,
     "ibm-granite-granite-4.0.jinja": None,
     "inclusionai-ling-3.0-flash.jinja": PLAIN,
@@ -211,6 +221,11 @@ STORED = {
     "mistralai-Mixtral-8x7B-Instruct-v0.1.jinja": None,
     "moonshotai-Kimi-K2.jinja": None,
     "openai-gpt-oss-120b.jinja": HARMONY,
+    "poolside-Laguna-S-2.1.jinja": PLAIN,
+    "poolside-Laguna-XS-2.1.jinja": PLAIN,
+    "poolside-Laguna-XS.2.jinja": PLAIN,
+    "tencent-Hy3.jinja": None,  # its tokens are in the vocabulary
+    "upstage-Solar-Open-100B.jinja": TAGS["<|think|><|content|>"],
 }
 
 
@@ -244,6 +259,13 @@ def test_the_dialect_is_found_in_the_vocabulary() -> None:
         ("deepseek-ai-DeepSeek-V3.1.jinja", switches(False), "closed"),
         ("deepseek-ai-DeepSeek-V3.2.jinja", switches(True), "open"),
         ("Kimi-K2-Thinking.jinja", {}, "no"),
+        ("NVIDIA-Nemotron-3-Nano-30B-A3B-BF16.jinja", switches(True), "open"),
+        ("NVIDIA-Nemotron-3-Nano-30B-A3B-BF16.jinja", switches(False), "closed"),
+        ("StepFun3.5-Flash.jinja", {}, "open"),
+        ("deepseek-ai-DeepSeek-V4.jinja", switches(True), "open"),
+        ("deepseek-ai-DeepSeek-V4.jinja", switches(False), "closed"),
+        ("poolside-Laguna-S-2.1.jinja", switches(True), "open"),
+        ("poolside-Laguna-XS-2.1.jinja", switches(False), "closed"),
     ],
 )
 @pytest.mark.parametrize("token", [True, False])
@@ -287,6 +309,62 @@ def test_control_tokens_are_shown_where_they_are_markers() -> None:
     assert control_markers(None, found) == frozenset()
 
 
+HY3, HY3_OPENS = "tencent-Hy3.jinja", "<think:opensource>"
+COHERE, GEMMA = "Cohere2MoE.jinja", "google-gemma-4-31B-it.jinja"
+SOLAR = "upstage-Solar-Open-100B.jinja"
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("name", "opens", "think", "output", "expected"),
+    [
+        (HY3, HY3_OPENS, None, "b", [(ANSWER, "b")]),
+        (HY3, HY3_OPENS, True, "a</think:opensource>b", [(THINK, "a"), (ANSWER, "b")]),
+        (HY3, HY3_OPENS, False, "b", [(ANSWER, "b")]),
+        (
+            *(COHERE, "<|START_THINKING|>", True),
+            "a<|END_THINKING|><|START_TEXT|>b<|END_TEXT|>",
+            [(THINK, "a"), (ANSWER, "b")],
+        ),
+        (
+            *(COHERE, "<|START_THINKING|>", False),
+            "<|START_TEXT|>b<|END_TEXT|>",
+            [(ANSWER, "b")],
+        ),
+        (
+            *(GEMMA, "<|channel>thought", True),
+            "<|channel>thought\na<channel|>b",
+            [(THINK, "a"), (ANSWER, "b")],
+        ),
+        (GEMMA, "<|channel>thought", False, "b", [(ANSWER, "b")]),
+        (
+            *(SOLAR, "<|think|>", True),
+            "<|think|>a<|end|><|begin|>assistant<|content|>b<|end|>",
+            [(THINK, "a"), (ANSWER, "b")],
+        ),
+        (SOLAR, "<|think|>", False, "<|content|>b<|flush|>", [(ANSWER, "b")]),
+    ],
+)
+def test_models_with_markers_of_their_own_are_read(
+    name: str, opens: str, think: bool | None, output: str, expected: list[Part]
+) -> None:
+    dialect = next(row for row in DIALECTS if row.opens == opens)
+    control = dict.fromkeys([*dialect.markers, "<|begin|>", "<|flush|>"])
+    found = from_metadata(byte_vocabulary(control=control))
+    chat = ChatTemplate(template_source(name), found)
+    assert find_dialect(found, chat) == dialect
+    prompt = chat.encode([{"role": "user", "content": "Hi"}], **switches(think, source=chat.source))
+    decoder = found.stream(control_markers(dialect, found))
+    pieces = [decoder.push(id) for id in found.encode(output, markup=True)]
+    assert read(new_reader(dialect, found, prompt), pieces) == expected
+
+
 def test_wishes_go_by_all_their_names() -> None:
     assert switches(True) == {"enable_thinking": True, "thinking": True}
     assert switches(False)["reasoning_effort"] == "low"
+    source = template_source("tencent-Hy3.jinja")
+    assert switches(False, source=source)["reasoning_effort"] == "no_think"
+    assert switches(True, source=source)["reasoning_effort"] == "high"
+    assert switches(True, "low", source)["reasoning_effort"] == "low"
+    source = template_source("Cohere2MoE.jinja")
+    assert switches(False, "high", source)["reasoning_effort"] == "none"

@@ -22,6 +22,7 @@ WITH_TOOLS = [name for name in TEMPLATES if "grey" in (renderings()[name]["tools
 ROLES = ("system", "user", "assistant")
 PLACEMENTS = ("{}", "{} tail", "head {}", "a {}b\n{} c", " \n{}\n ")
 HARMLESS = "harmless"
+COMPOSED = "tencent-Hy3.jinja"  # puts its marks together
 TAGS = ("<think>", "</think>", "<tool_call>")
 SLICES = ((None, None), (None, 2), (None, -1), (1, None), (2, None), (2, -2))
 # What the stored templates themselves write around messages: the tokens worth forging.
@@ -31,8 +32,9 @@ MARK = re.compile(
 
 
 def template_marks() -> list[str]:
-    found = {mark for name in TEMPLATES for mark in MARK.findall(template_source(name))}
-    return sorted(found - {"<s>", "</s>", *TAGS})
+    written = [*map(template_source, TEMPLATES), *(filter(None, renderings()[COMPOSED].values()))]
+    found = {mark for text in written for mark in MARK.findall(text)}
+    return sorted(found - {"<s>", "</s>", "<b>", "</b>", "<units>", *TAGS})
 
 
 def own_marks() -> Tokenizer:
@@ -121,7 +123,7 @@ def _forged(value: Any, mark: str) -> Any:
             key: item + mark
             if key in ("content", "description", "city")
             and isinstance(item, str)
-            and item[:1] != "{"
+            and item[:1] not in ("", "{")  # templates may leave out what is empty
             else item.replace("Łódź", mark)
             if key in ("content", "arguments") and isinstance(item, str)
             else _forged(item, mark)
