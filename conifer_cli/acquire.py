@@ -17,7 +17,9 @@ from conifer_cli import config_file, options
 from conifer_cli.errors import Declined, Offline, UsageError, prompt_hint
 from conifer_cli.fit.best import best_here
 from conifer_cli.fit.choice import judge_model
+from conifer_cli.fit.headline import headline
 from conifer_cli.fit.other_quants import choice
+from conifer_cli.fit.predict import bytes_per_token, choose_target, speed
 from conifer_cli.fit.verdict import FitReport, FitRequest, enforce, shortage
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import duration, size
@@ -28,8 +30,10 @@ if TYPE_CHECKING:
     from catalog.download.transfer import Callbacks
     from catalog.hub.client import Hub, RemoteFile
     from catalog.store.store import Store
+    from engine.fit.speed import Rate
 
 SMALL_BYTES = 200 * 10**6  # smaller downloads need no confirmation
+SPACIOUS_BYTES = 20 * 10**9  # if less would be left on the disk, the user decides
 _MISFIT = {
     "tight": "is a tight fit",
     "too_large": "does not fit this machine, but --force was given",
@@ -183,7 +187,9 @@ def _download(
         require_room(report.remote, store)
     if report.default_quant is not None:
         console.note(choice(report))
-    console.note(f"downloading {_announcement(model, report, store)}")
+    if console.can_ask() and not model.is_starter and not request.force:
+        console.log_lines([headline(report, _speed_of(report, request))])
+    console.note(f"downloading {announcement(model, report, store)}")
     if model.is_starter:
         console.note(demonstration(report))
     _require_consent(model, report, request)
@@ -210,7 +216,15 @@ def _refuse() -> NoReturn:
     raise Offline("this model is not on this machine, and nothing may be downloaded")
 
 
-def _announcement(model: RequestedModel, report: FitReport, store: Store) -> str:
+def _speed_of(report: FitReport, request: FitRequest) -> Rate | None:
+    """Predict how fast a model will be, or return None if it is too large or unknown."""
+    if report.verdict.kind == "too_large":
+        return None
+    target = choose_target(None, None, False, request.kernels)
+    return speed(report, target, bytes_per_token(report, target, request, 0))
+
+
+def announcement(model: RequestedModel, report: FitReport, store: Store) -> str:
     from catalog.download.pull import missing_bytes
 
     much, licence = size(report.size_bytes), licence_of(report) or "not stated"
@@ -244,13 +258,26 @@ def demonstration(report: FitReport) -> str:
     return f"{text}; the best model for this machine: `conifer run {best.id}`"
 
 
+def _is_spacious(report: FitReport) -> bool:
+    """True if a model fits and leaves enough of the disk free."""
+    from catalog.store.disk import free_bytes
+
+    free = free_bytes(open_store().hub_cache)
+    roomy = free is None or free - report.size_bytes >= SPACIOUS_BYTES
+    return roomy and report.verdict.kind == "fits"
+
+
 def _require_consent(model: RequestedModel, report: FitReport, request: FitRequest) -> None:
-    """Ask before each large download, and once for each licence that is not open."""
+    """Ask before each large download, and once for each licence that is not open.
+
+    After `pull` at a terminal, a download that fits the memory and the disk needs no question.
+    """
     from catalog import licences
 
     home, licence = open_store().home, licence_of(report) or ""
     accepted = licences.is_open(licence) or licence in licences.agreed(home)
     small = model.is_starter or report.size_bytes < SMALL_BYTES
+    small = small or (request.pulled and console.can_ask() and _is_spacious(report))
     if not request.yes and not (small and accepted):
         what = f"a {size(report.size_bytes)} download"
         question = "Download it?"

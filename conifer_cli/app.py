@@ -150,29 +150,31 @@ def run(
 
 
 @app.command(
-    "Download a model.",
+    "Download models that fit this machine.",
     "conifer pull qwen3-30b-a3b",
     "conifer pull qwen3-30b-a3b:Q8_0 --yes",
     "conifer pull hf:bartowski/SmolLM2-135M-Instruct-GGUF:Q8_0",
 )
 def pull(
-    model: Model,
+    models: Annotated[list[str], _MODEL],
     context: options.Context = None,
     kv_type: options.KV = options.KVType.F16,
     update: options.Update = False,
     force: options.ForcePull = False,
+    dry_run: options.DryRun = False,
     yes: options.Yes = False,
     as_json: options.Json = False,
 ) -> int:
-    """Check that a model fits this machine, then download it.
+    """Check that models fit this machine, then download them.
 
     An interrupted download resumes where it stopped. Files are verified before use. If the model is
     already installed, Conifer reports whether the Hub has a newer revision.
     """
-    from conifer_cli.commands.pull import pull_model
+    from conifer_cli.commands.pull import pull_models
     from conifer_cli.fit.verdict import FitRequest
 
-    return pull_model(model, FitRequest(context, kv_type.value, force, yes), update, as_json)
+    request = FitRequest(context, kv_type.value, force, yes, pulled=True)
+    return pull_models(models, request, update, dry_run, as_json)
 
 
 @app.command(

@@ -309,6 +309,9 @@ Speeds = Annotated[
         "List measured and predicted speeds for each model that has run on this machine.",
     ),
 ]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print what would be downloaded, and download nothing.")
+]
 Unset = Annotated[bool, typer.Option("--unset", help="Have no default model.")]
 RemoveAlias = Annotated[
     str | None, typer.Option("--remove", metavar="NAME", help="Remove this alias.")

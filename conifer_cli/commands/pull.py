@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from conifer_cli import errors
 from conifer_cli.acquire import (
     RequestedModel,
+    announcement,
     connect,
     ensure,
     judge,
@@ -19,13 +20,49 @@ from conifer_cli.acquire import (
     open_store,
 )
 from conifer_cli.commands.verify import DAMAGED, UNKNOWN, hashed
+from conifer_cli.fit.headline import headline
 from conifer_cli.fit.verdict import FitReport, FitRequest
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import size
+from conifer_cli.terminal.layout import Line
 
 if TYPE_CHECKING:
     from catalog.hub.client import RemoteFile
     from catalog.store.store import Installed
+
+
+def pull_models(
+    names: Sequence[str], request: FitRequest, update: bool, dry_run: bool, as_json: bool
+) -> int:
+    """Download models one after another. Return the exit code of the first failure.
+
+    dry_run: say what would be downloaded, and download nothing.
+    """
+    codes = []
+    for name in names:
+        try:
+            codes.append(
+                _describe(name, request) if dry_run else pull_model(name, request, update, as_json)
+            )
+        except errors.known_exceptions() as error:
+            if len(names) == 1:
+                raise
+            codes.append(console.report(error))
+    return next(filter(None, codes), errors.OK)
+
+
+def _describe(name: str, request: FitRequest) -> int:
+    """Print the verdict on a model, and what `pull` would download."""
+    model = locate(name)
+    report = judge(model, request)
+    lines: list[Line] = [[("", f"{report.name}: "), *headline(report, None)]]
+    if report.paths:
+        lines.append(f"nothing to download: {report.paths[0]} is on this machine")
+    else:
+        lines.append(f"would download {announcement(model, report, open_store())}")
+    console.print_lines(lines)
+    too_large = report.verdict.kind == "too_large" and not request.force
+    return errors.NO_ROOM if too_large else errors.OK
 
 
 def pull_model(name: str, request: FitRequest, update: bool = False, as_json: bool = False) -> int:
@@ -44,7 +81,10 @@ def pull_model(name: str, request: FitRequest, update: bool = False, as_json: bo
         report = _judge_hashed(model, request) if request.force else judge(model, request)
     was_here = bool(report.paths)
     report = ensure(model, report, request)
-    console.note(f"{report.name} is downloaded ({size(report.size_bytes)})")
+    how = "is on this machine" if was_here else "is downloaded, verified (SHA-256)"
+    console.note(f"{report.name} {how}, {size(report.size_bytes)}")
+    if console.can_ask():
+        console.note(f"run it with `conifer run {name}`")
     if newer and not update:
         console.note(f"the Hub has a newer revision: {newer[0].commit[:7]}")
         console.log(f"Run `conifer pull {name} --update` to download it.")

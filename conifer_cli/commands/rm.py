@@ -79,7 +79,7 @@ def remove_models(names: Sequence[str], everything: bool, yes: bool) -> int:
         if not console.can_ask():
             reason = "removal requires confirmation, but there is no terminal"
             raise UsageError(reason, "Pass --yes to confirm.")
-        if not console.confirm("Remove?"):
+        if not console.confirm("Remove?", default=False):
             raise Declined("nothing was removed")
     freed = sum(store.remove(model) for model in going)
     freed += sum(unfinished.remove(store, one) for one in partial)

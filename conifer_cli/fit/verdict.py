@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FitRequest:
-    """The context, KV cache type and kernels to plan for, and the checks and prompts to skip."""
+    """The context, KV cache type and kernels to plan for, and the checks and prompts to skip.
+
+    pulled: the user has typed `pull`, so a download that fits needs no question.
+    """
 
     context: int | None = None
     kv_type: str = "f16"
@@ -41,6 +44,7 @@ class FitRequest:
     yes: bool = False
     kernels: str = "auto"
     offline: bool = False
+    pulled: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
