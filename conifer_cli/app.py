@@ -396,6 +396,34 @@ def completion(
 
 
 @app.command(
+    "List and search past conversations.",
+    "conifer chats",
+    "conifer chats search sourdough",
+    "conifer chats show 12",
+    "conifer run --continue",
+)
+def chats(
+    action: Annotated[options.ChatsAction, typer.Argument(help="What to do.")] = (
+        options.ChatsAction.LIST
+    ),
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="ID|WORD", help="Conversations, or words.")
+    ] = None,
+    everything: options.AllChats = False,
+    yes: options.Yes = False,
+    as_json: options.Json = False,
+) -> int:
+    """List past conversations, or search, show, export (as Markdown) or remove some.
+
+    They are kept on this machine, readable by you alone. `history = false` in config.toml,
+    CONIFER_NOHISTORY=1 or /set nohistory in a chat turn that off.
+    """
+    from conifer_cli.commands.chats import run_chats
+
+    return run_chats(action.value, words or [], everything, yes, as_json)
+
+
+@app.command(
     "Choose the model that run uses by default.",
     "conifer default qwen3-30b-a3b",
     "conifer default --unset",

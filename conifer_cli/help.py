@@ -38,7 +38,7 @@ RARE = {
     *("--no-stream", "--raw", "--stop", "--top-p", "--top-k", "--min-p", "--seed", "--cache"),
     *("--repeat-penalty", "--presence-penalty", "--effort", "--reasoning-budget", "--verbose"),
     *("--show-thinking", "--save", "--resume", "--format", "--offline", "--log", "--force"),
-    *("--save-preset", "--stats", "--plain", "--var", "--interactive", "--no-history"),
+    *("--save-preset", "--stats", "--plain", "--var", "--interactive", "--history"),
 }
 # Other tools' names for commands, and what to type for commands that Conifer lacks.
 ALIASES = {"ls": "list"}
@@ -51,6 +51,7 @@ FAMILIAR = {
     **dict.fromkeys(("settings", "set"), "config"),
     **dict.fromkeys(("templates", "create"), "presets"),
     "aliases": "alias",
+    **dict.fromkeys(("logs", "history", "sessions"), "chats"),
     **dict.fromkeys(("info", "inspect"), "show"),
     **dict.fromkeys(("version",), "--version"),
     **dict.fromkeys(("benchmark",), "bench"),

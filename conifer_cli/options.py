@@ -75,6 +75,16 @@ class PresetAction(StrEnum):
     RM = "rm"
 
 
+class ChatsAction(StrEnum):
+    """What `conifer chats` does."""
+
+    LIST = "list"
+    SEARCH = "search"
+    SHOW = "show"
+    EXPORT = "export"
+    RM = "rm"
+
+
 class ConfigAction(StrEnum):
     """What `conifer config` does."""
 
@@ -309,6 +319,7 @@ Speeds = Annotated[
         "List measured and predicted speeds for each model that has run on this machine.",
     ),
 ]
+AllChats = Annotated[bool, typer.Option("--all", help="All conversations, not only the latest.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print what would be downloaded, and download nothing.")
 ]

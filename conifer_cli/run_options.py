@@ -206,6 +206,15 @@ class RunOptions:
     resume: str | None = _conversation(
         "--resume", "Continue a saved conversation. MODEL can be omitted.", metavar="FILE"
     )
+    last: bool = _conversation(
+        "--continue", "Continue the last conversation. MODEL can be omitted.", False
+    )
+    history: bool = _conversation(
+        "--history/--no-history", "Keep the conversation for `conifer chats`.", True
+    )
+    log: bool = _conversation(
+        "--log", "Keep the answer to a single prompt for `conifer chats` too.", False
+    )
     cache: bool = _conversation(
         "--cache",
         "Cache the processed prompt on disk, and reuse any prefix shared with earlier prompts.",
@@ -304,6 +313,8 @@ EXCLUSIVE = (
     ("schema", "format"),
     ("extract", "schema"),
     ("extract", "format"),
+    ("last", "resume"),
+    ("last", "system"),
     ("as_json", "raw"),
     ("as_json", "interactive"),
     ("extract", "interactive"),
@@ -312,6 +323,7 @@ FLAGS = {
     "words": "a prompt after the model",
     "prompt": "-p/--prompt",
     "as_json": "--json",
+    "last": "--continue",
     "interactive": "-i/--interactive",
     "extract": "-x/--extract",
 }
@@ -334,7 +346,8 @@ def parse(command_line: typer.Context) -> tuple[str | None, str | None, RunOptio
         values["model"] = None
     _resolve_conflicts(values, ranks)
     model, words = values.pop("model"), values.pop("words")
-    if model is None and (values["resume"] is None or sources.get("named") == TYPED):
+    goes_on = values["resume"] is not None or values["last"]
+    if model is None and (not goes_on or sources.get("named") == TYPED):
         model = values["named"]
     return model, " ".join(words) if words else None, RunOptions(**values, sources=sources)
 

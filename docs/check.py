@@ -34,6 +34,7 @@ COMMANDS = (
     "rm",
     "doctor",
     "completion",
+    "chats",
     "default",
     "alias",
     "presets",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from catalog import UnknownModel
@@ -10,6 +11,7 @@ from conifer_cli import errors
 from conifer_cli.acquire import RequestedModel, locate
 from conifer_cli.chat.line_editor import Editor, EditorHost
 from conifer_cli.interrupts import Interrupts
+from conifer_cli.session import history
 from conifer_cli.session.open import open_session
 from conifer_cli.session.response import Response
 from conifer_cli.session.session import Generation, Messages, Session
@@ -24,7 +26,8 @@ ANSWER_ROOM = 512  # free tokens required to start an answer; at most context / 
 class Conversation:
     """The messages and the session that answers them. `repl` sets `editor` and `host`.
 
-    staged: texts to send with the next message. attempts: the number of times the answer to the
+    staged: texts to send with the next message. number: of the conversation in the history, once
+    it has been kept. keeps: whether it is kept. attempts: the number of times the answer to the
     last message has been regenerated.
     """
 
@@ -37,6 +40,8 @@ class Conversation:
         self.shows_stats = session.options.stats
         self.styled = console.styles() and not session.options.plain
         self.staged: list[str] = []
+        self.number: int | None = None
+        self.keeps = console.conversing() and history.is_on(session.options.history)
         self.last_thinking = ""
         self.folds = False
         self.totals = Totals()
@@ -130,9 +135,17 @@ class Conversation:
         if not self.folds and self.last_thinking:
             console.log_text(self.last_thinking)
 
+    def keep(self) -> None:
+        """Store the conversation as it is now in the history, unless the user has opted out."""
+        if self.keeps:
+            saved = self.session.options.save or ""
+            path = str(Path(saved).absolute()) if saved else ""
+            name = history.model_of(self.session.report)
+            self.number = history.keep(self.number, name, self.messages, path)
+
     def clear(self) -> None:
         self.messages[:] = self.session.initial_messages()
-        self.staged, self.last_thinking, self.attempts = [], "", 0
+        self.staged, self.last_thinking, self.attempts, self.number = [], "", 0, None
         self.totals = Totals()
 
     def resize(self, context: int) -> None:

@@ -15,23 +15,33 @@ from conifer_cli.interrupts import scope
 from conifer_cli.session.session import Messages, Session
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import counted
+from conifer_cli.terminal.layout import Line
+
+MOST_SHOWN = 1500  # characters of a message when a conversation goes on
 
 
-def converse(session: Session, messages: Messages, staged: Sequence[str] = ()) -> Session:
+def converse(
+    session: Session,
+    messages: Messages,
+    staged: Sequence[str] = (),
+    number: int | None = None,
+) -> Session:
     """Run the conversation until the user exits, appending to `messages`.
 
-    staged: texts to send with the first message. Return the session, which /model may have
-    replaced.
+    staged: texts to send with the first message. number: of the past conversation that goes on.
+    Return the session, which /model may have replaced.
     """
     with scope() as interrupts, ExitStack() as on_failure:
         conversation = Conversation(session, messages, interrupts)
-        conversation.staged = list(staged)
+        conversation.staged, conversation.number = list(staged), number
         conversation.host = EditorHost(
             complete, history_file(), conversation.meter, {"c-o": conversation.toggle_fold}
         )
         conversation.editor = open_editor(conversation.host, interrupts)
         name, context = session.report.name, conversation.context
         console.log(f"{name}, {context:,}-token context. Type /? for help.")
+        if any(message["role"] == "user" for message in messages):
+            console.log_lines(["", *exchange(messages), ""])
         if staged:
             held = f"{counted(len(staged), 'file')}, {counted(conversation.used() or 0, 'token')}"
             console.log(f"{held} of {context:,}, will be sent with your first message.")
@@ -41,6 +51,16 @@ def converse(session: Session, messages: Messages, staged: Sequence[str] = ()) -
         _loop(conversation)
         on_failure.pop_all()  # the caller saves the model's state too
     return conversation.session
+
+
+def exchange(messages: Messages) -> list[Line]:
+    """Return the last message and its answer, to show where a conversation goes on."""
+    start = max(at for at, message in enumerate(messages) if message["role"] == "user")
+    lines: list[Line] = [f">>> {messages[start]['content'].strip()[:MOST_SHOWN]}"]
+    for message in messages[start + 1 :]:
+        text = message["content"].strip()
+        lines += ["", text[:MOST_SHOWN] + ("..." if text[MOST_SHOWN:] else "")]
+    return lines
 
 
 def _loop(conversation: Conversation) -> None:

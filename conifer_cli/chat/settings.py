@@ -13,6 +13,7 @@ from conifer_cli.chat.line_editor import history_file, words
 from conifer_cli.errors import UsageError
 from conifer_cli.fit.context import require_room
 from conifer_cli.run_options import SAMPLING, Effort, parse_value
+from conifer_cli.session import history
 from conifer_cli.session.session import JSON_OBJECT
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import count, size
@@ -133,7 +134,9 @@ def _set_markdown(conversation: Conversation, rest: str, on: bool) -> None:
 
 def _set_history(conversation: Conversation, rest: str, on: bool) -> None:
     path = conversation.host.history = history_file() if on else None
+    conversation.keeps = history.is_on(on)
     console.log(f"Message history: {'on' if path else 'off'}.")
+    console.log(f"Keeping this conversation: {'on' if conversation.keeps else 'off'}.")
     if on and not path:
         console.log("CONIFER_NOHISTORY is set, or this terminal does not support line editing.")
 
@@ -151,8 +154,13 @@ SETTINGS = (
     Command("quiet", "", "do not print token counts or speed", partial(_set_stats, on=False)),
     Command("markdown", "", "render Markdown", partial(_set_markdown, on=True)),
     Command("plain", "", "print answers as plain text", partial(_set_markdown, on=False)),
-    Command("history", "", "save messages for later chats", partial(_set_history, on=True)),
-    Command("nohistory", "", "do not save messages", partial(_set_history, on=False)),
+    Command("history", "", "keep messages and conversations", partial(_set_history, on=True)),
+    Command(
+        "nohistory",
+        "",
+        "keep no messages and no conversation",
+        partial(_set_history, on=False),
+    ),
 )
 
 

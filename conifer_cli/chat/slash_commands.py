@@ -15,7 +15,7 @@ from conifer_cli.chat.line_editor import complete_model, complete_path, words
 from conifer_cli.chat.settings import VIEWS, change_setting, complete_setting, show_view
 from conifer_cli.chat.turn import answer, send
 from conifer_cli.errors import UsageError
-from conifer_cli.session import checkpoint, files, output_file, router_report
+from conifer_cli.session import checkpoint, files, history, output_file, router_report
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import counted
 from conifer_cli.terminal.layout import Column, Grid
@@ -29,6 +29,7 @@ KEYS = (
     ("Ctrl-C", "stop the answer and keep its text"),
     ("Ctrl-D", "exit"),
 )
+RECENT = 10  # conversations that /resume lists
 _COMMAND = re.compile(r"/(?:[A-Za-z_-]+|\?)")
 
 
@@ -171,6 +172,26 @@ def _load(conversation: Conversation, rest: str) -> None:
     console.log(f"Loaded a conversation with {counted(turns, 'message')} of yours.")
 
 
+def _resume(conversation: Conversation, rest: str) -> None:
+    if not rest:
+        found = [past for past in history.latest(RECENT + 1) if past.id != conversation.number]
+        if not found:
+            raise UsageError("there is no earlier conversation")
+        columns = [Column("ID", True), Column("CHANGED"), Column("FIRST MESSAGE")]
+        rows = [(str(p.id), p.changed[:16].replace("T", " "), p.title[:60]) for p in found[:RECENT]]
+        console.log_lines([Grid(columns, rows), "Type /resume ID to continue one."])
+        return
+    if not rest.isdecimal():
+        raise UsageError(f"expected a conversation's ID, got {quoted(rest)}")
+    past = history.get(int(rest))
+    conversation.clear()
+    conversation.messages[:], conversation.number = past.messages, past.id
+    system = past.messages[0]["content"] if past.messages[0]["role"] == "system" else None
+    conversation.session.change(system=system)
+    turns = sum(message["role"] == "user" for message in past.messages)
+    console.log(f"Continuing conversation {past.id}, with {counted(turns, 'message')} of yours.")
+
+
 def _export(conversation: Conversation, rest: str) -> None:
     path, session = attachments.whole_path(rest), conversation.session
     text = attachments.markdown(conversation.messages, session.report.name)
@@ -224,6 +245,7 @@ COMMANDS = (
     Command("/show", "VIEW", f"show {', '.join(VIEWS)}", show_view, words(*VIEWS)),
     Command("/save", "FILE", "save the conversation", _save, complete_path),
     Command("/load", "FILE", "continue a saved conversation", _load, complete_path),
+    Command("/resume", "[ID]", "continue an earlier conversation, or list them", _resume),
     Command("/regen /retry", "", "answer the last message again", _regenerate),
     Command("/undo", "", "remove the last message and its answer", _undo),
     Command(

@@ -49,6 +49,7 @@ def answer(conversation: Conversation, otherwise: str = NOT_ADDED) -> None:
         console.log(notice[:1].upper() + notice[1:] + ".")
     conversation.messages.append(response.message())
     conversation.totals.add(generation)
+    conversation.keep()
     if conversation.shows_stats:
         console.log_parts(*conversation.totals.last, conversation.meter())
     try:

@@ -13,7 +13,8 @@ from conifer_cli import errors, presets
 from conifer_cli.acquire import RequestedModel, locate
 from conifer_cli.errors import UsageError, prompt_hint, why
 from conifer_cli.run_options import RunOptions
-from conifer_cli.session import checkpoint, files, prompt_cache
+from conifer_cli.session import checkpoint, files, history, prompt_cache
+from conifer_cli.session.history import PastConversation
 from conifer_cli.session.open import open_session
 from conifer_cli.session.response import Response
 from conifer_cli.session.router_report import collect, document, require_target, show_experts
@@ -33,8 +34,13 @@ ONE_ANSWER = {"as_json": "--json", "raw": "--raw", "extract": "-x/--extract", "c
 
 def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
     """Answer a prompt or start a conversation. Return the exit code."""
-    offline = name is None and options.resume is not None  # --resume alone never downloads
-    if options.resume is not None:
+    # --resume and --continue alone never download.
+    offline = name is None and (options.resume is not None or options.last)
+    past = history.last() if options.last else None
+    if past is not None:
+        name = name or past.model
+        options = replace(options, resume=_state_of(past), system=_system_of(past))
+    elif options.resume is not None:
         name = _resumed_model(name, options, Path(options.resume))
     if options.schema is not None or options.format is not None:
         options = replace(options, grammar=_grammar(options.schema))
@@ -66,19 +72,25 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
     if options.verbose:
         _explain(session)
     _require_thinking(session)
-    messages = (
-        session.resume(Path(options.resume)) if options.resume else session.initial_messages()
-    )
+    if options.resume:
+        messages = session.resume(Path(options.resume))
+    else:
+        messages = list(past.messages) if past else session.initial_messages()
     if options.save is not None:
         session.require_identity()
     code = errors.OK
     if not chatting:
         with _saved_on_failure(session, messages):
             code = answer_once(session, messages, prompt)
+        if (options.log or past) and history.is_on(options.history):
+            number = past.id if past else None
+            history.keep(number, history.model_of(session.report), messages)
     if chatting or options.interactive:
         from conifer_cli.chat.repl import converse
 
-        session, code = converse(session, messages, staged if chatting else []), errors.OK
+        number = past.id if past else None
+        session = converse(session, messages, staged if chatting else [], number)
+        code = errors.OK
     if options.save is not None:
         session.save(Path(options.save), messages)
     return code
@@ -95,6 +107,22 @@ def _saved_on_failure(session: Session, messages: Messages) -> Iterator[None]:
         if session.options.save is not None and any(m["role"] == "user" for m in messages):
             session.save(Path(session.options.save), messages, with_cache=False)
         raise
+
+
+def _state_of(past: PastConversation) -> str | None:
+    """Return the file with the model's state, if it is of this very conversation."""
+    if not past.saved:
+        return None
+    try:
+        header = checkpoint.read_header(Path(past.saved), checkpoint.ConversationHeader)
+    except (UsageError, errors.BadSaved):
+        return None
+    return past.saved if header.messages == past.messages else None
+
+
+def _system_of(past: PastConversation) -> str | None:
+    first = past.messages[0]
+    return first["content"] if first["role"] == "system" else None
 
 
 def save_preset(name: str, values: dict[str, Any]) -> int:
