@@ -215,13 +215,14 @@ def fit(
     bandwidth: options.Bandwidth = None,
     purpose: options.Purpose = None,
     buy: options.Buy = False,
+    everything: options.AllModels = False,
     as_json: options.Json = False,
 ) -> int:
     """Check whether a model fits this machine, and show its largest context and expected speed.
 
-    Without MODEL, check every model in the catalog. The exit code is 0 if the model fits, 4 if it
-    does not, and 5 if that cannot be determined. With --machine, which never connects to the Hub,
-    the exit code is 2 if nothing is known about the model.
+    Without MODEL, check every model in the catalog and list the best. The exit code is 0 if the
+    model fits, 4 if it does not, and 5 if that cannot be determined. With --machine, which never
+    connects to the Hub, the exit code is 2 if nothing is known about the model.
     """
     from conifer_cli.commands.fit import FitOptions, fit_all, fit_model
     from conifer_cli.fit.verdict import FitRequest
@@ -237,6 +238,7 @@ def fit(
         bytes_per_s=bandwidth * 1e9 if bandwidth else None,
         purpose=purpose.value if purpose else None,
         buy=buy,
+        everything=everything,
     )
     return fit_all(asked) if model is None else fit_model(model, asked)
 

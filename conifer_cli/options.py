@@ -319,6 +319,9 @@ Speeds = Annotated[
         "List measured and predicted speeds for each model that has run on this machine.",
     ),
 ]
+AllModels = Annotated[
+    bool, typer.Option("--all", help="List every model, not only the best. A pipe always gets all.")
+]
 AllChats = Annotated[bool, typer.Option("--all", help="All conversations, not only the latest.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print what would be downloaded, and download nothing.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,7 @@ class FitOptions:
     bytes_per_s: float | None = None
     purpose: str | None = None
     buy: bool = False
+    everything: bool = False
 
     @property
     def target(self) -> Target:
@@ -145,7 +147,7 @@ def _offer(offer: Offer) -> dict[str, Any]:
 
 
 def fit_all(options: FitOptions) -> int:
-    """Print every model in the catalog, sorted by verdict, then from largest to smallest.
+    """Print the best models for a machine; or, in a pipe, every model in the catalog.
 
     With a purpose, print the models that fit and serve it, the best first.
     """
@@ -158,19 +160,25 @@ def fit_all(options: FitOptions) -> int:
     if options.has_card and options.ram_bytes is not None:
         targets.append(pc_target(options.ram_bytes, options.bytes_per_s, request))
     documents = []
+    here = {model.model_id for model in open_store().installed() if model.model_id}
+    everything = options.everything or not console.is_terminal(sys.stdout)
     for each in targets:
         rows = [_row(entry, each, request) for entry in entries().values()]
-        rows.sort(key=lambda row: (ORDER.index(row.kind), -(row.entry.total_parameters or 0)))
+        rows.sort(key=_order)
         ranked = _ranked(rows, options.purpose or "chat")
         rows = ranked if options.purpose is not None else rows
         if not options.as_json:
-            first = f"best for {options.purpose or 'chat'}: "
-            first += ranked[0].entry.id if ranked else "nothing fits with a useful context"
-            console.print_lines([*view.catalog(rows, each), "", first])
+            purpose = options.purpose or "chat"
+            console.print_lines(view.catalog(rows, ranked, each, here, purpose, everything))
         documents.append(_all_document(rows, each, ranked))
     if options.as_json:
         console.print_json({**documents[0], **({"cpu": documents[1]} if documents[1:] else {})})
     return errors.OK
+
+
+def _order(row: CatalogRow) -> tuple[int, bool, int]:
+    """Sort by verdict, then mixtures of experts first, then from largest to smallest."""
+    return ORDER.index(row.kind), not row.entry.moe, -(row.entry.total_parameters or 0)
 
 
 def _all_document(

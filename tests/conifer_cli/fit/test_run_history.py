@@ -19,6 +19,7 @@ from conifer_cli.fit.run_history import Run
 from conifer_cli.fit.verdict import FitRequest, judge_disk
 from conifer_cli.run_options import RunOptions
 from conifer_cli.session.open import open_session
+from conifer_cli.terminal.layout import text_of
 from engine.fit.machine import Machine
 from engine.fit.speed import MEASURED, PREDICTED, Bandwidth, BytesPerToken, predict, seconds
 from support.program import MODELS, run_unplugged
@@ -151,10 +152,10 @@ def test_the_rows_of_one_table_can_be_compared(measured, slowed: float):
         rates = [rate for _, _, rate in column]
         assert [rate.source for rate in rates] == [PREDICTED, MEASURED, PREDICTED]
         assert rates[0].per_s > rates[1].per_s > rates[2].per_s  # by size, and nothing else
-    text = "\n".join(view._matrix(rows, report.verdict))
+    text = text_of(view._matrix(rows, report.verdict))
     assert "\nthis file *  " in text and "\n* measured on this machine; the other" in text
     unmeasured = quant_matrix(dataclasses.replace(report, paths=()), there, FitRequest(), sizes)
-    assert "*" not in "\n".join(view._matrix(unmeasured, report.verdict))
+    assert "*" not in text_of(view._matrix(unmeasured, report.verdict))
 
 
 def test_the_best_of_three_measurements_an_hour_apart_counts(measured, monkeypatch):
