@@ -370,9 +370,11 @@ def complete_path(typed: str) -> list[str]:
 
 
 def complete_model(typed: str) -> list[str]:
-    """Return the catalog models that complete a name, or files if it looks like a path."""
+    """Return the models that complete a name, those here first, or files if it is a path."""
     from catalog import entries
+    from conifer_cli.acquire import open_store
 
     if "/" in typed or typed.startswith((".", "~")):
         return complete_path(typed)
-    return [name for name in entries() if name.startswith(typed)]
+    here = [model.model_id for model in open_store().installed() if model.model_id]
+    return [name for name in dict.fromkeys([*here, *entries()]) if name.startswith(typed)]

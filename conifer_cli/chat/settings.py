@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import typer
 
@@ -33,6 +34,12 @@ PARAMETERS = {
     "seed": "seed",
     "stop": "stop",
 }
+# Options of `run` with other names than their parameters.
+OPTIONS = {
+    "context": "num_ctx",
+    "max_tokens": "num_predict",
+    "repetition_penalty": "repeat_penalty",
+}
 EFFORTS = tuple(Effort)
 SHOWN = ("show", "fold", "hide")
 FORMATS = ("json", "text")
@@ -47,12 +54,28 @@ def change_setting(conversation: Conversation, rest: str) -> None:
         console.log_lines([Grid([Column(), Column()], rows)])
         return
     setting = find(SETTINGS, name)
-    if setting is None and name in PARAMETERS:
-        raise UsageError(f"unknown setting {name!r}", f"Did you mean /set parameter {rest}?")
+    if setting is None and parameter_of(name) is not None:
+        _set_parameter(conversation, f"{parameter_of(name)} {value}")
+        return
     if setting is None:
-        meant = did_you_mean(name, names_of(SETTINGS), "/set {}")
+        meant = did_you_mean(name, [*names_of(SETTINGS), *PARAMETERS], "/set {}")
         raise UsageError(f"unknown setting {quoted(name)}", meant or "Type /set to list them.")
     setting.run(f"/set {name}", conversation, value.strip())
+
+
+def parameter_of(name: str) -> str | None:
+    """Return the parameter that a name or an option of `run` means, or None."""
+    plain = name.lstrip("-").replace("-", "_")
+    plain = OPTIONS.get(plain, plain)
+    return plain if plain in PARAMETERS else None
+
+
+def parameter_value(name: str, text: str) -> Any:
+    """Parse a parameter's value as on the command line. Raises UsageError."""
+    try:
+        return parse_value(PARAMETERS[name], text)
+    except typer.BadParameter as error:
+        raise UsageError(f"{name} {problem(error, text)}") from error
 
 
 def _set_parameter(conversation: Conversation, rest: str) -> None:
@@ -60,11 +83,7 @@ def _set_parameter(conversation: Conversation, rest: str) -> None:
     text = text.strip()
     if name not in PARAMETERS:
         raise expected("parameter", name, PARAMETERS)
-    field = PARAMETERS[name]
-    try:
-        value = parse_value(field, text)
-    except typer.BadParameter as error:
-        raise UsageError(f"{name} {problem(error, text)}") from error
+    field, value = PARAMETERS[name], parameter_value(name, text)
     if field == "context":
         if not conversation.session.options.force:
             require_room(conversation.session.report, conversation.context, value)
@@ -74,7 +93,8 @@ def _set_parameter(conversation: Conversation, rest: str) -> None:
     console.log(f"{name} is now {text if field == 'stop' else value}.")
 
 
-def _set_system(conversation: Conversation, rest: str) -> None:
+def set_system(conversation: Conversation, rest: str) -> None:
+    """Set the system message, or remove it if `rest` is empty."""
     if conversation.session.raw:
         raise UsageError("this model has no chat template, so it cannot use a system message")
     text = _unquoted(rest)
@@ -143,7 +163,7 @@ def _set_history(conversation: Conversation, rest: str, on: bool) -> None:
 
 SETTINGS = (
     Command("parameter", "NAME VALUE", ", ".join(PARAMETERS), _set_parameter, words(*PARAMETERS)),
-    Command("system", "TEXT", "set the system message; without TEXT, remove it", _set_system),
+    Command("system", "TEXT", "set the system message; without TEXT, remove it", set_system),
     Command("think", "[low|medium|high]", "turn thinking on", _set_think, words(*EFFORTS)),
     Command("nothink", "", "turn thinking off", _set_nothink),
     Command(
@@ -168,7 +188,7 @@ def complete_setting(typed: str) -> list[str]:
     """Return the candidates for the last word after /set."""
     name, space, rest = typed.partition(" ")
     if not space:
-        return words(*(setting.names[0] for setting in SETTINGS))(typed)
+        return words(*(setting.names[0] for setting in SETTINGS), *PARAMETERS)(typed)
     setting = find(SETTINGS, name)
     return setting.complete(rest) if setting else []
 

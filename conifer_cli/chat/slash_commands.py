@@ -6,17 +6,28 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from conifer_cli import errors
 from conifer_cli.chat import attachments, clipboard
-from conifer_cli.chat.command import Command, find, names_of
+from conifer_cli.chat.command import Command, expected, find, names_of
 from conifer_cli.chat.conversation import Conversation
-from conifer_cli.chat.line_editor import complete_model, complete_path, words
-from conifer_cli.chat.settings import VIEWS, change_setting, complete_setting, show_view
+from conifer_cli.chat.line_editor import complete_model, complete_path, edit_externally, words
+from conifer_cli.chat.settings import (
+    PARAMETERS,
+    VIEWS,
+    change_setting,
+    complete_setting,
+    parameter_of,
+    parameter_value,
+    set_system,
+    show_view,
+)
 from conifer_cli.chat.turn import answer, send
 from conifer_cli.errors import UsageError
 from conifer_cli.session import checkpoint, files, history, output_file, router_report
 from conifer_cli.terminal import console
+from conifer_cli.terminal.code_block import first_code_block
 from conifer_cli.terminal.format import counted
 from conifer_cli.terminal.layout import Column, Grid
 from conifer_cli.usage import did_you_mean, quoted
@@ -29,6 +40,7 @@ KEYS = (
     ("Ctrl-C", "stop the answer and keep its text"),
     ("Ctrl-D", "exit"),
 )
+KEPT = ("num_ctx", "stop")  # parameters that /retry cannot change
 RECENT = 10  # conversations that /resume lists
 _COMMAND = re.compile(r"/(?:[A-Za-z_-]+|\?)")
 
@@ -100,13 +112,45 @@ def _regenerate(conversation: Conversation, rest: str) -> None:
     messages = conversation.messages
     if not messages or messages[-1]["role"] != "assistant":
         raise UsageError("there is no answer to regenerate")
+    changes = _changes(rest)
     previous = messages.pop()
     conversation.attempts += 1
     try:
-        answer(conversation, otherwise="The previous answer was kept.")
+        answer(conversation, otherwise="The previous answer was kept.", **changes)
     finally:
         if not messages or messages[-1]["role"] != "assistant":
             messages.append(previous)
+
+
+def _changes(text: str) -> dict[str, Any]:
+    """Parse NAME VALUE pairs into changes of the settings. Raises UsageError."""
+    typed, changes = text.split(), {}
+    for name, value in zip(typed[::2], [*typed[1::2], ""], strict=False):
+        known = parameter_of(name)
+        if known is None or known in KEPT:
+            raise expected("parameter", name, [each for each in PARAMETERS if each not in KEPT])
+        changes[PARAMETERS[known]] = parameter_value(known, value)
+    return changes
+
+
+def _system(conversation: Conversation, rest: str) -> None:
+    if rest:
+        set_system(conversation, rest)
+    else:
+        show_view(conversation, "system")
+
+
+def _edit(conversation: Conversation, rest: str) -> None:
+    asked = [message for message in conversation.messages if message["role"] == "user"]
+    if not asked:
+        raise UsageError("there is no message to edit")
+    text = edit_externally(asked[-1]["content"])
+    if not text or not text.strip():
+        console.log("Nothing was sent.")
+        return
+    while conversation.messages.pop()["role"] != "user":
+        pass
+    send(conversation, text)
 
 
 def _undo(conversation: Conversation, rest: str) -> None:
@@ -227,8 +271,21 @@ def _copy(conversation: Conversation, rest: str) -> None:
     answers = [m["content"] for m in conversation.messages if m["role"] == "assistant"]
     if not answers:
         raise UsageError("there is no answer to copy")
-    length = counted(len(answers[-1]), "character")
-    console.log(f"Copied {length} with {clipboard.copy(answers[-1])}.")
+    text = _part(answers, rest)
+    length = counted(len(text), "character")
+    console.log(f"Copied {length} with {clipboard.copy(text)}.")
+
+
+def _part(answers: list[str], rest: str) -> str:
+    """Return the last answer, its code, or the answer that is so many back."""
+    if rest == "code":
+        try:
+            return "".join(first_code_block([answers[-1]])).rstrip("\n")
+        except errors.NoCode as error:
+            raise UsageError(str(error)) from error
+    if rest and not (rest.isdecimal() and 1 <= int(rest) <= len(answers)):
+        raise UsageError(f"expected code, or a number from 1 to {len(answers)}, got {quoted(rest)}")
+    return answers[-int(rest or 1)]
 
 
 COMMANDS = (
@@ -246,7 +303,14 @@ COMMANDS = (
     Command("/save", "FILE", "save the conversation", _save, complete_path),
     Command("/load", "FILE", "continue a saved conversation", _load, complete_path),
     Command("/resume", "[ID]", "continue an earlier conversation, or list them", _resume),
-    Command("/regen /retry", "", "answer the last message again", _regenerate),
+    Command(
+        "/regen /retry",
+        "[NAME VALUE]",
+        "answer the last message again, with a setting changed for once",
+        _regenerate,
+    ),
+    Command("/edit", "", "edit the last message in $EDITOR, and send it again", _edit),
+    Command("/system", "[TEXT]", "show or set the system message", _system),
     Command("/undo", "", "remove the last message and its answer", _undo),
     Command(
         "/read",
@@ -261,6 +325,6 @@ COMMANDS = (
     Command(
         "/experts", "[FILE]", "show the experts chosen for the last answer", _experts, complete_path
     ),
-    Command("/copy", "", "copy the last answer to the clipboard", _copy),
+    Command("/copy", "[code|N]", "copy the last answer, its code, or the Nth last", _copy),
     Command("/export", "FILE", "write the conversation as Markdown", _export, complete_path),
 )

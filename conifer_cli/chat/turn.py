@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from conifer_cli import errors
 from conifer_cli.chat.context_limit import make_room
 from conifer_cli.chat.conversation import Conversation
 from conifer_cli.session.router_report import show_experts
 from conifer_cli.terminal import console
+from conifer_cli.terminal.layout import FAINT
 
 NOT_ADDED = "Your message was not added."
 CLEAR_HINT = "Type /clear to start a new conversation."
@@ -26,14 +29,19 @@ def send(conversation: Conversation, text: str) -> None:
             conversation.staged = staged
 
 
-def answer(conversation: Conversation, otherwise: str = NOT_ADDED) -> None:
-    """Answer the last message. On failure, print the reason and the note `otherwise`."""
+def answer(conversation: Conversation, otherwise: str = NOT_ADDED, **settings: Any) -> None:
+    """Answer the last message. On failure, print the reason and the note `otherwise`.
+
+    settings: overrides for this answer.
+    """
     try:
         tokens = make_room(conversation)
         if tokens is None:
             console.log(_joined(otherwise, _clear_hint(conversation)))
             return
-        response, generation = conversation.ask(tokens)
+        if conversation.styled:
+            console.log()
+        response, generation = conversation.ask(tokens, **settings)
     except errors.known_exceptions() as error:
         if isinstance(error, errors.OutputError):
             raise
@@ -45,11 +53,15 @@ def answer(conversation: Conversation, otherwise: str = NOT_ADDED) -> None:
     if generation.stream.finish == "interrupted" and not response.text:
         console.log(f"Stopped before the answer began. {otherwise}")
         return
+    if generation.stream.finish == "interrupted":
+        console.log("(stopped)", FAINT)
     if notice := response.notice(generation):
         console.log(notice[:1].upper() + notice[1:] + ".")
     conversation.messages.append(response.message())
     conversation.totals.add(generation)
     conversation.keep()
+    if conversation.styled:
+        console.log()
     if conversation.shows_stats:
         console.log_parts(*conversation.totals.last, conversation.meter())
     try:

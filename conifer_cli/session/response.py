@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -9,11 +10,14 @@ from conifer_cli.run_options import RunOptions
 from conifer_cli.terminal import console
 from conifer_cli.terminal.code_block import first_code_block
 from conifer_cli.terminal.format import counted
+from conifer_cli.terminal.loops import LoopWatch
 from conifer_cli.terminal.output import AnswerPrinter, renderer
 
 if TYPE_CHECKING:
     from conifer_cli.session.session import Generation
     from engine.text.reasoning import Part
+
+REPEATS = "(The answer repeats itself. Ctrl-C stops it.)"
 
 
 class Response:
@@ -25,6 +29,8 @@ class Response:
         self._shown: list[str] = []
         self._extracts, self._streams = options.extract, not options.no_stream
         show = False if options.as_json and options.show_thinking is None else options.show_thinking
+        watches = console.is_terminal(sys.stderr) and console.is_terminal(sys.stdout)
+        self._watch = LoopWatch() if watches and self._streams else None
         plain = options.plain or options.raw or options.as_json or options.extract
         self._printer = printer or AnswerPrinter(
             console.shows_thinking(show),
@@ -66,6 +72,8 @@ class Response:
             if kind is Kind.ANSWER:
                 self._text.append(piece)
                 yield piece
+                if self._watch is not None and self._watch.push(piece):
+                    self._printer.notice(REPEATS)
             else:
                 if kind is Kind.THINKING:
                     self._thinking.append(piece)

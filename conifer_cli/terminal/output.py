@@ -96,6 +96,13 @@ class AnswerPrinter:
             body = "\n" * held + body
             write_stdout(body if self._renderer is None else self._renderer.push(body))
 
+    def notice(self, text: str) -> None:
+        """Print a line to stderr in the middle of the answer, which then goes on below it."""
+        styled = supports_styles(sys.stderr)
+        write_stderr(f"\n{DIM}{text}{UNDIM}\n" if styled else f"\n{text}\n")
+        if self._renderer is not None:
+            self._renderer.restart()
+
     def _redraw_after_stop(self) -> None:
         if self._renderer is not None and self._resumed != keyboard.resumed:
             self._resumed = keyboard.resumed
