@@ -313,7 +313,7 @@ def serve(
     return serve(ServeOptions(*where, kv_type.value, kernels.value, isa, force, offline, yes))
 
 
-@app.command("Show what a running server has loaded.", "conifer ps", "conifer ps --json")
+@app.command("Show what a running server has loaded.", "conifer ps", "conifer ps --json", rare=True)
 def ps(
     host: options.ServeHost = "127.0.0.1",
     port: options.ServePort = 8321,

@@ -101,6 +101,16 @@ class RunOptions:
         "--save-preset", "Keep the options just typed under this name, and exit.", metavar="NAME"
     )
     system: str | None = _prompt("-s --system", "The system message.", metavar="TEXT")
+    tools: Path | None = _prompt(
+        "--tools",
+        "Offer the functions in this JSON file to the model, and print its calls as JSON.",
+        metavar="FILE",
+    )
+    tool_results: Path | None = _prompt(
+        "--tool-results",
+        "Continue with the printed calls in this JSON file, each with its result.",
+        metavar="FILE",
+    )
     interactive: bool = _prompt(
         "-i --interactive", "Continue the conversation after the first answer.", False
     )
@@ -317,6 +327,13 @@ EXCLUSIVE = (
     ("last", "system"),
     ("as_json", "raw"),
     ("as_json", "interactive"),
+    ("tools", "interactive"),
+    ("tools", "as_json"),
+    ("tools", "extract"),
+    ("tools", "schema"),
+    ("tools", "format"),
+    ("tools", "save"),
+    ("tools", "resume"),
     ("extract", "interactive"),
 )
 FLAGS = {

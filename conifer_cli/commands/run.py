@@ -14,6 +14,7 @@ from conifer_cli.acquire import RequestedModel, locate
 from conifer_cli.errors import UsageError, prompt_hint, why
 from conifer_cli.run_options import RunOptions
 from conifer_cli.session import checkpoint, files, history, prompt_cache
+from conifer_cli.session.function_calls import answer_with_tools, read_offer, read_results
 from conifer_cli.session.history import PastConversation
 from conifer_cli.session.open import open_session
 from conifer_cli.session.response import Response
@@ -29,7 +30,13 @@ MAX_SCHEMA_BYTES = 1 << 20
 EFFORT = "reasoning_effort"  # the variable name in chat templates
 SHOWN = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "max_tokens", "seed")
 # Options that apply only to a single answer.
-ONE_ANSWER = {"as_json": "--json", "raw": "--raw", "extract": "-x/--extract", "cache": "--cache"}
+ONE_ANSWER = {
+    "as_json": "--json",
+    "raw": "--raw",
+    "extract": "-x/--extract",
+    "cache": "--cache",
+    "tools": "--tools",
+}
 
 
 def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
@@ -48,6 +55,10 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
         require_target(options.experts_out, options.yes)
     if options.save is not None:
         checkpoint.require_writable(Path(options.save))
+    offer = None if options.tools is None else read_offer(options.tools)
+    results = [] if options.tool_results is None else read_results(options.tool_results)
+    if results and offer is None:
+        raise UsageError("--tool-results requires --tools")
     target = _target(name, words)
     typed = words if words is not None else options.prompt
     sent = list(options.files or [])
@@ -79,6 +90,8 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
     if options.save is not None:
         session.require_identity()
     code = errors.OK
+    if offer is not None:
+        return answer_with_tools(session, messages, prompt, offer, results)
     if not chatting:
         with _saved_on_failure(session, messages):
             code = answer_once(session, messages, prompt)
@@ -253,7 +266,7 @@ def _for_chat(options: RunOptions) -> RunOptions:
                 f"{flag} requires a prompt: it cannot be used in a conversation",
                 'Add a prompt: `conifer run MODEL -p "Why is the sky blue?"`',
             )
-    return replace(options, as_json=False, raw=False, extract=False, cache=False)
+    return replace(options, as_json=False, raw=False, extract=False, cache=False, tools=None)
 
 
 def _grammar(path: str | None) -> str:

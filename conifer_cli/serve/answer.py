@@ -98,7 +98,7 @@ class Answer:
         self.served, self.tokens, self.ask, self._host = served, tokens, ask, host
         self.id, self.created_s = f"resp_{secrets.token_hex(12)}", time.time()
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[Happening | TokenChance] = asyncio.Queue()
+        self._events: asyncio.Queue[Happening | TokenChance | Pulse] = asyncio.Queue()
         self._recorder: LogprobRecorder | None = None
         dialect = ask.tools.dialect_for(served.model) if ask.tools.used else None
         self._parser = CallParser(dialect, ask.tools.schemas) if dialect is not None else None
@@ -121,13 +121,13 @@ class Answer:
 
     async def __aiter__(self) -> AsyncIterator[AnswerEvent]:
         chances: list[TokenChance] = []
+        beat = self._loop.call_later(PULSE_S, self._beat)
         while True:
-            try:
-                event = await asyncio.wait_for(self._events.get(), PULSE_S)
-            except TimeoutError:
-                yield Pulse()
-                continue
-            if isinstance(event, TokenChance):
+            event = await self._events.get()
+            if isinstance(event, Pulse):
+                beat = self._loop.call_later(PULSE_S, self._beat)
+                yield event
+            elif isinstance(event, TokenChance):
                 chances.append(event)
             elif isinstance(event, Decoded):
                 for piece in self._pieces(event):
@@ -142,6 +142,7 @@ class Answer:
                     yield TextPiece(Kind.ANSWER, "", tuple(chances))
                 for piece in self._parser.finish() if self._parser else ():
                     yield piece if isinstance(piece, CallPiece) else TextPiece(*piece)
+                beat.cancel()
                 self.called = bool(self._parser and self._parser.calls)
                 if event.error is not None:
                     raise event.error
@@ -149,6 +150,9 @@ class Answer:
                 return
             else:
                 yield Pulse()
+
+    def _beat(self) -> None:
+        self._events.put_nowait(Pulse())
 
     def _pieces(self, event: Decoded) -> list[Any]:
         parser = self._parser

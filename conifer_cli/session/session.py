@@ -221,6 +221,7 @@ class Generation:
         self._started = time.perf_counter()
         self._faults = run_history.disk_faults()
         self.first_s = self.total_s = 0.0  # seconds until the first and last parts
+        self._call_markers: frozenset[int] | None = None
         settings = session.settings
         if settings.seed is None:
             settings = replace(settings, seed=secrets.randbits(SEED_BITS))
@@ -229,9 +230,19 @@ class Generation:
             tokens, settings, cache, on_prefill=self._progress.update, guide=_guide(session, tokens)
         )
 
+    def keep_calls(self, markers: frozenset[int]) -> None:
+        """Keep calls of functions in the parts. markers: the control tokens around them."""
+        self._call_markers = markers
+
+    def _parts(self) -> Iterator[Part]:
+        if self._call_markers is None:
+            return self.stream.parts()
+        steps = self.stream.steps(self._call_markers, calls=True)
+        return (part for _, parts in steps for part in parts)
+
     def __iter__(self) -> Iterator[Part]:
         with self._progress, self._session.explaining_overflow():
-            for part in self.stream.parts():
+            for part in self._parts():
                 self._progress.clear()
                 self.total_s = time.perf_counter() - self._started
                 self.first_s = self.first_s or self.total_s
