@@ -110,7 +110,6 @@ def _run(arguments: list[str]) -> int:
 def conifer(
     context: typer.Context,
     version: Version = False,
-    color: options.Color = None,
     quiet: options.Quiet = False,
 ) -> int:
     """Run Mixture-of-Experts language models, and see in advance which ones fit this machine."""
@@ -369,7 +368,7 @@ def rm(models: MaybeModels = None, everything: All = False, yes: options.Yes = F
 
 
 @app.command("Check this machine and the installation.", "conifer doctor", "conifer doctor --json")
-def doctor(as_json: options.Json = False, gpu: options.GpuCheck = False) -> int:
+def doctor(as_json: options.Json = False) -> int:
     """Check this machine and the installation, and print advice for each problem.
 
     The first failed check determines the exit code: 1 for the backend, the kernels or package
@@ -378,7 +377,7 @@ def doctor(as_json: options.Json = False, gpu: options.GpuCheck = False) -> int:
     """
     from conifer_cli.commands.doctor import examine
 
-    return examine(as_json, gpu)
+    return examine(as_json)
 
 
 @app.command(

@@ -21,6 +21,7 @@ from conifer_cli.terminal.inline import BOLD
 from conifer_cli.terminal.layout import Column, Grid, Line
 
 WIDTH = 100  # maximum, in columns
+EXAMPLE_INDENT = 6  # of an example's further lines
 GROUPED_FROM = 12  # minimum number of options to group
 Rows = Iterable[tuple[str, str]]
 _TYPE = re.compile(r" <(str|list\[str\])>$")  # argument types, omitted from help
@@ -141,11 +142,13 @@ class CommandHelp(TyperCommand):
         formatter.write_paragraph()
         if ctx.meta.get("brief"):
             example = (self.epilog or "").split("\n")[-1].strip()
-            formatter.write_text(f"\b\nExamples:\n  {example}")
+            lines = ["Examples:", *_wrapped(f"  {example}", formatter.width)]
+            formatter.write("".join(f"{line}\n" for line in lines))
             formatter.write_paragraph()
             formatter.write_text(f"`{ctx.command_path} --help` lists every option.")
             return
-        formatter.write_text(self.epilog)
+        for line in (self.epilog or "").split("\n")[1:]:
+            formatter.write("".join(f"{part}\n" for part in _wrapped(line, formatter.width)))
 
 
 class ProgramHelp(TyperGroup):
@@ -183,7 +186,8 @@ class ProgramHelp(TyperGroup):
         others = ", ".join(sorted(name for name in shown if name not in common))
         yield from _wrapped(f"Also: {others}", width)
         yield ""
-        yield from (self.epilog or "").split("\n")[1:]
+        for line in (self.epilog or "").split("\n")[1:]:
+            yield from _wrapped(line, width)
         yield ""
         yield from _wrapped(FOOTER.replace("`", ""), width)
 
@@ -205,7 +209,9 @@ class Program(typer.Typer):
         )
 
         def declare(callback: Callable[..., Any]) -> Callable[..., Any]:
-            return register(_with_common_options(callback))
+            # Reading --color loads pydantic, which completion has no time for.
+            hidden = settings.get("hidden", False)
+            return register(callback if hidden else _with_common_options(callback))
 
         return declare
 
@@ -271,7 +277,11 @@ def _headed(text: str) -> str:
 def _wrapped(text: str, width: int) -> list[str]:
     import textwrap
 
-    return textwrap.wrap(text, width, subsequent_indent=" " * 14 if text[:1] == " " else "")
+    found = re.match(r" +\S+  +(?=\S)| *", text)
+    indent = " " * max(len(found[0]) if found else 0, EXAMPLE_INDENT * text.startswith("  "))
+    return textwrap.wrap(
+        text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _group(option: Any) -> str | None:

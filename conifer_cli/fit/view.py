@@ -163,7 +163,8 @@ def catalog(
     notes += [f"{source}: {note}" for source, note in _NOTES.items() if source in sources]
     if not everything:
         counts = Counter(row.kind for row in rows if row not in shown)
-        more = [f"{counts[kind]} {word}" for kind, word in WORDS.items() if counts[kind]]
+        words = {**WORDS, "fits": "fit"}
+        more = [f"{counts[kind]} {word}" for kind, word in words.items() if counts[kind]]
         notes.insert(0, f"Not listed: {', '.join(more)}. See `conifer fit --all`.")
     return [_best(ranked, target, purpose), about, "", table, "", *notes]
 

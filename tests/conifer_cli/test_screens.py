@@ -1,0 +1,163 @@
+"""What 26 commands show in a terminal of 60, 80 and 140 columns, with and without colours.
+
+The screens are kept in tests/data/screens.json, cell by cell: the text, and the styles of each row.
+CONIFER_WRITE_SCREENS=1 writes them anew; look at the difference before you commit it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+
+import engine.fit.machine
+from conifer_cli import acquire, app
+from conifer_cli.session import history
+from conifer_cli.terminal import console
+from support.program import MODELS, know_bandwidth
+from support.screen import Screen
+
+RECORD = Path(__file__).parents[1] / "data" / "screens.json"
+WIDTHS = (60, 80, 140)
+WIDEST = 400
+WRITES = bool(os.environ.get("CONIFER_WRITE_SCREENS"))
+BAR = re.compile(r"\[[WKBP.r|]+\]")
+COMMANDS = (
+    "",
+    "help environment",
+    "help exit-codes",
+    "run -h",
+    "pull -h",
+    "fit -h",
+    "fit",
+    "fit --all",
+    "fit qwen3-30b-a3b",
+    "fit deepseek-v3.1",
+    "fit qwen3-30b-a3b --machine m4-max-64gb",
+    "fit model.gguf",
+    "list",
+    "list --catalog",
+    "list --speeds",
+    "show qwen3-30b-a3b",
+    "show model.gguf",
+    "verify",
+    "chats",
+    "chats show 1",
+    "default",
+    "alias",
+    "presets",
+    "run nope",
+    "run Why is the sky blue?",
+    "rmm",
+)
+HEADLINES = {"fit": "Best here for chat", "fit --all": "Best here for chat"}
+HEADLINES |= {line: "verdict: " for line in COMMANDS if line[:5] in ("fit q", "fit d", "fit m")}
+TALK = [
+    {"role": "user", "content": "How do I bake sourdough bread without a scale?"},
+    {"role": "assistant", "content": "Use cups: three of flour, one and a half of water. " * 4},
+]
+
+
+@pytest.fixture
+def shown(tmp_path, monkeypatch, capsys):
+    """Run a command line in a terminal of some width. Return what it writes to it."""
+    machine = engine.fit.machine.Machine("test machine", "cpu", 32 << 30, 24 << 30, "free memory")
+    monkeypatch.setattr(engine.fit.machine, "this_machine", lambda idle=False: machine)
+    know_bandwidth(tmp_path)
+    for name in [name for name in os.environ if name.startswith(("CONIFER_", "HF_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(MODELS / "qwen3moe" / "model.gguf", tmp_path)
+    for name, value in {"CONIFER_HOME": "conifer", "HF_HOME": "hf", "HF_HUB_OFFLINE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(sys, "stdin", None)
+    monkeypatch.setattr(console, "is_terminal", lambda stream: stream is not None)
+    monkeypatch.setattr(history.datetime, "datetime", Noon)
+    history.keep(None, "qwen3-30b-a3b", TALK)
+    acquire.open_store.cache_clear()
+    acquire.connect.cache_clear()
+
+    def run(line: str, width: int, coloured: bool) -> str:
+        monkeypatch.setenv("COLUMNS", str(width))
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        if not coloured:
+            monkeypatch.setenv("NO_COLOR", "1")
+        app._outcome(line.split())
+        captured = capsys.readouterr()
+        return captured.out + captured.err
+
+    yield run
+    acquire.open_store.cache_clear()
+    acquire.connect.cache_clear()
+
+
+class Noon(history.datetime.datetime):
+    """A clock that stands still."""
+
+    @classmethod
+    def now(cls, tz=None):
+        return cls(2026, 11, 29, 12, 0, tzinfo=history.datetime.UTC)
+
+    def astimezone(self, tz=None):
+        return self
+
+
+def rendered(text: str, width: int) -> Screen:
+    screen = Screen(width=width, height=10_000)
+    screen.write(text)
+    return screen
+
+
+def styles(screen: Screen) -> list[str]:
+    """Return the styles of each row as runs, such as "1x8 x3", without those at its end."""
+    rows = []
+    for row in screen.styles:
+        runs = [f"{style}x{len([*cells])}" for style, cells in groupby(row)]
+        while runs and runs[-1].startswith("x"):
+            runs.pop()
+        rows.append(" ".join(runs))
+    return rows
+
+
+@pytest.mark.parametrize("line", COMMANDS, ids=lambda line: line or "conifer")
+def test_a_screen_is_as_it_was_seen(shown, line):
+    known = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    found = {}
+    words = set(shown(line, WIDEST, False).split())
+    for width in WIDTHS:
+        plain, coloured = (shown(line, width, choice) for choice in (False, True))
+        screen = rendered(coloured, width)
+        assert "\x1b" not in plain
+        assert plain == "".join(f"{row}\n" for row in screen.text.splitlines())
+        rows = screen.text.splitlines()
+        # The screen wraps what is too long, so a row too many is a line too wide.
+        assert len(rows) == coloured.count("\n")
+        assert [word for word in plain.split() if word not in words and not BAR.match(word)] == []
+        if headline := HEADLINES.get(line):
+            assert any(headline in row for row in rows[:24])
+        found[str(width)] = {"text": rows, "styles": styles(screen)}
+    if WRITES:
+        known = {name: known[name] for name in COMMANDS if name in known} | {line: found}
+        RECORD.write_text(json.dumps(known, indent=0, ensure_ascii=False) + "\n")
+    assert known.get(line) == found
+
+
+def test_there_are_enough_screens_and_no_others():
+    assert len(COMMANDS) >= 25
+    assert json.loads(RECORD.read_text()).keys() == {*COMMANDS}
+
+
+def test_colours_say_what_words_say(shown):
+    screen = rendered(shown("fit", 80, True), 80)
+    assert screen.styled("Best here") == "1;32" and screen.styled("fits ~") == "32"
+    assert screen.styled("MODEL") == "1"
+    screen = rendered(shown("fit deepseek-v3.1", 80, True), 80)
+    assert screen.styled("verdict:") == "1;31"
+    assert rendered(shown("run nope", 80, True), 80).styled("conifer:") == "31;1"
