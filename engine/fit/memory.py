@@ -197,7 +197,7 @@ def buffer_bytes(
     rows = 4 * chunk * (4 * config.width + mixed + _hidden_values(config, fused) + embedded)
     size_bytes = rows + 6 * 4 * config.vocab  # plus the logits
     if fused:
-        return size_bytes
+        return size_bytes + _index_bytes(config, chunk, context)
     if config.latent and config.latent.indexer:  # indexer scores and float32 keys
         size_bytes += 3 * INDEXER_BYTES + 4 * context * config.latent.indexer.dims
     if native and config.latent:
@@ -237,6 +237,18 @@ def _head_values(config: ModelConfig) -> list[int]:
     rank, rope_dims = config.latent.rank, config.rope.dims
     values = 2 * (2 * rank + rope_dims) + config.latent.key_dim + config.latent.value_dim
     return [values] * config.layers
+
+
+def _index_bytes(config: ModelConfig, chunk: int, context: int) -> int:
+    """Return what a fused indexer stores: queries, scores of all tokens, and what it chose."""
+    if not config.latent or not config.latent.indexer:
+        return 0
+    indexer, row = config.latent.indexer, config.latent.rank + config.rope.dims
+    return (
+        4 * chunk * (indexer.heads * indexer.dims + indexer.top)
+        + 8 * context
+        + (6 * indexer.top * row)
+    )
 
 
 def _hidden_values(config: ModelConfig, fused: bool) -> int:

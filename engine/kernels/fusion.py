@@ -68,7 +68,7 @@ def _shares_keys_and_values(config: ModelConfig, tensors: Mapping[str, TensorInf
 def _has_layers(config: ModelConfig) -> bool:
     kind = config.recurrent.kind if config.recurrent else ""
     if config.latent:
-        return config.latent.indexer is None
+        return config.latent.indexer is None or config.latent.query_rank > 0
     if kind == "delta" and config.key_dim != config.value_dim:
         return False
     groups = zip(config.heads, config.kv_heads, strict=True)

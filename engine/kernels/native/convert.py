@@ -14,7 +14,7 @@ from engine.architectures.registry import SIGMOID, SOFTMAX, SOFTMAX_OF_CHOSEN, S
 from engine.kernels.base import QTensor
 from engine.kernels.native import NativeTensor
 from engine.nn.attention import Attention
-from engine.nn.mla import LatentAttention
+from engine.nn.mla import Indexer, LatentAttention
 from engine.nn.mlp import (
     Activation,
     ClampedSiLU,
@@ -155,7 +155,18 @@ class LayerConverter:
         if attention.temperature is not None:
             layer.temperature = self._temperature(attention.temperature)
         layer.heads, layer.scale = attention.heads, attention.scale
+        if attention.indexer is not None:
+            self._index(layer, attention.indexer, attention.indexes)
         return layer
+
+    def _index(self, layer: _native.LatentLayer, indexer: Indexer, own: bool) -> None:
+        """Let a layer see what an indexer chooses. own: the layer has it; else an earlier one."""
+        layer.index_top = indexer.top
+        if not own:
+            return
+        layer.index_q, layer.index_k = (native_weight(p.weight) for p in (indexer.q, indexer.k))
+        layer.index_weights, layer.index_heads = native_weight(indexer.proj.weight), indexer.heads
+        layer.index_norm, layer.index_rope = native_norm(indexer.k_norm), self._rope(indexer.rope)
 
     def _mamba2(self, mixer: Mamba2) -> _native.RecurrentLayer:
         shape = mixer.config

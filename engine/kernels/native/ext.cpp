@@ -280,7 +280,10 @@ void bind_layers(nb::module_& m) {
   bind_layer<LatentLayer>(m, stack, "LatentLayer", FIELD(norm), FIELD(residual), FIELD(q_a),
                           FIELD(q_norm), FIELD(q), FIELD(kv_a), FIELD(kv_norm), FIELD(k_b),
                           FIELD(v_b), FIELD(output), FIELD(rope), FIELD(gate), FIELD(heads),
-                          FIELD(scale), FIELD(temperature));
+                          FIELD(scale), FIELD(temperature), FIELD_AT(index_q, indexer.q),
+                          FIELD_AT(index_k, indexer.k), FIELD_AT(index_weights, indexer.weights),
+                          FIELD_AT(index_norm, indexer.k_norm), FIELD_AT(index_rope, indexer.rope),
+                          FIELD_AT(index_heads, indexer.heads), FIELD_AT(index_top, indexer.top));
   bind_layer<RecurrentLayer>(
       m, stack, "RecurrentLayer", FIELD(norm), FIELD(residual), FIELD(output), FIELD(taps),
       FIELD(bias), FIELD(kernel), FIELD(channels), FIELD(mixed_at), FIELD(gate_at), FIELD(step),

@@ -277,7 +277,7 @@ Caches Stack::new_caches(int64_t capacity, CacheType type, int64_t rewind, int64
       shapes.push_back({attention->kv_heads, attention->key_dim, attention->value_dim, window,
                         window ? std::min(capacity, window + slack) : capacity});
     } else if (const auto* latent = std::get_if<LatentLayer>(&entry.layer)) {
-      shapes.push_back({1, latent->kv_a.rows, 0, 0, capacity});
+      shapes.push_back({1, latent->kv_a.rows, latent->indexer.k.rows, 0, capacity});
     } else if (const auto* recurrent = std::get_if<RecurrentLayer>(&entry.layer)) {
       states.push_back({recurrent->tail_values(), recurrent->state_values()});
     } else if (const auto* conv = std::get_if<ConvLayer>(&entry.layer)) {

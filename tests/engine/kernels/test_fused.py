@@ -63,20 +63,18 @@ FUSED = [
     "llama4",
     "mistral3",
     "mistral4",
+    "deepseek32",
+    "glm-dsa",
 ]
-
-
-UNFUSED = {"deepseek32", "glm-dsa"}  # an indexer
 
 
 @pytest.mark.parametrize(
     "name", [s.name for s in stored_models(set(ARCHITECTURES)) if not s.quantized]
 )
-def test_every_model_whose_layers_the_core_has_runs_as_one_task(name: str):
+def test_every_model_runs_as_one_task(name: str):
     stored = next(s for s in stored_models(set(ARCHITECTURES)) if s.name == name)
     model = engine.load(stored.model, kernels="native")
-    fused = type(model._decoder.layers).__name__ == "FusedLayers"
-    assert fused == (name not in UNFUSED)
+    assert type(model._decoder.layers).__name__ == "FusedLayers"
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,16 @@ void attend_many(const HeadView& head, const float* queries, int64_t rows, const
   isa::kernels().attend_many(head, queries, rows, sights, out, scratch);
 }
 
+int64_t score_scratch(int64_t dims, int64_t heads) {
+  constexpr int64_t BLOCK = 64;
+  return BLOCK * (2 * padded(dims) + (heads + 3) / 4 * 4 + 1);
+}
+
+void score_rows(const HeadView& keys, const float* queries, const float* weights, int64_t group,
+                int64_t begin, int64_t end, float* scores, float* scratch) {
+  isa::kernels().score_rows(keys, queries, weights, group, begin, end, scores, scratch);
+}
+
 void merge(const Partial* partials, int64_t n, int64_t group, int64_t value_dim, const float* sinks,
            float* out) {
   const isa::KernelTable& kernels = isa::kernels();

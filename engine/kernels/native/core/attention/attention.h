@@ -88,4 +88,12 @@ static constexpr int64_t MAX_ROWS = 128;
 void attend_many(const HeadView& head, const float* queries, int64_t rows, const Sight* sights,
                  float* out, float* scratch);
 
+// How many floats of scratch memory `score_rows` needs.
+int64_t score_scratch(int64_t dims, int64_t heads);
+
+// The sum over G queries of weight * max(query . key, 0) for the keys begin..end of a head, for any
+// G. queries (G, padded(d)): zero beyond d, with room for a multiple of 4 rows; weights (G,).
+void score_rows(const HeadView& keys, const float* queries, const float* weights, int64_t group,
+                int64_t begin, int64_t end, float* scores, float* scratch);
+
 }  // namespace conifer::attention

@@ -419,6 +419,31 @@ void attend_many_isa(const HeadView& head, const float* queries, int64_t rows, c
   }
 }
 
+// --- indexing -------------------------------------------------------------------------------
+
+void score_rows_isa(const HeadView& head, const float* queries, const float* weights, int64_t group,
+                    int64_t begin, int64_t end, float* out, float* scratch) {
+  const int64_t width = padded(head.key_dim), rows = (group + 3) / 4 * 4;
+  float* keys = scratch;
+  float* columns = keys + BLOCK * width;
+  float* scores = columns + BLOCK * width;
+  float* sums = scores + rows * BLOCK;
+  for (int64_t t = begin; t < end; t += BLOCK) {
+    const int64_t n = end - t < BLOCK ? end - t : BLOCK;
+    unpack(head.type, head.keys, head.key_scales, head.key_dim, head.key_dim, t, n, keys);
+    for (int64_t i = n * width; i < BLOCK * width; ++i) keys[i] = 0.0f;
+    turn(keys, width, columns);
+    multiply(queries, width, columns, BLOCK, rows, width, BLOCK, false, scores, BLOCK);
+    for (int64_t i = 0; i < BLOCK; i += W) {
+      VF total = fill(0.0f);
+      for (int64_t g = 0; g < group; ++g)
+        total = total + larger(load(scores + g * BLOCK + i), fill(0.0f)) * weights[g];
+      store(sums + i, total);
+    }
+    memcpy(out + (t - begin), sums, size_t(n) * 4);
+  }
+}
+
 // --- storing ---------------------------------------------------------------------------------
 
 constexpr float SMALLEST_SCALE = 1e-37f;  // the inverse of a smaller one may overflow

@@ -91,6 +91,16 @@ void attention_block(const AttentionLayer& layer, const KVCache* cache, int64_t 
                      const float* x, int64_t tokens, float* y, Workspace& work, Pool& pool,
                      const float* base = nullptr);
 
+// Chooses the `top` cached tokens with the largest scores for each token. A score is the sum over I
+// heads of weight * max(q . k, 0). Tokens at positions below `top` see all tokens before them.
+struct Indexer {
+  Matrix q, k, weights;  // (I d, Q), (d, D), (I, D); k.data null: use the last layer's choice
+  Norm k_norm;           // (d)
+  Rope rope;             // for the first values of queries and keys
+  int64_t heads;
+  int64_t top;  // 0: there is no indexer, and tokens see all tokens before them
+};
+
 // Multi-head latent attention. Each head's own projections are multiplied into queries and results.
 // A token stores one row, which all heads share: its normalised latent (R) and a rotated part (r).
 struct LatentLayer {
@@ -107,9 +117,11 @@ struct LatentLayer {
   int64_t heads;
   float scale, residual;
   Temperature temperature;
+  Indexer indexer;  // only with a two-step query projection
 };
 
-// Same as attention_block, but the cache has one head without values, whose keys are the rows.
+// Same as attention_block, but the cache has one head, whose keys are the rows. Its values are the
+// indexer's keys, if the layer has any.
 void latent_block(const LatentLayer& layer, const KVCache* cache, int64_t offset, const float* x,
                   int64_t tokens, float* y, Workspace& work, Pool& pool);
 

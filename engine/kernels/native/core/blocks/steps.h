@@ -39,6 +39,13 @@ struct Product {
 };
 
 template <size_t N>
+int64_t total_rows(const Product (&products)[N]) {
+  int64_t rows = 0;
+  for (const Product& product : products) rows += product.matrix.rows;
+  return rows;
+}
+
+template <size_t N>
 void multiply_products(const Product (&products)[N], const Activations& x, Range rows) {
   int64_t first = 0;
   for (const Product& product : products) {

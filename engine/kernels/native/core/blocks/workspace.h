@@ -77,6 +77,8 @@ struct Workspace::Parts {
   Activations input, hidden, shared_input, shared_hidden, queries, latents;
   Floats normed, projected, mixed, partials, gate, up, logits, weights, keys, values, shared,
       shared_up, shared_weights, absorbed, convolved, decays, factors, nothing;
+  Floats index_queries, index_keys, index_weights, index_scores, keys_alone, rows, row_scales;
+  std::vector<int32_t> seen, ranked;       // tokens that an indexer chose (T, top); scratch
   std::vector<int32_t> chosen;             // (T, k) expert ids
   std::vector<int32_t> ids, slots, first;  // tokens and choices, grouped by expert
   Rotations rotations;

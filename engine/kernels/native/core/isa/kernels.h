@@ -53,6 +53,8 @@ struct KernelTable {
                      int64_t begin, int64_t end, attention::Partial partial, float* scratch);
   void (*attend_many)(const attention::HeadView& head, const float* queries, int64_t rows,
                       const attention::Sight* sights, float* out, float* scratch);
+  void (*score_rows)(const attention::HeadView& keys, const float* queries, const float* weights,
+                     int64_t group, int64_t begin, int64_t end, float* scores, float* scratch);
 
   // Channels begin..end of a convolution, and columns begin..end of a head's state;
   // scratch: (N, end - begin).

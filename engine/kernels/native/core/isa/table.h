@@ -33,6 +33,7 @@ constexpr KernelTable kernel_table(decltype(KernelTable::quantize) quantize,
       .store_head = attention::store_head_row,
       .attend_one = attention::attend_one_isa,
       .attend_many = attention::attend_many_isa,
+      .score_rows = attention::score_rows_isa,
       .convolve = recurrent::convolve_columns,
       .scan = recurrent::scan_columns,
   };

@@ -48,7 +48,30 @@ struct LatentBlockCase {
   int64_t heads, query_rank, stays, turned, rank, value_dim;
   Type type;
   CacheType cache;
+  int64_t index_heads = 0, index_dims = 0, top = 0;  // of an indexer
+  Temperature temperature = {};
 };
+
+// The scores of the tokens up to a position, from the indexer's keys in the cache.
+Doubles index_scores(const Indexer& indexer, const Doubles& queries, const Doubles& weights,
+                     int64_t token, int64_t position, const TestCache& cache) {
+  const int64_t dims = indexer.k.rows;
+  Doubles turned(queries.begin() + token * indexer.heads * dims,
+                 queries.begin() + (token + 1) * indexer.heads * dims);
+  rotate_all(turned, indexer.rope, indexer.heads, dims, position);
+  Doubles scores;
+  for (int64_t s = 0; s <= position; ++s) {
+    double score = 0.0;
+    for (int64_t h = 0; h < indexer.heads; ++h) {
+      double dot = 0.0;
+      for (int64_t i = 0; i < dims; ++i)
+        dot += turned[size_t(h * dims + i)] * cache.at(1, 0, s, dims, i);
+      score += weights[size_t(token * indexer.heads + h)] * std::max(dot, 0.0);
+    }
+    scores.push_back(score);
+  }
+  return scores;
+}
 
 void test_latent_block(const LatentBlockCase& c, Pool& pool) {
   const int64_t width = 64, key = c.stays + c.turned, row = c.rank + c.turned;
@@ -67,8 +90,23 @@ void test_latent_block(const LatentBlockCase& c, Pool& pool) {
   layer.output = output.matrix;
   layer.rope = {periods.data(), c.turned, true, 1.0f};
   layer.heads = c.heads, layer.scale = 0.2f, layer.residual = 0.7f;
+  const Weights index_q(c.type, std::max<int64_t>(c.index_heads * c.index_dims, 1),
+                        c.query_rank ? c.query_rank : width);
+  const Weights index_k(c.type, std::max<int64_t>(c.index_dims, 1), width);
+  const Weights index_weights(Type::F32, std::max<int64_t>(c.index_heads, 1), width);
+  const Floats32 index_gain = gaussians(c.index_dims + 1, 0.2, 1.0);
+  const Floats32 index_bias = gaussians(c.index_dims + 1);
+  if (c.top)
+    layer.indexer = {index_q.matrix,
+                     index_k.matrix,
+                     index_weights.matrix,
+                     {index_gain.data(), 1e-6f, index_bias.data(), true},
+                     {periods.data(), c.turned, false, 1.0f},
+                     c.index_heads,
+                     c.top};
+  layer.temperature = c.temperature;
   Workspace work;
-  TestCache cache(c.cache, 1, 100, row, 1);
+  TestCache cache(c.cache, 1, 100, row, std::max<int64_t>(c.index_dims, 1));
   const double tolerance = c.type == Type::Q8_0 ? 2.5e-2 : c.cache == CacheType::F32 ? 5e-6 : 5e-4;
   int64_t past = 0;
   for (int64_t tokens : {1, 37, 3, 1}) {
@@ -77,7 +115,20 @@ void test_latent_block(const LatentBlockCase& c, Pool& pool) {
     const Doubles h = normed(Doubles(x.begin(), x.end()), layer.norm, width);
     const Doubles low = c.query_rank ? normed(multiply(q_a, h), layer.q_norm, c.query_rank) : h;
     Doubles queries = multiply(q, low), want(x.begin(), x.end()), mixed;
-    for (int64_t t = 0; t < tokens; ++t)
+    const Doubles indexed = c.top ? multiply(index_q, low) : Doubles{};
+    const Doubles weighed = c.top ? multiply(index_weights, h) : Doubles{};
+    for (int64_t t = 0; t < tokens; ++t) {
+      const int64_t position = past + t;
+      std::vector<bool> seen(size_t(position + 1), !c.top || position < c.top);
+      if (c.top && position >= c.top) {  // of equal scores, the first counts
+        const Doubles scores = index_scores(layer.indexer, indexed, weighed, t, position, cache);
+        std::vector<size_t> order(scores.size());
+        std::iota(order.begin(), order.end(), 0);
+        std::stable_sort(order.begin(), order.end(),
+                         [&](size_t a, size_t b) { return scores[a] > scores[b]; });
+        for (int64_t i = 0; i < c.top; ++i) seen[order[size_t(i)]] = true;
+      }
+      const float factor = c.temperature.at(position);
       for (int64_t head = 0; head < c.heads; ++head) {
         const double* from = queries.data() + (t * c.heads + head) * key;
         Doubles query(size_t(row), 0.0), turned(from + c.stays, from + key), latent(size_t(c.rank));
@@ -88,9 +139,10 @@ void test_latent_block(const LatentBlockCase& c, Pool& pool) {
         std::copy(turned.begin(), turned.end(), query.begin() + c.rank);
         double total = 0.0;
         for (int64_t s = 0; s <= past + t; ++s) {
+          if (!seen[size_t(s)]) continue;
           double score = 0.0;
           for (int64_t i = 0; i < row; ++i) score += query[size_t(i)] * cache.at(0, 0, s, row, i);
-          total += score = std::exp(score * layer.scale);
+          total += score = std::exp(score * layer.scale * factor);
           for (int64_t i = 0; i < c.rank; ++i)
             latent[size_t(i)] += score * cache.at(0, 0, s, row, i);
         }
@@ -98,6 +150,7 @@ void test_latent_block(const LatentBlockCase& c, Pool& pool) {
         const Doubles made = multiply(v_b, latent, head);
         mixed.insert(mixed.end(), made.begin(), made.end());
       }
+    }
     const Doubles added = multiply(output, mixed);
     for (size_t i = 0; i < want.size(); ++i) want[i] += layer.residual * added[i];
     expect_close(y.data(), want, tolerance,
@@ -106,6 +159,15 @@ void test_latent_block(const LatentBlockCase& c, Pool& pool) {
                      std::to_string(pool.threads()));
     latent_block(layer, &cache.cache, past, x.data(), tokens, x.data(), work, pool);
     expect(x == y, "latent block in place");
+    if (c.top) {  // the next layer sees what this one chose
+      LatentLayer next = layer;
+      next.indexer = {
+          .q = {}, .k = {}, .weights = {}, .k_norm = {}, .rope = {}, .heads = 0, .top = c.top};
+      const Floats32 same = gaussians(tokens * width);
+      latent_block(layer, &cache.cache, past, same.data(), tokens, x.data(), work, pool);
+      latent_block(next, &cache.cache, past, same.data(), tokens, y.data(), work, pool);
+      expect(x == y, "latent block with the last layer's choice");
+    }
     past += tokens;
   }
 }
@@ -122,6 +184,8 @@ void test_all(Pool& pool) {
     test_latent_block({4, 0, 32, 16, 64, 24, Type::F32, cache}, pool);
     test_latent_block({3, 48, 32, 8, 32, 32, Type::F16, cache}, pool);
   }
+  for (CacheType cache : {CacheType::F32, CacheType::F16, CacheType::Q8})
+    test_latent_block({4, 48, 32, 16, 64, 32, Type::F32, cache, 5, 24, 11, {0.3f, 8, 0}}, pool);
   test_latent_block({16, 0, 64, 32, 64, 64, Type::Q8_0, CacheType::F32}, pool);
 }
 
