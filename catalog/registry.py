@@ -178,6 +178,7 @@ class Entry:
     default_quant: Annotated[str, _QUANT]
     sampling: Annotated[Sampling, _TABLE]
     sampling_no_think: Annotated[Sampling | None, _TABLE]
+    released: Annotated[str | None, _text(r"20\d\d-(0[1-9]|1[0-2])")]
     quality: Annotated[tuple[Quality, ...], _each(_TABLE)]
     package: Annotated[Package | None, _TABLE]
     sources: Annotated[tuple[str, ...], _each(_of(str), least=1)] = field(repr=False)

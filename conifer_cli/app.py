@@ -332,7 +332,10 @@ def ps(
     name="list",
 )
 def list_(
-    catalog: options.Catalog = False, speeds: options.Speeds = False, as_json: options.Json = False
+    catalog: options.Catalog = False,
+    sort: options.Sort = None,
+    speeds: options.Speeds = False,
+    as_json: options.Json = False,
 ) -> int:
     """List the models on this machine. With --catalog, list every available model."""
     from conifer_cli.commands.list import list_catalog, list_installed, list_speeds
@@ -341,7 +344,10 @@ def list_(
         raise errors.UsageError("--catalog and --speeds cannot be used together")
     if speeds:
         return list_speeds(as_json)
-    return list_catalog(as_json) if catalog else list_installed(as_json)
+    if sort is not None and not catalog:
+        raise errors.UsageError("--sort needs --catalog")
+    by = sort.value if sort else None
+    return list_catalog(as_json, by) if catalog else list_installed(as_json)
 
 
 @app.command(

@@ -32,6 +32,18 @@ _UNITS |= {unit[0]: size for unit, size in _UNITS.items() if "i" in unit}  # as 
 _CONTEXT = re.compile(r"([0-9]{1,9})([kK]?)")
 
 
+class SortName(StrEnum):
+    """What the catalog is sorted by."""
+
+    TOTAL = "total"
+    ACTIVE = "active"
+    CONTEXT = "context"
+    MMLU_PRO = "mmlu-pro"
+    GPQA = "gpqa-diamond"
+    LIVECODEBENCH = "livecodebench-v6"
+    SWE_BENCH = "swe-bench-verified"
+
+
 class PurposeName(StrEnum):
     """What a model is for."""
 
@@ -312,6 +324,10 @@ ForcePull = Annotated[
     option("--force", "Download even if the model does not fit, and replace damaged files."),
 ]
 Catalog = Annotated[bool, option("--catalog", "List every model in the catalog instead.")]
+Sort = Annotated[
+    SortName | None,
+    option("--sort", "Sort the catalog, the largest first; by scores, list models that have any."),
+]
 Speeds = Annotated[
     bool,
     option(

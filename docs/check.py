@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from catalog import Entry, entries
+from conifer_cli.fit.alternatives import estimate_of
 from conifer_cli.terminal.format import count
+from engine.architectures.registry import ARCHITECTURES
+from engine.fit.estimate import estimate_bytes_per_token, judge_estimate
+from engine.fit.machine import Machine
+from engine.fit.machine_specs import simulate
+from engine.fit.speed import Bandwidth, predict
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "tests" / "data"
@@ -122,6 +128,28 @@ any file's template, without a test.
 """
 
 
+LEDGER_PAGE = """# Ledger
+
+Every model of the catalog on five machines, and its published scores. `docs/check.py --write`
+generates this page from the catalog and [the arithmetic](fit.md). Rates are tokens/s at the start
+of a context of 8,192, for the default file. **All are predicted** from published bandwidths and
+other programs' rates: none was measured on these machines. "-" means too large, "tight" that little
+else may run, "?" that a fact is missing.
+
+{machines}
+
+{models}
+
+## Scores
+
+In per cent, by the publishers. Benchmarks cannot be compared with each other. A model without a row
+has no score whose source could be read.
+
+{scores}
+"""
+LEDGER_MACHINES = ("m4-16gb", "m3-max-64gb", "rtx-4090", "ryzen-7950x-64gb", "m3-ultra-512gb")
+
+
 DECISIONS_PAGE = """# Decisions
 
 Choices that could have gone the other way, with the numbers behind them. A record is not rewritten
@@ -137,6 +165,7 @@ def main() -> int:
     made = {page: with_results(page.read_text()) for page in pages}
     made[ROOT / "docs" / "commands.md"] = commands_page()
     made[ROOT / "docs" / "models.md"] = models_page()
+    made[ROOT / "docs" / "ledger.md"] = ledger_page()
     made[DECISIONS / "README.md"] = decisions_page()
     if "--write" in sys.argv[1:]:
         for page, text in made.items():
@@ -239,6 +268,50 @@ def models_page() -> str:
         fixtures=markdown_table(["Fixture", "Family", "Compared", "Native", "Stock"], fixtures),
         held_out=markdown_table(["Case", "Family", "Native", "Stock"], held_out),
     )
+
+
+def ledger_page() -> str:
+    """Predict every model's speed on a few machines, and list the published scores."""
+    machines = {name: simulate(name) for name in LEDGER_MACHINES}
+    facts = [
+        [f"`{name}`", machine.name.removesuffix(" (simulated)"), f"{rate.bytes_per_s / 1e9:.0f}"]
+        for name, (machine, rate) in machines.items()
+    ]
+    models = [
+        [
+            f"`{entry.id}`",
+            entry.default_quant,
+            *(ledger_cell(entry, *found) for found in machines.values()),
+        ]
+        for entry in entries().values()
+    ]
+    scores = [
+        [f"`{entry.id}`", score.benchmark, f"{score.value:g}", score.date, score.source]
+        for entry in entries().values()
+        for score in entry.quality
+    ]
+    return LEDGER_PAGE.format(
+        machines=markdown_table(["Machine", "Chip", "GB/s"], facts),
+        models=markdown_table(["Model", "File", *LEDGER_MACHINES], models),
+        scores=markdown_table(["Model", "Benchmark", "Score", "Date", "Source"], scores),
+    )
+
+
+def ledger_cell(entry: Entry, machine: Machine, bandwidth: Bandwidth) -> str:
+    """Write a model's verdict and rate on a machine."""
+    estimate = estimate_of(entry, entry.file())
+    if estimate is None or entry.architecture not in ARCHITECTURES:
+        return "?" if estimate is None else "not yet"
+    kernels = "native" if machine.backend == "cpu" else "blocks"
+    context = min(8192, entry.context or 8192)
+    verdict = judge_estimate(estimate, machine, context, kernels=kernels)
+    if verdict.kind == "too_large":
+        return "-"
+    moved = estimate_bytes_per_token(estimate, machine.backend, kernels, 0, "f16")
+    if moved is None:
+        return "?"
+    rate = predict(moved, estimate.layers or 0, bandwidth, machine.backend, kernels)
+    return f"{rate.per_s:.3g}" + (" tight" if verdict.kind == "tight" else "")
 
 
 def decisions_page() -> str:

@@ -200,6 +200,7 @@ def _ranked(rows: list[CatalogRow], purpose: str) -> list[CatalogRow]:
         Contender(
             row.entry,
             row.kind == "fits"
+            and row.file_bytes >= (sizes_of(row.entry).get(row.entry.default_quant) or 0)
             and row.report is not None
             and row.report.verdict.largest_context >= min(wanted, row.entry.context or wanted),
             row.rate.per_s if row.rate else None,

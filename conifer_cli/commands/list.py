@@ -17,6 +17,9 @@ from conifer_cli.terminal.format import count, size
 from conifer_cli.terminal.layout import WARNING, Cell, Column, Grid
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from catalog import Entry
     from catalog.download.unfinished import Unfinished
     from catalog.store.store import Installed
 
@@ -49,6 +52,14 @@ SPEEDS = (
     Column("LAST", rank=6),
 )
 
+# The benchmarks of `catalog.registry.BENCHMARKS`, by what `--sort` calls them.
+_SCORES = {
+    "mmlu-pro": "MMLU-Pro",
+    "gpqa-diamond": "GPQA Diamond",
+    "livecodebench-v6": "LiveCodeBench v6",
+    "swe-bench-verified": "SWE-bench Verified",
+}
+
 
 def list_installed(as_json: bool) -> int:
     """Print the models on this machine, then the downloads that have not finished."""
@@ -74,12 +85,15 @@ def list_installed(as_json: bool) -> int:
     return errors.OK
 
 
-def list_catalog(as_json: bool) -> int:
-    """Print every model in the catalog and its support status."""
+def list_catalog(as_json: bool, sort: str | None = None) -> int:
+    """Print every model in the catalog and its support status.
+
+    sort: total, active or context; or a benchmark, which leaves out models without a score on it.
+    """
     from catalog import entries, status
 
     known = supported()
-    pairs = [(entry, status(entry, known)) for entry in entries().values()]
+    pairs = [(entry, status(entry, known)) for entry in _sorted(entries().values(), sort)]
     if as_json:
         console.print_json([dataclasses.asdict(entry) | {"status": text} for entry, text in pairs])
         return errors.OK
@@ -88,9 +102,24 @@ def list_catalog(as_json: bool) -> int:
         total = count(entry.total_parameters)
         active = count(entry.active_parameters) if entry.moe else "dense"
         context = f"{entry.context:,}" if entry.context else "-"
+        text = f"{text}; {sort} {_sort_value(entry, sort):g}" if sort in _SCORES else text
         rows.append((entry.id, total, active, entry.kind, context, entry.licence, text))
     console.print_lines([Grid(CATALOG, rows)])
     return errors.OK
+
+
+def _sorted(entries: Iterable[Entry], sort: str | None) -> list[Entry]:
+    if sort is None:
+        return list(entries)
+    kept = [entry for entry in entries if sort not in _SCORES or _sort_value(entry, sort)]
+    return sorted(kept, key=lambda entry: _sort_value(entry, sort), reverse=True)
+
+
+def _sort_value(entry: Entry, sort: str | None) -> float:
+    if (benchmark := _SCORES.get(sort or "")) is not None:
+        return entry.scores.get(benchmark, 0)
+    fields = {"active": entry.active_parameters, "context": entry.context}
+    return fields.get(sort or "", entry.total_parameters) or 0
 
 
 def name_of(model: Installed | Unfinished) -> str:

@@ -112,11 +112,17 @@ def _entry_rows(entry: Entry) -> list[tuple[str, str]]:
         ("context", f"{entry.context:,}" if entry.context else "-"),
         ("architecture", entry.architecture),
         ("licence", entry.licence),
+        ("published scores", _scores(entry)),
         ("original", entry.original or "-"),
         ("repository", entry.repository or "-"),
         ("files", ", ".join(files)),
         ("default", entry.default_quant),
     ]
+
+
+def _scores(entry: Entry) -> str:
+    scores = (f"{each.benchmark} {each.value:g} ({each.date})" for each in entry.quality)
+    return ", ".join(scores) or "-"
 
 
 def _header_rows(header: ShownHeader) -> list[tuple[str, str]]:

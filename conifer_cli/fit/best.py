@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from engine.fit.speed import Bandwidth
 
 FLUENT_PER_S = 15.0  # tokens a second: faster than people read, as thinking and code need
+NEWEST = 2026 + 1 / 12  # newer models count as this old
+PER_YEAR = 2.0  # a year's progress in models, as a factor of size
+UNDATED = "2025-01"
 ALIKE = 1.5  # the factor of size within which published scores decide
 
 
@@ -129,10 +132,13 @@ def has_context(entry: Entry, context: int) -> bool:
 def capacity(entry: Entry) -> float:
     """Return a model's size for comparisons, in parameters.
 
-    A mixture is between its total and its active parameters, nearer to the total.
+    A mixture is between its total and its active parameters, nearer to the total. Models of a year
+    before count as if they were half as large.
     """
     total = entry.total_parameters or 0
-    return math.cbrt(total**2 * (entry.active_parameters or total))
+    year, month = map(int, (entry.released or UNDATED).split("-"))
+    age = max(0.0, NEWEST - (year + month / 12))
+    return math.cbrt(total**2 * (entry.active_parameters or total)) * math.pow(PER_YEAR, -age)
 
 
 def ways_out(name: str, entry: Entry | None, verdict: Verdict, q8_fits: bool) -> Iterator[str]:

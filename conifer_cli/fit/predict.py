@@ -101,8 +101,8 @@ def choose_target(
             elsewhere, prior = machine_specs.simulate(machine, memory_bytes, bytes_per_s)
         except machine_specs.UnknownMachine as error:
             raise UsageError(f"--machine: {error}") from error
-        chosen = "stock" if kernels == "stock" or elsewhere.backend != "cpu" else "native"
-        return Target(elsewhere, chosen, None, prior)
+        best = "native" if elsewhere.backend == "cpu" else "blocks"
+        return Target(elsewhere, "stock" if kernels == "stock" else best, None, prior)
     if bytes_per_s is not None:
         raise UsageError("--bandwidth describes another machine: add --machine, such as cpu-64gb")
     here = this_machine(idle=idle)

@@ -91,6 +91,12 @@ class CatalogRow:
         """The verdict: fits, tight, too_large, or None if unknown."""
         return self.report.verdict.kind if self.report else None
 
+    @property
+    def file_bytes(self) -> int:
+        """The size of the file in the catalog; 0 if unknown."""
+        facts = self.entry.file(self.quant)
+        return (facts and facts.size_bytes) or 0
+
 
 def verdict_lines(
     report: FitReport,

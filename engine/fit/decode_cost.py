@@ -8,7 +8,6 @@ cache; docs/fit.md says on which machine.
 from __future__ import annotations
 
 from engine.device import cores
-from engine.kernels.native import best_isa, unavailable_reason
 
 # Nanoseconds for a kilobyte of blocks and one token, by instruction set and type.
 NS_PER_KB: dict[str, dict[str, float]] = {
@@ -103,7 +102,11 @@ def byte_seconds(backend: str) -> dict[str, float]:
 
     Returns nothing on a GPU, or if the native kernels are unavailable.
     """
-    if backend != "cpu" or unavailable_reason() is not None:
+    if backend != "cpu":
+        return {}
+    from engine.kernels.native import best_isa, unavailable_reason  # imports MLX
+
+    if unavailable_reason() is not None:
         return {}
     return core_seconds(best_isa(), cores())
 

@@ -6,6 +6,7 @@ assumed to be large, because an estimate must not be more optimistic than the ac
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -74,14 +75,15 @@ def estimate_needs(
 ) -> Callable[[int], Need]:
     """Return a function that estimates the memory needed for a given context, in tokens."""
     weights_bytes = estimate_weights(estimate, backend, kernels)
-    specs = estimate.cache_specs
-    layer_bytes = sum(max(token_bytes(spec, kind) for spec in specs) for kind in (kv_type, "f32"))
+    layers = Counter(estimate.cache_specs)  # many are alike
+    layer_bytes = sum(max(token_bytes(spec, kind) for spec in layers) for kind in (kv_type, "f32"))
     program = program_bytes(GUESSED_VOCABULARY, backend)
 
     @cache
     def need(context: int) -> Need:
         buffers = ROWS_BYTES + 2 * SCORE_BYTES + int(context * layer_bytes)
-        return Need(weights_bytes, kv_bytes(specs, context, kv_type), buffers, program)
+        kv = sum(count * kv_bytes((spec,), context, kv_type) for spec, count in layers.items())
+        return Need(weights_bytes, kv, buffers, program)
 
     return need
 

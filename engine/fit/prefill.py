@@ -20,7 +20,6 @@ from engine.fit.decode_cost import SAME_AS
 from engine.fit.estimate import ModelEstimate
 from engine.fit.speed import MEASURED, PREDICTED, PRIOR, Bandwidth, Rate
 from engine.gguf.reader import TensorInfo
-from engine.kernels.native import best_isa, unavailable_reason
 from engine.limits import MAX_CHUNK
 from engine.nn.config import OF_EXPERTS, ModelConfig, token_share, used_tensors
 
@@ -81,7 +80,11 @@ def core_flops(isa: str, count: int) -> float:
 
 def flops_here(backend: str) -> float | None:
     """Return this machine's rate of multiplying; None on a GPU and without the native kernels."""
-    if backend != "cpu" or unavailable_reason() is not None:
+    if backend != "cpu":
+        return None
+    from engine.kernels.native import best_isa, unavailable_reason  # imports MLX
+
+    if unavailable_reason() is not None:
         return None
     return core_flops(best_isa(), cores())
 

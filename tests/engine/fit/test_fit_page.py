@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from engine.fit.machine_specs import simulate
 from engine.fit.memory import needs
+from engine.fit.prefill import prompt_seconds, prompt_work
 from engine.fit.speed import DECODE_COSTS, MEASURED, Bandwidth, bytes_per_token, seconds
 from engine.gguf.reader import TensorInfo
 from engine.gguf.types import TYPE_BY_NAME
@@ -114,6 +116,33 @@ def test_the_pages_speed_is_the_codes():
         assert text.format(rate) in PAGE.replace("\n", " ")
     assert f"{pace.weights:g} x {start.weights_bytes:,}" in PAGE
     assert f"{pace.kv:g} x {end.kv_bytes:,}" in PAGE
+
+
+@pytest.mark.parametrize(
+    ("name", "backend", "kernels", "said"),
+    [
+        (
+            "m4-max-64gb",
+            "metal",
+            "stock",
+            ("9.23 ms, or 108", "59.6 tokens/s", "5.4 s to the first"),
+        ),
+        ("ryzen-7950x-64gb", "cpu", "native", ("38.6 ms, or 25.9", "10.7", "14.1 s")),
+    ],
+)
+def test_the_pages_machines_are_the_codes(
+    name: str, backend: str, kernels: str, said: tuple[str, str, str]
+):
+    _, bandwidth = simulate(name)
+    start, end = (bytes_per_token(CONFIG, TENSORS, "cpu", "native", d, "f16") for d in (0, 32_768))
+    start_s, end_s = (seconds(moved, 48, bandwidth, backend, kernels) for moved in (start, end))
+    held = sum(info.size_bytes for info in TENSORS.values())
+    prompt_s = prompt_seconds(prompt_work(CONFIG, TENSORS, held), 4096, bandwidth, backend)
+    page = PAGE.replace("\n", " ")
+    assert all(text in page for text in said)
+    assert said[0] == f"{1e3 * start_s:.3g} ms, or {1 / start_s:.3g}"
+    assert said[1].split()[0] == f"{1 / end_s:.3g}"
+    assert said[2].split()[0] == f"{prompt_s:.1f}"
 
 
 ROWS = {"cpu, native": "CPU here, native", "cpu, stock": "CPU here, stock"} | {
