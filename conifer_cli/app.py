@@ -374,7 +374,7 @@ def rm(models: MaybeModels = None, everything: All = False, yes: options.Yes = F
 
 
 @app.command("Check this machine and the installation.", "conifer doctor", "conifer doctor --json")
-def doctor(as_json: options.Json = False) -> int:
+def doctor(as_json: options.Json = False, gpu: options.GpuCheck = False) -> int:
     """Check this machine and the installation, and print advice for each problem.
 
     The first failed check determines the exit code: 1 for the backend, the kernels or package
@@ -383,7 +383,7 @@ def doctor(as_json: options.Json = False) -> int:
     """
     from conifer_cli.commands.doctor import examine
 
-    return examine(as_json)
+    return examine(as_json, gpu)
 
 
 @app.command(

@@ -191,6 +191,11 @@ def conifer_folder(variable: str, below_home: str) -> Path:
     return Path.home() / below_home / "conifer"
 
 
+def gpu_verdicts() -> Path:
+    """Return the file that keeps which kernels work on this GPU."""
+    return home() / "gpu.json"
+
+
 def home() -> Path:
     """Return the folder for Conifer's data. Raises UsageError if the home folder is unknown."""
     try:
@@ -316,6 +321,9 @@ Buy = Annotated[
 Force = Annotated[bool, option("--force", "Run the model even if it does not fit.", "Machine")]
 Yes = Annotated[bool, option("--yes -y", "Answer yes to every question.", "Network")]
 Json = Annotated[bool, option("--json", "Print the result as one JSON document.")]
+GpuCheck = Annotated[
+    bool, option("--gpu", "Try the kernels of every block type on this machine's GPU.")
+]
 Update = Annotated[
     bool, option("--update", "Download the newest revision even if an older one is installed.")
 ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from engine.architectures.registry import builder
+from engine.architectures.registry import WIDE_ACTIVATIONS, builder
 from engine.device import backend, set_wired_limit
 from engine.errors import NumericError
 from engine.fit.machine import this_machine
@@ -197,14 +197,17 @@ def load(
     sandbox: Sandbox | None = None,
     on_load: Callable[[int, int], None] | None = None,
     isa: str | None = None,
+    gpu_verdicts: Path | None = None,
 ) -> Model:
     """Load a model. path: a GGUF file, part 1 of a split file, or the result of `open_model`.
 
     kernels: auto, native, blocks or stock. threads: CPU threads for the native kernels. sandbox:
     runs the chat template. on_load: receives (bytes loaded, total bytes). isa: the native kernels'
-    instruction set, such as avx2, for all models in this process. Raises GGUFError if the file is
-    invalid, UnsupportedError if the engine cannot run it, BackendError if no backend is usable, or
-    FileShrank or ReadFailed if the file can no longer be read.
+    instruction set, such as avx2, for all models in this process. gpu_verdicts: a file that keeps
+    which kernels work on this GPU; block types are tried at their first use. None means that all
+    work. Raises GGUFError if the file is invalid, UnsupportedError if the engine cannot run it,
+    BackendError if no backend is usable, or FileShrank or ReadFailed if the file can no longer be
+    read.
     """
     file = path if isinstance(path, ModelFile) else open_model(Path(path))
     config = read_model_config(file.metadata, file.tensors)
@@ -214,7 +217,8 @@ def load(
     chat = chat_template.from_metadata(file.metadata, words, sandbox)
     build = builder(config.architecture)
     with enough_memory():
-        weights = Weights(file, select(kernels, threads, isa), on_load)
+        wide = config.architecture in WIDE_ACTIVATIONS
+        weights = Weights(file, select(kernels, threads, isa, gpu_verdicts, wide), on_load)
         decoder: Decoder = build(config, weights)
         fuse(decoder, config, file.tensors)
         fuse_experts(decoder)

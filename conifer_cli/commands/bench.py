@@ -17,6 +17,7 @@ from conifer_cli.acquire import ensure, judge, locate
 from conifer_cli.errors import NoRoom, UsageError
 from conifer_cli.fit import run_history
 from conifer_cli.fit.verdict import FitReport, FitRequest, require_context
+from conifer_cli.options import gpu_verdicts
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import counted, gigabytes, size
 from conifer_cli.terminal.layout import Column, Grid, Line
@@ -65,7 +66,7 @@ def bench_model(name: str | None, options: BenchOptions) -> int:
 
     from engine.model import load
 
-    model = load(report.paths[0], kernels=options.kernels, isa=options.isa)
+    model = load(*(report.paths[0], options.kernels), isa=options.isa, gpu_verdicts=gpu_verdicts())
     document = measure(model, report, prompts, depths, options)
     _record(document, report, options)
     if not options.as_json:

@@ -13,12 +13,14 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from catalog.store.disk import existing
 from conifer_cli import errors
 from conifer_cli.acquire import connect, open_store
 from conifer_cli.fit.best import best_here
+from conifer_cli.options import gpu_verdicts
 from conifer_cli.session.session import SLOW
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import counted, gigabytes, size
@@ -49,10 +51,13 @@ class Check:
     code: int = errors.OK
 
 
-def examine(as_json: bool) -> int:
-    """Run all checks and print their results. Return the exit code of the first failure."""
+def examine(as_json: bool, gpu: bool = False) -> int:
+    """Run all checks and print their results. Return the exit code of the first failure.
+
+    gpu: instead, try the kernels of every block type on this machine's GPU.
+    """
     found = []
-    for check in CHECKS:
+    for check in gpu_checks() if gpu else CHECKS:
         found.append(check())
         if not as_json:
             console.print_lines([_grid(found[-1])])
@@ -97,12 +102,40 @@ def check_kernels() -> Check:
     except BackendError:
         return Check("kernels", FAIL, "unavailable without a backend", code=errors.FAILURE)
     if device != "cpu":
-        return Check("kernels", OK, "stock: MLX operations")
+        return Check("kernels", OK, "blocks: GGUF blocks as they are in the file")
     reason = native.unavailable_reason()
     if reason is None:
         return Check("kernels", OK, f"native: C++, {native.isa()}")
     what, _, advice = SLOW.format(reason).partition(". ")
     return Check("kernels", WARN, f"stock: {what}", advice.rstrip("."))
+
+
+def gpu_checks() -> list[Callable[[], Check]]:
+    """Return a check for the GPU, and one for the kernels of each block type."""
+    from engine.device import backend
+    from engine.errors import BackendError
+    from engine.kernels.gpu.texts import TYPES
+
+    try:
+        device = backend()
+    except BackendError as error:
+        reason = str(error)
+        return [lambda: Check("gpu", FAIL, reason, code=errors.FAILURE)]
+    if device == "cpu":
+        return [lambda: Check("gpu", FAIL, "MLX uses the CPU", code=errors.FAILURE)]
+    return [check_backend, *(partial(check_gpu_type, name, device) for name in TYPES)]
+
+
+def check_gpu_type(type_name: str, device: str) -> Check:
+    """Try the kernels of a block type, or name the verdict that is kept."""
+    from engine.kernels.gpu.verdicts import Verdicts, refusal, this_gpu
+
+    kept = Verdicts(gpu_verdicts(), this_gpu())
+    reason = refusal(type_name, kept, device == "cuda")
+    if reason is None:
+        return Check(type_name, OK, "read as it is in the file")
+    advice = "MLX's own operations are used. Please report this line"
+    return Check(type_name, WARN, reason, advice)
 
 
 def check_memory() -> Check:

@@ -13,6 +13,7 @@ from conifer_cli import errors
 from conifer_cli.acquire import RequestedModel, ensure, judge, locate, open_store
 from conifer_cli.commands.list import name_of
 from conifer_cli.fit.verdict import FitReport, FitRequest, reading
+from conifer_cli.options import gpu_verdicts
 from conifer_cli.serve.fields import BadRequest
 from conifer_cli.serve.metrics import Metrics
 from conifer_cli.session.session import SLOW, is_raw
@@ -155,7 +156,12 @@ class Host:
             sandbox.start()
         with reading(target.name, target.reference):
             source = report.file or report.paths[0]
-            model = load(source, self.options.kernels, sandbox=sandbox, isa=self.options.isa)
+            model = load(
+                *(source, self.options.kernels),
+                sandbox=sandbox,
+                isa=self.options.isa,
+                gpu_verdicts=gpu_verdicts(),
+            )
         if model.kernels.fallback_reason is not None:
             console.log(f"conifer: {SLOW.format(model.kernels.fallback_reason)}")
         context = report.verdict.context

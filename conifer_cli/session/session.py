@@ -15,6 +15,7 @@ from conifer_cli.errors import UsageError
 from conifer_cli.fit import run_history
 from conifer_cli.fit.context import advice
 from conifer_cli.interrupts import time_limit
+from conifer_cli.options import gpu_verdicts
 from conifer_cli.run_options import RunOptions
 from conifer_cli.session import checkpoint
 from conifer_cli.terminal import console
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 JSON_OBJECT = '{"type": "object", "minProperties": 1}'  # the schema of --format json
 SLOW = "using the slow kernels: {}. Install a C++ compiler, then reinstall Conifer."
+REFUSED = "{} weights use MLX's own operations: {}. Run `conifer doctor --gpu` for all types."
 ANSWER_ROOM = 2048  # tokens to keep free for an answer when a long prompt grows the context
 LONG_CHARACTERS, MANY_MESSAGES = 1 << 20, 2000  # more are counted before rendering
 FOLDED = (
@@ -56,6 +58,9 @@ class Session:
         self.model = _loaded(report, options, chatting=not self.raw)
         if self.model.kernels.fallback_reason is not None:
             console.note(SLOW.format(self.model.kernels.fallback_reason))
+        for type_name, reason in self.model.kernels.refusals.items():
+            if reason is not None:
+                console.note(REFUSED.format(type_name, reason))
         self.settings = settings_for(report.entry, options)
         self.cache: Cache | None = None
         if options.experts or options.experts_out:
@@ -334,7 +339,11 @@ def _loaded(report: FitReport, options: RunOptions, chatting: bool) -> Model:
     source = report.file or report.paths[0]
     with Progress("loading", always=False) as progress:
         return load(
-            source, options.kernels, sandbox=sandbox, on_load=progress.update, isa=options.isa
+            *(source, options.kernels),
+            sandbox=sandbox,
+            on_load=progress.update,
+            isa=options.isa,
+            gpu_verdicts=gpu_verdicts(),
         )
 
 

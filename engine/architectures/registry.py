@@ -16,6 +16,8 @@ from engine.errors import UnsupportedError
 
 # Gating functions, numbered as in `expert_gating_func`, which has no value for SPARSE_MIXER.
 SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN, SPARSE_MIXER = 1, 2, 3, -1
+# Families whose activations pass float16's 65,504, or may: a GPU computes them in float32.
+WIDE_ACTIVATIONS = {"gemma2", "gemma3", "gemma4", "gpt-oss"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ Axes: T tokens, E experts, k chosen experts, L cached tokens, d head width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -62,6 +63,7 @@ class Kernels(Protocol):
     name: str  # native | blocks | stock
     groups_by_expert: bool  # gather_matmul groups rows by expert
     fallback_reason: str | None  # why `auto` chose the slower stock kernels
+    refusals: Mapping[str, str | None]  # block types tried on this GPU, and why they were refused
     in_place: bool  # weights are read from the mapped file, not copied
     block_tokens: int  # experts use other kernels in whole blocks of a prompt; 0: never
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.device import backend
@@ -13,13 +14,21 @@ if TYPE_CHECKING:
 NAMES = ("auto", "native", "blocks", "stock")
 
 
-def select(name: str = "auto", threads: int | None = None, isa: str | None = None) -> Kernels:
+def select(
+    name: str = "auto",
+    threads: int | None = None,
+    isa: str | None = None,
+    gpu_verdicts: Path | None = None,
+    wide: bool = False,
+) -> Kernels:
     """Return the kernels for this machine. Raises BackendError if they are unavailable.
 
     name: `auto` chooses native on a CPU and blocks on a GPU. If the native kernels do not load, it
     chooses stock, and `fallback_reason` explains why.
     threads: CPU threads; None means one per core. isa: the native kernels' instruction set, such as
-    avx2; None means the best that this processor supports.
+    avx2; None means the best that this processor supports. gpu_verdicts: the file that keeps which
+    kernels work on this GPU; None means that all do. wide: the activations of the model may pass
+    what float16 holds.
     """
     if name not in NAMES:
         raise BackendError(f"kernels must be one of {', '.join(NAMES)}, got {name!r}")
@@ -40,13 +49,24 @@ def select(name: str = "auto", threads: int | None = None, isa: str | None = Non
     if isa is not None:
         raise BackendError(f"only the native kernels can use an instruction set, {isa!r}")
     if device != "cpu" and name != "stock":
-        from engine.kernels.gpu.blocks import BlockKernels
-        from engine.kernels.gpu.launch import Gpu
-
-        return BlockKernels(device, Gpu(cuda=device == "cuda"))
+        return _blocks(device, gpu_verdicts, wide)
     from engine.kernels.stock import StockKernels
 
     return StockKernels(device, threads, reason)
+
+
+def _blocks(device: str, verdicts: Path | None, wide: bool) -> Kernels:
+    import mlx.core as mx
+
+    from engine.kernels.gpu.blocks import BlockKernels
+    from engine.kernels.gpu.launch import Gpu
+    from engine.kernels.gpu.verdicts import Verdicts, refusal, this_gpu
+
+    gpu, dtype = Gpu(cuda=device == "cuda"), mx.float32 if wide else mx.float16
+    if verdicts is None:
+        return BlockKernels(device, gpu, dtype)
+    kept = Verdicts(verdicts, this_gpu())
+    return BlockKernels(device, gpu, dtype, lambda name: refusal(name, kept, gpu.cuda))
 
 
 def selected(name: str, device: str) -> str:

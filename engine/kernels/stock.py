@@ -8,8 +8,10 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import mlx.core as mx
@@ -145,6 +147,7 @@ class StockKernels:
     in_place = False
     block_tokens = 0
     isa = None
+    refusals: Mapping[str, str | None] = MappingProxyType({})
     convolve = staticmethod(recurrence.convolve)
     gated_norm = staticmethod(recurrence.gated_norm)
     sample = staticmethod(sampling.sample)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from engine.kernels.gpu.blocks import BlockKernels
-from engine.kernels.gpu.launch import dims
+from engine.kernels.gpu.experts import gated, weighted
 from engine.kernels.gpu.tensor import SORT_FROM, BlockTensor, Grouped
 from engine.nn.decoder import Blocks, Decoder
 from engine.nn.mlp import CLAMP_LIMIT, Activation, ClampedSiLU, clamped_swiglu, geglu, swiglu
@@ -42,43 +42,17 @@ class FusedExperts:
         if self.number is None:
             hidden = self.experts.hidden(x[:, None, :], ids)
         else:
-            hidden = self._gated(x, ids, self.number)
-        return self._weighted(hidden, ids, scores)
-
-    def _gated(self, x: mx.array, ids: mx.array, number: int) -> mx.array:
-        up = self.experts.gate_up or self.experts.up
-        gate = self.experts.gate or up
-        blocks = _blocks(up)
-        _, rows, columns = blocks.shape
-        count = rows if self.experts.gate_up is None else rows // 2
-        inputs = [
-            *(_blocks(gate).blocks, blocks.blocks, x, ids.astype(mx.uint32)),
-            *(self._bias(gate), self._bias(up), self.limit),
-            dims(columns, count, ids.shape[1], rows, rows - count),
-        ]
-        shape = (*ids.shape, count)
-        return blocks.gpu.by_rows(
-            *("gated", blocks.type.name, inputs, count, ids.size, shape, x.dtype),
-            BIASED=int(up.bias is not None),
-            ACTIVATION=number,
-        )
-
-    def _weighted(self, hidden: mx.array, ids: mx.array, scores: mx.array) -> mx.array:
+            up = self.experts.gate_up or self.experts.up
+            gate = self.experts.gate or up
+            biases = None
+            if gate.bias is not None and up.bias is not None:
+                biases = gate.bias, up.bias
+            merged = self.experts.gate_up is not None
+            hidden = gated(
+                *(_blocks(gate), _blocks(up), biases, x, ids, self.number, self.limit, merged)
+            )
         down = self.experts.down
-        blocks = _blocks(down)
-        _, count, columns = blocks.shape
-        inputs = [
-            *(blocks.blocks, hidden, ids.astype(mx.uint32), scores.astype(mx.float32)),
-            *(self._bias(down), dims(columns, count, ids.shape[1])),
-        ]
-        tokens = ids.shape[0]
-        return blocks.gpu.by_rows(
-            *("weighted", blocks.type.name, inputs, count, tokens, (tokens, count), hidden.dtype),
-            BIASED=int(down.bias is not None),
-        )
-
-    def _bias(self, part: ExpertLinear) -> mx.array:
-        return self.limit if part.bias is None else part.bias  # an input cannot be left out
+        return weighted(_blocks(down), down.bias, hidden, ids, scores)
 
     def _sorted(self, x: mx.array, ids: mx.array, scores: mx.array) -> mx.array:
         experts = self.experts

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -142,6 +142,7 @@ class NativeKernels:
     in_place = True
     dtype = mx.float32
     fallback_reason: str | None = None
+    refusals: Mapping[str, str | None] = MappingProxyType({})
 
     def __init__(self, threads: int | None, isa: str | None = None) -> None:
         self.native = _extension()
