@@ -64,6 +64,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--llama-python", default=sys.executable)
     parser.add_argument("--mlx-lm-python", help="adds turns of mlx-lm; for the starter only")
     parser.add_argument("--kernels", default="auto")
+    parser.add_argument("--isa", help="Conifer's instruction set; build llama.cpp for the same")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--probes", type=int, default=2, help="tries of each llama.cpp variant")
@@ -137,7 +138,8 @@ def pair(
     options: argparse.Namespace, path: Path, chosen: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
     """Run Conifer, then llama.cpp in every way that was the better one for some figure."""
-    conifer = take_turn(options, path, "conifer", {"kernels": options.kernels})
+    settings = {"kernels": options.kernels, "isa": options.isa}
+    conifer = take_turn(options, path, "conifer", settings)
     if "failed" in conifer:
         raise SystemExit(f"Conifer: {conifer['failed']}")
     ways = [way for way in VARIANTS if way in chosen.values()]

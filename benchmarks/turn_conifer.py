@@ -12,7 +12,8 @@ READS = 5
 def main() -> None:
     """Run the turn. What is only reported is imported after the start has been measured."""
     job = turns.read_job()
-    model = engine.load(job.model, kernels=job.settings["kernels"], threads=job.threads)
+    kernels, isa = job.settings["kernels"], job.settings["isa"]
+    model = engine.load(job.model, kernels=kernels, threads=job.threads, isa=isa)
 
     def answer(tokens: list[int], count: int) -> tuple[float, float, int]:
         settings = engine.Settings(temperature=0, max_tokens=count + 1, ignore_end=True)
@@ -40,6 +41,7 @@ def report(
 
     about = {
         "kernels": model.kernels.name,
+        "isa": model.kernels.isa,
         "engine": str(Path(engine.__file__).parent),
         "mlx": importlib.metadata.version("mlx"),
         "python": platform.python_version(),
