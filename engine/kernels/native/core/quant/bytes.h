@@ -49,9 +49,11 @@ CONIFER_INLINE Bytes look_up(Bytes values, Bytes index) {
 #elif defined(__aarch64__)
   return (Bytes)vqtbl1q_u8((uint8x16_t)values, (uint8x16_t)index);
 #else
-  Bytes out{};
-  for (int i = 0; i < 16; ++i) out[i] = values[index[i]];
-  return out;
+  uint8_t table[16], at[16];  // element by element, vectors are slow
+  std::memcpy(table, &values, 16);
+  std::memcpy(at, &index, 16);
+  for (uint8_t& i : at) i = table[i];
+  return load(at);
 #endif
 }
 

@@ -29,7 +29,7 @@ struct IQ1_M : Quantized<BlockIQ1_M, 256, 16, false> {
     const auto point = [&](int i) {
       const int nibble = b.high[2 * g + i / 2] >> 4 * (i % 2) & 15;
       return IQ1_GRID[static_cast<size_t>(b.ranks[4 * g + i] | (nibble & 7) << 8)] +
-             (nibble & 8 ? 0 : 0x0202020202020202);
+             (nibble >> 3 ^ 1) * 0x0202020202020202;  // no branch: the bits are random
     };
     return join(point(0), point(1), point(2), point(3));
   }
