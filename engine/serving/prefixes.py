@@ -111,13 +111,13 @@ class Prefixes:
         known = max(_common(tokens, prompt) for tokens in held)
         lane, tokens, shared = self._best(prompt)
         shared = min(shared, len(tokens) - 1)
-        point = max(
-            (point for point in lane.points if point.length <= shared),
-            key=lambda point: point.length,
-            default=None,
-        )
-        if point is not None and point.length > lane.cache.rewindable_to(shared):
+        length = lane.reach(shared)
+        while (fixed := lane.cache.fixed_length(length, len(tokens))) < length:
+            length = lane.reach(fixed)
+        point = next((point for point in lane.points if point.length == length), None)
+        if point is not None and lane.cache.rewindable_to(length) < length:
             restore_point(self.model, lane.cache, point)
+        lane.cache.trim(length)
         lane.cache.reuse(tokens)
         lane.points = [point for point in lane.points if point.length <= lane.cache.length]
         self._idle.remove(lane)

@@ -197,7 +197,7 @@ class Cache:
         computed again. Decoded tokens stay as they are.
         """
         self.trim(min(self.shared_prefix(prompt), len(prompt) - 1))
-        while (length := self._fixed_length(self.length, len(prompt))) < self.length:
+        while (length := self.fixed_length(self.length, len(prompt))) < self.length:
             self.trim(length)
 
     def fixed_start(self, shared: int, total: int) -> int:
@@ -209,7 +209,7 @@ class Cache:
         start = shared - shared % self.block if self.block else shared
         return start if self.block and start + self.block <= total else shared
 
-    def _fixed_length(self, length: int, total: int) -> int:
+    def fixed_length(self, length: int, total: int) -> int:
         """Return the end of the blocks that a prompt of `total` tokens computes in the same way."""
         for start in range(0, length, self.block) if self.block else ():
             held = self.kinds[start : min(start + self.block, length)]

@@ -1,10 +1,13 @@
 """A conversation's next prompt is read only from where it is new, on every kind of layer."""
 
+import threading
+
 import pytest
 
 from engine.model import load
 from engine.sampling import Settings
 from engine.serving.prefixes import MAX_POINTS, Prefixes
+from engine.serving.scheduler import Finished, Job, Scheduler
 from support.models import HERE
 
 MODELS = ("qwen3moe", "gpt-oss-mxfp4", "gemma3", "qwen35moe", "granitehybrid", "lfm2moe")
@@ -111,3 +114,23 @@ def test_points_are_thinned():
         tokens = [*tokens, *text(turn, 30)]  # stays below a block of the kernels
     lane = prefixes.take(tokens).lane
     assert 2 < len(lane.points) <= MAX_POINTS
+
+
+def test_a_long_conversation_reads_at_most_a_block_again():
+    model = load(HERE / "granitehybrid" / "model.gguf")
+    scheduler = Scheduler()
+    prefixes, tokens = Prefixes(model, 8192, "f16", 1, 256 << 20), text(1, 300)
+    for turn in range(6):
+        ended, ends = threading.Event(), []
+
+        def emit(event, ended=ended, ends=ends):
+            if isinstance(event, Finished):
+                ends.append(event)
+                ended.set()
+
+        scheduler.submit(Job(prefixes, tokens, GREEDY, emit))
+        assert ended.wait(60) and ends[0].error is None
+        again = ends[0].prompt_tokens - ends[0].cached_tokens - 310
+        assert turn == 0 or again <= 64 + model.kernels.block_tokens
+        tokens = [*tokens, *text(turn + 40, 10), *text(turn + 7, 300)]
+    scheduler.close(5)
