@@ -272,7 +272,7 @@ def _rendered(served: ServedModel, ask: Ask, how: Callable[[Any], Callable[..., 
     if template is None:
         raise BadRequest(f"{served.name} has no chat template; use /v1/completions", "messages")
     messages = ask.messages or []
-    variables = {**reasoning.switches(ask.think, ask.effort), **ask.variables}
+    variables = {**reasoning.switches(ask.think, ask.effort, template.source), **ask.variables}
     if ask.tools.given or any(message.get("tool_calls") for message in messages):
         messages, tools = with_tools(messages, ask.tools, template.source)
         variables |= {"tools": tools} if tools else {}
