@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from engine.errors import BackendError
 # only one can be installed at a time.
 LINUX_BACKENDS = {"mlx-cpu": "cpu", "mlx-cuda-12": "cuda", "mlx-cuda-13": "cuda"}
 WIRED_RESERVE = 1 << 30
+M_MMAP_THRESHOLD, LARGE_BLOCK = -3, 1 << 20  # of glibc's mallopt
 
 
 def backend() -> str:
@@ -110,3 +112,15 @@ def _installed_backends() -> list[str]:
             names = os.listdir(folder or ".")
             found |= {name.partition("-")[0] for name in names if name.endswith(".dist-info")}
     return [name for name in LINUX_BACKENDS if name.replace("-", "_") in found]
+
+
+def return_large_blocks() -> None:
+    """Make the C library return blocks of 1 MiB or more to the system as soon as they are freed.
+
+    glibc does so at first, but after each large free it keeps blocks of that size, up to 32 MiB,
+    and the holes between those in use stay in memory: hundreds of MB after loading with the stock
+    kernels. Does nothing with other C libraries.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)

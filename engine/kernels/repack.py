@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import mlx.core as mx
+import numpy as np
 
 from engine.gguf.dequant import IQ4_VALUES
 from engine.gguf.grids import grid
@@ -190,8 +191,23 @@ def _q6_k(raw: mx.array) -> Unpacked:
     high = _fields(raw[..., 128:192].reshape(*raw.shape[:2], 2, GROUP), 2)  # (R, B, 2, 4, 32)
     q = (low.reshape(*high.shape) | high << 4).astype(mx.int8) - 32
     sub = mx.contiguous(raw[..., 192:208]).view(mx.int8).astype(mx.float32)
-    scales = _half(raw, 208)[..., None] * sub  # (R, B, 16)
-    return _reencode(scales[..., None] * q.reshape(*scales.shape, 16))
+    return _reencoded(q, _half(raw, 208)[..., None] * sub)
+
+
+def _reencoded(q: mx.array, scales: mx.array) -> Unpacked:
+    """Round int8 numbers with a scale for each 16 to 8 bits, in groups of 32.
+
+    q: (R, B, ...) of 256; scales: (R, B, 16).
+    """
+    rows, q = q.shape[0], q.reshape(*scales.shape, 16)
+    ends = mx.stack([scales * q.min(axis=-1), scales * q.max(axis=-1)], axis=-1)
+    ends = ends.reshape(rows, -1, 4)  # of two scales
+    low = ends.min(axis=-1)
+    steps = (ends.max(axis=-1) - low) / 255
+    inverse = mx.where(steps > 0, 1 / steps, 0)
+    factors = scales.reshape(rows, -1, 2) * inverse[..., None]
+    moved = q.reshape(rows, -1, 2, 16) * factors[..., None] + (0.5 - low * inverse)[..., None, None]
+    return moved.astype(mx.uint8), steps, low
 
 
 def _reencode(w: mx.array) -> Unpacked:
@@ -235,14 +251,20 @@ def _tq1_0(raw: mx.array) -> Unpacked:
 
 
 def _points(name: str, indices: mx.array) -> mx.array:
-    """Return the points of a grid: (R, B, k) -> (R, B, k, 8 or 4) int8."""
-    return mx.array(grid(name))[indices]
+    """Return the points of a grid, of 8 or 4 weights each: (R, B, k) -> (R, B, 256) int8."""
+    points = grid(name)
+    words = points.view(f"u{points.shape[1]}").ravel()  # one number for each is faster to look up
+    return mx.array(words)[indices].view(mx.int8)
+
+
+# For each byte of signs, 8 bytes: 255 where the bit is set, which is -1.
+_NEGATIVE = 255 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
 
 
 def _signed(points: mx.array, signs: mx.array) -> mx.array:
-    """Negate the weights whose bit is set: points (R, B, 256 / w, w), signs (R, B, 32) uint8."""
-    negative = _fields_of_each(signs, 1).reshape(points.shape)
-    return mx.where(negative, -points, points)
+    """Negate the weights whose bit is set: points (R, B, 256) int8, signs (R, B, 32) uint8."""
+    negative = mx.array(_NEGATIVE.view("u8").ravel())[signs].view(mx.int8)
+    return (points ^ negative) - negative
 
 
 def _word(raw: mx.array, at: int) -> mx.array:
@@ -270,12 +292,7 @@ def _steps(raw: mx.array, steps: mx.array, factor: float) -> mx.array:
 
 def _whole(q: mx.array, scales: mx.array) -> Unpacked:
     """Return int8 numbers with a scale for each 32, in 8 bits."""
-    return _centred((q.astype(mx.int16) + 128).astype(mx.uint8), scales, 128)
-
-
-def _reencoded(q: mx.array, scales: mx.array) -> Unpacked:
-    """Round numbers with a scale for each 16. q (R, B, ...) of 256; scales (R, B, 16)."""
-    return _reencode(scales[..., None] * q.reshape(*scales.shape, 16))
+    return _centred(q.view(mx.uint8) ^ 128, scales, 128)
 
 
 def _iq2_xxs(raw: mx.array) -> Unpacked:
@@ -328,7 +345,9 @@ def _iq1_m(raw: mx.array) -> Unpacked:
         2 * steps.reshape(*raw.shape[:2], -1) + 1
     ).astype(mx.float32)
     points = _points("IQ1", raw[..., :32] | (nibbles & 7).astype(mx.uint16) << 8)
-    return _reencoded(points + mx.where(nibbles & 8, -0.125, 0.125)[..., None], scales)
+    moves = mx.where(nibbles & 8, mx.array(-1, mx.int8), mx.array(1, mx.int8))
+    eighths = 8 * points.reshape(*raw.shape[:2], 32, 8) + moves[..., None]
+    return _reencoded(eighths, scales / 8)
 
 
 UNPACK: dict[str, Callable[[mx.array], Unpacked]] = {

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import sampling
-from engine.device import cores
+from engine.device import cores, return_large_blocks
 from engine.gguf.reader import TensorInfo
 from engine.gguf.types import BlockType
 from engine.kernels.base import QTensor, Rows
@@ -159,6 +159,8 @@ class StockKernels:
         self.on_cpu = backend == "cpu"
         self.streams = cpu_streams(threads or cores()) if self.on_cpu else ()
         mx.set_default_device(mx.cpu if self.on_cpu else mx.gpu)
+        if self.on_cpu:
+            return_large_blocks()
         chunk = recurrence.CPU_CHUNK if self.on_cpu else SCAN_CHUNK
         self.scan = functools.partial(recurrence.scan, chunk=chunk)
 
