@@ -26,7 +26,14 @@ from engine.nn.config import OF_EXPERTS, ModelConfig, token_share, used_tensors
 PROMPTS = (512, 4096)  # tokens; what `fit` predicts
 # Operations a second for one core, by instruction set, and the share of its published rate that a
 # GPU reaches in others' programs. Experts multiply few tokens each, which is slower there.
-CORE_FLOPS = {"amx": 240e9, "avx512": 150e9, "avx2": 36e9, "neon": 36e9, "portable": 5e9}
+CORE_FLOPS = {
+    "amx": 240e9,
+    "avx512": 150e9,
+    "avxvnni": 36e9,
+    "avx2": 36e9,
+    "neon": 36e9,
+    "portable": 5e9,
+}
 GPU_SHARE = {"metal": 0.62, "cuda": 0.4}
 EXPERT_COST = {"cpu": 1.0, "metal": 3.0, "cuda": 3.0}
 CPU_RANGE, GPU_RANGE = (0.6, 1.6), (0.4, 1.6)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import replace
 
 import pytest
 
 from engine.fit.bandwidth import bandwidth
-from engine.fit.decode_cost import NS_PER_KB
+from engine.fit.decode_cost import NS_PER_KB, SAME_AS
+from engine.fit.prefill import CORE_FLOPS
 from engine.fit.speed import (
     BACKEND_COSTS,
     DECODE_COSTS,
@@ -155,6 +157,13 @@ def test_every_block_type_has_a_measured_cost(isa: str):
         assert f"| {name} | {costs} |" in page
     results = HERE.parents[1] / "benchmarks" / "results" / "decode-cost.json"
     assert json.loads(results.read_text())["ns_per_kb"][isa] == NS_PER_KB[isa]
+
+
+def test_every_instruction_set_has_costs():
+    core = HERE.parents[1] / "engine" / "kernels" / "native" / "core"
+    ids = set(re.findall(r"X\([A-Z]\w+, (\w+),", (core / "isa" / "isa.h").read_text()))
+    assert {"avx2", "avxvnni", "neon"} <= ids <= {*NS_PER_KB, *SAME_AS}
+    assert ids <= set(CORE_FLOPS)
 
 
 @pytest.mark.alone
