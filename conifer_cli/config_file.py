@@ -10,6 +10,7 @@ the file format.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -78,9 +79,15 @@ def _is_there(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
-        console.log(f"conifer: cannot look for {path}: {why(error)}")
+        _log_once(f"conifer: cannot look for {path}: {why(error)}")
         return False
     return os.path.realpath(path) != os.devnull
+
+
+@functools.cache
+def _log_once(line: str) -> None:
+    """Log a line, although the file is looked for several times."""
+    console.log(line)
 
 
 def _read(path: Path) -> str:

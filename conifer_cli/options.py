@@ -401,7 +401,7 @@ ApiKey = Annotated[
     str,
     option(
         "--api-key",
-        "The key that requests must contain. CONIFER_API_KEY keeps it out of the process list.",
+        "The key that requests must contain. In the environment, it is not in the process list.",
         metavar="KEY",
         show_default=False,
     ),

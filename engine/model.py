@@ -16,7 +16,6 @@ from engine.errors import NumericError
 from engine.fit.machine import this_machine
 from engine.generate import OnPrefill, TokenStream
 from engine.gguf.reader import ModelFile, open_model
-from engine.kernels.gpu.fuse import fuse_experts
 from engine.kernels.native.fused import fuse
 from engine.kernels.select import select
 from engine.limits import enough_memory, prefill_chunk
@@ -221,7 +220,10 @@ def load(
         weights = Weights(file, select(kernels, threads, isa, gpu_verdicts, wide), on_load)
         decoder: Decoder = build(config, weights)
         fuse(decoder, config, file.tensors)
-        fuse_experts(decoder)
+        if weights.kernels.name == "blocks":
+            from engine.kernels.gpu.fuse import fuse_experts
+
+            fuse_experts(decoder)
         mx.clear_cache()  # frees repacking's buffers
     weights.check_files()
     if backend() == "metal":

@@ -23,7 +23,14 @@ if TYPE_CHECKING:
 
 _HEX = "[0-9a-f]"
 FETCHING = ".fetch-"  # name prefix of temporary folders for package downloads
-_SINGLE = ("conversations.db", "history", "ledger.jsonl", "licences.json", "renamed.json")
+_SINGLE = (
+    "conversations.db",
+    "gpu.json",
+    "history",
+    "ledger.jsonl",
+    "licences.json",
+    "renamed.json",
+)
 # Files in Conifer's home folder, except package files. Temporary files are left behind if Conifer
 # is killed; see docs/files.md. Only the first pattern matches folders.
 OURS = (

@@ -13,12 +13,12 @@ from conifer_cli.terminal.sanitize import clean_line
 LINE_EVERY_S = 10.0  # if stderr is not a terminal
 REDRAW_EVERY_S = 0.1  # on a terminal
 SILENT_START_S = 1.0  # shorter work shows no progress
-BAR_WIDTH = 20
+BAR_WIDTH = 10
 ECHO_WIDTH = 2  # columns of ^C
 
 
 def bar(done: int, total: int) -> str:
-    """Return a bar of fixed width: `[#####...............]`."""
+    """Return a bar of fixed width: `[###.......]`."""
     filled = min(BAR_WIDTH * done // max(total, 1), BAR_WIDTH)
     return f"[{'#' * filled}{'.' * (BAR_WIDTH - filled)}]"
 

@@ -69,6 +69,14 @@ HERMES = CallDialect("hermes", "<tool_call>", ("<tool_call>",), tagged, (), ("</
 # The first match wins, so rows with more specific signs come first.
 DIALECTS = (
     HARMONY,  # gpt-oss
+    CallDialect(  # DeepSeek V4
+        "dsml-v4",
+        r"(?s)｜DSML｜(?!.*function_calls)",
+        ("<｜DSML｜tool_calls>",),
+        invoke("｜DSML｜"),
+        ("<｜DSML｜invoke",),
+        ("</｜DSML｜tool_calls>",),
+    ),
     CallDialect(  # DeepSeek V3.2
         "dsml",
         "｜DSML｜",

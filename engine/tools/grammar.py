@@ -184,6 +184,18 @@ FORMS = {
         "</｜DSML｜invoke>\n",
         "</｜DSML｜function_calls>",
     ),
+    "dsml-v4": CallForm(
+        "<｜DSML｜tool_calls>\n",
+        '<｜DSML｜invoke name="NAME">\n',
+        _as_tags(
+            '<｜DSML｜parameter name="NAME" string="TYPE">',
+            "</｜DSML｜parameter>\n",
+            "true",
+            "false",
+        ),
+        "</｜DSML｜invoke>\n",
+        "</｜DSML｜tool_calls>",
+    ),
     "minimax": CallForm(
         "<minimax:tool_call>\n",
         '<invoke name="NAME">\n',

@@ -22,7 +22,7 @@ NUMBERS = {
     "--context": (["0", "-1", "64m", "1.5k", "99999999999", "k", ""], "1 to 16,777,216"),
     "--kv-type": (["f64", "F16", ""], "'f16', 'q8', 'f32'"),
     "--effort": (["none", "HIGH", ""], "'low', 'medium', 'high'"),
-    "--kernels": (["cuda", "none"], "'auto', 'native', 'stock'"),
+    "--kernels": (["cuda", "none"], "'auto', 'native', 'blocks', 'stock'"),
     "--stop": ([""], "must not be empty"),
 }
 PAIRS = [(flag, value, said) for flag, (values, said) in NUMBERS.items() for value in values]

@@ -67,7 +67,7 @@ def test_options_are_those_of_the_command(home: Path):
 
 
 def test_a_value_that_is_one_of_a_few_is_completed(home: Path):
-    assert words("run --kernels ") == ["auto", "native", "stock"]
+    assert words("run --kernels ") == ["auto", "native", "blocks", "stock"]
     assert words("run --kernels n") == ["native"]
     assert words("completion ") == ["bash", "zsh", "fish"]
     assert words("run --seed ") == []

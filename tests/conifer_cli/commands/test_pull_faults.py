@@ -329,11 +329,11 @@ def test_on_a_terminal_one_live_line_tells_rate_and_time_left(hub, tmp_path):
         session.expect("downloading big-F32.gguf (68.0 MB; licence: not stated) from 127.0.0.1")
         line = session.expect(" left").rpartition("\r")[2]
         rates = r"hf:org/big: \d+\.\d MB of 68\.0 MB, \d+\.\d MB/s, \d+ s"
-        assert re.fullmatch(rf"(\[#*\.*\] )?{rates}", line), line
+        assert re.fullmatch(rf"(\[#*\.*\] +\d+ % )?{rates}", line), line
         session.expect(" left")  # it is drawn anew
         assert "\n" not in session.screen
         session.type("\x03")
-        session.expect("conifer: stopped; run the same command again to resume")
+        session.expect("stopped; run the same command again to resume")
         assert session.wait() == 130
 
 

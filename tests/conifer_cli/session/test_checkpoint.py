@@ -231,6 +231,7 @@ def test_after_a_resume_that_named_no_model_another_may_be_fetched(kept, tmp_pat
     _, _, path, _ = kept
     arguments = [*command(), "run", "--resume", str(path), *GREEDY[:-1]]
     with TerminalSession(arguments, environment(tmp_path, TERM="dumb")) as session:
+        session.expect(">>> hello")  # the last exchange is shown
         session.expect(">>> ")
         session.type("/model hf:org/none\n")
         said = session.expect(">>> ")
@@ -243,6 +244,7 @@ def test_a_resumed_system_message_is_shown_and_outlives_clear(tmp_path):
     assert run_conifer(*asked, home=tmp_path).returncode == 0
     arguments = [*command(), "run", "--resume", str(tmp_path / "talk"), *GREEDY[:-1]]
     with TerminalSession(arguments, environment(tmp_path, TERM="dumb")) as session:
+        session.expect(">>> hi")  # the last exchange is shown
         for line in ("/clear", "/show system"):
             session.expect(">>> ")
             session.type(f"{line}\n")

@@ -14,21 +14,27 @@ from engine.tools.parser import CallParser, CallPiece
 
 TEMPLATES = Path(__file__).parents[2] / "data" / "templates"
 EXPECTED = {
+    "Cohere2MoE": None,
     "GLM-4.6": "glm",
     "GLM-4.7-Flash": "glm",
     "Kimi-K2-Thinking": "kimi",
     "LFM2-8B-A1B": "lfm2",
     "LFM2.5-8B-A1B": "lfm2",
     "MiniMax-M2": "minimax",
+    "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": "qwen-coder",
     "Qwen-Qwen2.5-7B-Instruct": "hermes",
     "Qwen-Qwen3-0.6B": "hermes",
     "Qwen3-Coder": "qwen-coder",
     "Qwen3.5-4B": "qwen-coder",
+    "StepFun3.5-Flash": "qwen-coder",
     "baidu-ERNIE-4.5": None,
     "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B": "deepseek",
     "deepseek-ai-DeepSeek-V3.1": "deepseek",
     "deepseek-ai-DeepSeek-V3.2": "dsml",
+    "deepseek-ai-DeepSeek-V4": "dsml-v4",
+    "deepseek-ai-DeepSeek-V4-Flash-0731": "dsml-v4",
     "google-gemma-2-2b-it": None,
+    "google-gemma-4-31B-it": None,
     "ibm-granite-granite-3.3-2B-Instruct": "granite",
     "ibm-granite-granite-4.0": "hermes",
     "inclusionai-ling-3.0-flash": "glm",
@@ -40,6 +46,11 @@ EXPECTED = {
     "mistralai-Mixtral-8x7B-Instruct-v0.1": None,
     "moonshotai-Kimi-K2": "kimi",
     "openai-gpt-oss-120b": "harmony",
+    "poolside-Laguna-S-2.1": "glm",
+    "poolside-Laguna-XS-2.1": "glm",
+    "poolside-Laguna-XS.2": "glm",
+    "tencent-Hy3": None,
+    "upstage-Solar-Open-100B": None,
 }
 ARGUMENTS = {"city": 'Zürich "am See"', "days": 3, "wind": True, "tags": ["a", "b"]}
 TOOL = {
