@@ -50,6 +50,8 @@ COMMANDS = (
 TABLE = re.compile(r"(<!-- results: ([^>]+) -->\n\n)(?:\|.*\n)*")
 # What the tables call a result's file.
 FILES = {
+    "starter-avx2": "starter, Q4_1, AVX2",
+    "qwen3-30b-a3b-5-layers-avx2": "Qwen3-30B-A3B shapes, 5 of 48 layers, Q4_K_M, AVX2",
     "starter": "starter, Q4_1",
     "qwen3-30b-a3b-12-layers": "Qwen3-30B-A3B shapes, 12 of 48 layers, Q4_K_M",
     **{

@@ -29,8 +29,8 @@ PROMPTS = (512, 4096)  # tokens; what `fit` predicts
 CORE_FLOPS = {
     "amx": 240e9,
     "avx512": 150e9,
-    "avxvnni": 36e9,
-    "avx2": 36e9,
+    "avxvnni": 70e9,
+    "avx2": 70e9,
     "neon": 36e9,
     "portable": 5e9,
 }
