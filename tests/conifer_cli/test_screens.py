@@ -15,6 +15,7 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 import engine.fit.machine
 from conifer_cli import acquire, app
@@ -74,8 +75,9 @@ def shown(tmp_path, monkeypatch, capsys):
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     shutil.copy(MODELS / "qwen3moe" / "model.gguf", tmp_path)
-    for name, value in {"CONIFER_HOME": "conifer", "HF_HOME": "hf", "HF_HUB_OFFLINE": "1"}.items():
+    for name, value in {"CONIFER_HOME": "conifer", "HF_HOME": "hf"}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setattr(sys, "stdin", None)
     monkeypatch.setattr(console, "is_terminal", lambda stream: stream is not None)

@@ -87,9 +87,9 @@ def test_quiet_drops_notes_and_progress_but_no_error(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("width", "line"),
     [
-        (99, "[##########..........]  50 % x: 50 of 100 tokens, 10 tokens/s, 5 s left"),
-        (64, "[##########..........]  50 % x: 50 of 100 tokens, 10 tokens/s"),
-        (55, "[##########..........]  50 % x: 50 of 100 tokens"),
+        (99, "[#####.....]  50 % x: 50 of 100 tokens, 10 tokens/s, 5 s left"),
+        (54, "[#####.....]  50 % x: 50 of 100 tokens, 10 tokens/s"),
+        (45, "[#####.....]  50 % x: 50 of 100 tokens"),
     ],
 )
 def test_a_progress_line_drops_what_does_not_fit(monkeypatch, capsys, width, line):
