@@ -7,6 +7,9 @@ shapes.py has the models. The same seed gives the same file. Blocks are cut at r
 one large random tile per type and width, and written as they are cut: memory stays bounded.
 
     python benchmarks/synthesize.py /tmp/moe.gguf --model qwen3-30b-a3b --layers 12
+
+Its routers choose evenly, which no real model's do: each token needs other experts than the last.
+--locality makes them repeat themselves as published (locality.py).
 """
 
 from __future__ import annotations
@@ -15,13 +18,14 @@ import argparse
 import math
 import struct
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from blocks import BLOCKS, MAKERS
+from locality import Locality
 from packing import INT32, array, boolean, float32, packed, string, uint32
 from shapes import SHAPES, Shape, Value
 from words import vocabulary
@@ -160,27 +164,39 @@ def main() -> int:
     parser.add_argument("--layers", type=int, help="as many as the model has, if left out")
     parser.add_argument("--mix", choices=MIXES, help="the published file's, if left out")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--locality", action="store_true", help="routers that repeat their choices")
     options = parser.parse_args()
     shape = SHAPES[options.model]
     shape = replace(shape, layers=options.layers or shape.layers, mix=options.mix or shape.mix)
-    size_bytes = synthesize(shape, options.out, options.seed)
+    size_bytes = synthesize(shape, options.out, options.seed, options.locality)
     print(f"{options.out}: {shape.layers} layers, {size_bytes:,} bytes")
     return 0
 
 
-def synthesize(shape: Shape, path: Path, seed: int) -> int:
-    """Write the file; says how many bytes it has. It takes its name when it is complete."""
+def synthesize(shape: Shape, path: Path, seed: int, locality: bool = False) -> int:
+    """Write the file; says how many bytes it has. It takes its name when it is complete.
+
+    locality: routers repeat their choices; needs a model whose heads' queries have a norm.
+    """
     tensors = plan(shape)
+    repeating = _repeating(shape, tensors, seed) if locality else None
     partial = path.with_name(path.name + ".part")
     with partial.open("wb") as file:
         file.write(header(metadata(shape, seed), tensors))
         tiles: dict[tuple[str, float], np.ndarray] = {}
         rng = np.random.default_rng(seed)
         for tensor in tensors:
-            _write(file, tensor, tiles, rng)
+            _write(file, tensor, tiles, rng, repeating)
         size_bytes = file.tell()
     partial.replace(path)
     return size_bytes
+
+
+def _repeating(shape: Shape, tensors: list[Tensor], seed: int) -> Locality:
+    norms = [tensor for tensor in tensors if "attn_q_norm" in tensor.name]
+    if not norms or math.prod(norms[0].shape) != shape.size("attention.key_length"):
+        raise SystemExit(f"--locality needs a model with a norm on each head, not {shape.name}")
+    return Locality(shape.layers, shape.width, shape.size("attention.key_length"), seed)
 
 
 def plan(shape: Shape) -> list[Tensor]:
@@ -224,22 +240,44 @@ def _type(type: str, columns: int) -> str:
 
 
 def _write(
-    file: BinaryIO, tensor: Tensor, tiles: dict[tuple[str, float], Any], rng: np.random.Generator
+    file: BinaryIO,
+    tensor: Tensor,
+    tiles: dict[tuple[str, float], Any],
+    rng: np.random.Generator,
+    repeating: Locality | None,
 ) -> None:
     """Write the blocks of a tensor, and the padding after it."""
+    weights = math.prod(tensor.shape)
     if tensor.std == 0:
-        file.write(np.full(math.prod(tensor.shape), tensor.mean, "<f4").tobytes())
+        vector = repeating and repeating.vector(tensor.name, weights)
+        file.write((np.full(weights, tensor.mean, "<f4") if vector is None else vector).tobytes())
+    elif repeating and "ffn_gate_inp." in tensor.name:
+        file.write(repeating.router(tensor.name, tensor.shape[0]).tobytes())
     else:
         key = tensor.type, tensor.std
         if key not in tiles:
             tiles[key] = MAKERS[tensor.type](rng, tensor.std)
-        tile, left = tiles[key], math.prod(tensor.shape) // BLOCKS[tensor.type][1]
-        while left:
-            start = int(rng.integers(len(tile)))
-            piece = tile[start : start + left]
-            file.write(memoryview(piece).cast("B"))
-            left -= len(piece)
+        tile, count = tiles[key], weights // BLOCKS[tensor.type][1]
+        edit = repeating and repeating.edit(tensor.name, tile)
+        if edit:
+            matrices = tensor.shape[0] if len(tensor.shape) == 3 else 1
+            for _ in range(matrices):
+                blocks = np.concatenate([*_pieces(tile, count // matrices, rng)])
+                edit(blocks.reshape(tensor.shape[-2], -1, blocks.shape[-1]))
+                file.write(memoryview(blocks).cast("B"))
+        else:
+            for piece in _pieces(tile, count, rng):
+                file.write(memoryview(piece).cast("B"))
     file.write(bytes(-file.tell() % ALIGNMENT))
+
+
+def _pieces(tile: np.ndarray, left: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Cut so many blocks out of a tile at random places."""
+    while left:
+        start = int(rng.integers(len(tile)))
+        piece = tile[start : start + left]
+        yield piece
+        left -= len(piece)
 
 
 # The header

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 FOLD_AT = 256  # number of pending tokens at which their ids are counted
+REUSE = tuple(2**power for power in range(13))  # distances that are counted, in tokens
+WARM = 64  # tokens before distances are counted: until then, too few choices precede a token
 
 Hits = NDArray[np.int64]
 
@@ -31,6 +33,9 @@ class RouterStats:
     def reset(self) -> None:
         self.tokens = 0
         self._hits = np.zeros((len(self.layers), self.experts), np.int64)
+        self._seen = 0  # tokens
+        self._last = np.full((len(self.layers), self.experts), -(REUSE[-1] + 1), np.int64)
+        self._reuse = np.zeros(len(REUSE) + 1, np.int64)  # the last: no earlier choice so near
         self._pending: list[list[mx.array]] = []
         self._pending_tokens = 0
 
@@ -59,6 +64,17 @@ class RouterStats:
         self._fold()
         return self._hits.copy()
 
+    def reuse(self) -> dict[int, float]:
+        """Return the share of choices that the same layer made at most so many tokens before.
+
+        For each distance of REUSE; empty if there were too few tokens. Waits for pending steps.
+        """
+        self._fold()
+        if not self._reuse.any():
+            return {}
+        shares = np.cumsum(self._reuse)[:-1] / self._reuse.sum()
+        return dict(zip(REUSE, map(float, shares), strict=True))
+
     def _fold(self) -> None:
         steps = [np.concatenate([np.array(ids) for ids in step]) for step in self._pending]
         self._pending, self._pending_tokens = [], 0
@@ -68,6 +84,17 @@ class RouterStats:
         rows = np.arange(len(self.layers))[:, None, None] * self.experts
         counted = np.bincount((chosen + rows).ravel(), minlength=self._hits.size)
         self._hits += counted.reshape(self._hits.shape)
+        self._count_reuse(chosen)
+
+    def _count_reuse(self, chosen: NDArray[np.int64]) -> None:
+        layers = np.arange(len(self.layers))[:, None]
+        for token in range(chosen.shape[1]):
+            ids = chosen[:, token]
+            if self._seen >= WARM:
+                nearest = np.searchsorted(REUSE, self._seen - self._last[layers, ids])
+                self._reuse += np.bincount(nearest.ravel(), minlength=len(REUSE) + 1)
+            self._last[layers, ids] = self._seen
+            self._seen += 1
 
 
 def entropy_bits(hits: Hits) -> NDArray[np.float64]:

@@ -134,3 +134,39 @@ def test_the_same_seed_writes_the_same_file(tiny, tmp_path):
         synthesize.synthesize(TINY, tmp_path / str(seed), seed)
     assert (tmp_path / "1").read_bytes() == tiny.read_bytes() != (tmp_path / "2").read_bytes()
     assert not list(tmp_path.glob("*.part"))
+
+
+LOCAL = dataclasses.replace(
+    REAL, layers=2, vocab=4096, keys={**REAL.keys, "expert_feed_forward_length": 256}
+)
+
+
+def test_routers_with_locality_repeat_as_published(tmp_path):
+    path = tmp_path / "local.gguf"
+    synthesize.synthesize(LOCAL, path, seed=1, locality=True)
+    model = load(path)
+    routes = model.count_routes()
+    tokens = np.random.default_rng(0).integers(0, 4096, 500).tolist()
+    model.prefill(tokens, model.new_cache(512), None)
+    reuse = routes.reuse()
+    assert reuse[1] == pytest.approx(0.45, abs=0.05)
+    assert reuse[8] == pytest.approx(0.80, abs=0.05)
+    assert (routes.hits() > 0).mean() > 0.8  # no fixed set of experts
+
+
+def test_routers_without_locality_choose_evenly(tmp_path):
+    path = tmp_path / "even.gguf"
+    synthesize.synthesize(LOCAL, path, seed=1)
+    model = load(path)
+    routes = model.count_routes()
+    tokens = np.random.default_rng(0).integers(0, 4096, 500).tolist()
+    model.prefill(tokens, model.new_cache(512), None)
+    assert routes.reuse()[1] < 0.15
+    assert routes.reuse()[8] < 0.55  # 1 - (15 / 16) ** 8 = 0.40 if they chose evenly
+
+
+def test_locality_needs_norms_on_heads():
+    with pytest.raises(SystemExit, match="a norm on each head, not OLMoE"):
+        synthesize.synthesize(
+            synthesize.SHAPES["olmoe-1b-7b"], synthesize.Path("x"), 0, locality=True
+        )

@@ -25,7 +25,7 @@ from engine.gguf.reader import open_model
 from engine.kernels.native.fused import FusedLayers
 from engine.nn.config import ExpertConfig
 from engine.nn.moe import Experts
-from engine.nn.router_stats import FOLD_AT, RouterStats, covering, entropy_bits
+from engine.nn.router_stats import FOLD_AT, REUSE, WARM, RouterStats, covering, entropy_bits
 from engine.nn.weights import Weights
 from support.models import HERE, Stored, stored_models
 
@@ -231,3 +231,27 @@ def test_counting_costs_at_most_two_percent_of_cpu_time(tmp_path: Path):
     ratio = statistics.median(counted / plain for counted, plain in pairs)
     print(f"counting: {ratio - 1:+.2%} of CPU time")
     assert ratio <= 1.02
+
+
+def test_distances_to_the_last_choice_of_an_expert_are_counted():
+    stats = RouterStats((0, 1), experts=8, used=1)
+    assert stats.reuse() == {}
+    # Layer 0 chooses 0, 1, 2, 0, 1, 2, ...: three tokens apart. Layer 1 always chooses 5.
+    for start in range(0, WARM + 60, 4):
+        stats.begin_step()
+        stats.record(mx.array([[(start + token) % 3] for token in range(4)]))
+        stats.record(mx.array([[5]] * 4))
+        stats.commit_step()
+    reuse = stats.reuse()
+    assert list(reuse) == list(REUSE)
+    assert (reuse[1], reuse[2], reuse[4], reuse[4096]) == (0.5, 0.5, 1, 1)
+    stats.reset()
+    assert stats.reuse() == {}
+
+
+def test_an_expert_that_was_never_chosen_before_is_at_no_distance():
+    stats = RouterStats((0,), experts=WARM + 9, used=1)
+    stats.begin_step()
+    stats.record(mx.array([[token] for token in range(WARM + 9)]))
+    stats.commit_step()
+    assert set(stats.reuse().values()) == {0.0}
