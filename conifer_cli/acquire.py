@@ -15,12 +15,12 @@ from urllib.parse import urlsplit
 
 from conifer_cli import config_file, options
 from conifer_cli.errors import Declined, Offline, UsageError, prompt_hint
-from conifer_cli.fit.best import best_here
+from conifer_cli.fit.best import best_here, enforce
 from conifer_cli.fit.choice import judge_model
 from conifer_cli.fit.headline import headline
 from conifer_cli.fit.other_quants import choice
 from conifer_cli.fit.predict import bytes_per_token, choose_target, speed
-from conifer_cli.fit.verdict import FitReport, FitRequest, enforce, shortage
+from conifer_cli.fit.verdict import FitReport, FitRequest, shortage
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import duration, size
 from conifer_cli.terminal.progress import Progress
@@ -93,7 +93,7 @@ def judge(model: RequestedModel, request: FitRequest, ignore_disk: bool = False)
 
 def ensure(model: RequestedModel, report: FitReport, request: FitRequest) -> FitReport:
     """Download a model if it is missing and fits. Return the report with `paths` set."""
-    enforce(report, request)
+    enforce(report, request, open_store())
     if not report.paths:
         report = _download(model, report, request, open_store())
     if report.verdict.kind != "fits":
@@ -191,7 +191,7 @@ def _download(
         console.log_lines([headline(report, _speed_of(report, request))])
     console.note(f"downloading {announcement(model, report, store)}")
     if model.is_starter:
-        console.note(demonstration(report))
+        console.note(demonstration(report.name, store))
     _require_consent(model, report, request)
     for path in report.damaged:
         store.delete(path)
@@ -208,7 +208,7 @@ def _download(
     if report.config is not None:
         return replace(report, paths=paths)
     report = judge(model, request)  # the header could not be read before the download
-    enforce(report, request)
+    enforce(report, request, store)
     return report
 
 
@@ -249,13 +249,13 @@ def licence_of(report: FitReport) -> str | None:
     return report.entry.licence if report.entry else licences.stated(report.metadata or {})
 
 
-def demonstration(report: FitReport) -> str:
+def demonstration(name: str, store: Store) -> str:
     """Describe the starter model as a demonstration and suggest a better model."""
-    best = best_here(report.verdict.machine)
-    text = f"{report.name} is a demonstration model with 135M parameters"
+    best = best_here(store)
+    text = f"{name} is a demonstration model with 135M parameters"
     if best is None:
         return f"{text}; no larger model in the catalog fits this machine"
-    return f"{text}; the best model for this machine: `conifer run {best.id}`"
+    return f"{text}; the best model for this machine: `conifer run {best.name}`"
 
 
 def _is_spacious(report: FitReport) -> bool:

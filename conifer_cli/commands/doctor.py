@@ -152,9 +152,9 @@ def check_memory() -> Check:
         f"budget {gigabytes(machine.budget_bytes)}, {machine.limited_by}; "
         f"{gigabytes(machine.memory_bytes)} in total"
     )
-    best = best_here(machine)
+    best = best_here(open_store(), keep=False)
     if best is not None:
-        return Check("memory", OK, f"{detail}; the best model that fits is {best.id}")
+        return Check("memory", OK, f"{detail}; the best model for this machine is {best.name}")
     advice = "Close other programs, or run `conifer fit` to see the verdict for each model"
     if machine.budget_bytes < PROGRAM + MIN_RESERVE:
         return Check("memory", FAIL, f"{detail}; too little for any model", advice, errors.NO_ROOM)

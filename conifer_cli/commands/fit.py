@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from conifer_cli import errors
 from conifer_cli.acquire import connect, locate, open_store
 from conifer_cli.fit import quant_matrix as matrix
 from conifer_cli.fit import view
-from conifer_cli.fit.alternatives import USEFUL_CONTEXT, fitting_quants, sizes_of, supported
-from conifer_cli.fit.best import PURPOSES, Contender, best, ways_out
+from conifer_cli.fit.alternatives import sizes_of, supported
+from conifer_cli.fit.best import CatalogRow, judged, ranked, ways_out
 from conifer_cli.fit.buy import Offer, offer_lines, offers, pc_lines, pc_target, raised_hint
 from conifer_cli.fit.other_quants import quant_of_report
 from conifer_cli.fit.predict import (
@@ -25,16 +25,14 @@ from conifer_cli.fit.predict import (
     speed,
 )
 from conifer_cli.fit.quant_matrix import QuantRow
-from conifer_cli.fit.verdict import FitReport, FitRequest, judge_again
-from conifer_cli.fit.view import CatalogRow, DecodeSpeed
+from conifer_cli.fit.verdict import FitReport, FitRequest
+from conifer_cli.fit.view import DecodeSpeed
 from conifer_cli.terminal import console
 
 if TYPE_CHECKING:
-    from catalog import Entry, Reference
-    from engine.fit.machine import Machine
+    from catalog import Reference
     from engine.fit.speed import BytesPerToken, Rate
 
-MIN_SIZE_RATIO = 1.25  # a quantisation must be this much larger to replace the default
 ORDER = ["fits", "tight", "too_large", None]
 
 
@@ -53,19 +51,24 @@ class FitOptions:
     buy: bool = False
     everything: bool = False
 
-    @property
-    def target(self) -> Target:
-        """The machine to plan for: --ram is its memory, unless it is a card with its own."""
-        memory_bytes = self.memory_bytes
-        if self.ram_bytes is not None and not self.has_card:
-            memory_bytes = self.ram_bytes
+    def target(self, idle: bool) -> Target:
+        """Return the machine to plan for: --ram is its memory, unless it is a card with its own.
+
+        idle: assume that this machine runs nothing else.
+        """
         return choose_target(
             self.machine,
-            memory_bytes,
-            self.idle,
+            self.target_bytes,
+            idle,
             self.request.kernels,
             None if self.has_card else self.bytes_per_s,
         )
+
+    @property
+    def target_bytes(self) -> int | None:
+        """The memory size that replaces the machine's own, if any."""
+        has_ram = self.ram_bytes is not None and not self.has_card
+        return self.ram_bytes if has_ram else self.memory_bytes
 
     @property
     def has_card(self) -> bool:
@@ -87,13 +90,15 @@ def fit_model(name: str, options: FitOptions) -> int:
         raise errors.UsageError("--for ranks all models: leave out MODEL")
     if options.buy:
         return _buy(name, model.reference, options)
-    target = options.target
+    target = options.target(options.idle)
     hub = None if options.machine else connect
     report = best_known_report(name, model.reference, request, target.machine, open_store(), hub)
     found = _speed(report, target, request)
     sizes = {**sizes_of(report.entry), **(matrix.listed_sizes(report, hub) if hub else {})}
     rows = matrix.quant_matrix(report, target, request, sizes)
-    hints = list(ways_out(name, report.entry, report.verdict, report.q8_fits))
+    hints = []
+    if report.verdict.kind == "too_large":
+        hints = list(ways_out(report, target, open_store()))
     smaller = matrix.smaller_row(rows, report)
     if report.remote and smaller:
         command = f"`conifer run {_name_of(report, smaller)}`"
@@ -149,31 +154,40 @@ def _offer(offer: Offer) -> dict[str, Any]:
 def fit_all(options: FitOptions) -> int:
     """Print the best models for a machine; or, in a pipe, every model in the catalog.
 
-    With a purpose, print the models that fit and serve it, the best first.
+    This machine is judged as if it were idle. With a purpose, print the models that fit and serve
+    it, the best first.
     """
-    from catalog import entries
-
     if options.buy:
         raise errors.UsageError("--buy needs a MODEL")
-    request, target = options.request, options.target
+    request, target = options.request, options.target(idle=True)
     targets = [target]
     if options.has_card and options.ram_bytes is not None:
         targets.append(pc_target(options.ram_bytes, options.bytes_per_s, request))
     documents = []
+    free = _available(options)
     here = {model.model_id for model in open_store().installed() if model.model_id}
     everything = options.everything or not console.is_terminal(sys.stdout)
     for each in targets:
-        rows = [_row(entry, each, request) for entry in entries().values()]
+        rows = judged(each, request, open_store())
         rows.sort(key=_order)
-        ranked = _ranked(rows, options.purpose or "chat")
-        rows = ranked if options.purpose is not None else rows
+        best = ranked(rows, options.purpose or "chat")
+        rows = best if options.purpose is not None else rows
         if not options.as_json:
             purpose = options.purpose or "chat"
-            console.print_lines(view.catalog(rows, ranked, each, here, purpose, everything))
-        documents.append(_all_document(rows, each, ranked))
+            console.print_lines(view.catalog(rows, best, each, here, purpose, everything, free))
+        documents.append(_all_document(rows, each, best))
     if options.as_json:
         console.print_json({**documents[0], **({"cpu": documents[1]} if documents[1:] else {})})
     return errors.OK
+
+
+def _available(options: FitOptions) -> int | None:
+    """Return the bytes that are available on this machine now, unless it plans for another."""
+    from engine.fit.machine import this_machine
+
+    if options.idle or options.machine is not None or options.target_bytes is not None:
+        return None
+    return this_machine().budget_bytes
 
 
 def _order(row: CatalogRow) -> tuple[int, bool, int]:
@@ -181,33 +195,13 @@ def _order(row: CatalogRow) -> tuple[int, bool, int]:
     return ORDER.index(row.kind), not row.entry.moe, -(row.entry.total_parameters or 0)
 
 
-def _all_document(
-    rows: list[CatalogRow], target: Target, ranked: list[CatalogRow]
-) -> dict[str, Any]:
+def _all_document(rows: list[CatalogRow], target: Target, best: list[CatalogRow]) -> dict[str, Any]:
     return {
         "estimated": any(row.report is None or row.report.verdict.estimated for row in rows),
         "machine": _machine(target),
-        "best": ranked[0].entry.id if ranked else None,
+        "best": best[0].entry.id if best else None,
         "models": [_row_document(row) for row in rows],
     }
-
-
-def _ranked(rows: list[CatalogRow], purpose: str) -> list[CatalogRow]:
-    """Return the rows that fit and serve a purpose, the best first."""
-    wanted = PURPOSES[purpose].context
-    by_id = {row.entry.id: row for row in rows}
-    candidates = [
-        Contender(
-            row.entry,
-            row.kind == "fits"
-            and row.file_bytes >= (sizes_of(row.entry).get(row.entry.default_quant) or 0)
-            and row.report is not None
-            and row.report.verdict.largest_context >= min(wanted, row.entry.context or wanted),
-            row.rate.per_s if row.rate else None,
-        )
-        for row in rows
-    ]
-    return [by_id[entry.id] for entry in best(candidates, purpose)]
 
 
 def _speed(report: FitReport, target: Target, request: FitRequest) -> DecodeSpeed:
@@ -218,37 +212,6 @@ def _speed(report: FitReport, target: Target, request: FitRequest) -> DecodeSpee
     slow = slowest_type(report, target, moved)
     start, end = (speed(report, target, each) for each in (moved, later))
     return DecodeSpeed(moved, start, end, slow, prompt_speeds(report, target, request))
-
-
-def _row(entry: Entry, target: Target, request: FitRequest) -> CatalogRow:
-    from catalog import resolve
-    from engine.errors import ModelFileError
-
-    quant = _best_quant(entry, target.machine)
-    if request.context is not None and entry.context is not None:
-        request = replace(request, context=min(request.context, entry.context))
-    if entry.architecture not in supported():
-        return CatalogRow(entry, quant, None, None)
-    name = entry.id if quant == entry.default_quant else f"{entry.id}:{quant}"
-    try:
-        report = best_known_report(name, resolve(name), request, target.machine, open_store(), None)
-        least = min(USEFUL_CONTEXT, entry.context or USEFUL_CONTEXT)
-        if request.context is None and report.verdict.context < least:
-            report = replace(
-                report, verdict=judge_again(report, target.machine, replace(request, context=least))
-            )
-    except (errors.UsageError, errors.Unreadable, ModelFileError):
-        return CatalogRow(entry, quant, None, None)
-    return CatalogRow(entry, quant, report, _speed(report, target, request).start)
-
-
-def _best_quant(entry: Entry, machine: Machine) -> str:
-    """Return the largest quantisation that fits, or the default if that is nearly as large."""
-    fitting = fitting_quants(entry, machine)
-    default = sizes_of(entry).get(entry.default_quant, 0)
-    if not fitting or (default in fitting and max(fitting) < MIN_SIZE_RATIO * default):
-        return entry.default_quant
-    return fitting[max(fitting)]
 
 
 def _row_document(row: CatalogRow) -> dict[str, Any]:

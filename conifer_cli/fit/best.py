@@ -1,28 +1,33 @@
 """Decide which model is best for a machine and a purpose: by quality, size and speed.
 
-`fit`, `run` and `doctor` ask the same function. Published scores are compared only between models
-that both have one on the purpose's benchmark, and are about equally large: sizes decide the rest.
+`fit`, `run`, `pull` and `doctor` judge and rank the catalog with the same functions, so they name
+the same model. Published scores are compared only between models that both have one on the
+purpose's benchmark, and are about equally large: sizes decide the rest.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from conifer_cli.fit.alternatives import USEFUL_CONTEXT, estimate_of, fitting_quants, supported
+from conifer_cli import errors
+from conifer_cli.fit.alternatives import USEFUL_CONTEXT, fitting_quants, sizes_of, supported
+from conifer_cli.fit.predict import Target, best_known_report, bytes_per_token, choose_target, speed
+from conifer_cli.fit.verdict import FitReport, FitRequest, judge_again, shortage
 
 if TYPE_CHECKING:
     from catalog import Entry
-    from engine.fit.machine import Machine
-    from engine.fit.memory import Verdict
-    from engine.fit.speed import Bandwidth
+    from catalog.store.store import Store
+    from engine.fit.speed import Rate
 
 FLUENT_PER_S = 15.0  # tokens a second: faster than people read, as thinking and code need
+USABLE_PER_S = 5.0  # about as fast as people read
 NEWEST = 2026 + 1 / 12  # newer models count as this old
 PER_YEAR = 2.0  # a year's progress in models, as a factor of size
 UNDATED = "2025-01"
+MIN_SIZE_RATIO = 1.25  # a quantisation must be this much larger to replace the default
 ALIKE = 1.5  # the factor of size within which published scores decide
 
 
@@ -62,11 +67,42 @@ class Contender:
     per_s: float | None = None
 
 
+@dataclass(frozen=True)
+class CatalogRow:
+    """A model of the catalog, judged for a machine.
+
+    report: None if the model is unsupported or its file size is unknown.
+    """
+
+    entry: Entry
+    quant: str
+    report: FitReport | None
+    rate: Rate | None
+
+    @property
+    def name(self) -> str:
+        """The name that `conifer run` takes."""
+        default = self.quant == self.entry.default_quant
+        return self.entry.id if default else f"{self.entry.id}:{self.quant}"
+
+    @property
+    def kind(self) -> str | None:
+        """The verdict: fits, tight, too_large, or None if unknown."""
+        return self.report.verdict.kind if self.report else None
+
+    @property
+    def file_bytes(self) -> int:
+        """The size of the file in the catalog; 0 if unknown."""
+        facts = self.entry.file(self.quant)
+        return (facts and facts.size_bytes) or 0
+
+
 def best(candidates: Iterable[Contender], purpose: str = "chat") -> list[Entry]:
     """Return the models that fit and serve a purpose, the best first.
 
-    Models slower than FLUENT_PER_S come last. Among the others, capacity decides, or the published
-    score where two of about the same capacity have one.
+    Models slower than USABLE_PER_S come last. Otherwise capacity decides, reduced by the square of
+    what a model lacks of FLUENT_PER_S, or the published score where two of about the same capacity
+    have one.
     """
     wanted = PURPOSES[purpose]
     serving = [each for each in candidates if each.fits and _serves(each.entry, wanted)]
@@ -81,47 +117,61 @@ def best(candidates: Iterable[Contender], purpose: str = "chat") -> list[Entry]:
     return [each.entry for each in ranked]
 
 
-def best_here(
-    machine: Machine, bandwidth: Bandwidth | None = None, purpose: str = "chat"
-) -> Entry | None:
-    """Return the best model for a machine, from the catalog's facts alone; None if none fits.
-
-    bandwidth: None if speed does not matter, for example because it would have to be measured.
-    """
+def judged(target: Target, request: FitRequest, store: Store) -> list[CatalogRow]:
+    """Judge every model of the catalog, offline."""
     from catalog import entries
 
-    known = supported()
-    found = best(
-        (
-            candidate(entry, machine, bandwidth, PURPOSES[purpose].context)
-            for entry in entries().values()
-            if entry.architecture in known
-        ),
-        purpose,
-    )
-    return found[0] if found else None
+    return [_row(entry, target, request, store) for entry in entries().values()]
 
 
-def candidate(
-    entry: Entry, machine: Machine, bandwidth: Bandwidth | None, context: int
-) -> Contender:
-    """Judge a model's default file for a machine with a context of so many tokens."""
-    from engine.fit.estimate import GUESSED_LAYERS, estimate_bytes_per_token, judge_estimate
-    from engine.fit.speed import seconds
-    from engine.kernels.select import selected
+def ranked(rows: list[CatalogRow], purpose: str = "chat") -> list[CatalogRow]:
+    """Return the rows that fit and serve a purpose, the best first."""
+    by_id = {row.entry.id: row for row in rows}
+    context = PURPOSES[purpose].context
+    return [by_id[entry.id] for entry in best((_contender(row, context) for row in rows), purpose)]
 
-    estimate = estimate_of(entry, entry.file())
-    if estimate is None or not has_context(entry, context):
-        return Contender(entry, False)
-    verdict = judge_estimate(estimate, machine, min(context, entry.context or context))
-    if bandwidth is None or verdict.kind != "fits":
-        return Contender(entry, verdict.kind == "fits")
-    kernels = selected("auto", machine.backend)
-    moved = estimate_bytes_per_token(estimate, machine.backend, kernels, 0, "f16")
-    if moved is None:
-        return Contender(entry, True)
-    layers = estimate.layers or GUESSED_LAYERS
-    return Contender(entry, True, 1 / seconds(moved, layers, bandwidth, machine.backend, kernels))
+
+def best_here(store: Store, keep: bool = True) -> CatalogRow | None:
+    """Return the best model for this machine when idle, as `conifer fit` does; None if none fits.
+
+    Measures the memory bandwidth if nothing has measured it yet, which takes two seconds.
+    keep: save the measurement.
+    """
+    return best_for(replace(choose_target(None, None, True, "auto"), keep=keep), store)
+
+
+def best_for(target: Target, store: Store) -> CatalogRow | None:
+    """Return the best model for a machine, or None if none fits."""
+    return next(iter(ranked(judged(target, FitRequest(), store))), None)
+
+
+def enforce(report: FitReport, request: FitRequest, store: Store) -> None:
+    """Raise NoRoom if the model is too large for this machine, unless --force was given."""
+    if report.verdict.kind == "too_large" and not request.force:
+        target = choose_target(None, None, False, request.kernels)
+        hints = ways_out(report, target, store)
+        problem = f"{report.name} does not fit this machine: {shortage(report)}"
+        raise errors.NoRoom(problem, tuple(hints))
+
+
+def ways_out(report: FitReport, target: Target, store: Store) -> Iterator[str]:
+    """Yield hints for a model that does not fit, each with a command or option to use."""
+    name, entry, verdict = report.name, report.entry, report.verdict
+    if verdict.largest_context:
+        context = verdict.largest_context
+        yield f"A context of {context:,} tokens fits: `conifer run {name} -c {context}`"
+    if report.q8_fits:
+        yield f"The model fits with an 8-bit KV cache: `conifer run {name} --kv-type q8`"
+    if entry and entry.architecture in supported():
+        fitting = fitting_quants(entry, verdict.machine)
+        smaller = [size_bytes for size_bytes in fitting if size_bytes < verdict.file_bytes]
+        if smaller:
+            quant = fitting[max(smaller)]
+            yield f"A smaller quantisation fits: `conifer run {entry.id}:{quant}`"
+    found = best_for(target, store)
+    if found and found.entry != entry:
+        yield f"The best model that fits now: `conifer run {found.name}`"
+    yield "Run `conifer fit` to list every model, or pass --force to skip this check."
 
 
 def has_context(entry: Entry, context: int) -> bool:
@@ -141,35 +191,68 @@ def capacity(entry: Entry) -> float:
     return math.cbrt(total**2 * (entry.active_parameters or total)) * math.pow(PER_YEAR, -age)
 
 
-def ways_out(name: str, entry: Entry | None, verdict: Verdict, q8_fits: bool) -> Iterator[str]:
-    """Yield hints for a model that does not fit, each with a command or option to use."""
-    if verdict.largest_context:
-        context = verdict.largest_context
-        yield f"A context of {context:,} tokens fits: `conifer run {name} -c {context}`"
-    if q8_fits:
-        yield f"The model fits with an 8-bit KV cache: `conifer run {name} --kv-type q8`"
-    if entry and entry.architecture in supported():
-        fitting = fitting_quants(entry, verdict.machine)
-        smaller = [size_bytes for size_bytes in fitting if size_bytes < verdict.file_bytes]
-        if smaller:
-            quant = fitting[max(smaller)]
-            yield f"A smaller quantisation fits: `conifer run {entry.id}:{quant}`"
-    best = best_here(verdict.machine)
-    if best and best != entry:
-        yield f"The best model for this machine: `conifer run {best.id}`"
-    yield "Run `conifer fit` to list every model, or pass --force to skip this check."
-
-
 def _serves(entry: Entry, wanted: Purpose) -> bool:
     return entry.kind in wanted.kinds and has_context(entry, wanted.context)
 
 
 def _key(each: Contender, wanted: Purpose) -> tuple[bool, float]:
-    fast = each.per_s is None or each.per_s >= FLUENT_PER_S
-    return fast, capacity(each.entry) * (ALIKE if each.entry.kind == wanted.made_for else 1)
+    per_s = FLUENT_PER_S if each.per_s is None else min(each.per_s, FLUENT_PER_S)
+    size = capacity(each.entry) * (ALIKE if each.entry.kind == wanted.made_for else 1)
+    return per_s >= USABLE_PER_S, size * (per_s / FLUENT_PER_S) ** 2
 
 
 def _alike(each: Contender, first: Contender, wanted: Purpose) -> bool:
-    fast, size = _key(each, wanted)
-    first_fast, first_size = _key(first, wanted)
-    return fast == first_fast and ALIKE * size >= first_size
+    usable, size = _key(each, wanted)
+    first_usable, first_size = _key(first, wanted)
+    return usable == first_usable and ALIKE * size >= first_size
+
+
+def _contender(row: CatalogRow, context: int) -> Contender:
+    """Describe a row for the ranking. A file smaller than the default's does not count."""
+    least = min(context, row.entry.context or context)
+    fits = (
+        row.kind == "fits"
+        and row.file_bytes >= (sizes_of(row.entry).get(row.entry.default_quant) or 0)
+        and row.report is not None
+        and row.report.verdict.largest_context >= least
+    )
+    return Contender(row.entry, fits, row.rate.per_s if row.rate else None)
+
+
+def _row(entry: Entry, target: Target, request: FitRequest, store: Store) -> CatalogRow:
+    """Judge the largest file that fits; or the default, if that fits and the largest is slow."""
+    quant, fitting = entry.default_quant, fitting_quants(entry, target.machine)
+    default = sizes_of(entry).get(quant, 0)
+    largest = max(fitting, default=0)
+    if largest == 0 or (default in fitting and largest < MIN_SIZE_RATIO * default):
+        return _judged_file(entry, quant, target, request, store)
+    row = _judged_file(entry, fitting[largest], target, request, store)
+    if default in fitting and row.rate is not None and row.rate.per_s < FLUENT_PER_S:
+        return _judged_file(entry, quant, target, request, store)
+    return row
+
+
+def _judged_file(
+    entry: Entry, quant: str, target: Target, request: FitRequest, store: Store
+) -> CatalogRow:
+    from catalog import resolve
+    from engine.errors import ModelFileError
+
+    if request.context is not None and entry.context is not None:
+        request = replace(request, context=min(request.context, entry.context))
+    if entry.architecture not in supported():
+        return CatalogRow(entry, quant, None, None)
+    name = CatalogRow(entry, quant, None, None).name
+    try:
+        report = best_known_report(name, resolve(name), request, target.machine, store, None)
+        least = min(USEFUL_CONTEXT, entry.context or USEFUL_CONTEXT)
+        if request.context is None and report.verdict.context < least:
+            report = replace(
+                report, verdict=judge_again(report, target.machine, replace(request, context=least))
+            )
+    except (errors.UsageError, errors.Unreadable, ModelFileError):
+        return CatalogRow(entry, quant, None, None)
+    if report.verdict.kind == "too_large":  # swapping makes any rate meaningless
+        return CatalogRow(entry, quant, report, None)
+    rate = speed(report, target, bytes_per_token(report, target, request, 0))
+    return CatalogRow(entry, quant, report, rate)

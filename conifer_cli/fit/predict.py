@@ -43,18 +43,20 @@ class Target:
 
     here: this machine, whose measurements apply even if its memory size is overridden; None if
     another machine is simulated. prior: the published memory bandwidth of a simulated machine.
+    keep: keep what is measured for later calls.
     """
 
     machine: Machine
     kernels: str
     here: Machine | None
     prior: Bandwidth | None = None
+    keep: bool = True
 
     @cached_property
     def bandwidth(self) -> Bandwidth:
         """The memory bandwidth. Measured on first use if necessary, which takes two seconds."""
         if self.here is not None:
-            return run_history.bandwidth_of(self.here)
+            return run_history.bandwidth_of(self.here, self.keep)
         assert self.prior is not None
         return self.prior
 

@@ -96,11 +96,11 @@ def machine_key(machine: Machine) -> str:
     return f"{machine.backend}: {machine.name}{threads}"
 
 
-def bandwidth_of(machine: Machine) -> Bandwidth:
+def bandwidth_of(machine: Machine, keep: bool = True) -> Bandwidth:
     """Return the highest memory bandwidth measured on this machine.
 
     Measuring takes two seconds. Other programs can only lower a result, so later calls measure
-    again. Results from buffers that fit in a CPU cache are not saved.
+    again. Results from buffers that fit in a CPU cache are not saved. keep: False saves none.
     """
     from engine.fit.decode_cost import byte_seconds
     from engine.fit.machine_specs import known_here
@@ -121,7 +121,7 @@ def bandwidth_of(machine: Machine) -> Bandwidth:
     if reliable or not rates:
         with Progress("measuring memory bandwidth", "reads") as progress:
             rates.append(round(bandwidth(machine.backend, machine.budget_bytes, progress.update)))
-    if reliable:
+    if reliable and keep:
         _append("bandwidth", {"machine": key, "bytes_per_s": rates[-1], "date": _now()})
     return Bandwidth(max(rates), MEASURED, core_s, costs, flops=flops)
 

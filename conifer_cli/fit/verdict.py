@@ -13,9 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conifer_cli.errors import NoRoom, Unreadable, UsageError, why
+from conifer_cli.errors import Unreadable, UsageError, why
 from conifer_cli.fit.alternatives import sibling
-from conifer_cli.fit.best import ways_out
 from conifer_cli.fit.hub_header import find_model
 from conifer_cli.fit.naming import naming
 from conifer_cli.terminal.format import counted, gigabytes
@@ -80,13 +79,6 @@ class FitReport:
         """The largest context that the model supports, in tokens. 0 means unknown."""
         limits = (self.config and self.config.context, self.entry and self.entry.context)
         return min((tokens for tokens in limits if tokens), default=0)
-
-
-def enforce(report: FitReport, request: FitRequest) -> None:
-    """Raise NoRoom if the model is too large, unless --force was given."""
-    if report.verdict.kind == "too_large" and not request.force:
-        hints = ways_out(report.name, report.entry, report.verdict, report.q8_fits)
-        raise NoRoom(f"{report.name} does not fit this machine: {shortage(report)}", tuple(hints))
 
 
 def shortage(report: FitReport) -> str:

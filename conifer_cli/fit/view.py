@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from conifer_cli.fit.best import CatalogRow
 from conifer_cli.fit.headline import STYLES, WORDS, headline, per_s
 from conifer_cli.fit.other_quants import choice
 from conifer_cli.fit.verdict import FitReport, FitRequest
@@ -18,7 +19,6 @@ from conifer_cli.terminal.layout import BAD, FAINT, GOOD, WARNING, Cell, Column,
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
 
-    from catalog import Entry
     from conifer_cli.fit.predict import Target
     from conifer_cli.fit.quant_matrix import QuantRow
     from engine.fit.memory import Verdict
@@ -43,6 +43,7 @@ _REPACKED = (
     "Q4_1, Q4_K, Q5_1, Q5_K and Q8_0 files grow the least."
 )
 _CAVEAT = "~ estimated from the file size and published data. Run `conifer fit MODEL` for details."
+_BUSY = "Only {} are available now: close other programs before you run it."
 _HERE = "* on this machine."
 _HIDDEN = "Not listed: {}, because a larger file fits as well and is faster."
 _MEASURED_ROW = "* measured on this machine; the other rows are predicted from it."
@@ -72,30 +73,6 @@ class DecodeSpeed:
     end: Rate | None
     slow: tuple[str, float] | None = None
     prompts: tuple[tuple[int, Rate], ...] = ()
-
-
-@dataclass(frozen=True)
-class CatalogRow:
-    """One model in the catalog table.
-
-    report: None if the model is unsupported or its file size is unknown.
-    """
-
-    entry: Entry
-    quant: str
-    report: FitReport | None
-    rate: Rate | None
-
-    @property
-    def kind(self) -> str | None:
-        """The verdict: fits, tight, too_large, or None if unknown."""
-        return self.report.verdict.kind if self.report else None
-
-    @property
-    def file_bytes(self) -> int:
-        """The size of the file in the catalog; 0 if unknown."""
-        facts = self.entry.file(self.quant)
-        return (facts and facts.size_bytes) or 0
 
 
 def verdict_lines(
@@ -151,11 +128,12 @@ def catalog(
     here: Container[str],
     purpose: str,
     everything: bool,
+    available_bytes: int | None = None,
 ) -> list[Line]:
     """Format the best model, and a table of the best ones or of every model.
 
     rows: every model, in order of verdicts. ranked: those that fit, the best first. here: the ids
-    of the models on this machine.
+    of the models on this machine. available_bytes: what other programs leave now, if that counts.
     """
     machine, bandwidth = target.machine, target.bandwidth
     rate = f"memory bandwidth {size(int(bandwidth.bytes_per_s))}/s ({bandwidth.source})"
@@ -172,7 +150,8 @@ def catalog(
         words = {**WORDS, "fits": "fit"}
         more = [f"{counts[kind]} {word}" for kind, word in words.items() if counts[kind]]
         notes.insert(0, f"Not listed: {', '.join(more)}. See `conifer fit --all`.")
-    return [_best(ranked, target, purpose), about, "", table, "", *notes]
+    first: list[Line] = [_best(ranked, target, purpose), *_busy(ranked, available_bytes), about]
+    return [*first, "", table, "", *notes]
 
 
 def _best(ranked: Sequence[CatalogRow], target: Target, purpose: str) -> Row:
@@ -183,14 +162,21 @@ def _best(ranked: Sequence[CatalogRow], target: Target, purpose: str) -> Row:
     facts = row.entry.file(row.quant)
     parts = [size(facts.size_bytes)] if facts and facts.size_bytes is not None else []
     parts += [f"about {per_s(row.rate.per_s)} tokens/s"] if row.rate else []
-    command = f"`conifer run {_name(row)}`"
+    command = f"`conifer run {row.name}`"
     more = f", {', '.join(parts)}" if parts else ""
     return [(f"{BOLD};{GOOD}", what), (CODE, command), ("", more)]
 
 
-def _name(row: CatalogRow) -> str:
-    default = row.quant == row.entry.default_quant
-    return row.entry.id if default else f"{row.entry.id}:{row.quant}"
+def _busy(ranked: Sequence[CatalogRow], available_bytes: int | None) -> list[Line]:
+    """Tell the user if the best model does not fit beside the programs that run now."""
+    report = ranked[0].report if ranked else None
+    if (
+        report is None
+        or available_bytes is None
+        or report.verdict.need.total_bytes <= available_bytes
+    ):
+        return []
+    return [[(WARNING, _BUSY.format(gigabytes(available_bytes)))]]
 
 
 def _cells(row: CatalogRow, here: Container[str]) -> tuple[Cell, ...]:

@@ -70,6 +70,7 @@ def shown(tmp_path, monkeypatch, capsys):
     """Run a command line in a terminal of some width. Return what it writes to it."""
     machine = engine.fit.machine.Machine("test machine", "cpu", 32 << 30, 24 << 30, "free memory")
     monkeypatch.setattr(engine.fit.machine, "this_machine", lambda idle=False: machine)
+    monkeypatch.setattr("engine.kernels.native.best_isa", lambda: "amx")
     know_bandwidth(tmp_path)
     for name in [name for name in os.environ if name.startswith(("CONIFER_", "HF_"))]:
         monkeypatch.delenv(name)

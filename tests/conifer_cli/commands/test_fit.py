@@ -187,7 +187,7 @@ def test_what_is_too_large_comes_with_commands_that_would_fit(tmp_path):
     assert (code, fit["verdict"], fit["speed"]["at_start"]) == (4, "too_large", None)
     ways = "\n".join(fit["ways_out"])
     assert "`conifer run qwen3-30b-a3b:Q2_K`" in ways  # a smaller quantisation
-    assert "The best model for this machine: `conifer run " in ways
+    assert "The best model that fits now: `conifer run " in ways
     _, long = document(
         "qwen3-coder-30b-a3b", "-c", "256k", "--machine", "m4-max-48gb", home=tmp_path
     )

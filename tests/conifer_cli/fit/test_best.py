@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from catalog import Entry, entries
 from catalog.registry import Quality
-from conifer_cli.fit.best import FLUENT_PER_S, PURPOSES, Contender, best, best_here
-from engine.fit.machine_specs import simulate
+from catalog.store.store import Store
+from conifer_cli.fit.best import (
+    FLUENT_PER_S,
+    PURPOSES,
+    USABLE_PER_S,
+    Contender,
+    best,
+    judged,
+    ranked,
+)
+from conifer_cli.fit.predict import choose_target
+from conifer_cli.fit.verdict import FitRequest
 
 LARGE, SMALL = entries()["qwen3-30b-a3b-instruct-2507"], entries()["qwen3-8b"]
 
@@ -23,6 +34,8 @@ def test_the_larger_of_two_is_better_unless_it_is_slow():
     slow = Contender(LARGE, True, FLUENT_PER_S / 2)
     assert best([Contender(SMALL, True, FLUENT_PER_S), slow]) == [SMALL, LARGE]
     assert best([Contender(SMALL, True), Contender(LARGE, False)]) == [SMALL]
+    barely = Contender(SMALL, True, USABLE_PER_S)
+    assert best([Contender(LARGE, True, USABLE_PER_S - 0.1), barely])[0] == SMALL
 
 
 def test_published_scores_decide_between_models_of_about_one_size():
@@ -45,9 +58,9 @@ def test_a_purpose_has_its_kinds_and_its_least_context():
 
 @pytest.mark.parametrize("purpose", PURPOSES)
 @pytest.mark.parametrize("name", ["m4-16gb", "m3-32gb", "rtx-4090", "ryzen-7950x-64gb"])
-def test_there_is_a_best_model_for_common_machines(name: str, purpose: str):
-    machine, bandwidth = simulate(name)
-    found = best_here(machine, bandwidth, purpose)
-    assert found is not None
+def test_there_is_a_best_model_for_common_machines(name: str, purpose: str, tmp_path: Path):
+    target = choose_target(name, None, True, "auto")
+    rows = judged(target, FitRequest(), Store(tmp_path, tmp_path / "hub"))
+    found = ranked(rows, purpose)[0].entry
     assert found.kind != "base"
     assert (found.context or 0) >= PURPOSES[purpose].context
