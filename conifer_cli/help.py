@@ -88,7 +88,17 @@ FOOTER = "See `conifer help COMMAND`, `conifer help environment` or `conifer hel
 TEXT_ONLY = "Conifer reads and writes text. It sees no images and hears no audio."
 
 
-class CommandHelp(TyperCommand):
+class _PlainValues:
+    """Lets parameters convert simple values without loading pydantic."""
+
+    def get_params(self, ctx: Any) -> Any:
+        """Return the parameters, including --help."""
+        parameters = super().get_params(ctx)  # type: ignore[misc]
+        usage.convert_plain_values(parameters)
+        return parameters
+
+
+class CommandHelp(_PlainValues, TyperCommand):
     """A command's help, and its error for unexpected arguments. rare: left out of the list."""
 
     rare = False
@@ -151,7 +161,7 @@ class CommandHelp(TyperCommand):
             formatter.write("".join(f"{part}\n" for part in _wrapped(line, formatter.width)))
 
 
-class ProgramHelp(TyperGroup):
+class ProgramHelp(_PlainValues, TyperGroup):
     """The program's page, and its error for an unknown command."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:

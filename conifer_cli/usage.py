@@ -1,10 +1,64 @@
-"""Describe errors in a command line, in Conifer's own words instead of typer's."""
+"""Convert the values of a command line, and describe its errors in Conifer's own words.
+
+Typer converts values with pydantic, which takes longer to load than the rest of the program.
+"""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from enum import Enum
+from typing import Any, get_args, get_origin
+
+_NUMBER = re.compile(r"[+-]?[0-9]{1,15}(\.[0-9]{1,15})?")
+_ODD = object()  # a value that typer has to convert
+
+
+def convert_plain_values(parameters: Iterable[Any]) -> None:
+    """Let typer's parameters convert valid values of simple types without pydantic."""
+    for parameter in parameters:
+        if "process_value" not in vars(parameter):
+            parameter.process_value = _converter(parameter, parameter.process_value)
+
+
+def _converter(parameter: Any, otherwise: Callable[..., Any]) -> Callable[..., Any]:
+    def process_value(context: Any, value: Any) -> Any:
+        several = parameter.multiple or parameter.nargs == -1
+        plain = _plain(parameter.type_descriptor, value, several)
+        if plain is _ODD or (parameter.required and plain in (None, (), [])):
+            return otherwise(context, value)
+        act = parameter.callback
+        return plain if act is None else act(context, parameter, plain)
+
+    return process_value
+
+
+def _plain(descriptor: Any, value: Any, several: bool) -> Any:
+    """Return the converted value, or _ODD unless it is valid and simple."""
+    kind, about = descriptor.annotation, descriptor.parameter_info
+    if several:
+        inner = get_args(kind)[0] if get_origin(kind) is list else kind
+        found = [_one(inner, about, each) for each in value or ()]
+        return _ODD if _ODD in found or isinstance(value, str) else found or ()
+    return None if value is None else _one(kind, about, value)
+
+
+def _one(kind: Any, about: Any, value: Any) -> Any:
+    if about.parser is not None:
+        return about.parser(value) if type(value) is str else _ODD
+    if kind in (bool, str) and type(value) is kind:
+        return value
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return next((each for each in kind if value in (each, each.value)), _ODD)
+    if kind not in (int, float) or not (type(value) is kind or _NUMBER.fullmatch(str(value))):
+        return _ODD
+    number = kind(value) if kind is float or "." not in str(value) else None
+    if number is None or about.clamp:
+        return _ODD
+    low, high = about.min, about.max
+    fits = (low is None or number >= low) and (high is None or number <= high)
+    return number if fits else _ODD
 
 
 def message(error: Any) -> str:

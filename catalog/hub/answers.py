@@ -7,7 +7,6 @@ whatever the server sends.
 
 from __future__ import annotations
 
-import email.utils
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -77,11 +76,13 @@ def header(headers: Mapping[str, str], name: str) -> tuple[str, ...] | None:
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Return the delay in a Retry-After header, a number of seconds or a date; None if neither."""
+    from email.utils import parsedate_to_datetime
+
     if seconds := header(headers, "Retry-After"):
         return float(seconds[0])
     date = headers.get("Retry-After", "")[:MAX_DATE_LENGTH]
     try:
-        return max(email.utils.parsedate_to_datetime(date).timestamp() - time.time(), 0.0)
+        return max(parsedate_to_datetime(date).timestamp() - time.time(), 0.0)
     except (ValueError, TypeError, LookupError, OverflowError):
         return None
 

@@ -8,14 +8,10 @@ Errors of the HTTP library become the catalog's own exceptions and messages.
 from __future__ import annotations
 
 import os
-import socket
-import ssl
 import threading
 import time
-import urllib.request
 import warnings
 from collections.abc import Generator, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from functools import cache
 from types import ModuleType
@@ -121,6 +117,8 @@ def get(url: httpx2.URL, headers: dict[str, str], what: str) -> Iterator[httpx2.
 
 def _answer(http: httpx2.Client, request: httpx2.Request) -> httpx2.Response:
     """Send a request in another thread, so that the caller can give up on slow headers."""
+    from concurrent.futures import Future
+
     import httpx2
 
     answer: Future[httpx2.Response] = Future()
@@ -183,6 +181,8 @@ def body(
 
 def abort(response: httpx2.Response) -> None:
     """Shut down the connection, which wakes up a blocked reader."""
+    import socket
+
     stream = response.extensions.get("network_stream")
     connection = stream.get_extra_info("socket") if stream is not None else None
     if connection is not None:
@@ -220,6 +220,9 @@ def _library_errors() -> tuple[type[Exception], ...]:
 
 def _problem(error: BaseException, url: httpx2.URL) -> tuple[bool, str]:
     """Return whether the host was reached, and what went wrong."""
+    import socket
+    import ssl
+
     import httpcore2
     import httpx2
 
@@ -259,6 +262,8 @@ def _problem(error: BaseException, url: httpx2.URL) -> tuple[bool, str]:
 
 def _proxy(url: httpx2.URL) -> str:
     """Name the proxy in use, in parentheses, because the failure may be the proxy's."""
+    import urllib.request
+
     with suppress(ValueError, OSError):
         proxies = urllib.request.getproxies()
         proxy = proxies.get(url.scheme) or proxies.get("all")
