@@ -24,7 +24,7 @@ NOT_YET = "not yet"
 KINDS = ("instruct", "base", "reasoning", "coder")
 LICENCES = (
     *("Apache-2.0", "MIT", "modified-MIT", "llama3.1", "llama3.2", "llama3.3", "llama4"),
-    *("gemma", "lfm1.0", "deepseek", "qwen"),
+    *("gemma", "lfm1.0", "deepseek", "qwen", "nvidia-open-model-license", "OpenMDW-1.1"),
 )
 BENCHMARKS = ("MMLU-Pro", "GPQA Diamond", "LiveCodeBench v6", "SWE-bench Verified")
 SIZE_UNITS = {"size_bytes": 1, "size_mib": 2**20, "size_gib": 2**30, "size_gb": 10**9}
@@ -79,19 +79,24 @@ class Sampling:
 class Shape:
     """The sizes of a model's matrices, from its published configuration.
 
-    attention: (layers, weights of one layer) for each kind of attention or recurrent layer. dense,
-    experts: (layers, width) of feed-forward layers without and with experts. shared: the width of
-    all shared experts together. tied: the head is the embedding. reuse: how often a token
-    multiplies each value of a latent cache. scores: its products with each earlier token, over the
-    layers without a window.
+    attention: (layers, weights of one layer) for each kind of attention or recurrent layer. dense:
+    (layers, width) for each kind of feed-forward layer without experts. experts: the same with
+    experts; shared: the width of all shared experts together. matrices: how many a feed-forward
+    layer has, 2 without a gate. latent: the width of the input of routed experts, 0 for `width`.
+    per_layer: the width of the embeddings that each layer has of its own. tied: the head is the
+    embedding. reuse: how often a token multiplies each value of a latent cache. scores: its
+    products with each earlier token, over the layers without a window.
     """
 
     width: Annotated[int, _whole(16, 2**16)]
     vocabulary: Annotated[int, _whole(16, 2**22)]
     attention: Annotated[tuple[tuple[int, int], ...], _PAIRS]
-    dense: Annotated[tuple[int, int] | None, _PAIR] = None
+    dense: Annotated[tuple[tuple[int, int], ...], _PAIRS] = ()
     experts: Annotated[tuple[int, int] | None, _PAIR] = None
     shared: Annotated[int, _whole(0, 2**20)] = 0
+    matrices: Annotated[int, _whole(2, 3)] = 3
+    latent: Annotated[int, _whole(0, 2**16)] = 0
+    per_layer: Annotated[int, _whole(0, 2**12)] = 0
     tied: Annotated[bool, _of(bool)] = False
     reuse: Annotated[float, _real(0, 2**12)] = 0.0
     scores: Annotated[int, _whole(0, 2**32)] = 0
@@ -197,21 +202,23 @@ class Entry:
     def parts(self) -> dict[str, int]:
         """Return how many weights have which purpose; nothing if the shape is unknown.
 
-        embedding: 0 if the head is the embedding.
+        embedding: of which a token reads a row; without the head, if that is the embedding.
         """
         shape, count = self.shape, self.experts or 0
         if shape is None:
             return {}
+        width, matrices = shape.width, shape.matrices
         layers, hidden = shape.experts or (0, 0)
-        dense_layers, dense_hidden = shape.dense or (0, 0)
-        table = shape.width * shape.vocabulary
-        always = layers * (3 * shape.shared + count) + dense_layers * 3 * dense_hidden
+        own = shape.per_layer * sum(number for number, _ in shape.attention)
+        dense = matrices * sum(number * size for number, size in shape.dense)
+        shared = layers * (matrices * shape.shared + count + 2 * shape.latent)
+        table = width * shape.vocabulary
         return {
-            "routed": 3 * shape.width * hidden * layers * count,
+            "routed": matrices * (shape.latent or width) * hidden * layers * count,
             "attention": sum(number * weights for number, weights in shape.attention),
-            "shared": shape.width * always,
+            "shared": width * (dense + shared + 3 * own),
             "head": table,
-            "embedding": 0 if shape.tied else table,
+            "embedding": shape.vocabulary * own + (0 if shape.tied else table),
         }
 
     def file(self, quant: str | None = None) -> CatalogFile | None:
@@ -361,10 +368,13 @@ class _Reader:
 
     def plausible(self, entry: Entry) -> bool:
         """True if a shape has as many layers and, but for rounding, weights as the entry says."""
-        assert entry.shape is not None
-        weights, layers = sum(entry.parts.values()), sum(n for n, _ in entry.shape.attention)
+        shape = entry.shape
+        assert shape is not None
+        weights, mixers = sum(entry.parts.values()), sum(count for count, _ in shape.attention)
+        routed, _ = shape.experts or (0, 0)
+        blocks = mixers + routed + sum(count for count, _ in shape.dense)  # if layers have one each
         near = entry.total_parameters or weights
-        return layers == (entry.layers or layers) and abs(weights / near - 1) < 0.08
+        return entry.layers in (None, mixers, blocks) and abs(weights / near - 1) < 0.08
 
     def consistent(self, entry: Entry) -> Entry:
         total, active = entry.total_parameters, entry.active_parameters
