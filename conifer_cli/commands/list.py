@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import statistics
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from conifer_cli import errors
 from conifer_cli.acquire import open_store
 from conifer_cli.fit import run_history
-from conifer_cli.fit.alternatives import supported
+from conifer_cli.fit.alternatives import size_kind, supported
+from conifer_cli.fit.headline import STYLES, WORDS
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import count, size
-from conifer_cli.terminal.layout import WARNING, Cell, Column, Grid
+from conifer_cli.terminal.layout import FAINT, WARNING, Cell, Column, Grid
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from catalog import Entry
     from catalog.download.unfinished import Unfinished
     from catalog.store.store import Installed
+    from engine.fit.machine import Machine
 
 # The columns of the three tables; see `Column` for the numbers.
 INSTALLED = (
@@ -32,12 +35,18 @@ INSTALLED = (
 )
 CATALOG = (
     Column("MODEL"),
-    Column("TOTAL", True),
-    Column("ACTIVE", True),
-    Column("KIND", rank=2),
-    Column("CONTEXT", True, rank=1),
-    Column("LICENCE", rank=3),
-    Column("STATUS", rank=4),
+    Column("TOTAL", True, rank=1),
+    Column("ACTIVE", True, rank=2),
+    Column("GB", True),
+    Column("FITS"),
+    Column("CONTEXT", True, rank=3),
+    Column("KIND", rank=4),
+    Column("LICENCE", rank=5),
+    Column("SCORE", True),
+)
+NOTE = (
+    "GB: the default file. FITS: on this machine when idle, with a context of 8,192 tokens. "
+    "* on this machine."
 )
 SPEEDS = (
     Column("MODEL"),
@@ -86,7 +95,7 @@ def list_installed(as_json: bool) -> int:
 
 
 def list_catalog(as_json: bool, sort: str | None = None) -> int:
-    """Print every model in the catalog and its support status.
+    """Print every model in the catalog, and whether it fits.
 
     sort: total, active or context; or a benchmark, which leaves out models without a score on it.
     """
@@ -97,15 +106,31 @@ def list_catalog(as_json: bool, sort: str | None = None) -> int:
     if as_json:
         console.print_json([dataclasses.asdict(entry) | {"status": text} for entry, text in pairs])
         return errors.OK
-    rows = []
+    machine, scored = _idle_machine(), sort in _SCORES
+    here = {model.model_id for model in open_store().installed()}
+    rows: list[tuple[Cell, ...]] = []
     for entry, text in pairs:
         total = count(entry.total_parameters)
         active = count(entry.active_parameters) if entry.moe else "dense"
-        context = f"{entry.context:,}" if entry.context else "-"
-        text = f"{text}; {sort} {_sort_value(entry, sort):g}" if sort in _SCORES else text
-        rows.append((entry.id, total, active, entry.kind, context, entry.licence, text))
-    console.print_lines([Grid(CATALOG, rows)])
+        facts, context = entry.file(), f"{entry.context:,}" if entry.context else "-"
+        sized = f"{facts.size_bytes / 1e9:,.1f}" if facts and facts.size_bytes else "-"
+        name = f"{entry.id} *" if entry.id in here else entry.id
+        kind = size_kind(entry, None, machine) if machine else None
+        fits = (STYLES[kind], WORDS[kind]) if entry.architecture in known else (FAINT, text)
+        cells = (name, total, active, sized, fits, context, entry.kind, entry.licence)
+        rows.append((*cells, *([f"{_sort_value(entry, sort):g}"] if scored else [])))
+    console.print_lines([Grid(CATALOG if scored else CATALOG[:-1], rows), "", NOTE])
     return errors.OK
+
+
+def _idle_machine() -> Machine | None:
+    """Return this machine as if it were idle, or None without a backend."""
+    from engine.errors import BackendError
+    from engine.fit.machine import this_machine
+
+    with contextlib.suppress(BackendError):
+        return this_machine(idle=True)
+    return None
 
 
 def _sorted(entries: Iterable[Entry], sort: str | None) -> list[Entry]:

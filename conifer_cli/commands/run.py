@@ -296,11 +296,11 @@ def _require_thinking(session: Session) -> None:
     knows_effort = template is not None and EFFORT in template.source
     if options.effort is not None and options.is_explicit("effort") and not knows_effort:
         raise UsageError(f"--effort has no effect: this model's chat template ignores {EFFORT}")
-    if options.reasoning_budget is not None and options.is_explicit("reasoning_budget"):
-        from engine.text.reasoning import find_dialect
-
-        if find_dialect(session.model.tokenizer, template) is None:
-            raise UsageError("--reasoning-budget has no effect: this model does not reason")
+    asked = {"--think": options.think is True and options.is_explicit("think")}
+    budget = options.reasoning_budget is not None and options.is_explicit("reasoning_budget")
+    asked["--reasoning-budget"] = budget
+    for name in (name for name, is_asked in asked.items() if is_asked and not session.reasons):
+        raise UsageError(f"{name} has no effect: this model does not reason")
 
 
 def _record(session: Session, reply: Response, answering: Generation) -> dict[str, Any]:

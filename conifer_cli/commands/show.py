@@ -19,7 +19,8 @@ from conifer_cli.fit.naming import naming
 from conifer_cli.fit.verdict import reading
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import count, counted, shares, size
-from conifer_cli.terminal.layout import labelled
+from conifer_cli.terminal.inline import BOLD
+from conifer_cli.terminal.layout import Column, Grid, Line
 
 if TYPE_CHECKING:
     from catalog import Entry
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from engine.nn.config import ModelConfig
 
 TOKENS = 1000  # cache length for which KV cache sizes are shown
+NOTHING = "-"
+LABEL_WIDTH = 16  # of all groups, so that their values align
+Groups = dict[str, list[tuple[str, str]]]
 
 
 @dataclass(frozen=True)
@@ -55,14 +59,26 @@ def show_model(name: str, as_json: bool) -> int:
         catalog = dataclasses.asdict(entry) if entry else None
         console.print_json({"catalog": catalog, "file": _document(header) if header else None})
         return errors.OK
-    pairs = _entry_rows(entry) if entry else []
+    groups = _entry_groups(entry) if entry else {}
     if header is None:
         hint = f"run `conifer fit {name}` to read the header from the Hub"
-        pairs += [("on this machine", f"no; {hint}")]
+        groups["File"] = [("on this machine", f"no; {hint}")]
     else:
-        pairs += _header_rows(header)
-    console.print_lines([labelled(pairs)])
+        groups |= _header_groups(header)
+    console.print_lines(_sections(groups))
     return errors.OK
+
+
+def _sections(groups: Groups) -> list[Line]:
+    """Format each group below its name. Values that say nothing are left out."""
+    lines: list[Line] = []
+    for title, pairs in groups.items():
+        said = [(label, value) for label, value in pairs if value != NOTHING]
+        if said:
+            columns = [Column(least=LABEL_WIDTH), Column()]
+            table = Grid(columns, [(f"{label}:", value) for label, value in said])
+            lines += ["", [(BOLD, f"{title}:")], table]
+    return lines[1:]
 
 
 def _header(model: RequestedModel) -> ShownHeader | None:
@@ -93,7 +109,7 @@ def _header(model: RequestedModel) -> ShownHeader | None:
     return ShownHeader(metadata, tensors, config, (), len(cached), size_bytes)
 
 
-def _entry_rows(entry: Entry) -> list[tuple[str, str]]:
+def _entry_groups(entry: Entry) -> Groups:
     from catalog import status
 
     total, active = count(entry.total_parameters), count(entry.active_parameters)
@@ -102,22 +118,26 @@ def _entry_rows(entry: Entry) -> list[tuple[str, str]]:
         experts = f"{entry.experts_used} of {entry.experts} per layer and token"
         experts += f", plus {entry.experts_shared} shared" if entry.experts_shared else ""
     files = [f"{f.quant} {size(f.size_bytes)}" if f.size_bytes else f.quant for f in entry.files]
-    return [
-        ("model", f"{entry.id} ({entry.name})"),
-        ("kind", entry.kind),
-        ("status", status(entry, supported())),
-        ("parameters", f"{total}, {active} active per token"),
-        ("experts", experts),
-        ("layers", str(entry.layers or "-")),
-        ("context", f"{entry.context:,}" if entry.context else "-"),
-        ("architecture", entry.architecture),
-        ("licence", entry.licence),
-        ("published scores", _scores(entry)),
-        ("original", entry.original or "-"),
-        ("repository", entry.repository or "-"),
-        ("files", ", ".join(files)),
-        ("default", entry.default_quant),
-    ]
+    return {
+        "Model": [
+            ("name", f"{entry.id} ({entry.name})"),
+            ("kind", entry.kind),
+            ("parameters", f"{total}, {active} active per token"),
+            ("experts", experts),
+            ("layers", str(entry.layers or "-")),
+            ("context", f"{entry.context:,}" if entry.context else "-"),
+            ("architecture", entry.architecture),
+            ("licence", entry.licence),
+            ("scores", _scores(entry)),
+            ("status", status(entry, supported())),
+        ],
+        "Download": [
+            ("files", ", ".join(files)),
+            ("default", entry.default_quant),
+            ("repository", entry.repository or "-"),
+            ("original", entry.original or "-"),
+        ],
+    }
 
 
 def _scores(entry: Entry) -> str:
@@ -125,7 +145,7 @@ def _scores(entry: Entry) -> str:
     return ", ".join(scores) or "-"
 
 
-def _header_rows(header: ShownHeader) -> list[tuple[str, str]]:
+def _header_groups(header: ShownHeader) -> Groups:
     config, metadata, tensors = header.config, header.metadata, header.tensors
     document = _document(header)
     routed = document["experts"]
@@ -140,28 +160,36 @@ def _header_rows(header: ShownHeader) -> list[tuple[str, str]]:
     f16, q8 = (size(document["kv_bytes_per_1000_tokens"][kv_type]) for kv_type in ("f16", "q8"))
     tokenizer, pre = document["tokenizer"]["model"], document["tokenizer"]["pre"]
     where = str(header.paths[0]) if header.paths else "not on this machine (cached header)"
-    return [
-        ("file", where),
-        ("file size", f"{size(header.size_bytes)} in {counted(header.parts, 'part')}"),
-        ("file name", config.name),
-        ("file architecture", config.architecture),
-        ("file layers", f"{config.layers}, {config.width} wide"),
-        ("file parameters", f"{total:,}, {active:,} active per token"),
-        ("file experts", experts),
-        ("expert size", size(routed["expert_bytes"]) if routed else "-"),
-        ("read per token", f"{size(traffic['total'])}: always {always}, routed {routed_part}"),
-        ("KV cache", f"{f16} per 1,000 tokens in f16, {q8} in q8"),
-        ("state", f"{size(state_bytes)} at any context length" if state_bytes else "none"),
-        ("window", _windows(config)),
-        ("file context", f"{config.context:,}"),
-        ("vocabulary", f"{config.vocab:,}"),
-        ("tokenizer", f"{tokenizer}, {pre or 'no pre-tokenizer'}"),
-        ("chat template", counted(len(template), "character") if template else "none"),
-        ("file licence", document["licence"] or "not stated"),
-        ("tensors", f"{len(tensors):,}"),
-        ("made of", shares(document["type_bytes"])),
-        ("not read", _unread(document["unread"])),
-    ]
+    read = size(traffic["total"])
+    if routed:
+        read += f": always {always}, routed {routed_part}"
+    return {
+        "File": [
+            ("path", where),
+            ("size", f"{size(header.size_bytes)} in {counted(header.parts, 'part')}"),
+            ("made of", shares(document["type_bytes"])),
+            ("tensors", f"{len(tensors):,}"),
+            ("not read", _unread(document["unread"])),
+        ],
+        "Header": [
+            ("name", config.name),
+            ("architecture", config.architecture),
+            ("layers", f"{config.layers}, {config.width} wide"),
+            ("parameters", f"{total:,}, {active:,} active per token"),
+            ("experts", experts),
+            ("context", f"{config.context:,}"),
+            ("window", _windows(config)),
+            ("tokenizer", f"{tokenizer}, {pre or 'no pre-tokenizer'}, {config.vocab:,} tokens"),
+            ("chat template", counted(len(template), "character") if template else "none"),
+            ("licence", document["licence"] or "not stated"),
+        ],
+        "Memory": [
+            ("read per token", read),
+            ("expert size", size(routed["expert_bytes"]) if routed else "-"),
+            ("KV cache", f"{f16} per 1,000 tokens in f16, {q8} in q8"),
+            ("state", f"{size(state_bytes)} at any context length" if state_bytes else "-"),
+        ],
+    }
 
 
 def _share(part: int, traffic: dict[str, int]) -> str:
@@ -171,7 +199,7 @@ def _share(part: int, traffic: dict[str, int]) -> str:
 def _windows(config: ModelConfig) -> str:
     windows = [window for window in config.windows if window]
     if not windows:
-        return "none"
+        return "-"
     shape = "chunks of" if config.chunked else "the last"
     return f"{len(windows)} of {config.layers} layers see {shape} {max(windows):,} tokens"
 
@@ -233,7 +261,7 @@ def _unread_tensors(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> d
 
 def _unread(unread: dict[str, int]) -> str:
     if not unread["tensors"]:
-        return "none"
+        return "-"
     return (
         f"{unread['tensors']:,} tensors ({size(unread['size_bytes'])}), for drafts, images or audio"
     )

@@ -192,6 +192,13 @@ class Session:
         """The cache's capacity in tokens, or the initial capacity if there is no cache yet."""
         return self.cache.context if self.cache else self.report.verdict.context
 
+    @property
+    def reasons(self) -> bool:
+        """True if the model can think before it answers."""
+        from engine.text.reasoning import find_dialect
+
+        return find_dialect(self.model.tokenizer, self.model.template) is not None
+
     @contextmanager
     def explaining_overflow(self) -> Iterator[None]:
         """Add a note to ContextOverflow on how to get a larger context, or why there is none."""

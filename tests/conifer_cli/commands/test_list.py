@@ -7,6 +7,8 @@ import shutil
 
 import pytest
 
+from conifer_cli.commands.list import list_catalog
+from engine.errors import BackendError
 from support.hub_server import running_hub
 from support.program import MODELS, know_bandwidth, run_conifer, run_unplugged
 
@@ -164,3 +166,12 @@ def test_metadata_cannot_drive_the_terminal(tmp_path):
     done = run_conifer("show", str(path), home=tmp_path)
     assert done.returncode == 0
     assert not set(done.stdout) & {0x1B, 0x07, 0x0D}
+
+
+def test_the_catalog_is_listed_without_a_backend(monkeypatch, capsys):
+    def none(idle: bool = False):
+        raise BackendError("MLX has no backend here")
+
+    monkeypatch.setattr("engine.fit.machine.this_machine", none)
+    assert list_catalog(as_json=False) == 0
+    assert "unknown" in capsys.readouterr().out

@@ -69,6 +69,32 @@ def test_a_row_of_dashes_is_a_row_of_its_table():
     assert "\n- \u2502 --\n" in text and "\n1 \u2502 2" in text
 
 
+WIDE = """| Name | What it is **good** for |
+|---|---|
+| qwen3 | Long explanations with `many --options` that are wider than this screen |
+| b | c |
+
+"""
+
+
+@pytest.mark.parametrize("size", [1, 7, len(WIDE)])
+def test_the_cells_of_a_table_wider_than_the_screen_are_wrapped(size):
+    screen = shown([WIDE[at : at + size] for at in range(0, len(WIDE), size)], 40)
+    assert screen.text.rstrip().split("\n") == [
+        "Name  \u2502 What it is good for",
+        "\u2500" * 6 + "\u253c" + "\u2500" * 32,
+        "qwen3 \u2502 Long explanations with many",
+        "      \u2502 --options that are wider than",
+        "      \u2502 this screen",
+        "b     \u2502 c",
+    ]
+
+
+def test_a_table_too_wide_for_its_columns_is_plain_text():
+    table = "| one | two | three | four and more |\n|---|---|---|---|\n| a | b | c | d |\n"
+    assert shown([table], 22).text.startswith("| one | two | three |\n four")
+
+
 def test_a_page_looks_as_it_should():
     text = shown([PAGE]).text
     assert text.startswith("A heading with code\n\nA paragraph with bold words, italic ones, code,")
