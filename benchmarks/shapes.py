@@ -1,179 +1,31 @@
-"""The catalog models that synthesize.py can write: their metadata, and the tensors of a layer.
-
-A shape's sizes are its metadata, so that both agree; what builds a layer reads them there. Tensors
-have no types here: `synthesize.py` gives them those of the published file.
-"""
+"""The catalog models that synthesize.py can write, by the catalog's names: their metadata."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from layers import (
+    Shape,
+    deepseek2,
+    gemma4,
+    glm_dsa,
+    gpt_oss,
+    granitehybrid,
+    kimi_linear,
+    laguna,
+    lfm2moe,
+    lfm2moe_extra,
+    llama4,
+    nemotron,
+    olmoe,
+    phimoe,
+    phimoe_extra,
+    qwen3moe,
+    qwen35moe,
+    turns,
+)
 
-# A number, a truth, a text, an array. A function gives an array with a number for each layer.
-Value = float | bool | str | tuple[int, ...] | Callable[[int], int]
-Rows = Iterator[tuple[str, tuple[int, ...]]]  # a tensor's name behind `blk.N.`, and its shape
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What a model is built from.
-
-    keys: metadata behind the architecture's prefix. layer: lists the tensors of a layer. mix: how
-    the published file is quantised, a key of `synthesize.MIXES`. tied: the head is the embedding.
-    """
-
-    name: str
-    architecture: str
-    layers: int
-    vocab: int
-    keys: Mapping[str, Value]
-    layer: Callable[[Shape, int], Rows]
-    mix: str = "Q4_K_M"
-    tied: bool = False
-
-    def size(self, key: str) -> Any:
-        """Look a number up; 0 where the model has no such key."""
-        return self.keys.get(key, 0)
-
-    @property
-    def width(self) -> int:
-        """The length of what goes from layer to layer."""
-        width: int = self.size("embedding_length")
-        return width
-
-
-def attention(shape: Shape, whole_norms: bool = False) -> Rows:
-    """Attention over heads; with norms of queries and keys, of each head or the whole of them."""
-    width, head = shape.width, shape.size("attention.key_length")
-    head = head or width // shape.size("attention.head_count")
-    queries = shape.size("attention.head_count") * head
-    keys = shape.size("attention.head_count_kv") * head
-    yield "attn_k.weight", (keys, width)
-    yield "attn_k_norm.weight", (keys if whole_norms else head,)
-    yield "attn_norm.weight", (width,)
-    yield "attn_output.weight", (width, queries)
-    yield "attn_q.weight", (queries, width)
-    yield "attn_q_norm.weight", (queries if whole_norms else head,)
-    yield "attn_v.weight", (keys, width)
-
-
-def experts(shape: Shape, norm: str = "ffn_norm") -> Rows:
-    """The routed feed-forward layer and the norm before it."""
-    width, count = shape.width, shape.size("expert_count")
-    hidden = shape.size("expert_feed_forward_length") or shape.size("feed_forward_length")
-    yield "ffn_down_exps.weight", (count, width, hidden)
-    yield "ffn_gate_exps.weight", (count, hidden, width)
-    yield "ffn_gate_inp.weight", (count, width)
-    yield f"{norm}.weight", (width,)
-    yield "ffn_up_exps.weight", (count, hidden, width)
-
-
-def gated(shape: Shape, hidden: int, suffix: str = "") -> Rows:
-    """A feed-forward layer for every token: dense, or a shared expert's."""
-    yield f"ffn_down{suffix}.weight", (shape.width, hidden)
-    yield f"ffn_gate{suffix}.weight", (hidden, shape.width)
-    yield f"ffn_up{suffix}.weight", (hidden, shape.width)
-
-
-def qwen3moe(shape: Shape, _layer: int) -> Rows:
-    """Every layer the same, norms on heads."""
-    yield from attention(shape)
-    yield from experts(shape)
-
-
-def olmoe(shape: Shape, _layer: int) -> Rows:
-    """Every layer the same, norms on whole projections."""
-    yield from attention(shape, whole_norms=True)
-    yield from experts(shape)
-
-
-def gpt_oss(shape: Shape, _layer: int) -> Rows:
-    """Every layer the same, biases everywhere, sinks."""
-    rows = {name: dims for name, dims in attention(shape) if "_norm" not in name[5:]}
-    rows |= dict(experts(shape, "post_attention_norm"))
-    for name, dims in rows.items():
-        yield name, dims
-        if "norm" not in name:
-            yield name.replace(".weight", ".bias"), dims[:-1]
-    yield "attn_sinks.weight", (shape.size("attention.head_count"),)
-
-
-def deepseek2(shape: Shape, layer: int) -> Rows:
-    """Latent attention, keys' and values' projections in one, as in files from before April 2025.
-
-    The first layer dense, the others with experts that a router chooses and some that always run.
-    """
-    width, rank = shape.width, shape.size("attention.kv_lora_rank")
-    heads, turned = shape.size("attention.head_count"), shape.size("rope.dimension_count")
-    key, value = shape.size("attention.key_length"), shape.size("attention.value_length")
-    yield "attn_kv_a_mqa.weight", (rank + turned, width)
-    yield "attn_kv_a_norm.weight", (rank,)
-    yield "attn_kv_b.weight", (heads * (key - turned + value), rank)
-    yield "attn_norm.weight", (width,)
-    yield "attn_output.weight", (width, heads * value)
-    yield "attn_q.weight", (heads * key, width)
-    if layer < shape.size("leading_dense_block_count"):
-        yield "ffn_norm.weight", (width,)
-        yield from gated(shape, shape.size("feed_forward_length"))
-    else:
-        yield from experts(shape)
-        shared = shape.size("expert_shared_count") * shape.size("expert_feed_forward_length")
-        yield from gated(shape, shared, "_shexp")
-
-
-def granitehybrid(shape: Shape, layer: int) -> Rows:
-    """Mamba-2, or attention in the layers that have keys; experts and one that always runs."""
-    if shape.size("attention.head_count_kv")(layer):
-        keys = {
-            **shape.keys,
-            "attention.head_count_kv": shape.size("attention.head_count_kv")(layer),
-        }
-        rows = attention(replace(shape, keys=keys))
-        yield from (
-            (name, dims) for name, dims in rows if "k_norm" not in name and "q_norm" not in name
-        )
-    else:
-        inner, heads = shape.size("ssm.inner_size"), shape.size("ssm.time_step_rank")
-        groups = shape.size("ssm.group_count")
-        channels = inner + 2 * groups * shape.size("ssm.state_size")
-        yield "attn_norm.weight", (shape.width,)
-        yield "ssm_a", (heads, 1)
-        yield "ssm_conv1d.bias", (channels,)
-        yield "ssm_conv1d.weight", (channels, shape.size("ssm.conv_kernel"))
-        yield "ssm_d", (heads, 1)
-        yield "ssm_dt.bias", (heads,)
-        yield "ssm_in.weight", (inner + channels + heads, shape.width)
-        yield "ssm_norm.weight", (groups, inner // groups)
-        yield "ssm_out.weight", (shape.width, inner)
-    yield from experts(shape)
-    yield from gated(shape, shape.size("expert_shared_feed_forward_length"), "_shexp")
-
-
-def qwen35moe(shape: Shape, layer: int) -> Rows:
-    """Three gated delta nets, then attention whose queries come with gates; a shared expert."""
-    if (layer + 1) % shape.size("full_attention_interval") == 0:
-        rows = dict(attention(shape))
-        queries, width = rows["attn_q.weight"]
-        yield from (rows | {"attn_q.weight": (2 * queries, width)}).items()
-    else:
-        inner, heads = shape.size("ssm.inner_size"), shape.size("ssm.time_step_rank")
-        state, width = shape.size("ssm.state_size"), shape.width
-        channels = inner + 2 * shape.size("ssm.group_count") * state
-        yield "attn_gate.weight", (inner, width)
-        yield "attn_norm.weight", (width,)
-        yield "attn_qkv.weight", (channels, width)
-        yield "ssm_a", (heads,)
-        yield "ssm_alpha.weight", (heads, width)
-        yield "ssm_beta.weight", (heads, width)
-        yield "ssm_conv1d.weight", (channels, shape.size("ssm.conv_kernel"))
-        yield "ssm_dt.bias", (heads,)
-        yield "ssm_norm.weight", (inner // heads,)
-        yield "ssm_out.weight", (width, inner)
-    yield from experts(shape, "post_attention_norm")
-    yield "ffn_gate_inp_shexp.weight", (shape.width,)
-    yield from gated(shape, shape.size("expert_shared_feed_forward_length"), "_shexp")
-
+# What a layer of Nemotron 3 Nano is: M for Mamba-2, E for experts, * for attention.
+NEMOTRON = "MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME"
+LFM2_ATTENTION = 2, 6, 10, 14, 18, 21  # the layers of LFM2 8B-A1B that are no convolutions
 
 SHAPES = {
     "qwen3-30b-a3b": Shape(
@@ -333,5 +185,244 @@ SHAPES = {
             "ssm.time_step_rank": 32,
         },
         layer=qwen35moe,
+    ),
+    "gemma-4-26b-a4b": Shape(
+        name="Gemma 4 26B-A4B",
+        architecture="gemma4",
+        layers=30,
+        vocab=262_144,
+        keys={
+            "context_length": 262_144,
+            "embedding_length": 2816,
+            "embedding_length_per_layer_input": 0,
+            "feed_forward_length": 2112,
+            "attention.head_count": 16,
+            "attention.head_count_kv": lambda layer: 2 if layer % 6 == 5 else 8,
+            "attention.key_length": 512,
+            "attention.value_length": 512,
+            "attention.key_length_swa": 256,
+            "attention.value_length_swa": 256,
+            "attention.layer_norm_rms_epsilon": 1e-6,
+            "attention.shared_kv_layers": 0,
+            "attention.sliding_window": 1024,
+            "attention.sliding_window_pattern": lambda layer: layer % 6 != 5,
+            "expert_count": 128,
+            "expert_used_count": 8,
+            "expert_feed_forward_length": 704,
+            "final_logit_softcapping": 30.0,
+            "rope.dimension_count": 512,
+            "rope.dimension_count_swa": 256,
+            "rope.freq_base": 1e6,
+            "rope.freq_base_swa": 1e4,
+        },
+        layer=gemma4,
+        tied=True,
+        extra=turns("rope_freqs.weight"),
+    ),
+    "nemotron-3-nano-30b-a3b": Shape(
+        name="Nemotron 3 Nano 30B-A3B",
+        architecture="nemotron_h_moe",
+        layers=52,
+        vocab=131_072,
+        keys={
+            "context_length": 262_144,
+            "embedding_length": 2688,
+            "feed_forward_length": lambda layer: 1856 if NEMOTRON[layer] == "E" else 0,
+            "attention.head_count": 32,
+            "attention.head_count_kv": lambda layer: 2 if NEMOTRON[layer] == "*" else 0,
+            "attention.key_length": 128,
+            "attention.value_length": 128,
+            "attention.layer_norm_epsilon": 1e-5,
+            "expert_count": 128,
+            "expert_used_count": 6,
+            "expert_group_count": 1,
+            "expert_group_used_count": 1,
+            "expert_feed_forward_length": 1856,
+            "expert_shared_count": 1,
+            "expert_shared_feed_forward_length": 3712,
+            "expert_weights_norm": True,
+            "expert_weights_scale": 2.5,
+            "rope.dimension_count": 84,
+            "rope.scaling.finetuned": False,
+            "ssm.conv_kernel": 4,
+            "ssm.group_count": 8,
+            "ssm.inner_size": 4096,
+            "ssm.state_size": 128,
+            "ssm.time_step_rank": 64,
+            "vocab_size": 131_072,
+        },
+        layer=nemotron,
+    ),
+    "laguna-xs-2.1": Shape(
+        name="Laguna XS 2.1",
+        architecture="laguna",
+        layers=40,
+        vocab=100_352,
+        keys={
+            "context_length": 262_144,
+            "embedding_length": 2048,
+            "feed_forward_length": 8192,
+            "attention.head_count": lambda layer: 64 if layer % 4 else 48,
+            "attention.head_count_kv": 8,
+            "attention.key_length": 128,
+            "attention.value_length": 128,
+            "attention.layer_norm_rms_epsilon": 1e-6,
+            "attention.sliding_window": 512,
+            "expert_count": 256,
+            "expert_used_count": 8,
+            "expert_feed_forward_length": 512,
+            "expert_gating_func": 2,
+            "expert_shared_feed_forward_length": 512,
+            "expert_weights_norm": True,
+            "expert_weights_scale": 2.5,
+            "leading_dense_block_count": 1,
+            "rope.dimension_count": 64,
+            "rope.dimension_count_swa": 128,
+            "rope.freq_base": 500_000.0,
+            "rope.freq_base_swa": 1e4,
+            "vocab_size": 100_352,
+        },
+        layer=laguna,
+    ),
+    "kimi-linear-48b-a3b": Shape(
+        name="Kimi Linear 48B-A3B",
+        architecture="kimi-linear",
+        layers=27,
+        vocab=163_840,
+        keys={
+            "context_length": 1_048_576,
+            "embedding_length": 2304,
+            "feed_forward_length": 9216,
+            "attention.head_count": 32,
+            "attention.head_count_kv": lambda layer: int(layer % 4 == 3 or layer == 26),
+            "attention.key_length": 576,
+            "attention.value_length": 512,
+            "attention.key_length_mla": 192,
+            "attention.value_length_mla": 128,
+            "attention.kv_lora_rank": 512,
+            "attention.layer_norm_rms_epsilon": 1e-5,
+            "expert_count": 256,
+            "expert_used_count": 8,
+            "expert_feed_forward_length": 1024,
+            "expert_gating_func": 2,
+            "expert_shared_count": 1,
+            "expert_weights_scale": 2.446,
+            "kda.head_dim": 128,
+            "leading_dense_block_count": 1,
+            "rope.dimension_count": 64,
+            "ssm.conv_kernel": 4,
+            "vocab_size": 163_840,
+        },
+        layer=kimi_linear,
+    ),
+    "lfm2-8b-a1b": Shape(
+        name="LFM2 8B-A1B",
+        architecture="lfm2moe",
+        layers=24,
+        vocab=65_536,
+        keys={
+            "context_length": 128_000,
+            "embedding_length": 2048,
+            "feed_forward_length": 7168,
+            "attention.head_count": 32,
+            "attention.head_count_kv": lambda layer: 8 if layer in LFM2_ATTENTION else 0,
+            "attention.layer_norm_rms_epsilon": 1e-5,
+            "expert_count": 32,
+            "expert_used_count": 4,
+            "expert_feed_forward_length": 1792,
+            "expert_gating_func": 2,
+            "leading_dense_block_count": 2,
+            "rope.freq_base": 1e6,
+            "shortconv.l_cache": 3,
+            "vocab_size": 65_536,
+        },
+        layer=lfm2moe,
+        tied=True,
+        extra=lfm2moe_extra,
+    ),
+    "llama-4-scout": Shape(
+        name="Llama 4 Scout",
+        architecture="llama4",
+        layers=48,
+        vocab=202_048,
+        keys={
+            "context_length": 10_485_760,
+            "embedding_length": 5120,
+            "feed_forward_length": 16_384,
+            "attention.head_count": 40,
+            "attention.head_count_kv": 8,
+            "attention.key_length": 128,
+            "attention.value_length": 128,
+            "attention.layer_norm_rms_epsilon": 1e-5,
+            "expert_count": 16,
+            "expert_used_count": 1,
+            "expert_feed_forward_length": 8192,
+            "interleave_moe_layer_step": 1,
+            "rope.dimension_count": 128,
+            "rope.freq_base": 500_000.0,
+            "vocab_size": 202_048,
+        },
+        layer=llama4,
+        extra=turns("rope_freqs.weight"),
+    ),
+    "phi-3.5-moe-instruct": Shape(
+        name="Phi-3.5-MoE",
+        architecture="phimoe",
+        layers=32,
+        vocab=32_064,
+        keys={
+            "context_length": 131_072,
+            "embedding_length": 4096,
+            "feed_forward_length": 6400,
+            "attention.head_count": 32,
+            "attention.head_count_kv": 8,
+            "attention.layer_norm_rms_epsilon": 1e-5,
+            "attention.sliding_window": 131_072,
+            "expert_count": 16,
+            "expert_used_count": 2,
+            "rope.dimension_count": 128,
+            "rope.freq_base": 1e4,
+            "rope.scaling.attn_factor": 1.190238,
+            "rope.scaling.original_context_length": 4096,
+        },
+        layer=phimoe,
+        extra=phimoe_extra,
+    ),
+    "glm-5": Shape(
+        name="GLM-5",
+        architecture="glm-dsa",
+        layers=78,
+        vocab=154_880,
+        keys={
+            "context_length": 202_752,
+            "embedding_length": 6144,
+            "feed_forward_length": 12_288,
+            "attention.head_count": 64,
+            "attention.head_count_kv": 1,
+            "attention.indexer.head_count": 32,
+            "attention.indexer.key_length": 128,
+            "attention.indexer.top_k": 2048,
+            "attention.key_length": 576,
+            "attention.value_length": 512,
+            "attention.key_length_mla": 256,
+            "attention.value_length_mla": 256,
+            "attention.kv_lora_rank": 512,
+            "attention.q_lora_rank": 2048,
+            "attention.layer_norm_rms_epsilon": 1e-5,
+            "expert_count": 256,
+            "expert_used_count": 8,
+            "expert_feed_forward_length": 2048,
+            "expert_gating_func": 2,
+            "expert_group_count": 1,
+            "expert_group_used_count": 1,
+            "expert_shared_count": 1,
+            "expert_weights_norm": True,
+            "expert_weights_scale": 2.5,
+            "leading_dense_block_count": 3,
+            "rope.dimension_count": 64,
+            "rope.freq_base": 1e6,
+            "vocab_size": 154_880,
+        },
+        layer=glm_dsa,
     ),
 }

@@ -25,9 +25,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from blocks import BLOCKS, MAKERS
+from layers import Shape, Value
 from locality import Locality
-from packing import INT32, array, boolean, float32, packed, string, uint32
-from shapes import SHAPES, Shape, Value
+from packing import BOOL, INT32, array, boolean, float32, packed, string, uint32
+from shapes import SHAPES
 from words import vocabulary
 
 ALIGNMENT = 32
@@ -133,9 +134,20 @@ MIXES = {
 # What rows that are no whole blocks of 256 get instead.
 FALLBACKS = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}
 # Parts of names of matrices that stay in float32.
-FLOATS = ("ffn_gate_inp.", "exps.bias", "ssm_conv1d.")
+FLOATS = ("ffn_gate_inp.", "exps.bias", "ssm_conv1d", "shortconv.conv.", "indexer.proj.")
 # What all weights of a vector are whose name ends so; the others are small and random.
-CONSTANTS = {"norm.weight": 1.0, "ssm_a": -1.0, "ssm_d": 1.0}
+CONSTANTS = {
+    "norm.weight": 1.0,
+    "norm_1.weight": 1.0,
+    "norm_2.weight": 1.0,
+    "scale": 1.0,
+    "scale.weight": 1.0,
+    "rope_freqs.weight": 1.0,
+    "rope_factors_long.weight": 1.0,
+    "rope_factors_short.weight": 1.0,
+    "ssm_a": -1.0,
+    "ssm_d": 1.0,
+}
 SMALL = 0.02  # the spread of random vectors
 
 
@@ -215,6 +227,7 @@ def plan(shape: Shape) -> list[Tensor]:
             Tensor("token_embd.weight", dims, embedding, spread),
         ]
     tensors.append(Tensor("output_norm.weight", (width,), "F32", 0.0, 1.0))
+    tensors += [_plan_tensor(name, dims, types[""]) for name, dims in shape.extra(shape)]
     for layer in range(shape.layers):
         for part, dims in shape.layer(shape, layer):
             name, type = f"blk.{layer}.{part}", mix.type_of(part, layer, shape.layers)
@@ -316,6 +329,8 @@ def _value(value: Value, layers: int) -> bytes:
     """Pack a value of the table with its type: whole numbers are unsigned but in arrays."""
     if callable(value):
         value = tuple(value(layer) for layer in range(layers))
+    if isinstance(value, tuple) and isinstance(value[0], bool):
+        return array(BOOL, bytes(value), len(value))
     if isinstance(value, tuple):
         return array(INT32, np.array(value, "<i4").tobytes(), len(value))
     if isinstance(value, str):
