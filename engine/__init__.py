@@ -18,16 +18,29 @@ if TYPE_CHECKING:
     from engine.model import Model, load
     from engine.nn.cache.cache import Cache
     from engine.sampling import Settings
+    from engine.streaming import ExpertsDoNotFit, ExpertStore, StoreStats
 
 _HOME = {
     "Cache": "engine.nn.cache.cache",
     "Model": "engine.model",
+    "ExpertStore": "engine.streaming",
+    "ExpertsDoNotFit": "engine.streaming",
     "Settings": "engine.sampling",
+    "StoreStats": "engine.streaming",
     "TokenStream": "engine.generate",
     "load": "engine.model",
 }
 
-__all__ = ["Cache", "Model", "Settings", "TokenStream", "load"]
+__all__ = [
+    "Cache",
+    "ExpertStore",
+    "ExpertsDoNotFit",
+    "Model",
+    "Settings",
+    "StoreStats",
+    "TokenStream",
+    "load",
+]
 
 
 def __getattr__(name: str) -> object:

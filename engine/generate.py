@@ -23,9 +23,12 @@ from engine.text.reasoning import Kind, Part, control_markers, find_dialect, new
 if TYPE_CHECKING:
     from engine.kernels.base import Kernels
     from engine.nn.router_stats import RouterStats
+    from engine.streaming import ExpertStore
     from engine.text.chat_template import ChatTemplate
     from engine.text.constrained import Guide
     from engine.text.tokenizer import Tokenizer
+
+POLL_S, POLL_SHARE = 5e-5, 0.01  # how often to look for a token: at first, later by time waited
 
 OnPrefill = Callable[[int, int], None]  # (tokens processed, total tokens)
 Check = Callable[[], None]
@@ -40,6 +43,9 @@ class LanguageModel(Protocol):
 
     @property
     def routes(self) -> RouterStats | None: ...
+
+    @property
+    def expert_store(self) -> ExpertStore | None: ...
 
     def prefill(
         self, tokens: list[int], cache: Cache, on_prefill: OnPrefill | None, check: Check
@@ -184,6 +190,9 @@ class TokenStream:
                 logits = self.model.forward(token[None], self.cache)
                 pending = logits if guide else sampler.choose(logits)
                 mx.async_eval(pending)
+            if count > 1 and not self._awaited(token, pending):
+                self.finish, self.cut_by = "interrupted", None
+                return
             with enough_memory():
                 value = int(token.item())  # type: ignore[arg-type]  # blocks until the device is done
             self.model.check_file()
@@ -207,6 +216,29 @@ class TokenStream:
                 pending = sampler.choose(logits, guide.allowed())
                 mx.async_eval(pending)
             yield value
+
+    def _awaited(self, token: mx.array, next_token: mx.array) -> bool:
+        """Wait for a token whose experts may come from the disk. Returns False if stopped.
+
+        The step that computes the token, and the one after it, then end early. The cache loses the
+        token before.
+        """
+        store = self.model.expert_store
+        if store is None:
+            return True
+        started, done = time.perf_counter(), False
+        try:
+            while not (done := store.ready(token)) and not self._stopping:
+                time.sleep(POLL_S + POLL_SHARE * (time.perf_counter() - started))
+        finally:
+            if not done:
+                store.stop()
+                mx.eval(token, next_token)
+                store.resume()
+                self.cache.trim(self.cache.length - 1)
+                if self.model.routes is not None:
+                    self.model.routes.take_back_step()
+        return done
 
     def _limit(self) -> int:
         """Return the answer's maximum length in tokens. Sets `cut_by` to the limit that applies."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from engine.nn.config import ModelConfig
 
 MAX_CHUNK, MIN_CHUNK = 512, 16  # prompt tokens processed at a time
+STREAM_CHUNK = 2048  # the same if experts stay in the file: each is read once for a chunk
 SCORE_BYTES = 128 << 20  # attention scores for one prefill chunk
 PIECE_BYTES = 64 << 20  # of blocks that a GPU turns into numbers at a time, as numbers
 INDEXER_BYTES = 64 << 20  # scores that all indexer heads compute at a time

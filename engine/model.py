@@ -18,13 +18,14 @@ from engine.generate import OnPrefill, TokenStream
 from engine.gguf.reader import ModelFile, open_model
 from engine.kernels.native.fused import fuse
 from engine.kernels.select import select
-from engine.limits import enough_memory, prefill_chunk
+from engine.limits import STREAM_CHUNK, enough_memory, prefill_chunk
 from engine.nn.cache.cache import READ, WHOLE, Cache
 from engine.nn.cache.spec import KV_TYPES
 from engine.nn.config import ModelConfig, read_model_config, used_tensors
 from engine.nn.decoder import Decoder
 from engine.nn.weights import Weights
 from engine.sampling import Settings
+from engine.streaming import ExpertStore, plan_store
 from engine.text import chat_template, tokenizer
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ class Model:
 
     template: None if the file has no chat template. kernels: if the slower kernels are in use,
     `kernels.fallback_reason` explains why. check_file: raises FileShrank or ReadFailed if the
-    mapped weights are no longer those of the file.
+    mapped weights are no longer those of the file. expert_store: the experts, if they stay in the
+    file; None if they are in memory.
     """
 
     def __init__(
@@ -50,8 +52,9 @@ class Model:
         template: ChatTemplate | None,
         decoder: Decoder,
         check_file: Callable[[], None] = lambda: None,
+        expert_store: ExpertStore | None = None,
     ) -> None:
-        self.check_file = check_file
+        self.check_file, self.expert_store = check_file, expert_store
         self.config, self.tokenizer, self.template = config, tokenizer, template
         self.kernels = decoder.kernels
         self._decoder = decoder
@@ -97,7 +100,17 @@ class Model:
         """Return the logits at every position, computed without a cache: (T, V) float32."""
         self._check(tokens)
         with self.kernels.reading():
-            return self._decoder.logits(self._decoder.hidden(mx.array(tokens), None, 0))
+            logits = self._decoder.logits(self._decoder.hidden(mx.array(tokens), None, 0))
+        if self.expert_store is not None:  # a failed read shows only then
+            mx.eval(logits)
+            self.check_file()
+        return logits
+
+    def prompt_chunk(self, context: int) -> int:
+        """Return how many tokens of a prompt are processed at a time. context: the cache's."""
+        if self.expert_store is not None and self._decoder.layers.long_chunks:
+            return STREAM_CHUNK
+        return prefill_chunk(self.config, context, self.kernels.name)
 
     def step(self, tokens: list[int], cache: Cache) -> mx.array:
         """Append tokens to the cached sequence. Returns the next token's logits, (V,) float32.
@@ -142,7 +155,7 @@ class Model:
         (V,). check: called between chunks and during long ones. If it raises an exception, the
         cache stays valid. Raises FileShrank and ReadFailed.
         """
-        chunk = prefill_chunk(self.config, cache.context, self.kernels.name)
+        chunk = self.prompt_chunk(cache.context)
 
         def tell(start: int, count: int, share: float) -> None:
             if on_prefill is not None:
@@ -160,7 +173,11 @@ class Model:
                     logits, cache.layers, fed, partial(tell, start, len(part))
                 )
             self.check_file()
-            cache.extend(part, WHOLE if len(part) == cache.block else READ)
+            for block in _chunks(fed.start, fed.stop, cache.block or chunk):
+                whole = len(block) == cache.block
+                cache.extend(
+                    part[block.start - fed.start :][: len(block)], WHOLE if whole else READ
+                )
             if self.routes is not None:
                 self.routes.commit_step()
             tell(start, len(part), 1.0)
@@ -197,6 +214,7 @@ def load(
     on_load: Callable[[int, int], None] | None = None,
     isa: str | None = None,
     gpu_verdicts: Path | None = None,
+    expert_bytes: int | None = None,
 ) -> Model:
     """Load a model. path: a GGUF file, part 1 of a split file, or the result of `open_model`.
 
@@ -204,9 +222,13 @@ def load(
     runs the chat template. on_load: receives (bytes loaded, total bytes). isa: the native kernels'
     instruction set, such as avx2, for all models in this process. gpu_verdicts: a file that keeps
     which kernels work on this GPU; block types are tried at their first use. None means that all
-    work. Raises GGUFError if the file is invalid, UnsupportedError if the engine cannot run it,
-    BackendError if no backend is usable, or FileShrank or ReadFailed if the file can no longer be
-    read.
+    work. expert_bytes: the memory for the experts of a mixture, which stay in the file and are read
+    when they are chosen; None loads them all.
+
+    Raises GGUFError if the file is invalid, UnsupportedError if the engine cannot run it,
+    BackendError if no backend is usable, FileShrank or ReadFailed if the file can no longer be
+    read, ExpertsDoNotFit if the experts of one token need more than expert_bytes, or ValueError if
+    there are no experts to leave in the file.
     """
     file = path if isinstance(path, ModelFile) else open_model(Path(path))
     config = read_model_config(file.metadata, file.tensors)
@@ -217,17 +239,29 @@ def load(
     build = builder(config.architecture)
     with enough_memory():
         wide = config.architecture in WIDE_ACTIVATIONS
-        weights = Weights(file, select(kernels, threads, isa, gpu_verdicts, wide), on_load)
+        chosen = select(kernels, threads, isa, gpu_verdicts, wide)
+        store = None
+        if expert_bytes is not None:
+            store = chosen.store(plan_store(config, file.tensors, expert_bytes), file.parts)
+        weights = Weights(file, chosen, on_load, store)
         decoder: Decoder = build(config, weights)
-        fuse(decoder, config, file.tensors)
+        fuse(decoder, config, file.tensors, store)
         if weights.kernels.name == "blocks":
             from engine.kernels.gpu.fuse import fuse_experts
 
             fuse_experts(decoder)
         mx.clear_cache()  # frees repacking's buffers
     weights.check_files()
+    weights.loaded()
     if backend() == "metal":
         set_wired_limit(mx.get_active_memory(), this_machine().budget_bytes)
+    if store is not None:
+
+        def check() -> None:
+            store.check()
+            weights.check_files()
+
+        return Model(config, words, chat, decoder, check, store)
     if not weights.kernels.in_place:  # the file is no longer in use
         return Model(config, words, chat, decoder)
     return Model(config, words, chat, decoder, weights.check_files)

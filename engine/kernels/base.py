@@ -15,7 +15,10 @@ import mlx.core as mx
 from engine.gguf.reader import TensorInfo
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from engine.sampling import Settings
+    from engine.streaming import ExpertStore, StorePlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,9 @@ class Kernels(Protocol):
 
         scales: a factor for a matrix, (1,), or for each matrix of a stack, (E,).
         """
+
+    def store(self, plan: StorePlan, files: tuple[Path, ...]) -> ExpertStore:
+        """Create a store for experts that stay in the model's files."""
 
     def convolve(
         self, x: mx.array, tail: mx.array, taps: mx.array, bias: mx.array | None, activate: bool

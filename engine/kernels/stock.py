@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -20,12 +21,14 @@ import numpy.typing as npt
 
 from engine import sampling
 from engine.device import cores, return_large_blocks
+from engine.errors import BackendError
 from engine.gguf.reader import TensorInfo
 from engine.gguf.types import BlockType
 from engine.kernels.base import QTensor, Rows
 from engine.kernels.repack import Affine, repack, repack_mxfp4, repack_nvfp4
 from engine.limits import SCAN_CHUNK
 from engine.nn import scan as recurrence
+from engine.streaming import ExpertStore, StorePlan
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -182,6 +185,9 @@ class StockKernels:
         packed = self._load_blocks(np.frombuffer(blocks, np.uint8), info)
         format = {"group_size": packed.group, "bits": packed.bits, "mode": mode}
         return QuantizedTensor(packed, info.shape, format, self.dtype, self.streams)
+
+    def store(self, plan: StorePlan, files: tuple[Path, ...]) -> ExpertStore:
+        raise BackendError(f"the {self.name} kernels need all experts in memory")
 
     def latent_attention(self, q: mx.array, rows: Rows, value_dim: int) -> mx.array:
         keys = rows.floats().astype(q.dtype)

@@ -40,6 +40,10 @@ OnProgress = Callable[[float], None]
 class Layers(Protocol):
     """All layers between embedding and head."""
 
+    @property
+    def long_chunks(self) -> bool:
+        """True if a prompt's chunks are `STREAM_CHUNK` tokens long."""
+
     def new_caches(self, context: int, kv_type: str) -> Any:
         """Create one sequence's caches for all layers."""
 
@@ -190,6 +194,10 @@ class Blocks:
 
     def rewindable_length(self, caches: Sequence[LayerCache], length: int) -> int:
         return rewindable_length(caches, length)
+
+    @property
+    def long_chunks(self) -> bool:
+        return False
 
     def evaluate(
         self, result: mx.array, caches: Any, tokens: range, on_progress: OnProgress

@@ -26,6 +26,15 @@ class MappedFile:
         self._map = data if isinstance(data, mmap.mmap) else None
         self._watch = watch(self.view) if self._map is not None else None
 
+    @property
+    def size_bytes(self) -> int:
+        """The size of the file when it was mapped."""
+        return len(self.view)
+
+    def blocks(self, start: int, end: int) -> memoryview:
+        """Return a view of bytes start..end."""
+        return self.view[start:end]
+
     def release(self, start: int, end: int) -> None:
         """Let the system take back the pages of a part of the file, which was copied."""
         if self._map is not None:

@@ -59,6 +59,11 @@ class RouterStats:
         self._pending_tokens += tokens
         self.tokens += tokens
 
+    def take_back_step(self) -> None:
+        """Undo the last commit, of a step that was then stopped."""
+        if self._pending:
+            self.tokens -= self._pending.pop()[0].shape[1]
+
     def hits(self) -> Hits:
         """Return how often each layer chose each expert: (L, E). Waits for pending steps."""
         self._fold()

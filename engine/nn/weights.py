@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import mlx.core as mx
 
@@ -16,7 +17,9 @@ from engine.errors import GGUFError
 from engine.gguf.reader import ModelFile, TensorInfo
 from engine.gguf.types import TYPE_BY_NAME
 from engine.kernels.base import Kernels, QTensor
+from engine.nn.direct import DirectFile
 from engine.nn.mapped import MappedFile
+from engine.streaming import PART_NAMES, ExpertStore
 
 ROUTER_SCALE = "ffn_gate_inp.scale"  # scales what Gemma 4's router reads, not what it computes
 
@@ -34,22 +37,37 @@ class Linear:
 
 
 class Weights:
-    """A memory-mapped model file. on_load: called with (bytes loaded, total bytes)."""
+    """A model's files. on_load: called with (bytes loaded, total bytes).
+
+    They are mapped into memory. With a store, experts stay in the files, and all else is copied.
+    """
 
     def __init__(
-        self, file: ModelFile, kernels: Kernels, on_load: Callable[[int, int], None] | None = None
+        self,
+        file: ModelFile,
+        kernels: Kernels,
+        on_load: Callable[[int, int], None] | None = None,
+        store: ExpertStore | None = None,
     ) -> None:
         self.tensors = file.tensors
-        self.kernels = kernels
+        self.kernels, self.store = kernels, store
         self._on_load = on_load
         self._loaded_bytes = 0
-        self._total_bytes = sum(info.size_bytes for info in file.tensors.values())
-        self._parts = [MappedFile(path) for path in file.parts]
+        stored = sum(one.stored_bytes for one in store.plan.layers) if store else 0
+        self._total_bytes = sum(info.size_bytes for info in file.tensors.values()) - stored
+        open_part: Callable[[Path], DirectFile | MappedFile] = DirectFile if store else MappedFile
+        self._parts = [open_part(path) for path in file.parts]
 
     def check_files(self) -> None:
-        """Raise FileShrank or ReadFailed if a part of a file was lost since it was mapped."""
+        """Raise FileShrank or ReadFailed if a part of a file was lost since it was opened."""
         for part in self._parts:
             part.check()
+
+    def loaded(self) -> None:
+        """Let the system drop what its page cache has of files that are not mapped."""
+        for part in self._parts:
+            if isinstance(part, DirectFile):
+                part.forget_cached()
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
@@ -133,14 +151,32 @@ class Weights:
         Files from before April 2024 have one tensor per expert; this method stacks them.
         """
         name = f"{prefix}.{projection}_exps.weight"
+        count, *one = shape
+        if self.store is not None:
+            return self._stored(self.store, prefix, projection, *shape)
         if name in self:
             return self.matrix(name, *shape)
-        count, *one = shape
         infos = [self._info(f"{prefix}.{projection}.{e}.weight", tuple(one)) for e in range(count)]
-        if len({info.type.name for info in infos}) != 1:
-            raise GGUFError(f"tensors {prefix}.{projection}.*.weight must all have the same type")
+        _require_one_type(prefix, projection, infos)
         blocks = b"".join([self._blocks(info) for info in infos])
         return self._load_copy(blocks, replace(infos[0], name=name, shape=tuple(shape)))
+
+    def _stored(
+        self, store: ExpertStore, prefix: str, projection: str, count: int, *one: int
+    ) -> QTensor:
+        name = f"{prefix}.{projection}_exps.weight"
+        if name in self:
+            infos = [self._info(name, (count, *one))]
+        else:
+            infos = [self._info(f"{prefix}.{projection}.{e}.weight", one) for e in range(count)]
+        _require_one_type(prefix, projection, infos)
+        for info in infos:
+            self._require_in_file(info)
+        info = replace(infos[0], name=name, shape=(count, *one))
+        factors = self._scales(info)
+        layer = int(prefix.removeprefix("blk."))
+        listed: list[float] | None = None if factors is None else factors.tolist()  # type: ignore[assignment]
+        return store.tensor(layer, PART_NAMES[projection], info, listed)
 
     def _info(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
         info = self.tensors.get(name)
@@ -151,18 +187,27 @@ class Weights:
         return info
 
     def _blocks(self, info: TensorInfo) -> memoryview:
-        part = self._parts[info.part]
-        part.check()
-        end = info.offset + info.size_bytes
-        if end > len(part.view):
-            raise GGUFError(
-                f"tensor {info.name!r} ends at byte {end:,}, past the end of the file "
-                f"({len(part.view):,})"
-            )
+        part = self._require_in_file(info)
         self._loaded_bytes += info.size_bytes
         if self._on_load is not None:
             self._on_load(min(self._loaded_bytes, self._total_bytes), self._total_bytes)
-        return part.view[info.offset : end]
+        return part.blocks(info.offset, info.offset + info.size_bytes)
+
+    def _require_in_file(self, info: TensorInfo) -> DirectFile | MappedFile:
+        part = self._parts[info.part]
+        part.check()
+        end = info.offset + info.size_bytes
+        if end > part.size_bytes:
+            raise GGUFError(
+                f"tensor {info.name!r} ends at byte {end:,}, past the end of the file "
+                f"({part.size_bytes:,})"
+            )
+        return part
+
+
+def _require_one_type(prefix: str, projection: str, infos: list[TensorInfo]) -> None:
+    if len({info.type.name for info in infos}) != 1:
+        raise GGUFError(f"tensors {prefix}.{projection}.*.weight must all have the same type")
 
 
 def _transposed(blocks: bytes, info: TensorInfo) -> tuple[bytes, TensorInfo]:

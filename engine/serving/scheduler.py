@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, TypeVar
 import mlx.core as mx
 
 from engine.errors import EngineError
-from engine.limits import prefill_chunk
 from engine.serving.fair_queue import FairQueue
 
 if TYPE_CHECKING:
@@ -263,7 +262,7 @@ class Scheduler:
     def _read(self, job: Job, lane: Lane, tokens: list[int], save_at: int) -> Iterator[None]:
         """Read all chunks of a prompt but the last, which `generate` reads."""
         model, cache = job.prefixes.model, lane.cache
-        size = prefill_chunk(model.config, cache.context, model.kernels.name)
+        size = model.prompt_chunk(cache.context)
         first, stops = cache.length, [save_at] if save_at else []
         ends = range(first - first % size + size, len(tokens), size)
         if cache.block and ends:  # a longer prompt computes an unfilled block again

@@ -29,6 +29,7 @@ from engine.limits import lacks_threads
 if TYPE_CHECKING:
     from engine.kernels.native import _native
     from engine.sampling import Settings
+    from engine.streaming import ExpertStore, StorePlan
 
 MAX_TAPS = 64  # per convolution; same value as in core/recurrent/recurrence.h
 BUILT_FOR = Path(__file__).with_name("mlx-version")
@@ -174,6 +175,11 @@ class NativeKernels:
         factors = None if scales is None else scales.tolist()
         weight = self.native.Weight(blocks, info.type.id, experts, rows, columns, factors)
         return NativeTensor(weight, info.shape, self.native)
+
+    def store(self, plan: StorePlan, files: tuple[Path, ...]) -> ExpertStore:
+        from engine.kernels.native.stream import NativeStore
+
+        return NativeStore(plan, files, self.native)
 
     def latent_attention(self, q: mx.array, rows: Rows, value_dim: int) -> mx.array:
         values, scales = rows.values, rows.scales

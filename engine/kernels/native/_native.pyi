@@ -1,6 +1,7 @@
 """The C++ extension. Weight types are GGML type ids."""
 
 from enum import Enum
+from typing import overload
 
 import mlx.core as mx
 import numpy as np
@@ -22,6 +23,7 @@ class Watch:
     def lost(self) -> bool: ...
 
 class Weight:
+    @overload
     def __init__(
         self,
         buffer: NDArray[np.uint8],
@@ -31,7 +33,46 @@ class Weight:
         cols: int,
         scales: list[float] | None = None,
     ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        store: ExpertStore,
+        layer: int,
+        part: int,
+        type: int,
+        experts: int,
+        rows: int,
+        cols: int,
+        scales: list[float] | None,
+    ) -> None: ...  # a part of a layer's experts
     def rows(self, begin: int, end: int) -> Weight: ...  # of a single matrix
+
+class ExpertStore:
+    """The experts that stay in the files. layers: the kind of slot, and (bytes, file of each
+    expert, offset of each expert) for each part. kinds: (bytes, slots)."""
+
+    def __init__(
+        self,
+        files: list[str],
+        layers: list[tuple[int, list[tuple[int, list[int], list[int]]]]],
+        kinds: list[tuple[int, int]],
+        window: int,
+        window_bytes: int,
+        readers: int,
+    ) -> None: ...
+    def stop(self) -> None: ...
+    def resume(self) -> None: ...
+    # for tests: delay_s before each read; most bytes that one returns, 0: all; how many succeed,
+    # -1: all
+    def disturb(self, delay_s: float, most: int, fails_after: int) -> None: ...
+    @property
+    def failure(self) -> tuple[int, int, int, int, int] | None: ...  # as in `check_failure`
+    @property
+    def held(self) -> int: ...
+    @property
+    def held_bytes(self) -> int: ...
+    @property
+    def stats(self) -> tuple[int, int, int, int, int, int, list[int]]: ...  # as in core/store
 
 def matmul(x: mx.array, w: Weight) -> mx.array: ...
 def gather_matmul(x: mx.array, ids: mx.array, w: Weight) -> mx.array: ...

@@ -280,6 +280,7 @@ class LayerConverter:
         if experts.activation is not squared_relu:
             layer.activation, layer.limit = self._activation(experts.activation)
         layer.down = _linear(experts.down)
+        layer.store = native_weight(experts.down.weight)
         if experts.latent_down is not None and experts.latent_up is not None:
             layer.latent_down = native_weight(experts.latent_down.weight)
             layer.latent_up = native_weight(experts.latent_up.weight)

@@ -3,6 +3,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -20,6 +21,7 @@
 #include "guard.h"
 #include "layers.h"
 #include "recurrent.h"
+#include "stream.h"
 #include "weight.h"
 
 namespace nb = nanobind;
@@ -323,7 +325,11 @@ void bind_layers(nb::module_& m) {
                      layer.gate.rows = layer.up.rows = layer.merged_rows / 2;
                      layer.up.data += layer.gate.rows * layer.up.stride();
                      if (layer.gate_bias) layer.up_bias = layer.gate_bias + layer.gate.rows;
-                   });
+                   })
+      .def_prop_rw("store", nullptr, [](LayerBuilder<ExpertLayer>& builder, const Weight& any) {
+        builder.layer.store = any.store.get();
+        builder.layer.store_layer = any.layer;
+      });
   nb::class_<HeadLayer>(m, "Head")
       .def("__init__",
            [](HeadLayer* self, const PyNorm& norm, const Weight& output) {
@@ -392,6 +398,13 @@ NB_MODULE(_native, m) {
           },
           nb::arg("buffer"), nb::arg("type"), nb::arg("experts"), nb::arg("rows"), nb::arg("cols"),
           nb::arg("scales") = nb::none())
+      .def("__init__",
+           [](Weight* self, const std::shared_ptr<ExpertStore>& store, int layer, int part,
+              int type, int64_t experts, int64_t rows, int64_t cols,
+              const std::optional<std::vector<float>>& scales) {
+             new (self) Weight(streamed_weight(store, layer, part, static_cast<Type>(type), experts,
+                                               rows, cols, scales));
+           })
       .def("rows", [](const Weight& self, int64_t begin, int64_t end) {
         if (self.experts != 1 || begin < 0 || begin > end || end > self.rows)
           throw nb::value_error("these are not rows of a matrix");
@@ -400,6 +413,7 @@ NB_MODULE(_native, m) {
         part.rows = end - begin;
         return part;
       });
+  bind_store(m);
   m.def("matmul", nb::overload_cast<const mx::array&, const Weight&>(&matmul));
   m.def("gather_matmul", &gather_matmul);
   m.def("rows", &rows);

@@ -36,30 +36,43 @@ from engine.nn.moe import DenseAndExperts
 if TYPE_CHECKING:
     from engine.kernels.native import _native
     from engine.nn.router_stats import RouterStats
+    from engine.streaming import ExpertStore
 
 # A step takes long enough to need cancellation if (tokens x bytes of weights) reaches this.
 CANCELLABLE_BYTES = 64 * 10**9
 POLL_S = 0.01
 
 
-def fuse(decoder: Decoder, config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> None:
-    """Replace a decoder's layers and head with single tasks, if its kernels support this."""
+def fuse(
+    decoder: Decoder,
+    config: ModelConfig,
+    tensors: Mapping[str, TensorInfo],
+    store: ExpertStore | None = None,
+) -> None:
+    """Replace a decoder's layers and head with single tasks, if its kernels support this.
+
+    store: has the experts, if they stay in the file.
+    """
     kernels, layers, head = decoder.kernels, decoder.layers, decoder.head
     if not isinstance(kernels, NativeKernels):
         return
     assert isinstance(layers, Blocks) and isinstance(head, LMHead)
     if fuses(config, tensors):
-        decoder.layers = FusedLayers(layers, kernels.native)
+        decoder.layers = FusedLayers(layers, kernels.native, store)
     decoder.head = FusedHead(head, kernels.native)
 
 
 class FusedLayers:
     """A decoder's layers as one task. Their caches are stored in the extension."""
 
-    def __init__(self, layers: Blocks, native: ModuleType) -> None:
-        self.native = native
+    def __init__(
+        self, layers: Blocks, native: ModuleType, store: ExpertStore | None = None
+    ) -> None:
+        self.native, self.store = native, store
         self.windowed = any(spec.window for spec in layers.cache_specs)
         self.borrows = any(spec.borrowed for spec in layers.cache_specs)
+        # A borrowed cache that moves must not move again before its borrower has read it.
+        self.long_chunks = store is not None and not (self.windowed and self.borrows)
         self.stack: _native.Stack = native.Stack()
         builder = StackBuilder(self.stack, native)
         caches: dict[int, int] = {}  # the number of each block's cache among those of attention
@@ -82,7 +95,7 @@ class FusedLayers:
     def evaluate(
         self, result: mx.array, caches: _native.Caches, tokens: range, on_progress: OnProgress
     ) -> None:
-        if len(tokens) * self.bytes < CANCELLABLE_BYTES:
+        if self.store is None and len(tokens) * self.bytes < CANCELLABLE_BYTES:
             mx.eval(result)
             return
         mx.async_eval(result)
@@ -97,10 +110,14 @@ class FusedLayers:
 
     def _cancel(self, result: mx.array, caches: _native.Caches, offset: int) -> None:
         self.stack.cancel(True)
+        if self.store is not None:
+            self.store.stop()
         try:
             mx.eval(result)
         finally:
             self.stack.cancel(False)
+            if self.store is not None:
+                self.store.resume()
             caches.undo(offset)
 
     def record_routes(self, stats: RouterStats) -> None:
@@ -121,7 +138,8 @@ class FusedLayers:
         if offset < 0 or (caches is not None and end > caches.capacity):
             raise ValueError(f"tokens {offset:,} to {end:,} are outside the cache")
         # A window has room for this many new tokens at a time.
-        step = WINDOW_SLACK if caches is not None and self.windowed else x.shape[0]
+        cut = caches is not None and self.windowed and not self.long_chunks
+        step = WINDOW_SLACK if cut else x.shape[0]
         starts = range(0, max(x.shape[0], 1), max(step, 1))
 
         def part(start: int) -> tuple[mx.array, _native.Caches | None, int, mx.array | None]:

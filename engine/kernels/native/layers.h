@@ -154,7 +154,8 @@ class Stack {
 
   // x (T, D) -> (T, D). The first token is at position `offset`. Without caches, tokens attend only
   // to each other, and no layer may read another one's. embedded: what the layers embed each token
-  // as, (T, their widths), if they do.
+  // as, (T, their widths), if they do. With caches and a store of experts, the result is that of
+  // one run for each block of BLOCK_TOKENS positions. It is undefined if the store stops.
   mx::array run(const mx::array& x, Caches* caches, int64_t offset,
                 const std::optional<mx::array>& embedded) const;
 
@@ -176,6 +177,8 @@ class Stack {
     std::vector<Vector> vectors;
     std::atomic<bool> cancelled{false};
     std::atomic<size_t> done{0};
+
+    ExpertStore* store() const;  // null: all experts are in memory
   };
 
   std::vector<mx::array> launch_all(const mx::array& x, Caches* caches, int64_t offset,

@@ -34,6 +34,37 @@ Groups group(const int32_t* ids, int64_t n, int64_t experts) {
   return groups;
 }
 
+// Call fn(expert, its matrix) on every thread for each expert that has rows.
+template <class F>
+void each_expert(const Weight& w, const Groups& groups, const std::vector<int32_t>& used,
+                 Tokens kind, int thread, int threads, F&& fn) {
+  Pool& pool = Pool::shared();
+  if (!w.store) {
+    for (const int32_t e : used) fn(e, w.matrix(e));
+    return;
+  }
+  const auto with_address = [&](int64_t i, const store::Addresses& at) {
+    const int32_t e = used[static_cast<size_t>(i)];
+    Matrix matrix = w.matrix(e);
+    matrix.data = at[static_cast<size_t>(w.part)];
+    fn(e, matrix);
+  };
+  const unsigned parts = 1u << w.part;
+  const bool one = kind == Tokens::Single;
+  const auto count = static_cast<int64_t>(used.size());
+  if (thread == 0) {
+    std::vector<int32_t> last;
+    for (const int32_t e : used) last.push_back(groups.order[groups.starts[e + 1] - 1]);
+    if (one) w.store->choose(w.layer, used.data(), count, w.store->first_part(w.layer) == w.part);
+    else w.store->plan(w.layer, used.data(), last.data(), count, {parts}, threads);
+  }
+  pool.barrier();
+  if (one) w.store->each_chosen(parts, thread, with_address);
+  else w.store->each_planned(0, thread, with_address);
+  pool.barrier();
+  if (thread == 0) w.store->finish();
+}
+
 // x (pairs / per_row, cols) or (pairs, cols), ids (pairs,) -> y (pairs, rows).
 void gather(const Weight& w, const float* x, const int32_t* ids, int64_t pairs, int64_t per_row,
             Tokens kind, float* y) {
@@ -41,6 +72,9 @@ void gather(const Weight& w, const float* x, const int32_t* ids, int64_t pairs, 
   std::vector<int32_t> tokens(pairs);
   for (int64_t i = 0; i < pairs; ++i) tokens[i] = static_cast<int32_t>(groups.order[i] / per_row);
   std::vector<float> sorted(pairs * w.rows);
+  std::vector<int32_t> used;
+  for (int32_t e = 0; e < w.experts; ++e)
+    if (groups.starts[e] < groups.starts[e + 1]) used.push_back(e);
   Shared& all = shared();
   const std::lock_guard<std::mutex> lock(all.mutex);
   Pool& pool = Pool::shared();
@@ -49,12 +83,12 @@ void gather(const Weight& w, const float* x, const int32_t* ids, int64_t pairs, 
     if (!is_float(w.type)) all.activations.quantize(thread, threads);
     pool.barrier();
     const Range part = share(w.rows, thread, threads);
-    for (int64_t e = 0; e < w.experts; ++e) {
+    each_expert(w, groups, used, kind, thread, threads, [&](int32_t e, const Matrix& matrix) {
       const int64_t start = groups.starts[e], n = groups.starts[e + 1] - start;
-      if (n > 0 && part.end > part.begin)
-        matmul_rows(w.matrix(e), all.activations, kind, tokens.data() + start, n,
+      if (part.end > part.begin)
+        matmul_rows(matrix, all.activations, kind, tokens.data() + start, n,
                     sorted.data() + start * w.rows, w.rows, part.begin, part.end);
-    }
+    });
     pool.barrier();
     const Range mine = share(pairs, thread, threads, 1);
     for (int64_t i = mine.begin; i < mine.end; ++i)

@@ -8,9 +8,12 @@
 #include <vector>
 
 #include "core/quant/types.h"
+#include "core/store/store.h"
 #include "task.h"
 
 namespace conifer {
+
+using store::ExpertStore;
 
 // A matrix (rows, cols), or a contiguous stack of matrices (experts, rows, cols). `owner` keeps the
 // blocks alive. Tasks that read the blocks hold a copy of `owner`.
@@ -20,6 +23,9 @@ struct Weight {
   Type type;
   int64_t experts, rows, cols;
   std::shared_ptr<const std::vector<float>> scales;  // a factor for each expert; may be null
+  // If not null, the experts are this part of a layer in the store, and `data` means nothing.
+  std::shared_ptr<ExpertStore> store = nullptr;
+  int layer = 0, part = 0;
 
   Matrix matrix(int64_t expert = 0) const {
     const uint8_t* blocks = data + expert * rows * row_bytes(type, cols);

@@ -14,6 +14,7 @@
 #include "blocks/norm_rope.h"
 #include "gemm/matmul.h"
 #include "quant/types.h"
+#include "store/store.h"
 #include "threads/pool.h"
 #include "threads/share.h"
 
@@ -22,6 +23,7 @@ namespace conifer::blocks {
 using attention::KVCache;
 using gemm::Activations;
 using quant::Matrix;
+using store::ExpertStore;
 using threads::Pool;
 using threads::Range;
 using threads::share;
@@ -52,6 +54,8 @@ struct Workspace {
   struct Parts;
   std::unique_ptr<Parts> parts;
   bool prompt = false;  // even one token is part of a prompt
+  // Tokens before the first of several blocks of BLOCK_TOKENS; 0: all tokens are one block.
+  int64_t first_block = 0;
 };
 
 struct AttentionLayer {
@@ -253,7 +257,8 @@ struct Routing {
 struct ExpertLayer {
   Norm norm;
   Matrix router;  // (E, D)
-  // For the first expert; the rest follow without gaps; gate.data null: none.
+  // For the first expert; the rest follow without gaps; gate.data null: none. With a store, their
+  // addresses mean nothing else.
   Matrix gate, up, down;
   Routing routing;
   Activation activation = Activation::Silu;
@@ -275,13 +280,15 @@ struct ExpertLayer {
   // The routed experts' own width: (W, D), (D, W); data null: they read and write D values.
   Matrix latent_down = {}, latent_up = {};
   float residual = 1.0f;
+  ExpertStore* store = nullptr;  // has the experts; null: they are in memory
+  int store_layer = 0;                  // this layer's number there
 };
 
 // y = base + residual * (sum of weight * expert(h) over the chosen experts + shared(h)), where
 // h = norm(x) and expert(h) = down(activation(gate(h), up(h))), or down(max(up(h), 0)^2) without a
 // gate. With latent experts, the sum is latent_up(sum of weight * expert(latent_down(h))).
 // chosen: receives the ids of the chosen experts (T, k); may be null. base: null for x; it must be
-// null for latent experts.
+// null for latent experts. If the store stops, y is undefined.
 void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* y, Workspace& work,
                Pool& pool, int32_t* chosen = nullptr, const float* base = nullptr);
 

@@ -3,10 +3,13 @@
 // One token: the threads divide the rows of all chosen experts. Many tokens: tokens are grouped by
 // expert, and every thread multiplies its own rows of every expert, so that each weight is read
 // once and no sums cross threads.
+//
+// With a store, one token's experts are multiplied as they arrive, but added in the router's order.
+// Sums are the same, bit by bit, wherever the experts come from.
 #include <algorithm>
 #include <cmath>
 
-#include "blocks/block.h"
+#include "blocks/expert_call.h"
 #include "blocks/steps.h"
 #include "isa/kernels.h"
 
@@ -16,93 +19,12 @@ namespace {
 
 using Parts = Workspace::Parts;
 using Thread = Parts::Thread;
+using store::Addresses;
 
 constexpr int64_t TOKENS_AT_ONCE = 512;  // per expert, to limit scratch memory
 constexpr int64_t ROUTER_GRAIN = 8;
 
-// rows: from one expert to the next.
-Matrix expert(const Matrix& first, int64_t id, int64_t rows) {
-  Matrix matrix = first;
-  if (!first.data) return matrix;
-  matrix.data += id * rows * first.stride();
-  if (first.scale) matrix.scale += id;
-  return matrix;
-}
-
-// Row `id` of the biases for all experts, which may be null.
-const float* bias_of(const float* biases, int64_t id, int64_t n) {
-  return biases ? biases + id * n : nullptr;
-}
-
-// One expert's gate, which may be missing, and up projections.
-struct Gated {
-  Matrix gate, up;
-  const float* gate_bias;  // both biases may be null
-  const float* up_bias;
-  Activation activation;
-  float limit;
-
-  // Apply the activation to the rows for n tokens. Overwrites `gate`; both are (n, hidden).
-  // weigh(i): token i's factor on the expert's input, which its projections only pass on.
-  template <class Weigh>
-  void finish(float* gate_out, float* up_out, int64_t n, Range rows, Weigh&& weigh) const {
-    const isa::KernelTable& kernels = isa::kernels();
-    const int64_t hidden = up.rows, count = rows.end - rows.begin;
-    for (int64_t i = 0; i < n; ++i) {
-      float* g = gate_out + i * hidden + rows.begin;
-      float* u = up_out + i * hidden + rows.begin;
-      if (const float weight = weigh(i); weight != 1.0f) {
-        if (gate.data) kernels.scale(g, weight, count, g);
-        kernels.scale(u, weight, count, u);
-      }
-      if (gate_bias) kernels.add(g, gate_bias + rows.begin, count, g);
-      if (up_bias) kernels.add(u, up_bias + rows.begin, count, u);
-      if (gate.data) activate(activation, limit, g, u, count, g);
-      else squared_relu(u, count, g);
-    }
-  }
-};
-
 float unweighted(int64_t) { return 1.0f; }
-
-struct ExpertCall {
-  const ExpertLayer& layer;
-  const float* base;  // added to the result, unless null
-  int64_t tokens;
-  float* y;
-  Parts& parts;
-  Pool& pool;
-  RowSharing* hidden_rows;  // for a single token
-  RowSharing* output_rows;
-  bool decodes;
-  float residual;
-
-  int64_t width() const { return layer.up.cols; }
-  int64_t hidden() const { return layer.up.rows; }
-  int64_t used() const { return layer.routing.used; }
-  int64_t shared() const { return layer.shared_up.data ? layer.shared_up.rows : 0; }
-
-  Gated gated(int64_t id) const {
-    const int64_t rows = layer.merged_rows ? layer.merged_rows : hidden();
-    return {expert(layer.gate, id, rows),
-            expert(layer.up, id, rows),
-            bias_of(layer.gate_bias, id, rows),
-            bias_of(layer.up_bias, id, rows),
-            layer.activation,
-            layer.limit};
-  }
-  Gated gated_shared() const {
-    return {layer.shared_gate, layer.shared_up,         nullptr,
-            nullptr,           layer.shared_activation, layer.shared_limit};
-  }
-  Matrix down(int64_t id) const { return expert(layer.down, id, width()); }
-
-  // A router's weight as a factor on an expert's input, and on its result.
-  float on_input(float weight) const { return layer.weight_on_input ? weight : 1.0f; }
-  float on_result(float weight) const {
-    return layer.weight_on_input ? residual : residual * weight;
-  }
-};
 
 // The shared expert's weight for a token's h.
 float shared_weight(const ExpertCall& call, const float* h) {
@@ -118,6 +40,13 @@ void one_token(const ExpertCall& call, const Activations& input, const int32_t* 
                const float* weights, float shared, int thread, int threads) {
   const int64_t used = call.used(), hidden = call.hidden(), width = call.width();
   const isa::KernelTable& kernels = isa::kernels();
+  ExpertStore* held = call.layer.store;
+  if (held) {
+    if (thread == 0) held->choose(call.layer.store_layer, ids, used);
+    call.pool.barrier();
+  }
+  const bool waits = held && !held->all_here();
+  const auto at = [&](int64_t j) { return held ? held->chosen(j) : call.resident(ids[j]); };
   Thread& own = *call.parts.threads[size_t(thread)];
   float* gate = call.parts.gate.need(0);
   float* up = call.parts.up.need(0);
@@ -127,42 +56,78 @@ void one_token(const ExpertCall& call, const Activations& input, const int32_t* 
     gated.finish(gate + start, up + start, 1, rows, [weight](int64_t) { return weight; });
   };
   const int64_t routed = used * hidden;
-  call.hidden_rows->share_out(routed + call.shared(), thread, threads, [&](Range mine) {
-    for (int64_t j = mine.begin / hidden; j < used && j * hidden < mine.end; ++j)
-      gate_rows(
-          call.gated(ids[j]), j * hidden,
-          {std::max<int64_t>(mine.begin - j * hidden, 0), std::min(mine.end - j * hidden, hidden)},
-          call.on_input(weights[j]));
-    if (mine.end > routed)
-      gate_rows(call.gated_shared(), routed,
-                {std::max<int64_t>(mine.begin - routed, 0), mine.end - routed}, 1.0f);
-  });
+  if (waits) {
+    if (call.shared())
+      gate_rows(call.gated_shared(), routed, share(call.shared(), thread, threads), 1.0f);
+    const Range mine = share(hidden, thread, threads);
+    held->each_chosen(store::INPUTS, thread, [&](int64_t j, const Addresses& found) {
+      gate_rows(call.gated(ids[j], found), j * hidden, mine, call.on_input(weights[j]));
+    });
+  } else {
+    call.hidden_rows->share_out(routed + call.shared(), thread, threads, [&](Range mine) {
+      for (int64_t j = mine.begin / hidden; j < used && j * hidden < mine.end; ++j)
+        gate_rows(call.gated(ids[j], at(j)), j * hidden,
+                  {std::max<int64_t>(mine.begin - j * hidden, 0),
+                   std::min(mine.end - j * hidden, hidden)},
+                  call.on_input(weights[j]));
+      if (mine.end > routed)
+        gate_rows(call.gated_shared(), routed,
+                  {std::max<int64_t>(mine.begin - routed, 0), mine.end - routed}, 1.0f);
+    });
+  }
   call.pool.barrier();
   own.hidden.load(gate, used, hidden, hidden);
   if (call.shared()) own.shared.load(gate + routed, 1, call.shared(), call.shared());
-  call.output_rows->share_out(width, thread, threads, [&](Range rows) {
+  float* made = own.out.need(used * width);  // (k, D), of which a thread writes its rows
+  const auto down_rows = [&](int64_t j, const Addresses& found, Range rows) {
+    float* out = made + j * width;
+    gemm::matmul_rows(call.down(ids[j], found), own.hidden, own.hidden.kind(), j, j + 1, out, width,
+                      rows.begin, rows.end);
+    if (const float* bias = bias_of(call.layer.down_bias, ids[j], width))
+      kernels.add(out + rows.begin, bias + rows.begin, rows.end - rows.begin, out + rows.begin);
+  };
+  const auto sum_rows = [&](Range rows) {
     const int64_t count = rows.end - rows.begin;
-    float* out = own.out.need(width) + rows.begin;
     float* sums = own.mixed.need(width) + rows.begin;
     std::fill(sums, sums + count, 0.0f);
-    for (int64_t j = 0; j < used; ++j) {
-      gemm::matmul_rows(call.down(ids[j]), own.hidden, own.hidden.kind(), j, j + 1,
-                        out - rows.begin, width, rows.begin, rows.end);
-      if (const float* bias = bias_of(call.layer.down_bias, ids[j], width))
-        kernels.add(out, bias + rows.begin, count, out);
-      kernels.add_scaled(out, call.on_result(weights[j]), count, sums);
-    }
+    for (int64_t j = 0; j < used; ++j)
+      kernels.add_scaled(made + j * width + rows.begin, call.on_result(weights[j]), count, sums);
     if (call.shared()) {
-      multiply_rows(call.layer.shared_down, own.shared, out - rows.begin, rows);
-      kernels.add_scaled(out, shared, count, sums);
+      multiply_rows(call.layer.shared_down, own.shared, made, rows);
+      kernels.add_scaled(made + rows.begin, shared, count, sums);
     }
     if (call.base) kernels.add(call.base + rows.begin, sums, count, sums);
     std::copy(sums, sums + count, call.y + rows.begin);
+  };
+  if (waits) {
+    const Range mine = share(width, thread, threads);
+    held->each_chosen(store::OUTPUT, thread,
+                      [&](int64_t j, const Addresses& found) { down_rows(j, found, mine); });
+    return sum_rows(mine);
+  }
+  call.output_rows->share_out(width, thread, threads, [&](Range rows) {
+    for (int64_t j = 0; j < used; ++j) down_rows(j, at(j), rows);
+    sum_rows(rows);
   });
 }
 
+// With a store, read the experts that were chosen.
+void plan(const ExpertCall& call, int threads) {
+  Parts& parts = call.parts;
+  parts.planned.clear();
+  parts.last.clear();
+  for (int64_t e = 0; e < call.layer.routing.experts; ++e)
+    if (parts.first[size_t(e)] < parts.first[size_t(e + 1)]) {
+      parts.planned.push_back(int32_t(e));
+      parts.last.push_back(parts.ids[size_t(parts.first[size_t(e + 1)] - 1)]);
+    }
+  if (call.layer.store)
+    call.layer.store->plan(call.layer.store_layer, parts.planned.data(), parts.last.data(),
+                           int64_t(parts.planned.size()), {store::INPUTS, store::OUTPUT}, threads);
+}
+
 // slots[first[e] .. first[e + 1]] hold the slot numbers token * k + j for expert e and choice j.
-void group_by_expert(const ExpertCall& call, const int32_t* ids) {
+void group_by_expert(const ExpertCall& call, const int32_t* ids, int threads) {
   Parts& parts = call.parts;
   const int64_t experts = call.layer.routing.experts, chosen = call.tokens * call.used();
   int32_t* first = parts.first.data();
@@ -177,18 +142,31 @@ void group_by_expert(const ExpertCall& call, const int32_t* ids) {
   for (int64_t e = experts; e > 0; --e)
     first[e] = first[e - 1];  // they were moved to the ends above
   first[0] = 0;
+  plan(call, threads);
 }
 
-// Call fn(expert, first slot, slots) for pieces of at most TOKENS_AT_ONCE.
+// Call fn(expert, addresses) for each chosen expert, in the order of their numbers.
 template <class F>
-void for_each_piece(const ExpertCall& call, F&& fn) {
-  const std::vector<int32_t>& first = call.parts.first;
-  for (int64_t e = 0; e < call.layer.routing.experts; ++e)
-    for (int64_t begin = first[size_t(e)], end = first[size_t(e + 1)]; begin < end;) {
-      const int64_t count = std::min(end - begin, TOKENS_AT_ONCE);
-      fn(e, begin, count);
-      begin += count;
-    }
+void each_expert(const ExpertCall& call, int stage, int thread, F&& fn) {
+  const std::vector<int32_t>& planned = call.parts.planned;
+  if (call.layer.store)
+    call.layer.store->each_planned(
+        stage, thread, [&](int64_t i, const Addresses& at) { fn(planned[size_t(i)], at); });
+  else
+    for (const int32_t e : planned) fn(e, call.resident(e));
+}
+
+// Call fn(first slot, slots, kind) for pieces of at most TOKENS_AT_ONCE tokens of a block that
+// chose the expert.
+template <class F>
+void each_piece(const ExpertCall& call, int64_t e, F&& fn) {
+  const Parts& parts = call.parts;
+  const int64_t last = parts.first[size_t(e + 1)];
+  for (int64_t begin = parts.first[size_t(e)], end = begin; begin < last; begin = end) {
+    const Range block = call.block_of(parts.ids[size_t(begin)]);
+    while (end < last && end - begin < TOKENS_AT_ONCE && parts.ids[size_t(end)] < block.end) ++end;
+    fn(begin, end - begin, gemm::routed(block.end - block.begin));
+  }
 }
 
 // Process many tokens, grouped by expert. `parts.input` is quantised. shared: the shared expert's
@@ -196,23 +174,25 @@ void for_each_piece(const ExpertCall& call, F&& fn) {
 void many_tokens(const ExpertCall& call, const float* weights, const float* shared, int thread,
                  int threads) {
   const int64_t used = call.used(), hidden = call.hidden(), width = call.width();
-  const gemm::Tokens kind = gemm::routed(call.tokens);
   const isa::KernelTable& kernels = isa::kernels();
   Parts& parts = call.parts;
   float* gate = parts.gate.need(0);
   float* up = parts.up.need(0);
   const Range mine = share(hidden, thread, threads);
-  for_each_piece(call, [&](int64_t e, int64_t begin, int64_t count) {
-    float* rows = gate + begin * hidden;
-    const int32_t* tokens = parts.ids.data() + begin;
-    const Gated gated = call.gated(e);
-    if (gated.gate.data)
-      gemm::matmul_rows(gated.gate, parts.input, kind, tokens, count, rows, hidden, mine.begin,
+  each_expert(call, 0, thread, [&](int64_t e, const Addresses& at) {
+    const Gated gated = call.gated(e, at);
+    each_piece(call, e, [&](int64_t begin, int64_t count, gemm::Tokens kind) {
+      float* rows = gate + begin * hidden;
+      const int32_t* tokens = parts.ids.data() + begin;
+      if (gated.gate.data)
+        gemm::matmul_rows(gated.gate, parts.input, kind, tokens, count, rows, hidden, mine.begin,
+                          mine.end);
+      gemm::matmul_rows(gated.up, parts.input, kind, tokens, count, up, hidden, mine.begin,
                         mine.end);
-    gemm::matmul_rows(gated.up, parts.input, kind, tokens, count, up, hidden, mine.begin, mine.end);
-    const int32_t* slots = parts.slots.data() + begin;
-    gated.finish(rows, up, count, mine,
-                 [&](int64_t i) { return call.on_input(weights[slots[i]]); });
+      const int32_t* slots = parts.slots.data() + begin;
+      gated.finish(rows, up, count, mine,
+                   [&](int64_t i) { return call.on_input(weights[slots[i]]); });
+    });
   });
   if (call.shared()) {
     const Gated gated = call.gated_shared();
@@ -241,17 +221,20 @@ void many_tokens(const ExpertCall& call, const float* weights, const float* shar
       std::copy(call.base + t * width + rows.begin, call.base + t * width + rows.end, at);
   }
   float* out = parts.mixed.need(0);  // (piece, D): each thread writes its own columns
-  for_each_piece(call, [&](int64_t e, int64_t begin, int64_t count) {
-    gemm::matmul_rows(call.down(e), parts.hidden, kind, begin, begin + count, out, width,
-                      rows.begin, rows.end);
-    for (int64_t i = 0; i < count; ++i) {
-      const int32_t slot = parts.slots[size_t(begin + i)];
-      float* row = out + i * width + rows.begin;
-      if (const float* bias = bias_of(call.layer.down_bias, e, width))
-        kernels.add(row, bias + rows.begin, columns, row);
-      kernels.add_scaled(row, call.on_result(weights[slot]), columns,
-                         call.y + slot / used * width + rows.begin);
-    }
+  each_expert(call, 1, thread, [&](int64_t e, const Addresses& at) {
+    const Matrix down = call.down(e, at);
+    each_piece(call, e, [&](int64_t begin, int64_t count, gemm::Tokens kind) {
+      gemm::matmul_rows(down, parts.hidden, kind, begin, begin + count, out, width, rows.begin,
+                        rows.end);
+      for (int64_t i = 0; i < count; ++i) {
+        const int32_t slot = parts.slots[size_t(begin + i)];
+        float* row = out + i * width + rows.begin;
+        if (const float* bias = bias_of(call.layer.down_bias, e, width))
+          kernels.add(row, bias + rows.begin, columns, row);
+        kernels.add_scaled(row, call.on_result(weights[slot]), columns,
+                           call.y + slot / used * width + rows.begin);
+      }
+    });
   });
   if (!call.shared()) return;
   multiply_rows(call.layer.shared_down, parts.shared_hidden, out, rows);
@@ -332,13 +315,21 @@ void run_experts(const ExpertLayer& layer, const float* h, int64_t tokens, const
                  const float* weights, float* y, Workspace& work, Pool& pool) {
   Parts& parts = *work.parts;
   RowSharing hidden_rows, output_rows;
-  const ExpertCall call{
-      layer, nullptr, tokens, y, parts, pool, &hidden_rows, &output_rows, work.decodes(tokens),
-      1.0f};
+  const ExpertCall call{layer,
+                        nullptr,
+                        tokens,
+                        y,
+                        parts,
+                        pool,
+                        &hidden_rows,
+                        &output_rows,
+                        work.decodes(tokens),
+                        work.first_block,
+                        1.0f};
   prepare(call, h);
   float* shared = parts.shared_weights.need(tokens);
   for (int64_t t = 0; t < tokens; ++t) shared[t] = shared_weight(call, h + t * call.width());
-  if (!call.decodes) group_by_expert(call, ids);
+  if (!call.decodes) group_by_expert(call, ids, pool.threads());
   pool.run([&](int thread, int threads) {
     if (call.decodes) {
       Activations& input = parts.threads[size_t(thread)]->input;
@@ -349,6 +340,7 @@ void run_experts(const ExpertLayer& layer, const float* h, int64_t tokens, const
     pool.barrier();
     many_tokens(call, weights, shared, thread, threads);
   });
+  if (layer.store) layer.store->finish();
 }
 
 void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* y, Workspace& work,
@@ -369,6 +361,7 @@ void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* 
                         .hidden_rows = &hidden_rows,
                         .output_rows = &output_rows,
                         .decodes = work.decodes(tokens),
+                        .first_block = work.first_block,
                         .residual = ends_normed ? 1.0f : layer.residual};
   float* normed = parts.normed.need(tokens * width);
   float* logits = parts.logits.need(tokens * experts);
@@ -415,7 +408,7 @@ void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* 
       shared[t] = shared_weight(call, normed + t * width);
     }
     pool.barrier();
-    if (thread == 0) group_by_expert(call, ids);
+    if (thread == 0) group_by_expert(call, ids, threads);
     pool.barrier();
     many_tokens(call, weights, shared, thread, threads);
   };
@@ -427,6 +420,7 @@ void moe_block(const ExpertLayer& layer, const float* x, int64_t tokens, float* 
     add_normed(layer.post_norm, layer.residual, call.y, base, tokens, width, thread, threads,
                parts.threads[size_t(thread)]->out.need(width), y);
   });
+  if (layer.store) layer.store->finish();
 }
 
 }  // namespace conifer::blocks

@@ -81,6 +81,7 @@ struct Workspace::Parts {
   std::vector<int32_t> seen, ranked;       // tokens that an indexer chose (T, top); scratch
   std::vector<int32_t> chosen;             // (T, k) expert ids
   std::vector<int32_t> ids, slots, first;  // tokens and choices, grouped by expert
+  std::vector<int32_t> planned, last;      // the chosen experts, and the last token of each
   Rotations rotations;
 
   void need_threads(int count) {

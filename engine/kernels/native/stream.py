@@ -1,0 +1,73 @@
+"""The store of experts for the native kernels, which read them from the file (core/store)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from engine.gguf.reader import TensorInfo
+from engine.kernels.native import NativeTensor
+from engine.streaming import Source, StorePlan, StoreStats, check_failure
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+    from engine.kernels.native import _native
+
+READERS = 8  # threads; docs/decisions/0016-experts-from-the-disk.md has the measurement
+NS = 1e-9
+
+
+class NativeStore:
+    """See `engine.streaming.ExpertStore`. files: the model's parts."""
+
+    def __init__(self, plan: StorePlan, files: tuple[Path, ...], native: ModuleType) -> None:
+        self.plan, self.files, self.native = plan, files, native
+        self.numbers = {one.layer: number for number, one in enumerate(plan.layers)}
+        self.store: _native.ExpertStore = native.ExpertStore(
+            [str(file) for file in files],
+            [
+                (kind, [_places(source) for source in one.sources])
+                for kind, one in zip(plan.kind_of, plan.layers, strict=True)
+            ],
+            [(kind.size_bytes, kind.count) for kind in plan.kinds],
+            plan.window_buffers,
+            plan.buffer_bytes,
+            READERS,
+        )
+
+    def tensor(
+        self, layer: int, part: int, info: TensorInfo, scales: list[float] | None
+    ) -> NativeTensor:
+        count, rows, columns = info.shape
+        number, kind = self.numbers[layer], info.type.id
+        weight = self.native.Weight(self.store, number, part, kind, count, rows, columns, scales)
+        return NativeTensor(weight, info.shape, self.native)
+
+    def stats(self) -> StoreStats:
+        hits, misses, read, prompt_read, wait, prompt_wait, distances = self.store.stats
+        held = self.plan.slots, self.store.held, self.store.held_bytes
+        times = wait * NS, prompt_wait * NS
+        return StoreStats(hits, misses, read, prompt_read, *times, *held, tuple(distances))
+
+    def ready(self, result: mx.array) -> bool:
+        return bool(self.native.ready(result))
+
+    def stop(self) -> None:
+        self.store.stop()
+
+    def resume(self) -> None:
+        self.store.resume()
+
+    def check(self) -> None:
+        failure = self.store.failure
+        if failure is not None:
+            self.store.resume()
+        check_failure(self.plan, self.files, failure)
+
+
+def _places(source: Source | None) -> tuple[int, list[int], list[int]]:
+    if source is None:
+        return 0, [], []
+    return source.size_bytes, list(source.parts), list(source.offsets)

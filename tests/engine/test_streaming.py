@@ -1,0 +1,227 @@
+"""Experts that stay in the file: the same logits as in memory, to the last bit, or an error."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import engine
+from engine.architectures.registry import ARCHITECTURES
+from engine.errors import EngineError, FileShrank, ReadFailed
+from engine.gguf.reader import open_model
+from engine.limits import STREAM_CHUNK
+from engine.nn.cache.cache import DECODED
+from engine.nn.config import read_model_config
+from engine.streaming import ExpertsDoNotFit, expert_layers, least_bytes, most_bytes, plan_store
+from support.models import HERE, Stored, stored_models
+
+MIXTURES = stored_models(set(ARCHITECTURES))
+SMALL = HERE / "qwen3moe-Q4_K_M" / "model.gguf"
+GREEDY = engine.Settings(temperature=0, max_tokens=12, ignore_end=True)
+PARTS_OF = ("least", "half", "most")
+
+
+def budget(path: Path, part: str) -> int:
+    """Return the memory for one token's experts, for half of all, or for all; 0 without experts."""
+    file = open_model(path)
+    config = read_model_config(file.metadata, file.tensors)
+    least, most = least_bytes(config, file.tensors), most_bytes(config, file.tensors)
+    return {"least": least, "half": (least + most) // 2, "most": most}[part]
+
+
+def tokens_for(model: engine.Model, count: int) -> list[int]:
+    return np.random.default_rng(count).integers(3, model.config.vocab, count).tolist()
+
+
+def results(model: engine.Model, prompt: int) -> list[np.ndarray]:
+    """Logits without a cache, of a prompt, and of decoded tokens."""
+    tokens = tokens_for(model, prompt)
+    cache = model.new_cache(prompt + 16)
+    found = [model.logits(tokens[:24]), model.prefill(tokens, cache, None)]
+    for token in tokens[:10]:
+        found.append(model.forward(mx.array([token]), cache))
+        cache.extend([token], DECODED)
+    logits = [np.array(one) for one in found]
+    model.check_file()
+    return logits
+
+
+@pytest.mark.parametrize("stored", MIXTURES, ids=lambda stored: stored.name)
+def test_logits_are_those_of_a_resident_run(stored: Stored, kernels: str):
+    if not budget(stored.model, "least"):
+        pytest.skip("dense")
+    prompt = 40 if kernels == "stock" else 560
+    right = results(engine.load(stored.model, kernels), prompt)
+    for part in PARTS_OF:
+        model = engine.load(stored.model, kernels, expert_bytes=budget(stored.model, part))
+        for found, expected in zip(results(model, prompt), right, strict=True):
+            assert np.array_equal(found, expected), part
+        stats = model.expert_store.stats()
+        assert stats.hits + stats.misses > 0
+        assert sum(stats.distances) == stats.hits + stats.misses
+        if part == "most":
+            assert stats.misses == 0, "the prompt filled the slots"
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_long_prompt_reads_each_expert_once_for_each_chunk(threads: int):
+    model = engine.load(SMALL, threads=threads, expert_bytes=budget(SMALL, "least"))
+    if model.kernels.name != "native":
+        pytest.skip("only native kernels read long chunks")
+    resident = engine.load(SMALL, threads=threads)
+    tokens = tokens_for(model, STREAM_CHUNK + 700)
+    parts = []
+    for one in (resident, model):
+        cache = one.new_cache(len(tokens))
+        one.prefill(tokens[:300], cache, None)  # chunks end at fixed positions all the same
+        parts.append(np.array(one.prefill(tokens[300:], cache, None)))
+    assert np.array_equal(*parts)
+    chunks, stats = 3, model.expert_store.stats()
+    everything = sum(layer.stored_bytes for layer in model.expert_store.plan.layers)
+    pages = sum(
+        len(layer.sources[2].offsets) * 6 * 4096 for layer in model.expert_store.plan.layers
+    )
+    assert stats.prompt_bytes_read <= chunks * (everything + pages)
+
+
+def test_an_answer_is_that_of_a_resident_run(kernels: str):
+    resident = engine.load(SMALL, kernels)
+    prompt = tokens_for(resident, 20)
+    right = list(resident.generate(prompt, GREEDY))
+    model = engine.load(SMALL, kernels, expert_bytes=budget(SMALL, "half"))
+    before = model.expert_store.stats()
+    assert list(model.generate(prompt, GREEDY)) == right
+    after = model.expert_store.stats() - before
+    assert after.bytes_read > 0 and 0 <= after.hit_rate <= 1 and after.held_bytes > 0
+
+
+def test_a_budget_below_one_tokens_experts_says_the_least():
+    least = budget(SMALL, "least")
+    with pytest.raises(ExpertsDoNotFit, match=f"at least {least:,} bytes") as caught:
+        engine.load(SMALL, expert_bytes=least - 1)
+    assert caught.value.least_bytes == least
+    with pytest.raises(ValueError, match="none"):
+        engine.load(HERE / "llama-Q4_1" / "model.gguf", expert_bytes=1 << 30)
+
+
+@pytest.mark.parametrize("stored", MIXTURES, ids=lambda stored: stored.name)
+def test_a_plan_keeps_to_its_budget(stored: Stored):
+    file = open_model(stored.model)
+    config = read_model_config(file.metadata, file.tensors)
+    layers = expert_layers(config, file.tensors)
+    if not layers:
+        pytest.skip("dense")
+    least, most = least_bytes(config, file.tensors), most_bytes(config, file.tensors)
+    for given in (least, (2 * least + most) // 3, most - 1, most, 2 * most):
+        plan = plan_store(config, file.tensors, given)
+        assert plan.size_bytes <= given
+        assert plan.slots <= len(layers) * config.experts.count
+        assert all(kind.count >= config.experts.used for kind in plan.kinds)
+        for layer, kind in zip(layers, plan.kind_of, strict=True):
+            assert plan.kinds[kind].size_bytes >= layer.slot_bytes
+    assert plan.slots == len(layers) * config.experts.count
+
+
+# What a disturbed read does to a run that reads experts all the time.
+Run = Callable[[engine.Model], object]
+RUNS: dict[str, Run] = {
+    "prompt": lambda model: model.prefill(tokens_for(model, 60), model.new_cache(128), None),
+    "decode": lambda model: list(model.generate(tokens_for(model, 5), GREEDY)),
+}
+
+
+@pytest.fixture
+def disturbed(kernels: str) -> engine.Model:
+    if kernels != "native":
+        pytest.skip("the native store's reads can be disturbed")
+    return engine.load(SMALL, kernels, expert_bytes=budget(SMALL, "least"))
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+@pytest.mark.parametrize("after", [0, 1, 7])
+def test_a_disk_that_refuses_is_an_error_that_says_where(
+    disturbed: engine.Model, run: Run, after: int
+):
+    disturbed.expert_store.store.disturb(0.0, 0, after)
+    with pytest.raises(
+        ReadFailed, match=r"tensor 'blk\.\d+\.ffn_\w+_exps.weight', expert \d+, byte"
+    ):
+        run(disturbed)
+    disturbed.expert_store.store.disturb(0.0, 0, -1)
+    right = results(engine.load(SMALL, "native"), 40)
+    for found, expected in zip(results(disturbed, 40), right, strict=True):
+        assert np.array_equal(found, expected), "after the failure"
+
+
+@pytest.mark.parametrize("delay_s, most", [(0.002, 0), (0.0, 4096), (0.001, 8192)])
+def test_slow_and_short_reads_change_nothing(disturbed: engine.Model, delay_s: float, most: int):
+    disturbed.expert_store.store.disturb(delay_s, most, -1)
+    right = results(engine.load(SMALL, "native"), 40)
+    for found, expected in zip(results(disturbed, 40), right, strict=True):
+        assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+@pytest.mark.parametrize("share", [0.9, 0.5])
+def test_a_file_that_shrinks_is_an_error(tmp_path: Path, kernels: str, run: Run, share: float):
+    path = tmp_path / "model.gguf"
+    shutil.copy(SMALL, path)
+    model = engine.load(path, kernels, expert_bytes=budget(path, "least"))
+    run(model)
+    os.truncate(path, int(share * path.stat().st_size))
+    with pytest.raises(FileShrank, match="shrank"):
+        run(model)
+
+
+def test_a_file_that_shrinks_during_a_read_is_an_error(tmp_path: Path, kernels: str):
+    path = tmp_path / "model.gguf"
+    shutil.copy(SMALL, path)
+    model = engine.load(path, kernels, expert_bytes=budget(path, "least"))
+    size = path.stat().st_size
+    for _ in range(3):
+        timer = threading.Timer(0.05, os.truncate, (path, size // 2))
+        timer.start()
+        with pytest.raises(EngineError):
+            for _ in range(10_000):
+                RUNS["decode"](model)
+        timer.join()
+
+
+@pytest.mark.parametrize("prompt", [True, False], ids=["prompt", "decode"])
+def test_stopping_does_not_wait_for_the_disk(disturbed: engine.Model, prompt: bool):
+    """The next answer is that of an undisturbed run."""
+    tokens = tokens_for(disturbed, 60)
+    right = list(disturbed.generate(tokens, GREEDY))
+    cache = disturbed.new_cache(128)
+    stream = disturbed.generate(tokens, GREEDY, cache)
+    answer = iter(stream)
+    if not prompt:
+        assert [next(answer) for _ in range(3)] == right[:3]
+    disturbed.expert_store.store.disturb(5.0, 0, -1)
+    stopped: list[float] = []
+
+    def stop(*_: object) -> None:
+        stopped.append(time.perf_counter())
+        stream.stop()
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        for _ in answer:
+            pass
+        assert time.perf_counter() - stopped[0] < 0.3
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert stream.finish == "interrupted"
+    disturbed.expert_store.store.disturb(0.0, 0, -1)
+    time.sleep(5.0)  # the reads that hang
+    assert list(disturbed.generate(tokens, GREEDY, cache)) == right
