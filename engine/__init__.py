@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from engine.generate import TokenStream
+    from engine.kernels.base import ExpertStore
     from engine.model import Model, load
     from engine.nn.cache.cache import Cache
     from engine.sampling import Settings
-    from engine.streaming import ExpertsDoNotFit, ExpertStore, StoreStats
+    from engine.streaming import ExpertsDoNotFit, StoreStats
 
 _HOME = {
     "Cache": "engine.nn.cache.cache",
     "Model": "engine.model",
-    "ExpertStore": "engine.streaming",
+    "ExpertStore": "engine.kernels.base",
     "ExpertsDoNotFit": "engine.streaming",
     "Settings": "engine.sampling",
     "StoreStats": "engine.streaming",

@@ -21,9 +21,8 @@ from engine.sampling import NOT_FINITE, Sampler, Settings
 from engine.text.reasoning import Kind, Part, control_markers, find_dialect, new_reader, overlap
 
 if TYPE_CHECKING:
-    from engine.kernels.base import Kernels
+    from engine.kernels.base import ExpertStore, Kernels
     from engine.nn.router_stats import RouterStats
-    from engine.streaming import ExpertStore
     from engine.text.chat_template import ChatTemplate
     from engine.text.constrained import Guide
     from engine.text.tokenizer import Tokenizer
@@ -181,13 +180,19 @@ class TokenStream:
             self.finish, self.cut_by = "interrupted", None
             return
         mx.async_eval(pending)
+        if self.model.expert_store is not None:
+            self.model.expert_store.check_stop = self._check_stop
         for count in range(1, limit + 1):
             if self._stopping:
                 self.finish, self.cut_by = "interrupted", None
                 return
             token, ahead = pending, count < limit
             if ahead:
-                logits = self.model.forward(token[None], self.cache)
+                try:
+                    logits = self.model.forward(token[None], self.cache)
+                except _Stopped:  # while it waited for the disk
+                    self.finish, self.cut_by = "interrupted", None
+                    return
                 pending = logits if guide else sampler.choose(logits)
                 mx.async_eval(pending)
             if count > 1 and not self._awaited(token, pending):

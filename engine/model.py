@@ -16,6 +16,7 @@ from engine.errors import NumericError
 from engine.fit.machine import this_machine
 from engine.generate import OnPrefill, TokenStream
 from engine.gguf.reader import ModelFile, open_model
+from engine.kernels.base import ExpertStore
 from engine.kernels.native.fused import fuse
 from engine.kernels.select import select
 from engine.limits import STREAM_CHUNK, enough_memory, prefill_chunk
@@ -25,7 +26,6 @@ from engine.nn.config import ModelConfig, read_model_config, used_tensors
 from engine.nn.decoder import Decoder
 from engine.nn.weights import Weights
 from engine.sampling import Settings
-from engine.streaming import ExpertStore, plan_store
 from engine.text import chat_template, tokenizer
 
 if TYPE_CHECKING:
@@ -157,6 +157,9 @@ class Model:
         """
         chunk = self.prompt_chunk(cache.context)
 
+        if self.expert_store is not None:
+            self.expert_store.check_stop = check
+
         def tell(start: int, count: int, share: float) -> None:
             if on_prefill is not None:
                 on_prefill(start + int(share * count), len(tokens))
@@ -242,10 +245,14 @@ def load(
         chosen = select(kernels, threads, isa, gpu_verdicts, wide)
         store = None
         if expert_bytes is not None:
-            store = chosen.store(plan_store(config, file.tensors, expert_bytes), file.parts)
+            store = chosen.store(config, file.tensors, expert_bytes, file.parts)
         weights = Weights(file, chosen, on_load, store)
         decoder: Decoder = build(config, weights)
         fuse(decoder, config, file.tensors, store)
+        if store is not None:
+            from engine.nn.stored import run_from_store
+
+            run_from_store(decoder)
         if weights.kernels.name == "blocks":
             from engine.kernels.gpu.fuse import fuse_experts
 

@@ -11,23 +11,24 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from engine.errors import DoesNotFit, FileShrank, ReadFailed
 from engine.gguf.reader import TensorInfo
+from engine.kernels.sizes import resident_bytes
 from engine.nn.config.tensors import used_tensors
 
 if TYPE_CHECKING:
-    import mlx.core as mx
-
-    from engine.kernels.base import QTensor
     from engine.nn.config import ModelConfig
 
 PAGE_BYTES = 4096  # direct reads start and end at multiples of it
 WINDOW_BYTES, WINDOW_BUFFERS = 16 << 20, (2, 8)  # read ahead for a prompt: enough for a full queue
 WINDOW_SHARE = 8  # a small budget's window has at most this part of it
 SAME_KIND = 0.97  # layers share a kind of slot if their experts are this close in size
+COPIES = 2  # of the chosen experts, for kernels that join them: the parts and the stack
+JOINED_BYTES = 64 << 20  # of these copies, with experts for a prompt
 SHRANK = -1  # in place of an errno
+NO_EXPERTS = "expert_bytes is for models with experts; this one has none"
 
 GATE, UP, DOWN = PARTS = range(3)  # GATE is also gate and up in one matrix
 PART_NAMES = {"ffn_gate_up": GATE, "ffn_gate": GATE, "ffn_up": UP, "ffn_down": DOWN}
@@ -45,7 +46,7 @@ class ExpertsDoNotFit(DoesNotFit, ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ExpertSource:
     """One projection of a layer's experts in the model's files. size_bytes: of one expert.
 
     parts, offsets: for each expert, which file has it and where. names: the tensor of each expert,
@@ -74,7 +75,7 @@ class LayerExperts:
     """A layer's experts. layer: its block. sources: by part; None if there is none."""
 
     layer: int
-    sources: tuple[Source | None, ...]
+    sources: tuple[ExpertSource | None, ...]
 
     @property
     def stored_bytes(self) -> int:
@@ -169,31 +170,6 @@ class StoreStats:
         return self.hits / max(1, self.hits + self.misses)
 
 
-class ExpertStore(Protocol):
-    """The experts of a loaded model that stay in its file."""
-
-    plan: StorePlan
-
-    def tensor(
-        self, layer: int, part: int, info: TensorInfo, scales: list[float] | None
-    ) -> QTensor:
-        """Return a projection of a block's experts."""
-
-    def stats(self) -> StoreStats: ...
-
-    def ready(self, result: mx.array) -> bool:
-        """True once a result that `async_eval` was called for is there."""
-
-    def stop(self) -> None:
-        """End the current step as soon as possible. Its results are undefined."""
-
-    def resume(self) -> None:
-        """Allow further steps after `stop`. No step may be running."""
-
-    def check(self) -> None:
-        """Raise FileShrank or ReadFailed if a read failed since the last check."""
-
-
 def expert_layers(
     config: ModelConfig, tensors: Mapping[str, TensorInfo]
 ) -> tuple[LayerExperts, ...]:
@@ -204,7 +180,7 @@ def expert_layers(
     read = {info.name: info for info in used_tensors(config, tensors)}
     found = []
     for layer in range(config.layers):
-        sources: list[Source | None] = [None for _ in PARTS]
+        sources: list[ExpertSource | None] = [None for _ in PARTS]
         for name, part in PART_NAMES.items():
             source = _source(read, f"blk.{layer}.{name}", count)
             sources[part] = source or sources[part]
@@ -213,17 +189,17 @@ def expert_layers(
     return tuple(found)
 
 
-def _source(tensors: Mapping[str, TensorInfo], prefix: str, count: int) -> Source | None:
+def _source(tensors: Mapping[str, TensorInfo], prefix: str, count: int) -> ExpertSource | None:
     stack = tensors.get(f"{prefix}_exps.weight")
     if stack is not None:
         size = stack.size_bytes // count
         offsets = tuple(range(stack.offset, stack.offset + count * size, size))
-        return Source((stack.name,), size, (stack.part,) * count, offsets)
+        return ExpertSource((stack.name,), size, (stack.part,) * count, offsets)
     names = [f"{prefix}.{expert}.weight" for expert in range(count)]
     if any(name not in tensors for name in names):
         return None
     infos = [tensors[name] for name in names]
-    return Source(
+    return ExpertSource(
         tuple(names),
         infos[0].size_bytes,
         tuple(info.part for info in infos),
@@ -231,23 +207,40 @@ def _source(tensors: Mapping[str, TensorInfo], prefix: str, count: int) -> Sourc
     )
 
 
-def least_bytes(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> int:
+def least_bytes(
+    config: ModelConfig,
+    tensors: Mapping[str, TensorInfo],
+    kernels: str = "native",
+    device: str = "cpu",
+) -> int:
     """Return the least memory for experts: those of one token in a layer, and a small window.
 
-    0 for a model without experts.
+    0 for a model without experts. device, kernels: as in `resident_bytes`.
     """
     layers = expert_layers(config, tensors)
     if not layers or config.experts is None:
         return 0
+    if kernels != "native":
+        sizes = _loaded_sizes(config, tensors, kernels, device)
+        return COPIES * config.experts.used * max(sizes.values())
     slot = max(layer.slot_bytes for layer in layers)
     return config.experts.used * slot + WINDOW_BUFFERS[0] * _buffer_bytes(layers)
 
 
-def most_bytes(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> int:
-    """Return the memory that holds all experts, with a full window."""
+def most_bytes(
+    config: ModelConfig,
+    tensors: Mapping[str, TensorInfo],
+    kernels: str = "native",
+    device: str = "cpu",
+) -> int:
+    """Return the memory that holds all experts, with a full window. Arguments as `least_bytes`."""
     layers = expert_layers(config, tensors)
     if not layers or config.experts is None:
         return 0
+    if kernels != "native":
+        loaded = _loaded_sizes(config, tensors, kernels, device)
+        least = least_bytes(config, tensors, kernels, device)
+        return least + config.experts.count * sum(loaded.values())
     sizes = _kind_sizes(layers)
     slots = config.experts.count * sum(sizes[kind] for kind in _kinds_of(layers, sizes))
     return slots + _most_buffers(layers) * _buffer_bytes(layers)
@@ -264,7 +257,7 @@ def plan_store(
     """
     layers = expert_layers(config, tensors)
     if not layers or config.experts is None:
-        raise ValueError("expert_bytes is for models with experts; this one has none")
+        raise ValueError(NO_EXPERTS)
     least = least_bytes(config, tensors)
     if expert_bytes < least:
         raise ExpertsDoNotFit(least, expert_bytes)
@@ -283,6 +276,50 @@ def plan_store(
         held = [min(room // sizes[0], count * len(layers))]
     kinds = tuple(SlotKind(size, n) for size, n in zip(sizes, held, strict=True))
     return StorePlan(layers, kinds, tuple(kind_of), buffers, buffer)
+
+
+def divide_bytes(
+    config: ModelConfig,
+    tensors: Mapping[str, TensorInfo],
+    expert_bytes: int,
+    kernels: str,
+    device: str,
+) -> tuple[int, int]:
+    """Divide `expert_bytes` for kernels that join the chosen experts to a stack.
+
+    Returns how many experts of a layer run at a time, and the bytes for those that stay in memory.
+    Errors as `plan_store`.
+    """
+    if config.experts is None or not expert_layers(config, tensors):
+        raise ValueError(NO_EXPERTS)
+    least = least_bytes(config, tensors, kernels, device)
+    if expert_bytes < least:
+        raise ExpertsDoNotFit(least, expert_bytes)
+    used = config.experts.used
+    copies = COPIES * max(_loaded_sizes(config, tensors, kernels, device).values())
+    at_once = max(used, min(config.experts.count, JOINED_BYTES // copies))
+    at_once = max(used, min(at_once, expert_bytes // WINDOW_SHARE // copies))
+    if expert_bytes >= most_bytes(config, tensors, kernels, device):
+        at_once = used  # so that all experts stay in memory
+    return at_once, expert_bytes - at_once * copies
+
+
+def _loaded_sizes(
+    config: ModelConfig, tensors: Mapping[str, TensorInfo], kernels: str, device: str
+) -> dict[int, int]:
+    """Return the size of an expert in each layer, once loaded."""
+    sizes: dict[int, int] = {}
+    for one in expert_layers(config, tensors):
+        infos = [
+            tensors[name]
+            for source in one.sources
+            if source
+            for name in dict.fromkeys(source.names)
+        ]
+        assert config.experts is not None
+        total = sum(resident_bytes(info, device, kernels) for info in infos)
+        sizes[one.layer] = -(-total // config.experts.count)
+    return sizes
 
 
 def _buffer_bytes(layers: tuple[LayerExperts, ...]) -> int:

@@ -5,7 +5,7 @@ Axes: T tokens, E experts, k chosen experts, L cached tokens, d head width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -17,8 +17,9 @@ from engine.gguf.reader import TensorInfo
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from engine.nn.config import ModelConfig
     from engine.sampling import Settings
-    from engine.streaming import ExpertStore, StorePlan
+    from engine.streaming import LayerExperts, StoreStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,36 @@ class QTensor(Protocol):
         """Look up rows: ids (T,) -> (T, in)."""
 
 
+class ExpertStore(Protocol):
+    """The experts of a loaded model that stay in its file.
+
+    check_stop: called while a step waits for the disk, unless `stop` ends steps. What it raises
+    ends the step.
+    """
+
+    layers: tuple[LayerExperts, ...]
+    check_stop: Callable[[], None]
+
+    def tensor(
+        self, layer: int, part: int, info: TensorInfo, scales: list[float] | None
+    ) -> QTensor:
+        """Return a projection of a block's experts."""
+
+    def stats(self) -> StoreStats: ...
+
+    def ready(self, result: mx.array) -> bool:
+        """True once a result that `async_eval` was called for is there."""
+
+    def stop(self) -> None:
+        """End the current step as soon as possible. Its results are undefined."""
+
+    def resume(self) -> None:
+        """Allow further steps after `stop`. No step may be running."""
+
+    def check(self) -> None:
+        """Raise FileShrank or ReadFailed if a read failed since the last check."""
+
+
 class Kernels(Protocol):
     """A way to store and multiply weights on one device."""
 
@@ -87,8 +118,14 @@ class Kernels(Protocol):
         scales: a factor for a matrix, (1,), or for each matrix of a stack, (E,).
         """
 
-    def store(self, plan: StorePlan, files: tuple[Path, ...]) -> ExpertStore:
-        """Create a store for experts that stay in the model's files."""
+    def store(
+        self,
+        config: ModelConfig,
+        tensors: Mapping[str, TensorInfo],
+        expert_bytes: int,
+        files: tuple[Path, ...],
+    ) -> ExpertStore:
+        """Create a store for experts that stay in the model's files. Errors as `plan_store`."""
 
     def convolve(
         self, x: mx.array, tail: mx.array, taps: mx.array, bias: mx.array | None, activate: bool

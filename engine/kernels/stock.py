@@ -8,12 +8,12 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
@@ -21,14 +21,18 @@ import numpy.typing as npt
 
 from engine import sampling
 from engine.device import cores, return_large_blocks
-from engine.errors import BackendError
 from engine.gguf.reader import TensorInfo
 from engine.gguf.types import BlockType
-from engine.kernels.base import QTensor, Rows
+from engine.kernels.base import ExpertStore, QTensor, Rows
 from engine.kernels.repack import Affine, repack, repack_mxfp4, repack_nvfp4
+from engine.kernels.streamed import StreamedExperts
 from engine.limits import SCAN_CHUNK
 from engine.nn import scan as recurrence
-from engine.streaming import ExpertStore, StorePlan
+from engine.streaming import divide_bytes, expert_layers
+
+if TYPE_CHECKING:
+    from engine.kernels.streamed import Stack
+    from engine.nn.config import ModelConfig
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -74,6 +78,13 @@ class FloatTensor:
     def rows(self, ids: mx.array) -> mx.array:
         return self.w[ids]
 
+    @property
+    def size_bytes(self) -> int:
+        return self.w.nbytes
+
+    def joined(self, stacks: Sequence[FloatTensor]) -> FloatTensor:
+        return FloatTensor(mx.concatenate([stack.w for stack in stacks]))
+
 
 @dataclass(frozen=True, slots=True)
 class QuantizedTensor:
@@ -109,6 +120,15 @@ class QuantizedTensor:
 
     def rows(self, ids: mx.array) -> mx.array:
         return mx.dequantize(*self.packed.at(ids).arrays, **self.format).astype(self.dtype)
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(array.nbytes for array in self.packed.arrays if array is not None)
+
+    def joined(self, stacks: Sequence[QuantizedTensor]) -> QuantizedTensor:
+        shape = (len(stacks), *self.shape[1:])
+        packed = Affine.join([stack.packed for stack in stacks], shape[:2])
+        return replace(self, packed=packed, shape=shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +179,7 @@ class StockKernels:
         self, backend: str, threads: int | None, fallback_reason: str | None = None
     ) -> None:
         self.fallback_reason = fallback_reason
+        self.device = backend
         self.on_cpu = backend == "cpu"
         self.streams = cpu_streams(threads or cores()) if self.on_cpu else ()
         mx.set_default_device(mx.cpu if self.on_cpu else mx.gpu)
@@ -178,7 +199,7 @@ class StockKernels:
         tensor = self._load(blocks, info)
         return tensor if scales is None else ScaledTensor(tensor, scales)
 
-    def _load(self, blocks: memoryview, info: TensorInfo) -> QTensor:
+    def _load(self, blocks: memoryview, info: TensorInfo) -> Stack:
         if info.type.name in FLOATS:
             return FloatTensor(self._load_float(np.frombuffer(blocks, np.uint8), info))
         mode = info.type.name.lower() if info.type.name in FP4 else "affine"
@@ -186,8 +207,16 @@ class StockKernels:
         format = {"group_size": packed.group, "bits": packed.bits, "mode": mode}
         return QuantizedTensor(packed, info.shape, format, self.dtype, self.streams)
 
-    def store(self, plan: StorePlan, files: tuple[Path, ...]) -> ExpertStore:
-        raise BackendError(f"the {self.name} kernels need all experts in memory")
+    def store(
+        self,
+        config: ModelConfig,
+        tensors: Mapping[str, TensorInfo],
+        expert_bytes: int,
+        files: tuple[Path, ...],
+    ) -> ExpertStore:
+        at_once, room = divide_bytes(config, tensors, expert_bytes, self.name, self.device)
+        layers = expert_layers(config, tensors)
+        return StreamedExperts(layers, files, self._load, ScaledTensor, room, at_once)
 
     def latent_attention(self, q: mx.array, rows: Rows, value_dim: int) -> mx.array:
         keys = rows.floats().astype(q.dtype)

@@ -16,10 +16,10 @@ import mlx.core as mx
 from engine.errors import GGUFError
 from engine.gguf.reader import ModelFile, TensorInfo
 from engine.gguf.types import TYPE_BY_NAME
-from engine.kernels.base import Kernels, QTensor
+from engine.kernels.base import ExpertStore, Kernels, QTensor
 from engine.nn.direct import DirectFile
 from engine.nn.mapped import MappedFile
-from engine.streaming import PART_NAMES, ExpertStore
+from engine.streaming import PART_NAMES
 
 ROUTER_SCALE = "ffn_gate_inp.scale"  # scales what Gemma 4's router reads, not what it computes
 
@@ -53,7 +53,7 @@ class Weights:
         self.kernels, self.store = kernels, store
         self._on_load = on_load
         self._loaded_bytes = 0
-        stored = sum(one.stored_bytes for one in store.plan.layers) if store else 0
+        stored = sum(one.stored_bytes for one in store.layers) if store else 0
         self._total_bytes = sum(info.size_bytes for info in file.tensors.values()) - stored
         open_part: Callable[[Path], DirectFile | MappedFile] = DirectFile if store else MappedFile
         self._parts = [open_part(path) for path in file.parts]

@@ -9,11 +9,11 @@ import mlx.core as mx
 import numpy as np
 
 from engine.gguf.reader import TensorInfo
-from engine.kernels.base import QTensor
 from engine.kernels.gpu.launch import Gpu
 from engine.kernels.gpu.tensor import BlockTensor, row_bytes
 from engine.kernels.gpu.texts import TYPES
 from engine.kernels.stock import StockKernels
+from engine.kernels.streamed import Stack
 
 
 class BlockKernels(StockKernels):
@@ -44,7 +44,7 @@ class BlockKernels(StockKernels):
     def dtype(self) -> mx.Dtype:
         return self._dtype
 
-    def _load(self, blocks: memoryview, info: TensorInfo) -> QTensor:
+    def _load(self, blocks: memoryview, info: TensorInfo) -> Stack:
         if info.type.name not in TYPES or self._refused(info.type.name):
             return super()._load(blocks, info)
         shape = (*info.shape[:-1], row_bytes(info.type, info.shape[-1]))

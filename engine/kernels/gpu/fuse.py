@@ -81,7 +81,7 @@ def fuse_experts(decoder: Decoder) -> None:
     for block in decoder.layers.blocks:
         routed = getattr(block.feed_forward, "routed", block.feed_forward)
         if isinstance(routed, Experts):
-            routed.fused = fused_experts(routed)
+            routed.fused, routed.fuse = fused_experts(routed), fused_experts
 
 
 def fused_experts(experts: Experts) -> FusedExperts | None:

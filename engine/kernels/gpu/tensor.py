@@ -7,8 +7,8 @@ is turned into numbers, in pieces of bounded size, for MLX's own matmul.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
@@ -101,6 +101,15 @@ class BlockTensor:
 
     def rows(self, ids: mx.array) -> mx.array:
         return self._numbers(ids, self.dtype)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.blocks.nbytes
+
+    def joined(self, stacks: Sequence[BlockTensor]) -> BlockTensor:
+        """Return one stack of all these, which are like this one."""
+        blocks = mx.concatenate([stack.blocks for stack in stacks])
+        return replace(self, blocks=blocks, shape=(len(stacks), *self.shape[1:]))
 
     def grouped_matmul(self, x: mx.array, groups: Grouped) -> mx.array:
         """Multiply vectors sorted by expert: x (M, in) -> (M, out)."""

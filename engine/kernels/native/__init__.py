@@ -24,12 +24,15 @@ from engine.device import cores
 from engine.errors import BackendError
 from engine.gguf.reader import TensorInfo
 from engine.kernels.base import Rows
+from engine.kernels.native.stream import NativeStore
 from engine.limits import lacks_threads
+from engine.streaming import plan_store
 
 if TYPE_CHECKING:
+    from engine.kernels.base import ExpertStore
     from engine.kernels.native import _native
+    from engine.nn.config import ModelConfig
     from engine.sampling import Settings
-    from engine.streaming import ExpertStore, StorePlan
 
 MAX_TAPS = 64  # per convolution; same value as in core/recurrent/recurrence.h
 BUILT_FOR = Path(__file__).with_name("mlx-version")
@@ -176,10 +179,17 @@ class NativeKernels:
         weight = self.native.Weight(blocks, info.type.id, experts, rows, columns, factors)
         return NativeTensor(weight, info.shape, self.native)
 
-    def store(self, plan: StorePlan, files: tuple[Path, ...]) -> ExpertStore:
-        from engine.kernels.native.stream import NativeStore
+    def store(
+        self,
+        config: ModelConfig,
+        tensors: Mapping[str, TensorInfo],
+        expert_bytes: int,
+        files: tuple[Path, ...],
+    ) -> ExpertStore:
+        def wrap(weight: _native.Weight, shape: tuple[int, ...]) -> NativeTensor:
+            return NativeTensor(weight, shape, self.native)
 
-        return NativeStore(plan, files, self.native)
+        return NativeStore(plan_store(config, tensors, expert_bytes), files, self.native, wrap)
 
     def latent_attention(self, q: mx.array, rows: Rows, value_dim: int) -> mx.array:
         values, scales = rows.values, rows.scales

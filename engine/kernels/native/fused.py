@@ -34,9 +34,9 @@ from engine.nn.mlp import LayerEnd
 from engine.nn.moe import DenseAndExperts
 
 if TYPE_CHECKING:
+    from engine.kernels.base import ExpertStore
     from engine.kernels.native import _native
     from engine.nn.router_stats import RouterStats
-    from engine.streaming import ExpertStore
 
 # A step takes long enough to need cancellation if (tokens x bytes of weights) reaches this.
 CANCELLABLE_BYTES = 64 * 10**9

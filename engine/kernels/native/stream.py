@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.gguf.reader import TensorInfo
-from engine.kernels.native import NativeTensor
-from engine.streaming import Source, StorePlan, StoreStats, check_failure
+from engine.kernels.base import QTensor
+from engine.streaming import ExpertSource, StorePlan, StoreStats, check_failure
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
-    from engine.kernels.native import _native
 
 READERS = 8  # threads; docs/decisions/0016-experts-from-the-disk.md has the measurement
 NS = 1e-9
 
 
 class NativeStore:
-    """See `engine.streaming.ExpertStore`. files: the model's parts."""
+    """See `engine.streaming.ExpertStore`. files: the model's parts. wrap: makes a tensor."""
 
-    def __init__(self, plan: StorePlan, files: tuple[Path, ...], native: ModuleType) -> None:
-        self.plan, self.files, self.native = plan, files, native
+    def __init__(
+        self,
+        plan: StorePlan,
+        files: tuple[Path, ...],
+        native: ModuleType,
+        wrap: Callable[[Any, tuple[int, ...]], QTensor],
+    ) -> None:
+        self.plan, self.layers, self.files = plan, plan.layers, files
+        self.native, self.wrap = native, wrap
+        self.check_stop: Callable[[], None] = lambda: None  # `stop` ends a step
         self.numbers = {one.layer: number for number, one in enumerate(plan.layers)}
-        self.store: _native.ExpertStore = native.ExpertStore(
+        self.store = native.ExpertStore(
             [str(file) for file in files],
             [
                 (kind, [_places(source) for source in one.sources])
@@ -39,11 +47,11 @@ class NativeStore:
 
     def tensor(
         self, layer: int, part: int, info: TensorInfo, scales: list[float] | None
-    ) -> NativeTensor:
+    ) -> QTensor:
         count, rows, columns = info.shape
         number, kind = self.numbers[layer], info.type.id
         weight = self.native.Weight(self.store, number, part, kind, count, rows, columns, scales)
-        return NativeTensor(weight, info.shape, self.native)
+        return self.wrap(weight, info.shape)
 
     def stats(self) -> StoreStats:
         hits, misses, read, prompt_read, wait, prompt_wait, distances = self.store.stats
@@ -67,7 +75,7 @@ class NativeStore:
         check_failure(self.plan, self.files, failure)
 
 
-def _places(source: Source | None) -> tuple[int, list[int], list[int]]:
+def _places(source: ExpertSource | None) -> tuple[int, list[int], list[int]]:
     if source is None:
         return 0, [], []
     return source.size_bytes, list(source.parts), list(source.offsets)
