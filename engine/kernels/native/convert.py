@@ -54,10 +54,10 @@ GATINGS = {
 
 
 class LayerConverter:
-    """Converts layers for a stack."""
+    """Converts layers for a stack. stored: experts stay in the file."""
 
-    def __init__(self, native: ModuleType) -> None:
-        self.native = native
+    def __init__(self, native: ModuleType, stored: bool = False) -> None:
+        self.native, self.stored = native, stored
         self.ropes: dict[RoPE, _native.Rope] = {}  # layers with equal RoPE share one table
         self.converters: dict[type, Callable[[Any], Any]] = {
             Attention: self._attention,
@@ -280,7 +280,8 @@ class LayerConverter:
         if experts.activation is not squared_relu:
             layer.activation, layer.limit = self._activation(experts.activation)
         layer.down = _linear(experts.down)
-        layer.store = native_weight(experts.down.weight)
+        if self.stored:
+            layer.store = native_weight(experts.down.weight)
         if experts.latent_down is not None and experts.latent_up is not None:
             layer.latent_down = native_weight(experts.latent_down.weight)
             layer.latent_up = native_weight(experts.latent_up.weight)

@@ -74,7 +74,7 @@ class FusedLayers:
         # A borrowed cache that moves must not move again before its borrower has read it.
         self.long_chunks = store is not None and not (self.windowed and self.borrows)
         self.stack: _native.Stack = native.Stack()
-        builder = StackBuilder(self.stack, native)
+        builder = StackBuilder(self.stack, native, store is not None)
         caches: dict[int, int] = {}  # the number of each block's cache among those of attention
         for layer, (block, spec) in enumerate(zip(layers.blocks, layers.cache_specs, strict=True)):
             source = layers.sources[layer]
@@ -154,11 +154,11 @@ class FusedLayers:
 
 
 class StackBuilder:
-    """Adds a decoder's blocks to a stack."""
+    """Adds a decoder's blocks to a stack. stored: experts stay in the file."""
 
-    def __init__(self, stack: _native.Stack, native: ModuleType) -> None:
+    def __init__(self, stack: _native.Stack, native: ModuleType, stored: bool) -> None:
         self.stack, self.native = stack, native
-        self.convert = LayerConverter(native).convert
+        self.convert = LayerConverter(native, stored).convert
         self.width = 0
 
     def add(self, layer: int, block: AnyBlock, lender: int) -> None:
