@@ -45,11 +45,17 @@ RARE = {
 ALIASES = {"ls": "list"}
 FAMILIAR = {
     **dict.fromkeys(("chat", "ask", "generate", "prompt"), "run"),
-    **dict.fromkeys(("remove", "delete", "uninstall"), "rm"),
+    **dict.fromkeys(("remove", "delete", "uninstall", "clean", "prune", "disk", "free"), "rm"),
     **dict.fromkeys(("download", "install", "get", "fetch"), "pull"),
     **dict.fromkeys(("search", "catalog", "browse"), "list --catalog"),
     **dict.fromkeys(("models", "installed"), "list"),
     **dict.fromkeys(("settings", "set"), "config"),
+    **dict.fromkeys(("use", "select", "switch"), "default"),
+    **dict.fromkeys(("continue", "resume"), "run --continue"),
+    **dict.fromkeys(("best", "recommend", "suggest", "machine"), "fit"),
+    **dict.fromkeys(("update", "upgrade"), "pull --update"),
+    **dict.fromkeys(("system", "status", "diagnose"), "doctor"),
+    **dict.fromkeys(("server", "api", "start"), "serve"),
     **dict.fromkeys(("templates", "create"), "presets"),
     "aliases": "alias",
     **dict.fromkeys(("logs", "history", "sessions"), "chats"),

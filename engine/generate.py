@@ -17,7 +17,7 @@ import mlx.core as mx
 from engine.errors import ContextOverflow, NumericError
 from engine.limits import enough_memory
 from engine.nn.cache.cache import DECODED, Cache
-from engine.sampling import NOT_FINITE, Sampler, Settings
+from engine.sampling import NOT_FINITE, PENALTY_WINDOW, Sampler, Settings
 from engine.text.reasoning import Kind, Part, control_markers, find_dialect, new_reader, overlap
 
 if TYPE_CHECKING:
@@ -171,8 +171,11 @@ class TokenStream:
             self.finish = "length"
             return
         started = time.perf_counter()
-        sampler = Sampler(self.settings, self.tokens, self.model.kernels.sample)
-        endings = frozenset() if self.settings.ignore_end else self.model.tokenizer.eog_ids
+        # A penalty on the ends of earlier turns would keep this answer from ending.
+        ends = self.model.tokenizer.eog_ids
+        earlier = [token for token in self.tokens[-PENALTY_WINDOW:] if token not in ends]
+        sampler = Sampler(self.settings, earlier, self.model.kernels.sample)
+        endings = frozenset() if self.settings.ignore_end else ends
         guide = self.guide
         try:
             pending = sampler.choose(self._prefill(), guide.allowed() if guide else None)

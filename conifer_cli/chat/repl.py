@@ -17,6 +17,8 @@ from conifer_cli.terminal import console
 from conifer_cli.terminal.format import counted
 from conifer_cli.terminal.layout import Line
 
+FAREWELLS = ("exit", "quit", "bye")  # a message that is only this word ends the conversation
+DEMONSTRATION = "This is a demonstration. `conifer fit` names the best model for this machine."
 MOST_SHOWN = 1500  # characters of a message when a conversation goes on
 
 
@@ -40,6 +42,8 @@ def converse(
         conversation.editor = open_editor(conversation.host, interrupts)
         name, context = session.report.name, conversation.context
         console.log(f"{name}, {context:,}-token context. Type /? for help.")
+        if session.report.entry is not None and session.report.entry.starter:
+            console.log(DEMONSTRATION)
         if any(message["role"] == "user" for message in messages):
             console.log_lines(["", *exchange(messages), ""])
         if staged:
@@ -67,7 +71,7 @@ def _loop(conversation: Conversation) -> None:
     while True:
         try:
             text = conversation.editor.message()
-            if text is None:
+            if text is None or text.strip().lower() in FAREWELLS:
                 return
             if is_command(text):
                 run_command(text, conversation)

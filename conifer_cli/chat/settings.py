@@ -118,7 +118,7 @@ def _unquoted(text: str) -> str:
 def _set_think(conversation: Conversation, rest: str) -> None:
     if rest not in ("", *EFFORTS):
         raise expected("effort", rest, EFFORTS)
-    if not conversation.session.reasons:
+    if not conversation.session.can_think:
         raise UsageError(f"{conversation.session.report.name} does not reason")
     conversation.session.change(think=True, effort=rest or None)
     console.log("Thinking is on.")

@@ -15,6 +15,7 @@ from conifer_cli.chat.conversation import Conversation
 from conifer_cli.chat.line_editor import complete_model, complete_path, edit_externally, words
 from conifer_cli.chat.settings import (
     PARAMETERS,
+    SETTINGS,
     VIEWS,
     change_setting,
     complete_setting,
@@ -41,6 +42,15 @@ KEYS = (
     ("Ctrl-D", "exit"),
 )
 KEPT = ("num_ctx", "stop")  # parameters that /retry cannot change
+# Other programs' names for commands.
+FAMILIAR = {
+    **dict.fromkeys(("/file", "/files", "/open", "/attach", "/add", "/f", "/glob"), "/read"),
+    **dict.fromkeys(("/continue", "/history", "/chats", "/sessions"), "/resume"),
+    **dict.fromkeys(("/params", "/settings", "/config"), "/set"),
+    "/prompt": "/system",
+    "/list": "/model",
+    "/write": "/export",
+}
 RECENT = 10  # conversations that /resume lists
 _COMMAND = re.compile(r"/(?:[A-Za-z_-]+|\?)")
 
@@ -60,8 +70,11 @@ def run_command(text: str, conversation: Conversation) -> None:
     name, *rest = text.split(maxsplit=1)
     command = find(COMMANDS, name)
     if command is None:
-        meant = did_you_mean(name, names_of(COMMANDS)) or "Type /? for help."
-        console.log(f"Unknown command '{name}'. {meant}")
+        meant = FAMILIAR.get(name)
+        if parameter_of(name[1:]) or find(SETTINGS, name[1:]):
+            meant = f"/set {name[1:]}"
+        hint = f"Did you mean {meant}?" if meant else did_you_mean(name, names_of(COMMANDS))
+        console.log(f"Unknown command '{name}'. {hint or 'Type /? for help.'}")
         return
     try:
         command.run(name, conversation, rest[0].strip() if rest else "")

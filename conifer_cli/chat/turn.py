@@ -7,6 +7,7 @@ from typing import Any
 from conifer_cli import errors
 from conifer_cli.chat.context_limit import make_room
 from conifer_cli.chat.conversation import Conversation
+from conifer_cli.session import files
 from conifer_cli.session.router_report import show_experts
 from conifer_cli.terminal import console
 from conifer_cli.terminal.layout import FAINT
@@ -16,10 +17,22 @@ CLEAR_HINT = "Type /clear to start a new conversation."
 
 
 def send(conversation: Conversation, text: str) -> None:
-    """Add the user's message and answer it. If there is no answer, remove the message again."""
-    messages = conversation.messages
+    """Add the user's message and answer it. If there is no answer, remove the message again.
+
+    `@FILE` in it stands for a file's text.
+    """
+    try:
+        text, names = files.split_mentions(text)
+        mentioned = files.texts(names)
+    except errors.UsageError as error:
+        console.problem(str(error), error.hint)
+        return
+    if names:
+        console.log(f"Sent with it: {', '.join(names)}.")
+    messages, staged = conversation.messages, conversation.staged
+    conversation.staged = [*staged, *mentioned]
     messages.append(conversation.compose(text))
-    staged, conversation.staged = conversation.staged, []
+    conversation.staged = []
     conversation.attempts = 0
     try:
         answer(conversation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 
 from conifer_cli import errors
@@ -23,6 +24,7 @@ COLUMNS = (
     Column("TURNS", True, rank=1),
     Column("FIRST MESSAGE"),
 )
+CONTINUE = "`conifer run --continue` takes up the latest; in a chat, /resume ID takes up another."
 TITLE_WIDTH = 60  # columns
 
 
@@ -85,6 +87,8 @@ def _list(found: Sequence[PastConversation], as_json: bool, nothing: str) -> Non
         console.print_lines([Grid(COLUMNS, rows(found))])
         if len(found) == SHOWN:
             console.note("older ones: `conifer chats --all`")
+        if console.is_terminal(sys.stdout):
+            console.log(CONTINUE)
 
 
 def _numbers(words: Sequence[str]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -62,6 +63,8 @@ def run_model(name: str | None, words: str | None, options: RunOptions) -> int:
     target = _target(name, words)
     typed = words if words is not None else options.prompt
     sent = list(options.files or [])
+    if words is not None and os.path.isfile(words):
+        console.note(f"{words} is the prompt; -f {words} would send the file's text")
     if words is None and typed is not None:
         typed, mentioned = files.split_mentions(typed)
         sent += mentioned
@@ -154,6 +157,8 @@ def _target(name: str | None, words: str | None) -> RequestedModel:
     try:
         return locate(name)
     except UnknownModel as error:
+        if name and words is None and os.path.isfile(name):
+            raise UsageError(str(error), f"Did you mean `conifer run -f {name}`?") from error
         if error.closest or not name or not name.isalpha():
             raise
         whole = " ".join(filter(None, (name, words)))
@@ -296,11 +301,13 @@ def _require_thinking(session: Session) -> None:
     knows_effort = template is not None and EFFORT in template.source
     if options.effort is not None and options.is_explicit("effort") and not knows_effort:
         raise UsageError(f"--effort has no effect: this model's chat template ignores {EFFORT}")
-    asked = {"--think": options.think is True and options.is_explicit("think")}
-    budget = options.reasoning_budget is not None and options.is_explicit("reasoning_budget")
-    asked["--reasoning-budget"] = budget
-    for name in (name for name, is_asked in asked.items() if is_asked and not session.reasons):
-        raise UsageError(f"{name} has no effect: this model does not reason")
+    if options.think and options.is_explicit("think") and not session.can_think:
+        raise UsageError("--think has no effect: this model does not reason")
+    if options.reasoning_budget is not None and options.is_explicit("reasoning_budget"):
+        from engine.text.reasoning import find_dialect
+
+        if find_dialect(session.model.tokenizer, template) is None:
+            raise UsageError("--reasoning-budget has no effect: this model does not reason")
 
 
 def _record(session: Session, reply: Response, answering: Generation) -> dict[str, Any]:

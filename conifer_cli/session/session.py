@@ -193,11 +193,13 @@ class Session:
         return self.cache.context if self.cache else self.report.verdict.context
 
     @property
-    def reasons(self) -> bool:
-        """True if the model can think before it answers."""
+    def can_think(self) -> bool:
+        """True if the model can think before it answers, or its template asks whether to."""
         from engine.text.reasoning import find_dialect
 
-        return find_dialect(self.model.tokenizer, self.model.template) is not None
+        template = self.model.template
+        asks = template is not None and "thinking" in template.source
+        return asks or find_dialect(self.model.tokenizer, template) is not None
 
     @contextmanager
     def explaining_overflow(self) -> Iterator[None]:

@@ -114,6 +114,10 @@ def test_every_option_has_a_variable_that_follows_from_its_name_or_is_in_its_hel
         ("lst", "unknown command 'lst'", "Did you mean `conifer list`?"),
         ("nonsense", "unknown command 'nonsense'", "See `conifer --help`."),
         ("remove x", "unknown command 'remove'", "Did you mean `conifer rm`?"),
+        ("use x", "unknown command 'use'", "Did you mean `conifer default`?"),
+        ("continue", "unknown command 'continue'", "Did you mean `conifer run --continue`?"),
+        ("prune", "unknown command 'prune'", "Did you mean `conifer rm`?"),
+        ("recommend", "unknown command 'recommend'", "Did you mean `conifer fit`?"),
         ("search", "unknown command 'search'", "Did you mean `conifer list --catalog`?"),
         (
             "Why is it so?",

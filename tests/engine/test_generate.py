@@ -11,6 +11,7 @@ import pytest
 import engine
 from engine.errors import ContextOverflow, DoesNotFit, NumericError
 from engine.generate import StopFilter
+from engine.sampling import Sampler
 from support.models import HERE
 
 PROMPT = list(range(3, 23))
@@ -262,3 +263,16 @@ def test_an_answer_may_be_stopped_while_its_prompt_is_read(model: engine.Model):
     stream = model.generate(PROMPT * 60, greedy(), cache, lambda done, total: stream.stop())
     assert (list(stream), stream.finish) == ([], "interrupted")
     assert 0 < cache.length < 1200
+
+
+def test_the_ends_of_earlier_turns_are_not_penalised(model: engine.Model, monkeypatch):
+    seen: list[list[int]] = []
+
+    def sampler(settings, prompt, sample):
+        seen.append(prompt)
+        return Sampler(settings, prompt, sample)
+
+    monkeypatch.setattr("engine.generate.Sampler", sampler)
+    monkeypatch.setattr(model.tokenizer, "eog_ids", frozenset({PROMPT[3], PROMPT[7]}))
+    list(model.generate(PROMPT, greedy(repetition_penalty=1.1)))
+    assert seen == [[token for token in PROMPT if token not in (PROMPT[3], PROMPT[7])]]

@@ -27,7 +27,7 @@ def chat(tmp_path):
         yield session
 
 
-@pytest.mark.parametrize("goodbye", ["/bye\n", "/exit\n", "/quit\n", "\x04"])
+@pytest.mark.parametrize("goodbye", ["/bye\n", "/exit\n", "/quit\n", "exit\n", "Quit\n", "\x04"])
 def test_a_person_can_leave(chat, goodbye):
     chat.type(goodbye)
     assert chat.wait() == 0

@@ -30,6 +30,10 @@ WRONG = [
     ("/claer", "Unknown command '/claer'. Did you mean /clear?"),
     ("/CLEAR", "Unknown command '/CLEAR'. Did you mean /clear?"),
     ("/nosuch", "Unknown command '/nosuch'. Type /? for help."),
+    ("/file notes.txt", "Unknown command '/file'. Did you mean /read?"),
+    ("/continue", "Did you mean /resume?"),
+    ("/temperature 0.2", "Did you mean /set temperature?"),
+    ("/think", "Did you mean /set think?"),
     ("/help nosuch", "unknown command 'nosuch'"),
     ("/help sett", "Did you mean /set?"),
     ("/bye now", "/bye takes no argument, got 'now'"),
@@ -170,3 +174,21 @@ def test_a_value_is_read_as_on_the_command_line(tmp_path, capsys, typed, field, 
     assert getattr(talk.session.options, field) == value
     send(talk, "hi")
     assert "conifer:" not in capsys.readouterr().err
+
+
+def test_a_file_that_a_message_mentions_goes_with_it(talk, capsys, tmp_path):
+    (tmp_path / "notes.txt").write_text("On Friday.")
+    before = list(talk.messages)
+    send(talk, "When is it, says @notes.txt?")
+    sent = talk.messages[len(before)]["content"]
+    talk.messages[:] = before
+    assert sent == "notes.txt:\nOn Friday.\n\nWhen is it, says notes.txt?"
+    assert "Sent with it: notes.txt." in capsys.readouterr().err
+
+
+def test_a_mentioned_file_that_is_not_text_is_refused_and_nothing_is_sent(talk, capsys, tmp_path):
+    (tmp_path / "x.png").write_bytes(b"\x89PNG" + bytes(100))
+    before = state(talk)
+    send(talk, "What is in @x.png ?")
+    assert state(talk) == before
+    assert "x.png is a PNG image" in capsys.readouterr().err

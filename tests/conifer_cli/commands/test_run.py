@@ -287,3 +287,11 @@ def test_what_the_catalog_recommends_is_what_samples():
     typed = settings_for(entry, RunOptions(temperature=0.0))
     assert (advised.temperature, advised.top_k, advised.presence_penalty) == (1.0, 20, 1.5)
     assert (typed.temperature, typed.presence_penalty) == (0.0, 1.5)
+
+
+def test_a_file_where_a_model_or_a_prompt_belongs_gets_a_hint(tmp_path):
+    notes = tmp_path / "notes.txt"
+    notes.write_text("On Friday.")
+    done = run_unplugged("run", "notes.txt", home=tmp_path)
+    assert done.returncode == 2
+    assert b"Did you mean `conifer run -f notes.txt`?" in done.stderr
