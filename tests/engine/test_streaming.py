@@ -19,8 +19,10 @@ import pytest
 
 import engine
 from engine.architectures.registry import ARCHITECTURES
+from engine.device import backend
 from engine.errors import EngineError, FileShrank, ReadFailed
 from engine.gguf.reader import open_model
+from engine.kernels.select import selected
 from engine.limits import STREAM_CHUNK
 from engine.nn.cache.cache import DECODED
 from engine.nn.config import read_model_config
@@ -76,12 +78,17 @@ def test_logits_are_those_of_a_resident_run(stored: Stored, kernels: str):
             assert (model.expert_store.stats() - stats).bytes_read == 0, "each expert is read once"
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_a_long_prompt_reads_each_expert_once_for_each_chunk(threads: int):
-    model = engine.load(SMALL, threads=threads, expert_bytes=budget(SMALL, "least"))
+# Full attention, windows and sinks, recurrent layers, latent experts.
+LONG = ("qwen3moe-Q4_K_M", "gpt-oss-mxfp4", "granitehybrid", "nemotron_h_moe-latent")
+
+
+@pytest.mark.parametrize("name, threads", [(LONG[0], 1), *((name, 3) for name in LONG)])
+def test_a_long_prompt_reads_each_expert_once_for_each_chunk(name: str, threads: int):
+    path = HERE / name / "model.gguf"
+    model = engine.load(path, threads=threads, expert_bytes=budget(path, "least"))
     if model.kernels.name != "native":
         pytest.skip("only native kernels read long chunks")
-    resident = engine.load(SMALL, threads=threads)
+    resident = engine.load(path, threads=threads)
     tokens = tokens_for(model, STREAM_CHUNK + 700)
     parts = []
     for one in (resident, model):
@@ -89,12 +96,31 @@ def test_a_long_prompt_reads_each_expert_once_for_each_chunk(threads: int):
         one.prefill(tokens[:300], cache, None)  # chunks end at fixed positions all the same
         parts.append(np.array(one.prefill(tokens[300:], cache, None)))
     assert np.array_equal(*parts)
-    chunks, stats = 3, model.expert_store.stats()
-    everything = sum(layer.stored_bytes for layer in model.expert_store.plan.layers)
-    pages = sum(
-        len(layer.sources[2].offsets) * 6 * 4096 for layer in model.expert_store.plan.layers
+    layers = model.expert_store.layers
+    everything = sum(
+        source.span_bytes * len(source.offsets)
+        for one in layers
+        for source in one.sources
+        if source
     )
-    assert stats.prompt_bytes_read <= chunks * (everything + pages)
+    chunks = 3
+    assert model.expert_store.stats().prompt_bytes_read <= chunks * everything
+
+
+def test_layers_that_run_one_by_one_give_the_same_logits(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("engine.kernels.native.fused.fuses", lambda *_: False)
+    for name in ("qwen3moe-Q4_K_M", "gpt-oss-mxfp4", "qwen3moe-UD_MIX", "bailingmoe2"):
+        path = HERE / name / "model.gguf"
+        right = results(engine.load(path), 40)
+        for part in PARTS_OF:
+            model = engine.load(path, expert_bytes=budget(path, part, model_kernels()))
+            for found, expected in zip(results(model, 40), right, strict=True):
+                assert np.array_equal(found, expected), (name, part)
+
+
+def model_kernels() -> str:
+    """Return the kernels that `auto` chooses here."""
+    return selected("auto", backend())
 
 
 def test_an_answer_is_that_of_a_resident_run(kernels: str):

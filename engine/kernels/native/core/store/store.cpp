@@ -220,7 +220,8 @@ Addresses ExpertStore::chosen(int64_t j) const {
 }
 
 bool ExpertStore::arrived(int j, unsigned parts) const {
-  return complete(chosen_[size_t(j)]->left, parts);
+  const Slot* slot = chosen_[size_t(j)];  // null if `choose` was stopped
+  return slot && complete(slot->left, parts);
 }
 
 // Give unused slots to the planned experts that were chosen last, the latest first to stay.
