@@ -1,7 +1,8 @@
-// Products with one token: weights go from their blocks to registers, four rows at a time.
+// Products with one token: weights go from their blocks to registers, a few rows at a time.
 //
 // Vector arithmetic comes from `Ops`, a struct in the including translation unit. Besides the
 // members for gemm/rowwise.h it has
+//   ROWS                       how many rows are multiplied at once
 //   Ints                       a vector of integer sums, as wide as Acc
 //   OFFSET<T>, encode<T>       what is added to the weights, and the bytes of T::group as `dot`
 //                              takes them
@@ -30,6 +31,15 @@ constexpr int64_t CHUNK_BYTES = CHUNK / T::WEIGHTS * T::BYTES;
 // ones. Past the last row, prefetching is harmless.
 constexpr int64_t AHEAD_BYTES = 4096;
 
+// Zeros. GCC would call for a string instruction, which takes longer than a chunk's products.
+template <class Ops>
+CONIFER_INLINE void clear(Scales& s) {
+  for (int i = 0; i < 16; i += Ops::LANES) {
+    Ops::store(s.scale + i, Ops::zero());
+    Ops::store(s.min + i, Ops::zero());
+  }
+}
+
 // Groups of 32 weights of ROWS rows, times a token's values from column n.
 template <class Ops, class T, int ROWS, int GROUPS>
 CONIFER_INLINE void add_chunk(const uint8_t* data, int64_t stride, int groups, const TokenView& x,
@@ -37,7 +47,7 @@ CONIFER_INLINE void add_chunk(const uint8_t* data, int64_t stride, int groups, c
   Scales scales[ROWS];
 #pragma GCC unroll 4
   for (int r = 0; r < ROWS; ++r) {
-    if constexpr (GROUPS == 0) scales[r] = {};
+    if constexpr (GROUPS == 0) clear<Ops>(scales[r]);
     T::scales(data + r * stride, GROUPS ? GROUPS : groups, scales[r]);
     acc[r] = Ops::template weigh<T>(scales[r], x, n, acc[r]);
   }
@@ -78,9 +88,10 @@ void multiply_rows(const uint8_t* data, int64_t stride, int64_t cols, const Toke
 template <class Ops, class T>
 void multiply_single(const Matrix& w, const TokenView& x, float* y, int64_t row0, int64_t row1) {
   const int64_t stride = w.stride();
+  constexpr int ROWS = Ops::ROWS;
   int64_t row = row0;
-  for (; row + 4 <= row1; row += 4)
-    multiply_rows<Ops, T, 4>(w.data + row * stride, stride, w.cols, x, y + row);
+  for (; row + ROWS <= row1; row += ROWS)
+    multiply_rows<Ops, T, ROWS>(w.data + row * stride, stride, w.cols, x, y + row);
   for (; row < row1; ++row)
     multiply_rows<Ops, T, 1>(w.data + row * stride, stride, w.cols, x, y + row);
 }

@@ -11,6 +11,7 @@ using quant::Bytes32;
 
 struct Neon {
   static constexpr int LANES = 4;
+  static constexpr int ROWS = 4;
   using Acc = float32x4_t;
 
   static Acc zero() { return vdupq_n_f32(0); }

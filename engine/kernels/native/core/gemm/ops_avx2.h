@@ -21,6 +21,7 @@ struct Avx2 {
   static constexpr bool VNNI = false;
 #endif
   static constexpr int LANES = 8;
+  static constexpr int ROWS = 2;  // four need more than the 16 registers
   using Acc = __m256;
 
   static Acc zero() { return _mm256_setzero_ps(); }

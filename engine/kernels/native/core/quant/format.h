@@ -109,16 +109,24 @@ CONIFER_INLINE void put_all(float* out, int n, float value) {
   for (int i = 0; i < n; ++i) out[i] = value;
 }
 
-// Read n halves that are `stride` bytes apart.
+// Read n halves, up to eight, that are `stride` bytes apart. May write zeros after them, up to
+// out[7].
 CONIFER_INLINE void put_halves(float* out, const uint8_t* halves, int stride, int n) {
 #if defined(__AVX2__)
+  const auto at = [&](int i) { return read_integer<uint16_t>(halves + i * stride); };
+  __m128i eight;
   if (n == 8) {
-    const auto at = [&](int i) { return read_integer<int16_t>(halves + i * stride); };
-    const __m128i eight = _mm_setr_epi16(at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7));
-    return _mm256_storeu_ps(out, _mm256_cvtph_ps(eight));
+    const auto lane = [&](int i) { return static_cast<int16_t>(at(i)); };
+    eight = _mm_setr_epi16(lane(0), lane(1), lane(2), lane(3), lane(4), lane(5), lane(6), lane(7));
+  } else {  // in integers, because a vector that is loaded after narrower stores waits for them
+    uint64_t low = 0, high = 0;
+    for (int i = 0; i < n; ++i) (i < 4 ? low : high) |= static_cast<uint64_t>(at(i)) << i % 4 * 16;
+    eight = _mm_set_epi64x(static_cast<int64_t>(high), static_cast<int64_t>(low));
   }
-#endif
+  _mm256_storeu_ps(out, _mm256_cvtph_ps(eight));
+#else
   for (int i = 0; i < n; ++i) out[i] = f16_to_float(read_integer<uint16_t>(halves + i * stride));
+#endif
 }
 
 // Unpack the 8 six-bit scales and 8 six-bit minima that Q4_K and Q5_K pack in 12 bytes.
