@@ -6,9 +6,11 @@ import asyncio
 import json
 import secrets
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from conifer_cli.run_options import RunOptions
@@ -27,8 +29,10 @@ from engine.tools.parser import CallParser, CallPiece
 if TYPE_CHECKING:
     from engine.sampling import Processor, Settings
     from engine.text.constrained import Guide
+    from engine.text.reasoning import Part
 
 PULSE_S = 5.0  # a client hears from the server at least this often
+GAP_S = 0.02  # tokens that arrive within it share a piece: sending each would slow the steps
 Messages = list[dict[str, Any]]
 
 
@@ -98,7 +102,9 @@ class Answer:
         self.served, self.tokens, self.ask, self._host = served, tokens, ask, host
         self.id, self.created_s = f"resp_{secrets.token_hex(12)}", time.time()
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[Happening | TokenChance | Pulse] = asyncio.Queue()
+        self._events: deque[Happening | TokenChance | Pulse] = deque()
+        self._chances: list[TokenChance] = []
+        self._arrived, self._told, self._last_s = asyncio.Event(), False, 0.0
         self._recorder: LogprobRecorder | None = None
         dialect = ask.tools.dialect_for(served.model) if ask.tools.used else None
         self._parser = CallParser(dialect, ask.tools.schemas) if dialect is not None else None
@@ -114,45 +120,58 @@ class Answer:
         )
         self.position = host.scheduler.submit(self._job)
         host.metrics.asked(self.position)
+        self._pulse = self._loop.call_later(PULSE_S, self._beat)
 
     def cancel(self) -> None:
         """End the answer before its next step, if it has not ended."""
         self._host.scheduler.cancel(self._job)
 
     async def __aiter__(self) -> AsyncIterator[AnswerEvent]:
-        chances: list[TokenChance] = []
-        beat = self._loop.call_later(PULSE_S, self._beat)
         while True:
-            event = await self._events.get()
-            if isinstance(event, Pulse):
-                beat = self._loop.call_later(PULSE_S, self._beat)
-                yield event
-            elif isinstance(event, TokenChance):
-                chances.append(event)
-            elif isinstance(event, Decoded):
-                for piece in self._pieces(event):
-                    if isinstance(piece, CallPiece):
-                        self.called = True
-                        yield piece
-                    else:
-                        yield TextPiece(piece[0], piece[1], tuple(chances))
-                        chances.clear()
-            elif isinstance(event, Finished):
-                if chances:
-                    yield TextPiece(Kind.ANSWER, "", tuple(chances))
-                for piece in self._parser.finish() if self._parser else ():
-                    yield piece if isinstance(piece, CallPiece) else TextPiece(*piece)
-                beat.cancel()
-                self.called = bool(self._parser and self._parser.calls)
-                if event.error is not None:
+            await self._arrived.wait()
+            self._arrived.clear()
+            for event in self._joined():
+                if isinstance(event, Finished) and event.error is not None:
                     raise event.error
                 yield event
-                return
+                if isinstance(event, Finished):
+                    return
+
+    def _joined(self) -> Iterator[AnswerEvent]:
+        """Yield what has arrived, consecutive texts of a kind in one piece."""
+        kinds = groupby(self._read(), lambda piece: isinstance(piece, TextPiece) and piece.kind)
+        for kind, pieces in kinds:
+            if kind is False:
+                yield from pieces
+            else:
+                texts = list(pieces)
+                chances = tuple(chance for piece in texts for chance in piece.chances)
+                yield TextPiece(kind, "".join(piece.text for piece in texts), chances)
+
+    def _read(self) -> Iterator[Any]:
+        while self._events:
+            event = self._events.popleft()
+            if isinstance(event, TokenChance):
+                self._chances.append(event)
+            elif isinstance(event, Decoded):
+                for piece in self._pieces(event):
+                    self.called = self.called or isinstance(piece, CallPiece)
+                    yield self._labelled(piece)
+            elif isinstance(event, Finished):
+                if self._chances:
+                    yield self._labelled((Kind.ANSWER, ""))
+                for piece in self._parser.finish() if self._parser else ():
+                    yield self._labelled(piece)
+                self.called = bool(self._parser and self._parser.calls)
+                yield event
             else:
                 yield Pulse()
 
-    def _beat(self) -> None:
-        self._events.put_nowait(Pulse())
+    def _labelled(self, piece: CallPiece | Part) -> CallPiece | TextPiece:
+        if isinstance(piece, CallPiece):
+            return piece
+        chances, self._chances = tuple(self._chances), []
+        return TextPiece(*piece, chances)
 
     def _pieces(self, event: Decoded) -> list[Any]:
         parser = self._parser
@@ -162,18 +181,38 @@ class Answer:
 
     def _emit(self, event: Happening) -> None:
         """Pass an event from the scheduler's thread to the event loop."""
-        chance = None
         if self._recorder is not None and isinstance(event, Decoded) and event.token is not None:
-            chance = TokenChance(event.token, *self._recorder.next(event.token))
-        self._loop.call_soon_threadsafe(self._receive, event, chance)
-
-    def _receive(self, event: Happening, chance: TokenChance | None) -> None:
-        if chance is not None:
-            self._events.put_nowait(chance)
-        self._events.put_nowait(event)
+            self._events.append(TokenChance(event.token, *self._recorder.next(event.token)))
+        self._events.append(event)
         if isinstance(event, Finished):
-            self._host.release(self.served)
-            self._host.metrics.answered(event)
+            self._loop.call_soon_threadsafe(self._end, event)
+        elif not self._told:
+            self._told = True
+            self._loop.call_soon_threadsafe(self._tell)
+
+    def _tell(self) -> None:
+        """Let the answer be read, but not sooner than `GAP_S` after the last time."""
+        wait_s = self._last_s + GAP_S - self._loop.time()
+        if wait_s > 0:
+            self._loop.call_later(wait_s, self._wake)
+        else:
+            self._wake()
+
+    def _wake(self) -> None:
+        self._told = False  # before the events are read: a later one is told again
+        self._last_s = self._loop.time()
+        self._arrived.set()
+
+    def _end(self, event: Finished) -> None:
+        self._pulse.cancel()
+        self._host.release(self.served)
+        self._host.metrics.answered(event)
+        self._arrived.set()
+
+    def _beat(self) -> None:
+        self._pulse = self._loop.call_later(PULSE_S, self._beat)
+        self._events.append(Pulse())
+        self._arrived.set()
 
     def _settings(self) -> Settings:
         ask, processors = self.ask, list[Any]()

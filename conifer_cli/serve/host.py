@@ -90,6 +90,7 @@ class Host:
         self.options, self.metrics = options, Metrics()
         self.scheduler = Scheduler(options.parallel)
         self.current: ServedModel | None = None
+        self._last: RequestedModel | None = None  # the last one that could be loaded
         self._turn = asyncio.Lock()  # for a request's model, first come first served
         self._freed = asyncio.Condition()
         self._released: set[asyncio.Task[None]] = set()
@@ -97,11 +98,14 @@ class Host:
     async def lease(self, name: str | None) -> ServedModel:
         """Return the requested model, loaded. Call `release` after its use.
 
-        A server of one model ignores `name`. Another model waits until the loaded one is unused.
+        A server of one model ignores `name`. Another model waits until the loaded one is unused. If
+        the last one did not fit, the one before it is loaded again for a request without a name.
         """
         async with self._turn:
             if self.options.model is None and name is not None:
                 await self._switch(name)
+            elif self.current is None and self._last is not None:
+                await self._load(self._last)
             if self.current is None:
                 raise BadRequest("the request names no model", "model")
             self.current.users += 1
@@ -125,6 +129,9 @@ class Host:
             return
         async with self._freed:
             await self._freed.wait_for(lambda: self.current is None or not self.current.users)
+        await self._load(target)
+
+    async def _load(self, target: RequestedModel) -> None:
         failures = (*errors.known_exceptions(), *FAILURES)
         await asyncio.wrap_future(self.scheduler.call(lambda: self.load(target), failures))
 
@@ -174,6 +181,7 @@ class Host:
                 f"{self.options.parallel}, with a context of {counted(context, 'token')} each"
             )
         self.current = ServedModel(report, model, prefixes, context, plan.lanes, plan.need_bytes)
+        self._last = target
 
     def _unload(self) -> None:
         self.current = None

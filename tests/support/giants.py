@@ -60,6 +60,24 @@ QWEN3_235B: dict[str, Any] = {
     "qwen3moe.expert_feed_forward_length": 1536,
 }
 
+LLAMA_405B: dict[str, Any] = {
+    "general.architecture": "llama",
+    "general.name": "Llama 3.1 405B",
+    "llama.block_count": 126,
+    "llama.context_length": 131_072,
+    "llama.embedding_length": 16_384,
+    "llama.feed_forward_length": 53_248,
+    "llama.attention.head_count": 128,
+    "llama.attention.head_count_kv": 8,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+    "llama.rope.freq_base": 500_000.0,
+}
+
+
+def write_llama_405b(folder: Path, parts: int) -> list[Path]:
+    """Write Llama 3.1 405B in Q8_0, dense: every token reads all of it."""
+    return _write(folder, "llama-405b", LLAMA_405B, 128_256, list(_llama_405b()), parts)
+
 
 def write_deepseek_v3(folder: Path, parts: int) -> list[Path]:
     """Write DeepSeek-V3 in Q8_0, the first of several parts without tensors."""
@@ -130,6 +148,20 @@ def _qwen3_235b() -> Iterator[tuple[str, tuple[int, ...]]]:
         yield at + "ffn_norm.weight", (width,)
         yield at + "ffn_gate_inp.weight", (experts, width)
         yield from _feed_forward(at, "_exps", (experts,), 1536, width)
+
+
+def _llama_405b() -> Iterator[tuple[str, tuple[int, ...]]]:
+    width, hidden = 16_384, 53_248
+    yield from _ends(128_256, width)
+    for layer in range(126):
+        at = f"blk.{layer}."
+        yield at + "attn_norm.weight", (width,)
+        yield at + "attn_q.weight", (width, width)
+        yield at + "attn_k.weight", (1024, width)
+        yield at + "attn_v.weight", (1024, width)
+        yield at + "attn_output.weight", (width, width)
+        yield at + "ffn_norm.weight", (width,)
+        yield from _feed_forward(at, "", (), hidden, width)
 
 
 def _ends(vocab: int, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:

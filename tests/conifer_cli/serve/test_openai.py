@@ -56,6 +56,17 @@ def test_a_stream_is_the_answer(server):
     assert [c["finish_reason"] for c in chunks if c["finish_reason"]] == ["length"]
 
 
+def test_fast_tokens_share_chunks_and_none_is_lost(server):
+    settings = {"max_tokens": 400, "logit_bias": {"2": -100}, "logprobs": True}
+    whole = server.chat("Hi", **settings).json["choices"][0]
+    events = [data for _, data in server.chat("Hi", stream=True, **settings).events()]
+    chunks = [event["choices"][0] for event in events[1:-2]]
+    assert "".join(c["delta"].get("content", "") for c in chunks) == whole["message"]["content"]
+    rows = [row for c in chunks if c["logprobs"] for row in c["logprobs"]["content"]]
+    assert rows == whole["logprobs"]["content"]
+    assert len(chunks) <= len(rows)
+
+
 def test_usage_is_absent_unless_asked_for(server):
     events = server.chat("Hi", stream=True).events()
     assert not any("usage" in data for _, data in events if data != "[DONE]")

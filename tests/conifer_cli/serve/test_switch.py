@@ -8,21 +8,27 @@ from conifer_cli.errors import NoRoom
 from conifer_cli.serve.fields import BadRequest
 from conifer_cli.serve.web import status_of
 from engine.errors import DoesNotFit, NumericError, TemplateRefusal
+from support.giants import write_llama_405b
 from support.program import MODELS, run_conifer, templated
 from support.serving import CHATML, serving
 
 
-def install(home, repository, model):
-    """Put a model where the Hub's client keeps it. Returns its name."""
+def snapshot(home, repository):
+    """The folder where the Hub's client keeps a repository's files."""
     folder = home / "hf" / "hub" / f"models--{repository.replace('/', '--')}"
     place = folder / "snapshots" / ("0" * 40)
     place.mkdir(parents=True)
-    made = home / "made"
-    made.mkdir(exist_ok=True)
-    target = place / f"{model}.gguf"
-    target.write_bytes(Path(templated(made, CHATML, model)).read_bytes())
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text("0" * 40)
+    return place
+
+
+def install(home, repository, model):
+    """Put a model on this machine. Returns its name."""
+    made = home / "made"
+    made.mkdir(exist_ok=True)
+    target = snapshot(home, repository) / f"{model}.gguf"
+    target.write_bytes(Path(templated(made, CHATML, model)).read_bytes())
     return f"hf:{repository}/{model}.gguf"
 
 
@@ -43,6 +49,25 @@ def test_requests_choose_among_the_models_here(tmp_path):
         assert server.chat("Hi", model="hf:a/three/x.gguf").status == 404
         done = run_conifer("ps", "--port", str(server.port), home=tmp_path)
         assert done.returncode == 0 and one.encode() in done.stdout
+
+
+@pytest.mark.process
+def test_a_model_that_does_not_fit_is_507_and_the_server_goes_on(tmp_path):
+    small = install(tmp_path, "a/small", "granitehybrid")
+    (path,) = write_llama_405b(snapshot(tmp_path, "a/giant"), 1)
+    giant = f"hf:a/giant/{path.name}"
+    with serving(tmp_path, "-c", "1024") as server:
+        assert server.chat("Hi", model=small).status == 200
+        refused = server.chat("Hi", model=giant)
+        assert refused.status == 507
+        error = refused.json["error"]
+        assert giant in error["message"] and "GB" in error["message"]
+        assert error["type"] == "server_error"
+        message = {"model": giant, "max_tokens": 8, "messages": [{"role": "user", "content": "Hi"}]}
+        assert server.ask("/v1/messages", message).json["error"]["type"] == "api_error"
+        assert server.chat("Hi").status == 200  # the model from before
+        assert server.chat("Hi", model=small).status == 200
+        assert b"Traceback" not in server.log.read_bytes()
 
 
 @pytest.mark.parametrize(
