@@ -287,6 +287,7 @@ def serve(
     port: options.ServePort = 8321,
     api_key: options.ApiKey = "",
     parallel: options.Parallel = 1,
+    cache: options.ServeCache = False,
     cors: options.Cors = None,
     print_config: options.PrintConfig = None,
     context: options.Context = None,
@@ -309,7 +310,8 @@ def serve(
 
         return print_client_config(print_config, model, host, port, context)
     where = (model, host, port, api_key, context, parallel, tuple(cors or ()))
-    return serve(ServeOptions(*where, kv_type.value, kernels.value, isa, force, offline, yes))
+    machine = (kv_type.value, kernels.value, isa)
+    return serve(ServeOptions(*where, *machine, force, offline, yes, cache))
 
 
 @app.command("Show what a running server has loaded.", "conifer ps", "conifer ps --json", rare=True)

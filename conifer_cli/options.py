@@ -409,6 +409,9 @@ ApiKey = Annotated[
 Parallel = Annotated[
     int, option("--parallel", "Answers that run at once, each with its own cache.", min=1, max=64)
 ]
+ServeCache = Annotated[
+    bool, option("--cache", "Keep prompts on disk too, for later servers and for `run --cache`.")
+]
 Cors = Annotated[
     list[str] | None,
     option(

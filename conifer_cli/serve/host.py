@@ -16,13 +16,16 @@ from conifer_cli.fit.verdict import FitReport, FitRequest, reading
 from conifer_cli.options import gpu_verdicts
 from conifer_cli.serve.fields import BadRequest
 from conifer_cli.serve.metrics import Metrics
-from conifer_cli.session.session import SLOW, is_raw
+from conifer_cli.session import checkpoint
+from conifer_cli.session.prompt_cache import PromptStore, worth_storing
+from conifer_cli.session.session import SLOW, is_raw, stored_format
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import counted
 from engine.serving.scheduler import FAILURES, Scheduler
 
 if TYPE_CHECKING:
     from engine.model import Model
+    from engine.nn.cache.state import CacheState
     from engine.serving.prefixes import Prefixes
 
 MAX_PREFIX_BYTES = 4 << 30
@@ -30,7 +33,10 @@ MAX_PREFIX_BYTES = 4 << 30
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """What to serve and where. api_key: empty if none is required. origins: for CORS."""
+    """What to serve and where.
+
+    api_key: empty if none is required. origins: for CORS. cache: keep prompts on the disk.
+    """
 
     model: str | None = None
     host: str = "127.0.0.1"
@@ -45,6 +51,7 @@ class ServeOptions:
     force: bool = False
     offline: bool = False
     yes: bool = False
+    cache: bool = False
 
     @property
     def request(self) -> FitRequest:
@@ -173,7 +180,8 @@ class Host:
             console.log(f"conifer: {SLOW.format(model.kernels.fallback_reason)}")
         context = report.verdict.context
         kv_type = self.options.kv_type
-        prefixes = Prefixes(model, context, kv_type, plan.lanes, plan.prefix_bytes)
+        disk = disk_for(report, model, kv_type) if self.options.cache else None
+        prefixes = Prefixes(model, context, kv_type, plan.lanes, plan.prefix_bytes, disk)
         self.scheduler.parallel = plan.lanes
         if plan.lanes < self.options.parallel:
             console.log(
@@ -190,6 +198,32 @@ class Host:
     def close(self, timeout_s: float) -> None:
         """End all answers and the scheduler."""
         self.scheduler.close(timeout_s)
+
+
+def disk_for(report: FitReport, model: Model, kv_type: str) -> StoredPrompts:
+    """Return the disk's part of a model's cache."""
+    identity, form = checkpoint.identity(report), stored_format(model, kv_type)
+    return StoredPrompts(PromptStore(report.name, identity, form))
+
+
+class StoredPrompts:
+    """Prompts on the disk, which `run --cache` shares."""
+
+    def __init__(self, store: PromptStore) -> None:
+        self.store = store
+
+    def find(self, tokens: list[int], above: int) -> CacheState | None:
+        """Return the state that shares the longest prefix with `tokens`, if more than `above`."""
+        path, shared = self.store.find(tokens)
+        found: list[CacheState] = []
+        if path is not None and shared > above:
+            self.store.restore(path, found.append)
+        return found[0] if found else None
+
+    def keep(self, kept: CacheState) -> None:
+        """Store a state, unless most of it is stored already."""
+        if worth_storing(len(kept.tokens), self.store.find(kept.tokens)[1]):
+            self.store.store(kept)
 
 
 def available() -> dict[str, str]:

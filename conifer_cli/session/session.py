@@ -146,10 +146,7 @@ class Session:
     @functools.cached_property
     def cache_format(self) -> str:
         """The format of this session's caches. A cache in another format cannot be restored."""
-        from engine.nn.cache.state import cache_format
-
-        kernels, form = self.model.kernels, cache_format(self.model, self.options.kv_type)
-        return f"{kernels.name} {kernels.isa or ''} {form} {CACHE_VERSION}"
+        return stored_format(self.model, self.options.kv_type)
 
     def save(self, path: Path, messages: Messages, with_cache: bool = True) -> None:
         """Write the conversation to a file. Raises OutputError or Unreadable.
@@ -364,6 +361,14 @@ def is_raw(report: FitReport) -> bool:
     if report.entry is not None and report.entry.kind == "base":
         return True
     return report.metadata is not None and "tokenizer.chat_template" not in report.metadata
+
+
+def stored_format(model: Model, kv_type: str) -> str:
+    """Return the format of a model's caches in files: another one cannot be restored."""
+    from engine.nn.cache.state import cache_format
+
+    kernels = model.kernels
+    return f"{kernels.name} {kernels.isa or ''} {cache_format(model, kv_type)} {CACHE_VERSION}"
 
 
 def settings_for(entry: Entry | None, options: RunOptions) -> Settings:

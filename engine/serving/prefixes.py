@@ -2,17 +2,20 @@
 
 A lane is a cache in which an answer can run. When a lane is needed for another conversation, its
 contents are copied to memory if the budget allows, and copied back when that conversation goes on.
-The least recently used copies are dropped first.
+The least recently used copies are dropped first. Copies may also be kept on a disk, for later
+servers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import count, takewhile
 from operator import eq
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from engine.errors import CacheStateError
 from engine.limits import enough_memory
 from engine.nn.cache.cache import REWIND
 from engine.nn.cache.rewind import SavedPoint, last_mark, needs_points, restore_point, save_point
@@ -25,6 +28,16 @@ if TYPE_CHECKING:
 
 MIN_TOKENS = 64  # reading fewer tokens is as fast as copying them
 MAX_POINTS = 8  # saved positions in one conversation
+
+
+class Disk(Protocol):
+    """Where conversations are kept for later."""
+
+    def find(self, tokens: list[int], above: int) -> CacheState | None:
+        """Return the state that shares the longest prefix with `tokens`, if more than `above`."""
+
+    def keep(self, kept: CacheState) -> None:
+        """Store a state, if it is worth it."""
 
 
 @dataclass(eq=False)
@@ -87,13 +100,21 @@ class Prefixes:
     """The lanes and stored conversations of one model.
 
     lanes: how many answers may run at once, each with a cache for `context` tokens. budget_bytes:
-    memory for stored conversations and saved points.
+    memory for stored conversations and saved points. disk: where they are kept besides.
     """
 
     def __init__(
-        self, model: Model, context: int, kv_type: str, lanes: int, budget_bytes: int
+        self,
+        model: Model,
+        context: int,
+        kv_type: str,
+        lanes: int,
+        budget_bytes: int,
+        disk: Disk | None = None,
     ) -> None:
         self.model, self.context, self.budget_bytes = model, context, budget_bytes
+        self._disk = disk
+        self._unsaved: list[Lane] = []  # answered since the disk was written
         self._idle = [Lane(model.new_cache(context, kv_type)) for _ in range(lanes)]
         self._stored: list[StoredLane] = []
         self._pointed = needs_points(model)
@@ -109,6 +130,7 @@ class Prefixes:
         """Return an idle lane that already holds as much of the prompt as possible."""
         held = [lane.tokens for lane in self._idle] + [stored.tokens for stored in self._stored]
         known = max(_common(tokens, prompt) for tokens in held)
+        self._recall(prompt, known)
         lane, tokens, shared = self._best(prompt)
         shared = min(shared, len(tokens) - 1)
         length = lane.reach(shared)
@@ -150,6 +172,21 @@ class Prefixes:
         lane.used = next(self._clock)
         self._idle.append(lane)
         self._make_room(0)
+        if sound and self._disk is not None:
+            self._unsaved.append(lane)
+
+    def save(self) -> None:
+        """Write to the disk what has been answered. Call this between two answers' steps."""
+        for lane in self._unsaved:
+            if self._disk is not None and lane in self._idle:
+                self._disk.keep(dump(self.model, lane.cache))
+        self._unsaved = []
+
+    def _recall(self, prompt: list[int], known: int) -> None:
+        """Find a conversation on the disk if it shares more of the prompt than those in memory."""
+        found = self._disk and self._disk.find(prompt, known + MIN_TOKENS - 1)
+        if found and len(found.tokens) <= self.context:
+            self._stored.append(StoredLane(found, [], True, next(self._clock)))
 
     def _best(self, prompt: list[int]) -> tuple[Lane, list[int], int]:
         """Return the lane to use, the prompt in its spelling and the length of their prefix."""
@@ -195,8 +232,9 @@ class Prefixes:
         if lane.cache.length >= MIN_TOKENS:
             self._store(lane, 0)
         lane.cache.trim(0)
-        load(self.model, stored.state, lane.cache)
-        lane.points = list(stored.points)
+        with suppress(CacheStateError):  # only one from a disk can be of another shape
+            load(self.model, stored.state, lane.cache)
+            lane.points = list(stored.points)
         stored.used = next(self._clock)
         if len(stored.tokens) - shared < MIN_TOKENS and stored in self._stored:
             self._stored.remove(stored)

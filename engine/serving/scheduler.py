@@ -223,6 +223,7 @@ class Scheduler:
         else:
             end.prefill_s = now - started
         job.emit(end)
+        job.prefixes.save()
 
     def _steps(self, job: Job, end: Finished) -> Iterator[None]:
         begun = time.perf_counter()
