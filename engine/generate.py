@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from engine.text.constrained import Guide
     from engine.text.tokenizer import Tokenizer
 
-POLL_S, POLL_SHARE = 5e-5, 0.01  # how often to look for a token: at first, later by time waited
+POLL_S = 0.05  # how often to look for a signal while experts come from the disk
 
 OnPrefill = Callable[[int, int], None]  # (tokens processed, total tokens)
 Check = Callable[[], None]
@@ -183,22 +183,24 @@ class TokenStream:
             self.finish, self.cut_by = "interrupted", None
             return
         mx.async_eval(pending)
-        if self.model.expert_store is not None:
-            self.model.expert_store.check_stop = self._check_stop
+        store, step = self.model.expert_store, 0
+        if store is not None:
+            store.check_stop = self._check_stop
         for count in range(1, limit + 1):
             if self._stopping:
                 self.finish, self.cut_by = "interrupted", None
                 return
-            token, ahead = pending, count < limit
+            token, ahead, step_of_token = pending, count < limit, step
             if ahead:
                 try:
                     logits = self.model.forward(token[None], self.cache)
                 except _Stopped:  # while it waited for the disk
                     self.finish, self.cut_by = "interrupted", None
                     return
+                step = store.begun if store else 0
                 pending = logits if guide else sampler.choose(logits)
                 mx.async_eval(pending)
-            if count > 1 and not self._awaited(token, pending):
+            if count > 1 and not self._awaited(token, pending, step_of_token):
                 self.finish, self.cut_by = "interrupted", None
                 return
             with enough_memory():
@@ -225,7 +227,7 @@ class TokenStream:
                 mx.async_eval(pending)
             yield value
 
-    def _awaited(self, token: mx.array, next_token: mx.array) -> bool:
+    def _awaited(self, token: mx.array, next_token: mx.array, step: int) -> bool:
         """Wait for a token whose experts may come from the disk. Returns False if stopped.
 
         The step that computes the token, and the one after it, then end early. The cache loses the
@@ -234,10 +236,10 @@ class TokenStream:
         store = self.model.expert_store
         if store is None:
             return True
-        started, done = time.perf_counter(), False
+        done = False
         try:
-            while not (done := store.ready(token)) and not self._stopping:
-                time.sleep(POLL_S + POLL_SHARE * (time.perf_counter() - started))
+            while not (done := store.wait(token, step, POLL_S)) and not self._stopping:
+                pass
         finally:
             if not done:
                 store.stop()

@@ -78,8 +78,15 @@ class ExpertStore(Protocol):
 
     def stats(self) -> StoreStats: ...
 
-    def ready(self, result: mx.array) -> bool:
-        """True once a result that `async_eval` was called for is there."""
+    @property
+    def begun(self) -> int:
+        """The number of the last step that was built; 0 if they are not counted."""
+
+    def wait(self, result: mx.array, step: int, seconds: float) -> bool:
+        """Wait until a step needs no more experts. Returns False after `seconds`.
+
+        step: as `begun` when it was built. result: of the step, after `async_eval`.
+        """
 
     def stop(self) -> None:
         """End the current step as soon as possible. Its results are undefined."""

@@ -218,8 +218,9 @@ std::vector<mx::array> Stack::launch_all(const mx::array& x, Caches* caches, int
   const int64_t context = caches ? caches->capacity() : offset + tokens;
   const int64_t columns = embedded ? embedded->shape(1) : 0;
   const bool prompt = prompt_step();
-  auto body = [all = all_, experts, pieces, tokens, width, offset, context, columns, prompt](
-                  const Sources& in, const Targets& out) {
+  const int64_t number = experts ? experts->begin_run() : 0;
+  auto body = [all = all_, experts, number, pieces, tokens, width, offset, context, columns,
+               prompt](const Sources& in, const Targets& out) {
     Shared& tools = shared();
     const std::lock_guard<std::mutex> lock(tools.mutex);
     tools.work.prompt = prompt;
@@ -251,6 +252,7 @@ std::vector<mx::array> Stack::launch_all(const mx::array& x, Caches* caches, int
       if (entry.to == Place::Stream) run.from = run.y;  // the next layers run in place
     }
     tools.work.first_block = 0;
+    if (experts) experts->end_run(number);
   };
   std::vector<Output> outputs{{x.shape(), mx::float32}, {{1}, mx::uint8}};
   if (routes) outputs.push_back(*routes);

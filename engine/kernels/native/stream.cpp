@@ -91,6 +91,8 @@ void bind_store(nb::module_& m) {
       .def("stop", &ExpertStore::stop)
       .def("resume", &ExpertStore::resume)
       .def("disturb", &disturb)
+      .def_prop_ro("begun", &ExpertStore::begun)
+      .def("wait", &ExpertStore::wait_run, nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("failure", &failure)
       .def_prop_ro("held", &ExpertStore::held)
       .def_prop_ro("held_bytes", &ExpertStore::held_bytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 READERS = 8  # threads; docs/decisions/0016-experts-from-the-disk.md has the measurement
 NS = 1e-9
+POLL_S = 1e-3
 
 
 class NativeStore:
@@ -59,7 +61,16 @@ class NativeStore:
         times = wait * NS, prompt_wait * NS
         return StoreStats(hits, misses, read, prompt_read, *times, *held, tuple(distances))
 
-    def ready(self, result: mx.array) -> bool:
+    @property
+    def begun(self) -> int:
+        return int(self.store.begun)
+
+    def wait(self, result: mx.array, step: int, seconds: float) -> bool:
+        if step:
+            return bool(self.store.wait(step, seconds))
+        until = time.perf_counter() + seconds  # layers that run one by one have no step
+        while not self.native.ready(result) and time.perf_counter() < until:
+            time.sleep(POLL_S)
         return bool(self.native.ready(result))
 
     def stop(self) -> None:

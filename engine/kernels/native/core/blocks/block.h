@@ -281,7 +281,7 @@ struct ExpertLayer {
   Matrix latent_down = {}, latent_up = {};
   float residual = 1.0f;
   ExpertStore* store = nullptr;  // has the experts; null: they are in memory
-  int store_layer = 0;                  // this layer's number there
+  int store_layer = 0;           // this layer's number there
 };
 
 // y = base + residual * (sum of weight * expert(h) over the chosen experts + shared(h)), where

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <chrono>
 #include <deque>
 #include <new>
 #include <numeric>
@@ -332,6 +333,20 @@ void ExpertStore::finish() {
   chosen_.clear();
   planned_.clear();
   unread_.clear();
+}
+
+void ExpertStore::end_run(int64_t number) {
+  {
+    const std::lock_guard<std::mutex> lock(runs_);
+    ended_ = std::max(ended_, number);
+  }
+  run_ended_.notify_all();
+}
+
+bool ExpertStore::wait_run(int64_t number, double seconds) {
+  std::unique_lock<std::mutex> lock(runs_);
+  return run_ended_.wait_for(lock, std::chrono::duration<double>(seconds),
+                             [&] { return ended_ >= number; });
 }
 
 int64_t ExpertStore::held_bytes() const { return held_bytes_; }

@@ -8,9 +8,11 @@
 
 #include <array>
 #include <atomic>
+#include <condition_variable>
 #include <cstdint>
 #include <list>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -132,6 +134,12 @@ class ExpertStore {
   bool stopped() const { return readers_.stopped(); }
   Failure failure() const { return readers_.failure(); }
 
+  // Steps that use the store, numbered from 1. `wait_run` returns false after `seconds`.
+  int64_t begin_run() { return ++begun_; }
+  int64_t begun() const { return begun_; }
+  void end_run(int64_t number);
+  bool wait_run(int64_t number, double seconds);
+
   int64_t held_bytes() const;  // of the slots in use
   int64_t held() const;        // slots in use
   Stats stats() const;
@@ -200,6 +208,10 @@ class ExpertStore {
   std::atomic<int64_t> held_count_{0}, held_bytes_{0};
   std::vector<std::vector<int32_t>> recent_;  // each layer's experts, the one chosen last first
   std::vector<std::atomic<int64_t>> distances_;
+  std::atomic<int64_t> begun_{0};
+  std::mutex runs_;
+  std::condition_variable run_ended_;
+  int64_t ended_ = 0;
   Readers readers_;
 };
 
