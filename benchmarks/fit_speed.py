@@ -84,7 +84,7 @@ class Group:
     costs: Callable[[str, Values], DecodeCost]
 
 
-def apple(family: str, p: Values) -> DecodeCost:
+def by_chip(family: str, p: Values) -> DecodeCost:
     """A layer costs less on newer chips; one with experts costs `routed` times as much."""
     layer_s = 1e-3 * p["layer_ms " + {"m3": "m2", "m5": "m4"}.get(family, family)]
     routed_s = (p["routed"] - 1) * layer_s
@@ -98,7 +98,7 @@ def plain(_family: str, p: Values) -> DecodeCost:
 
 # The starts of Apple's weights and of M4's layers are mlx-lm's own rates of one model at four to
 # seven precisions on one M4 Max; those of older layers, of cards and of CPUs are what their reports
-# give with these weights.
+# give with these weights. A card's layer with experts costs as much more as Apple's.
 GROUPS = {
     "apple": Group(
         ("m1", "m2", "m3", "m4", "m5"),
@@ -111,12 +111,19 @@ GROUPS = {
             "routed": (1.7, 0.2),
             "reuse": (0.3, 0.5),
         },
-        apple,
+        by_chip,
     ),
     "cards": Group(
-        ("card",),
-        {"weights": (1.15, 0.03), "kv": (1.3, 0.05), "layer_ms": (0.078, 0.1), "reuse": (0.1, 0.1)},
-        plain,
+        ("ampere", "ada"),
+        {
+            "weights": (1.15, 0.03),
+            "kv": (1.3, 0.05),
+            "layer_ms ampere": (0.073, 0.3),
+            "layer_ms ada": (0.062, 0.3),
+            "routed": (1.7, 0.2),
+            "reuse": (0.1, 0.1),
+        },
+        by_chip,
     ),
     "gb10": Group(
         ("gb10",),

@@ -1,12 +1,14 @@
 """Check that the docs are true of the code: links resolve, the tree in CONTRIBUTING.md is complete,
 docs/commands.md is what `--help` prints, docs/models.md what the catalog and the tests' records
-say, and tables behind a line `<!-- results: NAME ... -->` what benchmarks/results says.
+say, docs/fit.svg what `fit` prints, and tables behind a line `<!-- results: NAME ... -->` what
+benchmarks/results says.
 
 `--write` rewrites what is made.
 """
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -178,6 +180,7 @@ def main() -> int:
         *unfinished(pages),
         *unknown_runs(),
         *undated(),
+        *stale_picture(),
     ]
     for page, text in made.items():
         if not page.exists() or page.read_text() != text:
@@ -195,6 +198,21 @@ def broken_links(pages: list[Path]) -> list[str]:
         if "://" not in target and not target.startswith("mailto:")
         if not (page.parent / target).exists()
     ]
+
+
+def stale_picture() -> list[str]:
+    """Say whether docs/fit.svg differs from what `conifer fit` prints now."""
+    source = (ROOT / "docs" / "pictures.py").read_text()
+    found = re.search(r"^FIT = (\[.*\])$", source, re.MULTILINE)
+    assert found is not None
+    arguments = json.loads(found[1])
+    environment = {**os.environ, "CONIFER_HOME": os.devnull, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-P", "-m", "conifer_cli", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    drawn = re.findall(r">([^<>]*)</text>", (ROOT / "docs" / "fit.svg").read_text())
+    shown = html.unescape("".join(drawn)).removeprefix(f"$ conifer {' '.join(arguments)}")
+    same = "".join(shown.split()) == "".join(done.stdout.split())
+    return [] if same else ["docs/fit.svg is stale: run `python docs/pictures.py fit`"]
 
 
 def unfinished(pages: list[Path]) -> list[str]:

@@ -127,7 +127,7 @@ def _smallest(key: str, report: FitReport, request: FitRequest) -> Offer | None:
 
 def _split_per_s(report: FitReport, card: Target, pc: Target, request: FitRequest) -> float | None:
     """Estimate a split: experts read from memory, the rest from the card; None if it cannot be."""
-    from engine.fit.speed import DECODE_COSTS
+    from engine.fit.speed import DECODE_COSTS, decode_cost
 
     moved = bytes_per_token(report, pc, request, 0)
     need = report.verdict.need
@@ -135,7 +135,7 @@ def _split_per_s(report: FitReport, card: Target, pc: Target, request: FitReques
         return None
     if need.weights_bytes > pc.machine.budget_bytes + card.machine.budget_bytes:
         return None
-    gpu, cpu = DECODE_COSTS["card"], DECODE_COSTS["cpu, others"]
+    gpu, cpu = decode_cost(card.prior, "cuda", card.kernels), DECODE_COSTS["cpu, others"]
     rest_bytes = moved.weights_bytes - moved.experts_bytes
     model = report.config or report.estimate
     layers = (model and model.layers) or 0

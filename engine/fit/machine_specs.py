@@ -19,6 +19,7 @@ from engine.fit.prefill import GPU_SHARE, core_flops, flops_here
 from engine.fit.speed import PRIOR, Bandwidth
 
 GB, GIB = 10**9, 1 << 30
+AMPERE = ("rtx-3", "rtx-a", "a")  # how the names of NVIDIA cards of that generation begin
 REACHED = 0.8  # of a CPU's theoretical bandwidth, by plain reads
 FEW_CORES = 64  # more wait for each other in every layer, by the square of their number
 USUAL_GB = (8, 16, 32, 64, 128, 256, 512, 1024)  # of a PC or a server
@@ -69,7 +70,7 @@ def machine_specs() -> dict[str, MachineSpec]:
     """Read `machine_specs.toml`. Keys are machine names."""
     tables = _tables()
     found = {key: _apple(key, row) for key, row in tables["apple"].items()}
-    found |= {key: _nvidia(row) for key, row in tables["nvidia"].items()}
+    found |= {key: _nvidia(key, row) for key, row in tables["nvidia"].items()}
     return found | {key: _cpu(row) for key, row in tables["cpu"].items()}
 
 
@@ -201,9 +202,10 @@ def _apple(key: str, row: dict[str, Any]) -> MachineSpec:
     )
 
 
-def _nvidia(row: dict[str, Any]) -> MachineSpec:
+def _nvidia(key: str, row: dict[str, Any]) -> MachineSpec:
     sizes = {name: tuple(row.pop(name, ())) for name in ("memory_gb", "usable_gib")}
-    filled: dict[str, Any] = {"costs": "card", **row, **sizes}
+    costs = "ampere" if key.startswith(AMPERE) else "ada"
+    filled: dict[str, Any] = {"costs": costs, **row, **sizes}
     return MachineSpec(**filled, backend="cuda")
 
 

@@ -134,15 +134,21 @@ DECODE_COSTS = {
         )
         for chip in chips
     },
-    "card": DecodeCost(1.15, 1.29, layer_s=0.079e-3, reuse=0.1, low=0.6, high=1.6),
+    **{
+        chip: DecodeCost(1.15, 1.29, 0, layer_s, routed_s, reuse=0.1, low=0.6, high=1.6)
+        for chip, layer_s, routed_s in (
+            ("ampere", 0.075e-3, 0.057e-3),
+            ("ada", 0.067e-3, 0.051e-3),
+        )
+    },
     "gb10": DecodeCost(1.2, 1.4, layer_s=0.06e-3, reuse=0.1, low=0.75, high=1.3),
-    "cpu, others": DecodeCost(1.21, 1.22, layer_s=0.13e-3, reuse=0.1, high=1.4),
+    "cpu, others": DecodeCost(1.23, 1.22, layer_s=0.13e-3, reuse=0.1, high=1.4),
 }
 BACKEND_COSTS = {
     ("cpu", "native"): "cpu, native",
     ("cpu", "stock"): "cpu, stock",
     **{("metal", kernels): "m4" for kernels in ("blocks", "stock")},
-    **{("cuda", kernels): "card" for kernels in ("blocks", "stock")},
+    **{("cuda", kernels): "ada" for kernels in ("blocks", "stock")},
 }
 
 

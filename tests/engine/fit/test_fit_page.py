@@ -127,7 +127,7 @@ def test_the_pages_speed_is_the_codes():
             "stock",
             ("9.23 ms, or 108", "59.6 tokens/s", "5.4 s to the first"),
         ),
-        ("ryzen-7950x-64gb", "cpu", "native", ("38.6 ms, or 25.9", "10.7", "14.1 s")),
+        ("ryzen-7950x-64gb", "cpu", "native", ("39.2 ms, or 25.5", "10.6", "14.1 s")),
     ],
 )
 def test_the_pages_machines_are_the_codes(
@@ -146,7 +146,8 @@ def test_the_pages_machines_are_the_codes(
 
 
 ROWS = {"cpu, native": "CPU here, native", "cpu, stock": "CPU here, stock"} | {
-    "card": "NVIDIA cards",
+    "ampere": "NVIDIA Ampere",
+    "ada": "NVIDIA Ada and later",
     "gb10": "GB10",
     "cpu, others": "CPU elsewhere",
 }
@@ -182,7 +183,7 @@ def test_the_codes_constants_are_those_that_were_fitted(group: str):
         row = next(
             x for x in PAGE.splitlines() if x.startswith(f"| {ROWS.get(key, key.upper())} |")
         )
-        assert row.endswith(f"| {reports} reports |")
+        assert f"| {reports} reports, " in row
 
 
 @pytest.mark.parametrize("group", FITTED)
