@@ -31,7 +31,7 @@ FIT = ["fit", "qwen3-30b-a3b", "-c", "16k", "--machine", "m4-max-64gb"]
 # What is typed, and what the row of the cursor then begins with when it is done.
 SCRIPT = (
     ("conifer fit --machine m4-max-64gb", "$ "),
-    ("conifer run --temperature 0", ">>> Send"),
+    ("conifer run --seed 1", ">>> Send"),
     ("What is the capital of France?", ">>> Send"),
     ("Write a Python function that adds two numbers.", ">>> Send"),
     ("/bye", "$ "),
