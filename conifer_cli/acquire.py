@@ -20,6 +20,8 @@ from conifer_cli.fit.choice import judge_model
 from conifer_cli.fit.headline import headline
 from conifer_cli.fit.other_quants import choice
 from conifer_cli.fit.predict import bytes_per_token, choose_target, speed
+from conifer_cli.fit.streaming import wording
+from conifer_cli.fit.streaming.forecast import forecast_of
 from conifer_cli.fit.verdict import FitReport, FitRequest, shortage
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import duration, size
@@ -31,11 +33,13 @@ if TYPE_CHECKING:
     from catalog.hub.client import Hub, RemoteFile
     from catalog.store.store import Store
     from engine.fit.speed import Rate
+    from engine.fit.streaming import Forecast
 
 SMALL_BYTES = 200 * 10**6  # smaller downloads need no confirmation
 SPACIOUS_BYTES = 20 * 10**9  # if less would be left on the disk, the user decides
 _MISFIT = {
     "tight": "is a tight fit",
+    "streams": "does not fit this machine, but --force was given",
     "too_large": "does not fit this machine, but --force was given",
 }
 
@@ -92,13 +96,41 @@ def judge(model: RequestedModel, request: FitRequest, ignore_disk: bool = False)
 
 
 def ensure(model: RequestedModel, report: FitReport, request: FitRequest) -> FitReport:
-    """Download a model if it is missing and fits. Return the report with `paths` set."""
-    enforce(report, request, open_store())
+    """Download a model if it is missing and fits. Return the report with `paths` set.
+
+    Sets `streaming` if its experts stay on the disk: if that was asked for, or at a terminal after
+    a question.
+    """
+    found = streaming_of(report, request)
+    request = _agreed(report, request, found)
+    enforce(report, request, open_store(), wording.offer(report.name, found) if found else "")
     if not report.paths:
         report = _download(model, report, request, open_store())
+        found = streaming_of(report, request)
+    if found is not None:
+        text = f"{wording.split_of(found.plan)}; {wording.sentence(found)}"
+        console.note(f"{report.name} streams from the disk. In memory: {text}")
+        return replace(report, streaming=found)
     if report.verdict.kind != "fits":
         console.note(f"{report.name} {_MISFIT[report.verdict.kind]}: {shortage(report)}")
     return report
+
+
+def streaming_of(report: FitReport, request: FitRequest) -> Forecast | None:
+    """Forecast a model whose experts stay on the disk; None if it fits, or is too large."""
+    if report.verdict.kind != "streams" or request.force:
+        return None
+    target = choose_target(None, None, False, request.kernels, budget_bytes=request.budget_bytes)
+    return forecast_of(report, target, request, open_store(), probe=True)
+
+
+def _agreed(report: FitReport, request: FitRequest, found: Forecast | None) -> FitRequest:
+    """Ask whether to stream if nobody said so. Returns the request with the answer."""
+    if found is None or request.streams or not request.asks or not console.can_ask():
+        return request
+    console.log(f"conifer: {report.name} does not fit in memory: {shortage(report)}")
+    said = f"Read its experts from the disk ({wording.sentence(found)})?"
+    return replace(request, stream=console.confirm(said))
 
 
 @cache
@@ -220,6 +252,9 @@ def _speed_of(report: FitReport, request: FitRequest) -> Rate | None:
     """Predict how fast a model will be, or return None if it is too large or unknown."""
     if report.verdict.kind == "too_large":
         return None
+    if report.verdict.kind == "streams":
+        found = streaming_of(report, request)
+        return found.rate if found else None
     target = choose_target(None, None, False, request.kernels)
     return speed(report, target, bytes_per_token(report, target, request, 0))
 

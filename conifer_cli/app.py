@@ -159,6 +159,8 @@ def pull(
     context: options.Context = None,
     kv_type: options.KV = options.KVType.F16,
     update: options.Update = False,
+    stream: options.Stream = False,
+    budget: options.Budget = None,
     force: options.ForcePull = False,
     dry_run: options.DryRun = False,
     yes: options.Yes = False,
@@ -172,7 +174,15 @@ def pull(
     from conifer_cli.commands.pull import pull_models
     from conifer_cli.fit.verdict import FitRequest
 
-    request = FitRequest(context, kv_type.value, force, yes, pulled=True)
+    request = FitRequest(
+        context,
+        kv_type.value,
+        force,
+        yes,
+        pulled=True,
+        stream=stream,
+        budget_bytes=budget,
+    )
     return pull_models(models, request, update, dry_run, as_json)
 
 
@@ -212,6 +222,8 @@ def fit(
     machine: options.Machine = None,
     ram: options.Ram = None,
     bandwidth: options.Bandwidth = None,
+    stream: options.Stream = False,
+    budget: options.Budget = None,
     purpose: options.Purpose = None,
     buy: options.Buy = False,
     everything: options.AllModels = False,
@@ -220,13 +232,20 @@ def fit(
     """Check whether a model fits this machine, and show its largest context and expected speed.
 
     Without MODEL, check every model in the catalog and list the best. The exit code is 0 if the
-    model fits, 4 if it does not, and 5 if that cannot be determined. With --machine, which never
-    connects to the Hub, the exit code is 2 if nothing is known about the model.
+    model fits, or if it streams and --stream is given, 4 if it does not, and 5 if that cannot be
+    determined. With --machine, which never connects to the Hub, the exit code is 2 if nothing is
+    known about the model.
     """
     from conifer_cli.commands.fit import FitOptions, fit_all, fit_model
     from conifer_cli.fit.verdict import FitRequest
 
-    request = FitRequest(context, kv_type.value, kernels=kernels.value)
+    request = FitRequest(
+        context,
+        kv_type.value,
+        kernels=kernels.value,
+        stream=stream,
+        budget_bytes=budget,
+    )
     asked = FitOptions(
         request,
         machine,

@@ -318,6 +318,24 @@ Purpose = Annotated[
 Buy = Annotated[
     bool, option("--buy", "List the machines that MODEL fits, each with its least memory.")
 ]
+Stream = Annotated[
+    bool,
+    option(
+        "--stream",
+        "If not all experts fit in memory, read the others from the disk when they are chosen.",
+        "Machine",
+    ),
+]
+Budget = Annotated[
+    int | None,
+    option(
+        "--budget",
+        "Use at most this much memory, such as 12GB. Implies --stream.",
+        "Machine",
+        metavar="SIZE",
+        parser=parse_memory,
+    ),
+]
 Force = Annotated[bool, option("--force", "Run the model even if it does not fit.", "Machine")]
 Yes = Annotated[bool, option("--yes -y", "Answer yes to every question.", "Network")]
 Json = Annotated[bool, option("--json", "Print the result as one JSON document.")]

@@ -250,6 +250,8 @@ class RunOptions:
     kv_type: options.KV = options.KVType.F16
     kernels: options.KernelChoice = options.KernelName.AUTO
     isa: options.Isa = None
+    stream: options.Stream = False
+    budget: options.Budget = None
     force: options.Force = False
     offline: bool = _network(
         "--offline", "Make no network connections, and download nothing.", False
@@ -335,6 +337,8 @@ EXCLUSIVE = (
     ("tools", "save"),
     ("tools", "resume"),
     ("extract", "interactive"),
+    ("stream", "force"),
+    ("budget", "force"),
 )
 FLAGS = {
     "words": "a prompt after the model",

@@ -25,6 +25,7 @@ from engine.fit.estimate import estimate_bytes_per_token, judge_estimate
 from engine.fit.machine import Machine
 from engine.fit.machine_specs import simulate
 from engine.fit.speed import Bandwidth, predict
+from engine.fit.streaming import ASSUMED_DISK, forecast, published_curve
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "tests" / "data"
@@ -138,7 +139,8 @@ Every model of the catalog on five machines, and its published scores. `docs/che
 generates this page from the catalog and [the arithmetic](fit.md). Rates are tokens/s at the start
 of a context of 8,192, for the default file. **All are predicted** from published bandwidths and
 other programs' rates: none was measured on these machines. "-" means too large, "tight" that little
-else may run, "?" that a fact is missing.
+else may run, "streams" that [experts stay on a disk](streaming.md) of an assumed 5.5 GB/s, "?" that
+a fact is missing.
 
 {machines}
 
@@ -331,6 +333,11 @@ def ledger_cell(entry: Entry, machine: Machine, bandwidth: Bandwidth) -> str:
     if moved is None:
         return "?"
     rate = predict(moved, estimate.layers or 0, bandwidth, machine.backend, kernels)
+    if verdict.plan is not None:
+        experts = verdict.plan.experts
+        curve = published_curve(experts.count, experts.used)
+        rate = forecast(verdict.plan, rate, curve, ASSUMED_DISK).rate
+        return f"{rate.per_s:.2g} streams"
     return f"{rate.per_s:.3g}" + (" tight" if verdict.kind == "tight" else "")
 
 

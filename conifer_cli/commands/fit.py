@@ -25,6 +25,8 @@ from conifer_cli.fit.predict import (
     speed,
 )
 from conifer_cli.fit.quant_matrix import QuantRow
+from conifer_cli.fit.streaming import wording
+from conifer_cli.fit.streaming.forecast import forecast_of, forecaster
 from conifer_cli.fit.verdict import FitReport, FitRequest
 from conifer_cli.fit.view import DecodeSpeed
 from conifer_cli.terminal import console
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from catalog import Reference
     from engine.fit.speed import BytesPerToken, Rate
 
-ORDER = ["fits", "tight", "too_large", None]
+ORDER = ["fits", "tight", "streams", "too_large", None]
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class FitOptions:
             idle,
             self.request.kernels,
             None if self.has_card else self.bytes_per_s,
+            self.request.budget_bytes,
         )
 
     @property
@@ -84,7 +87,7 @@ class FitOptions:
 
 
 def fit_model(name: str, options: FitOptions) -> int:
-    """Print the verdict on one model. Return 0 if it fits or is tight, 4 if it is too large."""
+    """Print the verdict on one model. Return 0 if it may run as asked, else 4."""
     request, model = options.request, locate(name)
     if options.purpose is not None:
         raise errors.UsageError("--for ranks all models: leave out MODEL")
@@ -94,11 +97,13 @@ def fit_model(name: str, options: FitOptions) -> int:
     hub = None if options.machine else connect
     report = best_known_report(name, model.reference, request, target.machine, open_store(), hub)
     found = _speed(report, target, request)
+    forecast = forecaster(report, target, request, open_store(), True) if found.streaming else None
     sizes = {**sizes_of(report.entry), **(matrix.listed_sizes(report, hub) if hub else {})}
-    rows = matrix.quant_matrix(report, target, request, sizes)
+    rows = matrix.quant_matrix(report, target, request, sizes, forecast)
     hints = []
-    if report.verdict.kind == "too_large":
-        hints = list(ways_out(report, target, open_store()))
+    if not request.accepts(report.verdict.kind):
+        hints = [wording.offer(name, found.streaming)] if found.streaming else []
+        hints += ways_out(report, target, open_store())
     smaller = matrix.smaller_row(rows, report)
     if report.remote and smaller:
         command = f"`conifer run {_name_of(report, smaller)}`"
@@ -114,7 +119,7 @@ def fit_model(name: str, options: FitOptions) -> int:
     else:
         lines = view.verdict_lines(report, target, found, rows, hints, request)
         console.print_lines([*lines, *([""] if pc else []), *pc])
-    return errors.NO_ROOM if report.verdict.kind == "too_large" else errors.OK
+    return errors.OK if request.accepts(report.verdict.kind) else errors.NO_ROOM
 
 
 def _name_of(report: FitReport, quant: str) -> str:
@@ -209,6 +214,9 @@ def _speed(report: FitReport, target: Target, request: FitRequest) -> DecodeSpee
     moved, later = (bytes_per_token(report, target, request, depth) for depth in (0, context))
     if report.verdict.kind == "too_large":  # swapping makes any rate meaningless
         return DecodeSpeed(moved, None, None)
+    if report.verdict.kind == "streams":
+        found = forecast_of(report, target, request, open_store(), probe=True)
+        return DecodeSpeed(moved, found.rate if found else None, None, streaming=found)
     slow = slowest_type(report, target, moved)
     start, end = (speed(report, target, each) for each in (moved, later))
     return DecodeSpeed(moved, start, end, slow, prompt_speeds(report, target, request))
@@ -305,6 +313,8 @@ def _document(
             for tokens, rate in found.prompts
         ],
         "slow_type": _slow(found),
+        "streaming": found.streaming
+        and wording.document(found.streaming, report.name, _rate(found.streaming.rate)),
         "ladder": [
             {
                 "quant": row.quant,
@@ -317,6 +327,6 @@ def _document(
             }
             for row in rows
         ],
-        "ways_out": hints if verdict.kind == "too_large" else [],
+        "ways_out": [] if request.accepts(verdict.kind) else hints,
         "machine": _machine(target),
     }

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 INSTALLED = (
     Column("NAME"),
     Column("SIZE", True),
+    Column("VERDICT", rank=2),
     Column("MODIFIED", rank=1),
-    Column("WHERE", rank=2),
+    Column("WHERE", rank=3),
 )
 CATALOG = (
     Column("MODEL"),
@@ -74,20 +75,23 @@ def list_installed(as_json: bool) -> int:
     """Print the models on this machine, then the downloads that have not finished."""
     from catalog.download.unfinished import unfinished
 
-    store = open_store()
+    store, machine = open_store(), _idle_machine()
     installed, begun = store.installed(), unfinished(store)
     if as_json:
-        documents = [_installed_document(model) for model in installed]
+        documents = [_installed_document(model, machine) for model in installed]
         console.print_json([*documents, *map(_unfinished_document, begun)])
     elif not installed and not begun:
         console.log("No models yet. Run `conifer run` to download the starter model (98 MB).")
     else:
         rows: list[tuple[Cell, ...]] = [
-            (name_of(model), size(model.size_bytes), _minute(_modified(model)), str(model.paths[0]))
+            (
+                *(name_of(model), size(model.size_bytes), _here(_verdict(model, machine))),
+                *(_minute(_modified(model)), str(model.paths[0])),
+            )
             for model in installed
         ]
         rows += [
-            (name_of(one), amount(one), (WARNING, f"({_state(one)})"), str(one.path))
+            (name_of(one), amount(one), "", (WARNING, f"({_state(one)})"), str(one.path))
             for one in begun
         ]
         console.print_lines([Grid(INSTALLED, rows)])
@@ -154,6 +158,18 @@ def name_of(model: Installed | Unfinished) -> str:
     return f"hf:{model.repository}/{model.name}" if model.name else f"hf:{model.repository}"
 
 
+def _verdict(model: Installed, machine: Machine | None) -> str | None:
+    """Judge a model on a machine by the catalog's facts; None if it is not in the catalog."""
+    from catalog import entries
+
+    entry = entries().get(model.model_id or "")
+    return size_kind(entry, model.quant, machine) if entry and machine else None
+
+
+def _here(kind: str | None) -> Cell:
+    return (STYLES[kind], WORDS[kind]) if kind else "-"
+
+
 def amount(one: Unfinished) -> str:
     """Return how much of an unfinished download is on disk: `555.0 MB of 1.2 GB`."""
     of = f" of {size(one.size_bytes)}" if one.size_bytes else ""
@@ -181,12 +197,13 @@ def _minute(date: str) -> str:
     return date[:16].replace("T", " ")
 
 
-def _installed_document(model: Installed) -> dict[str, Any]:
+def _installed_document(model: Installed, machine: Machine | None) -> dict[str, Any]:
     return {
         "name": name_of(model),
         "state": "complete",
         "size_bytes": model.size_bytes,
         "present_bytes": model.size_bytes,
+        "verdict": _verdict(model, machine),
         "modified": _modified(model),
         "paths": [str(path) for path in model.paths],
         "repository": model.repository,

@@ -18,9 +18,11 @@ from conifer_cli.acquire import (
     licence_of,
     locate,
     open_store,
+    streaming_of,
 )
 from conifer_cli.commands.verify import DAMAGED, UNKNOWN, hashed
 from conifer_cli.fit.headline import headline
+from conifer_cli.fit.streaming import wording
 from conifer_cli.fit.verdict import FitReport, FitRequest
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import size
@@ -55,14 +57,16 @@ def _describe(name: str, request: FitRequest) -> int:
     """Print the verdict on a model, and what `pull` would download."""
     model = locate(name)
     report = judge(model, request)
-    lines: list[Line] = [[("", f"{report.name}: "), *headline(report, None)]]
+    found = streaming_of(report, request)
+    rate = found.rate if found else None
+    lines: list[Line] = [[("", f"{report.name}: "), *headline(report, rate)]]
+    lines += wording.lines(found) if found else []
     if report.paths:
         lines.append(f"nothing to download: {report.paths[0]} is on this machine")
     else:
         lines.append(f"would download {announcement(model, report, open_store())}")
     console.print_lines(lines)
-    too_large = report.verdict.kind == "too_large" and not request.force
-    return errors.NO_ROOM if too_large else errors.OK
+    return errors.OK if request.accepts(report.verdict.kind) else errors.NO_ROOM
 
 
 def pull_model(name: str, request: FitRequest, update: bool = False, as_json: bool = False) -> int:
@@ -84,7 +88,8 @@ def pull_model(name: str, request: FitRequest, update: bool = False, as_json: bo
     how = "is on this machine" if was_here else "is downloaded, verified (SHA-256)"
     console.note(f"{report.name} {how}, {size(report.size_bytes)}")
     if console.can_ask():
-        console.note(f"run it with `conifer run {name}`")
+        run = wording.command(name) if report.streaming else f"`conifer run {name}`"
+        console.note(f"run it with {run}")
     if newer and not update:
         console.note(f"the Hub has a newer revision: {newer[0].commit[:7]}")
         console.log(f"Run `conifer pull {name} --update` to download it.")

@@ -15,6 +15,7 @@ from conifer_cli import errors
 from conifer_cli.acquire import RequestedModel, locate, open_store
 from conifer_cli.errors import UsageError
 from conifer_cli.fit.alternatives import supported
+from conifer_cli.fit.headline import WORDS
 from conifer_cli.fit.naming import naming
 from conifer_cli.fit.verdict import reading
 from conifer_cli.terminal import console
@@ -184,11 +185,51 @@ def _header_groups(header: ShownHeader) -> Groups:
             ("licence", document["licence"] or "not stated"),
         ],
         "Memory": [
+            ("verdict here", _on_this_machine(document["verdict"])),
             ("read per token", read),
             ("expert size", size(routed["expert_bytes"]) if routed else "-"),
             ("KV cache", f"{f16} per 1,000 tokens in f16, {q8} in q8"),
             ("state", f"{size(state_bytes)} at any context length" if state_bytes else "-"),
         ],
+    }
+
+
+def _on_this_machine(verdict: dict[str, Any]) -> str:
+    word, streaming = WORDS[verdict["kind"]], verdict["streaming"]
+    if streaming is None:
+        return word
+    held = f"{streaming['cached_experts']:,} of {streaming['experts']:,} experts"
+    text = f"{word} from the disk, with {held} in memory: a hit rate of about "
+    return f"{text}{100 * streaming['hit_rate']:.0f} %"
+
+
+def _verdict(header: ShownHeader) -> dict[str, Any]:
+    """Judge a model on this machine. Measures nothing."""
+    from engine.errors import BackendError
+    from engine.fit.machine import this_machine
+    from engine.fit.memory import judge
+    from engine.fit.streaming import published_curve
+
+    try:
+        verdict = judge(header.config, header.tensors, this_machine())
+    except BackendError:
+        return {"kind": None, "streaming": None}
+    plan = verdict.plan
+    if plan is None:
+        return {"kind": verdict.kind, "streaming": None}
+    curve = published_curve(plan.experts.count, plan.experts.used)
+    hit_rate = curve.hit_rate(plan.share)
+    return {
+        "kind": verdict.kind,
+        "streaming": {
+            "resident_bytes": plan.resident_bytes,
+            "store_bytes": plan.store_bytes,
+            "experts": plan.experts.total,
+            "cached_experts": plan.cached,
+            "hit_rate": round(hit_rate, 3),
+            "hit_rate_source": curve.source,
+            "read_bytes_per_token": plan.missed_bytes(hit_rate),
+        },
     }
 
 
@@ -240,6 +281,7 @@ def _document(header: ShownHeader) -> dict[str, Any]:
             "pre": header.metadata.get("tokenizer.ggml.pre"),
             "vocabulary": config.vocab,
         },
+        "verdict": _verdict(header),
         "chat_template": "tokenizer.chat_template" in header.metadata,
         "licence": licence if isinstance(licence, str) else None,
         "config": dataclasses.asdict(config),

@@ -43,6 +43,7 @@ def estimate_of(entry: Entry, facts: CatalogFile | None) -> ModelEstimate | None
         layer_specs=tuple(layer_specs),
         parts=entry.parts,
         used=(entry.experts_used or 1) / (entry.experts or 1),
+        experts=entry.experts or 0,
         routed_layers=entry.shape.experts[0] if entry.shape and entry.shape.experts else 0,
         kv_reuse=entry.shape.reuse if entry.shape else 0.0,
         scores=entry.shape.scores if entry.shape else 0,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from conifer_cli import errors
 from conifer_cli.fit.alternatives import USEFUL_CONTEXT, fitting_quants, sizes_of, supported
 from conifer_cli.fit.predict import Target, best_known_report, bytes_per_token, choose_target, speed
+from conifer_cli.fit.streaming.forecast import forecast_of
 from conifer_cli.fit.verdict import FitReport, FitRequest, judge_again, shortage
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class CatalogRow:
 
     @property
     def kind(self) -> str | None:
-        """The verdict: fits, tight, too_large, or None if unknown."""
+        """The verdict: fits, tight, streams, too_large, or None if unknown."""
         return self.report.verdict.kind if self.report else None
 
     @property
@@ -145,20 +146,22 @@ def best_for(target: Target, store: Store) -> CatalogRow | None:
     return next(iter(ranked(judged(target, FitRequest(), store))), None)
 
 
-def enforce(report: FitReport, request: FitRequest, store: Store) -> None:
-    """Raise NoRoom if the model is too large for this machine, unless --force was given."""
-    if report.verdict.kind == "too_large" and not request.force:
+def enforce(report: FitReport, request: FitRequest, store: Store, offer: str = "") -> None:
+    """Raise NoRoom if the model is too large for this machine, unless --force was given.
+
+    Raises it also if the model streams, unless that was asked for. offer: the hint for this.
+    """
+    if not request.accepts(report.verdict.kind):
         target = choose_target(None, None, False, request.kernels)
         hints = ways_out(report, target, store)
         problem = f"{report.name} does not fit this machine: {shortage(report)}"
-        raise errors.NoRoom(problem, tuple(hints))
+        raise errors.NoRoom(problem, (offer, *hints) if offer else tuple(hints))
 
 
 def ways_out(report: FitReport, target: Target, store: Store) -> Iterator[str]:
     """Yield hints for a model that does not fit, each with a command or option to use."""
     name, entry, verdict = report.name, report.entry, report.verdict
-    if verdict.largest_context:
-        context = verdict.largest_context
+    if context := verdict.plan.fits_context if verdict.plan else verdict.largest_context:
         yield f"A context of {context:,} tokens fits: `conifer run {name} -c {context}`"
     if report.q8_fits:
         yield f"The model fits with an 8-bit KV cache: `conifer run {name} --kv-type q8`"
@@ -254,5 +257,8 @@ def _judged_file(
         return CatalogRow(entry, quant, None, None)
     if report.verdict.kind == "too_large":  # swapping makes any rate meaningless
         return CatalogRow(entry, quant, report, None)
+    if report.verdict.kind == "streams":
+        found = forecast_of(report, target, request, store)
+        return CatalogRow(entry, quant, report, found.rate if found else None)
     rate = speed(report, target, bytes_per_token(report, target, request, 0))
     return CatalogRow(entry, quant, report, rate)

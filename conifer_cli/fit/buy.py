@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from conifer_cli.fit.headline import WORDS
 from conifer_cli.fit.predict import Target, bytes_per_token, choose_target, speed
 from conifer_cli.fit.verdict import FitReport, FitRequest, judge_again
 from conifer_cli.terminal.format import counted, gigabytes, table
@@ -71,10 +72,10 @@ def pc_lines(
     """Yield what a PC's CPU does with a model instead of its card, and what a split would do."""
     pc = pc_target(ram_bytes, bytes_per_s, request)
     verdict = judge_again(report, pc.machine, request)
-    word = {"too_large": "too large"}.get(verdict.kind, verdict.kind)
+    word = WORDS[verdict.kind]
     memory = gigabytes(pc.machine.memory_bytes)
     text = f"on the CPU instead, with {memory} of memory: {word}"
-    if verdict.kind != "too_large":
+    if verdict.kind in ("fits", "tight"):
         moved = bytes_per_token(report, pc, request, 0)
         rate = speed(report, pc, moved)
         text += f", context {verdict.context:,}, {_rate(rate)} tokens/s at the start"
@@ -103,7 +104,7 @@ def raised_hint(report: FitReport, target: Target, request: FitRequest) -> str |
         return None
     limit_mb, machine = raised
     verdict = judge_again(report, machine, request)
-    if verdict.kind == "too_large" or verdict.kind == report.verdict.kind:
+    if verdict.kind in ("too_large", "streams", report.verdict.kind):
         return None
     return (
         f"Only the working set is short. `sudo sysctl iogpu.wired_limit_mb={limit_mb}` raises it "

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from engine.fit.machine import Machine
     from engine.fit.memory import Verdict
 
-ROOMY, FITS, TIGHT, TOO_LARGE = 3, 2, 1, 0
+ROOMY, FITS, TIGHT, STREAMS, TOO_LARGE = 4, 3, 2, 1, 0
 LEAST_BITS = 1.125  # per weight, in Q1_0: no file of a model is smaller
 
 
@@ -60,16 +60,18 @@ def judge_model(
     """
     from catalog import CatalogError
     from catalog.hub.header_cache import HeaderCache
-    from engine.fit.machine import this_machine
+    from engine.fit.machine import limited, this_machine
     from engine.fit.memory import judge_size
 
     machine, entry, facts = this_machine(), reference.entry, reference.catalog_file
+    machine = limited(machine, request.budget_bytes)
     here = None if ignore_disk else judge_here(name, reference, request, machine, store)
     if here is not None:
         return here
     if entry is not None and entry.context is not None:
         require_context(name, entry.context, request, entry)
     known, hopeless = None, settled(facts, machine) and not request.force
+    hopeless = hopeless and not may_stream(reference, request, machine)
     if facts is not None and facts.size_bytes is not None and (reference.package or hopeless):
         verdict = judge_size(facts.size_bytes, machine)
         estimate = estimate_of(entry, facts) if entry else None
@@ -108,7 +110,20 @@ def judge_here(
 
     options = [Option(m.repository, m.quant, m.size_bytes) for m in here if m.quant]
     report = best(judge(options[0]), options[1:], judge, request, machine)
-    return None if entry and not paths and report.verdict.kind == "too_large" else report
+    kind = report.verdict.kind
+    misfit = kind == "too_large" or (kind == "streams" and not request.streams)
+    return None if entry and not paths and misfit else report
+
+
+def may_stream(reference: Reference, request: FitRequest, machine: Machine) -> bool:
+    """True if the catalog's facts say that a model that is too large can stream."""
+    from engine.fit.estimate import judge_estimate
+
+    estimate = estimate_of(reference.entry, reference.catalog_file) if reference.entry else None
+    if estimate is None:
+        return False
+    wanted = request.context, request.kv_type, request.kernels
+    return judge_estimate(estimate, machine, *wanted).kind == "streams"
 
 
 def judge_remote(
@@ -187,7 +202,9 @@ def grade(verdict: Verdict, report: FitReport, request: FitRequest) -> int:
     useful = request.context or min(USEFUL_CONTEXT, supported)
     if verdict.kind == "fits":
         return ROOMY if verdict.context >= useful else FITS
-    return TIGHT if verdict.kind == "tight" else TOO_LARGE
+    if verdict.kind == "streams" and request.streams:
+        return ROOMY  # as the user wants it
+    return {"tight": TIGHT, "streams": STREAMS}.get(verdict.kind, TOO_LARGE)
 
 
 def listed_options(reference: Reference, hub: Hub) -> list[Option]:

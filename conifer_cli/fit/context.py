@@ -45,5 +45,8 @@ def advice(report: FitReport, context: int, needed: int, kv_type: str) -> str:
 
 def require_room(report: FitReport, context: int, wanted: int) -> None:
     """Raise UsageError if the model or the memory does not allow a context of `wanted` tokens."""
+    if report.streaming and wanted > report.verdict.context:
+        hint = f"Experts have the rest of the memory. Start again with -c {wanted}."
+        raise UsageError(f"a context of {wanted:,} tokens is too large for now", hint)
     if wanted > largest_context(report, context):
         raise UsageError(f"a context of {wanted:,} tokens is too large", limit(report, context))

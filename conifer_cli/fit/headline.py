@@ -11,8 +11,14 @@ if TYPE_CHECKING:
     from conifer_cli.fit.verdict import FitReport
     from engine.fit.speed import Rate
 
-WORDS = {"fits": "fits", "tight": "tight", "too_large": "too large", None: "unknown"}
-STYLES = {"fits": GOOD, "tight": WARNING, "too_large": BAD, None: ""}
+WORDS = {
+    "fits": "fits",
+    "tight": "tight",
+    "streams": "streams",
+    "too_large": "too large",
+    None: "unknown",
+}
+STYLES = {"fits": GOOD, "tight": WARNING, "streams": WARNING, "too_large": BAD, None: ""}
 
 
 def headline(report: FitReport, rate: Rate | None) -> Row:

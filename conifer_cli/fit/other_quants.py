@@ -11,6 +11,7 @@ from conifer_cli.fit.verdict import FitReport, FitRequest
 if TYPE_CHECKING:
     from engine.fit.machine import Machine
     from engine.fit.memory import Need, Verdict
+    from engine.fit.streaming import RoutedExperts
 
 
 def quant_of_report(report: FitReport) -> str:
@@ -70,6 +71,28 @@ def expected_verdict(
     """Return the verdict to expect of another quantisation. Its header may show a worse one."""
     from engine.fit.memory import DEFAULT_CONTEXT, judge_needs
 
-    need, _ = other_needs(report, machine, request, quant, size_bytes, most=False)
+    need, share = other_needs(report, machine, request, quant, size_bytes, most=False)
     most = report.supported_context or max(DEFAULT_CONTEXT, request.context or 0)
-    return judge_needs(need, machine, most, request.context, size_bytes, estimated=True)
+    experts = experts_of(report, machine, request)
+    return judge_needs(
+        need,
+        machine,
+        most,
+        request.context,
+        size_bytes,
+        estimated=True,
+        experts=experts.scaled(share) if experts else None,
+    )
+
+
+def experts_of(report: FitReport, machine: Machine, request: FitRequest) -> RoutedExperts | None:
+    """Return a model's experts if a machine can leave them on the disk."""
+    from engine.fit.estimate import estimated_experts
+    from engine.fit.memory import streamed_experts
+
+    if report.config is not None and report.tensors is not None:
+        wanted = machine.backend, request.kernels
+        return streamed_experts(report.config, report.tensors, *wanted)
+    if report.estimate is None:
+        return None
+    return estimated_experts(report.estimate, machine.backend, request.kernels)

@@ -88,14 +88,16 @@ def choose_target(
     idle: bool,
     kernels: str,
     bytes_per_s: float | None = None,
+    budget_bytes: int | None = None,
 ) -> Target:
     """Return the machine to plan for. Raises UsageError if its name is unknown.
 
     machine: a name such as m4-max-64gb; None for this machine. memory_bytes, bytes_per_s: override
     the memory size and the bandwidth. idle: assume that no other programs are running.
+    budget_bytes: the most memory to use.
     """
     from engine.fit import machine_specs
-    from engine.fit.machine import this_machine
+    from engine.fit.machine import limited, this_machine
     from engine.kernels.select import selected
 
     if machine is not None:
@@ -104,11 +106,13 @@ def choose_target(
         except machine_specs.UnknownMachine as error:
             raise UsageError(f"--machine: {error}") from error
         best = "native" if elsewhere.backend == "cpu" else "blocks"
+        elsewhere = limited(elsewhere, budget_bytes)
         return Target(elsewhere, "stock" if kernels == "stock" else best, None, prior)
     if bytes_per_s is not None:
         raise UsageError("--bandwidth describes another machine: add --machine, such as cpu-64gb")
     here = this_machine(idle=idle)
     resized = here if memory_bytes is None else machine_specs.resized(here, memory_bytes)
+    resized = limited(resized, budget_bytes)
     return Target(resized, selected(kernels, resized.backend), here)
 
 
@@ -140,7 +144,8 @@ def best_known_report(
         return known
     if connect is None:
         return _offline_choice(name, reference, request, machine, headers, known)
-    sure = known is not None and known.estimate and settled(reference.catalog_file, machine)
+    sure = known is not None and known.estimate and known.verdict.kind == "too_large"
+    sure = sure and settled(reference.catalog_file, machine)
     surely = known if sure else None
     try:
         return judge_remote(name, reference, request, machine, headers, connect, surely)
@@ -200,26 +205,31 @@ def prompt_speeds(
     report: FitReport, target: Target, request: FitRequest
 ) -> tuple[tuple[int, Rate], ...]:
     """Return (tokens, rate) for prompts of 512 and 4,096 tokens, as far as the context allows."""
-    from engine.fit.prefill import PROMPTS, estimated_work, predict_prompt, prompt_work
+    from engine.fit.prefill import PROMPTS
+
+    found = []
+    for tokens in PROMPTS:
+        if tokens <= report.verdict.context:
+            rate = prompt_speed(report, target, tokens)
+            found += [(tokens, rate)] if rate else []
+    return tuple(found)
+
+
+def prompt_speed(report: FitReport, target: Target, tokens: int) -> Rate | None:
+    """Return the rate at which a prompt is read if all weights are in memory; None if unknown."""
+    from engine.fit.prefill import estimated_work, predict_prompt, prompt_work
 
     if target.kernels == "stock" and target.machine.backend == "cpu":
-        return ()
+        return None
     read_bytes, work = report.verdict.need.weights_bytes, None
     if report.config is not None and report.tensors is not None:
         work = prompt_work(report.config, report.tensors, read_bytes)
     elif report.estimate is not None:
         work = estimated_work(report.estimate, read_bytes)
     if work is None:
-        return ()
-    found = []
-    for tokens in PROMPTS:
-        if tokens > report.verdict.context:
-            continue
-        own = target.prompt_rates(report, tokens)
-        rate = predict_prompt(work, tokens, target.bandwidth, target.machine.backend, own)
-        if rate is not None:
-            found.append((tokens, rate))
-    return tuple(found)
+        return None
+    own = target.prompt_rates(report, tokens)
+    return predict_prompt(work, tokens, target.bandwidth, target.machine.backend, own)
 
 
 def slowest_type(

@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from conifer_cli.fit.other_quants import other_needs, quant_of_report
+from conifer_cli.fit.other_quants import experts_of, other_needs, quant_of_report
 from conifer_cli.fit.predict import Target, bytes_per_token, speed
 from conifer_cli.fit.verdict import FitReport, FitRequest
 
 if TYPE_CHECKING:
     from catalog.hub.client import Hub
-    from engine.fit.speed import Rate
+    from engine.fit.speed import BytesPerToken, Rate
+    from engine.fit.streaming import Forecast, Plan
 
 CONTEXTS = (4096, 8192, 16_384, 32_768, 65_536, 131_072)  # tokens; the table's columns
 
@@ -35,11 +36,20 @@ class QuantRow:
 
 
 def quant_matrix(
-    report: FitReport, target: Target, request: FitRequest, sizes: Mapping[str, int]
+    report: FitReport,
+    target: Target,
+    request: FitRequest,
+    sizes: Mapping[str, int],
+    forecast: Callable[[Plan, BytesPerToken | None, bool], Forecast | None] | None = None,
 ) -> list[QuantRow]:
-    """Judge every quantisation at every context. sizes: file size for each quantisation."""
-    from engine.fit.memory import kind_of
+    """Judge every quantisation at every context. sizes: file size for each quantisation.
+
+    forecast: of those whose experts stay on the disk; None if none do.
+    """
+    from engine.fit.memory import kind_of, stream_plan
     from engine.kernels.sizes import main_type
+
+    experts = experts_of(report, target.machine, request) if forecast else None
 
     quant = quant_of_report(report)
     moved = {
@@ -52,10 +62,15 @@ def quant_matrix(
         steps = []
         for context, traffic in moved.items():
             kind = kind_of(need(context), target.machine)
-            rate = None
-            if kind != "too_large" and traffic is not None:
+            rate, other = None, None
+            if traffic is not None:
                 other = traffic.scaled(share, None if name == quant else main_type(name))
+            if kind != "too_large":
                 rate = speed(report, target, other, sibling=name != quant)
+            elif experts and forecast:
+                plan = stream_plan(need(context), experts.scaled(share), target.machine)
+                found = forecast(plan, other, name != quant) if plan else None
+                kind, rate = ("streams", found.rate) if found else (kind, None)
             steps.append((context, kind, rate))
         rows.append(QuantRow(name, size_bytes, name == quant, tuple(steps)))
     return rows

@@ -84,7 +84,8 @@ class Measurement:
     date: Any = None
 
 
-def _is_rate(value: float) -> bool:
+def is_rate(value: float) -> bool:
+    """True if a measured rate is plausible."""
     return RATES[0] <= value <= RATES[1]
 
 
@@ -108,10 +109,10 @@ def bandwidth_of(machine: Machine, keep: bool = True) -> Bandwidth:
 
     key = machine_key(machine)
     rates, age_s = [], math.inf
-    for entry in _lines("bandwidth", Measurement):
-        if entry.machine == key and _is_rate(entry.bytes_per_s):
+    for entry in lines("bandwidth", Measurement):
+        if entry.machine == key and is_rate(entry.bytes_per_s):
             rates.append(float(entry.bytes_per_s))
-            age_s = _since_s(entry.date)
+            age_s = since_s(entry.date)
     core_s, (costs, flops) = byte_seconds(machine.backend), known_here(machine)
     if len(rates) >= MEASUREMENTS or age_s < APART_S:
         return Bandwidth(max(rates), MEASURED, core_s, costs, flops=flops)
@@ -122,13 +123,13 @@ def bandwidth_of(machine: Machine, keep: bool = True) -> Bandwidth:
         with Progress("measuring memory bandwidth", "reads") as progress:
             rates.append(round(bandwidth(machine.backend, machine.budget_bytes, progress.update)))
     if reliable and keep:
-        _append("bandwidth", {"machine": key, "bytes_per_s": rates[-1], "date": _now()})
+        append("bandwidth", {"machine": key, "bytes_per_s": rates[-1], "date": now()})
     return Bandwidth(max(rates), MEASURED, core_s, costs, flops=flops)
 
 
 def runs() -> list[Run]:
     """Return all recorded runs, oldest first."""
-    return [run for run in _lines("run", Run) if _is_sound(run)]
+    return [run for run in lines("run", Run) if _is_sound(run)]
 
 
 def _is_sound(run: Run) -> bool:
@@ -139,7 +140,7 @@ def _is_sound(run: Run) -> bool:
     counts = (run.depth, run.kv_bytes, run.peak_bytes, run.predicted_bytes, *run.types.values())
     positive = (run.size_bytes, run.layers, run.weights_bytes)
     known = (run.backend, run.kernels) in BACKEND_COSTS
-    return known and min(counts) >= 0 and min(positive) >= 1 and all(map(_is_rate, rates))
+    return known and min(counts) >= 0 and min(positive) >= 1 and all(map(is_rate, rates))
 
 
 def run_ratios(
@@ -227,14 +228,14 @@ def record(
     config, tensors, machine = report.config, report.tensors, report.verdict.machine
     if config is None or tensors is None or not report.paths:
         return
-    if report.verdict.kind == "too_large":  # the disk limits its speed
+    if report.verdict.kind in ("too_large", "streams"):  # the disk limits its speed
         return
     if decode_per_s is None and prefill_per_s is None:
         return
     moved = bytes_per_token(config, tensors, machine.backend, kernels, depth, kv_type)
     need = needs(config, tensors, machine.backend, kv_type, kernels)
     run = Run(
-        date=_now(),
+        date=now(),
         machine=machine_key(machine),
         model=report.name if report.entry else report.paths[0].name,
         file=report.paths[0].name,
@@ -255,7 +256,7 @@ def record(
         kv_reuse=moved.kv_reuse,
         prompt_tokens=prompt_tokens,
     )
-    _append("run", asdict(run))
+    append("run", asdict(run))
 
 
 def median(values: Iterable[float | None]) -> float | None:
@@ -268,15 +269,16 @@ def _path() -> Path:
     return options.home() / "ledger.jsonl"
 
 
-def _now() -> str:
+def now() -> str:
+    """Return the date of an entry: ISO 8601, with a time zone."""
     return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
-def _since_s(date: object) -> float:
+def since_s(date: object) -> float:
     """Return the seconds since a date; infinity if the date is invalid."""
     try:
         then = datetime.datetime.fromisoformat(str(date))
-        return (datetime.datetime.fromisoformat(_now()) - then).total_seconds()
+        return (datetime.datetime.fromisoformat(now()) - then).total_seconds()
     except (ValueError, TypeError, OverflowError):  # missing date or time zone
         return math.inf
 
@@ -285,7 +287,7 @@ def _rounded(rate: float | None) -> float | None:
     return None if rate is None else float(f"{rate:.5g}")
 
 
-def _lines(kind: str, shape: type[_T]) -> list[_T]:
+def lines(kind: str, shape: type[_T]) -> list[_T]:
     """Return the entries of a kind; skips those of any other shape."""
     try:
         text = read_file(_path(), MAX_FILE_BYTES).decode(errors="replace")
@@ -299,7 +301,8 @@ def _lines(kind: str, shape: type[_T]) -> list[_T]:
     return [entry for entry in found if entry is not None]
 
 
-def _append(kind: str, values: dict[str, Any]) -> None:
+def append(kind: str, values: dict[str, Any]) -> None:
+    """Add an entry of a kind. Does nothing if the file cannot be written."""
     line = json.dumps({"format": FORMAT, "kind": kind, **values}, separators=(",", ":")) + "\n"
     path = _path()
     with contextlib.suppress(OSError):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from engine.fit.estimate import ModelEstimate
     from engine.fit.machine import Machine
     from engine.fit.memory import Verdict
+    from engine.fit.streaming import Forecast
     from engine.gguf.reader import ModelFile, TensorInfo
     from engine.nn.config import ModelConfig
 
@@ -34,7 +35,9 @@ if TYPE_CHECKING:
 class FitRequest:
     """The context, KV cache type and kernels to plan for, and the checks and prompts to skip.
 
-    pulled: the user has typed `pull`, so a download that fits needs no question.
+    pulled: the user has typed `pull`, so a download that fits needs no question. stream: experts
+    that do not fit may stay on the disk. budget_bytes: the most memory to use; implies `stream`.
+    asks: if a model streams and nobody said so, ask.
     """
 
     context: int | None = None
@@ -44,6 +47,18 @@ class FitRequest:
     kernels: str = "auto"
     offline: bool = False
     pulled: bool = field(default=False, compare=False)
+    stream: bool = False
+    budget_bytes: int | None = None
+    asks: bool = field(default=False, compare=False)
+
+    @property
+    def streams(self) -> bool:
+        """True if experts that do not fit may stay on the disk."""
+        return self.stream or self.budget_bytes is not None
+
+    def accepts(self, kind: str) -> bool:
+        """True if a model with this verdict may run."""
+        return self.force or kind not in ("streams" if not self.streams else "", "too_large")
 
 
 @dataclass(frozen=True)
@@ -54,6 +69,7 @@ class FitReport:
     metadata: None if only the file size is known. source: the data behind the verdict. damaged:
     local files that must be downloaded again. reference: what selects the files; names one
     quantisation if Conifer chose it. default_quant: the one that it chose another for.
+    streaming: what to expect if experts stay on the disk; None until that is certain.
     """
 
     name: str
@@ -73,6 +89,12 @@ class FitReport:
     damaged: tuple[Path, ...] = ()
     reference: Reference | None = None
     default_quant: str | None = None
+    streaming: Forecast | None = None
+
+    @property
+    def expert_bytes(self) -> int | None:
+        """The memory for experts if others stay on the disk; None if all are in memory."""
+        return self.streaming.plan.store_bytes if self.streaming else None
 
     @property
     def supported_context(self) -> int:
@@ -92,7 +114,7 @@ def shortage(report: FitReport) -> str:
 
 
 def settled(facts: CatalogFile | None, machine: Machine) -> bool:
-    """Return True if the exact file size alone shows that the model is too large."""
+    """Return True if the exact file size alone shows that the model does not fit in memory."""
     from engine.fit.memory import surely_too_large
 
     if facts is None or facts.size_bytes is None or facts.approximate:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from conifer_cli.fit.best import CatalogRow
 from conifer_cli.fit.headline import STYLES, WORDS, headline, per_s
 from conifer_cli.fit.other_quants import choice
+from conifer_cli.fit.streaming import wording
 from conifer_cli.fit.verdict import FitReport, FitRequest
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import count, counted, gigabytes, shares, size
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from conifer_cli.fit.quant_matrix import QuantRow
     from engine.fit.memory import Verdict
     from engine.fit.speed import BytesPerToken, Rate
+    from engine.fit.streaming import Forecast
 
 BAR_WIDTH = 64
 BAR_STYLES = dict(zip("WKBP.r|", (GOOD, CODE, "34", "35", FAINT, WARNING, BAD), strict=True))
@@ -65,7 +67,7 @@ class DecodeSpeed:
     """Decoding speeds at the start and end of the context. None means unknown.
 
     slow: the block type that slows decoding, and its rate per byte relative to Q4_K. prompts: their
-    lengths in tokens, and the rates at which they are read.
+    lengths in tokens, and the rates at which they are read. streaming: with experts on the disk.
     """
 
     moved: BytesPerToken | None
@@ -73,6 +75,7 @@ class DecodeSpeed:
     end: Rate | None
     slow: tuple[str, float] | None = None
     prompts: tuple[tuple[int, Rate], ...] = ()
+    streaming: Forecast | None = None
 
 
 def verdict_lines(
@@ -87,12 +90,15 @@ def verdict_lines(
     verdict = report.verdict
     lines: list[Line] = [headline(report, found.start), _title(report)]
     lines += [choice(report)] if report.default_quant else []
-    if verdict.kind == "too_large":
+    if found.streaming is not None:
+        lines += ["", *wording.lines(found.streaming)]
+    if not request.accepts(verdict.kind):
         lines += ["", *hints]
     lines += ["", *_matrix(rows, verdict), "", *bar(verdict), ""]
     lines += [_parts(report, request), ""]
     largest = f"{verdict.largest_context:,}" if verdict.largest_context else "none"
-    lines.append(f"context: {verdict.context:,}; largest that fits: {largest}")
+    does = "streams" if verdict.kind == "streams" else "fits"
+    lines.append(f"context: {verdict.context:,}; largest that {does}: {largest}")
     lines += _speeds(found, target, verdict.context)
     if verdict.need.weights_bytes > 1.25 * verdict.file_bytes:
         lines.append(_REPACKED.format(verdict.need.weights_bytes / verdict.file_bytes))
@@ -296,7 +302,7 @@ def _is_better(other: QuantRow, row: QuantRow) -> bool:
     """True if a larger file fits wherever a smaller one does, and is faster there."""
     if row.known or other.size_bytes <= row.size_bytes:
         return False
-    order = ("fits", "tight", "too_large")
+    order = ("fits", "tight", "streams", "too_large")
     pairs = list(zip(other.steps, row.steps, strict=True))
     fits = all(order.index(a[1]) <= order.index(b[1]) for a, b in pairs)
     faster = all(a[2] and a[2].per_s > b[2].per_s for a, b in pairs if b[2])
@@ -307,4 +313,4 @@ def _step(kind: str, rate: Rate | None) -> Cell:
     if kind == "too_large":
         return FAINT, "-"
     text = f"{rate.per_s:,.1f}" if rate else "fits"
-    return (WARNING, f"{text} tight") if kind == "tight" else text
+    return (WARNING, f"{text} {kind}") if kind in ("tight", "streams") else text

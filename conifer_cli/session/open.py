@@ -14,7 +14,15 @@ def open_session(target: RequestedModel, options: RunOptions, offline: bool = Fa
     """Open a session. offline: never download, even if `options` allows it."""
     offline = offline or options.offline
     request = FitRequest(
-        options.context, options.kv_type, options.force, options.yes, options.kernels, offline
+        options.context,
+        options.kv_type,
+        options.force,
+        options.yes,
+        options.kernels,
+        offline,
+        stream=options.stream,
+        budget_bytes=options.budget,
+        asks=True,
     )
     report = judge(target, request)
     require_template(report, options)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from conifer_cli.errors import UsageError
 from conifer_cli.fit import run_history
 from conifer_cli.fit.context import advice
+from conifer_cli.fit.streaming import records, wording
 from conifer_cli.interrupts import time_limit
 from conifer_cli.options import gpu_verdicts
 from conifer_cli.run_options import RunOptions
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from engine.model import Model
     from engine.nn.cache.cache import Cache
     from engine.sampling import Settings
+    from engine.streaming import StoreStats
     from engine.text.constrained import Guide
     from engine.text.reasoning import Part
 
@@ -217,6 +219,8 @@ class Session:
     def _context(self, prompt_tokens: int) -> int:
         """Return the context to use. Unless the user set one, a long prompt at least doubles it."""
         context = self.context
+        if self.report.expert_bytes is not None:  # experts have the rest of the memory
+            return context
         needed = prompt_tokens + min(self.options.max_tokens or ANSWER_ROOM, ANSWER_ROOM)
         if self.options.context is not None or needed <= context:
             return context
@@ -231,6 +235,7 @@ class Generation:
         self._progress = Progress("processing the prompt", "tokens", session.options.verbose)
         self._started = time.perf_counter()
         self._faults = run_history.disk_faults()
+        self._experts_before = _expert_stats(session)
         self.first_s = self.total_s = 0.0  # seconds until the first and last parts
         self._call_markers: frozenset[int] | None = None
         settings = session.settings
@@ -266,6 +271,24 @@ class Generation:
             run_history.record_answer(
                 self._session.report, kernels, kv_type, self.stream.stats, faults
             )
+            self._keep_routes()
+
+    def _keep_routes(self) -> None:
+        """Record how routers repeated themselves, and what that took from the disk."""
+        report, routes = self._session.report, self._session.model.routes
+        after = _expert_stats(self._session)
+        if self._experts_before is not None and after is not None:
+            records.keep_stream(report, self._experts_before, after, self.stream.stats)
+        elif routes is not None:
+            records.keep_reuse(report, routes)
+
+    @property
+    def streamed(self) -> StoreStats | None:
+        """What was read from the disk for this answer; None if all experts are in memory."""
+        after = _expert_stats(self._session)
+        if self._experts_before is None or after is None:
+            return None
+        return after - self._experts_before
 
     @property
     def cut_by_context(self) -> bool:
@@ -293,7 +316,7 @@ class Generation:
 
     def record(self) -> dict[str, Any]:
         """Return the finish reason, token counts and rates for --json."""
-        stats = self.stream.stats
+        stats, done = self.stream.stats, self.streamed
         return {
             "finish_reason": self.stream.finish or "stop",
             "cut_by": self.stream.cut_by if self.stream.finish == "length" else None,
@@ -310,6 +333,7 @@ class Generation:
                 "prompt_tokens_per_s": round(stats.prompt_per_s, 2),
                 "completion_tokens_per_s": round(stats.decode_per_s, 2),
             },
+            **({"experts_from_disk": wording.streamed_document(done)} if done else {}),
         }
 
     def stats(self) -> list[str]:
@@ -317,10 +341,17 @@ class Generation:
         stats = self.stream.stats
         cached = f" ({stats.cached_tokens:,} from the cache)" if stats.cached_tokens else ""
         prompt, answer = (counted(n, "token") for n in (stats.prompt_tokens, stats.decoded_tokens))
+        done = self.streamed
         return [
             f"prompt: {prompt}{cached}, {stats.prompt_per_s:,.1f} tokens/s",
             f"answer: {answer}, {stats.decode_per_s:,.1f} tokens/s",
+            *([wording.streamed(done)] if done else []),
         ]
+
+
+def _expert_stats(session: Session) -> StoreStats | None:
+    store = session.model.expert_store
+    return store.stats() if store is not None else None
 
 
 def _guide(session: Session, tokens: list[int]) -> Guide | None:
@@ -350,6 +381,7 @@ def _loaded(report: FitReport, options: RunOptions, chatting: bool) -> Model:
             on_load=progress.update,
             isa=options.isa,
             gpu_verdicts=gpu_verdicts(),
+            expert_bytes=report.expert_bytes,
         )
 
 

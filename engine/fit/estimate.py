@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 from engine.fit.machine import Machine
 from engine.fit.memory import DEFAULT_CONTEXT, Need, Verdict, judge_needs, program_bytes
 from engine.fit.speed import BytesPerToken
+from engine.fit.streaming import RoutedExperts, guessed_experts
 from engine.gguf.types import TYPE_BY_NAME
 from engine.kernels.select import selected
 from engine.kernels.sizes import FP4, loaded_bytes, main_type
-from engine.limits import SCORE_BYTES
+from engine.limits import MAX_CHUNK, SCORE_BYTES, STREAM_CHUNK
 from engine.nn.cache.spec import CacheSpec, kv_bytes, kv_read_bytes, token_bytes
 
 ROWS_BYTES = 384 << 20  # for one prefill chunk in the widest models in the catalog
@@ -34,8 +35,8 @@ class ModelEstimate:
 
     size_bytes: all parts of the file. layer_specs: one for each layer that has a cache. parts: how
     many weights are routed experts, attention, shared, head, and an embedding that is not the head.
-    used: the share of the experts that a token uses. routed_layers, kv_reuse: see `BytesPerToken`.
-    scores: see `engine.fit.prefill.PromptWork`.
+    used: the share of the experts that a token uses. experts: how many a layer has.
+    routed_layers, kv_reuse: see `BytesPerToken`. scores: see `engine.fit.prefill.PromptWork`.
     """
 
     size_bytes: int
@@ -47,6 +48,7 @@ class ModelEstimate:
     layer_specs: tuple[CacheSpec, ...] = ()
     parts: Mapping[str, int] = field(default_factory=dict)
     used: float = 1.0
+    experts: int = 0
     routed_layers: int = 0
     kv_reuse: float = 0.0
     scores: int = 0
@@ -67,7 +69,24 @@ def judge_estimate(
     """Return the verdict for an estimate. See `engine.fit.memory.judge`."""
     most = estimate.context or max(DEFAULT_CONTEXT, context or 0)
     need = estimate_needs(estimate, machine.backend, kv_type, kernels)
-    return judge_needs(need, machine, most, context, estimate.size_bytes, estimated=True)
+    experts = estimated_experts(estimate, machine.backend, kernels)
+    return judge_needs(
+        need, machine, most, context, estimate.size_bytes, estimated=True, experts=experts
+    )
+
+
+def estimated_experts(estimate: ModelEstimate, backend: str, kernels: str) -> RoutedExperts | None:
+    """Estimate the size of the experts; None if it is unknown, or they cannot stay on the disk."""
+    sizes = _sizes(estimate) if estimate.parts else None
+    if sizes is None or not estimate.experts:
+        return None
+    growth = estimate_weights(estimate, backend, kernels) / estimate.size_bytes
+    size_bytes = int(growth * sizes["experts"] / estimate.used)
+    used = round(estimate.used * estimate.experts)
+    chosen = selected(kernels, backend)
+    guess = guessed_experts(estimate.routed_layers, estimate.experts, used, size_bytes, chosen)
+    more = ROWS_BYTES * (STREAM_CHUNK // MAX_CHUNK - 1)
+    return replace(guess, buffers_bytes=more) if guess else None
 
 
 def estimate_needs(

@@ -6,7 +6,7 @@ On Linux, sizes come from /proc and the cgroup files. On Metal and CUDA, they co
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine import device
@@ -24,6 +24,7 @@ METAL_SHARE = 0.95  # of the working set; wiring all of it has frozen machines
 # Memory that an idle system uses: a share of the total, and at least MIN_IDLE.
 IDLE_SHARE = {"cpu": 0.05, "metal": 0.1, "cuda": 0.02}
 MIN_IDLE = {"cpu": 512 << 20, "metal": 2 << 30, "cuda": 512 << 20}
+GIVEN = "the budget given"
 UNIFIED_LIMIT = "memory not used by the system"  # if the GPU shares system memory
 
 
@@ -58,6 +59,13 @@ def this_machine(idle: bool = False) -> Machine:
     memory = psutil.virtual_memory()
     working_set_bytes = int(info["max_recommended_working_set_size"])
     return metal_machine(name, memory.total, working_set_bytes, None if idle else memory.available)
+
+
+def limited(machine: Machine, budget_bytes: int | None) -> Machine:
+    """Return a machine with at most this budget. None: with all that it has."""
+    if budget_bytes is None or budget_bytes >= machine.budget_bytes:
+        return machine
+    return replace(machine, budget_bytes=budget_bytes, limited_by=GIVEN)
 
 
 def idle_bytes(memory_bytes: int, backend: str) -> int:

@@ -7,10 +7,11 @@ the machine. No weights are read. All sizes are in bytes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
-from engine.fit.machine import Machine
+from engine.fit.machine import GIVEN, Machine
+from engine.fit.streaming import Plan, RoutedExperts, plan, routed_experts
 from engine.gguf.reader import TensorInfo
 from engine.kernels.fusion import fuses
 from engine.kernels.select import selected
@@ -22,6 +23,7 @@ from engine.limits import (
     PIECE_BYTES,
     SCAN_CHUNK,
     SCORE_BYTES,
+    STREAM_CHUNK,
 )
 from engine.nn.cache.spec import STEP, kv_bytes, token_bytes
 from engine.nn.config import ModelConfig, used_tensors
@@ -35,6 +37,7 @@ UNREAD_SHARE = 0.03  # upper bound on draft layers in a file, which are not load
 PROGRAM, WORD_BYTES = 66 << 20, 512
 GPU_RUNTIME = 256 << 20
 DEFAULT_CONTEXT = 32_768
+STREAM_CONTEXT = 8192  # of a model that streams: a larger cache would take the place of experts
 REPACKED_PIECE = 40 << 20  # for repacking eight million weights
 
 
@@ -56,12 +59,13 @@ class Need:
 class Verdict:
     """Whether a model fits, at which context, and on which machine.
 
-    context: assumed context, in tokens. largest_context: the largest context that does not make the
-    model too large, or 0 if there is none. file_bytes: size of the tensors in the file; repacked
-    weights may be larger. estimated: based on catalog facts, not on the header.
+    need: with all weights in memory. context: assumed context, in tokens. largest_context: the
+    largest context that does not make the model too large, or 0 if there is none. file_bytes: size
+    of the tensors in the file; repacked weights may be larger. estimated: based on catalog facts,
+    not on the header. plan: how memory is split if experts stay on the disk.
     """
 
-    kind: str  # fits | tight | too_large
+    kind: str  # fits | tight | streams | too_large
     need: Need
     machine: Machine
     reserve_bytes: int
@@ -69,6 +73,7 @@ class Verdict:
     largest_context: int
     file_bytes: int
     estimated: bool = False
+    plan: Plan | None = None
 
     @property
     def budget_bytes(self) -> int:
@@ -92,7 +97,24 @@ def judge(
     most = min(config.context, default_context or config.context)
     need = needs(config, tensors, machine.backend, kv_type, kernels)
     file_bytes = sum(info.size_bytes for info in tensors.values())
-    return judge_needs(need, machine, most, context, file_bytes)
+    experts = streamed_experts(config, tensors, machine.backend, kernels)
+    return judge_needs(need, machine, most, context, file_bytes, experts=experts)
+
+
+def streamed_experts(
+    config: ModelConfig, tensors: Mapping[str, TensorInfo], backend: str, kernels: str
+) -> RoutedExperts | None:
+    """Return a model's experts if they can stay on the disk, with the longer chunks' buffers."""
+    kernels = selected(kernels, backend)
+    experts = routed_experts(config, tensors, kernels)
+    used = {info.name: info for info in used_tensors(config, tensors)}
+    if experts is None or not fuses(config, used):
+        return experts
+    sizes = [
+        buffer_bytes(config, used, backend, config.context, "f16", kernels, most)
+        for most in (MAX_CHUNK, STREAM_CHUNK)
+    ]
+    return replace(experts, buffers_bytes=sizes[1] - sizes[0])
 
 
 def needs(
@@ -129,18 +151,48 @@ def judge_needs(
     context: int | None,
     file_bytes: int,
     estimated: bool = False,
+    experts: RoutedExperts | None = None,
 ) -> Verdict:
     """Return the verdict, given `need`, which computes the memory needed for a context.
 
-    most: the model's maximum context.
+    most: the model's maximum context. experts: those that can stay on the disk.
     """
     largest = _largest(lambda tokens: kind_of(need(tokens), machine) != "too_large", most)
-    if context is None:
+    at = context
+    if at is None:
         roomy = _largest(lambda tokens: kind_of(need(tokens), machine) == "fits", most)
-        context = min(most, DEFAULT_CONTEXT, roomy or largest or most)
-    found, reserve = need(context), reserve_bytes(machine)
+        at = min(most, DEFAULT_CONTEXT, roomy or largest or most)
+    found, reserve = need(at), reserve_bytes(machine)
     kind = kind_of(found, machine)
-    return Verdict(kind, found, machine, reserve, context, largest, file_bytes, estimated)
+    verdict = Verdict(kind, found, machine, reserve, at, largest, file_bytes, estimated)
+    if kind != "too_large" or experts is None:
+        return verdict
+
+    def split(tokens: int) -> Plan | None:
+        return stream_plan(need(tokens), experts, machine)
+
+    most_streaming = _largest(lambda tokens: split(tokens) is not None, most)
+    at = context or min(most, STREAM_CONTEXT, most_streaming or most)
+    if (found_plan := split(at)) is None:
+        return verdict
+    return replace(
+        verdict,
+        kind="streams",
+        need=need(at),
+        context=at,
+        largest_context=most_streaming,
+        plan=replace(found_plan, fits_context=largest),
+    )
+
+
+def stream_plan(need: Need, experts: RoutedExperts, machine: Machine) -> Plan | None:
+    """Split a machine's budget between all but experts, and some of them; None if too small.
+
+    need: with all experts in memory.
+    """
+    resident = need.total_bytes - experts.size_bytes + experts.buffers_bytes
+    reserve = reserve_bytes(machine)
+    return plan(experts, int(MARGIN * resident), machine.budget_bytes, reserve)
 
 
 def judge_size(size_bytes: int, machine: Machine) -> Verdict:
@@ -169,7 +221,12 @@ def kind_of(need: Need, machine: Machine) -> str:
 
 
 def reserve_bytes(machine: Machine) -> int:
-    """Return how much memory must stay free for the verdict to be "fits"."""
+    """Return how much memory must stay free for the verdict to be "fits".
+
+    A budget that the user gave is not shared with other programs.
+    """
+    if machine.limited_by == GIVEN:
+        return 0
     return max(MIN_RESERVE, int(machine.memory_bytes * RESERVE_SHARE))
 
 
@@ -180,14 +237,15 @@ def buffer_bytes(
     context: int,
     kv_type: str,
     kernels: str,
+    most: int = MAX_CHUNK,
 ) -> int:
     """Estimate the peak scratch memory, which the last prefill chunk of a full context uses.
 
     The result never shrinks as the context grows: even when `prefill_chunk` halves the chunk,
     attention scores are counted up to their limit. Fused native layers need neither a float32 copy
-    of the cache nor stored attention scores.
+    of the cache nor stored attention scores. most: tokens in a chunk.
     """
-    chunk = min(MAX_CHUNK, context)
+    chunk = min(most, context)
     pairs = zip(config.heads, _head_values(config), strict=True)
     heads = max(count * values for count, values in pairs)
     native = kernels == "native"

@@ -13,17 +13,17 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+from engine import streaming
 from engine.fit.speed import MEASURED, PREDICTED, PRIOR, Rate
 from engine.gguf.reader import TensorInfo
-from engine.kernels.sizes import resident_bytes
-from engine.nn.config import OF_EXPERTS, ModelConfig, used_tensors
+from engine.nn.config import ModelConfig
 
+STREAMED = ("native",)  # kernels that can leave experts in the file
 PROMPT = 1000  # tokens; the prompt that a forecast times
-PAGE_BYTES = 4096  # direct reads begin and end at whole pages
-MATRICES = 3  # gate, up and down: each is a read of its own
+MATRICES = 3  # of an expert: gate, up and down
 HIT_ERROR = 0.03  # of a curve of the same family (the report of boyle, docs/streaming.md)
 WORDS = 200  # what the sentence counts, a page of text
 TOKENS_PER_WORD = 4 / 3  # English text, in the tokenizers of these models
@@ -32,16 +32,22 @@ EVEN = "routers that choose evenly, the worst case"
 
 @dataclass(frozen=True, slots=True)
 class RoutedExperts:
-    """The experts of all layers. size_bytes: all of them; largest_bytes: the largest one.
+    """The experts of all layers, and the memory of the store that holds some of them.
 
     layers: those that choose experts. count, used: how many each has and chooses for a token.
+    size_bytes: of all experts. slots_bytes: of slots for all of them, which are whole pages.
+    least_bytes: of the smallest store. window_bytes: for experts that a prompt reads ahead.
+    buffers_bytes: what buffers need beyond those of a model in memory, for longer chunks.
     """
 
     layers: int
     count: int
     used: int
     size_bytes: int
-    largest_bytes: int
+    slots_bytes: int
+    least_bytes: int
+    window_bytes: int
+    buffers_bytes: int = 0
 
     @property
     def total(self) -> int:
@@ -51,17 +57,17 @@ class RoutedExperts:
     @property
     def mean_bytes(self) -> float:
         """The average size of an expert."""
-        return self.size_bytes / max(1, self.total)
+        return self.size_bytes / self.total
 
     @property
-    def slot_bytes(self) -> int:
-        """The memory for one expert, whose matrices begin at whole pages."""
-        return self.largest_bytes + MATRICES * 2 * PAGE_BYTES
+    def most_bytes(self) -> int:
+        """The memory of a store that holds all experts."""
+        return self.slots_bytes + self.window_bytes
 
     def scaled(self, share: float) -> RoutedExperts:
         """Return the experts of another quantisation, whose weights are `share` times as large."""
-        sizes = int(share * self.size_bytes), int(share * self.largest_bytes)
-        return RoutedExperts(self.layers, self.count, self.used, *sizes)
+        names = ("size_bytes", "slots_bytes", "least_bytes", "window_bytes")
+        return replace(self, **{name: int(share * getattr(self, name)) for name in names})
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +87,12 @@ class Plan:
     @property
     def share(self) -> float:
         """The share of all experts that is in memory."""
-        return self.cached / max(1, self.experts.total)
+        return self.cached / self.experts.total
+
+    def missed_bytes(self, hit_rate: float) -> int:
+        """Return the bytes that a token reads from the disk."""
+        chosen = self.experts.layers * self.experts.used
+        return int((1 - hit_rate) * chosen * self.experts.mean_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +118,7 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True)
-class Disk:
+class DiskSpeed:
     """The rate of random direct reads of an expert's matrices. source: measured or prior."""
 
     bytes_per_s: float
@@ -118,22 +129,24 @@ class Disk:
 
 # Direct random reads by 8 to 16 threads: drives of PCIe 4 gave 5.5 to 5.9 GB/s and one of PCIe 5
 # gave 11.5 (JustVugg/colibri 486 and 120); the network disk of docs/performance.md gave 1.3.
-ASSUMED_DISK = Disk(5.5e9, 1.3e9, 11.5e9, PRIOR)
+ASSUMED_DISK = DiskSpeed(5.5e9, 1.3e9, 11.5e9, PRIOR)
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
     """What streaming will be like. read_bytes: from the disk for each token.
 
-    prompt_s: seconds to the first token of a prompt of `PROMPT` tokens; None if unknown.
+    in_memory: the rate if all experts were in memory. prompt_s: seconds to the first token of a
+    prompt of `PROMPT` tokens; None if unknown.
     """
 
     plan: Plan
     hit_rate: float
     curve: Curve
     read_bytes: int
-    disk: Disk
+    disk: DiskSpeed
     rate: Rate
+    in_memory: Rate
     prompt_s: float | None
 
 
@@ -154,21 +167,43 @@ PUBLISHED: Mapping[tuple[int, int], tuple[str, tuple[tuple[float, float], ...]]]
 
 
 def routed_experts(
-    config: ModelConfig, tensors: Mapping[str, TensorInfo], device: str, kernels: str
+    config: ModelConfig, tensors: Mapping[str, TensorInfo], kernels: str
 ) -> RoutedExperts | None:
-    """Return the experts of a model from its header; None if it is dense."""
-    if config.experts is None:
+    """Return the experts of a model from its header; None if these kernels cannot stream them."""
+    if kernels not in STREAMED:
         return None
-    layers: dict[int, int] = {}
-    for info in used_tensors(config, tensors):
-        if OF_EXPERTS.fullmatch(info.name):
-            layer = int(info.name.split(".")[1])
-            layers[layer] = layers.get(layer, 0) + resident_bytes(info, device, kernels)
-    if not layers:
+    layers = streaming.expert_layers(config, tensors)
+    if not layers or config.experts is None:
         return None
-    count = config.experts.count
-    largest = math.ceil(max(layers.values()) / count)
-    return RoutedExperts(len(layers), count, config.experts.used, sum(layers.values()), largest)
+    whole = streaming.plan_store(config, tensors, streaming.most_bytes(config, tensors))
+    window_bytes = whole.window_buffers * whole.buffer_bytes
+    return RoutedExperts(
+        len(layers),
+        config.experts.count,
+        config.experts.used,
+        sum(layer.stored_bytes for layer in layers),
+        whole.size_bytes - window_bytes,
+        streaming.least_bytes(config, tensors),
+        window_bytes,
+    )
+
+
+def guessed_experts(
+    layers: int, count: int, used: int, size_bytes: int, kernels: str
+) -> RoutedExperts | None:
+    """Return the experts of a model whose header is unknown; None if they cannot be streamed.
+
+    The experts of some layers are assumed to be a quarter larger than the average, as in Q4_K_M.
+    """
+    if kernels not in STREAMED or not layers or not count:
+        return None
+    page, (fewest, most) = streaming.PAGE_BYTES, streaming.WINDOW_BUFFERS
+    slot = size_bytes // (layers * count) + MATRICES * 2 * page
+    largest = int(1.25 * slot)
+    buffer = 2 * largest // 3  # gate and up
+    window = buffer * max(fewest, min(most, math.ceil(streaming.WINDOW_BYTES / buffer)))
+    least = used * largest + fewest * buffer
+    return RoutedExperts(layers, count, used, size_bytes, layers * count * slot, least, window)
 
 
 def plan(
@@ -178,25 +213,13 @@ def plan(
 
     reserve_bytes: kept free where the budget allows it.
     """
-    least = least_store_bytes(experts)
     left = budget_bytes - resident_bytes
-    if left < least:
+    if left < experts.least_bytes:
         return None
-    store_bytes = max(least, left - reserve_bytes)
-    window = window_slots(experts)
-    cached = min(experts.total, store_bytes // experts.slot_bytes - window)
-    store_bytes = min(store_bytes, (experts.total + window) * experts.slot_bytes)
-    return Plan(experts, resident_bytes, store_bytes, cached)
-
-
-def window_slots(experts: RoutedExperts) -> int:
-    """Return how many experts a prompt reads ahead, beside those that decoding keeps."""
-    return min(2 * experts.used, experts.count)
-
-
-def least_store_bytes(experts: RoutedExperts) -> int:
-    """Return the least memory for experts: those of a token in one layer, and the window."""
-    return (experts.used + window_slots(experts)) * experts.slot_bytes
+    store_bytes = min(max(experts.least_bytes, left - reserve_bytes), experts.most_bytes)
+    window = min(experts.window_bytes, store_bytes // streaming.WINDOW_SHARE)
+    cached = int(experts.total * (store_bytes - window) / experts.slots_bytes)
+    return Plan(experts, resident_bytes, store_bytes, min(experts.total, cached))
 
 
 def even_curve(count: int, used: int) -> Curve:
@@ -206,11 +229,37 @@ def even_curve(count: int, used: int) -> Curve:
 
 def published_curve(count: int, used: int) -> Curve:
     """Return the published curve of a family of routers, or else that of even routers."""
-    even = even_curve(count, used)
     if (count, used) not in PUBLISHED:
-        return even
+        return even_curve(count, used)
     source, points = PUBLISHED[count, used]
-    return Curve(_rising([*even.points, *points]), source)
+    return rising_curve(points, count, used, source)
+
+
+def curve_of_distances(distances: Sequence[int], count: int, used: int, layers: int) -> Curve:
+    """Return the curve of routes that a store has recorded (`StoreStats.distances`).
+
+    A cache that holds n of a layer's experts finds those with fewer than n others since. A first
+    choice says only that an expert is further back than all that its layer had chosen so far, which
+    is one more for each first choice (the estimator of Kaplan and Meier for such observations).
+    """
+    *seen, first = distances
+    per_layer = first / layers
+    unseen, left = 1.0, sum(seen)
+    points = []
+    for distance, times in enumerate(seen[:count]):
+        at_risk = left + layers * max(0.0, per_layer - 1 - distance)
+        unseen *= 1 - times / at_risk if at_risk > 0 else 1.0
+        left -= times
+        points.append(((distance + 1) / count, 1 - unseen))
+    kept = [point for point in points if point[0] >= used / count]
+    return rising_curve(kept, count, used, MEASURED)
+
+
+def rising_curve(
+    points: Iterable[tuple[float, float]], count: int, used: int, source: str
+) -> Curve:
+    """Return the curve through points that is nowhere below that of even routers."""
+    return Curve(_rising([*even_curve(count, used).points, *points]), source)
 
 
 def curve_of_reuse(within: Mapping[int, float], count: int, used: int, source: str) -> Curve:
@@ -221,7 +270,7 @@ def curve_of_reuse(within: Mapping[int, float], count: int, used: int, source: s
     """
     shares = working_set(within, count, used)
     points = [(shares[tokens], hit) for tokens, hit in within.items()]
-    return Curve(_rising([*even_curve(count, used).points, *points]), source)
+    return rising_curve(points, count, used, source)
 
 
 def working_set(within: Mapping[int, float], count: int, used: int) -> dict[int, float]:
@@ -265,7 +314,7 @@ def forecast(
     split: Plan,
     in_memory: Rate,
     curve: Curve,
-    disk: Disk,
+    disk: DiskSpeed,
     prompt_in_memory_s: float | None = None,
 ) -> Forecast:
     """Forecast the rate of decoding, and the first token of a prompt of `PROMPT` tokens.
@@ -293,7 +342,7 @@ def forecast(
     prompt_s = None
     if prompt_in_memory_s is not None:
         prompt_s = prompt_in_memory_s + experts.size_bytes / disk.bytes_per_s
-    return Forecast(split, hit, curve, int((1 - hit) * chosen_bytes), disk, rate, prompt_s)
+    return Forecast(split, hit, curve, split.missed_bytes(hit), disk, rate, in_memory, prompt_s)
 
 
 def _better(curve: Curve, split: Plan, hit: float, error: float) -> float:

@@ -69,6 +69,11 @@ class RouterStats:
         self._fold()
         return self._hits.copy()
 
+    @property
+    def counted(self) -> int:
+        """How many choices `reuse` is about."""
+        return int(self._reuse.sum())
+
     def reuse(self) -> dict[int, float]:
         """Return the share of choices that the same layer made at most so many tokens before.
 

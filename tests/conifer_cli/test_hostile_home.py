@@ -154,7 +154,7 @@ def test_every_reader_takes_anything_for_nothing(home: Path, place: str, kind: s
 def test_nothing_is_appended_to_another_kind_of_file(home: Path, place: str, kind: str) -> None:
     KINDS[kind](home / place)
     before = (home / place).lstat()
-    run_history._append("run", {})
+    run_history.append("run", {})
     line_editor.add_to_history(home / "history", "hello")
     after = (home / place).lstat()
     replaced = (place, kind) in (("ledger.jsonl", "gigabyte"), ("history", "loop"))
@@ -164,7 +164,7 @@ def test_nothing_is_appended_to_another_kind_of_file(home: Path, place: str, kin
 
 def test_a_ledger_that_is_too_large_begins_anew(home: Path) -> None:
     sparse(home / "ledger.jsonl")
-    run_history._append("run", {})
+    run_history.append("run", {})
     assert (home / "ledger.jsonl").stat().st_size < 100
 
 

@@ -161,6 +161,7 @@ def test_colours_say_what_words_say(shown):
     screen = rendered(shown("fit", 80, True), 80)
     assert screen.styled("Best here") == "1;32" and screen.styled("fits ~") == "32"
     assert screen.styled("MODEL") == "1"
-    screen = rendered(shown("fit deepseek-v3.1", 80, True), 80)
-    assert screen.styled("verdict:") == "1;31"
+    for name, style in (("deepseek-v3.1", "1;33"), ("llama-3.3-70b", "1;31")):
+        screen = rendered(shown(f"fit {name}", 80, True), 80)
+        assert screen.styled("verdict:") == style
     assert rendered(shown("run nope", 80, True), 80).styled("conifer:") == "31;1"

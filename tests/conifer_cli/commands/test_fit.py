@@ -57,7 +57,7 @@ def test_a_verdict_is_a_labelled_table_in_both_units(tmp_path):
 
 
 def test_a_catalog_size_over_the_budget_is_an_estimate_and_exits_4(tmp_path):
-    done = run_unplugged("fit", "qwen3-30b-a3b:Q4_K_M", home=tmp_path, memory_bytes=8 << 30)
+    done = run_unplugged("fit", "qwen3-30b-a3b:Q4_K_M", home=tmp_path, memory_bytes=1 << 30)
     assert done.returncode == 4
     assert b"verdict: too large (estimated)" in done.stdout
 
@@ -72,14 +72,15 @@ def test_the_catalog_is_judged_as_a_whole(tmp_path):
     verdicts = {model["id"]: model["verdict"] for model in fit["models"]}
     assert (code, fit["estimated"]) == (0, True)
     assert verdicts["smollm2-135m"] == "fits"
-    assert verdicts["qwen3-coder-next"] == "too_large"
+    assert verdicts["qwen3-coder-next"] == "streams"
+    assert verdicts["llama-3.3-70b"] == "too_large"
     chosen = {model["id"]: model["quant"] for model in fit["models"]}
     assert (chosen["qwen3-30b-a3b"], verdicts["qwen3-30b-a3b"]) == ("Q2_K", "fits")
     assert (chosen["smollm2-135m"], chosen["qwen3.5-35b-a3b"]) == ("Q4_1", "Q4_K_M")
 
 
 def test_a_larger_machine_never_fits_less(tmp_path):
-    order = ["too_large", "tight", "fits", None]
+    order = ["too_large", "streams", "tight", "fits", None]
     before: dict[str, int] = {}
     for gib in (2, 8, 24, 64, 512):
         _, fit = document(home=tmp_path, memory_bytes=gib << 30)
@@ -183,9 +184,15 @@ def test_what_fit_says_run_does_to_the_byte(tmp_path):
 
 
 def test_what_is_too_large_comes_with_commands_that_would_fit(tmp_path):
-    code, fit = document("qwen3-30b-a3b:Q4_K_M", home=tmp_path, memory_bytes=16 << 30)
+    code, fit = document("qwen3-30b-a3b:Q4_K_M", home=tmp_path, memory_bytes=1 << 30)
     assert (code, fit["verdict"], fit["speed"]["at_start"]) == (4, "too_large", None)
+    assert "Run `conifer fit` to list every model" in "\n".join(fit["ways_out"])
+    code, fit = document(
+        *("qwen3-30b-a3b:Q4_K_M", "--machine", "cpu-16gb", "--bandwidth", "50"), home=tmp_path
+    )
+    assert (code, fit["verdict"]) == (4, "streams")
     ways = "\n".join(fit["ways_out"])
+    assert "`conifer run qwen3-30b-a3b:Q4_K_M --stream`" in fit["ways_out"][0]
     assert "`conifer run qwen3-30b-a3b:Q2_K`" in ways  # a smaller quantisation
     assert "The best model that fits now: `conifer run " in ways
     _, long = document(

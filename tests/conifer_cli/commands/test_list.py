@@ -39,7 +39,7 @@ def test_an_empty_home_lists_nothing(tmp_path):
 def test_a_cached_model_is_listed_with_its_size_and_place(tmp_path, cached):
     done = run_conifer("list", home=tmp_path)
     heading, row = done.stdout.decode().splitlines()
-    assert heading.split() == ["NAME", "SIZE", "MODIFIED", "WHERE"]
+    assert heading.split() == ["NAME", "SIZE", "VERDICT", "MODIFIED", "WHERE"]
     assert row.startswith("hf:org/tiny/tiny-F32.gguf  866.1 kB  ")
     [model] = json.loads(run_conifer("list", "--json", home=tmp_path).stdout)
     assert model["size_bytes"] == cached.stat().st_size
@@ -96,10 +96,11 @@ def test_show_and_fit_tell_what_a_file_is_made_of(tmp_path):
 def test_nothing_is_made_up_about_a_file_whose_header_is_unknown(tmp_path):
     know_bandwidth(tmp_path)
     name = "qwen3-30b-a3b:Q4_K_M"
-    judged = run_unplugged("fit", name, "--json", home=tmp_path)
+    judged = run_unplugged("fit", name, "--json", home=tmp_path, memory_bytes=1 << 30)
     assert json.loads(judged.stdout)["type_bytes"] is None
     for command in ("fit", "show"):
-        assert b"made of" not in run_unplugged(command, name, home=tmp_path).stdout
+        done = run_unplugged(command, name, home=tmp_path, memory_bytes=1 << 30)
+        assert b"made of" not in done.stdout
 
 
 def test_show_tells_what_a_kept_header_says(tmp_path):

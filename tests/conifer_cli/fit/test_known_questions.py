@@ -16,7 +16,7 @@ from engine.fit.memory import Verdict
 from engine.fit.speed import Bandwidth, seconds
 
 CONTEXT = 8192
-ORDER = ["too_large", "tight", "fits"]
+ORDER = ["too_large", "streams", "tight", "fits"]
 
 # Model, file, machine, verdict. Users report that the first of each group swaps or fails there.
 QUESTIONS = [

@@ -158,7 +158,9 @@ def connect() -> Hub:
 @pytest.mark.parametrize(
     ("name", "share", "asked"),
     [
-        ("qwen3-30b-a3b:Q4_K_M", 0.9, False),
+        ("qwen3-30b-a3b:Q4_K_M", 0.05, False),
+        ("llama-3.3-70b:Q4_K_M", 0.9, False),
+        ("qwen3-30b-a3b:Q4_K_M", 0.9, True),  # its experts may stay on the disk
         ("qwen3-30b-a3b:Q4_K_M", 0.98, True),  # without layers that only draft it might fit
         ("qwen3-30b-a3b:Q2_K", 0.9, True),  # of which the catalog has a rounded size
     ],

@@ -59,7 +59,7 @@ def run_of(file: str = "a.gguf", **changes) -> Run:
 
 def keep(*runs: Run) -> None:
     for run in runs:
-        run_history._append("run", dataclasses.asdict(run))
+        run_history.append("run", dataclasses.asdict(run))
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def measured(monkeypatch) -> list[float]:
 def at(monkeypatch, hour: float) -> None:
     """Set the clock."""
     now = datetime.datetime(2026, 11, 22, tzinfo=datetime.UTC) + datetime.timedelta(hours=hour)
-    monkeypatch.setattr(run_history, "_now", now.isoformat)
+    monkeypatch.setattr(run_history, "now", now.isoformat)
 
 
 @pytest.mark.process
@@ -181,7 +181,7 @@ def test_a_rate_from_a_buffer_that_a_cache_may_hold_is_not_kept(home, measured, 
 @pytest.mark.parametrize("date", ["soon", None, "2026-11-22T00:00:00"])
 def test_a_measurement_without_a_date_is_no_reason_not_to_measure(date, measured):
     known = {"machine": run_history.machine_key(MACHINE), "bytes_per_s": 6e9, "date": date}
-    run_history._append("bandwidth", known)
+    run_history.append("bandwidth", known)
     assert run_history.bandwidth_of(MACHINE).bytes_per_s == 6e9
     assert measured == [9e9, 7e9, 8e9]
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import pytest
 
 from engine.fit.estimate import (
@@ -13,8 +16,8 @@ from engine.fit.estimate import (
 from engine.fit.machine import Machine
 from engine.fit.memory import judge, needs
 from engine.fit.speed import BACKEND_COSTS, bytes_per_token
-from engine.gguf.reader import open_model
-from engine.nn.config import read_config
+from engine.gguf.reader import TensorInfo, open_model
+from engine.nn.config import OF_EXPERTS, read_config
 from support.giants import write_deepseek_v3, write_qwen3_235b
 
 GB = 10**9
@@ -38,8 +41,22 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         total_parameters=int(total),
         active_parameters=int(active),
         layer_specs=config.cache_specs,
+        parts=parts(file.tensors),
+        used=config.experts.used / config.experts.count,
+        experts=config.experts.count,
+        routed_layers=sum(map(config.routed, range(config.layers))),
     )
     return file, config, estimate
+
+
+def parts(tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
+    """How many weights have which purpose, as the catalog says of a model whose shape it knows."""
+    found = dict.fromkeys(("routed", "attention", "shared", "head", "embedding"), 0)
+    for name, info in tensors.items():
+        part = "routed" if OF_EXPERTS.fullmatch(name) else "shared" if ".ffn_" in name else ""
+        part = part or {"output.weight": "head", "token_embd.weight": "embedding"}.get(name, "")
+        found[part or "attention"] += math.prod(info.shape)
+    return found
 
 
 @pytest.mark.parametrize(("backend", "kernels"), BACKEND_COSTS)
@@ -76,7 +93,7 @@ def test_a_model_of_which_little_is_known_is_still_judged():
 
 def test_the_same_rule_judges_an_estimate_and_a_header(pair):
     file, config, estimate = pair
-    for budget in (100 * GB, 500 * GB, 2000 * GB):
+    for budget in (10 * GB, 100 * GB, 500 * GB, 2000 * GB):
         machine = Machine("made up", "cpu", budget, budget, "available memory")
         by_header = judge(config, file.tensors, machine, 4096, kernels="native").kind
         assert judge_estimate(estimate, machine, 4096, kernels="native").kind == by_header

@@ -7,12 +7,20 @@ import itertools
 import numpy as np
 import pytest
 
+from engine import streaming as store
 from engine.fit import streaming
 from engine.fit.speed import MEASURED, PREDICTED, PRIOR, Rate
-from engine.fit.streaming import ASSUMED_DISK, Curve, Disk, RoutedExperts
+from engine.fit.streaming import ASSUMED_DISK, Curve, DiskSpeed, RoutedExperts
+from engine.gguf.reader import TensorInfo
+from engine.gguf.types import TYPE_BY_NAME
+from engine.nn.config import read_model_config
+from support.benchmarks import program
 
-QWEN = RoutedExperts(48, 128, 8, 48 * 128 * 2_650_000, 2_900_000)
-DISK = Disk(1.0e9, 0.8e9, 1.2e9, MEASURED)
+SLOT = 2_700_000  # 2.65 MB in whole pages
+QWEN = RoutedExperts(
+    *(48, 128, 8, 6144 * 2_650_000), 6144 * SLOT, 8 * 3_000_000 + 2 * 2 * 10**6, 16 * 10**6
+)
+DISK = DiskSpeed(1.0e9, 0.8e9, 1.2e9, MEASURED)
 IN_MEMORY = Rate(10.0, 8.0, 12.0, PREDICTED)
 
 
@@ -97,25 +105,93 @@ def test_distances_in_tokens_predict_the_hits_of_a_cache(stay, share):
 
 
 def test_a_budget_is_split_into_what_stays_and_slots():
-    slot = 2_900_000 + 6 * 4096
-    assert QWEN.slot_bytes == slot
     split = streaming.plan(QWEN, 3_000_000_000, 10_000_000_000, 1_000_000_000)
     assert split.store_bytes == 6_000_000_000
-    assert split.cached == 6_000_000_000 // slot - 16
+    assert split.cached == (6_000_000_000 - 16_000_000) // SLOT
     assert split.share == split.cached / 6144
 
 
 def test_the_reserve_gives_way_before_the_verdict_does():
-    least = streaming.least_store_bytes(QWEN)
-    split = streaming.plan(QWEN, 10**9, 10**9 + least, 10**9)
-    assert split is not None and split.cached == 8
-    assert streaming.plan(QWEN, 10**9, 10**9 + least - 1, 0) is None
+    split = streaming.plan(QWEN, 10**9, 10**9 + QWEN.least_bytes, 10**9)
+    assert split is not None and split.cached == (QWEN.least_bytes * 7 // 8) // SLOT
+    assert streaming.plan(QWEN, 10**9, 10**9 + QWEN.least_bytes - 1, 0) is None
 
 
 def test_a_store_is_no_larger_than_all_experts():
     split = streaming.plan(QWEN, 0, 1 << 40, 0)
     assert split.cached == 6144 and split.share == 1
-    assert split.store_bytes == (6144 + 16) * QWEN.slot_bytes
+    assert split.store_bytes == QWEN.most_bytes == 6144 * SLOT + 16_000_000
+
+
+def test_slots_are_counted_as_the_store_counts_them():
+    config, tensors = header(program("synthesize").SHAPES["qwen3-30b-a3b"])
+    experts = streaming.routed_experts(config, tensors, "native")
+    assert experts.size_bytes == pytest.approx(17.5e9, rel=0.03)
+    assert experts.most_bytes == store.most_bytes(config, tensors)
+    for budget in (0.5e9, 2e9, 7e9, 12e9, 17e9, 30e9):
+        split = streaming.plan(experts, 0, int(budget), 0)
+        wanted = store.plan_store(config, tensors, split.store_bytes).slots
+        assert split.cached == pytest.approx(wanted, abs=2)
+
+
+def test_a_guess_from_the_catalog_is_no_better_than_the_header():
+    config, tensors = header(program("synthesize").SHAPES["qwen3-30b-a3b"])
+    known = streaming.routed_experts(config, tensors, "native")
+    guess = streaming.guessed_experts(48, 128, 8, known.size_bytes, "native")
+    assert known.least_bytes <= guess.least_bytes < 1.5 * known.least_bytes
+    for budget in (2 * 10**9, 10**10):
+        cached = [streaming.plan(each, 0, budget, 0).cached for each in (guess, known)]
+        assert cached[0] <= cached[1] < 1.02 * cached[0]
+
+
+def test_kernels_that_need_all_experts_in_memory_do_not_stream():
+    config, tensors = header(program("synthesize").SHAPES["qwen3-30b-a3b"])
+    assert streaming.routed_experts(config, tensors, "stock") is None
+    assert streaming.guessed_experts(48, 128, 8, 10**10, "blocks") is None
+
+
+def header(shape):
+    """A synthetic model's configuration and tensors, without their data."""
+    tensors, at = {}, 0
+    for tensor in program("synthesize").plan(shape):
+        kind = TYPE_BY_NAME[tensor.type]
+        info = TensorInfo(tensor.name, tensor.shape, kind, at, tensor.size_bytes)
+        tensors[tensor.name] = info
+        at += -(-tensor.size_bytes // 32) * 32
+    prefix = shape.architecture
+    metadata = {
+        "general.architecture": prefix,
+        "tokenizer.ggml.tokens": [""] * shape.vocab,
+        f"{prefix}.block_count": shape.layers,
+        **{f"{prefix}.{key}": value for key, value in shape.keys.items()},
+    }
+    return read_model_config(metadata, tensors), tensors
+
+
+def test_recorded_distances_are_the_hits_of_a_cache():
+    # One layer of 8 chooses 2: it finds half of its choices among the 2 used last, the rest among
+    # the 4 used last, and chose 4 for the first time.
+    curve = streaming.curve_of_distances((30, 30, 20, 20, 0, 0, 0, 0, 4), 8, 2, layers=1)
+    assert curve.source == MEASURED
+    # At 3 others and more, no first choice was yet in sight: 100 choices and those 4 that were.
+    assert curve.hit_rate(4 / 8) == 1
+    assert 0.55 < curve.hit_rate(2 / 8) < 0.60
+
+
+@pytest.mark.parametrize("tokens", [40, 80, 400])
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+def test_few_tokens_of_even_routers_show_that_they_are_even(tokens, share):
+    rng = np.random.default_rng(5)
+    layers, count = 24, 64
+    distances = np.zeros(count + 1, int)
+    for _ in range(layers):
+        recent = []
+        for _ in range(tokens):
+            for expert in rng.permutation(count)[:6].tolist():
+                distances[recent.index(expert) if expert in recent else count] += 1
+                recent = [expert, *(other for other in recent if other != expert)]
+    curve = streaming.curve_of_distances(distances.tolist(), count, 6, layers)
+    assert curve.hit_rate(share) == pytest.approx(share, abs=0.06)
 
 
 def test_a_forecast_is_time_in_memory_and_missed_bytes():
@@ -143,7 +219,8 @@ def test_all_experts_in_memory_are_as_fast_as_in_memory():
 
 @pytest.mark.parametrize("family", [(128, 8), (64, 6)])
 def test_more_memory_never_forecasts_slower(family):
-    experts = RoutedExperts(48, *family, 10**10, 2_900_000)
+    layers = 48 * family[0]
+    experts = RoutedExperts(48, *family, 10**10, layers * 2_000_000, 10**8, 10**8)
     curve = streaming.published_curve(*family)
     before = 0.0
     for budget in range(2 * 10**9, 30 * 10**9, 10**8):
