@@ -35,6 +35,7 @@ HERE = Path(__file__).resolve().parent
 V1, V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 PAGE, DEPTH, PROBE_S = 4096, 8, 2.0
 FAILED = {"figures": {}}
+SETTINGS = ("limit", "experts", "threads", "rounds", "prompt", "tokens", "read_bytes", "only")
 
 Turn = dict[str, Any]
 
@@ -52,7 +53,7 @@ def main() -> int:
         "size_bytes": options.model.stat().st_size,
         "cpu": platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
-        "options": {name: str(value) for name, value in vars(options).items()},
+        "options": {name: getattr(options, name) for name in SETTINGS},
         "summary": summary(options, rounds),
         "rounds": rounds,
     }
@@ -93,10 +94,11 @@ def one_round(options: argparse.Namespace) -> dict[str, Any]:
         llama = [options.llama_python, str(HERE / "turn_llama.py")]
         turns["llama"] = (llama, {"repack": False, "flash": True}, limit)
     wanted = options.only.split(",") if options.only else turns
-    found: dict[str, Any] = {"disk_bytes_per_s": [probe(options)]}
+    found: dict[str, Any] = {"disk_bytes_per_s": [probe(options)], "load": [os.getloadavg()[0]]}
     for name in wanted:
         found[name] = turn(options, *turns[name])
         say(f"  {name}: {found[name].get('figures')} {found[name].get('failed', '')}")
+        found["load"].append(os.getloadavg()[0])
         found["disk_bytes_per_s"].append(probe(options))
     return found
 
