@@ -84,8 +84,14 @@ def sizes_of(entry: Entry | None) -> dict[str, int]:
 
 def fitting_quants(entry: Entry, machine: Machine) -> dict[int, str]:
     """Return {file size: quantisation} for the catalog files that fit with a useful context."""
-    return {
-        size_bytes: quant
-        for quant, size_bytes in sizes_of(entry).items()
-        if size_kind(entry, quant, machine) == "fits"
-    }
+    from engine.fit.estimate import estimate_needs
+    from engine.fit.memory import kind_of
+
+    context = min(USEFUL_CONTEXT, entry.context or USEFUL_CONTEXT)
+    found = {}
+    for quant, size_bytes in sizes_of(entry).items():
+        if (estimate := estimate_of(entry, entry.file(quant))) is not None:
+            need = estimate_needs(estimate, machine.backend, "f16", "auto")(context)
+            if kind_of(need, machine) == "fits":
+                found[size_bytes] = quant
+    return found
