@@ -187,10 +187,10 @@ def record_answer(report: FitReport, kernels: str, kv_type: str, stats: Stats, f
     """Record an answer's speed, unless disk reads limited it.
 
     faults: major page faults during the answer. If there are more faults than tokens, nothing is
-    recorded.
+    recorded. Streamed answers have records of their own.
     """
     computed = stats.prompt_tokens - stats.cached_tokens
-    if faults > computed + stats.decoded_tokens:
+    if report.streaming is not None or faults > computed + stats.decoded_tokens:
         return
     record(
         report,
@@ -228,7 +228,8 @@ def record(
     config, tensors, machine = report.config, report.tensors, report.verdict.machine
     if config is None or tensors is None or not report.paths:
         return
-    if report.verdict.kind in ("too_large", "streams"):  # the disk limits its speed
+    streams = report.streaming is not None
+    if report.verdict.kind in ("too_large", "streams") and not streams:  # the disk limits its speed
         return
     if decode_per_s is None and prefill_per_s is None:
         return

@@ -278,7 +278,9 @@ class Generation:
         report, routes = self._session.report, self._session.model.routes
         after = _expert_stats(self._session)
         if self._experts_before is not None and after is not None:
-            records.keep_stream(report, self._experts_before, after, self.stream.stats)
+            before, stats = self._experts_before, self.stream.stats
+            how = self._session.model.kernels.name, self._session.options.kv_type
+            records.keep_stream(report, before, after, stats, *how)
         elif routes is not None:
             records.keep_reuse(report, routes)
 

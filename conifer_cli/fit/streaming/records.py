@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 from conifer_cli.fit.run_history import (
     ABOUT,
     APART_S,
+    MIN_DECODED,
     append,
     is_rate,
     lines,
     machine_key,
     now,
+    record,
     since_s,
 )
 from conifer_cli.terminal import console
@@ -39,8 +41,8 @@ if TYPE_CHECKING:
 LAST = 3  # measurements of a disk that count: it may be shared, and change
 RANGE = 1.25  # how much a disk may differ from all that was measured
 MAX_READ = 1 << 20  # the store reads larger matrices in pieces
-WAITED_SHARE, WAITED_BYTES = 0.2, 64 << 20  # of an answer, for which the disk's rate is known
-MIN_CHOSEN = 64  # tokens after which distances to the last choice of an expert mean something
+WAITED_SHARE, WAITED_BYTES = 0.1, 64 << 20  # of an answer, for which the disk's rate is known
+MIN_CHOSEN = 48  # tokens after which distances to the last choice of an expert mean something
 POINTS = 64  # of a curve in the ledger
 
 
@@ -213,8 +215,13 @@ def keep_stream(
     before: StoreStats,
     after: StoreStats,
     stats: Stats,
+    kernels: str,
+    kv_type: str,
 ) -> None:
-    """Record what a streamed answer says of the disk and of the routes."""
+    """Record what a streamed answer says of the disk, of the routes, and of the time in memory.
+
+    The time in memory is what remains without the waits for the disk.
+    """
     from engine.fit.streaming import MATRICES, curve_of_distances
 
     found, machine = report.streaming, report.verdict.machine
@@ -222,11 +229,16 @@ def keep_stream(
         return
     experts, done = found.plan.experts, after - before
     read_bytes = done.bytes_read - done.prompt_bytes_read
-    disk_s = stats.decode_s - max(0, stats.decoded_tokens - 1) / found.in_memory.per_s
-    if read_bytes >= WAITED_BYTES and disk_s >= WAITED_SHARE * stats.decode_s:
+    if read_bytes >= WAITED_BYTES and done.wait_s >= WAITED_SHARE * stats.decode_s:
         size = min(MAX_READ, math.ceil(experts.mean_bytes / MATRICES))
-        rate = _rate(machine_key(machine), _device(report.paths[0]), size, read_bytes / disk_s)
+        rate = _rate(machine_key(machine), _device(report.paths[0]), size, read_bytes / done.wait_s)
         append("disk", rate)
+    busy_s = stats.decode_s - done.wait_s
+    if stats.decoded_tokens >= MIN_DECODED and busy_s > 0:
+        tokens = stats.prompt_tokens + stats.decoded_tokens
+        depth = stats.prompt_tokens + stats.decoded_tokens // 2
+        rate_in_memory = (stats.decoded_tokens - 1) / busy_s
+        record(report, kernels, kv_type, tokens, depth, rate_in_memory, None)
     curve = curve_of_distances(after.distances, experts.count, experts.used, experts.layers)
     keep_routes(report, experts, curve, sum(after.distances))
 

@@ -249,10 +249,12 @@ def test_an_answer_corrects_the_disk_and_the_curve(home):
     distances = [0] * 129
     distances[3], distances[60], distances[128] = 60_000, 20_000, 48 * 128
     before = StoreStats(distances=(0,) * 129)
-    after = StoreStats(bytes_read=12 * GB, prompt_bytes_read=2 * GB, distances=tuple(distances))
-    # 101 tokens in 20 s, of which 10 s in memory: 10 GB in 10 s.
+    after = StoreStats(
+        bytes_read=12 * GB, prompt_bytes_read=2 * GB, wait_s=10.0, distances=tuple(distances)
+    )
+    # 101 tokens in 20 s, of which 10 s were waited for 10 GB.
     stats = Stats(decoded_tokens=101, decode_s=20.0)
-    records.keep_stream(streamed_report(path), before, after, stats)
+    records.keep_stream(streamed_report(path), before, after, stats, "native", "f16")
     found = records.disk_of(MACHINE, report_of(path), EXPERTS, Models(home), False)
     assert found.bytes_per_s == 1e9
     curve = records.curve_of(report_of(path), EXPERTS)
@@ -266,7 +268,7 @@ def test_a_short_answer_corrects_nothing(home):
     path.write_bytes(b"x")
     after = StoreStats(bytes_read=10**6, distances=(5, *[0] * 128))
     stats = Stats(decoded_tokens=3, decode_s=1.0)
-    records.keep_stream(streamed_report(path), StoreStats(), after, stats)
+    records.keep_stream(streamed_report(path), StoreStats(), after, stats, "native", "f16")
     assert not (home / "conifer" / "ledger.jsonl").exists()
 
 
