@@ -153,25 +153,17 @@ def _head(answer: Answer) -> dict[str, Any]:
 
 async def message_reply(answer: Answer) -> dict[str, Any]:
     """Return the whole answer."""
-    blocks: list[dict[str, Any]] = []
+    writer = BlockWriter()
     async for piece in answer:
-        if isinstance(piece, Finished):
+        if isinstance(piece, TextPiece | CallPiece):
+            list(writer.piece(piece))
+        elif isinstance(piece, Finished):
             end = piece
-        elif isinstance(piece, CallPiece):
-            if piece.name:
-                row = {"type": "tool_use", "id": piece.id, "name": piece.name, "input": ""}
-                blocks.append(row)
-            blocks[-1]["input"] += piece.arguments
-        elif isinstance(piece, TextPiece):
-            kind = THINKING if piece.kind is Kind.THINKING else TEXT
-            if not blocks or blocks[-1]["type"] != kind:
-                blocks.append(_empty(kind))
-            blocks[-1][kind] += piece.text
     require_done(end)
-    for block in blocks:
-        if block["type"] == "tool_use":
-            block["input"] = _parsed(block["input"])
-    content = [block for block in blocks if block.get(TEXT) != ""]
+    content = [
+        {**block, "input": _parsed(block["input"])} if "input" in block else block
+        for block in writer.blocks
+    ]
     return {**_head(answer), "content": content, **_stop(answer, end), "usage": _usage(end)}
 
 
@@ -187,22 +179,25 @@ def _parsed(arguments: str) -> Any:
 
 
 class BlockWriter:
-    """Writes blocks of content as events: a start, deltas and a stop each."""
+    """Collects blocks of content, and writes them as events: a start, deltas and a stop each."""
 
     def __init__(self) -> None:
-        self._index, self._open = -1, ""
+        self.blocks: list[dict[str, Any]] = []
+        self._open = ""
 
     def piece(self, piece: TextPiece | CallPiece) -> Iterator[str]:
         """Yield the events for a piece."""
         if isinstance(piece, CallPiece):
             if piece.name:
-                block = {"type": "tool_use", "id": piece.id, "name": piece.name, "input": {}}
-                yield from self._begin(piece.id, block)
+                block = {"type": "tool_use", "id": piece.id, "name": piece.name, "input": ""}
+                yield from self._begin(piece.id, block, input={})
+            self.blocks[-1]["input"] += piece.arguments
             yield self._delta({"type": "input_json_delta", "partial_json": piece.arguments})
         elif piece.text:
             kind = THINKING if piece.kind is Kind.THINKING else TEXT
             if self._open != kind:
                 yield from self._begin(kind, _empty(kind))
+            self.blocks[-1][kind] += piece.text
             yield self._delta({"type": f"{kind}_delta", kind: piece.text})
 
     def end(self) -> Iterator[str]:
@@ -210,16 +205,19 @@ class BlockWriter:
         if self._open == THINKING:
             yield self._delta({"type": "signature_delta", "signature": ""})
         if self._open:
-            yield _event("content_block_stop", index=self._index)
+            yield _event("content_block_stop", index=len(self.blocks) - 1)
         self._open = ""
 
-    def _begin(self, name: str, block: dict[str, Any]) -> Iterator[str]:
+    def _begin(self, name: str, block: dict[str, Any], **shown: Any) -> Iterator[str]:
         yield from self.end()
-        self._index, self._open = self._index + 1, name
-        yield _event("content_block_start", index=self._index, content_block=block)
+        self._open = name
+        self.blocks.append(block)
+        yield _event(
+            "content_block_start", index=len(self.blocks) - 1, content_block={**block, **shown}
+        )
 
     def _delta(self, delta: dict[str, Any]) -> str:
-        return _event("content_block_delta", index=self._index, delta=delta)
+        return _event("content_block_delta", index=len(self.blocks) - 1, delta=delta)
 
 
 def _event(name: str, **data: Any) -> str:

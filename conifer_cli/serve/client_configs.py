@@ -132,7 +132,7 @@ CLIENT_CONFIGS = {
         ClientConfig("zed", "Zed", "settings.json", _pretty(ZED)),
         ClientConfig("continue", "Continue", "~/.continue/config.yaml", CONTINUE),
         ClientConfig("aider", "Aider", "a shell", AIDER),
-        ClientConfig("llm", "llm", "extra-openai-models.yaml", LLM),
+        ClientConfig("llm", "llm", "extra-openai-models.yaml", LLM, RUN_HERE),
         ClientConfig("openai", "OpenAI's SDK", "Python", OPENAI_SDK, RUN_HERE),
         ClientConfig("anthropic", "Anthropic's SDK", "Python", ANTHROPIC_SDK, RUN_HERE),
         ClientConfig("litellm", "LiteLLM", "config.yaml", LITELLM),
