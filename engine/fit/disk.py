@@ -110,13 +110,14 @@ def _rate(
         done = 0
         places = random.Random()
         with mmap.mmap(-1, read_bytes) as buffer:  # begins at a page, as direct reads require
-            while not stop.is_set() and time.perf_counter() - started < seconds:
+            while True:  # at least once, so that a busy machine's rate is not nought
                 at = places.randrange((whole - read_bytes) // PAGE + 1) * PAGE
                 done += os.preadv(descriptor, [buffer], at)
                 counts[number] += 1
                 if not direct:
                     os.posix_fadvise(descriptor, at, read_bytes, os.POSIX_FADV_DONTNEED)
-        return done
+                if stop.is_set() or time.perf_counter() - started >= seconds:
+                    return done
 
     with ThreadPoolExecutor(DEPTH) as pool:
         try:

@@ -86,7 +86,7 @@ def test_a_run_is_kept_and_listed_beside_its_prediction(home):
     assert run.file == "model.gguf"
     assert run.depth > 64 and run.weights_bytes > 0 and run.kv_bytes > 0
     assert run.decode_per_s is not None and run.prefill_per_s is not None
-    assert run.peak_bytes > 50 << 20
+    assert run.peak_bytes > 40 << 20
     listed = run_unplugged("list", "--speeds", "--json", home=home)
     (shown,) = json.loads(listed.stdout)
     assert (shown["decode_per_s"], shown["runs"]) == (run.decode_per_s, 1)
