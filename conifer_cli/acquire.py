@@ -117,16 +117,20 @@ def ensure(model: RequestedModel, report: FitReport, request: FitRequest) -> Fit
 
 
 def streaming_of(report: FitReport, request: FitRequest) -> Forecast | None:
-    """Forecast a model whose experts stay on the disk; None if it fits, or is too large."""
+    """Forecast a model whose experts stay on the disk; None if it fits, or is too large.
+
+    Measures the disk, unless the model will be refused.
+    """
     if report.verdict.kind != "streams" or request.force:
         return None
     target = choose_target(None, None, False, request.kernels, budget_bytes=request.budget_bytes)
-    return forecast_of(report, target, request, open_store(), probe=True)
+    probe = request.streams or request.asks
+    return forecast_of(report, target, request, open_store(), probe)
 
 
 def _agreed(report: FitReport, request: FitRequest, found: Forecast | None) -> FitRequest:
     """Ask whether to stream if nobody said so. Returns the request with the answer."""
-    if found is None or request.streams or not request.asks or not console.can_ask():
+    if found is None or request.streams or not request.asks:
         return request
     console.log(f"conifer: {report.name} does not fit in memory: {shortage(report)}")
     said = f"Read its experts from the disk ({wording.sentence(found)})?"

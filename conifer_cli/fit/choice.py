@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from catalog.store.store import Store
     from engine.fit.machine import Machine
     from engine.fit.memory import Verdict
+    from engine.fit.streaming import Plan
 
 ROOMY, FITS, TIGHT, STREAMS, TOO_LARGE = 4, 3, 2, 1, 0
 LEAST_BITS = 1.125  # per weight, in Q1_0: no file of a model is smaller
@@ -70,10 +71,13 @@ def judge_model(
         return here
     if entry is not None and entry.context is not None:
         require_context(name, entry.context, request, entry)
-    known, hopeless = None, settled(facts, machine) and not request.force
-    hopeless = hopeless and not may_stream(reference, request, machine)
+    known, hopeless, plan = None, settled(facts, machine) and not request.force, None
+    if hopeless and (plan := streaming_plan(reference, request, machine)) is not None:
+        hopeless = not (request.streams or request.asks)  # a refusal needs no header
     if facts is not None and facts.size_bytes is not None and (reference.package or hopeless):
         verdict = judge_size(facts.size_bytes, machine)
+        if plan is not None:
+            verdict = replace(verdict, kind="streams", plan=plan)
         estimate = estimate_of(entry, facts) if entry else None
         known = FitReport(name, entry, verdict, facts.size_bytes, estimate=estimate)
         if reference.package or request.offline:
@@ -115,15 +119,15 @@ def judge_here(
     return None if entry and not paths and misfit else report
 
 
-def may_stream(reference: Reference, request: FitRequest, machine: Machine) -> bool:
-    """True if the catalog's facts say that a model that is too large can stream."""
+def streaming_plan(reference: Reference, request: FitRequest, machine: Machine) -> Plan | None:
+    """Return how the catalog's facts say that a model would stream; None if it would not."""
     from engine.fit.estimate import judge_estimate
 
     estimate = estimate_of(reference.entry, reference.catalog_file) if reference.entry else None
     if estimate is None:
-        return False
+        return None
     wanted = request.context, request.kv_type, request.kernels
-    return judge_estimate(estimate, machine, *wanted).kind == "streams"
+    return judge_estimate(estimate, machine, *wanted).plan
 
 
 def judge_remote(

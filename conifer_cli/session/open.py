@@ -8,6 +8,7 @@ from conifer_cli.fit.verdict import FitReport, FitRequest, reading
 from conifer_cli.run_options import RunOptions
 from conifer_cli.session.router_report import require_experts
 from conifer_cli.session.session import Session, is_raw
+from conifer_cli.terminal import console
 
 
 def open_session(target: RequestedModel, options: RunOptions, offline: bool = False) -> Session:
@@ -22,7 +23,7 @@ def open_session(target: RequestedModel, options: RunOptions, offline: bool = Fa
         offline,
         stream=options.stream,
         budget_bytes=options.budget,
-        asks=True,
+        asks=console.can_ask(),
     )
     report = judge(target, request)
     require_template(report, options)

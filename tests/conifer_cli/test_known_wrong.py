@@ -41,9 +41,8 @@ def kind(name: str, machine: Machine, context: int | None = None, quant: str | N
 
 
 def test_1_memory_is_by_all_parameters_and_speed_by_the_active_ones(tmp_path):
-    assert (
-        kind("glm-4.5-air", cpu(33 * GB)) == "too_large"
-    )  # 73 GB, of which 12 of 106 B are active
+    # 73 GB, of which 12 of 106 B are active: memory is that of all, even if experts may stay out
+    assert kind("glm-4.5-air", cpu(33 * GB)) == "streams"
     assert kind("glm-4.5-air", cpu(80 * GB)) == "fits"
     file = open_model(write_qwen3_235b(tmp_path, 1)[0])
     config = read_config(file.metadata)
@@ -56,7 +55,7 @@ def test_1_memory_is_by_all_parameters_and_speed_by_the_active_ones(tmp_path):
 
 @pytest.mark.parametrize("gib", [8, 12, 16, 24])
 def test_2_mixtral_needs_what_its_file_weighs(gib: int):
-    assert kind("mixtral-8x7b-instruct", cpu(gib * GIB), quant="Q4_K_M") == "too_large"
+    assert kind("mixtral-8x7b-instruct", cpu(gib * GIB), quant="Q4_K_M") == "streams"
     assert kind("mixtral-8x7b-instruct", cpu(32 * GIB), quant="Q4_K_M") == "fits"
 
 

@@ -71,7 +71,8 @@ def stop(process: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> None
 def test_an_unfinished_download_is_listed_counted_and_removed_by_name(hub, tmp_path, big):
     stop(start(hub, tmp_path))
     [row] = conifer("list", home=tmp_path, hub=hub).stdout.decode().splitlines()[1:]
-    assert row.startswith(f"{NAME}  ") and f" of {size(len(big))}  (unfinished)" in row
+    assert row.startswith(f"{NAME}  ")
+    assert f" of {size(len(big))}  " in row and "  (unfinished)  " in row
     [document] = json.loads(conifer("list", "--json", home=tmp_path, hub=hub).stdout)
     assert (document["name"], document["state"]) == (NAME, "unfinished")
     assert MIB < document["present_bytes"] < document["size_bytes"] == len(big)

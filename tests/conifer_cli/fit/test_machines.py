@@ -111,12 +111,14 @@ def test_no_verdict_is_above_the_budget(tmp_path):
         assert verdict.need.weights_bytes >= facts.size_bytes, where
         if verdict.kind == "fits":
             assert MARGIN * need + reserve_bytes(machine) <= budget, where
-        assert (verdict.kind == "too_large") == (need > budget), where
+        assert (verdict.kind in ("streams", "too_large")) == (need > budget), where
         if verdict.kind != "too_large":
             assert 0 < verdict.context <= verdict.largest_context, where
             assert verdict.context <= min(32_768, entry.context or 32_768), where
+        if verdict.plan is not None:
+            assert verdict.plan.resident_bytes + verdict.plan.store_bytes <= budget, where
+        elif verdict.largest_context:
             assert judge_size(facts.size_bytes, machine).kind != "too_large", where
-        if verdict.largest_context:
             most = needs_of(entry.id, facts.quant, machine.backend)(verdict.largest_context)
             assert kind_of(most, machine) != "too_large", where
 
