@@ -241,7 +241,7 @@ def test_a_path_runs_whatever_the_home_is(tmp_path: Path, variable: str, kind: s
     model = tmp_path / "tiny.gguf"
     shutil.copy(TINY, model)
     where = environment(tmp_path, **{variable: str(place)})
-    asked = ("run", str(model), "hi", "--max-tokens", "2")
+    asked = ("run", str(model), "hi", "--max-tokens", "2", "--temperature", "0")
     done = subprocess.run(
         [sys.executable, "-c", AS_ANYBODY, sys.executable, "-P", "-c", UNPLUGGED, MEMORY, *asked],
         env=where,

@@ -156,19 +156,19 @@ def connect() -> Hub:
 
 
 @pytest.mark.parametrize(
-    ("name", "share", "asked"),
+    ("name", "share", "stream", "asked"),
     [
-        ("qwen3-30b-a3b:Q4_K_M", 0.05, False),
-        ("llama-3.3-70b:Q4_K_M", 0.9, False),
-        ("qwen3-30b-a3b:Q4_K_M", 0.9, True),  # its experts may stay on the disk
-        ("qwen3-30b-a3b:Q4_K_M", 0.98, True),  # without layers that only draft it might fit
-        ("qwen3-30b-a3b:Q2_K", 0.9, True),  # of which the catalog has a rounded size
+        ("qwen3-30b-a3b:Q4_K_M", 0.05, False, False),
+        ("llama-3.3-70b:Q4_K_M", 0.9, True, False),
+        ("qwen3-30b-a3b:Q4_K_M", 0.9, True, True),  # its experts may stay on the disk
+        ("qwen3-30b-a3b:Q4_K_M", 0.98, False, True),  # without layers that only draft it might fit
+        ("qwen3-30b-a3b:Q2_K", 0.9, False, True),  # of which the catalog has a rounded size
     ],
 )
 def test_fit_and_pull_end_alike_on_a_size_of_the_catalog(
-    tmp_path, monkeypatch, name: str, share: float, asked: bool
+    tmp_path, monkeypatch, name: str, share: float, stream: bool, asked: bool
 ):
-    reference, request = resolve(name), FitRequest()
+    reference, request = resolve(name), FitRequest(stream=stream)
     store = Store(tmp_path / "home", tmp_path / "hub")
     budget = int(share * reference.catalog_file.size_bytes)
     machine = Machine("", "cpu", budget, budget, "available memory")
