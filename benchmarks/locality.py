@@ -1,7 +1,7 @@
 """Make a synthetic mixture's routers repeat themselves, as those of real models do.
 
-A router that multiplies random weights with random tokens chooses anew for each token. Here it
-reads two bands of the residual stream: what attention wrote (SLOW), an average over the tokens so
+A router with random weights picks other experts for every token of a random text. These routers
+read two bands of the residual stream: what attention wrote (SLOW), an average over the tokens so
 far that changes little from one to the next, and a part of the token's own embedding (OWN). Only
 attention writes to SLOW. Queries and keys come mostly from a third band (SAME), which is the same
 for every token: all heads weigh earlier tokens by their distance alone, the nearest most.

@@ -129,7 +129,7 @@ def streaming_of(report: FitReport, request: FitRequest) -> Forecast | None:
 
 
 def _agreed(report: FitReport, request: FitRequest, found: Forecast | None) -> FitRequest:
-    """Ask whether to stream if nobody said so. Returns the request with the answer."""
+    """Ask whether to stream, unless an option says so. Return the request with the answer."""
     if found is None or request.streams or not request.asks:
         return request
     console.log(f"conifer: {report.name} does not fit in memory: {shortage(report)}")

@@ -205,7 +205,7 @@ def broken_links(pages: list[Path]) -> list[str]:
 
 
 def stale_picture() -> list[str]:
-    """Say whether docs/fit.svg differs from what `conifer fit` prints now."""
+    """Return a complaint if docs/fit.svg differs from what `conifer fit` prints now."""
     source = (ROOT / "docs" / "pictures.py").read_text()
     found = re.search(r"^FIT = (\[.*\])$", source, re.MULTILINE)
     assert found is not None

@@ -37,7 +37,7 @@ class FitRequest:
 
     pulled: the user has typed `pull`, so a download that fits needs no question. stream: experts
     that do not fit may stay on the disk. budget_bytes: the most memory to use; implies `stream`.
-    asks: if a model streams and nobody said so, ask.
+    asks: whether to ask before a model streams that was not told to.
     """
 
     context: int | None = None

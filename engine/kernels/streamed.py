@@ -42,7 +42,11 @@ Expert = dict[int, Stack]  # by part, each of one matrix
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A projection of a layer's experts, which has no weights of its own. part: as in the plan."""
+    """A projection of a layer's experts, which has no weights of its own. part: as in the plan.
+
+    It never multiplies: a layer asks for a stack of the experts that it chose. The methods exist
+    because a layer holds it in the place of a weight.
+    """
 
     store: StreamedExperts
     layer: int
@@ -54,11 +58,9 @@ class StoredTensor:
     def stack(self, experts: Sequence[int]) -> QTensor:
         """Return some of the experts, which were fetched, as a stack."""
         stack = self.store.stack(self.part, experts)
-        return (
-            stack
-            if self.scales is None
-            else self.scaled(stack, self.scales[mx.array(list(experts))])
-        )
+        if self.scales is None:
+            return stack
+        return self.scaled(stack, self.scales[mx.array(list(experts))])
 
     def matmul(self, x: mx.array) -> mx.array:
         raise NotImplementedError("experts that stay in the file multiply as a stack")

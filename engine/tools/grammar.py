@@ -143,6 +143,15 @@ def _properties(schema: Mapping[str, Any]) -> tuple[dict[str, Mapping[str, Any]]
     return found, {*(schema.get("required") or ())}
 
 
+def _dsml(block: str) -> CallForm:
+    """Return the form of DeepSeek's tags. block: the name of those around all calls."""
+    arguments = _as_tags(
+        '<｜DSML｜parameter name="NAME" string="TYPE">', "</｜DSML｜parameter>\n", "true", "false"
+    )
+    begin, end = f"<｜DSML｜{block}>\n", f"</｜DSML｜{block}>"
+    return CallForm(begin, '<｜DSML｜invoke name="NAME">\n', arguments, "</｜DSML｜invoke>\n", end)
+
+
 HERMES_FORM = CallForm(
     "", '<tool_call>\n{"name": "NAME", "arguments": ', _as_json, "}\n</tool_call>", "", "\n"
 )
@@ -172,30 +181,8 @@ FORMS = {
         "<｜tool▁call▁end｜>",
         "<｜tool▁calls▁end｜>",
     ),
-    "dsml": CallForm(
-        "<｜DSML｜function_calls>\n",
-        '<｜DSML｜invoke name="NAME">\n',
-        _as_tags(
-            '<｜DSML｜parameter name="NAME" string="TYPE">',
-            "</｜DSML｜parameter>\n",
-            "true",
-            "false",
-        ),
-        "</｜DSML｜invoke>\n",
-        "</｜DSML｜function_calls>",
-    ),
-    "dsml-v4": CallForm(
-        "<｜DSML｜tool_calls>\n",
-        '<｜DSML｜invoke name="NAME">\n',
-        _as_tags(
-            '<｜DSML｜parameter name="NAME" string="TYPE">',
-            "</｜DSML｜parameter>\n",
-            "true",
-            "false",
-        ),
-        "</｜DSML｜invoke>\n",
-        "</｜DSML｜tool_calls>",
-    ),
+    "dsml": _dsml("function_calls"),
+    "dsml-v4": _dsml("tool_calls"),
     "minimax": CallForm(
         "<minimax:tool_call>\n",
         '<invoke name="NAME">\n',

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def sentence(found: Forecast) -> str:
-    """Say how fast a model streams: "about 4 tokens/s; 200 words take a minute"."""
+    """Return how fast a model streams: "about 4 tokens/s; 200 words take a minute"."""
     from engine.fit.streaming import sentence
 
     return sentence(found.rate.per_s)
@@ -32,7 +32,7 @@ def offer(name: str, found: Forecast | None) -> str:
 
 
 def split_of(plan: Plan) -> str:
-    """Say how a plan splits the memory."""
+    """Return how a plan splits the memory, in words."""
     held = f"{plan.cached:,} of {plan.experts.total:,} experts ({100 * plan.share:.0f} %)"
     return f"{size(plan.resident_bytes)} of all else, and {held} in {size(plan.store_bytes)}"
 
@@ -86,7 +86,7 @@ def document(found: Forecast, name: str, in_json: Rate | dict[str, Any] | None) 
 
 
 def streamed(done: StoreStats) -> str:
-    """Say what an answer read from the disk, and for how long it waited."""
+    """Return what an answer read from the disk and how long it waited, in words."""
     waited = done.wait_s + done.prompt_wait_s
     return (
         f"experts: {100 * done.hit_rate:.0f} % in memory, {size(done.bytes_read)} read, "

@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <numeric>
 #include <random>
 #include <string>
@@ -58,8 +59,8 @@ struct Model {
       }
     }
     for (const std::vector<uint8_t>& data : contents) {
-      char name[] = "/tmp/store_testXXXXXX";
-      const int file = mkstemp(name);
+      std::string name = std::filesystem::temp_directory_path() / "store_testXXXXXX";
+      const int file = mkstemp(name.data());
       expect(write(file, data.data(), data.size()) == ssize_t(data.size()), "the file is written");
       fsync(file);
       close(file);
