@@ -152,7 +152,8 @@ def enforce(report: FitReport, request: FitRequest, store: Store, offer: str = "
     Raises it also if the model streams, unless that was asked for. offer: the hint for this.
     """
     if not request.accepts(report.verdict.kind):
-        target = choose_target(None, None, False, request.kernels)
+        limit = request.budget_bytes
+        target = choose_target(None, None, False, request.kernels, budget_bytes=limit)
         hints = ways_out(report, target, store)
         problem = f"{report.name} does not fit this machine: {shortage(report)}"
         raise errors.NoRoom(problem, (offer, *hints) if offer else tuple(hints))

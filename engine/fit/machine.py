@@ -24,7 +24,7 @@ METAL_SHARE = 0.95  # of the working set; wiring all of it has frozen machines
 # Memory that an idle system uses: a share of the total, and at least MIN_IDLE.
 IDLE_SHARE = {"cpu": 0.05, "metal": 0.1, "cuda": 0.02}
 MIN_IDLE = {"cpu": 512 << 20, "metal": 2 << 30, "cuda": 512 << 20}
-GIVEN = "the budget given"
+GIVEN = "as given"
 UNIFIED_LIMIT = "memory not used by the system"  # if the GPU shares system memory
 
 

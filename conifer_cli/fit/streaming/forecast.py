@@ -34,17 +34,21 @@ def forecaster(
 ) -> Callable[[Plan, BytesPerToken | None, bool], Forecast | None]:
     """Return what forecasts a split of memory, given the bytes per token.
 
-    It takes a third value: True for another quantisation than the report's.
+    It takes a third value: True for another quantisation than the report's. The disk is measured
+    at most once, whatever the size of each quantisation's reads.
     """
     from engine.fit.streaming import ASSUMED_DISK, PROMPT, forecast
+
+    disk = ASSUMED_DISK if target.here is None else None
 
     def of(plan: Plan, moved: BytesPerToken | None, sibling: bool) -> Forecast | None:
         rate = speed(report, target, moved, sibling)
         if rate is None:
             return None
-        disk = ASSUMED_DISK
-        if target.here is not None:
+        nonlocal disk
+        if disk is None and target.here is not None:
             disk = records.disk_of(target.here, report, plan.experts, store, probe)
+        assert disk is not None
         prompt = prompt_speed(report, target, PROMPT)
         prompt_s = PROMPT / prompt.per_s if prompt else None
         return forecast(plan, rate, records.curve_of(report, plan.experts), disk, prompt_s)

@@ -110,7 +110,7 @@ def test_fit_prints_a_sentence_and_the_split(model, home):
 def test_a_budget_is_a_limit_on_a_larger_machine(model, home):
     code, found = fit(model, home, "--budget", "1GB", memory_bytes=PLENTY)
     assert (code, found["verdict"], found["machine"]["budget_bytes"]) == (0, "fits", 10**9)
-    assert found["machine"]["limited_by"] == "the budget given"
+    assert found["machine"]["limited_by"] == "as given"
 
 
 def test_another_machines_disk_is_assumed(model, home):
