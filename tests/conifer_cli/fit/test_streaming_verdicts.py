@@ -10,6 +10,8 @@ import pytest
 from catalog import entries
 from conifer_cli.fit import run_history
 from conifer_cli.fit.alternatives import estimate_of
+from conifer_cli.fit.predict import Target
+from conifer_cli.fit.streaming import forecast as forecasts
 from conifer_cli.fit.streaming import records
 from conifer_cli.fit.verdict import FitReport, FitRequest
 from engine.fit import disk as disk_probe
@@ -182,6 +184,16 @@ def test_the_disk_is_measured_on_the_models_file_and_kept(home, monkeypatch):
         found = records.disk_of(MACHINE, report_of(path), EXPERTS, Models(home), True)
     assert asked == [(path, 883_334)]  # a third of an expert; the second time it is known
     assert found == DiskSpeed(1e9, 1e9 / 1.25, 1.25e9, MEASURED)
+
+
+def test_one_question_measures_the_disk_once(home, monkeypatch):
+    asked = []
+    monkeypatch.setattr(records, "disk_of", lambda *_: asked.append(1) or ASSUMED_DISK)
+    monkeypatch.setattr(forecasts, "speed", lambda *_: Rate(9.0, 8.0, 10.0, PREDICTED))
+    report, target = report_of(), Target(MACHINE, "native", MACHINE)
+    of = forecasts.forecaster(report, target, FitRequest(), Models(home), True)
+    assert of(report.verdict.plan, None, False) and of(report.verdict.plan, None, True)
+    assert asked == [1]
 
 
 def test_nothing_is_measured_without_leave(home):
