@@ -58,6 +58,15 @@ class RequestedModel:
         return entry is not None and entry.starter and self.reference.package is not None
 
 
+@dataclass(frozen=True)
+class StreamOffer:
+    """The command that would stream a model, and whether to say how the memory is then split."""
+
+    name: str
+    command: str = "run"
+    notes: bool = True
+
+
 def locate(name: str | None) -> RequestedModel:
     """Resolve a model name. None means the starter model. Raises UsageError or UnknownModel."""
     from catalog import ModelNotFound, resolve, starter_entry
@@ -95,21 +104,25 @@ def judge(model: RequestedModel, request: FitRequest, ignore_disk: bool = False)
     return judge_model(model.name, model.reference, request, open_store(), hub, ignore_disk)
 
 
-def ensure(model: RequestedModel, report: FitReport, request: FitRequest) -> FitReport:
+def ensure(
+    model: RequestedModel, report: FitReport, request: FitRequest, offer: StreamOffer | None = None
+) -> FitReport:
     """Download a model if it is missing and fits. Return the report with `paths` set.
 
     Sets `streaming` if its experts stay on the disk: if that was asked for, or at a terminal after
-    a question.
+    a question. offer: for a model that does not fit; None is `conifer run` with its name.
     """
     found = streaming_of(report, request)
     request = _agreed(report, request, found)
-    enforce(report, request, open_store(), wording.offer(report.name, found) if found else "")
+    how = offer or StreamOffer(report.name)
+    offered = wording.offer(how.name, found, how.command) if found else ""
+    enforce(report, request, open_store(), offered)
     if not report.paths:
         report = _download(model, report, request, open_store())
         found = streaming_of(report, request)
     if found is not None:
-        text = f"{wording.split_of(found.plan)}; {wording.sentence(found)}"
-        console.note(f"{report.name} streams from the disk. In memory: {text}")
+        if how.notes:
+            console.note(wording.note(report.name, found))
         return replace(report, streaming=found)
     if report.verdict.kind != "fits":
         console.note(f"{report.name} {_MISFIT[report.verdict.kind]}: {shortage(report)}")

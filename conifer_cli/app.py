@@ -155,6 +155,7 @@ def run(
     "conifer pull hf:bartowski/SmolLM2-135M-Instruct-GGUF:Q8_0",
 )
 def pull(
+    command_line: typer.Context,
     models: Annotated[list[str], _MODEL],
     context: options.Context = None,
     kv_type: options.KV = options.KVType.F16,
@@ -174,6 +175,7 @@ def pull(
     from conifer_cli.commands.pull import pull_models
     from conifer_cli.fit.verdict import FitRequest
 
+    force, stream, budget = run_options.streaming(command_line)
     request = FitRequest(
         context,
         kv_type.value,
@@ -269,6 +271,7 @@ def fit(
     rare=True,
 )
 def bench(
+    command_line: typer.Context,
     model: MaybeModel = None,
     prompt: options.BenchPrompt = None,
     depth: options.BenchDepth = None,
@@ -277,6 +280,8 @@ def bench(
     kv_type: options.KV = options.KVType.F16,
     kernels: options.KernelChoice = options.KernelName.AUTO,
     isa: options.Isa = None,
+    stream: options.Stream = False,
+    budget: options.Budget = None,
     force: options.Force = False,
     yes: options.Yes = False,
     as_json: options.Json = False,
@@ -284,23 +289,27 @@ def bench(
     """Measure how fast a model processes prompts and generates tokens.
 
     Without MODEL, measure the starter model. The report shows the median, slowest and fastest runs.
-    For generation, it also shows the share of this machine's memory bandwidth that was used. The
-    last line of standard output contains all results as JSON.
+    For generation, it also shows the share of this machine's memory bandwidth that was used, or,
+    if experts stay on the disk, how many were found in memory and how much was read. The last line
+    of standard output contains all results as JSON.
     """
     from conifer_cli.commands.bench import BenchOptions, bench_model
 
     prompts, depths = (each.tokens if each else None for each in (prompt, depth))
-    settings = (tokens, repeat, kv_type.value, kernels.value, isa, force, yes, as_json)
-    return bench_model(model, BenchOptions(prompts, depths, *settings))
+    settings = (tokens, repeat, kv_type.value, kernels.value, isa)
+    memory = run_options.streaming(command_line)
+    return bench_model(model, BenchOptions(prompts, depths, *settings, *memory, yes, as_json))
 
 
 @app.command(
     "Serve models to editors, agents and SDKs over HTTP.",
     "conifer serve qwen3-30b-a3b",
     "conifer serve qwen3-coder-30b-a3b -c 64k --parallel 2",
+    "conifer serve qwen3-235b-a22b-instruct-2507 --budget 48GB",
     "conifer serve ./model.gguf --port 9000",
 )
 def serve(
+    command_line: typer.Context,
     model: MaybeModel = None,
     host: options.ServeHost = "127.0.0.1",
     port: options.ServePort = 8321,
@@ -313,6 +322,8 @@ def serve(
     kv_type: options.KV = options.KVType.F16,
     kernels: options.KernelChoice = options.KernelName.AUTO,
     isa: options.Isa = None,
+    stream: options.Stream = False,
+    budget: options.Budget = None,
     force: options.Force = False,
     offline: options.Offline = False,
     yes: options.Yes = False,
@@ -329,8 +340,8 @@ def serve(
 
         return print_client_config(print_config, model, host, port, context)
     where = (model, host, port, api_key, context, parallel, tuple(cors or ()))
-    machine = (kv_type.value, kernels.value, isa)
-    return serve(ServeOptions(*where, *machine, force, offline, yes, cache))
+    machine = (kv_type.value, kernels.value, isa, *run_options.streaming(command_line))
+    return serve(ServeOptions(*where, *machine, offline, yes, cache))
 
 
 @app.command("Show what a running server has loaded.", "conifer ps", "conifer ps --json", rare=True)

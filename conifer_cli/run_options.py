@@ -316,8 +316,10 @@ def parse_value(name: str, text: str) -> Any:
         raise
 
 
+Pairs = tuple[tuple[str, str], ...]
 # Mutually exclusive options, by parameter name. "no_think" stands for --no-think.
-EXCLUSIVE = (
+STREAMING: Pairs = (("stream", "force"), ("budget", "force"))
+EXCLUSIVE: Pairs = (
     ("words", "prompt"),
     ("effort", "no_think"),
     ("show_thinking", "no_think"),
@@ -337,8 +339,7 @@ EXCLUSIVE = (
     ("tools", "save"),
     ("tools", "resume"),
     ("extract", "interactive"),
-    ("stream", "force"),
-    ("budget", "force"),
+    *STREAMING,
 )
 FLAGS = {
     "words": "a prompt after the model",
@@ -352,11 +353,11 @@ FLAGS = {
 
 def parse(command_line: typer.Context) -> tuple[str | None, str | None, RunOptions]:
     """Return (MODEL, the prompt after it, options). Raises UsageError if options conflict."""
-    values, sources, ranks = dict(command_line.params), {}, {}
+    values, sources = dict(command_line.params), {}
+    ranks = _ranks(command_line)
     for parameter in command_line.command.params:
         if source := command_line.get_parameter_source(parameter.name):
             sources[parameter.name] = SOURCES[source.name] or str(parameter.envvar)
-            ranks[parameter.name] = [*SOURCES].index(source.name)
     if sources.get("stop") == "CONIFER_STOP":
         values["stop"] = [os.environ["CONIFER_STOP"]]  # typer would split it at whitespace
     if values["preset"]:
@@ -410,23 +411,42 @@ def typed_options(command_line: typer.Context) -> dict[str, Any]:
     return {**found, presets.TEMPLATE: template} if template else found
 
 
-def _resolve_conflicts(values: dict[str, Any], ranks: dict[str, int]) -> None:
+def _resolve_conflicts(values: dict[str, Any], ranks: dict[str, float]) -> None:
+    """Resolve all options of `run` that exclude each other. Raises UsageError."""
+    values["no_think"] = values["think"] is False
+    ranks["no_think"] = ranks["think"]
+    resolve(values, ranks, EXCLUSIVE)
+    if values["think"] is False and not values["no_think"]:
+        values["think"] = None
+    del values["no_think"]
+
+
+def resolve(values: dict[str, Any], ranks: dict[str, float], pairs: Pairs) -> None:
     """In each mutually exclusive pair, unset the option whose source has lower precedence.
 
     Raises UsageError if both options come from the same source.
     """
-    values["no_think"] = values["think"] is False
-    ranks["no_think"] = ranks["think"]
-    for first, second in EXCLUSIVE:
+    for first, second in pairs:
         if any(values[name] in (None, False, []) for name in (first, second)):
             continue
         if ranks[first] == ranks[second]:
             raise UsageError(f"{_flag(first)} and {_flag(second)} cannot be used together")
         weaker = first if ranks[first] < ranks[second] else second
         values[weaker] = False if isinstance(values[weaker], bool) else None
-    if values["think"] is False and not values["no_think"]:
-        values["think"] = None
-    del values["no_think"]
+
+
+def streaming(command_line: typer.Context) -> tuple[bool, bool, int | None]:
+    """Return the values of --force, --stream and --budget. The first excludes the others."""
+    values = dict(command_line.params)
+    resolve(values, _ranks(command_line), STREAMING)
+    return values["force"], values["stream"], values["budget"]
+
+
+def _ranks(command_line: typer.Context) -> dict[str, float]:
+    """Return the rank of each option's source, by parameter name."""
+    names = [parameter.name for parameter in command_line.command.params]
+    sources = {name: command_line.get_parameter_source(name) for name in names}
+    return {name: [*SOURCES].index(source.name) for name, source in sources.items() if source}
 
 
 def _flag(name: str) -> str:

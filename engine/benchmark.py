@@ -1,13 +1,14 @@
 """Measure a loaded model's prefill and decode rates.
 
 All measurements go through `generate`, just as real answers do. Each function first does an
-unmeasured warm-up run, which loads the weights into memory, and then yields one rate per run.
+unmeasured warm-up run, which loads the weights into memory, and then yields one result per run.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.sampling import Settings
@@ -16,43 +17,61 @@ if TYPE_CHECKING:
     from engine.generate import Stats
     from engine.model import Model
     from engine.nn.cache.cache import Cache
+    from engine.streaming import StoreStats
 
 SEED = 0
 
 
-def prefill_rates(model: Model, length: int, repeat: int, kv_type: str) -> Iterator[float]:
-    """Yield prefill rates in tokens per second.
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One run. per_s: tokens per second. experts: what it read, if experts stay in the file."""
 
-    Each run processes `length` prompt tokens and generates the first token of the answer.
-    """
+    per_s: float
+    experts: StoreStats | None
+
+
+def prefill_runs(model: Model, length: int, repeat: int, kv_type: str) -> Iterator[Measured]:
+    """Yield runs that process `length` prompt tokens and generate the first token of the answer."""
     for run in range(repeat + 1):
-        stats = _run(model, length, 1, model.new_cache(length + 1, kv_type))
+        tokens = prompt(model.config.vocab, length)
+        stats, read = _run(model, tokens, 1, model.new_cache(length + 1, kv_type))
         if run > 0:
-            yield stats.prompt_per_s
+            yield Measured(stats.prompt_per_s, read)
 
 
-def decode_rates(
+def decode_runs(
     model: Model, depth: int, count: int, repeat: int, kv_type: str
-) -> Iterator[float]:
-    """Yield decode rates in tokens per second, for `count` tokens that follow `depth` others."""
+) -> Iterator[Measured]:
+    """Yield runs that decode `count` tokens after `depth` others.
+
+    If experts stay in the file, the last token of the prompt is another one in each run: the same
+    tokens would find all of the experts that the run before has read.
+    """
     # The first run prefills the `depth` tokens. Later runs find them in the cache.
     cache = model.new_cache(decode_context(depth, count), kv_type)
     for run in range(repeat + 1):
-        stats = _run(model, depth + 1, count + 1, cache)
+        tokens = prompt(model.config.vocab, depth + 1)
+        if model.expert_store is not None:
+            tokens[-1] = random.Random(SEED + run).randrange(model.config.vocab)
+        stats, read = _run(model, tokens, count + 1, cache)
         if run > 0:
-            yield stats.decode_per_s
+            yield Measured(stats.decode_per_s, read)
 
 
-def _run(model: Model, length: int, count: int, cache: Cache) -> Stats:
+def _run(
+    model: Model, tokens: list[int], count: int, cache: Cache
+) -> tuple[Stats, StoreStats | None]:
     settings = Settings(max_tokens=count, temperature=0, ignore_end=True)
-    stream = model.generate(prompt(model.config.vocab, length), settings, cache)
+    store = model.expert_store
+    before = store.stats() if store else None
+    stream = model.generate(tokens, settings, cache)
     for _ in stream:
         pass
-    return stream.stats
+    return stream.stats, store.stats() - before if store and before else None
 
 
 def decode_context(depth: int, count: int) -> int:
-    """Return the context size, in tokens, that `decode_rates` needs."""
+    """Return the context size, in tokens, that `decode_runs` needs."""
     return depth + 1 + count + 1
 
 

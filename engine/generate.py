@@ -110,6 +110,7 @@ class TokenStream:
         self._shown: frozenset[int] = frozenset()
         self._steps = self._run()
         self._stopping = False
+        self._ahead: tuple[mx.array, int] | None = None  # a step that has begun: result, number
 
     def stop(self) -> None:
         """End the answer after the current step. Safe to call from a signal handler.
@@ -117,6 +118,12 @@ class TokenStream:
         The cache stays valid, and the next answer reuses the tokens processed so far.
         """
         self._stopping = True
+
+    def settle(self) -> None:
+        """Wait for the step that runs ahead, if experts come from the disk. `stop` ends it."""
+        if self._ahead is not None:
+            result, step = self._ahead
+            self._awaited(result, result, step)
 
     def __iter__(self) -> Iterator[int]:
         yield from (token for token, _ in self._steps if token is not None)
@@ -184,14 +191,15 @@ class TokenStream:
             return
         mx.async_eval(pending)
         store, step = self.model.expert_store, 0
-        if store is not None:
-            store.check_stop = self._check_stop
         for count in range(1, limit + 1):
             if self._stopping:
+                self._awaited(pending, pending, step)
                 self.finish, self.cut_by = "interrupted", None
                 return
             token, ahead, step_of_token = pending, count < limit, step
             if ahead:
+                if store is not None:
+                    store.check_stop = self._check_stop
                 try:
                     logits = self.model.forward(token[None], self.cache)
                 except _Stopped:  # while it waited for the disk
@@ -200,6 +208,7 @@ class TokenStream:
                 step = store.begun if store else 0
                 pending = logits if guide else sampler.choose(logits)
                 mx.async_eval(pending)
+                self._ahead = pending, step
             if count > 1 and not self._awaited(token, pending, step_of_token):
                 self.finish, self.cut_by = "interrupted", None
                 return

@@ -36,8 +36,17 @@ def show_server(host: str, port: int, as_json: bool) -> int:
     elif state["model"] is None:
         console.print_lines(["No model is loaded."])
     else:
-        console.print_lines(table([HEADINGS, _row(state, rate)], right=range(1, 6)))
+        rows: list[tuple[str, ...]] = [HEADINGS, _row(state, rate)]
+        if (experts := state.get("experts_from_disk")) is not None:
+            rows = [(*rows[0], "EXPERTS"), (*rows[1], _experts(experts))]
+        console.print_lines(table(rows, right=range(1, 6)))
     return errors.OK
+
+
+def _experts(streamed: dict[str, Any]) -> str:
+    """Return how many experts of a model that streams are in memory, and how often that helps."""
+    hits = f", {100 * streamed['hit_rate']:.0f} % hits" if streamed["hits"] else ""
+    return f"{streamed['held']:,} of {streamed['experts']:,} in memory{hits}"
 
 
 def _row(state: dict[str, Any], rate: float) -> tuple[str, ...]:

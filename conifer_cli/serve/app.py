@@ -12,11 +12,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from conifer_cli.fit.streaming.wording import streamed_document
 from conifer_cli.serve import fields
 from conifer_cli.serve.answer import Ask, encode, prompt_tokens, render, start
 from conifer_cli.serve.anthropic import message_events, message_reply, read_messages_request
 from conifer_cli.serve.fields import BadRequest, Body, parse_body
-from conifer_cli.serve.host import Host, available, model_card
+from conifer_cli.serve.host import Host, ServedModel, available, model_card
 from conifer_cli.serve.openai_chat import chat_events, chat_reply, read_chat
 from conifer_cli.serve.openai_completions import (
     completion_events,
@@ -110,6 +111,7 @@ class Service:
             "need_bytes": current.need_bytes if current else None,
             "decoded_tokens_per_s": round(self.host.metrics.decode_per_s, 2),
             "prompt_tokens_per_s": round(self.host.metrics.prompt_per_s, 2),
+            "experts_from_disk": _experts(current) if current else None,
         }
         return JSONResponse(body, 200 if scheduler.alive else 500)
 
@@ -176,6 +178,14 @@ def build(host: Host) -> Starlette:
         middleware=middleware,
         exception_handlers={404: _no_route, 405: _no_route, BadRequest: _refused},
     )
+
+
+def _experts(served: ServedModel) -> dict[str, Any] | None:
+    """Return what a model's experts on the disk have cost; None if all are in memory."""
+    stats, found = served.experts, served.report.streaming
+    if stats is None or found is None:
+        return None
+    return {"experts": found.plan.experts.total, **streamed_document(stats)}
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

@@ -71,7 +71,9 @@ async def _serve(
     with _until_signal(signals) as ended:
         if target is not None:
             failures = (*errors.known_exceptions(), *_failures())
-            loading = asyncio.wrap_future(host.scheduler.call(lambda: host.load(target), failures))
+            asks = console.can_ask()
+            loaded = host.scheduler.call(lambda: host.load(target, asks), failures)
+            loading = asyncio.wrap_future(loaded)
             stopped = asyncio.ensure_future(ended.wait())
             tasks: list[asyncio.Future[Any]] = [loading, stopped]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

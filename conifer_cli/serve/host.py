@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conifer_cli import errors
-from conifer_cli.acquire import RequestedModel, ensure, judge, locate, open_store
+from conifer_cli.acquire import RequestedModel, StreamOffer, ensure, judge, locate, open_store
 from conifer_cli.commands.list import name_of
+from conifer_cli.fit.streaming import wording
 from conifer_cli.fit.verdict import FitReport, FitRequest, reading
 from conifer_cli.options import gpu_verdicts
 from conifer_cli.serve.fields import BadRequest
@@ -24,11 +25,14 @@ from conifer_cli.terminal.format import counted
 from engine.serving.scheduler import FAILURES, Scheduler
 
 if TYPE_CHECKING:
+    from engine.fit.streaming import Forecast, Plan
     from engine.model import Model
     from engine.nn.cache.state import CacheState
     from engine.serving.prefixes import Prefixes
+    from engine.streaming import StoreStats
 
 MAX_PREFIX_BYTES = 4 << 30
+PREFIX_SHARE = 8  # stored prefixes take at most this part of the memory for experts
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class ServeOptions:
     kernels: str = "auto"
     isa: str | None = None
     force: bool = False
+    stream: bool = False
+    budget_bytes: int | None = None
     offline: bool = False
     yes: bool = False
     cache: bool = False
@@ -57,7 +63,14 @@ class ServeOptions:
     def request(self) -> FitRequest:
         """What the verdict needs to know."""
         return FitRequest(
-            self.context, self.kv_type, self.force, self.yes, self.kernels, self.offline
+            self.context,
+            self.kv_type,
+            self.force,
+            self.yes,
+            self.kernels,
+            self.offline,
+            stream=self.stream,
+            budget_bytes=self.budget_bytes,
         )
 
 
@@ -80,14 +93,11 @@ class ServedModel:
         reference, name = self.report.reference, self.report.name
         return Path(name).name if reference is not None and reference.path is not None else name
 
-
-@dataclass(frozen=True)
-class LanePlan:
-    """How the memory is divided. Sizes are in bytes."""
-
-    lanes: int
-    prefix_bytes: int
-    need_bytes: int
+    @property
+    def experts(self) -> StoreStats | None:
+        """What its experts on the disk have cost so far; None if all are in memory."""
+        store = self.model.expert_store
+        return store.stats() if store is not None else None
 
 
 class Host:
@@ -155,16 +165,24 @@ class Host:
             )
         return locate(known[name])
 
-    def load(self, target: RequestedModel) -> None:
-        """Replace the loaded model. Runs in the scheduler's thread. Raises NoRoom."""
+    def load(self, target: RequestedModel, asks: bool = False) -> None:
+        """Replace the loaded model. Runs in the scheduler's thread. Raises NoRoom.
+
+        asks: whether a person may be asked if a model that does not fit shall stream.
+        """
         from engine.model import load
         from engine.serving.prefixes import Prefixes
         from engine.text.sandbox import Sandbox
 
         self._unload()
-        request = self.options.request
-        report = ensure(target, judge(target, request), request)
-        plan = plan_lanes(report, self.options)
+        request = replace(self.options.request, asks=asks)
+        named = target.name if self.options.model is not None else ""
+        offer = StreamOffer(named, "serve", notes=False)
+        report = ensure(target, judge(target, request), request, offer)
+        plan = plan_lanes(report, self.options.parallel, self.options.force)
+        if plan.streaming is not None:
+            report = replace(report, streaming=plan.streaming)
+            console.note(wording.note(report.name, plan.streaming))
         sandbox = Sandbox()
         if not is_raw(report):
             sandbox.start()
@@ -175,6 +193,7 @@ class Host:
                 sandbox=sandbox,
                 isa=self.options.isa,
                 gpu_verdicts=gpu_verdicts(),
+                expert_bytes=report.expert_bytes,
             )
         if model.kernels.fallback_reason is not None:
             console.log(f"conifer: {SLOW.format(model.kernels.fallback_reason)}")
@@ -192,6 +211,8 @@ class Host:
         self._last = target
 
     def _unload(self) -> None:
+        if self.current is not None and (experts := self.current.experts) is not None:
+            self.metrics.streamed(experts)
         self.current = None
         gc.collect()
 
@@ -237,10 +258,25 @@ def available() -> dict[str, str]:
     return names
 
 
-def plan_lanes(report: FitReport, options: ServeOptions) -> LanePlan:
+@dataclass(frozen=True)
+class LanePlan:
+    """How the memory is divided. Sizes are in bytes.
+
+    streaming: what to expect if experts stay on the disk; those in memory get the rest.
+    """
+
+    lanes: int
+    prefix_bytes: int
+    need_bytes: int
+    streaming: Forecast | None = None
+
+
+def plan_lanes(report: FitReport, parallel: int, force: bool = False) -> LanePlan:
     """Divide the memory: as many caches of the whole context as fit, then stored prefixes."""
     from engine.fit.memory import MARGIN, Need, kind_of
 
+    if report.streaming is not None:
+        return _with_experts(report, report.streaming, parallel)
     verdict = report.verdict
     need, machine = verdict.need, verdict.machine
 
@@ -248,13 +284,40 @@ def plan_lanes(report: FitReport, options: ServeOptions) -> LanePlan:
         kv_bytes = lanes * need.kv_bytes
         return Need(need.weights_bytes, kv_bytes, need.buffers_bytes, need.program_bytes)
 
-    counts = range(options.parallel, 0, -1)
+    counts = range(parallel, 0, -1)
     fitting = (n for n in counts if kind_of(with_lanes(n), machine) != "too_large")
-    lanes = options.parallel if options.force else next(fitting, 1)
+    lanes = parallel if force else next(fitting, 1)
     needed = with_lanes(lanes)
     left = verdict.budget_bytes - verdict.reserve_bytes - int(MARGIN * needed.total_bytes)
     prefix_bytes = max(0, min(left, MAX_PREFIX_BYTES))
     return LanePlan(lanes, prefix_bytes, needed.total_bytes + prefix_bytes)
+
+
+def _with_experts(report: FitReport, found: Forecast, parallel: int) -> LanePlan:
+    """Divide the memory of a model whose experts stay on the disk.
+
+    Prefixes get the room of one more cache, or an eighth of the experts' memory if that is less:
+    reading a prompt again means reading most experts again.
+    """
+    from engine.fit.memory import MARGIN
+    from engine.fit.streaming import plan, replanned
+
+    verdict, first = report.verdict, found.plan
+    kv_bytes = verdict.need.kv_bytes
+
+    def split(lanes: int, prefix_bytes: int = 0) -> Plan | None:
+        more = int(MARGIN * (lanes - 1) * kv_bytes) + prefix_bytes
+        resident = first.resident_bytes + more
+        return plan(first.experts, resident, verdict.budget_bytes, verdict.reserve_bytes)
+
+    lanes = next((n for n in range(parallel, 0, -1) if split(n)), 1)
+    chosen = split(lanes) or first
+    prefix_bytes = min(MAX_PREFIX_BYTES, kv_bytes, chosen.store_bytes // PREFIX_SHARE)
+    if (with_prefixes := split(lanes, prefix_bytes)) is None:
+        prefix_bytes = 0
+    made = replace(with_prefixes or chosen, fits_context=first.fits_context)
+    need_bytes = made.resident_bytes + made.store_bytes
+    return LanePlan(lanes, prefix_bytes, need_bytes, replanned(found, made))
 
 
 def model_card(name: str, served: ServedModel | None) -> dict[str, Any]:

@@ -9,8 +9,30 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from engine.serving.scheduler import Finished
+    from engine.streaming import StoreStats
 
 RECENT = 20  # answers that the shown rates cover
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertCounts:
+    """Choices whose expert was in memory or not, and what experts on the disk have cost."""
+
+    hits: int = 0
+    misses: int = 0
+    bytes_read: int = 0
+    wait_s: float = 0.0
+
+    def plus(self, stats: StoreStats | None) -> ExpertCounts:
+        """Return the counts with those of a model."""
+        if stats is None:
+            return self
+        return ExpertCounts(
+            self.hits + stats.hits,
+            self.misses + stats.misses,
+            self.bytes_read + stats.bytes_read,
+            self.wait_s + stats.wait_s + stats.prompt_wait_s,
+        )
 
 
 @dataclass
@@ -29,6 +51,11 @@ class Metrics:
     queued_answers: int = 0
     cache_hits: int = 0
     recent: deque[Finished] = field(default_factory=lambda: deque(maxlen=RECENT))
+    experts: ExpertCounts = field(default_factory=lambda: ExpertCounts())
+
+    def streamed(self, stats: StoreStats) -> None:
+        """Count what the experts of a model that makes way have cost."""
+        self.experts = self.experts.plus(stats)
 
     def asked(self, position: int) -> None:
         """Count an answer that was queued behind `position` others."""

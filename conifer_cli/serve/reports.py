@@ -35,7 +35,7 @@ def _families(metrics: Metrics, host: Host) -> Iterator[Family]:
     finishes = [(f'{{finish="{n}"}}', float(c)) for n, c in sorted(metrics.finishes.items())]
     yield "requests_total", "counter", "Requests by path and status.", requests
     yield "answers_total", "counter", "Answers by how they ended.", finishes
-    counters = (
+    counters: tuple[tuple[str, str, float], ...] = (
         ("prompt_tokens_total", "Tokens of prompts.", metrics.prompt_tokens),
         ("cached_tokens_total", "Tokens of prompts found in the cache.", metrics.cached_tokens),
         ("decoded_tokens_total", "Tokens of answers.", metrics.decoded_tokens),
@@ -48,6 +48,16 @@ def _families(metrics: Metrics, host: Host) -> Iterator[Family]:
     for name, help, value in counters:
         yield name, "counter", help, [("", float(value))]
     served = host.current
+    experts = served.experts if served else None
+    streamed = metrics.experts.plus(experts)
+    counters = (
+        ("expert_hits_total", "Choices whose expert was in memory.", streamed.hits),
+        ("expert_misses_total", "Choices whose expert was on the disk.", streamed.misses),
+        ("expert_read_bytes_total", "Read from the disk for experts.", streamed.bytes_read),
+        ("expert_wait_seconds_total", "Time spent waiting for the disk.", streamed.wait_s),
+    )
+    for name, help, value in counters:
+        yield name, "counter", help, [("", float(value))]
     gauges = (
         ("queue_length", "Answers that wait.", host.scheduler.queued),
         ("running", "Answers that run.", host.scheduler.running),
@@ -55,6 +65,9 @@ def _families(metrics: Metrics, host: Host) -> Iterator[Family]:
         ("prompt_tokens_per_second", "In the last answers.", metrics.prompt_per_s),
         ("decoded_tokens_per_second", "In the last answers.", metrics.decode_per_s),
         ("prefix_cache_bytes", "Stored prefixes.", served.prefixes.stored_bytes if served else 0),
+        ("experts_in_memory", "Of a model that streams.", experts.held if experts else 0),
+        ("expert_slots", "Experts that the memory has room for.", experts.slots if experts else 0),
+        ("expert_hit_rate", "Since the model was loaded.", experts.hit_rate if experts else 0),
         ("uptime_seconds", "Since the start.", time.time() - metrics.started_s),
     )
     for name, help, value in gauges:
@@ -87,5 +100,7 @@ def status_line(host: Host) -> str:
         parts.append(f"{metrics.decode_per_s:.1f} tokens/s")
     if metrics.prompt_tokens:
         parts.append(f"{100 * metrics.cached_tokens // metrics.prompt_tokens} % from the cache")
+    if host.current and (experts := host.current.experts) is not None:
+        parts.append(f"{100 * experts.hit_rate:.0f} % of experts in memory")
     name = host.current.name if host.current else "no model"
     return f"{name}: {', '.join(parts)}"

@@ -345,6 +345,13 @@ def forecast(
     return Forecast(split, hit, curve, split.missed_bytes(hit), disk, rate, in_memory, prompt_s)
 
 
+def replanned(found: Forecast, split: Plan) -> Forecast:
+    """Return a forecast for another split of the memory."""
+    read_s = found.plan.experts.size_bytes / found.disk.bytes_per_s
+    in_memory_s = None if found.prompt_s is None else found.prompt_s - read_s
+    return forecast(split, found.in_memory, found.curve, found.disk, in_memory_s)
+
+
 def _better(curve: Curve, split: Plan, hit: float, error: float) -> float:
     """Return the highest hit rate to expect: of even routers' cache, what real ones reach."""
     if curve.source != EVEN:

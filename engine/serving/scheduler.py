@@ -86,6 +86,7 @@ class Job:
     calls: bool = False
     client: str = ""
     cancelled: bool = False
+    stop: Callable[[], None] = lambda: None  # ends a step that waits for the disk
     queued_s: float = field(default_factory=time.perf_counter)
 
 
@@ -120,6 +121,7 @@ class Scheduler:
         """End a job before its next step. Does nothing if it has ended."""
         with self._changed:
             job.cancelled = True
+            job.stop()
             if self._waiting.remove(job):
                 job.emit(Finished("interrupted", prompt_tokens=len(job.tokens)))
 
@@ -164,6 +166,7 @@ class Scheduler:
             self._closed = True
             for job in [*self._waiting, *self._running]:
                 job.cancelled = True
+                job.stop()
             self._changed.notify()
         self._thread.join(timeout_s)
 
@@ -239,6 +242,7 @@ class Scheduler:
                 on_prefill=lambda done, total: self._check(job),
                 guide=job.guide(tokens),
             )
+            job.stop = stream.stop
             with closing(stream.steps(job.shown, job.calls)) as steps:  # type: ignore[type-var]
                 for token, parts in steps:
                     if not end.prefill_s:
@@ -246,10 +250,13 @@ class Scheduler:
                         job.prefixes.mark_prompt(lane, len(tokens))
                     job.emit(Decoded(token, parts))
                     self._count(stream, end)
+                    if token is not None:
+                        self._settle(stream)
                     if job.cancelled:
                         stream.stop()
-                    if token is not None:
+                    elif token is not None:
                         yield
+            stream.settle()
             self._count(stream, end)
             end.finish = stream.finish or "stop"
             end.cut_by, end.found_stop = stream.cut_by, stream.found_stop
@@ -258,6 +265,7 @@ class Scheduler:
             sound = True
             raise
         finally:
+            mx.synchronize()  # a step that ran ahead no longer writes to the lane
             job.prefixes.give(lane, sound)
 
     def _read(self, job: Job, lane: Lane, tokens: list[int], save_at: int) -> Iterator[None]:
@@ -277,6 +285,11 @@ class Scheduler:
             job.emit(Reading(at, len(tokens)))
             yield
         mx.synchronize()
+
+    def _settle(self, stream: TokenStream) -> None:
+        """Let a step that runs ahead end before another answer's step, which may stop the disk."""
+        if len(self._running) > 1:
+            stream.settle()
 
     def _check(self, job: Job) -> None:
         if job.cancelled:

@@ -15,14 +15,9 @@ from engine.device import cores
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "tests" / "fixtures"
 
-# Any use of a socket ends this program at once, and the machine has the memory it is told to have.
-UNPLUGGED = """
-import os, sys
-def hook(event, _):
-    if event.startswith("socket."):
-        os.write(2, f"OPENED A SOCKET: {event}".encode())
-        os._exit(99)
-sys.addaudithook(hook)
+# The machine has the memory it is told to have.
+RESIZED = """
+import sys
 import engine.fit.machine
 memory = int(sys.argv.pop(1))
 engine.fit.machine.this_machine = lambda idle=False: engine.fit.machine.Machine(
@@ -31,6 +26,19 @@ engine.fit.machine.this_machine = lambda idle=False: engine.fit.machine.Machine(
 from conifer_cli.__main__ import main
 main()
 """
+
+# Any use of a socket ends this program at once, too.
+UNPLUGGED = (
+    """
+import os, sys
+def hook(event, _):
+    if event.startswith("socket."):
+        os.write(2, f"OPENED A SOCKET: {event}".encode())
+        os._exit(99)
+sys.addaudithook(hook)
+"""
+    + RESIZED
+)
 
 # The installer of wheels is another program than this interpreter's pip.
 OTHER_PIP = """

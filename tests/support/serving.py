@@ -17,6 +17,7 @@ from typing import Any
 from support.program import environment
 
 START_S = 60
+PROGRAM = ("-m", "conifer_cli")
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -91,12 +92,14 @@ class Server:
 
 
 @contextmanager
-def serving(home: Path, *arguments: str, **more: str) -> Iterator[Server]:
-    """Start a server, wait until it answers, and end it."""
+def serving(
+    home: Path, *arguments: str, program: tuple[str, ...] = PROGRAM, **more: str
+) -> Iterator[Server]:
+    """Start a server, wait until it answers, and end it. program: what Python runs."""
     port, log = free_port(), home / "serve.log"
     with log.open("wb") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "conifer_cli", "serve", *arguments, "--port", str(port)],
+            [sys.executable, "-P", *program, "serve", *arguments, "--port", str(port)],
             env=environment(home, **more),
             cwd=home,
             stdin=subprocess.DEVNULL,
@@ -118,3 +121,13 @@ def serving(home: Path, *arguments: str, **more: str) -> Iterator[Server]:
     finally:
         process.kill()
         process.wait()
+
+
+def snapshot(home: Path, repository: str) -> Path:
+    """The folder where the Hub's client keeps a repository's files."""
+    folder = home / "hf" / "hub" / f"models--{repository.replace('/', '--')}"
+    place = folder / "snapshots" / ("0" * 40)
+    place.mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("0" * 40)
+    return place

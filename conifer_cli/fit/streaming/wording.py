@@ -21,14 +21,20 @@ def sentence(found: Forecast) -> str:
 
 
 def command(name: str, what: str = "run") -> str:
-    """Return the command that streams a model."""
-    return f"`conifer {what} {name} --stream`"
+    """Return the command that streams a model. name: empty for `serve` without one."""
+    return f"`conifer {' '.join(filter(None, (what, name)))} --stream`"
 
 
-def offer(name: str, found: Forecast | None) -> str:
-    """Offer to stream a model that does not fit."""
+def offer(name: str, found: Forecast | None, what: str = "run") -> str:
+    """Offer to stream a model that does not fit. name, what: as for `command`."""
     text = f": {sentence(found)}" if found else ""
-    return f"It can read its experts from the disk{text}: {command(name)}"
+    return f"It can read its experts from the disk{text}: {command(name, what)}"
+
+
+def note(name: str, found: Forecast) -> str:
+    """Say that a model streams, how the memory is split, and how fast it will be."""
+    text = f"{split_of(found.plan)}; {sentence(found)}"
+    return f"{name} streams from the disk. In memory: {text}"
 
 
 def split_of(plan: Plan) -> str:
@@ -105,4 +111,6 @@ def streamed_document(done: StoreStats) -> dict[str, Any]:
         "wait_s": round(done.wait_s, 4),
         "prompt_wait_s": round(done.prompt_wait_s, 4),
         "held_bytes": done.held_bytes,
+        "held": done.held,
+        "slots": done.slots,
     }

@@ -6,15 +6,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import mlx.core as mx
 
 from engine.gguf.reader import TensorInfo
 from engine.kernels.base import QTensor
 from engine.streaming import ExpertSource, StorePlan, StoreStats, check_failure
-
-if TYPE_CHECKING:
-    import mlx.core as mx
-
 
 READERS = 8  # threads; docs/decisions/0016-experts-from-the-disk.md has the measurement
 NS = 1e-9
@@ -82,6 +80,7 @@ class NativeStore:
     def check(self) -> None:
         failure = self.store.failure
         if failure is not None:
+            mx.synchronize()  # a step that runs ahead ends, too, before reads go on
             self.store.resume()
         check_failure(self.plan, self.files, failure)
 

@@ -14,6 +14,7 @@ from conifer_cli.fit.predict import Target
 from conifer_cli.fit.streaming import forecast as forecasts
 from conifer_cli.fit.streaming import records
 from conifer_cli.fit.verdict import FitReport, FitRequest
+from conifer_cli.serve.host import plan_lanes
 from engine.fit import disk as disk_probe
 from engine.fit.estimate import estimate_bytes_per_token, estimated_experts, judge_estimate
 from engine.fit.machine import GIVEN, Machine, limited
@@ -302,3 +303,40 @@ def test_a_curve_that_is_none_is_passed_over(points, home):
     assert records.curve_of(report_of(), EXPERTS).source != MEASURED
     lines = (home / "conifer" / "ledger.jsonl").read_text().splitlines()
     assert json.loads(lines[0])["kind"] == "routes"
+
+
+# What a server divides further
+
+
+def served(memory_bytes, parallel):
+    made = Machine("made up", "cpu", memory_bytes, memory_bytes, GIVEN)
+    estimate = estimate_of(entries()["qwen3-30b-a3b"], entries()["qwen3-30b-a3b"].file())
+    verdict = judge_estimate(estimate, made, 8192, kernels="native")
+    assert verdict.plan is not None
+    plain = Rate(10.0, 8.0, 12.0, PREDICTED)
+    found = forecast(verdict.plan, plain, published_curve(128, 8), ASSUMED_DISK, 20.0)
+    report = FitReport("qwen3-30b-a3b", None, verdict, 17 * GB, streaming=found)
+    return verdict, found, plan_lanes(report, parallel)
+
+
+@pytest.mark.parametrize("parallel", [1, 2, 4])
+@pytest.mark.parametrize("memory_bytes", [4 * GB, 10 * GB, 17 * GB])
+def test_caches_and_prefixes_take_the_place_of_experts(memory_bytes, parallel):
+    verdict, found, lanes = served(memory_bytes, parallel)
+    plan, kv_bytes = lanes.streaming.plan, verdict.need.kv_bytes
+    assert lanes.need_bytes == plan.resident_bytes + plan.store_bytes <= memory_bytes
+    taken = plan.resident_bytes - found.plan.resident_bytes
+    more = 1.02 * (lanes.lanes - 1) * kv_bytes
+    assert taken == pytest.approx(more + lanes.prefix_bytes, abs=2)
+    assert 0 < lanes.prefix_bytes <= kv_bytes
+    assert plan.cached < found.plan.cached
+    assert lanes.streaming.rate.per_s <= found.rate.per_s
+    assert lanes.streaming.prompt_s == pytest.approx(found.prompt_s)
+
+
+def test_no_more_answers_run_at_once_than_leave_room_for_experts():
+    *_, all_four = served(10 * GB, 4)
+    *_, fewer = served(4 * GB, 4)
+    assert all_four.lanes == 4
+    assert 1 <= fewer.lanes < 4
+    assert fewer.streaming.plan.store_bytes >= fewer.streaming.plan.experts.least_bytes

@@ -10,17 +10,7 @@ from conifer_cli.serve.web import status_of
 from engine.errors import DoesNotFit, NumericError, TemplateRefusal
 from support.giants import write_llama_405b
 from support.program import MODELS, run_conifer, templated
-from support.serving import CHATML, serving
-
-
-def snapshot(home, repository):
-    """The folder where the Hub's client keeps a repository's files."""
-    folder = home / "hf" / "hub" / f"models--{repository.replace('/', '--')}"
-    place = folder / "snapshots" / ("0" * 40)
-    place.mkdir(parents=True)
-    (folder / "refs").mkdir()
-    (folder / "refs" / "main").write_text("0" * 40)
-    return place
+from support.serving import CHATML, serving, snapshot
 
 
 def install(home, repository, model):

@@ -1,0 +1,178 @@
+"""A mixture that does not fit, served: the same verdict, the same answers, and what they cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from engine.kernels.native import unavailable_reason
+from support.benchmarks import program
+from support.program import RESIZED, environment, know_bandwidth, run_conifer
+from support.serving import free_port, serving, snapshot
+
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(unavailable_reason() is not None, reason="needs the native kernels"),
+]
+synthesize = program("synthesize")
+REAL = synthesize.SHAPES["qwen3-30b-a3b"]
+SHAPE = dataclasses.replace(
+    REAL, layers=2, vocab=4096, keys={**REAL.keys, "expert_feed_forward_length": 512}
+)
+TOO_LITTLE, SOME, PLENTY = 300 << 20, 520 << 20, 4 << 30
+CONTEXT = ("-c", "1024")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("streams") / "mixture.gguf"
+    synthesize.synthesize(SHAPE, path, seed=1)
+    return path
+
+
+@pytest.fixture
+def home(tmp_path):
+    know_bandwidth(tmp_path)
+    return tmp_path
+
+
+def on_machine(memory_bytes):
+    """The program, on a machine of so much memory."""
+    return "-c", RESIZED, str(memory_bytes)
+
+
+def complete(server, text="hi there", **fields):
+    asked = {"prompt": text, "max_tokens": 12, "temperature": 0, **fields}
+    return server.ask("/v1/completions", asked)
+
+
+def text_of(reply):
+    assert reply.status == 200, reply.body
+    return reply.json["choices"][0]["text"]
+
+
+def metric(server, name):
+    found = re.search(rf"^conifer_{name} (\S+)$", server.ask("/metrics").body.decode(), re.M)
+    assert found, name
+    return float(found[1])
+
+
+@pytest.fixture(scope="module")
+def right(model, tmp_path_factory):
+    """Answers with all experts in memory, by prompt."""
+    home = tmp_path_factory.mktemp("home")
+    know_bandwidth(home)
+    prompts = ("hi there", "another one, please")
+    with serving(home, str(model), *CONTEXT, program=on_machine(PLENTY)) as server:
+        assert server.ask("/health").json["experts_from_disk"] is None
+        assert metric(server, "expert_read_bytes_total") == 0
+        return {prompt: text_of(complete(server, prompt)) for prompt in prompts}
+
+
+def refused(home, memory_bytes, *arguments):
+    command = [sys.executable, "-P", *on_machine(memory_bytes), "serve", *arguments]
+    command += ["--port", str(free_port())]
+    return subprocess.run(
+        command, env=environment(home), cwd=home, capture_output=True, timeout=60, check=False
+    )
+
+
+def test_without_leave_the_server_exits_as_run_does(model, home):
+    done = refused(home, SOME, str(model), *CONTEXT)
+    said = done.stderr.decode()
+    assert (done.returncode, done.stdout) == (4, b"")
+    assert "tokens/s; 200 words take" in said
+    assert f"`conifer serve {model} --stream`" in said
+    done = refused(home, TOO_LITTLE, str(model), *CONTEXT, "--stream")
+    assert done.returncode == 4
+    assert b"--stream`" not in done.stderr
+
+
+@pytest.mark.parametrize("how", [("--stream",), ("--budget", "1GB")])
+def test_streaming_and_force_exclude_each_other(model, home, how):
+    for command in ("serve", "bench", "pull"):
+        done = run_conifer(command, str(model), "--force", *how, home=home)
+        assert done.returncode == 2
+        assert f"{how[0]} and --force cannot be used together" in done.stderr.decode()
+
+
+def test_a_served_mixture_gives_the_resident_answers_and_counts_what_they_cost(model, home, right):
+    with serving(home, str(model), *CONTEXT, "--stream", program=on_machine(SOME)) as server:
+        assert "streams from the disk. In memory: " in server.log.read_text()
+        for prompt, text in right.items():
+            assert text_of(complete(server, prompt)) == text
+        state = server.ask("/health").json
+        experts = state["experts_from_disk"]
+        assert state["need_bytes"] <= SOME
+        assert 0 < experts["held"] <= experts["slots"] < experts["experts"] == 256
+        assert experts["bytes_read"] > experts["prompt_bytes_read"] > 0
+        assert metric(server, "expert_misses_total") == experts["misses"] > 0
+        assert metric(server, "expert_hits_total") == experts["hits"]
+        assert metric(server, "expert_read_bytes_total") == pytest.approx(
+            experts["bytes_read"], rel=1e-5
+        )
+        assert metric(server, "expert_hit_rate") == pytest.approx(experts["hit_rate"], abs=1e-4)
+        assert metric(server, "expert_wait_seconds_total") >= 0
+        shown = run_conifer("ps", "--port", str(server.port), home=home).stdout.decode()
+        assert "EXPERTS" in shown and f"{experts['held']} of 256 in memory" in shown
+
+
+def test_answers_at_once_share_the_experts_and_stay_right(model, home, right):
+    options = (*CONTEXT, "--stream", "--parallel", "2")
+    with serving(home, str(model), *options, program=on_machine(SOME)) as server:
+        assert server.ask("/health").json["parallel"] == 2
+        for _ in range(2):
+            with ThreadPoolExecutor(2) as pool:
+                replies = list(pool.map(lambda prompt: complete(server, prompt), right))
+            assert [text_of(reply) for reply in replies] == list(right.values())
+
+
+def test_a_switch_of_models_obeys_the_budget_and_keeps_the_counts(model, home, right):
+    (snapshot(home, "a/one") / "one.gguf").write_bytes(model.read_bytes())
+    (snapshot(home, "a/two") / "two.gguf").write_bytes(model.read_bytes())
+    one, two = "hf:a/one/one.gguf", "hf:a/two/two.gguf"
+    with serving(home, *CONTEXT, program=on_machine(SOME)) as server:
+        reply = complete(server, model=one)
+        assert reply.status == 507
+        assert "`conifer serve --stream`" in reply.json["error"]["message"]
+    with serving(home, *CONTEXT, "--stream", program=on_machine(SOME)) as server:
+        read = 0.0
+        for name in (one, two, one):
+            assert text_of(complete(server, "hi there", model=name)) == right["hi there"]
+            state = server.ask("/health").json
+            assert state["model"] == name and state["need_bytes"] <= SOME
+            assert metric(server, "expert_read_bytes_total") > read
+            read = metric(server, "expert_read_bytes_total")
+        assert read > 2 * state["experts_from_disk"]["bytes_read"]
+
+
+def test_bench_streams_and_says_what_the_disk_gave(model, home):
+    sizes = ("--prompt", "8", "--depth", "0", "--tokens", "4")
+    memory_bytes = SOME + (40 << 20)  # its context is 8,192 tokens
+    run = [sys.executable, "-P", *on_machine(memory_bytes), "bench", str(model), *sizes]
+
+    def bench(*more):
+        return subprocess.run(
+            [*run, *more], env=environment(home), cwd=home, capture_output=True, check=False
+        )
+
+    done = bench()
+    assert done.returncode == 4
+    assert f"`conifer bench {model} --stream`" in done.stderr.decode()
+    done = bench("--stream")
+    *table, last = done.stdout.decode().splitlines()
+    found = json.loads(last)
+    assert done.returncode == 0
+    assert "HITS" in "".join(table) and "SHARE" not in "".join(table)
+    assert 0 < found["streaming"]["cached_experts"] < found["streaming"]["experts"] == 256
+    (decoded,) = found["decode"]
+    disk = decoded["experts_from_disk"]
+    assert 0 <= disk["hit_rate"] < 1 and disk["bytes_read"] > 0
+    assert "bandwidth_share" not in decoded
+    assert found["peak_memory_bytes"] < memory_bytes
