@@ -11,7 +11,9 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType, ModuleType
 from typing import Annotated, Any, get_type_hints
 
 from catalog.errors import CatalogError
@@ -239,13 +241,27 @@ def status(entry: Entry, architectures: Collection[str]) -> str:
     return ANSWER_VERIFIED if entry.starter else ARCHITECTURE_IMPLEMENTED
 
 
+class _TomlLoader(SourceFileLoader):
+    """Loads a TOML file as a module that is one literal.
+
+    Python keeps and replaces its bytecode as it does for any module: reading that takes a tenth of
+    the time to parse the file.
+    """
+
+    def source_to_code(self, data: Any, path: Any) -> CodeType:  # type: ignore[override]
+        import tomllib
+
+        tables = tomllib.loads(bytes(data).decode("utf-8-sig"))
+        return super().source_to_code(f"TABLES = {tables!r}".encode(), path)
+
+
 @cache
 def entries() -> dict[str, Entry]:
     """Return all entries in `models.toml` by id."""
-    import tomllib
-
-    text = Path(__file__).with_name("models.toml").read_text(encoding="utf-8-sig")
-    return load(tomllib.loads(text))
+    parsed = ModuleType("catalog.models")
+    path = Path(__file__).with_name("models.toml")
+    _TomlLoader(parsed.__name__, str(path)).exec_module(parsed)
+    return load(parsed.TABLES)
 
 
 def starter_entry() -> Entry:

@@ -23,6 +23,7 @@ from conifer_cli.fit.predict import bytes_per_token, choose_target, speed
 from conifer_cli.fit.streaming import wording
 from conifer_cli.fit.streaming.forecast import forecast_of
 from conifer_cli.fit.verdict import FitReport, FitRequest, shortage
+from conifer_cli.options import open_store
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import duration, size
 from conifer_cli.terminal.progress import Progress
@@ -148,15 +149,6 @@ def _agreed(report: FitReport, request: FitRequest, found: Forecast | None) -> F
     console.log(f"conifer: {report.name} does not fit in memory: {shortage(report)}")
     said = f"Read its experts from the disk ({wording.sentence(found)})?"
     return replace(request, stream=console.confirm(said))
-
-
-@cache
-def open_store() -> Store:
-    """Return the store of models on disk."""
-    from catalog.hub.client import cache_folder
-    from catalog.store.store import Store
-
-    return Store(options.home(), cache_folder())
 
 
 @cache

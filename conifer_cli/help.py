@@ -56,6 +56,7 @@ FAMILIAR = {
     **dict.fromkeys(("update", "upgrade"), "pull --update"),
     **dict.fromkeys(("system", "status", "diagnose"), "doctor"),
     **dict.fromkeys(("server", "api", "start"), "serve"),
+    **dict.fromkeys(("stop", "top", "loaded"), "ps"),
     **dict.fromkeys(("templates", "create"), "presets"),
     "aliases": "alias",
     **dict.fromkeys(("logs", "history", "sessions"), "chats"),
@@ -105,14 +106,20 @@ class _PlainValues:
 
 
 class CommandHelp(_PlainValues, TyperCommand):
-    """A command's help, and its error for unexpected arguments. rare: left out of the list."""
+    """A command's help, and its error for unexpected arguments.
+
+    rare: left out of the list. of_numbers: the action that a number alone stands for.
+    """
 
     rare = False
+    of_numbers = ""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments. Raises UsageError if there are too many of them."""
         ctx.allow_extra_args = True  # typer's own message contains "(s)"
         ctx.meta["brief"] = "-h" in args and "--help" not in args
+        if self.of_numbers and (args := list(args)) and args[0].isdecimal():
+            args = [self.of_numbers, *args]
         try:
             super().parse_args(ctx, args)
         except typer.TyperException as error:
@@ -212,14 +219,19 @@ class Program(typer.Typer):
     """A Typer app whose commands use CommandHelp and have --color and --quiet."""
 
     def command(  # type: ignore[override]
-        self, short_help: str = "", *lines: str, rare: bool = False, **settings: Any
+        self,
+        short_help: str = "",
+        *lines: str,
+        rare: bool = False,
+        of_numbers: str = "",
+        **settings: Any,
     ) -> Callable[..., Any]:
         """Register a command.
 
         short_help: shown in the list of commands. lines: examples. rare: the list shows only its
-        name.
+        name. of_numbers: the action that a number alone stands for.
         """
-        kind = type("CommandHelp", (CommandHelp,), {"rare": rare}) if rare else CommandHelp
+        kind = type("CommandHelp", (CommandHelp,), {"rare": rare, "of_numbers": of_numbers})
         register = super().command(
             cls=kind, short_help=short_help, epilog=examples(*lines), **settings
         )

@@ -17,13 +17,14 @@ app = Program()
     "List and search past conversations.",
     "conifer chats",
     "conifer chats search sourdough",
-    "conifer chats show 12",
+    "conifer chats 12",
     "conifer run --continue",
+    of_numbers=options.ChatsAction.SHOW.value,
 )
 def chats(
-    action: Annotated[options.ChatsAction, typer.Argument(help="What to do.")] = (
-        options.ChatsAction.LIST
-    ),
+    action: Annotated[
+        options.ChatsAction, typer.Argument(help="What to do. An ID alone means show.")
+    ] = options.ChatsAction.LIST,
     words: Annotated[
         list[str] | None, typer.Argument(metavar="ID|WORD", help="Conversations, or words.")
     ] = None,

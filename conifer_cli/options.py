@@ -11,8 +11,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +21,9 @@ from conifer_cli.errors import UsageError
 from conifer_cli.terminal import console
 from conifer_cli.terminal.console import Colour
 from conifer_cli.usage import quoted
+
+if TYPE_CHECKING:
+    from catalog.store.store import Store
 
 MAX_CONTEXT = 1 << 24
 MAX_TOKENS = 1 << 24
@@ -206,6 +210,15 @@ def home() -> Path:
         raise UsageError(
             f"{where}cannot find the home folder", "Set CONIFER_HOME to an absolute path."
         ) from error
+
+
+@cache
+def open_store() -> Store:
+    """Return the store of models on disk."""
+    from catalog.hub.session import cache_folder
+    from catalog.store.store import Store
+
+    return Store(home(), cache_folder())
 
 
 def hub_endpoint() -> str | None:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -66,11 +65,6 @@ class RangeResponse:
     whole: bool
     chunks: Generator[bytes]
     abort: Callable[[], None]
-
-
-def cache_folder() -> Path:
-    """Return huggingface_hub's cache folder."""
-    return Path(session.constants().HF_HUB_CACHE)
 
 
 def links_files() -> bool:

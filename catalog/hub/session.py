@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,11 @@ def constants() -> ModuleType:
         value = str(error).rpartition(": ")[2]
         raise BadSetting(f"an HF_* environment variable must be a number, got {value}") from error
     return constants
+
+
+def cache_folder() -> Path:
+    """Return huggingface_hub's cache folder."""
+    return Path(constants().HF_HUB_CACHE)
 
 
 def stall_timeout_s() -> float:

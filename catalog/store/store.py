@@ -30,6 +30,26 @@ if TYPE_CHECKING:
 MAX_REF_BYTES = 1024
 
 
+class Named(Protocol):
+    """What a model on disk is called: its catalog id, if any, its repository and its file."""
+
+    @property
+    def model_id(self) -> str | None: ...
+    @property
+    def repository(self) -> str | None: ...
+    @property
+    def quant(self) -> str | None: ...
+    @property
+    def name(self) -> str | None: ...
+
+
+def name_of(model: Named) -> str:
+    """Return the name that identifies exactly this file to `run` and `rm`."""
+    if model.model_id is not None:
+        return f"{model.model_id}:{model.quant}" if model.quant else model.model_id
+    return f"hf:{model.repository}/{model.name}" if model.name else f"hf:{model.repository}"
+
+
 @dataclass(frozen=True, slots=True)
 class Installed:
     """A complete model on disk, with its parts in order. `model_id` is its catalog id, if any.

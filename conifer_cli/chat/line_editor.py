@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from catalog.files import open_regular, parse_json, read_file, write_atomically
 from conifer_cli import errors, options
 from conifer_cli.interrupts import Interrupts
+from conifer_cli.options import open_store
 from conifer_cli.terminal import console
 from conifer_cli.terminal.keyboard import END_OF_INPUT, dumb, keyboard
 from engine.text.tokenizer import without_surrogates
@@ -372,7 +373,6 @@ def complete_path(typed: str) -> list[str]:
 def complete_model(typed: str) -> list[str]:
     """Return the models that complete a name, those here first, or files if it is a path."""
     from catalog import entries
-    from conifer_cli.acquire import open_store
 
     if "/" in typed or typed.startswith((".", "~")):
         return complete_path(typed)

@@ -81,6 +81,9 @@ def parameter_value(name: str, text: str) -> Any:
 def _set_parameter(conversation: Conversation, rest: str) -> None:
     name, _, text = rest.partition(" ")
     text = text.strip()
+    if not name:
+        show_view(conversation, "parameters")
+        return
     if name not in PARAMETERS:
         raise expected("parameter", name, PARAMETERS)
     field, value = PARAMETERS[name], parameter_value(name, text)
@@ -164,7 +167,7 @@ def _set_history(conversation: Conversation, rest: str, on: bool) -> None:
 
 
 SETTINGS = (
-    Command("parameter", "NAME VALUE", ", ".join(PARAMETERS), _set_parameter, words(*PARAMETERS)),
+    Command("parameter", "[NAME VALUE]", ", ".join(PARAMETERS), _set_parameter, words(*PARAMETERS)),
     Command("system", "TEXT", "set the system message; without TEXT, remove it", set_system),
     Command("think", "[low|medium|high]", "turn thinking on", _set_think, words(*EFFORTS)),
     Command("nothink", "", "turn thinking off", _set_nothink),
@@ -196,10 +199,11 @@ def complete_setting(typed: str) -> list[str]:
 
 
 def show_view(conversation: Conversation, rest: str) -> None:
-    """Print the view that `rest` names."""
-    if rest not in VIEWS:
-        raise expected("view", rest, VIEWS)
-    console.log_lines(VIEWS[rest](conversation))
+    """Print the view that `rest` names, by default the first."""
+    view = rest or next(iter(VIEWS))
+    if view not in VIEWS:
+        raise expected("view", view, VIEWS)
+    console.log_lines(VIEWS[view](conversation))
 
 
 def _show_info(conversation: Conversation) -> list[Line]:

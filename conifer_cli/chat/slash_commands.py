@@ -45,7 +45,7 @@ KEPT = ("num_ctx", "stop")  # parameters that /retry cannot change
 # Other programs' names for commands.
 FAMILIAR = {
     **dict.fromkeys(("/file", "/files", "/open", "/attach", "/add", "/f", "/glob"), "/read"),
-    **dict.fromkeys(("/continue", "/history", "/chats", "/sessions"), "/resume"),
+    **dict.fromkeys(("/continue", "/history", "/chats", "/sessions", "/search"), "/resume"),
     **dict.fromkeys(("/params", "/settings", "/config"), "/set"),
     "/prompt": "/system",
     "/list": "/model",
@@ -71,7 +71,7 @@ def run_command(text: str, conversation: Conversation) -> None:
     command = find(COMMANDS, name)
     if command is None:
         meant = FAMILIAR.get(name)
-        if parameter_of(name[1:]) or find(SETTINGS, name[1:]):
+        if meant is None and (parameter_of(name[1:]) or find(SETTINGS, name[1:])):
             meant = f"/set {name[1:]}"
         hint = f"Did you mean {meant}?" if meant else did_you_mean(name, names_of(COMMANDS))
         console.log(f"Unknown command '{name}'. {hint or 'Type /? for help.'}")
@@ -297,7 +297,8 @@ def _part(answers: list[str], rest: str) -> str:
         except errors.NoCode as error:
             raise UsageError(str(error)) from error
     if rest and not (rest.isdecimal() and 1 <= int(rest) <= len(answers)):
-        raise UsageError(f"expected code, or a number from 1 to {len(answers)}, got {quoted(rest)}")
+        most = "1, the only answer" if len(answers) == 1 else f"a number from 1 to {len(answers)}"
+        raise UsageError(f"expected code or {most}, got {quoted(rest)}")
     return answers[-int(rest or 1)]
 
 
@@ -312,7 +313,7 @@ COMMANDS = (
         change_setting,
         complete_setting,
     ),
-    Command("/show", "VIEW", f"show {', '.join(VIEWS)}", show_view, words(*VIEWS)),
+    Command("/show", "[VIEW]", f"show {', '.join(VIEWS)}", show_view, words(*VIEWS)),
     Command("/save", "FILE", "save the conversation", _save, complete_path),
     Command("/load", "FILE", "continue a saved conversation", _load, complete_path),
     Command("/resume", "[ID]", "continue an earlier conversation, or list them", _resume),

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from conifer_cli import errors
-from conifer_cli.options import Shell
+from conifer_cli.options import Shell, open_store
 from conifer_cli.terminal import console
 
 MODEL = "MODEL"  # metavar for model arguments
@@ -168,8 +168,7 @@ def _values(command: Any, count: int, current: str) -> Iterable[Candidate]:
 def _models(command: str, current: str) -> Iterator[Candidate]:
     """Yield the names of installed models, then of models in the catalog."""
     from catalog import entries
-    from conifer_cli.acquire import open_store
-    from conifer_cli.commands.list import name_of
+    from catalog.store.store import name_of
     from conifer_cli.terminal.format import count, size
 
     here = {name_of(model): model for model in open_store().installed()}

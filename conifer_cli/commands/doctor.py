@@ -18,9 +18,9 @@ from pathlib import Path
 
 from catalog.store.disk import existing
 from conifer_cli import errors
-from conifer_cli.acquire import connect, open_store
+from conifer_cli.acquire import connect
 from conifer_cli.fit.best import best_here
-from conifer_cli.options import gpu_verdicts
+from conifer_cli.options import gpu_verdicts, open_store
 from conifer_cli.session.session import SLOW
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import counted, gigabytes, size

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from conifer_cli import errors
-from conifer_cli.acquire import connect, locate, open_store
+from conifer_cli.acquire import connect, locate
 from conifer_cli.fit import quant_matrix as matrix
 from conifer_cli.fit import view
 from conifer_cli.fit.alternatives import sizes_of, supported
@@ -29,6 +29,7 @@ from conifer_cli.fit.streaming import wording
 from conifer_cli.fit.streaming.forecast import forecast_of, forecaster
 from conifer_cli.fit.verdict import FitReport, FitRequest
 from conifer_cli.fit.view import DecodeSpeed
+from conifer_cli.options import open_store
 from conifer_cli.terminal import console
 
 if TYPE_CHECKING:

@@ -9,11 +9,12 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from catalog.store.store import name_of
 from conifer_cli import errors
-from conifer_cli.acquire import open_store
 from conifer_cli.fit import run_history
 from conifer_cli.fit.alternatives import size_kind, supported
 from conifer_cli.fit.headline import STYLES, WORDS
+from conifer_cli.options import open_store
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import count, size
 from conifer_cli.terminal.layout import FAINT, WARNING, Cell, Column, Grid
@@ -149,13 +150,6 @@ def _sort_value(entry: Entry, sort: str | None) -> float:
         return entry.scores.get(benchmark, 0)
     fields = {"active": entry.active_parameters, "context": entry.context}
     return fields.get(sort or "", entry.total_parameters) or 0
-
-
-def name_of(model: Installed | Unfinished) -> str:
-    """Return the name that identifies exactly this file to `run` and `rm`."""
-    if model.model_id is not None:
-        return f"{model.model_id}:{model.quant}" if model.quant else model.model_id
-    return f"hf:{model.repository}/{model.name}" if model.name else f"hf:{model.repository}"
 
 
 def _verdict(model: Installed, machine: Machine | None) -> str | None:

@@ -10,10 +10,20 @@ from typing import Any
 from conifer_cli import errors
 from conifer_cli.errors import why
 from conifer_cli.terminal import console
-from conifer_cli.terminal.format import duration, size, table
+from conifer_cli.terminal.format import duration, size
+from conifer_cli.terminal.layout import Column, Grid
 
 TIMEOUT_S = 5.0
-HEADINGS = ("MODEL", "CONTEXT", "MEMORY", "RUNNING", "WAITING", "TOKENS/S", "LOADED")
+COLUMNS = (
+    Column("MODEL"),
+    Column("CONTEXT", True, rank=3),
+    Column("MEMORY", True),
+    Column("PREFIXES", True, rank=1),
+    Column("RUNNING", True),
+    Column("WAITING", True),
+    Column("TOKENS/S", True),
+    Column("LOADED", rank=2),
+)
 
 
 def show_server(host: str, port: int, as_json: bool) -> int:
@@ -24,7 +34,9 @@ def show_server(host: str, port: int, as_json: bool) -> int:
         state = json.loads(connection.getresponse().read())
         rate = state["decoded_tokens_per_s"]
     except (OSError, http.client.HTTPException) as error:
-        console.log(f"conifer: no server at {host}:{port}: {why(error)}")
+        console.problem(
+            f"no server at {host}:{port}: {why(error)}", "Start one with `conifer serve`."
+        )
         return errors.FAILURE
     except (ValueError, KeyError, TypeError):
         console.log(f"conifer: the program at {host}:{port} is not Conifer")
@@ -36,10 +48,10 @@ def show_server(host: str, port: int, as_json: bool) -> int:
     elif state["model"] is None:
         console.print_lines(["No model is loaded."])
     else:
-        rows: list[tuple[str, ...]] = [HEADINGS, _row(state, rate)]
+        columns, row = list(COLUMNS), list(_row(state, rate))
         if (experts := state.get("experts_from_disk")) is not None:
-            rows = [(*rows[0], "EXPERTS"), (*rows[1], _experts(experts))]
-        console.print_lines(table(rows, right=range(1, 6)))
+            columns, row = [*columns, Column("EXPERTS")], [*row, _experts(experts)]
+        console.print_lines([Grid(columns, [row])])
     return errors.OK
 
 
@@ -55,6 +67,7 @@ def _row(state: dict[str, Any], rate: float) -> tuple[str, ...]:
         state["model"],
         f"{state['context']:,}",
         size(state["need_bytes"]),
+        f"{size(state['prefix_bytes'])} of {size(state['prefix_budget_bytes'])}",
         f"{state['running']} of {state['parallel']}",
         str(state["queued"]),
         f"{rate:.1f}" if rate else "-",

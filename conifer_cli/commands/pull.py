@@ -17,13 +17,13 @@ from conifer_cli.acquire import (
     judge,
     licence_of,
     locate,
-    open_store,
     streaming_of,
 )
 from conifer_cli.commands.verify import DAMAGED, UNKNOWN, hashed
 from conifer_cli.fit.headline import headline
 from conifer_cli.fit.streaming import wording
 from conifer_cli.fit.verdict import FitReport, FitRequest
+from conifer_cli.options import open_store
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import size
 from conifer_cli.terminal.layout import Line

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from catalog.files import files_below, is_locked
+from catalog.store.store import name_of
 from conifer_cli import errors
-from conifer_cli.acquire import RequestedModel, locate, open_store
-from conifer_cli.commands.list import amount, name_of
+from conifer_cli.acquire import RequestedModel, locate
+from conifer_cli.commands.list import amount
 from conifer_cli.errors import Declined, Unreadable, UsageError, why
+from conifer_cli.options import open_store
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import counted, size
 

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conifer_cli import errors
-from conifer_cli.acquire import RequestedModel, locate, open_store
+from conifer_cli.acquire import RequestedModel, locate
 from conifer_cli.errors import UsageError
 from conifer_cli.fit.alternatives import supported
 from conifer_cli.fit.headline import WORDS
 from conifer_cli.fit.naming import naming
 from conifer_cli.fit.verdict import reading
+from conifer_cli.options import open_store
 from conifer_cli.terminal import console
 from conifer_cli.terminal.format import count, counted, shares, size
 from conifer_cli.terminal.inline import BOLD

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from catalog.store.store import name_of
 from conifer_cli import errors
-from conifer_cli.acquire import locate, open_store
-from conifer_cli.commands.list import name_of
+from conifer_cli.acquire import locate
 from conifer_cli.commands.rm import installed_model
 from conifer_cli.errors import UsageError
+from conifer_cli.options import open_store
 from conifer_cli.terminal import console
 from conifer_cli.terminal.layout import BAD, GOOD, WARNING, Column, Grid
 from conifer_cli.terminal.progress import Progress

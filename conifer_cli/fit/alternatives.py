@@ -26,13 +26,11 @@ def estimate_of(entry: Entry, facts: CatalogFile | None) -> ModelEstimate | None
 
     if facts is None or facts.size_bytes is None:
         return None
-    layer_specs = [
-        CacheSpec(buffers=((1, values),), window=window)
-        for count, values, window in entry.kv
-        for _ in range(count)
-    ]
+    layer_specs: tuple[CacheSpec, ...] = ()
+    for count, values, window in entry.kv:
+        layer_specs += count * (CacheSpec(buffers=((1, values),), window=window),)
     if entry.state_values:
-        layer_specs.append(CacheSpec(state_values=entry.state_values))
+        layer_specs += (CacheSpec(state_values=entry.state_values),)
     return ModelEstimate(
         size_bytes=facts.size_bytes,
         quant=facts.quant,
@@ -40,7 +38,7 @@ def estimate_of(entry: Entry, facts: CatalogFile | None) -> ModelEstimate | None
         layers=entry.layers,
         total_parameters=entry.total_parameters,
         active_parameters=entry.active_parameters,
-        layer_specs=tuple(layer_specs),
+        layer_specs=layer_specs,
         parts=entry.parts,
         used=(entry.experts_used or 1) / (entry.experts or 1),
         experts=entry.experts or 0,

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 from conifer_cli.fit.headline import WORDS
 from conifer_cli.fit.predict import Target, bytes_per_token, choose_target, speed
 from conifer_cli.fit.verdict import FitReport, FitRequest, judge_again
-from conifer_cli.terminal.format import counted, gigabytes, table
+from conifer_cli.terminal.format import counted, gigabytes
+from conifer_cli.terminal.layout import Column, Grid, Line
 
 if TYPE_CHECKING:
     from engine.fit.memory import Verdict
     from engine.fit.speed import Rate
 
+MEMORY = (Column("GB", True), Column("GiB", True, rank=1))
 KINDS = {"metal": "Macs", "cuda": "NVIDIA", "cpu": "CPUs"}
 PC = "cpu"  # the machine that holds a card, unless its bandwidth is given
 PC_BYTES_PER_S = 72e9  # two channels of DDR5-5600
@@ -52,17 +54,19 @@ def offers(report: FitReport, request: FitRequest) -> list[Offer]:
     )
 
 
-def offer_lines(found: list[Offer]) -> list[str]:
+def offer_lines(found: list[Offer]) -> list[Line]:
     """Format the machines that a model fits as a table for each kind."""
-    lines = []
+    lines: list[Line] = []
     for backend, title in KINDS.items():
         rows = [
-            (offer.name, gigabytes(offer.target.machine.memory_bytes), _rate(offer.rate))
+            (offer.name, f"{memory / 10**9:.1f}", f"{memory / 2**30:.1f}", _rate(offer.rate))
             for offer in found
+            for memory in [offer.target.machine.memory_bytes]
             if offer.target.machine.backend == backend
         ]
         if rows:
-            lines += [*table([(title, "MEMORY", "TOKENS/S"), *rows], right=(1,)), ""]
+            columns = (Column(title), *MEMORY, Column("TOKENS/S"))
+            lines += [Grid(columns, rows), ""]
     return lines or ["No machine of the list holds this file."]
 
 

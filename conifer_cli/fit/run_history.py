@@ -11,9 +11,9 @@ import datetime
 import json
 import math
 import resource
-import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -262,8 +262,10 @@ def record(
 
 def median(values: Iterable[float | None]) -> float | None:
     """Return the median of the most recent values, ignoring None."""
+    from engine.fit.speed import median as middle
+
     known = [value for value in values if value is not None][-LAST:]
-    return statistics.median(known) if known else None
+    return middle(known) if known else None
 
 
 def _path() -> Path:
@@ -290,16 +292,22 @@ def _rounded(rate: float | None) -> float | None:
 
 def lines(kind: str, shape: type[_T]) -> list[_T]:
     """Return the entries of a kind; skips those of any other shape."""
+    path = _path()
     try:
-        text = read_file(_path(), MAX_FILE_BYTES).decode(errors="replace")
+        stat = path.stat()
+        kept = _lines(path, (stat.st_ino, stat.st_size, stat.st_mtime_ns))
     except OSError:
         return []
-    found = []
-    for line in text.splitlines():
-        entry = parse_json(line, _Kind, FORMAT)
-        if entry is not None and entry.kind == kind:
-            found.append(parse_json(line, shape, FORMAT))
+    found = [parse_json(line, shape, FORMAT) for of, line in kept if of == kind]
     return [entry for entry in found if entry is not None]
+
+
+@lru_cache(maxsize=1)
+def _lines(path: Path, state: tuple[int, ...]) -> list[tuple[str, str]]:
+    """Return (kind, line) for each entry. `fit` asks for each model; state: read again if new."""
+    text = read_file(path, MAX_FILE_BYTES).decode(errors="replace")
+    kinds = [(parse_json(line, _Kind, FORMAT), line) for line in text.splitlines()]
+    return [(entry.kind, line) for entry, line in kinds if entry is not None]
 
 
 def append(kind: str, values: dict[str, Any]) -> None:

@@ -61,6 +61,8 @@ _NOTES = {
     "prior": "calculated from published figures and other programs' rates, which Conifer aims at.",
 }
 
+_PLAIN = {"prior": "published"}  # the word for a rate's source on the screen
+
 
 @dataclass(frozen=True)
 class DecodeSpeed:
@@ -142,7 +144,7 @@ def catalog(
     of the models on this machine. available_bytes: what other programs leave now, if that counts.
     """
     machine, bandwidth = target.machine, target.bandwidth
-    rate = f"memory bandwidth {size(int(bandwidth.bytes_per_s))}/s ({bandwidth.source})"
+    rate = f"memory bandwidth {size(int(bandwidth.bytes_per_s))}/s ({_plain(bandwidth.source)})"
     budget = f"budget {gigabytes(machine.budget_bytes)}, {machine.limited_by}"
     about = f"{machine.name}: {budget}; {rate}"
     shown = rows if everything else ranked[:BEST]
@@ -150,7 +152,7 @@ def catalog(
     sources = {row.rate.source for row in shown if row.rate}
     notes: list[Line] = [_CAVEAT]
     notes += [_HERE] if any(row.entry.id in here for row in shown) else []
-    notes += [f"{source}: {note}" for source, note in _NOTES.items() if source in sources]
+    notes += [f"{_plain(source)}: {note}" for source, note in _NOTES.items() if source in sources]
     if not everything:
         counts = Counter(row.kind for row in rows if row not in shown)
         words = {**WORDS, "fits": "fit"}
@@ -199,8 +201,12 @@ def _cells(row: CatalogRow, here: Container[str]) -> tuple[Cell, ...]:
         (STYLES[row.kind], word),
         f"{verdict.context:,}" if verdict and row.kind != "too_large" else "-",
         f"{row.rate.per_s:,.1f}" if row.rate else "-",
-        (FAINT, row.rate.source if row.rate else ""),
+        (FAINT, _plain(row.rate.source) if row.rate else ""),
     )
+
+
+def _plain(source: str) -> str:
+    return _PLAIN.get(source, source)
 
 
 def _title(report: FitReport) -> str:
@@ -266,7 +272,7 @@ def _speeds(found: DecodeSpeed, target: Target, context: int) -> list[Line]:
 
 def _prompt(tokens: int, rate: Rate) -> str:
     first_s = f"{per_s(tokens / rate.per_s)} s to the first token"
-    return f"prompt of {tokens:,}: {_range(rate)} tokens/s, {first_s}, {rate.source}"
+    return f"prompt of {tokens:,}: {_range(rate)} tokens/s, {first_s}, {_plain(rate.source)}"
 
 
 def _range(rate: Rate) -> str:

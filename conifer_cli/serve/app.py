@@ -109,6 +109,8 @@ class Service:
             "parallel": scheduler.parallel,
             "loaded_s": current.loaded_s if current else None,
             "need_bytes": current.need_bytes if current else None,
+            "prefix_bytes": current.prefixes.stored_bytes if current else None,
+            "prefix_budget_bytes": current.prefixes.budget_bytes if current else None,
             "decoded_tokens_per_s": round(self.host.metrics.decode_per_s, 2),
             "prompt_tokens_per_s": round(self.host.metrics.prompt_per_s, 2),
             "experts_from_disk": _experts(current) if current else None,

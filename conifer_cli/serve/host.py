@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from catalog.store.store import name_of
 from conifer_cli import errors
-from conifer_cli.acquire import RequestedModel, StreamOffer, ensure, judge, locate, open_store
-from conifer_cli.commands.list import name_of
+from conifer_cli.acquire import RequestedModel, StreamOffer, ensure, judge, locate
 from conifer_cli.fit.streaming import wording
 from conifer_cli.fit.verdict import FitReport, FitRequest, reading
-from conifer_cli.options import gpu_verdicts
+from conifer_cli.options import gpu_verdicts, open_store
 from conifer_cli.serve.fields import BadRequest
 from conifer_cli.serve.metrics import Metrics
 from conifer_cli.session import checkpoint
@@ -76,7 +76,10 @@ class ServeOptions:
 
 @dataclass(eq=False)
 class ServedModel:
-    """A loaded model with its caches. context: tokens per answer. lanes: answers at once."""
+    """A loaded model with its caches. context: tokens per answer. lanes: answers at once.
+
+    need_bytes: without the stored prefixes.
+    """
 
     report: FitReport
     model: Model
@@ -260,7 +263,7 @@ def available() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class LanePlan:
-    """How the memory is divided. Sizes are in bytes.
+    """How the memory is divided. Sizes are in bytes. need_bytes: without prefix_bytes.
 
     streaming: what to expect if experts stay on the disk; those in memory get the rest.
     """
@@ -290,7 +293,7 @@ def plan_lanes(report: FitReport, parallel: int, force: bool = False) -> LanePla
     needed = with_lanes(lanes)
     left = verdict.budget_bytes - verdict.reserve_bytes - int(MARGIN * needed.total_bytes)
     prefix_bytes = max(0, min(left, MAX_PREFIX_BYTES))
-    return LanePlan(lanes, prefix_bytes, needed.total_bytes + prefix_bytes)
+    return LanePlan(lanes, prefix_bytes, needed.total_bytes)
 
 
 def _with_experts(report: FitReport, found: Forecast, parallel: int) -> LanePlan:
@@ -316,7 +319,7 @@ def _with_experts(report: FitReport, found: Forecast, parallel: int) -> LanePlan
     if (with_prefixes := split(lanes, prefix_bytes)) is None:
         prefix_bytes = 0
     made = replace(with_prefixes or chosen, fits_context=first.fits_context)
-    need_bytes = made.resident_bytes + made.store_bytes
+    need_bytes = made.resident_bytes + made.store_bytes - prefix_bytes
     return LanePlan(lanes, prefix_bytes, need_bytes, replanned(found, made))
 
 

@@ -6,19 +6,17 @@ it is sold.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
-
-from conifer_cli.terminal.sanitize import clean_line
+from collections.abc import Mapping
 
 _DECIMAL = (("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 _COUNTS = (("T", 10**12), ("B", 10**9), ("M", 10**6))
 
 
 def size(size_bytes: int) -> str:
-    """Format a size in bytes: 98.4 MB, 18.6 GB."""
+    """Format a size in bytes: 98.4 MB, 18.6 GB, 1,008 GB."""
     for unit, scale in _DECIMAL:
         if size_bytes >= scale:
-            return f"{size_bytes / scale:,.1f} {unit}"
+            return f"{size_bytes / scale:,.{int(size_bytes < 1000 * scale)}f} {unit}"
     return f"{size_bytes} B"
 
 
@@ -64,13 +62,3 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
-
-
-def table(rows: Sequence[Sequence[str]], right: Container[int] = ()) -> list[str]:
-    """Align rows in columns. The columns listed in `right` are right-aligned."""
-    cells = [[clean_line(cell) for cell in row] for row in rows]
-    columns = []
-    for number, column in enumerate(zip(*cells, strict=True)):
-        align, width = str.rjust if number in right else str.ljust, max(map(len, column))
-        columns.append([align(cell, width) for cell in column])
-    return ["  ".join(row).rstrip() for row in zip(*columns, strict=True)]

@@ -6,10 +6,10 @@ assumed to be large, because an estimate must not be more optimistic than the ac
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import groupby
 
 from engine.fit.machine import Machine
 from engine.fit.memory import DEFAULT_CONTEXT, Need, Verdict, judge_needs, program_bytes
@@ -94,14 +94,15 @@ def estimate_needs(
 ) -> Callable[[int], Need]:
     """Return a function that estimates the memory needed for a given context, in tokens."""
     weights_bytes = estimate_weights(estimate, backend, kernels)
-    layers = Counter(estimate.cache_specs)  # many are alike
-    layer_bytes = sum(max(token_bytes(spec, kind) for spec in layers) for kind in (kv_type, "f32"))
+    layers = [(spec, len([*alike])) for spec, alike in groupby(estimate.cache_specs)]
+    specs = [spec for spec, _ in layers]
+    layer_bytes = sum(max(token_bytes(spec, kind) for spec in specs) for kind in (kv_type, "f32"))
     program = program_bytes(GUESSED_VOCABULARY, backend)
 
     @cache
     def need(context: int) -> Need:
         buffers = ROWS_BYTES + 2 * SCORE_BYTES + int(context * layer_bytes)
-        kv = sum(count * kv_bytes((spec,), context, kv_type) for spec, count in layers.items())
+        kv = sum(count * kv_bytes((spec,), context, kv_type) for spec, count in layers)
         return Need(weights_bytes, kv, buffers, program)
 
     return need

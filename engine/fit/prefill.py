@@ -11,14 +11,13 @@ GPUs multiply at a share of their published rate, CPUs at a rate measured for ea
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from engine.device import cores
 from engine.fit.decode_cost import SAME_AS
 from engine.fit.estimate import ModelEstimate
-from engine.fit.speed import MEASURED, PREDICTED, PRIOR, Bandwidth, Rate
+from engine.fit.speed import MEASURED, PREDICTED, PRIOR, Bandwidth, Rate, median
 from engine.gguf.reader import TensorInfo
 from engine.limits import MAX_CHUNK
 from engine.nn.config import OF_EXPERTS, ModelConfig, token_share, used_tensors
@@ -120,7 +119,7 @@ def predict_prompt(
     own: rates of this file on this machine, for prompts about as long.
     """
     if own:
-        return Rate(statistics.median(own), min(own), max(own), MEASURED)
+        return Rate(median(own), min(own), max(own), MEASURED)
     taken_s = prompt_seconds(work, tokens, bandwidth, backend)
     if taken_s is None:
         return None

@@ -12,7 +12,6 @@ reading; then `reuse` replaces `kv`.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -259,12 +258,18 @@ def predict(
     plain = 1 / seconds(moved, layers, bandwidth, backend, kernels)
     cost = decode_cost(bandwidth, backend, kernels)
     if own:
-        return Rate(plain / statistics.median(own), plain / max(own), plain / min(own), MEASURED)
+        return Rate(plain / median(own), plain / max(own), plain / min(own), MEASURED)
     source = PREDICTED if bandwidth.source == MEASURED else PRIOR
     if others:
-        plain, source = plain / statistics.median(others), PREDICTED
+        plain, source = plain / median(others), PREDICTED
     low, high = (GUESS * cost.low, cost.high / GUESS) if estimated else (cost.low, cost.high)
     return Rate(plain, plain * low, plain * high, source)
+
+
+def median(values: Sequence[float]) -> float:
+    """Return the median of at least one value, without the cost of importing `statistics`."""
+    ordered, middle = sorted(values), len(values) // 2
+    return ordered[middle] if len(values) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
 def _whole(types: Mapping[str, float], kernels: str) -> dict[str, int]:

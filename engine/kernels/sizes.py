@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from functools import cache
 
 from engine.gguf.reader import TensorInfo
 from engine.gguf.types import TYPE_BY_NAME
@@ -75,6 +76,7 @@ def supports(quant: str) -> bool:
     return interleaved is None and _base(quant).startswith(known)
 
 
+@cache
 def main_type(quant: str) -> str | None:
     """Return the block type that most weights of a quantisation have, or None if it is unknown."""
     names = sorted(TYPE_BY_NAME, key=len, reverse=True)

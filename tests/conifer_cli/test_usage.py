@@ -9,7 +9,8 @@ import sys
 import pytest
 import typer
 
-from conifer_cli import acquire, app, errors
+from conifer_cli import app, errors
+from conifer_cli.options import open_store
 from support.program import MODELS, run_conifer
 
 NUMBERS = {
@@ -80,9 +81,9 @@ def test_a_command_line_without_sense_exits_2(capsys, arguments, tmp_path, monke
     monkeypatch.setenv("CONIFER_HOME", str(tmp_path))
     monkeypatch.setattr("engine.model.load", load)
     monkeypatch.setattr(sys, "stdin", None)
-    acquire.open_store.cache_clear()
+    open_store.cache_clear()
     code, out, err = outcome(capsys, *arguments)
-    acquire.open_store.cache_clear()
+    open_store.cache_clear()
     assert (code, out) == (errors.USAGE, "")
     assert err.startswith("conifer: ")
 
@@ -196,7 +197,7 @@ def test_a_sentence_that_looks_like_a_path_is_taken_for_a_prompt_too(capsys, sen
 
 def test_a_home_of_nobody_exits_2(capsys, monkeypatch):
     monkeypatch.setenv("CONIFER_HOME", "~nobody-of-that-name/x")
-    acquire.open_store.cache_clear()
+    open_store.cache_clear()
     code, out, err = outcome(capsys, "list")
     assert (code, out) == (errors.USAGE, "")
     assert "CONIFER_HOME" in err

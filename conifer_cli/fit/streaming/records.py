@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import statistics
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +81,7 @@ def disk_of(
     probe: measure it if it is unknown, for two seconds; before a first download, on a temporary
     file. Otherwise, a rate is assumed.
     """
-    from engine.fit.speed import MEASURED
+    from engine.fit.speed import MEASURED, median
     from engine.fit.streaming import ASSUMED_DISK, MATRICES, DiskSpeed
 
     read_bytes = min(MAX_READ, math.ceil(experts.mean_bytes / MATRICES))
@@ -104,7 +103,7 @@ def disk_of(
     if not rates:
         return ASSUMED_DISK
     last = rates[-LAST:]
-    return DiskSpeed(statistics.median(last), min(last) / RANGE, RANGE * max(last), MEASURED)
+    return DiskSpeed(median(last), min(last) / RANGE, RANGE * max(last), MEASURED)
 
 
 def _measured(report: FitReport, read_bytes: int, store: Store) -> float:

@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING
@@ -38,6 +39,7 @@ MAX_TAPS = 64  # per convolution; same value as in core/recurrent/recurrence.h
 BUILT_FOR = Path(__file__).with_name("mlx-version")
 
 
+@cache
 def unavailable_reason() -> str | None:
     """Return why the extension cannot be loaded, or None if it can."""
     try:

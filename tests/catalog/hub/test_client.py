@@ -10,9 +10,9 @@ import pytest
 from huggingface_hub import close_session, constants
 
 import catalog
-from catalog.hub.client import Hub, _next_url, cache_folder
+from catalog.hub.client import Hub, _next_url
 from catalog.hub.retry import RetryPolicy
-from catalog.hub.session import TransientError
+from catalog.hub.session import TransientError, cache_folder
 from support.hub_server import COMMIT, Fault, HubServer, sha256
 
 BIG = b"GGUF" + bytes(range(256)) * 40_000  # 10,240,004 bytes

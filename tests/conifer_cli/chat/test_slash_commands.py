@@ -168,7 +168,7 @@ def test_set_parameter_changes_how_the_next_answers_are_drawn(talk, words, name,
         ("parameter num_ctx 16m", "num_ctx must be from 1 to 16,777,216 tokens"),
         ("parameter num_ctx 8k", "templated.gguf supports no more than 2,048 tokens."),
         ("parameter heat 1", "unknown parameter 'heat'"),
-        ("parameter", "expected one of temperature, "),
+        ("parameter ?", "expected one of temperature, "),
         ("thinking loudly", "show, fold, hide"),
         ("think hard", "low, medium, high"),
         ("nosuch", "unknown setting"),
@@ -216,6 +216,10 @@ def test_show_shows(talk, capsys, what):
     run_command(f"/show {what}", talk)
     said = capsys.readouterr().err
     assert said.strip() and "conifer:" not in said
+    without = {"info": "/show", "parameters": "/set parameter"}.get(what)
+    if without:
+        run_command(without, talk)
+        assert capsys.readouterr().err == said
 
 
 def test_a_conversation_is_saved_and_loaded(talk, tmp_path, capsys):

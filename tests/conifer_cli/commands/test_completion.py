@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from catalog import entries
-from conifer_cli import acquire
+from conifer_cli import options
 from conifer_cli.app import app
 from conifer_cli.commands.completion import SCRIPTS, candidates
 from conifer_cli.options import Shell
@@ -39,10 +39,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copy(MODELS / "qwen3moe" / "model.gguf", folder / "blobs" / "b")
     (folder / "snapshots" / COMMIT / "tiny-F32.gguf").symlink_to("../../blobs/b")
     monkeypatch.setenv("CONIFER_HOME", str(tmp_path / "conifer"))
-    monkeypatch.setattr("catalog.hub.client.cache_folder", lambda: tmp_path / "hf" / "hub")
-    acquire.open_store.cache_clear()
+    monkeypatch.setattr("catalog.hub.session.cache_folder", lambda: tmp_path / "hf" / "hub")
+    options.open_store.cache_clear()
     yield tmp_path
-    acquire.open_store.cache_clear()
+    options.open_store.cache_clear()
 
 
 def words(line: str) -> list[str]:

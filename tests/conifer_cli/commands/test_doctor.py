@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from conifer_cli import acquire
+from conifer_cli import acquire, options
 from conifer_cli.commands import doctor
 from engine.errors import BackendError
 from engine.fit.machine import Machine
@@ -26,7 +26,7 @@ def server():
 
 @pytest.fixture(autouse=True)
 def nothing_is_remembered():
-    for remembered in (acquire.open_store, acquire.connect):
+    for remembered in (options.open_store, acquire.connect):
         remembered.cache_clear()
 
 

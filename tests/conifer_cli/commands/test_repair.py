@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from catalog import IndexUnreachable, starter_entry
-from conifer_cli import acquire
+from conifer_cli import acquire, options
 from conifer_cli.commands.pull import pull_model
 from conifer_cli.errors import UsageError
 from conifer_cli.fit.verdict import FitRequest
@@ -134,7 +134,7 @@ def test_a_damaged_starter_is_fetched_again(tmp_path, monkeypatch):
     home(monkeypatch, tmp_path, "http://127.0.0.1:9")
     package = starter_entry().package
     assert package is not None
-    path = acquire.open_store().packages.path(package)
+    path = options.open_store().packages.path(package)
     path.parent.mkdir(parents=True)
     with path.open("wb") as file:
         file.truncate(package.size_bytes)  # the right size, of other bytes
@@ -166,8 +166,8 @@ def home(monkeypatch: pytest.MonkeyPatch, folder: Path, endpoint: str) -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_is_remembered():
-    for remembered in (acquire.open_store, acquire.connect):
+    for remembered in (options.open_store, acquire.connect):
         remembered.cache_clear()
     yield
-    for remembered in (acquire.open_store, acquire.connect):
+    for remembered in (options.open_store, acquire.connect):
         remembered.cache_clear()

@@ -28,9 +28,9 @@ HERE = "a CPU"
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     monkeypatch.setattr(options, "home", lambda: tmp_path)
-    acquire.open_store.cache_clear()
-    yield acquire.open_store()
-    acquire.open_store.cache_clear()
+    options.open_store.cache_clear()
+    yield options.open_store()
+    options.open_store.cache_clear()
 
 
 def be(monkeypatch: pytest.MonkeyPatch, memory_gb: float, free_gb: float, gb_per_s: float) -> None:

@@ -7,6 +7,7 @@ import pytest
 from conifer_cli.errors import NoRoom
 from conifer_cli.serve.fields import BadRequest
 from conifer_cli.serve.web import status_of
+from conifer_cli.terminal.format import size
 from engine.errors import DoesNotFit, NumericError, TemplateRefusal
 from support.giants import write_llama_405b
 from support.program import MODELS, run_conifer, templated
@@ -39,6 +40,10 @@ def test_requests_choose_among_the_models_here(tmp_path):
         assert server.chat("Hi", model="hf:a/three/x.gguf").status == 404
         done = run_conifer("ps", "--port", str(server.port), home=tmp_path)
         assert done.returncode == 0 and one.encode() in done.stdout
+        state = server.ask("/health").json
+        assert 0 <= state["prefix_bytes"] < state["prefix_budget_bytes"]
+        assert state["need_bytes"] < state["prefix_budget_bytes"]  # which it does not contain
+        assert f"of {size(state['prefix_budget_bytes'])}".encode() in done.stdout
 
 
 @pytest.mark.process

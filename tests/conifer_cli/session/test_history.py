@@ -82,6 +82,7 @@ def test_nothing_is_kept_of_a_conversation_without_a_message():
         (("chats",), "1  20"),
         (("chats", "search", "flour"), "Bread?"),
         (("chats", "show", "1"), "You:\nBread?\n\nAnswer:\nFlour."),
+        (("chats", "1"), "You:\nBread?\n\nAnswer:\nFlour."),
         (("chats", "export", "1"), "## You\n\nBread?"),
         (("chats", "rm", "1", "--yes"), "1 conversation removed"),
         (("chats", "rm", "--all", "--yes"), "1 conversation removed"),
@@ -99,6 +100,8 @@ def test_chats_lists_searches_shows_exports_and_removes(capsys, arguments, said)
     ("arguments", "said"),
     [
         (("chats", "show", "7"), "there is no conversation 7"),
+        (("chats", "7"), "there is no conversation 7"),
+        (("chats", "one"), "ACTION must be one of"),
         (("chats", "show"), "expected a conversation's ID"),
         (("chats", "rm", "x"), "'x' is not a conversation's ID"),
         (("chats", "rm", "1"), "requires confirmation"),

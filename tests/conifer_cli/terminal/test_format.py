@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from conifer_cli.terminal.format import count, duration, gigabytes, shares, size, table
+from conifer_cli.terminal.format import count, duration, gigabytes, shares, size
 
 
 @pytest.mark.parametrize(
@@ -35,12 +35,3 @@ def test_shares_are_of_the_whole_in_order():
 )
 def test_duration_reads_like_speech(seconds, text):
     assert duration(seconds) == text
-
-
-def test_table_aligns_columns():
-    rows = [("NAME", "SIZE"), ("a", "10 GB"), ("longer", "9 GB")]
-    assert table(rows, right=[1]) == ["NAME     SIZE", "a       10 GB", "longer   9 GB"]
-
-
-def test_table_keeps_a_hostile_name_on_its_line():
-    assert table([("a\nb\x1b[2J", "c")]) == ["a b  c"]

@@ -325,6 +325,8 @@ def test_without_an_extension_for_this_mlx_auto_is_stock_and_says_why(
     if version is not None:
         built_for.write_text(version + "\n")
     monkeypatch.setattr(native, "BUILT_FOR", built_for)
+    unremembered = native.unavailable_reason.__wrapped__
+    monkeypatch.setattr(native, "unavailable_reason", unremembered)
     kernels = select("auto")
     assert kernels.name == selected("auto", "cpu") == "stock"
     assert message in (kernels.fallback_reason or "")
