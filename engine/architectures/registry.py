@@ -15,9 +15,10 @@ from typing import Any
 from engine.errors import UnsupportedError
 
 # Gating functions, numbered as in `expert_gating_func`, which has no value for SPARSE_MIXER.
-SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN, SPARSE_MIXER = 1, 2, 3, -1
+SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN, SQRT_SOFTPLUS, SPARSE_MIXER = 1, 2, 3, 4, -1
+NEVER_FULL = 512  # a period of windows longer than any model
 # Families whose activations pass float16's 65,504, or may: a GPU computes them in float32.
-WIDE_ACTIVATIONS = {"gemma2", "gemma3", "gemma4", "gpt-oss"}
+WIDE_ACTIVATIONS = {"deepseek4", "gemma2", "gemma3", "gemma4", "gpt-oss", "qwen4exp"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,8 @@ ARCHITECTURES = {
         scales_logits_up=True,
     ),
     "deepseek32": Architecture("deepseek:deepseek32", gating=SIGMOID, log_multiplier_unit=0.1),
+    # DeepSeek V4 Flash, V4 Pro. Every layer has a window.
+    "deepseek4": Architecture("deepseek4", gating=SQRT_SOFTPLUS, window=128, period=NEVER_FULL),
     "dots1": Architecture("qwen", gating=SIGMOID),  # dots.llm1
     "ernie4_5": Architecture("llama"),  # ERNIE 4.5 0.3B
     "ernie4_5-moe": Architecture("llama"),  # ERNIE-4.5-21B-A3B, 300B-A47B
@@ -145,6 +148,7 @@ ARCHITECTURES = {
     "qwen35moe": Architecture("hybrid:qwen35", recurrent="delta"),
     "qwen3moe": Architecture("qwen"),  # Qwen3-30B-A3B, 235B-A22B, Qwen3-Coder
     "qwen3next": Architecture("hybrid:qwen3next", recurrent="delta"),
+    "qwen4exp": Architecture("qwen4exp", recurrent="delta"),  # Qwen3.8 Flash Next
     "qwen3vl": Architecture("qwen"),  # the text models of Qwen3-VL, 2B to 32B, ...
     "qwen3vlmoe": Architecture("qwen"),  # ... and 30B-A3B, 235B-A22B
     "step35": Architecture(  # Step 3.5 Flash, 3.7 Flash

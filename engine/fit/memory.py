@@ -25,7 +25,7 @@ from engine.limits import (
     SCORE_BYTES,
     STREAM_CHUNK,
 )
-from engine.nn.cache.spec import STEP, kv_bytes, token_bytes
+from engine.nn.cache.spec import STEP, CacheSpec, kv_bytes, row_bytes, rows_held, token_bytes
 from engine.nn.config import ModelConfig, used_tensors
 
 MARGIN = 1.02  # computed memory use is accurate to about 2 %
@@ -252,20 +252,24 @@ def buffer_bytes(
     mixed = max(heads, _recurrent_values(config, native))
     fused = native and fuses(config, tensors)
     embedded = 3 * config.layers * config.per_layer_width
-    rows = 4 * chunk * (4 * config.width + mixed + _hidden_values(config, fused) + embedded)
+    # Streams, what is read of them and added to them, and the copy that is normalised.
+    width = (4 + 4 * config.streams.count if config.streams else 4) * config.width
+    rows = 4 * chunk * (width + mixed + _hidden_values(config, fused) + embedded)
     size_bytes = rows + 6 * 4 * config.vocab  # plus the logits
     if fused:
         return size_bytes + _index_bytes(config, chunk, context)
     if config.latent and config.latent.indexer:  # indexer scores and float32 keys
         size_bytes += 3 * INDEXER_BYTES + 4 * context * config.latent.indexer.dims
+    if config.blocks and any(config.blocks.ratios):
+        size_bytes += 3 * INDEXER_BYTES
     if native and config.latent:
         return size_bytes
     one_row = 4 * max(config.heads) * context
     scores = 2 * max(min(one_row * chunk, SCORE_BYTES), one_row * min(MIN_CHUNK, chunk))
     layers = config.cache_specs
-    widened = context * max(token_bytes(layer, "f32") for layer in layers)
+    widened = max(_read_bytes(layer, context, "f32") for layer in layers)
     if kv_type != "f32":  # one layer's keys and values in float32
-        widened += context * max(token_bytes(layer, kv_type) for layer in layers)
+        widened += max(_read_bytes(layer, context, kv_type) for layer in layers)
     size_bytes += scores + int(widened)
     if native:
         return size_bytes
@@ -274,6 +278,13 @@ def buffer_bytes(
     widest = max((t.size_bytes for t in halves if backend == "cpu" or len(t.shape) == 3), default=0)
     numbers = 2 * PIECE_BYTES if kernels == "blocks" else 0  # weights as a prompt multiplies them
     return max(size_bytes + 2 * widest + numbers, _loading_bytes(tensors, backend, kernels))
+
+
+def _read_bytes(layer: CacheSpec, context: int, kv_type: str) -> float:
+    """Return at most how many bytes of a layer's cache are read at a time."""
+    if layer.parts:
+        return sum(rows_held(part, context) * row_bytes(part, kv_type) for part in layer.parts)
+    return context * token_bytes(layer, kv_type)
 
 
 def _loading_bytes(tensors: Mapping[str, TensorInfo], backend: str, kernels: str) -> int:

@@ -39,6 +39,11 @@ class Metadata:
             raise self._error(key, f"must contain only values between {low:,} and {high:,}")
         return values
 
+    def listed(self, key: str, low: int, high: int) -> tuple[int, ...]:
+        """Read an array of one or more integers, or a single one."""
+        array = numbers(self._value(key, None))
+        return self.integers(key, 1 if array is None else max(len(array), 1), low, high)
+
     def same(self, key: str, count: int, low: int, high: int, default: int | None = None) -> int:
         """Read an integer that may be stored as an array of `count` equal values."""
         if key not in self:

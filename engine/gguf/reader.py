@@ -31,7 +31,7 @@ from pathlib import Path
 from engine.errors import GGUFError, ModelFileError, MoreNeeded, UnsupportedError
 from engine.gguf.kinds import START_BYTES, what_it_is
 from engine.gguf.mapping import map_file
-from engine.gguf.types import KNOWN_NAMES, TYPES, BlockType
+from engine.gguf.types import I32, KNOWN_NAMES, TYPES, BlockType
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -404,10 +404,10 @@ def _read_tensor(cursor: _Cursor, expected_offset: int, part: int) -> TensorInfo
     if max(weights, *shape, 0) > MAX_WEIGHTS:
         raise cursor.error(f"shape {shape} has more than 2^40 weights")
     type_id = cursor.u32()
-    if type_id not in TYPES:
+    if type_id not in TYPES and type_id != I32.id:
         label = KNOWN_NAMES.get(type_id, str(type_id))
         raise UnsupportedError(f"tensor {name!r} has the unsupported type {label}")
-    block = TYPES[type_id]
+    block = TYPES.get(type_id, I32)
     row = shape[-1] if shape else 1
     if row % block.weights:
         raise cursor.error(

@@ -50,6 +50,7 @@ _BLOCKS = (
     BlockType(42, "Q2_0", 64, 18),
 )
 TYPES = {block.id: block for block in _BLOCKS}
+I32 = BlockType(26, "I32", 1, 4)  # of tables of whole numbers, which are no weights
 TYPE_BY_NAME = {block.name: block for block in _BLOCKS}
 
 # GGML's other type ids, so that errors can name unsupported types.

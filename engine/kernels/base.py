@@ -38,7 +38,8 @@ class Rows:
         values = self.values.astype(mx.float32)
         if self.scales is None:
             return values
-        grouped = values.reshape(*self.scales.shape, -1)
+        group = values.shape[-1] // self.scales.shape[-1]
+        grouped = values.reshape(*self.scales.shape, group)
         return (grouped * self.scales[..., None]).reshape(values.shape)
 
 

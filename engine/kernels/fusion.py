@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from engine.architectures.registry import SQRT_SOFTPLUS
 from engine.gguf.reader import TensorInfo
 from engine.nn.config import ModelConfig, used_tensors
 
@@ -67,6 +68,10 @@ def _shares_keys_and_values(config: ModelConfig, tensors: Mapping[str, TensorInf
 
 def _has_layers(config: ModelConfig) -> bool:
     kind = config.recurrent.kind if config.recurrent else ""
+    if config.streams or config.blocks:
+        return False
+    if config.experts and config.experts.gating == SQRT_SOFTPLUS:
+        return False
     if config.latent:
         return config.latent.indexer is None or config.latent.query_rank > 0
     if kind == "delta" and config.key_dim != config.value_dim:

@@ -134,9 +134,22 @@ class SingleBlock:
         return x + self.feed_forward(y)
 
 
-AnyBlock = Block | ParallelBlock | SingleBlock
+class AnyBlock(Protocol):
+    """A layer: (T, D) -> (T, D), or (T, S, D) -> (T, S, D) if the residual has S streams.
+
+    embedded: as in `Layers`, of this layer.
+    """
+
+    @property
+    def feed_forward(self) -> Any: ...
+
+    def __call__(
+        self, x: mx.array, cache: Any, offset: int, embedded: mx.array | None = None
+    ) -> mx.array: ...
+
+
 # config, weights, layer, mixer, feed-forward layer -> block
-MakeBlock = Callable[[ModelConfig, Weights, int, Mixer, FeedForwardLayer], "Block | ParallelBlock"]
+MakeBlock = Callable[[ModelConfig, Weights, int, Mixer, FeedForwardLayer], AnyBlock]
 
 
 def pre_norm_block(
@@ -217,7 +230,7 @@ class Blocks:
         offset: int,
         embedded: mx.array | None = None,
     ) -> mx.array:
-        if caches is None and any(spec.borrowed for spec in self.cache_specs):
+        if caches is None and any(spec.borrowed or spec.parts for spec in self.cache_specs):
             caches = self.new_caches(x.shape[0], "f32")
         for i, block in enumerate(self.blocks):
             own = None if embedded is None else embedded[:, i]
@@ -232,7 +245,7 @@ class LMHead:
     Logits are multiplied by `scale`. If `cap` is set, they become cap * tanh(logits / cap).
     """
 
-    norm: AnyNorm
+    norm: Callable[[mx.array], mx.array]
     output: QTensor
     bias: mx.array | None = None  # (V,)
     scale: float = 1.0
@@ -258,7 +271,8 @@ class Decoder:
     block: makes a layer's block of them, unless a layer has only one of them: `attn_norm` then
     precedes it. embedding_scale: if 0, use the scale from the config.
     embed_per_layer: computes the embeddings that each layer has for each token from the tokens (T,)
-    and their embeddings x (T, D): (T, L, n).
+    and their embeddings x (T, D): (T, L, n). end: makes the head's norm. If the residual has
+    several streams, all begin as the embedding, and it also joins them: (T, S, D) -> (T, D).
     If `output.weight` is missing, the embedding is also the head.
     """
 
@@ -273,6 +287,7 @@ class Decoder:
         output_norm: str = "output_norm",
         embedding_scale: float = 0.0,
         embed_per_layer: Callable[[mx.array, mx.array], mx.array] | None = None,
+        end: Callable[[ModelConfig, Weights], Callable[[mx.array], mx.array]] | None = None,
     ) -> None:
         second_part = feed_forward or partial(moe.feed_forward, config, weights)
 
@@ -291,7 +306,8 @@ class Decoder:
         self.embedding = weights.matrix("token_embd.weight", *shape)
         self.embedding_scale = embedding_scale or config.embedding_scale
         self.embed_per_layer = embed_per_layer
-        last_norm = required_norm(weights, output_norm, config)
+        last_norm = end(config, weights) if end else required_norm(weights, output_norm, config)
+        self.streams = config.streams.count if config.streams else 0
         tied = "output.weight" not in weights
         output = self.embedding if tied else weights.matrix("output.weight", *shape)
         bias = weights.optional_vector("output.bias", config.vocab)
@@ -312,6 +328,8 @@ class Decoder:
         if self.routes is not None:
             self.routes.begin_step()
         embedded = self.embed_per_layer(tokens, x) if self.embed_per_layer else None
+        if self.streams:
+            x = mx.broadcast_to(x[:, None], (x.shape[0], self.streams, x.shape[1]))
         return self.layers(x, cache.layers if cache else None, offset, embedded)
 
     def logits(self, hidden: mx.array) -> mx.array:

@@ -47,9 +47,25 @@ class ClampedSiLU:
         return mx.minimum(gate * mx.sigmoid(gate), limit) * mx.clip(up, -limit, limit)
 
 
+@dataclass(frozen=True, slots=True)
+class ClampedGate:
+    """The activation silu(min(gate, limit)) * clip(up, -limit, limit)."""
+
+    limit: float
+
+    def __call__(self, gate: mx.array, up: mx.array) -> mx.array:
+        gate, limit = mx.minimum(gate, self.limit), self.limit
+        return gate * mx.sigmoid(gate) * mx.clip(up, -limit, limit)
+
+
 def clamped_silu(limit: float) -> Activation:
     """Return the activation with this limit, or swiglu for 0."""
     return ClampedSiLU(limit) if limit else swiglu
+
+
+def clamped_gate(limit: float) -> Activation:
+    """Return the activation with this limit, or swiglu for 0."""
+    return ClampedGate(limit) if limit else swiglu
 
 
 def geglu(gate: mx.array, up: mx.array) -> mx.array:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from engine.architectures.registry import SOFTMAX, SOFTMAX_OF_CHOSEN, SPARSE_MIXER
+from engine.architectures.registry import SOFTMAX, SOFTMAX_OF_CHOSEN, SPARSE_MIXER, SQRT_SOFTPLUS
 from engine.kernels.base import QTensor
 from engine.nn.config import ExpertConfig, ModelConfig
-from engine.nn.mlp import UNGATED, Activation, FeedForward, clamped_silu, swiglu
+from engine.nn.mlp import UNGATED, Activation, FeedForward, clamped_silu, softplus, swiglu
 from engine.nn.norm import RMSNorm
 from engine.nn.weights import ROUTER_SCALE, Linear, Weights
 
@@ -28,13 +28,18 @@ JITTER = 0.01  # PhiMoE's `router_jitter_noise`; GGUF files do not store it
 
 
 def route(
-    logits: mx.array, experts: ExpertConfig, bias: mx.array | None = None
+    logits: mx.array,
+    experts: ExpertConfig,
+    bias: mx.array | None = None,
+    ids: mx.array | None = None,
 ) -> tuple[mx.array, mx.array]:
     """Choose k experts per token.
 
-    logits: (T, E) float32. bias: (E,), added for selection only. Returns float32 weights (T, k) and
-    expert ids (T, k), in no particular order.
+    logits: (T, E) float32. bias: (E,), added for selection only. ids: (T, k), experts that are
+    already chosen. Returns float32 weights (T, k) and expert ids (T, k), in no particular order.
     """
+    if ids is not None:
+        return _weights(_scores(logits, experts), ids, experts), ids
     if experts.gating == SPARSE_MIXER:
         return _by_sparse_mixer(logits, experts)
     if experts.gating == SOFTMAX_OF_CHOSEN:
@@ -49,8 +54,7 @@ def _by_score(
 
     If experts are grouped, only experts in the best groups can be chosen.
     """
-    softmax = experts.gating == SOFTMAX
-    scores = mx.softmax(logits, axis=-1, precise=True) if softmax else mx.sigmoid(logits)
+    softmax, scores = experts.gating == SOFTMAX, _scores(logits, experts)
     # Select by logits if possible: they sort like scores but do not saturate.
     selection = logits if bias is None and experts.groups == 1 else scores
     selection = selection if bias is None else selection + bias
@@ -58,10 +62,23 @@ def _by_score(
         counted = 1 if softmax else 2  # 1: DeepSeek-V2's group_limited_greedy
         selection = _best_groups(selection, experts.groups, experts.groups_used, counted)
     ids = _largest(selection, experts.used)
-    weights = mx.take_along_axis(scores, ids, axis=-1)  # (T, k)
+    return _weights(scores, ids, experts), ids
+
+
+def _scores(logits: mx.array, experts: ExpertConfig) -> mx.array:
+    if experts.gating == SOFTMAX:
+        return mx.softmax(logits, axis=-1, precise=True)
+    if experts.gating == SQRT_SOFTPLUS:
+        return mx.sqrt(softplus(logits))
+    return mx.sigmoid(logits)
+
+
+def _weights(scores: mx.array, ids: mx.array, experts: ExpertConfig) -> mx.array:
+    """Return the chosen experts' weights: scores (T, E), ids (T, k) -> (T, k)."""
+    weights = mx.take_along_axis(scores, ids, axis=-1)
     if experts.renormalize:
         weights = weights / mx.maximum(weights.sum(axis=-1, keepdims=True), MIN_WEIGHT_SUM)
-    return weights * experts.scale, ids
+    return weights * experts.scale
 
 
 def _by_softmax_of_chosen(
@@ -159,12 +176,17 @@ class Experts:
         self.fuse: Callable[[Experts], Callable[..., mx.array] | None] = lambda experts: None
         self.sum = weighted_sum  # experts that stay in the file have another
 
-    def __call__(self, x: mx.array, scored: mx.array | None = None) -> mx.array:
-        """Compute the layer's output for x (T, D). scored: what the router reads; None: x."""
+    def __call__(
+        self, x: mx.array, scored: mx.array | None = None, ids: mx.array | None = None
+    ) -> mx.array:
+        """Compute the layer's output for x (T, D).
+
+        scored: what the router reads; None: x. ids: the experts (T, k); None: the router chooses.
+        """
         logits = self.router.matmul((x if scored is None else scored).astype(mx.float32))
         if self.router_bias is not None:
             logits = logits + self.router_bias
-        weights, ids = route(logits, self.config, self.selection_bias)
+        weights, ids = route(logits, self.config, self.selection_bias, ids)
         if self.stats is not None:
             self.stats.record(ids)
         if self.latent_down is not None:
@@ -220,12 +242,13 @@ class SharedExperts:
         self.shared = FeedForward(config, weights, layer, shared_activation, "_shexp", width)
         self.gate = weights.optional_vector(f"blk.{layer}.ffn_gate_inp_shexp.weight", config.width)
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, ids: mx.array | None = None) -> mx.array:
+        """Compute the layer's output for x (T, D). ids: see `Experts`."""
         shared = self.shared(x)
         if self.gate is not None:
             score = (x.astype(mx.float32) * self.gate).sum(axis=-1, keepdims=True)
             shared = shared * mx.sigmoid(score).astype(shared.dtype)
-        both = self.routed(x) + shared
+        both = self.routed(x, ids=ids) + shared
         return both / 2 if self.averaged else both
 
 

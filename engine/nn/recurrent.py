@@ -77,9 +77,17 @@ class GatedDeltaNet:
     """A gated delta net (arXiv 2412.06464). Its output is normalised per head, then gated.
 
     tiled: if True, value head j uses key head j % G; otherwise it uses key head j // R.
+    sigmoid_gate: if True, the gate's sigmoid takes the place of its silu.
     """
 
-    def __init__(self, config: ModelConfig, weights: Weights, layer: int, tiled: bool) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        layer: int,
+        tiled: bool,
+        sigmoid_gate: bool = False,
+    ) -> None:
         assert config.recurrent is not None
         self.config = shape = config.recurrent
         self.kernels = weights.kernels
@@ -91,7 +99,7 @@ class GatedDeltaNet:
         self.rate = weights.array(name + "ssm_a", shape.heads)  # negative
         self.value_dim = shape.inner // shape.heads
         self.norm = weights.array(name + "ssm_norm.weight", self.value_dim)[None]
-        self.eps = config.norm_eps
+        self.eps, self.sigmoid_gate = config.norm_eps, sigmoid_gate
         self.output = weights.linear(name + "ssm_out", config.width, shape.inner)
         shared = shape.heads // shape.groups
         self.heads = (shared, shape.groups) if tiled else (shape.groups, shared)
@@ -105,7 +113,10 @@ class GatedDeltaNet:
         decay = self.rate * mx.logaddexp(alpha + self.dt_bias, 0)  # softplus
         y = run_cached(cache, offset, [qkv, beta, decay], self.state_shapes, self._advance)
         y, z = (rows.reshape(len(x), -1, self.value_dim) for rows in (y, z))
-        y = self.kernels.gated_norm(y, z, self.norm, self.eps, gate_first=False)
+        if self.sigmoid_gate:
+            y = mx.fast.rms_norm(y, self.norm[0], self.eps) * mx.sigmoid(z)
+        else:
+            y = self.kernels.gated_norm(y, z, self.norm, self.eps, gate_first=False)
         return self.output(y.reshape(len(x), -1).astype(x.dtype))
 
     def _advance(self, parts: Sequence[mx.array], state: State) -> tuple[mx.array, State]:

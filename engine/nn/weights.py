@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from engine.errors import GGUFError
 from engine.gguf.reader import ModelFile, TensorInfo
-from engine.gguf.types import TYPE_BY_NAME
+from engine.gguf.types import TYPE_BY_NAME, TYPES
 from engine.kernels.base import ExpertStore, Kernels, QTensor
 from engine.nn.direct import DirectFile
 from engine.nn.mapped import MappedFile
@@ -90,6 +90,19 @@ class Weights:
         part = replace(info, shape=shape, offset=offset, size_bytes=size)
         return self._load(part, self._scales(info))
 
+    def stack(self, name: str, count: int, rows: int, columns: int) -> QTensor:
+        """Load the matrix `name` (count * rows, columns) as a stack (count, rows, columns)."""
+        info = self._info(name, (count * rows, columns))
+        return self._load(replace(info, shape=(count, rows, columns)), self._scales(info))
+
+    def table(self, name: str, *shape: int) -> mx.array:
+        """Load a table of whole numbers."""
+        info = self._info(name, shape)
+        if info.type.name != "I32":
+            raise GGUFError(f"tensor {name!r} has type {info.type.name}, expected I32")
+        numbers = self._blocks(info).cast("i")
+        return mx.array(numbers).reshape(shape)  # type: ignore[arg-type]  # accepts any buffer
+
     def stacked(
         self, name: str, shape: tuple[int, int, int], start: int, end: int, transpose: bool = False
     ) -> QTensor:
@@ -108,6 +121,8 @@ class Weights:
         return self._load_copy(*(_transposed(copy, info) if transpose else (copy, info)))
 
     def _load(self, info: TensorInfo, scales: mx.array | None) -> QTensor:
+        if info.type.id not in TYPES:
+            raise GGUFError(f"tensor {info.name!r} has type {info.type.name}, expected weights")
         tensor = self.kernels.load(self._blocks(info), info, scales)
         if not self.kernels.in_place:
             self._parts[info.part].release(info.offset, info.offset + info.size_bytes)

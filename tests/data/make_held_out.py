@@ -43,6 +43,10 @@ def random_model(case: dict[str, Any]) -> Any:
     config = family.config_class(**case["config"])
     config._attn_implementation = "eager"
     model = family(config).eval()
+    for name, table in model.named_buffers():
+        if name.endswith("tid2eid"):  # which experts a token chooses
+            order = torch.rand(len(table), config.n_routed_experts).argsort(dim=-1)
+            table.copy_(order[:, : table.shape[1]])
     with torch.no_grad():
         for name, weights in [*model.named_parameters(), *model.named_buffers()]:
             randomize(name, weights, case["hf_class"].startswith(FAN_IN_FIRST))
@@ -51,6 +55,8 @@ def random_model(case: dict[str, Any]) -> Any:
 
 def randomize(name: str, weights: torch.Tensor, fan_in_first: bool) -> None:
     """Fill a parameter in place: matrices by fan-in, vectors around what they start as."""
+    if not weights.is_floating_point():  # of hashes, which the configuration determines
+        return
     noise = torch.randn_like(weights, dtype=torch.float32)
     if "inv_freq" in name or "embed_scale" in name:
         return
@@ -83,6 +89,10 @@ def convert(model: Any, case: dict[str, Any], folder: Path, llama_cpp: Path) -> 
     vocabulary = {"model": {"vocab": words}, "added_tokens": []}
     (folder / "tokenizer.json").write_text(json.dumps(vocabulary))
     hparams = conversion.ModelBase.load_hparams(folder, False)
+    if "layer_types" in published:  # transformers may name them otherwise when it reads them
+        hparams["layer_types"] = published["layer_types"]
+    if hparams["architectures"] == ["DeepseekV4ForCausalLM"]:
+        publish_deepseek4(folder, hparams)
     kind = conversion.get_model_class(
         conversion.get_model_architecture(hparams, conversion.ModelType.TEXT)
     )
@@ -90,6 +100,16 @@ def convert(model: Any, case: dict[str, Any], folder: Path, llama_cpp: Path) -> 
     class Converter(kind):  # type: ignore[misc, valid-type]
         model_arch = kind.model_arch
         no_mtp = True  # nothing that only drafts
+
+        def _write_mxfp4_expert_tensor(self, bid: int, proj: str, key: Any) -> list[str]:
+            """Write experts as they are: DeepSeek V4's are published as MXFP4."""
+            names = [
+                f"layers.{bid}.ffn.experts.{number}.{proj}.weight"
+                for number in range(self.hparams["n_routed_experts"])
+            ]
+            stack = np.stack([self.model_tensors[name]().numpy() for name in names])
+            self.gguf_writer.add_tensor(self.format_tensor_name(key, bid), stack)
+            return names
 
         def set_vocab(self) -> None:
             count = hparams["vocab_size"]
@@ -103,15 +123,36 @@ def convert(model: Any, case: dict[str, Any], folder: Path, llama_cpp: Path) -> 
 
     path = folder / "model.gguf"
     with contextlib.redirect_stderr(io.StringIO()):
-        Converter(folder, gguf.LlamaFileType.ALL_F32, path, eager=True).write()
+        Converter(folder, gguf.LlamaFileType.ALL_F32, path, eager=True, hparams=hparams).write()
     return path
+
+
+def publish_deepseek4(folder: Path, hparams: dict[str, Any]) -> None:
+    """Name keys and tensors as DeepSeek publishes them. transformers writes a few otherwise."""
+    from safetensors.torch import load_file, save_file
+
+    kinds = {"sliding_attention": 0, **hparams["compress_rates"]}
+    main, stretched = (hparams["rope_parameters"][kind] for kind in ("main", "compress"))
+    hparams["compress_ratios"] = [kinds[kind] for kind in hparams["layer_types"]]
+    hparams["num_hash_layers"] = hparams["mlp_layer_types"].count("hash_moe")
+    hparams["rope_parameters"] = main | {
+        name: stretched[name] for name in stretched if name not in main or name == "rope_type"
+    }
+    published = {}
+    for name, weights in load_file(folder / "model.safetensors").items():
+        name = name.removeprefix("model.").replace("embed_tokens.weight", "embed.weight")
+        name = name.replace("hc_head.hc_", "hc_head_").replace(".attn.norm.", ".attn.kv_norm.")
+        published[name.replace("e_score_correction_bias", "bias")] = weights.contiguous()
+    save_file(published, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(hparams))
 
 
 def measure(case: dict[str, Any], llama_cpp: Path) -> dict[str, float]:
     """Make the model of a case; the difference of each kernels' logits in standard deviations."""
     model = random_model(case)
     rng = np.random.default_rng(case["seed"])
-    tokens = rng.integers(0, case["config"]["vocab_size"], PROMPT + DECODED).tolist()
+    count = case.get("prompt", PROMPT) + DECODED
+    tokens = rng.integers(0, case["config"]["vocab_size"], count).tolist()
     with torch.no_grad():
         logits = model(torch.tensor([tokens]), use_cache=False).logits[0].float().numpy()
     with tempfile.TemporaryDirectory() as folder:
@@ -124,7 +165,7 @@ def difference(
 ) -> float:
     """Compare a file's logits, of the prompt at once and of the rest token by token."""
     model = engine.load(path, kernels=kernels)
-    prompt, rest = tokens[:PROMPT], tokens[PROMPT:]
+    prompt, rest = tokens[:-DECODED], tokens[-DECODED:]
     ours = np.concatenate([np.array(model.logits(prompt)), decoded_logits(model, prompt, rest)])
     return float(f"{np.abs(ours - expected).max() / expected.std():.1e}")
 

@@ -43,12 +43,14 @@ class Stored:
 
     @property
     def quantized(self) -> bool:
-        return set(self.meta["tensor_types"]) != {"F32"}
+        return set(self.meta["tensor_types"]) - {"I32"} != {"F32"}
 
     @property
     def long(self) -> bool:
-        """Whether the prompt is too long to be fed one by one; logits are of its last tokens."""
-        return len(self.expected()["tokens"]) >= LONG
+        """Whether the prompt is too long to be fed one by one, or logits are of its last tokens."""
+        expected = self.expected()
+        tokens = len(expected["tokens"])
+        return tokens >= LONG or tokens > len(expected["hf_logits"])
 
     @property
     def exact(self) -> bool:

@@ -23,6 +23,7 @@ from engine.nn.cache.spec import STEP, WINDOW_SLACK
 from engine.nn.config import ModelConfig
 from engine.nn.decoder import (
     AnyBlock,
+    Block,
     Blocks,
     Decoder,
     LMHead,
@@ -32,6 +33,7 @@ from engine.nn.decoder import (
 )
 from engine.nn.mlp import LayerEnd
 from engine.nn.moe import DenseAndExperts
+from engine.nn.norm import AnyNorm
 
 if TYPE_CHECKING:
     from engine.kernels.base import ExpertStore
@@ -59,7 +61,8 @@ def fuse(
     assert isinstance(layers, Blocks) and isinstance(head, LMHead)
     if fuses(config, tensors):
         decoder.layers = FusedLayers(layers, kernels.native, store)
-    decoder.head = FusedHead(head, kernels.native)
+    if isinstance(head.norm, AnyNorm):  # several streams end otherwise
+        decoder.head = FusedHead(head, head.norm, kernels.native)
 
 
 class FusedLayers:
@@ -173,6 +176,7 @@ class StackBuilder:
             self.stack.add(self.convert(block.feed_forward, block.norm), base=place.aside)
             self.width = block.norm.weight.size
             return
+        assert isinstance(block, Block)
         residual, after = block.residual_scale, block.post_feed_forward_norm
         mixer = self.convert(block.mixer, block.mixer_norm, residual, block.post_mixer_norm)
         self.stack.add(mixer, lender=lender)
@@ -210,10 +214,10 @@ class StackBuilder:
 class FusedHead:
     """The final norm and the projection to the vocabulary, as one task."""
 
-    def __init__(self, head: LMHead, native: ModuleType) -> None:
-        self.width = head.norm.weight.size
+    def __init__(self, head: LMHead, norm: AnyNorm, native: ModuleType) -> None:
+        self.width = norm.weight.size
         self.finish = head.finish
-        self.head: _native.Head = native.Head(native_norm(head.norm), native_weight(head.output))
+        self.head: _native.Head = native.Head(native_norm(norm), native_weight(head.output))
 
     def __call__(self, x: mx.array) -> mx.array:
         _require_rows(x, self.width)

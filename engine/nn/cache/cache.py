@@ -10,7 +10,7 @@ Axes: K kv heads, T tokens, d head width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -77,11 +77,14 @@ class Q8Buffer(Buffer):
 class TokenCache:
     """Tensors with one row per token, such as keys and values.
 
-    window: how many of the most recent tokens to keep, or 0 to keep all.
+    window: how many of the most recent tokens to keep, or 0 to keep all. stride: how many tokens
+    share a row. A row is written once its last token is there, and positions count rows.
     """
 
-    def __init__(self, buffers: list[Buffer], context: int, window: int = 0) -> None:
-        self.buffers, self.context, self.window = buffers, context, window
+    def __init__(
+        self, buffers: list[Buffer], context: int, window: int = 0, stride: int = 1
+    ) -> None:
+        self.buffers, self.context, self.window, self.stride = buffers, context, window, stride
         self.base = 0  # position of the first token in the buffers
 
     def extend(
@@ -237,17 +240,35 @@ class Cache:
         return next((i for i, (a, b) in enumerate(pairs) if a != b), min(self.length, len(tokens)))
 
 
-LayerCache = TokenCache | StateCache
+class PartedCache:
+    """The caches of a layer that has several."""
+
+    def __init__(self, parts: Sequence[TokenCache | StateCache]) -> None:
+        self.parts, self.context = parts, parts[0].context
+
+    def rewindable_length(self, length: int) -> int:
+        return rewindable_length(self.parts, length)
+
+
+LayerCache = TokenCache | StateCache | PartedCache
+
+
+def parts_of(layers: Iterable[LayerCache]) -> list[TokenCache | StateCache]:
+    """Return the caches of all layers, part by part."""
+    pairs = (layer.parts if isinstance(layer, PartedCache) else (layer,) for layer in layers)
+    return [part for parts in pairs for part in parts]
 
 
 def new_layer_cache(spec: CacheSpec, context: int, kv_type: str) -> LayerCache:
     """Create an empty cache for one layer."""
+    if spec.parts:
+        return PartedCache(parts_of(new_layer_cache(part, context, kv_type) for part in spec.parts))
     if spec.state_values:
         return StateCache(context)
     dtype = mx.float16 if kv_type == "f16" else mx.float32
     shapes = () if spec.borrowed else spec.buffers
     buffers = [Q8Buffer(*shape) if kv_type == "q8" else Buffer(*shape, dtype) for shape in shapes]
-    return TokenCache(buffers, context, spec.window)
+    return TokenCache(buffers, context, spec.window, spec.stride)
 
 
 def rewindable_length(caches: Sequence[LayerCache], length: int) -> int:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from engine.nn.cache.cache import StateCache, TokenCache
+from engine.nn.cache.cache import StateCache, TokenCache, parts_of
+from engine.nn.cache.spec import flat
 from engine.nn.cache.state import buffer_views, state_views
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class SavedPoint:
 
 def needs_points(model: Model) -> bool:
     """True if some layer of the model cannot be rewound to every token."""
-    return any(spec.state_values or spec.window for spec in model.config.cache_specs)
+    return any(spec.state_values or spec.window for spec in flat(model.config.cache_specs))
 
 
 def last_mark(cache: Cache) -> int:
@@ -51,8 +52,9 @@ def last_mark(cache: Cache) -> int:
     if not isinstance(cache.layers, list):
         marks = cache.layers.marks
         return max(marks[0], 0) if marks[0] in marks[1:] else 0
-    marks = {layer.mark for layer in cache.layers if isinstance(layer, StateCache)}
-    held = [layer.states for layer in cache.layers if isinstance(layer, StateCache)]
+    recurrent = [part for part in parts_of(cache.layers) if isinstance(part, StateCache)]
+    marks = {part.mark for part in recurrent}
+    held = [part.states for part in recurrent]
     mark = marks.pop() if len(marks) == 1 else 0
     return mark if all(mark in states for states in held) else 0
 
@@ -83,7 +85,7 @@ def _first_row(base: int, window: int, length: int) -> int:
 def _save_plain(model: Model, cache: Cache, length: int) -> SavedPoint:
     firsts: list[int] = []
     arrays: list[mx.array] = []
-    for layer in cache.layers:
+    for layer in parts_of(cache.layers):
         if isinstance(layer, StateCache):
             arrays += map(mx.array, layer.states[length])
         elif isinstance(layer, TokenCache) and layer.window:
@@ -96,7 +98,7 @@ def _save_plain(model: Model, cache: Cache, length: int) -> SavedPoint:
 
 def _restore_plain(cache: Cache, point: SavedPoint) -> None:
     firsts, arrays = iter(point.firsts), iter(point.arrays)
-    for layer in cache.layers:
+    for layer in parts_of(cache.layers):
         if isinstance(layer, StateCache):
             like = next(iter(layer.states.values()))
             layer.states = {point.length: tuple(next(arrays) for _ in like)}

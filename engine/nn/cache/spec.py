@@ -7,7 +7,7 @@ the number of bytes that each token reads.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 STEP = 256  # buffers grow in steps of this many tokens
@@ -22,9 +22,11 @@ class CacheSpec:
     """The contents of one layer's cache.
 
     buffers: (heads, values per head) for each tensor with one row per token. window: how many of
-    the most recent tokens the buffers hold, or 0 for all. chosen: the maximum number of tokens that
-    a new token reads from the first buffer, or 0 for all. state_values: number of float32 values in
-    the recurrent state. borrowed: the buffers belong to an earlier layer; this one only reads them.
+    the most recent tokens the buffers hold, or 0 for all. stride: how many tokens share a row.
+    chosen: the maximum number of rows that a new token reads from the first `choosy` buffers, or 0
+    for all. state_values: number of float32 values in the recurrent state. borrowed: the buffers
+    belong to an earlier layer; this one only reads them. parts: the caches of a layer that has
+    several, in place of all of the above.
     """
 
     buffers: tuple[tuple[int, int], ...] = ()
@@ -32,18 +34,32 @@ class CacheSpec:
     window: int = 0
     state_values: int = 0
     borrowed: bool = False
+    stride: int = 1
+    choosy: int = 1
+    parts: tuple[CacheSpec, ...] = ()
+
+
+def flat(layers: Iterable[CacheSpec]) -> Iterator[CacheSpec]:
+    """Yield the caches of all layers, part by part."""
+    for spec in layers:
+        yield from spec.parts or (spec,)
 
 
 def kv_bytes(layers: Iterable[CacheSpec], context: int, kv_type: str) -> int:
     """Return the size in bytes of a full cache for `context` tokens."""
     total = 0
-    for spec in layers:
+    for spec in flat(layers):
         if spec.borrowed:
             continue
-        held = min(context, spec.window + WINDOW_SLACK + STEP) if spec.window else context
-        tokens = math.ceil(held / STEP) * STEP
-        total += int(tokens * token_bytes(spec, kv_type)) + SNAPSHOTS * 4 * spec.state_values
+        rows = int(rows_held(spec, context) * row_bytes(spec, kv_type))
+        total += rows + SNAPSHOTS * 4 * spec.state_values
     return total
+
+
+def rows_held(spec: CacheSpec, context: int) -> int:
+    """Return how many rows the buffers of a cache without parts have room for at the end."""
+    held = min(context, spec.window + WINDOW_SLACK + STEP) if spec.window else context
+    return math.ceil(held // spec.stride / STEP) * STEP
 
 
 def kv_read_bytes(layers: Iterable[CacheSpec], depth: int, kv_type: str) -> int:
@@ -52,17 +68,23 @@ def kv_read_bytes(layers: Iterable[CacheSpec], depth: int, kv_type: str) -> int:
     This includes rows read, and recurrent states read and written.
     """
     total = 0.0
-    for spec in layers:
-        tokens = min(depth, spec.window or depth)
-        total += tokens * token_bytes(spec, kv_type) + 2 * 4 * spec.state_values
-        if 0 < spec.chosen < depth:
-            first = CacheSpec(spec.buffers[:1])
-            total -= (depth - spec.chosen) * token_bytes(first, kv_type)
+    for spec in flat(layers):
+        rows = min(depth, spec.window or depth) // spec.stride
+        total += rows * row_bytes(spec, kv_type) + 2 * 4 * spec.state_values
+        if 0 < spec.chosen < rows:
+            total -= (rows - spec.chosen) * row_bytes(
+                CacheSpec(spec.buffers[: spec.choosy]), kv_type
+            )
     return int(total)
 
 
 def token_bytes(spec: CacheSpec, kv_type: str) -> float:
     """Return the bytes that one layer caches per token, including q8 scales."""
+    return sum(row_bytes(part, kv_type) / part.stride for part in flat([spec]))
+
+
+def row_bytes(spec: CacheSpec, kv_type: str) -> float:
+    """Return the bytes of a row of all buffers of a cache without parts."""
     return sum(heads * dims * _value_bytes(dims, kv_type) for heads, dims in spec.buffers)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from engine.errors import CacheStateError
-from engine.nn.cache.cache import DECODED, StateCache, TokenCache
+from engine.nn.cache.cache import DECODED, StateCache, TokenCache, parts_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,7 +65,7 @@ def dump(model: Model, cache: Cache) -> CacheState:
             positions.append([at + 1 for at in marks])  # 0: no snapshot
             arrays += _states(cache, marks)
         return CacheState(list(cache.tokens), [*positions, kinds], arrays)
-    layers = [_dump_layer(layer, length) for layer in cache.layers]
+    layers = [_dump_layer(layer, length) for layer in parts_of(cache.layers)]
     arrays = [np.asarray(array) for _, held in layers for array in held]
     positions = [positions for positions, _ in layers]
     return CacheState(list(cache.tokens), [*positions, kinds], arrays)
@@ -178,7 +178,7 @@ def _dump_layer(layer: object, length: int) -> tuple[list[int], list[mx.array]]:
         states = {at: state for at, state in layer.states.items() if at <= length}
         return [layer.mark, *states], [array for state in states.values() for array in state]
     assert isinstance(layer, TokenCache)
-    rows = length - layer.base
+    rows = length // layer.stride - layer.base
     return [layer.base], [array[:, :, :rows] for array in _stored(layer)]
 
 
@@ -189,20 +189,22 @@ def _stored(layer: TokenCache) -> list[mx.array]:
 def _load_layers(model: Model, state: CacheState, cache: Cache) -> None:
     import numpy as np
 
-    if len(state.positions) != len(cache.layers):
+    parts = parts_of(cache.layers)
+    if len(state.positions) != len(parts):
         raise CacheStateError("the number of layers does not match this model")
     probe = model.new_cache(1, "f32")
-    if any(isinstance(layer, StateCache) for layer in cache.layers):
+    if any(isinstance(part, StateCache) for part in parts):
         model.step([0], probe)
     else:
         probe.layers = cache.layers
-    layers = list(zip(cache.layers, probe.layers, state.positions, strict=True))
+    layers = list(zip(parts, parts_of(probe.layers), state.positions, strict=True))
     shapes = [_shapes(*layer, len(state.tokens)) for layer in layers]
     _require(state.arrays, [shape for of_layer in shapes for shape in of_layer])
     # A file may store arrays at unaligned offsets.
     arrays = (mx.array(np.require(array, requirements=["ALIGNED"])) for array in state.arrays)
     for layer, like, positions in layers:
         if isinstance(layer, StateCache):
+            assert isinstance(like, StateCache)
             layer.mark, *seen = positions
             layer.states = {at: tuple(next(arrays) for _ in like.states[1]) for at in seen}
         else:
@@ -224,7 +226,7 @@ def _shapes(
     base = positions[0] if len(positions) == 1 else -1
     if base and not (layer.window and 0 < base <= length - layer.window + 1):
         raise CacheStateError("a layer has an invalid first position")
-    rows = length - base
+    rows = length // layer.stride - base
     return [((*array.shape[:2], rows, array.shape[3]), _name(array)) for array in _stored(layer)]
 
 

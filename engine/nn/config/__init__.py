@@ -5,24 +5,32 @@ which tensors of the file the model uses.
 """
 
 from engine.nn.config.model import (
+    BlocksConfig,
+    EntriesConfig,
     ExpertConfig,
     IndexerConfig,
     LatentConfig,
     ModelConfig,
+    NgramConfig,
     RecurrentConfig,
     RopeConfig,
+    StreamsConfig,
 )
 from engine.nn.config.read import architecture_of, read_config, read_model_config
 from engine.nn.config.tensors import OF_EXPERTS, count_parameters, token_share, used_tensors
 
 __all__ = [
     "OF_EXPERTS",
+    "BlocksConfig",
+    "EntriesConfig",
     "ExpertConfig",
     "IndexerConfig",
     "LatentConfig",
     "ModelConfig",
+    "NgramConfig",
     "RecurrentConfig",
     "RopeConfig",
+    "StreamsConfig",
     "architecture_of",
     "count_parameters",
     "read_config",

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from engine.architectures.registry import SOFTMAX
 from engine.nn.cache.spec import CacheSpec
 
+OVERLAPPING = 4  # the ratio whose blocks overlap and have an indexer, in DeepSeek V4
+
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
@@ -38,7 +40,8 @@ class ExpertConfig:
     the file's tensors show. Experts are chosen from the best `groups_used` of `groups` groups.
     width: hidden width of each routed expert. shared_width: hidden width of the shared expert,
     which always runs; 0 if there is none. latent_width: width of the vector that routed experts
-    read and write; 0: the model's.
+    read and write; 0: the model's. hashed_layers: in so many of the first layers, a token's id
+    determines its experts.
     """
 
     count: int
@@ -56,6 +59,7 @@ class ExpertConfig:
     step: int = 1
     dense: tuple[int, ...] = ()
     latent_width: int = 0
+    hashed_layers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,64 @@ class IndexerConfig:
     dims: int
     top: int
     own: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksConfig:
+    """Attention to blocks of tokens, which an indexer chooses.
+
+    ratios: one per layer: the tokens in a block; 0: the layer has no blocks. The indexer's `top`
+    counts entries (DeepSeek V4) or tokens (Qwen4).
+    """
+
+    ratios: tuple[int, ...]
+    indexer: IndexerConfig
+
+
+@dataclass(frozen=True, slots=True)
+class EntriesConfig:
+    """DeepSeek V4's attention, in which an entry replaces the keys of a block.
+
+    rope_base: of layers with blocks. output_rank: for each of `output_groups` groups of heads.
+    """
+
+    query_rank: int
+    output_groups: int
+    output_rank: int
+    rope_base: float
+
+
+@dataclass(frozen=True, slots=True)
+class StreamsConfig:
+    """Hyper-connections: `count` residual streams. rank: of the projection that mixes them.
+
+    iterations: how often the sums of the mixing matrix are made 1. eps: added to its entries.
+    """
+
+    count: int
+    rank: int = 0
+    iterations: int = 1
+    eps: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class NgramConfig:
+    """Hashed embeddings of n-grams of 2 to `longest` tokens, in one layer.
+
+    heads: embeddings of each n-gram, `width` values each. kernel: taps of the convolution. end: the
+    token that ends a text. multipliers: of each token in the hash. sizes, offsets: of each head's
+    part of the table, in rows.
+    """
+
+    layer: int
+    longest: int
+    heads: int
+    width: int
+    kernel: int
+    end: int
+    multipliers: tuple[int, ...]
+    sizes: tuple[int, ...]
+    offsets: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +212,10 @@ class ModelConfig:
     temperature_length: int = 0  # `length` in `engine.nn.rope.Temperature`, in tokens
     latent: LatentConfig | None = None
     recurrent: RecurrentConfig | None = None
+    blocks: BlocksConfig | None = None
+    entries: EntriesConfig | None = None
+    streams: StreamsConfig | None = None
+    ngrams: NgramConfig | None = None
     single_blocks: bool = False  # a layer with feed_forward 0 has only a mixer; others have none
 
     def mixes(self, layer: int) -> bool:
@@ -161,7 +227,9 @@ class ModelConfig:
         if not self.mixes(layer):
             return CacheSpec()
         if self.recurrent and not self.kv_heads[layer]:
-            return CacheSpec(state_values=self.recurrent.state_values)
+            return self._recurrent_spec(layer, self.recurrent)
+        if self.entries:
+            return self._entries_spec(layer)
         if self.latent:
             indexer = self.latent.indexer
             latents = (1, self.latent.rank + self.rope.dims)
@@ -172,7 +240,44 @@ class ModelConfig:
         source = self.kv_source(layer)
         heads, (key_dim, value_dim) = self.kv_heads[source], self.head_dims(layer)
         rows = ((heads, key_dim), (heads, value_dim))
+        if self.blocks and (ratio := self.blocks.ratios[layer]):
+            keys = ((1, self.blocks.indexer.dims),)
+            read = self.blocks.indexer.top + ratio
+            kept = CacheSpec(rows, chosen=read, choosy=len(rows))
+            return CacheSpec(
+                parts=(kept, CacheSpec(keys, window=ratio), CacheSpec(keys, stride=ratio))
+            )
         return CacheSpec(rows, window=self.window(layer), borrowed=source != layer)
+
+    def _recurrent_spec(self, layer: int, recurrent: RecurrentConfig) -> CacheSpec:
+        state = CacheSpec(state_values=recurrent.state_values)
+        ngrams, streams = self.ngrams, self.streams
+        if ngrams is None or streams is None or ngrams.layer != layer:
+            return state
+        reach = (ngrams.kernel - 1) * ngrams.longest
+        values = reach * streams.count * self.width + ngrams.longest - 1
+        return CacheSpec(parts=(state, CacheSpec(state_values=values)))
+
+    def _entries_spec(self, layer: int) -> CacheSpec:
+        """Return the cache spec of a layer with the last tokens' rows, and entries if it has some.
+
+        Its parts: these rows, what the tokens of a block that is not complete gave, and entries.
+        """
+        assert self.blocks is not None
+        last = CacheSpec(((1, self.key_dim),), window=self.window(layer))
+        ratio, indexer = self.blocks.ratios[layer], self.blocks.indexer
+        if not ratio:
+            return CacheSpec(parts=(last,))
+        overlaps = ratio == OVERLAPPING
+        widths = (self.key_dim, indexer.dims) if overlaps else (self.key_dim,)
+        times = 2 if overlaps else 1
+        given = tuple((1, times * width) for width in widths for _ in range(2))
+        entries = CacheSpec(
+            tuple((1, width) for width in widths),
+            stride=ratio,
+            chosen=indexer.top if overlaps else 0,
+        )
+        return CacheSpec(parts=(last, CacheSpec(given, window=times * ratio), entries))
 
     @property
     def cache_specs(self) -> tuple[CacheSpec, ...]:

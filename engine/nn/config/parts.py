@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from engine.architectures.registry import SIGMOID, SOFTMAX, SOFTMAX_OF_CHOSEN, Architecture
+from engine.architectures.registry import (
+    SIGMOID,
+    SOFTMAX,
+    SOFTMAX_OF_CHOSEN,
+    SQRT_SOFTPLUS,
+    Architecture,
+)
 from engine.errors import GGUFError, UnsupportedError
 from engine.gguf.metadata import Metadata
 from engine.nn.config.model import (
@@ -79,7 +85,7 @@ def read_experts(
     if count == 0:
         return None
     gating = keys.integer("expert_gating_func", 0, 255, 0)
-    if gating and gating not in (SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN):
+    if gating and gating not in (SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN, SQRT_SOFTPLUS):
         raise UnsupportedError(f"{keys.prefix}expert_gating_func {gating} is not supported")
     used = keys.same("expert_used_count", layers, 1, count)
     default = dense // used if defaults.routed_as_dense else dense
@@ -104,6 +110,7 @@ def read_experts(
         averaged=defaults.averages_shared,
         shared_width=_shared_width(keys, defaults, width),
         latent_width=keys.integer("moe_latent_size", 0, 1 << 20, 0),
+        hashed_layers=keys.integer("hash_layer_count", 0, layers, 0),
         first=keys.integer("leading_dense_block_count", 0, 512, 0),
         step=keys.integer("interleave_moe_layer_step", 1, 512, 1),
     )

@@ -15,7 +15,7 @@ from engine.errors import GGUFError, UnsupportedError
 from engine.gguf.kinds import not_a_model
 from engine.gguf.metadata import Metadata
 from engine.gguf.reader import TensorInfo, numbers
-from engine.nn.config.model import ModelConfig, RecurrentConfig
+from engine.nn.config.model import ModelConfig, NgramConfig, RecurrentConfig
 from engine.nn.config.parts import (
     read_experts,
     read_latent,
@@ -23,6 +23,7 @@ from engine.nn.config.parts import (
     read_rope,
     read_window_rope,
 )
+from engine.nn.config.streams import read_blocks, read_entries, read_ngrams, read_streams
 
 RMS_EPS, LAYER_NORM_EPS = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
 
@@ -62,6 +63,8 @@ def read_config(metadata: Mapping[str, Any]) -> ModelConfig:
     scale = defaults.attention_scale or (latent.key_dim if latent else key_dim) ** -0.5
     windows = _read_windows(keys, defaults, layers)
     vocab = _vocabulary_size(metadata, keys)
+    kv_heads = _read_kv_heads(keys, layers, heads, recurrent)
+    ngrams = read_ngrams(keys, kv_heads)
     name = metadata.get("general.name")
     return ModelConfig(
         architecture=architecture,
@@ -71,7 +74,7 @@ def read_config(metadata: Mapping[str, Any]) -> ModelConfig:
         vocab=vocab,
         context=keys.integer("context_length", 1, 1 << 31),
         heads=heads,
-        kv_heads=_read_kv_heads(keys, layers, heads, recurrent),
+        kv_heads=kv_heads,
         key_dim=key_dim,
         value_dim=value_dim,
         window_key_dim=window_key_dim,
@@ -86,7 +89,7 @@ def read_config(metadata: Mapping[str, Any]) -> ModelConfig:
         chunked=defaults.chunked,
         rope_enabled=not defaults.rope_optional or keys.flag("rope.scaling.finetuned", True),
         borrowed_layers=_read_borrowed_layers(keys, windows),
-        per_layer_width=keys.integer("embedding_length_per_layer_input", 0, 1 << 20, 0),
+        per_layer_width=_read_per_layer_width(keys, ngrams),
         expert_clamps=_read_clamps(keys, "swiglu_clamp_exp", layers),
         dense_clamps=_read_clamps(keys, "swiglu_clamp_shexp", layers),
         centred_norms=defaults.centred_norms and RMS_EPS not in keys,
@@ -101,6 +104,10 @@ def read_config(metadata: Mapping[str, Any]) -> ModelConfig:
         or rope.original_context,
         latent=latent,
         recurrent=recurrent,
+        blocks=read_blocks(keys, layers, rope.dims),
+        entries=read_entries(keys, heads),
+        streams=read_streams(keys),
+        ngrams=ngrams,
         single_blocks=defaults.single_blocks,
     )
 
@@ -149,6 +156,11 @@ def _read_logit_scale(keys: Metadata, defaults: Architecture) -> float:
 
 def _read_clamps(keys: Metadata, name: str, layers: int) -> tuple[float, ...]:
     return keys.numbers(name, layers, 0.0, 1e6) if name in keys else (0.0,) * layers
+
+
+def _read_per_layer_width(keys: Metadata, ngrams: NgramConfig | None) -> int:
+    """Read the width of each layer's embedding of tokens. With n-grams, the key is about these."""
+    return 0 if ngrams else keys.integer("embedding_length_per_layer_input", 0, 1 << 20, 0)
 
 
 def _read_borrowed_layers(keys: Metadata, windows: tuple[int, ...]) -> int:

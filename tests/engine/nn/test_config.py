@@ -124,7 +124,7 @@ def test_a_file_without_an_architecture_is_refused(architecture: object):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("rope.scaling.type", "spiral"), ("expert_gating_func", 9), ("expert_gating_func", 4)],
+    [("rope.scaling.type", "spiral"), ("expert_gating_func", 9), ("expert_gating_func", 5)],
 )
 def test_what_the_engine_lacks_is_unsupported_not_damaged(key: str, value: object):
     with pytest.raises(UnsupportedError, match=key.replace(".", r"\.")):

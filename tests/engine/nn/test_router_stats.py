@@ -20,6 +20,7 @@ from engine.architectures.registry import (
     SOFTMAX,
     SOFTMAX_OF_CHOSEN,
     SPARSE_MIXER,
+    SQRT_SOFTPLUS,
 )
 from engine.gguf.reader import open_model
 from engine.kernels.native.fused import FusedLayers
@@ -47,6 +48,8 @@ def chosen_by_numpy(logits: np.ndarray, experts: ExpertConfig, bias: np.ndarray 
     elif experts.gating == SOFTMAX:
         scores = np.exp(logits - logits.max(axis=-1, keepdims=True))
         scores = scores / scores.sum(axis=-1, keepdims=True)
+    elif experts.gating == SQRT_SOFTPLUS:
+        scores = np.sqrt(np.logaddexp(logits, 0))
     else:
         assert experts.gating in (SOFTMAX_OF_CHOSEN, SPARSE_MIXER)  # both choose the largest logits
     if bias is not None:
@@ -67,9 +70,11 @@ def hits_by_numpy(stored: Stored, tokens: list[int], monkeypatch: pytest.MonkeyP
     seen = []
     run = Experts.__call__
 
-    def record(self: Experts, x: mx.array, scored: mx.array | None = None) -> mx.array:
+    def record(
+        self: Experts, x: mx.array, scored: mx.array | None = None, ids: mx.array | None = None
+    ) -> mx.array:
         seen.append(x if scored is None else scored)
-        return run(self, x, scored)
+        return run(self, x, scored, ids)
 
     with monkeypatch.context() as patch:
         patch.setattr(Experts, "__call__", record)
@@ -90,16 +95,22 @@ def hits_by_numpy(stored: Stored, tokens: list[int], monkeypatch: pytest.MonkeyP
         }
         logits = np.array(x, np.float64) @ tensors["ffn_gate_inp.weight"].T
         logits += tensors.get("ffn_gate_inp.bias", 0)
-        ids = chosen_by_numpy(
-            logits, experts, tensors.get("exp_probs_b.bias", tensors.get("exp_probs_b"))
-        )
+        if row < experts.hashed_layers:  # every layer of these models is routed
+            table = f"blk.{layer}.ffn_gate_tid2eid.weight"
+            ids = np.array(weights.table(table, model.config.vocab, experts.used))[tokens]
+        else:
+            ids = chosen_by_numpy(
+                logits, experts, tensors.get("exp_probs_b.bias", tensors.get("exp_probs_b"))
+            )
         hits[row] = np.bincount(ids.ravel(), minlength=experts.count)
     return hits
 
 
 def test_every_kind_of_router_is_among_the_stored_models():
     configs = [engine.load(stored.model).config.experts for stored in ROUTED]
-    assert {c.gating for c in configs} == {SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN, SPARSE_MIXER}
+    kinds = {SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN, SPARSE_MIXER, SQRT_SOFTPLUS}
+    assert {c.gating for c in configs} == kinds
+    assert any(c.hashed_layers for c in configs)
     assert any(c.groups > 1 for c in configs) and any(c.shared_width for c in configs)
     assert any(c.weight_on_input and c.used == 1 for c in configs)
     assert any(c.first for c in configs)

@@ -24,6 +24,8 @@ NAMES = (
     "qwen3next",
     "granitehybrid",
     "lfm2",
+    "deepseek4",
+    "qwen4exp",
 )
 PROMPT = [5, 9, 3, 7] * 10
 GREEDY = engine.Settings(temperature=0, max_tokens=8, ignore_end=True)
