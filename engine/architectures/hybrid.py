@@ -11,7 +11,7 @@ Layers without kv heads are recurrent.
   layer, attention without a rotary embedding, or a feed-forward layer. Feed-forward layers and
   experts have no gate and square the positive part of what `up` outputs. The router uses sigmoid
   with a selection bias; a shared expert always runs. In Nemotron 3 Super, the routed experts work
-  in a narrower space.
+  in a narrower space. In Nemotron 3 Puzzle, layers choose different numbers of experts.
 - kimi-linear: Kimi Linear. Kimi delta attention, and latent attention without a rotary embedding.
   The first layers are dense; the rest route by sigmoid with a selection bias and add a shared
   expert.

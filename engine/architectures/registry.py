@@ -135,7 +135,7 @@ ARCHITECTURES = {
     "nemotron_h": Architecture(
         "hybrid:nemotron", recurrent="mamba2", single_blocks=True, rotates=False
     ),
-    "nemotron_h_moe": Architecture(  # Nemotron 3 Nano and Super
+    "nemotron_h_moe": Architecture(  # Nemotron 3 Nano, Super, Puzzle
         "hybrid:nemotron", gating=SIGMOID, recurrent="mamba2", single_blocks=True, rotates=False
     ),
     "olmoe": Architecture("qwen", renormalize=False),  # OLMoE-1B-7B

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from engine.errors import GGUFError, UnsupportedError
+from engine.errors import GGUFError
 from engine.gguf.reader import WHOLE, numbers
 
 
@@ -44,14 +44,13 @@ class Metadata:
         array = numbers(self._value(key, None))
         return self.integers(key, 1 if array is None else max(len(array), 1), low, high)
 
-    def same(self, key: str, count: int, low: int, high: int, default: int | None = None) -> int:
-        """Read an integer that may be stored as an array of `count` equal values."""
+    def each(
+        self, key: str, count: int, low: int, high: int, default: int | None = None
+    ) -> tuple[int, ...]:
+        """Read one integer per layer like `integers`, or take the default for all."""
         if key not in self:
-            return self.integer(key, low, high, default)
-        values = set(self.integers(key, count, low, high))
-        if len(values) != 1:
-            raise UnsupportedError(f"{self.prefix + key} must be the same in every layer")
-        return values.pop()
+            return (self.integer(key, low, high, default),) * count
+        return self.integers(key, count, low, high)
 
     def flags(self, key: str, count: int) -> tuple[bool, ...]:
         """Read an array of booleans, one per layer, which may be stored as the integers 0 and 1."""

@@ -72,6 +72,8 @@ def _has_layers(config: ModelConfig) -> bool:
         return False
     if config.experts and config.experts.gating == SQRT_SOFTPLUS:
         return False
+    if config.experts and len({*config.experts.used_by_layer} - {0}) > 1:
+        return False  # a step records as many ids in every layer
     if config.latent:
         return config.latent.indexer is None or config.latent.query_rank > 0
     if kind == "delta" and config.key_dim != config.value_dim:

@@ -145,7 +145,7 @@ class Experts:
         self, config: ModelConfig, weights: Weights, layer: int, activation: Activation = swiglu
     ) -> None:
         assert config.experts is not None
-        self.config = config.experts
+        self.config = config.experts.of_layer(layer)
         self.activation = activation
         count, hidden, width = self.config.count, self.config.width, config.width
         prefix, latent = f"blk.{layer}", self.config.latent_width

@@ -22,7 +22,8 @@ Hits = NDArray[np.int64]
 class RouterStats:
     """How often each expert was chosen. layers: the indices of the L MoE layers.
 
-    tokens: the number of tokens counted. Each layer's hits add up to `used * tokens`.
+    tokens: the number of tokens counted. Each layer's hits add up to `used * tokens`,
+    or less if it chooses fewer experts than others.
     """
 
     def __init__(self, layers: tuple[int, ...], experts: int, used: int) -> None:
@@ -44,7 +45,13 @@ class RouterStats:
         self._step = []
 
     def record(self, ids: mx.array) -> None:
-        """Record the expert ids for the next layer (T, k) or the next several (layers, T, k)."""
+        """Record the expert ids for the next layer (T, k) or the next several (layers, T, k).
+
+        Layers that choose fewer experts than others have -1 in place of the rest.
+        """
+        missing = self.used - ids.shape[-1]
+        if missing:
+            ids = mx.pad(ids.astype(mx.int32), [(0, 0), (0, missing)], constant_values=-1)
         self._step.append(ids if ids.ndim == 3 else ids[None])
 
     def commit_step(self) -> None:
@@ -92,18 +99,19 @@ class RouterStats:
             return
         chosen = np.concatenate(steps, axis=1).astype(np.int64)  # (L, T, k)
         rows = np.arange(len(self.layers))[:, None, None] * self.experts
-        counted = np.bincount((chosen + rows).ravel(), minlength=self._hits.size)
+        counted = np.bincount((chosen + rows)[chosen >= 0], minlength=self._hits.size)
         self._hits += counted.reshape(self._hits.shape)
         self._count_reuse(chosen)
 
     def _count_reuse(self, chosen: NDArray[np.int64]) -> None:
-        layers = np.arange(len(self.layers))[:, None]
+        layers = np.broadcast_to(np.arange(len(self.layers))[:, None], chosen[:, 0].shape)
         for token in range(chosen.shape[1]):
-            ids = chosen[:, token]
+            real = chosen[:, token] >= 0
+            places = layers[real], chosen[:, token][real]
             if self._seen >= WARM:
-                nearest = np.searchsorted(REUSE, self._seen - self._last[layers, ids])
-                self._reuse += np.bincount(nearest.ravel(), minlength=len(REUSE) + 1)
-            self._last[layers, ids] = self._seen
+                nearest = np.searchsorted(REUSE, self._seen - self._last[places])
+                self._reuse += np.bincount(nearest, minlength=len(REUSE) + 1)
+            self._last[places] = self._seen
             self._seen += 1
 
 

@@ -12,6 +12,7 @@ is not ours either.
 """
 
 import contextlib
+import copy
 import io
 import json
 import logging
@@ -43,6 +44,11 @@ def random_model(case: dict[str, Any]) -> Any:
     config = family.config_class(**case["config"])
     config._attn_implementation = "eager"
     model = family(config).eval()
+    for layer, (used, width) in case.get("experts_by_layer", {}).items():
+        own = copy.deepcopy(config)
+        own.num_experts_per_tok, own.moe_intermediate_size = used, width
+        block = model.model.layers[int(layer)]
+        block.mixer = type(block.mixer)(own, layer_idx=int(layer)).eval()
     for name, table in model.named_buffers():
         if name.endswith("tid2eid"):  # which experts a token chooses
             order = torch.rand(len(table), config.n_routed_experts).argsort(dim=-1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.architectures.registry import SOFTMAX
 from engine.nn.cache.spec import CacheSpec
@@ -41,7 +41,8 @@ class ExpertConfig:
     width: hidden width of each routed expert. shared_width: hidden width of the shared expert,
     which always runs; 0 if there is none. latent_width: width of the vector that routed experts
     read and write; 0: the model's. hashed_layers: in so many of the first layers, a token's id
-    determines its experts.
+    determines its experts. used_by_layer, width_by_layer: one number per layer if layers differ
+    (Nemotron 3 Puzzle), 0 where there are no experts; `used` and `width` are then the largest.
     """
 
     count: int
@@ -60,6 +61,15 @@ class ExpertConfig:
     dense: tuple[int, ...] = ()
     latent_width: int = 0
     hashed_layers: int = 0
+    used_by_layer: tuple[int, ...] = ()
+    width_by_layer: tuple[int, ...] = ()
+
+    def of_layer(self, layer: int) -> ExpertConfig:
+        """Return a layer's own configuration."""
+        if not self.used_by_layer:
+            return self
+        used, width = self.used_by_layer[layer], self.width_by_layer[layer]
+        return replace(self, used=used, width=width, used_by_layer=(), width_by_layer=())
 
 
 @dataclass(frozen=True, slots=True)

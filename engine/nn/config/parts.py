@@ -87,9 +87,17 @@ def read_experts(
     gating = keys.integer("expert_gating_func", 0, 255, 0)
     if gating and gating not in (SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN, SQRT_SOFTPLUS):
         raise UnsupportedError(f"{keys.prefix}expert_gating_func {gating} is not supported")
-    used = keys.same("expert_used_count", layers, 1, count)
+    used_by_layer = keys.each("expert_used_count", layers, 0, count)
+    if not (used := max(used_by_layer)):
+        raise GGUFError(f"{keys.prefix}expert_used_count must be at least 1")
     default = dense // used if defaults.routed_as_dense else dense
-    width = keys.same("expert_feed_forward_length", layers, 1, 1 << 24, default)
+    widths = keys.each("expert_feed_forward_length", layers, 0, 1 << 24, default)
+    if not (width := max(widths)):
+        raise GGUFError(f"{keys.prefix}expert_feed_forward_length must be at least 1")
+    differ = min(used_by_layer) != used or min(widths) != width
+    if any((not one) != (not two) for one, two in zip(used_by_layer, widths, strict=True)):
+        name = keys.prefix + "expert_used_count"
+        raise GGUFError(f"{name} and expert_feed_forward_length must be 0 in the same layers")
     groups = keys.integer("expert_group_count", 0, count, 1) or 1
     groups_used = keys.integer("expert_group_used_count", 0, groups, groups) or groups
     if count % groups:
@@ -110,6 +118,8 @@ def read_experts(
         averaged=defaults.averages_shared,
         shared_width=_shared_width(keys, defaults, width),
         latent_width=keys.integer("moe_latent_size", 0, 1 << 20, 0),
+        used_by_layer=used_by_layer if differ else (),
+        width_by_layer=widths if differ else (),
         hashed_layers=keys.integer("hash_layer_count", 0, layers, 0),
         first=keys.integer("leading_dense_block_count", 0, 512, 0),
         step=keys.integer("interleave_moe_layer_step", 1, 512, 1),

@@ -49,7 +49,8 @@ def token_share(
     if info.name in EMBEDDINGS and not is_head:
         return Fraction(1, config.vocab)
     if config.experts and OF_EXPERTS.fullmatch(info.name):
-        return Fraction(config.experts.used, config.experts.count)
+        experts = config.experts.of_layer(int(info.name.split(".")[1]))
+        return Fraction(experts.used, experts.count)
     return Fraction(1)
 
 

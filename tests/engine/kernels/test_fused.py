@@ -66,15 +66,18 @@ FUSED = [
     "deepseek32",
     "glm-dsa",
 ]
+# Several residual streams, and layers that choose different numbers of experts.
+LAYER_BY_LAYER = {"deepseek4", "qwen4exp", "nemotron_h_moe-puzzle"}
 
 
 @pytest.mark.parametrize(
     "name", [s.name for s in stored_models(set(ARCHITECTURES)) if not s.quantized]
 )
-def test_every_model_runs_as_one_task(name: str):
+def test_all_other_models_run_as_one_task(name: str):
     stored = next(s for s in stored_models(set(ARCHITECTURES)) if s.name == name)
     model = engine.load(stored.model, kernels="native")
-    assert type(model._decoder.layers).__name__ == "FusedLayers"
+    fused = type(model._decoder.layers).__name__ == "FusedLayers"
+    assert fused == (name not in LAYER_BY_LAYER)
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,22 @@ def test_config_reads_what_the_file_says():
     assert kv_values(config) == 2 * 2 * (48 + 48)
 
 
+def test_layers_may_differ_in_their_experts():
+    arrays = {
+        "qwen3moe.expert_used_count": np.array([0, 3], np.uint32),
+        "qwen3moe.expert_feed_forward_length": np.array([0, 48], np.uint32),
+    }
+    experts = read_config(SOUND | arrays).experts
+    assert experts is not None and (experts.used, experts.width) == (3, 48)
+    assert [(experts.of_layer(i).used, experts.of_layer(i).width) for i in range(2)] == [
+        (0, 0),
+        (3, 48),
+    ]
+    one = np.array([48, 48], np.uint32)
+    with pytest.raises(GGUFError, match="0 in the same layers"):
+        read_config(SOUND | arrays | {"qwen3moe.expert_feed_forward_length": one})
+
+
 def test_head_width_is_not_width_over_heads():
     # Not 64 / 4 = 16: two other tools assume so, and halve the size of Qwen3's KV cache.
     assert read_config(SOUND).key_dim == 48
