@@ -112,7 +112,8 @@ def _possible(program: Any, before: list[str], current: str) -> Iterable[Candida
         return []
     unfinished, arguments = _read(command, before[before.index(name) + 1 :])
     if unfinished is not None:
-        return _choices(unfinished)
+        named = _NAMES.get(unfinished.name)
+        return named(command.name, current) if named else _choices(unfinished)
     return _options(command) if current.startswith("-") else _values(command, arguments, current)
 
 
@@ -184,3 +185,23 @@ def _models(command: str, current: str) -> Iterator[Candidate]:
                     yield Candidate(f"{entry.id}:{file.quant}", about)
         elif entry.id not in here:
             yield Candidate(entry.id, f"{count(entry.total_parameters)}, {entry.licence}")
+
+
+def _machines(command: str, current: str) -> Iterator[Candidate]:
+    """Yield the machines of --machine, with a memory size where one is needed."""
+    from engine.fit.machine_specs import machine_specs, models_of
+
+    for key, spec in machine_specs().items():
+        sizes = spec.memory_gb or spec.sold_gb
+        sized = len(sizes) > 1 or (not sizes and current.startswith(key))
+        yield from (Candidate(name, spec.name) for name in (models_of(key) if sized else [key]))
+
+
+def _presets(command: str, current: str) -> Iterator[Candidate]:
+    from conifer_cli.presets import names
+
+    return map(Candidate, names())
+
+
+# Options whose values are names, by the names of their parameters.
+_NAMES = {"machine": _machines, "named": _models, "preset": _presets}

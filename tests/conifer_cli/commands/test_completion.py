@@ -12,10 +12,11 @@ import pytest
 import typer
 
 from catalog import entries
-from conifer_cli import options
+from conifer_cli import options, presets
 from conifer_cli.app import app
 from conifer_cli.commands.completion import SCRIPTS, candidates
 from conifer_cli.options import Shell
+from engine.fit.machine_specs import choose
 from support.program import MODELS, environment, run_conifer, run_unplugged
 from support.terminal_session import TerminalSession
 
@@ -85,6 +86,19 @@ def test_models_are_those_of_the_catalog_and_those_that_were_pulled(home: Path):
 def test_a_colon_is_followed_by_a_quantisation(home: Path):
     expected = {f"qwen3-30b-a3b:{file.quant}" for file in entries()["qwen3-30b-a3b"].files}
     assert {*words("pull qwen3-30b-a3b:")} == expected
+
+
+def test_names_after_an_option_are_completed(home: Path):
+    assert words("run -m qwen3-30b-a3b-i") == ["qwen3-30b-a3b-instruct-2507"]
+    found = words("fit --machine m4")
+    assert {"m4-16gb", "m4-max-64gb"} <= {*found}
+    assert words("fit --machine rtx-409") == ["rtx-4090"]  # sold with one size
+    assert "ryzen-7950x" in words("fit --machine ryzen-7")
+    assert "ryzen-7950x-64gb" in words("fit --machine ryzen-7950x")
+    for name in found:
+        assert choose(name).size_gb or len(choose(name).spec.memory_gb) == 1
+    presets.write("brief", {"temperature": 0.0})
+    assert words("run -t b") == ["brief"]
 
 
 def test_a_path_is_left_to_the_shell(home: Path):
