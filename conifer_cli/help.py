@@ -21,6 +21,8 @@ from conifer_cli.terminal.inline import BOLD
 from conifer_cli.terminal.layout import Column, Grid, Line
 
 WIDTH = 100  # maximum, in columns
+NARROWEST = 28  # minimum
+NAMES = 30  # the most columns that the names of options get
 EXAMPLE_INDENT = 6  # of an example's further lines
 GROUPED_FROM = 12  # minimum number of options to group
 Rows = Iterable[tuple[str, str]]
@@ -133,6 +135,7 @@ class CommandHelp(_PlainValues, TyperCommand):
 
     def get_help(self, ctx: Any) -> str:
         """Return the page, with bold headings if standard output shows styles."""
+        _fit(ctx)
         return _headed(super().get_help(ctx))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -195,6 +198,7 @@ class ProgramHelp(_PlainValues, TyperGroup):
 
     def get_help(self, ctx: Any) -> str:
         """Return the page of commands, which fits a terminal of 80 columns and 24 lines."""
+        _fit(ctx)
         return _headed("\n".join(self._page(ctx)))
 
     def _page(self, ctx: Any) -> Iterable[str]:
@@ -296,6 +300,12 @@ def _topic(name: str) -> list[Line]:
     return lines
 
 
+def _fit(ctx: Any) -> None:
+    """Make a page fit the terminal. Typer's are never narrower than 50 columns."""
+    columns, _ = console.dimensions()
+    ctx.terminal_width = max(NARROWEST, min(columns, WIDTH) - 2)
+
+
 def _headed(text: str) -> str:
     if not console.paints(sys.stdout):
         return text
@@ -329,7 +339,7 @@ def _section(ctx: Any, formatter: Any, title: str, parameters: Iterable[Any]) ->
             rows.append((_TYPE.sub("", name), _without_variable(parameter, about)))
     if rows:
         with formatter.section(title):
-            formatter.write_dl(rows)
+            formatter.write_dl(rows, col_max=min(NAMES, formatter.width // 2))
 
 
 def _without_variable(parameter: Any, about: str) -> str:

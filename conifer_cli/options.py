@@ -322,7 +322,13 @@ Ram = Annotated[
 ]
 Bandwidth = Annotated[
     float | None,
-    option("--bandwidth", "The memory bandwidth of the CPU of --machine.", metavar="GB/S", min=1),
+    option(
+        "--bandwidth",
+        "The memory bandwidth of the CPU of --machine.",
+        metavar="GB/S",
+        min=1,
+        max=100_000,
+    ),
 ]
 Purpose = Annotated[
     PurposeName | None,
@@ -427,7 +433,9 @@ Offline = Annotated[
 ServeHost = Annotated[
     str, option("--host", "The address to serve. Others than loopback require a key.")
 ]
-ServePort = Annotated[int, option("--port", "The port to serve.", min=1, max=65535)]
+ServePort = Annotated[
+    int, option("--port", "The port to serve.", metavar="NUMBER", min=1, max=65535)
+]
 ApiKey = Annotated[
     str,
     option(
@@ -438,7 +446,14 @@ ApiKey = Annotated[
     ),
 ]
 Parallel = Annotated[
-    int, option("--parallel", "Answers that run at once, each with its own cache.", min=1, max=64)
+    int,
+    option(
+        "--parallel",
+        "Answers that run at once, each with its own cache.",
+        metavar="COUNT",
+        min=1,
+        max=64,
+    ),
 ]
 ServeCache = Annotated[
     bool, option("--cache", "Keep prompts on disk too, for later servers and for `run --cache`.")

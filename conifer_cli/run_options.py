@@ -362,9 +362,11 @@ def parse(command_line: typer.Context) -> tuple[str | None, str | None, RunOptio
         values["stop"] = [os.environ["CONIFER_STOP"]]  # typer would split it at whitespace
     if values["preset"]:
         _apply_preset(command_line, values, sources, ranks)
-    if sources.get("named") == TYPED and values["model"] is not None:
-        values["words"] = [values["model"], *(values["words"] or [])]
-        ranks["words"] = ranks["named"]
+    first = values["model"]
+    known = values["named"] or values["resume"] is not None or values["last"]
+    if first and (sources.get("named") == TYPED or (known and _is_prompt(first))):
+        values["words"] = [first, *(values["words"] or [])]
+        ranks["words"] = ranks["model"]
         values["model"] = None
     _resolve_conflicts(values, ranks)
     model, words = values.pop("model"), values.pop("words")
@@ -372,6 +374,11 @@ def parse(command_line: typer.Context) -> tuple[str | None, str | None, RunOptio
     if model is None and (not goes_on or sources.get("named") == TYPED):
         model = values["named"]
     return model, " ".join(words) if words else None, RunOptions(**values, sources=sources)
+
+
+def _is_prompt(text: str) -> bool:
+    """True if a text cannot name a model: it has several words, and there is no such file."""
+    return len(text.split()) > 1 and not os.path.exists(text)
 
 
 def _apply_preset(

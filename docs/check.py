@@ -17,7 +17,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from catalog import Entry, entries
+from conifer_cli.app import app
 from conifer_cli.fit.alternatives import estimate_of
 from conifer_cli.terminal.format import count
 from engine.architectures.registry import ARCHITECTURES
@@ -31,25 +34,8 @@ ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "tests" / "data"
 RESULTS = ROOT / "benchmarks" / "results"
 DECISIONS = ROOT / "docs" / "decisions"
-COMMANDS = (
-    "",
-    "run",
-    "pull",
-    "fit",
-    "bench",
-    "list",
-    "show",
-    "verify",
-    "rm",
-    "doctor",
-    "completion",
-    "chats",
-    "default",
-    "alias",
-    "presets",
-    "config",
-    "help",
-)
+PROGRAM = typer.main.get_command(app)
+COMMANDS = ("", *(name for name, each in PROGRAM.commands.items() if not each.hidden))
 TABLE = re.compile(r"(<!-- results: ([^>]+) -->\n\n)(?:\|.*\n)*")
 # What the tables call a result's file.
 FILES = {

@@ -154,7 +154,7 @@ def wrap(row: Row, width: int, first: str = "", following: str = "") -> list[Row
         if col + len(gap) + size <= width:
             if gap:
                 rows[-1].append((word[0][0] if rows[-1] else "", gap))
-        elif col > cells(following) or not rows[-1]:
+        elif col > cells(following):
             rows.append([("", following)] if following else [])
             col, gap = cells(following), ""
         col += len(gap)

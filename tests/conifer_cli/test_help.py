@@ -33,6 +33,17 @@ def page(capsys, monkeypatch):
     return shown
 
 
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_a_page_fits_a_narrow_terminal(page, name):
+    for words in ((name, "-h"), ("help", name)) if name else ((), ("--help",)):
+        # An option with its values, or a path, may be wider than the terminal.
+        for width in (40, 60):
+            rows = page(*words, columns=width).splitlines()
+            assert all(len(row) <= width or len(row.split()) <= 3 for row in rows)
+        wide = page(*words, columns=400).split()
+        assert {*" ".join(rows).split()} <= {*wide}  # no word is broken at 60
+
+
 @pytest.mark.parametrize("words", [(), ("--help",), ("-h",), ("help",)])
 def test_the_program_has_one_screen_with_every_command_and_three_examples(page, words):
     text = page(*words, columns=80)

@@ -115,6 +115,7 @@ def shown(tmp_path, monkeypatch, capsys):
     for name, value in {"CONIFER_HOME": "conifer", "HF_HOME": "hf"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "hf/hub")
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setattr(sys, "stdin", None)
     monkeypatch.setattr(console, "is_terminal", lambda stream: stream is not None)

@@ -88,6 +88,8 @@ def test_the_default_model_is_used_unless_another_is_named(config, capsys, asked
         ("smollm2-135m", None),
         (None, None),
     ]
+    say(capsys, "run", "Why is the sky blue?")
+    assert asked[-1][:2] == ("smollm2-135m", "Why is the sky blue?")
     assert "overrides" in say(capsys, "default", "gpt-oss-20b")
     say(capsys, "default", "--unset")
     assert "model" not in config.read_text()
@@ -159,6 +161,8 @@ def test_a_preset_keeps_the_options_just_typed(config, capsys, asked):
     assert (options.system, options.temperature, options.stop) == ("Be brief.", 1.0, ["END"])
     assert options.template == "Write a {kind} for:\n{input}"
     assert options.sources["system"] == "preset commit"
+    say(capsys, "run", "-t", "commit", "this diff", "--var", "kind=poem")
+    assert asked[1][:2] == ("gpt-oss-20b", "this diff")
     assert "commit" in say(capsys, "presets") and "Be brief." in say(
         capsys, "presets", "show", "commit"
     )

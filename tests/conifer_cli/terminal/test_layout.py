@@ -6,7 +6,7 @@ import pytest
 
 from conifer_cli.terminal import console, progress
 from conifer_cli.terminal.inline import cells
-from conifer_cli.terminal.layout import GOOD, Column, Grid, labelled, plain, rows_of
+from conifer_cli.terminal.layout import GOOD, Column, Grid, labelled, plain, rows_of, wrap
 
 COLUMNS = (Column("NAME"), Column("SIZE", True), Column("DATE", rank=1), Column("WHERE", rank=2))
 ROWS = [
@@ -111,3 +111,9 @@ def test_parts_break_between_parts(monkeypatch, capsys):
         "one two three; four five;",
         "six seven eight nine",
     ]
+
+
+def test_a_word_wider_than_its_cell_begins_on_the_first_row():
+    assert [plain(row) for row in wrap([("", "granite-4.0-tiny")], 11)] == ["granite-4.0", "-tiny"]
+    table = Grid([Column(), Column("GB", True)], [("a-very-long-name", "9.9")])
+    assert [plain(row) for row in table.lines(13)][1:] == ["a-very-long-  9.9", "name"]
