@@ -38,12 +38,15 @@ def main() -> int:
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--context", default="512,4096")
     parser.add_argument("--touch", action="store_true", help="touch the cache, do not fill it")
+    parser.add_argument("--memory", action="store_true", help="measure no rates: others work")
     parser.add_argument("--kernels", default="auto")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
-        print(json.dumps(case(options.files[0], int(options.case), options.touch, options.kernels)))
+        rounds = 0 if options.memory else ROUNDS
+        context = int(options.case)
+        print(json.dumps(case(options.files[0], context, options.touch, options.kernels, rounds)))
         return 0
     cases = []
     for file in options.files:
@@ -51,6 +54,7 @@ def main() -> int:
             words = [sys.executable, __file__, str(file), "--case", str(context)]
             words += ["--kernels", options.kernels]
             words += ["--touch"] if options.touch else []
+            words += ["--memory"] if options.memory else []
             done = subprocess.run(words, capture_output=True, text=True, check=True)
             cases.append(json.loads(done.stdout.splitlines()[-1]))
             print(json.dumps(cases[-1]), flush=True)
@@ -72,8 +76,8 @@ def identity(made: dict[str, Any]) -> tuple[object, ...]:
     return made["file"], made["context"], made["kernels"]
 
 
-def case(file: Path, context: int, touch: bool, kernels: str) -> dict[str, Any]:
-    """Measure one file at one context."""
+def case(file: Path, context: int, touch: bool, kernels: str, rounds: int) -> dict[str, Any]:
+    """Measure one file at one context. rounds: of decoding and reading; 0 for memory alone."""
     from conifer_cli.acquire import judge, locate
     from conifer_cli.fit.verdict import FitRequest
     from conifer_cli.run_options import RunOptions
@@ -102,8 +106,12 @@ def case(file: Path, context: int, touch: bool, kernels: str) -> dict[str, Any]:
         list(model.generate(tokens, Settings(max_tokens=1), cache))
     decode(model, tokens, cache, DECODED)
     peak = peak_memory_bytes()
-    reads = read_rates(READ_BYTES, sys.maxsize, backend())
-    pairs = [alternate(lambda: decode(model, tokens, cache, TURN), reads) for _ in range(ROUNDS)]
+    pairs: list[tuple[float, float]] = []
+    if rounds:
+        reads = read_rates(READ_BYTES, sys.maxsize, backend())
+        pairs = [
+            alternate(lambda: decode(model, tokens, cache, TURN), reads) for _ in range(rounds)
+        ]
     return summarise(report, model.kernels.name, context, peak, pairs)
 
 
@@ -165,7 +173,7 @@ def summarise(
     ]
     ratios = [rate / by for (rate, _), by in zip(pairs, predicted, strict=True)]
     share = peak / need.total_bytes
-    return {
+    memory: dict[str, Any] = {
         "file": Path(report.paths[0]).name,
         "layers": config.layers,
         "context": context,
@@ -179,6 +187,10 @@ def summarise(
             "buffers": need.buffers_bytes,
             "program": need.program_bytes,
         },
+    }
+    if not pairs:
+        return memory
+    return memory | {
         "tokens_per_s": [round(rate, 2) for rate, _ in pairs],
         "predicted_tokens_per_s": [round(by, 2) for by in predicted],
         "read_bytes_per_s": [round(read) for _, read in pairs],

@@ -234,6 +234,7 @@ def _merging_encoder(
         ignore_merges=pre.whole_words,
         byte_fallback=spaced,
     )
+    vocabulary.merges.clear()  # 17 MB of a large vocabulary; the model has its own
     tokenizer = Tokenizer(model)
     splits: list[Any] = [pre_tokenizers.Split(Regex(text), "isolated") for text in pre.patterns]
     if not spaced:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import chain, repeat
@@ -65,7 +65,8 @@ Pairs = list[tuple[str, str]]
 class Vocabulary:
     """Tokens by id, with their types.
 
-    scores: empty for byte-level BPE. merges: empty for scored vocabularies. specials: ids by name,
+    scores: empty for byte-level BPE. merges: empty for scored vocabularies, and once
+    an encoder has them. specials: ids by name,
     for "bos", "eos", "unk" and "pad" if present. stripping: ids of tokens that drop the whitespace
     after them.
     """
@@ -107,7 +108,7 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     tokens = _tokens(metadata)
     by_text = dict(zip(tokens, range(len(tokens)), strict=True))
     scored = model == "llama"
-    pairs, merged = ([], []) if scored else _merges(metadata, by_text)
+    pairs, merged = ([], []) if scored else _merges(metadata, tokens, by_text)
     types = _with_control(by_text, _types(metadata, tokens), merged)
     merges = _without_special(tokens, types, pairs, merged)
     defaults = {"bos": 1, "eos": 2, "unknown": 0} if scored else {}
@@ -190,8 +191,13 @@ def _ids_of_type(types: list[int], wanted: tuple[TokenType, ...]) -> list[int]:
     return [id for id, kind in enumerate(types) if kind in numbers]
 
 
-def _merges(metadata: Mapping[str, Any], known: Mapping[str, int]) -> tuple[Pairs, list[str]]:
-    """Return the pairs to merge, highest priority first, and the token that each pair produces."""
+def _merges(
+    metadata: Mapping[str, Any], tokens: Sequence[str], known: Mapping[str, int]
+) -> tuple[Pairs, list[str]]:
+    """Return the pairs to merge, highest priority first, and the token that each pair produces.
+
+    They consist of the strings in `tokens`, not of copies.
+    """
     lines = dict.fromkeys(_strings(metadata, "merges"))
     pairs = [(left, right) for left, _, right in map(str.partition, lines, repeat(" "))]
     merged = [left + right for left, right in pairs]
@@ -202,7 +208,8 @@ def _merges(metadata: Mapping[str, Any], known: Mapping[str, int]) -> tuple[Pair
                 raise GGUFError(
                     f"{PREFIX}merges joins {pair}, but the vocabulary lacks a part or the result"
                 )
-    return pairs, merged
+    pairs = [(tokens[known[left]], tokens[known[right]]) for left, right in pairs]
+    return pairs, [tokens[known[text]] for text in merged]
 
 
 def _with_control(by_text: Mapping[str, int], types: list[int], merged: list[str]) -> list[int]:
