@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import mlx.core as mx
 
-from engine.errors import ContextOverflow, NumericError
+from engine.errors import ContextOverflow, EngineError, NumericError
 from engine.limits import enough_memory
 from engine.nn.cache.cache import DECODED, Cache
 from engine.sampling import NOT_FINITE, PENALTY_WINDOW, Sampler, Settings
@@ -214,7 +214,7 @@ class TokenStream:
                 return
             with enough_memory():
                 value = int(token.item())  # type: ignore[arg-type]  # blocks until the device is done
-            self.model.check_file()
+            self._check_file()
             ended = value in endings
             if count == 1 or not ended:  # the end-of-generation token is not part of the answer
                 started = self._clock(count, started)
@@ -235,6 +235,14 @@ class TokenStream:
                 pending = sampler.choose(logits, guide.allowed())
                 mx.async_eval(pending)
             yield value
+
+    def _check_file(self) -> None:
+        """Raise an error if the weights could not be read. The cache loses what they computed."""
+        try:
+            self.model.check_file()
+        except EngineError:
+            self.cache.trim(max(self.cache.length - 1, 0))
+            raise
 
     def _awaited(self, token: mx.array, next_token: mx.array, step: int) -> bool:
         """Wait for a token whose experts may come from the disk. Returns False if stopped.

@@ -68,7 +68,7 @@ def quant_matrix(
             if kind != "too_large":
                 rate = speed(report, target, other, sibling=name != quant)
             elif experts and forecast:
-                plan = stream_plan(need(context), experts.scaled(share), target.machine)
+                plan = stream_plan(need(context), experts.scaled(share), target.machine, context)
                 found = forecast(plan, other, name != quant) if plan else None
                 kind, rate = ("streams", found.rate) if found else (kind, None)
             steps.append((context, kind, rate))

@@ -111,7 +111,7 @@ def streamed_experts(
     if experts is None or not fuses(config, used):
         return experts
     sizes = [
-        buffer_bytes(config, used, backend, config.context, "f16", kernels, most)
+        buffer_bytes(config, used, backend, max(config.context, most), "f16", kernels, most)
         for most in (MAX_CHUNK, STREAM_CHUNK)
     ]
     return replace(experts, buffers_bytes=sizes[1] - sizes[0])
@@ -169,7 +169,7 @@ def judge_needs(
         return verdict
 
     def split(tokens: int) -> Plan | None:
-        return stream_plan(need(tokens), experts, machine)
+        return stream_plan(need(tokens), experts, machine, tokens)
 
     most_streaming = _largest(lambda tokens: split(tokens) is not None, most)
     at = context or min(most, STREAM_CONTEXT, most_streaming or most)
@@ -185,12 +185,14 @@ def judge_needs(
     )
 
 
-def stream_plan(need: Need, experts: RoutedExperts, machine: Machine) -> Plan | None:
+def stream_plan(need: Need, experts: RoutedExperts, machine: Machine, context: int) -> Plan | None:
     """Split a machine's budget between all but experts, and some of them; None if too small.
 
-    need: with all experts in memory.
+    need: with all experts in memory, for this context.
     """
-    resident = need.total_bytes - experts.size_bytes + experts.buffers_bytes
+    longer = min(STREAM_CHUNK, context) - min(MAX_CHUNK, context)  # tokens in a chunk
+    buffers = experts.buffers_bytes * longer // (STREAM_CHUNK - MAX_CHUNK)
+    resident = need.total_bytes - experts.size_bytes + buffers
     reserve = reserve_bytes(machine)
     return plan(experts, int(MARGIN * resident), machine.budget_bytes, reserve)
 

@@ -37,7 +37,7 @@ class RoutedExperts:
     layers: those that choose experts. count, used: how many each has and chooses for a token.
     size_bytes: of all experts. slots_bytes: of slots for all of them, which are whole pages.
     least_bytes: of the smallest store. window_bytes: for experts that a prompt reads ahead.
-    buffers_bytes: what buffers need beyond those of a model in memory, for longer chunks.
+    buffers_bytes: what buffers need beyond those of a model in memory, for the longest chunks.
     """
 
     layers: int

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import mlx.core as mx
@@ -188,6 +189,33 @@ def test_a_disk_that_refuses_is_an_error_that_says_where(
     right = results(engine.load(SMALL, "native"), 40)
     for found, expected in zip(results(disturbed, 40), right, strict=True):
         assert np.array_equal(found, expected), "after the failure"
+
+
+@pytest.mark.parametrize("name", ["qwen3moe-Q4_K_M", "granitehybrid", "qwen35moe", "gpt-oss-mxfp4"])
+@pytest.mark.parametrize("after", [1, 20, 60, 150])
+def test_after_a_failure_the_cache_holds_only_what_was_computed(
+    name: str, after: int, kernels: str
+):
+    """Attention, recurrent layers, windows: the conversation goes on as if nothing had happened."""
+    if kernels != "native":
+        pytest.skip("the native store's reads can be disturbed")
+    path = HERE / name / "model.gguf"
+    model = engine.load(path, expert_bytes=budget(path, "least"))
+    tokens, more = tokens_for(model, 60), tokens_for(model, 9)
+    cache, done = model.new_cache(128), list[int]()
+    model.expert_store.store.disturb(0.0, 0, after)
+    with suppress(ReadFailed):
+        for token in model.generate(tokens, GREEDY, cache):
+            done.append(token)
+    assert len(done) < GREEDY.max_tokens or after == 150
+    model.expert_store.store.disturb(0.0, 0, -1)
+    found = list(model.generate([*tokens, *done, *more], GREEDY, cache))
+    resident = engine.load(path)
+    kept = resident.new_cache(128)
+    if done:
+        same = engine.Settings(temperature=0, max_tokens=len(done), ignore_end=True)
+        assert list(resident.generate(tokens, same, kept)) == done
+    assert found == list(resident.generate([*tokens, *done, *more], GREEDY, kept))
 
 
 @pytest.mark.parametrize("delay_s, most", [(0.002, 0), (0.0, 4096), (0.001, 8192)])
