@@ -19,7 +19,7 @@ from engine.gguf.reader import ModelFile, open_model
 from engine.kernels.base import ExpertStore
 from engine.kernels.native.fused import fuse
 from engine.kernels.select import select
-from engine.limits import STREAM_CHUNK, enough_memory, prefill_chunk
+from engine.limits import STREAM_CHUNK, enough_memory, prefill_chunk, without_collection
 from engine.nn.cache.cache import READ, WHOLE, Cache
 from engine.nn.cache.spec import KV_TYPES
 from engine.nn.config import ModelConfig, read_model_config, used_tensors
@@ -209,6 +209,7 @@ def _chunks(start: int, end: int, size: int) -> Iterator[range]:
         start = stop
 
 
+@without_collection()
 def load(
     path: str | Path | ModelFile,
     kernels: str = "auto",

@@ -129,10 +129,13 @@ void multiply_panels(const Matrix& w, const TokenView* x, int64_t tokens, float*
     for (int64_t n = 0; n < w.cols; n += COLS) {
       const int cols = static_cast<int>(std::min<int64_t>(COLS, w.cols - n));
       const uint8_t* data = w.data + row * stride + n / COLS * L::CHUNK_BYTES;
-      unpack_half<L>(data, stride, std::min(rows, 16), cols, 0, panel);
+      const uint8_t* next =
+          n + COLS < w.cols ? data + L::CHUNK_BYTES : w.data + (row + ROWS) * stride;
+      unpack_half<L>(data, next, stride, std::min(rows, 16), cols, 0, panel);
       const int second =
           std::min(16, rows - 1);  // with 16 rows or fewer, any row, which is not stored
-      unpack_half<L>(data + second * stride, stride, std::max(rows - 16, 1), cols, 1, panel);
+      unpack_half<L>(data + second * stride, next + second * stride, stride, std::max(rows - 16, 1),
+                     cols, 1, panel);
       multiply_panel<L>(panel, x, tokens, n, sums);
     }
     const uint32_t stored = rows == ROWS ? ~0u : (1u << rows) - 1;

@@ -57,17 +57,18 @@ CONIFER_INLINE void transpose_floats(const RowVectors* rows, __m512 RowVectors::
 }
 
 // Unpack one chunk of 16 rows to one half of the panel, in format L (quant/avx512.h). If there are
-// fewer rows, the last row is repeated.
+// fewer rows, the last row is repeated. next: the chunk that comes after it, to be prefetched.
 template <class L>
-void unpack_half(const uint8_t* data, int64_t stride, int rows, int cols, int half, Panel& panel) {
+void unpack_half(const uint8_t* data, const uint8_t* next, int64_t stride, int rows, int cols,
+                 int half, Panel& panel) {
   RowVectors vectors[16];
   for (int r = 0; r < 16; ++r) {
-    const uint8_t* row = data + std::min(r, rows - 1) * stride;
+    const int64_t at = std::min(r, rows - 1) * stride;
+    const uint8_t* row = data + at;
+#pragma GCC unroll 4
+    for (int i = 0; i < L::CHUNK_BYTES; i += 64) _mm_prefetch(next + at + i, _MM_HINT_T0);
     if (cols == COLS) {
       L::unpack_chunk(row, vectors[r]);
-      _mm_prefetch(row + L::CHUNK_BYTES, _MM_HINT_T0);
-      _mm_prefetch(row + L::CHUNK_BYTES + 64, _MM_HINT_T0);
-      if (L::CHUNK_BYTES > 128) _mm_prefetch(row + L::CHUNK_BYTES + 128, _MM_HINT_T0);
     } else {
       alignas(64) uint8_t padded[L::CHUNK_BYTES] = {};
       std::memcpy(padded, row, static_cast<size_t>(cols * L::CHUNK_BYTES / COLS));

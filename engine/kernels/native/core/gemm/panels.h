@@ -51,18 +51,19 @@ void unpack_rows(const uint8_t* const (&data)[8], int row, Panel& panel) {
   }
 }
 
-// Unpack a chunk of columns. If there are fewer rows, the last row is repeated.
+// Unpack a chunk of columns. If there are fewer rows, the last row is repeated. next: the chunk
+// that comes after it, to be prefetched.
 template <class Ops, class T>
-void unpack_panel(const uint8_t* data, int64_t stride, int rows, int cols, Panel& panel) {
+void unpack_panel(const uint8_t* data, const uint8_t* next, int64_t stride, int rows, int cols,
+                  Panel& panel) {
   for (int row = 0; row < PANEL_ROWS; row += 8) {
     const uint8_t* eight[8];
     uint8_t padded[8][CHUNK_BYTES<T>];
     for (int r = 0; r < 8; ++r) {
-      eight[r] = data + (row + r < rows ? row + r : rows - 1) * stride;
-      if (cols == CHUNK) {
-        for (int i = 0; i < CHUNK_BYTES<T>; i += 64)
-          __builtin_prefetch(eight[r] + CHUNK_BYTES<T> + i);
-      } else {
+      const int64_t at = (row + r < rows ? row + r : rows - 1) * stride;
+      eight[r] = data + at;
+      for (int i = 0; i < CHUNK_BYTES<T>; i += 64) __builtin_prefetch(next + at + i);
+      if (cols < CHUNK) {
         std::memset(padded[r], 0, sizeof padded[r]);
         std::memcpy(padded[r], eight[r], static_cast<size_t>(cols * CHUNK_BYTES<T> / CHUNK));
         eight[r] = padded[r];
@@ -124,8 +125,10 @@ void multiply_many(const Matrix& w, const TokenView* x, int64_t tokens, float* y
     std::memset(sums, 0, static_cast<size_t>(tokens) * PANEL_ROWS * sizeof(float));
     for (int64_t n = 0; n < w.cols; n += CHUNK) {
       const int cols = static_cast<int>(w.cols - n < CHUNK ? w.cols - n : CHUNK);
-      unpack_panel<Ops, T>(w.data + row * stride + n / CHUNK * CHUNK_BYTES<T>, stride, rows, cols,
-                           panel);
+      const uint8_t* data = w.data + row * stride + n / CHUNK * CHUNK_BYTES<T>;
+      const uint8_t* next =
+          n + CHUNK < w.cols ? data + CHUNK_BYTES<T> : w.data + (row + PANEL_ROWS) * stride;
+      unpack_panel<Ops, T>(data, next, stride, rows, cols, panel);
       multiply_panel<Ops, T>(panel, x, tokens, n, sums);
     }
     for (int64_t t = 0; t < tokens; ++t)
