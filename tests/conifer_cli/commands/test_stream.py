@@ -26,7 +26,7 @@ REAL = synthesize.SHAPES["qwen3-30b-a3b"]
 SHAPE = dataclasses.replace(
     REAL, layers=2, vocab=4096, keys={**REAL.keys, "expert_feed_forward_length": 512}
 )
-TOO_LITTLE, SOME, PLENTY = 300 << 20, 480 << 20, 4 << 30
+TOO_LITTLE, SOME, PLENTY = 150 << 20, 480 << 20, 4 << 30
 CONTEXT = ("-c", "1024")
 
 

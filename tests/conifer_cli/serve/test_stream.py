@@ -25,7 +25,7 @@ REAL = synthesize.SHAPES["qwen3-30b-a3b"]
 SHAPE = dataclasses.replace(
     REAL, layers=2, vocab=4096, keys={**REAL.keys, "expert_feed_forward_length": 512}
 )
-TOO_LITTLE, SOME, PLENTY = 300 << 20, 520 << 20, 4 << 30
+TOO_LITTLE, SOME, PLENTY = 150 << 20, 520 << 20, 4 << 30
 CONTEXT = ("-c", "1024")
 
 
