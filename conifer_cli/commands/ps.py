@@ -26,12 +26,20 @@ COLUMNS = (
 )
 
 
-def show_server(host: str, port: int, as_json: bool) -> int:
-    """Print the state of the server at an address. The exit code is 1 if there is none."""
+def state_of(host: str, port: int) -> Any:
+    """Return what /health says. Raises OSError, HTTPException or ValueError."""
     connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
     try:
         connection.request("GET", "/health")
-        state = json.loads(connection.getresponse().read())
+        return json.loads(connection.getresponse().read())
+    finally:
+        connection.close()
+
+
+def show_server(host: str, port: int, as_json: bool) -> int:
+    """Print the state of the server at an address. The exit code is 1 if there is none."""
+    try:
+        state = state_of(host, port)
         rate = state["decoded_tokens_per_s"]
     except (OSError, http.client.HTTPException) as error:
         console.problem(
@@ -41,8 +49,6 @@ def show_server(host: str, port: int, as_json: bool) -> int:
     except (ValueError, KeyError, TypeError):
         console.log(f"conifer: the program at {host}:{port} is not Conifer")
         return errors.FAILURE
-    finally:
-        connection.close()
     if as_json:
         console.print_json(state)
     elif state["model"] is None:

@@ -143,6 +143,7 @@ CLIENT_CONFIGS = {
 def configured(config: ClientConfig, url: str, model: str, context: int, key: str) -> str:
     """Return a client's configuration for a server."""
     text = config.text.replace('"context": 0', f'"context": {context}')
+    text = text.replace('"output": 8192', f'"output": {min(8192, context // 4)}')
     text = text.replace('"max_tokens": 0', f'"max_tokens": {context}')
     for name, value in (("URL", url), ("MODEL", model), ("CONTEXT", str(context)), ("KEY", key)):
         text = _replaced(text, name, value)

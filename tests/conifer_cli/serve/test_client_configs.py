@@ -24,11 +24,30 @@ def test_a_configuration(config):
         tomllib.loads(text)
 
 
+@pytest.mark.parametrize(
+    ("model", "name", "context"),
+    [
+        (None, "hf:a/b/c.gguf", "4096"),
+        ("hf:a/b/c.gguf", "hf:a/b/c.gguf", "4096"),
+        ("gpt-oss-20b", "gpt-oss-20b", "32768"),
+    ],
+)
+def test_a_running_server_says_what_it_serves(capsys, monkeypatch, model, name, context):
+    state = {"model": "hf:a/b/c.gguf", "context": 4096}
+    monkeypatch.setattr("conifer_cli.commands.serve.state_of", lambda host, port: state)
+    print_client_config("codex", model, "127.0.0.1", 9000, None)
+    document = tomllib.loads(capsys.readouterr().out)
+    assert (document["model"], str(document["model_context_window"])) == (name, context)
+
+
 def test_printing(capsys):
     assert print_client_config("opencode", "./a.gguf", "127.0.0.1", 9000, 65536) == 0
     document = json.loads(capsys.readouterr().out)
     provider = document["provider"]["conifer"]
     assert provider["options"]["baseURL"] == "http://127.0.0.1:9000/v1"
     assert provider["models"]["a.gguf"]["limit"]["context"] == 65536
+    assert print_client_config("opencode", "smollm2-135m", "127.0.0.1", 9000, None) == 0
+    models = json.loads(capsys.readouterr().out)["provider"]["conifer"]["models"]
+    assert models["smollm2-135m"]["limit"] == {"context": 8192, "output": 2048}
     with pytest.raises(UsageError, match="unknown client"):
         print_client_config("emacs", None, "127.0.0.1", 1, None)
