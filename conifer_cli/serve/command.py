@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+import shlex
 import signal
 import socket
 from collections.abc import Iterator
@@ -161,6 +163,7 @@ def _announce(host: Host, listener: socket.socket) -> None:
             f"conifer: serving {served.name} at {url}/v1 ({context} of context, {at_once} at once)"
         )
         model = served.name
-    key = " -H 'Authorization: Bearer $CONIFER_API_KEY'" if options.api_key else ""
-    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
-    console.log(f"conifer: curl {url}/v1/chat/completions{key} -d '{body}'")
+    key = ' -H "Authorization: Bearer $CONIFER_API_KEY"' if options.api_key else ""
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]})
+    # Not wrapped, so that it can be copied.
+    console.write_stderr(f"curl {url}/v1/chat/completions{key} -d {shlex.quote(body)}\n")

@@ -127,7 +127,7 @@ class Host:
             elif self.current is None and self._last is not None:
                 await self._load(self._last)
             if self.current is None:
-                raise BadRequest("the request names no model", "model")
+                raise BadRequest("the request names no model; /v1/models lists them", "model")
             self.current.users += 1
             return self.current
 

@@ -81,18 +81,18 @@ async def show_status(host: Host) -> None:
     shown = ""
     try:
         while True:
-            line = status_line(host)
+            columns, _ = console.dimensions()
+            line = status_line(host, columns - len("^C") - 1)
             if line != shown:
-                columns, _ = console.dimensions()
-                console.write_stderr(CLEAR + line[: columns - 1])
+                console.write_stderr(CLEAR + line)
                 shown = line
             await asyncio.sleep(EVERY_S)
     finally:
         console.write_stderr(CLEAR)
 
 
-def status_line(host: Host) -> str:
-    """Return what the server does now, or has done."""
+def status_line(host: Host, width: int) -> str:
+    """Return what the server does now, or has done, as far as a width in columns allows."""
     scheduler, metrics = host.scheduler, host.metrics
     answered = sum(metrics.finishes.values())
     parts = [f"{scheduler.running} running", f"{scheduler.queued} waiting", f"{answered} answered"]
@@ -103,4 +103,6 @@ def status_line(host: Host) -> str:
     if host.current and (experts := host.current.experts) is not None:
         parts.append(f"{100 * experts.hit_rate:.0f} % of experts in memory")
     name = host.current.name if host.current else "no model"
-    return f"{name}: {', '.join(parts)}"
+    while parts and len(line := f"{name}: {', '.join(parts)}") > width:
+        parts.pop()
+    return line if parts else name[:width]

@@ -1,13 +1,16 @@
 """Starting, guarding and ending the server."""
 
+import os
 import signal
 import socket
 import subprocess
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from conifer_cli.serve.reports import status_line
 from support.program import run_conifer, templated
 from support.serving import CHATML, serving
 
@@ -71,14 +74,26 @@ def test_a_public_host_needs_a_key(tmp_path, model):
 
 
 def test_the_start_says_what_is_served(tmp_path, model):
-    with serving(tmp_path, model, "-c", "1024") as server:
+    with serving(tmp_path, model, "-c", "1024", CONIFER_API_KEY="secret") as server:
         text = server.log.read_text()
         assert "templated.gguf" in text and server.url in text and "1,024 tokens" in text
-        line = next(line for line in text.splitlines() if "curl" in line)
-        done = subprocess.run(
-            ["bash", "-c", line.removeprefix("conifer: ")], capture_output=True, check=False
-        )
+        line = next(line for line in text.splitlines() if line.startswith("curl"))
+        env = {**os.environ, "CONIFER_API_KEY": "secret"}
+        done = subprocess.run(["bash", "-c", line], env=env, capture_output=True, check=False)
         assert b"chat.completion" in done.stdout
+
+
+def test_the_live_line_drops_what_does_not_fit():
+    scheduler = SimpleNamespace(running=1, queued=2)
+    metrics = SimpleNamespace(
+        finishes={"stop": 3}, recent=[1], decode_per_s=48.75, prompt_tokens=10, cached_tokens=5
+    )
+    current = SimpleNamespace(name="a-model", experts=None)
+    host = SimpleNamespace(scheduler=scheduler, metrics=metrics, current=current)
+    whole = "a-model: 1 running, 2 waiting, 3 answered, 48.8 tokens/s, 50 % from the cache"
+    assert status_line(host, 80) == whole
+    assert status_line(host, 60) == "a-model: 1 running, 2 waiting, 3 answered, 48.8 tokens/s"
+    assert status_line(host, 4) == "a-mo"
 
 
 def test_cors_if_asked_for(tmp_path, model):
