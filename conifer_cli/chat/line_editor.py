@@ -220,7 +220,7 @@ def _session(host: EditorHost, keys: TypedKeys) -> PromptSession[str]:
     return PromptSession(
         PROMPT,
         multiline=True,
-        prompt_continuation=CONTINUATION,
+        prompt_continuation=_continuation,
         placeholder=hint(lambda: PLACEHOLDER) if faint else None,
         rprompt=hint(host.meter),
         completer=HostCompleter(),
@@ -370,11 +370,22 @@ def complete_path(typed: str) -> list[str]:
     return [f"{folder}/{name}" if "/" in typed else name for name in found[:MAX_NAMES]]
 
 
-def complete_model(typed: str) -> list[str]:
-    """Return the models that complete a name, those here first, or files if it is a path."""
-    from catalog import entries
+def _continuation(width: int, line: int, wraps: int) -> str:
+    """Return what is before a further row of a message: dots if Enter began it, else spaces."""
+    return " " * width if wraps else CONTINUATION
 
-    if "/" in typed or typed.startswith((".", "~")):
+
+def complete_model(typed: str) -> list[str]:
+    """Return the models that complete a name, those here first, or files if it is a path.
+
+    Before anything is typed, only the models here: the catalog would fill the screen.
+    """
+    from catalog import entries
+    from catalog.store.store import name_of
+
+    if typed.startswith((".", "~")) or ("/" in typed and not typed.startswith("hf:")):
         return complete_path(typed)
-    here = [model.model_id for model in open_store().installed() if model.model_id]
+    here = [model.model_id or name_of(model) for model in open_store().installed()]
+    if here and not typed:
+        return list(dict.fromkeys(here))
     return [name for name in dict.fromkeys([*here, *entries()]) if name.startswith(typed)]

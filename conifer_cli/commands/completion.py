@@ -34,7 +34,8 @@ _conifer() {
         COMPREPLY=("${COMPREPLY[@]#"$head"}")
     fi
 }
-complete -o default -F _conifer conifer
+complete -o default -o nosort -F _conifer conifer 2>/dev/null ||
+    complete -o default -F _conifer conifer  # bash 3
 """
 
 ZSH = """\

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from conifer_cli.chat import line_editor
 from conifer_cli.chat.line_editor import edit_externally, is_closed, read_history, unquoted
 from support.program import command, environment, templated
 from support.talk import PLAIN
@@ -149,6 +151,24 @@ def test_tab_completes_commands_paths_and_models(begin, tmp_path):
             ready(session)
             session.type(typed + ENTER)
             session.expect(shown)
+
+
+def test_rows_of_a_message_have_dots_only_where_enter_was_pressed(begin):
+    with begin() as session:
+        ready(session)
+        session.type("a" * 100 + "\x0abb")  # 24 of them are on a second row
+        assert session.expect("bb").count("... ") == 1
+
+
+def test_before_a_name_is_typed_only_the_models_here_are_offered(monkeypatch):
+    about = {"repository": "a/b", "name": "c.gguf", "quant": None}
+    here = [SimpleNamespace(model_id=each, **about) for each in ("gpt-oss-20b", None)]
+    monkeypatch.setattr(line_editor, "open_store", lambda: SimpleNamespace(installed=lambda: here))
+    assert line_editor.complete_model("") == ["gpt-oss-20b", "hf:a/b/c.gguf"]
+    assert line_editor.complete_model("hf:a") == ["hf:a/b/c.gguf"]
+    assert line_editor.complete_model("gpt-oss") == ["gpt-oss-20b", "gpt-oss-120b"]
+    here.clear()
+    assert "qwen3-30b-a3b" in line_editor.complete_model("")
 
 
 def test_ctrl_c_at_an_empty_prompt_says_how_to_leave_and_ctrl_d_leaves(begin):
