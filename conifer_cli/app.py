@@ -406,16 +406,18 @@ def rm(models: MaybeModels = None, everything: All = False, yes: options.Yes = F
 
 
 @app.command("Check this machine and the installation.", "conifer doctor", "conifer doctor --json")
-def doctor(as_json: options.Json = False, gpu: options.GpuCheck = False) -> int:
+def doctor(
+    context: typer.Context, as_json: options.Json = False, gpu: options.GpuCheck = False
+) -> int:
     """Check this machine and the installation, and print advice for each problem.
 
     The first failed check determines the exit code: 1 for the backend, the kernels or package
-    versions, 4 for memory or a full disk, and 5 for the model cache or the Hub. Set
-    HF_HUB_OFFLINE=1 to skip the Hub check.
+    versions, 2 for the config file, 4 for memory or a full disk, and 5 for the model cache or the
+    Hub. Set HF_HUB_OFFLINE=1 to skip the Hub check.
     """
     from conifer_cli.commands.doctor import examine
 
-    return examine(as_json, gpu)
+    return examine(context.find_root(), as_json, gpu)
 
 
 @app.command(

@@ -76,7 +76,7 @@ def table() -> Table:
         Declined: (FAILURE, ""),
         BadSaved: (BAD_MODEL, ""),
         Offline: (UNREACHABLE, "Run `conifer list` to see the models on this machine."),
-        NoCode: (FAILURE, "Omit -x to print the whole answer."),
+        NoCode: (FAILURE, "The answer is above. Omit -x to print it to standard output."),
         OutputError: (FAILURE, ""),
         MemoryError: (NO_ROOM, "Close other programs, or pass -c to reserve a smaller context."),
         typer.TyperException: (USAGE, usage.hint),

@@ -133,6 +133,8 @@ def _regenerate(conversation: Conversation, rest: str) -> None:
     finally:
         if not messages or messages[-1]["role"] != "assistant":
             messages.append(previous)
+        elif messages[-1]["content"] == previous["content"]:
+            console.log("The answer is the same; /retry temperature 1 changes more.")
 
 
 def _changes(text: str) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from catalog.store.disk import existing
-from conifer_cli import errors
+from conifer_cli import config_file, errors
 from conifer_cli.acquire import connect
 from conifer_cli.fit.best import best_here
 from conifer_cli.options import gpu_verdicts, open_store
@@ -51,13 +52,15 @@ class Check:
     code: int = errors.OK
 
 
-def examine(as_json: bool, gpu: bool = False) -> int:
+def examine(root: Any, as_json: bool, gpu: bool = False) -> int:
     """Run all checks and print their results. Return the exit code of the first failure.
 
-    gpu: instead, try the kernels of every block type on this machine's GPU.
+    root: the program's context. gpu: instead, try the kernels of every block type on this machine's
+    GPU.
     """
     found = []
-    for check in gpu_checks() if gpu else CHECKS:
+    checks = gpu_checks() if gpu else [*CHECKS, lambda: check_config(root)]
+    for check in checks:
         found.append(check())
         if not as_json:
             console.print_lines([_grid(found[-1])])
@@ -260,6 +263,19 @@ def check_versions() -> Check:
         advice = f"Reinstall Conifer: it requires {', '.join(wrong)}"
         return Check("versions", FAIL, detail, advice, errors.FAILURE)
     return Check("versions", OK, detail)
+
+
+def check_config(root: Any) -> Check:
+    """Check the config file, which other commands refuse to run with if it is invalid."""
+    path = config_file.place()
+    try:
+        config_file.defaults(root)
+        found = config_file.contents()
+    except errors.UsageError as error:
+        return Check("config", FAIL, str(error), error.hint.rstrip("."), errors.USAGE)
+    number = sum(len(value) if isinstance(value, dict) else 1 for value in found.values())
+    state = counted(number, "setting") if path.exists() else "no such file, so all defaults hold"
+    return Check("config", OK, f"{path}: {state}")
 
 
 def _unmet(requirements: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from conifer_cli.errors import NoCode
 from conifer_cli.run_options import RunOptions
 from conifer_cli.terminal import console
 from conifer_cli.terminal.code_block import first_code_block
@@ -55,13 +56,20 @@ class Response:
         return "".join(self._shown)
 
     def print(self, parts: Iterable[Part]) -> None:
-        """Print the parts as they arrive. Only the answer goes to stdout. Raises NoCode."""
+        """Print the parts as they arrive. Only the answer goes to stdout.
+
+        Raises NoCode, after printing the answer to stderr.
+        """
         with self._printer as printer:
             pieces = self._answer_of(parts)
-            for piece in first_code_block(pieces) if self._extracts else pieces:
-                self._shown.append(piece)
-                if self._streams:
-                    printer.push(piece)
+            try:
+                for piece in first_code_block(pieces) if self._extracts else pieces:
+                    self._shown.append(piece)
+                    if self._streams:
+                        printer.push(piece)
+            except NoCode:
+                console.log(self.text)  # an answer may have taken minutes
+                raise
             if not self._streams:
                 printer.push(self.shown)
 

@@ -92,6 +92,16 @@ def test_regen_answers_the_same_message_anew(tmp_path):
     assert len(answers) > 2
 
 
+def test_regen_says_that_the_answer_is_the_same(tmp_path, capsys):
+    talk = conversation(templated(tmp_path, PLAIN), temperature=0.0, max_tokens=4)
+    send(talk, "one")
+    run_command("/regen", talk)
+    assert "The answer is the same; /retry temperature 1" in capsys.readouterr().err
+    talk.messages[-1]["content"] += " and more"
+    run_command("/regen", talk)
+    assert "the same" not in capsys.readouterr().err
+
+
 def test_regen_that_fails_keeps_the_answer_and_speaks_of_no_message(talk, capsys, monkeypatch):
     def fail(*_, **__):
         raise NumericError("not finite")

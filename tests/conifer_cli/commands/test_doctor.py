@@ -15,7 +15,7 @@ from engine.fit.machine import Machine
 from support.hub_server import HubServer, running_hub
 from support.program import run_conifer, run_unplugged
 
-NAMES = ["backend", "kernels", "memory", "cgroup", "cache", "hub", "versions"]
+NAMES = ["backend", "kernels", "memory", "cgroup", "cache", "hub", "versions", "config"]
 
 
 @pytest.fixture
@@ -124,6 +124,19 @@ def test_memory_is_judged_by_what_fits_in_it(tmp_path: Path, gib: float, status:
     done = run_unplugged("doctor", "--json", home=tmp_path, memory_bytes=size, HF_HUB_OFFLINE="1")
     assert check(done)["memory"]["status"] == status
     assert done.returncode == code
+
+
+@pytest.mark.process
+def test_a_config_file_is_checked(tmp_path: Path):
+    config = tmp_path / "conifer" / "config.toml"
+    config.parent.mkdir()
+    config.write_text("temprature = 1\n")
+    done = run_conifer("doctor", "--json", home=tmp_path, HF_HUB_OFFLINE="1")
+    found = {check["name"]: check for check in json.loads(done.stdout)["checks"]}["config"]
+    assert (found["status"], found["advice"]) == ("fail", "Did you mean temperature?")
+    assert "config.toml, line 1, temprature" in found["detail"]
+    config.write_text("temperature = 1\n[run]\nseed = 3\n")
+    assert b"2 settings" in run_conifer("doctor", home=tmp_path, HF_HUB_OFFLINE="1").stdout
 
 
 @pytest.mark.parametrize("backend", ["metal", "cuda"])

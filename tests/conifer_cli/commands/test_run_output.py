@@ -101,7 +101,7 @@ def test_extract_prints_the_first_block_and_stops_there(capsys):
 def test_extract_without_a_block_is_an_error(capsys):
     with pytest.raises(NoCode):
         Response(RunOptions(extract=True)).print(iter([(Kind.ANSWER, "No code here.")]))
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == ("", "No code here.\n")
 
 
 def test_verbose_names_the_file_and_where_each_setting_came_from(tmp_path):
