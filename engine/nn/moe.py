@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import mlx.core as mx
 
@@ -134,6 +134,16 @@ class ExpertLinear:
         return y if self.bias is None else y + self.bias[ids].astype(y.dtype)
 
 
+class Fused(Protocol):
+    """What kernels replace `run` and the weighted sum by."""
+
+    def __call__(self, x: mx.array, ids: mx.array, scores: mx.array) -> mx.array:
+        """Compute the weighted sum of the chosen experts: (T, D), (T, k), (T, k) -> (T, D)."""
+
+    def pairs(self, x: mx.array, ids: mx.array) -> mx.array:
+        """Compute an expert's result for each pair of many, in the order of ids: (T k, D)."""
+
+
 class Experts:
     """An MoE feed-forward layer. Biases are used if the file contains them.
 
@@ -171,9 +181,8 @@ class Experts:
         self.down = expert_linear(weights, prefix, "ffn_down", count, width, hidden)
         self.sorts = not weights.kernels.groups_by_expert
         self.stats: RouterStats | None = None
-        # x (T, D), ids (T, k), weights (T, k) -> (T, D): what kernels replace `run` and the sum by
-        self.fused: Callable[[mx.array, mx.array, mx.array], mx.array] | None = None
-        self.fuse: Callable[[Experts], Callable[..., mx.array] | None] = lambda experts: None
+        self.fused: Fused | None = None
+        self.fuse: Callable[[Experts], Fused | None] = lambda experts: None
         self.sum = weighted_sum  # experts that stay in the file have another
 
     def __call__(

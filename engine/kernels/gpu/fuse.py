@@ -55,8 +55,13 @@ class FusedExperts:
         return weighted(_blocks(down), down.bias, hidden, ids, scores)
 
     def _sorted(self, x: mx.array, ids: mx.array, scores: mx.array) -> mx.array:
+        y = self.pairs(x, ids).reshape(*ids.shape, -1)
+        return (y * scores[..., None].astype(y.dtype)).sum(axis=-2)
+
+    def pairs(self, x: mx.array, ids: mx.array) -> mx.array:
+        """Compute an expert's result for each pair, in the order of ids (T, k): (T k, D)."""
         experts = self.experts
-        groups = Grouped.of(ids, experts.config.count)
+        groups = Grouped.of(ids, _blocks(experts.down).shape[0])
         rows = groups.take(x[:, None, :], ids.shape[1])
 
         def product(part: ExpertLinear, of: mx.array) -> mx.array:
@@ -69,8 +74,7 @@ class FusedExperts:
         else:
             gates = () if experts.gate is None else (product(experts.gate, rows),)
             hidden = experts.activation(*gates, product(experts.up, rows))
-        y = groups.restore(product(experts.down, hidden)).reshape(*ids.shape, -1)
-        return (y * scores[..., None].astype(y.dtype)).sum(axis=-2)
+        return groups.restore(product(experts.down, hidden))
 
 
 def fuse_experts(decoder: Decoder) -> None:

@@ -13,8 +13,12 @@ import pytest
 
 import engine
 from engine.architectures.registry import ARCHITECTURES, WIDE_ACTIVATIONS
+from engine.gguf.reader import open_model
 from engine.kernels.gpu.blocks import BlockKernels
 from engine.kernels.gpu.launch import Gpu
+from engine.nn.cache.cache import DECODED
+from engine.nn.config import read_model_config
+from engine.streaming import least_bytes, most_bytes
 from support.emulator.run import launch
 from support.gpu import NIGHT, needs_compiler
 from support.models import Stored, row_rms, stored_models
@@ -88,3 +92,34 @@ def test_a_refused_type_is_converted_and_says_why(monkeypatch):
     assert (
         np.abs(found - expected["hf_logits"]).max() < 0.2 * expected["hf_logits"].std()
     )  # nine bits a weight
+
+
+@pytest.mark.parametrize("name", ["qwen3moe-Q4_K_M", pytest.param("gpt-oss-mxfp4", marks=NIGHT)])
+@pytest.mark.parametrize("cuda", [False, pytest.param(True, marks=NIGHT)])
+def test_experts_from_the_file_give_the_same_logits(name, cuda, monkeypatch):
+    """Prompts of few and of many pairs of a token and an expert, and decoded tokens."""
+    stored = next(m for m in MODELS if m.name == name)
+    kernels = BlockKernels("cpu", Gpu(cuda, launch), mx.float32)
+    monkeypatch.setattr("engine.model.select", lambda *_: kernels)
+    file = open_model(stored.model)
+    config = read_model_config(file.metadata, file.tensors)
+    facts = config, file.tensors, "blocks", "cuda" if cuda else "metal"
+    least, most = least_bytes(*facts), most_bytes(*facts)
+    tokens = np.random.default_rng(1).integers(3, config.vocab, 60).tolist()
+
+    def results(model):
+        cache = model.new_cache(96)
+        found = [np.array(model.prefill(part, cache, None)) for part in (tokens[:50], tokens[50:])]
+        for token in tokens[:3]:
+            found.append(np.array(model.forward(mx.array([token]), cache)))
+            cache.extend([token], DECODED)
+        return found
+
+    right = results(engine.load(stored.model))
+    for budget in (least, (least + most) // 2, most):
+        model = engine.load(stored.model, expert_bytes=budget)
+        for found, expected in zip(results(model), right, strict=True):
+            assert np.array_equal(found, expected)
+        stats, layers = model.expert_store.stats(), len(model.expert_store.layers)
+        assert stats.hits + stats.misses == 3 * layers * config.experts.used
+        assert stats.bytes_read > 0 and stats.held_bytes <= budget
