@@ -88,7 +88,9 @@ ARCHITECTURES = {
         centred_norms=True,
         scales_logits_up=True,
     ),
-    "deepseek32": Architecture("deepseek:deepseek32", gating=SIGMOID, log_multiplier_unit=0.1),
+    "deepseek32": Architecture(
+        "deepseek:deepseek32", gating=SIGMOID, renormalize=False, log_multiplier_unit=0.1
+    ),
     # DeepSeek V4 Flash, V4 Pro. Every layer has a window.
     "deepseek4": Architecture("deepseek4", gating=SQRT_SOFTPLUS, window=128, period=NEVER_FULL),
     "dots1": Architecture("qwen", gating=SIGMOID),  # dots.llm1
@@ -100,7 +102,11 @@ ARCHITECTURES = {
     # Gemma 4: 26B-A4B, 31B, E2B, E4B
     "gemma4": Architecture("gemma4", period=6, window_base=10_000.0, attention_scale=1.0),
     "glm-dsa": Architecture(  # GLM-5, 5.1, 5.2
-        "deepseek:glm_dsa", gating=SIGMOID, log_multiplier_unit=0.1, indexers_shared_from=1 << 20
+        "deepseek:glm_dsa",
+        gating=SIGMOID,
+        renormalize=False,
+        log_multiplier_unit=0.1,
+        indexers_shared_from=1 << 20,
     ),
     "glm4moe": Architecture("qwen", gating=SIGMOID),  # GLM-4.5, 4.5-Air, 4.6, 4.7
     "gpt-oss": Architecture("gpt_oss", gating=SOFTMAX_OF_CHOSEN, period=2, yarn_rounded=False),
@@ -130,7 +136,9 @@ ARCHITECTURES = {
     "mimo2": Architecture("qwen", gating=SIGMOID, period=1),  # MiMo V2 Flash, V2.5
     "minimax-m2": Architecture("qwen", gating=SIGMOID),  # MiniMax M2
     "mistral3": Architecture("llama"),  # Ministral 3, Mistral Small 3
-    "mistral4": Architecture("deepseek", log_multiplier_unit=0.1),  # Mistral Small 4
+    "mistral4": Architecture(
+        "deepseek", renormalize=False, log_multiplier_unit=0.1
+    ),  # Mistral Small 4
     # Nemotron-H, Nemotron Nano 2
     "nemotron_h": Architecture(
         "hybrid:nemotron", recurrent="mamba2", single_blocks=True, rotates=False

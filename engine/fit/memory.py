@@ -248,11 +248,9 @@ def buffer_bytes(
     of the cache nor stored attention scores. most: tokens in a chunk.
     """
     chunk = min(most, context)
-    pairs = zip(config.heads, _head_values(config), strict=True)
-    heads = max(count * values for count, values in pairs)
     native = kernels == "native"
-    mixed = max(heads, _recurrent_values(config, native))
     fused = native and fuses(config, tensors)
+    mixed = _mixer_values(config, native, fused)
     embedded = 3 * config.layers * config.per_layer_width
     # Streams, what is read of them and added to them, and the copy that is normalised.
     width = (4 + 4 * config.streams.count if config.streams else 4) * config.width
@@ -301,6 +299,33 @@ def _loading_bytes(tensors: Mapping[str, TensorInfo], backend: str, kernels: str
     return max(held) + repacked if held else 0
 
 
+def _mixer_values(config: ModelConfig, native: bool, fused: bool) -> int:
+    """Return how many values attention and recurrent layers store per prompt token."""
+    recurrent = _recurrent_values(config, native)
+    if not (fused and config.latent):
+        pairs = zip(config.heads, _head_values(config), strict=True)
+        return max(recurrent, *(count * values for count, values in pairs))
+    latent = _latent_values(config)
+    if config.recurrent is None:
+        return latent
+    # Each has buffers of its own, but for a gate and what it mixes.
+    return latent + 11 * config.recurrent.inner - 2 * config.recurrent.inner
+
+
+def _latent_values(config: ModelConfig) -> int:
+    """Return how many values fused latent attention stores per prompt token.
+
+    For each head: a query, what it is compared with, a sum of latents, its value, and the inputs of
+    three products in 8 bits, with scales.
+    """
+    latent = config.latent
+    assert latent is not None
+    row, nope = latent.rank + config.rope.dims, latent.key_dim - config.rope.dims
+    products = nope + latent.rank + latent.value_dim
+    head = latent.key_dim + row + latent.rank + latent.value_dim + products // 3
+    return max(config.heads) * head + 2 * row + latent.query_rank
+
+
 def _head_values(config: ModelConfig) -> list[int]:
     """Return how many values each layer's attention stores per head and token."""
     if config.latent is None:
@@ -323,13 +348,22 @@ def _index_bytes(config: ModelConfig, chunk: int, context: int) -> int:
 
 
 def _hidden_values(config: ModelConfig, fused: bool) -> int:
-    """Return how many values a feed-forward layer stores per token."""
+    """Return how many values a feed-forward layer stores per token.
+
+    Fused layers share what gates give; what `up` gives is stored for all tokens only in dense
+    layers and shared experts, and not by kernels that read tiles.
+    """
     experts = config.experts
+    if fused:
+        dense = max(
+            (width for layer, width in enumerate(config.feed_forward) if not config.routed(layer)),
+            default=0,
+        )
+        routed = experts.used * experts.width if experts else 0
+        shared = experts.shared_width if experts else 0
+        return max(dense, routed) + dense + 2 * shared
     if experts is None:
-        return max(config.feed_forward) * (1 if fused else 3)
-    if fused:  # processes the experts one by one
-        routed = experts.used * experts.width + experts.shared_width
-        return max(*config.feed_forward, routed)
+        return 3 * max(config.feed_forward)
     routed = experts.used * (3 * experts.width + 2 * config.width)
     return max(3 * max(config.feed_forward), routed + 3 * experts.shared_width)
 

@@ -50,6 +50,17 @@ def test_config_reads_what_the_file_says():
     assert kv_values(config) == 2 * 2 * (48 + 48)
 
 
+@pytest.mark.parametrize("name", ["deepseek2", "deepseek32", "glm-dsa", "mistral4"])
+def test_a_converter_that_leaves_the_key_out_means_no(name: str):
+    # DeepSeek's converter writes `expert_weights_norm` only if it is true.
+    routed = {"expert_count": 8, "expert_used_count": 2, "expert_feed_forward_length": 32}
+    header = metadata(name, **routed)
+    experts = read_config(header).experts
+    assert experts is not None and not experts.renormalize
+    experts = read_config(header | {f"{name}.expert_weights_norm": True}).experts
+    assert experts is not None and experts.renormalize
+
+
 def test_layers_may_differ_in_their_experts():
     arrays = {
         "qwen3moe.expert_used_count": np.array([0, 3], np.uint32),
