@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
@@ -101,7 +101,7 @@ def judge(model: RequestedModel, request: FitRequest, ignore_disk: bool = False)
 
     ignore_disk: ignore any local copy and use the Hub's header.
     """
-    hub = _refuse if request.offline else connect
+    hub = partial(_refuse, model.name) if request.offline else connect
     return judge_model(model.name, model.reference, request, open_store(), hub, ignore_disk)
 
 
@@ -221,7 +221,7 @@ def _download(
     model: RequestedModel, report: FitReport, request: FitRequest, store: Store
 ) -> FitReport:
     if request.offline:
-        _refuse()
+        _refuse(model.name)
     if report.remote and not request.force:
         from catalog.download.pull import require_room
 
@@ -253,8 +253,8 @@ def _download(
     return report
 
 
-def _refuse() -> NoReturn:
-    raise Offline("this model is not on this machine, and nothing may be downloaded")
+def _refuse(name: str) -> NoReturn:
+    raise Offline(f"{name} is not on this machine, and --offline forbids a download")
 
 
 def _speed_of(report: FitReport, request: FitRequest) -> Rate | None:
