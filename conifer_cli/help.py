@@ -110,22 +110,31 @@ class _PlainValues:
 class CommandHelp(_PlainValues, TyperCommand):
     """A command's help, and its error for unexpected arguments.
 
-    rare: left out of the list. of_numbers: the action that a number alone stands for.
+    rare: left out of the list. implied: the actions that a number means in place of an action, and
+    that another word probably means.
     """
 
     rare = False
-    of_numbers = ""
+    implied = ("", "")
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments. Raises UsageError if there are too many of them."""
         ctx.allow_extra_args = True  # typer's own message contains "(s)"
         ctx.meta["brief"] = "-h" in args and "--help" not in args
-        if self.of_numbers and (args := list(args)) and args[0].isdecimal():
-            args = [self.of_numbers, *args]
+        of_number, of_word = self.implied
+        if of_number and args and args[0].isdecimal():
+            args = [of_number, *args]
+        first = next((word for word in args if not word.startswith("-")), "")
         try:
             super().parse_args(ctx, args)
         except typer.TyperException as error:
             vars(error)["ctx"] = getattr(error, "ctx", None) or ctx
+            parameter: Any = getattr(error, "param", None)
+            if of_word and _is(parameter, "argument"):
+                known = map(str, parameter.type_descriptor.choices or ())
+                meant = usage.did_you_mean(first, known, f"`{ctx.command_path} {{}}`")
+                meant = meant or f"Did you mean `{ctx.command_path} {of_word} {first}`?"
+                raise UsageError(usage.message(error), meant) from error
             raise
         if ctx.args:
             raise UsageError(
@@ -227,15 +236,15 @@ class Program(typer.Typer):
         short_help: str = "",
         *lines: str,
         rare: bool = False,
-        of_numbers: str = "",
+        implied: tuple[str, str] = ("", ""),
         **settings: Any,
     ) -> Callable[..., Any]:
         """Register a command.
 
         short_help: shown in the list of commands. lines: examples. rare: the list shows only its
-        name. of_numbers: the action that a number alone stands for.
+        name. implied: see CommandHelp.
         """
-        kind = type("CommandHelp", (CommandHelp,), {"rare": rare, "of_numbers": of_numbers})
+        kind = type("CommandHelp", (CommandHelp,), {"rare": rare, "implied": implied})
         register = super().command(
             cls=kind, short_help=short_help, epilog=examples(*lines), **settings
         )
@@ -327,7 +336,7 @@ def _group(option: Any) -> str | None:
 
 
 def _is(parameter: Any, kind: str) -> bool:
-    return bool(parameter.param_type_name == kind)
+    return bool(getattr(parameter, "param_type_name", None) == kind)
 
 
 def _section(ctx: Any, formatter: Any, title: str, parameters: Iterable[Any]) -> None:

@@ -19,7 +19,7 @@ app = Program()
     "conifer chats search sourdough",
     "conifer chats 12",
     "conifer run --continue",
-    of_numbers=options.ChatsAction.SHOW.value,
+    implied=(options.ChatsAction.SHOW.value, options.ChatsAction.SEARCH.value),
 )
 def chats(
     action: Annotated[

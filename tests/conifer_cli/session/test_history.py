@@ -101,7 +101,8 @@ def test_chats_lists_searches_shows_exports_and_removes(capsys, arguments, said)
     [
         (("chats", "show", "7"), "there is no conversation 7"),
         (("chats", "7"), "there is no conversation 7"),
-        (("chats", "one"), "ACTION must be one of"),
+        (("chats", "one"), "Did you mean `conifer chats search one`?"),
+        (("chats", "serch", "one"), "Did you mean `conifer chats search`?"),
         (("chats", "show"), "expected a conversation's ID"),
         (("chats", "rm", "x"), "'x' is not a conversation's ID"),
         (("chats", "rm", "1"), "requires confirmation"),
