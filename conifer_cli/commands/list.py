@@ -123,7 +123,7 @@ def list_catalog(as_json: bool, sort: str | None = None) -> int:
         kind = size_kind(entry, None, machine) if machine else None
         fits = (STYLES[kind], WORDS[kind]) if entry.architecture in known else (FAINT, text)
         cells = (name, total, active, sized, fits, context, entry.kind, entry.licence)
-        rows.append((*cells, *([f"{_sort_value(entry, sort):g}"] if scored else [])))
+        rows.append((*cells, *([f"{_sort_value(entry, sort):.1f}"] if scored else [])))
     console.print_lines([Grid(CATALOG if scored else CATALOG[:-1], rows), "", NOTE])
     return errors.OK
 
@@ -267,7 +267,7 @@ def _speed_row(document: dict[str, Any]) -> tuple[str, ...]:
     rates = ("decode_per_s", "predicted_decode_per_s", "prefill_per_s")
     return (
         *(document[name] for name in ("model", "kernels", "kv_type")),
-        *("-" if document[name] is None else f"{document[name]:.4g}" for name in rates),
+        *("-" if document[name] is None else f"{document[name]:,.1f}" for name in rates),
         size(document["peak_bytes"]),
         size(document["predicted_peak_bytes"]),
         str(document["runs"]),

@@ -12,6 +12,7 @@ import pytest
 
 from catalog import resolve
 from conifer_cli.acquire import locate
+from conifer_cli.commands.list import _speed_row
 from conifer_cli.fit import run_history, view
 from conifer_cli.fit.predict import Target, bytes_per_token
 from conifer_cli.fit.quant_matrix import quant_matrix
@@ -256,3 +257,10 @@ def test_two_lists_at_once_exit_2(home):
     done = run_unplugged("list", "--catalog", "--speeds", home=home)
     assert done.returncode == 2
     assert run_unplugged("list", "--speeds", home=home).returncode == 0
+
+
+def test_rates_have_one_form():
+    rates = {"decode_per_s": 33.254, "predicted_decode_per_s": None, "prefill_per_s": 17298.0}
+    named = {"model": "m", "kernels": "native", "kv_type": "f16", "runs": 1, "last": ""}
+    row = _speed_row({**named, **rates, "peak_bytes": 1, "predicted_peak_bytes": 2})
+    assert row[3:6] == ("33.3", "-", "17,298.0")
