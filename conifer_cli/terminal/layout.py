@@ -55,10 +55,12 @@ class Grid:
             if not self._columns[least].rank:
                 break
             shown.remove(least)
-        if width is not None and (over := _width(sizes, shown) - width) > 0:
-            texts = [at for at in shown if not self._columns[at].right]
-            widest = max(texts or shown, key=lambda at: sizes[at])
-            sizes[widest] = max(sizes[widest] - over, min(LEAST_CELL, sizes[widest]))
+        texts = [at for at in shown if not self._columns[at].right] or shown
+        while width is not None and _width(sizes, shown) > width:
+            widest = max(texts, key=lambda at: sizes[at])
+            if sizes[widest] <= LEAST_CELL:
+                break
+            sizes[widest] -= 1
         return [line for row in self._rows for line in self._row(row, shown, sizes)]
 
     def _row(self, row: list[Span], shown: list[int], sizes: list[int]) -> list[Row]:

@@ -117,3 +117,9 @@ def test_a_word_wider_than_its_cell_begins_on_the_first_row():
     assert [plain(row) for row in wrap([("", "granite-4.0-tiny")], 11)] == ["granite-4.0", "-tiny"]
     table = Grid([Column(), Column("GB", True)], [("a-very-long-name", "9.9")])
     assert [plain(row) for row in table.lines(13)][1:] == ["a-very-long-  9.9", "name"]
+
+
+def test_a_narrow_table_shares_what_is_missing_between_its_texts():
+    table = Grid([Column(), Column()], [("/set think [low|medium|high]", "keep the conversations")])
+    rows = [plain(row) for row in table.lines(38)]
+    assert rows == ["/set think          keep the", "[low|medium|high]   conversations"]
