@@ -79,8 +79,12 @@ def kv_read_bytes(layers: Iterable[CacheSpec], depth: int, kv_type: str) -> int:
 
 
 def token_bytes(spec: CacheSpec, kv_type: str) -> float:
-    """Return the bytes that one layer caches per token, including q8 scales."""
-    return sum(row_bytes(part, kv_type) / part.stride for part in flat([spec]))
+    """Return the bytes that one layer caches per token, including q8 scales.
+
+    Of several caches, those with a window do not count: they do not grow with the context.
+    """
+    kept = [part for part in spec.parts if not part.window] if spec.parts else [spec]
+    return sum(row_bytes(part, kv_type) / part.stride for part in kept)
 
 
 def row_bytes(spec: CacheSpec, kv_type: str) -> float:

@@ -93,7 +93,9 @@ def test_entries_are_rows_of_several_tokens():
     assert (last.window, given.window, entries.stride) == (16, 8, 4)
     assert (last.buffers, entries.buffers) == (((1, 32),), ((1, 32), (1, 64)))
     assert [dims for _, dims in given.buffers] == [64, 64, 128, 128]
-    assert token_bytes(config.cache_specs[0], "f32") == 4 * 32
+    # The last tokens' rows and what a block's tokens gave do not grow with the context.
+    assert token_bytes(config.cache_specs[0], "f32") == 0
+    assert token_bytes(config.cache_specs[1], "f32") == 4 * (32 + 64) / 4
     rows = 4 * (16 * 32 + 8 * (2 * 64 + 2 * 128))
     # At depth 400 the indexer reads the keys of 100 entries, and attention the best 8.
     assert kv_read_bytes([config.cache_specs[1]], 400, "f32") == rows + 4 * (8 * 32 + 100 * 64)
