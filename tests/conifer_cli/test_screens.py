@@ -1,4 +1,4 @@
-"""What 31 commands show in a terminal of 60, 80 and 140 columns, with and without colours.
+"""What 33 commands show in a terminal of 60, 80 and 140 columns, with and without colours.
 
 The screens are kept in tests/data/screens.json, cell by cell: the text, and the styles of each row.
 CONIFER_WRITE_SCREENS=1 writes them anew; look at the difference before you commit it.
@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from itertools import groupby
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import pytest
 from huggingface_hub import constants
 
 import engine.fit.machine
+from catalog import starter_entry
 from conifer_cli import acquire, app, options
 from conifer_cli.session import history
 from conifer_cli.terminal import console
@@ -46,6 +48,7 @@ COMMANDS = (
     "fit --for code",
     "fit gpt-oss-120b --buy",
     "list",
+    "ls",
     "list --catalog",
     "list --speeds",
     "show qwen3-30b-a3b",
@@ -55,6 +58,7 @@ COMMANDS = (
     "chats 1",
     "chats search sourdough",
     "config",
+    "ps",
     "default",
     "alias",
     "presets",
@@ -73,6 +77,8 @@ HEADLINES = {
     "fit m": "verdict: ",
     "list --catalog": "qwen3-30b-a3b  ",
     "list": "No ",
+    "ls": "smollm2-135m:Q4_1",
+    "ps": "393.5 MB",
     "show": "architecture:",
     "chats search": "sourdough",
     "chats 1": "You:",
@@ -99,6 +105,18 @@ TALK = [
     {"role": "user", "content": "How do I bake sourdough bread without a scale?"},
     {"role": "assistant", "content": "Use cups: three of flour, one and a half of water. " * 4},
 ]
+# What /health of a server says.
+SERVER = {
+    "model": "smollm2-135m",
+    "context": 8192,
+    "need_bytes": 393_454_848,
+    "prefix_bytes": 12_500_000,
+    "prefix_budget_bytes": 4 << 30,
+    "running": 1,
+    "parallel": 2,
+    "queued": 0,
+    "decoded_tokens_per_s": 54.83,
+}
 
 
 @pytest.fixture
@@ -121,10 +139,18 @@ def shown(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(console, "is_terminal", lambda stream: stream is not None)
     monkeypatch.setattr(history.datetime, "datetime", Noon)
     history.keep(None, "qwen3-30b-a3b", TALK)
+    state = {**SERVER, "loaded_s": time.time() - 7200}
+    monkeypatch.setattr("conifer_cli.commands.ps.state_of", lambda host, port: state)
     options.open_store.cache_clear()
     acquire.connect.cache_clear()
 
     def run(line: str, width: int, coloured: bool) -> str:
+        if line == "ls":  # with the starter model, as far as its size tells
+            path = options.open_store().packages.path(starter_entry().package)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            os.truncate(path, starter_entry().package.size_bytes)
+            os.utime(path, 2 * (time.mktime((2026, 11, 29, 12, 0, 0, 0, 0, -1)),))
         monkeypatch.setenv("COLUMNS", str(width))
         monkeypatch.delenv("NO_COLOR", raising=False)
         if not coloured:
