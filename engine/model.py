@@ -262,7 +262,8 @@ def load(
     weights.check_files()
     weights.loaded()
     if backend() == "metal":
-        set_wired_limit(mx.get_active_memory(), this_machine().budget_bytes)
+        active_bytes = mx.get_active_memory() + (expert_bytes or 0)  # which the store will fill
+        set_wired_limit(active_bytes, this_machine().budget_bytes)
     if store is not None:
 
         def check() -> None:

@@ -221,7 +221,7 @@ def least_bytes(
     if not layers or config.experts is None:
         return 0
     if kernels != "native":
-        sizes = _loaded_sizes(config, tensors, kernels, device)
+        sizes = loaded_sizes(config, tensors, kernels, device)
         return COPIES * config.experts.used * max(sizes.values())
     slot = max(layer.slot_bytes for layer in layers)
     return config.experts.used * slot + WINDOW_BUFFERS[0] * _buffer_bytes(layers)
@@ -238,7 +238,7 @@ def most_bytes(
     if not layers or config.experts is None:
         return 0
     if kernels != "native":
-        loaded = _loaded_sizes(config, tensors, kernels, device)
+        loaded = loaded_sizes(config, tensors, kernels, device)
         least = least_bytes(config, tensors, kernels, device)
         return least + config.experts.count * sum(loaded.values())
     sizes = _kind_sizes(layers)
@@ -296,7 +296,7 @@ def divide_bytes(
     if expert_bytes < least:
         raise ExpertsDoNotFit(least, expert_bytes)
     used = config.experts.used
-    copies = COPIES * max(_loaded_sizes(config, tensors, kernels, device).values())
+    copies = COPIES * max(loaded_sizes(config, tensors, kernels, device).values())
     at_once = max(used, min(config.experts.count, JOINED_BYTES // copies))
     at_once = max(used, min(at_once, expert_bytes // WINDOW_SHARE // copies))
     if expert_bytes >= most_bytes(config, tensors, kernels, device):
@@ -304,7 +304,7 @@ def divide_bytes(
     return at_once, expert_bytes - at_once * copies
 
 
-def _loaded_sizes(
+def loaded_sizes(
     config: ModelConfig, tensors: Mapping[str, TensorInfo], kernels: str, device: str
 ) -> dict[int, int]:
     """Return the size of an expert in each layer, once loaded."""

@@ -84,7 +84,11 @@ def estimated_experts(estimate: ModelEstimate, backend: str, kernels: str) -> Ro
     size_bytes = int(growth * sizes["experts"] / estimate.used)
     used = round(estimate.used * estimate.experts)
     chosen = selected(kernels, backend)
-    guess = guessed_experts(estimate.routed_layers, estimate.experts, used, size_bytes, chosen)
+    file_bytes = int(sizes["experts"] / estimate.used)
+    routed = estimate.routed_layers, estimate.experts, used
+    guess = guessed_experts(*routed, size_bytes, chosen, file_bytes)
+    if chosen != "native":
+        return guess
     more = ROWS_BYTES * (STREAM_CHUNK // MAX_CHUNK - 1)
     return replace(guess, buffers_bytes=more) if guess else None
 

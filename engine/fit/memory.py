@@ -106,10 +106,12 @@ def streamed_experts(
 ) -> RoutedExperts | None:
     """Return a model's experts if they can stay on the disk, with the longer chunks' buffers."""
     kernels = selected(kernels, backend)
-    experts = routed_experts(config, tensors, kernels)
+    experts = routed_experts(config, tensors, kernels, backend)
     used = {info.name: info for info in used_tensors(config, tensors)}
-    if experts is None or not fuses(config, used):
-        return experts
+    if experts is None:
+        return None
+    if kernels != "native" or not fuses(config, used):
+        return replace(experts, chunk=MAX_CHUNK)
     sizes = [
         buffer_bytes(config, used, backend, max(config.context, most), "f16", kernels, most)
         for most in (MAX_CHUNK, STREAM_CHUNK)

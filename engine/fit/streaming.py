@@ -19,9 +19,13 @@ from dataclasses import dataclass, replace
 from engine import streaming
 from engine.fit.speed import MEASURED, PREDICTED, PRIOR, Rate
 from engine.gguf.reader import TensorInfo
+from engine.limits import MAX_CHUNK, STREAM_CHUNK
 from engine.nn.config import ModelConfig
 
-STREAMED = ("native",)  # kernels that can leave experts in the file
+# Kernels that hold experts as arrays bring the ids of each layer to the host and join the chosen
+# experts. A layer took 0.47 ms of processor time more than without that (stock kernels, one core of
+# an EPYC); the wait for a GPU is a guess, so such a forecast is a prior.
+HOST_S = 5e-4
 PROMPT = 1000  # tokens; the prompt that a forecast times
 MATRICES = 3  # of an expert: gate, up and down
 HIT_ERROR = 0.03  # of a curve of the same family (the report of boyle, docs/streaming.md)
@@ -37,6 +41,8 @@ class RoutedExperts:
     layers: those that choose experts. count, used: how many each has and chooses for a token.
     size_bytes: of all experts. slots_bytes: of slots for all of them, which are whole pages.
     least_bytes: of the smallest store. window_bytes: for experts that a prompt reads ahead.
+    fewest_bytes: of the smallest window. file_bytes: of all experts in the file. chunk: tokens of a
+    prompt that read each expert once. joins: whether kernels join the chosen experts of a layer.
     buffers_bytes: what buffers need beyond those of a model in memory, for the longest chunks.
     """
 
@@ -48,6 +54,10 @@ class RoutedExperts:
     least_bytes: int
     window_bytes: int
     buffers_bytes: int = 0
+    fewest_bytes: int = 0
+    file_bytes: int = 0
+    chunk: int = STREAM_CHUNK
+    joins: bool = False
 
     @property
     def total(self) -> int:
@@ -56,8 +66,8 @@ class RoutedExperts:
 
     @property
     def mean_bytes(self) -> float:
-        """The average size of an expert."""
-        return self.size_bytes / self.total
+        """The average size of an expert in the file."""
+        return (self.file_bytes or self.size_bytes) / self.total
 
     @property
     def most_bytes(self) -> int:
@@ -66,8 +76,9 @@ class RoutedExperts:
 
     def scaled(self, share: float) -> RoutedExperts:
         """Return the experts of another quantisation, whose weights are `share` times as large."""
-        names = ("size_bytes", "slots_bytes", "least_bytes", "window_bytes")
-        return replace(self, **{name: int(share * getattr(self, name)) for name in names})
+        names = ("size_bytes", "slots_bytes", "least_bytes", "window_bytes", "fewest_bytes")
+        sizes = {name: int(share * getattr(self, name)) for name in (*names, "file_bytes")}
+        return replace(self, **sizes)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,43 +178,75 @@ PUBLISHED: Mapping[tuple[int, int], tuple[str, tuple[tuple[float, float], ...]]]
 
 
 def routed_experts(
-    config: ModelConfig, tensors: Mapping[str, TensorInfo], kernels: str
+    config: ModelConfig, tensors: Mapping[str, TensorInfo], kernels: str, device: str = "cpu"
 ) -> RoutedExperts | None:
-    """Return the experts of a model from its header; None if these kernels cannot stream them."""
-    if kernels not in STREAMED:
-        return None
+    """Return the experts of a model from its header; None if it has none.
+
+    device, kernels: as in `resident_bytes`.
+    """
     layers = streaming.expert_layers(config, tensors)
     if not layers or config.experts is None:
         return None
+    stored_bytes = sum(layer.stored_bytes for layer in layers)
+    count, used = config.experts.count, config.experts.used
+    if kernels != "native":
+        each = streaming.loaded_sizes(config, tensors, kernels, device)
+        all_bytes = count * sum(each.values())
+        return _joining(len(layers), count, used, all_bytes, max(each.values()), stored_bytes)
     whole = streaming.plan_store(config, tensors, streaming.most_bytes(config, tensors))
     window_bytes = whole.window_buffers * whole.buffer_bytes
     return RoutedExperts(
         len(layers),
-        config.experts.count,
-        config.experts.used,
-        sum(layer.stored_bytes for layer in layers),
+        count,
+        used,
+        stored_bytes,
         whole.size_bytes - window_bytes,
         streaming.least_bytes(config, tensors),
         window_bytes,
+        fewest_bytes=streaming.WINDOW_BUFFERS[0] * whole.buffer_bytes,
+    )
+
+
+def _joining(
+    layers: int, count: int, used: int, size_bytes: int, largest: int, file_bytes: int
+) -> RoutedExperts:
+    """Return the experts for kernels that join them. largest: the size of the largest expert.
+
+    The least memory has one token's experts of a layer, and twice that to join them.
+    """
+    copies = streaming.COPIES * largest
+    window = max(used * copies, min(count * copies, streaming.JOINED_BYTES))
+    return RoutedExperts(
+        *(layers, count, used, size_bytes, size_bytes, used * (copies + largest), window),
+        fewest_bytes=used * copies,
+        file_bytes=file_bytes,
+        chunk=MAX_CHUNK,
+        joins=True,
     )
 
 
 def guessed_experts(
-    layers: int, count: int, used: int, size_bytes: int, kernels: str
+    layers: int, count: int, used: int, size_bytes: int, kernels: str, file_bytes: int = 0
 ) -> RoutedExperts | None:
-    """Return the experts of a model whose header is unknown; None if they cannot be streamed.
+    """Return the experts of a model whose header is unknown; None if it has none.
 
-    The experts of some layers are assumed to be a quarter larger than the average, as in Q4_K_M.
+    size_bytes: in memory. file_bytes: in the file, if that differs. The experts of some layers are
+    assumed to be a quarter larger than the average, as in Q4_K_M.
     """
-    if kernels not in STREAMED or not layers or not count:
+    if not layers or not count:
         return None
+    if kernels != "native":
+        largest = int(1.25 * size_bytes / (layers * count))
+        return _joining(layers, count, used, size_bytes, largest, file_bytes or size_bytes)
     page, (fewest, most) = streaming.PAGE_BYTES, streaming.WINDOW_BUFFERS
     slot = size_bytes // (layers * count) + MATRICES * 2 * page
     largest = int(1.25 * slot)
     buffer = 2 * largest // 3  # gate and up
     window = buffer * max(fewest, min(most, math.ceil(streaming.WINDOW_BYTES / buffer)))
     least = used * largest + fewest * buffer
-    return RoutedExperts(layers, count, used, size_bytes, layers * count * slot, least, window)
+    slots = layers * count * slot
+    few = fewest * buffer
+    return RoutedExperts(*(layers, count, used, size_bytes, slots, least, window), fewest_bytes=few)
 
 
 def plan(
@@ -218,6 +261,7 @@ def plan(
         return None
     store_bytes = min(max(experts.least_bytes, left - reserve_bytes), experts.most_bytes)
     window = min(experts.window_bytes, store_bytes // streaming.WINDOW_SHARE)
+    window = max(experts.fewest_bytes, window)
     cached = int(experts.total * (store_bytes - window) / experts.slots_bytes)
     return Plan(experts, resident_bytes, store_bytes, min(experts.total, cached))
 
@@ -341,13 +385,34 @@ def forecast(
     )
     prompt_s = None
     if prompt_in_memory_s is not None:
-        prompt_s = prompt_in_memory_s + experts.size_bytes / disk.bytes_per_s
+        prompt_s = prompt_in_memory_s + prompt_bytes(experts) / disk.bytes_per_s
     return Forecast(split, hit, curve, split.missed_bytes(hit), disk, rate, in_memory, prompt_s)
+
+
+def prompt_bytes(experts: RoutedExperts) -> float:
+    """Return what a prompt of `PROMPT` tokens reads: every expert once for each chunk."""
+    return experts.total * experts.mean_bytes * math.ceil(PROMPT / experts.chunk)
+
+
+def joining(in_memory: Rate, experts: RoutedExperts, chosen_bytes: int, bytes_per_s: float) -> Rate:
+    """Return the rate in memory with what kernels that join the chosen experts need beyond it.
+
+    The ids of each layer come to the host, and the chosen experts are copied: read and written.
+    """
+    if not experts.joins:
+        return in_memory
+    more = experts.layers * HOST_S + streaming.COPIES * chosen_bytes / bytes_per_s
+
+    def slower(rate: float) -> float:
+        return 1 / (1 / rate + more)
+
+    low, high = slower(in_memory.low), slower(in_memory.high)
+    return Rate(slower(in_memory.per_s), low, high, PRIOR)
 
 
 def replanned(found: Forecast, split: Plan) -> Forecast:
     """Return a forecast for another split of the memory."""
-    read_s = found.plan.experts.size_bytes / found.disk.bytes_per_s
+    read_s = prompt_bytes(found.plan.experts) / found.disk.bytes_per_s
     in_memory_s = None if found.prompt_s is None else found.prompt_s - read_s
     return forecast(split, found.in_memory, found.curve, found.disk, in_memory_s)
 

@@ -37,7 +37,7 @@ def forecaster(
     It takes a third value: True for another quantisation than the report's. The disk is measured
     at most once, whatever the size of each quantisation's reads.
     """
-    from engine.fit.streaming import ASSUMED_DISK, PROMPT, forecast
+    from engine.fit.streaming import ASSUMED_DISK, PROMPT, forecast, joining
 
     disk = ASSUMED_DISK if target.here is None else None
 
@@ -45,6 +45,9 @@ def forecaster(
         rate = speed(report, target, moved, sibling)
         if rate is None:
             return None
+        if plan.experts.joins and moved is not None:
+            chosen, bandwidth = moved.experts_bytes, target.bandwidth.bytes_per_s
+            rate = joining(rate, plan.experts, chosen, bandwidth)
         nonlocal disk
         if disk is None and target.here is not None:
             disk = records.disk_of(target.here, report, plan.experts, store, probe)

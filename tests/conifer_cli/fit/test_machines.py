@@ -17,7 +17,7 @@ from engine.fit.memory import MARGIN, judge_size, kind_of, reserve_bytes
 from engine.kernels.sizes import loaded_bytes
 
 GIB = 1 << 30
-ORDER = ["too_large", "tight", "fits"]
+ORDER = ["too_large", "streams", "tight", "fits"]
 KERNELS = {"cpu": "native", "metal": "blocks", "cuda": "blocks"}
 
 # Memory, available memory, and the limit, the usage and the file cache of a cgroup, in GiB.

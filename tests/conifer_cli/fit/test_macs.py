@@ -47,5 +47,5 @@ def test_what_runs_there_fits(model: str, machine: str, context: str, tmp_path: 
         ("qwen3-next-80b-a3b:Q4_K_M", "m4-pro-48gb"),
     ],
 )
-def test_what_fails_there_is_too_large(model: str, machine: str, tmp_path: Path):
-    assert verdict(model, machine, "8k", tmp_path) == "too_large"
+def test_what_fails_there_does_not_fit(model: str, machine: str, tmp_path: Path):
+    assert verdict(model, machine, "8k", tmp_path) in ("streams", "too_large")

@@ -97,13 +97,19 @@ def test_more_memory_never_forecasts_slower(entry):
     assert all(a <= b for a, b in itertools.pairwise(rates))
 
 
-def test_other_kernels_and_cards_do_not_stream():
+@pytest.mark.parametrize(
+    ("backend", "kernels"), [("cpu", "stock"), ("metal", "auto"), ("cuda", "auto")]
+)
+def test_macs_cards_and_stock_kernels_stream_too(backend, kernels):
     estimate = estimate_of(entries()["qwen3-30b-a3b"], entries()["qwen3-30b-a3b"].file())
-    assert judge_estimate(estimate, machine(10 * GB), 8192, kernels="native").kind == "streams"
-    assert judge_estimate(estimate, machine(10 * GB), 8192, kernels="stock").kind == "too_large"
-    mac = Machine("made up", "metal", 16 * GB, 10 * GB, "available memory")
-    assert judge_estimate(estimate, mac, 8192).kind == "too_large"
-    assert estimated_experts(estimate, "metal", "auto") is None
+    some = Machine("made up", backend, 16 * GB, 10 * GB, "available memory")
+    verdict = judge_estimate(estimate, some, 8192, kernels=kernels)
+    assert verdict.kind == "streams" and verdict.plan.experts.joins
+    assert verdict.plan.resident_bytes + verdict.plan.store_bytes <= 10 * GB
+    assert 0 < verdict.plan.cached < 6144
+    little = Machine("made up", backend, 3 * GB, 2 * GB, "available memory")
+    assert judge_estimate(estimate, little, 8192, kernels=kernels).kind == "too_large"
+    assert not estimated_experts(estimate, "cpu", "native").joins
 
 
 def test_a_given_budget_is_a_limit_without_a_reserve():

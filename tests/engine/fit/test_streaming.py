@@ -144,10 +144,37 @@ def test_a_guess_from_the_catalog_is_no_better_than_the_header():
         assert cached[0] <= cached[1] < 1.02 * cached[0]
 
 
-def test_kernels_that_need_all_experts_in_memory_do_not_stream():
+@pytest.mark.parametrize(
+    ("kernels", "device"), [("blocks", "metal"), ("blocks", "cuda"), ("stock", "cpu")]
+)
+def test_kernels_that_join_experts_count_as_their_store_does(kernels, device):
     config, tensors = header(program("synthesize").SHAPES["qwen3-30b-a3b"])
-    assert streaming.routed_experts(config, tensors, "stock") is None
-    assert streaming.guessed_experts(48, 128, 8, 10**10, "blocks") is None
+    experts = streaming.routed_experts(config, tensors, kernels, device)
+    facts = kernels, device
+    largest = max(store.loaded_sizes(config, tensors, *facts).values())
+    assert experts.least_bytes == store.least_bytes(config, tensors, *facts) + 8 * largest
+    assert experts.file_bytes == pytest.approx(17.5e9, rel=0.03)
+    assert (experts.size_bytes > 1.2 * experts.file_bytes) == (kernels == "stock")
+    assert (experts.joins, experts.chunk) == (True, 512)
+    for budget in (1e9, 2e9, 7e9, 12e9):
+        split = streaming.plan(experts, 0, int(budget), 0)
+        _, room = store.divide_bytes(config, tensors, split.store_bytes, *facts)
+        mean = experts.size_bytes / experts.total
+        assert split.cached == pytest.approx(room / mean, abs=8)
+        assert split.missed_bytes(0.0) == pytest.approx(
+            48 * 8 * experts.file_bytes / 6144, rel=0.01
+        )
+
+
+def test_joining_costs_a_sync_and_two_copies_for_each_layer_and_is_a_prior():
+    config, tensors = header(program("synthesize").SHAPES["qwen3-30b-a3b"])
+    joins = streaming.routed_experts(config, tensors, "blocks", "metal")
+    rate = streaming.joining(IN_MEMORY, joins, 10**9, 100e9)
+    assert 1 / rate.per_s == pytest.approx(1 / 10 + 48 * streaming.HOST_S + 2 * 10**9 / 100e9)
+    assert rate.low < rate.per_s < rate.high and rate.source == PRIOR
+    native = streaming.routed_experts(config, tensors, "native")
+    assert streaming.joining(IN_MEMORY, native, 10**9, 100e9) == IN_MEMORY
+    assert streaming.prompt_bytes(joins) == pytest.approx(2 * streaming.prompt_bytes(native))
 
 
 def header(shape):
