@@ -274,7 +274,9 @@ def check_config(root: Any) -> Check:
     except errors.UsageError as error:
         return Check("config", FAIL, str(error), error.hint.rstrip("."), errors.USAGE)
     number = sum(len(value) if isinstance(value, dict) else 1 for value in found.values())
-    state = counted(number, "setting") if path.exists() else "no such file, so all defaults hold"
+    state = (
+        counted(number, "setting") if os.path.exists(path) else "no such file, so all defaults hold"
+    )
     return Check("config", OK, f"{path}: {state}")
 
 

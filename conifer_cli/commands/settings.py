@@ -99,7 +99,7 @@ def configure(root: Any, action: str, as_json: bool) -> int:
             keys = ("setting", "value", "source")
             console.print_json([dict(zip(keys, row, strict=True)) for row in rows])
             return errors.OK
-        there = "" if path.exists() else " (does not exist yet)"
+        there = "" if os.path.exists(path) else " (does not exist yet)"
         lines: list[Any] = [f"config file: {path}{there}"]
         lines += ["", Grid(SETTINGS, rows)] if rows else ["Nothing is set: all defaults hold."]
         console.print_lines(lines)

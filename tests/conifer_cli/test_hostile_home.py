@@ -256,10 +256,13 @@ def test_a_path_runs_whatever_the_home_is(tmp_path: Path, variable: str, kind: s
     assert b"Traceback" not in done.stderr and len(notes) <= 1
 
 
+COMMANDS = (("list",), ("doctor",), ("rm", "--all", "--yes"), ("verify",), ("config",), ("chats",))
+
+
 @pytest.mark.process
 @pytest.mark.parametrize("variable", ["CONIFER_HOME", "HF_HOME"])
 @pytest.mark.parametrize("kind", [kind for kind in HOMES if kind != "unreadable"])
-@pytest.mark.parametrize("asked", [("list",), ("doctor",), ("rm", "--all", "--yes"), ("verify",)])
+@pytest.mark.parametrize("asked", COMMANDS)
 def test_no_command_breaks_on_a_home(
     tmp_path: Path, variable: str, kind: str, asked: tuple[str, ...]
 ) -> None:
