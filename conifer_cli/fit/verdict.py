@@ -65,7 +65,7 @@ class FitRequest:
 class FitReport:
     """A model, its files (on disk, in a package or on the Hub) and its verdict.
 
-    q8_fits: True if the model is too large with the requested KV cache but fits with an 8-bit one.
+    q8_fits: True if the model does not fit with the requested KV cache but does with an 8-bit one.
     metadata: None if only the file size is known. source: the data behind the verdict. damaged:
     local files that must be downloaded again. reference: what selects the files; names one
     quantisation if Conifer chose it. default_quant: the one that it chose another for.
@@ -231,10 +231,10 @@ def judge_again(report: FitReport, machine: Machine, request: FitRequest) -> Ver
 
 def judge_cache_types(judge: Callable[[str], Verdict], kv_type: str) -> tuple[Verdict, bool]:
     """Return the verdict for a KV cache type, and whether the model would fit only with q8."""
-    verdict = judge(kv_type)
-    if verdict.kind != "too_large" or kv_type == "q8":
+    verdict, misfits = judge(kv_type), ("streams", "too_large")
+    if verdict.kind not in misfits or kv_type == "q8":
         return verdict, False
-    return verdict, judge("q8").kind != "too_large"
+    return verdict, judge("q8").kind not in misfits
 
 
 def require_context(name: str, most: int, request: FitRequest, entry: Entry | None = None) -> None:
