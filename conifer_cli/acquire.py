@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -85,7 +86,7 @@ def _on_hub(name: str) -> RequestedModel | None:
     """Return the model if `name` looks like a repository on the Hub and no path begins so."""
     from catalog import UnknownModel, resolve
 
-    if name.startswith((".", "~", "/")) or Path(name.partition("/")[0]).is_dir():
+    if name.startswith((".", "~", "/")) or os.path.isdir(name.partition("/")[0]):
         return None
     try:
         reference = resolve(f"hf:{name}")

@@ -47,6 +47,9 @@ def test_an_invalid_value_exits_2_and_names_flag_and_range(capsys, flag, value, 
     assert err.startswith("conifer: ") and err.count("\n") == 2
 
 
+LONG = 5000 * "a"  # longer than any file's name
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -66,6 +69,13 @@ def test_an_invalid_value_exits_2_and_names_flag_and_range(capsys, flag, value, 
         ("run", "smollm2-135m", "hi", "--no-think", "--effort", "low"),
         ("run", "smollm2-135m", "hi", "--no-think", "--show-thinking"),
         ("rm", "smollm2-135m"),
+        *((command, f"{LONG}/x") for command in ("run", "pull", "fit", "show", "rm", "bench")),
+        ("run", f"./{LONG}", "hi"),
+        ("run", "smollm2-135m", "hi", "--schema", LONG),
+        ("run", "smollm2-135m", "hi", "-f", LONG),
+        ("run", "--resume", LONG, "hi"),
+        ("run", "-t", LONG),
+        ("default", f"{LONG}/x"),
         ("fit", "--memory", "32"),
         ("fit", "--machine", "nowhere-64gb"),
         ("run", "smollm2-135m", "-c", "100k", "hi"),
