@@ -350,6 +350,9 @@ def results_table(names: list[str]) -> str:
     if names == ["fit-accuracy"]:
         cases = read_json("fit-accuracy.json", RESULTS)["cases"]
         return markdown_table(ACCURACY.split("|"), [accuracy_row(case) for case in cases])
+    if names == ["fit-memory"]:
+        cases = read_json("fit-memory.json", RESULTS)["cases"]
+        return markdown_table(ACCURACY.split("|")[:3], [memory_row(case) for case in cases])
     rows = [row for name in names for row in comparison_rows(name)]
     return markdown_table(["file", "metric", "Conifer", "llama.cpp", "ratio"], rows)
 
@@ -390,6 +393,12 @@ def accuracy_row(case: dict[str, Any]) -> list[str]:
     file = f"{case['file']}, {case['layers']} layers"
     memory = f"{case['measured_over_predicted_memory']:.3f}"
     return [file, f"{case['context']:,}", memory, speed]
+
+
+def memory_row(case: dict[str, Any]) -> list[str]:
+    """Write one case of `fit-memory`: measured over predicted."""
+    file = f"{Path(case['file']).stem}, {case['layers']} layers"
+    return [file, f"{case['context']:,}", f"{case['measured_over_predicted_memory']:.3f}"]
 
 
 def three_digits(value: float) -> str:

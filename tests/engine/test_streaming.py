@@ -27,6 +27,7 @@ from engine.kernels.select import selected
 from engine.limits import STREAM_CHUNK
 from engine.nn.cache.cache import DECODED
 from engine.nn.config import read_model_config
+from engine.nn.decoder import Blocks
 from engine.streaming import ExpertsDoNotFit, expert_layers, least_bytes, most_bytes, plan_store
 from support.models import HERE, Stored, stored_models
 
@@ -74,7 +75,9 @@ def test_logits_are_those_of_a_resident_run(stored: Stored, kernels: str):
         stats = model.expert_store.stats()
         assert stats.hits + stats.misses > 0
         assert sum(stats.distances) == stats.hits + stats.misses
-        if part == "most":
+        # Native kernels that run layer by layer read a prompt's experts anew if no decoded token
+        # has chosen them.
+        if part == "most" and (kernels == "stock" or not isinstance(model._decoder.layers, Blocks)):
             results(model, prompt)
             assert (model.expert_store.stats() - stats).bytes_read == 0, "each expert is read once"
 
