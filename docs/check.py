@@ -42,6 +42,7 @@ FILES = {
     "starter-avx2": "starter, Q4_1, AVX2",
     "qwen3-30b-a3b-12-layers-avx2": "Qwen3-30B-A3B shapes, 12 of 48 layers, Q4_K_M, AVX2",
     "qwen3-30b-a3b-12-layers-IQ3_XXS-avx2": "Qwen3-30B-A3B shapes, 12 of 48 layers, IQ3_XXS, AVX2",
+    "qwen3-30b-a3b-12-layers-Q3_K_M-avx2": "Qwen3-30B-A3B shapes, 12 of 48 layers, Q3_K_M, AVX2",
     "qwen3-30b-a3b-5-layers-avx2": "Qwen3-30B-A3B shapes, 5 of 48 layers, Q4_K_M, AVX2 (Xeon)",
     "starter": "starter, Q4_1",
     "qwen3-30b-a3b-12-layers": "Qwen3-30B-A3B shapes, 12 of 48 layers, Q4_K_M",

@@ -166,7 +166,12 @@ def test_an_unforeseen_exception_stays_a_traceback(monkeypatch, kind):
 
 @pytest.mark.parametrize(
     ("module", "arguments"),
-    [("typer", "list"), ("huggingface_hub", "list"), ("catalog.registry", "fit"), ("mlx.core", "fit")],
+    [
+        ("typer", "list"),
+        ("huggingface_hub", "list"),
+        ("catalog.registry", "fit"),
+        ("mlx.core", "fit"),
+    ],
 )
 def test_ctrl_c_while_loading_exits_130_without_a_word(tmp_path, module, arguments):
     done = subprocess.run(
