@@ -176,7 +176,7 @@ def _best(ranked: Sequence[CatalogRow], target: Target, purpose: str) -> Row:
 
 
 def _busy(ranked: Sequence[CatalogRow], available_bytes: int | None) -> list[Line]:
-    """Warn if the best model does not fit beside the programs that run now."""
+    """Warn if the best model does not fit while the current programs are running."""
     report = ranked[0].report if ranked else None
     if (
         report is None

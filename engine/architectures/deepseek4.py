@@ -3,7 +3,7 @@
 The residual has several streams. Attention has one key head, whose keys are values too, a window,
 and in most layers entries for blocks of earlier tokens. The first layers choose experts by the
 token's id; the rest by the square root of softplus, with a selection bias. Both renormalise the
-weights, scale them, and add a shared expert. The gate is clamped before silu, `up` beside it.
+weights, scale them, and add a shared expert. The gate is clamped before silu, and `up` separately.
 """
 
 import mlx.core as mx

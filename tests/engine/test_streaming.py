@@ -75,7 +75,7 @@ def test_logits_are_those_of_a_resident_run(stored: Stored, kernels: str):
         stats = model.expert_store.stats()
         assert stats.hits + stats.misses > 0
         assert sum(stats.distances) == stats.hits + stats.misses
-        # Native kernels that run layer by layer read a prompt's experts anew if no decoded token
+        # Native kernels that run layer by layer read a prompt's experts again if no decoded token
         # has chosen them.
         if part == "most" and (kernels == "stock" or not isinstance(model._decoder.layers, Blocks)):
             results(model, prompt)
@@ -174,7 +174,7 @@ RUNS: dict[str, Run] = {
 @pytest.fixture
 def disturbed(kernels: str) -> engine.Model:
     if kernels != "native":
-        pytest.skip("the native store's reads can be disturbed")
+        pytest.skip("only the native store's reads can be disturbed")
     return engine.load(SMALL, kernels, expert_bytes=budget(SMALL, "least"))
 
 
@@ -201,7 +201,7 @@ def test_after_a_failure_the_cache_holds_only_what_was_computed(
 ):
     """Attention, recurrent layers, windows: the conversation goes on as if nothing had happened."""
     if kernels != "native":
-        pytest.skip("the native store's reads can be disturbed")
+        pytest.skip("only the native store's reads can be disturbed")
     path = HERE / name / "model.gguf"
     model = engine.load(path, expert_bytes=budget(path, "least"))
     tokens, more = tokens_for(model, 60), tokens_for(model, 9)

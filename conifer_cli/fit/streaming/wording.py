@@ -32,7 +32,7 @@ def offer(name: str, found: Forecast | None, what: str = "run") -> str:
 
 
 def note(name: str, found: Forecast) -> str:
-    """Say that a model streams, how the memory is split, and how fast it will be."""
+    """Return a sentence: the model streams, what memory holds, and the expected speed."""
     text = f"{split_of(found.plan)}; {sentence(found)}"
     return f"{name} streams from the disk. In memory: {text}"
 

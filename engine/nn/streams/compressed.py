@@ -90,7 +90,7 @@ class CompressedAttention:
     def _entries(self, x: mx.array, cache: PartedCache, offset: int) -> list[mx.array]:
         """Merge the blocks that x (T, D) completes. Return all entries, (1, 1, E, d) for each kind.
 
-        Their kinds are those that attention sees and, if there is an indexer, those that it sees.
+        The first kind is for attention. If there is an indexer, the second kind is for it.
         """
         raw, merged = cache.parts[1:]
         assert isinstance(raw, TokenCache) and isinstance(merged, TokenCache)

@@ -34,7 +34,7 @@ class Streams(Protocol):
 
 
 class ManifoldStreams:
-    """DeepSeek V4's streams (arXiv 2512.24880), which each part of a block also mixes anew.
+    """DeepSeek V4's streams (arXiv 2512.24880). Each part of a block also mixes them.
 
     The matrix that mixes them has positive entries; scaling its columns and rows in turn makes
     the sum of each about 1.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
@@ -12,7 +11,7 @@ import pytest
 from conifer_cli.fit.run_history import machine_key
 from engine.fit.machine import Machine
 from engine.kernels.native import unavailable_reason
-from support.benchmarks import program
+from support.mixture import write_mixture
 from support.program import UNPLUGGED, environment, know_bandwidth, run_conifer, run_unplugged
 from support.terminal_session import TerminalSession
 
@@ -20,21 +19,13 @@ pytestmark = [
     pytest.mark.process,
     pytest.mark.skipif(unavailable_reason() is not None, reason="needs the native kernels"),
 ]
-synthesize = program("synthesize")
-REAL = synthesize.SHAPES["qwen3-30b-a3b"]
-# 256 experts of 1.9 MB, and 350 MB of all else, most of it for long chunks of a prompt.
-SHAPE = dataclasses.replace(
-    REAL, layers=2, vocab=4096, keys={**REAL.keys, "expert_feed_forward_length": 512}
-)
 TOO_LITTLE, SOME, PLENTY = 150 << 20, 480 << 20, 4 << 30
 CONTEXT = ("-c", "1024")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("streams") / "mixture.gguf"
-    synthesize.synthesize(SHAPE, path, seed=1)
-    return str(path)
+    return str(write_mixture(tmp_path_factory.mktemp("streams")))
 
 
 @pytest.fixture

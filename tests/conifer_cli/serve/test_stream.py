@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import subprocess
@@ -12,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from engine.kernels.native import unavailable_reason
-from support.benchmarks import program
+from support.mixture import write_mixture
 from support.program import RESIZED, environment, know_bandwidth, run_conifer
 from support.serving import free_port, serving, snapshot
 
@@ -20,20 +19,13 @@ pytestmark = [
     pytest.mark.process,
     pytest.mark.skipif(unavailable_reason() is not None, reason="needs the native kernels"),
 ]
-synthesize = program("synthesize")
-REAL = synthesize.SHAPES["qwen3-30b-a3b"]
-SHAPE = dataclasses.replace(
-    REAL, layers=2, vocab=4096, keys={**REAL.keys, "expert_feed_forward_length": 512}
-)
 TOO_LITTLE, SOME, PLENTY = 150 << 20, 520 << 20, 4 << 30
 CONTEXT = ("-c", "1024")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("streams") / "mixture.gguf"
-    synthesize.synthesize(SHAPE, path, seed=1)
-    return path
+    return write_mixture(tmp_path_factory.mktemp("streams"))
 
 
 @pytest.fixture
