@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import errno
 import mmap
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
+Mapping = TypeVar("Mapping", bound=mmap.mmap)
 CANNOT_MAP = (errno.ENODEV, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # from mmap()
 
 
-def map_file(file: BinaryIO, limit: int = -1) -> mmap.mmap | bytes:
+def map_file(
+    file: BinaryIO, limit: int = -1, mapping: type[Mapping] = mmap.mmap
+) -> Mapping | bytes:
     """Map an open file, or read it if its file system cannot map files. Raises OSError.
 
-    limit: the number of bytes to read in that case; -1 for all.
+    limit: the number of bytes to read in that case; -1 for all. mapping: the class to map it with.
     """
     try:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return mapping(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         if error.errno not in CANNOT_MAP:
             raise

@@ -9,10 +9,20 @@ from __future__ import annotations
 
 import mmap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.errors import FileShrank, ReadFailed
 from engine.gguf.mapping import map_file
 from engine.kernels.native import watch
+
+if TYPE_CHECKING:
+    from engine.kernels.native._native import Watch
+
+
+class _WatchedMap(mmap.mmap):
+    """A mapping that is watched until its last view is gone: a step that is under way reads it."""
+
+    watched: Watch | None
 
 
 class MappedFile:
@@ -21,10 +31,11 @@ class MappedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         with path.open("rb") as file:
-            data = map_file(file)  # a copy, if its file system cannot map files
+            data = map_file(file, mapping=_WatchedMap)  # a copy, if it cannot be mapped
         self.view = memoryview(data)
-        self._map = data if isinstance(data, mmap.mmap) else None
-        self._watch = watch(self.view) if self._map is not None else None
+        self._map = data if isinstance(data, _WatchedMap) else None
+        if self._map is not None:
+            self._map.watched = watch(self.view)
 
     @property
     def size_bytes(self) -> int:
@@ -50,5 +61,5 @@ class MappedFile:
             raise FileShrank(
                 f"{self.path.name} shrank from {mapped:,} to {now:,} bytes while it was in use"
             )
-        if self._watch is not None and self._watch.lost:
+        if self._map.watched is not None and self._map.watched.lost:
             raise ReadFailed(f"the disk failed to read a part of {self.path.name}")

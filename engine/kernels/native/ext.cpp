@@ -86,17 +86,14 @@ Weight make_weight(nb::object buffer, int type, int64_t experts, int64_t rows, i
   return weight;
 }
 
-// A mapped file, watched for lost pages. Keeps it mapped.
+// A mapped file, watched for lost pages. Belongs to the mapping, which must outlive it.
 struct Watch {
-  explicit Watch(nb::object mapped) : owner(std::move(mapped)) {
-    const auto bytes = nb::cast<Blocks>(owner);
-    number = watch(bytes.data(), bytes.size());
+  explicit Watch(const Blocks& mapped) : number(watch(mapped.data(), mapped.size())) {
     if (number < 0) throw std::runtime_error("cannot watch another mapped file");
   }
   Watch(const Watch&) = delete;
   ~Watch() { unwatch(number); }
 
-  nb::object owner;
   int number;
 };
 
@@ -423,7 +420,7 @@ NB_MODULE(_native, m) {
   m.def("latent_attention", &latent_attention_task);
   m.def("pick", &pick_token);
   nb::class_<Watch>(m, "Watch")
-      .def(nb::init<nb::object>())
+      .def(nb::init<const Blocks&>())
       .def_prop_ro("lost", [](const Watch& self) { return lost(self.number); });
   m.def("set_prompt", [](bool prompt) { prompt_step() = prompt; });
   m.def("block_tokens", [] { return BLOCK_TOKENS; });
