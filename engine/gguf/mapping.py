@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import errno
 import mmap
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
-Mapping = TypeVar("Mapping", bound=mmap.mmap)
 CANNOT_MAP = (errno.ENODEV, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # from mmap()
 
 
 def map_file(
-    file: BinaryIO, limit: int = -1, mapping: type[Mapping] = mmap.mmap
-) -> Mapping | bytes:
+    file: BinaryIO, limit: int = -1, mapping: type[mmap.mmap] = mmap.mmap
+) -> mmap.mmap | bytes:
     """Map an open file, or read it if its file system cannot map files. Raises OSError.
 
     limit: the number of bytes to read in that case; -1 for all. mapping: the class to map it with.
