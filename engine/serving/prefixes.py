@@ -80,8 +80,17 @@ class StoredLane:
         """Return how many of the first `shared` tokens need not be read again."""
         if self.rewindable:
             return shared
-        lengths = [len(self.tokens), *(point.length for point in self.points)]
-        return max((length for length in lengths if length <= shared), default=0)
+        return max((length for length in self.ends if length <= shared), default=0)
+
+    @property
+    def ends(self) -> list[int]:
+        """The lengths at which an answer can start in a model that cannot rewind."""
+        return [*(point.length for point in self.points), len(self.tokens)]
+
+    def covers(self, other: StoredLane) -> bool:
+        """Return whether this copy spares every answer as much reading as the other."""
+        begins = self.tokens[: len(other.tokens)] == other.tokens
+        return begins and all(self.reach(length) == length for length in other.ends)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,16 +226,18 @@ class Prefixes:
 
     def _store(self, lane: Lane, shared: int) -> None:
         """Copy a lane's contents to memory, unless the next prompt continues all that matters."""
-        kept = dump(self.model, lane.cache)
-        size_bytes = sum(array.nbytes for array in kept.arrays)
-        size_bytes += sum(point.size_bytes for point in lane.points)
-        if not kept.tokens or size_bytes > self.budget_bytes:
+        state = dump(self.model, lane.cache)
+        kept = StoredLane(state, list(lane.points), not self._pointed, next(self._clock))
+        if not kept.tokens or kept.size_bytes > self.budget_bytes:
             return
-        self._make_room(size_bytes)
+        if (same := next((old for old in self._stored if old.covers(kept)), None)) is not None:
+            same.used = kept.used
+            return
+        self._stored = [old for old in self._stored if not kept.covers(old)]
+        self._make_room(kept.size_bytes)
         with enough_memory():
-            kept = replace(kept, arrays=[_copy(array) for array in kept.arrays])
-        used = next(self._clock)
-        self._stored.append(StoredLane(kept, list(lane.points), not self._pointed, used))
+            kept.state = replace(state, arrays=[_copy(array) for array in state.arrays])
+        self._stored.append(kept)
 
     def _load(self, stored: StoredLane, lane: Lane, shared: int) -> None:
         if lane.cache.length >= MIN_TOKENS:

@@ -1,6 +1,7 @@
 """A conversation's next prompt is read only from where it is new, on every kind of layer."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -23,7 +24,7 @@ def text(seed, length):
     return [(seed * 31 + i * i * (seed + 1)) % 250 for i in range(length)]
 
 
-def answer(prefixes, tokens):
+def answer(prefixes, tokens, settings=GREEDY):
     """Answer a prompt. Returns (tokens read, the answer)."""
     start = prefixes.take(tokens)
     read = len(start.tokens) - start.lane.cache.length
@@ -32,7 +33,7 @@ def answer(prefixes, tokens):
         prefixes.model.prefill(start.tokens[cache.length : start.save_at], cache, None)
         prefixes.mark(start.lane, start.save_at)
     found = []
-    for token in prefixes.model.generate(start.tokens, GREEDY, start.lane.cache):
+    for token in prefixes.model.generate(start.tokens, settings, start.lane.cache):
         if not found:
             prefixes.mark_prompt(start.lane, len(start.tokens))
         found.append(token)
@@ -85,6 +86,15 @@ def test_two_conversations_in_one_lane(model):
             assert found == fresh(model, tokens)
             tokens += text(turn + 5 + at, 50)
     assert 0 < prefixes.stored_bytes <= 64 << 20
+
+
+def test_the_same_conversation_is_stored_once(model):
+    prefixes = Prefixes(model, 2048, "f16", 1, 64 << 20)
+    sizes = []
+    for turn in range(12):
+        answer(prefixes, text(turn % 3, 150), replace(GREEDY, max_tokens=80))
+        sizes.append(prefixes.stored_bytes)
+    assert sizes[-1] == sizes[-4] > 0
 
 
 def test_a_shared_beginning_is_read_once(model):
