@@ -336,9 +336,11 @@ def serve(
     from conifer_cli.commands.serve import ServeOptions, serve
 
     if print_config is not None:
-        from conifer_cli.commands.serve import print_client_config
+        from conifer_cli.commands.serve import NO_KEY, print_client_config
 
-        return print_client_config(print_config, model, host, port, context)
+        shown = api_key if run_options.is_typed(command_line, "api_key") else None
+        key = shown if api_key else NO_KEY
+        return print_client_config(print_config, model, host, port, context, key)
     where = (model, host, port, api_key, context, parallel, tuple(cors or ()))
     machine = (kv_type.value, kernels.value, isa, *run_options.streaming(command_line))
     return serve(ServeOptions(*where, *machine, offline, yes, cache))

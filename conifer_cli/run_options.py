@@ -449,6 +449,12 @@ def streaming(command_line: typer.Context) -> tuple[bool, bool, int | None]:
     return values["force"], values["stream"], values["budget"]
 
 
+def is_typed(command_line: typer.Context, name: str) -> bool:
+    """True if a parameter was given on the command line, not in the environment or a file."""
+    source = command_line.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def _ranks(command_line: typer.Context) -> dict[str, float]:
     """Return the rank of each option's source, by parameter name."""
     names = [parameter.name for parameter in command_line.command.params]

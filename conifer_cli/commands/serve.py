@@ -9,20 +9,27 @@ from pathlib import Path
 from conifer_cli import config_file, errors, usage
 from conifer_cli.commands.ps import state_of
 from conifer_cli.errors import UsageError
-from conifer_cli.serve.client_configs import CLIENT_CONFIGS, configured
+from conifer_cli.serve.client_configs import CLIENT_CONFIGS, NO_KEY, configured, refers_to_key
 from conifer_cli.serve.command import serve
 from conifer_cli.serve.host import ServeOptions
 from conifer_cli.terminal import console
 
 __all__ = ["ServeOptions", "print_client_config", "serve"]
 DEFAULT_CONTEXT = 32_768  # in a printed configuration, at most
-NO_KEY = "none"
 
 
 def print_client_config(
-    name: str, model: str | None, host: str, port: int, context: int | None
+    name: str,
+    model: str | None,
+    host: str,
+    port: int,
+    context: int | None,
+    key: str | None = NO_KEY,
 ) -> int:
-    """Print the configuration of a client. Raises UsageError if the client is unknown."""
+    """Print the configuration of a client. Raises UsageError if the client is unknown.
+
+    key: the key to print, or None if it is in the environment: only a reference is printed then.
+    """
     if name not in CLIENT_CONFIGS:
         known = ", ".join(CLIENT_CONFIGS)
         meant = usage.did_you_mean(name, list(CLIENT_CONFIGS), "`--print-config {}`")
@@ -30,8 +37,10 @@ def print_client_config(
     config = CLIENT_CONFIGS[name]
     url = f"http://{host}:{port}"
     served, most = _running(host, port, model) or _planned(model)
-    text = configured(config, url, served, context or min(most, DEFAULT_CONTEXT), NO_KEY)
+    text = configured(config, url, served, context or min(most, DEFAULT_CONTEXT), key)
     console.log(f"conifer: for {config.title}, in {config.where} ({config.tried}):")
+    if refers_to_key(config, key):
+        console.log(f"conifer: {config.note}")
     console.print_lines(text.splitlines())
     return errors.OK
 
