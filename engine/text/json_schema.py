@@ -101,7 +101,7 @@ def parse(text: str) -> Schema:
 
 def require_supported(schema: Schema) -> None:
     """Raise SchemaError if a schema is invalid, uses an unsupported keyword, or never ends."""
-    _require_valid(schema)
+    require_valid(schema)
     new = schema.root.get("$schema", DRAFT).rstrip("#") == DRAFT
     for place, node in schema.nodes.items():
         if isinstance(node, dict):
@@ -129,7 +129,7 @@ def _children(place: str, node: Node) -> Iterator[tuple[str, Any]]:
             yield below(place, keyword), value
 
 
-def _require_valid(schema: Schema) -> None:
+def require_valid(schema: Schema) -> None:
     """Raise SchemaError unless each keyword has a value of its kind."""
     from jsonschema.exceptions import best_match
 

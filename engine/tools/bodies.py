@@ -82,7 +82,7 @@ def json_object(text: str, schemas: Schemas) -> Partial | None:
         return None
     try:
         call = json.loads(text[:end], strict=False)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise NotACall from error
     call = call.get("function") if isinstance(call.get("function"), dict) else call
     name = call.get("name")
@@ -223,21 +223,28 @@ def typed(text: str, schema: Any) -> Any:
         return text
     try:
         value = json.loads(text)
-    except ValueError:
+        json.dumps(value, allow_nan=False)  # Python reads NaN, which no client does
+    except (ValueError, RecursionError):
         return LITERALS.get(text.strip().lower(), text) if kinds else text
     return text if "string" in kinds and isinstance(value, int | float) else value
 
 
 def _kinds(schema: Any) -> set[str]:
+    """Return the types that a schema allows, from its well-formed parts: nothing has checked it."""
     if not isinstance(schema, Mapping):
         return set()
-    kind = schema.get("type")
-    found = {kind} if isinstance(kind, str) else {*kind} if isinstance(kind, list) else set()
-    for each in schema.get("anyOf") or schema.get("oneOf") or ():
+    kind, enum = schema.get("type"), schema.get("enum")
+    kinds = [kind] if isinstance(kind, str) else _listed(kind)
+    found = {each for each in kinds if isinstance(each, str)}
+    for each in _listed(schema.get("anyOf") or schema.get("oneOf")):
         found |= _kinds(each)
-    if "enum" in schema and not found:
-        found = {"string"} if all(isinstance(v, str) for v in schema["enum"]) else set()
+    if isinstance(enum, list) and not found:
+        found = {"string"} if all(isinstance(value, str) for value in enum) else set()
     return found
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _types(schemas: Schemas, name: str) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from engine.errors import SchemaError
 from engine.text.constrained import Constraint
 from engine.text.json_grammar import LAYOUT, enforceable_schema
+from engine.text.json_schema import parse, require_valid
 from engine.tools.bodies import Schemas
 from engine.tools.dialects import HARMONY, CallDialect
 
@@ -133,6 +134,7 @@ def _fields(
 
 
 def _properties(schema: Mapping[str, Any]) -> tuple[dict[str, Mapping[str, Any]], set[str]]:
+    require_valid(parse(json.dumps(schema)))
     properties = schema.get("properties") or {}
     if not all(isinstance(value, Mapping) for value in properties.values()):
         raise SchemaError("each property of a tool's parameters must be a schema")

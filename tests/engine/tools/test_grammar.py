@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from engine.errors import SchemaError
 from engine.model import load
 from engine.sampling import Settings
 from engine.text.constrained import Guide
@@ -101,3 +102,22 @@ def test_a_strict_call_is_constrained_from_its_opening_only(model):
     for token in model.tokenizer.encode(whole):
         guide.accept(token)
     assert guide.allowed() is None
+
+
+BROKEN = [
+    {"properties": []},
+    {"properties": {"a": 5}},
+    {"type": "object", "required": 5},
+    {"type": "object", "required": [[]]},
+    {"type": "object", "properties": {"a": {"type": "string", "enum": 5}}},
+    {"type": "object", "properties": {"a": {"type": []}}},
+    {"$schema": 5},
+    {"$defs": []},
+]
+
+
+@pytest.mark.parametrize("schema", BROKEN, ids=json.dumps)
+def test_no_dialect_has_a_grammar_for_what_is_not_a_schema(model, schema):
+    for dialect in DIALECTS:
+        with pytest.raises(SchemaError):
+            call_constraint(dialect, model.tokenizer, {"get": schema}, True, False)

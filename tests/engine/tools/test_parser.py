@@ -6,6 +6,7 @@ import json
 import pytest
 
 from engine.text.reasoning import Kind
+from engine.tools.bodies import typed
 from engine.tools.dialects import DIALECTS
 from engine.tools.parser import CallParser, CallPiece
 
@@ -114,3 +115,25 @@ def test_thinking_is_never_a_call():
     parser = CallParser(BY_NAME["hermes"], SCHEMAS)
     text = '<tool_call>{"name": "get", "arguments": {}}</tool_call>'
     assert list(parser.push(Kind.THINKING, text)) == [(Kind.THINKING, text)]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"type": [[]]},
+        {"anyOf": 5},
+        {"enum": 5},
+        {"type": 5},
+        5,
+        {"oneOf": [5, {"type": "integer"}]},
+    ],
+    ids=json.dumps,
+)
+def test_a_parameter_whose_schema_is_broken_is_still_read(broken):
+    assert typed("some text", broken) == "some text"
+    assert typed("2", {"anyOf": [{"type": "integer"}, broken]}) == 2
+
+
+@pytest.mark.parametrize("text", ["NaN", "-Infinity", "1e999", "[" * 5000 + "]" * 5000])
+def test_a_value_that_json_cannot_hold_stays_text(text):
+    assert typed(text, {"type": "number"}) == text
