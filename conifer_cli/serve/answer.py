@@ -270,6 +270,8 @@ def encode(served: ServedModel, ask: Ask) -> list[int]:
         raise BadRequest("the prompt is empty")
     if not 0 <= min(tokens) <= max(tokens) < served.model.config.vocab:
         raise BadRequest("a token id is outside the vocabulary")
+    if not all(0 <= token < served.model.config.vocab for token in ask.logit_bias):
+        raise BadRequest("a token id is outside the vocabulary", "logit_bias")
     if len(tokens) >= served.context:
         raise BadRequest(
             f"the prompt has {len(tokens):,} tokens, but the context has {served.context:,}, which "

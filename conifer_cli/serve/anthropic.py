@@ -32,7 +32,9 @@ def read_messages_request(body: Body, client: str = "") -> Ask:
     for at, message in enumerate(given):
         messages += _message(message, f"messages[{at}]")
     thinking = fields.mapping(body, "thinking")
-    think = {"enabled": True, "adaptive": None, "disabled": False}.get(thinking.get("type", ""))
+    think = {"enabled": True, "adaptive": None, "disabled": False}.get(
+        fields.text(thinking, "type") or ""
+    )
     return Ask(
         model=fields.text(body, "model"),
         messages=messages,
@@ -173,9 +175,11 @@ def _empty(kind: str) -> dict[str, Any]:
 
 def _parsed(arguments: str) -> Any:
     try:
-        return json.loads(arguments or "{}")
-    except ValueError:  # cut by max_tokens
+        value = fields.parse_json(arguments or "{}")
+        json.dumps(value, allow_nan=False)
+    except ValueError:  # cut by max_tokens, or written by a model that nothing constrains
         return {}
+    return value
 
 
 class BlockWriter:

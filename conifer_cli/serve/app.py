@@ -78,9 +78,10 @@ class Service:
     async def _answer(
         self, request: Request, body: Body, ask: Ask, reply: Any, events: Any
     ) -> Response:
+        streamed = fields.flag(body, "stream")
+        usage = fields.flag(fields.mapping(body, "stream_options"), "include_usage")
         answer = await start(self.host, ask)
-        if fields.flag(body, "stream"):
-            usage = fields.flag(fields.mapping(body, "stream_options"), "include_usage")
+        if streamed:
             return EventStream(answer, events(answer, usage))
         found = await whole(request, answer, reply(answer))
         return JSONResponse(found, headers=headers_of(answer)) if found else Response()

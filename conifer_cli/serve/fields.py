@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
+
+MAX_DEPTH = 100  # lists and objects in each other; grammars and templates recurse into schemas
+TOO_DEEP = f"more than {MAX_DEPTH} levels of lists and objects"
+HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 class BadRequest(Exception):
@@ -23,12 +28,39 @@ Body = Mapping[str, Any]
 def parse_body(data: bytes) -> Body:
     """Parse a request's body. Raises BadRequest unless it is a JSON object."""
     try:
-        body = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        body = parse_json(data.decode("utf-8-sig"))
+    except ValueError as error:
         raise BadRequest(f"the body is not valid JSON: {str(error)[:120]}") from error
     if not isinstance(body, dict):
         raise BadRequest("the body must be a JSON object")
     return body
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON. Halves of surrogate pairs, which are no text, become U+FFFD.
+
+    Raises ValueError, also for more than MAX_DEPTH levels.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(TOO_DEEP) from error
+    if _levels(value) > MAX_DEPTH:
+        raise ValueError(TOO_DEEP)
+    if "\\ud" in text.lower():  # clients that cut a text may cut a pair
+        value = json.loads(HALF_PAIR.sub("\ufffd", json.dumps(value, ensure_ascii=False)))
+    return value
+
+
+def _levels(value: Any) -> int:
+    """Return how many lists and objects are in each other, at most MAX_DEPTH + 1."""
+    level, count = [value], 0
+    while (
+        level := [each for each in level if isinstance(each, dict | list)]
+    ) and count <= MAX_DEPTH:
+        inner = (each.values() if isinstance(each, dict) else each for each in level)
+        level, count = [value for values in inner for value in values], count + 1
+    return count
 
 
 def number(body: Body, name: str, low: float, high: float) -> float | None:

@@ -58,6 +58,8 @@ def read_chat(body: Body, client: str = "") -> Ask:
     top = fields.whole(body, "top_logprobs", 0, MAX_TOP)
     ask = read_common(body, client)
     variables = dict(fields.mapping(body, "chat_template_kwargs"))
+    if not variables.keys().isdisjoint(("self", "messages")):
+        raise BadRequest("chat_template_kwargs cannot set self or messages", "chat_template_kwargs")
     think = variables.pop("enable_thinking", ask.think)
     return replace(
         ask,
@@ -178,7 +180,7 @@ def _seed(body: Body) -> int | None:
 def _biases(given: Body) -> dict[int, float]:
     try:
         found = {int(token): float(bias) for token, bias in given.items()}
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise BadRequest("logit_bias must map token ids to numbers", "logit_bias") from error
     if not all(-100 <= bias <= 100 for bias in found.values()):
         raise BadRequest("each logit_bias must be from -100 to 100", "logit_bias")

@@ -67,7 +67,7 @@ def read_input(given: Any) -> Messages:
     for at, item in enumerate(given):
         if not isinstance(item, dict):
             raise BadRequest("each item must be an object", f"input[{at}]")
-        read = READERS.get(item.get("type", "message"))
+        read = READERS.get(fields.text(item, "type") or "message")
         if read is not None:
             read(messages, item, f"input[{at}]")
     return [message for message in messages if message["role"] != "assistant" or _holds(message)]

@@ -6,13 +6,12 @@ in Hermes' form.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from conifer_cli.serve.fields import BadRequest
+from conifer_cli.serve.fields import BadRequest, parse_json
 from engine.tools.dialects import (
     HERMES,
     CallDialect,
@@ -97,7 +96,7 @@ def read_choice(choice: Any, names: list[str]) -> str:
         if found is None and choice.get("type") in (AUTO, NONE, REQUIRED):
             found = choice["type"]
         choice = found if found is not None else AUTO
-    choice = {"any": REQUIRED, None: AUTO}.get(choice, choice)
+    choice = REQUIRED if choice == "any" else AUTO if choice is None else choice
     if choice not in (AUTO, NONE, REQUIRED, *names):
         raise BadRequest(f"tool_choice names no tool of this request: {choice!r}", "tool_choice")
     if choice == REQUIRED and not names:
@@ -150,7 +149,7 @@ def with_tools(
 def parsed_arguments(text: str, where: str) -> Any:
     """Return the arguments of a past call as an object. Raises BadRequest."""
     try:
-        value = json.loads(text) if text.strip() else {}
+        value = parse_json(text) if text.strip() else {}
     except ValueError as error:
         raise BadRequest("the arguments of a call are not valid JSON", where) from error
     if not isinstance(value, dict):

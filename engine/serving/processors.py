@@ -25,7 +25,7 @@ class Logprob(NamedTuple):
 
 @dataclass
 class LogitBias:
-    """Add a number to the logits of some tokens."""
+    """Add a number to the logits of some tokens. Raises ValueError for ids outside V."""
 
     biases: Mapping[int, float]
 
@@ -34,6 +34,8 @@ class LogitBias:
         return mx.array(list(self.biases), dtype=mx.int32), mx.array(list(self.biases.values()))
 
     def __call__(self, recent: mx.array, logits: mx.array) -> mx.array:
+        if not 0 <= min(self.biases) <= max(self.biases) < logits.size:  # MLX would write there
+            raise ValueError("a biased token is outside the vocabulary")
         ids, biases = self._arrays
         return logits.at[ids].add(biases)
 
