@@ -336,7 +336,8 @@ def serve(
     from conifer_cli.commands.serve import ServeOptions, serve
 
     if print_config is not None:
-        from conifer_cli.commands.serve import NO_KEY, print_client_config
+        from conifer_cli.commands.serve import print_client_config
+        from conifer_cli.serve.client_configs import NO_KEY
 
         shown = api_key if run_options.is_typed(command_line, "api_key") else None
         key = shown if api_key else NO_KEY
