@@ -28,7 +28,7 @@ from engine.tools.parser import CallParser, CallPiece
 
 if TYPE_CHECKING:
     from engine.sampling import Processor, Settings
-    from engine.text.constrained import Guide
+    from engine.text.constrained import Constraint, Guide
     from engine.text.reasoning import Part
 
 PULSE_S = 5.0  # a client hears from the server at least this often
@@ -93,13 +93,22 @@ AnswerEvent = TextPiece | CallPiece | Pulse | Finished
 class Answer:
     """An answer that has been queued. Iterate once; `cancel` in any case.
 
-    position: how many answers were before it. called: whether it contains calls.
+    constraint: the grammar of its calls, or None if the model decides freely. position: how many
+    answers were before it. called: whether it contains calls.
     """
 
     called = False
 
-    def __init__(self, host: Host, served: ServedModel, ask: Ask, tokens: list[int]) -> None:
+    def __init__(
+        self,
+        host: Host,
+        served: ServedModel,
+        ask: Ask,
+        tokens: list[int],
+        constraint: Constraint | None,
+    ) -> None:
         self.served, self.tokens, self.ask, self._host = served, tokens, ask, host
+        self._constraint = constraint
         self.id, self.created_s = f"resp_{secrets.token_hex(12)}", time.time()
         self._loop = asyncio.get_running_loop()
         self._events: deque[Happening | TokenChance | Pulse] = deque()
@@ -240,10 +249,9 @@ class Answer:
         from engine.text.constrained import Guide
 
         ask, model = self.ask, self.served.model
-        if ask.tools.used and (constraint := ask.tools.constraint(model)) is not None:
-            return Guide(
-                model.tokenizer, model.template, tokens, None, ask.budget, ask.think, constraint
-            )
+        if self._constraint is not None:
+            free = (model.tokenizer, model.template, tokens, None, ask.budget, ask.think)
+            return Guide(*free, self._constraint)
         if ask.schema is None and ask.budget is None:
             return None
         return Guide(model.tokenizer, model.template, tokens, ask.schema, ask.budget, ask.think)
@@ -252,13 +260,16 @@ class Answer:
 async def start(host: Host, ask: Ask) -> Answer:
     """Load the model if necessary, encode the prompt and queue the answer.
 
-    Raises BadRequest if the prompt does not fit the context.
+    Raises BadRequest if the prompt does not fit the context, SchemaError if a tool's parameters
+    cannot be enforced.
     """
     served = await host.lease(ask.model)
     with ExitStack() as unless_queued:
         unless_queued.callback(host.release, served)
         tokens = await asyncio.to_thread(encode, served, ask)
-        answer = Answer(host, served, ask, tokens)
+        # Not in the scheduler's thread: a large schema takes seconds.
+        constraint = await asyncio.to_thread(ask.tools.constraint, served.model)
+        answer = Answer(host, served, ask, tokens, constraint)
         unless_queued.pop_all()
     return answer
 

@@ -62,7 +62,7 @@ class Tools:
         """Return the grammar of valid calls, or None if the model decides freely."""
         from engine.tools.grammar import call_constraint
 
-        if self.choice == AUTO and not self.strict:
+        if not self.used or (self.choice == AUTO and not self.strict):
             return None
         forced = self.choice != AUTO
         names = [self.choice] if self.choice in self.schemas else list(self.schemas)

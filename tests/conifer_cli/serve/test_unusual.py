@@ -88,6 +88,15 @@ def test_levels_in_a_request_are_limited(server):
 
 
 @pytest.mark.process
+@pytest.mark.parametrize("stream", [True, False])
+def test_parameters_that_are_no_schema_are_refused_before_a_stream_begins(server, stream):
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"required": 5}}}
+    reply = server.chat("Hi", tools=[tool], tool_choice="required", stream=stream)
+    assert reply.status == 400 and "required" in reply.json["error"]["message"]
+    assert server.chat("Hi", tools=[tool], tool_choice="none", stream=stream).status == 200
+
+
+@pytest.mark.process
 def test_a_client_that_leaves_before_the_end_of_its_body(server):
     head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\n{{"
     with socket.create_connection(("127.0.0.1", server.port)) as client:
