@@ -185,9 +185,14 @@ class _Matcher:
         return allowed
 
     def accept(self, tokens: list[int]) -> None:
-        """Advance. Raises ConstraintError if the schema does not allow the tokens."""
+        """Advance. Raises ConstraintError if the schema does not allow the tokens.
+
+        The same if the engine gives up, as with 500 keys of which each may be absent.
+        """
         if not self._engine.consume_tokens(tokens):
-            raise ConstraintError("the model left the schema")
+            gave_up = "TooComplex" in self._engine.get_error()
+            problem = "the schema is too complex" if gave_up else "the model left the schema"
+            raise ConstraintError(problem)
         if self._json:
             self._keys.push(b"".join(self._pieces[token] or b"" for token in tokens))
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 import engine
-from engine.errors import SchemaError
+from engine.errors import ConstraintError, SchemaError
 from engine.text.chat_template import ChatTemplate
 from engine.text.constrained import Guide, check_schema
 from engine.text.reasoning import Kind, find_dialect
@@ -250,3 +250,12 @@ def test_a_spent_budget_leads_to_the_answer_in_every_dialect(name: str):
             break
     assert said.endswith('"red"'), said
     assert THOUGHT not in said
+
+
+def test_a_schema_that_the_engine_gives_up_is_named_as_the_reason(model: engine.Model):
+    keys = {f"key{at}": {"type": "integer"} for at in range(600)}
+    prompt = model.tokenizer.encode("Hi")
+    guide = Guide(model.tokenizer, None, prompt, json.dumps({"type": "object", "properties": keys}))
+    settings = engine.Settings(temperature=0, max_tokens=4)
+    with pytest.raises(ConstraintError, match="too complex"):
+        list(model.generate(prompt, settings, model.new_cache(64), guide=guide))
