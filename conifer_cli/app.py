@@ -337,11 +337,9 @@ def serve(
 
     if print_config is not None:
         from conifer_cli.commands.serve import print_client_config
-        from conifer_cli.serve.client_configs import NO_KEY
 
-        shown = api_key if run_options.is_typed(command_line, "api_key") else None
-        key = shown if api_key else NO_KEY
-        return print_client_config(print_config, model, host, port, context, key)
+        typed = run_options.is_typed(command_line, "api_key")
+        return print_client_config(print_config, model, host, port, context, api_key, typed)
     where = (model, host, port, api_key, context, parallel, tuple(cors or ()))
     machine = (kv_type.value, kernels.value, isa, *run_options.streaming(command_line))
     return serve(ServeOptions(*where, *machine, offline, yes, cache))

@@ -24,17 +24,20 @@ def print_client_config(
     host: str,
     port: int,
     context: int | None,
-    key: str | None = NO_KEY,
+    api_key: str = "",
+    typed: bool = False,
 ) -> int:
     """Print the configuration of a client. Raises UsageError if the client is unknown.
 
-    key: the key to print, or None if it is in the environment: only a reference is printed then.
+    api_key: the server's key, or an empty text. typed: whether the command line has it. If only the
+    environment has it, a reference is printed.
     """
     if name not in CLIENT_CONFIGS:
         known = ", ".join(CLIENT_CONFIGS)
         meant = usage.did_you_mean(name, list(CLIENT_CONFIGS), "`--print-config {}`")
         raise UsageError(f"unknown client {name!r}; known are {known}", meant)
     config = CLIENT_CONFIGS[name]
+    key = NO_KEY if not api_key else api_key if typed else None
     url = f"http://{host}:{port}"
     served, most = _running(host, port, model) or _planned(model)
     text = configured(config, url, served, context or min(most, DEFAULT_CONTEXT), key)

@@ -58,9 +58,9 @@ def test_printing(capsys):
 
 @pytest.mark.parametrize("config", CLIENT_CONFIGS.values(), ids=lambda config: config.name)
 def test_a_key_in_the_environment_is_referred_to(config, capsys):
-    assert print_client_config(config.name, "smollm2-135m", "127.0.0.1", 1, None, None) == 0
+    assert print_client_config(config.name, "smollm2-135m", "127.0.0.1", 1, None, "hunter2") == 0
     text, notes = capsys.readouterr()
-    assert "CONIFER_API_KEY" in text + notes
+    assert "CONIFER_API_KEY" in text + notes and "hunter2" not in text + notes
     assert "none" not in text and not PLACE_OF_KEY.search(text)
     if config.where == "Python":
         compile(text, config.name, "exec")
