@@ -80,7 +80,10 @@ class Client(threading.Thread):
 
 
 def load(server, seconds):
-    """Run the clients. Returns (seconds of each /health, memory of the first and the last part)."""
+    """Run the clients. Returns (seconds of each /health, memory over time).
+
+    Memory is what the process takes besides stored conversations, which have a budget.
+    """
     expected = [server.chat(prompt(n)).json["choices"][0]["message"]["content"]
                 for n in range(NONCES)]  # fmt: skip
     process, memory, waits = psutil.Process(server.process.pid), [], []
@@ -90,9 +93,11 @@ def load(server, seconds):
         client.start()
     while time.monotonic() < begun + seconds:
         asked = time.monotonic()
-        assert server.ask("/health").status == 200
+        health = server.ask("/health")
         waits.append(time.monotonic() - asked)
-        memory.append((asked - begun, process.memory_info().rss))
+        assert health.status == 200
+        assert health.json["prefix_bytes"] <= health.json["prefix_budget_bytes"]
+        memory.append((asked - begun, process.memory_info().rss - health.json["prefix_bytes"]))
         time.sleep(0.05)
     for client in clients:
         client.join(60)
