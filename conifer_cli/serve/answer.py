@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from conifer_cli.fit.streaming import records
 from conifer_cli.run_options import RunOptions
 from conifer_cli.serve.fields import BadRequest
 from conifer_cli.serve.host import Host, ServedModel
@@ -115,6 +116,7 @@ class Answer:
         self._chances: list[TokenChance] = []
         self._arrived, self._told, self._last_s = asyncio.Event(), False, 0.0
         self._recorder: LogprobRecorder | None = None
+        self._guided = False
         dialect = ask.tools.dialect_for(served.model) if ask.tools.used else None
         self._parser = CallParser(dialect, ask.tools.schemas) if dialect is not None else None
         self._job = Job(
@@ -194,6 +196,7 @@ class Answer:
             self._events.append(TokenChance(event.token, *self._recorder.next(event.token)))
         self._events.append(event)
         if isinstance(event, Finished):
+            self._keep_stream(event)
             self._loop.call_soon_threadsafe(self._end, event)
         elif not self._told:
             self._told = True
@@ -217,6 +220,16 @@ class Answer:
         self._host.release(self.served)
         self._host.metrics.answered(event)
         self._arrived.set()
+
+    def _keep_stream(self, event: Finished) -> None:
+        """Record what an answer that ran alone says of the experts on the disk, as `run` does."""
+        # A guide or processors slow decoding, so these rates are not recorded.
+        if event.experts is None or event.error is not None or self._guided:
+            return
+        if not self._job.settings.processors:
+            served, kv_type = self.served, self._host.options.kv_type
+            kernels = served.model.kernels.name
+            records.keep_stream(served.report, *event.experts, event, kernels, kv_type)
 
     def _beat(self) -> None:
         self._pulse = self._loop.call_later(PULSE_S, self._beat)
@@ -246,6 +259,11 @@ class Answer:
             raise BadRequest(str(error)) from error
 
     def _guide(self, tokens: list[int]) -> Guide | None:
+        guide = self._new_guide(tokens)
+        self._guided = guide is not None
+        return guide
+
+    def _new_guide(self, tokens: list[int]) -> Guide | None:
         from engine.text.constrained import Guide
 
         ask, model = self.ask, self.served.model

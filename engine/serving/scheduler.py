@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from engine.generate import TokenStream
     from engine.sampling import Settings
     from engine.serving.prefixes import Lane, Prefixes
+    from engine.streaming import StoreStats
     from engine.text.constrained import Guide
     from engine.text.reasoning import Part
 
@@ -51,7 +52,11 @@ class Decoded:
 
 @dataclass(slots=True)
 class Finished:
-    """The answer has ended. finish, cut_by: as in TokenStream, or finish is "error"."""
+    """The answer has ended. finish, cut_by: as in TokenStream, or finish is "error".
+
+    experts: what the store of experts on the disk had counted before and after; None without one,
+    or if other answers ran meanwhile.
+    """
 
     finish: str
     cut_by: str | None = None
@@ -64,6 +69,7 @@ class Finished:
     waited_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    experts: tuple[StoreStats, StoreStats] | None = None
 
 
 Happening = Reading | Decoded | Finished
@@ -86,6 +92,7 @@ class Job:
     calls: bool = False
     client: str = ""
     cancelled: bool = False
+    alone: bool = True
     stop: Callable[[], None] = lambda: None  # ends a step that waits for the disk
     queued_s: float = field(default_factory=time.perf_counter)
 
@@ -195,6 +202,8 @@ class Scheduler:
             while len(self._waiting) and len(self._running) < self.parallel and not self._closed:
                 job = self._waiting.pop()
                 self._running[job] = self._answer(job)
+                for one in self._running if len(self._running) > 1 else ():
+                    one.alone = False
         for run in calls:
             run()
         return True
@@ -212,6 +221,8 @@ class Scheduler:
     def _answer(self, job: Job) -> Iterator[None]:
         """Yield after each step of a job: a chunk of its prompt, or a token."""
         end = Finished("error", prompt_tokens=len(job.tokens))
+        store = job.prefixes.model.expert_store
+        before = store.stats() if store is not None else None
         started = time.perf_counter()
         end.waited_s = started - job.queued_s
         try:
@@ -225,6 +236,8 @@ class Scheduler:
             end.decode_s = now - started - end.prefill_s
         else:
             end.prefill_s = now - started
+        if store is not None and before is not None and job.alone:
+            end.experts = before, store.stats()
         job.emit(end)
         job.prefixes.save()
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from engine.fit.streaming import Curve, DiskSpeed, RoutedExperts
     from engine.generate import Stats
     from engine.nn.router_stats import RouterStats
+    from engine.serving.scheduler import Finished
     from engine.streaming import StoreStats
 
 LAST = 3  # measurements of a disk that count: it may be shared, and change
@@ -213,12 +214,13 @@ def keep_stream(
     report: FitReport,
     before: StoreStats,
     after: StoreStats,
-    stats: Stats,
+    stats: Stats | Finished,
     kernels: str,
     kv_type: str,
 ) -> None:
     """Record what a streamed answer says of the disk, of the routes, and of the time in memory.
 
+    It must have run alone. before, after: what the store had counted. stats: the answer's.
     The time in memory is what remains without the waits for the disk.
     """
     from engine.fit.streaming import MATRICES, curve_of_distances

@@ -115,6 +115,46 @@ def test_a_served_mixture_gives_the_resident_answers_and_counts_what_they_cost(m
         assert "EXPERTS" in shown and f"{experts['held']} of 256 in memory" in shown
 
 
+def measured(home, kinds=("run", "routes")):
+    """What the ledger has of answers. The disk's rate is there only if the disk was waited for."""
+    lines = (home / "conifer" / "ledger.jsonl").read_text().splitlines()
+    return [found for found in map(json.loads, lines) if found["kind"] in kinds]
+
+
+def test_an_answer_alone_is_measured_as_that_of_run(model, home, tmp_path_factory):
+    with serving(home, str(model), *CONTEXT, "--stream", program=on_machine(SOME)) as server:
+        text_of(complete(server, max_tokens=64, logit_bias={"5": 1}))
+        text_of(complete(server, max_tokens=64))
+    served = measured(home)
+    other = tmp_path_factory.mktemp("home")
+    know_bandwidth(other)
+    how = (sys.executable, "-P", *on_machine(SOME), "run", str(model), "-p", "hi there")
+    subprocess.run(
+        [*how, *CONTEXT, "--stream", "-n", "64", "--temperature", "0"],
+        env=environment(other),
+        cwd=other,
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+    ran = measured(other)
+    assert [found.keys() for found in served] == [found.keys() for found in ran]
+    assert [found["kind"] for found in served] == ["run", "routes"]
+    for name in ("file", "kernels", "kv_type", "weights_bytes"):
+        assert served[0][name] == ran[0][name], name
+    assert served[1]["experts"] == ran[1]["experts"] == 128
+
+
+def test_answers_at_once_are_not_measured(model, home):
+    options = (*CONTEXT, "--stream", "--parallel", "2")
+    program = on_machine(SOME)
+    with (
+        serving(home, str(model), *options, program=program) as server,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        list(pool.map(lambda text: complete(server, text, max_tokens=200), ("one", "two")))
+    assert measured(home) == []
+
+
 def test_answers_at_once_share_the_experts_and_stay_right(model, home, right):
     options = (*CONTEXT, "--stream", "--parallel", "2")
     with serving(home, str(model), *options, program=on_machine(SOME)) as server:
