@@ -18,7 +18,7 @@ from engine.fit.streaming import RoutedExperts, guessed_experts
 from engine.gguf.types import TYPE_BY_NAME
 from engine.kernels.select import selected
 from engine.kernels.sizes import FP4, loaded_bytes, main_type
-from engine.limits import MAX_CHUNK, SCORE_BYTES, STREAM_CHUNK
+from engine.limits import SCORE_BYTES
 from engine.nn.cache.spec import CacheSpec, kv_bytes, kv_read_bytes, token_bytes
 
 ROWS_BYTES = 384 << 20  # for one prefill chunk in the widest models in the catalog
@@ -89,7 +89,7 @@ def estimated_experts(estimate: ModelEstimate, backend: str, kernels: str) -> Ro
     guess = guessed_experts(*routed, size_bytes, chosen, file_bytes)
     if chosen != "native":
         return guess
-    more = ROWS_BYTES * (STREAM_CHUNK // MAX_CHUNK - 1)
+    more = 2 * ROWS_BYTES  # only experts take a longer chunk at once: 0.5 MB a token
     return replace(guess, buffers_bytes=more) if guess else None
 
 

@@ -6,7 +6,7 @@ the machine. No weights are read. All sizes are in bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -38,6 +38,9 @@ PROGRAM, WORD_BYTES = 66 << 20, 512
 GPU_RUNTIME = 256 << 20
 DEFAULT_CONTEXT = 32_768
 STREAM_CONTEXT = 8192  # of a model that streams: a larger cache would take the place of experts
+# What the page cache holds of the program's files that none has read before: 80 to 115 MB were
+# measured. The margin has room for the rest.
+PROGRAM_FILES = 96 << 20
 REPACKED_PIECE = 40 << 20  # for repacking eight million weights
 
 
@@ -112,11 +115,8 @@ def streamed_experts(
         return None
     if kernels != "native" or not fuses(config, used):
         return replace(experts, chunk=MAX_CHUNK)
-    sizes = [
-        buffer_bytes(config, used, backend, max(config.context, most), "f16", kernels, most)
-        for most in (MAX_CHUNK, STREAM_CHUNK)
-    ]
-    return replace(experts, buffers_bytes=sizes[1] - sizes[0])
+    longer = (STREAM_CHUNK - MAX_CHUNK) * _streamed_token_bytes(config, used)
+    return replace(experts, buffers_bytes=longer)
 
 
 def needs(
@@ -194,7 +194,8 @@ def stream_plan(need: Need, experts: RoutedExperts, machine: Machine, context: i
     """
     longer = min(STREAM_CHUNK, context) - min(MAX_CHUNK, context)  # tokens in a chunk
     buffers = experts.buffers_bytes * longer // (STREAM_CHUNK - MAX_CHUNK)
-    resident = need.total_bytes - experts.size_bytes + buffers
+    files = 0 if experts.joins else PROGRAM_FILES
+    resident = need.total_bytes - experts.size_bytes + buffers + files
     reserve = reserve_bytes(machine)
     return plan(experts, int(MARGIN * resident), machine.budget_bytes, reserve)
 
@@ -241,15 +242,14 @@ def buffer_bytes(
     context: int,
     kv_type: str,
     kernels: str,
-    most: int = MAX_CHUNK,
 ) -> int:
     """Estimate the peak scratch memory, which the last prefill chunk of a full context uses.
 
     The result never shrinks as the context grows: even when `prefill_chunk` halves the chunk,
     attention scores are counted up to their limit. Fused native layers need neither a float32 copy
-    of the cache nor stored attention scores. most: tokens in a chunk.
+    of the cache nor stored attention scores.
     """
-    chunk = min(most, context)
+    chunk = min(MAX_CHUNK, context)
     native = kernels == "native"
     fused = native and fuses(config, tensors)
     mixed = _mixer_values(config, native, fused)
@@ -368,6 +368,37 @@ def _hidden_values(config: ModelConfig, fused: bool) -> int:
         return 3 * max(config.feed_forward)
     routed = experts.used * (3 * experts.width + 2 * config.width)
     return max(3 * max(config.feed_forward), routed + 3 * experts.shared_width)
+
+
+def _streamed_token_bytes(config: ModelConfig, tensors: Collection[str]) -> int:
+    """Return what a token adds to the buffers of a chunk that is longer than `MAX_CHUNK`.
+
+    Only experts take such a chunk at once; the other layers take `MAX_CHUNK` tokens of it at a
+    time. tensors: their names.
+    """
+    experts, width = config.experts, config.width
+    assert experts is not None
+    # The stream before and after the layers, what is normalised of it, and an array that MLX keeps.
+    copies, inputs = 4, [width, *experts.used * [experts.width]]
+    if not any(name.endswith(".ffn_norm.weight") for name in tensors):
+        copies += 1  # a sum beside the stream
+    if any(".post_ffw_norm" in name for name in tensors):
+        copies += 3  # such a sum, a result before its norm, and what the router reads
+        inputs.append(width)
+    if experts.shared_width:
+        copies += 1
+        inputs += [width, experts.shared_width]
+    hidden = experts.used * experts.width + 2 * experts.shared_width + 2 * experts.latent_width
+    embedded = 3 * config.layers * config.per_layer_width
+    # Scores; ids, weights and their order; the ids of all layers, as they are counted for /experts.
+    routes = experts.count + (4 + 3 * config.layers) * experts.used + 1
+    return 4 * (copies * width + hidden + embedded + routes) + sum(map(_input_bytes, inputs))
+
+
+def _input_bytes(values: int) -> int:
+    """Return the size of a product's input in 8 bits, with its scales and sums, for one token."""
+    padded = -(-values // 256) * 256
+    return padded + 7 * 4 * padded // 32 + 64
 
 
 def _recurrent_values(config: ModelConfig, native: bool) -> int:

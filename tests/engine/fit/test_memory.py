@@ -285,3 +285,19 @@ def test_repacking_holds_the_largest_matrix_once_more():
 def test_the_arithmetic_imports_no_mlx_and_no_numpy(name: str):
     code = f"import sys, engine.fit.{name}; assert not {{'mlx', 'numpy'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["qwen3moe", "deepseek2-v3"])
+def test_a_longer_chunk_of_a_streamed_prompt_is_for_experts_alone(name):
+    file = open_model(HERE / name / "model.gguf")
+    config = read_config(file.metadata)
+
+    def longer(**changes):
+        changed = dataclasses.replace(config, **changes)
+        found = memory.streamed_experts(changed, file.tensors, "cpu", "native")
+        return found.buffers_bytes
+
+    assert longer(heads=tuple(4 * n for n in config.heads)) == longer() > 0
+    wider = dataclasses.replace(config.experts, width=config.experts.width + 256)
+    more = 4 * 256 + 256 + 7 * 32  # a value in float32, and in 8 bits with sums and scales
+    assert longer(experts=wider) - longer() == 1536 * config.experts.used * more
