@@ -189,25 +189,14 @@ def chat(home, memory_bytes, how, path):
     return TerminalSession(arguments, environment(home, TERM="dumb"))
 
 
-@pytest.mark.parametrize("how", SOME.values(), ids=SOME)
-def test_a_chat_goes_on_over_slow_and_short_reads(model, home, memory_bytes, how):
+@pytest.mark.parametrize("how", (SOME | REFUSED).values(), ids=SOME | REFUSED)
+def test_a_chat_goes_on_and_says_only_what_the_disk_refused(model, home, memory_bytes, how):
     with chat(home, memory_bytes, how, model) as session:
         session.expect(">>> ")
         session.type("hi there\r")
         session.expect("disturbed")
-        session.expect(">>> ")
-        session.type("\x04")
-        assert session.wait() == 0
-
-
-@pytest.mark.parametrize("how", REFUSED.values(), ids=REFUSED)
-def test_a_chat_says_what_the_disk_refused_and_stays_open(model, home, memory_bytes, how):
-    with chat(home, memory_bytes, how, model) as session:
-        session.expect(">>> ")
-        session.type("hi there\r")
-        session.expect("disturbed")
-        before = session.expect(">>> ")
-        assert WHERE.search(" ".join(before.split())), before
+        said = " ".join(session.expect(">>> ").split())
+        assert bool(WHERE.search(said)) == (how["fails_after"] >= 0), said
         session.type("\x04")
         assert session.wait() == 0
 
