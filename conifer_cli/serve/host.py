@@ -198,6 +198,7 @@ class Host:
                 gpu_verdicts=gpu_verdicts(),
                 expert_bytes=report.expert_bytes,
             )
+            model.tokenizer.prepare()
         if model.kernels.fallback_reason is not None:
             console.log(f"conifer: {SLOW.format(model.kernels.fallback_reason)}")
         context = report.verdict.context

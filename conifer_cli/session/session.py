@@ -377,7 +377,7 @@ def _loaded(report: FitReport, options: RunOptions, chatting: bool) -> Model:
 
     source = report.file or report.paths[0]
     with Progress("loading", always=False) as progress:
-        return load(
+        model = load(
             *(source, options.kernels),
             sandbox=sandbox,
             on_load=progress.update,
@@ -385,6 +385,8 @@ def _loaded(report: FitReport, options: RunOptions, chatting: bool) -> Model:
             gpu_verdicts=gpu_verdicts(),
             expert_bytes=report.expert_bytes,
         )
+    model.tokenizer.prepare()
+    return model
 
 
 def is_raw(report: FitReport) -> bool:

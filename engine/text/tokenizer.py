@@ -40,7 +40,8 @@ def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
     """Build the tokenizer that a file's metadata describes.
 
     Raises UnsupportedError if the tokenizer is unsupported, or GGUFError, naming the key, if the
-    metadata is invalid.
+    metadata is invalid. Merges that do not match the tokens are noticed later: see
+    `Tokenizer.prepare`.
     """
     return Tokenizer(read_vocabulary(metadata))
 
@@ -76,6 +77,10 @@ class Tokenizer:
     @functools.cached_property
     def _all_marks(self) -> Marks:
         return Marks({**self.user_defined, **self.unknown, **self.control})
+
+    def prepare(self) -> None:
+        """Build the encoder, as the first text would. Raises GGUFError if merges are invalid."""
+        self._words  # noqa: B018
 
     def special_texts(self) -> dict[str, str]:
         """Return special tokens' texts, keyed by template variable, such as "bos_token"."""
@@ -228,12 +233,15 @@ def _merging_encoder(
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
     spaced = vocabulary.model in SPACED
-    model = models.BPE(
-        vocab=vocabulary.without(*unused),
-        merges=vocabulary.merges,
-        ignore_merges=pre.whole_words,
-        byte_fallback=spaced,
-    )
+    try:
+        model = models.BPE(
+            vocab=vocabulary.without(*unused),
+            merges=vocabulary.pairs(),
+            ignore_merges=pre.whole_words,
+            byte_fallback=spaced,
+        )
+    except Exception as error:  # the library has no class for what it refuses
+        raise vocabulary.merge_error() or GGUFError(f"{PREFIX}merges: {error}") from error
     vocabulary.merges.clear()  # 17 MB of a large vocabulary; the model has its own
     tokenizer = Tokenizer(model)
     splits: list[Any] = [pre_tokenizers.Split(Regex(text), "isolated") for text in pre.patterns]

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import chain, repeat
+from itertools import repeat
 from typing import Any
 
 from engine.errors import GGUFError, UnsupportedError
@@ -58,26 +58,24 @@ ENDING_KEYS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 SPECIAL_KEYS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
-Pairs = list[tuple[str, str]]
-
 
 @dataclass(frozen=True)
 class Vocabulary:
     """Tokens by id, with their types.
 
-    scores: empty for byte-level BPE. merges: empty for scored vocabularies, and once
-    an encoder has them. specials: ids by name,
-    for "bos", "eos", "unk" and "pad" if present. stripping: ids of tokens that drop the whitespace
-    after them.
+    types: a byte each. scores: empty for byte-level BPE. merges: as in the file, two texts with a
+    space between them, highest priority first; empty for scored vocabularies. specials: ids by
+    name, for "bos", "eos", "unk" and "pad" if present. stripping: ids of tokens that drop the
+    whitespace after them.
     """
 
     model: str
     pre: str
     tokens: list[str]
     ids: dict[str, int]  # by token text
-    types: list[int]
+    types: bytes
     scores: list[float]
-    merges: Pairs
+    merges: list[str]
     specials: dict[str, int]
     eog_ids: frozenset[int]
     add_bos: bool | None
@@ -90,8 +88,33 @@ class Vocabulary:
 
     def without(self, *types: TokenType) -> dict[str, int]:
         """Return a dict from text to id, for all tokens except those with one of these types."""
-        excluded = self.of_type(*types)
-        return {text: id for text, id in self.ids.items() if text not in excluded}
+        ids = self.ids.copy()
+        for text in self.of_type(*types):
+            del ids[text]
+        return ids
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Return the texts to merge, without special tokens, highest priority first."""
+        lines = list(dict.fromkeys(self.merges))
+        if {1}.issuperset(map(str.count, lines, repeat(" "))):
+            parts = " ".join(lines).split(" ") if lines else []
+        else:
+            parts = [part for line in lines for part in line.partition(" ")[::2]]
+        pairs = list(zip(parts[::2], parts[1::2], strict=True))
+        banned = self.of_type(*SPECIAL_TYPES).keys()
+        if banned.isdisjoint(parts) and not _made_by_merging(banned, lines):
+            return pairs
+        return [pair for pair in pairs if banned.isdisjoint((*pair, "".join(pair)))]
+
+    def merge_error(self) -> GGUFError | None:
+        """Return the error for the first pair whose parts or result the vocabulary lacks."""
+        for left, right in self.pairs():
+            if not self.ids.keys() >= {left, right, left + right}:
+                pair = f"{left[:60]!r} and {right[:60]!r}"
+                return GGUFError(
+                    f"{PREFIX}merges joins {pair}, but the vocabulary lacks a part or the result"
+                )
+        return None
 
 
 def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
@@ -107,10 +130,11 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
         raise UnsupportedError(f"tokenizer {model!r} is not supported")
     tokens = _tokens(metadata)
     by_text = dict(zip(tokens, range(len(tokens)), strict=True))
+    if len(by_text) < len(tokens):
+        raise _duplicate(tokens)
     scored = model == "llama"
-    pairs, merged = ([], []) if scored else _merges(metadata, tokens, by_text)
-    types = _with_control(by_text, _types(metadata, tokens), merged)
-    merges = _without_special(tokens, types, pairs, merged)
+    merges = [] if scored else _strings(metadata, "merges")
+    types = _with_control(by_text, _types(metadata, tokens), merges)
     defaults = {"bos": 1, "eos": 2, "unknown": 0} if scored else {}
     ids = _ids(metadata, len(tokens), defaults)
     return Vocabulary(
@@ -120,7 +144,7 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
         ids=by_text,
         types=types,
         scores=_numbers(metadata, "scores", len(tokens)) if scored else [],
-        merges=merges,
+        merges=list(merges),
         specials={name: ids[key] for name, key in SPECIAL_KEYS.items() if key in ids},
         eog_ids=_eog_ids(by_text, types, ids),
         add_bos=_value(metadata, "add_bos_token", bool, None),
@@ -154,13 +178,14 @@ def _tokens(metadata: Mapping[str, Any]) -> list[str]:
         tokens = [text or f"[EMPTY_{id}]" for id, text in enumerate(tokens)]
     if not tokens:
         raise GGUFError(f"{PREFIX}tokens must not be empty")
-    if len(set(tokens)) < len(tokens):
-        seen: set[str] = set()
-        for id, text in enumerate(tokens):
-            if text in seen:
-                raise GGUFError(f"{PREFIX}tokens[{id}] is a duplicate: {text[:60]!r}")
-            seen.add(text)
     return tokens
+
+
+def _duplicate(tokens: list[str]) -> GGUFError:
+    """Return the error for the first text that is there twice."""
+    first: dict[str, int] = {}
+    id = next(id for id, text in enumerate(tokens) if first.setdefault(text, id) != id)
+    return GGUFError(f"{PREFIX}tokens[{id}] is a duplicate: {tokens[id][:60]!r}")
 
 
 def _numbers(metadata: Mapping[str, Any], key: str, count: int) -> list[Any]:
@@ -173,10 +198,14 @@ def _numbers(metadata: Mapping[str, Any], key: str, count: int) -> list[Any]:
     return values
 
 
-def _types(metadata: Mapping[str, Any], tokens: list[str]) -> list[int]:
-    types = [int(TokenType.NORMAL)] * len(tokens)
+def _types(metadata: Mapping[str, Any], tokens: list[str]) -> bytes:
+    types = bytes([TokenType.NORMAL]) * len(tokens)
     if PREFIX + "token_type" in metadata:
-        types = list(map(int, _numbers(metadata, "token_type", len(tokens))))
+        values = _numbers(metadata, "token_type", len(tokens))
+        try:
+            types = bytes(values)
+        except (TypeError, ValueError):  # real numbers, or types that no file should have
+            types = bytes(int(kind) if 0 <= kind < 256 else 0 for kind in values)
     for id in _ids_of_type(types, (TokenType.BYTE,)):
         if not BYTE_TOKEN.fullmatch(tokens[id]):
             raise GGUFError(
@@ -186,49 +215,25 @@ def _types(metadata: Mapping[str, Any], tokens: list[str]) -> list[int]:
     return types
 
 
-def _ids_of_type(types: list[int], wanted: tuple[TokenType, ...]) -> list[int]:
-    numbers = set(map(int, wanted))  # ints compare much faster than enum members
-    return [id for id, kind in enumerate(types) if kind in numbers]
+def _ids_of_type(types: bytes, wanted: tuple[TokenType, ...]) -> list[int]:
+    return [match.start() for match in re.finditer(b"[%b]" % bytes(wanted), types)]
 
 
-def _merges(
-    metadata: Mapping[str, Any], tokens: Sequence[str], known: Mapping[str, int]
-) -> tuple[Pairs, list[str]]:
-    """Return the pairs to merge, highest priority first, and the token that each pair produces.
-
-    They consist of the strings in `tokens`, not of copies.
-    """
-    lines = dict.fromkeys(_strings(metadata, "merges"))
-    pairs = [(left, right) for left, _, right in map(str.partition, lines, repeat(" "))]
-    merged = [left + right for left, right in pairs]
-    if not all(map(known.__contains__, chain(merged, chain.from_iterable(pairs)))):
-        for left, right in pairs:
-            if not known.keys() >= {left, right, left + right}:
-                pair = f"{left[:60]!r} and {right[:60]!r}"
-                raise GGUFError(
-                    f"{PREFIX}merges joins {pair}, but the vocabulary lacks a part or the result"
-                )
-    pairs = [(tokens[known[left]], tokens[known[right]]) for left, right in pairs]
-    return pairs, [tokens[known[text]] for text in merged]
-
-
-def _with_control(by_text: Mapping[str, int], types: list[int], merged: list[str]) -> list[int]:
+def _with_control(by_text: Mapping[str, int], types: bytes, merges: list[str]) -> bytes:
     # Tokens that merges produce are ordinary text. For example, "</s>" can be an HTML tag, as in
     # Gemma's vocabulary, where <eos> ends texts.
-    types = types.copy()
     html = ["</s>"] if "<eos>" in by_text else []
-    for text in LOOKS_LIKE_CONTROL.intersection(by_text).difference(merged, html):
-        types[by_text[text]] = TokenType.CONTROL
-    return types
+    texts = LOOKS_LIKE_CONTROL.intersection(by_text).difference(html)
+    changed = bytearray(types)
+    for text in texts - _made_by_merging(texts, merges):
+        changed[by_text[text]] = TokenType.CONTROL
+    return bytes(changed)
 
 
-def _without_special(tokens: list[str], types: list[int], pairs: Pairs, merged: list[str]) -> Pairs:
-    banned = {tokens[id] for id in _ids_of_type(types, SPECIAL_TYPES)}
-    if banned.isdisjoint(merged) and banned.isdisjoint(chain.from_iterable(pairs)):
-        return pairs
-    return [
-        pair for pair, whole in zip(pairs, merged, strict=True) if banned.isdisjoint((*pair, whole))
-    ]
+def _made_by_merging(texts: Iterable[str], merges: list[str]) -> set[str]:
+    """Return those of the texts that a merge produces."""
+    lines = {f"{text[:at]} {text[at:]}": text for text in texts for at in range(1, len(text))}
+    return {lines[line] for line in lines.keys() & merges}
 
 
 def _ids(metadata: Mapping[str, Any], count: int, defaults: dict[str, int]) -> dict[str, int]:
@@ -246,7 +251,7 @@ def _ids(metadata: Mapping[str, Any], count: int, defaults: dict[str, int]) -> d
     return ids
 
 
-def _eog_ids(by_text: Mapping[str, int], types: list[int], ids: dict[str, int]) -> frozenset[int]:
+def _eog_ids(by_text: Mapping[str, int], types: bytes, ids: dict[str, int]) -> frozenset[int]:
     texts = {text: by_text[text] for text in ENDS_ANSWER.intersection(by_text)}
     texts = {text: id for text, id in texts.items() if types[id] == TokenType.CONTROL}
     ends = {*texts.values(), *(ids[name] for name in ENDING_KEYS if name in ids)}
@@ -256,7 +261,7 @@ def _eog_ids(by_text: Mapping[str, int], types: list[int], ids: dict[str, int]) 
     return frozenset(ends)
 
 
-def _stripping(metadata: Mapping[str, Any], tokens: list[str], types: list[int]) -> frozenset[int]:
+def _stripping(metadata: Mapping[str, Any], tokens: list[str], types: bytes) -> frozenset[int]:
     """Return the ids of Phi-3's markers that drop the whitespace after them.
 
     GGUF has no key for this.
