@@ -34,7 +34,7 @@ MIN_RESERVE = 512 << 20
 UNREAD_SHARE = 0.03  # upper bound on draft layers in a file, which are not loaded
 # Python, MLX and Conifer, and the tokenizer's share per vocabulary entry. Both were measured on
 # Linux during a chat. A GPU adds its runtime.
-PROGRAM, WORD_BYTES = 66 << 20, 512
+PROGRAM, WORD_BYTES = 50 << 20, 512
 GPU_RUNTIME = 256 << 20
 DEFAULT_CONTEXT = 32_768
 STREAM_CONTEXT = 8192  # of a model that streams: a larger cache would take the place of experts

@@ -2,7 +2,7 @@
 
 A prompt of T tokens takes
 
-    (2 x T x (weights of a token + experts x theirs) + scores x T^2) / rate of multiplying
+    (2 x T x (weights of a token + g x its experts') + h x scores x T^2) / rate of multiplying
     + chunks x bytes of all weights / bandwidth
 
 GPUs multiply at a share of their published rate, CPUs at a rate measured for each instruction set.
@@ -24,17 +24,19 @@ from engine.nn.config import OF_EXPERTS, ModelConfig, token_share, used_tensors
 
 PROMPTS = (512, 4096)  # tokens; what `fit` predicts
 # Operations a second for one core, by instruction set, and the share of its published rate that a
-# GPU reaches in others' programs. Experts multiply few tokens each, which is slower there.
+# GPU reaches in others' programs. Experts multiply few tokens each, which is slower there. Scores
+# are products in float32, which is slower on a CPU.
 CORE_FLOPS = {
-    "amx": 240e9,
-    "avx512": 150e9,
-    "avxvnni": 70e9,
-    "avx2": 70e9,
+    "amx": 230e9,
+    "avx512": 185e9,
+    "avxvnni": 100e9,
+    "avx2": 80e9,
     "neon": 36e9,
     "portable": 5e9,
 }
 GPU_SHARE = {"metal": 0.62, "cuda": 0.4}
 EXPERT_COST = {"cpu": 1.0, "metal": 3.0, "cuda": 3.0}
+SCORE_COST = {"cpu": 2.5, "metal": 1.0, "cuda": 1.0}
 CPU_RANGE, GPU_RANGE = (0.6, 1.6), (0.4, 1.6)
 
 
@@ -102,7 +104,8 @@ def prompt_seconds(
     if bandwidth.flops is None:
         return None
     weights = work.always + EXPERT_COST[backend] * work.experts
-    products = 2 * tokens * weights + 2 * work.head + work.scores * tokens**2
+    scores = SCORE_COST[backend] * work.scores * tokens**2
+    products = 2 * tokens * weights + 2 * work.head + scores
     chunks = math.ceil(tokens / MAX_CHUNK)
     return products / bandwidth.flops + chunks * work.read_bytes / bandwidth.bytes_per_s
 

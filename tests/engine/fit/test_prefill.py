@@ -30,11 +30,12 @@ REPORTS = [
 
 def test_a_prompt_is_multiplications_and_one_read_of_the_weights_for_each_chunk():
     bandwidth = Bandwidth(1e10, PRIOR, flops=1e12)
-    products = 2 * 1024 * 2e9 + 2e8 + 1e5 * 1024**2
-    assert prompt_seconds(WORK, 1024, bandwidth, "cpu") == pytest.approx(products / 1e12 + 0.2)
+    products, scores = 2 * 1024 * 2e9 + 2e8, 1e5 * 1024**2
+    found = prompt_seconds(WORK, 1024, bandwidth, "cpu")
+    assert found == pytest.approx((products + 2.5 * scores) / 1e12 + 0.2)
     experts = 2 * 1024 * 2e9  # on a GPU they cost three times as much
     found = prompt_seconds(WORK, 1024, bandwidth, "metal")
-    assert found == pytest.approx((products + experts) / 1e12 + 0.2)
+    assert found == pytest.approx((products + experts + scores) / 1e12 + 0.2)
 
 
 def test_without_a_rate_of_multiplying_there_is_no_prediction():
