@@ -41,9 +41,15 @@ TABLE = re.compile(r"(<!-- results: ([^>]+) -->\n\n)(?:\|.*\n)*")
 FILES = {
     "starter-avx2": "starter, Q4_1, AVX2",
     "qwen3-30b-a3b-12-layers-avx2": "Qwen3-30B-A3B shapes, 12 of 48 layers, Q4_K_M, AVX2",
-    "qwen3-30b-a3b-12-layers-IQ3_XXS-avx2": "Qwen3-30B-A3B shapes, 12 of 48 layers, IQ3_XXS, AVX2",
-    "qwen3-30b-a3b-12-layers-Q3_K_M-avx2": "Qwen3-30B-A3B shapes, 12 of 48 layers, Q3_K_M, AVX2",
-    "qwen3-30b-a3b-5-layers-avx2": "Qwen3-30B-A3B shapes, 5 of 48 layers, Q4_K_M, AVX2 (Xeon)",
+    **{
+        f"qwen3-30b-a3b-12-layers-{mix}-avx2": f"Qwen3-30B-A3B shapes, 12 of 48 layers, {mix}, AVX2"
+        for mix in ("Q6_K", "Q3_K_M", "IQ3_XXS")
+    },
+    "gpt-oss-20b-4-layers-avx2": "gpt-oss-20b shapes, 4 of 24 layers, MXFP4, AVX2",
+    "starter-avxvnni": "starter, Q4_1, AVX-VNNI",
+    "qwen3-30b-a3b-12-layers-avxvnni": ("Qwen3-30B-A3B shapes, 12 of 48 layers, Q4_K_M, AVX-VNNI"),
+    "starter-avx512": "starter, Q4_1, AVX-512",
+    "qwen3-30b-a3b-12-layers-avx512": "Qwen3-30B-A3B shapes, 12 of 48 layers, Q4_K_M, AVX-512",
     "starter": "starter, Q4_1",
     "qwen3-30b-a3b-12-layers": "Qwen3-30B-A3B shapes, 12 of 48 layers, Q4_K_M",
     **{
@@ -66,7 +72,10 @@ FIGURES = {
 LEFT_OUT = (
     "left out|reports|sources|median of predicted : reported|lowest to highest|inside the range"
 )
-ACCURACY = "file|context|peak memory, of the predicted|tokens/s, of the predicted, median of 9"
+ACCURACY = (
+    "file|context|peak memory, of the predicted|tokens/s, of the predicted, median of 9"
+    "|prompt's tokens/s, of the predicted"
+)
 # Title, date and status of a decision record.
 RECORD = re.compile(r"# (\d+\. .+)\n\n- Date: (\d{4}-\d\d-\d\d)\n- Status: (.+)\n")
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
@@ -393,7 +402,8 @@ def accuracy_row(case: dict[str, Any]) -> list[str]:
     speed = f"{case['measured_over_predicted_speed']:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
     file = f"{case['file']}, {case['layers']} layers"
     memory = f"{case['measured_over_predicted_memory']:.3f}"
-    return [file, f"{case['context']:,}", memory, speed]
+    prompt = case.get("measured_over_predicted_prompt")
+    return [file, f"{case['context']:,}", memory, speed, f"{prompt:.2f}" if prompt else "-"]
 
 
 def memory_row(case: dict[str, Any]) -> list[str]:

@@ -105,7 +105,7 @@ class DecodeCost:
 
     weights, kv: time per byte read, relative to a plain read. reuse: the same for a byte of a
     latent cache and each time that a token multiplies it. layer_bytes, layer_s: overhead per layer,
-    in bytes or in seconds. Overhead in bytes, used for CPUs, shrinks as bandwidth grows. routed_s:
+    in bytes or in seconds. Overhead in bytes, of the stock kernels on CPUs, shrinks as bandwidth grows. routed_s:
     more for a layer that chooses experts. low, high: error bounds, as factors.
     """
 
@@ -122,7 +122,7 @@ class DecodeCost:
 # The native kernels' are fitted to Conifer's runs on an idle and a busy machine. Those of GPUs and
 # of CPUs elsewhere are fitted to published rates of other programs, by benchmarks/fit_speed.py.
 DECODE_COSTS = {
-    "cpu, native": DecodeCost(1.15, 1.22, layer_bytes=0.5e6, low=0.8, high=1.2),
+    "cpu, native": DecodeCost(1.15, 1.22, layer_s=0.038e-3, low=0.8, high=1.2),
     "cpu, stock": DecodeCost(15.0, 15.0, layer_bytes=15e6, low=0.5, high=2.0),
     **{
         chip: DecodeCost(1.15, 1.28, layer_s=layer_s, routed_s=routed_s, reuse=0.325)

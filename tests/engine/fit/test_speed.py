@@ -67,7 +67,8 @@ def test_a_rate_says_where_it_is_from_and_how_far_off_it_may_be():
     here, there = Bandwidth(1e10, MEASURED), Bandwidth(1e10, PRIOR)
     predicted = predict(MOVED, 10, here, "cpu", "native")
     pace = DECODE_COSTS["cpu, native"]
-    assert predicted.per_s == pytest.approx(1e10 / (pace.weights * 7e8 + 10 * pace.layer_bytes))
+    token_s = pace.weights * 7e8 / 1e10 + 10 * pace.layer_s
+    assert predicted.per_s == pytest.approx(1 / token_s)
     assert (predicted.source, predict(MOVED, 10, there, "metal", "stock").source) == (
         PREDICTED,
         PRIOR,
