@@ -105,8 +105,8 @@ class DecodeCost:
 
     weights, kv: time per byte read, relative to a plain read. reuse: the same for a byte of a
     latent cache and each time that a token multiplies it. layer_bytes, layer_s: overhead per layer,
-    in bytes or in seconds. Overhead in bytes, of the stock kernels on CPUs, shrinks as bandwidth grows. routed_s:
-    more for a layer that chooses experts. low, high: error bounds, as factors.
+    in bytes or in seconds. Overhead in bytes, of the stock kernels on CPUs, shrinks as bandwidth
+    grows. routed_s: more for a layer that chooses experts. low, high: error bounds, as factors.
     """
 
     weights: float
