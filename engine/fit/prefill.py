@@ -3,9 +3,8 @@
 A prompt of T tokens takes
 
     (2 x T x (weights of a token + g x its experts') + h x scores x T^2) / rate of multiplying
-    + chunks x bytes of all weights / bandwidth
 
-GPUs multiply at a share of their published rate, CPUs at a rate measured for each instruction set.
+and reads all weights for each chunk: GPUs before they multiply, CPUs while they do. GPUs multiply at a share of their published rate, CPUs at a rate measured for each instruction set.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ CORE_FLOPS = {
 }
 GPU_SHARE = {"metal": 0.62, "cuda": 0.4}
 EXPERT_COST = {"cpu": 1.0, "metal": 3.0, "cuda": 3.0}
-SCORE_COST = {"cpu": 2.5, "metal": 1.0, "cuda": 1.0}
+SCORE_COST = {"cpu": 3.0, "metal": 1.0, "cuda": 1.0}
 CPU_RANGE, GPU_RANGE = (0.6, 1.6), (0.4, 1.6)
 
 
@@ -106,8 +105,9 @@ def prompt_seconds(
     weights = work.always + EXPERT_COST[backend] * work.experts
     scores = SCORE_COST[backend] * work.scores * tokens**2
     products = 2 * tokens * weights + 2 * work.head + scores
-    chunks = math.ceil(tokens / MAX_CHUNK)
-    return products / bandwidth.flops + chunks * work.read_bytes / bandwidth.bytes_per_s
+    products_s = products / bandwidth.flops
+    reading_s = math.ceil(tokens / MAX_CHUNK) * work.read_bytes / bandwidth.bytes_per_s
+    return max(products_s, reading_s) if backend == "cpu" else products_s + reading_s
 
 
 def predict_prompt(
