@@ -36,7 +36,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 DECISIONS = ROOT / "docs" / "decisions"
 PROGRAM = typer.main.get_command(app)
 COMMANDS = ("", *(name for name, each in PROGRAM.commands.items() if not each.hidden))
-TABLE = re.compile(r"(<!-- results: ([^>]+) -->\n\n)(?:\|.*\n)*")
+TABLE = re.compile(r"(<!-- results: ([^>]+) -->\n\n)(?:\|.*\n)*\n*")
 # What the tables call a result's file.
 FILES = {
     "starter-avx2": "starter, Q4_1, AVX2",
@@ -350,7 +350,7 @@ def decisions_page() -> str:
 
 def with_results(text: str) -> str:
     """Put the results into a page's tables."""
-    return TABLE.sub(lambda found: found[1] + results_table(found[2].split()) + "\n", text)
+    return TABLE.sub(lambda found: found[1] + results_table(found[2].split()) + "\n\n", text)
 
 
 def results_table(names: list[str]) -> str:
