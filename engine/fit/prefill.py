@@ -4,7 +4,8 @@ A prompt of T tokens takes
 
     (2 x T x (weights of a token + g x its experts') + h x scores x T^2) / rate of multiplying
 
-and reads all weights for each chunk: GPUs before they multiply, CPUs while they do. GPUs multiply at a share of their published rate, CPUs at a rate measured for each instruction set.
+and reads all weights for each chunk: GPUs before they multiply, CPUs while they do. GPUs multiply
+at a share of their published rate, CPUs at a rate measured for each instruction set.
 """
 
 from __future__ import annotations
