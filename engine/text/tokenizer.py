@@ -233,15 +233,12 @@ def _merging_encoder(
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
     spaced = vocabulary.model in SPACED
-    try:
-        model = models.BPE(
-            vocab=vocabulary.without(*unused),
-            merges=vocabulary.pairs(),
-            ignore_merges=pre.whole_words,
-            byte_fallback=spaced,
-        )
-    except Exception as error:  # the library has no class for what it refuses
-        raise vocabulary.merge_error() or GGUFError(f"{PREFIX}merges: {error}") from error
+    model = models.BPE(
+        vocab=vocabulary.without(*unused),
+        merges=vocabulary.pairs(),
+        ignore_merges=pre.whole_words,
+        byte_fallback=spaced,
+    )
     vocabulary.merges.clear()  # 17 MB of a large vocabulary; the model has its own
     tokenizer = Tokenizer(model)
     splits: list[Any] = [pre_tokenizers.Split(Regex(text), "isolated") for text in pre.patterns]

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import repeat
+from itertools import chain, repeat
 from typing import Any
 
 from engine.errors import GGUFError, UnsupportedError
@@ -94,27 +94,30 @@ class Vocabulary:
         return ids
 
     def pairs(self) -> list[tuple[str, str]]:
-        """Return the texts to merge, without special tokens, highest priority first."""
+        """Return the texts to merge, without special tokens, highest priority first.
+
+        Raises GGUFError if the vocabulary lacks a part or a result.
+        """
         lines = list(dict.fromkeys(self.merges))
         if {1}.issuperset(map(str.count, lines, repeat(" "))):
             parts = " ".join(lines).split(" ") if lines else []
         else:
             parts = [part for line in lines for part in line.partition(" ")[::2]]
         pairs = list(zip(parts[::2], parts[1::2], strict=True))
+        if not all(map(self.ids.__contains__, chain(parts, map("".join, pairs)))):
+            raise self._merge_error(pairs)
         banned = self.of_type(*SPECIAL_TYPES).keys()
         if banned.isdisjoint(parts) and not _made_by_merging(banned, lines):
             return pairs
         return [pair for pair in pairs if banned.isdisjoint((*pair, "".join(pair)))]
 
-    def merge_error(self) -> GGUFError | None:
+    def _merge_error(self, pairs: list[tuple[str, str]]) -> GGUFError:
         """Return the error for the first pair whose parts or result the vocabulary lacks."""
-        for left, right in self.pairs():
-            if not self.ids.keys() >= {left, right, left + right}:
-                pair = f"{left[:60]!r} and {right[:60]!r}"
-                return GGUFError(
-                    f"{PREFIX}merges joins {pair}, but the vocabulary lacks a part or the result"
-                )
-        return None
+        left, right = next(pair for pair in pairs if not self.ids.keys() >= {*pair, "".join(pair)})
+        return GGUFError(
+            f"{PREFIX}merges joins {left[:60]!r} and {right[:60]!r}, "
+            "but the vocabulary lacks a part or the result"
+        )
 
 
 def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
