@@ -381,7 +381,7 @@ def _streamed_token_bytes(config: ModelConfig, tensors: Collection[str]) -> int:
     # The stream before and after the layers, what is normalised of it, and an array that MLX keeps.
     copies, inputs = 4, [width, *experts.used * [experts.width]]
     if not any(name.endswith(".ffn_norm.weight") for name in tensors):
-        copies += 1  # a sum beside the stream
+        copies += 1  # the residual sum, in an array of its own
     if any(".post_ffw_norm" in name for name in tensors):
         copies += 3  # such a sum, a result before its norm, and what the router reads
         inputs.append(width)

@@ -202,8 +202,9 @@ class Scheduler:
             while len(self._waiting) and len(self._running) < self.parallel and not self._closed:
                 job = self._waiting.pop()
                 self._running[job] = self._answer(job)
-                for one in self._running if len(self._running) > 1 else ():
-                    one.alone = False
+                if len(self._running) > 1:
+                    for running in self._running:
+                        running.alone = False
         for run in calls:
             run()
         return True

@@ -64,9 +64,9 @@ class Vocabulary:
     """Tokens by id, with their types.
 
     types: a byte each. scores: empty for byte-level BPE. merges: as in the file, two texts with a
-    space between them, highest priority first; empty for scored vocabularies. specials: ids by
-    name, for "bos", "eos", "unk" and "pad" if present. stripping: ids of tokens that drop the
-    whitespace after them.
+    space between them, highest priority first; empty for scored vocabularies, and once an encoder
+    has them. specials: ids by name, for "bos", "eos", "unk" and "pad" if present. stripping: ids of
+    tokens that drop the whitespace after them.
     """
 
     model: str
