@@ -14,7 +14,7 @@ from catalog.files import read_json, write_atomically
 FORMAT = 1
 FILE = "licences.json"
 # Licences with these prefixes restrict who may use the weights, or for what purpose.
-NOT_OPEN = ("llama", "gemma", "lfm", "deepseek", "qwen", "tongyi")
+NOT_OPEN = ("llama", "gemma", "lfm", "deepseek", "qwen", "tongyi", "k-exaone", "minimax")
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ KINDS = ("instruct", "base", "reasoning", "coder")
 LICENCES = (
     *("Apache-2.0", "MIT", "modified-MIT", "llama3.1", "llama3.2", "llama3.3", "llama4"),
     *("gemma", "lfm1.0", "deepseek", "qwen", "nvidia-open-model-license", "OpenMDW-1.1"),
+    *("k-exaone", "minimax-m2.7-license", "upstage-solar-license"),
 )
 BENCHMARKS = ("MMLU-Pro", "GPQA Diamond", "LiveCodeBench v6", "SWE-bench Verified")
 SIZE_UNITS = {"size_bytes": 1, "size_mib": 2**20, "size_gib": 2**30, "size_gb": 10**9}
@@ -85,9 +86,10 @@ class Shape:
     (layers, width) for each kind of feed-forward layer without experts. experts: the same with
     experts; shared: the width of all shared experts together. matrices: how many a feed-forward
     layer has, 2 without a gate. latent: the width of the input of routed experts, 0 for `width`.
-    per_layer: the width of the embeddings that each layer has of its own. tied: the head is the
-    embedding. reuse: how often a token multiplies each value of a latent cache. scores: its
-    products with each earlier token, over the layers without a window.
+    per_layer: the width of the embeddings that each layer has of its own. ngrams: the values of a
+    table of n-grams, of which a token reads a few rows; parameter counts leave it out. tied: the
+    head is the embedding. reuse: how often a token multiplies each value of a latent cache.
+    scores: its products with each earlier token, over the layers without a window.
     """
 
     width: Annotated[int, _whole(16, 2**16)]
@@ -99,6 +101,7 @@ class Shape:
     matrices: Annotated[int, _whole(2, 3)] = 3
     latent: Annotated[int, _whole(0, 2**16)] = 0
     per_layer: Annotated[int, _whole(0, 2**12)] = 0
+    ngrams: Annotated[int, _whole(0, 2**40)] = 0
     tied: Annotated[bool, _of(bool)] = False
     reuse: Annotated[float, _real(0, 2**12)] = 0.0
     scores: Annotated[int, _whole(0, 2**32)] = 0
@@ -220,7 +223,7 @@ class Entry:
             "attention": sum(number * weights for number, weights in shape.attention),
             "shared": width * (dense + shared + 3 * own),
             "head": table,
-            "embedding": shape.vocabulary * own + (0 if shape.tied else table),
+            "embedding": shape.vocabulary * own + shape.ngrams + (0 if shape.tied else table),
         }
 
     def file(self, quant: str | None = None) -> CatalogFile | None:
@@ -386,7 +389,8 @@ class _Reader:
         """True if a shape has as many layers and, but for rounding, weights as the entry says."""
         shape = entry.shape
         assert shape is not None
-        weights, mixers = sum(entry.parts.values()), sum(count for count, _ in shape.attention)
+        weights = sum(entry.parts.values()) - shape.ngrams
+        mixers = sum(count for count, _ in shape.attention)
         routed, _ = shape.experts or (0, 0)
         blocks = mixers + routed + sum(count for count, _ in shape.dense)  # if layers have one each
         near = entry.total_parameters or weights
