@@ -1,8 +1,8 @@
 // Many tokens: a blocked integer GEMM.
 //
 // A panel of weights is multiplied by 6 tokens at a time, broadcasting 4 values per token. The
-// panel stays in the L1 cache. A buffer of 32 floats per token accumulates the sums over columns,
-// which are written to y once.
+// panel stays in the L1 cache. A buffer of 32 floats per token accumulates the sums over columns;
+// the last panel writes them to y.
 #if defined(__x86_64__)
 #include "isa/avx512.h"
 
@@ -23,17 +23,32 @@ namespace {
 
 constexpr int TILE = 6;  // tokens; 12 integer sums and 12 float sums fill the registers
 
-// sums (TOKENS, 32) += panel times the tokens' values, starting at column n.
+// Where the sums of a panel's rows go in the end. The masks leave out rows past the last.
+struct Output {
+  float* y;
+  int64_t stride;
+  __mmask16 rows0, rows1;
+
+  Output(float* y, int64_t stride, int rows)
+      : y(y),
+        stride(stride),
+        rows0(static_cast<__mmask16>(rows < 16 ? (1u << rows) - 1 : 0xffff)),
+        rows1(static_cast<__mmask16>(rows > 16 ? (1u << (rows - 16)) - 1 : 0)) {}
+};
+
+// sums (TOKENS, 32) += panel times the tokens' values, starting at column n; at column 0, sums are
+// set. out: where they go instead after the last column, from token t0 on; null before.
 template <class L, int TOKENS>
-void multiply_tokens(const Panel& panel, const TokenView* x, int64_t n, float* sums) {
+void multiply_tokens(const Panel& panel, const TokenView* x, int64_t n, float* sums,
+                     const Output* out, int64_t t0) {
   constexpr int GROUP = L::GROUP;
   const int8_t* q[TOKENS];
   __m512 total[TOKENS][2];
 #pragma GCC unroll 6
   for (int t = 0; t < TOKENS; ++t) {
     q[t] = x[t].q + n;
-    total[t][0] = _mm512_load_ps(sums + t * ROWS);
-    total[t][1] = _mm512_load_ps(sums + t * ROWS + 16);
+    total[t][0] = n ? _mm512_load_ps(sums + t * ROWS) : _mm512_setzero_ps();
+    total[t][1] = n ? _mm512_load_ps(sums + t * ROWS + 16) : _mm512_setzero_ps();
   }
   for (int g = 0; g < COLS / GROUP; ++g) {
     __m512i dot[TOKENS][2];
@@ -80,22 +95,24 @@ void multiply_tokens(const Panel& panel, const TokenView* x, int64_t n, float* s
   }
 #pragma GCC unroll 6
   for (int t = 0; t < TOKENS; ++t) {
-    _mm512_store_ps(sums + t * ROWS, total[t][0]);
-    _mm512_store_ps(sums + t * ROWS + 16, total[t][1]);
+    float* to = out ? out->y + (t0 + t) * out->stride : sums + t * ROWS;
+    const __mmask16 rows0 = out ? out->rows0 : 0xffff, rows1 = out ? out->rows1 : 0xffff;
+    _mm512_mask_storeu_ps(to, rows0, total[t][0]);
+    _mm512_mask_storeu_ps(to + 16, rows1, total[t][1]);
   }
 }
 
 template <class L>
-void multiply_panel(const Panel& panel, const TokenView* x, int64_t tokens, int64_t n,
-                    float* sums) {
+void multiply_panel(const Panel& panel, const TokenView* x, int64_t tokens, int64_t n, float* sums,
+                    const Output* out) {
   for (int64_t t = 0; t < tokens; t += TILE, x += TILE, sums += TILE * ROWS) {
     switch (std::min<int64_t>(TILE, tokens - t)) {
-      case 1: multiply_tokens<L, 1>(panel, x, n, sums); break;
-      case 2: multiply_tokens<L, 2>(panel, x, n, sums); break;
-      case 3: multiply_tokens<L, 3>(panel, x, n, sums); break;
-      case 4: multiply_tokens<L, 4>(panel, x, n, sums); break;
-      case 5: multiply_tokens<L, 5>(panel, x, n, sums); break;
-      default: multiply_tokens<L, TILE>(panel, x, n, sums);
+      case 1: multiply_tokens<L, 1>(panel, x, n, sums, out, t); break;
+      case 2: multiply_tokens<L, 2>(panel, x, n, sums, out, t); break;
+      case 3: multiply_tokens<L, 3>(panel, x, n, sums, out, t); break;
+      case 4: multiply_tokens<L, 4>(panel, x, n, sums, out, t); break;
+      case 5: multiply_tokens<L, 5>(panel, x, n, sums, out, t); break;
+      default: multiply_tokens<L, TILE>(panel, x, n, sums, out, t);
     }
   }
 }
@@ -125,7 +142,7 @@ void multiply_panels(const Matrix& w, const TokenView* x, int64_t tokens, float*
   const int64_t stride = w.stride();
   for (int64_t row = row0; row < row1; row += ROWS) {
     const int rows = static_cast<int>(std::min<int64_t>(ROWS, row1 - row));
-    std::memset(sums, 0, static_cast<size_t>(tokens) * ROWS * sizeof(float));
+    const Output out(y + row, y_stride, rows);
     for (int64_t n = 0; n < w.cols; n += COLS) {
       const int cols = static_cast<int>(std::min<int64_t>(COLS, w.cols - n));
       const uint8_t* data = w.data + row * stride + n / COLS * L::CHUNK_BYTES;
@@ -136,15 +153,7 @@ void multiply_panels(const Matrix& w, const TokenView* x, int64_t tokens, float*
           std::min(16, rows - 1);  // with 16 rows or fewer, any row, which is not stored
       unpack_half<L>(data + second * stride, next + second * stride, stride, std::max(rows - 16, 1),
                      cols, 1, panel);
-      multiply_panel<L>(panel, x, tokens, n, sums);
-    }
-    const uint32_t stored = rows == ROWS ? ~0u : (1u << rows) - 1;
-    for (int64_t t = 0; t < tokens; ++t) {
-      float* out = y + t * y_stride + row;
-      _mm512_mask_storeu_ps(out, static_cast<__mmask16>(stored), _mm512_load_ps(sums + t * ROWS));
-      if (rows > 16)
-        _mm512_mask_storeu_ps(out + 16, static_cast<__mmask16>(stored >> 16),
-                              _mm512_load_ps(sums + t * ROWS + 16));
+      multiply_panel<L>(panel, x, tokens, n, sums, n + COLS < w.cols ? nullptr : &out);
     }
   }
 }

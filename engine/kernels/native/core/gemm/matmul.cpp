@@ -42,13 +42,6 @@ void rescale(const Matrix& w, int64_t n, float* y, int64_t y_stride, int64_t row
     for (int64_t r = row0; r < row1; ++r) y[i * y_stride + r] *= *w.scale;
 }
 
-bool all_finite(const float* x, int64_t n) {
-  int32_t largest = 0;  // of the bits without their sign
-  for (int64_t i = 0; i < n; ++i)
-    largest = std::max(largest, static_cast<int32_t>(quant::float_bits(x[i]) & 0x7fffffff));
-  return largest < 0x7f800000;
-}
-
 template <class T>
 double exact_product(const uint8_t* data, const float* x, int64_t cols) {
   double total = 0;
@@ -76,6 +69,7 @@ void finish(const Matrix& w, const Activations& x, int64_t n, Token token, float
             int64_t y_stride, int64_t row0, int64_t row1) {
   rescale(w, n, y, y_stride, row0, row1);
   std::vector<float> values;
+  const auto all_finite = isa::kernels().all_finite;
   for (int64_t i = 0; i < n; ++i, y += y_stride) {
     if (all_finite(y + row0, row1 - row0)) continue;
     values.resize(static_cast<size_t>(w.cols));

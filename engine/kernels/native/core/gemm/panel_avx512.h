@@ -49,11 +49,49 @@ CONIFER_INLINE void transpose(__m512i* v) {
   }
 }
 
-CONIFER_INLINE void transpose_floats(const RowVectors* rows, __m512 RowVectors::* which,
-                                     __m512i* v) {
-#pragma GCC unroll 16
-  for (int r = 0; r < 16; ++r) v[r] = _mm512_castps_si512(rows[r].*which);
+// Scales, a vector for each row, to columns of one half of the panel.
+template <class L>
+CONIFER_INLINE void store_scales(__m512i* v, int half, Panel& panel) {
   transpose(v);
+#pragma GCC unroll 16
+  for (int g = 0; g < COLS / L::GROUP; ++g) {
+    _mm512_store_si512(panel.scale[g] + 16 * half, v[L::scale_lane(g)]);
+    if constexpr (L::MINS && !L::SPLIT_MINS)
+      _mm512_store_si512(panel.min[g] + 16 * half, v[L::min_lane(g)]);
+  }
+}
+
+template <class L>
+CONIFER_INLINE void prefetch_chunk(const uint8_t* data) {
+#pragma GCC unroll 4
+  for (int i = 0; i < L::CHUNK_BYTES; i += 64) _mm_prefetch(data + i, _MM_HINT_T0);
+}
+
+// unpack_half for nibbles that lie in order: parted after the transposition, which halves it. High
+// nibbles stay 16 times too large, as L's scales expect.
+template <class L>
+void unpack_nibbles(const uint8_t* data, const uint8_t* next, int64_t stride, int rows, int half,
+                    Panel& panel) {
+  __m512i v[16];
+  const auto row = [&](int r) { return std::min(r, rows - 1) * stride; };
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+#pragma GCC unroll 16
+    for (int r = 0; r < 16; ++r) v[r] = load512(data + row(r) + L::NIBBLES_AT + 64 * i);
+    transpose(v);
+#pragma GCC unroll 16
+    for (int j = 0; j < 16; ++j) {
+      const int at = 16 * (2 * i + j / 8) + j % 8;  // in fours of columns
+      _mm512_store_si512(panel.q[at][half], _mm512_and_si512(v[j], bytes(0x0f)));
+      _mm512_store_si512(panel.q[at + 8][half], _mm512_and_si512(v[j], bytes(0xf0)));
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < 16; ++r) {
+    prefetch_chunk<L>(next + row(r));
+    v[r] = _mm512_castps_si512(L::chunk_scales(data + row(r)));
+  }
+  store_scales<L>(v, half, panel);
 }
 
 // Unpack one chunk of 16 rows to one half of the panel, in format L (quant/avx512.h). If there are
@@ -61,12 +99,13 @@ CONIFER_INLINE void transpose_floats(const RowVectors* rows, __m512 RowVectors::
 template <class L>
 void unpack_half(const uint8_t* data, const uint8_t* next, int64_t stride, int rows, int cols,
                  int half, Panel& panel) {
+  if constexpr (requires { requires L::NIBBLES_AT > 0; })
+    return unpack_nibbles<L>(data, next, stride, rows, half, panel);
   RowVectors vectors[16];
   for (int r = 0; r < 16; ++r) {
     const int64_t at = std::min(r, rows - 1) * stride;
     const uint8_t* row = data + at;
-#pragma GCC unroll 4
-    for (int i = 0; i < L::CHUNK_BYTES; i += 64) _mm_prefetch(next + at + i, _MM_HINT_T0);
+    prefetch_chunk<L>(next + at);
     if (cols == COLS) {
       L::unpack_chunk(row, vectors[r]);
     } else {
@@ -83,15 +122,13 @@ void unpack_half(const uint8_t* data, const uint8_t* next, int64_t stride, int r
 #pragma GCC unroll 16
     for (int j = 0; j < 16; ++j) _mm512_store_si512(panel.q[L::column(i, j) / 4][half], v[j]);
   }
-  transpose_floats(vectors, &RowVectors::scale, v);
 #pragma GCC unroll 16
-  for (int g = 0; g < COLS / L::GROUP; ++g) {
-    _mm512_store_si512(panel.scale[g] + 16 * half, v[L::scale_lane(g)]);
-    if constexpr (L::MINS && !L::SPLIT_MINS)
-      _mm512_store_si512(panel.min[g] + 16 * half, v[L::min_lane(g)]);
-  }
+  for (int r = 0; r < 16; ++r) v[r] = _mm512_castps_si512(vectors[r].scale);
+  store_scales<L>(v, half, panel);
   if constexpr (L::SPLIT_MINS) {
-    transpose_floats(vectors, &RowVectors::min, v);
+#pragma GCC unroll 16
+    for (int r = 0; r < 16; ++r) v[r] = _mm512_castps_si512(vectors[r].min);
+    transpose(v);
 #pragma GCC unroll 16
     for (int g = 0; g < 16; ++g) _mm512_store_si512(panel.min[g] + 16 * half, v[g]);
   }

@@ -41,6 +41,7 @@ struct KernelTable {
   float (*squares)(const float* x, int64_t n);                            // sum of x^2
   void (*scale)(const float* x, float factor, int64_t n, float* y);       // y = factor x
 
+  bool (*all_finite)(const float* x, int64_t n);
   // The largest of n numbers, or NaN if any is not finite.
   float (*peak)(const float* x, int64_t n);
   // y = e^((x - top) factor), or 0 if negligible. Returns the sum.

@@ -155,6 +155,23 @@ float peak_row(const float* x, int64_t n) {
   return any ? __builtin_nanf("") : top;
 }
 
+// Of finite numbers, the bits without the sign are less than those of infinity.
+bool all_finite_row(const float* x, int64_t n) {
+  constexpr uint32_t SIGNLESS = 0x7fffffff, INFINITE = 0x7f800000;
+  VU tops[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * W <= n; i += 4 * W)
+    for (int j = 0; j < 4; ++j) {
+      const VU bits = (VU)load(x + i + j * W) & SIGNLESS;
+      tops[j] = bits > tops[j] ? bits : tops[j];
+    }
+  bool finite = true;
+  for (const VU& top : tops)
+    for (int lane = 0; lane < W; ++lane) finite &= top[lane] < INFINITE;
+  for (; i < n; ++i) finite &= (quant::float_bits(x[i]) & SIGNLESS) < INFINITE;
+  return finite;
+}
+
 float weigh_row(const float* x, float top, float factor, int64_t n, float* y) {
   constexpr float LEAST = -63.0f;  // smaller exponents count as zero
   VF sums = {};

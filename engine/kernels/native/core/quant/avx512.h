@@ -11,6 +11,8 @@
 //   CHUNK_BYTES        per chunk of a row
 //   unpack_chunk       writes RowVectors: 4 vectors of 64 weights, one of scales (and of minima)
 //   column(v, i)       the first of the 4 columns in dword i of vector v
+//   NIBBLES_AT         if there and not 0: where 128 bytes begin, each 32 of which hold 32 weights
+//                      in low nibbles and the next 32 in high ones; chunk_scales gives the scales
 //   GROUP, scale_lane(g), min_lane(g)   weights per scale; the lanes for group g
 //   MINS, SPLIT_MINS   whether there are minima; whether they have a separate vector
 //   OFFSET             added to the weights to make them unsigned
@@ -269,10 +271,16 @@ struct SuperNibbles {
     out.q[1] = w.even[1];
     out.q[2] = w.odd[0];
     out.q[3] = w.odd[1];
+    out.scale = chunk_scales(data);
+  }
+
+  static constexpr int NIBBLES_AT = FIVE ? 0 : 16;
+
+  static CONIFER_INLINE __m512 chunk_scales(const uint8_t* data) {
     const float odd = ODD_FACTOR;  // and minima are subtracted
     const __m512 factors =
         _mm512_setr_ps(1, odd, 1, odd, -1, -1, -1, -1, 1, odd, 1, odd, -1, -1, -1, -1);
-    out.scale = _mm512_mul_ps(w.mixed, factors);
+    return _mm512_mul_ps(scales(data), factors);
   }
 };
 
