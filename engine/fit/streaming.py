@@ -364,19 +364,19 @@ def forecast(
     """Forecast the rate of decoding, and the first token of a prompt of `PROMPT` tokens.
 
     in_memory: the rate if all experts were in memory. prompt_in_memory_s: the same for the prompt,
-    which reads every expert once.
+    which reads every expert once. A published curve is another model's: until this one has run, its
+    routers may choose evenly, which is the lower end of the range.
     """
     experts = split.experts
-    hit = curve.hit_rate(split.share)
-    error = 0.0 if curve.source == MEASURED or curve.source == EVEN else HIT_ERROR
+    hit = worse = curve.hit_rate(split.share)
+    if curve.source != MEASURED:
+        worse = even_curve(experts.count, experts.used).hit_rate(split.share)
     chosen_bytes = experts.layers * experts.used * experts.mean_bytes
 
     def per_s(plain: float, hit_rate: float, bytes_per_s: float) -> float:
         return 1 / (1 / plain + (1 - hit_rate) * chosen_bytes / bytes_per_s)
 
-    some = hit < 1
-    worse = max(0.0, hit - error) if some else 1.0
-    better = _better(curve, split, hit, error)
+    better = _better(curve, split, hit)
     rate = Rate(
         per_s(in_memory.per_s, hit, disk.bytes_per_s),
         per_s(in_memory.low, worse, disk.low),
@@ -417,10 +417,12 @@ def replanned(found: Forecast, split: Plan) -> Forecast:
     return forecast(split, found.in_memory, found.curve, found.disk, in_memory_s)
 
 
-def _better(curve: Curve, split: Plan, hit: float, error: float) -> float:
+def _better(curve: Curve, split: Plan, hit: float) -> float:
     """Return the highest hit rate to expect: of even routers' cache, what real ones reach."""
+    if curve.source == MEASURED:
+        return hit
     if curve.source != EVEN:
-        return min(1.0, hit + error)
+        return min(1.0, hit + HIT_ERROR)
     lowest = PUBLISHED[256, 8][1]
     return max(hit, Curve(_rising([*curve.points, *lowest]), "").hit_rate(split.share))
 

@@ -11,10 +11,7 @@ from engine import streaming as store
 from engine.fit import streaming
 from engine.fit.speed import MEASURED, PREDICTED, PRIOR, Rate
 from engine.fit.streaming import ASSUMED_DISK, Curve, DiskSpeed, RoutedExperts
-from engine.gguf.reader import TensorInfo
-from engine.gguf.types import TYPE_BY_NAME
-from engine.nn.config import read_model_config
-from support.benchmarks import program
+from support.benchmarks import header, program
 
 SLOT = 2_700_000  # 2.65 MB in whole pages
 QWEN = RoutedExperts(
@@ -177,24 +174,6 @@ def test_joining_costs_a_sync_and_two_copies_for_each_layer_and_is_a_prior():
     assert streaming.prompt_bytes(joins) == pytest.approx(2 * streaming.prompt_bytes(native))
 
 
-def header(shape):
-    """A synthetic model's configuration and tensors, without their data."""
-    tensors, at = {}, 0
-    for tensor in program("synthesize").plan(shape):
-        kind = TYPE_BY_NAME[tensor.type]
-        info = TensorInfo(tensor.name, tensor.shape, kind, at, tensor.size_bytes)
-        tensors[tensor.name] = info
-        at += -(-tensor.size_bytes // 32) * 32
-    prefix = shape.architecture
-    metadata = {
-        "general.architecture": prefix,
-        "tokenizer.ggml.tokens": [""] * shape.vocab,
-        f"{prefix}.block_count": shape.layers,
-        **{f"{prefix}.{key}": value for key, value in shape.keys.items()},
-    }
-    return read_model_config(metadata, tensors), tensors
-
-
 def test_recorded_distances_are_the_hits_of_a_cache():
     # One layer of 8 chooses 2: it finds half of its choices among the 2 used last, the rest among
     # the 4 used last, and chose 4 for the first time.
@@ -230,12 +209,22 @@ def test_a_forecast_is_time_in_memory_and_missed_bytes():
     read = 48 * 8 * (1 - hit) * 2_650_000  # 102 MB: 0.1 s, as long as in memory
     assert found.read_bytes == int(read)
     assert found.rate.per_s == pytest.approx(1 / (1 / 10 + read / 1e9))
-    assert found.rate.low == pytest.approx(1 / (1 / 8 + 48 * 8 * (1 - hit + 0.03) * 2.65e6 / 0.8e9))
+    even = split.share  # what may be true of a model that has not run here
+    assert found.rate.low == pytest.approx(1 / (1 / 8 + 48 * 8 * (1 - even) * 2.65e6 / 0.8e9))
     assert found.rate.high == pytest.approx(
         1 / (1 / 12 + 48 * 8 * (1 - hit - 0.03) * 2.65e6 / 1.2e9)
     )
     assert found.prompt_s == pytest.approx(20 + 48 * 128 * 2.65e6 / 1e9)
     assert found.rate.source == PREDICTED
+
+
+def test_a_curve_measured_here_has_no_worse_and_no_better_one():
+    split = streaming.Plan(QWEN, 0, 0, cached=6144 * 4 // 10)
+    curve = Curve(((0.0625, 0.45), (0.4, 0.9), (1, 1)), MEASURED)
+    rate = streaming.forecast(split, IN_MEMORY, curve, DISK).rate
+    missed = 48 * 8 * (1 - curve.hit_rate(split.share)) * 2.65e6
+    assert rate.low == pytest.approx(1 / (1 / 8 + missed / 0.8e9))
+    assert rate.high == pytest.approx(1 / (1 / 12 + missed / 1.2e9))
 
 
 def test_all_experts_in_memory_are_as_fast_as_in_memory():
