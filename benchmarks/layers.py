@@ -22,7 +22,8 @@ class Shape:
 
     keys: metadata behind the architecture's prefix. layer: lists the tensors of a layer. mix: how
     the published file is quantised, a key of `synthesize.MIXES`. tied: the head is the embedding.
-    extra: tensors that no layer has, besides the embedding, the head and the norm before it.
+    last_norm: the name of the norm before the head. extra: tensors that no layer has, besides it,
+    the embedding and the head.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Shape:
     layer: Callable[[Shape, int], Rows]
     mix: str = "Q4_K_M"
     tied: bool = False
+    last_norm: str = "output_norm"
     extra: Callable[[Shape], Rows] = lambda shape: ()
 
     def size(self, key: str, layer: int = 0) -> Any:
@@ -227,6 +229,31 @@ def gemma4(shape: Shape, layer: int) -> Rows:
         yield f"{name}.weight", (width,)
 
 
+def gemma4_small(shape: Shape, layer: int) -> Rows:
+    """A dense layer with an embedding of its own; the last ones borrow their keys and values."""
+    local = "_swa" if shape.size("attention.sliding_window_pattern", layer) else ""
+    rows = dict(attention(shape, layer, local=local))
+    if layer >= shape.layers - shape.size("attention.shared_kv_layers"):
+        rows = {name: dims for name, dims in rows.items() if name[:6] not in ("attn_k", "attn_v")}
+    yield from rows.items()
+    yield from gated(shape, shape.size("feed_forward_length", layer))
+    width, own = shape.width, shape.size("embedding_length_per_layer_input")
+    yield "inp_gate.weight", (own, width)
+    yield "layer_output_scale.weight", (1,)
+    yield "proj.weight", (width, own)
+    for name in ("ffn_norm", "post_attention_norm", "post_ffw_norm", "post_norm"):
+        yield f"{name}.weight", (width,)
+
+
+def gemma4_small_extra(shape: Shape) -> Rows:
+    """The table of the layers' embeddings, and what they get from a token's first one."""
+    own = shape.size("embedding_length_per_layer_input")
+    yield from turns("rope_freqs.weight")(shape)
+    yield "per_layer_model_proj.weight", (shape.layers * own, shape.width)
+    yield "per_layer_proj_norm.weight", (own,)
+    yield "per_layer_token_embd.weight", (shape.vocab, shape.layers * own)
+
+
 def dense_or_experts(shape: Shape, layer: int, shared: int = 0) -> Rows:
     """The first layers dense, the others with experts that a biased sigmoid chooses.
 
@@ -337,8 +364,3 @@ def phimoe_extra(shape: Shape) -> Rows:
     yield from turns("rope_factors_long.weight", "rope_factors_short.weight")(shape)
     yield "output.bias", (shape.vocab,)
     yield "output_norm.bias", (shape.width,)
-
-
-def lfm2moe_extra(shape: Shape) -> Rows:
-    """The norm before the head, which has a name of its own."""
-    yield "token_embd_norm.weight", (shape.width,)

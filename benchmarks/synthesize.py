@@ -226,7 +226,7 @@ def plan(shape: Shape) -> list[Tensor]:
             Tensor("output.weight", dims, output, width**-0.5),
             Tensor("token_embd.weight", dims, embedding, spread),
         ]
-    tensors.append(Tensor("output_norm.weight", (width,), "F32", 0.0, 1.0))
+    tensors.append(Tensor(f"{shape.last_norm}.weight", (width,), "F32", 0.0, 1.0))
     tensors += [_plan_tensor(name, dims, types[""]) for name, dims in shape.extra(shape)]
     for layer in range(shape.layers):
         for part, dims in shape.layer(shape, layer):

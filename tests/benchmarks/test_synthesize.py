@@ -30,6 +30,7 @@ SMALL = {
     "attention.value_length_mla": 32,
     "attention.kv_lora_rank": 256,
     "attention.q_lora_rank": 256,
+    "attention.shared_kv_layers": 1,
     "attention.indexer.head_count": 2,
     "attention.indexer.key_length": 64,
     "rope.dimension_count": 32,
@@ -59,7 +60,7 @@ FILES = {
 }
 # How few layers have each kind of a model's blocks; the others need two.
 FEW = {"gemma-4-26b-a4b": 6, "nemotron-3-nano-30b-a3b": 6, "kimi-linear-48b-a3b": 4, "glm-5": 4}
-FEW |= {"lfm2-8b-a1b": 3, "granite-4.0-h-tiny": 6, "qwen3.5-35b-a3b": 4}
+FEW |= {"gemma-4-e2b": 35, "lfm2-8b-a1b": 3, "granite-4.0-h-tiny": 6, "qwen3.5-35b-a3b": 4}
 
 
 def small(shape):
