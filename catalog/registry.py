@@ -226,11 +226,6 @@ class Entry:
             "embedding": shape.vocabulary * own + shape.ngrams + (0 if shape.tied else table),
         }
 
-    @property
-    def looks_up(self) -> bool:
-        """True if a large part of the file is a table of which a token reads a few rows."""
-        return self.shape is not None and bool(self.shape.per_layer or self.shape.ngrams)
-
     def file(self, quant: str | None = None) -> CatalogFile | None:
         """Return the file with this quantisation, or with the default quantisation if None."""
         return next((f for f in self.files if f.quant == (quant or self.default_quant)), None)

@@ -71,7 +71,7 @@ def judge_model(
         return here
     if entry is not None and entry.context is not None:
         require_context(name, entry.context, request, entry)
-    known, hopeless, plan = None, settled(entry, facts, machine) and not request.force, None
+    known, hopeless, plan = None, settled(facts, machine) and not request.force, None
     if hopeless and (plan := streaming_plan(reference, request, machine)) is not None:
         hopeless = not (request.streams or request.asks)  # a refusal needs no header
     if facts is not None and facts.size_bytes is not None and (reference.package or hopeless):
@@ -252,5 +252,5 @@ def _too_many_parameters(entry: Entry | None, machine: Machine) -> bool:
     """True if no quantisation of a model can fit a machine."""
     from engine.fit.memory import surely_too_large
 
-    parameters = 0 if entry is None or entry.looks_up else entry.total_parameters or 0
+    parameters = (entry and entry.total_parameters) or 0
     return surely_too_large(int(parameters * LEAST_BITS / 8), machine)

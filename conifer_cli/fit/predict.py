@@ -145,7 +145,7 @@ def best_known_report(
     if connect is None:
         return _offline_choice(name, reference, request, machine, headers, known)
     sure = known is not None and known.estimate and known.verdict.kind == "too_large"
-    sure = sure and settled(reference.entry, reference.catalog_file, machine)
+    sure = sure and settled(reference.catalog_file, machine)
     surely = known if sure else None
     try:
         return judge_remote(name, reference, request, machine, headers, connect, surely)

@@ -113,13 +113,11 @@ def shortage(report: FitReport) -> str:
     return f"it needs {least}{need}{at}; the budget ({limit}) is {budget}"
 
 
-def settled(entry: Entry | None, facts: CatalogFile | None, machine: Machine) -> bool:
+def settled(facts: CatalogFile | None, machine: Machine) -> bool:
     """Return True if the exact file size alone shows that the model does not fit in memory."""
     from engine.fit.memory import surely_too_large
 
     if facts is None or facts.size_bytes is None or facts.approximate:
-        return False
-    if entry is not None and entry.looks_up:  # memory does not hold the whole file
         return False
     return surely_too_large(facts.size_bytes, machine)
 

@@ -42,8 +42,6 @@ STREAM_CONTEXT = 8192  # of a model that streams: a larger cache would take the 
 # measured. The margin has room for the rest.
 PROGRAM_FILES = 96 << 20
 REPACKED_PIECE = 40 << 20  # for repacking eight million weights
-# What Linux maps of a file around a byte that is read, if it is in the page cache.
-MAPPED_AROUND = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,29 +137,13 @@ def needs(
     if weights_bytes is None:
         weights_bytes = sum(resident_bytes(info, backend, kernels) for info in tensors.values())
     program = program_bytes(config.vocab, backend)
-    table, touched = _looked_up(config, tensors) if kernels == "native" else (0, 0)
 
     @cache
     def need(context: int) -> Need:
         buffers = buffer_bytes(config, tensors, backend, context, kv_type, kernels)
-        weights = weights_bytes - max(0, table - context * touched)
-        return Need(weights, kv_bytes(config.cache_specs, context, kv_type), buffers, program)
+        return Need(weights_bytes, kv_bytes(config.cache_specs, context, kv_type), buffers, program)
 
     return need
-
-
-def _looked_up(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> tuple[int, int]:
-    """Return the size of a table of which each token reads rows, and what one adds to memory.
-
-    Kernels that read the mapped file leave the rest of the table on the disk. Token embeddings do
-    not count as such a table: many are the head, too, and the others are small beside the model.
-    """
-    info = tensors.get("per_layer_token_embd.weight")
-    if info is None:
-        return 0, 0
-    rows = len(config.ngrams.sizes) if config.ngrams else 1
-    row_bytes = info.size_bytes // info.shape[0]
-    return info.size_bytes, rows * (MAPPED_AROUND + row_bytes)
 
 
 def judge_needs(

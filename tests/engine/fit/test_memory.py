@@ -19,7 +19,6 @@ from engine.kernels.sizes import bytes_by_type, loaded_bytes, loaded_size_ratio,
 from engine.limits import SCORE_BYTES, prefill_chunk
 from engine.nn.cache.spec import kv_bytes
 from engine.nn.config import read_config
-from support.benchmarks import header, program
 from support.models import HERE
 
 GB = 10**9
@@ -117,25 +116,6 @@ def test_need_is_the_sum_of_its_parts():
     assert need.total_bytes == parts
     assert min(need.weights_bytes, need.kv_bytes, need.buffers_bytes) > 0
     assert need.program_bytes == PROGRAM + 512 * CONFIG.vocab
-
-
-def test_a_table_of_which_a_token_reads_a_row_counts_as_far_as_a_context_reads_it():
-    config, tensors = header(program("synthesize").SHAPES["gemma-4-e2b"])
-    table = tensors["per_layer_token_embd.weight"]
-    whole = sum(info.size_bytes for info in tensors.values())
-    row = (64 << 10) + table.size_bytes // config.vocab
-    assert table.size_bytes > 0.4 * whole
-
-    def weights(context: int, kernels: str = "native") -> int:
-        return memory.needs(config, tensors, "cpu", "f16", kernels)(context).weights_bytes
-
-    assert weights(0) == whole - table.size_bytes
-    assert weights(1000) == weights(0) + 1000 * row
-    assert weights(131_072) == whole
-    assert weights(0, "stock") == weights(131_072, "stock") > whole  # it is loaded
-    small = machine(whole - table.size_bytes + 0.4 * GB)
-    assert judge(config, tensors, small, 1000).kind == "tight"
-    assert judge(config, tensors, small, 8192).kind == "too_large"
 
 
 def test_verdict_words_follow_the_rule():
