@@ -62,6 +62,14 @@ FILES = {
     "deepseek-v2-lite-5-layers": "DeepSeek-V2-Lite shapes, 5 of 27 layers",
     "granite-4.0-h-tiny-20-layers": "Granite 4.0 H Tiny shapes, 20 of 40 layers",
     "qwen3.5-35b-a3b-8-layers": "Qwen3.5-35B-A3B shapes, 8 of 40 layers",
+    "gemma-4-26b-a4b-6-layers": "Gemma 4 26B-A4B shapes, 6 of 30 layers",
+    "nemotron-3-nano-30b-a3b-6-layers": "Nemotron 3 Nano 30B-A3B shapes, 6 of 52 layers",
+    "laguna-xs-2.1-5-layers": "Laguna XS 2.1 shapes, 5 of 40 layers",
+    "kimi-linear-48b-a3b-4-layers": "Kimi Linear 48B-A3B shapes, 4 of 27 layers",
+    "lfm2-8b-a1b-8-layers": "LFM2 8B-A1B shapes, 8 of 24 layers",
+    "llama-4-scout-4-layers": "Llama 4 Scout shapes, 4 of 48 layers",
+    "phi-3.5-moe-3-layers": "Phi-3.5-MoE shapes, 3 of 32 layers",
+    "glm-5-4-layers": "GLM-5 shapes, 4 of 78 layers",
 }
 FIGURES = {
     "prefill_512": "prefill of 512 tokens, tokens/s",
