@@ -19,7 +19,7 @@ from engine.kernels.gpu.texts import TYPES
 from engine.nn.mlp import Activation, swiglu
 from engine.nn.moe import ExpertLinear
 from support.emulator.run import run
-from support.tensors import HALVES, random_tensor
+from support.tensors import HALVES, extreme_tensor, random_tensor
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 # Of every type, some operations run in each run of the suite; of these, all do.
@@ -28,6 +28,8 @@ ALWAYS = ("Q4_K", "MXFP4")
 BOUNDS = {mx.float32: 2e-6, mx.bfloat16: 2.0**-8, mx.float16: 2.0**-11 + 2e-6}
 # The grouped product stages weights as half, and on CUDA x as TF32.
 GROUPED_BOUNDS = {mx.float32: 2.0**-11, mx.bfloat16: 2.0**-8 + 2.0**-12}
+# The bits of scales that random weights do not have: subnormal, zero, and the largest.
+FINITE = {"MXFP4": (0, 1, 2, 250), "NVFP4": (0, 1, 7, 8, 0x7E, 0x7F)}
 # The scale for which every weight of a type is a whole number; 1 for the others.
 WHOLE = dict.fromkeys(("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_S", "IQ1_M"), 8.0) | {"IQ3_XXS": 4.0}
 
@@ -64,9 +66,15 @@ def weight(
     dtype: mx.Dtype = mx.float32,
     seed: int = 0,
     whole: bool = False,
+    scale: int | None = None,
 ) -> tuple[BlockTensor, np.ndarray]:
-    """Return a random weight and its numbers in float64. whole: they are whole numbers."""
+    """Return a random weight and its numbers in float64.
+
+    whole: they are whole numbers. scale: the bits of all scales, see `extreme_tensor`.
+    """
     flat, info, _ = random_tensor(name, shape, seed)
+    if scale is not None:
+        flat, info, _ = extreme_tensor(name, shape, scale, everywhere=True)
     if whole:
         _make_whole(flat.reshape(-1, info.type.size_bytes), name)
     blocks = mx.array(flat.reshape(*shape[:-1], row_bytes(info.type, shape[-1])))

@@ -14,18 +14,43 @@ import numpy as np
 import pytest
 
 from engine.kernels.gpu.launch import Gpu
-from engine.kernels.gpu.tensor import Grouped
+from engine.kernels.gpu.tensor import BlockTensor, Grouped
 from engine.kernels.gpu.texts import TEXT, TYPES, KernelText, read_text
 from support.emulator.mutate import Mistake, mistakes
 from support.emulator.run import Fault, run
-from support.gpu import GROUPED_BOUNDS, needs_compiler, numbers, off, vectors, weight, width
+from support.gpu import FINITE, GROUPED_BOUNDS, needs_compiler, numbers, off, vectors, weight, width
 from support.tensors import gathered
 
 pytestmark = [pytest.mark.process, pytest.mark.nightly, needs_compiler]
 SAMPLE, SEED = int(os.environ.get("MUTATIONS", "600")), 7
-# Mistakes that change nothing: arrays one larger than needed, and the like.
-EQUIVALENT = 0.04
-HELPERS = {"codebook": "IQ4_NL", "k_scales": "Q5_K"}
+# The types that check a file which no type has for itself. Together they call all of its helpers.
+CHECKED_BY = {
+    "codebook": ("IQ4_NL",),
+    "k_scales": ("Q5_K",),
+    "words": ("IQ2_XS", "IQ3_XXS", "MXFP4"),
+}
+# What the changed line has where a mistake changes no number.
+EQUIVALENT = {
+    # A longer array; a bit far below what is added; both ways give the same.
+    "dot.metal": ("scaled[5 *", "0xff000010", "<= last_row"),
+    # Bits that no digit reaches.
+    "words.metal": ("0x1010111", "0xf001f", "0x3030313"),
+    "types/iq3_xxs.metal": ("0x1010111",),
+    "types/q4_k.metal": ("[5]",),
+    "types/q5_k.metal": ("[5]",),
+    "types/tq1_0.metal": ("[6]",),
+    # Any lane has the sum.
+    "operations/product.metal": ("simdgroup == 1",),
+    "operations/chosen.metal": ("simdgroup == 1",),
+    "operations/rows.metal": ("(33 /",),
+    "operations/grouped.metal": (
+        *("weights, 65 *", "tokens, 33 *", "* (65 +", "+ 9)", "sums[5]"),  # longer arrays
+        *("from = 1", "<= TOKENS ?", "(33 /", "<= TOKENS * ROWS"),  # both ways give the same
+        *("<= shares", "0.0f -> 1.0f"),  # the other factor is zero
+        *("i < 5; i++) mma", "i <= 4; i++) mma"),  # AddressSanitizer sees these, not the numbers
+    ),
+}
+OPERATIONS = "Q4_K", "IQ2_XS", "Q8_0"  # of Q8_0, a row may have an odd number of shares
 
 
 def check(mistake: Mistake) -> None:
@@ -41,20 +66,24 @@ def check(mistake: Mistake) -> None:
 
     gpu, rng = Gpu(cuda=False, launch=launch), np.random.default_rng(3)
     of_type = path.parent.name == "types"
-    names = [HELPERS.get(stem, stem.upper())] if of_type else ["Q4_K", "IQ2_XS"]
-    for name in names:
+    alone = (stem.upper(),) if of_type else OPERATIONS
+    for name in CHECKED_BY.get(stem, alone):
         if of_type or stem in ("words", "dot", "product"):
             check_product(name, gpu, rng)
         if of_type or stem in ("words", "rows"):
-            tensor, w = weight(name, (5, width(name)), gpu, seed=1)
-            assert (
-                np.abs(numbers(tensor.rows(mx.array([4, 0]))) - w[[4, 0]]).max()
-                <= 1e-6 * np.abs(w).max()
-            )
+            check_rows(weight(name, (5, width(name)), gpu, seed=1))
+        for scale in FINITE.get(name, ()) if of_type else ():
+            check_rows(weight(name, (5, width(name)), gpu, scale=scale))
         if stem == "chosen":
             check_chosen(name, gpu, rng)
         if stem in ("grouped", "prelude"):
             check_grouped(name, gpu, rng)
+
+
+def check_rows(of: tuple[BlockTensor, np.ndarray]) -> None:
+    tensor, w = of
+    rows = numbers(tensor.rows(mx.array([4, 0])))
+    assert np.abs(rows - w[[4, 0]]).max() <= 1e-6 * np.abs(w).max()
 
 
 def check_product(name: str, gpu: Gpu, rng: np.random.Generator) -> None:
@@ -76,22 +105,33 @@ def check_chosen(name: str, gpu: Gpu, rng: np.random.Generator) -> None:
 
 
 def check_grouped(name: str, gpu: Gpu, rng: np.random.Generator) -> None:
-    counts = np.array([5, 0, 33, 0, 7, 32, 0, 0, 1])
+    for counts in ([5, 0, 33, 0, 7, 32, 0, 0, 1], [31] * 9):
+        check_groups(name, gpu, rng, np.array(counts))
+
+
+def check_groups(name: str, gpu: Gpu, rng: np.random.Generator, counts: np.ndarray) -> None:
     ids = np.repeat(np.arange(len(counts)), counts)
-    tensor, w = weight(name, (len(counts), 70, 512), gpu)
-    x = vectors(rng, len(ids), 512)
+    tensor, w = weight(name, (len(counts), 70, width(name, 7)), gpu)
+    x = vectors(rng, len(ids), w.shape[-1])
     y = tensor.grouped_matmul(x, Grouped.of(mx.array(ids), len(counts)))
     for e in np.flatnonzero(counts):
         mine = np.flatnonzero(ids == e)
         assert off(y[mx.array(mine)], numbers(x)[mine], w[e]) < GROUPED_BOUNDS[mx.float32]
 
 
-def survives(mistake: Mistake) -> bool:
+def changes_nothing(mistake: Mistake) -> bool:
+    changed = f"{mistake.text.splitlines()[mistake.line - 1]} {mistake.old} -> {mistake.new}"
+    return any(part in changed for part in EQUIVALENT.get(mistake.file, ()))
+
+
+def outcome(mistake: Mistake) -> str:
     try:
         check(mistake)
-    except (Fault, AssertionError):
-        return False
-    return True
+    except AssertionError:
+        return "seen"
+    except Fault as fault:
+        return "refused" if "does not compile" in str(fault) else "seen"
+    return "missed"
 
 
 def test_nearly_all_mistakes_are_seen():
@@ -102,6 +142,8 @@ def test_nearly_all_mistakes_are_seen():
     assert len(files) >= len(TYPES)
     every = [mistake for file in files for mistake in mistakes(file)]
     sample = random.Random(SEED).sample(every, min(SAMPLE, len(every)))
-    left = [str(mistake) for mistake in sample if survives(mistake)]
-    print("\n".join(left))
-    assert len(left) <= (0.02 + EQUIVALENT) * len(sample)
+    outcomes = [(outcome(mistake), mistake) for mistake in sample if not changes_nothing(mistake)]
+    missed = [mistake for seen, mistake in outcomes if seen == "missed"]
+    run = sum(seen != "refused" for seen, _ in outcomes)
+    print(f"{len(missed)} of {run} missed", *missed, sep="\n")
+    assert len(missed) <= 0.02 * run

@@ -13,7 +13,9 @@ from engine.kernels.gpu.texts import TYPES, kernel_text
 from engine.nn.mlp import clamped_silu, clamped_swiglu, geglu, swiglu
 from support.gpu import (
     BOUNDS,
+    FINITE,
     GROUPED_BOUNDS,
+    NIGHT,
     cases,
     emulated,
     experts,
@@ -40,6 +42,15 @@ def test_rows_are_the_dequantised_ones(name: str, cuda: bool):
     ids = np.array([3, 7, 0, 3, 10])
     y = numbers(tensor.rows(mx.array(ids)))
     assert np.abs(y - w[ids]).max() <= 1e-6 * np.abs(w).max()
+
+
+@pytest.mark.parametrize("cuda", [False, pytest.param(True, marks=NIGHT)])
+@pytest.mark.parametrize("name", FINITE)
+def test_rows_of_extreme_scales(name: str, cuda: bool):
+    for scale in FINITE[name]:
+        tensor, w = weight(name, (5, width(name)), emulated(cuda), scale=scale)
+        rows = numbers(tensor.rows(mx.array([4, 0])))
+        assert np.abs(rows - w[[4, 0]]).max() <= 1e-6 * np.abs(w).max()
 
 
 @pytest.mark.parametrize(("name", "cuda"), cases(TYPES))

@@ -5,6 +5,7 @@
 // references: one from the quantised activations, with a tight tolerance because only the order of
 // additions differs, and one from the original floats.
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -17,6 +18,7 @@
 #include "everywhere.h"
 #include "gemm/gemm_amx.h"
 #include "gemm/matmul.h"
+#include "isa/kernels.h"
 #include "reference.h"
 
 using namespace conifer;
@@ -260,6 +262,21 @@ bool scales_hold(const TypeReference& type, int which, bool all) {
   return true;
 }
 
+// One number that is not finite is found wherever it stands, and the largest are no such number.
+bool finite_holds() {
+  std::vector<float> x(4 * 16 + 3, FLT_MAX);
+  const auto all_finite = [&] {
+    return isa::kernels().all_finite(x.data(), static_cast<int64_t>(x.size()));
+  };
+  for (float& place : x)
+    for (const float value : {NAN, INFINITY, -INFINITY}) {
+      place = value;
+      if (all_finite()) return false;
+      place = -FLT_MAX;
+    }
+  return all_finite() && isa::kernels().all_finite(x.data(), 0);
+}
+
 // Convert all 65536 half-precision values to float and back.
 bool halves_hold() {
   for (uint32_t half = 0; half < 0x10000; ++half) {
@@ -284,6 +301,10 @@ int main(int count, char** arguments) {
   bool failed = !halves_hold();
   if (failed) std::printf("half-precision conversions are wrong\n");
   for_each_isa([&] {
+    if (!finite_holds()) {
+      std::printf("%s: numbers that are not finite are not found\n", isa::name(isa::current()));
+      failed = true;
+    }
     for (const TypeReference& type : REFERENCES) {
       generator.seed(seed);
       Worst worst;
