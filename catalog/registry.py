@@ -208,6 +208,7 @@ class Entry:
         """Return how many weights have which purpose; nothing if the shape is unknown.
 
         embedding: of which a token reads a row; without the head, if that is the embedding.
+        ngrams: of which it reads a few short rows.
         """
         shape, count = self.shape, self.experts or 0
         if shape is None:
@@ -223,7 +224,8 @@ class Entry:
             "attention": sum(number * weights for number, weights in shape.attention),
             "shared": width * (dense + shared + 3 * own),
             "head": table,
-            "embedding": shape.vocabulary * own + shape.ngrams + (0 if shape.tied else table),
+            "embedding": shape.vocabulary * own + (0 if shape.tied else table),
+            "ngrams": shape.ngrams,
         }
 
     def file(self, quant: str | None = None) -> CatalogFile | None:

@@ -22,7 +22,7 @@ from engine.limits import SCORE_BYTES
 from engine.nn.cache.spec import CacheSpec, kv_bytes, kv_read_bytes, token_bytes
 
 ROWS_BYTES = 384 << 20  # for one prefill chunk in the widest models in the catalog
-EIGHT, SIX = 8.5, 6.5625  # bits per weight of Q8_0 and Q6_K
+EIGHT, SIX, FOUR = 8.5, 6.5625, 4.5  # bits per weight of Q8_0, Q6_K and Q4_0
 MORE_BITS = 0.35  # that attention has in a mix such as Q4_K_M, on average
 GUESSED_LAYERS = 48
 GUESSED_VOCABULARY = 160_000
@@ -34,7 +34,8 @@ class ModelEstimate:
     """A model's catalog facts. None or an empty value means unknown.
 
     size_bytes: all parts of the file. layer_specs: one for each layer that has a cache. parts: how
-    many weights are routed experts, attention, shared, head, and an embedding that is not the head.
+    many weights are routed experts, attention, shared, head, an embedding that is not the head, and
+    embeddings of n-grams.
     used: the share of the experts that a token uses. experts: how many a layer has.
     routed_layers, kv_reuse: see `BytesPerToken`. scores: see `engine.fit.prefill.PromptWork`.
     """
@@ -167,7 +168,10 @@ def _sizes(estimate: ModelEstimate) -> dict[str, float] | None:
         experts = used if share < 1 else 0.0
         return {"experts": experts, "attention": 0.0, "shared": used - experts, "head": 0.0}
     attention_bits, head_bits, embedding_bits = part_bits(estimate.quant)
-    embedding = parts["embedding"] * embedding_bits / 8
+    # Rows of n-grams are too short for blocks of 256, so they get types of more bits.
+    row_bits = FOUR if embedding_bits <= FOUR else EIGHT
+    tables = parts["embedding"] * embedding_bits + parts.get("ngrams", 0) * row_bits
+    embedding = tables / 8
     bits = {"attention": attention_bits, "shared": attention_bits, "head": head_bits}
     always = {part: parts[part] * bits[part] / 8 for part in bits}
     rest = estimate.size_bytes - embedding - sum(always.values())

@@ -91,6 +91,17 @@ def test_a_model_of_which_little_is_known_is_still_judged():
     )
 
 
+@pytest.mark.parametrize(("quant", "bits"), [("UD-Q3_K_XL", 4.5), ("Q4_0", 4.5), ("Q5_K_M", 8.5)])
+def test_short_rows_of_n_grams_are_in_no_type_of_few_bits(quant, bits):
+    counted = {"routed": 10 * GB, "attention": GB, "shared": 0, "head": 0, "embedding": 0}
+    sizes = []
+    for ngrams in (0, GB):
+        given = ModelEstimate(20 * GB, quant, parts={**counted, "ngrams": ngrams}, used=1.0)
+        moved = estimate_bytes_per_token(given, "cpu", "native", 0, "f16")
+        sizes.append(moved.experts_bytes)
+    assert sizes[0] - sizes[1] == pytest.approx(GB * bits / 8)  # the rest of the file
+
+
 def test_the_same_rule_judges_an_estimate_and_a_header(pair):
     file, config, estimate = pair
     for budget in (10 * GB, 100 * GB, 500 * GB, 2000 * GB):
