@@ -32,9 +32,9 @@ CHECKED_BY = {
 # What the changed line has where a mistake changes no number.
 EQUIVALENT = {
     # A longer array; a bit far below what is added; both ways give the same.
-    "dot.metal": ("scaled[5 *", "0xff000010", "<= last_row"),
+    "dot.metal": ("scaled[5 * WORDS", "0xff000010", "<= last_row"),
     # Bits that no digit reaches.
-    "words.metal": ("0x1010111", "0xf001f", "0x3030313"),
+    "words.metal": ("& 0x1010111", "0xf001f", "0x3030313"),
     "types/iq3_xxs.metal": ("0x1010111",),
     "types/q4_k.metal": ("[5]",),
     "types/q5_k.metal": ("[5]",),
@@ -46,7 +46,12 @@ EQUIVALENT = {
     "operations/grouped.metal": (
         *("weights, 65 *", "tokens, 33 *", "* (65 +", "+ 9)", "sums[5]"),  # longer arrays
         *("from = 1", "<= TOKENS ?", "(33 /", "<= TOKENS * ROWS"),  # both ways give the same
-        *("<= shares", "0.0f -> 1.0f"),  # the other factor is zero
+        *(
+            "<= shares ? own",
+            "<= shares ? float",
+            "<= shares ? weight",
+            "0.0f -> 1.0f",
+        ),  # times zero
         *("i < 5; i++) mma", "i <= 4; i++) mma"),  # AddressSanitizer sees these, not the numbers
     ),
 }
