@@ -2,15 +2,15 @@
 //
 // Vector arithmetic comes from `Ops`, a struct in the including translation unit. Besides the
 // members for gemm/rowwise.h it has
-//   ROWS                       how many rows are multiplied at once
+//   ROWS                       how many rows are multiplied at once by one token
 //   Ints                       a vector of integer sums, as wide as Acc
 //   OFFSET<T>, encode<T>       what is added to the weights, and the bytes of T::group as `dot`
 //                              takes them
-//   fold<T>(Scales)            subtracts OFFSET * scale from the minima
 //   weigh<T>(Scales, x, n, acc)  multiplies scales by the token's scales, adds minima times sums
 //   load_values(q)             32 values of a token
 //   dot<T>(acc, w, x, scales)  + 32 products times a scale, or two scales of 16
 // and for gemm/panels.h
+//   TILE                       how many tokens are multiplied at once by a panel
 //   put_columns(rows, out, stride)   transposes eight vectors of eight 4-byte numbers
 //   dots<T, TOKENS>(...)       the sums of a group of columns for 16 rows and TOKENS tokens
 #pragma once

@@ -11,6 +11,7 @@ using quant::Bytes32;
 
 struct Neon {
   static constexpr int LANES = 4;
+  static constexpr int TILE = 4;
   static constexpr int ROWS = 4;
   using Acc = float32x4_t;
 
@@ -37,11 +38,6 @@ struct Neon {
   static CONIFER_INLINE float32x4_t minima(const Scales& s, int at) {
     const float32x4_t min = T::MINS ? vld1q_f32(s.min + at) : zero();
     return vfmsq_n_f32(min, vld1q_f32(s.scale + at), OFFSET<T>);
-  }
-
-  template <class T>
-  static CONIFER_INLINE void fold(Scales& s) {
-    for (int at = 0; at < 256 / T::GROUP; at += 4) vst1q_f32(s.min + at, minima<T>(s, at));
   }
 
   template <class T>
@@ -104,7 +100,7 @@ struct Neon {
 
   template <class T, int TOKENS>
   static CONIFER_INLINE void dots(const uint8_t* panel, const int8_t* const (&q)[TOKENS], int at,
-                                  Ints (&out)[TOKENS][4]) {
+                                  const int32_t (&first)[TOKENS], Ints (&out)[TOKENS][4]) {
     constexpr int STRIDE = 128;  // bytes of four columns
 #pragma GCC unroll 8
     for (int k = 0; k < T::GROUP / 4; ++k) {
@@ -115,7 +111,8 @@ struct Neon {
         const int32_t values = quant::read_integer<int32_t>(q[t] + at + 4 * k);
         const int8x16_t x = vreinterpretq_s8_s32(vdupq_n_s32(values));
 #pragma GCC unroll 4
-        for (int v = 0; v < 4; ++v) out[t][v] = vdotq_s32(k ? out[t][v] : vdupq_n_s32(0), w[v], x);
+        for (int v = 0; v < 4; ++v)
+          out[t][v] = vdotq_s32(k ? out[t][v] : vdupq_n_s32(first[t]), w[v], x);
       }
     }
   }

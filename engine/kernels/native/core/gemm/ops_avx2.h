@@ -22,6 +22,8 @@ struct Avx2 {
 #endif
   static constexpr int LANES = 8;
   static constexpr int ROWS = 2;  // four need more than the 16 registers
+  // Sums of 16 bits need registers of their own. With eight sums, vpdpbusd waits for the last one.
+  static constexpr int TILE = VNNI ? 6 : 4;
   using Acc = __m256;
 
   static Acc zero() { return _mm256_setzero_ps(); }
@@ -51,11 +53,6 @@ struct Avx2 {
   static CONIFER_INLINE __m256 minima(const Scales& s, int at) {
     const __m256 min = T::MINS ? _mm256_load_ps(s.min + at) : zero();
     return _mm256_fnmadd_ps(_mm256_set1_ps(OFFSET<T>), _mm256_load_ps(s.scale + at), min);
-  }
-
-  template <class T>
-  static CONIFER_INLINE void fold(Scales& s) {
-    for (int at = 0; at < 256 / T::GROUP; at += 8) _mm256_store_ps(s.min + at, minima<T>(s, at));
   }
 
   template <class T>
@@ -156,7 +153,7 @@ struct Avx2 {
 
   template <class T, int TOKENS>
   static CONIFER_INLINE void dots(const uint8_t* panel, const int8_t* const (&q)[TOKENS], int at,
-                                  Ints (&out)[TOKENS][2]) {
+                                  const int32_t (&first)[TOKENS], Ints (&out)[TOKENS][2]) {
     constexpr int STEPS = T::GROUP / 4, ROOM = VNNI ? 1 : room(T::LEVELS.largest(), STEPS);
     constexpr int STRIDE = 128;  // bytes of four columns
 #pragma GCC unroll 8
@@ -166,13 +163,13 @@ struct Avx2 {
       for (int k = step; k < step + ROOM; ++k) {
         const __m256i w0 = load_values(reinterpret_cast<const int8_t*>(panel + k * STRIDE));
         const __m256i w1 = load_values(reinterpret_cast<const int8_t*>(panel + k * STRIDE + 32));
-#pragma GCC unroll 4
+#pragma GCC unroll 6
         for (int t = 0; t < TOKENS; ++t) {
           const __m256i x = _mm256_set1_epi32(quant::read_integer<int32_t>(q[t] + at + 4 * k));
 #if defined(__AVXVNNI__)
-          const __m256i none = _mm256_setzero_si256();
-          out[t][0] = _mm256_dpbusd_avx_epi32(k ? out[t][0] : none, w0, x);
-          out[t][1] = _mm256_dpbusd_avx_epi32(k ? out[t][1] : none, w1, x);
+          const __m256i start = _mm256_set1_epi32(first[t]);
+          out[t][0] = _mm256_dpbusd_avx_epi32(k ? out[t][0] : start, w0, x);
+          out[t][1] = _mm256_dpbusd_avx_epi32(k ? out[t][1] : start, w1, x);
           (void)sums;
 #else
           const __m256i p0 = pairs<T>(w0, x), p1 = pairs<T>(w1, x);
@@ -188,7 +185,7 @@ struct Avx2 {
       for (int t = 0; t < TOKENS; ++t)
         for (int v = 0; v < 2; ++v) {
           const __m256i wide = widen(sums[t][v]);
-          out[t][v] = step ? _mm256_add_epi32(out[t][v], wide) : wide;
+          out[t][v] = _mm256_add_epi32(step ? out[t][v] : _mm256_set1_epi32(first[t]), wide);
         }
 #endif
     }

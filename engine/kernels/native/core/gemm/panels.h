@@ -9,7 +9,6 @@ namespace conifer::gemm {
 namespace {
 
 constexpr int PANEL_ROWS = 32, HALF_ROWS = 16;
-constexpr int TILE = 4;  // tokens multiplied at once
 constexpr int64_t MOST_TOKENS = 512;
 
 struct alignas(64) Panel {
@@ -18,22 +17,18 @@ struct alignas(64) Panel {
   float min[16][PANEL_ROWS];
 };
 
-template <class Ops, class T>
-constexpr bool WITH_MINIMA = T::MINS || Ops::template OFFSET<T> != 0;
-
 // Eight rows of a panel, from `row` on.
 template <class Ops, class T>
 void unpack_rows(const uint8_t* const (&data)[8], int row, Panel& panel) {
   Scales scales[8];
   for (int r = 0; r < 8; ++r) {
     T::scales(data[r], CHUNK / 32, scales[r]);
-    Ops::template fold<T>(scales[r]);
   }
   for (int g = 0; g < CHUNK / T::GROUP; g += 8) {
     const float* rows[8];
     for (int r = 0; r < 8; ++r) rows[r] = scales[r].scale + g;
     Ops::put_columns(rows, panel.scale[g] + row, sizeof panel.scale[0]);
-    if constexpr (WITH_MINIMA<Ops, T>) {
+    if constexpr (T::MINS) {
       for (int r = 0; r < 8; ++r) rows[r] = scales[r].min + g;
       Ops::put_columns(rows, panel.min[g] + row, sizeof panel.min[0]);
     }
@@ -77,39 +72,49 @@ void unpack_panel(const uint8_t* data, const uint8_t* next, int64_t stride, int 
 template <class Ops, class T, int TOKENS>
 void multiply_tokens(const Panel& panel, const TokenView* x, int64_t n, float* sums) {
   constexpr int GROUP = T::GROUP, VECTORS = HALF_ROWS / Ops::LANES;
+  constexpr int OFFSET = Ops::template OFFSET<T>;
+  static_assert(OFFSET == 0 || !T::MINS);
   const int8_t* q[TOKENS];
   for (int t = 0; t < TOKENS; ++t) q[t] = x[t].q + n;
   for (int row = 0; row < PANEL_ROWS; row += HALF_ROWS)
     for (int g = 0; g < CHUNK / GROUP; ++g) {
+      int32_t first[TOKENS];  // what the weights' offset has added
+      for (int t = 0; t < TOKENS; ++t)
+        first[t] = -OFFSET * (GROUP == 16 ? x[t].isum16[n / 16 + g] : x[t].isum[n / 32 + g]);
       typename Ops::Ints dot[TOKENS][VECTORS];
-      Ops::template dots<T, TOKENS>(panel.q[g * (GROUP / 4)][row], q, g * GROUP, dot);
-#pragma GCC unroll 4
+      Ops::template dots<T, TOKENS>(panel.q[g * (GROUP / 4)][row], q, g * GROUP, first, dot);
+#pragma GCC unroll 6
       for (int t = 0; t < TOKENS; ++t) {
         const float scale = x[t].scale[(n + g * GROUP) / 32];
-        const float sum = GROUP == 16 ? x[t].sum16[n / 16 + g] : x[t].sum[n / 32 + g];
+        [[maybe_unused]] const float sum =
+            GROUP == 16 ? x[t].sum16[n / 16 + g] : x[t].sum[n / 32 + g];
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; ++v) {
           const int at = row + v * Ops::LANES;
           float* total = sums + t * PANEL_ROWS + at;
           auto acc = Ops::load(total);
           acc = Ops::add_scaled(acc, dot[t][v], panel.scale[g] + at, scale);
-          if constexpr (WITH_MINIMA<Ops, T>) acc = Ops::add_product(acc, panel.min[g] + at, sum);
+          if constexpr (T::MINS) acc = Ops::add_product(acc, panel.min[g] + at, sum);
           Ops::store(total, acc);
         }
       }
     }
 }
 
+// The same for up to MOST tokens.
+template <class Ops, class T, int MOST>
+void multiply_few(const Panel& panel, const TokenView* x, int64_t tokens, int64_t n, float* sums) {
+  if (tokens == MOST) multiply_tokens<Ops, T, MOST>(panel, x, n, sums);
+  else if constexpr (MOST > 1) multiply_few<Ops, T, MOST - 1>(panel, x, tokens, n, sums);
+}
+
 template <class Ops, class T>
 void multiply_panel(const Panel& panel, const TokenView* x, int64_t tokens, int64_t n,
                     float* sums) {
+  constexpr int TILE = Ops::TILE;
   for (; tokens >= TILE; tokens -= TILE, x += TILE, sums += TILE * PANEL_ROWS)
     multiply_tokens<Ops, T, TILE>(panel, x, n, sums);
-  switch (tokens) {
-    case 1: return multiply_tokens<Ops, T, 1>(panel, x, n, sums);
-    case 2: return multiply_tokens<Ops, T, 2>(panel, x, n, sums);
-    case 3: return multiply_tokens<Ops, T, 3>(panel, x, n, sums);
-  }
+  multiply_few<Ops, T, TILE - 1>(panel, x, tokens, n, sums);
 }
 
 template <class Ops, class T>
