@@ -36,8 +36,8 @@ struct Neon {
 
   template <class T>
   static CONIFER_INLINE float32x4_t minima(const Scales& s, int at) {
-    const float32x4_t min = T::MINS ? vld1q_f32(s.min + at) : zero();
-    return vfmsq_n_f32(min, vld1q_f32(s.scale + at), OFFSET<T>);
+    if constexpr (T::MINS) return vld1q_f32(s.min + at);
+    return vmulq_n_f32(vld1q_f32(s.scale + at), -OFFSET<T>);
   }
 
   template <class T>

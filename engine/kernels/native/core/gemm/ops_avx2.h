@@ -51,8 +51,8 @@ struct Avx2 {
 
   template <class T>
   static CONIFER_INLINE __m256 minima(const Scales& s, int at) {
-    const __m256 min = T::MINS ? _mm256_load_ps(s.min + at) : zero();
-    return _mm256_fnmadd_ps(_mm256_set1_ps(OFFSET<T>), _mm256_load_ps(s.scale + at), min);
+    if constexpr (T::MINS) return _mm256_load_ps(s.min + at);
+    return _mm256_mul_ps(_mm256_set1_ps(-OFFSET<T>), _mm256_load_ps(s.scale + at));
   }
 
   template <class T>

@@ -98,7 +98,8 @@ CONIFER_INLINE uint64_t spread_nibbles(uint32_t four) {
 CONIFER_INLINE void put_steps(float* out, uint64_t eight, float factor, float shift = 0) {
 #if defined(__AVX2__)
   const __m256i wide = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(eight)));
-  const __m256 steps = _mm256_add_ps(_mm256_cvtepi32_ps(wide), _mm256_set1_ps(shift));
+  __m256 steps = _mm256_cvtepi32_ps(wide);
+  if (shift != 0) steps = _mm256_add_ps(steps, _mm256_set1_ps(shift));
   _mm256_storeu_ps(out, _mm256_mul_ps(steps, _mm256_set1_ps(factor)));
 #else
   for (int i = 0; i < 8; ++i) out[i] = factor * (static_cast<float>(eight >> 8 * i & 255) + shift);
