@@ -136,6 +136,8 @@ struct Neon {
     return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(w)), 16));
   }
 
+  static int32_t sum16(const int8_t* q) { return vaddlvq_s8(vld1q_s8(q)); }
+
   static float quantize(const float* x, int8_t* q) {
     float32x4_t v[8], top = zero();
     for (int i = 0; i < 8; ++i) {

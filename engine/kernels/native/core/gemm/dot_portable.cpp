@@ -1,4 +1,6 @@
 // The kernels in plain C++, for any CPU.
+#include <numeric>
+
 #include "gemm/rowwise.h"
 
 namespace conifer::gemm {
@@ -47,6 +49,8 @@ struct Portable {
   static Acc load_f32(const uint8_t* w) { return load<quant::F32>(w); }
   static Acc load_f16(const uint8_t* w) { return load<quant::F16>(w); }
   static Acc load_bf16(const uint8_t* w) { return load<quant::BF16>(w); }
+
+  static int32_t sum16(const int8_t* q) { return std::accumulate(q, q + 16, 0); }
 
   static float quantize(const float* x, int8_t* q) {
     float largest = 0;

@@ -216,6 +216,13 @@ struct Avx2 {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_halves(w)), 16));
   }
 
+  static int32_t sum16(const int8_t* q) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(q));
+    const __m128i unsigned_bytes = _mm_xor_si128(bytes, _mm_set1_epi8(-128));
+    const __m128i eights = _mm_sad_epu8(unsigned_bytes, _mm_setzero_si128());
+    return _mm_cvtsi128_si32(eights) + _mm_extract_epi16(eights, 4) - 16 * 128;
+  }
+
   static float quantize(const float* x, int8_t* q) {
     const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
     __m256 v[4], top = zero();

@@ -7,6 +7,7 @@
 //   fma(Acc, w, x)                      + LANES floats times floats
 //   load_f32 / load_f16 / load_bf16     LANES weights as floats
 //   quantize(x, q), returns the scale   32 floats to int8
+//   sum16(q)                            the sum of 16 of these
 #pragma once
 
 #include <cmath>
@@ -27,8 +28,7 @@ void quantize(const float* x, int64_t n, const quant::TokenSlot& out) {
   for (int64_t i = 0; i < n / 32; ++i) {
     int8_t* q = out.q + 32 * i;
     const float scale = Ops::quantize(x + 32 * i, q);
-    int32_t halves[2] = {0, 0};
-    for (int j = 0; j < 32; ++j) halves[j / 16] += q[j];
+    const int32_t halves[2] = {Ops::sum16(q), Ops::sum16(q + 16)};
     out.scale[i] = scale;
     out.sum[i] = scale * static_cast<float>(halves[0] + halves[1]);
     out.isum[i] = halves[0] + halves[1];
