@@ -70,6 +70,9 @@ FILES = {
     "llama-4-scout-4-layers": "Llama 4 Scout shapes, 4 of 48 layers",
     "phi-3.5-moe-3-layers": "Phi-3.5-MoE shapes, 3 of 32 layers",
     "glm-5-4-layers": "GLM-5 shapes, 4 of 78 layers",
+    "llama-4-scout-4-layers-avxvnni": "Llama 4 Scout shapes, 4 of 48 layers, AVX-VNNI",
+    "phi-3.5-moe-3-layers-avxvnni": "Phi-3.5-MoE shapes, 3 of 32 layers, AVX-VNNI",
+    "glm-5-4-layers-avxvnni": "GLM-5 shapes, 4 of 78 layers, AVX-VNNI",
 }
 FIGURES = {
     "prefill_512": "prefill of 512 tokens, tokens/s",
