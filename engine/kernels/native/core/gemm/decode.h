@@ -12,7 +12,8 @@
 // and for gemm/panels.h
 //   TILE                       how many tokens are multiplied at once by a panel
 //   put_columns(rows, out, stride)   transposes eight vectors of eight 4-byte numbers
-//   dots<T, TOKENS>(...)       the sums of a group of columns for 16 rows and TOKENS tokens
+//   dots<T, TOKENS>(...)       the sums of a group of columns for 16 rows and TOKENS tokens, each
+//                              from an integer on
 #pragma once
 
 #include "gemm/rowwise.h"

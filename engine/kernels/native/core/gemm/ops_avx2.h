@@ -22,7 +22,8 @@ struct Avx2 {
 #endif
   static constexpr int LANES = 8;
   static constexpr int ROWS = 2;  // four need more than the 16 registers
-  // Sums of 16 bits need registers of their own. With eight sums, vpdpbusd waits for the last one.
+  // vpdpbusd takes 4 cycles or more, and two begin in each, so that eight sums would wait for one
+  // another. Without it, sums of 16 bits need registers of their own.
   static constexpr int TILE = VNNI ? 6 : 4;
   using Acc = __m256;
 
@@ -218,8 +219,8 @@ struct Avx2 {
 
   static int32_t sum16(const int8_t* q) {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(q));
-    const __m128i unsigned_bytes = _mm_xor_si128(bytes, _mm_set1_epi8(-128));
-    const __m128i eights = _mm_sad_epu8(unsigned_bytes, _mm_setzero_si128());
+    const __m128i moved = _mm_xor_si128(bytes, _mm_set1_epi8(-128));  // up by 128
+    const __m128i eights = _mm_sad_epu8(moved, _mm_setzero_si128());
     return _mm_cvtsi128_si32(eights) + _mm_extract_epi16(eights, 4) - 16 * 128;
   }
 

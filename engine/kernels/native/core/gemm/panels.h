@@ -21,9 +21,7 @@ struct alignas(64) Panel {
 template <class Ops, class T>
 void unpack_rows(const uint8_t* const (&data)[8], int row, Panel& panel) {
   Scales scales[8];
-  for (int r = 0; r < 8; ++r) {
-    T::scales(data[r], CHUNK / 32, scales[r]);
-  }
+  for (int r = 0; r < 8; ++r) T::scales(data[r], CHUNK / 32, scales[r]);
   for (int g = 0; g < CHUNK / T::GROUP; g += 8) {
     const float* rows[8];
     for (int r = 0; r < 8; ++r) rows[r] = scales[r].scale + g;
