@@ -1,8 +1,9 @@
 """Make tests/data/parity.json, from which docs/models.md is made: see tests/support/parity.py.
 
-    python make_parity.py && python -P ../../docs/check.py --write
+    python make_parity.py [NAME...] && python -P ../../docs/check.py --write
 
-Needs the native kernels. CONIFER_FIXTURES does not matter: only what is committed is recorded.
+NAME: a fixture; without any, all are measured. Needs the native kernels. CONIFER_FIXTURES does not
+matter: only what is committed is recorded.
 """
 
 import sys
@@ -12,4 +13,4 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.parity import write_record
 
 if __name__ == "__main__":
-    write_record()
+    write_record(sys.argv[1:])

@@ -8,7 +8,7 @@ difference over llama.cpp's. docs/models.md is made from it; test_parity.py meas
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -70,10 +70,12 @@ def rounded_rows(
     return np.concatenate(ours), np.concatenate(theirs)
 
 
-def measured(kernels: str) -> dict[str, float]:
-    """What is recorded of the committed fixtures, by name, to two digits."""
+def measured(kernels: str, names: Collection[str] = ()) -> dict[str, float]:
+    """What is recorded of the committed fixtures, or of some, by name, to two digits."""
     found = {}
     for stored in committed_models():
+        if names and stored.name not in names:
+            continue
         if not stored.quantized:
             found[stored.name] = float_difference(stored, kernels)
         elif kernels == "native" or not stored.exact:  # stock kernels lose nothing of the exact
@@ -107,12 +109,17 @@ def recorded_isa() -> str:
     return isa
 
 
-def write_record() -> None:
-    """Measure all committed fixtures with both kernels, and record it."""
+def write_record(names: Collection[str] = ()) -> None:
+    """Measure the committed fixtures with both kernels, and record it.
+
+    names: measure these alone. The other figures and the instruction set that is named stay.
+    """
+    kept = read_record() if names else {kernels: {} for kernels in KERNELS}
+    figures = {kernels: kept[kernels] | measured(kernels, names) for kernels in KERNELS}
     record = {
-        "isa": native.isa(),
+        "isa": recorded_isa() if names else native.isa(),
         "architectures": {s.name: s.meta["gguf_architecture"] for s in committed_models()},
         "quantized": [s.name for s in committed_models() if s.quantized],
-        "figures": {kernels: measured(kernels) for kernels in KERNELS},
+        "figures": {kernels: dict(sorted(figures[kernels].items())) for kernels in KERNELS},
     }
     RECORD.write_text(json.dumps(record, indent=1) + "\n")
