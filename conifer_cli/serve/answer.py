@@ -194,9 +194,10 @@ class Answer:
         """Pass an event from the scheduler's thread to the event loop."""
         if self._recorder is not None and isinstance(event, Decoded) and event.token is not None:
             self._events.append(TokenChance(event.token, *self._recorder.next(event.token)))
+        if isinstance(event, Finished):
+            self._keep_stream(event)  # first: a server may be stopped once its answer is read
         self._events.append(event)
         if isinstance(event, Finished):
-            self._keep_stream(event)
             self._loop.call_soon_threadsafe(self._end, event)
         elif not self._told:
             self._told = True

@@ -144,6 +144,22 @@ def test_an_answer_alone_is_measured_as_that_of_run(model, home, tmp_path_factor
     assert served[1]["experts"] == ran[1]["experts"] == 128
 
 
+SLOW_RECORD = """\
+import time
+from conifer_cli.fit.streaming import records
+keep = records.keep_stream
+records.keep_stream = lambda *given: (time.sleep(1), keep(*given))
+"""
+
+
+def test_an_answer_is_measured_before_it_can_be_read(model, home):
+    _, code, memory_bytes = on_machine(SOME)
+    slow = "-c", SLOW_RECORD + code, memory_bytes
+    with serving(home, str(model), *CONTEXT, "--stream", program=slow) as server:
+        text_of(complete(server, max_tokens=64))
+    assert [found["kind"] for found in measured(home)] == ["run", "routes"]
+
+
 def test_answers_at_once_are_not_measured(model, home):
     options = (*CONTEXT, "--stream", "--parallel", "2")
     program = on_machine(SOME)
