@@ -114,6 +114,8 @@ def write_record(names: Collection[str] = ()) -> None:
 
     names: measure these alone. The other figures and the instruction set that is named stay.
     """
+    if unknown := set(names) - {stored.name for stored in committed_models()}:
+        raise SystemExit(f"no such fixture: {', '.join(sorted(unknown))}")
     kept = read_record() if names else {kernels: {} for kernels in KERNELS}
     figures = {kernels: kept[kernels] | measured(kernels, names) for kernels in KERNELS}
     record = {
